@@ -1,0 +1,1 @@
+"""The block server: one process per guest, vhost-user-blk and NBD over one device."""

@@ -1,0 +1,55 @@
+"""What both front ends serve: a device, and somebody who brings what the device lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from p2pcloop.image.api import BlockDevice, Missing
+
+
+class Backend(Protocol):
+    """A device together with the way to fill it.
+
+    The front ends call the device inline; only on `Missing` do they start a task that awaits
+    `complete` (or `supply` themselves), so that whatever is here is answered at once.
+    """
+
+    @property
+    def device(self) -> BlockDevice:
+        """The device that is served."""
+
+    async def supply(self, missing: Missing) -> None:
+        """Return when the ranges are here: the same call on the device can then go on.
+
+        Waits as long as it takes: while p2pcloopd is down or no peer answers, nothing fails.
+
+        Raises:
+            P2pcloopError: the bytes can never be had (the publisher's own data is inconsistent).
+        """
+
+
+async def complete(backend: Backend, call: Callable[[], None], missing: Missing) -> None:
+    """Bring what `call` lacked and call again, until it goes through.
+
+    Raises:
+        P2pcloopError: as `Backend.supply` and the device's methods do.
+    """
+    while True:
+        await backend.supply(missing)
+        try:
+            call()
+        except Missing as more:
+            missing = more
+        else:
+            return
+
+
+async def flush(device: BlockDevice) -> None:
+    """Make everything written so far durable, on a worker thread.
+
+    Once begun it is not abandoned by cancellation: the disk is never left half told.
+    """
+    await trio.to_thread.run_sync(device.prepare_flush())

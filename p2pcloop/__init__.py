@@ -1,0 +1,4 @@
+"""What the bytes of p2pcloop mean: formats, images, the store, sans-io protocols, the commands.
+
+Plain functions: no trio, no libtorrent; sockets only in the command line's control client.
+"""

@@ -1,0 +1,89 @@
+"""The errors of p2pcloop, one class per cause, each with a stable exit code.
+
+A message says what happened and why; `hint` says what to do. Exceptions of libraries and of the
+system are translated into these where they enter (`raise ... from err`).
+"""
+
+from __future__ import annotations
+
+
+class P2pcloopError(Exception):
+    """Base of every error that a user can meet.
+
+    Attributes:
+        hint: one sentence that says what to do, or None where the message already does.
+        exit_code: what the command line exits with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(P2pcloopError):
+    """The command was asked for something it cannot mean (a bad link, two front ends, ...)."""
+
+    exit_code = 2
+
+
+class FormatError(P2pcloopError):
+    """Bytes from outside (a file, a manifest, an index, a link) are not what they claim to be."""
+
+    exit_code = 3
+
+
+class CorruptError(P2pcloopError):
+    """Data does not match its hash and could not be had again from anywhere."""
+
+    exit_code = 4
+
+
+class MismatchError(P2pcloopError):
+    """Two valid things that do not belong together: an overlay and another image, a wrong key."""
+
+    exit_code = 5
+
+
+class BusyError(P2pcloopError):
+    """Somebody else holds it: an overlay opened twice, a second daemon on one home."""
+
+    exit_code = 6
+
+
+class NotHereError(P2pcloopError):
+    """A name, a manifest or a file that is not known here."""
+
+    exit_code = 7
+
+
+class NeedsPackageError(P2pcloopError):
+    """A program or file of the system is missing; the hint names the Debian package."""
+
+    exit_code = 8
+
+
+class DaemonError(P2pcloopError):
+    """p2pcloopd cannot be reached, speaks another version, or went away."""
+
+    exit_code = 9
+
+
+class GuestError(P2pcloopError):
+    """The guest did not start, or ended in a way that is not a clean shutdown."""
+
+    exit_code = 10
+
+
+class StorageError(P2pcloopError):
+    """The local disk refused: no space, no permission, an I/O error.
+
+    `errno` is kept so that a block server can pass ENOSPC on to the guest.
+    """
+
+    exit_code = 11
+
+    def __init__(self, message: str, *, errno: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno

@@ -1,0 +1,96 @@
+"""What a block server needs of a device, and how a device says that bytes are not here yet.
+
+A device is plain synchronous code: a call either answers at once from what is on this machine or
+raises `Missing`. Whoever serves the device has the missing ranges brought here and calls again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """A run of bytes in the content of one torrent (all its files end to end, BEP 3).
+
+    Attributes:
+        torrent: the v1 info hash, 20 bytes.
+        offset: first byte, counted from the start of the torrent's first file.
+        length: bytes, at least 1.
+        heal: what is on this disk did not match its SHA-256: check it again and fetch it anew.
+    """
+
+    torrent: bytes
+    offset: int
+    length: int
+    heal: bool = False
+
+
+class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an error
+    """The answer needs bytes that are not here, or not right here.
+
+    Attributes:
+        ranges: what to fetch before the same call is made again; never empty.
+    """
+
+    def __init__(self, ranges: Sequence[ByteRange]) -> None:
+        super().__init__(f"{len(ranges)} ranges are not here")
+        self.ranges = tuple(ranges)
+
+
+class BlockDevice(Protocol):
+    """A device of `size` bytes, addressed in sectors of 512 bytes.
+
+    Offsets and lengths are multiples of 512 and inside the device: the front ends check every
+    request whole before they call. All methods but the callable that `prepare_flush` returns run
+    on one thread. A `StorageError` carries the errno that the client is told; any other
+    `P2pcloopError` is an I/O error to the client and a line in the log.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes; a multiple of 4096."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writes, discards and write-zeroes are refused by the front end."""
+
+    @property
+    def serial(self) -> bytes:
+        """Up to 20 ASCII bytes that name the content (virtio-blk GET_ID)."""
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill `views` (writable, one byte an item) with the bytes from `offset` on.
+
+        Raises:
+            Missing: something is not here; the views may be filled in part.
+        """
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Keep the bytes of `views` from `offset` on; durable after the next flush.
+
+        Raises:
+            Missing: a block is written in part and its rest is not here; nothing was written.
+        """
+
+    def write_zeroes(self, offset: int, length: int, *, may_unmap: bool) -> None:
+        """Make a range read as zeros; with `may_unmap` its room may be given back.
+
+        Raises:
+            Missing: as for `write`.
+        """
+
+    def discard(self, offset: int, length: int) -> None:
+        """Say that a range is not needed: whole blocks of it read as zeros, room is given back."""
+
+    def prepare_flush(self) -> Callable[[], None]:
+        """Note what has been written so far and return a call that makes it durable.
+
+        The returned callable blocks on disk and may run on a worker thread; when it returns,
+        everything acknowledged before `prepare_flush` is durable. Its errors are `StorageError`.
+        """
+
+    def close(self) -> None:
+        """Let go of files; what was flushed stays, what was not may be lost."""

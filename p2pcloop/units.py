@@ -1,0 +1,24 @@
+"""Sizes that every format and every room agrees on, in bytes, and how sizes are told to people."""
+
+from __future__ import annotations
+
+BLOCK_SIZE = 4096
+"""The unit of copy-on-write and of the maps."""
+
+SECTOR_SIZE = 512
+"""The smallest unit that a block protocol may address."""
+
+MAX_CHUNK_SIZE = 1 << 20
+"""The most uncompressed bytes that one chunk may hold."""
+
+MAX_IMAGE_SIZE = 1 << 44
+"""16 TiB: block numbers fit in 32 bits."""
+
+
+def format_size(size: float) -> str:
+    """Tell a number of bytes in units of 1000, as links and disks are sold: `82.6 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
