@@ -1,0 +1,138 @@
+"""Links: a magnet that standard clients open, with what p2pcloop needs besides.
+
+    magnet:?xt=urn:btih:<pack>&dn=<label>&x.p2pcloop=<name>&x.manifest=<id>&x.mt=<info hash>
+           &x.pe=<host>:<port>&tr=<tracker>&ws=<web seed>
+
+`xt`, `dn`, `x.pe`, `tr` and `ws` are those of BEP 9 and BEP 19: a standard client gets the top
+layer's pack. `x.p2pcloop` is `@key/label`, `x.manifest` the manifest's id (SHA-256, hexadecimal),
+`x.mt` the info hash of the manifest's own torrent. Parameters of other names are passed over, as
+BEP 9 has it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, urlsplit
+
+from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.formats.name import Name, parse_name
+
+MAX_LINK_LENGTH = 8192
+MAX_PEERS = 64
+_HOST = re.compile(r"\[[0-9a-fA-F:.]{2,45}\]|[0-9A-Za-z]([0-9A-Za-z.-]{0,252}[0-9A-Za-z])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a link says.
+
+    Attributes:
+        name: whose image it is and what they call it.
+        manifest_id: SHA-256 of the manifest's body, 32 bytes.
+        manifest_torrent: info hash, 20 bytes, of the manifest's torrent.
+        pack_torrent: info hash of the top layer's torrent, or None.
+        peers: (host, port) of peers that have it; an IPv6 address stands without brackets.
+        trackers: URLs of BitTorrent trackers.
+        web_seeds: URLs of BEP 19 web seeds.
+    """
+
+    name: Name
+    manifest_id: bytes
+    manifest_torrent: bytes
+    pack_torrent: bytes | None = None
+    peers: tuple[tuple[str, int], ...] = ()
+    trackers: tuple[str, ...] = field(default=())
+    web_seeds: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        pairs = []
+        if self.pack_torrent is not None:
+            pairs.append(("xt", f"urn:btih:{self.pack_torrent.hex()}"))
+        pairs += [
+            ("dn", self.name.label),
+            ("x.p2pcloop", str(self.name)),
+            ("x.manifest", self.manifest_id.hex()),
+            ("x.mt", self.manifest_torrent.hex()),
+        ]
+        pairs += [("x.pe", format_peer(peer)) for peer in self.peers]
+        pairs += [("tr", url) for url in self.trackers]
+        pairs += [("ws", url) for url in self.web_seeds]
+        return "magnet:?" + "&".join(f"{key}={quote(value, safe=':@/[]')}" for key, value in pairs)
+
+
+def is_link(text: str) -> bool:
+    """Tell a link from a file or a name, by its first characters."""
+    return text[:7].lower() == "magnet:"
+
+
+def parse_link(text: str) -> Link:
+    """Read a link.
+
+    Raises:
+        UsageError: it is not a magnet link, or one that p2pcloop did not make.
+        FormatError: a part of it is damaged.
+    """
+    if len(text) > MAX_LINK_LENGTH or not is_link(text) or not text.isprintable():
+        raise UsageError(f"{text[:60]!r} is not a link", hint="a link begins with magnet:?")
+    values: dict[str, list[str]] = {}
+    for key, value in parse_qsl(text.partition("?")[2], max_num_fields=256):
+        values.setdefault(key, []).append(value)
+    if "x.p2pcloop" not in values:
+        raise UsageError(
+            "this magnet link has no x.p2pcloop part: it is for a BitTorrent client, not for us",
+            hint="take the link that `p2pcloop seed` printed, whole and in quotes",
+        )
+    xt = values.get("xt", [None])[0]
+    return Link(
+        name=parse_name(_only(values, "x.p2pcloop")),
+        manifest_id=_hexadecimal(_only(values, "x.manifest"), 32, "x.manifest"),
+        manifest_torrent=_hexadecimal(_only(values, "x.mt"), 20, "x.mt"),
+        pack_torrent=None if xt is None else _hexadecimal(xt.removeprefix("urn:btih:"), 20, "xt"),
+        peers=tuple(parse_peer(peer) for peer in values.get("x.pe", [])[:MAX_PEERS]),
+        trackers=tuple(_url(url, ("http", "https", "udp")) for url in values.get("tr", [])),
+        web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
+    )
+
+
+def parse_peer(text: str) -> tuple[str, int]:
+    """Read `host:port`, `[IPv6]:port`.
+
+    Raises:
+        FormatError: not of that form, or a port outside 1 to 65535.
+    """
+    host, _, port = text.rpartition(":")
+    if not _HOST.fullmatch(host) or not re.fullmatch(r"[0-9]{1,5}", port):
+        raise FormatError(f"{text[:80]!r} is not a peer", hint="a peer is written HOST:PORT")
+    if not 1 <= int(port) <= 65535:
+        raise FormatError(f"{text!r} has no port within 1 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def format_peer(peer: tuple[str, int]) -> str:
+    """Write a peer as `host:port`, with brackets round an IPv6 address."""
+    host, port = peer
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _only(values: dict[str, list[str]], key: str) -> str:
+    found = values.get(key, [])
+    if len(found) != 1:
+        raise FormatError(f"the link has {len(found)} parts {key!r} where one is needed")
+    return found[0]
+
+
+def _hexadecimal(text: str, length: int, what: str) -> bytes:
+    if not re.fullmatch(rf"[0-9a-fA-F]{{{2 * length}}}", text):
+        raise FormatError(f"{what} of the link is not {2 * length} hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def _url(text: str, schemes: tuple[str, ...]) -> str:
+    try:
+        parts = urlsplit(text)
+    except ValueError as err:
+        raise FormatError(f"{text[:80]!r} in the link is not a URL: {err}") from err
+    if parts.scheme not in schemes or not parts.hostname:
+        raise FormatError(f"{text[:80]!r} in the link is not a URL of {', '.join(schemes)}")
+    return text

@@ -1,0 +1,81 @@
+"""Names: `@<key>/<label>`, self-certifying, since the key that signs is the name.
+
+The key is the 32 bytes of an Ed25519 public key (RFC 8032) in lower-case base32 without padding
+(RFC 4648, section 6): 52 characters. A label has one strict form, so that two names which look
+alike are alike: 1 to 64 of `a-z 0-9 . _ -`, beginning and ending with a letter or a digit, and no
+two dots in a row.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+
+from p2pcloop.errors import FormatError
+
+KEY_SIZE = 32
+KEY_CHARACTERS = 52
+LABEL_MAX = 64
+
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_KEY = re.compile(rf"[a-z2-7]{{{KEY_CHARACTERS}}}")
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """Who published (the public key, 32 bytes) and under which label."""
+
+    key: bytes
+    label: str
+
+    def __str__(self) -> str:
+        return f"@{format_key(self.key)}/{self.label}"
+
+
+def check_label(label: str) -> str:
+    """Return `label` if it is of the one strict form.
+
+    Raises:
+        FormatError: it is not.
+    """
+    if not _LABEL.fullmatch(label) or ".." in label:
+        raise FormatError(
+            f"{label[:80]!r} is not a label",
+            hint="a label is 1 to 64 of a-z, 0-9, '.', '_' and '-', with a letter or digit first "
+            "and last and no '..'",
+        )
+    return label
+
+
+def format_key(key: bytes) -> str:
+    """Write a public key as its 52 characters."""
+    return base64.b32encode(key).decode("ascii").lower().rstrip("=")
+
+
+def parse_key(text: str) -> bytes:
+    """Read the 52 characters of a public key.
+
+    Raises:
+        FormatError: not a key, or one that is not in its only spelling.
+    """
+    if not _KEY.fullmatch(text):
+        raise FormatError(
+            f"{text[:80]!r} is not a key", hint="a key is 52 of the characters a-z and 2-7"
+        )
+    key = base64.b32decode(text.upper() + "====")
+    if format_key(key) != text:
+        raise FormatError(f"{text!r} is not a key: its last character has bits that must be zero")
+    return key
+
+
+def parse_name(text: str) -> Name:
+    """Read `@<key>/<label>`.
+
+    Raises:
+        FormatError: it is not of that form.
+    """
+    key, slash, label = text[1:].partition("/")
+    if not text.startswith("@") or not slash:
+        raise FormatError(f"{text[:120]!r} is not a name", hint="a name is written @<key>/<label>")
+    return Name(parse_key(key), check_label(label))

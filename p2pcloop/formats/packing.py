@@ -1,0 +1,123 @@
+"""Canonical msgpack: one spelling for each value, so that what is signed or hashed is its bytes.
+
+Maps have text keys in sorted order, integers the shortest form (which msgpack's packer always
+picks), no floats and no extension types. Reading checks that packing the result again gives the
+very same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from p2pcloop.errors import FormatError
+
+_TYPE_NAMES = {dict: "a map", list: "a list", str: "text", bytes: "bytes", int: "an integer"}
+
+
+def pack_canonical(value: dict[str, Any]) -> bytes:
+    """Pack a map of text keys; nested maps are sorted as well."""
+    packed: bytes = msgpack.packb(_sorted(value), use_bin_type=True)
+    return packed
+
+
+def unpack_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
+    """Read the map that `pack_canonical` wrote.
+
+    Args:
+        data: the bytes, all of them.
+        what: what they should be, for messages ("a manifest").
+        limit: the most bytes that are looked at.
+
+    Raises:
+        FormatError: too long, not msgpack, not a map, or not canonical.
+    """
+    if len(data) > limit:
+        raise FormatError(f"{what} of {len(data)} bytes is over the limit of {limit}")
+    try:
+        value = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        if not isinstance(value, dict) or pack_canonical(value) != data:
+            raise FormatError(f"the bytes of {what} are not a canonical msgpack map")
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as err:
+        raise FormatError(f"the bytes of {what} are not msgpack: {err}") from err
+    return value
+
+
+class Fields:
+    """Takes checked values out of an unpacked map; what is left over at the end is an error.
+
+    Raises (every method):
+        FormatError: the field is absent, of another type, or outside its bounds.
+    """
+
+    def __init__(self, values: object, what: str) -> None:
+        if not isinstance(values, dict):
+            raise FormatError(f"{what} is not a map")
+        self._values = dict(values)
+        self._what = what
+
+    def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401  narrowed by the callers
+        if key not in self._values:
+            raise FormatError(f"{self._what} has no field {key!r}")
+        value = self._values.pop(key)
+        if type(value) is not kind:
+            raise FormatError(f"field {key!r} of {self._what} is not {_TYPE_NAMES[kind]}")
+        return value
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        """An integer with low <= value <= high."""
+        value: int = self._take(key, int)
+        if not low <= value <= high:
+            raise FormatError(f"field {key!r} of {self._what} is not within {low} to {high}")
+        return value
+
+    def data(self, key: str, length: int) -> bytes:
+        """Exactly `length` bytes."""
+        value: bytes = self._take(key, bytes)
+        if len(value) != length:
+            raise FormatError(f"field {key!r} of {self._what} is not {length} bytes long")
+        return value
+
+    def blob(self, key: str, limit: int) -> bytes:
+        """At most `limit` bytes."""
+        value: bytes = self._take(key, bytes)
+        if len(value) > limit:
+            raise FormatError(f"field {key!r} of {self._what} is longer than {limit} bytes")
+        return value
+
+    def optional_data(self, key: str, length: int) -> bytes | None:
+        """Exactly `length` bytes, or None where the field is absent."""
+        return self.data(key, length) if key in self._values else None
+
+    def text(self, key: str, limit: int) -> str:
+        """Text of at most `limit` characters, without control characters."""
+        value: str = self._take(key, str)
+        if len(value) > limit or not value.isprintable():
+            raise FormatError(f"field {key!r} of {self._what} is too long or not printable")
+        return value
+
+    def items(self, key: str, limit: int) -> list[Any]:
+        """A list of at most `limit` items."""
+        value: list[Any] = self._take(key, list)
+        if len(value) > limit:
+            raise FormatError(f"field {key!r} of {self._what} has more than {limit} items")
+        return value
+
+    def map(self, key: str) -> Fields:
+        """A map, as fields of its own."""
+        return Fields(self._take(key, dict), f"{key!r} of {self._what}")
+
+    def end(self) -> None:
+        """Nothing may be left."""
+        if self._values:
+            extra = ", ".join(sorted(map(repr, self._values)))
+            raise FormatError(f"{self._what} has unknown fields: {extra}")
+
+
+def _sorted(value: Any) -> Any:  # noqa: ANN401  any msgpack value
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    return value
