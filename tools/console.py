@@ -1,0 +1,178 @@
+"""Drive a program's terminal as a person would: wait for a text, type a line, wait for the end.
+
+Used on a guest's console; knows nothing of guests beyond that a root shell is at the other end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import pty
+import re
+import secrets
+import select
+import signal
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+_KEEP = 1 << 20  # characters of unread output to search in; a console says far less
+
+
+class ConsoleError(Exception):
+    """The program at the other end ended, or did not say in time what was waited for."""
+
+
+class Console:
+    """A child process on a pseudo-terminal; its standard error goes to a file of its own.
+
+    Leaving the context ends the child (and what shares its process group) by SIGKILL if it has
+    not ended by itself.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        errors: Path,
+        env: Mapping[str, str] | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:
+        """Start `argv`.
+
+        Args:
+            log: takes all that the terminal shows.
+            errors: takes the program's standard error.
+            on_line: called with each finished line, without control sequences.
+        """
+        self._on_line = on_line
+        self._line = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._unread = ""
+        self._log: IO[bytes] = log.open("wb")
+        self._master, slave = pty.openpty()
+        try:
+            termios.tcsetwinsize(slave, (50, 200))  # else long lines wrap in the middle of a text
+            with errors.open("wb") as stderr:
+                self.process = subprocess.Popen(
+                    argv,
+                    stdin=slave,
+                    stdout=slave,
+                    stderr=stderr,
+                    env=env,
+                    start_new_session=True,
+                )
+        except OSError:
+            self._close()
+            raise
+        finally:
+            os.close(slave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        self._close()
+
+    def expect(self, pattern: str, timeout: float) -> re.Match[str]:
+        """Wait until the output since the last match matches `pattern`; forget what led up to it.
+
+        Raises:
+            ConsoleError: the program ended, or `timeout` seconds passed, without it.
+        """
+        deadline = time.monotonic() + timeout
+        while not (match := re.search(pattern, self._unread)):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise ConsoleError(f"no {pattern!r} on the console within {timeout:.0f} s")
+            if not self._read(left):
+                raise ConsoleError(f"the console ended before it showed {pattern!r}")
+        self._unread = self._unread[match.end() :]
+        return match
+
+    def send_line(self, line: str) -> None:
+        """Type `line` and Enter."""
+        data = f"{line}\r".encode()
+        while data:
+            data = data[os.write(self._master, data) :]
+
+    def run(self, command: str, timeout: float) -> str:
+        """Have the shell at the other end run `command`; return what it printed.
+
+        Raises:
+            ConsoleError: it failed, or did not end in time.
+        """
+        mark = secrets.token_hex(4)
+        # The echo of the typed line shows `%s`, so only the outcome can match.
+        self.send_line(f"printf '<<%s\\n' {mark}; {command}; printf '%s:%d>>\\n' {mark} $?")
+        match = self.expect(rf"<<{mark}\r?\n((?s:.*)){mark}:(\d+)>>", timeout)
+        if match[2] != "0":
+            raise ConsoleError(f"{command!r} failed in the guest (exit {match[2]}): {match[1]}")
+        return match[1].replace("\r", "")
+
+    def wait(self, timeout: float) -> int:
+        """Wait for the program's end, reading on; return its exit code.
+
+        Raises:
+            ConsoleError: it is still running after `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            if not self._read(left):
+                break
+        try:
+            return self.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise ConsoleError(f"still running {timeout:.0f} s after its end was due") from None
+
+    def kill(self) -> None:
+        """End the child and its group at once."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def _read(self, timeout: float) -> bool:
+        """Take in what the terminal shows, waiting up to `timeout` seconds; False at its end."""
+        ready, _, _ = select.select([self._master], [], [], timeout)
+        if not ready:
+            return True
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # EIO: nobody holds the other end any more
+            return False
+        if not data:
+            return False
+        self._log.write(data)
+        self._log.flush()
+        text = self._decoder.decode(data)
+        self._unread = (self._unread + text)[-_KEEP:]
+        if self._on_line:
+            self._tell_lines(text, self._on_line)
+        return True
+
+    def _tell_lines(self, text: str, on_line: Callable[[str], None]) -> None:
+        *lines, self._line = (self._line + text)[-_KEEP:].split("\n")
+        for line in lines:
+            if plain := strip_controls(line):
+                on_line(plain)
+
+    def _close(self) -> None:
+        os.close(self._master)
+        self._log.close()
+
+
+def strip_controls(line: str) -> str:
+    """The readable part of a terminal line: no escape sequences, no control characters."""
+    line = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b.", "", line)
+    return "".join(c for c in line if c.isprintable()).strip()
