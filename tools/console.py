@@ -30,8 +30,7 @@ class ConsoleError(Exception):
 class Console:
     """A child process on a pseudo-terminal; its standard error goes to a file of its own.
 
-    Leaving the context ends the child (and what shares its process group) by SIGKILL if it has
-    not ended by itself.
+    Leaving the context ends the child if it has not ended by itself.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class Console:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.kill()
+        self.end()
         self._close()
 
     def expect(self, pattern: str, timeout: float) -> re.Match[str]:
@@ -136,11 +135,15 @@ class Console:
         except subprocess.TimeoutExpired:
             raise ConsoleError(f"still running {timeout:.0f} s after its end was due") from None
 
-    def kill(self) -> None:
-        """End the child and its group at once."""
+    def end(self, patience: float = 5) -> None:
+        """End the child: SIGTERM, and after `patience` seconds SIGKILL for its whole group."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            self.process.terminate()
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
 
     def _read(self, timeout: float) -> bool:
         """Take in what the terminal shows, waiting up to `timeout` seconds; False at its end."""
