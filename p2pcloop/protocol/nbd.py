@@ -1,0 +1,328 @@
+"""The server's side of the NBD protocol (fixed newstyle, simple replies): bytes in, events out.
+
+No socket, clock or log here. Whoever owns the connection sends `GREETING` first, and then:
+
+    match server.next_event():
+        NEED_DATA   receive into `server.receive_buffer()`, then `server.received(count)`
+        Reply       send its bytes as they are
+        NEGOTIATED  haggling is over, requests follow
+        Request     do it; answer with `server.reply_header(...)`, for a read the data behind it
+        DISCONNECT  answer what is in flight, then close
+
+A `Request` has been checked whole: its range lies in the device, is aligned to sectors and not
+empty, its flags belong to its command, and a read-only export gets no changes. What fails a check
+comes out as the `Reply` that refuses it. Requests may be answered in any order.
+
+Memory: `INPUT_SIZE` for whatever comes in, and for a WRITE of more than `MAX_INPUT_PAYLOAD` one
+buffer, at most `MAX_PAYLOAD`; up to `MAX_KEPT_PAYLOAD` it is kept for the next such WRITE. A
+payload is copied at most once, and of a large one only what came together with its header.
+
+Source: doc/proto.md of NetworkBlockDevice/nbd.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import ClassVar, Final, NamedTuple
+
+from p2pcloop.protocol import nbd_wire as wire
+from p2pcloop.protocol.nbd_export import (
+    MAX_PAYLOAD,
+    Export,
+    Then,
+    answer_option,
+    check_request,
+)
+from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
+
+MAX_INPUT_PAYLOAD: Final = 128 << 10
+"""A WRITE up to this is handed out where it was received."""
+
+INPUT_SIZE: Final = 2 * MAX_INPUT_PAYLOAD
+"""So that there is room for any item that starts in the first half."""
+
+MAX_KEPT_PAYLOAD: Final = 1 << 20
+
+MAX_OPTION: Final = 8 << 10
+"""Data of one option: a name of 4096 bytes and a list of information requests fit."""
+
+MAX_SKIPPED_OPTION: Final = 64 << 10
+"""An option up to this is passed over and refused; the sender of a larger one is dropped."""
+
+GREETING: Final = wire.GREETING.pack(
+    wire.INIT_MAGIC, wire.OPTION_MAGIC, wire.FLAG_FIXED_NEWSTYLE | wire.FLAG_NO_ZEROES
+)
+
+
+class Signal(enum.Enum):
+    """Events that carry nothing."""
+
+    NEED_DATA = enum.auto()
+    NEGOTIATED = enum.auto()
+    DISCONNECT = enum.auto()
+
+
+class Reply(NamedTuple):
+    """Bytes to send as they are."""
+
+    data: bytes
+
+
+class Request(NamedTuple):
+    """A checked request.
+
+    Attributes:
+        command: `nbd_wire.CMD_READ`, `_WRITE`, `_FLUSH`, `_TRIM` or `_WRITE_ZEROES`.
+        flags: `nbd_wire.CMD_FLAG_FUA`, `_NO_HOLE`.
+        cookie: goes into the reply.
+        offset: bytes; 0 for a flush.
+        length: bytes; 0 for a flush.
+        payload: of a WRITE, `length` bytes, else empty. The server's own memory: valid until the
+            next call of `next_event` or `receive_buffer`.
+    """
+
+    command: int
+    flags: int
+    cookie: int
+    offset: int
+    length: int
+    payload: memoryview
+
+
+Event = Reply | Request | Signal
+
+
+class _State(enum.Enum):
+    CLIENT_FLAGS = enum.auto()
+    OPTION = enum.auto()
+    OPTION_DATA = enum.auto()
+    NEGOTIATED = enum.auto()
+    REQUEST = enum.auto()
+    PAYLOAD = enum.auto()
+    SKIP = enum.auto()
+    CLOSED = enum.auto()
+    BROKEN = enum.auto()
+
+
+# What may follow what. SKIP passes over the data of something refused and goes back to where it
+# came from. Whatever the client breaks leads to BROKEN.
+_NEXT: Final[dict[_State, tuple[_State, ...]]] = {
+    _State.CLIENT_FLAGS: (_State.OPTION,),
+    _State.OPTION: (_State.OPTION_DATA, _State.SKIP),
+    _State.OPTION_DATA: (_State.OPTION, _State.NEGOTIATED, _State.CLOSED),
+    _State.NEGOTIATED: (_State.REQUEST,),
+    _State.REQUEST: (_State.PAYLOAD, _State.SKIP, _State.CLOSED),
+    _State.PAYLOAD: (_State.REQUEST,),
+    _State.SKIP: (_State.OPTION, _State.REQUEST),
+    _State.CLOSED: (),
+    _State.BROKEN: (),
+}
+
+_AFTER_OPTION: Final = {
+    Then.NEXT_OPTION: _State.OPTION,
+    Then.TRANSMISSION: _State.NEGOTIATED,
+    Then.END: _State.CLOSED,
+}
+
+_NO_PAYLOAD: Final = memoryview(b"")
+
+
+class NbdServer:
+    """The protocol state of one connection; the module's docstring tells its use."""
+
+    def __init__(self, export: Export) -> None:
+        self._export = export
+        self._state = _State.CLIENT_FLAGS
+        self._input = memoryview(bytearray(INPUT_SIZE))
+        self._start = 0
+        self._end = 0
+        self._no_zeroes = False
+        self._option = (0, 0)
+        # PAYLOAD: the WRITE whose data come in; a large one gathers them in `_payload`.
+        self._write = Request(0, 0, 0, 0, 0, _NO_PAYLOAD)
+        self._payload = _NO_PAYLOAD
+        self._payload_end = 0
+        # SKIP: bytes still to pass over, the refusal to send behind them, and where to go on.
+        self._skip = 0
+        self._refusal = Reply(b"")
+        self._resume = _State.OPTION
+
+    def receive_buffer(self) -> memoryview:
+        """Where the next bytes of the connection go; never empty."""
+        if self._state in (_State.CLOSED, _State.BROKEN):
+            raise LocalProtocolError("the connection is over: nothing is to be received")
+        if self._gathers_payload():
+            return self._payload[self._payload_end : self._write.length]
+        start, end = self._start, self._end
+        if start == end:
+            self._start = self._end = 0
+        elif start >= INPUT_SIZE // 2:
+            self._input[: end - start] = self._input[start:end]
+            self._start, self._end = 0, end - start
+        return self._input[self._end :]
+
+    def received(self, count: int) -> None:
+        """Take note that the first `count` bytes of `receive_buffer()` have come in."""
+        own = self._gathers_payload()
+        room = self._write.length - self._payload_end if own else INPUT_SIZE - self._end
+        if not 0 < count <= room:
+            raise LocalProtocolError(f"{count} bytes received where there was room for {room}")
+        if own:
+            self._payload_end += count
+        else:
+            self._end += count
+
+    def next_event(self) -> Event:
+        """What the bytes received so far say; NEED_DATA when they say no more.
+
+        Raises:
+            RemoteProtocolError: the client broke the protocol; the connection is of no more use.
+        """
+        try:
+            while True:
+                event = self._STEPS[self._state](self)
+                if event is not None:
+                    return event
+        except RemoteProtocolError:
+            self._state = _State.BROKEN
+            raise
+
+    def reply_header(self, cookie: int, error: int = 0) -> bytes:
+        """What tells the client of a request's end; the data of a read that went well follow it."""
+        return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, cookie)
+
+    def _enter(self, state: _State) -> None:
+        assert state in _NEXT[self._state], (self._state, state)
+        self._state = state
+
+    def _take(self, count: int) -> memoryview | None:
+        """The next `count` bytes of the input, or None while they have not all come in."""
+        start = self._start
+        if self._end - start < count:
+            return None
+        self._start = start + count
+        return self._input[start : start + count]
+
+    def _refuse(self, refusal: bytes, skip: int) -> Event | None:
+        """Send `refusal` once the `skip` bytes of data that belong to it have been passed over."""
+        if not skip:
+            return Reply(refusal)
+        self._skip, self._refusal, self._resume = skip, Reply(refusal), self._state
+        self._enter(_State.SKIP)
+        return None
+
+    def _pass_over(self) -> Event:
+        count = min(self._skip, self._end - self._start)
+        self._start += count
+        self._skip -= count
+        if self._skip:
+            return Signal.NEED_DATA
+        self._enter(self._resume)
+        return self._refusal
+
+    def _parse_client_flags(self) -> Event | None:
+        if (data := self._take(wire.CLIENT_FLAGS.size)) is None:
+            return Signal.NEED_DATA
+        (flags,) = wire.CLIENT_FLAGS.unpack(data)
+        if flags & ~(wire.FLAG_FIXED_NEWSTYLE | wire.FLAG_NO_ZEROES):
+            raise RemoteProtocolError(f"unknown client flags {flags:#x}")
+        self._no_zeroes = bool(flags & wire.FLAG_NO_ZEROES)
+        self._enter(_State.OPTION)
+        return None
+
+    def _parse_option(self) -> Event | None:
+        if (data := self._take(wire.OPTION.size)) is None:
+            return Signal.NEED_DATA
+        magic, option, length = wire.OPTION.unpack(data)
+        if magic != wire.OPTION_MAGIC:
+            raise RemoteProtocolError("an option does not start with IHAVEOPT")
+        if length > MAX_OPTION:
+            if length > MAX_SKIPPED_OPTION or option == wire.OPT_EXPORT_NAME:
+                raise RemoteProtocolError(f"option {option} has {length} bytes of data")
+            return self._refuse(wire.option_reply(option, wire.REP_ERR_TOO_BIG), length)
+        self._option = option, length
+        self._enter(_State.OPTION_DATA)
+        return None
+
+    def _parse_option_data(self) -> Event:
+        option, length = self._option
+        if (data := self._take(length)) is None:
+            return Signal.NEED_DATA
+        reply, then = answer_option(self._export, option, bytes(data), no_zeroes=self._no_zeroes)
+        self._enter(_AFTER_OPTION[then])
+        return Reply(reply)
+
+    def _begin_transmission(self) -> Event:
+        self._enter(_State.REQUEST)
+        return Signal.NEGOTIATED
+
+    def _parse_request(self) -> Event | None:
+        start = self._start
+        if self._end - start < wire.REQUEST.size:
+            return Signal.NEED_DATA
+        self._start = start + wire.REQUEST.size
+        request = wire.REQUEST.unpack_from(self._input, start)
+        magic, flags, command, cookie, offset, length = request
+        if magic != wire.REQUEST_MAGIC:
+            raise RemoteProtocolError(f"a request starts with {magic:#010x}")
+        if command == wire.CMD_DISC:
+            self._enter(_State.CLOSED)
+            return None
+        writes = command == wire.CMD_WRITE
+        if writes and length > MAX_PAYLOAD:
+            raise RemoteProtocolError(f"a WRITE of {length} bytes: the limit is {MAX_PAYLOAD}")
+        if error := check_request(self._export, command, flags, offset, length):
+            return self._refuse(self.reply_header(cookie, error), length if writes else 0)
+        request = Request(command, flags, cookie, offset, length, _NO_PAYLOAD)
+        if not writes:
+            return request
+        self._begin_payload(request)
+        return None
+
+    def _begin_payload(self, write: Request) -> None:
+        self._write = write
+        self._enter(_State.PAYLOAD)
+        if not self._gathers_payload():
+            return
+        if len(self._payload) < write.length:
+            self._payload = memoryview(bytearray(write.length))
+        first = self._input[self._start : min(self._end, self._start + write.length)]
+        self._payload[: len(first)] = first
+        self._payload_end = len(first)
+        self._start += len(first)
+
+    def _gathers_payload(self) -> bool:
+        return self._state is _State.PAYLOAD and self._write.length > MAX_INPUT_PAYLOAD
+
+    def _parse_payload(self) -> Event:
+        length = self._write.length
+        if length <= MAX_INPUT_PAYLOAD:
+            if (data := self._take(length)) is None:
+                return Signal.NEED_DATA
+        elif self._payload_end < length:
+            return Signal.NEED_DATA
+        else:
+            data = self._payload[:length]
+            if length > MAX_KEPT_PAYLOAD:
+                self._payload = _NO_PAYLOAD
+        self._enter(_State.REQUEST)
+        return self._write._replace(payload=data)
+
+    def _disconnect(self) -> Event:
+        return Signal.DISCONNECT
+
+    def _broken(self) -> Event:
+        raise LocalProtocolError("the client broke the protocol: no more events")
+
+    _STEPS: ClassVar[dict[_State, Callable[[NbdServer], Event | None]]] = {
+        _State.CLIENT_FLAGS: _parse_client_flags,
+        _State.OPTION: _parse_option,
+        _State.OPTION_DATA: _parse_option_data,
+        _State.NEGOTIATED: _begin_transmission,
+        _State.REQUEST: _parse_request,
+        _State.PAYLOAD: _parse_payload,
+        _State.SKIP: _pass_over,
+        _State.CLOSED: _disconnect,
+        _State.BROKEN: _broken,
+    }
