@@ -1,0 +1,219 @@
+"""The have file: which pieces of a torrent are here, verified and durable.
+
+One bit a piece, after a header of 40 bytes (docs/formats/have.md). p2pcloopd alone writes it; a
+block server maps it and looks, on every chunk that it reads. A bit is set only after the piece's
+bytes were compared with their hash and synced, and no bit is believed blindly: readers compare
+each chunk with its SHA-256. So a bit that a crash loses costs a fetch, and nothing costs more.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from p2pcloop.errors import FormatError, NotHereError
+from p2pcloop.store.home import replace_file, storage_error
+
+MAGIC = b"P2PCHAVE"
+VERSION = 1
+MAX_PIECES = 1 << 18
+"""As many as p2pcloopd accepts in a torrent: the bitmap is 32 KiB at most."""
+
+_FIELDS = struct.Struct("<8sII20s")
+_CHECK = struct.Struct("<I")
+HEADER_SIZE = _FIELDS.size + _CHECK.size
+
+
+def _header(info_hash: bytes, pieces: int) -> bytes:
+    fields = _FIELDS.pack(MAGIC, VERSION, pieces, info_hash)
+    return fields + _CHECK.pack(zlib.crc32(fields))
+
+
+def _parse(data: bytes | mmap.mmap, path: Path) -> tuple[bytes, int]:
+    """Check a have file whole; return the info hash and the number of pieces.
+
+    Raises:
+        FormatError: not a have file, of another version, torn, or of the wrong size.
+    """
+    if len(data) < HEADER_SIZE:
+        raise FormatError(f"{path}: {len(data)} bytes are too few for a have file")
+    magic, version, pieces, info_hash = _FIELDS.unpack(data[: _FIELDS.size])
+    if magic != MAGIC or version != VERSION:
+        raise FormatError(f"{path} is not a have file of version {VERSION}")
+    if _CHECK.unpack(data[_FIELDS.size : HEADER_SIZE]) != (zlib.crc32(data[: _FIELDS.size]),):
+        raise FormatError(f"{path}: the header's checksum is wrong")
+    if not 1 <= pieces <= MAX_PIECES or len(data) != HEADER_SIZE + (pieces + 7) // 8:
+        raise FormatError(f"{path}: {len(data)} bytes cannot be the bits of {pieces} pieces")
+    if pieces % 8 and data[-1] & (0xFF >> pieces % 8):
+        raise FormatError(f"{path}: bits are set behind the last piece")
+    return info_hash, pieces
+
+
+def _mask(bits: bytes | bytearray | mmap.mmap, start: int, first: int, last: int) -> bool:
+    """Whether the bits `first` to `last` are all set; bit 0 is the top one of byte `start`."""
+    low, high = first >> 3, last >> 3
+    value = int.from_bytes(bits[start + low : start + high + 1], "big") >> (7 - (last & 7))
+    want = (1 << (last - first + 1)) - 1
+    return value & want == want
+
+
+class HaveFile:
+    """The writer's side. Errors of the disk are `StorageError`.
+
+    Attributes:
+        pieces: how many the torrent has.
+        count: how many of them are here.
+    """
+
+    def __init__(self, path: Path, fd: int, bits: bytearray, pieces: int) -> None:
+        self._path = path
+        self._fd = fd
+        self._bits = bits
+        self.pieces = pieces
+        self.count = int.from_bytes(bits, "big").bit_count()
+
+    @classmethod
+    def create(
+        cls, path: Path, info_hash: bytes, pieces: int, *, complete: bool = False
+    ) -> HaveFile:
+        """Put a new file in place of any old one: nothing is here, or everything.
+
+        A view of the old file goes on seeing the old bits: close views, or make sure that what
+        they say stays true.
+        """
+        bits = bytearray((pieces + 7) // 8)
+        if complete:
+            bits[:] = b"\xff" * len(bits)
+            bits[-1] &= 0xFF << (-pieces % 8) & 0xFF
+        replace_file(path, _header(info_hash, pieces) + bits)
+        return cls.open(path, info_hash, pieces)
+
+    @classmethod
+    def open(cls, path: Path, info_hash: bytes, pieces: int) -> HaveFile:
+        """Open the file of this torrent.
+
+        Raises:
+            NotHereError: there is none.
+            FormatError: it is torn or belongs to another torrent; nothing of it may be believed.
+        """
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise NotHereError(f"{path} does not exist") from None
+        except OSError as err:
+            raise storage_error(f"cannot open {path}", err) from err
+        try:
+            data = os.pread(fd, HEADER_SIZE + MAX_PIECES // 8 + 1, 0)
+            if _parse(data, path) != (info_hash, pieces):
+                raise FormatError(f"{path} belongs to another torrent")
+        except OSError as err:
+            os.close(fd)
+            raise storage_error(f"cannot read {path}", err) from err
+        except FormatError:
+            os.close(fd)
+            raise
+        return cls(path, fd, bytearray(data[HEADER_SIZE:]), pieces)
+
+    def has(self, first: int, last: int) -> bool:
+        """Whether the pieces `first` to `last`, both counted, are all here."""
+        return _mask(self._bits, 0, first, last)
+
+    def add(self, pieces: Iterable[int]) -> None:
+        """Note that pieces are here. Their data must be durable before this is called."""
+        changed = set()
+        for piece in pieces:
+            self._check(piece)
+            if not self.has(piece, piece):
+                self._bits[piece >> 3] |= 0x80 >> (piece & 7)
+                self.count += 1
+                changed.add(piece >> 3)
+        self._write(changed)
+
+    def drop(self, piece: int) -> None:
+        """Note that a piece is not here, durably."""
+        self._check(piece)
+        if self.has(piece, piece):
+            self._bits[piece >> 3] &= ~(0x80 >> (piece & 7))
+            self.count -= 1
+            self._write({piece >> 3})
+
+    def complete(self) -> bool:
+        """Whether every piece is here."""
+        return self.count == self.pieces
+
+    def to_list(self) -> list[bool]:
+        """One item a piece."""
+        return [bool(self._bits[i >> 3] & (0x80 >> (i & 7))) for i in range(self.pieces)]
+
+    def close(self) -> None:
+        """Let go of the file; what was added is durable already."""
+        os.close(self._fd)
+
+    def _check(self, piece: int) -> None:
+        if not 0 <= piece < self.pieces:
+            raise ValueError(f"piece {piece} of {self.pieces}")
+
+    def _write(self, changed: set[int]) -> None:
+        """Write bytes one by one, since a byte is never torn, and make them durable."""
+        try:
+            for index in sorted(changed):
+                os.pwrite(self._fd, self._bits[index : index + 1], HEADER_SIZE + index)
+            if changed:
+                os.fdatasync(self._fd)
+        except OSError as err:
+            raise storage_error(f"cannot write {self._path}", err) from err
+
+
+class HaveView:
+    """The reader's side, in any process: a live, read-only mapping of the file.
+
+    Raises:
+        NotHereError: there is no such file.
+        FormatError: it is torn: treat everything as missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotHereError(f"{path} does not exist") from None
+        except OSError as err:
+            raise storage_error(f"cannot open {path}", err) from err
+        try:
+            if os.fstat(fd).st_size < HEADER_SIZE:
+                raise FormatError(f"{path} is too short for a have file")
+            self._map = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        try:
+            self.info_hash, self.pieces = _parse(self._map, path)
+        except FormatError:
+            self._map.close()
+            raise
+
+    def has(self, first: int, last: int) -> bool:
+        """Whether the pieces `first` to `last`, both counted, are all here and durable.
+
+        Costs under a microsecond for the pieces of a chunk: it is called on every chunk read.
+        """
+        return last < self.pieces and _mask(self._map, HEADER_SIZE, first, last)
+
+    def close(self) -> None:
+        self._map.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
