@@ -1,0 +1,78 @@
+"""Chunk tables: where each chunk lies in the pack and what proves it (docs/formats/index.md).
+
+Entries are of one size and stand in pages of 256, so that a reader fetches and verifies only the
+pages that it needs.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
+from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
+
+ENTRY = struct.Struct("<QIHBx32s")
+"""offset in the pack, stored length, blocks, codec, one zero byte, SHA-256 of the content."""
+
+ENTRIES_PER_PAGE = 256
+PAGE_SIZE = ENTRIES_PER_PAGE * ENTRY.size
+MAX_STORED_SIZE = MAX_CHUNK_SIZE + (64 << 10)
+"""What does not compress grows by less than this in every codec."""
+
+
+class Codec(enum.IntEnum):
+    """How a chunk's bytes are stored."""
+
+    NONE = 0
+    ZLIB = 1
+    ZSTD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One entry.
+
+    Attributes:
+        offset: where its stored bytes begin in the pack.
+        length: how many stored bytes.
+        blocks: how many 4 KiB blocks they decode to.
+        codec: how they are stored.
+        id: SHA-256 of the decoded bytes.
+    """
+
+    offset: int
+    length: int
+    blocks: int
+    codec: Codec
+    id: bytes
+
+    @property
+    def size(self) -> int:
+        """Decoded bytes."""
+        return self.blocks * BLOCK_SIZE
+
+
+def pack_chunks(chunks: list[Chunk]) -> bytes:
+    """Write entries, 48 bytes each."""
+    return b"".join(ENTRY.pack(c.offset, c.length, c.blocks, c.codec, c.id) for c in chunks)
+
+
+def unpack_chunks(data: bytes, *, pack_length: int) -> list[Chunk]:
+    """Read the entries of a page and check each.
+
+    Raises:
+        FormatError: an unknown codec, a length over its limit, or an extent outside the pack.
+    """
+    chunks = []
+    for offset, length, blocks, codec, chunk_id in ENTRY.iter_unpack(data):
+        if codec not in Codec.__members__.values():
+            raise FormatError(f"a chunk is stored with codec {codec}, which is not known")
+        if not 1 <= blocks <= MAX_BLOCKS_PER_CHUNK or not 1 <= length <= MAX_STORED_SIZE:
+            raise FormatError(f"a chunk claims {blocks} blocks in {length} bytes, over the limits")
+        if offset + length > pack_length:
+            raise FormatError("a chunk lies outside its pack")
+        chunks.append(Chunk(offset, length, blocks, Codec(codec), chunk_id))
+    return chunks

@@ -1,0 +1,232 @@
+"""Makes layers: the index of a cloop or raw image as it lies, or a new pack with its index.
+
+Chunks of zeros are in no index: what no run holds reads as zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+import zstandard
+
+from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.formats.block_map import Run
+from p2pcloop.formats.chunk_table import Chunk, Codec
+from p2pcloop.formats.cloop import CloopFile, decode_block
+from p2pcloop.formats.index import build_index
+from p2pcloop.parallel import ordered_map
+from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+
+CHUNK_SIZE = 64 << 10
+"""Of the packs that we write: cloop's own, the unit in which a boot without a profile reads."""
+
+PACK_LEVEL = 9
+_PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
+_ZEROS = bytes(CHUNK_SIZE)
+_BATCH_SIZE = 1 << 20
+"""Uncompressed bytes of one piece of work: long enough that handing it over costs little."""
+
+Read = Callable[[int, int], bytes]
+"""Returns exactly the bytes at an offset, of a length."""
+
+_Encode = Callable[[bytes], tuple[Codec, bytes]]
+
+Progress = Callable[[int], None]
+"""Is told how many bytes of the device are done."""
+
+
+@dataclass
+class _Table:
+    """Chunks and runs as they come, in the order of the device."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    def add(self, chunk: Chunk, block: int, per_chunk: int) -> None:
+        """A chunk of its own for the blocks from `block` on."""
+        self.chunks.append(chunk)
+        self.map(len(self.chunks) - 1, block, chunk.blocks, per_chunk)
+
+    def map(self, number: int, block: int, blocks: int, per_chunk: int) -> None:
+        """Blocks that a chunk holds from its first one on; joined with the run before."""
+        if self.runs:
+            last = self.runs[-1]
+            chunks, within = divmod(last.count, last.per_chunk)
+            if (last.end, last.chunk + chunks, within, last.per_chunk) == (
+                block,
+                number,
+                0,
+                per_chunk,
+            ):
+                self.runs[-1] = Run(last.start, last.count + blocks, last.chunk, 0, per_chunk)
+                return
+        self.runs.append(Run(block, blocks, number, 0, per_chunk))
+
+
+def can_stay(cloop: CloopFile) -> bool:
+    """Whether a cloop is seeded as it lies: its blocks must be whole blocks of 4 KiB."""
+    return cloop.index.header.block_size % BLOCK_SIZE == 0
+
+
+def index_cloop(cloop: CloopFile, pack_length: int, progress: Progress) -> bytes:
+    """Return the index of a cloop as it lies; each block of it is a chunk.
+
+    Every block is decoded on the way, so that a damaged cloop is never published.
+
+    Args:
+        cloop: one that `can_stay`.
+        pack_length: bytes of the cloop file.
+        progress: is told how far it is.
+
+    Raises:
+        FormatError: a block does not decode.
+    """
+    header = cloop.index.header
+    per_chunk = header.block_size // BLOCK_SIZE
+    per_batch = max(1, _BATCH_SIZE // header.block_size)
+    zeros = bytes(header.block_size)
+    known_zero = b""
+
+    def hash_batch(first: int) -> list[Chunk | None]:
+        last = min(first + per_batch, header.block_count)
+        return [hash_block(number) for number in range(first, last)]
+
+    def hash_block(number: int) -> Chunk | None:
+        nonlocal known_zero
+        stored = cloop.read_stored(number)
+        if stored == known_zero:
+            return None
+        try:
+            data = decode_block(stored, header.block_size)
+        except FormatError as err:
+            raise FormatError(f"block {number} of the cloop: {err}", hint=err.hint) from err
+        if data == zeros:
+            # Equal blocks compress to equal bytes: the others need not be decoded.
+            known_zero = stored
+            return None
+        offset, length = cloop.index.extent(number)
+        return Chunk(offset, length, per_chunk, Codec.ZLIB, hashlib.sha256(data).digest())
+
+    table = _Table()
+    block = 0
+    for batch in ordered_map(hash_batch, range(0, header.block_count, per_batch)):
+        for chunk in batch:
+            if chunk is not None:
+                table.add(chunk, block, per_chunk)
+            block += per_chunk
+        progress(block * BLOCK_SIZE)
+    return build_index(table.runs, table.chunks, image_size=header.size, pack_length=pack_length)
+
+
+def index_raw(read: Read, size: int, progress: Progress) -> bytes:
+    """Return the index of a raw image as it lies: chunks of 64 KiB, stored plainly.
+
+    Args:
+        read: called with offset and length on worker threads.
+        size: bytes; where it is not a multiple of 4 KiB, the device ends in zeros.
+        progress: is told how far it is.
+
+    Raises:
+        UsageError: the image is empty or larger than 16 TiB.
+    """
+    image_size = check_image_size(size)
+    table = _Table()
+    for piece in _scan(read, size, _plain, progress):
+        chunk = Chunk(piece.offset, len(piece.stored), piece.blocks, piece.codec, piece.digest)
+        table.add(chunk, piece.offset // BLOCK_SIZE, _PER_CHUNK)
+    return build_index(table.runs, table.chunks, image_size=image_size, pack_length=size)
+
+
+def pack_raw(read: Read, size: int, pack: BinaryIO, progress: Progress) -> bytes:
+    """Write a pack of zstd chunks of 64 KiB in the order of the device; return its index.
+
+    Equal chunks are stored once.
+
+    Args and raises: as for `index_raw`; and
+        pack: where the pack is written, from its current place on.
+    """
+    image_size = check_image_size(size)
+    table = _Table()
+    known: dict[bytes, int] = {}
+    length = 0
+    for piece in _scan(read, size, _compress, progress):
+        block = piece.offset // BLOCK_SIZE
+        number = known.setdefault(piece.digest, len(table.chunks))
+        if number < len(table.chunks):
+            table.map(number, block, piece.blocks, _PER_CHUNK)
+            continue
+        pack.write(piece.stored)
+        chunk = Chunk(length, len(piece.stored), piece.blocks, piece.codec, piece.digest)
+        table.add(chunk, block, _PER_CHUNK)
+        length += len(piece.stored)
+    return build_index(table.runs, table.chunks, image_size=image_size, pack_length=length)
+
+
+def check_image_size(size: int) -> int:
+    """Return the size of the device for an image file of `size` bytes: whole 4 KiB blocks.
+
+    Raises:
+        UsageError: the image is empty or larger than 16 TiB.
+    """
+    if not 0 < size <= MAX_IMAGE_SIZE:
+        raise UsageError(f"an image of {size} bytes cannot be used: it must hold 1 to 2^44 bytes")
+    return -(-size // BLOCK_SIZE) * BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A chunk that is not all zeros, ready to be stored."""
+
+    offset: int
+    blocks: int
+    digest: bytes
+    codec: Codec
+    stored: bytes
+
+
+def _scan(read: Read, size: int, encode: _Encode, progress: Progress) -> Iterator[_Piece]:
+    """Cut an image into chunks, hash and encode them on all cores; zeros are left out."""
+
+    def scan_batch(start: int) -> list[_Piece]:
+        data = read(start, min(_BATCH_SIZE, size - start))
+        pieces = []
+        for at in range(0, len(data), CHUNK_SIZE):
+            content = data[at : at + CHUNK_SIZE]
+            if content == _ZEROS[: len(content)]:
+                continue
+            blocks = -(-len(content) // BLOCK_SIZE)
+            digest = hashlib.sha256(content.ljust(blocks * BLOCK_SIZE, b"\0")).digest()
+            pieces.append(_Piece(start + at, blocks, digest, *encode(content)))
+        return pieces
+
+    done = 0
+    for batch in ordered_map(scan_batch, range(0, size, _BATCH_SIZE)):
+        yield from batch
+        done = min(size, done + _BATCH_SIZE)
+        progress(done)
+
+
+def _plain(content: bytes) -> tuple[Codec, bytes]:
+    return Codec.NONE, content
+
+
+class _Compressors(threading.local):
+    """A zstd context for each thread: one must not be used by two at once."""
+
+    def __init__(self) -> None:
+        self.zstd = zstandard.ZstdCompressor(level=PACK_LEVEL)
+
+
+_compressors = _Compressors()
+
+
+def _compress(content: bytes) -> tuple[Codec, bytes]:
+    content = content.ljust(-(-len(content) // BLOCK_SIZE) * BLOCK_SIZE, b"\0")
+    stored = _compressors.zstd.compress(content)
+    if len(stored) < len(content):
+        return Codec.ZSTD, stored
+    return Codec.NONE, content

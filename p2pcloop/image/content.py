@@ -1,0 +1,161 @@
+"""Where the bytes of a layer come from: its index and its pack, end to end, as in its torrent.
+
+Offsets count from the start of the index; the pack begins where the index ends. A layer made of
+a local file has all of it at hand; one from the store has what the have file says is durable,
+and what has just arrived from p2pcloopd.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from p2pcloop.errors import CorruptError, StorageError
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.store.have import HaveView
+
+ARRIVALS_LIMIT = 32 << 20
+"""Bytes that have arrived and were not read yet; the oldest are dropped and asked for again."""
+
+
+class Content(Protocol):
+    """The bytes of one layer."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly these bytes.
+
+        Raises:
+            Missing: they are not here.
+            StorageError: the disk refuses.
+        """
+
+    def reject(self, offset: int, length: int, what: str) -> NoReturn:
+        """Say that the bytes that `read` returned do not match their hash.
+
+        Raises:
+            Missing: they may be right elsewhere; the range asks to heal.
+            CorruptError: there is no other place.
+        """
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+class LocalContent:
+    """A layer made of a file that lies here, with its index in memory."""
+
+    def __init__(self, path: Path, index: bytes) -> None:
+        self._path = path
+        self._index = index
+        self._fd = _open(path)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Content.read`; nothing is ever missing."""
+        if offset < len(self._index):
+            return self._index[offset : offset + length]
+        data = os.pread(self._fd, length, offset - len(self._index))
+        if len(data) != length:
+            self.reject(offset, length, "a part of the file")
+        return data
+
+    def reject(self, offset: int, length: int, what: str) -> NoReturn:  # noqa: ARG002  see Content
+        """See `Content.reject`."""
+        raise CorruptError(
+            f"{what} in {self._path} does not match its hash: the file has changed",
+            hint="restore the file; as long as it is used, it must stay as it is",
+        )
+
+    def close(self) -> None:
+        """See `Content.close`."""
+        os.close(self._fd)
+
+
+class StoredContent:
+    """A layer in the store of this node, of which parts may be missing."""
+
+    def __init__(self, directory: Path, torrent: bytes, index_length: int) -> None:
+        """`directory` is the torrent's place in the store; it need not exist yet."""
+        self.torrent = torrent
+        self._directory = directory
+        self._index_length = index_length
+        self._have: HaveView | None = None
+        self._fds: tuple[int, int] | None = None
+        self._arrivals: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._arrived = 0
+        self._healed: set[tuple[int, int]] = set()
+
+    def accept(self, wanted: ByteRange, data: bytes) -> None:
+        """Take what p2pcloopd answered to a missing range; the next read of it returns this."""
+        key = wanted.offset, wanted.length
+        self._arrived += len(data) - len(self._arrivals.pop(key, b""))
+        self._arrivals[key] = data
+        if wanted.heal:
+            self._healed.add(key)
+        while self._arrived > ARRIVALS_LIMIT and len(self._arrivals) > 1:
+            self._arrived -= len(self._arrivals.popitem(last=False)[1])
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Content.read`."""
+        data = self._arrivals.pop((offset, length), None)
+        if data is not None:
+            self._arrived -= len(data)
+            return data
+        if not self._is_here(offset, length):
+            raise Missing([ByteRange(self.torrent, offset, length)])
+        data = self._read_files(offset, length)
+        if len(data) != length:
+            self.reject(offset, length, "a part of a file in the store")
+        return data
+
+    def reject(self, offset: int, length: int, what: str) -> NoReturn:
+        """See `Content.reject`."""
+        if (offset, length) in self._healed:
+            self._healed.remove((offset, length))
+            raise CorruptError(
+                f"{what} does not match its hash though it came as published: the publisher's "
+                "own data contradicts itself",
+                hint="ask the publisher to publish the image again",
+            )
+        raise Missing([ByteRange(self.torrent, offset, length, heal=True)])
+
+    def close(self) -> None:
+        """See `Content.close`."""
+        for fd in self._fds or ():
+            os.close(fd)
+        self._fds = None
+        if self._have is not None:
+            self._have.close()
+            self._have = None
+
+    def _is_here(self, offset: int, length: int) -> bool:
+        if self._have is None:
+            try:
+                self._have = HaveView(self._directory / "have")
+            except FileNotFoundError:
+                return False
+        size = self._have.piece_length
+        return self._have.has(offset // size, (offset + length - 1) // size)
+
+    def _read_files(self, offset: int, length: int) -> bytes:
+        if self._fds is None:
+            root = next((self._directory / "data").iterdir())
+            self._fds = _open(root / "index"), _open(root / "pack")
+        index, pack = self._fds
+        try:
+            if offset >= self._index_length:
+                return os.pread(pack, length, offset - self._index_length)
+            return os.pread(index, length, offset)
+        except OSError as err:
+            raise StorageError(
+                f"{self._directory} cannot be read: {err.strerror}", errno=err.errno or 0
+            ) from err
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as err:
+        message = f"{path} cannot be opened: {err.strerror}"
+        raise StorageError(message, errno=err.errno or 0) from err

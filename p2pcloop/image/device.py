@@ -1,0 +1,147 @@
+"""The device that a guest sees: a merged image with an overlay on top.
+
+Reads go overlay, map, chunk. Writes go into the overlay only, in whole blocks: of a block that is
+written in part, the rest is read first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from p2pcloop.formats.overlay import Overlay, State
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.scatter import Scatter
+from p2pcloop.units import BLOCK_SIZE
+
+_ZERO_BLOCK = memoryview(bytes(BLOCK_SIZE))
+
+
+class ImageDevice:
+    """A `BlockDevice` (image/api.py); without an overlay it is read-only.
+
+    Attributes:
+        image: what lies below.
+        overlay: what was changed, or None.
+    """
+
+    def __init__(self, image: MergedImage, overlay: Overlay | None = None) -> None:
+        self.image = image
+        self.overlay = overlay
+
+    @property
+    def size(self) -> int:
+        """See `BlockDevice.size`."""
+        return self.image.size
+
+    @property
+    def read_only(self) -> bool:
+        """See `BlockDevice.read_only`."""
+        return self.overlay is None
+
+    @property
+    def serial(self) -> bytes:
+        """See `BlockDevice.serial`: the first digits of the image's id."""
+        return self.image.image_id.hex()[:20].encode("ascii")
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """See `BlockDevice.read_into`."""
+        scatter = Scatter(views)
+        length = sum(map(len, views))
+        missing: list[ByteRange] = []
+        if self.overlay is None:
+            missing = self.image.read_into(offset, length, scatter)
+        else:
+            end = offset + length
+            first = offset // BLOCK_SIZE
+            count = -(-end // BLOCK_SIZE) - first
+            for block, blocks, state in self.overlay.runs(first, count):
+                start = max(offset, block * BLOCK_SIZE)
+                size = min(end, (block + blocks) * BLOCK_SIZE) - start
+                if state is State.ABSENT:
+                    missing += self.image.read_into(start, size, scatter)
+                elif state is State.ZERO:
+                    scatter.zero(size)
+                else:
+                    self.overlay.read_into(start, scatter.take(size))
+        if missing:
+            raise Missing(missing)
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        """See `BlockDevice.write`."""
+        end = offset + sum(map(len, views))
+        before, after = offset % BLOCK_SIZE, -end % BLOCK_SIZE
+        if before or after:
+            head, tail = self._edges(offset, end, before, after)
+            views = [head, *views, tail]
+        self._writable.write(offset - before, views)
+
+    def write_zeroes(self, offset: int, length: int, *, may_unmap: bool) -> None:  # noqa: ARG002
+        """See `BlockDevice.write_zeroes`; blocks of zeros never keep room, so that either way does.
+
+        The partial blocks at both ends come first: when one is missing, nothing was changed.
+        """
+        end = offset + length
+        first, last = -(-offset // BLOCK_SIZE), end // BLOCK_SIZE
+        if first > last:
+            self.write(offset, [_ZERO_BLOCK[:length]])
+            return
+        edges = [(offset, first * BLOCK_SIZE), (last * BLOCK_SIZE, end)]
+        self._require([edge for edge in edges if edge[0] < edge[1]])
+        for start, stop in edges:
+            if start < stop:
+                self.write(start, [_ZERO_BLOCK[: stop - start]])
+        if first < last:
+            self._writable.zero(first, last - first)
+
+    def discard(self, offset: int, length: int) -> None:
+        """See `BlockDevice.discard`."""
+        first, last = -(-offset // BLOCK_SIZE), (offset + length) // BLOCK_SIZE
+        if first < last:
+            self._writable.zero(first, last - first)
+
+    def prepare_flush(self) -> Callable[[], None]:
+        """See `BlockDevice.prepare_flush`."""
+        return _nothing if self.overlay is None else self.overlay.prepare_flush()
+
+    def close(self) -> None:
+        """See `BlockDevice.close`."""
+        self.image.close()
+        if self.overlay is not None:
+            self.overlay.close()
+
+    @property
+    def _writable(self) -> Overlay:
+        assert self.overlay is not None, "a front end let a write through to a read-only device"
+        return self.overlay
+
+    def _edges(
+        self, offset: int, end: int, before: int, after: int
+    ) -> tuple[memoryview, memoryview]:
+        """What stands before `offset` in its block and after `end` in its own."""
+        head, tail = memoryview(bytearray(before)), memoryview(bytearray(after))
+        missing: list[ByteRange] = []
+        for start, view in ((offset - before, head), (end, tail)):
+            try:
+                self.read_into(start, [view])
+            except Missing as absent:
+                missing += absent.ranges
+        if missing:
+            raise Missing(missing)
+        return head, tail
+
+    def _require(self, edges: list[tuple[int, int]]) -> None:
+        """Raise `Missing` unless the blocks that hold these stretches can be read."""
+        missing: list[ByteRange] = []
+        for start, _ in edges:
+            block = memoryview(bytearray(BLOCK_SIZE))
+            try:
+                self.read_into(start - start % BLOCK_SIZE, [block])
+            except Missing as absent:
+                missing += absent.ranges
+        if missing:
+            raise Missing(missing)
+
+
+def _nothing() -> None:
+    """A device without an overlay has nothing to flush."""

@@ -1,0 +1,141 @@
+"""Opens an image file that lies here, a cloop or a raw image, without a store or a daemon.
+
+Its index is made by reading it once; it is kept in a cache folder, since a file that has the same
+place, size, time and inode number has the same content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
+from p2pcloop.formats.index import FIXED, header_length, read_header
+from p2pcloop.formats.overlay_header import MAGIC as OVERLAY_MAGIC
+from p2pcloop.image.build import Progress, can_stay, index_cloop, index_raw
+from p2pcloop.image.content import LocalContent
+from p2pcloop.image.layer import Layer
+from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image file and what it is.
+
+    Attributes:
+        path: absolute.
+        kind: "cloop", "raw" or "overlay".
+        size: bytes of the file.
+    """
+
+    path: Path
+    kind: str
+    size: int
+
+
+def inspect_file(path: Path) -> ImageFile:
+    """Tell what a file is by its first and last bytes.
+
+    Raises:
+        NotHereError: there is no such file.
+        UsageError: it is not a file, or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - 512))
+            end = file.read(512)
+    except FileNotFoundError as err:
+        raise NotHereError(
+            f"there is no file {path}", hint="check the path; a link begins with magnet:?"
+        ) from err
+    except OSError as err:
+        raise UsageError(f"{path} cannot be read: {err.strerror}") from err
+    if not start:
+        raise UsageError(f"{path} is empty: an image holds at least one byte")
+    if start.startswith(OVERLAY_MAGIC):
+        kind = "overlay"
+    else:
+        kind = "cloop" if is_cloop(start, end) else "raw"
+    return ImageFile(path.resolve(), kind, size)
+
+
+def open_local(
+    file: ImageFile, cache: Path | None, progress: Progress, *, cache_size: int = DEFAULT_CACHE_SIZE
+) -> MergedImage:
+    """Open an image file as an image of one layer.
+
+    Args:
+        file: a cloop or a raw image.
+        cache: folder in which indexes are kept, or None.
+        progress: is told how many bytes of the device are read, where the index has to be made.
+        cache_size: see `MergedImage`.
+
+    Raises:
+        UsageError: it is an overlay, or a cloop whose blocks are no multiple of 4 KiB.
+        FormatError: it is damaged.
+    """
+    if file.kind == "overlay":
+        raise UsageError(
+            f"{file.path} is an overlay, not an image",
+            hint="name the image that it was made on, and the overlay with --overlay",
+        )
+    index = _load_index(file, cache) or _save_index(file, cache, make_index(file, progress))
+    header = read_header(index[: header_length(index[: FIXED.size])])
+    return MergedImage([Layer(LocalContent(file.path, index), header)], cache_size=cache_size)
+
+
+def make_index(file: ImageFile, progress: Progress) -> bytes:
+    """Return the index of an image file as it lies.
+
+    Raises:
+        UsageError: a cloop whose blocks are no multiple of 4 KiB.
+        FormatError: it is damaged.
+    """
+    with ExitStack() as stack:
+        if file.kind == "cloop":
+            cloop: CloopFile = stack.enter_context(open_cloop(file.path))
+            if not can_stay(cloop):
+                size = cloop.index.header.block_size
+                raise UsageError(
+                    f"{file.path} has blocks of {size} bytes, which are not whole blocks of 4 KiB",
+                    hint="seed it (`p2pcloop seed` repacks it), or unpack it first with "
+                    "extract_compressed_fs",
+                )
+            return index_cloop(cloop, file.size, progress)
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        return index_raw(lambda offset, length: os.pread(fd, length, offset), file.size, progress)
+
+
+def _cache_path(file: ImageFile, cache: Path) -> Path:
+    status = file.path.stat()
+    facts = (str(file.path), status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+    return cache / hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _load_index(file: ImageFile, cache: Path | None) -> bytes | None:
+    """What was kept, if it is whole: its last 32 bytes are the SHA-256 of the rest."""
+    if cache is None:
+        return None
+    try:
+        data = _cache_path(file, cache).read_bytes()
+    except FileNotFoundError:
+        return None
+    index, digest = data[:-32], data[-32:]
+    return index if hashlib.sha256(index).digest() == digest else None
+
+
+def _save_index(file: ImageFile, cache: Path | None, index: bytes) -> bytes:
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        place = _cache_path(file, cache)
+        temporary = place.with_name(f"{place.name}.{os.getpid()}")
+        temporary.write_bytes(index + hashlib.sha256(index).digest())
+        temporary.replace(place)
+    return index

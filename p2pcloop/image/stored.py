@@ -1,0 +1,71 @@
+"""Opens the image of a manifest from the store of a node, where parts may still be missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from p2pcloop.errors import MismatchError
+from p2pcloop.formats.index import IndexHeader
+from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.content import StoredContent
+from p2pcloop.image.layer import Layer, load_header
+from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
+
+
+class StoredImage:
+    """The layers of a manifest on their way from their torrents into a merged image."""
+
+    def __init__(self, manifest: Manifest, torrents: Path) -> None:
+        """`torrents` is the store's folder with one directory for each info hash."""
+        self._manifest = manifest
+        self._contents = {
+            layer.torrent: StoredContent(
+                torrents / layer.torrent.hex(), layer.torrent, layer.index_length
+            )
+            for layer in manifest.layers
+        }
+        self._headers: dict[bytes, IndexHeader] = {}
+        self._layers: dict[bytes, Layer] = {}
+
+    def accept(self, wanted: ByteRange, data: bytes) -> None:
+        """Take what p2pcloopd answered to a missing range."""
+        self._contents[wanted.torrent].accept(wanted, data)
+
+    def open(self, *, cache_size: int = DEFAULT_CACHE_SIZE) -> MergedImage:
+        """Return the merged image; what was read so far is kept from one call to the next.
+
+        Raises:
+            Missing: headers or maps of layers are not here; all that can be asked for at once.
+            MismatchError: a layer is not what the manifest says.
+            FormatError: a header or map is what was signed and yet cannot be right.
+        """
+        missing: list[ByteRange] = []
+        for ref in self._manifest.layers:
+            try:
+                self._open_layer(ref)
+            except Missing as absent:
+                missing += absent.ranges
+        if missing:
+            raise Missing(missing)
+        layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
+        return MergedImage(layers, cache_size=cache_size)
+
+    def close(self) -> None:
+        """Close the files; for an image that was never opened (else close the merged image)."""
+        for content in self._contents.values():
+            content.close()
+
+    def _open_layer(self, ref: LayerRef) -> None:
+        if ref.layer_id in self._layers:
+            return
+        content = self._contents[ref.torrent]
+        if ref.layer_id not in self._headers:
+            header = load_header(content, ref.layer_id, ref.header_length)
+            if (header.index_length, header.pack_length) != (ref.index_length, ref.pack_length):
+                raise MismatchError(
+                    "a layer has other sizes than the manifest says",
+                    hint="ask the publisher to publish the image again",
+                )
+            self._headers[ref.layer_id] = header
+        self._layers[ref.layer_id] = Layer(content, self._headers[ref.layer_id])
