@@ -2,3 +2,5 @@
 
 Plain functions: no trio, no libtorrent; sockets only in the command line's control client.
 """
+
+__version__ = "0.1.0"

@@ -1,0 +1,230 @@
+"""The block server's side of the control socket: many calls in flight, over daemon restarts."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pcloop import __version__
+from p2pcloop.errors import DaemonError, P2pcloopError
+from p2pcloop.protocol.control import (
+    CONTROL_VERSION,
+    MAX_IN_FLIGHT,
+    Cancel,
+    ControlReceiver,
+    Event,
+    Failure,
+    Message,
+    RemoteControlError,
+    Reply,
+    Request,
+    encode,
+)
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+RECEIVE_SIZE = 1 << 18
+FIRST_DELAY = 0.05
+LAST_DELAY = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class ConnectionLostError(DaemonError):
+    """p2pcloopd cannot be reached or went away; a new connection may find it again."""
+
+
+class _Call:
+    __slots__ = ("answer", "done", "on_event")
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self.on_event = on_event
+        self.done = trio.Event()
+        self.answer: dict[str, Any] | P2pcloopError | None = None
+
+    def end(self, answer: dict[str, Any] | P2pcloopError) -> None:
+        self.answer = answer
+        self.done.set()
+
+
+class ControlClient:
+    """One connection to p2pcloopd. Run `run` in a nursery; it ends when the connection does.
+
+    Attributes:
+        lost: the connection has ended; every call fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._slots = trio.Semaphore(MAX_IN_FLIGHT)
+        # Unlimited, so that a cancelled call can say so without waiting. What it can hold is a
+        # request and a cancel for each of the MAX_IN_FLIGHT calls, as long as p2pcloopd reads.
+        self._outgoing, self._to_send = trio.open_memory_channel[bytes](float("inf"))
+        self.lost = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect, agree on the version, and serve the calls until p2pcloopd goes away.
+
+        Raises:
+            ConnectionLostError: before `task_status.started`: nobody to talk to.
+            DaemonError: before `task_status.started`: it speaks another version.
+        """
+        try:
+            stream = await trio.open_unix_socket(self._path)
+        except OSError as err:
+            raise ConnectionLostError(f"cannot connect to {self._path}: {err.strerror}") from err
+        try:
+            async with stream:
+                receiver = ControlReceiver()
+                await self._greet(stream, receiver)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send, stream, nursery.cancel_scope)
+                    nursery.start_soon(self._receive, stream, receiver, nursery.cancel_scope)
+                    task_status.started()
+        finally:
+            self._lose()
+
+    async def call(
+        self, op: str, on_event: OnEvent | None = None, **args: object
+    ) -> dict[str, Any]:
+        """Ask for an operation and wait for its result; any number may wait at once.
+
+        `on_event` is called with the name and fields of each event; it must neither raise nor
+        block. A cancelled call tells p2pcloopd, which then stops the operation.
+
+        Raises:
+            P2pcloopError: of the class that was raised in p2pcloopd.
+            ConnectionLostError: p2pcloopd went away; whether it did it is not known.
+        """
+        async with self._slots:
+            self._check()
+            id = next(self._ids)  # noqa: A001  the protocol's word
+            frame = encode(Request(id, op, args))
+            call = self._calls[id] = _Call(on_event)
+            self._outgoing.send_nowait(frame)
+            try:
+                await call.done.wait()
+            finally:
+                if self._calls.pop(id, None) is not None and not self.lost:
+                    self._outgoing.send_nowait(encode(Cancel(id)))
+        if isinstance(call.answer, P2pcloopError):
+            raise call.answer
+        assert call.answer is not None
+        return call.answer
+
+    async def _greet(self, stream: trio.SocketStream, receiver: ControlReceiver) -> None:
+        hello = Request(0, "hello", {"version": CONTROL_VERSION, "software": __version__})
+        try:
+            await stream.send_all(encode(hello))
+            messages: list[Message] = []
+            while not messages:
+                data = await stream.receive_some(RECEIVE_SIZE)
+                if not data:
+                    raise ConnectionLostError("p2pcloopd hung up at the greeting")
+                messages = receiver.receive(data)
+        except (trio.BrokenResourceError, RemoteControlError) as err:
+            raise ConnectionLostError(f"lost p2pcloopd at the greeting: {err}") from err
+        match messages:
+            case [Failure(0, error)]:
+                raise error
+            case [Reply(0, _)]:
+                return
+        raise ConnectionLostError("p2pcloopd answered the greeting with something else")
+
+    async def _send(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        try:
+            async for frame in self._to_send:
+                await stream.send_all(frame)
+        except trio.BrokenResourceError:
+            scope.cancel()
+
+    async def _receive(
+        self, stream: trio.SocketStream, receiver: ControlReceiver, scope: trio.CancelScope
+    ) -> None:
+        try:
+            while data := await stream.receive_some(RECEIVE_SIZE):
+                for message in receiver.receive(data):
+                    self._take(message)
+        except trio.BrokenResourceError:
+            pass  # hung up with our bytes unread: the same as the stream's end
+        except RemoteControlError as err:
+            _log.warning("p2pcloopd broke the control protocol: %s", err)
+        scope.cancel()
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Reply(id, result) if id in self._calls:
+                self._calls.pop(id).end(result)
+            case Failure(id, error) if id in self._calls:
+                self._calls.pop(id).end(error)
+            case Event(id, event, fields) if id in self._calls:
+                on_event = self._calls[id].on_event
+                if on_event is not None:
+                    on_event(event, fields)
+
+    def _check(self) -> None:
+        if self.lost:
+            raise ConnectionLostError("p2pcloopd went away", hint="daemon.log says why")
+
+    def _lose(self) -> None:
+        self.lost = True
+        self._outgoing.close()
+        for call in self._calls.values():
+            call.end(ConnectionLostError("p2pcloopd went away"))
+        self._calls.clear()
+
+
+class ReconnectingClient:
+    """A connection that outlives p2pcloopd: calls wait for it to come back and are asked again.
+
+    Only for operations that may be done twice: `read`, `layout`, `add`, `resolve`, `status`.
+    Run `run` in a nursery for as long as calls are made; it never ends by itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._client: ControlClient | None = None
+        self._connected = trio.Event()  # set, and replaced, at each new connection
+
+    async def call(
+        self, op: str, on_event: OnEvent | None = None, **args: object
+    ) -> dict[str, Any]:
+        """As `ControlClient.call`, but never raises `ConnectionLostError`."""
+        while True:
+            client = self._client
+            if client is None or client.lost:
+                await self._connected.wait()
+                continue
+            try:
+                return await client.call(op, on_event, **args)
+            except ConnectionLostError:
+                _log.info("waiting for p2pcloopd to come back for `%s`", op)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep connected until cancelled; `started` at once, connected or not."""
+        task_status.started()
+        delay = FIRST_DELAY
+        while True:
+            client = ControlClient(self._path)
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(client.run)
+                    delay = FIRST_DELAY
+                    self._client = client
+                    self._connected.set()
+                    self._connected = trio.Event()
+            except* P2pcloopError as err:
+                # One that cannot be talked to now (not there, starting, another version while it
+                # is being upgraded) may be the next time; the guest waits rather than fails.
+                _log.debug("p2pcloopd cannot be reached: %s", err.exceptions[0])
+            # A socket that is to appear is no event that the kernel offers without inotify, which
+            # Python has no binding for. A try costs one connect(2); at most one a second.
+            await trio.sleep(delay)
+            delay = min(2 * delay, LAST_DELAY)

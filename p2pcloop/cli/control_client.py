@@ -1,0 +1,125 @@
+"""The commands' side of the control socket: one call at a time, blocking, no event loop."""
+
+from __future__ import annotations
+
+import itertools
+import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from p2pcloop import __version__
+from p2pcloop.errors import DaemonError
+from p2pcloop.protocol.control import (
+    CONTROL_VERSION,
+    ControlReceiver,
+    Event,
+    Failure,
+    Message,
+    RemoteControlError,
+    Reply,
+    Request,
+    encode,
+)
+from p2pcloop.store.home import Home
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+_RECEIVE_SIZE = 1 << 18
+
+
+class NotRunningError(DaemonError):
+    """Nobody serves the control socket."""
+
+
+class ControlClient:
+    """A connection to p2pcloopd; closing it cancels what it has asked for.
+
+    Attributes:
+        pid: the process id of p2pcloopd.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._receiver = ControlReceiver()
+        self._received: list[Message] = []
+        self._ids = itertools.count()
+        self.pid: int = 0
+
+    @classmethod
+    def connect(cls, home: Home) -> Self:
+        """Connect to the p2pcloopd that runs on `home` and agree on the version.
+
+        Raises:
+            NotRunningError: no p2pcloopd serves this home.
+            DaemonError: it speaks another version, or went away.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(bytes(home.control_socket))
+            client = cls(connection)
+            client.pid = client.call("hello", version=CONTROL_VERSION, software=__version__)["pid"]
+        except (FileNotFoundError, ConnectionRefusedError) as err:
+            connection.close()
+            raise NotRunningError(
+                f"no p2pcloopd runs on {home.root}", hint="start one with `p2pcloop daemon start`"
+            ) from err
+        except OSError as err:
+            connection.close()
+            raise DaemonError(f"cannot connect to {home.control_socket}: {err}") from err
+        except BaseException:
+            connection.close()
+            raise
+        return client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+    def call(self, op: str, on_event: OnEvent | None = None, **args: object) -> dict[str, Any]:
+        """Ask for an operation and wait for its reply, as long as it takes.
+
+        Args:
+            op: one of the operations in docs/formats/control.md.
+            on_event: called with the name and the fields of each event before the reply.
+            args: the operation's arguments, of msgpack's types.
+
+        Raises:
+            P2pcloopError: of the class that was raised in p2pcloopd.
+            DaemonError: p2pcloopd went away, or broke the protocol.
+        """
+        request = Request(next(self._ids), op, args)
+        try:
+            self._connection.sendall(encode(request))
+            while True:
+                match self._next():
+                    case Reply(request.id, result):
+                        return result
+                    case Failure(request.id, error):
+                        raise error
+                    case Event(request.id, event, fields):
+                        if on_event is not None:
+                            on_event(event, fields)
+        except (OSError, EOFError, RemoteControlError) as err:
+            raise DaemonError(
+                f"lost p2pcloopd during `{op}`: {err or 'it went away'}",
+                hint="daemon.log in the node's home says why",
+            ) from err
+
+    def _next(self) -> Message:
+        while not self._received:
+            data = self._connection.recv(_RECEIVE_SIZE)
+            if not data:
+                raise EOFError
+            self._received = self._receiver.receive(data)
+        return self._received.pop(0)

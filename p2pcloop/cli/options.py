@@ -1,0 +1,43 @@
+"""Options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from p2pcloop.store.home import Home
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _to_home(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Home:
+    return Home.at(value)
+
+
+def home_option(command: _Command) -> _Command:
+    """Add `--home DIR` (environment: P2PCLOOP_HOME), passed as `home: Home`."""
+    return click.option(
+        "--home",
+        metavar="DIR",
+        envvar="P2PCLOOP_HOME",
+        callback=_to_home,
+        help="Where the node keeps its state.  [env: P2PCLOOP_HOME]",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """Add `--json`, passed as `as_json: bool`."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON, for programs to read."
+    )(command)
+
+
+def to_json(value: object) -> str:
+    """One line of JSON; bytes are written in hexadecimal, objects by their text."""
+    import json  # noqa: PLC0415  only those who print it pay for it
+
+    return json.dumps(
+        value, default=lambda item: item.hex() if isinstance(item, bytes) else str(item)
+    )

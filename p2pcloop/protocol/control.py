@@ -1,0 +1,260 @@
+"""The control protocol between p2pcloopd and its clients: bytes in, messages out, no socket.
+
+A frame is a big-endian u32, the number of bytes that follow, and that many bytes of msgpack: one
+map, as docs/formats/control.md gives it. Either side may have many requests under way; the client
+numbers them. Rules:
+
+- The client's first message is a request `hello` with its version; nothing else before its reply.
+- Each request gets exactly one reply (result or failure), and any number of events before it.
+- After `cancel` of a request the client must expect, and ignore, what was already on its way;
+  nothing more is sent for that request, a reply neither.
+- At most MAX_IN_FLIGHT requests run at a time for a connection; one more is refused (`BusyError`).
+
+Whoever breaks the framing or these rules is dropped: `RemoteControlError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import msgpack
+
+from p2pcloop import errors
+from p2pcloop.errors import DaemonError, FormatError, P2pcloopError, StorageError
+
+CONTROL_VERSION = 1
+
+MAX_FRAME = 8 << 20
+"""The most bytes of one message, its length field not counted."""
+
+MAX_READ = 4 << 20
+"""The most bytes that one `read` may ask for: half a frame."""
+
+MAX_IN_FLIGHT = 512
+"""Requests that a client may have under way on one connection."""
+
+MAX_ID = (1 << 63) - 1
+MAX_NAME = 64
+"""The most characters of an operation's or event's name."""
+
+MAX_TEXT = 1 << 16
+"""The most bytes of one string in a message."""
+
+MAX_ITEMS = 1 << 17
+"""The most items of one list or map in a message: the files of a layout, the peers of a torrent."""
+
+_LENGTH = 4
+_KINDS = {
+    kind.__name__: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, P2pcloopError)
+}
+
+
+class RemoteControlError(FormatError):
+    """The other side sent what is not the control protocol: drop the connection."""
+
+
+class LocalControlError(P2pcloopError):
+    """We were about to send what the protocol does not allow: our own bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The client asks for an operation; `args` has been checked for its shape only."""
+
+    id: int
+    op: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The operation is done."""
+
+    id: int
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The operation ended in an error; `error` is of the class that it had where it was raised."""
+
+    id: int
+    error: P2pcloopError
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to tell about a request that is still running."""
+
+    id: int
+    event: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client does not want the request of this id any more."""
+
+    id: int
+
+
+Message = Request | Reply | Failure | Event | Cancel
+
+
+class ControlReceiver:
+    """Turns a stream of bytes, cut anywhere, into messages.
+
+    Holds at most one incomplete frame (MAX_FRAME bytes) and what one call to `receive` brings.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a message that has begun and is not whole: at the stream's end, not 0 is bad."""
+        return len(self._buffer)
+
+    def receive(self, data: bytes | bytearray | memoryview) -> list[Message]:
+        """Take the next bytes of the stream; return the messages that they complete, in order.
+
+        Raises:
+            RemoteControlError: they are not the protocol; the stream cannot be gone on with.
+        """
+        self._buffer += data
+        messages = []
+        start = 0
+        while (end := self._frame_end(start)) is not None:
+            with memoryview(self._buffer) as whole, whole[start + _LENGTH : end] as frame:
+                messages.append(decode(frame))
+            start = end
+        del self._buffer[:start]
+        return messages
+
+    def _frame_end(self, start: int) -> int | None:
+        body = start + _LENGTH
+        if len(self._buffer) < body:
+            return None
+        length = int.from_bytes(self._buffer[start:body])
+        if not 0 < length <= MAX_FRAME:
+            raise RemoteControlError(f"a control message of {length} bytes (1 to {MAX_FRAME})")
+        return body + length if len(self._buffer) >= body + length else None
+
+
+def encode(message: Message) -> bytes:
+    """Make the frame of a message.
+
+    Raises:
+        LocalControlError: it holds what msgpack cannot say, or is larger than a frame may be.
+    """
+    try:
+        body: bytes = msgpack.packb(_to_map(message))
+    except (TypeError, ValueError, OverflowError) as err:
+        raise LocalControlError(f"a {type(message).__name__} cannot be sent: {err}") from err
+    if len(body) > MAX_FRAME:
+        raise LocalControlError(f"a {type(message).__name__} of {len(body)} bytes is too large")
+    return len(body).to_bytes(_LENGTH) + body
+
+
+def decode(frame: bytes | memoryview) -> Message:
+    """Check one frame's body whole and return the message in it.
+
+    Raises:
+        RemoteControlError: it is not a message of this protocol.
+    """
+    try:
+        value = msgpack.unpackb(
+            frame,
+            raw=False,
+            strict_map_key=True,
+            object_pairs_hook=_unique,
+            ext_hook=_no_ext,
+            max_ext_len=0,
+            max_str_len=MAX_TEXT,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as err:
+        raise RemoteControlError(f"a control message is not msgpack as agreed: {err}") from err
+    if not isinstance(value, dict):
+        raise RemoteControlError("a control message is not a map")
+    return _from_map(value)
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs) or not all(isinstance(key, str) for key in fields):
+        raise ValueError("a map with a key twice, or one that is no string")
+    return fields
+
+
+def _no_ext(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"an extension type ({code}, {len(data)} bytes)")
+
+
+def _to_map(message: Message) -> dict[str, Any]:
+    match message:
+        case Request(id, op, args):
+            return {"id": id, "op": op, "args": args}
+        case Reply(id, result):
+            return {"id": id, "ok": True, "result": result}
+        case Failure(id, error):
+            return {"id": id, "ok": False, "error": _error_to_map(error)}
+        case Event(id, event, fields):
+            return {"id": id, "event": event} | fields
+        case Cancel(id):
+            return {"cancel": id}
+
+
+def _from_map(value: dict[str, Any]) -> Message:
+    match value:
+        case {"cancel": id, **rest} if _is_id(id) and not rest:
+            return Cancel(id)
+        case {"id": id, "op": str(op), "args": dict(args), **rest} if _is_id(id) and not rest:
+            _check_name(op)
+            return Request(id, op, args)
+        case {"id": id, "ok": True, "result": dict(result), **rest} if _is_id(id) and not rest:
+            return Reply(id, result)
+        case {"id": id, "ok": False, "error": dict(error), **rest} if _is_id(id) and not rest:
+            return Failure(id, _error_from_map(error))
+        case {"id": id, "event": str(event), **fields} if _is_id(id):
+            _check_name(event)
+            return Event(id, event, fields)
+    raise RemoteControlError("a map that is no control message")
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_ID
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= MAX_NAME:
+        raise RemoteControlError(f"a name of {len(name)} characters (1 to {MAX_NAME} may be)")
+
+
+def _error_to_map(error: P2pcloopError) -> dict[str, Any]:
+    kind = next(base for base in type(error).__mro__ if _KINDS.get(base.__name__) is base)
+    fields: dict[str, Any] = {
+        "kind": kind.__name__,
+        "message": str(error)[: MAX_TEXT // 4],
+        "hint": error.hint,
+    }
+    if isinstance(error, StorageError):
+        fields["errno"] = error.errno
+    return fields
+
+
+def _error_from_map(fields: Mapping[str, Any]) -> P2pcloopError:
+    match fields:
+        case {"kind": "StorageError", "message": str(message), "hint": str() | None as hint}:
+            errno = fields.get("errno")
+            if type(errno) is not int or not 0 <= errno < 1 << 16:
+                raise RemoteControlError("a StorageError without its errno")
+            return StorageError(message, errno=errno, hint=hint)
+        case {"kind": str(kind), "message": str(message), "hint": str() | None as hint}:
+            return _KINDS.get(kind, DaemonError)(message, hint=hint)
+    raise RemoteControlError("a map that is no error")

@@ -1,0 +1,227 @@
+"""P2PCLOOP_HOME: where a node keeps its state, and who may write it.
+
+    lock                      flock'd by the p2pcloopd that runs on this home; holds its process id
+    starting                  flock'd by the command that starts p2pcloopd
+    control.sock              the control socket, mode 0600, there while p2pcloopd serves
+    config.toml               the user's settings
+    ports.msgpack             the ports that were chosen at the first start
+    daemon.log                what a detached p2pcloopd says
+    keys/                     the user's signing keys
+    manifests/<sha256 hex>    signed manifests as they came
+    names.msgpack             what each name points to
+    torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, data
+    tmp/                      what is being made; on the same file system as torrents/
+
+Only the holder of `lock` writes anything but `config.toml`, `keys/`, `tmp/` and `daemon.log`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pcloop.errors import BusyError, StorageError, UsageError
+
+SOCKET_PATH_LIMIT = 107
+"""Bytes of a unix socket's path (unix(7): `sun_path` has 108 with the final NUL)."""
+
+SOCKET_SUFFIX = ".new"
+"""The control socket is bound under this suffix and renamed once it can be connected to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The paths of one node's state.
+
+    Attributes:
+        root: absolute; it need not exist before `create`.
+    """
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: Path | str | None = None) -> Home:
+        """The home at `root`, or the user's default one (XDG data directory)."""
+        if root is None:
+            import platformdirs  # noqa: PLC0415  20 ms that a given --home saves
+
+            root = platformdirs.user_data_path("p2pcloop", appauthor=False)
+        return cls(Path(root).expanduser().absolute())
+
+    @property
+    def lock_path(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def starting_path(self) -> Path:
+        return self.root / "starting"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.root / "control.sock"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.toml"
+
+    @property
+    def ports(self) -> Path:
+        return self.root / "ports.msgpack"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "daemon.log"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def names(self) -> Path:
+        return self.root / "names.msgpack"
+
+    @property
+    def torrents(self) -> Path:
+        return self.root / "torrents"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    def create(self) -> None:
+        """Make the directories that are missing, for this user only.
+
+        Raises:
+            UsageError: the home is not a directory, is somebody else's, is writable by others, or
+                lies too deep for a unix socket.
+            StorageError: the system refused.
+        """
+        if len(os.fsencode(self.control_socket)) + len(SOCKET_SUFFIX) > SOCKET_PATH_LIMIT:
+            raise UsageError(
+                f"{self.root} is too long a path: the control socket in it would have more than"
+                f" {SOCKET_PATH_LIMIT} bytes",
+                hint="choose a shorter --home",
+            )
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_owner()
+            for directory in (self.keys, self.manifests, self.torrents, self.tmp):
+                directory.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError as err:
+            raise UsageError(f"{err.filename} is not a directory", hint="choose another") from err
+        except OSError as err:
+            raise storage_error(f"cannot create {self.root}", err) from err
+
+    def _check_owner(self) -> None:
+        status = self.root.stat()
+        if status.st_uid != os.geteuid():
+            raise UsageError(f"{self.root} belongs to another user", hint="choose another --home")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise UsageError(
+                f"{self.root} can be written by other users", hint=f"chmod go-w {self.root}"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the one process that writes this home; the kernel lets go when the process ends.
+
+        Raises:
+            BusyError: a p2pcloopd runs on this home.
+            StorageError: the system refused.
+        """
+        with _open_lock(self.lock_path) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as err:
+                raise BusyError(
+                    f"a p2pcloopd runs on {self.root} (process {_read_pid(fd)})",
+                    hint="stop it with `p2pcloop daemon stop`, or choose another --home",
+                ) from err
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            yield
+            os.ftruncate(fd, 0)
+
+    def holder(self) -> int | None:
+        """The process id of the p2pcloopd that runs on this home, or None where none does.
+
+        Raises:
+            StorageError: the system refused.
+        """
+        if not self.lock_path.exists():
+            return None
+        with _open_lock(self.lock_path) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_pid(fd)
+        return None
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Wait until nobody else starts p2pcloopd on this home, and keep others from it."""
+        with _open_lock(self.starting_path) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _open_lock(path: Path) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        raise storage_error(f"cannot open {path}", err) from err
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _read_pid(lock: int) -> int | None:
+    text = os.pread(lock, 32, 0).strip()
+    return int(text) if text.isdigit() else None  # empty while the holder is about to write it
+
+
+def storage_error(what: str, err: OSError) -> StorageError:
+    """Say what failed and what the system answered."""
+    return StorageError(f"{what}: {err.strerror}", errno=err.errno or 0)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, whole and durable, or leave it as it was.
+
+    The new bytes are written beside it, synced, renamed over it, and the directory is synced:
+    after a crash at any instant the old or the new content is there.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    new = path.with_name(path.name + ".new")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        new.replace(path)
+        sync_directory(path.parent)
+    except OSError as err:
+        raise storage_error(f"cannot write {path}", err) from err
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,149 @@
+"""Manifests and names that a node keeps: checked when read, newest wins, whole after a crash."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError
+from p2pcloop.formats.link import Link
+from p2pcloop.formats.manifest import (
+    LayerRef,
+    Manifest,
+    SignedManifest,
+    open_manifest,
+    sign_manifest,
+)
+from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+LAYER = LayerRef(
+    layer_id=b"l" * 32,
+    torrent=b"t" * 20,
+    index_length=4096,
+    header_length=512,
+    pack_length=8192,
+    piece_length=16384,
+)
+
+
+def make(version: int = 1, label: str = "debian", size: int = 4096) -> SignedManifest:
+    key = KEY.public_key().public_bytes_raw()
+    return open_manifest(sign_manifest(Manifest(key, label, version, 0, size, (LAYER,)), KEY))
+
+
+def link_to(signed: SignedManifest, port: int = 1000) -> Link:
+    return Link(signed.manifest.name, signed.id, b"m" * 20, peers=(("127.0.0.1", port),))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home.at(tmp_path)
+    home.create()
+    return home
+
+
+def test_what_is_kept_is_there_after_a_restart(home: Home) -> None:
+    signed = make()
+    kept = Records(home).keep(signed, link_to(signed))
+    again = Records(home)
+    assert again.name(signed.manifest.name) == kept
+    assert kept.link == link_to(signed)
+    assert again.manifest(signed.id) == signed
+
+
+def test_what_was_not_kept_is_not_here(home: Home) -> None:
+    signed = make()
+    records = Records(home)
+    with pytest.raises(NotHereError):
+        records.name(signed.manifest.name)
+    with pytest.raises(NotHereError):
+        records.manifest(signed.id)
+
+
+def test_a_newer_version_takes_the_name_and_the_old_manifest_stays(home: Home) -> None:
+    old, new = make(1), make(2)
+    records = Records(home)
+    records.keep(old, link_to(old))
+    assert records.keep(new, link_to(new)).manifest_id == new.id
+    assert records.manifest(old.id) == old
+
+
+def test_a_name_never_goes_back(home: Home) -> None:
+    old, new, twin = make(1), make(2), make(2, size=8192)
+    records = Records(home)
+    records.keep(new, link_to(new))
+    assert records.keep(old, link_to(old)).manifest_id == new.id
+    assert records.keep(twin, link_to(twin)).manifest_id == new.id
+    assert Records(home).name(new.manifest.name).version == 2
+    assert records.manifest(old.id) == old
+
+
+def test_a_newer_link_to_the_same_manifest_is_kept(home: Home) -> None:
+    signed = make()
+    records = Records(home)
+    records.keep(signed, link_to(signed, 1000))
+    records.keep(signed, link_to(signed, 2000))
+    assert Records(home).name(signed.manifest.name).link.peers == (("127.0.0.1", 2000),)
+
+
+def test_a_link_to_something_else_is_refused(home: Home) -> None:
+    signed, other = make(), make(label="other")
+    records = Records(home)
+    with pytest.raises(MismatchError):
+        records.keep(signed, link_to(other))
+    with pytest.raises(MismatchError):
+        records.keep(signed, replace(link_to(signed), name=other.manifest.name))
+
+
+def test_a_manifest_in_anothers_place_is_refused(home: Home) -> None:
+    signed, other = make(), make(2)
+    (home.manifests / signed.id.hex()).write_bytes(other.data)
+    with pytest.raises(MismatchError):
+        Records(home).manifest(signed.id)
+
+
+def test_what_a_crash_left_beside_the_names_does_not_count(home: Home) -> None:
+    signed = make()
+    Records(home).keep(signed, link_to(signed))
+    home.names.with_name("names.msgpack.new").write_bytes(b"half")
+    records = Records(home)
+    newer = make(2)
+    assert records.keep(newer, link_to(newer)).version == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"\xc1", b"\x00" * 100])
+def test_damaged_names_are_an_error_that_names_the_file(home: Home, data: bytes) -> None:
+    home.names.write_bytes(data)
+    with pytest.raises(FormatError, match=r"names\.msgpack"):
+        Records(home)
+
+
+def test_any_damage_is_found_or_harmless(home: Home) -> None:
+    signed = make()
+    Records(home).keep(signed, link_to(signed))
+    path = home.manifests / signed.id.hex()
+    names, manifest = home.names.read_bytes(), path.read_bytes()
+
+    @given(st.integers(0, len(names) - 1), st.integers(1, 255))
+    def names_flipped(at: int, change: int) -> None:
+        home.names.write_bytes(names[:at] + bytes([names[at] ^ change]) + names[at + 1 :])
+        with contextlib.suppress(P2pcloopError):
+            Records(home)
+
+    @given(st.integers(0, len(manifest) - 1), st.integers(1, 255))
+    def manifest_flipped(at: int, change: int) -> None:
+        path.write_bytes(manifest[:at] + bytes([manifest[at] ^ change]) + manifest[at + 1 :])
+        with pytest.raises(P2pcloopError):
+            Records(home).manifest(signed.id)
+
+    names_flipped()
+    home.names.write_bytes(names)
+    manifest_flipped()
