@@ -27,7 +27,7 @@ from tools.console import Console, ConsoleError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 P2PCLOOP = CHECKOUT / ".venv/bin/p2pcloop"
-PROMPT = r"(?:root@p2pcloop:)?[~/] ?# "
+PROMPT = r"(?:root@p2pcloop:~|tiny)# "
 BOOT_LIMIT = 180.0
 GUEST_FILE = "/root/hello"
 
