@@ -1,0 +1,296 @@
+"""The overlay `mine.delta`: a user's local writable layer in one sparse file.
+
+The format, and why a crash at any instant leaves a valid overlay: docs/formats/overlay.md.
+
+All methods run on one thread; only the callable that `Overlay.prepare_flush` returns may run on
+others, while that thread goes on writing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.formats.overlay_file import OverlayFile
+from p2pcloop.formats.overlay_flush import Flusher
+from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
+from p2pcloop.formats.overlay_states import LOAD_SIZE, Run, State, StateTable
+from p2pcloop.units import BLOCK_SIZE
+
+__all__ = ["Overlay", "OverlayInfo", "Run", "State"]
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayInfo:
+    """What an overlay is made on and how full it is.
+
+    Attributes:
+        image_size: bytes of the device.
+        image_id: SHA-256 that names the content of all layers below.
+        manifest_id: SHA-256 of the image's manifest, or None.
+        name: `@key/label` of the image, or empty.
+        created: seconds since 1970.
+        data_blocks: blocks of 4096 bytes that are in this file.
+        zero_blocks: blocks that read as zeros whatever the image holds.
+        allocated: bytes of disk that the file takes, its tables included.
+    """
+
+    image_size: int
+    image_id: bytes
+    manifest_id: bytes | None
+    name: str
+    created: int
+    data_blocks: int
+    zero_blocks: int
+    allocated: int
+
+
+class Overlay:
+    """An open overlay. It is locked: nobody else writes it as long as it is open.
+
+    After a flush whose fdatasync failed it refuses reads, writes and flushes with a
+    `StorageError` (why: `Flusher`); opened again, it is what the last good flush made it.
+    """
+
+    def __init__(self, file: OverlayFile, header: Header, *, volatile: bool = False) -> None:
+        """Use `create`, `create_temporary` or `open` instead.
+
+        Args:
+            file: open and locked.
+            header: its header, checked.
+            volatile: nothing needs to survive this process, so flushes do nothing.
+        """
+        self._file = file
+        self._header = header
+        self._volatile = volatile
+        self._data_offset = header.data_offset
+        self._table = StateTable(header.block_count, header.data_offset - HEADER_SIZE)
+        self._flusher = Flusher(file, self._table)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        image_id: bytes,
+        image_size: int,
+        manifest_id: bytes | None = None,
+        name: str = "",
+    ) -> Self:
+        """Make an empty overlay under a name that is free; a crash leaves all of it or nothing.
+
+        Args:
+            path: the file to make.
+            image_id: SHA-256 that names the content of all layers below.
+            image_size: bytes, a multiple of 4096, at most 16 TiB.
+            manifest_id: SHA-256 of the image's manifest, kept for publishing.
+            name: `@key/label` of the image, at most 256 bytes, kept for publishing.
+
+        Raises:
+            StorageError: the file exists (errno EEXIST) or cannot be made.
+        """
+        header = Header(image_size, image_id, manifest_id, name, int(time.time()))
+        raw = header.pack()
+        file = OverlayFile.create_hidden(path.parent)
+        hidden = file.path
+        try:
+            file.reserve(header.file_size, allocated=header.data_offset)
+            file.write(0, [raw])
+            file.publish(path)
+        except BaseException:
+            file.close()
+            hidden.unlink(missing_ok=True)
+            raise
+        return cls(file, header)
+
+    @classmethod
+    def create_temporary(cls, folder: Path, *, image_id: bytes, image_size: int) -> Self:
+        """Make an overlay without a name, for this boot only; its room is free when it closes.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        header = Header(image_size, image_id, None, "", int(time.time()))
+        file = OverlayFile.create_hidden(folder)
+        try:
+            file.path.unlink()
+            file.reserve(header.file_size, allocated=0)
+        except BaseException:
+            file.close()
+            raise
+        return cls(file, header, volatile=True)
+
+    @classmethod
+    def open(cls, path: Path, *, image_id: bytes | None, read_only: bool = False) -> Self:
+        """Open an overlay, checked whole; a file that is refused is left as it was.
+
+        Args:
+            path: the file.
+            image_id: what it must have been made on; None to take any (to tell or export it).
+            read_only: share it with other readers; it must not be written then.
+
+        Raises:
+            NotHereError: there is no such file.
+            FormatError: it is no overlay, one of another version, or a damaged one.
+            MismatchError: it was made on another image.
+            BusyError: it is open elsewhere.
+            StorageError: the system refused.
+        """
+        file = OverlayFile.open(path, read_only=read_only)
+        try:
+            overlay = cls(file, _read_header(file))
+            overlay._check_image(image_id)
+            overlay._load_states()
+        except BaseException:
+            file.close()
+            raise
+        return overlay
+
+    def _check_image(self, image_id: bytes | None) -> None:
+        made_on = self._header
+        if image_id is None or image_id == made_on.image_id:
+            return
+        name = f" ({made_on.name})" if made_on.name else ""
+        raise MismatchError(
+            f"{self.path} was made on image {made_on.image_id.hex()}{name}, "
+            f"it cannot be used with image {image_id.hex()}",
+            hint="Use it with the image it was made on, or give another file name to start anew.",
+        )
+
+    def _load_states(self) -> None:
+        """Read the state table into memory and check it."""
+        size = self._table.size
+        for start in range(0, size, LOAD_SIZE):
+            part = bytearray(min(LOAD_SIZE, size - start))
+            self._file.read_into(HEADER_SIZE + start, [part])
+            try:
+                self._table.load(start, part)
+            except FormatError as err:
+                raise FormatError(f"{self.path} is damaged: {err}") from err
+
+    @property
+    def path(self) -> Path:
+        """The file, for messages."""
+        return self._file.path
+
+    @property
+    def image_size(self) -> int:
+        """Bytes of the device."""
+        return self._header.image_size
+
+    def info(self) -> OverlayInfo:
+        """Tell what it is made on and how full it is; reads the whole state table in memory."""
+        header, counts = self._header, self._table.tally()
+        return OverlayInfo(
+            image_size=header.image_size,
+            image_id=header.image_id,
+            manifest_id=header.manifest_id,
+            name=header.name,
+            created=header.created,
+            data_blocks=counts[State.DATA],
+            zero_blocks=counts[State.ZERO],
+            allocated=self._file.allocated,
+        )
+
+    def state(self, block: int) -> State:
+        """Where the content of one block is."""
+        return self._table[block]
+
+    def runs(self, first: int, count: int) -> Sequence[Run]:
+        """Cut `count` blocks (at least 1, inside the device) into runs of one state, in order."""
+        return self._table.runs(first, count)
+
+    def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Fill `views` from byte `offset` of the device; all blocks touched have state DATA.
+
+        Raises:
+            StorageError: the disk failed, now or at an earlier flush.
+        """
+        self._flusher.check()
+        self._file.read_into(self._data_offset + offset, views)
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Keep whole blocks (`offset` and the sum of lengths are multiples of 4096).
+
+        Raises:
+            StorageError: no space or a failing disk. Blocks that were not DATA are as before;
+                those that were may hold old and new bytes, as with any disk.
+        """
+        self._flusher.check()
+        size = sum(map(len, views))
+        assert not offset % BLOCK_SIZE and not size % BLOCK_SIZE, "whole blocks only"
+        assert offset >= 0 and offset + size <= self._header.image_size, "inside the device"
+        self._file.write(self._data_offset + offset, views)
+        self._flusher.writes += 1
+        self._table.set(offset // BLOCK_SIZE, size // BLOCK_SIZE, State.DATA)
+
+    def zero(self, first: int, count: int, *, keep_room: bool = False) -> None:
+        """Make `count` blocks read as zeros; with `keep_room` their disk room is kept.
+
+        Room is given back at once, not after the state is durable: until then a crash may leave
+        the old content or a hole, which are the old bytes or zeros, and both are right.
+
+        Raises:
+            StorageError: the disk failed; the blocks read as zeros all the same.
+        """
+        self._flusher.check()
+        assert first >= 0 and first + count <= self._header.block_count, "inside the device"
+        had_data = self._table.set(first, count, State.ZERO)
+        if had_data and not keep_room:
+            self._file.punch(self._data_offset + first * BLOCK_SIZE, count * BLOCK_SIZE)
+
+    def prepare_flush(self) -> Callable[[], None]:
+        """Note what has been written and zeroed so far; the call returned makes it durable.
+
+        The call blocks on disk and may run on any thread while further writes go on. Calls may
+        run at once and in any order; one makes durable what it finds waiting, for all of them.
+        If it fails other than in fdatasync (no space), the next one tries again.
+
+        Raises:
+            StorageError: by the call returned.
+        """
+        if self._volatile:
+            return _nothing
+        return self._flusher.prepare()
+
+    def close(self) -> None:
+        """Wait for a running flush, then let go of the file; what was not flushed may be lost."""
+        self._flusher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _nothing() -> None:
+    """Flush an overlay that does not outlive its process."""
+
+
+def _read_header(file: OverlayFile) -> Header:
+    """Read and check a file's header and its length."""
+    size = file.size
+    raw = bytearray(min(size, HEADER_SIZE))
+    file.read_into(0, [raw])
+    try:
+        header = Header.unpack(bytes(raw))
+    except FormatError as err:
+        raise FormatError(f"{file.path} is not a usable overlay: {err}", hint=err.hint) from err
+    if size != header.file_size:
+        raise FormatError(
+            f"{file.path} is {size} bytes long where {header.file_size} belong: "
+            "it was cut off, or copied in part",
+            hint="Copy it again, whole; `cp --sparse=always` keeps it small.",
+        )
+    return header

@@ -1,0 +1,265 @@
+"""An overlay's open file: whole transfers, durability, holes, and errors in our own terms.
+
+The one seam between an overlay and the disk: all that the overlay ever does to its file are the
+methods of `OverlayFile`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias, cast
+
+from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError
+
+_View: TypeAlias = "memoryview | bytearray | bytes"
+
+_MAX_VIEWS = 1024  # IOV_MAX of Linux
+_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02  # linux/falloc.h
+_KEEPS_ROOM = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOSPC, errno.EINTR)
+
+
+class OverlayFile:
+    """A regular file that is open and locked, addressed in bytes from its start."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        """Take over an open descriptor; `path` is for messages."""
+        self.path = path
+        self._fd = descriptor
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool) -> OverlayFile:
+        """Open and lock a file that exists: alone for writing, with other readers for reading.
+
+        Raises:
+            NotHereError: there is no such file.
+            FormatError: it is no regular file.
+            BusyError: it is open elsewhere.
+            StorageError: the system refused (permission, read-only medium, ...).
+        """
+        # O_NONBLOCK: a FIFO by that name must not hang the open.
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            descriptor = os.open(path, flags)
+        except FileNotFoundError as err:
+            raise NotHereError(f"there is no overlay {path}") from err
+        except OSError as err:
+            raise storage_error(err, "open", path) from err
+        file = cls(descriptor, path)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError(f"{path} is not an overlay: it is not a regular file")
+            file.lock(shared=read_only)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    @classmethod
+    def create_hidden(cls, folder: Path) -> OverlayFile:
+        """Make and lock an empty file (mode 0600) under a name that nobody looks for.
+
+        Raises:
+            StorageError: the folder does not exist or cannot be written.
+        """
+        try:
+            descriptor, name = tempfile.mkstemp(prefix=".overlay-", dir=folder)
+        except OSError as err:
+            raise storage_error(err, "make a file in", folder) from err
+        file = cls(descriptor, Path(name))
+        try:
+            file.lock()
+        except BaseException:
+            file.close()
+            file.path.unlink()
+            raise
+        return file
+
+    def publish(self, path: Path) -> None:
+        """Make a hidden file durable and give it its name, which must be free.
+
+        The name appears with all of the content or not at all, and never replaces another file:
+        hence link(2), which refuses a name that exists, and not rename(2).
+
+        Raises:
+            StorageError: the name is taken (EEXIST), or the file system refused.
+        """
+        try:
+            os.fsync(self._fd)
+            os.link(self.path, path)
+            self.path.unlink()
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as err:
+            raise storage_error(err, "make", path) from err
+        self.path = path
+
+    def lock(self, *, shared: bool = False) -> None:
+        """Hold the file as long as it is open; the kernel lets go when the process dies.
+
+        Raises:
+            BusyError: somebody else holds it.
+        """
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise BusyError(
+                f"{self.path} is in use by another guest or program",
+                hint="Shut that one down first, or give this one an overlay of its own.",
+            ) from err
+        except OSError as err:
+            raise storage_error(err, "lock", self.path) from err
+
+    @property
+    def size(self) -> int:
+        """Bytes from the first to the last, holes included."""
+        return os.fstat(self._fd).st_size
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of disk that the file takes."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def reserve(self, size: int, *, allocated: int) -> None:
+        """Make a new file `size` bytes long, with disk room only for the first `allocated`.
+
+        Raises:
+            StorageError: no space, or a longer file than the file system can hold.
+        """
+        try:
+            os.ftruncate(self._fd, size)
+            if allocated:
+                os.posix_fallocate(self._fd, 0, allocated)
+        except OSError as err:
+            raise storage_error(err, "make", self.path) from err
+
+    def read_into(self, offset: int, views: Sequence[memoryview | bytearray]) -> None:
+        """Fill `views` from `offset` on.
+
+        Raises:
+            StorageError: the disk failed, or somebody cut the file short.
+        """
+        try:
+            whole = _transfer(os.preadv, self._fd, offset, views)
+        except OSError as err:
+            raise storage_error(err, "read", self.path) from err
+        if not whole:
+            raise StorageError(f"{self.path} was cut short while in use", errno=errno.EIO)
+
+    def write(self, offset: int, views: Sequence[memoryview | bytes]) -> None:
+        """Write all of `views` at `offset`; in the page cache after that, durable after `sync`.
+
+        Raises:
+            StorageError: no space or a failing disk; a part may have been written.
+        """
+        try:
+            whole = _transfer(os.pwritev, self._fd, offset, views)
+        except OSError as err:
+            raise storage_error(err, "write to", self.path) from err
+        if not whole:
+            raise StorageError(f"{self.path} takes no more bytes", errno=errno.EIO)
+
+    def sync(self) -> None:
+        """Make every write that has returned durable (fdatasync).
+
+        Raises:
+            StorageError: the disk failed. What was written since the last good sync may be lost
+                although the kernel will not say so again.
+        """
+        try:
+            os.fdatasync(self._fd)
+        except OSError as err:
+            raise storage_error(err, "flush", self.path) from err
+
+    def punch(self, offset: int, length: int) -> None:
+        """Give back the disk room of a range, which then reads as zeros.
+
+        Where the file system cannot make holes, nothing happens.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        fallocate = _fallocate()
+        if fallocate is None or fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _KEEPS_ROOM:
+            err = OSError(code, os.strerror(code))
+            raise storage_error(err, "give back room of", self.path) from err
+
+    def close(self) -> None:
+        """Close the file, which also unlocks it; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def storage_error(err: OSError, doing: str, path: Path) -> StorageError:
+    """Tell an error of the system in our own terms, its errno kept."""
+    code = err.errno or errno.EIO
+    hints = {
+        errno.ENOSPC: f"Free some space on the file system of {path.parent}.",
+        errno.EDQUOT: "Free some of your disk quota.",
+        errno.EFBIG: "Put it on a file system that takes longer files.",
+        errno.EEXIST: "Choose another name, or remove that file if it is not needed.",
+        errno.EPERM: "Put it on a file system that knows hard links and holes, such as ext4.",
+        errno.EACCES: "Check the permissions of the file and its folder.",
+    }
+    return StorageError(
+        f"cannot {doing} {path}: {os.strerror(code)}", errno=code, hint=hints.get(code)
+    )
+
+
+def _transfer(
+    call: Callable[[int, Sequence[_View], int], int],
+    descriptor: int,
+    offset: int,
+    views: Sequence[_View],
+) -> bool:
+    """Move all bytes of `views` (one byte an item) by preadv or pwritev; False at a dead end."""
+    left = sum(map(len, views))
+    if len(views) <= _MAX_VIEWS:
+        done = call(descriptor, views, offset)
+        if done == left:
+            return True
+        views = _skip(views, done)
+        offset, left = offset + done, left - done
+    while left:
+        done = call(descriptor, views[:_MAX_VIEWS], offset)
+        if done == 0:
+            return False
+        views = _skip(views, done)
+        offset, left = offset + done, left - done
+    return True
+
+
+def _skip(views: Sequence[_View], count: int) -> list[memoryview]:
+    """Return what is left of `views` after their first `count` bytes."""
+    rest = []
+    for view in views:
+        if count < len(view):
+            rest.append(memoryview(view)[count:])
+        count = max(0, count - len(view))
+    return rest
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """Return fallocate(2), which Python lacks; None where the C library has none for 64 bits."""
+    try:
+        function = ctypes.CDLL(None, use_errno=True).fallocate64
+    except AttributeError:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function.restype = ctypes.c_int
+    return cast("Callable[[int, int, int, int], int]", function)

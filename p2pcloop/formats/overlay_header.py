@@ -1,0 +1,126 @@
+"""The header of an overlay file and where its parts lie (docs/formats/overlay.md)."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from p2pcloop.errors import FormatError
+from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+
+MAGIC = b"P2PCOVL\n"
+VERSION = 1
+HEADER_SIZE = 4096
+PAGE_SIZE = 4096
+"""Bytes of the state table, one for each block, that are written back together."""
+MAX_NAME_SIZE = 256
+ID_SIZE = 32
+MAX_CREATED = 253_402_300_799
+"""The last second of the year 9999, the latest that a date can be told of."""
+
+_FIELDS = struct.Struct("<8sIIQQ32s32sI256s")
+_CRC = struct.Struct("<I")
+_NO_ID = bytes(ID_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What an overlay is made on.
+
+    Attributes:
+        image_size: bytes of the device, a multiple of 4096.
+        image_id: SHA-256 that names the content of all layers below.
+        manifest_id: SHA-256 of the manifest that the image came with, or None.
+        name: `@key/label` of the image or empty; told to people, nothing depends on it.
+        created: seconds since 1970.
+    """
+
+    image_size: int
+    image_id: bytes
+    manifest_id: bytes | None
+    name: str
+    created: int
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the device, and bytes of the state table that mean something."""
+        return self.image_size // BLOCK_SIZE
+
+    @property
+    def data_offset(self) -> int:
+        """Where block 0 lies in the file: after header and state table, each in whole pages."""
+        return HEADER_SIZE + -(-self.block_count // PAGE_SIZE) * PAGE_SIZE
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the (sparse) file: every block has its place from the start."""
+        return self.data_offset + self.image_size
+
+    def pack(self) -> bytes:
+        """Return the 4096 bytes of the header.
+
+        Raises:
+            ValueError: a field is out of its limits (a mistake of the caller).
+        """
+        if (problem := self._problem()) is not None:
+            raise ValueError(f"an overlay cannot be made: {problem}")
+        head = _FIELDS.pack(
+            MAGIC,
+            VERSION,
+            0,
+            self.image_size,
+            self.created,
+            self.image_id,
+            self.manifest_id or _NO_ID,
+            BLOCK_SIZE,
+            self.name.encode(),
+        ).ljust(HEADER_SIZE - _CRC.size, b"\0")
+        return head + _CRC.pack(zlib.crc32(head))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Header:
+        """Check the first 4096 bytes of a file whole and return what they say.
+
+        Raises:
+            FormatError: this is no overlay, one of another version, or a damaged one.
+        """
+        if len(raw) < HEADER_SIZE or not raw.startswith(MAGIC):
+            raise FormatError("it does not begin with an overlay's header")
+        (_, version, flags, image_size, created, image_id, manifest_id, block_size, name) = (
+            _FIELDS.unpack_from(raw)
+        )
+        if version != VERSION:
+            raise FormatError(
+                f"it has version {version} of the format, this program knows version {VERSION}",
+                hint="Use the p2pcloop that made it, or a newer one.",
+            )
+        body, reserved = raw[: -_CRC.size], raw[_FIELDS.size : -_CRC.size]
+        if _CRC.unpack(raw[-_CRC.size :]) != (zlib.crc32(body),):
+            raise FormatError("the checksum of its header is wrong: the header is damaged")
+        if flags or any(reserved) or block_size != BLOCK_SIZE:
+            raise FormatError(f"flags {flags:#x}, blocks of {block_size} bytes: not known here")
+        try:
+            text = name.rstrip(b"\0").decode()
+        except UnicodeDecodeError as err:
+            raise FormatError("the name in its header is not UTF-8") from err
+        header = cls(
+            image_size, image_id, None if manifest_id == _NO_ID else manifest_id, text, created
+        )
+        if (problem := header._problem()) is not None:
+            raise FormatError(problem)
+        return header
+
+    def _problem(self) -> str | None:
+        """Say which field is out of its limits, or None."""
+        if self.image_size % BLOCK_SIZE or not BLOCK_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
+            return f"an image of {self.image_size} bytes is not 1 to 2^32 blocks of {BLOCK_SIZE}"
+        if len(self.image_id) != ID_SIZE or self.manifest_id == _NO_ID:
+            return "an id is not a SHA-256"
+        if self.manifest_id is not None and len(self.manifest_id) != ID_SIZE:
+            return "the manifest's id is not a SHA-256"
+        if len(self.name.encode()) > MAX_NAME_SIZE or not self.name.isprintable():
+            return f"the name is longer than {MAX_NAME_SIZE} bytes or not printable"
+        if not 0 <= self.created <= MAX_CREATED:
+            return f"the time {self.created} is not a date"
+        return None
