@@ -1,0 +1,111 @@
+"""Where an NBD server listens: exactly the address that the user named."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import BusyError, UsageError
+
+_HINT = "give unix:PATH, HOST:PORT or [IPV6]:PORT, such as unix:/tmp/disk.nbd or 127.0.0.1:10809"
+
+
+@asynccontextmanager
+async def open_nbd_listeners(address: str) -> AsyncIterator[list[trio.SocketListener]]:
+    """Listen on `unix:PATH` (mode 0600) or `HOST:PORT`; a socket file is removed at the end.
+
+    Port 0 lets the system choose: see the listener's `socket.getsockname()`. A host name is
+    resolved, and all its addresses are listened on.
+
+    Raises:
+        UsageError: the address cannot be parsed or not be listened on.
+        BusyError: somebody listens there already.
+    """
+    if address.startswith("unix:"):
+        path = _parse_path(address)
+        listeners = [_listen_unix(path, address)]
+    else:
+        path = None
+        host, port = _parse_host_port(address)
+        listeners = await _listen_tcp(host, port, address)
+    try:
+        yield listeners
+    finally:
+        # Unlinked while still ours: a dead socket may be replaced by another server's at any time.
+        if path is not None:
+            path.unlink(missing_ok=True)
+        for listener in listeners:
+            listener.socket.close()
+
+
+def _parse_path(address: str) -> Path:
+    path = address.removeprefix("unix:")
+    if not path or "\0" in path:
+        raise UsageError(f"{address!r} names no socket file", hint=_HINT)
+    return Path(path)
+
+
+def _parse_host_port(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    named = host and (bracketed == (":" in host)) and not set(host) & set("[]/ \0")
+    if not colon or not named or not (port.isascii() and port.isdigit() and len(port) <= 5):
+        raise UsageError(f"{address!r} is not an address to listen on", hint=_HINT)
+    if int(port) > 65535:
+        raise UsageError(f"{address!r} has a port above 65535", hint=_HINT)
+    return host, int(port)
+
+
+async def _listen_tcp(host: str, port: int, address: str) -> list[trio.SocketListener]:
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except (OSError, UnicodeError) as err:
+        if isinstance(err, OSError) and err.errno == errno.EADDRINUSE:
+            raise BusyError(f"somebody listens on {address} already") from err
+        raise UsageError(f"cannot listen on {address}: {err}", hint=_HINT) from err
+
+
+def _listen_unix(path: Path, address: str) -> trio.SocketListener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path, address)
+        sock.bind(str(path))
+        # Nobody can connect before listen(), so there is no moment of another mode.
+        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        sock.listen()
+    except OSError as err:
+        sock.close()
+        if err.errno == errno.EADDRINUSE:
+            raise BusyError(f"somebody listens on {address} already") from err
+        raise UsageError(f"cannot listen on {address}: {err}", hint=_HINT) from err
+    except BaseException:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+
+
+def _remove_stale(path: Path, address: str) -> None:
+    """Unlink a socket that a dead server left behind; nothing else is ever removed."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} exists and is not a socket", hint="choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        with contextlib.suppress(ConnectionRefusedError):
+            with contextlib.suppress(BlockingIOError):
+                probe.connect(str(path))
+            raise BusyError(f"somebody listens on {address} already")
+    path.unlink()

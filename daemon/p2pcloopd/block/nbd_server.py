@@ -1,0 +1,320 @@
+"""NBD front end: serves a backend's device to NBD clients, any number of requests at a time.
+
+The thin trio side of `p2pcloop.protocol.nbd`. Per connection one task receives, answers inline
+whatever is here, and sends the answers to all that came in together with one call. Only a request
+that must wait (for missing bytes, for the disk) gets a task; replies go out as they are ready.
+
+Overload: at most `MAX_CONNECTIONS` are served, the next one waits for its turn. At most
+`MAX_WAITING` requests with `MAX_WAITING_PAYLOAD` bytes wait in tasks of one connection, and its
+replies fill at most one send buffer; beyond that no more is read from it. So a connection takes at
+worst 64 MiB for what waits and 32 MiB each for the WRITE that comes in and the READ that goes out;
+with requests of up to 128 KiB that are answered at once, half a MiB in all.
+
+Ends: a client that vanishes or breaks the protocol takes its waiting requests with it, none of
+which was acknowledged. After an orderly DISC everything in flight is finished first, reads as long
+as the client stays. Cancellation closes the connections at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from p2pcloop.errors import P2pcloopError, StorageError
+from p2pcloop.image.api import Missing
+from p2pcloop.protocol import nbd_wire as wire
+from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
+from p2pcloop.protocol.nbd_export import Export
+from p2pcloopd.block.backend import Backend, complete, flush
+from p2pcloopd.block.nbd_sender import ReplySender
+
+MAX_CONNECTIONS: Final = 16
+MAX_WAITING: Final = 256
+MAX_WAITING_PAYLOAD: Final = 64 << 20
+HANDSHAKE_SECONDS: Final = 30
+
+MAX_INLINE_CHANGE: Final = 4 << 20
+"""A longer TRIM or WRITE_ZEROES is done in pieces of this, so that others get their turn."""
+
+_HEADER: Final = wire.SIMPLE_REPLY.size
+
+_NO_PAYLOAD: Final = memoryview(b"")
+
+_log = logging.getLogger(__name__)
+
+
+async def serve_nbd(
+    backend: Backend,
+    listeners: list[trio.SocketListener],
+    *,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `backend` on `listeners` until cancelled; closes them at the end.
+
+    `task_status.started` gets the listeners once clients can connect.
+    """
+    places = trio.Semaphore(MAX_CONNECTIONS)
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with places:
+            # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
+            with socket.socket(fileno=stream.socket.detach()) as sock:
+                sock.setblocking(False)
+                await _Connection(backend, sock).run()
+
+    await trio.serve_listeners(handle, listeners, task_status=task_status)
+
+
+class _Waiting:
+    """Counts the requests of one connection that wait in tasks."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._payload = 0
+        self._parked = trio.lowlevel.ParkingLot()
+
+    def has_room(self, payload: int) -> bool:
+        return self._requests < MAX_WAITING and self._payload + payload <= MAX_WAITING_PAYLOAD
+
+    async def room(self, payload: int) -> None:
+        while not self.has_room(payload):
+            await self._parked.park()
+
+    async def nothing(self) -> None:
+        while self._requests:
+            await self._parked.park()
+
+    def add(self, payload: int) -> None:
+        self._requests += 1
+        self._payload += payload
+
+    def remove(self, payload: int) -> None:
+        self._requests -= 1
+        self._payload -= payload
+        self._parked.unpark_all()
+
+
+class _Connection:
+    def __init__(self, backend: Backend, sock: socket.socket) -> None:
+        self._backend = backend
+        self._device = backend.device
+        self._sock = sock
+        self._protocol = NbdServer(Export(self._device.size, self._device.read_only))
+        self._session = trio.CancelScope()
+        self._sender = ReplySender(sock, lost=self._session.cancel)
+        self._tasks: trio.Nursery
+        self._waiting = _Waiting()
+        self._waiting_reads: set[trio.CancelScope] = set()
+
+    async def run(self) -> None:
+        """Serve the client until it leaves; what it does wrong ends here with a line in the log."""
+        async with trio.open_nursery() as self._tasks:
+            orderly = False
+            try:
+                with self._session:
+                    orderly = await self._serve()
+            except wire.RemoteProtocolError as err:
+                _log.warning("NBD client dropped: %s", err)
+            if orderly:
+                await self._finish()
+            else:
+                self._tasks.cancel_scope.cancel()
+
+    async def _serve(self) -> bool:
+        """Return whether the client took its leave (DISC) rather than vanished."""
+        await self._sender.send(GREETING)
+        with trio.move_on_after(HANDSHAKE_SECONDS) as handshake:
+            if not await self._negotiate():
+                return False
+        if handshake.cancelled_caught:
+            _log.warning("NBD client dropped: no handshake in %d s", HANDSHAKE_SECONDS)
+            return False
+        return await self._transmit()
+
+    async def _negotiate(self) -> bool:
+        while True:
+            event = self._protocol.next_event()
+            if event is Signal.NEED_DATA:
+                if not await self._receive():
+                    return False
+            elif isinstance(event, Reply):
+                await self._sender.send(event.data)
+            else:
+                return event is Signal.NEGOTIATED
+
+    async def _transmit(self) -> bool:
+        next_event = self._protocol.next_event
+        while True:
+            event = next_event()
+            if isinstance(event, Request):
+                if event.command == wire.CMD_READ:
+                    await self._read(event)
+                else:
+                    await self._change(event)
+            elif event is Signal.NEED_DATA:
+                await self._sender.send_batch()
+                if not await self._receive():
+                    return False
+            elif isinstance(event, Reply):
+                await self._sender.add(event.data)
+            else:
+                await self._sender.send_batch()
+                return True
+
+    async def _finish(self) -> None:
+        """After DISC: wait until all is answered, reads only while there is somebody to answer."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._forget_reads_when_gone)
+            await self._waiting.nothing()
+            nursery.cancel_scope.cancel()
+
+    async def _forget_reads_when_gone(self) -> None:
+        await trio.lowlevel.wait_readable(self._sock)
+        self._sender.stop()
+        for scope in self._waiting_reads:
+            scope.cancel()
+
+    async def _read(self, request: Request) -> None:
+        reply = await self._sender.reserve(_HEADER + request.length)
+        try:
+            self._device.read_into(request.offset, (reply[_HEADER:],))
+        except Missing as missing:
+            await self._read_later(request, missing)
+        except P2pcloopError as err:
+            await self._sender.add(self._protocol.reply_header(request.cookie, _error_of(err)))
+        else:
+            reply[:_HEADER] = self._protocol.reply_header(request.cookie)
+            self._sender.commit(len(reply))
+
+    async def _read_later(self, request: Request, missing: Missing) -> None:
+        await self._wait_for_room(request.length)
+        reply = memoryview(bytearray(_HEADER + request.length))
+        reply[:_HEADER] = self._protocol.reply_header(request.cookie)
+        call = partial(self._device.read_into, request.offset, (reply[_HEADER:],))
+        self._start(request, partial(complete, self._backend, call, missing), reply)
+
+    async def _change(self, request: Request) -> None:
+        """Any command but READ."""
+        if request.command == wire.CMD_FLUSH:
+            await self._wait_for_room(0)
+            self._start(request)
+            return
+        if request.length > MAX_INLINE_CHANGE and request.command != wire.CMD_WRITE:
+            await self._wait_for_room(0)
+            self._start(request, partial(self._clear_in_pieces, request))
+            return
+        try:
+            self._call_for(request)()
+        except Missing as missing:
+            await self._wait_for_room(len(request.payload))
+            kept = request._replace(payload=memoryview(bytes(request.payload)))
+            again = self._call_for(kept)
+            self._start(kept, partial(complete, self._backend, again, missing))
+        except P2pcloopError as err:
+            await self._sender.add(self._protocol.reply_header(request.cookie, _error_of(err)))
+        else:
+            if _must_be_durable(request):
+                await self._wait_for_room(0)
+                self._start(request._replace(payload=_NO_PAYLOAD))
+            else:
+                await self._sender.add(self._protocol.reply_header(request.cookie))
+
+    def _call_for(self, request: Request) -> Callable[[], None]:
+        """The call of the device that a WRITE, TRIM or WRITE_ZEROES asks for."""
+        command, flags, _, offset, length, payload = request
+        if command == wire.CMD_WRITE:
+            return partial(self._device.write, offset, (payload,))
+        if command == wire.CMD_TRIM:
+            return partial(self._device.discard, offset, length)
+        may_unmap = not flags & wire.CMD_FLAG_NO_HOLE
+        return partial(self._device.write_zeroes, offset, length, may_unmap=may_unmap)
+
+    async def _clear_in_pieces(self, request: Request) -> None:
+        position, end = request.offset, request.offset + request.length
+        while position < end:
+            stop = min(end, (position // MAX_INLINE_CHANGE + 1) * MAX_INLINE_CHANGE)
+            call = self._call_for(request._replace(offset=position, length=stop - position))
+            try:
+                call()
+            except Missing as missing:
+                await complete(self._backend, call, missing)
+            else:
+                await trio.lowlevel.checkpoint()
+            position = stop
+
+    def _start(
+        self,
+        request: Request,
+        work: Callable[[], Awaitable[None]] | None = None,
+        reply: memoryview | None = None,
+    ) -> None:
+        """Give a task to a request that must wait, for `work` or for what it wrote to be durable.
+
+        `reply` is what to send if all goes well, or None for the bare header.
+        """
+        self._waiting.add(_payload_of(request))
+        good = self._protocol.reply_header(request.cookie) if reply is None else reply
+        self._tasks.start_soon(self._answer_later, request, work, good)
+
+    async def _answer_later(
+        self,
+        request: Request,
+        work: Callable[[], Awaitable[None]] | None,
+        reply: bytes | memoryview,
+    ) -> None:
+        scope = trio.CancelScope()
+        if request.command == wire.CMD_READ:
+            self._waiting_reads.add(scope)
+        try:
+            with scope:
+                try:
+                    if work is not None:
+                        await work()
+                    if _must_be_durable(request):
+                        await flush(self._device)
+                except P2pcloopError as err:
+                    reply = self._protocol.reply_header(request.cookie, _error_of(err))
+                await self._sender.send(reply)
+        finally:
+            self._waiting_reads.discard(scope)
+            self._waiting.remove(_payload_of(request))
+
+    async def _wait_for_room(self, payload: int) -> None:
+        if not self._waiting.has_room(payload):
+            await self._sender.send_batch()
+            await self._waiting.room(payload)
+
+    async def _receive(self) -> bool:
+        """Take in what has come; return False when the client is gone."""
+        await trio.lowlevel.wait_readable(self._sock)
+        try:
+            count = self._sock.recv_into(self._protocol.receive_buffer())
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if count:
+            self._protocol.received(count)
+        return count > 0
+
+
+def _must_be_durable(request: Request) -> bool:
+    fua = request.flags & wire.CMD_FLAG_FUA and request.command != wire.CMD_READ
+    return bool(fua) or request.command == wire.CMD_FLUSH
+
+
+def _payload_of(request: Request) -> int:
+    """The memory that a waiting request holds on to."""
+    return request.length if request.command == wire.CMD_READ else len(request.payload)
+
+
+def _error_of(err: P2pcloopError) -> int:
+    error = wire.error_of_errno(err.errno) if isinstance(err, StorageError) else wire.EIO
+    if error == wire.EIO:
+        _log.error("I/O error told to an NBD client: %s", err)
+    return error
