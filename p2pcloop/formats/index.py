@@ -174,6 +174,15 @@ def header_length(start: bytes) -> int:
     return length
 
 
+def open_index(index: bytes) -> IndexHeader:
+    """Return the header of an index of which all bytes are given.
+
+    Raises:
+        FormatError: see `read_header`.
+    """
+    return read_header(index[: header_length(index[: FIXED.size])])
+
+
 def read_map(header: IndexHeader, stored: bytes) -> list[Run]:
     """Unpack the map, of which the caller has verified the hash.
 

@@ -26,6 +26,8 @@ ID_SIZE = 32
 INFO_HASH_SIZE = 20
 MAX_MANIFEST_SIZE = 64 << 10
 MAX_LAYERS = 256
+MIN_PIECE_LENGTH = 1 << 14
+MAX_PIECE_LENGTH = 1 << 28
 _MAX_TIME = 1 << 40
 
 
@@ -39,6 +41,8 @@ class LayerRef:
         index_length: bytes of the index, the torrent's first file.
         header_length: bytes of the index header, at the start of the index.
         pack_length: bytes of the pack, the torrent's second file.
+        piece_length: bytes of the torrent's pieces, so that a reader knows from the have file
+            alone what of the layer is here.
     """
 
     layer_id: bytes
@@ -46,6 +50,7 @@ class LayerRef:
     index_length: int
     header_length: int
     pack_length: int
+    piece_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,7 @@ def _to_map(manifest: Manifest) -> dict[str, Any]:
                 "index": layer.index_length,
                 "header": layer.header_length,
                 "pack": layer.pack_length,
+                "piece": layer.piece_length,
             }
             for layer in manifest.layers
         ],
@@ -219,6 +225,7 @@ def _read_layer(values: object) -> LayerRef:
         index_length=fields.integer("index", 1, MAX_IMAGE_SIZE),
         header_length=fields.integer("header", 1, MAX_IMAGE_SIZE),
         pack_length=fields.integer("pack", 0, MAX_IMAGE_SIZE),
+        piece_length=fields.integer("piece", MIN_PIECE_LENGTH, MAX_PIECE_LENGTH),
     )
     fields.end()
     return layer

@@ -12,7 +12,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from p2pcloop.errors import CorruptError, StorageError
+from p2pcloop.errors import CorruptError, FormatError, NotHereError, StorageError
+from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.store.have import HaveView
 
@@ -75,11 +76,12 @@ class LocalContent:
 class StoredContent:
     """A layer in the store of this node, of which parts may be missing."""
 
-    def __init__(self, directory: Path, torrent: bytes, index_length: int) -> None:
-        """`directory` is the torrent's place in the store; it need not exist yet."""
-        self.torrent = torrent
+    def __init__(self, directory: Path, layer: LayerRef) -> None:
+        """`directory` is the place of the layer's torrent in the store; it need not exist yet."""
+        self._torrent = layer.torrent
+        self._index_length = layer.index_length
+        self._piece_length = layer.piece_length
         self._directory = directory
-        self._index_length = index_length
         self._have: HaveView | None = None
         self._fds: tuple[int, int] | None = None
         self._arrivals: OrderedDict[tuple[int, int], bytes] = OrderedDict()
@@ -103,7 +105,7 @@ class StoredContent:
             self._arrived -= len(data)
             return data
         if not self._is_here(offset, length):
-            raise Missing([ByteRange(self.torrent, offset, length)])
+            raise Missing([ByteRange(self._torrent, offset, length)])
         data = self._read_files(offset, length)
         if len(data) != length:
             self.reject(offset, length, "a part of a file in the store")
@@ -118,7 +120,7 @@ class StoredContent:
                 "own data contradicts itself",
                 hint="ask the publisher to publish the image again",
             )
-        raise Missing([ByteRange(self.torrent, offset, length, heal=True)])
+        raise Missing([ByteRange(self._torrent, offset, length, heal=True)])
 
     def close(self) -> None:
         """See `Content.close`."""
@@ -133,9 +135,10 @@ class StoredContent:
         if self._have is None:
             try:
                 self._have = HaveView(self._directory / "have")
-            except FileNotFoundError:
+            except (NotHereError, FormatError):
+                # Not begun, or torn by a crash: p2pcloopd makes it anew, and is asked meanwhile.
                 return False
-        size = self._have.piece_length
+        size = self._piece_length
         return self._have.has(offset // size, (offset + length - 1) // size)
 
     def _read_files(self, offset: int, length: int) -> bytes:

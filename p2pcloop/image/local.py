@@ -14,7 +14,7 @@ from pathlib import Path
 
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
-from p2pcloop.formats.index import FIXED, header_length, read_header
+from p2pcloop.formats.index import open_index
 from p2pcloop.formats.overlay_header import MAGIC as OVERLAY_MAGIC
 from p2pcloop.image.build import Progress, can_stay, index_cloop, index_raw
 from p2pcloop.image.content import LocalContent
@@ -86,8 +86,8 @@ def open_local(
             hint="name the image that it was made on, and the overlay with --overlay",
         )
     index = _load_index(file, cache) or _save_index(file, cache, make_index(file, progress))
-    header = read_header(index[: header_length(index[: FIXED.size])])
-    return MergedImage([Layer(LocalContent(file.path, index), header)], cache_size=cache_size)
+    layer = Layer(LocalContent(file.path, index), open_index(index))
+    return MergedImage([layer], cache_size=cache_size)
 
 
 def make_index(file: ImageFile, progress: Progress) -> bytes:

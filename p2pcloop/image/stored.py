@@ -20,9 +20,7 @@ class StoredImage:
         """`torrents` is the store's folder with one directory for each info hash."""
         self._manifest = manifest
         self._contents = {
-            layer.torrent: StoredContent(
-                torrents / layer.torrent.hex(), layer.torrent, layer.index_length
-            )
+            layer.torrent: StoredContent(torrents / layer.torrent.hex(), layer)
             for layer in manifest.layers
         }
         self._headers: dict[bytes, IndexHeader] = {}

@@ -94,6 +94,10 @@ class Home:
         return self.root / "torrents"
 
     @property
+    def indexes(self) -> Path:
+        return self.root / "indexes"
+
+    @property
     def tmp(self) -> Path:
         return self.root / "tmp"
 

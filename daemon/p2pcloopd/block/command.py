@@ -1,0 +1,73 @@
+"""`p2pcloop block`: serve an image as a block device."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.errors import UsageError
+from p2pcloop.store.home import Home
+from p2pcloopd.block.server import BlockServerSpec, serve, wait_for_signal
+from p2pcloopd.entry import run
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop block debian.cloop --nbd unix:/tmp/debian.nbd
+  nbdcopy nbd+unix:///?socket=/tmp/debian.nbd debian.img
+  p2pcloop block 'magnet:?xt=...' --vhost-user /tmp/disk.sock --overlay mine.delta
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.option(
+    "--vhost-user",
+    "vhost_user",
+    type=click.Path(path_type=Path),
+    metavar="SOCKET",
+    help="Serve vhost-user-blk at this unix socket.",
+)
+@click.option("--nbd", metavar="unix:PATH|HOST:PORT", help="Serve NBD there.")
+@click.option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep writes in this file, made where it does not exist; read-only without.",
+)
+@home_option
+@json_option
+def command(
+    ref: str,
+    vhost_user: Path | None,
+    nbd: str | None,
+    overlay: Path | None,
+    home: Home,
+    *,
+    as_json: bool,
+) -> None:
+    """Serve the image REF as a block device until Ctrl-C; what was written is then durable."""
+    if vhost_user is None and nbd is None:
+        raise UsageError("nowhere to serve", hint="give --vhost-user SOCKET or --nbd ADDRESS")
+    logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s")
+    home.create()
+    target = resolve_ref(ref, home)
+    if isinstance(target, StoredRef):
+        target.client.close()
+    spec = BlockServerSpec(
+        home=home,
+        image=target.signed if isinstance(target, StoredRef) else target,
+        overlay=overlay,
+        vhost_user=vhost_user,
+        nbd=nbd,
+    )
+    where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
+    ready = partial(click.echo, f"serving at {where}", err=True)
+    report = run(partial(serve, spec, ready, wait_for_signal))
+    if as_json:
+        click.echo(to_json(report))

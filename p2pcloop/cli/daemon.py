@@ -1,0 +1,82 @@
+"""`p2pcloop daemon`: run, start and stop p2pcloopd."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from p2pcloop.cli.control_client import ControlClient, NotRunningError
+from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.status import print_node
+from p2pcloop.errors import DaemonError
+from p2pcloop.store.home import Home
+
+
+@click.group("daemon")
+def command() -> None:
+    """Start, stop or run p2pcloopd, the node's daemon.
+
+    Commands that need it start it by themselves; it goes on seeding until it is stopped.
+
+    \b
+    Examples:
+      p2pcloop daemon start
+      p2pcloop daemon status --json
+      p2pcloop daemon run --log-level debug --home /srv/node
+    """
+
+
+@command.command()
+@home_option
+@click.option("--log-level", default="info", show_default=True, help="debug, info, warning, error")
+def run(home: Home, log_level: str) -> None:
+    """Run p2pcloopd in the foreground, its log on stderr, until Ctrl-C."""
+    program = [sys.executable, "-P", "-m", "p2pcloopd"]
+    os.execv(sys.executable, [*program, "--home", str(home.root), "--log-level", log_level])  # noqa: S606  no shell wanted
+
+
+@command.command()
+@home_option
+@json_option
+def start(home: Home, as_json: bool) -> None:
+    """Start p2pcloopd if it does not run; return when it is ready."""
+    with ensure_daemon(home) as client:
+        if as_json:
+            click.echo(to_json({"pid": client.pid, "home": home.root}))
+        else:
+            click.echo(f"p2pcloopd runs on {home.root}, process {client.pid}")
+
+
+@command.command()
+@home_option
+@json_option
+def stop(home: Home, as_json: bool) -> None:
+    """Stop p2pcloopd in order and wait for its end; that none runs is no error."""
+    stopped = stop_daemon(home)
+    if as_json:
+        click.echo(to_json({"stopped": stopped, "home": home.root}))
+    else:
+        click.echo(f"p2pcloopd on {home.root} {'stopped' if stopped else 'was not running'}")
+
+
+@command.command()
+@home_option
+@json_option
+def status(home: Home, as_json: bool) -> None:
+    """Tell whether p2pcloopd runs; exit code 9 where it does not."""
+    try:
+        with ControlClient.connect(home) as client:
+            node = client.call("status")
+    except NotRunningError:
+        if as_json:
+            click.echo(to_json({"running": False, "home": home.root}))
+            raise click.exceptions.Exit(DaemonError.exit_code) from None
+        raise
+    if as_json:
+        del node["torrents"]
+        click.echo(to_json({"running": True} | node))
+    else:
+        print_node(node)

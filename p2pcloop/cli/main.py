@@ -1,0 +1,82 @@
+"""The command `p2pcloop`: which commands there are, and how errors leave.
+
+A command's module is imported only when that command is named, so that `--help` and every other
+command stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from p2pcloop.cli.report import report_error
+from p2pcloop.errors import P2pcloopError
+
+_COMMANDS = {
+    "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
+    "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
+    "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),
+    "fetch": ("p2pcloop.cli.fetch", "Bring all of an image here."),
+    "export": ("p2pcloop.cli.export", "Write an image, with an overlay or not, to a file."),
+    "verify": ("p2pcloop.cli.verify", "Compare what is here with its hashes."),
+    "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
+    "block": ("p2pcloopd.block.command", "Serve an image as a block device (NBD, vhost-user)."),
+    "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),
+}
+"""Name of the command: module that holds it as `command`, and what it does in one line."""
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop seed debian.cloop --name debian
+  p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
+  p2pcloop status --watch
+"""
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in _COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="p2pcloop", prog_name="p2pcloop")
+def cli() -> None:
+    """Boot compressed block images from peers, keep the changes in an overlay, pass them on."""
+
+
+def main() -> None:
+    """Run the command line; every error ends as one line, a hint and its exit code."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except P2pcloopError as err:
+        sys.exit(report_error(err))
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except click.exceptions.Exit as err:
+        sys.exit(err.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter must not try to flush again.
+        sys.stdout = None
+        sys.exit(0)

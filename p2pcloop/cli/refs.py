@@ -1,0 +1,62 @@
+"""REF, as commands take it: a local file, a link, or `@key/label` once known here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.manifest import SignedManifest, open_manifest
+from p2pcloop.formats.name import parse_name
+from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.store.home import Home
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRef:
+    """An image that p2pcloopd knows, with the connection over which it was asked."""
+
+    signed: SignedManifest
+    name: str
+    link: str
+    client: ControlClient
+
+
+def is_local(ref: str) -> bool:
+    """Whether a REF is a file: anything that is neither a link nor a name."""
+    return not is_link(ref) and not ref.startswith("@")
+
+
+def resolve_ref(ref: str, home: Home) -> ImageFile | StoredRef:
+    """Find what a REF stands for; links and names start p2pcloopd where it does not run.
+
+    Raises:
+        UsageError, FormatError: not a file, link or name of the right form.
+        NotHereError: no such file, or a name that is not known here.
+        MismatchError: a manifest that is not what the link or its key says.
+    """
+    if is_local(ref):
+        return inspect_file(Path(ref))
+    # Told apart from a daemon's error before one is started for nothing.
+    _ = parse_link(ref) if is_link(ref) else parse_name(ref)
+    client = ensure_daemon(home)
+    answer = client.call("resolve", report_waiting, ref=ref)
+    return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
+
+
+def report_waiting(event: str, fields: dict[str, Any]) -> None:
+    """Tell on stderr that no peer answers, and which ones were tried."""
+    if event == "waiting":
+        click.echo(waiting_message(fields), err=True)
+
+
+def waiting_message(fields: dict[str, Any]) -> str:
+    """Say what a "waiting" event says."""
+    peers = ", ".join(map(str, fields.get("peers", []))) or "none: the link names no peer"
+    seconds = fields.get("seconds", 0)
+    return f"no peer reachable for {seconds:.0f} s, still trying; peers tried: {peers}"

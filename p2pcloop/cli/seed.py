@@ -1,0 +1,137 @@
+"""`p2pcloop seed`: serve an image to peers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.manifest import (
+    BootParameters,
+    LayerRef,
+    Manifest,
+    SignedManifest,
+    open_manifest,
+    sign_manifest,
+)
+from p2pcloop.formats.name import Name, check_label
+from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.image.pack import read_start, write_layer
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import load_or_create_key
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop seed KNOPPIX.cloop --name knoppix
+  p2pcloop seed disk.img --name my-disk --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
+@click.option(
+    "--append", default="", metavar="ARGS", help="Words for the guest kernel's command line."
+)
+@home_option
+@json_option
+def command(image: Path, label: str, append: str, home: Home, *, as_json: bool) -> None:
+    """Serve IMAGE, a .cloop or a raw image, to peers, under LABEL and your key.
+
+    A .cloop is served where it lies: no second copy, no repacking; leave it there unchanged. A raw
+    image is packed (zstd) into the node's home. Prints the name and a link that others boot with.
+    """
+    check_label(label)
+    file = inspect_file(image)
+    if file.kind == "overlay":
+        raise UsageError(f"{image} is an overlay, not an image", hint="seed the image below it")
+    with ensure_daemon(home) as client:
+        answer = _seed(file, label, append, home, client, quiet=as_json)
+    if as_json:
+        click.echo(to_json(answer))
+        return
+    click.echo(f"serving {answer['name']}")
+    click.echo(f"  {format_size(answer['stored'])} for {format_size(answer['size'])} of device")
+    click.echo(f"boot it anywhere with:\n  p2pcloop boot '{answer['link']}'")
+
+
+def _seed(
+    file: ImageFile, label: str, append: str, home: Home, client: ControlClient, *, quiet: bool
+) -> dict[str, Any]:
+    key = load_or_create_key(home.keys)
+    name = Name(key.public_key().public_bytes_raw(), label)
+    with _staging(home) as staging:
+        with progress_bar("reading", quiet=quiet) as progress:
+            header, note = write_layer(file, staging, progress)
+        if note:
+            click.echo(note, err=True)
+        seeded = client.call("seed", staging=str(staging))
+    layer = LayerRef(
+        layer_id=header.layer_id,
+        torrent=seeded["torrent"],
+        index_length=header.index_length,
+        header_length=header.length,
+        pack_length=header.pack_length,
+        piece_length=seeded["piece_length"],
+    )
+    previous = _previous(client, name)
+    manifest = Manifest(
+        key=name.key,
+        label=label,
+        version=1 if previous is None else previous.manifest.version + 1,
+        created=int(time.time()),
+        size=header.image_size,
+        layers=(layer,),
+        boot=BootParameters(detect_filesystem(read_start(file, PROBE_SIZE)), append),
+    )
+    if previous is not None and _same(previous.manifest, manifest):
+        data = previous.data
+    else:
+        data = sign_manifest(manifest, key)
+    published = client.call("seed_manifest", manifest=data)
+    return {
+        "name": published["name"],
+        "link": published["link"],
+        "manifest": published["id"],
+        "version": open_manifest(data).manifest.version,
+        "image_id": manifest.image_id,
+        "torrent": layer.torrent,
+        "size": manifest.size,
+        "stored": header.pack_length,
+        "in_place": not note and file.kind == "cloop",
+    }
+
+
+@contextmanager
+def _staging(home: Home) -> Iterator[Path]:
+    """A folder that p2pcloopd takes over when it seeds; what it does not take is deleted."""
+    staging = Path(tempfile.mkdtemp(prefix="seed-", dir=home.tmp))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _previous(client: ControlClient, name: Name) -> SignedManifest | None:
+    try:
+        return open_manifest(client.call("resolve", ref=str(name))["manifest"])
+    except NotHereError:
+        return None
+
+
+def _same(old: Manifest, new: Manifest) -> bool:
+    return (old.image_id, old.layers, old.boot) == (new.image_id, new.layers, new.boot)

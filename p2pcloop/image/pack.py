@@ -1,0 +1,75 @@
+"""Writes the layer of an image file as a torrent's content: `data/<id>/index` and `.../pack`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from p2pcloop.formats.cloop import open_cloop
+from p2pcloop.formats.index import IndexHeader, open_index
+from p2pcloop.image.build import Progress, Read, can_stay, index_cloop, pack_raw
+from p2pcloop.image.local import ImageFile
+from p2pcloop.units import BLOCK_SIZE
+
+
+def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
+    """Write index and pack below `staging`; a cloop is linked to, not copied, where it can be.
+
+    The folder's name comes from the layer's id, so that equal content makes equal torrents.
+
+    Returns:
+        The index's header, and a remark for the user ("" where all is as expected).
+
+    Raises:
+        FormatError: the image is damaged.
+        UsageError: it is empty or too large.
+        StorageError: the disk refused.
+    """
+    with ExitStack() as stack:
+        read, size, note = _reader(file, stack)
+        work = staging / "data" / "work"
+        work.mkdir(parents=True)
+        if read is None:
+            cloop = stack.enter_context(open_cloop(file.path))
+            index = index_cloop(cloop, file.size, progress)
+            (work / "pack").symlink_to(file.path)
+        else:
+            with (work / "pack").open("wb") as pack:
+                index = pack_raw(read, size, pack, progress)
+    (work / "index").write_bytes(index)
+    header = open_index(index)
+    work.rename(staging / "data" / header.layer_id.hex()[:32])
+    return header, note
+
+
+def read_start(file: ImageFile, length: int) -> bytes:
+    """Return the first bytes of the device in an image file, fewer where it is shorter."""
+    with ExitStack() as stack:
+        if file.kind == "cloop":
+            cloop = stack.enter_context(open_cloop(file.path))
+            return cloop.read(0, min(length, cloop.index.header.size))
+        with file.path.open("rb") as raw:
+            return raw.read(length)
+
+
+def _reader(file: ImageFile, stack: ExitStack) -> tuple[Read | None, int, str]:
+    """How to read an image that has to be packed, its size and why; None for one that need not."""
+    if file.kind == "cloop":
+        cloop = stack.enter_context(open_cloop(file.path))
+        if can_stay(cloop):
+            return None, 0, ""
+        header = cloop.index.header
+        note = (
+            f"{file.path} has blocks of {header.block_size} bytes, which are not whole blocks of "
+            "4 KiB: it is repacked into the node's home"
+        )
+        return cloop.read, header.size, note
+    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    note = ""
+    if file.size % BLOCK_SIZE:
+        note = (
+            f"{file.path} has {file.size} bytes, not a multiple of 4 KiB: the device ends in zeros"
+        )
+    return lambda offset, length: os.pread(fd, length, offset), file.size, note
