@@ -1,0 +1,380 @@
+"""The NBD protocol against the specification's own bytes, and against any bytes."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcloop.protocol import nbd_wire as wire
+from p2pcloop.protocol.nbd import (
+    GREETING,
+    INPUT_SIZE,
+    MAX_INPUT_PAYLOAD,
+    MAX_KEPT_PAYLOAD,
+    MAX_OPTION,
+    MAX_SKIPPED_OPTION,
+    NbdServer,
+    Reply,
+    Request,
+    Signal,
+)
+from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Export, check_request
+from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
+
+SIZE = 1 << 30
+EXPORT = Export(SIZE, read_only=False)
+CLIENT_FLAGS = bytes.fromhex("00000003")
+GO = b"IHAVEOPT" + bytes.fromhex("00000007 00000006 00000000 0000")
+
+# (kind, fields): events with their memory copied, so that they can be kept and compared.
+Seen = tuple[object, ...]
+
+
+def take_events(server: NbdServer) -> list[Seen]:
+    """All events up to NEED_DATA, or to the end of the connection."""
+    seen: list[Seen] = []
+    while True:
+        try:
+            event = server.next_event()
+        except RemoteProtocolError as err:
+            return [*seen, ("broken", str(err))]
+        if event is Signal.NEED_DATA:
+            return seen
+        if isinstance(event, Request):
+            seen.append((*event[:-1], bytes(event.payload)))
+        elif isinstance(event, Reply):
+            seen.append(("reply", event.data))
+        else:
+            seen.append((event,))
+            if event is Signal.DISCONNECT:
+                return seen
+
+
+def over(seen: list[Seen]) -> bool:
+    return bool(seen) and seen[-1][0] in ("broken", Signal.DISCONNECT)
+
+
+def feed(server: NbdServer, pieces: Iterable[bytes]) -> list[Seen]:
+    """What comes of `pieces`, each received at once as far as there is room."""
+    seen: list[Seen] = []
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            room = server.receive_buffer()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            server.received(count)
+            rest = rest[count:]
+            seen += take_events(server)
+            if over(seen):
+                return seen
+    return seen
+
+
+def request(
+    command: int, offset: int = 0, length: int = 0, *, flags: int = 0, payload: bytes = b""
+) -> bytes:
+    header = struct.pack(">IHHQQI", 0x25609513, flags, command, 0x1122334455667788, offset, length)
+    return header + payload
+
+
+def option(number: int, data: bytes = b"") -> bytes:
+    return b"IHAVEOPT" + struct.pack(">II", number, len(data)) + data
+
+
+def info(name: bytes = b"", *wanted: int) -> bytes:
+    return struct.pack(f">I{len(name)}sH{len(wanted)}H", len(name), name, len(wanted), *wanted)
+
+
+def transmitting(export: Export = EXPORT) -> NbdServer:
+    server = NbdServer(export)
+    assert feed(server, [CLIENT_FLAGS + GO])[-1] == (Signal.NEGOTIATED,)
+    return server
+
+
+def refusal(error: int) -> Seen:
+    return ("reply", struct.pack(">IIQ", 0x67446698, error, 0x1122334455667788))
+
+
+def test_greeting_is_fixed_newstyle() -> None:
+    assert bytes.fromhex("4e42444d41474943 49484156454f5054 0003") == GREETING
+
+
+def test_go_with_block_sizes() -> None:
+    asked = b"IHAVEOPT" + bytes.fromhex("00000007 00000008 00000000 0001 0003")
+    reply = bytes.fromhex(
+        "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 016d"
+        "0003e889045565a9 00000007 00000003 0000000e 0003 00000200 00001000 02000000"
+        "0003e889045565a9 00000007 00000001 00000000"
+    )
+    seen = feed(NbdServer(EXPORT), [CLIENT_FLAGS + asked])
+    assert seen == [("reply", reply), (Signal.NEGOTIATED,)]
+
+
+def test_read_only_export_tells_so_and_offers_no_changes() -> None:
+    seen = feed(NbdServer(Export(SIZE, read_only=True)), [CLIENT_FLAGS + GO])
+    reply = bytes.fromhex(
+        "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 010f"
+        "0003e889045565a9 00000007 00000001 00000000"
+    )
+    assert seen == [("reply", reply), (Signal.NEGOTIATED,)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "padding"), [("00000001", bytes(124)), ("00000003", b"")], ids=["zeroes", "no_zeroes"]
+)
+def test_export_name(flags: str, padding: bytes) -> None:
+    seen = feed(NbdServer(EXPORT), [bytes.fromhex(flags) + option(wire.OPT_EXPORT_NAME)])
+    reply = bytes.fromhex("0000000040000000 016d") + padding
+    assert seen == [("reply", reply), (Signal.NEGOTIATED,)]
+
+
+def test_list_names_the_one_empty_name() -> None:
+    reply = bytes.fromhex(
+        "0003e889045565a9 00000003 00000002 00000004 00000000"
+        "0003e889045565a9 00000003 00000001 00000000"
+    )
+    assert feed(NbdServer(EXPORT), [CLIENT_FLAGS + option(wire.OPT_LIST)]) == [("reply", reply)]
+
+
+def test_abort_is_acknowledged_then_over() -> None:
+    seen = feed(NbdServer(EXPORT), [CLIENT_FLAGS + option(wire.OPT_ABORT, b"data to ignore")])
+    reply = bytes.fromhex("0003e889045565a9 00000002 00000001 00000000")
+    assert seen == [("reply", reply), (Signal.DISCONNECT,)]
+
+
+@pytest.mark.parametrize(
+    ("number", "data", "error"),
+    [
+        (wire.OPT_STARTTLS, b"", wire.REP_ERR_UNSUP),
+        (wire.OPT_STRUCTURED_REPLY, b"", wire.REP_ERR_UNSUP),
+        (0, b"", wire.REP_ERR_UNSUP),
+        (0xFFFFFFFF, bytes(MAX_OPTION), wire.REP_ERR_UNSUP),
+        (wire.OPT_LIST, b"x", wire.REP_ERR_INVALID),
+        (wire.OPT_GO, b"", wire.REP_ERR_INVALID),
+        (wire.OPT_GO, bytes(5), wire.REP_ERR_INVALID),
+        (wire.OPT_GO, info() + b"x", wire.REP_ERR_INVALID),
+        (wire.OPT_GO, struct.pack(">IH", 1, 0), wire.REP_ERR_INVALID),
+        (wire.OPT_GO, struct.pack(">IH", 0xFFFFFFFF, 0), wire.REP_ERR_INVALID),
+        (wire.OPT_INFO, struct.pack(">IH", 0, 1), wire.REP_ERR_INVALID),
+        (wire.OPT_INFO, info(b"other"), wire.REP_ERR_UNKNOWN),
+        (wire.OPT_GO, info(b"\xff\xfe"), wire.REP_ERR_UNKNOWN),
+        (wire.OPT_GO, bytes(MAX_OPTION + 1), wire.REP_ERR_TOO_BIG),
+        (99, bytes(MAX_SKIPPED_OPTION), wire.REP_ERR_TOO_BIG),
+    ],
+)
+def test_refused_option_leaves_the_haggling_going(number: int, data: bytes, error: int) -> None:
+    server = NbdServer(EXPORT)
+    (seen,) = feed(server, [CLIENT_FLAGS + option(number, data)])
+    assert isinstance(seen[1], bytes)
+    assert seen[1][:16] == struct.pack(">QII", 0x3E889045565A9, number, error)
+    assert len(seen[1]) == 20 + int.from_bytes(seen[1][16:20], "big")
+    assert feed(server, [GO])[-1] == (Signal.NEGOTIATED,)
+
+
+def test_info_tells_the_same_and_goes_on() -> None:
+    server = NbdServer(EXPORT)
+    ((_, told),) = feed(server, [CLIENT_FLAGS + option(wire.OPT_INFO, info(b"", 3, 1, 0))])
+    ((_, gone), negotiated) = feed(server, [option(wire.OPT_GO, info(b"", 3, 1, 0))])
+    assert isinstance(told, bytes)
+    assert gone == told.replace(b"\0\0\0\6\0\0\0", b"\0\0\0\7\0\0\0")
+    assert negotiated == (Signal.NEGOTIATED,)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        bytes.fromhex("00000004"),
+        bytes.fromhex("80000003"),
+        CLIENT_FLAGS + b"IHAVEOPX" + bytes(8),
+        CLIENT_FLAGS + option(wire.OPT_EXPORT_NAME, b"other"),
+        CLIENT_FLAGS + b"IHAVEOPT" + struct.pack(">II", wire.OPT_EXPORT_NAME, MAX_OPTION + 1),
+        CLIENT_FLAGS + b"IHAVEOPT" + struct.pack(">II", 99, MAX_SKIPPED_OPTION + 1),
+        CLIENT_FLAGS + GO + b"\x25\x60\x95\x14" + bytes(24),
+        CLIENT_FLAGS + GO + request(wire.CMD_WRITE, 0, MAX_PAYLOAD + 512),
+    ],
+)
+def test_client_that_breaks_the_protocol(sent: bytes) -> None:
+    server = NbdServer(EXPORT)
+    assert feed(server, [sent])[-1][0] == "broken"
+    with pytest.raises(LocalProtocolError):
+        server.next_event()
+    with pytest.raises(LocalProtocolError):
+        server.receive_buffer()
+
+
+def test_golden_requests() -> None:
+    sent = bytes.fromhex(
+        "25609513 0000 0000 1122334455667788 0000000000001000 00000200"  # READ
+        "25609513 0001 0003 1122334455667788 0000000000000000 00000000"  # FLUSH
+        "25609513 0001 0004 1122334455667788 000000003ffff000 00001000"  # TRIM
+        "25609513 0003 0006 1122334455667788 0000000000000000 40000000"  # WRITE_ZEROES
+        "25609513 0001 0001 1122334455667788 0000000000000200 00000200"  # WRITE
+    )
+    cookie = 0x1122334455667788
+    assert feed(transmitting(), [sent + b"d" * 512 + request(wire.CMD_DISC)]) == [
+        (wire.CMD_READ, 0, cookie, 4096, 512, b""),
+        (wire.CMD_FLUSH, 1, cookie, 0, 0, b""),
+        (wire.CMD_TRIM, 1, cookie, SIZE - 4096, 4096, b""),
+        (wire.CMD_WRITE_ZEROES, 3, cookie, 0, SIZE, b""),
+        (wire.CMD_WRITE, 1, cookie, 512, 512, b"d" * 512),
+        (Signal.DISCONNECT,),
+    ]
+
+
+def test_golden_reply_header() -> None:
+    header = transmitting().reply_header(0x1122334455667788, wire.EIO)
+    assert header == bytes.fromhex("67446698 00000005 1122334455667788")
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "offset", "length", "error"),
+    [
+        (wire.CMD_READ, 0, 0, MAX_PAYLOAD, 0),
+        (wire.CMD_READ, 0, 0, MAX_PAYLOAD + 512, wire.EINVAL),
+        (wire.CMD_READ, wire.CMD_FLAG_FUA, SIZE - 512, 512, 0),
+        (wire.CMD_READ, 0, SIZE - 512, 1024, wire.EINVAL),
+        (wire.CMD_READ, 0, (1 << 64) - 512, 512, wire.EINVAL),
+        (wire.CMD_READ, 0, 0, 0, wire.EINVAL),
+        (wire.CMD_READ, 0, 1, 512, wire.EINVAL),
+        (wire.CMD_READ, 0, 0, 511, wire.EINVAL),
+        (wire.CMD_READ, wire.CMD_FLAG_NO_HOLE, 0, 512, wire.EINVAL),
+        (wire.CMD_READ, 1 << 2, 0, 512, wire.EINVAL),
+        (wire.CMD_WRITE, 0, SIZE, 512, wire.ENOSPC),
+        (wire.CMD_WRITE, 1 << 15, 0, 512, wire.EINVAL),
+        (wire.CMD_WRITE, 0, 0, 0, wire.EINVAL),
+        (wire.CMD_WRITE_ZEROES, 0, SIZE - 512, 1024, wire.ENOSPC),
+        (wire.CMD_WRITE_ZEROES, 1 << 4, 0, 512, wire.EINVAL),
+        (wire.CMD_TRIM, 0, SIZE - 512, 1024, wire.EINVAL),
+        (wire.CMD_TRIM, 0, 0, 0, wire.EINVAL),
+        (wire.CMD_FLUSH, 0, 0, 512, wire.EINVAL),
+        (wire.CMD_FLUSH, 0, 512, 0, wire.EINVAL),
+        (5, 0, 0, 512, wire.EINVAL),
+        (7, 0, 0, 512, wire.EINVAL),
+        (0xFFFF, 0, 0, 512, wire.EINVAL),
+    ],
+)
+def test_check_request(command: int, flags: int, offset: int, length: int, error: int) -> None:
+    assert check_request(EXPORT, command, flags, offset, length) == error
+
+
+@pytest.mark.parametrize("command", [wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES])
+def test_read_only_export_is_not_changed(command: int) -> None:
+    export = Export(SIZE, read_only=True)
+    payload = bytes(512) if command == wire.CMD_WRITE else b""
+    sent = request(command, 0, 512, payload=payload) + request(wire.CMD_READ, 0, 512)
+    refused, read = feed(transmitting(export), [sent])
+    assert refused == refusal(wire.EPERM)
+    assert read[0] == wire.CMD_READ
+
+
+@pytest.mark.parametrize("length", [512, MAX_INPUT_PAYLOAD, 3 * INPUT_SIZE, MAX_PAYLOAD])
+def test_payload_of_a_refused_write_is_passed_over(length: int) -> None:
+    sent = request(wire.CMD_WRITE, SIZE, length, payload=request(wire.CMD_TRIM) * (length // 28))
+    sent += bytes(length - len(sent) + 28) + request(wire.CMD_READ, 0, 512)
+    refused, read = feed(transmitting(), [sent])
+    assert refused == refusal(wire.ENOSPC)
+    assert read[0] == wire.CMD_READ
+
+
+@pytest.mark.parametrize(
+    "length",
+    [
+        512,
+        MAX_INPUT_PAYLOAD - 512,
+        MAX_INPUT_PAYLOAD,
+        MAX_INPUT_PAYLOAD + 512,
+        INPUT_SIZE + 512,
+        MAX_KEPT_PAYLOAD,
+        MAX_KEPT_PAYLOAD + 512,
+    ],
+)
+def test_payloads_arrive_whole(length: int) -> None:
+    payloads = [bytes([n]) * length for n in (1, 2, 3)]
+    sent = b"".join(request(wire.CMD_WRITE, 0, length, payload=data) for data in payloads)
+    seen = feed(transmitting(), [sent])
+    assert [event[5] for event in seen] == payloads
+
+
+def test_large_payload_is_received_where_it_stays() -> None:
+    server = transmitting()
+    length = 1 << 20
+    feed(server, [request(wire.CMD_WRITE, 0, length)])
+    room = server.receive_buffer()
+    assert len(room) == length
+    room[:] = b"x" * length
+    server.received(length)
+    event = server.next_event()
+    assert isinstance(event, Request)
+    assert event.payload.obj is room.obj
+
+
+def test_wrong_use_is_a_local_error() -> None:
+    server = NbdServer(EXPORT)
+    for count in (0, -1, INPUT_SIZE + 1):
+        with pytest.raises(LocalProtocolError):
+            server.received(count)
+
+
+messages = st.one_of(
+    st.builds(option, st.integers(0, 10), st.binary(max_size=30)),
+    st.builds(
+        lambda number, name, wanted: option(number, info(name, *wanted)),
+        st.sampled_from([wire.OPT_INFO, wire.OPT_GO]),
+        st.sampled_from([b"", b"name"]),
+        st.lists(st.integers(0, 4), max_size=4),
+    ),
+    st.builds(
+        lambda command, flags, offset, length: request(
+            command,
+            offset * 512,
+            length * 256,
+            flags=flags,
+            payload=bytes(length * 256) if command == wire.CMD_WRITE else b"",
+        ),
+        st.integers(0, 8),
+        st.integers(0, 3),
+        st.sampled_from([0, 1, 8, SIZE // 512 - 1, SIZE // 512]),
+        st.integers(0, 8),
+    ),
+    st.binary(max_size=40),
+)
+conversations = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        lambda start, parts: start + b"".join(parts),
+        st.sampled_from([CLIENT_FLAGS, CLIENT_FLAGS + GO]),
+        st.lists(messages, max_size=8),
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sent=conversations, read_only=st.booleans())
+def test_any_bytes_whole_and_byte_by_byte(sent: bytes, read_only: bool) -> None:
+    """Any bytes give events or a remote error, the same however they are cut."""
+    export = Export(SIZE, read_only)
+    whole = feed(NbdServer(export), [sent])
+    assert feed(NbdServer(export), (sent[n : n + 1] for n in range(len(sent)))) == whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(
+        st.sampled_from([512, 4096, 65536, MAX_INPUT_PAYLOAD, MAX_INPUT_PAYLOAD + 512, 300 << 10]),
+        min_size=1,
+        max_size=6,
+    ),
+    piece=st.integers(1000, 400_000),
+)
+def test_writes_are_the_same_however_they_are_cut(lengths: list[int], piece: int) -> None:
+    payloads = [bytes([n + 1]) * length for n, length in enumerate(lengths)]
+    sent = b"".join(
+        request(wire.CMD_WRITE, 0, len(payload), payload=payload) for payload in payloads
+    )
+    seen = feed(transmitting(), (sent[n : n + piece] for n in range(0, len(sent), piece)))
+    assert [event[5] for event in seen] == payloads
