@@ -1,0 +1,172 @@
+"""What write_cloop writes, and what it leaves behind when it cannot."""
+
+import errno
+import io
+import os
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcloop.errors import FormatError, StorageError, UsageError
+from p2pcloop.formats.cloop import MAX_BLOCK_COUNT, decode_block, is_cloop, read_cloop_header
+from p2pcloop.formats.cloop_writer import write_cloop
+
+
+def content(file: bytes) -> bytes:
+    """Read a whole cloop back."""
+    index = read_cloop_header(lambda at, size: file[at : at + size], len(file))
+    blocks = []
+    for number in range(index.header.block_count):
+        offset, length = index.extent(number)
+        blocks.append(decode_block(file[offset : offset + length], index.header.block_size))
+    return b"".join(blocks)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> bytes:
+    """Zeros and noise in runs, of any length."""
+    runs = draw(st.lists(st.tuples(st.booleans(), st.integers(1, 3000)), min_size=1, max_size=6))
+    noise = random.Random(draw(st.integers(0, 1 << 16)))
+    return b"".join(noise.randbytes(size) if noisy else bytes(size) for noisy, size in runs)
+
+
+@settings(deadline=None, max_examples=150)
+@given(images(), st.sampled_from([512, 1536, 4096, 65536]), st.integers(0, 9), st.integers(1, 4))
+def test_round_trip(image: bytes, block_size: int, level: int, workers: int) -> None:
+    dest = io.BytesIO()
+    header = write_cloop(
+        io.BytesIO(image), len(image), dest, block_size=block_size, level=level, workers=workers
+    )
+    padded = -(-len(image) // block_size) * block_size
+    assert (header.block_size, header.size) == (block_size, padded)
+    assert content(dest.getvalue()) == image.ljust(padded, b"\0")
+
+
+def test_workers_and_their_order_change_nothing() -> None:
+    noise = random.Random(5)
+    image = b"".join(bytes([noise.randrange(9)]) * noise.randrange(1, 900) for _ in range(1000))
+    files = []
+    for workers in (1, 2, 5):
+        dest = io.BytesIO()
+        write_cloop(io.BytesIO(image), len(image), dest, block_size=1024, workers=workers)
+        files.append(dest.getvalue())
+    assert files[0] == files[1] == files[2]
+
+
+def test_only_size_bytes_are_taken_from_where_the_source_stands() -> None:
+    source = io.BytesIO(b"before" + b"x" * 600 + b"after")
+    source.seek(6)
+    dest = io.BytesIO()
+    write_cloop(source, 600, dest, block_size=512)
+    assert content(dest.getvalue()) == (b"x" * 600).ljust(1024, b"\0")
+    assert source.read() == b"after"
+
+
+def test_a_source_that_gives_little_at_a_time() -> None:
+    class Trickle(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size or 0, 100))
+
+    dest = io.BytesIO()
+    write_cloop(Trickle(b"y" * 5000), 5000, dest, block_size=4096)
+    assert content(dest.getvalue()) == (b"y" * 5000).ljust(8192, b"\0")
+
+
+def test_progress_counts_bytes_of_the_image() -> None:
+    done: list[int] = []
+    write_cloop(io.BytesIO(bytes(1300)), 1300, io.BytesIO(), block_size=512, progress=done.append)
+    assert done == [512, 1024, 1300]
+
+
+def test_what_was_in_the_file_before_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "image.cloop"
+    path.write_bytes(b"old" * 10000)
+    with path.open("r+b") as dest:
+        write_cloop(io.BytesIO(b"z" * 512), 512, dest, block_size=512)
+    assert content(path.read_bytes()) == b"z" * 512
+
+
+def test_memory_is_bounded_by_the_workers() -> None:
+    """The source never runs further ahead of what was written than the blocks in flight."""
+    written = 0
+    ahead = 0
+
+    class Source(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal ahead
+            ahead = max(ahead, self.tell() // 512 - written)
+            return super().read(size)
+
+    def count(done: int) -> None:
+        nonlocal written
+        written = done // 512
+
+    image = random.Random(3).randbytes(512 * 300)
+    write_cloop(Source(image), len(image), io.BytesIO(), block_size=512, workers=2, progress=count)
+    assert 0 < ahead <= 6
+
+
+@pytest.mark.parametrize("size", [0, -512])
+def test_an_empty_image(size: int) -> None:
+    with pytest.raises(FormatError, match="empty"):
+        write_cloop(io.BytesIO(), size, io.BytesIO())
+
+
+def test_an_image_shorter_than_said_leaves_no_cloop() -> None:
+    dest = io.BytesIO()
+    with pytest.raises(FormatError, match="ends after 700 of 1024 bytes"):
+        write_cloop(io.BytesIO(bytes(700)), 1024, dest, block_size=512)
+    assert not is_cloop(dest.getvalue()[:128])
+
+
+@pytest.mark.parametrize("block_size", [0, -512, 511, 1000, (1 << 20) + 512])
+def test_block_sizes_that_the_format_does_not_have(block_size: int) -> None:
+    with pytest.raises(UsageError, match="block size"):
+        write_cloop(io.BytesIO(bytes(512)), 512, io.BytesIO(), block_size=block_size)
+
+
+@pytest.mark.parametrize("level", [-1, 10])
+def test_levels_that_zlib_does_not_have(level: int) -> None:
+    with pytest.raises(UsageError, match="level"):
+        write_cloop(io.BytesIO(bytes(512)), 512, io.BytesIO(), level=level)
+
+
+def test_too_many_blocks() -> None:
+    with pytest.raises(FormatError, match=r"over the limit of 8\.6 GB") as caught:
+        write_cloop(io.BytesIO(), MAX_BLOCK_COUNT * 512 + 1, io.BytesIO(), block_size=512)
+    assert caught.value.hint == "take a larger block size, up to 1 MiB"
+
+
+def test_a_full_disk_is_told_and_leaves_no_cloop() -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object, /) -> int:
+            if self.tell() > 2000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            assert isinstance(data, bytes)
+            return super().write(data)
+
+    dest = Full()
+    image = random.Random(1).randbytes(8192)
+    with pytest.raises(StorageError, match="No space left") as caught:
+        write_cloop(io.BytesIO(image), len(image), dest, block_size=512)
+    assert caught.value.errno == errno.ENOSPC
+    assert not is_cloop(dest.getvalue()[:128])
+
+
+def test_a_source_that_cannot_be_read() -> None:
+    class Broken(io.BytesIO):
+        def read(self, _size: int | None = -1, /) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(StorageError, match="cannot read the image: Input/output error"):
+        write_cloop(Broken(), 512, io.BytesIO())
+
+
+def test_blocks_of_zeros_cost_what_zlib_says() -> None:
+    dest = io.BytesIO()
+    write_cloop(io.BytesIO(bytes(65536 * 20)), 65536 * 20, dest)
+    assert len(dest.getvalue()) == 136 + 8 * 21 + 20 * len(zlib.compress(bytes(65536), 9))
