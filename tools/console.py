@@ -41,6 +41,7 @@ class Console:
         errors: Path,
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
+        patience: float = 5,
     ) -> None:
         """Start `argv`.
 
@@ -48,8 +49,10 @@ class Console:
             log: takes all that the terminal shows.
             errors: takes the program's standard error.
             on_line: called with each finished line, without control sequences.
+            patience: seconds between SIGTERM and SIGKILL when it must be ended; 0 kills at once.
         """
         self._on_line = on_line
+        self._patience = patience
         self._line = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._unread = ""
@@ -135,15 +138,20 @@ class Console:
         except subprocess.TimeoutExpired:
             raise ConsoleError(f"still running {timeout:.0f} s after its end was due") from None
 
-    def end(self, patience: float = 5) -> None:
-        """End the child: SIGTERM, and after `patience` seconds SIGKILL for its whole group."""
-        if self.process.poll() is None:
+    def end(self) -> None:
+        """End the child, if it has not ended: SIGTERM, then SIGKILL for its whole group."""
+        if self.process.poll() is not None:
+            return
+        if self._patience:
             self.process.terminate()
             try:
-                self.process.wait(patience)
+                self.process.wait(self._patience)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+                pass
+            else:
+                return
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def _read(self, timeout: float) -> bool:
         """Take in what the terminal shows, waiting up to `timeout` seconds; False at its end."""

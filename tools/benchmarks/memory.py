@@ -1,0 +1,82 @@
+"""Memory of p2pcloopd and of the block server after a cold boot and a sweep over the image.
+
+Counted are a process's own pages and those of files (RssAnon, RssFile), not the guest's memory,
+which the block server shares (RssShmem).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tools.benchmarks.guests import LIMIT, LOGIN, boot_initramfs, disk_arguments, guest
+from tools.benchmarks.harness import Bench, BenchError, Contenders, Measure, Row, Values
+from tools.benchmarks.nbd_random import read_rate
+from tools.benchmarks.processes import Argument, daemon_pid, node, seeding, server
+
+
+def resident_mb(pid: int) -> float:
+    """Megabytes of a process and of all its descendants, shared memory left out."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    sizes = re.findall(r"^Rss(?:Anon|File):\s*(\d+) kB$", status, re.MULTILINE)
+    if len(sizes) != 2:
+        raise BenchError(f"/proc/{pid}/status tells no RssAnon and RssFile")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(int, sizes)) * 1024 / 1e6 + sum(resident_mb(int(child)) for child in children)
+
+
+def _after_boot(bench: Bench, link: str, home: Path) -> Values:
+    socket = bench.work / "vhost.sock"
+    block: list[Argument] = [bench.p2pcloop, "block", link, "--home", home]
+    arguments = disk_arguments(socket, boot_initramfs(bench))
+    overlay = bench.work / "mine.delta"
+    overlay.unlink(missing_ok=True)
+    with server(
+        [*block, "--vhost-user", socket, "--overlay", overlay], socket, bench.work / "block.log"
+    ) as process:
+        with guest(bench, arguments, bench.work / "memory-guest.log") as console:
+            console.expect(LOGIN, LIMIT)
+            return {"node": resident_mb(daemon_pid(home)), "block": resident_mb(process.pid)}
+
+
+def _after_sweep(bench: Bench) -> Values:
+    socket = bench.work / "nbd.sock"
+    argv: list[Argument] = [bench.p2pcloop, "block", bench.cloop, "--nbd", f"unix:{socket}"]
+    with server(argv, socket, bench.work / "block.log") as process:
+        read_rate(socket)
+        return {"block": resident_mb(process.pid)}
+
+
+@contextmanager
+def _contenders(bench: Bench) -> Iterator[Contenders]:
+    with seeding(bench) as link:
+
+        def cold_boot() -> Values:
+            home = bench.work / "reader"
+            try:
+                with node(bench, home):
+                    return _after_boot(bench, link, home)
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
+
+        yield {
+            "cold boot": cold_boot,
+            "random reads": lambda: _after_sweep(bench),
+            "seeder": lambda: {"node": resident_mb(daemon_pid(bench.work / "seeder"))},
+        }
+
+
+MEMORY = Measure(
+    "memory",
+    "p2pcloopd and block server after a cold boot; block server after random reads",
+    [
+        Row("p2pcloopd, reader after a cold boot", "MB", ("cold boot", "node"), 150),
+        Row("p2pcloopd, seeder", "MB", ("seeder", "node"), 150),
+        Row("block server after a cold boot", "MB", ("cold boot", "block"), 150),
+        Row("block server, its cache full", "MB", ("random reads", "block"), 150),
+    ],
+    _contenders,
+)
