@@ -135,13 +135,16 @@ class HaveFile:
                 changed.add(piece >> 3)
         self._write(changed)
 
-    def drop(self, piece: int) -> None:
-        """Note that a piece is not here, durably."""
-        self._check(piece)
-        if self.has(piece, piece):
-            self._bits[piece >> 3] &= ~(0x80 >> (piece & 7))
-            self.count -= 1
-            self._write({piece >> 3})
+    def drop(self, *pieces: int) -> None:
+        """Note that pieces are not here, durably."""
+        changed = set()
+        for piece in pieces:
+            self._check(piece)
+            if self.has(piece, piece):
+                self._bits[piece >> 3] &= ~(0x80 >> (piece & 7))
+                self.count -= 1
+                changed.add(piece >> 3)
+        self._write(changed)
 
     def complete(self) -> bool:
         """Whether every piece is here."""
@@ -153,7 +156,9 @@ class HaveFile:
 
     def close(self) -> None:
         """Let go of the file; what was added is durable already."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _check(self, piece: int) -> None:
         if not 0 <= piece < self.pieces:

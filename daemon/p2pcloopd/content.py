@@ -1,0 +1,194 @@
+"""The files of a torrent as one run of bytes: reading, hashing, comparing, syncing.
+
+Everything here blocks on the disk and is meant for a worker thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+from p2pcloop.errors import FormatError, StorageError
+from p2pcloop.store.home import storage_error, sync_directory
+from p2pcloopd.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
+
+_READ_SIZE = 1 << 20
+_HASH_THREADS = 2
+
+
+class Content:
+    """Reads a torrent's content below `root` (the directory that libtorrent saves into)."""
+
+    def __init__(self, root: Path, layout: TorrentLayout) -> None:
+        self._layout = layout
+        self._files: list[tuple[Path, int, int]] = []
+        start = 0
+        for path, size in layout.files:
+            self._files.append((root / path, start, size))
+            start += size
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [path for path, _, _ in self._files]
+
+    def foreign(self) -> list[Path]:
+        """The files that lie elsewhere, by symbolic link: read, and never written."""
+        return [path for path in self.paths if path.is_symlink()]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read from the files.
+
+        Raises:
+            StorageError: a file is missing, shorter than it must be, or cannot be read.
+        """
+        parts = []
+        for path, start, size in self._files:
+            first, last = max(offset, start), min(offset + length, start + size)
+            if first < last:
+                parts.append(_read_file(path, first - start, last - first))
+        return b"".join(parts)
+
+    def read_piece(self, piece: int) -> bytes:
+        """Read a whole piece. Errors as for `read`."""
+        return self.read(piece * self._layout.piece_length, self._layout.piece_size(piece))
+
+    def wrong_pieces(self, meta: Metainfo, pieces: Iterable[int]) -> list[int]:
+        """Those of `pieces` whose bytes are missing or do not match their hash.
+
+        Raises:
+            StorageError: a file is there but cannot be read.
+        """
+        wrong = []
+        for piece in pieces:
+            try:
+                data = self.read_piece(piece)
+            except StorageError as err:
+                if err.errno not in (errno.ENOENT, errno.ENODATA):
+                    raise
+                data = b""
+            if not meta.matches(piece, data):
+                wrong.append(piece)
+        return wrong
+
+    def sync(self) -> None:
+        """Make the data of all files durable, their names too.
+
+        Raises:
+            StorageError: the system refused.
+        """
+        for path in self.paths:
+            if path.is_symlink() or not path.exists():
+                continue
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+            except OSError as err:
+                raise storage_error(f"cannot sync {path}", err) from err
+
+    def sync_names(self, top: Path) -> None:
+        """Make the directories between `top` and the files durable."""
+        directories = {top}
+        for path in self.paths:
+            directories.update(p for p in path.parents if p.is_relative_to(top) and p.is_dir())
+        try:
+            for directory in directories:
+                sync_directory(directory)
+        except OSError as err:
+            raise storage_error(f"cannot sync {top}", err) from err
+
+
+def _read_file(path: Path, offset: int, length: int) -> bytes:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(fd, length, offset)
+            while data and len(data) < length:
+                more = os.pread(fd, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        finally:
+            os.close(fd)
+    except OSError as err:
+        raise storage_error(f"cannot read {path}", err) from err
+    if len(data) < length:
+        raise StorageError(f"{path} is shorter than its torrent says", errno=errno.ENODATA)
+    return data
+
+
+def scan(root: Path) -> TorrentLayout:
+    """See what lies in `root`: one file or one directory of files, which becomes a torrent.
+
+    Files come in the order of their names, so `index` comes before `pack`.
+
+    Raises:
+        FormatError: there is not exactly one entry, or nothing in it.
+        StorageError: a file cannot be looked at.
+    """
+    try:
+        entries = sorted(root.iterdir())
+        if len(entries) != 1:
+            raise FormatError(f"{root} must hold exactly one file or directory to seed")
+        top = entries[0]
+        found = sorted(p for p in top.rglob("*") if not p.is_dir()) if top.is_dir() else [top]
+        files = tuple(
+            (PurePosixPath(path.relative_to(root)), path.stat().st_size) for path in found
+        )
+    except OSError as err:
+        raise storage_error(f"cannot look at {root}", err) from err
+    total = sum(size for _, size in files)
+    if not total:
+        raise FormatError(f"{top} is empty: there is nothing to seed")
+    return TorrentLayout(top.name, files, piece_length_for(total), total)
+
+
+def hash_pieces(
+    content: Content, layout: TorrentLayout, progress: Callable[[int, int], None]
+) -> bytes:
+    """Compute the SHA-1 of every piece, on two threads.
+
+    Args:
+        progress: called from a worker thread with (bytes hashed, bytes in all).
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    step = max(1, _READ_SIZE // layout.piece_length)
+    hashes = bytearray(layout.pieces * HASH_SIZE)
+    done = 0
+    lock = threading.Lock()
+
+    def hash_run(first: int) -> None:
+        nonlocal done
+        offset = first * layout.piece_length
+        length = min(step * layout.piece_length, layout.total_size - offset)
+        data = memoryview(content.read(offset, length))
+        digests = b"".join(
+            hashlib.sha1(data[i : i + layout.piece_length], usedforsecurity=False).digest()
+            for i in range(0, length, layout.piece_length)
+        )
+        hashes[first * HASH_SIZE : first * HASH_SIZE + len(digests)] = digests
+        with lock:
+            done += length
+            progress(done, layout.total_size)
+
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        runs = iter(range(0, layout.pieces, step))
+        while batch := list(islice(runs, 4 * _HASH_THREADS)):
+            _finish(pool.map(hash_run, batch))
+    return bytes(hashes)
+
+
+def _finish(results: Iterator[None]) -> None:
+    for _ in results:
+        pass

@@ -1,0 +1,188 @@
+"""The peers of one torrent: whom to try, how it went, and trying again while somebody waits."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from p2pcloopd.record import Peer, Sources
+from p2pcloopd.swarm import Swarm
+
+RETRY_SECONDS = 1
+STALL_SECONDS = 10
+MIN_WINDOW = 512 << 10
+MAX_WINDOW = 16 << 20
+WINDOW_SECONDS = 0.2
+MAX_COUNTED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTried:
+    """How it went with a peer that the user named.
+
+    Attributes:
+        address: `host:port` as it was named.
+        connected: whether it is connected now.
+        error: what happened last, None where nothing did yet.
+    """
+
+    address: str
+    connected: bool
+    error: str | None
+
+    def __str__(self) -> str:
+        state = "connected" if self.connected else self.error or "no answer yet"
+        return f"{self.address} ({state})"
+
+
+def format_peer(peer: Peer) -> str:
+    """`host:port`, an IPv6 host in brackets."""
+    host, port = peer
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+class Peers:
+    """Keeps peers connected while somebody needs them; an idle torrent tries nothing.
+
+    Attributes:
+        sources: where to look.
+        received: bytes of content by address, of this run.
+    """
+
+    def __init__(self, swarm: Swarm, on_stall: Callable[[], None]) -> None:
+        self.sources = Sources()
+        self.received: Counter[Peer] = Counter()
+        self._swarm = swarm
+        self._on_stall = on_stall
+        self._needs = 0
+        self._needed = trio.Event()
+        self._again = trio.Event()
+        self._connected: set[Peer] = set()
+        self._errors: dict[Peer, str] = {}
+        self._addresses: dict[Peer, set[Peer]] = {}
+        self._since = 0.0
+        self._rate = 0.0
+        self._counted = 0
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """Say that somebody waits, while the context lasts."""
+        self._needs += 1
+        if self._needs == 1:
+            self._since = trio.current_time()
+            self._needed.set()
+        try:
+            yield
+        finally:
+            self._needs -= 1
+            if not self._needs:
+                self._needed = trio.Event()
+
+    def try_again(self) -> None:
+        """Connect now: the swarm was joined anew, or there are new peers to try."""
+        self._again.set()
+
+    def tried(self) -> tuple[PeerTried, ...]:
+        """The named peers, in their order."""
+        return tuple(self._tried(peer) for peer in self.sources.peers)
+
+    def _tried(self, peer: Peer) -> PeerTried:
+        addresses = self._addresses.get(peer, {peer})
+        errors = [self._errors[a] for a in (peer, *addresses) if a in self._errors]
+        connected = bool(self._connected & addresses)
+        return PeerTried(format_peer(peer), connected, errors[-1] if errors else None)
+
+    def window(self) -> int:
+        """Bytes that may be asked for in the background: what comes in a fifth of a second."""
+        return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))
+
+    def stalled(self) -> float:
+        """Seconds since something came, or 0 where nobody waits."""
+        return trio.current_time() - self._since if self._needs else 0.0
+
+    def on_connected(self, address: Peer) -> None:
+        self._connected.add(address)
+        self._errors.pop(address, None)
+
+    def on_disconnected(self, address: Peer, error: str) -> None:
+        self._connected.discard(address)
+        self._note(address, error)
+
+    def on_banned(self, address: Peer) -> None:
+        self._note(address, "sent wrong bytes and is not asked again")
+
+    def on_received(self, address: Peer, size: int) -> None:
+        """Count bytes of content by where they came from."""
+        self._since = trio.current_time()
+        self._counted += size
+        if address in self.received or len(self.received) < MAX_COUNTED:
+            self.received[address] += size
+
+    def _note(self, address: Peer, error: str) -> None:
+        named = address in self.sources.peers or any(
+            address in known for known in self._addresses.values()
+        )
+        if named:
+            self._errors[address] = error
+
+    async def run(self) -> None:
+        """Try the named peers that are not connected, every second while somebody waits."""
+        reported = 0.0
+        while True:
+            if not self._needs:
+                await self._connect_all()
+                self._again = trio.Event()
+                await self._wait_for_need()
+                reported = 0.0
+                continue
+            await self._connect_all()
+            before, start = self._counted, trio.current_time()
+            self._again = trio.Event()
+            with trio.move_on_after(RETRY_SECONDS) as waited:
+                await self._again.wait()
+            if waited.cancelled_caught:
+                self._rate = (self._counted - before) / (trio.current_time() - start)
+            if self.stalled() < STALL_SECONDS:
+                reported = 0.0
+            elif self.stalled() - reported >= STALL_SECONDS:
+                reported = self.stalled()
+                self._on_stall()
+
+    async def _wait_for_need(self) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def first(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(first, self._needed)
+            nursery.start_soon(first, self._again)
+
+    async def _connect_all(self) -> None:
+        for peer in self.sources.peers:
+            if self._connected & self._addresses.get(peer, {peer}):
+                continue
+            try:
+                found = await trio.socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
+            except OSError as err:
+                self._errors[peer] = f"the name is not known: {err.strerror}"
+                continue
+            addresses = {(str(info[4][0]), peer[1]) for info in found}
+            self._addresses[peer] = addresses
+            for address in addresses:
+                self._swarm.connect(address)

@@ -1,0 +1,119 @@
+"""Who waits for which piece. Two readers of one piece share one fetch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pcloop.errors import P2pcloopError
+
+RECENT_BYTES = 16 << 20
+"""Pieces that came lately are kept, up to this: a chunk's neighbour often wants the same one."""
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """One piece that is being brought, and how many readers wait for it."""
+
+    readers: int = 0
+    done: trio.Event = field(default_factory=trio.Event)
+    data: bytes | None = None
+    error: P2pcloopError | None = None
+
+
+class Pieces:
+    """The waiting readers of one torrent, and the pieces that came lately.
+
+    Args:
+        raise_: called with pieces that nobody wanted before and somebody wants now.
+        lower: called with pieces that somebody wanted and nobody wants any more.
+    """
+
+    def __init__(
+        self, raise_: Callable[[list[int]], None], lower: Callable[[list[int]], None]
+    ) -> None:
+        self._raise = raise_
+        self._lower = lower
+        self._wanted: dict[int, _Wanted] = {}
+        self._recent: OrderedDict[int, bytes] = OrderedDict()
+        self._recent_bytes = 0
+
+    @property
+    def wanted(self) -> list[int]:
+        """The pieces that somebody waits for."""
+        return list(self._wanted)
+
+    def __contains__(self, piece: int) -> bool:
+        return piece in self._wanted
+
+    async def get(self, pieces: Iterable[int]) -> dict[int, bytes | None]:
+        """Wait for pieces; None stands for one that is in the files by now.
+
+        Cancellation lets go of those that nobody else waits for.
+
+        Raises:
+            P2pcloopError: what `fail` was told.
+        """
+        found: dict[int, bytes | None] = {}
+        waits: dict[int, _Wanted] = {}
+        fresh = []
+        for piece in pieces:
+            if piece in self._recent:
+                self._recent.move_to_end(piece)
+                found[piece] = self._recent[piece]
+                continue
+            if piece not in self._wanted:
+                self._wanted[piece] = _Wanted()
+                fresh.append(piece)
+            waits[piece] = self._wanted[piece]
+            waits[piece].readers += 1
+        try:
+            if fresh:
+                self._raise(fresh)
+            for piece, wanted in waits.items():
+                await wanted.done.wait()
+                if wanted.error is not None:
+                    raise wanted.error
+                found[piece] = wanted.data
+        finally:
+            self._let_go(waits)
+        return found
+
+    def _let_go(self, waits: dict[int, _Wanted]) -> None:
+        unwanted = []
+        for piece, wanted in waits.items():
+            wanted.readers -= 1
+            if not wanted.readers and self._wanted.get(piece) is wanted:
+                del self._wanted[piece]
+                unwanted.append(piece)
+        if unwanted:
+            self._lower(unwanted)
+
+    def deliver(self, piece: int, data: bytes | None) -> None:
+        """Give a verified piece to all who wait for it, and keep it a while.
+
+        Args:
+            data: None where it is durable, to be read from the files.
+        """
+        if data is not None:
+            self._keep(piece, data)
+        wanted = self._wanted.pop(piece, None)
+        if wanted is not None:
+            wanted.data = data
+            wanted.done.set()
+
+    def _keep(self, piece: int, data: bytes) -> None:
+        self._recent_bytes += len(data) - len(self._recent.pop(piece, b""))
+        self._recent[piece] = data
+        while self._recent_bytes > RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popitem(last=False)[1])
+
+    def fail(self, error: P2pcloopError) -> None:
+        """Tell all who wait that their pieces cannot be had."""
+        wanted, self._wanted = self._wanted, {}
+        for entry in wanted.values():
+            entry.error = error
+            entry.done.set()

@@ -1,0 +1,145 @@
+"""What the store keeps of one torrent besides its content: metadata, have bits, where to look.
+
+    torrents/<info hash>/torrent   the info dictionary in a .torrent file (BEP 3), once it is known
+    torrents/<info hash>/have      docs/formats/have.md
+    torrents/<info hash>/peers     msgpack: the peers, trackers and web seeds that the user named
+    torrents/<info hash>/data/     the content
+
+Everything here blocks on the disk and is meant for a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import msgpack
+
+from p2pcloop.errors import FormatError, NotHereError
+from p2pcloop.store.have import HaveFile
+from p2pcloop.store.home import replace_file, storage_error, sync_directory
+from p2pcloopd.content import Content
+from p2pcloopd.metainfo import MAX_METADATA_SIZE, TorrentLayout
+
+log = logging.getLogger(__name__)
+
+Peer = tuple[str, int]
+"""Host (a name or an address, IPv6 without brackets) and port."""
+
+MAX_SOURCES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where to look for a torrent: what the user named, nothing else.
+
+    Attributes:
+        peers: hosts and ports.
+        trackers: URLs.
+        web_seeds: URLs (BEP 19).
+    """
+
+    peers: tuple[Peer, ...] = ()
+    trackers: tuple[str, ...] = ()
+    web_seeds: tuple[str, ...] = ()
+
+    def __or__(self, other: Sources) -> Sources:
+        """Both, those of `other` first, the first 64 of each kind."""
+        return Sources(
+            tuple(dict.fromkeys(other.peers + self.peers))[:MAX_SOURCES],
+            tuple(dict.fromkeys(other.trackers + self.trackers))[:MAX_SOURCES],
+            tuple(dict.fromkeys(other.web_seeds + self.web_seeds))[:MAX_SOURCES],
+        )
+
+
+class Record:
+    """One torrent's directory in the store. Errors of the disk are `StorageError`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+
+    def create(self) -> None:
+        """Make the directories, durably, where they are missing."""
+        try:
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(self.directory)
+            sync_directory(self.directory.parent)
+        except OSError as err:
+            raise storage_error(f"cannot create {self.data}", err) from err
+
+    def load_torrent(self, info_hash: bytes) -> bytes | None:
+        """The bencoded info dictionary if it is known and whole, or None."""
+        data = self._read("torrent", MAX_METADATA_SIZE)
+        if data is None:
+            return None
+        info = data[len(b"d4:info") : -1]
+        if hashlib.sha1(info, usedforsecurity=False).digest() != info_hash:
+            log.warning("%s is damaged: the metadata is fetched again", self.directory / "torrent")
+            return None
+        return info
+
+    def save_torrent(self, info: bytes) -> None:
+        """Keep a bencoded info dictionary, durably."""
+        replace_file(self.directory / "torrent", b"d4:info" + info + b"e")
+
+    def load_sources(self) -> Sources:
+        """What `save_sources` kept; nothing where that is damaged."""
+        data = self._read("peers", 1 << 16)
+        if data is None:
+            return Sources()
+        try:
+            kept = msgpack.unpackb(data)
+            return Sources(
+                tuple((str(host), int(port)) for host, port in kept["peers"]),
+                tuple(map(str, kept["trackers"])),
+                tuple(map(str, kept["web_seeds"])),
+            )
+        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as err:
+            log.warning("%s is damaged and not used: %s", self.directory / "peers", err)
+            return Sources()
+
+    def save_sources(self, sources: Sources) -> None:
+        """Keep where to look, durably."""
+        kept = {item.name: getattr(sources, item.name) for item in fields(sources)}
+        replace_file(self.directory / "peers", msgpack.packb(kept))
+
+    def open_have(self, info_hash: bytes, layout: TorrentLayout, content: Content) -> HaveFile:
+        """Open the have bits, or begin new ones; forget bits of data that files cannot hold."""
+        path = self.directory / "have"
+        try:
+            have = HaveFile.open(path, info_hash, layout.pieces)
+        except NotHereError:
+            return HaveFile.create(path, info_hash, layout.pieces)
+        except FormatError as err:
+            log.warning("%s; nothing of this torrent counts as here", err)
+            return HaveFile.create(path, info_hash, layout.pieces)
+        lost = [p for p in _cut_off(layout, content) if have.has(p, p)]
+        if lost:
+            log.warning("%s: %d pieces are gone from the disk", self.data, len(lost))
+            have.drop(*lost)
+        return have
+
+    def _read(self, name: str, limit: int) -> bytes | None:
+        path = self.directory / name
+        try:
+            with open(path, "rb") as file:
+                return file.read(limit)
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            raise storage_error(f"cannot read {path}", err) from err
+
+
+def _cut_off(layout: TorrentLayout, content: Content) -> list[int]:
+    """The pieces that lie in part behind the end of a file, or in a file that is not there."""
+    gone: set[int] = set()
+    start = 0
+    for path, (_, size) in zip(content.paths, layout.files, strict=True):
+        actual = path.stat().st_size if path.is_file() else 0
+        if actual < size:
+            gone.update(layout.pieces_of(start + actual, size - actual))
+        start += size
+    return sorted(gone)

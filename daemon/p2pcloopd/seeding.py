@@ -1,0 +1,77 @@
+"""Making a torrent of prepared files, and moving it into the store.
+
+Everything here blocks on the disk and is meant for a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from p2pcloop.store.have import HaveFile
+from p2pcloop.store.home import storage_error, sync_directory
+from p2pcloopd.content import Content, hash_pieces, scan
+from p2pcloopd.metainfo import bencode, info_dictionary, parse_info
+from p2pcloopd.record import Record
+
+
+def make_torrent(staging: Path, progress: Callable[[int, int], None]) -> bytes:
+    """Hash what lies in `staging`/data; write its metadata and have file beside it, durably.
+
+    Returns:
+        The info hash, 20 bytes: the same content gives the same one.
+
+    Raises:
+        FormatError: there is nothing to seed, or more than one file or directory.
+        StorageError: the disk refused.
+    """
+    record = Record(staging)
+    layout = scan(record.data)
+    content = Content(record.data, layout)
+    info = info_dictionary(layout, hash_pieces(content, layout, progress))
+    parse_info(info)  # what we make must be what we would take from others
+    encoded = bencode(info)
+    info_hash = hashlib.sha1(encoded, usedforsecurity=False).digest()
+    content.sync()
+    content.sync_names(staging)
+    record.save_torrent(encoded)
+    HaveFile.create(staging / "have", info_hash, layout.pieces, complete=True).close()
+    return info_hash
+
+
+def move_into_place(staging: Path, directory: Path) -> None:
+    """Make `staging` the torrent's directory, durably; one that is there gives way.
+
+    Where to look for peers is kept from the old one.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        old = None
+        if directory.exists():
+            if (directory / "peers").exists():
+                shutil.copy(directory / "peers", staging / "peers")
+            old = Path(tempfile.mkdtemp(prefix="old-", dir=staging.parent))
+            directory.rename(old / "torrent")
+        staging.rename(directory)
+        sync_directory(directory.parent)
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as err:
+        raise storage_error(f"cannot move {staging} to {directory}", err) from err
+
+
+def discard(staging: Path) -> None:
+    """Remove a staging directory; what its symbolic links lead to stays.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        shutil.rmtree(staging)
+    except OSError as err:
+        raise storage_error(f"cannot remove {staging}", err) from err

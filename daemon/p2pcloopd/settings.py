@@ -1,0 +1,160 @@
+"""What the session is told about the network, and the libtorrent settings that follow from it.
+
+Every value that differs from libtorrent's default carries its reason.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+from p2pcloop.store.have import MAX_PIECES
+from p2pcloopd.metainfo import MAX_METADATA_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How a node meets others.
+
+    Attributes:
+        listen: `HOST:PORT` of each TCP socket to listen on: addresses, IPv6 in brackets;
+            0.0.0.0 or [::] for every interface; port 0 takes a free one; empty: nobody can
+            connect.
+        outgoing: local addresses to connect from; empty: as the system routes.
+        dht, lsd, upnp, natpmp, pex: ways to find peers that the user did not name, or to be found
+            by them; all off.
+        download_rate, upload_rate: limits in bytes a second, 0 for none; peers on the local
+            network are limited too.
+        user_agent: what peers are told.
+    """
+
+    listen: tuple[str, ...] = ("127.0.0.1:0",)
+    outgoing: tuple[str, ...] = ()
+    dht: bool = False
+    lsd: bool = False
+    upnp: bool = False
+    natpmp: bool = False
+    pex: bool = False
+    download_rate: int = 0
+    upload_rate: int = 0
+    user_agent: str = "p2pcloop/0.1"
+
+
+def parse_listen(listen: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Take `HOST:PORT` strings apart.
+
+    Port 0 of a host that stands for every interface becomes a free port, since libtorrent would
+    take another one on each interface.
+
+    Raises:
+        UsageError: one is not an address and a port.
+    """
+    parsed = []
+    for where in listen:
+        host, _, digits = where.rpartition(":")
+        try:
+            address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+            port = int(digits)
+        except ValueError as err:
+            raise UsageError(
+                f"cannot listen on {where!r}: {err}", hint="write ADDRESS:PORT, as 127.0.0.1:6881"
+            ) from err
+        if not 0 <= port < 1 << 16:
+            raise UsageError(f"cannot listen on {where!r}: {port} is not a port")
+        if address.is_unspecified and not port:
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            with socket.socket(family) as probe:
+                probe.bind((str(address), 0))
+                port = probe.getsockname()[1]
+        parsed.append((str(address), port))
+    return parsed
+
+
+def listens_for(host: str, port: int, bound: tuple[str, int]) -> bool:
+    """Whether a bound socket is (one of) those that an item of `listen` asks for."""
+    wanted, actual = ipaddress.ip_address(host), ipaddress.ip_address(bound[0])
+    same_host = wanted == actual or (wanted.is_unspecified and wanted.version == actual.version)
+    return same_host and port in (0, bound[1])
+
+
+def session_settings(settings: EngineSettings, listen: list[tuple[str, int]]) -> dict[str, object]:
+    """The libtorrent settings (libtorrent.org, "settings_pack") that make a node of ours."""
+    return _network(settings, listen) | _QUIET | _DEMAND | _PEERS | _RESOURCES
+
+
+def _network(settings: EngineSettings, listen: list[tuple[str, int]]) -> dict[str, object]:
+    return {
+        "listen_interfaces": ",".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in listen
+        ),
+        "outgoing_interfaces": ",".join(settings.outgoing),
+        "enable_dht": settings.dht,
+        "enable_lsd": settings.lsd,
+        "enable_upnp": settings.upnp,
+        "enable_natpmp": settings.natpmp,
+        "download_rate_limit": settings.download_rate,
+        "upload_rate_limit": settings.upload_rate,
+        "user_agent": settings.user_agent,
+        "peer_fingerprint": "-PC0100-",
+    }
+
+
+_QUIET: dict[str, object] = {
+    # The defaults name hosts on the internet.
+    "dht_bootstrap_nodes": "",
+    "webtorrent_stun_server": "",
+    # Only the ports that were asked for: a link names them.
+    "listen_system_port_fallback": False,
+    "max_retry_port_bind": 0,
+    # uTP stalls for a second with many requests out; TCP with TCP_NODELAY does not.
+    "enable_incoming_utp": False,
+    "enable_outgoing_utp": False,
+    "stop_tracker_timeout": 1,
+}
+
+_DEMAND: dict[str, object] = {
+    # A peer that wants nothing at the moment is one that will want something soon.
+    "close_redundant_connections": False,
+    "inactivity_timeout": 24 * 3600,
+    # Bounds that never bite: what is asked for is bounded by our window.
+    "request_queue_time": 1000,
+    "max_out_request_queue": 2000,
+    "max_allowed_in_request_queue": 4000,
+    # Somebody waits: ask another peer soon where one stalls.
+    "piece_timeout": 3,
+    "request_timeout": 6,
+    "peer_connect_timeout": 3,
+    "handshake_timeout": 5,
+    "strict_end_game_mode": False,
+    # Whoever is connected is served: one demand read must not wait for a slot.
+    "unchoke_slots_limit": -1,
+    "choking_algorithm": 0,
+    # How soon a new peer is connected to, and a raised piece asked of one that just came.
+    "tick_interval": 100,
+}
+
+_PEERS: dict[str, object] = {
+    # Many nodes share an address: 127.0.0.1, or one behind NAT. Bans go by address and port then.
+    "allow_multiple_connections_per_ip": True,
+    # A peer that comes back is found within seconds: the failure count (at most 31) never gives
+    # up, and peers.py winds it back while somebody waits.
+    "min_reconnect_time": 1,
+    "max_failcount": 32,
+    # Limits that hold on the local network too.
+    "rate_limit_ip_overhead": False,
+    "max_metadata_size": MAX_METADATA_SIZE,
+    "max_piece_count": MAX_PIECES,
+    "urlseed_wait_retry": 2,
+}
+
+_RESOURCES: dict[str, object] = {
+    "aio_threads": 2,
+    "hashing_threads": 1,
+    "max_queued_disk_bytes": 8 << 20,
+    "send_buffer_watermark": 1 << 20,
+    # The have file is the truth: never look through the data at start.
+    "no_recheck_incomplete_resume": True,
+    # Alerts carry every piece and block: a burst must fit.
+    "alert_queue_size": 100_000,
+}

@@ -1,0 +1,122 @@
+"""What a torrent needs of the BitTorrent engine, and what it is told back.
+
+`Torrent` knows no libtorrent: it speaks to a `Swarm`, which engine.py makes of a torrent handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pcloopd.record import Peer, Sources
+
+DEMAND = 7
+"""Priority of a piece that somebody waits for."""
+
+BACKGROUND = 1
+"""Priority of a piece that is fetched because there is time."""
+
+IDLE = 0
+"""Priority of a piece that nobody wants: it is not fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatistics:
+    """One peer of one torrent.
+
+    Attributes:
+        address: `host:port`, an IPv6 host in brackets.
+        connected: whether it is now.
+        received: bytes of content that came from it, since p2pcloopd started.
+        sent: bytes of content that it got from us on the present connection.
+        down_rate, up_rate: bytes a second, at present.
+    """
+
+    address: str
+    connected: bool
+    received: int
+    sent: int = 0
+    down_rate: int = 0
+    up_rate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What libtorrent counts for one torrent, in bytes since it was added."""
+
+    payload_received: int = 0
+    payload_sent: int = 0
+    down_rate: int = 0
+    up_rate: int = 0
+    peers: tuple[PeerStatistics, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TorrentStatistics:
+    """One torrent's state.
+
+    Attributes:
+        name, size: None until the metadata is known.
+        have_bytes: bytes of the content that are here.
+        traffic: what was transferred, and the peers.
+    """
+
+    info_hash: bytes
+    name: str | None
+    size: int | None
+    have_bytes: int
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """The whole session's state.
+
+    Attributes:
+        torrents: in the order in which they were added.
+        received, sent: all bytes that crossed since the start, protocol and estimated TCP/IP
+            headers included.
+    """
+
+    torrents: tuple[TorrentStatistics, ...]
+    received: int
+    sent: int
+
+
+class Swarm(Protocol):
+    """One torrent in the session. Nothing here waits but `stop`."""
+
+    def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
+        """Join the swarm, wanting nothing yet.
+
+        Args:
+            info: the bencoded info dictionary, or None to get it from peers.
+            have: which pieces are here (one item a piece); None: all are, in files that are
+                never to be written.
+            sources: trackers and web seeds to use; peers come by `connect`.
+        """
+
+    async def stop(self) -> None:
+        """Leave the swarm; when it returns, nothing more is written."""
+
+    def prioritize(self, pieces: Iterable[int], priority: int) -> None:
+        """Say how much pieces are wanted: `DEMAND`, `BACKGROUND` or `IDLE`."""
+
+    def read_piece(self, piece: int) -> None:
+        """Have a piece that arrived handed over by `Torrent.on_piece_read`."""
+
+    def flush(self) -> None:
+        """Write what is cached to the files; `Torrent.on_flushed` follows."""
+
+    def connect(self, peer: Peer) -> None:
+        """Connect to an address (not a name), again if it failed before."""
+
+    def add_sources(self, sources: Sources) -> None:
+        """Use more trackers and web seeds."""
+
+    def here(self) -> list[bool]:
+        """Which pieces libtorrent takes for right, one item a piece; empty if it does not know."""
+
+    def traffic(self) -> Traffic:
+        """What was transferred."""
