@@ -10,7 +10,7 @@ import click
 from p2pcloop.cli.control_client import ControlClient, NotRunningError
 from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
 from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.status import print_node
+from p2pcloop.cli.status import describe_node
 from p2pcloop.errors import DaemonError
 from p2pcloop.store.home import Home
 
@@ -79,4 +79,4 @@ def status(home: Home, as_json: bool) -> None:
         del node["torrents"]
         click.echo(to_json({"running": True} | node))
     else:
-        print_node(node)
+        click.echo(describe_node(node))

@@ -1,41 +1,27 @@
 """A block server of one's own: the process that `boot` forks for its guest.
 
 Forked, not started anew: the modules are loaded already, so that it serves a third of a second
-earlier. Two pipes hold parent and child together. Over one the child says that it is ready, then
-gives its report; its end tells that the child has ended. The other carries nothing: when its end
-comes, the parent wants no more, or is gone, and the child makes all durable and ends.
+earlier. Two pipes hold parent and child together. Over one the child speaks the control protocol's
+messages: an event when it is ready, at last its report or its error. The other carries nothing:
+when its end comes, the parent wants no more, or is gone, and the child makes all durable and ends.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Awaitable, Callable
+import signal
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import trio
 
-from p2pcloop.cli.report import report_error
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import DaemonError, P2pcloopError
+from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Reply, encode
 from p2pcloopd.block.server import BlockServerSpec, serve
 from p2pcloopd.entry import run
 
-_READY = b"\n"
 _RECEIVE_SIZE = 65536
-
-
-class ChildFailedError(Exception):
-    """The child ended with an error, which it has told on stderr itself.
-
-    Attributes:
-        exit_code: what it exited with.
-    """
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__(f"the block server ended with exit code {exit_code}")
-        self.exit_code = exit_code
 
 
 class BlockServerProcess:
@@ -45,6 +31,8 @@ class BlockServerProcess:
         """Fork; only before trio runs and where there are no threads."""
         self._output, child_output = os.pipe()
         child_lifeline, self._lifeline = os.pipe()
+        self._receiver = ControlReceiver()
+        self._received: list[Message] = []
         self._pid = os.fork()
         if not self._pid:
             os.close(self._output)
@@ -64,7 +52,7 @@ class BlockServerProcess:
     ) -> None:
         self.stop()
         os.close(self._output)
-        self._wait()
+        os.waitpid(self._pid, 0)
 
     def stop(self) -> None:
         """Have it make all durable and end."""
@@ -76,51 +64,48 @@ class BlockServerProcess:
         """Return when a front end may connect.
 
         Raises:
-            ChildFailedError: it ended first.
+            P2pcloopError: what stopped it from serving.
         """
-        await trio.lowlevel.wait_readable(self._output)
-        if os.read(self._output, len(_READY)) != _READY:
-            raise ChildFailedError(self._wait())
+        while not isinstance(await self._next(), Event):
+            pass
 
     async def finish(self) -> dict[str, Any]:
-        """Wait until it has ended; return its report.
+        """Wait until it has made all durable; return its report.
 
         Raises:
-            ChildFailedError: it failed.
+            P2pcloopError: what made it end.
         """
-        data = b""
         while True:
-            await trio.lowlevel.wait_readable(self._output)
-            part = os.read(self._output, _RECEIVE_SIZE)
-            if not part:
-                break
-            data += part
-        if exit_code := self._wait():
-            raise ChildFailedError(exit_code)
-        report: dict[str, Any] = json.loads(data)
-        return report
+            message = await self._next()
+            if isinstance(message, Reply):
+                return message.result
 
-    def _wait(self) -> int:
-        """The exit code of the child, which is about to end or has ended."""
-        if self._pid:
-            _, status = os.waitpid(self._pid, 0)
-            self._pid = 0
-            self._exit_code = os.waitstatus_to_exitcode(status)
-        return self._exit_code
+    async def _next(self) -> Message:
+        while not self._received:
+            await trio.lowlevel.wait_readable(self._output)
+            data = os.read(self._output, _RECEIVE_SIZE)
+            if not data:
+                raise DaemonError("the block server died", hint="what it said stands above")
+            self._received = self._receiver.receive(data)
+        message = self._received.pop(0)
+        if isinstance(message, Failure):
+            raise message.error
+        return message
 
 
 def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn:
     """The child's whole life. It leaves by `_exit`: nothing of the parent's is its to clean up."""
     exit_code = 1
     try:
-        # A session of its own: Ctrl-C in the terminal is for the parent, who shuts the guest down.
+        # Ctrl-C is for the parent, who shuts the guest down in order.
         os.setsid()
-        stopped: Callable[[], Awaitable[None]] = partial(trio.lowlevel.wait_readable, lifeline)
-        report = run(partial(serve, spec, partial(_write_all, output, _READY), stopped))
-        _write_all(output, json.dumps(report).encode())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ready = partial(_send, output, Event(0, "ready"))
+        stopped = partial(trio.lowlevel.wait_readable, lifeline)
+        _send(output, Reply(0, run(partial(serve, spec, ready, stopped))))
         exit_code = 0
     except P2pcloopError as err:
-        exit_code = report_error(err)
+        _send(output, Failure(0, err))
     except BaseException:
         import traceback  # noqa: PLC0415  for a bug of ours only
 
@@ -128,6 +113,7 @@ def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoRetu
     os._exit(exit_code)
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _send(fd: int, message: Message) -> None:
+    data = encode(message)
     while data:
         data = data[os.write(fd, data) :]

@@ -1,0 +1,32 @@
+"""What crossed the wire between two looks at a node's status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def measure_traffic(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Compare two results of the operation `status` of one run of p2pcloopd.
+
+    Where p2pcloopd was started anew in between, what it counts since is all that can be told.
+
+    Returns:
+        `bytes_received`: all bytes that came in, protocol and estimated headers included;
+        `sources`: content bytes that came, by the peer's address, where there are any.
+    """
+    if before["pid"] != after["pid"]:
+        before = {"received": 0, "torrents": []}
+    then, now = _sources(before), _sources(after)
+    sources = {peer: count - then.get(peer, 0) for peer, count in now.items()}
+    return {
+        "bytes_received": after["received"] - before["received"],
+        "sources": {peer: count for peer, count in sources.items() if count > 0},
+    }
+
+
+def _sources(status: dict[str, Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for torrent in status["torrents"]:
+        for peer in torrent["traffic"]["peers"]:
+            found[peer["address"]] = found.get(peer["address"], 0) + peer["received"]
+    return found
