@@ -30,8 +30,9 @@ from p2pcloop.image.api import Missing
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
 from p2pcloop.protocol.nbd_export import Export
-from p2pcloopd.block.backend import Backend, complete, flush
+from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_sender import ReplySender
+from p2pcloopd.block.shared_flush import SharedFlush
 
 MAX_CONNECTIONS: Final = 16
 MAX_WAITING: Final = 256
@@ -59,13 +60,14 @@ async def serve_nbd(
     `task_status.started` gets the listeners once clients can connect.
     """
     places = trio.Semaphore(MAX_CONNECTIONS)
+    shared_flush = SharedFlush(backend.device)
 
     async def handle(stream: trio.SocketStream) -> None:
         async with places:
             # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
             with socket.socket(fileno=stream.socket.detach()) as sock:
                 sock.setblocking(False)
-                await _Connection(backend, sock).run()
+                await _Connection(backend, shared_flush, sock).run()
 
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
@@ -100,9 +102,10 @@ class _Waiting:
 
 
 class _Connection:
-    def __init__(self, backend: Backend, sock: socket.socket) -> None:
+    def __init__(self, backend: Backend, shared_flush: SharedFlush, sock: socket.socket) -> None:
         self._backend = backend
         self._device = backend.device
+        self._shared_flush = shared_flush
         self._sock = sock
         self._protocol = NbdServer(Export(self._device.size, self._device.read_only))
         self._session = trio.CancelScope()
@@ -276,7 +279,7 @@ class _Connection:
                     if work is not None:
                         await work()
                     if _must_be_durable(request):
-                        await flush(self._device)
+                        await self._shared_flush.flush()
                 except P2pcloopError as err:
                     reply = self._protocol.reply_header(request.cookie, _error_of(err))
                 await self._sender.send(reply)

@@ -1,0 +1,179 @@
+"""The NBD server against clients that others wrote: libnbd's tools, qemu's and fio."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from p2pcloopd.block.nbd_listen import open_nbd_listeners
+from p2pcloopd.block.nbd_server import serve_nbd
+from tests.support.memory_device import MemoryBackend, MemoryDevice
+
+pytestmark = pytest.mark.interop
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+
+
+class Exported:
+    """A served device and what foreign clients call it."""
+
+    def __init__(self, backend: MemoryBackend, directory: Path, address: str, uri: str) -> None:
+        self.backend = backend
+        self.device = backend.device
+        self.directory = directory
+        self.address = address
+        self.uri = uri
+
+    async def run(self, *command: str | Path) -> str:
+        """Run a client to its end; its standard output."""
+        with trio.fail_after(60):
+            done = await trio.run_process(
+                [str(word) for word in command],
+                capture_stdout=True,
+                capture_stderr=True,
+                cwd=self.directory,
+                check=False,
+            )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout.decode()
+
+
+@pytest.fixture(params=["unix", "tcp"])
+async def exported(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Exported]:
+    """A device of random data; half of it comes only when it is asked for."""
+    content = bytearray(SIZE)
+    content[: SIZE // 2] = os.urandom(SIZE // 2)
+    device = MemoryDevice(bytes(content))
+    for start in range(0, SIZE, 128 << 10):
+        device.withhold(start, 64 << 10)
+    backend = MemoryBackend(device, automatic=True)
+    address = f"unix:{tmp_path / 's'}" if request.param == "unix" else "127.0.0.1:0"
+    async with open_nbd_listeners(address) as listeners, trio.open_nursery() as nursery:
+        await nursery.start(serve_nbd, backend, listeners)
+        if request.param == "unix":
+            uri = f"nbd+unix:///?socket={tmp_path / 's'}"
+        else:
+            port = listeners[0].socket.getsockname()[1]
+            uri = f"nbd://127.0.0.1:{port}"
+        yield Exported(backend, tmp_path, address, uri)
+        nursery.cancel_scope.cancel()
+
+
+async def test_nbdinfo(exported: Exported) -> None:
+    told: dict[str, Any] = json.loads(await exported.run("nbdinfo", "--json", exported.uri))
+    assert told["protocol"] == "newstyle-fixed"
+    (export,) = told["exports"]
+    assert export["export-name"] == ""
+    assert export["export-size"] == SIZE
+    assert not export["is_read_only"]
+    for ability in ("fua", "flush", "trim", "zero", "multi_conn"):
+        assert export[f"can_{ability}"]
+    sizes = [export[f"block_size_{kind}"] for kind in ("minimum", "preferred", "maximum")]
+    assert sizes == [512, 4096, 32 * MIB]
+
+
+async def test_nbdinfo_lists_the_export(exported: Exported) -> None:
+    told = json.loads(await exported.run("nbdinfo", "--json", "--list", exported.uri))
+    assert [(each["export-name"], each["export-size"]) for each in told["exports"]] == [("", SIZE)]
+
+
+async def test_nbdinfo_of_another_name(exported: Exported) -> None:
+    uri = exported.uri.replace("///", "///other") if "unix" in exported.uri else f"{exported.uri}/x"
+    failed = await trio.run_process(["nbdinfo", uri], check=False, capture_stderr=True)
+    assert failed.returncode != 0
+    assert b"server replied with error to opt_go request" in failed.stderr
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+async def test_nbdcopy_out(exported: Exported, connections: int) -> None:
+    out = exported.directory / "out"
+    await exported.run("nbdcopy", f"--connections={connections}", exported.uri, out)
+    assert out.read_bytes() == exported.device.content
+    assert exported.backend.asked
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+async def test_nbdcopy_in(exported: Exported, connections: int) -> None:
+    source = exported.directory / "in"
+    data = os.urandom(5 * MIB) + bytes(6 * MIB) + os.urandom(5 * MIB)
+    source.write_bytes(data)
+    count = f"--connections={connections}"
+    await exported.run("nbdcopy", count, "--destination-is-zero", "--flush", source, exported.uri)
+    written = exported.device.content
+    assert written[: 5 * MIB] == data[: 5 * MIB]
+    assert written[11 * MIB :] == data[11 * MIB :]
+    await exported.run("nbdcopy", count, "--flush", source, exported.uri)
+    assert exported.device.durable == data
+    assert any(operation.startswith("write_zeroes") for operation, _, _ in exported.device.calls)
+
+
+async def test_qemu_img(exported: Exported) -> None:
+    before = bytes(exported.device.content)
+    image = exported.directory / "image.qcow2"
+    await exported.run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", exported.uri, image)
+    await exported.run("qemu-img", "compare", "-F", "raw", image, exported.uri)
+    exported.device.content[:] = os.urandom(SIZE)
+    await exported.run("qemu-img", "convert", "-n", "-O", "raw", image, exported.uri)
+    assert exported.device.durable == before
+
+
+async def test_qemu_io(exported: Exported) -> None:
+    told = await exported.run(
+        *("qemu-io", "-f", "raw", exported.uri),
+        *("-c", "write -P 0xa5 512 8k"),
+        *("-c", "write -f -P 0x5a 1M 64k"),
+        *("-c", "write -z -u 1M 4k"),
+        *("-c", "write -z 1056768 512"),
+        *("-c", "discard 2M 1M"),
+        *("-c", "read -P 0xa5 512 8k"),
+        *("-c", "read -P 0 1M 4k"),
+        *("-c", "read -P 0x5a 1057280 512"),
+        *("-c", "read -P 0 2M 1M"),
+        *("-c", "flush"),
+    )
+    assert "failed" not in told
+    assert exported.device.durable[512:8704] == b"\xa5" * 8192
+    assert exported.device.durable[MIB : MIB + 8704] == bytes(4096) + b"\x5a" * 4096 + bytes(512)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "block", "depth"), [("randwrite", "4k", 32), ("write", "128k", 8)]
+)
+async def test_fio_verifies_what_it_wrote(
+    exported: Exported, pattern: str, block: str, depth: int
+) -> None:
+    told = await exported.run(
+        *("fio", "--name=verify", "--ioengine=nbd", f"--uri={exported.uri}", f"--rw={pattern}"),
+        *(f"--bs={block}", f"--iodepth={depth}", f"--size={SIZE}", "--verify=crc32c"),
+        *("--do_verify=1", "--verify_fatal=1", "--fsync=64", "--output-format=json"),
+    )
+    (job,) = json.loads(told[told.index("{") :])["jobs"]
+    assert job["error"] == 0
+    assert job["write"]["io_bytes"] == job["read"]["io_bytes"] == SIZE
+
+
+async def test_fio_over_several_connections(exported: Exported) -> None:
+    told = await exported.run(
+        *("fio", "--name=verify", "--ioengine=nbd", f"--uri={exported.uri}", "--rw=randrw"),
+        *("--bs=4k", "--iodepth=16", "--numjobs=4", "--size=4M", "--offset_increment=4M"),
+        *("--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--output-format=json"),
+    )
+    jobs = json.loads(told[told.index("{") :])["jobs"]
+    assert [job["error"] for job in jobs] == [0] * 4
+
+
+async def test_nbd_client_lists(exported: Exported) -> None:
+    if exported.address.startswith("unix"):
+        command = ["nbd-client", "-l", "-unix", exported.address.removeprefix("unix:")]
+    else:
+        command = ["nbd-client", "-l", "127.0.0.1", exported.uri.rpartition(":")[2]]
+    done = await trio.run_process(command, capture_stdout=True, stderr=subprocess.STDOUT)
+    assert b"Negotiation: .." in done.stdout
