@@ -1,0 +1,16 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import pytest
+
+_LATER = ("interop", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the quick tests first, then those with foreign programs, then the boots."""
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    return max((n for n, mark in enumerate(_LATER, 1) if item.get_closest_marker(mark)), default=0)
