@@ -1,0 +1,58 @@
+"""`p2pcloop fetch`: bring all of an image here."""
+
+from __future__ import annotations
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
+from p2pcloop.cli.traffic import measure_traffic
+from p2pcloop.errors import UsageError
+from p2pcloop.store.home import Home
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop fetch 'magnet:?xt=...'
+  p2pcloop fetch @key/debian --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@home_option
+@json_option
+def command(ref: str, home: Home, *, as_json: bool) -> None:
+    """Bring all of REF here, so that it boots without peers and is served to others."""
+    target = resolve_ref(ref, home)
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file that is here already", hint="give a link or @key/label")
+    with target.client:
+        before = target.client.call("status")
+        fetch_all(target, quiet=as_json)
+        facts = measure_traffic(before, target.client.call("status"))
+    if as_json:
+        click.echo(to_json({"name": target.name, "manifest": target.signed.id} | facts))
+    else:
+        click.echo(f"{target.name} is here; {format_size(facts['bytes_received'])} crossed")
+
+
+def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
+    """Have p2pcloopd fetch every layer of an image, and show how far it is."""
+    layers = ref.signed.manifest.layers
+    total = sum(layer.index_length + layer.pack_length for layer in layers)
+    fetched = 0
+    with progress_bar("fetching", quiet=quiet) as show:
+        show(0, total)
+        for layer in layers:
+
+            def on_event(event: str, fields: dict[str, int], done: int = fetched) -> None:
+                if event == "progress":
+                    show(done + fields["have"], total)
+                report_waiting(event, fields)
+
+            ref.client.call("fetch", on_event, torrent=layer.torrent)
+            fetched += layer.index_length + layer.pack_length
+            show(fetched, total)

@@ -1,0 +1,126 @@
+"""`p2pcloop info`: what an image, a link or a file is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.formats.cloop import open_cloop
+from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.image.build import can_stay, check_image_size
+from p2pcloop.image.local import ImageFile
+from p2pcloop.image.pack import read_start
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE, format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop info KNOPPIX.cloop
+  p2pcloop info mine.delta
+  p2pcloop info @key/debian --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref", metavar="REF|FILE")
+@home_option
+@json_option
+def command(ref: str, home: Home, *, as_json: bool) -> None:
+    """Tell what REF (a link, @key/label) or FILE (a cloop, a raw image, an overlay) is."""
+    target = resolve_ref(ref, home)
+    if isinstance(target, StoredRef):
+        with target.client:
+            facts = _stored_facts(target)
+    else:
+        facts = _file_facts(target)
+    if as_json:
+        click.echo(to_json(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{key.replace('_', ' '):{width}}  {_to_text(key, value)}")
+
+
+def _file_facts(file: ImageFile) -> dict[str, Any]:
+    facts: dict[str, Any] = {"file": str(file.path), "format": file.kind, "stored": file.size}
+    if file.kind == "overlay":
+        return facts | _overlay_facts(file)
+    if file.kind == "cloop":
+        with open_cloop(file.path) as cloop:
+            header = cloop.index.header
+            facts |= {
+                "format": "cloop V2.0",
+                "size": header.size,
+                "block_size": header.block_size,
+                "blocks": header.block_count,
+                "seeded_in_place": can_stay(cloop),
+            }
+    else:
+        facts["size"] = check_image_size(file.size)
+    facts["filesystem"] = detect_filesystem(read_start(file, PROBE_SIZE))
+    facts["stored_share"] = file.size / facts["size"]
+    return facts
+
+
+def _overlay_facts(file: ImageFile) -> dict[str, Any]:
+    with Overlay.open(file.path, image_id=None, read_only=True) as overlay:
+        info = overlay.info()
+    changed = info.data_blocks + info.zero_blocks
+    return {
+        "made_on": info.name or "an image file",
+        "image_id": info.image_id,
+        "manifest": info.manifest_id,
+        "created": info.created,
+        "size": info.image_size,
+        "changed": info.data_blocks * BLOCK_SIZE,
+        "zeroed": info.zero_blocks * BLOCK_SIZE,
+        "changed_share": changed * BLOCK_SIZE / info.image_size,
+        "room_on_disk": info.allocated,
+    }
+
+
+def _stored_facts(ref: StoredRef) -> dict[str, Any]:
+    manifest = ref.signed.manifest
+    torrents = {layer.torrent for layer in manifest.layers}
+    here = sum(
+        torrent["have_bytes"]
+        for torrent in ref.client.call("status")["torrents"]
+        if torrent["info_hash"] in torrents
+    )
+    stored = sum(layer.index_length + layer.pack_length for layer in manifest.layers)
+    return {
+        "name": ref.name,
+        "version": manifest.version,
+        "created": manifest.created,
+        "manifest": ref.signed.id,
+        "image_id": manifest.image_id,
+        "size": manifest.size,
+        "stored": stored,
+        "here": here,
+        "here_share": here / stored,
+        "layers": len(manifest.layers),
+        "filesystem": manifest.boot.root_type,
+        "append": manifest.boot.append,
+        "link": ref.link,
+    }
+
+
+def _to_text(key: str, value: object) -> str:
+    """Write a fact for people."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if key == "created" and isinstance(value, int):
+        return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    if isinstance(value, bool) or value in (None, ""):
+        return {True: "yes", False: "no"}.get(value, "-") if isinstance(value, bool) else "-"
+    if isinstance(value, int) and key not in ("blocks", "layers", "version", "block_size"):
+        return f"{format_size(value)} ({value} bytes)"
+    return str(value)

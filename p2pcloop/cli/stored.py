@@ -1,0 +1,52 @@
+"""Opens stored images for commands that read them from end to end, without trio."""
+
+from __future__ import annotations
+
+from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.cli.refs import StoredRef, report_waiting
+from p2pcloop.image.api import Missing
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.stored import StoredImage
+from p2pcloop.store.home import Home
+
+_READ_LIMIT = 1 << 20
+
+
+class Source:
+    """A stored image, and p2pcloopd, which has what is missing of it."""
+
+    def __init__(self, ref: StoredRef, home: Home) -> None:
+        self._client: ControlClient = ref.client
+        self._stored = StoredImage(ref.signed.manifest, home.torrents)
+
+    def open(self) -> MergedImage:
+        """Open the image; asks for headers and maps that are not here.
+
+        Raises:
+            P2pcloopError: they can never be had, or p2pcloopd went away.
+        """
+        while True:
+            try:
+                return self._stored.open()
+            except Missing as missing:
+                self.supply(missing)
+
+    def supply(self, missing: Missing) -> None:
+        """Bring ranges here.
+
+        Raises:
+            P2pcloopError: they can never be had, or p2pcloopd went away.
+        """
+        for wanted in missing.ranges:
+            data = b"".join(
+                self._client.call(
+                    "read",
+                    report_waiting,
+                    torrent=wanted.torrent,
+                    offset=wanted.offset + at,
+                    length=min(_READ_LIMIT, wanted.length - at),
+                    heal=wanted.heal,
+                )["data"]
+                for at in range(0, wanted.length, _READ_LIMIT)
+            )
+            self._stored.accept(wanted, data)

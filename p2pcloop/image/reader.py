@@ -1,0 +1,37 @@
+"""Reads a device from end to end, as a file that programs copy from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from p2pcloop.image.api import BlockDevice, Missing
+
+
+class DeviceReader(io.RawIOBase):
+    """The content of a device as a readable stream.
+
+    `supply` brings here what is missing, and returns; then the same bytes are read again.
+    """
+
+    def __init__(self, device: BlockDevice, supply: Callable[[Missing], None]) -> None:
+        super().__init__()
+        self._device = device
+        self._supply = supply
+        self._offset = 0
+
+    def readable(self) -> bool:
+        """See `io.RawIOBase.readable`."""
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # Buffer is 3.12's
+        """See `io.RawIOBase.readinto`."""
+        view = memoryview(buffer).cast("B")[: self._device.size - self._offset]
+        while True:
+            try:
+                self._device.read_into(self._offset, [view])
+            except Missing as missing:
+                self._supply(missing)
+            else:
+                self._offset += len(view)
+                return len(view)
