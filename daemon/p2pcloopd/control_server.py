@@ -48,11 +48,13 @@ class Call:
     Attributes:
         op: the operation's name.
         args: its arguments, their shape not yet checked.
+        then: what to call once the reply is written, or None.
     """
 
     def __init__(self, request: Request, connection: _Connection) -> None:
         self.op = request.op
         self.args = request.args
+        self.then: Callable[[], None] | None = None
         self.held = 0
         self._id = request.id
         self._connection = connection
@@ -214,6 +216,11 @@ class _Connection:
         try:
             with scope:
                 await self._outgoing.send(await self._perform(request.id, call))
+                if call.then is not None:
+                    try:
+                        await self._outgoing.send(b"")  # taken when what came before is written
+                    finally:  # the client may have read it and gone by then
+                        call.then()
         finally:
             self.room.give_back(call.held)
             if self._running.get(request.id) is scope:

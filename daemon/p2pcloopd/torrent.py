@@ -124,7 +124,7 @@ class Torrent:
             )
         pieces = layout.pieces_of(offset, length)
         if heal:
-            await self._heal(pieces)
+            await self.verify(pieces)
         missing = [piece for piece in pieces if not self._bits.has(piece, piece)]
         if not missing:
             return await trio.to_thread.run_sync(self._content.read, offset, length)
@@ -137,6 +137,31 @@ class Torrent:
             data.append(got)
         start = offset - pieces[0] * layout.piece_length
         return b"".join(data)[start : start + length]
+
+    async def verify(self, pieces: range) -> list[int]:
+        """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.
+
+        The metadata must be known.
+
+        Raises:
+            StorageError: the disk refused.
+            CorruptError: a file seeded where it lies changed since.
+        """
+        async with self._lock:
+            had = [piece for piece in pieces if self._bits.has(piece, piece)]
+            wrong = await trio.to_thread.run_sync(self._content.wrong_pieces, self._known_meta, had)
+            if not wrong:
+                return []
+            if self._content.foreign():
+                raise self._changed_error()
+            log.warning(
+                "torrent %s: pieces %s are wrong on the disk and fetched again",
+                self.info_hash.hex(),
+                wrong,
+            )
+            await trio.to_thread.run_sync(partial(self._bits.drop, *wrong))
+            await self._rejoin()
+        return wrong
 
     async def fetch_all(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Fetch whatever is missing, behind any reader that waits, and make it durable.
@@ -414,11 +439,14 @@ class Torrent:
         """Keep a window of background pieces asked for; none more while a reader waits."""
         if self._pieces.wanted or not self._running:
             return
-        room = self._peers.window() // layout.piece_length + 1 - len(self._background)
-        fresh = list(islice(self._scan, max(0, room)))
+        window = self._peers.window() // layout.piece_length + 1
+        if len(self._background) > window // 2:
+            return  # in batches: a call to libtorrent for each piece would cost more
+        room = window - len(self._background)
+        fresh = list(islice(self._scan, room))
         if not fresh and not self._background:
             self._scan = self._absent(layout)
-            fresh = list(islice(self._scan, max(0, room)))
+            fresh = list(islice(self._scan, room))
         self._background.update(fresh)
         self._swarm.prioritize(fresh, BACKGROUND)
 
@@ -482,22 +510,6 @@ class Torrent:
             if self._broken is not None:
                 self._broken = None
                 await self._rejoin()
-
-    async def _heal(self, pieces: range) -> None:
-        async with self._lock:
-            had = [piece for piece in pieces if self._bits.has(piece, piece)]
-            wrong = await trio.to_thread.run_sync(self._content.wrong_pieces, self._known_meta, had)
-            if not wrong:
-                return
-            if self._content.foreign():
-                raise self._changed_error()
-            log.warning(
-                "torrent %s: pieces %s are wrong on the disk and fetched again",
-                self.info_hash.hex(),
-                wrong,
-            )
-            await trio.to_thread.run_sync(partial(self._bits.drop, *wrong))
-            await self._rejoin()
 
     def _changed_error(self) -> CorruptError:
         files = ", ".join(str(path.readlink()) for path in self._content.foreign())

@@ -13,7 +13,14 @@ import msgpack
 
 from p2pcloop.errors import FormatError
 
-_TYPE_NAMES = {dict: "a map", list: "a list", str: "text", bytes: "bytes", int: "an integer"}
+_TYPE_NAMES = {
+    dict: "a map",
+    list: "a list",
+    str: "text",
+    bytes: "bytes",
+    int: "an integer",
+    bool: "true or false",
+}
 
 
 def pack_canonical(value: dict[str, Any]) -> bytes:
@@ -70,6 +77,11 @@ class Fields:
         value: int = self._take(key, int)
         if not low <= value <= high:
             raise FormatError(f"field {key!r} of {self._what} is not within {low} to {high}")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        """True or false."""
+        value: bool = self._take(key, bool)
         return value
 
     def data(self, key: str, length: int) -> bytes:

@@ -153,7 +153,6 @@ class Home:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             yield
-            os.ftruncate(fd, 0)
 
     def holder(self) -> int | None:
         """The process id of the p2pcloopd that runs on this home, or None where none does.

@@ -1,0 +1,94 @@
+"""`p2pcloopd`: a node in the foreground, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from functools import partial
+
+import click
+import trio
+
+from p2pcloop.cli.options import home_option
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.protocol.control import Event, Failure, encode
+from p2pcloop.store.home import Home
+from p2pcloopd.entry import run
+from p2pcloopd.node import run_node
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+_log = logging.getLogger("p2pcloopd")
+
+
+class _Starter:
+    """Who started this process and reads one message from us: that we are ready, or why not."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def ready(self) -> None:
+        self._tell(encode(Event(0, "ready", {"pid": os.getpid()})))
+
+    def failed(self, error: P2pcloopError) -> None:
+        self._tell(encode(Failure(0, error)))
+
+    def _tell(self, frame: bytes) -> None:
+        if self._fd is None:
+            return
+        with contextlib.suppress(BrokenPipeError):  # it did not want to wait so long
+            os.write(self._fd, frame)
+        os.close(self._fd)
+        self._fd = None
+
+
+async def _run(home: Home, starter: _Starter) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        await run_node(home, starter.ready)
+        nursery.cancel_scope.cancel()
+
+
+async def _stop_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            _log.info("stopping: %s", signal.Signals(number).name)
+            scope.cancel()
+
+
+@click.command("p2pcloopd", context_settings={"help_option_names": ["-h", "--help"]})
+@home_option
+@click.option(
+    "--log-level",
+    type=click.Choice(_LEVELS),
+    default="info",
+    show_default=True,
+    help="How much to say.",
+)
+@click.option("--ready-fd", type=int, hidden=True)
+def command(home: Home, log_level: str, ready_fd: int | None) -> None:
+    """Run a node: seed what is here, fetch what is asked for, until SIGTERM or SIGINT.
+
+    Commands start it by themselves; `p2pcloop daemon stop` stops it.
+    """
+    os.umask(0o077)
+    logging.basicConfig(
+        level=log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    starter = _Starter(ready_fd)
+    try:
+        run(partial(_run, home, starter))
+    except P2pcloopError as error:
+        starter.failed(error)
+        _log.error("%s%s", error, f" ({error.hint})" if error.hint else "")
+        sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """The entry point of the program `p2pcloopd`."""
+    command()

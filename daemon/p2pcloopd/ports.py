@@ -1,0 +1,80 @@
+"""The ports that a node listens on: chosen once and kept, since links name them."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from p2pcloop.errors import BusyError, FormatError
+from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
+from p2pcloop.store.home import replace_file, storage_error
+from p2pcloopd.config import MAX_LISTEN
+
+_FIRST, _LAST = 20000, 32000
+"""Below the range from which systems take the ports of outgoing connections (ip(7))."""
+
+_TRIES = 100
+_MAX_FILE = 4096
+
+_log = logging.getLogger(__name__)
+
+Address = tuple[str, int]
+
+
+def choose_ports(path: Path, listen: Sequence[Address]) -> list[Address]:
+    """Put a port in place of each 0: the one kept in `path`, or a free one, which is kept.
+
+    Raises:
+        BusyError: no free port was found.
+        StorageError: the system refused.
+    """
+    kept = _load(path)
+    chosen = [(host, port or _port(host, kept.get(host))) for host, port in listen]
+    new = kept | {
+        host: port for (host, asked), (_, port) in zip(listen, chosen, strict=True) if not asked
+    }
+    if new != kept:
+        rows = [{"host": host, "port": port} for host, port in new.items()]
+        replace_file(path, pack_canonical({"ports": rows[-MAX_LISTEN:]}))
+    return chosen
+
+
+def _port(host: str, kept: int | None) -> int:
+    if kept is not None:
+        if _is_free(host, kept):
+            return kept
+        _log.warning("port %d of %s is taken: links that name it lead nowhere now", kept, host)
+    for _ in range(_TRIES):
+        port = _FIRST + secrets.randbelow(_LAST - _FIRST)
+        if _is_free(host, port):
+            return port
+    raise BusyError(f"no port of {host} is free", hint="set `listen` in config.toml")
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as libtorrent binds
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _load(path: Path) -> dict[str, int]:
+    try:
+        values = unpack_canonical(path.read_bytes(), path.name, _MAX_FILE)
+        fields = Fields(values, path.name)
+        rows = [Fields(row, path.name) for row in fields.items("ports", MAX_LISTEN)]
+        return {row.text("host", 64): row.integer("port", 1, 65535) for row in rows}
+    except FileNotFoundError:
+        return {}
+    except FormatError as err:
+        _log.warning("%s is not used: %s", path, err)
+        return {}
+    except OSError as err:
+        raise storage_error(f"cannot read {path}", err) from err
