@@ -118,7 +118,7 @@ class Console:
         mark = secrets.token_hex(4)
         # The echo of the typed line shows `%s`, so only the outcome can match.
         self.send_line(f"printf '<<%s\\n' {mark}; {command}; printf '%s:%d>>\\n' {mark} $?")
-        match = self.expect(rf"<<{mark}\r?\n((?s:.*)){mark}:(\d+)>>", timeout)
+        match = self.expect(rf"<<{mark}\r*\n((?s:.*)){mark}:(\d+)>>", timeout)
         if match[2] != "0":
             raise ConsoleError(f"{command!r} failed in the guest (exit {match[2]}): {match[1]}")
         return match[1].replace("\r", "")
