@@ -22,7 +22,7 @@ MAX_LOG = 8 << 20
 """A daemon.log of more bytes than this is put away as daemon.log.1 at the next start."""
 
 _READY_FD = 3
-_ATTEMPTS = 40
+_ATTEMPTS = 80
 _PAUSE = 0.25
 
 
@@ -42,7 +42,7 @@ def ensure_daemon(home: Home) -> ControlClient:
         pass
     click.echo(f"starting p2pcloopd on {home.root} (log: {home.log})", err=True)
     with home.starting():
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             try:
                 return ControlClient.connect(home)
             except NotRunningError:
@@ -50,6 +50,8 @@ def ensure_daemon(home: Home) -> ControlClient:
             try:
                 start_daemon(home)
             except BusyError:
+                if attempt and home.holder() is None:
+                    raise  # not the home is taken, but something else: a port
                 # A p2pcloopd that is about to stop, or one started by hand a moment ago, holds the
                 # lock: it is no child of ours, so there is nothing to wait on.
                 time.sleep(_PAUSE)

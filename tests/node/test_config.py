@@ -1,0 +1,122 @@
+"""config.toml: what may be set, and errors that name the key. Ports that are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcloop.errors import UsageError
+from p2pcloopd.config import Config, Discovery, load_config
+from p2pcloopd.ports import choose_ports
+
+LOOPBACK = [("127.0.0.1", 0)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "config.toml"
+
+
+def test_nothing_needs_to_be_set(path: Path) -> None:
+    assert load_config(path) == Config()
+    path.write_text("# nothing\n")
+    config = load_config(path)
+    assert config == Config()
+    assert config.listen == (("127.0.0.1", 0),)
+    assert config.discovery == Discovery(False, False, False, False, False)
+
+
+def test_everything_can_be_set(path: Path) -> None:
+    path.write_text(
+        """
+        listen = ["0.0.0.0:6881", "[::]:6881"]
+        upload_limit = 1000000
+        download_limit = 2000000
+        waiting_after = 2.5
+        [discovery]
+        dht = true
+        lsd = true
+        upnp = true
+        natpmp = true
+        trackers = true
+        """
+    )
+    assert load_config(path) == Config(
+        (("0.0.0.0", 6881), ("::", 6881)),
+        1_000_000,
+        2_000_000,
+        2.5,
+        Discovery(True, True, True, True, True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("upload_limt = 1", "`upload_limt`"),
+        ("[discovery]\ndth = true", r"`discovery\.dth`"),
+        ("[discovery]\ndht = 1", r"`discovery\.dht`"),
+        ("discovery = true", "`discovery`"),
+        ("upload_limit = -1", "`upload_limit`"),
+        ("upload_limit = true", "`upload_limit`"),
+        ("download_limit = 9999999999", "`download_limit`"),
+        ("waiting_after = 0", "`waiting_after`"),
+        ("waiting_after = nan", "`waiting_after`"),
+        ('listen = "0.0.0.0:1"', "`listen`"),
+        ("listen = []", "`listen`"),
+        ('listen = ["example.org:1"]', "`listen`"),
+        ('listen = ["127.0.0.1"]', "`listen`"),
+        ('listen = ["127.0.0.1:65536"]', "`listen`"),
+        ('listen = ["::1:80"]', "`listen`"),
+        ('listen = ["[127.0.0.1]:80"]', "`listen`"),
+        ("listen = [6881]", "`listen`"),
+        ("listen = ", "end of document"),
+        ("\x00", "line 1"),
+    ],
+)
+def test_an_error_names_file_and_key(path: Path, text: str, named: str) -> None:
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"config\.toml: .*{named}"):
+        load_config(path)
+
+
+def test_any_bytes_are_a_config_or_an_error(path: Path) -> None:
+    @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+    def load(data: bytes) -> None:
+        path.write_bytes(data)
+        with contextlib.suppress(UsageError):
+            assert isinstance(load_config(path), Config)
+
+    load()
+
+
+def test_a_port_is_chosen_once(tmp_path: Path) -> None:
+    path = tmp_path / "ports"
+    first = choose_ports(path, LOOPBACK)
+    assert first[0][0] == "127.0.0.1"
+    assert choose_ports(path, LOOPBACK) == first
+    both = choose_ports(path, [*LOOPBACK, ("::1", 0), ("127.0.0.1", 6881)])
+    assert (both[0], both[2]) == (first[0], ("127.0.0.1", 6881))
+    assert choose_ports(path, [("::1", 0)]) == [both[1]]
+
+
+def test_a_port_that_is_taken_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "ports"
+    [taken] = choose_ports(path, LOOPBACK)
+    with socket.create_server(taken):
+        [other] = choose_ports(path, LOOPBACK)
+    assert other != taken
+    assert choose_ports(path, LOOPBACK) == [other]
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80", b"\xff" * 9000])
+def test_damaged_ports_are_chosen_anew(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "ports"
+    path.write_bytes(data)
+    chosen = choose_ports(path, LOOPBACK)
+    assert choose_ports(path, LOOPBACK) == chosen

@@ -1,0 +1,159 @@
+"""Starting and stopping p2pcloopd by command, and what goes wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcloop.cli.control_client import ControlClient, NotRunningError
+from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
+from p2pcloop.errors import BusyError, UsageError
+from p2pcloop.protocol.control import ControlReceiver, Failure
+from p2pcloop.store.home import Home
+
+from .conftest import NodeProcess, Nodes
+
+PROGRAM = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
+
+
+@pytest.fixture
+def node(nodes: Nodes) -> Iterator[NodeProcess]:
+    node = nodes.make()
+    try:
+        yield node
+    finally:
+        pid = node.home.holder()
+        if pid is not None and (node.process is None or node.process.pid != pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def launch(node: NodeProcess, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"P2PCLOOP_HOME": str(node.home.root)},
+    )
+
+
+def command(node: NodeProcess, *arguments: str, code: int = 0) -> tuple[str, str]:
+    process = launch(node, *arguments)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    return out, err
+
+
+def answer(node: NodeProcess, *arguments: str, code: int = 0) -> Any:
+    return json.loads(command(node, *arguments, "--json", code=code)[0])
+
+
+def test_from_start_to_stop(node: NodeProcess) -> None:
+    assert answer(node, "daemon", "status", code=9)["running"] is False
+    out, err = command(node, "daemon", "start")
+    assert err.count("\n") == 1
+    assert "starting p2pcloopd" in err
+    pid = node.home.holder()
+    assert f"process {pid}" in out
+    assert command(node, "daemon", "start")[1] == ""
+    status = answer(node, "daemon", "status")
+    assert (status["running"], status["pid"]) == (True, pid)
+    assert answer(node, "status")["torrents"] == []
+    assert "p2pcloopd runs" in command(node, "status")[0]
+    assert answer(node, "daemon", "stop")["stopped"] is True
+    assert node.home.holder() is None
+    assert answer(node, "daemon", "stop")["stopped"] is False
+    assert "INFO" in node.home.log.read_text()
+
+
+def test_a_daemon_that_was_started_has_a_session_of_its_own(node: NodeProcess) -> None:
+    with ensure_daemon(node.home) as client:
+        assert os.getsid(client.pid) == client.pid
+        targets = [Path(f"/proc/{client.pid}/fd/{fd}").readlink() for fd in range(3)]
+    assert targets == [Path("/dev/null"), node.home.log, node.home.log]
+    assert stop_daemon(node.home)
+    os.waitpid(client.pid, 0)
+
+
+def test_starts_at_once_end_with_one_daemon(node: NodeProcess) -> None:
+    starts = [launch(node, "daemon", "start", "--json") for _ in range(4)]
+    answers = [(start.communicate(timeout=60), start.returncode) for start in starts]
+    assert [code for _, code in answers] == [0] * 4, answers
+    assert {json.loads(out)["pid"] for (out, _), _ in answers} == {node.home.holder()}
+
+
+def test_a_start_after_sigkill_works(node: NodeProcess) -> None:
+    node.start()
+    node.end(signal.SIGKILL)
+    assert node.home.control_socket.exists()
+    with pytest.raises(NotRunningError):
+        ControlClient.connect(node.home)
+    command(node, "daemon", "start")
+
+
+def test_watch_goes_on_until_it_is_ended(node: NodeProcess) -> None:
+    command(node, "daemon", "start")
+    watching = launch(node, "status", "--watch", "--json")
+    try:
+        assert watching.stdout is not None
+        seen = [json.loads(watching.stdout.readline()) for _ in range(2)]
+        assert seen[1]["uptime"] > seen[0]["uptime"]
+    finally:
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=30)
+    assert watching.returncode == 130
+
+
+def test_what_keeps_it_from_starting_is_told(node: NodeProcess) -> None:
+    node.configure("uplaod_limit = 1")
+    with pytest.raises(UsageError, match="uplaod_limit"):
+        ensure_daemon(node.home)
+    assert "uplaod_limit" in command(node, "daemon", "start", code=2)[1]
+    assert "uplaod_limit" in node.home.log.read_text()
+
+
+def test_a_second_daemon_on_one_home_is_refused(node: NodeProcess) -> None:
+    node.start()
+    assert node.process is not None
+    second, said = node.launch()
+    assert second.wait(30) == BusyError.exit_code
+    [failure] = ControlReceiver().receive(said)
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.error, BusyError)
+    assert str(node.process.pid) in str(failure.error)
+    assert node.call("status")["pid"] == node.process.pid
+
+
+def test_a_port_that_is_taken_is_told(node: NodeProcess, nodes: Nodes) -> None:
+    other = nodes.start()
+    [address] = other.call("status")["listen"]
+    node.configure(f'listen = ["{address}"]')
+    with pytest.raises(BusyError, match=address.rpartition(":")[2]):
+        ensure_daemon(node.home)
+
+
+def test_run_is_p2pcloopd_in_the_foreground(node: NodeProcess) -> None:
+    running = launch(node, "daemon", "run", "--log-level", "debug")
+    try:
+        assert running.stderr is not None
+        while "serving" not in running.stderr.readline():
+            assert running.poll() is None
+        assert node.home.holder() == running.pid
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=30)
+    assert running.returncode == 0
+
+
+def test_a_home_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a directory"):
+        ensure_daemon(Home.at(tmp_path / "file"))
