@@ -1,0 +1,165 @@
+"""Serve one virtqueue of a vhost-user-blk device in trio.
+
+What the device can answer at once is answered inline, in the task that waits for the kick: a task
+for each request costs several times what a small read does. Only a request that lacks bytes, and
+FLUSH, become tasks; they give their chains back whenever they are done, in any order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from p2pcloop.errors import P2pcloopError, StorageError
+from p2pcloop.image.api import Missing
+from p2pcloop.protocol.vhost_session import Vring
+from p2pcloop.protocol.virtio_blk import Kind, RefusedError, Request, Status, plan
+from p2pcloop.protocol.virtqueue import Virtqueue, VirtqueueError
+from p2pcloopd.block.backend import Backend, complete, flush
+
+_ONE = (1).to_bytes(8, "little")
+_BATCH_REQUESTS = 256
+_BATCH_BYTES = 1 << 20
+"""What is answered before the driver is called and other tasks have their turn."""
+
+_log = logging.getLogger(__name__)
+
+
+class QueueServer:
+    """Serves a queue from `run` until `stop`.
+
+    Attributes:
+        queue: the ring; nobody else touches it.
+        vring: whose `call` is looked at each time, since a front end may replace it.
+    """
+
+    def __init__(self, backend: Backend, queue: Virtqueue, vring: Vring) -> None:
+        assert vring.kick is not None
+        self.queue = queue
+        self.vring = vring
+        self._backend = backend
+        self._kick = vring.kick
+        self._taking = trio.CancelScope()
+        self._ended = trio.Event()
+        self._nursery: trio.Nursery
+        self._last_error = ""
+
+    async def run(self) -> None:
+        """Serve until `stop`, or until the ring is broken, and until all that was taken is done."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                with self._taking:
+                    await self._take_requests()
+        finally:
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """Take no more requests and return when those that were taken are done.
+
+        A front end that stops a queue counts on that: a request that was dropped would never
+        end for the guest, since it is not offered again.
+        """
+        self._taking.cancel()
+        await self._ended.wait()
+
+    async def _take_requests(self) -> None:
+        try:
+            while True:
+                self.queue.refuse_kicks()
+                while self._answer_batch() or self.queue.want_kicks():
+                    await trio.lowlevel.checkpoint()
+                await trio.lowlevel.wait_readable(self._kick)
+                if not os.read(self._kick, 8):
+                    raise VirtqueueError("the kick descriptor was closed")
+        except (VirtqueueError, OSError) as error:
+            self._give_up(error)
+
+    def _answer_batch(self) -> bool:
+        """Answer what is in the ring, up to a limit; True if there may be more."""
+        requests = moved = 0
+        try:
+            while requests < _BATCH_REQUESTS and moved < _BATCH_BYTES:
+                chain = self.queue.pop()
+                if chain is None:
+                    return False
+                request = Request(chain)
+                self._answer(request)
+                requests += 1
+                moved += request.written
+            return True
+        finally:
+            self._publish()
+
+    def _answer(self, request: Request) -> None:
+        status = Status.OK
+        try:
+            if request.kind == Kind.FLUSH:
+                self._nursery.start_soon(self._finish_later, request, self._flush)
+                return
+            call = plan(request, self._backend.device)
+            try:
+                call()
+            except Missing as missing:
+                # Without its traceback, whose frames would keep views of the guest's memory.
+                self._complete_later(request, call, missing.with_traceback(None))
+                return
+        except P2pcloopError as error:
+            status = self._note(error)
+        self._finish(request, status)
+
+    def _complete_later(self, request: Request, call: Callable[[], None], missing: Missing) -> None:
+        async def work() -> None:
+            await complete(self._backend, call, missing)
+
+        self._nursery.start_soon(self._finish_later, request, work)
+
+    async def _flush(self) -> None:
+        await flush(self._backend.device)
+
+    async def _finish_later(self, request: Request, work: Callable[[], Awaitable[None]]) -> None:
+        status = Status.OK
+        try:
+            await work()
+        except P2pcloopError as error:
+            status = self._note(error)
+        self._finish(request, status)
+        self._publish()
+
+    def _finish(self, request: Request, status: Status) -> None:
+        request.finish(status)
+        self.queue.push(request.chain, request.written)
+
+    def _publish(self) -> None:
+        if not self.queue.publish() or self.vring.call is None:
+            return
+        try:
+            os.write(self.vring.call, _ONE)
+        except BlockingIOError:
+            pass  # so many calls are waiting there that one more says nothing new
+        except OSError as error:
+            self._give_up(error)
+
+    def _note(self, error: P2pcloopError) -> Status:
+        """Return what the driver is told of an error, and log it unless it is the last one again.
+
+        The device has no status for a full disk: ENOSPC too is an I/O error to the guest.
+        """
+        if str(error) != self._last_error:
+            self._last_error = str(error)
+            level = logging.INFO if isinstance(error, RefusedError) else logging.ERROR
+            errno = f" (errno {error.errno})" if isinstance(error, StorageError) else ""
+            _log.log(level, "vhost-user: request failed: %s%s", self._last_error, errno)
+        return error.status if isinstance(error, RefusedError) else Status.IOERR
+
+    def _give_up(self, error: Exception) -> None:
+        """Touch the ring no more until the front end starts it anew; tell it so, if it listens."""
+        _log.error("vhost-user: queue stopped: %s", str(error))
+        self._taking.cancel()
+        if self.vring.err is not None:
+            try:
+                os.write(self.vring.err, _ONE)
+            except OSError as failure:
+                _log.error("vhost-user: the front end could not be told: %s", failure)

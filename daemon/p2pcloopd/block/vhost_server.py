@@ -1,0 +1,308 @@
+"""The vhost-user-blk front end of the block server: the socket, the guest's memory, the queues.
+
+A thin adapter round `p2pcloop.protocol.vhost_session`: it receives messages and descriptors, maps
+memory, and starts and stops a `QueueServer` for each queue.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import logging
+import mmap
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import BusyError, NotHereError, StorageError, UsageError
+from p2pcloop.protocol import vhost_session, virtio_blk, virtqueue
+from p2pcloop.protocol.vhost_session import (
+    MemoryChanged,
+    Region,
+    RingChanged,
+    Session,
+    Vring,
+)
+from p2pcloop.protocol.vhost_user import (
+    MAX_REGIONS,
+    Message,
+    MessageReader,
+    ProtocolError,
+    RefusedError,
+)
+from p2pcloop.protocol.virtqueue import GuestMemory, MemoryRegion, Virtqueue, VirtqueueError
+from p2pcloopd.block.backend import Backend
+from p2pcloopd.block.vhost_queue import QueueServer
+
+_MAX_PATH = 107
+_FD_SIZE = array.array("i").itemsize
+
+_log = logging.getLogger(__name__)
+
+
+def bind_vhost_socket(path: Path) -> socket.socket:
+    """Return a listening socket at `path`, mode 0600; a stale one there is replaced.
+
+    Raises:
+        UsageError: the path is too long, is taken by something else, or lies in a folder where
+            other users may replace it.
+        NotHereError: the folder does not exist.
+        BusyError: somebody listens there.
+        StorageError: the system refuses.
+    """
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise UsageError(f"{path}: longer than {_MAX_PATH} bytes", hint="Choose a shorter path.")
+    try:
+        folder = path.parent.stat()
+    except OSError as error:
+        raise NotHereError(f"{path.parent}: {error.strerror}") from error
+    if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not folder.st_mode & stat.S_ISVTX:
+        raise UsageError(f"{path.parent}: others may write there", hint="Choose a private folder.")
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # Linux: bind creates the file with this mode
+        listener.bind(os.fspath(path))
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        message = f"{path}: cannot listen there: {error.strerror}"
+        raise StorageError(message, errno=error.errno or 0) from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: somebody listens
+    raise BusyError(f"{path}: another server listens there")
+
+
+async def serve_vhost_user(
+    backend: Backend,
+    listener: trio.socket.SocketType | Path,
+    *,
+    once: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a device to one front end after the other.
+
+    Args:
+        backend: what is served; it is not closed.
+        listener: a listening socket, which is left open, or a path to bind, see
+            `bind_vhost_socket`, whose socket is closed and removed in the end.
+        once: return when the first front end has gone.
+        task_status: started once the socket listens.
+    """
+    if isinstance(listener, Path):
+        path, listener = listener, trio.socket.from_stdlib_socket(bind_vhost_socket(listener))
+        with listener:
+            try:
+                await serve_vhost_user(backend, listener, once=once, task_status=task_status)
+            finally:
+                path.unlink(missing_ok=True)
+        return
+    task_status.started()
+    while True:
+        connection, _ = await listener.accept()
+        await serve_front_end(backend, connection)
+        if once:
+            return
+
+
+async def serve_front_end(backend: Backend, connection: trio.socket.SocketType) -> None:
+    """Serve the front end at the other end of a socket until it goes, then close the socket.
+
+    Requests that still wait for bytes when it goes are dropped. A front end that breaks the
+    protocol is logged and dropped.
+    """
+    with connection:
+        front_end = _FrontEnd(backend, connection)
+        try:
+            async with trio.open_nursery() as nursery:
+                await front_end.converse(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            front_end.close()
+
+
+class _FrontEnd:
+    """One connection: its session, the memory it shares and the queues being served."""
+
+    def __init__(self, backend: Backend, connection: trio.socket.SocketType) -> None:
+        device = backend.device
+        self._backend = backend
+        self._socket = connection
+        self._reader = MessageReader()
+        self._session = Session(
+            offered=virtio_blk.offered_features(device)
+            | virtqueue.F_INDIRECT_DESC
+            | virtqueue.F_EVENT_IDX
+            | vhost_session.F_PROTOCOL_FEATURES,
+            config=virtio_blk.config_space(device),
+            vrings=tuple(Vring() for _ in range(virtio_blk.MAX_QUEUES)),
+        )
+        self._memory = _Mapping([])
+        self._queues: dict[int, QueueServer] = {}
+
+    async def converse(self, nursery: trio.Nursery) -> None:
+        """Carry out what the front end says until it goes or breaks the protocol."""
+        try:
+            while (message := await self._receive()) is not None:
+                if not await self._obey(message, nursery):
+                    return
+        except ProtocolError as error:
+            _log.error("vhost-user: connection closed: %s", error)
+        except OSError as error:
+            _log.info("vhost-user: connection lost: %s", error)
+
+    def close(self) -> None:
+        """Unmap and close everything; no queue is being served any more."""
+        self._queues.clear()
+        self._memory.close()
+        _close([*self._session.take_all(), *self._reader.fds])
+
+    async def _receive(self) -> Message | None:
+        while True:
+            data, ancillary, flags, _ = await self._socket.recvmsg(
+                self._reader.wanted,
+                socket.CMSG_SPACE(MAX_REGIONS * _FD_SIZE),
+                socket.MSG_CMSG_CLOEXEC,
+            )
+            fds = array.array("i")
+            for level, kind, value in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    fds.frombytes(value[: len(value) - len(value) % _FD_SIZE])
+            for fd in fds:
+                os.set_blocking(fd, False)  # nobody may make us wait in a read or write
+            if not data:
+                return None
+            message = self._reader.receive(data, fds)
+            if flags & socket.MSG_CTRUNC:
+                raise ProtocolError(f"a message with more than {MAX_REGIONS} descriptors")
+            if message is not None:
+                return message
+
+    async def _obey(self, message: Message, nursery: trio.Nursery) -> bool:
+        """Carry out a message and answer it; False if the front end has gone meanwhile."""
+        refused = False
+        try:
+            effect = self._session.handle(message)
+            if effect is not None:
+                if not await self._stop_queues(effect):
+                    return False
+                self._carry_out(effect, nursery)
+        except (RefusedError, VirtqueueError) as error:
+            _log.error("vhost-user: refused: %s", str(error))
+            refused = True
+        finally:
+            _close(self._session.take_unused())
+        reply = self._session.reply(message, refused=refused)
+        while reply:
+            reply = reply[await self._socket.send(reply) :]
+        return True
+
+    async def _stop_queues(self, effect: MemoryChanged | RingChanged) -> bool:
+        """Stop the queues that an effect touches; False if the front end went before they ended."""
+        indexes = list(self._queues) if isinstance(effect, MemoryChanged) else [effect.index]
+        stopping = {index: self._queues.pop(index) for index in indexes if index in self._queues}
+        stopped = not stopping
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
+            for index, server in stopping.items():
+                await server.stop()
+                self._session.vrings[index].base = server.queue.next_available
+            stopped = True
+            nursery.cancel_scope.cancel()
+        return stopped
+
+    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
+        """Cancel `scope` if the front end goes; end quietly if it sends something."""
+        try:
+            more = await self._socket.recv(1, socket.MSG_PEEK)
+        except ConnectionError:
+            more = b""
+        if not more:
+            scope.cancel()
+
+    def _carry_out(self, effect: MemoryChanged | RingChanged, nursery: trio.Nursery) -> None:
+        vrings = self._session.vrings
+        if isinstance(effect, MemoryChanged):
+            self._memory.close()
+            self._memory = _Mapping([])
+            self._memory = _Mapping(self._session.regions)
+            indexes = [index for index, vring in enumerate(vrings) if vring.running]
+        else:
+            indexes = [effect.index] if vrings[effect.index].running else []
+        for index in indexes:
+            self._start_queue(index, nursery)
+
+    def _start_queue(self, index: int, nursery: trio.Nursery) -> None:
+        vring = self._session.vrings[index]
+        if vring.addresses is None:
+            raise RefusedError(f"queue {index} was started before it was laid out")
+        descriptors, used, available = vring.addresses
+        queue = Virtqueue(
+            self._memory.memory,
+            size=vring.size,
+            descriptors=descriptors,
+            available=available,
+            used=used,
+            next_available=vring.base,
+            features=self._session.features,
+        )
+        self._queues[index] = QueueServer(self._backend, queue, vring)
+        nursery.start_soon(self._queues[index].run)
+
+
+class _Mapping:
+    """Guest memory mapped into this process."""
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        self._maps: list[mmap.mmap] = []
+        try:
+            self.memory = GuestMemory([self._map(region) for region in regions])
+        except (OSError, ValueError, OverflowError) as error:
+            self._unmap()
+            raise RefusedError(f"guest memory cannot be mapped: {error}") from error
+
+    def close(self) -> None:
+        """Unmap it all."""
+        self.memory.release()
+        self._unmap()
+
+    def _map(self, region: Region) -> MemoryRegion:
+        skipped = region.file_offset % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(region.fd, region.size + skipped, offset=region.file_offset - skipped)
+        self._maps.append(mapped)
+        view = memoryview(mapped)[skipped:]
+        return MemoryRegion(region.guest_address, region.user_address, view)
+
+    def _unmap(self) -> None:
+        for mapped in self._maps:
+            # A view that lives on in some exception's traceback unmaps the memory when it goes.
+            with contextlib.suppress(BufferError):
+                mapped.close()
+        self._maps.clear()
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

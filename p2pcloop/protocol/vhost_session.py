@@ -1,0 +1,376 @@
+"""One vhost-user connection as the back end sees it: what was negotiated, and what follows.
+
+Source: QEMU's `docs/interop/vhost-user.rst`. `Session.handle` notes a message and says what it
+changes; whoever owns the socket carries that out and then sends `Session.reply`. The session keeps
+the descriptors that are in use, as opaque numbers; `take_unused` names those to be closed.
+
+A session is all that is needed to go on serving a front end: another process that is given it, its
+descriptors and the rings' `used.idx` can take over.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from p2pcloop.protocol.vhost_user import (
+    MAX_REGIONS,
+    Code,
+    Message,
+    ProtocolError,
+    RefusedError,
+    encode_reply,
+)
+
+F_PROTOCOL_FEATURES = 1 << 30
+"""The feature bit that says there are protocol features; then rings start disabled."""
+
+MAX_CONFIG = 256
+"""Bytes of configuration space that a front end may ask for."""
+
+_U64 = struct.Struct("<Q")
+_STATE = struct.Struct("<II")
+_ADDRESSES = struct.Struct("<IIQQQQ")
+_MEMORY = struct.Struct("<II")
+_REGION = struct.Struct("<QQQQ")
+_CONFIG = struct.Struct("<III")
+_RING_INDEX, _NO_FD = 0xFF, 0x100
+
+
+class ProtocolFeature(enum.IntFlag):
+    """The protocol features that are offered: all that UML needs to go on when it loses us."""
+
+    MQ = 1 << 0
+    REPLY_ACK = 1 << 3
+    BACKEND_REQ = 1 << 5
+    CONFIG = 1 << 9
+
+
+# An int: the complement of an IntFlag has no bits but the flags that it knows.
+OFFERED = int(
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.CONFIG
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of a file that is guest memory; all in bytes."""
+
+    guest_address: int
+    size: int
+    user_address: int
+    file_offset: int
+    fd: int
+
+
+@dataclass(slots=True)
+class Vring:
+    """What the front end said about one queue.
+
+    Attributes:
+        size: entries.
+        base: the available index to start from, or where it was stopped (set by the owner).
+        addresses: descriptor table, used ring, available ring; the front end's addresses.
+        started: from the moment it has a kick descriptor until GET_VRING_BASE.
+        enabled: by SET_VRING_ENABLE, or always where there are no protocol features.
+        kick, call, err: descriptors; None where it has none.
+    """
+
+    size: int = 0
+    base: int = 0
+    addresses: tuple[int, int, int] | None = None
+    started: bool = False
+    enabled: bool = False
+    kick: int | None = None
+    call: int | None = None
+    err: int | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it is to be served."""
+        return self.started and self.enabled
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryChanged:
+    """Effect: `Session.regions` are other ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingChanged:
+    """Effect: serve the ring anew if it is `running`, else stop and note its `base`."""
+
+    index: int
+
+
+Effect = MemoryChanged | RingChanged | None
+
+
+@dataclass(slots=True)
+class Session:
+    """The state of one connection.
+
+    Attributes:
+        offered: feature bits of the device and its queues.
+        config: the device's configuration space.
+        vrings: one for each queue that is offered.
+        features, protocol_features: what the front end took.
+        regions: guest memory.
+        request_fd: the channel for requests of our own. Nothing is sent on it, but a front end
+            notices by it that we are gone.
+        unused: descriptors that nothing refers to any more; see `take_unused`.
+    """
+
+    offered: int
+    config: bytes
+    vrings: tuple[Vring, ...]
+    features: int = 0
+    protocol_features: int = 0
+    regions: tuple[Region, ...] = ()
+    request_fd: int | None = None
+    unused: list[int] = field(default_factory=list)
+
+    def handle(self, message: Message) -> Effect:
+        """Check a message, note what it says and return what it changes.
+
+        Raises:
+            RefusedError: it cannot be done; nothing was changed.
+        """
+        self.unused += message.fds
+        if message.code not in _HANDLERS:
+            raise RefusedError(f"request {message.code} is not supported")
+        size, handler = _HANDLERS[Code(message.code)]
+        if size is not None and len(message.payload) != size:
+            raise RefusedError(f"{Code(message.code).name} with {len(message.payload)} bytes")
+        return handler(self, message)
+
+    def reply(self, message: Message, *, refused: bool = False) -> bytes | None:
+        """Return the answer to a message that was handled, or None if it wants none.
+
+        Raises:
+            ProtocolError: it was refused and there is no way to say so.
+        """
+        acknowledge = message.needs_reply and self.protocol_features & ProtocolFeature.REPLY_ACK
+        if refused and (message.code in _ANSWERS or not acknowledge):
+            raise ProtocolError(f"a request {message.code} that cannot be answered")
+        if message.code in _ANSWERS:
+            payload = _ANSWERS[Code(message.code)](self, message)
+        elif acknowledge:
+            payload = _U64.pack(refused)
+        else:
+            return None
+        return encode_reply(message, payload)
+
+    def take_unused(self) -> list[int]:
+        """Return descriptors that nothing refers to any more, to be closed by the caller."""
+        unused, self.unused = self.unused, []
+        return unused
+
+    def take_all(self) -> list[int]:
+        """Return every descriptor of the session, which is over."""
+        kept = [region.fd for region in self.regions] + [self.request_fd]
+        for vring in self.vrings:
+            kept += [vring.kick, vring.call, vring.err]
+        return self.take_unused() + [fd for fd in kept if fd is not None]
+
+    def replace_fd(self, message: Message, old: int | None) -> int:
+        """Take a message's one descriptor into use instead of `old`."""
+        if len(message.fds) != 1:
+            raise RefusedError(f"{len(message.fds)} descriptors where one belongs")
+        self.unused.remove(message.fds[0])
+        if old is not None:
+            self.unused.append(old)
+        return message.fds[0]
+
+    def vring(self, index: int) -> Vring:
+        """Return a queue that exists."""
+        if index >= len(self.vrings):
+            raise RefusedError(f"queue {index} of {len(self.vrings)}")
+        return self.vrings[index]
+
+    def still_vring(self, index: int) -> Vring:
+        """Return a queue that is not being served, and so may be laid out anew."""
+        vring = self.vring(index)
+        if vring.running:
+            raise RefusedError(f"queue {index} is running")
+        return vring
+
+
+def _set_features(session: Session, message: Message) -> Effect:
+    (features,) = _U64.unpack(message.payload)
+    if features & ~session.offered:
+        raise RefusedError(f"features {features & ~session.offered:#x} were not offered")
+    session.features = features
+    for vring in session.vrings:
+        vring.enabled |= not features & F_PROTOCOL_FEATURES
+    return None
+
+
+def _set_protocol_features(session: Session, message: Message) -> Effect:
+    (features,) = _U64.unpack(message.payload)
+    if features & ~OFFERED:
+        raise RefusedError(f"protocol features {features & ~OFFERED:#x} were not offered")
+    session.protocol_features = features
+    return None
+
+
+def _set_memory(session: Session, message: Message) -> Effect:
+    payload = message.payload
+    count = _MEMORY.unpack_from(payload)[0] if len(payload) >= _MEMORY.size else 0
+    # UML sends its table whole, however many regions are in it.
+    if not 0 < count <= MAX_REGIONS or len(payload) < _MEMORY.size + count * _REGION.size:
+        raise RefusedError(f"a memory table of {count} regions in {len(payload)} bytes")
+    if len(message.fds) != count:
+        raise RefusedError(f"{count} regions of memory with {len(message.fds)} descriptors")
+    fields = _REGION.iter_unpack(payload[_MEMORY.size : _MEMORY.size + count * _REGION.size])
+    regions = tuple(
+        Region(guest, size, user, offset, fd)
+        for (guest, size, user, offset), fd in zip(fields, message.fds, strict=True)
+    )
+    _check_regions(regions)
+    session.unused = [fd for fd in session.unused if fd not in message.fds]
+    session.unused += [region.fd for region in session.regions]
+    session.regions = regions
+    return MemoryChanged()
+
+
+def _check_regions(regions: Sequence[Region]) -> None:
+    end = 0
+    for region in sorted(regions, key=lambda r: r.guest_address):
+        if not region.size or region.guest_address < end:
+            raise RefusedError("regions of memory that are empty or overlap")
+        end = region.guest_address + region.size
+        if max(end, region.user_address + region.size, region.file_offset + region.size) > 1 << 63:
+            raise RefusedError("a region of memory beyond all addresses")
+
+
+def _set_vring_num(session: Session, message: Message) -> Effect:
+    index, size = _STATE.unpack(message.payload)
+    session.still_vring(index).size = size
+    return None
+
+
+def _set_vring_base(session: Session, message: Message) -> Effect:
+    index, base = _STATE.unpack(message.payload)
+    if base > 0xFFFF:
+        raise RefusedError(f"{base} is no index of a split ring")
+    session.still_vring(index).base = base
+    return None
+
+
+def _set_vring_addr(session: Session, message: Message) -> Effect:
+    index, _, *addresses, _ = _ADDRESSES.unpack(message.payload)
+    descriptors, used, available = addresses
+    vring = session.still_vring(index)
+    vring.addresses = (descriptors, used, available)
+    return None
+
+
+def _get_vring_base(session: Session, message: Message) -> Effect:
+    index, _ = _STATE.unpack(message.payload)
+    session.vring(index).started = False
+    return RingChanged(index)
+
+
+def _set_vring_enable(session: Session, message: Message) -> Effect:
+    index, enabled = _STATE.unpack(message.payload)
+    session.vring(index).enabled = bool(enabled)
+    return RingChanged(index)
+
+
+def _set_vring_kick(session: Session, message: Message) -> Effect:
+    (value,) = _U64.unpack(message.payload)
+    vring = session.vring(value & _RING_INDEX)
+    if value & _NO_FD:
+        raise RefusedError("a queue without a kick descriptor: nothing is polled here")
+    vring.kick = session.replace_fd(message, vring.kick)
+    vring.started = True
+    return RingChanged(value & _RING_INDEX)
+
+
+def _set_vring_call(session: Session, message: Message) -> Effect:
+    vring, fd = _other_fd(session, message, "call")
+    vring.call = fd
+    return None
+
+
+def _set_vring_err(session: Session, message: Message) -> Effect:
+    vring, fd = _other_fd(session, message, "err")
+    vring.err = fd
+    return None
+
+
+def _other_fd(session: Session, message: Message, name: str) -> tuple[Vring, int | None]:
+    """Take a descriptor that a queue may also be without into use."""
+    (value,) = _U64.unpack(message.payload)
+    vring = session.vring(value & _RING_INDEX)
+    old: int | None = getattr(vring, name)
+    if not value & _NO_FD:
+        return vring, session.replace_fd(message, old)
+    if old is not None:
+        session.unused.append(old)
+    return vring, None
+
+
+def _set_request_fd(session: Session, message: Message) -> Effect:
+    session.request_fd = session.replace_fd(message, session.request_fd)
+    return None
+
+
+def _check_config(_session: Session, message: Message) -> Effect:
+    payload = message.payload
+    offset, size, _ = _CONFIG.unpack_from(payload) if len(payload) >= _CONFIG.size else (0, 0, 0)
+    if not 0 < size <= MAX_CONFIG - offset or len(payload) != _CONFIG.size + size:
+        raise RefusedError(f"{size} bytes of configuration space at {offset}")
+    return None
+
+
+def _no_effect(_session: Session, _message: Message) -> Effect:
+    return None
+
+
+def _config(session: Session, message: Message) -> bytes:
+    offset, size, flags = _CONFIG.unpack_from(message.payload)
+    data = session.config.ljust(MAX_CONFIG, b"\0")[offset : offset + size]
+    return _CONFIG.pack(offset, size, flags) + data
+
+
+def _vring_base(session: Session, message: Message) -> bytes:
+    index, _ = _STATE.unpack(message.payload)
+    return _STATE.pack(index, session.vrings[index].base)
+
+
+_HANDLERS: dict[Code, tuple[int | None, Callable[[Session, Message], Effect]]] = {
+    Code.GET_FEATURES: (0, _no_effect),
+    Code.SET_FEATURES: (_U64.size, _set_features),
+    Code.SET_OWNER: (0, _no_effect),
+    Code.SET_MEM_TABLE: (None, _set_memory),
+    Code.SET_VRING_NUM: (_STATE.size, _set_vring_num),
+    Code.SET_VRING_ADDR: (_ADDRESSES.size, _set_vring_addr),
+    Code.SET_VRING_BASE: (_STATE.size, _set_vring_base),
+    Code.GET_VRING_BASE: (_STATE.size, _get_vring_base),
+    Code.SET_VRING_KICK: (_U64.size, _set_vring_kick),
+    Code.SET_VRING_CALL: (_U64.size, _set_vring_call),
+    Code.SET_VRING_ERR: (_U64.size, _set_vring_err),
+    Code.GET_PROTOCOL_FEATURES: (0, _no_effect),
+    Code.SET_PROTOCOL_FEATURES: (_U64.size, _set_protocol_features),
+    Code.GET_QUEUE_NUM: (0, _no_effect),
+    Code.SET_VRING_ENABLE: (_STATE.size, _set_vring_enable),
+    Code.SET_BACKEND_REQ_FD: (0, _set_request_fd),
+    Code.GET_CONFIG: (None, _check_config),
+}
+"""What each message does, and the length of its payload where that is fixed."""
+
+_ANSWERS: dict[Code, Callable[[Session, Message], bytes]] = {
+    Code.GET_FEATURES: lambda session, _: _U64.pack(session.offered),
+    Code.GET_PROTOCOL_FEATURES: lambda _session, _message: _U64.pack(OFFERED),
+    Code.GET_QUEUE_NUM: lambda session, _: _U64.pack(len(session.vrings)),
+    Code.GET_VRING_BASE: _vring_base,
+    Code.GET_CONFIG: _config,
+}
+"""The payload of the reply, for messages that are questions."""
