@@ -83,7 +83,7 @@ class StoredContent:
         self._piece_length = layer.piece_length
         self._directory = directory
         self._have: HaveView | None = None
-        self._fds: tuple[int, int] | None = None
+        self._fds: dict[str, int] = {}
         self._arrivals: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._arrived = 0
         self._healed: set[tuple[int, int]] = set()
@@ -124,9 +124,9 @@ class StoredContent:
 
     def close(self) -> None:
         """See `Content.close`."""
-        for fd in self._fds or ():
+        for fd in self._fds.values():
             os.close(fd)
-        self._fds = None
+        self._fds.clear()
         if self._have is not None:
             self._have.close()
             self._have = None
@@ -142,18 +142,21 @@ class StoredContent:
         return self._have.has(offset // size, (offset + length - 1) // size)
 
     def _read_files(self, offset: int, length: int) -> bytes:
-        if self._fds is None:
-            root = next((self._directory / "data").iterdir())
-            self._fds = _open(root / "index"), _open(root / "pack")
-        index, pack = self._fds
+        in_pack = offset >= self._index_length
+        fd = self._open_file("pack" if in_pack else "index")
         try:
-            if offset >= self._index_length:
-                return os.pread(pack, length, offset - self._index_length)
-            return os.pread(index, length, offset)
+            return os.pread(fd, length, offset - self._index_length if in_pack else offset)
         except OSError as err:
             raise StorageError(
                 f"{self._directory} cannot be read: {err.strerror}", errno=err.errno or 0
             ) from err
+
+    def _open_file(self, name: str) -> int:
+        """Open a file of the torrent once a piece of it is here, not before: it may not exist."""
+        if name not in self._fds:
+            root = next((self._directory / "data").iterdir())
+            self._fds[name] = _open(root / name)
+        return self._fds[name]
 
 
 def _open(path: Path) -> int:
