@@ -1,0 +1,178 @@
+"""The guest's console: a pty whose slave is UML's con0, bridged to this process's terminal or a
+file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+_CHUNK = 4096
+"""Bytes a turn: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
+
+_STDOUT = 1
+_DEFAULT_SIZE = struct.pack("4H", 24, 80, 0, 0)
+_CTRL_C = b"\x03"
+_CTRL_BACKSLASH = b"\x1c"
+_DISABLED = b"\x00"
+
+
+class Pty:
+    """A pseudo terminal; the slave is for UML, the master is ours and does not block."""
+
+    def __init__(self) -> None:
+        self.master, self.slave = os.openpty()
+        # UML sets it raw as well, but only once its console driver is up.
+        tty.setraw(self.slave)
+        os.set_blocking(self.master, False)
+        self._set_size(_DEFAULT_SIZE)
+
+    def close_slave(self) -> None:
+        """Let go of the slave once UML has inherited it, so that its end is seen here."""
+        if self.slave >= 0:
+            os.close(self.slave)
+            self.slave = -1
+
+    def close(self) -> None:
+        """Close both ends."""
+        self.close_slave()
+        os.close(self.master)
+
+    async def receive(self) -> bytes:
+        """Return what the guest prints next; empty when nobody holds the slave any more."""
+        while True:
+            try:
+                return os.read(self.master, _CHUNK)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.master)
+            except OSError as err:
+                if err.errno != errno.EIO:
+                    raise
+                return b""
+
+    async def send(self, data: bytes) -> None:
+        """Type `data` on the guest's keyboard; waits while the guest does not read."""
+        while data:
+            try:
+                data = data[os.write(self.master, data) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self.master)
+            except OSError as err:
+                if err.errno != errno.EIO:  # the guest has ended
+                    raise
+                return
+
+    def copy_window_size(self, terminal: int) -> None:
+        """Give the guest's console the size of `terminal`; UML tells its processes (SIGWINCH)."""
+        with suppress(OSError):
+            size = fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8))
+            if any(size):
+                self._set_size(size)
+
+    def _set_size(self, size: bytes) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+
+
+async def pump(
+    pty: Pty, console: Literal["stdio"] | Path, on_output: Callable[[bytes], None]
+) -> None:
+    """Carry the guest's output to `console` and to `on_output` until the guest has ended.
+
+    A standard output that is closed early is no reason to end a guest: the rest is dropped.
+    """
+    if console == "stdio":
+        sys.stdout.flush()
+        out, close = _STDOUT, False
+    else:
+        out, close = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), True
+    open_ = True
+    try:
+        while data := await pty.receive():
+            on_output(data)
+            if open_:
+                open_ = await _write(out, data)
+    finally:
+        if close:
+            os.close(out)
+
+
+async def _write(fd: int, data: bytes) -> bool:
+    while data:
+        await _ready(trio.lowlevel.wait_writable, fd)
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            continue
+        except BrokenPipeError:
+            return False
+    return True
+
+
+async def forward_input(pty: Pty, fd: int) -> None:
+    """Type on the guest's keyboard what `fd` brings, until its end.
+
+    On a terminal Ctrl-C belongs to this program, so Ctrl-backslash stands for it in the guest.
+    """
+    terminal = os.isatty(fd)
+    while True:
+        await _ready(trio.lowlevel.wait_readable, fd)
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            continue
+        if not data:
+            return
+        await pty.send(data.replace(_CTRL_BACKSLASH, _CTRL_C) if terminal else data)
+
+
+async def _ready(wait: Callable[[int], object], fd: int) -> None:
+    """Wait until `fd` is ready; what epoll does not know (a regular file) always is."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        await trio.lowlevel.checkpoint()
+        return
+    try:
+        await wait(fd)  # type: ignore[misc]  # both of trio's functions are coroutines
+    except PermissionError:  # a device without poll, such as /dev/null
+        await trio.lowlevel.checkpoint()
+
+
+def is_our_terminal(fd: int) -> bool:
+    """Whether `fd` is a terminal in whose foreground this process runs: touching it from the
+    background would stop this process."""
+    try:
+        return os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
+
+
+@contextmanager
+def guest_keys(fd: int) -> Iterator[None]:
+    """Pass every key of the terminal `fd` on as it is typed, but for Ctrl-C, which stays a signal
+    to this process; what the terminal was before is restored."""
+    before = termios.tcgetattr(fd)
+    wanted = termios.tcgetattr(fd)
+    wanted[tty.IFLAG] &= ~(
+        termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR | termios.ISTRIP
+        | termios.IXON
+    )  # fmt: skip
+    wanted[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+    wanted[tty.LFLAG] |= termios.ISIG
+    for key in (termios.VQUIT, termios.VSUSP):
+        wanted[tty.CC][key] = _DISABLED
+    wanted[tty.CC][termios.VMIN], wanted[tty.CC][termios.VTIME] = 1, 0
+    termios.tcsetattr(fd, termios.TCSANOW, wanted)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSANOW, before)

@@ -1,0 +1,144 @@
+"""The guest's first root: inserts what the disk needs, mounts the disk, hands over to its init."""
+
+from __future__ import annotations
+
+from p2pcloop.errors import NeedsPackageError
+from p2pcloop.formats import newc
+
+from .kernel import Kernel, find_busybox, load_modules
+from .network import GUEST_ADDRESS, GUEST_INTERFACE, HOST_ADDRESS, NAMESERVER_ADDRESS, PREFIX_LENGTH
+
+FAILURE_MARK = "p2pcloop: cannot boot: "
+"""Begins the console line that says why the initramfs gave up; it powers off after it."""
+
+READ_AHEAD_KB = 128
+"""What the guest reads ahead on its disk. UML kernels set up to 8192 on virtio-blk, which drags
+megabytes over the wire for each miss."""
+
+_MODULES = ("virtio_blk",)
+_APPLETS = (
+    *("sh", "blkid", "cat", "dd", "insmod", "ip", "mount", "od", "poweroff", "rm", "sleep"),
+    "switch_root",
+)
+
+_INIT = """\
+#!/bin/sh
+export PATH=/bin
+# Words of the kernel's command line are not patterns.
+set -f
+
+fail() {
+    echo "@FAILURE_MARK@$*"
+    poweroff -f
+    sleep 60
+}
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+
+# UML's watchdog needs a program on the host: an init that opens it gets a kernel warning.
+rm -f /dev/watchdog /dev/watchdog0
+
+mode=rw init=
+for word in $(cat /proc/cmdline); do
+    case $word in
+        ro|rw) mode=$word ;;
+        init=*) init=${word#init=} ;;
+    esac
+done
+
+for module in @MODULES@; do
+    insmod /modules/$module.ko || fail "the module $module does not load"
+done
+
+tries=0
+until [ -b /dev/vda ]; do
+    tries=$((tries + 1))
+    [ $tries -le 100 ] || fail "there is no disk /dev/vda"
+    sleep 0.1
+done
+echo @READ_AHEAD_KB@ > /sys/block/vda/queue/read_ahead_kb
+[ "$(cat /sys/block/vda/ro)" = 0 ] || mode=ro
+
+# The magic number of ext2, ext3 and ext4: bytes 1080 and 1081 of the device.
+if [ "$(dd if=/dev/vda bs=2 skip=540 count=1 2>/dev/null | od -An -tx1)" != " 53 ef" ]; then
+    fail "the disk holds no ext2, ext3 or ext4 file system ($(blkid /dev/vda))"
+fi
+# A read-only disk cannot replay its journal.
+mount -t ext4 -o $mode /dev/vda /root ||
+    { [ $mode = ro ] && mount -t ext4 -o ro,noload /dev/vda /root; } ||
+    fail "the root file system does not mount"
+
+if [ -z "$init" ]; then
+    for candidate in /sbin/init /etc/init /bin/init /bin/sh; do
+        # Absolute links point into the root that is not ours yet.
+        if [ -e /root$candidate ] || [ -L /root$candidate ]; then
+            init=$candidate
+            break
+        fi
+    done
+fi
+[ -e "/root$init" ] || [ -L "/root$init" ] || fail "the root file system has no ${init:-init}"
+
+if [ -e /sys/class/net/@INTERFACE@ ]; then
+    ip address add @ADDRESS@/@PREFIX@ dev @INTERFACE@
+    ip link set @INTERFACE@ up
+    ip route add default via @GATEWAY@
+    resolv=/root/etc/resolv.conf
+    if [ $mode = rw ] && [ -d /root/etc ] && [ ! -e $resolv ] && [ ! -L $resolv ]; then
+        echo "nameserver @NAMESERVER@" > $resolv
+    fi
+fi
+
+for directory in dev proc sys; do
+    [ -d /root/$directory ] && mount --move /$directory /root/$directory
+done
+# What the kernel does not know it hands to init, although UML has used it.
+unset mem hostfs uml_dir umid
+[ "$1" != noreboot ] || shift
+exec switch_root /root "$init" "$@"
+"""
+
+
+def build_initramfs(kernel: Kernel) -> bytes:
+    """Return the archive that boots a root on /dev/vda with `kernel`.
+
+    Raises:
+        NeedsPackageError: busybox or a module is not on this system.
+    """
+    modules = load_modules(kernel, _MODULES)
+    try:
+        busybox = find_busybox().read_bytes()
+    except OSError as err:
+        raise NeedsPackageError(
+            f"busybox cannot be read: {err}", hint="apt-get install busybox-static"
+        ) from err
+    return newc.build_archive(
+        [
+            *map(newc.directory, ("bin", "dev", "modules", "proc", "root", "sys")),
+            # The kernel opens it for init before anything is mounted.
+            newc.char_device("dev/console", 5, 1),
+            newc.regular_file("bin/busybox", busybox, 0o755),
+            *(newc.symlink(f"bin/{applet}", "busybox") for applet in _APPLETS),
+            *(newc.regular_file(f"modules/{name}.ko", data) for name, data in modules),
+            newc.regular_file("init", _init_script([name for name, _ in modules]), 0o755),
+        ]
+    )
+
+
+def _init_script(modules: list[str]) -> bytes:
+    values = {
+        "FAILURE_MARK": FAILURE_MARK,
+        "MODULES": " ".join(modules),
+        "READ_AHEAD_KB": str(READ_AHEAD_KB),
+        "INTERFACE": GUEST_INTERFACE,
+        "ADDRESS": GUEST_ADDRESS,
+        "PREFIX": str(PREFIX_LENGTH),
+        "GATEWAY": HOST_ADDRESS,
+        "NAMESERVER": NAMESERVER_ADDRESS,
+    }
+    script = _INIT
+    for name, value in values.items():
+        script = script.replace(f"@{name}@", value)
+    return script.encode()

@@ -1,0 +1,201 @@
+"""The programs and files of this system that a guest is made of: kernel, modules, busybox, ..."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import zstandard
+
+from p2pcloop.errors import NeedsPackageError
+
+_MODULE_SUFFIX = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
+_PROGRAM_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A UML kernel and where its modules lie.
+
+    Attributes:
+        path: the program, an absolute path.
+        release: what it calls itself, `6.1.176`.
+        modules: the directory that holds its modules.dep, or None where it has none.
+    """
+
+    path: Path
+    release: str
+    modules: Path | None
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor number, for comparing."""
+        major, minor = self.release.split(".")[:2]
+        return int(major), int(re.match(r"\d+", minor)[0])  # type: ignore[index]  # _RELEASE
+
+
+_RELEASE = re.compile(r"\d+\.\d+\S*")
+
+
+def find_program(name: str, package: str) -> Path:
+    """Return the path of a program of the system.
+
+    Raises:
+        NeedsPackageError: it is not on PATH.
+    """
+    # Debian keeps mke2fs and the like off an ordinary user's PATH.
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if found is None:
+        raise NeedsPackageError(
+            f"the program {name} is not installed", hint=f"apt-get install {package}"
+        )
+    return Path(found).resolve()
+
+
+def find_busybox() -> Path:
+    """Return a busybox that runs without any library.
+
+    Raises:
+        NeedsPackageError: there is none, or it is linked dynamically.
+    """
+    path = find_program("busybox", "busybox-static")
+    if shared_libraries(path):
+        raise NeedsPackageError(
+            f"{path} needs shared libraries, which a guest's first root does not have",
+            hint="apt-get install busybox-static",
+        )
+    return path
+
+
+def shared_libraries(program: Path) -> list[Path]:
+    """Return the absolute paths that the dynamic linker opens for `program`, itself included;
+    empty for a static one."""
+    done = subprocess.run(
+        ["ldd", program], capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False
+    )
+    if done.returncode != 0:
+        return []
+    paths = re.findall(r"(?:=> |^\s+)(/\S+)(?= \(0x)", done.stdout, re.MULTILINE)
+    # `interpreter => other` (a kernel with an interpreter of its own) names two files.
+    paths += re.findall(r"^\s+(/\S+) =>", done.stdout, re.MULTILINE)
+    return sorted({Path(path) for path in paths})
+
+
+def find_kernel(path: Path | None = None) -> Kernel:
+    """Ask a UML kernel (by default Debian's `linux.uml`) who it is and find its modules.
+
+    Raises:
+        NeedsPackageError: it is not there, or does not answer as a UML kernel does.
+    """
+    if path is None:
+        path = find_program("linux.uml", "user-mode-linux")
+    path = path.absolute()
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise NeedsPackageError(
+            f"the kernel {path} cannot be run: {err}",
+            hint="give a User-Mode Linux kernel, or apt-get install user-mode-linux",
+        ) from err
+    release = done.stdout.strip()
+    if done.returncode != 0 or not _RELEASE.fullmatch(release):
+        raise NeedsPackageError(
+            f"{path} is not a User-Mode Linux kernel: it does not tell a version",
+            hint="give a User-Mode Linux kernel, or apt-get install user-mode-linux",
+        )
+    return Kernel(path, release, _find_modules(path, release))
+
+
+def _find_modules(kernel: Path, release: str) -> Path | None:
+    own_tree = kernel.resolve().parent.parent
+    for root in (own_tree / "lib/uml/modules", Path("/usr/lib/uml/modules"), Path("/lib/modules")):
+        if (root / release / "modules.dep").is_file():
+            return root / release
+    return None
+
+
+def load_modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes]]:
+    """Return name and ELF image of every module that `wanted` need, in the order of insertion;
+    what is built into the kernel is left out. `-` and `_` in names are the same.
+
+    Raises:
+        NeedsPackageError: a module is neither built in nor there as a file.
+    """
+    if kernel.modules is None:
+        missing = [name for name in wanted if not _is_built_in(kernel, name)]
+        if missing:
+            raise _no_module(kernel, missing[0])
+        return []
+    dependencies = _read_modules_dep(kernel.modules / "modules.dep")
+    built_in = {_module_name(line) for line in _lines(kernel.modules / "modules.builtin")}
+    ordered: list[str] = []
+    for name in wanted:
+        if name.replace("-", "_") in built_in:
+            continue
+        if name.replace("-", "_") not in dependencies:
+            raise _no_module(kernel, name)
+        first, *needed = dependencies[name.replace("-", "_")]
+        # modules.dep lists what to insert last first.
+        ordered += [file for file in [*reversed(needed), first] if file not in ordered]
+    return [(_module_name(file), _read_module(kernel, file)) for file in ordered]
+
+
+def _no_module(kernel: Kernel, name: str) -> NeedsPackageError:
+    where = kernel.modules or "any known directory"
+    return NeedsPackageError(
+        f"the kernel {kernel.path} ({kernel.release}) lacks the module {name} in {where}",
+        hint="apt-get install user-mode-linux, or put the kernel's modules into "
+        f"lib/uml/modules/{kernel.release} beside its bin directory",
+    )
+
+
+def _is_built_in(kernel: Kernel, module: str) -> bool:
+    """Whether the kernel's own configuration says `y` (module names follow the options')."""
+    done = subprocess.run(
+        [kernel.path, "--showconfig"],
+        capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False,
+    )  # fmt: skip
+    return f"CONFIG_{module.upper().replace('-', '_')}=y" in done.stdout.splitlines()
+
+
+def _read_modules_dep(path: Path) -> dict[str, list[str]]:
+    """Map a module's name to its file and those it needs, as paths under the directory."""
+    modules = {}
+    for line in _lines(path):
+        file, _, needed = line.partition(":")
+        modules[_module_name(file)] = [file, *needed.split()]
+    return modules
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _module_name(file: str) -> str:
+    return _MODULE_SUFFIX.sub("", Path(file).name).replace("-", "_")
+
+
+def _read_module(kernel: Kernel, file: str) -> bytes:
+    assert kernel.modules is not None
+    try:
+        data = (kernel.modules / file).read_bytes()
+    except OSError as err:
+        raise _no_module(kernel, _module_name(file)) from err
+    match Path(file).suffix:
+        case ".xz":
+            return lzma.decompress(data)
+        case ".gz":
+            return gzip.decompress(data)
+        case ".zst":
+            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        case _:
+            return data

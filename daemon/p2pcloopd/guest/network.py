@@ -1,0 +1,60 @@
+"""A network for a guest without privilege: libslirp, in a process of its own, over a socketpair."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from . import frame_filter, sandbox
+from .kernel import find_program
+
+GUEST_INTERFACE = "vec0"
+PREFIX_LENGTH = 24
+GUEST_ADDRESS = "10.0.2.15"
+HOST_ADDRESS = "10.0.2.2"
+NAMESERVER_ADDRESS = "10.0.2.3"
+
+_RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+@asynccontextmanager
+async def user_network(resolv_conf: Path = _RESOLV_CONF) -> AsyncIterator[socket.socket]:
+    """Run the helper that opens connections in the host's network for a guest, and yield the
+    guest's end of the wire: a datagram socket of Ethernet frames.
+
+    The host's loopback is closed to it. The helper reads what a stranger's guest sends, so it sees
+    no file but its libraries and `resolv_conf`.
+
+    Raises:
+        NeedsPackageError: libslirp-helper or bubblewrap is not installed.
+        GuestError: the helper does not start.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        frame_filter.install(theirs, NAMESERVER_ADDRESS)
+        argv = await trio.to_thread.run_sync(_helper_argv, theirs.fileno(), resolv_conf)
+        async with sandbox.running(argv, pass_fds=[theirs.fileno()]):
+            theirs.close()
+            yield ours
+
+
+def _helper_argv(fd: int, resolv_conf: Path) -> list[str]:
+    program = find_program("libslirp-helper", "libslirp-helper")
+    command = [
+        *(str(program), f"--fd={fd}", "--disable-host-loopback", "--disable-ipv6"),
+        *(f"--net=10.0.2.0/{PREFIX_LENGTH}", f"--host={HOST_ADDRESS}"),
+        *(f"--dhcp-start={GUEST_ADDRESS}", f"--dhcp-dns={NAMESERVER_ADDRESS}"),
+    ]
+    visible = sandbox.program_files(program)
+    if resolv_conf.exists():
+        visible[_RESOLV_CONF] = resolv_conf.resolve()
+    return sandbox.argv(command, visible=visible, share_network=True)
+
+
+def uml_parameter(fd: int) -> str:
+    """Return the kernel parameter that makes the socket `fd` the guest's network card."""
+    return f"{GUEST_INTERFACE}:transport=fd,fd={fd},vec=0"

@@ -1,0 +1,109 @@
+"""What a guest is asked to be, and how it ended."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from p2pcloop.errors import UsageError
+from p2pcloop.units import format_size
+
+Reason = Literal["poweroff", "reboot", "panic", "crash", "killed"]
+
+MIN_MEMORY = 64 << 20
+"""Below this a kernel with its initramfs does not come up."""
+
+MAX_APPEND = 2048
+"""Bytes of additional kernel parameters; UML's command line holds 4096 with ours."""
+
+
+def last_allowed_cpu() -> int:
+    """The CPU that a guest is pinned to unless told otherwise.
+
+    A guest is one CPU's worth of work that hops between processes: kept in one place it is faster.
+    The first CPUs get most of a machine's interrupts, so the last one.
+    """
+    return max(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSpec:
+    """What to boot and how.
+
+    Attributes:
+        vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
+        memory: bytes of the guest's RAM.
+        network: `user` lets the guest open connections to the outside, `none` has no network card.
+        kernel: a UML kernel, or None for Debian's.
+        append: more kernel parameters, quoted as for a shell.
+        console: `stdio`, or a file that takes what the guest prints.
+        read_only: mount the root read-only (a read-only disk always is).
+        cpu: the only CPU that the guest runs on, or None for any.
+    """
+
+    vhost_socket: Path
+    memory: int = 512 << 20
+    network: Literal["user", "none"] = "none"
+    kernel: Path | None = None
+    append: str = ""
+    console: Literal["stdio"] | Path = "stdio"
+    read_only: bool = False
+    cpu: int | None = field(default_factory=last_allowed_cpu)
+
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: too little memory, no socket, a CPU that is not ours, or bad parameters.
+        """
+        if self.memory < MIN_MEMORY:
+            raise UsageError(
+                f"{format_size(self.memory)} of memory are too few for a guest",
+                hint=f"give at least {MIN_MEMORY >> 20}M",
+            )
+        if not (self.vhost_socket.exists() and stat.S_ISSOCK(self.vhost_socket.stat().st_mode)):
+            raise UsageError(f"{self.vhost_socket} is not a socket that serves a disk")
+        allowed = os.sched_getaffinity(0)
+        if self.cpu is not None and self.cpu not in allowed:
+            raise UsageError(
+                f"this process may not run on CPU {self.cpu}",
+                hint=f"allowed are {sorted(allowed)}",
+            )
+        self.append_words()
+
+    def append_words(self) -> list[str]:
+        """Return the additional kernel parameters one by one.
+
+        Raises:
+            UsageError: unbalanced quotes, control characters or too many bytes.
+        """
+        if len(self.append.encode()) > MAX_APPEND or not self.append.isprintable():
+            raise UsageError(
+                f"kernel parameters must be printable and at most {MAX_APPEND} bytes long"
+            )
+        try:
+            return shlex.split(self.append)
+        except ValueError as err:
+            raise UsageError(f"kernel parameters {self.append!r}: {err}") from err
+
+
+@dataclass(frozen=True, slots=True)
+class GuestResult:
+    """How a guest ended.
+
+    Attributes:
+        exit_code: 0 after an orderly end; otherwise UML's exit status, or 128 + the signal.
+        reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
+            is a kernel that ended without saying why.
+        seconds: from the call to the end.
+        boot_seconds: from the call to the first login prompt, or None if there was none.
+    """
+
+    exit_code: int
+    reason: Reason
+    seconds: float
+    boot_seconds: float | None

@@ -1,0 +1,54 @@
+"""What a guest printed, as far as it tells when it was up and how it ended."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from .initramfs import FAILURE_MARK
+from .spec import Reason
+
+_TAIL = 8192
+_PROMPT = re.compile(rb"login: ?")
+_FAILURE = re.compile(rb"^" + re.escape(FAILURE_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
+_PANIC = b"Kernel panic - not syncing"
+# UML has no power switch: its kernel makes a power-off a halt before it says so.
+_ENDINGS: dict[bytes, Reason] = {
+    b"reboot: Power down": "poweroff",
+    b"reboot: System halted": "poweroff",
+    b"reboot: Restarting system": "reboot",
+}
+
+
+class Transcript:
+    """Takes the console's output piece by piece and keeps its last 8 KiB.
+
+    Attributes:
+        tail: the last bytes printed.
+        boot_seconds: `clock()` at the first login prompt, or None.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.tail = b""
+        self.boot_seconds: float | None = None
+
+    def take(self, data: bytes) -> None:
+        """Add what was printed next."""
+        self.tail = (self.tail + data)[-_TAIL:]
+        if self.boot_seconds is None and _PROMPT.search(self.tail):
+            self.boot_seconds = self._clock()
+
+    def ending(self, exit_code: int) -> Reason:
+        """Say how the guest ended; a guest may print anything, so the exit code has the say on
+        whether the end was a good one, and of the kernel's messages the last counts."""
+        if exit_code != 0:
+            return "panic" if _PANIC in self.tail else "crash"
+        said = {self.tail.rfind(message): reason for message, reason in _ENDINGS.items()}
+        last = max(said)
+        return said[last] if last >= 0 else "crash"
+
+    def initramfs_failure(self) -> str | None:
+        """Return why the initramfs gave up, or None if it did not."""
+        found = _FAILURE.search(self.tail)
+        return found[1].decode(errors="replace") if found else None

@@ -1,0 +1,252 @@
+"""Boots a disk that a vhost-user socket serves in User-Mode Linux, and stays until the guest ends.
+
+The kernel runs natively, so all of it is in a sandbox (sandbox.py); kernel, modules and busybox
+come from this system, never from the image.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import GuestError
+
+from . import console, mconsole, network, sandbox, xsave
+from .initramfs import build_initramfs
+from .kernel import find_kernel
+from .sandbox import SandboxedProcess
+from .spec import GuestResult, GuestSpec
+from .transcript import Transcript
+
+_STDIN = 0
+_MEMORY_SLACK = 64 << 20
+_RUN_SIZE = 1 << 20
+_NATIVE_TAIL = 4096
+_VHOST_SOCKET = Path("/run/disk.sock")
+_SHIM = Path("/run/xsave.so")
+_UML_DIRECTORY = "/run/uml"
+_UMID = "guest"
+
+
+class RunningGuest:
+    """A guest while it runs: what its owner may do to it.
+
+    Attributes:
+        killed: it was ended at once rather than shut down.
+    """
+
+    def __init__(self, process: SandboxedProcess, pty: console.Pty, directory: Path) -> None:
+        self._process = process
+        self._pty = pty
+        self._reply = directory / "reply"
+        self._shutdown_asked = False
+        self.killed = False
+
+    async def send_console(self, data: bytes) -> None:
+        """Type `data` on the guest's keyboard."""
+        await self._pty.send(data)
+
+    async def shutdown(self) -> None:
+        """Press Ctrl-Alt-Del: the image's init shuts down in order. Asked again, or before the
+        guest can hear it, the guest ends at once."""
+        if self._shutdown_asked:
+            self.kill()
+            return
+        self._shutdown_asked = True
+        inside = f"/proc/{self._process.init_pid}/root{_UML_DIRECTORY}/{_UMID}/mconsole"
+        try:
+            await mconsole.send_command(Path(inside), self._reply, "cad")
+        except GuestError:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the guest at once, as pulling the plug does."""
+        self.killed = True
+        self._process.kill()
+
+
+async def run_guest(
+    spec: GuestSpec,
+    *,
+    on_console: Callable[[bytes], None] | None = None,
+    task_status: trio.TaskStatus[RunningGuest] = trio.TASK_STATUS_IGNORED,
+) -> GuestResult:
+    """Boot a guest and return when it has ended.
+
+    While it runs this owns SIGINT and SIGTERM (the first shuts the guest down in order, the second
+    ends it), SIGHUP (ends it) and, with console `stdio`, the terminal. It must be called from the
+    main thread. Cancelled, it kills the guest; however it is left, no process of the guest is.
+
+    Args:
+        on_console: called with every piece of what the guest prints.
+        task_status: gets the `RunningGuest` once it runs.
+
+    Raises:
+        UsageError: the spec cannot be meant.
+        NeedsPackageError: a program or file of the system is missing.
+        GuestError: the kernel does not start, or finds no root on the disk.
+        StorageError: the console's file cannot be written.
+    """
+    started = trio.current_time()
+    spec.check()
+    transcript = Transcript(lambda: trio.current_time() - started)
+    native = _NativeOutput()
+    async with AsyncExitStack() as stack:
+        stack.callback(native.close)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
+        pty = console.Pty()
+        stack.callback(pty.close)
+        if spec.console == "stdio":
+            pty.copy_window_size(_STDIN)
+        fds, parameters = [pty.slave], [f"con0=fd:{pty.slave},fd:{pty.slave}"]
+        if spec.network == "user":
+            card = await stack.enter_async_context(network.user_network())
+            fds.append(card.fileno())
+            parameters.append(network.uml_parameter(card.fileno()))
+        argv = await trio.to_thread.run_sync(_sandboxed_kernel, spec, directory, parameters)
+        process = await stack.enter_async_context(
+            sandbox.running(argv, pass_fds=fds, output=native.write_end, cpu=spec.cpu)
+        )
+        pty.close_slave()
+        native.close_write_end()
+        guest = RunningGuest(process, pty, directory)
+
+        def on_output(data: bytes) -> None:
+            transcript.take(data)
+            if on_console is not None:
+                on_console(data)
+
+        with (
+            _plain_errors(),
+            trio.open_signal_receiver(
+                signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH
+            ) as signals,
+        ):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(native.collect)
+                nursery.start_soon(_obey_signals, signals, guest, pty)
+                if spec.console == "stdio":
+                    if console.is_our_terminal(_STDIN):
+                        stack.enter_context(console.guest_keys(_STDIN))
+                    nursery.start_soon(console.forward_input, pty, _STDIN)
+                task_status.started(guest)
+                await console.pump(pty, spec.console, on_output)
+                exit_code = await process.wait()
+                nursery.cancel_scope.cancel()
+    return _result(guest, transcript, native, exit_code, trio.current_time() - started)
+
+
+def _sandboxed_kernel(spec: GuestSpec, directory: Path, parameters: list[str]) -> list[str]:
+    """Return the command that boots; puts what it needs into the private `directory`."""
+    kernel = find_kernel(spec.kernel)
+    initrd = directory / "initramfs.cpio"
+    initrd.write_bytes(build_initramfs(kernel))
+    empty = directory / "empty"
+    empty.mkdir()
+    visible = sandbox.program_files(kernel.path) | {
+        # Answers of the management console go to a socket in it, by the name that we bound.
+        directory: directory,
+        _VHOST_SOCKET: spec.vhost_socket.absolute(),
+    }
+    environment = {"HOME": "/", "PATH": "/usr/bin"}
+    if xsave.is_needed(kernel):
+        visible[_SHIM] = xsave.compiled_shim()
+        environment["LD_PRELOAD"] = str(_SHIM)
+    words = [
+        str(kernel.path),
+        f"mem={spec.memory >> 10}K",
+        f"virtio_uml.device={_VHOST_SOCKET}:2",
+        f"initrd={initrd}",
+        *("root=/dev/vda", "ro" if spec.read_only else "rw"),
+        *("con=null", *parameters, "console=tty0", *_terminal_type(spec)),
+        *(f"uml_dir={_UML_DIRECTORY}", f"umid={_UMID}", f"hostfs={empty}"),
+        # A reboot and a panic end the program.
+        *("noreboot", "panic=1"),
+        *spec.append_words(),
+    ]
+    tmpfs = {"/run": _RUN_SIZE, "/dev/shm": spec.memory + _MEMORY_SLACK}  # noqa: S108  inside
+    return sandbox.argv(words, visible=visible, tmpfs=tmpfs, environment=environment)
+
+
+def _terminal_type(spec: GuestSpec) -> list[str]:
+    """The kernel hands TERM to init, and systemd to the console's login."""
+    kind = os.environ.get("TERM", "")
+    if spec.console == "stdio" and os.isatty(_STDIN) and re.fullmatch(r"[\w.+-]{1,32}", kind):
+        return [f"TERM={kind}"]
+    return []
+
+
+async def _obey_signals(signals: AsyncIterator[int], guest: RunningGuest, pty: console.Pty) -> None:
+    async with trio.open_nursery() as nursery:
+        async for number in signals:
+            if number == signal.SIGWINCH:
+                pty.copy_window_size(_STDIN)
+            elif number == signal.SIGHUP:
+                guest.kill()
+            else:
+                if not guest.killed:
+                    print("p2pcloop: the guest shuts down (once more ends it)", file=sys.stderr)
+                # The next signal is heard while the guest's answer is waited for.
+                nursery.start_soon(guest.shutdown)
+
+
+class _NativeOutput:
+    """A pipe for what the kernel says as a program, before it has a console: only its end is kept,
+    for the error message."""
+
+    def __init__(self) -> None:
+        read_end, self.write_end = os.pipe()
+        self._stream = trio.lowlevel.FdStream(read_end)
+        self.tail = b""
+
+    async def collect(self) -> None:
+        async for data in self._stream:
+            self.tail = (self.tail + data)[-_NATIVE_TAIL:]
+
+    def close_write_end(self) -> None:
+        if self.write_end >= 0:
+            os.close(self.write_end)
+            self.write_end = -1
+
+    def close(self) -> None:
+        self.close_write_end()
+        self._stream.close()
+
+
+def _result(
+    guest: RunningGuest, transcript: Transcript, native: _NativeOutput, code: int, seconds: float
+) -> GuestResult:
+    if guest.killed:
+        return GuestResult(code, "killed", seconds, transcript.boot_seconds)
+    if (failure := transcript.initramfs_failure()) is not None:
+        raise GuestError(f"the guest cannot boot: {failure}")
+    if not transcript.tail:
+        said = native.tail.decode(errors="replace").strip().splitlines()[-4:]
+        raise GuestError(
+            f"the kernel did not start (exit status {code}): {' / '.join(said)}",
+            hint="is there room for the guest's memory, and may user namespaces be made here?",
+        )
+    reason = transcript.ending(code)
+    # A kernel that ends with 0 but never said that it goes down did not end well.
+    return GuestResult(
+        1 if reason == "crash" and code == 0 else code, reason, seconds, transcript.boot_seconds
+    )
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Let one error out of a nursery as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise

@@ -1,0 +1,137 @@
+"""Finding kernel, modules and programs, and saying what is missing."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import NeedsPackageError
+from p2pcloopd.guest import kernel, xsave
+from p2pcloopd.guest.kernel import Kernel
+
+
+def make_kernel(tmp_path: Path, *, version: str = "6.1.0", built_in: str = "") -> Path:
+    """A program that answers as a UML kernel does, with modules beside it."""
+    program = tmp_path / "bin/linux"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        f"case $1 in --version) echo {version};; --showconfig) echo '{built_in}';; esac\n"
+    )
+    program.chmod(0o755)
+    return program
+
+
+def add_modules(tmp_path: Path, dep: str, files: dict[str, bytes], built_in: str = "") -> None:
+    modules = tmp_path / "lib/uml/modules/6.1.0"
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").write_text(dep)
+    (modules / "modules.builtin").write_text(built_in)
+    for name, data in files.items():
+        (modules / name).write_bytes(data)
+
+
+def test_modules_come_in_the_order_of_insertion(tmp_path: Path) -> None:
+    program = make_kernel(tmp_path)
+    add_modules(
+        tmp_path,
+        "virtio_blk.ko.xz: mid-dle.ko base.ko\nmid-dle.ko: base.ko\nbase.ko:\nother.ko: base.ko\n",
+        {"virtio_blk.ko.xz": lzma.compress(b"V"), "mid-dle.ko": b"M", "base.ko": b"B"},
+        "kernel/fs/ext4/ext4.ko\n",
+    )
+    found = kernel.find_kernel(program)
+    assert found.release == "6.1.0"
+    assert kernel.load_modules(found, ["ext4", "virtio_blk", "base"]) == [
+        ("base", b"B"),
+        ("mid_dle", b"M"),
+        ("virtio_blk", b"V"),
+    ]
+
+
+def test_module_that_is_not_there(tmp_path: Path) -> None:
+    program = make_kernel(tmp_path)
+    add_modules(tmp_path, "virtio_blk.ko:\n", {})
+    found = kernel.find_kernel(program)
+    for name in ("virtio_blk", "unheard_of"):
+        with pytest.raises(NeedsPackageError, match=name) as caught:
+            kernel.load_modules(found, [name])
+        assert "user-mode-linux" in str(caught.value.hint)
+
+
+def test_kernel_without_modules(tmp_path: Path) -> None:
+    found = kernel.find_kernel(
+        make_kernel(tmp_path, version="9.9.9-none", built_in="CONFIG_VIRTIO_BLK=y")
+    )
+    assert found.modules is None
+    assert kernel.load_modules(found, ["virtio_blk"]) == []
+    with pytest.raises(NeedsPackageError, match="overlay"):
+        kernel.load_modules(found, ["virtio_blk", "overlay"])
+
+
+@pytest.mark.parametrize("path", ["/bin/true", "/nonexistent/linux", "/etc/passwd"])
+def test_not_a_kernel(path: str) -> None:
+    with pytest.raises(NeedsPackageError, match="kernel") as caught:
+        kernel.find_kernel(Path(path))
+    assert "user-mode-linux" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("program", "package"),
+    [
+        ("linux.uml", "user-mode-linux"),
+        ("bwrap", "bubblewrap"),
+        ("libslirp-helper", "libslirp-helper"),
+    ],
+)
+def test_missing_program_names_its_package(
+    program: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NeedsPackageError, match=program) as caught:
+        kernel.find_program(program, package)
+    assert package in str(caught.value.hint)
+
+
+def test_dynamic_busybox_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "busybox").symlink_to(kernel.find_program("ls", "coreutils"))
+    (tmp_path / "ldd").symlink_to(kernel.find_program("ldd", "libc-bin"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(NeedsPackageError, match="shared libraries") as caught:
+        kernel.find_busybox()
+    assert "busybox-static" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("release", "flags", "needed"),
+    [
+        ("6.1.176", "fpu avx512f amx_bf16 amx_tile", True),
+        ("6.12.99", "amx_tile fpu", True),
+        ("6.13.0", "fpu amx_tile", False),
+        ("7.2-rc1", "fpu amx_tile", False),
+        ("6.1.176", "fpu avx512f", False),
+    ],
+)
+def test_shim_is_needed_by_cpu_and_kernel(
+    release: str, flags: str, needed: bool, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: amx_tile\nflags\t\t: {flags}\nbugs\t:\n")
+    assert xsave.is_needed(Kernel(Path("/k"), release, None), cpuinfo) is needed
+
+
+@pytest.mark.interop
+def test_shim_is_compiled_once(tmp_path: Path) -> None:
+    shim = xsave.compiled_shim(tmp_path)
+    before = shim.stat()
+    assert xsave.compiled_shim(tmp_path) == shim
+    assert shim.stat() == before
+    assert list(tmp_path.iterdir()) == [shim]
+
+
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NeedsPackageError, match="compiler") as caught:
+        xsave.compiled_shim(tmp_path / "cache")
+    assert "gcc libc6-dev" in str(caught.value.hint)

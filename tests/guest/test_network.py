@@ -1,0 +1,183 @@
+"""What a guest's network helper lets through, seen from the guest's end of the wire."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloopd.guest import frame_filter, network
+
+Segment = Callable[[bytes], bytes]
+"""What an IP packet carries, given its destination."""
+
+GUEST_MAC = bytes.fromhex("020000000015")
+GUEST = socket.inet_aton(network.GUEST_ADDRESS)
+
+
+def checksum(data: bytes) -> int:
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def ethernet(destination: bytes, kind: int, payload: bytes) -> bytes:
+    return (destination + GUEST_MAC + struct.pack("!H", kind) + payload).ljust(60, b"\0")
+
+
+def arp_request(target: bytes) -> bytes:
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + GUEST_MAC + GUEST + bytes(6) + target
+    return ethernet(b"\xff" * 6, 0x0806, body)
+
+
+def ip_packet(destination: bytes, protocol: int, payload: bytes) -> bytes:
+    def header(check: int) -> bytes:
+        return struct.pack(
+            "!BBHHHBBH4s4s",
+            *(0x45, 0, 20 + len(payload), 1, 0, 64, protocol, check, GUEST, destination),
+        )
+
+    return header(checksum(header(0))) + payload
+
+
+def tcp_syn(source_port: int, port: int) -> Segment:
+    def for_destination(destination: bytes) -> bytes:
+        def segment(check: int) -> bytes:
+            return struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, 2, 65535, check, 0)
+
+        pseudo = GUEST + destination + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20)
+        return segment(checksum(pseudo + segment(0)))
+
+    return for_destination
+
+
+def udp_datagram(source_port: int, port: int, data: bytes = b"hello") -> Segment:
+    # Checksum 0: none.
+    return lambda _: struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
+
+
+class Wire:
+    """The guest's end of the socketpair; gateway is the helper's hardware address."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self.sock = sock
+        self.gateway = b""
+
+    async def learn_gateway(self) -> None:
+        await self.sock.send(arp_request(socket.inet_aton(network.HOST_ADDRESS)))
+        while True:
+            frame = await self.sock.recv(65536)
+            if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\x02":
+                self.gateway = frame[6:12]
+                return
+
+    async def send(self, address: str, protocol: int, segment: Segment) -> None:
+        destination = socket.inet_aton(address)
+        packet = ip_packet(destination, protocol, segment(destination))
+        await self.sock.send(ethernet(self.gateway, 0x0800, packet))
+
+    async def round_trip(self) -> None:
+        """Return when the helper has dealt with all that was sent before."""
+        await self.learn_gateway()
+
+
+@asynccontextmanager
+async def open_wire(tmp_path: Path) -> AsyncIterator[Wire]:
+    # Many hosts' resolver is on their loopback.
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 127.0.0.1\n")
+    async with network.user_network(resolv_conf) as ours:
+        with (
+            trio.fail_after(20),
+            trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock,
+        ):
+            wire = Wire(sock)
+            await wire.learn_gateway()
+            yield wire
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(network.HOST_ADDRESS, network.NAMESERVER_ADDRESS, "10.0.2.77", "10.0.2.255"),
+        *("127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3", "255.255.255.255"),
+    ],
+)
+async def test_hosts_loopback_is_closed(tmp_path: Path, address: str) -> None:
+    async with open_wire(tmp_path) as wire:
+        await check_closed(wire, address)
+
+
+async def check_closed(wire: Wire, address: str) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        for listener in (tcp, udp):
+            listener.setblocking(False)
+        await wire.send(address, socket.IPPROTO_TCP, tcp_syn(40000, tcp.getsockname()[1]))
+        await wire.send(address, socket.IPPROTO_UDP, udp_datagram(40000, udp.getsockname()[1]))
+        await wire.round_trip()
+        with pytest.raises(BlockingIOError):
+            udp.recv(100)
+        with pytest.raises(BlockingIOError):
+            tcp.accept()
+
+
+@pytest.mark.interop
+async def test_the_filter_is_what_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the same frames reach the host's 127.0.0.1: the tests above can fail."""
+    monkeypatch.setattr(frame_filter, "install", lambda *_: None)
+    async with open_wire(tmp_path) as wire:
+        with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            await udp.bind(("127.0.0.1", 0))
+            port = udp.getsockname()[1]
+            await wire.send("127.0.0.1", socket.IPPROTO_UDP, udp_datagram(40000, port))
+            assert await udp.recv(100) == b"hello"
+
+
+def fragment(packet: bytes) -> bytes:
+    return packet[:6] + b"\x20\x00" + packet[8:]
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "change", "passes"),
+    [
+        ("192.0.2.7", 80, bytes, True),
+        ("192.0.2.7", 80, fragment, True),
+        (network.HOST_ADDRESS, 80, bytes, True),
+        (network.NAMESERVER_ADDRESS, 53, bytes, True),
+        (network.NAMESERVER_ADDRESS, 54, bytes, False),
+        (network.NAMESERVER_ADDRESS, 53, fragment, False),
+        ("127.0.0.53", 53, bytes, False),
+        ("0.0.0.0", 53, bytes, False),
+    ],
+)
+def test_filter(address: str, port: int, change: Callable[[bytes], bytes], passes: bool) -> None:
+    guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with guest, helper:
+        frame_filter.install(helper, network.NAMESERVER_ADDRESS)
+        destination = socket.inet_aton(address)
+        for protocol, segment in (
+            (socket.IPPROTO_UDP, udp_datagram(1, port)),
+            (socket.IPPROTO_TCP, tcp_syn(1, port)),
+        ):
+            packet = ip_packet(destination, protocol, segment(destination))
+            guest.send(ethernet(b"\x52" * 6, 0x0800, change(packet)))
+        arp = arp_request(destination)
+        guest.send(ethernet(b"\x52" * 6, 0x86DD, bytes(60)))
+        guest.send(arp)
+        received = 0
+        while helper.recv(2048) != arp:
+            received += 1
+        assert received == (2 if passes else 0)

@@ -1,0 +1,52 @@
+"""What is read from a guest's console output."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from p2pcloopd.guest.transcript import Transcript
+
+
+def transcript(text: bytes) -> Transcript:
+    ticks = count()
+    made = Transcript(lambda: next(ticks))
+    for position in range(len(text)):
+        made.take(text[position : position + 1])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "reason"),
+    [
+        (b"reboot: Restarting system\r\n", 0, "reboot"),
+        (b"reboot: System halted\r\n", 0, "poweroff"),
+        (b"reboot: Power down\r\n", 0, "poweroff"),
+        (b"cat: reboot: Power down\r\n x reboot: Restarting system\r\n", 0, "reboot"),
+        (b"Kernel panic - not syncing: Attempted to kill init!\r\n", 134, "panic"),
+        (b"echo Kernel panic - not syncing\r\nreboot: Power down\r\n", 0, "poweroff"),
+        (b"reboot: Power down\r\n", 139, "crash"),
+        (b"hello", 0, "crash"),
+    ],
+)
+def test_ending(text: bytes, code: int, reason: str) -> None:
+    assert transcript(text).ending(code) == reason
+
+
+def test_only_the_first_prompt_counts() -> None:
+    made = transcript(b"Debian\r\ndemo login: root\r\ndemo login: ")
+    assert made.boot_seconds == 0
+    assert transcript(b"no prompt").boot_seconds is None
+
+
+def test_initramfs_failure() -> None:
+    text = b"x\r\np2pcloop: cannot boot: the disk holds nothing\r\nreboot: System halted\r\n"
+    assert transcript(text).initramfs_failure() == "the disk holds nothing"
+    assert transcript(b"echo p2pcloop: cannot boot: x").initramfs_failure() is None
+
+
+def test_tail_is_bounded() -> None:
+    made = Transcript(lambda: 0.0)
+    made.take(b"x" * 1_000_000)
+    assert len(made.tail) == 8192
