@@ -136,6 +136,11 @@ class Request:
         """Write the status byte."""
         self._status[0] = status
 
+    def release(self) -> None:
+        """Let go of the guest's memory, whoever still refers to this request (a traceback)."""
+        for view in (*self.sent, *self.wanted, self._status):
+            view.release()
+
 
 def _take(views: list[memoryview], length: int) -> bytes:
     """Remove `length` bytes from the front of `views`."""

@@ -240,6 +240,11 @@ class Virtqueue:
         _fence()
         return self._avail[1] != self._next
 
+    def release(self) -> None:
+        """Let go of the memory, whoever still refers to this queue; only `next_available` stays."""
+        for view in (self._table, self._avail, self._used, self._used_ring):
+            view.release()
+
     def _walk(self, head: int) -> Chain:
         chain = Chain(head, [], [])
         readable, writable = chain.readable, chain.writable

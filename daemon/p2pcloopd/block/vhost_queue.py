@@ -54,6 +54,7 @@ class QueueServer:
                 with self._taking:
                     await self._take_requests()
         finally:
+            self.queue.release()
             self._ended.set()
 
     async def stop(self) -> None:
@@ -103,12 +104,14 @@ class QueueServer:
             try:
                 call()
             except Missing as missing:
-                # Without its traceback, whose frames would keep views of the guest's memory.
+                # Without its traceback, whose frames refer to requests that are done.
                 self._complete_later(request, call, missing.with_traceback(None))
                 return
         except P2pcloopError as error:
             status = self._note(error)
         self._finish(request, status)
+        if status is not Status.OK:
+            request.release()
 
     def _complete_later(self, request: Request, call: Callable[[], None], missing: Missing) -> None:
         async def work() -> None:
@@ -122,11 +125,14 @@ class QueueServer:
     async def _finish_later(self, request: Request, work: Callable[[], Awaitable[None]]) -> None:
         status = Status.OK
         try:
-            await work()
-        except P2pcloopError as error:
-            status = self._note(error)
-        self._finish(request, status)
-        self._publish()
+            try:
+                await work()
+            except P2pcloopError as error:
+                status = self._note(error)
+            self._finish(request, status)
+            self._publish()
+        finally:
+            request.release()
 
     def _finish(self, request: Request, status: Status) -> None:
         request.finish(status)

@@ -1,0 +1,497 @@
+"""The vhost-user-blk server against a front end of ours: real sockets, memory and eventfds."""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloop.errors import BusyError, NotHereError, P2pcloopError, StorageError, UsageError
+from p2pcloop.protocol.vhost_session import F_PROTOCOL_FEATURES, OFFERED
+from p2pcloop.protocol.vhost_user import Code
+from p2pcloop.protocol.virtio_blk import Kind, Status
+from p2pcloop.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
+from p2pcloopd.block.vhost_server import bind_vhost_socket, serve_front_end, serve_vhost_user
+from tests.support.memory_device import MemoryBackend, MemoryDevice
+from tests.support.vring import GUEST, USER, WRITE, Driver
+
+VERSION_1 = 1 << 32
+MEMORY = 1 << 20
+SIZE = 64 * 4096
+MEMFD = "vhost-test-guest"
+
+
+class FrontEnd:
+    """A guest's machine: it shares memory and talks vhost-user and virtio-blk.
+
+    Attributes:
+        driver: the virtio driver of the one queue.
+        memory: the file that is guest memory; it begins at an offset of 512 bytes.
+    """
+
+    OFFSET = 512
+
+    def __init__(self, connection: trio.socket.SocketType) -> None:
+        self.connection = connection
+        self.memory = os.memfd_create(MEMFD)
+        os.ftruncate(self.memory, self.OFFSET + MEMORY)
+        self._map = mmap.mmap(self.memory, self.OFFSET + MEMORY)
+        self.driver = Driver(memoryview(self._map)[self.OFFSET :], size=16)
+        self.kick = os.eventfd(0)
+        self.call = os.eventfd(0, os.EFD_NONBLOCK)
+        self.err = os.eventfd(0, os.EFD_NONBLOCK)
+        self.statuses: dict[int, tuple[int, int, int]] = {}
+
+    def close(self) -> None:
+        self.connection.close()
+        self.driver.memory.release()
+        self._map.close()
+        for fd in (self.memory, self.kick, self.call, self.err):
+            os.close(fd)
+
+    async def send(
+        self, code: int, payload: bytes = b"", fds: Sequence[int] = (), *, flags: int = 1
+    ) -> None:
+        data = struct.pack("<III", code, flags, len(payload)) + payload
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        await self.connection.sendmsg([data], [rights] if fds else [])
+
+    async def receive(self) -> tuple[int, bytes]:
+        """Return code and payload of a reply."""
+        code, flags, size = struct.unpack("<III", await self._exactly(12))
+        assert flags == 1 | 4
+        return code, await self._exactly(size)
+
+    async def ask(self, code: int, payload: bytes = b"") -> bytes:
+        await self.send(code, payload)
+        answered, answer = await self.receive()
+        assert answered == code
+        return answer
+
+    async def tell(self, code: int, payload: bytes = b"", *fds: int) -> int:
+        """Send a message that wants to be acknowledged and return 0 if it was carried out."""
+        await self.send(code, payload, fds, flags=1 | 8)
+        answered, answer = await self.receive()
+        assert answered == code
+        return int(struct.unpack("<Q", answer)[0])
+
+    async def connect(self, features: int = 0) -> None:
+        """Negotiate, share memory and start the queue, in the order that UML does it."""
+        offered = struct.unpack("<Q", await self.ask(Code.GET_FEATURES))[0]
+        features |= F_PROTOCOL_FEATURES | VERSION_1
+        assert offered & features == features
+        await self.send(Code.SET_OWNER)
+        await self.send(Code.SET_PROTOCOL_FEATURES, struct.pack("<Q", OFFERED))
+        assert await self.tell(Code.SET_FEATURES, struct.pack("<Q", features)) == 0
+        self.driver.event_idx = bool(features & F_EVENT_IDX)
+        assert await self.share_memory() == 0
+        await self.start_queue()
+
+    async def share_memory(self, size: int = MEMORY) -> int:
+        table = struct.pack("<IIQQQQ", 1, 0, GUEST, size, USER, self.OFFSET)
+        return await self.tell(Code.SET_MEM_TABLE, table, self.memory)
+
+    async def start_queue(self, base: int = 0) -> None:
+        driver = self.driver
+        assert await self.tell(Code.SET_VRING_CALL, struct.pack("<Q", 0), self.call) == 0
+        assert await self.tell(Code.SET_VRING_ERR, struct.pack("<Q", 0), self.err) == 0
+        assert await self.tell(Code.SET_VRING_NUM, struct.pack("<II", 0, driver.size)) == 0
+        assert await self.tell(Code.SET_VRING_BASE, struct.pack("<II", 0, base)) == 0
+        parts = (USER + driver.descriptors, USER + driver.used, USER + driver.available)
+        addresses = struct.pack("<IIQQQQ", 0, 0, *parts, 0)
+        assert await self.tell(Code.SET_VRING_ADDR, addresses) == 0
+        assert await self.tell(Code.SET_VRING_KICK, struct.pack("<Q", 0), self.kick) == 0
+        assert await self.enable(1) == 0
+
+    async def enable(self, value: int) -> int:
+        return await self.tell(Code.SET_VRING_ENABLE, struct.pack("<II", 0, value))
+
+    async def get_base(self) -> int:
+        return int(struct.unpack("<II", await self.ask(Code.GET_VRING_BASE, bytes(8)))[1])
+
+    def offer(self, kind: int, sector: int = 0, data: bytes = b"", *, wanted: int = 0) -> int:
+        """Make a request available, without a kick, and return its head."""
+        driver = self.driver
+        header = struct.pack("<IIQ", kind, 0, sector)
+        buffers = [(driver.allocate(16, header), 16, 0)]
+        if data:
+            buffers.append((driver.allocate(len(data), data), len(data), 0))
+        answer = driver.allocate(wanted, b"\xee" * wanted) if wanted else 0
+        if wanted:
+            buffers.append((answer, wanted, WRITE))
+        status = driver.allocate(1, b"\xff")
+        head = driver.offer([*buffers, (status, 1, WRITE)])
+        self.statuses[head] = (answer, wanted, status)
+        return head
+
+    def ring(self) -> None:
+        os.write(self.kick, (1).to_bytes(8, "little"))
+
+    async def wait_done(self, count: int = 1) -> dict[int, tuple[int, bytes]]:
+        """Wait for calls until `count` requests are done; return status and data of each."""
+        done: dict[int, tuple[int, bytes]] = {}
+        while len(done) < count:
+            await trio.lowlevel.wait_readable(self.call)
+            os.read(self.call, 8)
+            for head, written in self.driver.collect():
+                answer, wanted, status = self.statuses.pop(head)
+                assert written == wanted + 1
+                data = self.driver.bytes_at(answer, wanted) if wanted else b""
+                done[head] = self.driver.bytes_at(status, 1)[0], data
+        return done
+
+    async def request(
+        self, kind: int, sector: int = 0, data: bytes = b"", *, wanted: int = 0
+    ) -> tuple[int, bytes]:
+        """Make one request and return its status and data."""
+        head = self.offer(kind, sector, data, wanted=wanted)
+        self.ring()
+        return (await self.wait_done())[head]
+
+    async def wait_hung_up(self) -> None:
+        with suppress(ConnectionResetError):  # where it left something unread
+            assert await self.connection.recv(1) == b""
+
+    async def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = await self.connection.recv(size - len(data))
+            assert piece, "the server hung up"
+            data += piece
+        return data
+
+
+@asynccontextmanager
+async def serving(backend: MemoryBackend) -> AsyncIterator[FrontEnd]:
+    """A front end with a server at its other end, which must end when the front end goes."""
+    ours, theirs = trio.socket.socketpair()
+    descriptors = _open_descriptors()
+    front_end = FrontEnd(ours)
+    try:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_front_end, backend, theirs)
+                yield front_end
+                ours.shutdown(socket.SHUT_WR)
+    finally:
+        front_end.close()
+    assert _open_descriptors() == descriptors - 2
+    assert not _is_guest_memory_mapped()
+
+
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _is_guest_memory_mapped() -> bool:
+    return MEMFD in Path("/proc/self/maps").read_text()
+
+
+@pytest.fixture
+def device() -> MemoryDevice:
+    return MemoryDevice(bytes(n % 251 for n in range(SIZE)), serial=b"serial-of-it")
+
+
+@pytest.fixture
+def backend(device: MemoryDevice) -> MemoryBackend:
+    return MemoryBackend(device)
+
+
+@pytest.mark.parametrize("features", [0, F_EVENT_IDX, F_INDIRECT_DESC | F_EVENT_IDX])
+async def test_every_kind_of_request(backend: MemoryBackend, features: int) -> None:
+    device = backend.device
+    async with serving(backend) as guest:
+        await guest.connect(features)
+        assert await guest.request(Kind.IN, 3, wanted=1024) == (0, bytes(device.content[1536:2560]))
+        assert await guest.request(Kind.OUT, 8, b"w" * 4096) == (0, b"")
+        assert await guest.request(Kind.IN, 8, wanted=4096) == (0, b"w" * 4096)
+        assert device.durable[4096:8192] != b"w" * 4096
+        assert await guest.request(Kind.FLUSH) == (0, b"")
+        assert device.durable[4096:8192] == b"w" * 4096
+        assert await guest.request(Kind.GET_ID, wanted=20) == (0, b"serial-of-it".ljust(20, b"\0"))
+        ranges = struct.pack("<QII", 8, 8, 1)
+        assert await guest.request(Kind.WRITE_ZEROES, 0, ranges) == (0, b"")
+        assert device.calls[-1] == ("write_zeroes_unmap", 4096, 4096)
+        ranges = struct.pack("<QII", 16, 8, 0)
+        assert await guest.request(Kind.DISCARD, 0, ranges) == (0, b"")
+        assert device.calls[-1] == ("discard", 8192, 4096)
+
+
+async def test_configuration(backend: MemoryBackend) -> None:
+    async with serving(backend) as guest:
+        asked = struct.pack("<III", 0, 60, 0)
+        answer = await guest.ask(Code.GET_CONFIG, asked + bytes(60))
+        assert struct.unpack_from("<Q", answer, 12) == (SIZE // 512,)
+
+
+async def test_a_batch_is_one_call(backend: MemoryBackend) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        heads = [guest.offer(Kind.IN, n, wanted=512) for n in range(5)]
+        guest.ring()
+        await trio.lowlevel.wait_readable(guest.call)
+        assert int.from_bytes(os.read(guest.call, 8), "little") == 1
+        assert [head for head, _ in guest.driver.collect()] == heads
+
+
+async def test_calls_are_suppressed(backend: MemoryBackend) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        guest.driver.want_calls(wanted=False)
+        guest.offer(Kind.IN, 0, wanted=512)
+        guest.ring()
+        assert await guest.get_base() == 1  # it is done once the queue has stopped
+        assert len(guest.driver.collect()) == 1
+        with pytest.raises(BlockingIOError):
+            os.read(guest.call, 8)
+
+
+async def test_more_than_a_batch_of_data(backend: MemoryBackend) -> None:
+    """16 requests of 192 KiB are several batches; all of them come back."""
+    async with serving(backend) as guest:
+        await guest.connect(F_INDIRECT_DESC)
+        driver = guest.driver
+        room = driver.allocate(192 << 10)
+        for _ in range(16):
+            header = driver.allocate(16, struct.pack("<IIQ", Kind.IN, 0, 0))
+            status = driver.allocate(1, b"\xff")
+            buffers = [(header, 16, 0), (room, 192 << 10, WRITE), (status, 1, WRITE)]
+            guest.statuses[driver.offer([driver.table(buffers)])] = (room, 192 << 10, status)
+        guest.ring()
+        done = await guest.wait_done(16)
+        assert set(done.values()) == {(0, bytes(backend.device.content[: 192 << 10]))}
+
+
+async def test_a_read_that_waits_is_overtaken(backend: MemoryBackend) -> None:
+    device = backend.device
+    device.withhold(4096, 4096)
+    async with serving(backend) as guest:
+        await guest.connect()
+        slow = guest.offer(Kind.IN, 8, wanted=4096)
+        quick = guest.offer(Kind.IN, 0, wanted=4096)
+        guest.ring()
+        assert await guest.wait_done() == {quick: (0, bytes(device.content[:4096]))}
+        await backend.wait_asked(1)
+        await backend.bring(4096, 4096)
+        assert await guest.wait_done() == {slow: (0, bytes(device.content[4096:8192]))}
+
+
+async def test_a_partial_write_waits_for_the_rest(backend: MemoryBackend) -> None:
+    backend.device.withhold(0, 4096)
+    backend.automatic = True
+    before = bytes(backend.device.content)
+    async with serving(backend) as guest:
+        await guest.connect()
+        assert await guest.request(Kind.OUT, 1, b"x" * 512) == (0, b"")
+        assert backend.device.content == before[:512] + b"x" * 512 + before[1024:]
+
+
+async def test_errors_reach_the_guest(
+    backend: MemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = backend.device.failures
+    failures["read"] = P2pcloopError("bad chunk")
+    failures["write"] = StorageError("disk full", errno=28)
+    failures["flush"] = StorageError("disk gone", errno=5)
+    async with serving(backend) as guest:
+        await guest.connect()
+        for _ in range(3):
+            assert (await guest.request(Kind.IN, wanted=512))[0] == Status.IOERR
+        assert await guest.request(Kind.OUT, 0, bytes(512)) == (Status.IOERR, b"")
+        assert await guest.request(Kind.FLUSH) == (Status.IOERR, b"")
+        assert (await guest.request(Kind.IN, SIZE // 512, wanted=512))[0] == Status.IOERR
+        assert await guest.request(99) == (Status.UNSUPP, b"")
+        failures.clear()
+        assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+    assert caplog.text.count("bad chunk") == 1
+    assert "disk full (errno 28)" in caplog.text
+
+
+async def test_bytes_that_can_never_be_had(backend: MemoryBackend) -> None:
+    backend.device.withhold(0, 4096)
+    async with serving(backend) as guest:
+        await guest.connect()
+        guest.offer(Kind.IN, wanted=512)
+        guest.ring()
+        await backend.wait_asked(1)
+        await backend.fail(P2pcloopError("the publisher's data is wrong"))
+        ((status, _),) = (await guest.wait_done()).values()
+        assert status == Status.IOERR
+
+
+async def test_front_end_goes_while_a_read_waits(backend: MemoryBackend) -> None:
+    backend.device.withhold(0, SIZE)
+    async with serving(backend) as guest:
+        await guest.connect()
+        guest.offer(Kind.IN, wanted=512)
+        guest.offer(Kind.OUT, 1, b"x" * 512)
+        guest.ring()
+        await backend.wait_asked(2)
+
+
+async def test_front_end_goes_while_a_queue_stops(backend: MemoryBackend) -> None:
+    backend.device.withhold(0, SIZE)
+    async with serving(backend) as guest:
+        await guest.connect()
+        guest.offer(Kind.IN, wanted=512)
+        guest.ring()
+        await backend.wait_asked(1)
+        await guest.send(Code.GET_VRING_BASE, bytes(8))
+
+
+async def test_a_queue_that_stops_ends_what_it_took(backend: MemoryBackend) -> None:
+    backend.device.withhold(0, 4096)
+    async with serving(backend) as guest:
+        await guest.connect()
+        first = guest.offer(Kind.IN, wanted=512)
+        guest.ring()
+        await backend.wait_asked(1)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def stop() -> None:
+                assert await guest.get_base() == 1
+                assert [head for head, _ in guest.driver.collect()] == [first]
+
+            await trio.testing.wait_all_tasks_blocked()
+            await backend.bring(0, 4096)
+        second = guest.offer(Kind.IN, wanted=512)  # while it is stopped
+        os.read(guest.call, 8)
+        await guest.start_queue(base=1)
+        assert await guest.wait_done() == {second: (0, bytes(backend.device.content[:512]))}
+
+
+async def test_memory_is_replaced_under_a_running_queue(backend: MemoryBackend) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+        assert await guest.share_memory() == 0
+        assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+        assert await guest.share_memory(MEMORY + 4096) == 1  # longer than its file
+        assert await guest.share_memory() == 0
+        assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+
+
+async def test_a_broken_ring_stops_the_queue_only(
+    backend: MemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        head = guest.offer(Kind.IN, wanted=512)
+        guest.driver.make_available(guest.driver.size)
+        guest.ring()
+        await trio.lowlevel.wait_readable(guest.err)
+        assert guest.driver.collect() == [(head, 513)]
+        assert await guest.get_base() == 1
+        struct.pack_into("<H", guest.driver.memory, guest.driver.available + 2, 1)
+        os.read(guest.call, 8)
+        await guest.start_queue(base=1)
+        assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+    assert "queue stopped" in caplog.text
+
+
+async def test_a_queue_without_a_place_is_refused(backend: MemoryBackend) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        kick = struct.pack("<Q", 1)
+        assert await guest.tell(Code.SET_VRING_KICK, kick, guest.kick) == 0
+        assert await guest.tell(Code.SET_VRING_ENABLE, struct.pack("<II", 1, 1)) == 1
+        assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+
+
+@pytest.mark.parametrize("kick_kind", ["closed pipe", "regular file"])
+async def test_a_kick_that_is_none(backend: MemoryBackend, kick_kind: str, tmp_path: Path) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        if kick_kind == "closed pipe":
+            fd, other = os.pipe()
+            os.close(other)
+        else:
+            fd = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+        await guest.tell(Code.SET_VRING_KICK, struct.pack("<Q", 0), fd)
+        os.close(fd)
+        await trio.lowlevel.wait_readable(guest.err)
+
+
+async def test_nonsense_ends_the_connection(
+    backend: MemoryBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        await guest.connection.send(b"GET / HTTP/1.1\r\n")
+        await guest.wait_hung_up()
+    assert "connection closed" in caplog.text
+
+
+async def test_one_front_end_after_the_other(
+    backend: MemoryBackend, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    path = tmp_path / "s"
+    await nursery.start(_serve, backend, path)
+    for _ in range(2):
+        with trio.socket.socket(socket.AF_UNIX) as client:
+            await client.connect(os.fspath(path))
+            guest = FrontEnd(client)
+            try:
+                await guest.connect()
+                assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+            finally:
+                guest.close()
+    nursery.cancel_scope.cancel()
+
+
+async def test_once(backend: MemoryBackend, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_serve_once, backend, path)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            with trio.socket.socket(socket.AF_UNIX) as client:
+                await client.connect(os.fspath(path))
+    assert not path.exists()
+
+
+async def _serve(backend: MemoryBackend, path: Path, *, task_status: trio.TaskStatus[None]) -> None:
+    await serve_vhost_user(backend, path, task_status=task_status)
+
+
+async def _serve_once(
+    backend: MemoryBackend, path: Path, *, task_status: trio.TaskStatus[None]
+) -> None:
+    await serve_vhost_user(backend, path, once=True, task_status=task_status)
+
+
+def test_stale_socket_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    bind_vhost_socket(path).close()
+    with bind_vhost_socket(path) as listener:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert listener.getsockname() == os.fspath(path)
+
+
+def test_socket_in_use(tmp_path: Path) -> None:
+    with bind_vhost_socket(tmp_path / "s"), pytest.raises(BusyError):
+        bind_vhost_socket(tmp_path / "s")
+
+
+def test_place_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(UsageError, match="not a socket"):
+        bind_vhost_socket(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"kept"
+    with pytest.raises(UsageError, match="longer"):
+        bind_vhost_socket(tmp_path / ("x" * 108))
+    with pytest.raises(NotHereError):
+        bind_vhost_socket(tmp_path / "none" / "s")
+    tmp_path.chmod(0o777)
+    with pytest.raises(UsageError, match="others"):
+        bind_vhost_socket(tmp_path / "s")
