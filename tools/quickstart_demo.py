@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -190,7 +189,7 @@ def read_seed(path: Path) -> Seeded:
 
 def shown(path: Path) -> str:
     """A path as a user in the checkout would type it."""
-    return os.path.relpath(path, CHECKOUT)
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
 
 
 def tell_measures(teller: Teller, first: BootReport, second: BootReport) -> None:
@@ -266,14 +265,21 @@ def main(args: Sequence[str] | None = None) -> int:
         " kept under build/ and used again; all traffic stays on loopback.",
     )
     parser.add_argument("--tiny", action="store_true", help="a small busybox image, not Debian")
-    tiny = parser.parse_args(args).tiny
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=CHECKOUT / "build/quickstart",
+        metavar="DIR",
+        help="where the nodes and the overlay are (default build/quickstart)",
+    )
+    options = parser.parse_args(args)
     teller = Teller()
-    label = "tiny-demo" if tiny else "debian-demo"
-    work = CHECKOUT / "build/quickstart" / label
+    label = "tiny-demo" if options.tiny else "debian-demo"
+    work = options.work.absolute() / label
     work.mkdir(parents=True, exist_ok=True)
     try:
         with teller.step("image"):
-            image = build_image(tiny)
+            image = build_image(options.tiny)
         demonstrate(Demo(work, image, label, teller))
     except DemoError as err:
         teller.say(f"quickstart: {err}")

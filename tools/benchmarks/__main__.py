@@ -67,7 +67,7 @@ def show(results: Iterable[Result]) -> Table:
         for outcome in result.outcomes:
             row = outcome.row
             sign = "≥" if row.at_least else "≤"
-            bar = f"{sign} {row.bar:g}" + (f" {row.unit}" if outcome.base is None else "-fold")
+            bar = f"{sign} {row.bar:g}" + (f" {row.unit}" if outcome.base is None else " times")
             verdict = "[green]reached[/green]" if outcome.reached else "[red]missed[/red]"
             table.add_row(row.title, *_figures(outcome), bar, verdict)
     return table
