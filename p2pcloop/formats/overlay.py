@@ -229,10 +229,10 @@ class Overlay:
         self._flusher.writes += 1
         self._table.set(offset // BLOCK_SIZE, size // BLOCK_SIZE, State.DATA)
 
-    def zero(self, first: int, count: int, *, keep_room: bool = False) -> None:
-        """Make `count` blocks read as zeros; with `keep_room` their disk room is kept.
+    def zero(self, first: int, count: int) -> None:
+        """Make `count` blocks read as zeros; their disk room, if any, is given back.
 
-        Room is given back at once, not after the state is durable: until then a crash may leave
+        That happens at once, not after the state is durable: until then a crash may leave
         the old content or a hole, which are the old bytes or zeros, and both are right.
 
         Raises:
@@ -240,8 +240,7 @@ class Overlay:
         """
         self._flusher.check()
         assert first >= 0 and first + count <= self._header.block_count, "inside the device"
-        had_data = self._table.set(first, count, State.ZERO)
-        if had_data and not keep_room:
+        if self._table.set(first, count, State.ZERO):
             self._file.punch(self._data_offset + first * BLOCK_SIZE, count * BLOCK_SIZE)
 
     def prepare_flush(self) -> Callable[[], None]:

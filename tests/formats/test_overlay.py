@@ -88,7 +88,7 @@ def test_flushed_blocks_are_there_when_it_is_opened_again(path: Path) -> None:
         assert (info.data_blocks, info.zero_blocks) == (1, 2)
 
 
-def test_zero_gives_room_back_unless_told_to_keep_it(path: Path) -> None:
+def test_zero_gives_room_back(path: Path) -> None:
     with Overlay.open(path, image_id=IMAGE) as overlay:
         empty = overlay.info().allocated
         overlay.write(0, [block(1)] * 32)
@@ -97,9 +97,7 @@ def test_zero_gives_room_back_unless_told_to_keep_it(path: Path) -> None:
         assert full - empty == 32 * BLOCK_SIZE
         overlay.zero(0, 16)
         assert full - overlay.info().allocated == 16 * BLOCK_SIZE
-        overlay.zero(16, 16, keep_room=True)
-        assert full - overlay.info().allocated == 16 * BLOCK_SIZE
-        assert overlay.runs(0, 32) == ((0, 32, State.ZERO),)
+        assert list(overlay.runs(0, 32)) == [(0, 16, State.ZERO), (16, 16, State.DATA)]
 
 
 def test_room_is_kept_where_no_holes_can_be_made(

@@ -45,6 +45,7 @@ class Disk(OverlayFile):
 
     pages: dict[int, list[bytes]]  # durable content first, then what was written since
     moment: Callable[[], None]  # called before and after each operation of a flush
+    holes = True  # whether room can be given back; if not, old data stays under a ZERO
     full = False  # no page of the state table can be written
 
     def note(self, offset: int, length: int) -> None:
@@ -62,8 +63,9 @@ class Disk(OverlayFile):
         self.note(offset, sum(map(len, views)))
 
     def punch(self, offset: int, length: int) -> None:
-        super().punch(offset, length)
-        self.note(offset, length)
+        if self.holes:
+            super().punch(offset, length)
+            self.note(offset, length)
 
     def sync(self) -> None:
         self.moment()
@@ -182,7 +184,8 @@ class Machine:
                 datas = [(b"w%07d%08d" % (self.now, first + n)) * 256 for n in range(count)]
                 self.overlay.write(first * BLOCK_SIZE, [memoryview(data) for data in datas])
             else:
-                self.overlay.zero(first, count, keep_room=what == "keep")
+                self.disk.holes = what == "zero"
+                self.overlay.zero(first, count)
             for block, data in enumerate(datas, first):
                 self.history.setdefault(block, [(0, base(block))]).append((self.now, data))
 

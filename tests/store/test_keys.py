@@ -1,0 +1,138 @@
+"""The user's keys: made once, kept private, and never silently another one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import FormatError, StorageError, UsageError
+from p2pcloop.store.keys import load_or_create_key
+
+# RFC 8032, section 7.1, test 1
+SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+TEXT = (
+    b"p2pcloop-key 1 ed25519\n"
+    b"seed 9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60\n"
+    b"public 25njqamcweflpvkl73j4szahhihoc4xt3ktcgjnpaingr5yhkena\n"
+)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "keys"
+
+
+def put(keys: Path, text: bytes, mode: int = 0o600) -> Path:
+    keys.mkdir(parents=True, exist_ok=True)
+    path = keys / "default.key"
+    path.write_bytes(text)
+    path.chmod(mode)
+    return path
+
+
+def test_first_use_makes_a_private_key_that_stays(keys: Path) -> None:
+    old = os.umask(0)
+    try:
+        key = load_or_create_key(keys)
+    finally:
+        os.umask(old)
+    again = load_or_create_key(keys)
+    assert again.private_bytes_raw() == key.private_bytes_raw()
+    assert [path.name for path in keys.iterdir()] == ["default.key"]
+    assert (keys / "default.key").stat().st_mode & 0o777 == 0o600
+    assert keys.stat().st_mode & 0o777 == 0o700
+    again.public_key().verify(key.sign(b"message"), b"message")
+    other = load_or_create_key(keys, "other")
+    assert other.private_bytes_raw() != key.private_bytes_raw()
+
+
+def test_a_known_file_is_read(keys: Path) -> None:
+    put(keys, TEXT)
+    key = load_or_create_key(keys)
+    assert key.private_bytes_raw() == SEED
+    assert key.public_key().public_bytes_raw() == PUBLIC
+
+
+def test_any_changed_character_is_noticed_and_nothing_is_told(keys: Path) -> None:
+    for at in range(len(TEXT)):
+        bad = bytearray(TEXT)
+        bad[at] ^= 1
+        path = put(keys, bytes(bad))
+        with pytest.raises(FormatError) as caught:
+            load_or_create_key(keys)
+        assert str(path) in str(caught.value)
+        assert SEED.hex()[:8] not in f"{caught.value} {caught.value.hint}"
+        assert path.read_bytes() == bad
+
+
+@pytest.mark.parametrize("text", [b"", TEXT[:-1], TEXT + b"\n", TEXT.upper(), b"a" * 10_000_000])
+def test_other_files_are_refused_and_left_alone(keys: Path, text: bytes) -> None:
+    path = put(keys, text)
+    with pytest.raises(FormatError):
+        load_or_create_key(keys)
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o601, 0o644, 0o666])
+def test_a_key_that_others_may_touch_is_refused(keys: Path, mode: int) -> None:
+    path = put(keys, TEXT, mode)
+    with pytest.raises(UsageError) as caught:
+        load_or_create_key(keys)
+    assert caught.value.hint == f"chmod 600 {path}"
+    path.chmod(0o600)
+    load_or_create_key(keys)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "A", "a b", "a\n", "x" * 65, "é"])
+def test_bad_names_are_refused_before_the_disk_is_touched(keys: Path, name: str) -> None:
+    with pytest.raises(FormatError):
+        load_or_create_key(keys, name)
+    assert not keys.exists()
+
+
+def test_what_is_no_file_is_refused(keys: Path) -> None:
+    keys.mkdir(parents=True)
+    os.mkfifo(keys / "pipe.key", 0o600)
+    with pytest.raises(FormatError):
+        load_or_create_key(keys, "pipe")
+    (keys / "folder.key").mkdir(mode=0o700)
+    with pytest.raises(FormatError):
+        load_or_create_key(keys, "folder")
+    (keys / "file").touch()
+    with pytest.raises(StorageError):
+        load_or_create_key(keys / "file")
+
+
+def test_all_who_come_first_get_one_key(keys: Path) -> None:
+    start, found = threading.Barrier(8), []
+
+    def come() -> None:
+        start.wait(60)
+        found.append(load_or_create_key(keys).private_bytes_raw())
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert [path.name for path in keys.iterdir()] == ["default.key"]
+
+
+def test_a_full_disk_leaves_no_half_key(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError) as caught:
+            load_or_create_key(keys)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(keys.iterdir()) == []
+    load_or_create_key(keys)
