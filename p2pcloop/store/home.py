@@ -10,9 +10,10 @@
     manifests/<sha256 hex>    signed manifests as they came
     names.msgpack             what each name points to
     torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, data
+    indexes/                  indexes of cloop files that are used where they lie
     tmp/                      what is being made; on the same file system as torrents/
 
-Only the holder of `lock` writes anything but `config.toml`, `keys/`, `tmp/` and `daemon.log`.
+Only the holder of `lock` writes `ports.msgpack`, `manifests/`, `names.msgpack` and `torrents/`.
 """
 
 from __future__ import annotations

@@ -88,6 +88,24 @@ def test_a_restarted_node_finds_its_peers_again(nodes: Nodes, content: bytes) ->
     assert read_all(reader, published["torrent"], len(content)) == content
 
 
+def test_sigkill_at_any_time_loses_nothing_that_was_here(nodes: Nodes, content: bytes) -> None:
+    publisher, reader = nodes.start(), nodes.start()
+    published = publisher.publish(content)
+    torrent = published["torrent"]
+    for kill in range(6):
+        reader.call("resolve", ref=published["link"])
+        offset = kill * 50_000
+        with reader.connect() as client:
+            client.call("add", torrent=torrent, peers=[], trackers=[], web_seeds=[])
+            data = client.call("read", torrent=torrent, offset=offset, length=9000, heal=False)
+            assert data["data"] == (b"i" * 4096 + content)[offset : offset + 9000]
+        reader.end(signal.SIGKILL)
+        reader.start()
+        assert reader.call("verify", torrent=torrent)["bad"] == []
+    assert reader.call("resolve", ref=published["name"])["id"] == published["id"]
+    assert read_all(reader, torrent, len(content)) == content
+
+
 async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
     published = publisher.publish(content)
