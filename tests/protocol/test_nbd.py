@@ -313,6 +313,16 @@ def test_large_payload_is_received_where_it_stays() -> None:
     assert event.payload.obj is room.obj
 
 
+@pytest.mark.parametrize(
+    ("length", "kept"), [(MAX_KEPT_PAYLOAD, MAX_KEPT_PAYLOAD), (MAX_KEPT_PAYLOAD + 512, 0)]
+)
+def test_only_a_small_payload_buffer_is_kept(length: int, kept: int) -> None:
+    server = transmitting()
+    (seen,) = feed(server, [request(wire.CMD_WRITE, 0, length, payload=bytes(length))])
+    assert seen[4] == length
+    assert len(server._payload) == kept
+
+
 def test_wrong_use_is_a_local_error() -> None:
     server = NbdServer(EXPORT)
     for count in (0, -1, INPUT_SIZE + 1):
