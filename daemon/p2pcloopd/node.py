@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -18,8 +19,9 @@ from p2pcloop.store.records import Records
 from p2pcloopd.config import Config, load_config
 from p2pcloopd.control_server import Call, open_listener, serve_control
 from p2pcloopd.engine import Engine, open_engine
-from p2pcloopd.operations import OPERATIONS
+from p2pcloopd.operations import MANIFEST_PREFIX, OPERATIONS
 from p2pcloopd.ports import choose_ports
+from p2pcloopd.seeding import OLD_PREFIX
 from p2pcloopd.settings import EngineSettings
 from p2pcloopd.torrent import Torrent
 
@@ -48,14 +50,8 @@ class Node:
         self._started = trio.current_time()
 
     def addresses(self) -> list[tuple[str, int]]:
-        """Where peers reach this node, as links tell it: not by loopback, if there is a choice."""
-        listening = [
-            (host, port)
-            for host, port in self.engine.listen_ports
-            if not ipaddress.ip_address(host).is_link_local  # means nothing on other machines
-        ]
-        distant = [item for item in listening if not ipaddress.ip_address(item[0]).is_loopback]
-        return distant or listening
+        """Where peers reach this node, as links tell it."""
+        return reachable(self.engine.listen_ports)
 
     async def add(
         self,
@@ -83,6 +79,14 @@ class Node:
         } | statistics
 
 
+def reachable(listening: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """What a link may name: loopback only where there is nothing else, link-local never."""
+    found = [(ipaddress.ip_address(host), port) for host, port in listening]
+    found = [(host, port) for host, port in found if not host.is_link_local]
+    distant = [(host, port) for host, port in found if not host.is_loopback]
+    return [(str(host), port) for host, port in distant or found]
+
+
 async def run_node(home: Home, ready: Callable[[], None]) -> None:
     """Run a node on `home` until it is stopped or cancelled.
 
@@ -99,10 +103,18 @@ async def run_node(home: Home, ready: Callable[[], None]) -> None:
     with home.locked():
         config = load_config(home.config)
         records = Records(home)
+        _clear_tmp(home)
         listen = choose_ports(home.ports, config.listen)
         async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
             await engine.restore()
             await _serve(Node(home, config, engine, records), ready)
+
+
+def _clear_tmp(home: Home) -> None:
+    """Delete what only a p2pcloopd makes there, and one that was killed left."""
+    for prefix in (MANIFEST_PREFIX, OLD_PREFIX):
+        for left in home.tmp.glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 async def _serve(node: Node, ready: Callable[[], None]) -> None:

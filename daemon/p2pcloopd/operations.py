@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from p2pcloopd.node import Node
 
 MANIFEST_FILE = "manifest"
+MANIFEST_PREFIX = "manifest-"
 REPORT_SECONDS = 1
 _MAX_URL = 2048
 _VERIFY_BYTES = 64 << 20
@@ -269,7 +270,7 @@ def _url(item: object) -> str:
 
 def _stage_manifest(tmp: Path, data: bytes) -> Path:
     try:
-        staging = Path(tempfile.mkdtemp(prefix="manifest-", dir=tmp))
+        staging = Path(tempfile.mkdtemp(prefix=MANIFEST_PREFIX, dir=tmp))
         (staging / "data").mkdir()
         (staging / "data" / MANIFEST_FILE).write_bytes(data)
     except OSError as err:

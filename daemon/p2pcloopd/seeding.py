@@ -17,6 +17,9 @@ from p2pcloopd.content import Content, hash_pieces, scan
 from p2pcloopd.metainfo import bencode, info_dictionary, parse_info
 from p2pcloopd.record import Record
 
+OLD_PREFIX = "old-"
+"""How the directory of a torrent begins that has given way and is being deleted."""
+
 
 def make_torrent(staging: Path, progress: Callable[[int, int], None]) -> bytes:
     """Hash what lies in `staging`/data; write its metadata and have file beside it, durably.
@@ -52,10 +55,11 @@ def move_into_place(staging: Path, directory: Path) -> None:
     """
     try:
         old = None
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if directory.exists():
             if (directory / "peers").exists():
                 shutil.copy(directory / "peers", staging / "peers")
-            old = Path(tempfile.mkdtemp(prefix="old-", dir=staging.parent))
+            old = Path(tempfile.mkdtemp(prefix=OLD_PREFIX, dir=staging.parent))
             directory.rename(old / "torrent")
         staging.rename(directory)
         sync_directory(directory.parent)

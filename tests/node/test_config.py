@@ -7,11 +7,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
 from p2pcloopd.config import Config, Discovery, load_config
+from p2pcloopd.node import reachable
 from p2pcloopd.ports import choose_ports
 
 LOOPBACK = [("127.0.0.1", 0)]
@@ -86,6 +87,7 @@ def test_an_error_names_file_and_key(path: Path, text: str, named: str) -> None:
 
 
 def test_any_bytes_are_a_config_or_an_error(path: Path) -> None:
+    @settings(deadline=None)
     @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
     def load(data: bytes) -> None:
         path.write_bytes(data)
@@ -120,3 +122,19 @@ def test_damaged_ports_are_chosen_anew(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     chosen = choose_ports(path, LOOPBACK)
     assert choose_ports(path, LOOPBACK) == chosen
+
+
+@pytest.mark.parametrize(
+    ("listening", "named"),
+    [
+        ([("127.0.0.1", 1)], [("127.0.0.1", 1)]),
+        ([("127.0.0.1", 1), ("192.0.2.7", 1)], [("192.0.2.7", 1)]),
+        ([("::1", 2), ("2001:db8::7", 2), ("fe80::1%eth0", 2)], [("2001:db8::7", 2)]),
+        ([("127.0.0.1", 1), ("169.254.0.9", 1)], [("127.0.0.1", 1)]),
+        ([], []),
+    ],
+)
+def test_links_name_addresses_that_others_reach(
+    listening: list[tuple[str, int]], named: list[tuple[str, int]]
+) -> None:
+    assert reachable(listening) == named

@@ -112,6 +112,24 @@ def test_watch_goes_on_until_it_is_ended(node: NodeProcess) -> None:
     assert watching.returncode == 130
 
 
+def test_status_tells_of_torrents(node: NodeProcess, content: bytes) -> None:
+    node.start()
+    published = node.publish(content)
+    [line] = [
+        line
+        for line in command(node, "status")[0].splitlines()
+        if line.startswith(published["torrent"].hex())
+    ]
+    assert "100 % of 304.1 kB" in line
+
+
+def test_what_a_killed_daemon_left_in_tmp_is_deleted(node: NodeProcess) -> None:
+    for name in ("manifest-x", "old-x", "seed-x"):
+        (node.home.tmp / name / "data").mkdir(parents=True)
+    node.start()
+    assert [path.name for path in node.home.tmp.iterdir()] == ["seed-x"]
+
+
 def test_what_keeps_it_from_starting_is_told(node: NodeProcess) -> None:
     node.configure("uplaod_limit = 1")
     with pytest.raises(UsageError, match="uplaod_limit"):

@@ -6,7 +6,7 @@ import contextlib
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop import errors
@@ -47,6 +47,7 @@ MESSAGES = (
 )
 
 
+@settings(deadline=None)
 @given(st.lists(MESSAGES, max_size=5))
 def test_messages_arrive_whole(messages: list[Message]) -> None:
     stream = b"".join(map(encode, messages))
@@ -55,6 +56,7 @@ def test_messages_arrive_whole(messages: list[Message]) -> None:
     assert receiver.pending == 0
 
 
+@settings(deadline=None)
 @given(st.lists(MESSAGES, max_size=3))
 def test_messages_arrive_byte_by_byte(messages: list[Message]) -> None:
     stream = b"".join(map(encode, messages))
@@ -64,12 +66,14 @@ def test_messages_arrive_byte_by_byte(messages: list[Message]) -> None:
     assert receiver.pending == 0
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_messages_or_refused(data: bytes) -> None:
     with contextlib.suppress(RemoteControlError):
         ControlReceiver().receive(data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | VALUES.map(msgpack.packb))
 def test_any_body_is_a_message_or_refused(body: bytes) -> None:
     try:
@@ -79,6 +83,7 @@ def test_any_body_is_a_message_or_refused(body: bytes) -> None:
     assert ControlReceiver().receive(encode(messages[0])) == messages
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_flipped_byte_is_a_message_or_refused(data: st.DataObject) -> None:
     stream = bytearray(encode(data.draw(MESSAGES)))

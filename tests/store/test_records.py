@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError
@@ -132,12 +132,14 @@ def test_any_damage_is_found_or_harmless(home: Home) -> None:
     path = home.manifests / signed.id.hex()
     names, manifest = home.names.read_bytes(), path.read_bytes()
 
+    @settings(deadline=None)
     @given(st.integers(0, len(names) - 1), st.integers(1, 255))
     def names_flipped(at: int, change: int) -> None:
         home.names.write_bytes(names[:at] + bytes([names[at] ^ change]) + names[at + 1 :])
         with contextlib.suppress(P2pcloopError):
             Records(home)
 
+    @settings(deadline=None)
     @given(st.integers(0, len(manifest) - 1), st.integers(1, 255))
     def manifest_flipped(at: int, change: int) -> None:
         path.write_bytes(manifest[:at] + bytes([manifest[at] ^ change]) + manifest[at + 1 :])
