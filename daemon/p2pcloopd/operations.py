@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -39,6 +39,7 @@ from p2pcloop.formats.packing import Fields
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloop.store.home import storage_error
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloopd.beside import beside, tell_if_waiting
 from p2pcloopd.control_server import Call
 from p2pcloopd.torrent import Torrent
 
@@ -50,8 +51,6 @@ MANIFEST_PREFIX = "manifest-"
 REPORT_SECONDS = 1
 _MAX_URL = 2048
 _VERIFY_BYTES = 64 << 20
-
-_Result = TypeVar("_Result")
 
 
 async def add(node: Node, call: Call) -> dict[str, Any]:
@@ -69,7 +68,7 @@ async def add(node: Node, call: Call) -> dict[str, Any]:
 async def layout(node: Node, call: Call) -> dict[str, Any]:
     """The torrent's files; waits for its metadata."""
     torrent = _only_torrent(node, call)
-    found = await _telling(node, torrent, call, torrent.metadata)
+    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
     return {
         "name": found.name,
         "files": [[str(path), size] for path, size in found.files],
@@ -88,7 +87,7 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     await call.hold(length)
     read = partial(torrent.read, offset, length, heal=heal)
-    return {"data": await _telling(node, torrent, call, read)}
+    return {"data": await tell_if_waiting(torrent, call, node.config.waiting_after, read)}
 
 
 async def fetch(node: Node, call: Call) -> dict[str, Any]:
@@ -107,14 +106,17 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
                 peers=sum(peer.connected for peer in traffic.peers),
             )
 
-    await _beside(report, partial(_telling, node, torrent, call, torrent.fetch_all))
+    await beside(
+        report,
+        partial(tell_if_waiting, torrent, call, node.config.waiting_after, torrent.fetch_all),
+    )
     return {}
 
 
 async def verify(node: Node, call: Call) -> dict[str, Any]:
     """Compare what is here with its hashes; what is wrong is dropped, to be fetched again."""
     torrent = _only_torrent(node, call)
-    found = await _telling(node, torrent, call, torrent.metadata)
+    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
     step = max(1, _VERIFY_BYTES // found.piece_length)
     bad: list[int] = []
     for first in range(0, found.pieces, step):
@@ -144,7 +146,7 @@ async def seed(node: Node, call: Call) -> dict[str, Any]:
             await trio.sleep(REPORT_SECONDS)
             await call.emit("progress", hashed=hashed[0], size=hashed[1])
 
-    torrent = await _beside(report, partial(node.engine.seed, staging, note))
+    torrent = await beside(report, partial(node.engine.seed, staging, note))
     found = await torrent.metadata()
     return {
         "torrent": torrent.info_hash,
@@ -279,56 +281,15 @@ def _stage_manifest(tmp: Path, data: bytes) -> Path:
 
 
 async def _fetch_manifest(node: Node, torrent: Torrent, call: Call) -> SignedManifest:
-    found = await _telling(node, torrent, call, torrent.metadata)
+    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
     if [str(path) for path, _ in found.files] != [MANIFEST_FILE]:
         raise FormatError("the link's torrent is not that of a manifest")
     if not 0 < found.total_size <= MAX_MANIFEST_SIZE:
         raise FormatError(f"a manifest of {found.total_size} bytes is over {MAX_MANIFEST_SIZE}")
     read = partial(torrent.read, 0, found.total_size)
-    return open_manifest(await _telling(node, torrent, call, read))
+    return open_manifest(await tell_if_waiting(torrent, call, node.config.waiting_after, read))
 
 
 async def _keep(node: Node, signed: SignedManifest, link: Link) -> None:
     async with node.records_lock:
         await trio.to_thread.run_sync(node.records.keep, signed, link)
-
-
-async def _telling(
-    node: Node, torrent: Torrent, call: Call, work: Callable[[], Awaitable[_Result]]
-) -> _Result:
-    """Do `work`; while it waits and no peer is connected, tell who was tried."""
-    begun = trio.current_time()
-
-    async def tell() -> None:
-        pause = node.config.waiting_after
-        while True:
-            await trio.sleep(pause)
-            if any(peer.connected for peer in torrent.traffic().peers):
-                continue
-            tried = torrent.peers_tried()
-            await call.emit(
-                "waiting",
-                peers=[peer.address for peer in tried],
-                tried=[str(peer) for peer in tried],
-                seconds=int(trio.current_time() - begun),
-            )
-            pause = 3 * node.config.waiting_after
-
-    return await _beside(tell, work)
-
-
-async def _beside(
-    watcher: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[_Result]]
-) -> _Result:
-    """Run `watcher` for as long as `work` takes; return or raise what `work` does, unwrapped."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watcher)
-        try:
-            result = await work()
-        except Exception as err:
-            failure = err
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return result

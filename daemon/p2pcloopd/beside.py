@@ -1,0 +1,57 @@
+"""What goes on beside an operation: telling the client how far it is, and for whom it waits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from p2pcloopd.control_server import Call
+from p2pcloopd.torrent import Torrent
+
+Result = TypeVar("Result")
+
+
+async def tell_if_waiting(
+    torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
+) -> Result:
+    """Do `work`; once it took `after` seconds and no peer is connected, tell who was tried.
+
+    Told again every three times as long. Returns or raises what `work` does.
+    """
+    begun = trio.current_time()
+
+    async def tell() -> None:
+        pause = after
+        while True:
+            await trio.sleep(pause)
+            if any(peer.connected for peer in torrent.traffic().peers):
+                continue
+            tried = torrent.peers_tried()
+            await call.emit(
+                "waiting",
+                peers=[peer.address for peer in tried],
+                tried=[str(peer) for peer in tried],
+                seconds=int(trio.current_time() - begun),
+            )
+            pause = 3 * after
+
+    return await beside(tell, work)
+
+
+async def beside(
+    watcher: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[Result]]
+) -> Result:
+    """Run `watcher` for as long as `work` takes; return or raise what `work` does, unwrapped."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher)
+        try:
+            result = await work()
+        except Exception as err:
+            failure = err
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result
