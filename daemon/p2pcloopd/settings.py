@@ -9,6 +9,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
+from p2pcloop.errors import UsageError
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.metainfo import MAX_METADATA_SIZE
 
@@ -149,9 +150,6 @@ _PEERS: dict[str, object] = {
 }
 
 _RESOURCES: dict[str, object] = {
-    "aio_threads": 2,
-    "hashing_threads": 1,
-    "max_queued_disk_bytes": 8 << 20,
     "send_buffer_watermark": 1 << 20,
     # The have file is the truth: never look through the data at start.
     "no_recheck_incomplete_resume": True,

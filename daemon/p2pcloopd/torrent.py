@@ -337,10 +337,16 @@ class Torrent:
 
     def on_storage_error(self, error: StorageError) -> None:
         """Tell all who wait; the next who asks tries again, after a moment."""
-        log.error("torrent %s: %s", self.info_hash.hex(), error)
-        self._broken, self._broken_at = error, trio.current_time()
-        self._pieces.fail(error)
+        if self._broken is None:  # the first error is the cause, others follow from it
+            log.error("torrent %s: %s", self.info_hash.hex(), error)
+            self._broken, self._broken_at = error, trio.current_time()
+        self._pieces.fail(self._broken)
         self._notify()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the disk refused and it was not tried again yet."""
+        return self._broken is not None
 
     def on_checked(self) -> None:
         """Compare notes: after libtorrent looked at the files, or when its reports were lost."""

@@ -1,0 +1,120 @@
+"""SIGKILL at any moment, and a disk that takes no more."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloop.errors import StorageError
+from p2pcloop.store.have import HaveView
+from p2pcloopd.content import Content
+from tests.support.engines import Nodes
+
+PIECE = 16384
+PATIENCE = 60
+
+_CHILD = """
+import sys
+from pathlib import Path
+
+import trio
+from p2pcloopd.engine import open_engine
+from p2pcloopd.settings import EngineSettings
+
+
+async def main(store, info_hash, host, port):
+    settings = EngineSettings(("127.0.0.2:0",), ("127.0.0.2",), download_rate=1_500_000)
+    async with open_engine(settings, Path(store)) as engine:
+        torrent = await engine.add(bytes.fromhex(info_hash), peers=[(host, int(port))])
+        await torrent.read(10 * 16384, 7 * 16384)
+        await torrent.save()
+        print("saved", flush=True)
+        await torrent.fetch_all(lambda done, total: print(done, flush=True))
+        await trio.sleep_forever()
+
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def _reported(seen: bytes) -> int:
+    """Bytes that the child said are here; -1 before its first save."""
+    lines = seen.split(b"\n")[:-1]
+    return -1 if not lines else 0 if lines == [b"saved"] else int(lines[-1])
+
+
+@pytest.mark.parametrize("enough", [0, 800_000, 1_600_000])
+async def test_sigkill(nodes: Nodes, content: bytes, tmp_path: Path, enough: int) -> None:
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        store = tmp_path / "2" / "torrents"
+        host, port = seeder.listen_ports[0]
+        child = await trio.lowlevel.open_process(
+            [sys.executable, "-c", _CHILD, str(store), seeded.info_hash.hex(), host, str(port)],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        try:
+            with trio.fail_after(PATIENCE):
+                seen = b""
+                while _reported(seen) < enough:
+                    seen += await child.stdout.receive_some()
+        finally:
+            os.kill(child.pid, signal.SIGKILL)
+            await child.wait()
+            await child.stdout.aclose()
+        layout = await seeded.metadata()
+        directory = store / seeded.info_hash.hex()
+        kept = Content(directory / "data", layout)
+        with HaveView(directory / "have") as view:
+            here = [piece for piece in range(view.pieces) if view.has(piece, piece)]
+        assert set(range(10, 17)) <= set(here)
+        assert kept.wrong_pieces(seeded._known_meta, here) == []
+        async with nodes.open("2") as reader:
+            await reader.restore()
+            (torrent,) = reader.torrents
+            assert torrent.have_bytes == len(here) * PIECE
+            with trio.fail_after(PATIENCE):
+                await torrent.fetch_all()
+                assert await torrent.read(0, len(content)) == content
+            (statistics,) = (await reader.statistics()).torrents
+            assert statistics.traffic.payload_received == len(content) - len(here) * PIECE
+
+
+async def test_disk_full_and_room_again(nodes: Nodes, content: bytes) -> None:
+    """The limit on a file's size stands for a full disk: writes behind it fail with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            assert await torrent.read(0, 3 * PIECE) == content[: 3 * PIECE]
+            await torrent.save()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+            try:
+                with pytest.raises(StorageError) as caught:
+                    await torrent.fetch_all()
+                assert caught.value.errno == errno.EFBIG
+                with pytest.raises(StorageError):
+                    await torrent.read(100 * PIECE, PIECE)
+                assert await torrent.read(0, 3 * PIECE) == content[: 3 * PIECE]
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            while True:
+                try:
+                    assert await torrent.read(100 * PIECE, PIECE) == content[100 * PIECE :][:PIECE]
+                    break
+                except StorageError:
+                    await trio.sleep(0.1)
+            await torrent.fetch_all()
+            assert await torrent.read(0, len(content)) == content
+    pack = nodes.files("2", seeded.info_hash) / "pack"
+    assert pack.read_bytes() == content[50_001:]

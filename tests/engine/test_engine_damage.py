@@ -1,0 +1,207 @@
+"""Flipped bytes on the disk, peers that lie, files that change where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcloop.errors import CorruptError
+from p2pcloop.store.have import HaveFile
+from tests.support.engines import Nodes, open_at, until
+
+PIECE = 16384
+PATIENCE = 30
+
+
+def _flip(path: Path, offset: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x40]))
+
+
+async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.fetch_all()
+            pack = nodes.files("2", seeded.info_hash) / "pack"
+            offset = 60 * PIECE + 77
+            _flip(pack, offset - 50_001)
+            before = content[offset - 100 : offset + 2 * PIECE]
+            assert await torrent.read(offset - 100, len(before)) != before
+            assert await torrent.read(offset - 100, len(before), heal=True) == before
+            await torrent.save()
+            assert await torrent.read(offset - 100, len(before)) == before
+        assert torrent.usable()
+        assert pack.read_bytes() == content[50_001:]
+
+
+async def test_heal_of_right_data_changes_nothing(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder:
+        torrent = await seeder.seed(nodes.source("1", content).staging)
+        assert await torrent.read(5, 100_000, heal=True) == content[5:100_005]
+        assert torrent.usable()
+
+
+async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) -> None:
+    source = nodes.source("1", content)
+    async with nodes.open("2") as reader:
+        async with nodes.open("1") as seeder:
+            seeded = await seeder.seed(source.staging)
+            address = seeder.listen_ports[0]
+            torrent = await reader.add(seeded.info_hash, peers=[address])
+            with trio.fail_after(PATIENCE):
+                await torrent.read(0, 4 * PIECE)
+                await torrent.save()
+        _flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
+        torrent._pieces._recent.clear()
+        results: dict[int, bytes] = {}
+
+        async def read(piece: int, *, heal: bool) -> None:
+            results[piece] = await torrent.read(piece * PIECE, PIECE, heal=heal)
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(read, 70, heal=False))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(partial(read, 2, heal=True))
+                await until(lambda: 2 in torrent._pieces.wanted)
+                assert await torrent.read(3 * PIECE, PIECE) == content[3 * PIECE : 4 * PIECE]
+                async with nodes.open("1", address[1]) as seeder:
+                    await seeder.restore()
+                    await until(lambda: len(results) == 2)
+        assert results == {p: content[p * PIECE : (p + 1) * PIECE] for p in (2, 70)}
+
+
+@pytest.mark.parametrize("same_address", [False, True])
+async def test_peer_that_lies(
+    nodes: Nodes,
+    content: bytes,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    same_address: bool,
+) -> None:
+    """The liar has the torrent's metadata and other bytes, and says that it has everything."""
+    async with nodes.open("1") as honest, nodes.open("2") as reader:
+        seeded = await honest.seed(nodes.source("1", content).staging)
+        liar_store = nodes.directory("3", seeded.info_hash)
+        shutil.copytree(nodes.directory("1", seeded.info_hash), liar_store)
+        for path in sorted((liar_store / "data").rglob("*")):
+            if path.is_file():
+                path.write_bytes(bytes(path.stat().st_size))
+        liar_name = "1" if same_address else "3"
+        store = tmp_path / liar_name / ("liar" if same_address else "torrents")
+        if same_address:
+            shutil.copytree(tmp_path / "3" / "torrents", store)
+        async with open_at(store, f"127.0.0.{liar_name}") as liar:
+            await liar.restore()
+            torrent = await reader.add(seeded.info_hash, peers=liar.listen_ports)
+            with trio.fail_after(PATIENCE):
+                await torrent.metadata()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(torrent.read, 0, PIECE)
+                    await until(lambda: any("wrong bytes" in str(p) for p in torrent.peers_tried()))
+                    await torrent.add_peers(*honest.listen_ports)
+                assert await torrent.read(0, len(content)) == content
+                await torrent.fetch_all()
+        assert "sent wrong bytes" in caplog.text
+        assert torrent.usable()
+        pack = nodes.files("2", seeded.info_hash) / "pack"
+        assert pack.read_bytes() == content[50_001:]
+
+
+async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> None:
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(source.staging)
+        offset = 70 * PIECE
+        _flip(source.pack, offset - 50_001)
+        changed = hashlib.sha256(source.pack.read_bytes()).digest()
+        mtime = source.pack.stat().st_mtime_ns
+        async with nodes.open("2") as other:
+            # Another node has the right data: it must not come back into the user's file.
+            again = nodes.source("2", content)
+            await other.seed(again.staging)
+            await seeded.add_peers(*other.listen_ports)
+            async with nodes.open("3") as reader:
+                torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+                with trio.fail_after(PATIENCE):
+                    assert await torrent.read(0, PIECE) == content[:PIECE]
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(torrent.read, offset, PIECE)
+                        with pytest.raises(CorruptError, match="changed since it was seeded"):
+                            await seeded.read(offset, PIECE, heal=True)
+                        await torrent.add_peers(*other.listen_ports)
+                    await torrent.fetch_all()
+                    assert await torrent.read(offset, PIECE) == content[offset:][:PIECE]
+    assert hashlib.sha256(source.pack.read_bytes()).digest() == changed
+    assert source.pack.stat().st_mtime_ns == mtime
+
+
+async def test_seeded_file_is_gone(nodes: Nodes, content: bytes) -> None:
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder:
+        await seeder.seed(source.staging)
+    source.pack.unlink()
+    async with nodes.open("1") as seeder:
+        await seeder.restore()
+        (torrent,) = seeder.torrents
+        with pytest.raises(CorruptError, match="changed since"):
+            await torrent.read(0, PIECE)
+        again = nodes.source("1", content)
+        assert await seeder.seed(again.staging) is torrent
+        assert await torrent.read(0, len(content)) == content
+
+
+async def test_torn_have_file_means_nothing_is_here(
+    nodes: Nodes, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        async with nodes.open("2") as reader:
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(PATIENCE):
+                await torrent.fetch_all()
+        have = tmp_path / "2" / "torrents" / seeded.info_hash.hex() / "have"
+        os.truncate(have, 20)
+        async with nodes.open("2") as reader:
+            await reader.restore()
+            (torrent,) = reader.torrents
+            assert torrent.have_bytes == 0
+            assert "nothing of this torrent counts as here" in caplog.text
+            with trio.fail_after(PATIENCE):
+                assert await torrent.read(0, len(content)) == content
+        layout = torrent.layout
+        assert layout is not None
+        kept = HaveFile.open(have, seeded.info_hash, layout.pieces)
+        assert kept.complete()
+        kept.close()
+
+
+async def test_lost_end_of_a_file_is_noticed(
+    nodes: Nodes, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        async with nodes.open("2") as reader:
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(PATIENCE):
+                await torrent.fetch_all()
+        os.truncate(nodes.files("2", seeded.info_hash) / "pack", 1_000_000)
+        async with nodes.open("2") as reader:
+            await reader.restore()
+            (torrent,) = reader.torrents
+            assert not torrent.usable()
+            assert "gone from the disk" in caplog.text
+            with trio.fail_after(PATIENCE):
+                assert await torrent.read(0, len(content)) == content

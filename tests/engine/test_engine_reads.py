@@ -1,0 +1,248 @@
+"""Reads of what is here, of what is not, of what nobody has yet."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcloop.errors import BusyError, FormatError, UsageError
+from p2pcloop.store.have import HaveView
+from p2pcloopd import peers, settings
+from p2pcloopd.peers import format_peer
+from p2pcloopd.torrent import Torrent
+from tests.support.engines import Nodes, until
+
+PIECE = 16384
+PATIENCE = 30
+
+
+async def test_ranges_from_a_peer(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            layout = await torrent.metadata()
+            assert layout == await seeded.metadata()
+            assert [str(path) for path, _ in layout.files] == ["image/index", "image/pack"]
+            assert layout.total_size == len(content)
+            ranges = [(0, 1), (len(content) - 1, 1), (PIECE - 1, 2), (50_000, 70_000)]
+            chooser = random.Random(3)
+            ranges += [
+                (start, chooser.randrange(1, len(content) - start + 1))
+                for start in (chooser.randrange(len(content)) for _ in range(20))
+            ]
+            for offset, length in ranges:
+                assert await torrent.read(offset, length) == content[offset : offset + length]
+                assert await seeded.read(offset, length) == content[offset : offset + length]
+        for offset, length in ((-1, 2), (0, 0), (len(content), 1), (0, (16 << 20) + 1)):
+            with pytest.raises(UsageError):
+                await torrent.read(offset, length)
+
+
+async def test_only_what_is_asked_for_crosses(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        results: list[bytes] = []
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+
+            async def read() -> None:
+                results.append(await torrent.read(5 * PIECE + 1, 3 * PIECE))
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(read)
+            assert await torrent.read(6 * PIECE, 10) == content[6 * PIECE :][:10]
+            await torrent.save()
+            statistics = await reader.statistics()
+        assert results == [content[5 * PIECE + 1 :][: 3 * PIECE]] * 5
+        assert torrent.have_bytes == 4 * PIECE
+        (only,) = statistics.torrents
+        assert only.traffic.payload_received == 4 * PIECE
+        (peer,) = only.traffic.peers
+        assert (peer.address, peer.received) == (
+            format_peer(seeder.listen_ports[0]),
+            4 * PIECE,
+        )
+        assert 4 * PIECE < statistics.received < 6 * PIECE
+
+
+async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("2") as reader:
+        source = nodes.source("1", content)
+        async with nodes.open("1") as seeder:
+            seeded = await seeder.seed(source.staging)
+            port = seeder.listen_ports[0][1]
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(PATIENCE):
+                await torrent.metadata()
+        results: list[bytes] = []
+
+        async def read() -> None:
+            results.append(await torrent.read(0, 3 * PIECE))
+
+        async def read_in_vain(scope: trio.CancelScope) -> None:
+            with scope:
+                await torrent.read(2 * PIECE, 3 * PIECE)
+                raise AssertionError("nobody can have answered")
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                scope = trio.CancelScope()
+                nursery.start_soon(read_in_vain, scope)
+                await trio.testing.wait_all_tasks_blocked()
+                assert sorted(torrent._pieces.wanted) == [0, 1, 2, 3, 4]
+                scope.cancel()
+                await trio.testing.wait_all_tasks_blocked()
+                assert sorted(torrent._pieces.wanted) == [0, 1, 2]
+                async with nodes.open("1", port) as back:
+                    await back.restore()
+                    await until(lambda: results)
+                    await torrent.save()
+        assert results == [content[: 3 * PIECE]]
+        assert torrent.have_bytes == 3 * PIECE
+
+
+async def test_peer_that_comes_late(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "STALL_SECONDS", 1)
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder:
+        info_hash = (await seeder.seed(source.staging)).info_hash
+        address = seeder.listen_ports[0]
+    stalls: list[tuple[str, ...]] = []
+
+    def on_stall(torrent: Torrent) -> None:
+        stalls.append(tuple(str(peer) for peer in torrent.peers_tried()))
+
+    async with nodes.open("2", on_stall=on_stall) as reader:
+        torrent = await reader.add(info_hash, peers=[address])
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(torrent.metadata)
+                await until(lambda: stalls)
+                async with nodes.open("1", address[1]) as seeder:
+                    await seeder.restore()
+                    assert await torrent.read(100, 100_000) == content[100:100_100]
+    assert stalls[0] == (f"127.0.0.1:{address[1]} (Connection refused)",)
+
+
+async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path: Path) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        reports: list[tuple[int, int]] = []
+        with trio.fail_after(PATIENCE):
+            await torrent.fetch_all(lambda done, total: reports.append((done, total)))
+        assert reports[-1] == (len(content), len(content))
+        assert reports == sorted(reports)
+        with HaveView(tmp_path / "2/torrents" / seeded.info_hash.hex() / "have") as view:
+            assert view.has(0, view.pieces - 1)
+    async with nodes.open("2") as reader, nodes.open("3") as third:
+        await reader.restore()
+        (torrent,) = reader.torrents
+        assert torrent.usable()
+        assert [str(peer).split()[0] for peer in torrent.peers_tried()] == [
+            format_peer(seeder.listen_ports[0])
+        ]
+        assert await torrent.read(0, len(content)) == content
+        other = await third.add(torrent.info_hash, peers=reader.listen_ports)
+        with trio.fail_after(PATIENCE):
+            assert await other.read(0, len(content)) == content
+
+
+async def test_demand_overtakes_background(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(torrent.fetch_all)
+                assert await torrent.read(100 * PIECE, PIECE) == content[100 * PIECE : 101 * PIECE]
+        assert torrent.usable()
+
+
+async def test_same_content_same_torrent(nodes: Nodes, content: bytes) -> None:
+    hashed: list[tuple[int, int]] = []
+    async with nodes.open("1") as one, nodes.open("2") as two:
+        first = await one.seed(
+            nodes.source("1", content).staging, lambda done, total: hashed.append((done, total))
+        )
+        second = await two.seed(nodes.source("2", content).staging)
+        assert first.info_hash == second.info_hash
+        assert hashed[-1] == (len(content), len(content))
+        again = nodes.source("1", content)
+        assert await one.seed(again.staging) is first
+        assert not again.staging.exists()
+        assert again.pack.read_bytes() == content[50_001:]
+
+
+async def test_nothing_to_seed(nodes: Nodes, tmp_path: Path) -> None:
+    async with nodes.open("1") as engine:
+        for name, fill in (("empty", False), ("zero", True)):
+            data = tmp_path / name / "data"
+            data.mkdir(parents=True)
+            if fill:
+                (data / "x").touch()
+            with pytest.raises(FormatError):
+                await engine.seed(tmp_path / name)
+
+
+async def test_port_is_taken(nodes: Nodes) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(BusyError, match="in use"):
+            async with nodes.open("1", taken.getsockname()[1]):
+                raise AssertionError("the port is taken")
+
+
+async def test_error_of_the_body_comes_out_bare(nodes: Nodes) -> None:
+    with pytest.raises(KeyError):
+        async with nodes.open("1"):
+            raise KeyError("mine")
+
+
+class _Steps(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002  its interface
+        self.count += 1
+
+
+async def test_idle_node_sleeps(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.read(0, PIECE)
+            await torrent.save()
+        steps = _Steps()
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(1.5)
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.count < 40
+
+
+async def test_lost_news_are_made_up_for(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(settings._RESOURCES, "alert_queue_size", 8)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+            assert await torrent.read(0, len(content)) == content
+            await torrent.fetch_all()
+        assert torrent.usable()
+    assert "news were lost" in caplog.text

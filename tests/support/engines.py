@@ -1,0 +1,70 @@
+"""Nodes on loopback for tests of the engine: real libtorrent sessions, an address for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from p2pcloopd.engine import Engine, open_engine
+from p2pcloopd.settings import EngineSettings
+from p2pcloopd.torrent import Torrent
+
+INDEX_SIZE = 50_001
+
+
+@dataclass(frozen=True)
+class Source:
+    """Prepared content: `staging` for `Engine.seed`, and where the pack really lies."""
+
+    staging: Path
+    pack: Path
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Makes nodes by name below `root`: node "1" listens on 127.0.0.1, and so on."""
+
+    root: Path
+
+    def open(
+        self, name: str, port: int = 0, on_stall: Callable[[Torrent], None] | None = None
+    ) -> AbstractAsyncContextManager[Engine]:
+        """Open the engine of a node."""
+        return open_at(self.root / name / "torrents", f"127.0.0.{name}", port, on_stall)
+
+    def source(self, name: str, content: bytes) -> Source:
+        """Prepare content for a node: an index, and a pack that lies elsewhere."""
+        staging = self.root / name / "tmp" / "staging"
+        files = staging / "data" / "image"
+        files.mkdir(parents=True)
+        pack = self.root / f"{name}.cloop"
+        pack.write_bytes(content[INDEX_SIZE:])
+        (files / "index").write_bytes(content[:INDEX_SIZE])
+        (files / "pack").symlink_to(pack)
+        return Source(staging, pack)
+
+    def directory(self, name: str, info_hash: bytes) -> Path:
+        """Where a node keeps a torrent."""
+        return self.root / name / "torrents" / info_hash.hex()
+
+    def files(self, name: str, info_hash: bytes) -> Path:
+        """Where a node keeps the index and the pack of a torrent."""
+        return self.directory(name, info_hash) / "data" / "image"
+
+
+def open_at(
+    store: Path, host: str, port: int = 0, on_stall: Callable[[Torrent], None] | None = None
+) -> AbstractAsyncContextManager[Engine]:
+    """Open an engine on a store, listening on and connecting from a loopback address."""
+    settings = EngineSettings(listen=(f"{host}:{port}",), outgoing=(host,))
+    return open_engine(settings, store, on_stall)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what no event tells: state inside another session."""
+    while not condition():  # noqa: ASYNC110  see above
+        await trio.sleep(0.01)
