@@ -21,6 +21,9 @@ from p2pcloop.errors import FormatError
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
 
 ZERO_CHUNK = 0xFFFFFFFF
+MAX_COUNT = 0xFFFFFFFF
+"""Blocks of one run: what its field holds, one less than the largest device has."""
+
 MAX_BLOCKS_PER_CHUNK = MAX_CHUNK_SIZE // BLOCK_SIZE
 RUN = struct.Struct("<IIIHH")
 """start, count, chunk, within, per_chunk."""
@@ -132,7 +135,7 @@ def _join(runs: Iterable[Run]) -> Iterator[Run]:
 
 
 def _follows(first: Run, second: Run) -> bool:
-    if first.end != second.start:
+    if first.end != second.start or first.count + second.count > MAX_COUNT:
         return False
     if first.chunk == ZERO_CHUNK or second.chunk == ZERO_CHUNK:
         return first.chunk == second.chunk
@@ -143,7 +146,7 @@ def _follows(first: Run, second: Run) -> bool:
 
 
 class BlockMap:
-    """A sorted list of runs, kept in arrays (20 bytes a run), looked up by bisect."""
+    """A sorted list of runs, kept in arrays (18 bytes a run), looked up by bisect."""
 
     def __init__(self, runs: Iterable[Run]) -> None:
         self._starts = array("I")

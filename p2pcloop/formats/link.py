@@ -11,6 +11,7 @@ BEP 9 has it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -19,8 +20,10 @@ from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.name import Name, parse_name
 
 MAX_LINK_LENGTH = 8192
+MAX_PARTS = 256
 MAX_PEERS = 64
-_HOST = re.compile(r"\[[0-9a-fA-F:.]{2,45}\]|[0-9A-Za-z]([0-9A-Za-z.-]{0,252}[0-9A-Za-z])?")
+_BTIH = "urn:btih:"
+_HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,252}[0-9A-Za-z])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Link:
     def __str__(self) -> str:
         pairs = []
         if self.pack_torrent is not None:
-            pairs.append(("xt", f"urn:btih:{self.pack_torrent.hex()}"))
+            pairs.append(("xt", _BTIH + self.pack_torrent.hex()))
         pairs += [
             ("dn", self.name.label),
             ("x.p2pcloop", str(self.name)),
@@ -75,8 +78,11 @@ def parse_link(text: str) -> Link:
     """
     if len(text) > MAX_LINK_LENGTH or not is_link(text) or not text.isprintable():
         raise UsageError(f"{text[:60]!r} is not a link", hint="a link begins with magnet:?")
+    query = text.partition("?")[2]
+    if query.count("&") >= MAX_PARTS:
+        raise FormatError(f"the link has more than {MAX_PARTS} parts")
     values: dict[str, list[str]] = {}
-    for key, value in parse_qsl(text.partition("?")[2], max_num_fields=256):
+    for key, value in parse_qsl(query):
         values.setdefault(key, []).append(value)
     if "x.p2pcloop" not in values:
         raise UsageError(
@@ -88,7 +94,7 @@ def parse_link(text: str) -> Link:
         name=parse_name(_only(values, "x.p2pcloop")),
         manifest_id=_hexadecimal(_only(values, "x.manifest"), 32, "x.manifest"),
         manifest_torrent=_hexadecimal(_only(values, "x.mt"), 20, "x.mt"),
-        pack_torrent=None if xt is None else _hexadecimal(xt.removeprefix("urn:btih:"), 20, "xt"),
+        pack_torrent=None if xt is None else _btih(xt),
         peers=tuple(parse_peer(peer) for peer in values.get("x.pe", [])[:MAX_PEERS]),
         trackers=tuple(_url(url, ("http", "https", "udp")) for url in values.get("tr", [])),
         web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
@@ -102,7 +108,7 @@ def parse_peer(text: str) -> tuple[str, int]:
         FormatError: not of that form, or a port outside 1 to 65535.
     """
     host, _, port = text.rpartition(":")
-    if not _HOST.fullmatch(host) or not re.fullmatch(r"[0-9]{1,5}", port):
+    if not (_HOST.fullmatch(host) or _is_ipv6(host)) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise FormatError(f"{text[:80]!r} is not a peer", hint="a peer is written HOST:PORT")
     if not 1 <= int(port) <= 65535:
         raise FormatError(f"{text!r} has no port within 1 to 65535")
@@ -113,6 +119,15 @@ def format_peer(peer: tuple[str, int]) -> str:
     """Write a peer as `host:port`, with brackets round an IPv6 address."""
     host, port = peer
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_ipv6(host: str) -> bool:
+    """Whether it is an IPv6 address in brackets, without a zone: that means nothing elsewhere."""
+    try:
+        address = ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return host.startswith("[") and host.endswith("]") and address.scope_id is None
 
 
 def _only(values: dict[str, list[str]], key: str) -> str:
@@ -128,11 +143,20 @@ def _hexadecimal(text: str, length: int, what: str) -> bytes:
     return bytes.fromhex(text)
 
 
+def _btih(text: str) -> bytes:
+    if not text.startswith(_BTIH):
+        raise FormatError(f"xt of the link does not begin with {_BTIH}")
+    return _hexadecimal(text.removeprefix(_BTIH), 20, "xt")
+
+
 def _url(text: str, schemes: tuple[str, ...]) -> str:
     try:
         parts = urlsplit(text)
+        _ = parts.port
     except ValueError as err:
         raise FormatError(f"{text[:80]!r} in the link is not a URL: {err}") from err
-    if parts.scheme not in schemes or not parts.hostname:
+    # urlsplit drops line breaks without a word: they would end up in a request to a tracker.
+    clean = text.isprintable() and " " not in text
+    if not clean or parts.scheme not in schemes or not parts.hostname:
         raise FormatError(f"{text[:80]!r} in the link is not a URL of {', '.join(schemes)}")
     return text

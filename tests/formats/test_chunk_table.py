@@ -1,0 +1,80 @@
+"""Entries of chunk tables: their bytes, and what is refused."""
+
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
+from p2pcloop.formats.chunk_table import (
+    ENTRIES_PER_PAGE,
+    ENTRY,
+    MAX_STORED_SIZE,
+    PAGE_SIZE,
+    Chunk,
+    Codec,
+    pack_chunks,
+    unpack_chunks,
+)
+from p2pcloop.units import MAX_CHUNK_SIZE
+
+PACK = 1 << 30
+ID = bytes(range(32))
+
+
+def entry(offset: int = 0, length: int = 1, blocks: int = 1, codec: int = 0) -> bytes:
+    return struct.pack("<QIHBB32s", offset, length, blocks, codec, 0, ID)
+
+
+def test_an_entry_byte_by_byte() -> None:
+    chunk = Chunk(0x0102030405, 0x060708, 16, Codec.ZSTD, ID)
+    data = pack_chunks([chunk])
+    assert data == bytes.fromhex("0504030201000000 08070600 1000 02 00") + ID
+    assert unpack_chunks(data, pack_length=1 << 40) == [chunk]
+    assert chunk.size == 65536
+    assert (ENTRY.size, PAGE_SIZE) == (48, 48 * ENTRIES_PER_PAGE)
+
+
+def test_the_codecs_have_these_numbers_for_ever() -> None:
+    assert {codec.name: int(codec) for codec in Codec} == {"NONE": 0, "ZLIB": 1, "ZSTD": 2}
+
+
+def test_entries_at_the_limits_are_taken() -> None:
+    data = entry(PACK - 1) + entry(PACK - MAX_STORED_SIZE, MAX_STORED_SIZE, MAX_BLOCKS_PER_CHUNK, 2)
+    first, second = unpack_chunks(data, pack_length=PACK)
+    assert first.offset + first.length == second.offset + second.length == PACK
+    assert second.size == MAX_CHUNK_SIZE
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (entry(codec=3), "codec 3"),
+        (entry(codec=255), "codec 255"),
+        (entry(length=0), "over the limits"),
+        (entry(length=MAX_STORED_SIZE + 1), "over the limits"),
+        (entry(length=0xFFFFFFFF), "over the limits"),
+        (entry(blocks=0), "over the limits"),
+        (entry(blocks=MAX_BLOCKS_PER_CHUNK + 1), "over the limits"),
+        (entry(blocks=0xFFFF), "over the limits"),
+        (entry(offset=PACK), "outside its pack"),
+        (entry(offset=PACK - 1, length=2), "outside its pack"),
+        (entry(offset=(1 << 64) - 1), "outside its pack"),
+    ],
+)
+def test_lies_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        unpack_chunks(entry() + data, pack_length=PACK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(min_size=48, max_size=48))
+def test_any_bytes_are_an_entry_inside_the_pack_or_an_error(data: bytes) -> None:
+    try:
+        (chunk,) = unpack_chunks(data, pack_length=PACK)
+    except FormatError:
+        return
+    assert chunk.offset + chunk.length <= PACK
+    assert chunk.size <= MAX_CHUNK_SIZE
