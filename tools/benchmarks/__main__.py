@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; 0 when every bar is reached."""
     options = parse(args)
     wanted = [MEASURES[name] for name in options.measures or MEASURES]
-    screen = Console(highlight=False)
+    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
     def tell(text: str) -> None:
         screen.print(text, markup=False)

@@ -57,6 +57,7 @@ def by_p2pcloop(bench: Bench, link: str, home: Path) -> Values:
     """One boot by the command, changes not kept."""
     log, errors = bench.work / "p2pcloop-guest.log", bench.work / "p2pcloop-boot.log"
     argv = [str(bench.p2pcloop), "boot", link, "--home", str(home), "--mem", "512M"]
+    argv += ["--cpu", str(bench.cpu)]
     start = time.monotonic()
     try:
         with Console([*argv, "--net", "none"], log=log, errors=errors) as console:

@@ -89,6 +89,7 @@ def _received(bench: Bench, link: str, home: Path) -> Values:
     report = bench.work / "report.json"
     report.unlink(missing_ok=True)
     argv = [str(bench.p2pcloop), "boot", link, "--home", str(home), "--mem", "512M"]
+    argv += ["--cpu", str(bench.cpu)]
     argv += ["--net", "none", "--report", str(report)]
     try:
         with Console(argv, log=log, errors=errors) as console:
