@@ -41,7 +41,7 @@ class Console:
         errors: Path,
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
-        patience: float = 5,
+        patience: float = 15,
     ) -> None:
         """Start `argv`.
 
