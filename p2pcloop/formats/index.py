@@ -39,6 +39,14 @@ MAX_RUNS = 1 << 22
 MAX_HEADER_SIZE = FIXED.size + HASH_SIZE * (MAX_CHUNKS // ENTRIES_PER_PAGE)
 
 
+def zstd_bound(size: int) -> int:
+    """The most bytes that zstd makes of `size` bytes (ZSTD_COMPRESSBOUND of zstd.h)."""
+    return size + (size >> 8) + 128
+
+
+MAX_INDEX_SIZE = MAX_HEADER_SIZE + zstd_bound(MAX_RUNS * RUN.size) + MAX_CHUNKS * ENTRY.size
+
+
 @dataclass(frozen=True, slots=True)
 class IndexHeader:
     """What the header says; offsets are bytes from the start of the index.
@@ -202,8 +210,3 @@ def read_page(header: IndexHeader, page: int, data: bytes) -> list[Chunk]:
     if len(data) != header.page_extent(page)[1]:
         raise FormatError("a page of a chunk table has a wrong length")
     return unpack_chunks(data, pack_length=header.pack_length)
-
-
-def zstd_bound(size: int) -> int:
-    """The most bytes that zstd makes of `size` bytes (ZSTD_COMPRESSBOUND of zstd.h)."""
-    return size + (size >> 8) + 128

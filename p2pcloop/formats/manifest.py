@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
 from p2pcloop.formats.name import KEY_SIZE, Name, check_label
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
@@ -27,8 +28,11 @@ INFO_HASH_SIZE = 20
 MAX_MANIFEST_SIZE = 64 << 10
 MAX_LAYERS = 256
 MIN_PIECE_LENGTH = 1 << 14
-MAX_PIECE_LENGTH = 1 << 28
-_MAX_TIME = 1 << 40
+MAX_PIECE_LENGTH = 1 << 24
+"""As much as p2pcloopd accepts in a torrent."""
+
+_MAX_TIME = 253_402_300_799
+"""The last second of the year 9999, the latest that a date can be told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +226,12 @@ def _read_layer(values: object) -> LayerRef:
     layer = LayerRef(
         layer_id=fields.data("id", ID_SIZE),
         torrent=fields.data("torrent", INFO_HASH_SIZE),
-        index_length=fields.integer("index", 1, MAX_IMAGE_SIZE),
-        header_length=fields.integer("header", 1, MAX_IMAGE_SIZE),
+        index_length=fields.integer("index", FIXED.size, MAX_INDEX_SIZE),
+        header_length=fields.integer("header", FIXED.size, MAX_HEADER_SIZE),
         pack_length=fields.integer("pack", 0, MAX_IMAGE_SIZE),
         piece_length=fields.integer("piece", MIN_PIECE_LENGTH, MAX_PIECE_LENGTH),
     )
     fields.end()
+    if layer.header_length > layer.index_length:
+        raise FormatError("the header of a layer is longer than its index")
     return layer

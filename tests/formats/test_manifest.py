@@ -1,0 +1,303 @@
+"""Signed manifests: exact bytes, and everything that may be wrong with bytes from outside."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.formats.manifest import (
+    MAX_LAYERS,
+    MAX_MANIFEST_SIZE,
+    SIGNATURE_DOMAIN,
+    BootParameters,
+    LayerRef,
+    Manifest,
+    compute_image_id,
+    open_manifest,
+    sign_manifest,
+)
+from p2pcloop.formats.packing import pack_canonical, unpack_canonical
+
+PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+KEY = PRIVATE.public_key().public_bytes_raw()
+GOLDEN = (Path(__file__).parent.parent / "data" / "manifest-v1.bin").read_bytes()
+LAYERS = (
+    LayerRef(bytes(range(32)), bytes(range(20)), 365, 112, 12345, 1 << 14),
+    LayerRef(bytes(range(32, 64)), bytes(range(20, 40)), 1 << 20, 4096, 0, 1 << 24),
+)
+MANIFEST = Manifest(
+    key=KEY,
+    label="debian-12",
+    version=7,
+    created=1_700_000_000,
+    size=600 << 20,
+    layers=LAYERS,
+    boot=BootParameters("ext4", "quiet"),
+    parent=bytes(range(64, 96)),
+)
+
+
+def sign(fields: object) -> bytes:
+    """Sign anything as if it were the body of a manifest."""
+    body = pack_canonical(fields) if isinstance(fields, dict) else msgpack.packb(fields)
+    return pack_canonical({"body": body, "signature": PRIVATE.sign(SIGNATURE_DOMAIN + body)})
+
+
+def fields_of(data: bytes) -> dict[str, Any]:
+    outer: dict[str, Any] = msgpack.unpackb(data)
+    inner: dict[str, Any] = msgpack.unpackb(outer["body"])
+    return inner
+
+
+def test_the_golden_manifest_is_read() -> None:
+    signed = open_manifest(GOLDEN)
+    assert signed.manifest == MANIFEST
+    assert signed.data == GOLDEN
+    assert signed.id.hex() == "4e99581dbf6a3bf63df439b3b8913dbb73c2a2b2fceff2b1e1eb4bb0851d5d53"
+    assert signed.manifest.image_id.hex() == (
+        "c675535cdd84c38e530f319bb2fff351d11f8f2545b3ff7eb35de8fee6a60c30"
+    )
+
+
+def test_the_golden_manifest_is_written_byte_by_byte() -> None:
+    assert sign_manifest(MANIFEST, PRIVATE) == GOLDEN
+
+
+def test_the_image_id_names_size_and_layers_and_nothing_else() -> None:
+    digest = hashlib.sha256(b"p2pcloop image 1\0" + (600 << 20).to_bytes(8, "little"))
+    digest.update(LAYERS[0].layer_id + LAYERS[1].layer_id)
+    assert MANIFEST.image_id == digest.digest()
+    same = replace(MANIFEST, label="other", version=9, created=1, boot=BootParameters())
+    assert same.image_id == MANIFEST.image_id
+    assert compute_image_id(600 << 20, [LAYERS[1].layer_id, LAYERS[0].layer_id]) != same.image_id
+    assert compute_image_id(601 << 20, [x.layer_id for x in LAYERS]) != same.image_id
+
+
+def test_one_layer_without_parent() -> None:
+    manifest = replace(MANIFEST, layers=LAYERS[:1], parent=None, boot=BootParameters())
+    assert open_manifest(sign_manifest(manifest, PRIVATE)).manifest == manifest
+
+
+def test_a_key_cannot_sign_for_another() -> None:
+    with pytest.raises(MismatchError, match="another key"):
+        sign_manifest(MANIFEST, Ed25519PrivateKey.from_private_bytes(bytes(32)))
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        replace(MANIFEST, label="Debian"),
+        replace(MANIFEST, version=0),
+        replace(MANIFEST, size=600 << 20 | 1),
+        replace(MANIFEST, layers=()),
+        replace(MANIFEST, boot=BootParameters("ext4", "a\nb")),
+        replace(MANIFEST, layers=LAYERS * 200),
+    ],
+)
+def test_what_breaks_a_limit_is_not_signed(manifest: Manifest) -> None:
+    with pytest.raises(FormatError):
+        sign_manifest(manifest, PRIVATE)
+
+
+def test_a_wrong_signature_is_refused() -> None:
+    outer = msgpack.unpackb(GOLDEN)
+    other = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)
+    signatures = {
+        "another key's": other.sign(SIGNATURE_DOMAIN + outer["body"]),
+        "without the domain": PRIVATE.sign(outer["body"]),
+        "of something else": PRIVATE.sign(SIGNATURE_DOMAIN + outer["body"] + b"\0"),
+        "zeros": bytes(64),
+    }
+    for signature in signatures.values():
+        with pytest.raises(MismatchError, match="not signed by that key") as caught:
+            open_manifest(pack_canonical(outer | {"signature": signature}))
+        assert caught.value.hint
+
+
+def test_any_flipped_byte_is_noticed() -> None:
+    for at in range(len(GOLDEN)):
+        damaged = bytearray(GOLDEN)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises((FormatError, MismatchError)):
+            open_manifest(bytes(damaged))
+
+
+def test_cut_off_anywhere_or_followed_by_something() -> None:
+    for length in range(len(GOLDEN)):
+        with pytest.raises(FormatError):
+            open_manifest(GOLDEN[:length])
+    with pytest.raises(FormatError):
+        open_manifest(GOLDEN + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "of format 2; this program reads 1"),
+        ({"format": True}, "not an integer"),
+        ({"format": "1"}, "of format '1'"),
+        ({"extra": 1}, "unknown fields: 'extra'"),
+        ({"key": bytes(31)}, "'key' of a manifest is not 32 bytes"),
+        ({"key": "k" * 32}, "'key' of a manifest is not bytes"),
+        ({"label": "a/b"}, "is not a label"),
+        ({"label": "../../etc"}, "is not a label"),
+        ({"label": "a..b"}, "is not a label"),
+        ({"label": "a\0"}, "not printable"),
+        ({"label": "a\N{RIGHT-TO-LEFT OVERRIDE}b"}, "not printable"),
+        ({"label": "d\N{CYRILLIC SMALL LETTER IE}bian"}, "is not a label"),
+        ({"label": "DEBIAN"}, "is not a label"),
+        ({"label": "a" * 65}, "too long"),
+        ({"label": b"debian"}, "'label' of a manifest is not text"),
+        ({"version": 0}, "'version' of a manifest is not within"),
+        ({"version": -1}, "'version' of a manifest is not within"),
+        ({"version": (1 << 53) + 1}, "'version' of a manifest is not within"),
+        ({"version": 1.0}, "'version' of a manifest is not an integer"),
+        ({"version": True}, "'version' of a manifest is not an integer"),
+        ({"created": -1}, "'created' of a manifest is not within"),
+        ({"created": 253_402_300_800}, "'created' of a manifest is not within"),
+        ({"size": 0}, "'size' of a manifest is not within"),
+        ({"size": 4097}, "not a multiple of 4096"),
+        ({"size": (1 << 44) + 4096}, "'size' of a manifest is not within"),
+        ({"layers": []}, "has no layers"),
+        ({"layers": {}}, "'layers' of a manifest is not a list"),
+        ({"layers": [1]}, "a layer of a manifest is not a map"),
+        ({"layers": [{}]}, "a layer of a manifest has no field 'id'"),
+        ({"layers": [{}] * (MAX_LAYERS + 1)}, "more than 256 items"),
+        ({"boot": None}, "'boot' of a manifest is not a map"),
+        ({"boot": {"root_type": "ext4"}}, "has no field 'append'"),
+        ({"boot": {"root_type": "", "append": "", "kernel": "/bin/sh"}}, "unknown fields"),
+        ({"boot": {"root_type": "x" * 33, "append": ""}}, "too long"),
+        ({"boot": {"root_type": "", "append": "x" * 1025}}, "too long"),
+        ({"boot": {"root_type": "", "append": "a\nb"}}, "not printable"),
+        ({"parent": bytes(31)}, "'parent' of a manifest is not 32 bytes"),
+        ({"parent": None}, "'parent' of a manifest is not bytes"),
+    ],
+)
+def test_signed_lies_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        open_manifest(sign(fields_of(GOLDEN) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": bytes(31)}, "not 32 bytes"),
+        ({"torrent": bytes(32)}, "not 20 bytes"),
+        ({"index": 79}, "'index' of a layer of a manifest is not within"),
+        ({"index": 1 << 40}, "'index' of a layer of a manifest is not within"),
+        ({"header": 79}, "'header' of a layer of a manifest is not within"),
+        ({"header": 1 << 22, "index": 1 << 23}, "'header' of a layer of a manifest is not within"),
+        ({"header": 366}, "longer than its index"),
+        ({"pack": -1}, "'pack' of a layer of a manifest is not within"),
+        ({"pack": (1 << 44) + 1}, "'pack' of a layer of a manifest is not within"),
+        ({"piece": 0}, "'piece' of a layer of a manifest is not within"),
+        ({"piece": (1 << 14) - 1}, "'piece' of a layer of a manifest is not within"),
+        ({"piece": (1 << 24) + 1}, "'piece' of a layer of a manifest is not within"),
+        ({"path": "/etc/passwd"}, "unknown fields: 'path'"),
+    ],
+)
+def test_signed_lies_about_a_layer_are_refused(changes: dict[str, Any], message: str) -> None:
+    fields = fields_of(GOLDEN)
+    fields["layers"][0] |= changes
+    with pytest.raises(FormatError, match=message):
+        open_manifest(sign(fields))
+
+
+@pytest.mark.parametrize("key", ["format", "key", "label", "version", "size", "layers", "boot"])
+def test_every_field_is_needed(key: str) -> None:
+    fields = fields_of(GOLDEN)
+    del fields[key]
+    with pytest.raises(FormatError):
+        open_manifest(sign(fields))
+
+
+def test_the_outer_map_has_two_fields_only() -> None:
+    outer = msgpack.unpackb(GOLDEN)
+    for changed in (
+        outer | {"note": 1},
+        {"body": outer["body"]},
+        outer | {"signature": bytes(63)},
+        outer | {"body": "text"},
+    ):
+        with pytest.raises(FormatError):
+            open_manifest(pack_canonical(changed))
+
+
+def test_another_spelling_of_the_same_manifest_is_refused() -> None:
+    """Were both taken, one manifest would have two ids."""
+    fields = fields_of(GOLDEN)
+    backwards = msgpack.packb(dict(reversed(fields.items())))
+    long_integer = pack_canonical(fields).replace(b"\xa7version\x07", b"\xa7version\xcc\x07")
+    assert msgpack.unpackb(backwards) == msgpack.unpackb(long_integer) == fields
+    for body in (backwards, long_integer):
+        signature = PRIVATE.sign(SIGNATURE_DOMAIN + body)
+        with pytest.raises(FormatError, match="not a canonical"):
+            open_manifest(pack_canonical({"body": body, "signature": signature}))
+    outer = msgpack.unpackb(GOLDEN)
+    with pytest.raises(FormatError, match="not a canonical"):
+        open_manifest(msgpack.packb({"signature": outer["signature"], "body": outer["body"]}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb([1]),
+        msgpack.packb({1: 2}),
+        msgpack.packb({b"body": b""}),
+        b"\x82\xa1a\x01\xa1a\x01",  # the same key twice
+        b"\x81\xa1\xff\x01",  # a key that is not UTF-8
+        b"\xdf\xff\xff\xff\xff",  # a map that claims 2^32 - 1 pairs
+        b"\x81\xa1a\xdd\xff\xff\xff\xff",  # a list that claims as many
+        b"\x81\xa1a\xc6\xff\xff\xff\xff",  # bytes that claim as many
+        b"\x81\xa1a" + b"\x91" * 60_000 + b"\x01",  # lists in lists
+        b"\x81\xa1a" * 20_000 + b"\x01",  # maps in maps
+        bytes(MAX_MANIFEST_SIZE + 1),
+    ],
+)
+def test_what_is_no_canonical_map(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        open_manifest(data)
+
+
+def test_the_size_limit_comes_first() -> None:
+    with pytest.raises(FormatError, match=f"over the limit of {MAX_MANIFEST_SIZE}"):
+        open_manifest(GOLDEN.ljust(MAX_MANIFEST_SIZE + 1, b"\0"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        open_manifest(data)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.text(), values, max_size=4))
+def test_canonical_maps_are_read_as_they_were_written(value: dict[str, Any]) -> None:
+    assert unpack_canonical(pack_canonical(value), "it", 1 << 20) == value
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(fields_of(GOLDEN))), values)
+def test_any_value_in_any_field_is_taken_whole_or_refused(key: str, value: object) -> None:
+    try:
+        signed = open_manifest(sign(fields_of(GOLDEN) | {key: value}))
+    except (FormatError, MismatchError):
+        return
+    assert sign_manifest(signed.manifest, PRIVATE) == signed.data
