@@ -19,6 +19,7 @@ STALL_SECONDS = 10
 MIN_WINDOW = 512 << 10
 MAX_WINDOW = 16 << 20
 WINDOW_SECONDS = 0.2
+RATE_SECONDS = 0.1
 MAX_COUNTED = 1024
 
 
@@ -78,6 +79,7 @@ class Peers:
         self._since = 0.0
         self._rate = 0.0
         self._counted = 0
+        self._counting_since = 0.0
 
     @contextmanager
     def needed(self) -> Iterator[None]:
@@ -128,8 +130,11 @@ class Peers:
 
     def on_received(self, address: Peer, size: int) -> None:
         """Count bytes of content by where they came from."""
-        self._since = trio.current_time()
+        self._since = now = trio.current_time()
         self._counted += size
+        if now - self._counting_since >= RATE_SECONDS:
+            self._rate = self._counted / (now - self._counting_since)
+            self._counted, self._counting_since = 0, now
         if address in self.received or len(self.received) < MAX_COUNTED:
             self.received[address] += size
 
@@ -151,12 +156,9 @@ class Peers:
                 reported = 0.0
                 continue
             await self._connect_all()
-            before, start = self._counted, trio.current_time()
             self._again = trio.Event()
-            with trio.move_on_after(RETRY_SECONDS) as waited:
+            with trio.move_on_after(RETRY_SECONDS):
                 await self._again.wait()
-            if waited.cancelled_caught:
-                self._rate = (self._counted - before) / (trio.current_time() - start)
             if self.stalled() < STALL_SECONDS:
                 reported = 0.0
             elif self.stalled() - reported >= STALL_SECONDS:

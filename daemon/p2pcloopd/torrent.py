@@ -17,13 +17,12 @@ from itertools import islice
 
 import trio
 
-from p2pcloop.errors import CorruptError, P2pcloopError, StorageError, UsageError
-from p2pcloop.store.have import HaveFile
-from p2pcloopd.content import Content
-from p2pcloopd.metainfo import Metainfo, TorrentLayout, parse_info
+from p2pcloop.errors import P2pcloopError, StorageError, UsageError
+from p2pcloopd.metainfo import TorrentLayout, parse_info
 from p2pcloopd.peers import Peers, PeerTried
 from p2pcloopd.pieces import Pieces
 from p2pcloopd.record import Peer, Record, Sources
+from p2pcloopd.stored import Stored
 from p2pcloopd.swarm import BACKGROUND, DEMAND, IDLE, Swarm, Traffic
 
 log = logging.getLogger(__name__)
@@ -63,11 +62,8 @@ class Torrent:
         self._decode = decode
         self._peers = Peers(swarm, partial(on_stall, self))
         self._pieces = Pieces(self._raise, self._lower)
-        self._info: bytes | None = None
-        self._meta: Metainfo | None = None
         self._known = trio.Event()
-        self._content: Content
-        self._have: HaveFile | None = None
+        self._disk: Stored | None = None
         self._arrived: set[int] = set()
         self._background: set[int] = set()
         self._background_users = 0
@@ -96,7 +92,7 @@ class Torrent:
                 await self._known.wait()
         if self._failed is not None:
             raise self._failed
-        return self._known_meta.layout
+        return self._stored.layout
 
     async def read(self, offset: int, length: int, *, heal: bool = False) -> bytes:
         """Read verified bytes of the content, fetching what is not here.
@@ -125,15 +121,15 @@ class Torrent:
         pieces = layout.pieces_of(offset, length)
         if heal:
             await self.verify(pieces)
-        missing = [piece for piece in pieces if not self._bits.has(piece, piece)]
+        missing = [piece for piece in pieces if not self._stored.have.has(piece, piece)]
         if not missing:
-            return await trio.to_thread.run_sync(self._content.read, offset, length)
+            return await trio.to_thread.run_sync(self._stored.content.read, offset, length)
         fetched = await self._fetch(missing)
         data = []
         for piece in pieces:
             got = fetched.get(piece)
             if got is None:
-                got = await trio.to_thread.run_sync(self._content.read_piece, piece)
+                got = await trio.to_thread.run_sync(self._stored.content.read_piece, piece)
             data.append(got)
         start = offset - pieces[0] * layout.piece_length
         return b"".join(data)[start : start + length]
@@ -148,19 +144,14 @@ class Torrent:
             CorruptError: a file seeded where it lies changed since.
         """
         async with self._lock:
-            had = [piece for piece in pieces if self._bits.has(piece, piece)]
-            wrong = await trio.to_thread.run_sync(self._content.wrong_pieces, self._known_meta, had)
-            if not wrong:
-                return []
-            if self._content.foreign():
-                raise self._changed_error()
-            log.warning(
-                "torrent %s: pieces %s are wrong on the disk and fetched again",
-                self.info_hash.hex(),
-                wrong,
-            )
-            await trio.to_thread.run_sync(partial(self._bits.drop, *wrong))
-            await self._rejoin()
+            wrong = await trio.to_thread.run_sync(self._stored.drop_wrong, pieces)
+            if wrong:
+                log.warning(
+                    "torrent %s: pieces %s are wrong on the disk and fetched again",
+                    self.info_hash.hex(),
+                    wrong,
+                )
+                await self._rejoin()
         return wrong
 
     async def fetch_all(self, progress: Callable[[int, int], None] | None = None) -> None:
@@ -176,9 +167,9 @@ class Torrent:
         self._background_users += 1
         try:
             with self._peers.needed():
-                while not self._bits.complete():
+                while not self._stored.have.complete():
                     await self._mend()
-                    if self._bits.count + len(self._arrived) == layout.pieces:
+                    if self._stored.have.count + len(self._arrived) == layout.pieces:
                         await self.save()
                         continue
                     changed = self._changed
@@ -224,17 +215,17 @@ class Torrent:
     @property
     def layout(self) -> TorrentLayout | None:
         """What `metadata` returns, if it is known already."""
-        return None if self._meta is None else self._meta.layout
+        return None if self._disk is None else self._disk.layout
 
     @property
     def have_bytes(self) -> int:
         """Bytes that are here: durable, or arrived and about to be."""
-        if self._meta is None or self._have is None:
+        if self._disk is None:
             return 0
-        layout = self._meta.layout
-        if self._have.complete():
+        layout, have = self._disk.layout, self._disk.have
+        if have.complete():
             return layout.total_size
-        count = self._have.count + len(self._arrived)
+        count = have.count + len(self._arrived)
         return min(count * layout.piece_length, layout.total_size)
 
     def traffic(self) -> Traffic:
@@ -274,16 +265,16 @@ class Torrent:
         async with self._lock:
             self._running = False
             await self._swarm.stop()
-            if self._have is not None:
-                self._have.close()
+            if self._disk is not None:
+                self._disk.have.close()
 
     async def replace(self, move: Callable[[], None]) -> None:
         """Leave the swarm, `move` other content into place, and join again; readers go on."""
         async with self._lock:
             self._running = False
             await self._swarm.stop()
-            if self._have is not None:
-                self._have.close()
+            if self._disk is not None:
+                self._disk.have.close()
             await trio.to_thread.run_sync(move)
             self._failed = self._broken = None
             self._arrived.clear()
@@ -291,7 +282,7 @@ class Torrent:
 
     def usable(self) -> bool:
         """Whether everything is here, with nothing known to be wrong."""
-        return self._failed is None and self._have is not None and self._have.complete()
+        return self._failed is None and self._disk is not None and self._disk.have.complete()
 
     async def on_metadata(self, info: bytes) -> None:
         """Take the info dictionary that peers sent; libtorrent compared it with the info hash."""
@@ -309,14 +300,14 @@ class Torrent:
 
     def on_piece_arrived(self, piece: int) -> None:
         """Note that libtorrent has a piece and found it right."""
-        if self._have is None or self._have.has(piece, piece):
+        if self._disk is None or self._disk.have.has(piece, piece):
             return
         self._arrived.add(piece)
         self._background.discard(piece)
         if piece in self._pieces:
             self._swarm.read_piece(piece)
         self._dirty.set()
-        if len(self._arrived) * self._known_meta.layout.piece_length >= SAVE_BYTES:
+        if len(self._arrived) * self._disk.layout.piece_length >= SAVE_BYTES:
             self._plenty.set()
         self._notify()
 
@@ -350,14 +341,14 @@ class Torrent:
 
     def on_checked(self) -> None:
         """Compare notes: after libtorrent looked at the files, or when its reports were lost."""
-        here = self._swarm.here()
-        if self._have is None or len(here) != self._have.pieces:
+        here, disk = self._swarm.here(), self._disk
+        if disk is None or len(here) != disk.layout.pieces:
             return
-        if self._content.foreign():
-            gone = [p for p, right in enumerate(here) if not right and self._have.has(p, p)]
+        if disk.in_place:
+            gone = [p for p, right in enumerate(here) if not right and disk.have.has(p, p)]
             if gone:
-                log.error("%s", self._changed_error())
-                self._have.drop(*gone)
+                log.error("%s", disk.changed_error())
+                disk.have.drop(*gone)
             return
         for piece, right in enumerate(here):
             if right:
@@ -373,26 +364,17 @@ class Torrent:
     # --- inside -----------------------------------------------------------------------------
 
     @property
-    def _known_meta(self) -> Metainfo:
-        assert self._meta is not None, "the metadata is not known yet"
-        return self._meta
-
-    @property
-    def _bits(self) -> HaveFile:
-        assert self._have is not None, "the metadata is not known yet"
-        return self._have
+    def _stored(self) -> Stored:
+        assert self._disk is not None, "the metadata is not known yet"
+        return self._disk
 
     async def _accept(self, info: bytes) -> None:
         """Check the metadata, open the have bits, and let those go on who wait for them."""
         try:
             meta = parse_info(self._decode(info))
-            content = Content(self._record.data, meta.layout)
-            have = await trio.to_thread.run_sync(
-                self._record.open_have, self.info_hash, meta.layout, content
+            self._disk = await trio.to_thread.run_sync(
+                Stored, self._record, self.info_hash, info, meta
             )
-            self._info, self._meta, self._content, self._have = info, meta, content, have
-            if not have.complete() and content.foreign():
-                raise self._changed_error()
         except P2pcloopError as err:
             log.error("torrent %s: %s", self.info_hash.hex(), err)
             self._failed = err
@@ -401,11 +383,10 @@ class Torrent:
 
     def _join(self) -> None:
         """Join the swarm with what is durable, and ask again for what readers wait for."""
-        have: list[bool] | None = []
-        if self._have is not None:
-            seeded = bool(self._content.foreign())
-            have = None if seeded else self._have.to_list()
-        self._swarm.start(self._info, have, self._peers.sources)
+        disk = self._disk
+        info = None if disk is None else disk.info
+        have = [] if disk is None else None if disk.in_place else disk.have.to_list()
+        self._swarm.start(info, have, self._peers.sources)
         self._running = True
         self._peers.try_again()
         self._background.clear()
@@ -415,8 +396,8 @@ class Torrent:
 
     async def _fetch(self, missing: list[int]) -> dict[int, bytes | None]:
         await self._mend()
-        if self._content.foreign():
-            raise self._changed_error()
+        if self._stored.in_place:
+            raise self._stored.changed_error()
         with self._peers.needed():
             return await self._pieces.get(missing)
 
@@ -425,7 +406,7 @@ class Torrent:
             return
         absent = []
         for piece in pieces:
-            if self._have is not None and self._have.has(piece, piece):
+            if self._stored.have.has(piece, piece):
                 self._pieces.deliver(piece, None)
             elif piece in self._arrived:
                 self._swarm.read_piece(piece)
@@ -459,7 +440,7 @@ class Torrent:
     def _absent(self, layout: TorrentLayout) -> Iterator[int]:
         """Go once through the pieces that are not here when they are come to."""
         for piece in range(layout.pieces):
-            if not self._bits.has(piece, piece) and piece not in self._arrived:
+            if not self._stored.have.has(piece, piece) and piece not in self._arrived:
                 yield piece
 
     def _notify(self) -> None:
@@ -476,7 +457,7 @@ class Torrent:
         with trio.move_on_after(FLUSH_SECONDS):
             await self._flushed.wait()
         try:
-            wrong = await trio.to_thread.run_sync(self._store, batch)
+            wrong = await trio.to_thread.run_sync(self._stored.save, batch)
         except StorageError as err:
             self.on_storage_error(err)
             return
@@ -487,16 +468,6 @@ class Torrent:
             )
             await self._rejoin()
         self._notify()
-
-    def _store(self, pieces: list[int]) -> list[int]:
-        """Make pieces durable and set their bits; return those that the files do not hold."""
-        first = not self._bits.count
-        wrong = self._content.wrong_pieces(self._known_meta, pieces)
-        self._content.sync()
-        if first:
-            self._content.sync_names(self._record.directory)
-        self._bits.add(set(pieces).difference(wrong))
-        return wrong
 
     async def _rejoin(self) -> None:
         self._running = False
@@ -516,9 +487,3 @@ class Torrent:
             if self._broken is not None:
                 self._broken = None
                 await self._rejoin()
-
-    def _changed_error(self) -> CorruptError:
-        files = ", ".join(str(path.readlink()) for path in self._content.foreign())
-        return CorruptError(
-            f"{files} changed since it was seeded", hint="put the old file back, or seed it again"
-        )

@@ -77,7 +77,7 @@ async def test_sigkill(nodes: Nodes, content: bytes, tmp_path: Path, enough: int
         with HaveView(directory / "have") as view:
             here = [piece for piece in range(view.pieces) if view.has(piece, piece)]
         assert set(range(10, 17)) <= set(here)
-        assert kept.wrong_pieces(seeded._known_meta, here) == []
+        assert kept.wrong_pieces(seeded._stored._meta, here) == []
         async with nodes.open("2") as reader:
             await reader.restore()
             (torrent,) = reader.torrents

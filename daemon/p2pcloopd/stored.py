@@ -1,0 +1,68 @@
+"""The part of a torrent's content that is on this disk, and how more of it becomes durable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from p2pcloop.errors import CorruptError
+from p2pcloopd.content import Content
+from p2pcloopd.metainfo import Metainfo, TorrentLayout
+from p2pcloopd.record import Record
+
+
+class Stored:
+    """Content, have bits and metadata of one torrent. Its methods block on the disk.
+
+    Raises:
+        CorruptError: a file that is seeded where it lies is gone or has another size.
+        StorageError: the disk refused; so do the methods.
+    """
+
+    def __init__(self, record: Record, info_hash: bytes, info: bytes, meta: Metainfo) -> None:
+        self.info = info
+        self.layout: TorrentLayout = meta.layout
+        self.content = Content(record.data, meta.layout)
+        self.have = record.open_have(info_hash, meta.layout, self.content)
+        self._meta = meta
+        self._record = record
+        if self.in_place and not self.have.complete():
+            self.have.close()
+            raise self.changed_error()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether files of it lie elsewhere: they are read and never written."""
+        return bool(self.content.foreign())
+
+    def save(self, pieces: list[int]) -> list[int]:
+        """Make pieces durable and set their bits; return those that the files do not hold."""
+        first = not self.have.count
+        wrong = self.wrong(pieces)
+        self.content.sync()
+        if first:
+            self.content.sync_names(self._record.directory)
+        self.have.add(set(pieces).difference(wrong))
+        return wrong
+
+    def wrong(self, pieces: Iterable[int]) -> list[int]:
+        """Those of `pieces` that the files do not hold right."""
+        return self.content.wrong_pieces(self._meta, pieces)
+
+    def drop_wrong(self, pieces: Iterable[int]) -> list[int]:
+        """Clear the bits of those of `pieces` that are wrong on the disk, and return them.
+
+        Raises:
+            CorruptError: some are, and the files are not ours to write.
+        """
+        wrong = self.wrong(piece for piece in pieces if self.have.has(piece, piece))
+        if wrong and self.in_place:
+            raise self.changed_error()
+        self.have.drop(*wrong)
+        return wrong
+
+    def changed_error(self) -> CorruptError:
+        """What to say of files that are not what they were when they were seeded."""
+        files = ", ".join(str(path.readlink()) for path in self.content.foreign())
+        return CorruptError(
+            f"{files} changed since it was seeded", hint="put the old file back, or seed it again"
+        )
