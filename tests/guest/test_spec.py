@@ -24,9 +24,9 @@ def disk() -> Iterator[Path]:
 
 
 def test_sound(disk: Path) -> None:
-    spec = GuestSpec(disk, append="quiet systemd.unit='rescue.target' ")
+    spec = GuestSpec(disk, append="quiet systemd.unit='rescue.target' PS1='a b' ")
     spec.check()
-    assert spec.append_words() == ["quiet", "systemd.unit=rescue.target"]
+    assert spec.append_words() == ["quiet", "systemd.unit=rescue.target", 'PS1="a b"']
     assert spec.cpu in os.sched_getaffinity(0)
 
 
@@ -39,6 +39,7 @@ def test_sound(disk: Path) -> None:
         {"cpu": 1 << 20},
         {"append": "a 'b"},
         {"append": "a\nb"},
+        {"append": "a='\"'"},
         {"append": "x" * 5000},
     ],
 )

@@ -166,6 +166,8 @@ def guest_keys(fd: int) -> Iterator[None]:
         termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR | termios.ISTRIP
         | termios.IXON
     )  # fmt: skip
+    # The guest's own terminal driver has made its line ends already.
+    wanted[tty.OFLAG] &= ~termios.OPOST
     wanted[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
     wanted[tty.LFLAG] |= termios.ISIG
     for key in (termios.VQUIT, termios.VSUSP):

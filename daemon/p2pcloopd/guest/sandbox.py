@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,12 +20,19 @@ import trio
 
 from p2pcloop.errors import GuestError
 
-from .kernel import find_program, shared_libraries
+from .kernel import find_busybox, find_program, shared_libraries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _START_TIMEOUT = 20.0
+
+_GATE = 'echo >&0 && read -r go && exec "$@" < /dev/null'
+"""Runs a command only when its starter, at the other end of standard input, is still there.
+
+bubblewrap ties the sandbox's life to ours late in its start: were we killed before that, the
+sandbox would stay for ever. Nothing is read then, and the gate ends instead.
+"""
 
 
 def program_files(program: Path) -> dict[Path, Path]:
@@ -65,7 +73,9 @@ def argv(
         words += ["--ro-bind", str(outside), str(inside)]
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
-    return [*words, "--remount-ro", "/", "--chdir", "/", "--", *command]
+    busybox = str(find_busybox())
+    words += ["--ro-bind", busybox, busybox, "--remount-ro", "/", "--chdir", "/"]
+    return [*words, "--", busybox, "sh", "-c", _GATE, "gate", *command]
 
 
 class SandboxedProcess:
@@ -128,6 +138,7 @@ async def running(
         GuestError: the sandbox does not start.
     """
     info_read, info_write = os.pipe()
+    gate, gate_inside = socket.socketpair()
     bwrap, *rest = command
     words = [bwrap, "--info-fd", str(info_write), *rest]
     if cpu is not None:
@@ -136,7 +147,7 @@ async def running(
         # Started by this very thread: --die-with-parent means the thread that forked.
         popen = subprocess.Popen(  # noqa: ASYNC220  see above; it takes milliseconds
             words,
-            stdin=subprocess.DEVNULL,
+            stdin=gate_inside.fileno(),
             stdout=output,
             stderr=output,
             pass_fds=[*pass_fds, info_write],
@@ -144,15 +155,26 @@ async def running(
         )
     except OSError as err:
         os.close(info_read)
+        gate.close()
         raise GuestError(f"{words[0]} does not start: {err}") from err
     finally:
         os.close(info_write)
+        gate_inside.close()
     with trio.CancelScope(shield=True):
         process = SandboxedProcess(popen, await _read_init_pid(info_read))
     try:
+        await _open_gate(gate)
         yield process
     finally:
         await process.finish()
+
+
+async def _open_gate(gate: socket.socket) -> None:
+    """Let the command run once the sandbox is ready; one that failed has hung up instead, and its
+    exit status tells."""
+    with trio.socket.from_stdlib_socket(gate) as stream, suppress(BrokenPipeError):
+        if await stream.recv(1):
+            await stream.send(b"go\n")
 
 
 async def _read_init_pid(info: int) -> int | None:

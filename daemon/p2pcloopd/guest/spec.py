@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 from dataclasses import dataclass, field
@@ -76,19 +77,23 @@ class GuestSpec:
         self.append_words()
 
     def append_words(self) -> list[str]:
-        """Return the additional kernel parameters one by one.
+        """Return the additional kernel parameters one by one, quoted as the kernel wants it.
 
         Raises:
-            UsageError: unbalanced quotes, control characters or too many bytes.
+            UsageError: unbalanced quotes, control characters, a double quote inside a parameter
+                (the kernel knows no escape), or too many bytes.
         """
         if len(self.append.encode()) > MAX_APPEND or not self.append.isprintable():
             raise UsageError(
                 f"kernel parameters must be printable and at most {MAX_APPEND} bytes long"
             )
         try:
-            return shlex.split(self.append)
+            words = shlex.split(self.append)
         except ValueError as err:
             raise UsageError(f"kernel parameters {self.append!r}: {err}") from err
+        if any('"' in word for word in words):
+            raise UsageError(f"a kernel parameter cannot hold a double quote: {self.append!r}")
+        return [re.sub(r"^([^=]*=)?(.* .*)$", r'\1"\2"', word) for word in words]
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,9 @@ async def _obey_signals(signals: AsyncIterator[int], guest: RunningGuest, pty: c
                 guest.kill()
             else:
                 if not guest.killed:
-                    print("p2pcloop: the guest shuts down (once more ends it)", file=sys.stderr)
+                    # The terminal makes no carriage returns while it is the guest's.
+                    sys.stderr.write("\r\np2pcloop: the guest shuts down (again: end it)\r\n")
+                    sys.stderr.flush()
                 # The next signal is heard while the guest's answer is waited for.
                 nursery.start_soon(guest.shutdown)
 
