@@ -355,7 +355,9 @@ async def test_guests_root_finds_no_file_of_the_host(spec: GuestSpec, tmp_path: 
         found = {line.removeprefix("/mnt") for line in files.split() if line.startswith("/mnt/")}
         uml = kernel.find_kernel().path
         # The confinement of hostfs= is escaped from (so this test sees something), to this:
-        allowed = {str(path) for path in [uml, *kernel.shared_libraries(uml)]}
+        allowed = {
+            str(path) for path in [uml, *kernel.shared_libraries(uml), kernel.find_busybox()]
+        }
         allowed.add("/run/uml/guest/pid")  # its own, as all of /run is
         assert str(uml) in found
         assert {path for path in found - allowed if not path.endswith("/initramfs.cpio")} == set()
