@@ -32,12 +32,12 @@ class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an e
     """The answer needs bytes that are not here, or not right here.
 
     Attributes:
-        ranges: what to fetch before the same call is made again; never empty.
+        ranges: what to fetch before the same call is made again; never empty, without repeats.
     """
 
     def __init__(self, ranges: Sequence[ByteRange]) -> None:
-        super().__init__(f"{len(ranges)} ranges are not here")
-        self.ranges = tuple(ranges)
+        self.ranges = tuple(dict.fromkeys(ranges))
+        super().__init__(f"{len(self.ranges)} ranges are not here")
 
 
 class BlockDevice(Protocol):

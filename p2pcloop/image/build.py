@@ -31,7 +31,7 @@ _BATCH_SIZE = 1 << 20
 """Uncompressed bytes of one piece of work: long enough that handing it over costs little."""
 
 Read = Callable[[int, int], bytes]
-"""Returns exactly the bytes at an offset, of a length."""
+"""Returns the bytes at an offset, of a length; fewer where the file has become shorter."""
 
 _Encode = Callable[[bytes], tuple[Codec, bytes]]
 
@@ -132,6 +132,7 @@ def index_raw(read: Read, size: int, progress: Progress) -> bytes:
 
     Raises:
         UsageError: the image is empty or larger than 16 TiB.
+        FormatError: it became shorter meanwhile.
     """
     image_size = check_image_size(size)
     table = _Table()
@@ -192,7 +193,14 @@ def _scan(read: Read, size: int, encode: _Encode, progress: Progress) -> Iterato
     """Cut an image into chunks, hash and encode them on all cores; zeros are left out."""
 
     def scan_batch(start: int) -> list[_Piece]:
-        data = read(start, min(_BATCH_SIZE, size - start))
+        length = min(_BATCH_SIZE, size - start)
+        data = read(start, length)
+        if len(data) != length:
+            # Its lost end would be published as zeros.
+            raise FormatError(
+                f"the image became shorter than {size} bytes while it was read",
+                hint="leave it alone while it is read, and try again",
+            )
         pieces = []
         for at in range(0, len(data), CHUNK_SIZE):
             content = data[at : at + CHUNK_SIZE]

@@ -48,6 +48,8 @@ class ImageDevice:
         """See `BlockDevice.read_into`."""
         scatter = Scatter(views)
         length = sum(map(len, views))
+        if not length:
+            return
         missing: list[ByteRange] = []
         if self.overlay is None:
             missing = self.image.read_into(offset, length, scatter)
