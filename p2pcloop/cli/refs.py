@@ -57,6 +57,6 @@ def report_waiting(event: str, fields: dict[str, Any]) -> None:
 
 def waiting_message(fields: dict[str, Any]) -> str:
     """Say what a "waiting" event says."""
-    peers = ", ".join(map(str, fields.get("peers", []))) or "none: the link names no peer"
+    peers = ", ".join(map(str, fields.get("tried", []))) or "none: no peer is known"
     seconds = fields.get("seconds", 0)
     return f"no peer reachable for {seconds:.0f} s, still trying; peers tried: {peers}"

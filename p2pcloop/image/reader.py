@@ -27,6 +27,8 @@ class DeviceReader(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # Buffer is 3.12's
         """See `io.RawIOBase.readinto`."""
         view = memoryview(buffer).cast("B")[: self._device.size - self._offset]
+        if not view:
+            return 0
         while True:
             try:
                 self._device.read_into(self._offset, [view])

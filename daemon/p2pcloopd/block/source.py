@@ -112,5 +112,5 @@ class StoredBackend:
 
 def _log_waiting(event: str, fields: dict[str, Any]) -> None:
     if event == "waiting":
-        peers = ", ".join(map(str, fields["peers"])) or "none: no peer is known"
+        peers = ", ".join(map(str, fields["tried"])) or "none: no peer is known"
         _log.warning("no peer reachable, the guest waits; peers tried: %s", peers)

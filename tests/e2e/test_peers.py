@@ -1,0 +1,246 @@
+"""Peers that are not there, that lie, that come back, and that others wrote; a daemon that dies."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.formats.link import Link, parse_link, parse_peer
+from tests.support.programs import BOUND, Guest, Node, Nodes, read_until, started, wait_readable
+from tools.tiny_image import SHELL_PROMPT
+
+from .conftest import DATA
+
+pytestmark = pytest.mark.e2e
+
+MD5 = hashlib.md5(DATA).hexdigest()
+
+
+def with_peers(link: str, peers: Sequence[Node | tuple[str, int]]) -> str:
+    """The link with other peers in it."""
+    addresses = [
+        parse_peer(peer.json("status")["listen"][0]) if isinstance(peer, Node) else peer
+        for peer in peers
+    ]
+    changed: Link = replace(parse_link(link), peers=tuple(addresses))
+    return str(changed)
+
+
+def copy_of(image: Path, nodes: Nodes) -> Path:
+    """A copy that a test may change."""
+    copy = nodes.directory / f"copy{image.suffix}"
+    shutil.copyfile(image, copy)
+    return copy
+
+
+def damage(path: Path, step: int = 4096) -> None:
+    """Change one byte in each `step` bytes of a file, without changing its size."""
+    with path.open("r+b") as file:
+        data = bytearray(file.read())
+        for offset in range(step // 2, len(data), step):
+            data[offset] ^= 0x55
+        file.seek(0)
+        file.write(data)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def test_no_peer_is_told_and_tried_until_it_is_there(nodes: Nodes, cloop: Path) -> None:
+    port = free_port()
+    seeder = nodes.make(f'listen = ["127.0.0.1:{port}"]')
+    reader = nodes.make("waiting_after = 0.3")
+    link = seeder.seed(cloop)["link"]
+    seeder.run("daemon", "stop")
+    other = ("127.0.0.1", free_port())
+    tried = with_peers(link, [other, ("127.0.0.1", port)])
+    with reader.started("fetch", tried, "--json") as fetching:
+        told = read_until(fetching, "no peer reachable")
+        assert f"127.0.0.1:{port}" in told
+        assert f"127.0.0.1:{other[1]}" in told
+        read_until(fetching, "no peer reachable")
+        assert fetching.poll() is None
+        seeder.run("daemon", "start")
+        out, err = fetching.communicate(timeout=BOUND)
+        assert fetching.returncode == 0, err
+    assert set(json.loads(out)["sources"]) == {f"127.0.0.1:{port}"}
+
+
+def test_the_guest_waits_for_a_peer(nodes: Nodes, cloop: Path) -> None:
+    seeder, reader = nodes.make(), nodes.make("waiting_after = 0.3")
+    link = seeder.seed(cloop)["link"]
+    with Guest(reader, link) as guest:
+        guest.prompt()
+        seeder.run("daemon", "stop")
+        guest.send_line("md5sum /root/data")
+        expect_said(guest, "no peer reachable")
+        seeder.run("daemon", "start")
+        guest.expect(MD5, BOUND)
+        assert "error" not in guest.sh("dmesg | grep -i error; true")
+        guest.power_off()
+    [address] = seeder.json("status")["listen"]
+    assert address in guest.said
+
+
+def expect_said(guest: Guest, text: str) -> None:
+    """Wait until `p2pcloop boot` has said something on standard error."""
+    with started(["tail", "-n", "+1", "-f", guest.errors]) as following:
+        assert following.stdout is not None
+        while wait_readable(following.stdout.fileno()):
+            if text in following.stdout.readline():
+                return
+    raise AssertionError(f"boot did not say {text!r}, but {guest.said!r}")
+
+
+def test_a_peer_that_sends_wrong_bytes_is_dropped(nodes: Nodes, image: Path, cloop: Path) -> None:
+    """It lies about what it has hashed once: its file changes behind its back."""
+    liar, honest, reader = nodes.make(), nodes.make(), nodes.make("waiting_after = 0.3")
+    copy = copy_of(cloop, nodes)
+    link = liar.seed(copy)["link"]
+    honest.run("fetch", link)
+    damage(copy)
+
+    with reader.started("fetch", link, "--json") as fetching:
+        # Nobody else is known to the reader: what the liar sends is all there is.
+        [name] = with_peers(link, [liar]).split("x.pe=")[1:]
+        assert name in read_until(fetching, "sent wrong bytes")
+        reader.run("info", with_peers(link, [honest]))
+        out, err = fetching.communicate(timeout=BOUND)
+        assert fetching.returncode == 0, err
+    sources = json.loads(out)["sources"]
+    assert honest.json("status")["listen"][0] in sources
+    out_image = nodes.directory / "out.img"
+    reader.run("export", link, out_image)
+    assert out_image.read_bytes() == image.read_bytes()
+    assert reader.json("verify", link)["bad"] == 0
+
+
+def test_a_guest_boots_on_when_one_of_its_peers_lies(nodes: Nodes, cloop: Path) -> None:
+    liar, honest, reader = nodes.make(), nodes.make(), nodes.make()
+    copy = copy_of(cloop, nodes)
+    link = liar.seed(copy)["link"]
+    honest.run("fetch", link)
+    damage(copy)
+    report = nodes.directory / "report.json"
+    with Guest(reader, with_peers(link, [liar, honest]), "--report", report) as guest:
+        guest.prompt()
+        assert MD5 in guest.sh("md5sum /root/data")
+        guest.power_off()
+    assert honest.json("status")["listen"][0] in json.loads(report.read_text())["sources"]
+    assert "error" not in guest.printed
+
+
+def test_p2pcloopd_killed_under_a_guest(nodes: Nodes, cloop: Path) -> None:
+    # What a boot reads takes seconds to come: most of it is on the way when the kernel speaks.
+    seeder, reader = nodes.make("upload_limit = 400_000"), nodes.make()
+    link = seeder.seed(cloop)["link"]
+    with Guest(reader, link, "--append", "") as guest:
+        guest.expect("Linux version", BOUND)
+        restart(reader)
+        assert SHELL_PROMPT not in guest.printed
+        guest.prompt()
+
+        # The seeder stands still: this read cannot end before p2pcloopd does.
+        seeder.signal(signal.SIGSTOP)
+        guest.send_line("head -c 1000000 /root/data | md5sum")
+        guest.expect("md5sum", BOUND)
+        restart(reader)
+        seeder.signal(signal.SIGCONT)
+        guest.expect(hashlib.md5(DATA[:1_000_000]).hexdigest(), BOUND)
+        assert "error" not in guest.sh("dmesg | grep -i error; true")
+        guest.power_off()
+    assert reader.json("verify", link)["bad"] == 0
+
+
+def restart(node: Node) -> None:
+    node.signal(signal.SIGKILL)
+    node.run("daemon", "start")
+
+
+def test_a_client_that_others_wrote_seeds_for_us(nodes: Nodes, cloop: Path) -> None:
+    """aria2 takes a layer from our node by the link, and serves it when our node is gone."""
+    seeder, reader, keeper = nodes.make(), nodes.make(), nodes.make()
+    link = seeder.seed(cloop)["link"]
+    keeper.run("info", link)  # it has the manifest, which is not in the layer's torrent
+    port = free_port()
+    copies = nodes.directory / "aria"
+    report = nodes.directory / "report.json"
+    # It knows no `x.pe`: a tracker tells it where our node is.
+    [(host, seeder_port)] = parse_link(link).peers
+    with (
+        tracker(host, seeder_port) as url,
+        aria2(copies, str(replace(parse_link(link), trackers=(url,))), port) as foreign,
+    ):
+        read_until(foreign, "complete")
+        [pack] = [
+            path for path in copies.rglob("*") if path.stat().st_size == len(cloop.read_bytes())
+        ]
+        assert pack.read_bytes() == cloop.read_bytes()
+        seeder.run("daemon", "stop")
+        here = with_peers(link, [keeper, ("127.0.0.1", port)])
+        with Guest(reader, here, "--report", report) as guest:
+            guest.prompt()
+            assert MD5 in guest.sh("md5sum /root/data")
+            guest.power_off()
+    sources = json.loads(report.read_text())["sources"]
+    assert sources[f"127.0.0.1:{port}"] > len(DATA)
+
+
+def aria2(
+    directory: Path, link: str, port: int
+) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
+    """aria2c, which says `complete` on standard error when it has all, and goes on seeding."""
+    hook = directory.with_name("complete")
+    hook.write_text("#!/bin/sh\necho complete >&2\n")
+    hook.chmod(0o755)
+    return started(
+        [
+            *("aria2c", "--no-conf", f"--dir={directory}", f"--listen-port={port}"),
+            *("--interface=127.0.0.1", "--enable-dht=false", "--enable-dht6=false"),
+            *("--bt-enable-lpd=false", "--enable-peer-exchange=false", "--follow-torrent=mem"),
+            *("--seed-ratio=0.0", "--file-allocation=none", "--bt-tracker-interval=1"),
+            *("--on-bt-download-complete", hook, link),
+        ],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"HOME": str(directory.parent)},
+    )
+
+
+@contextlib.contextmanager
+def tracker(host: str, port: int) -> Iterator[str]:
+    """A BitTorrent tracker (BEP 3, BEP 23) that names one peer for everything; its URL."""
+    peer = socket.inet_aton(host) + port.to_bytes(2, "big")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"d8:intervali1e5:peers6:" + peer + b"e")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/announce"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,85 @@
+"""An image goes from one node to another, by link alone, and boots there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs import Guest, Nodes, tool
+
+from .conftest import DATA
+
+pytestmark = pytest.mark.e2e
+
+
+def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    said = seeder.run("seed", cloop, "--name", "tiny", "--json")
+    assert "starting p2pcloopd" in said.err
+    seeded = json.loads(said.out)
+    assert seeded["in_place"] is True
+    overlay, report = tmp_path / "mine.delta", tmp_path / "report.json"
+
+    with Guest(reader, seeded["link"], "--overlay", overlay, "--report", report) as guest:
+        guest.prompt()
+        assert "starting p2pcloopd" in guest.said
+        guest.sh("echo kept > /root/mine && sync")
+        guest.power_off()
+    told = json.loads(report.read_text())
+    assert (told["exit"], told["exit_code"]) == ("poweroff", 0)
+    assert 0 < told["boot_seconds"] < told["total_seconds"]
+    [address] = seeder.json("status")["listen"]
+    assert list(told["sources"]) == [address]
+    assert 0 < told["sources"][address] <= told["bytes_received"] < cloop.stat().st_size
+    assert told["block_server"]["waits"]["count"] > 0
+    assert told["image_stored"] == cloop.stat().st_size
+
+    # By name now, with nobody else there: what the first boot read is here.
+    seeder.run("daemon", "stop")
+    with Guest(reader, seeded["name"], "--overlay", overlay, "--report", report) as guest:
+        guest.prompt()
+        assert "starting" not in guest.said
+        assert guest.sh("cat /root/mine").split() == ["kept"]
+        guest.power_off()
+    told = json.loads(report.read_text())
+    assert (told["bytes_received"], told["sources"]) == (0, {})
+    assert "waits" not in told["block_server"]
+
+    # The same overlay over the file itself: it is the content that counts.
+    raw = tmp_path / "merged.img"
+    reader.run("export", cloop, raw, "--overlay", overlay)
+    assert tool("debugfs", "-R", "cat /root/mine", raw) == "kept\n"
+    assert reader.json("info", overlay)["made_on"] == seeded["name"]
+
+
+def test_two_guests_boot_at_once(nodes: Nodes, cloop: Path) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    link = seeder.seed(cloop)["link"]
+    digest = hashlib.md5(DATA).hexdigest()
+    with Guest(reader, link) as one, Guest(reader, link) as two:
+        for guest in (one, two):
+            guest.prompt()
+        for guest in (one, two):
+            guest.send_line("md5sum /root/data")
+        for guest in (one, two):
+            guest.expect(digest, 60)
+            guest.power_off()
+    assert reader.json("verify", seeder.json("info", link)["name"])["bad"] == 0
+
+
+def test_a_fetched_image_needs_nobody(nodes: Nodes, image: Path, cloop: Path) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    seeded = seeder.seed(cloop)
+    fetched = reader.json("fetch", seeded["link"])
+    assert fetched["bytes_received"] > cloop.stat().st_size
+    seeder.run("daemon", "stop")
+    assert reader.json("info", seeded["name"])["here_share"] == 1
+    out = nodes.directory / "out.img"
+    reader.run("export", seeded["name"], out)
+    assert out.read_bytes() == image.read_bytes()
+    back = nodes.directory / "out.cloop"
+    reader.run("export", seeded["name"], back)
+    tool("qemu-img", "compare", "-f", "raw", image, "-F", "cloop", back)

@@ -1,0 +1,267 @@
+"""The programs as a user runs them: nodes with a home each, and guests on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from p2pcloop.store.home import Home
+from tools.console import Console
+from tools.tiny_image import SHELL_PROMPT
+
+P2PCLOOP = Path(sys.executable).with_name("p2pcloop")
+"""The console script that `pip install` made."""
+
+BOUND = 40.0
+"""Seconds after which a wait has failed; what is waited for takes a few."""
+
+
+class Done(NamedTuple):
+    """What a program that has ended said."""
+
+    out: str
+    err: str
+
+
+class Node:
+    """One node: a home, and the commands on it. p2pcloopd is started by those that need it.
+
+    Attributes:
+        root: P2PCLOOP_HOME, with a path short enough for a socket.
+        inside: words before each command (`nsenter ...`), for a node in a namespace of its own.
+    """
+
+    def __init__(self, root: Path, config: str = "", inside: Sequence[str] = ()) -> None:
+        self.root = root
+        self.inside = tuple(inside)
+        self.environment = os.environ | {"P2PCLOOP_HOME": str(root)}
+        if config:
+            root.mkdir(mode=0o700, exist_ok=True)
+            self.home.config.write_text(config)
+
+    @property
+    def home(self) -> Home:
+        return Home.at(self.root)
+
+    def command(self, *words: str | Path) -> list[str]:
+        """The argument list of `p2pcloop WORDS` on this node."""
+        return [*self.inside, str(P2PCLOOP), *map(str, words)]
+
+    @contextlib.contextmanager
+    def started(self, *words: str | Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """A running command; it is killed when the block is left, if it has not ended."""
+        with started(self.command(*words), env=self.environment, **options) as process:
+            yield process
+
+    def run(self, *words: str | Path, code: int = 0) -> Done:
+        """Run a command to its end and check its exit code."""
+        with self.started(*words) as process:
+            out, err = process.communicate(timeout=BOUND)
+        assert process.returncode == code, (words, process.returncode, out, err, self.tail())
+        return Done(out, err)
+
+    def json(self, *words: str | Path, code: int = 0) -> dict[str, Any]:
+        """Run a command with --json; return what it printed."""
+        answer: dict[str, Any] = json.loads(self.run(*words, "--json", code=code).out)
+        return answer
+
+    def seed(self, image: Path, label: str = "image") -> dict[str, Any]:
+        """Seed an image; return what the command said."""
+        return self.json("seed", image, "--name", label)
+
+    def torrents(self) -> dict[str, dict[str, Any]]:
+        """What `status` tells of each torrent, by its info hash in hexadecimal."""
+        return {torrent["info_hash"]: torrent for torrent in self.json("status")["torrents"]}
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the node's p2pcloopd a signal; after SIGKILL, wait for its end."""
+        pid = self.home.holder()
+        assert pid is not None, f"no p2pcloopd runs on {self.root}"
+        with pidfd(pid) as process:
+            signal.pidfd_send_signal(process, number)
+            if number == signal.SIGKILL:
+                assert wait_readable(process), "p2pcloopd outlives SIGKILL"
+
+    def tail(self) -> str:
+        """The end of p2pcloopd's log, for a failure's message."""
+        log = self.home.log
+        return log.read_text()[-2000:] if log.exists() else "(no daemon.log)"
+
+    def remove(self) -> None:
+        """End its p2pcloopd, whatever state it is in."""
+        pid = self.home.holder() if self.root.exists() else None
+        if pid is not None:
+            self.signal(signal.SIGKILL)
+
+
+class Nodes:
+    """Makes nodes and takes all of them down."""
+
+    def __init__(self) -> None:
+        # pytest's own directories are too deep for a socket's name.
+        self.directory = Path(tempfile.mkdtemp(prefix="p2pe-"))
+        self._nodes: list[Node] = []
+
+    def make(self, config: str = "", inside: Sequence[str] = (), root: Path | None = None) -> Node:
+        node = Node(root or self.directory / f"n{len(self._nodes)}", config, inside)
+        self._nodes.append(node)
+        return node
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self._nodes:
+            node.remove()
+        shutil.rmtree(self.directory)
+
+
+class Guest(Console):
+    """A guest that `p2pcloop boot` runs on a terminal of its own."""
+
+    def __init__(self, node: Node, ref: str | Path, *options: str | Path) -> None:
+        # A guest that must be ended is none that a test still wants something of.
+        logs = Path(tempfile.mkdtemp(prefix="console-", dir=node.root.parent))
+        self.log, self.errors = logs / "out", logs / "err"
+        words = ("boot", ref, "--mem", "128M", "--append", "quiet", *options)
+        super().__init__(
+            node.command(*words), log=self.log, errors=self.errors, env=node.environment, patience=0
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            error.add_note(f"console:\n{self.printed[-3000:]}\nstderr:\n{self.said}")
+        super().__exit__(kind, error, trace)
+
+    @property
+    def printed(self) -> str:
+        """All that the console showed so far."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def said(self) -> str:
+        """What `p2pcloop boot` itself said on standard error so far."""
+        return self.errors.read_text(errors="replace")
+
+    def prompt(self) -> None:
+        """Wait for the guest's shell."""
+        self.expect(SHELL_PROMPT, BOUND)
+
+    def sh(self, command: str) -> str:
+        """Run a command in the guest's shell; return what it printed."""
+        return self.run(command, BOUND)
+
+    def power_off(self) -> None:
+        """Shut the guest down from inside; `boot` must end well."""
+        self.send_line("poweroff")
+        code = self.wait(BOUND)
+        assert code == 0, (code, self.printed[-2000:], self.said)
+
+
+class Process(NamedTuple):
+    """A process, told from a later one of the same number by when it started."""
+
+    pid: int
+    start: str
+
+    def runs(self) -> bool:
+        """Whether it has not ended; a zombie has."""
+        fields = _stat(self.pid)
+        return fields is not None and fields[19] == self.start and fields[0] not in "ZX"
+
+
+def descendants(pid: int) -> list[Process]:
+    """The process, its children, theirs, and so on; parents come before their children."""
+    children: dict[int, list[Process]] = {}
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields is not None:
+            process = Process(int(entry.name), fields[19])
+            children.setdefault(int(fields[1]), []).append(process)
+            if process.pid == pid:
+                found.append(process)
+    for process in found:
+        found += children.get(process.pid, [])
+    return found
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third (the state) on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A running program whose output is piped; it is killed when the block is left."""
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    with subprocess.Popen([str(word) for word in command], **(pipes | options)) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def tool(*words: str | Path, code: int = 0) -> str:
+    """Run a foreign program to its end; its standard output."""
+    with started(words, env=os.environ | {"PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}) as run:
+        out, err = run.communicate(timeout=BOUND)
+    assert run.returncode == code, (words, run.returncode, out, err)
+    return out
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read a program's standard error up to the line that holds `text`; return that line."""
+    assert process.stderr is not None
+    seen = []
+    deadline = time.monotonic() + BOUND
+    while time.monotonic() < deadline and wait_readable(process.stderr.fileno()):
+        line = process.stderr.readline()
+        if text in line:
+            return line
+        if not line:
+            break
+        seen.append(line)
+    raise AssertionError(f"no {text!r} in {seen}")
+
+
+@contextlib.contextmanager
+def pidfd(pid: int) -> Iterator[int]:
+    """A descriptor of a process, readable once it has ended."""
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def wait_readable(fd: int) -> bool:
+    """Wait, at most `BOUND` seconds, until a descriptor is readable."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(BOUND * 1000))
