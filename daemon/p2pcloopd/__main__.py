@@ -1,5 +1,5 @@
 """`python -m p2pcloopd`."""
 
-from p2pcloopd.main import main
+from p2pcloopd.node.main import main
 
 main()

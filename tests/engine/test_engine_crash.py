@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveView
-from p2pcloopd.content import Content
+from p2pcloopd.engine.content import Content
 from tests.support.engines import Nodes
 
 PIECE = 16384
@@ -26,8 +26,8 @@ import sys
 from pathlib import Path
 
 import trio
-from p2pcloopd.engine import open_engine
-from p2pcloopd.settings import EngineSettings
+from p2pcloopd.engine.session import open_engine
+from p2pcloopd.engine.settings import EngineSettings
 
 
 async def main(store, info_hash, host, port):

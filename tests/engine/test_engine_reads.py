@@ -12,9 +12,9 @@ import trio.testing
 
 from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.store.have import HaveView
-from p2pcloopd import peers, settings
-from p2pcloopd.peers import format_peer
-from p2pcloopd.torrent import Torrent
+from p2pcloopd.engine import peers, settings
+from p2pcloopd.engine.peers import format_peer
+from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, until
 
 PIECE = 16384

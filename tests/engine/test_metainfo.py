@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
-from p2pcloopd.content import Content, hash_pieces, scan
-from p2pcloopd.metainfo import (
+from p2pcloopd.engine.content import Content, hash_pieces, scan
+from p2pcloopd.engine.metainfo import (
     Metainfo,
     TorrentLayout,
     bencode,
@@ -149,9 +149,10 @@ def test_hashes_of_files_end_to_end(tmp_path: Path) -> None:
     assert files.wrong_pieces(Metainfo(layout, hashes), range(layout.pieces)) == [layout.pieces - 1]
 
 
-def test_only_the_engine_imports_libtorrent() -> None:
+def test_torrents_and_settings_know_no_libtorrent() -> None:
     code = (
-        "import sys, json, p2pcloopd.torrent, p2pcloopd.seeding, p2pcloopd.settings;"
+        "import sys, json\n"
+        "from p2pcloopd.engine import seeding, settings, torrent\n"
         "print(json.dumps('libtorrent' in sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

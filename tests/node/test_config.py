@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
-from p2pcloopd.config import Config, Discovery, load_config
-from p2pcloopd.node import reachable
-from p2pcloopd.ports import choose_ports
+from p2pcloopd.node.config import Config, Discovery, load_config
+from p2pcloopd.node.node import reachable
+from p2pcloopd.node.ports import choose_ports
 
 LOOPBACK = [("127.0.0.1", 0)]
 

@@ -30,9 +30,9 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import Home
-from p2pcloopd import control_server
 from p2pcloopd.control_client import ConnectionLostError, ControlClient, ReconnectingClient
-from p2pcloopd.control_server import Call, open_listener, serve_control
+from p2pcloopd.node import control_server
+from p2pcloopd.node.control_server import Call, open_listener, serve_control
 
 HELLO = encode(Request(0, "hello", {"version": CONTROL_VERSION, "software": "test"}))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import trio
 
-from p2pcloopd.engine import Engine, open_engine
-from p2pcloopd.settings import EngineSettings
-from p2pcloopd.torrent import Torrent
+from p2pcloopd.engine.session import Engine, open_engine
+from p2pcloopd.engine.settings import EngineSettings
+from p2pcloopd.engine.torrent import Torrent
 
 INDEX_SIZE = 50_001
 

@@ -111,7 +111,9 @@ async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
     nbd: list[trio.SocketListener] = []
     if spec.nbd is not None:
         nbd = await stack.enter_async_context(open_nbd_listeners(spec.nbd))
-    return _Listeners(vhost_user and trio.socket.from_stdlib_socket(vhost_user), nbd)
+    if vhost_user is None:
+        return _Listeners(None, nbd)
+    return _Listeners(trio.socket.from_stdlib_socket(vhost_user), nbd)
 
 
 async def _cancel_when(stopped: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:

@@ -20,8 +20,8 @@ import msgpack
 from p2pcloop.errors import FormatError, NotHereError
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import replace_file, storage_error, sync_directory
-from p2pcloopd.content import Content
-from p2pcloopd.metainfo import MAX_METADATA_SIZE, TorrentLayout
+from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE, TorrentLayout
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from p2pcloop.errors import CorruptError
-from p2pcloopd.content import Content
-from p2pcloopd.metainfo import Metainfo, TorrentLayout
-from p2pcloopd.record import Record
+from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
+from p2pcloopd.engine.record import Record
 
 
 class Stored:

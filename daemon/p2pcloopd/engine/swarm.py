@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from p2pcloopd.record import Peer, Sources
+from p2pcloopd.engine.record import Peer, Sources
 
 DEMAND = 7
 """Priority of a piece that somebody waits for."""

@@ -17,7 +17,7 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home
 from p2pcloopd.entry import run
-from p2pcloopd.node import run_node
+from p2pcloopd.node.run import run_node
 
 _LEVELS = ("debug", "info", "warning", "error")
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from p2pcloop.errors import FormatError, StorageError
 from p2pcloop.store.home import storage_error, sync_directory
-from p2pcloopd.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
+from p2pcloopd.engine.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
 
 _READ_SIZE = 1 << 20
 _HASH_THREADS = 2

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pcloopd.record import Peer, Sources
-from p2pcloopd.swarm import Swarm
+from p2pcloopd.engine.record import Peer, Sources
+from p2pcloopd.engine.swarm import Swarm
 
 RETRY_SECONDS = 1
 STALL_SECONDS = 10

@@ -21,14 +21,14 @@ import trio
 
 from p2pcloop.errors import BusyError, P2pcloopError, StorageError, UsageError
 from p2pcloop.store.have import MAX_PIECES
-from p2pcloopd import nodelay
-from p2pcloopd.metainfo import HASH_SIZE
-from p2pcloopd.peers import format_peer, is_address
-from p2pcloopd.record import Peer, Record, Sources
-from p2pcloopd.seeding import discard, make_torrent, move_into_place
-from p2pcloopd.settings import EngineSettings, listens_for, parse_listen, session_settings
-from p2pcloopd.swarm import EngineStatistics, PeerStatistics, TorrentStatistics, Traffic
-from p2pcloopd.torrent import Torrent
+from p2pcloopd.engine import nodelay
+from p2pcloopd.engine.metainfo import HASH_SIZE
+from p2pcloopd.engine.peers import format_peer, is_address
+from p2pcloopd.engine.record import Peer, Record, Sources
+from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
+from p2pcloopd.engine.settings import EngineSettings, listens_for, parse_listen, session_settings
+from p2pcloopd.engine.swarm import EngineStatistics, PeerStatistics, TorrentStatistics, Traffic
+from p2pcloopd.engine.torrent import Torrent
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ _ALERTS = (
 
 
 class _Swarm:
-    """One torrent in libtorrent's session (p2pcloopd.swarm.Swarm)."""
+    """One torrent in libtorrent's session (p2pcloopd.engine.swarm.Swarm)."""
 
     def __init__(self, engine: Engine, info_hash: bytes, save_path: Path) -> None:
         self._engine = engine

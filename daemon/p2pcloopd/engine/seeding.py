@@ -13,9 +13,9 @@ from pathlib import Path
 
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import storage_error, sync_directory
-from p2pcloopd.content import Content, hash_pieces, scan
-from p2pcloopd.metainfo import bencode, info_dictionary, parse_info
-from p2pcloopd.record import Record
+from p2pcloopd.engine.content import Content, hash_pieces, scan
+from p2pcloopd.engine.metainfo import bencode, info_dictionary, parse_info
+from p2pcloopd.engine.record import Record
 
 OLD_PREFIX = "old-"
 """How the directory of a torrent begins that has given way and is being deleted."""

@@ -18,12 +18,12 @@ from itertools import islice
 import trio
 
 from p2pcloop.errors import P2pcloopError, StorageError, UsageError
-from p2pcloopd.metainfo import TorrentLayout, parse_info
-from p2pcloopd.peers import Peers, PeerTried
-from p2pcloopd.pieces import Pieces
-from p2pcloopd.record import Peer, Record, Sources
-from p2pcloopd.stored import Stored
-from p2pcloopd.swarm import BACKGROUND, DEMAND, IDLE, Swarm, Traffic
+from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
+from p2pcloopd.engine.peers import Peers, PeerTried
+from p2pcloopd.engine.pieces import Pieces
+from p2pcloopd.engine.record import Peer, Record, Sources
+from p2pcloopd.engine.stored import Stored
+from p2pcloopd.engine.swarm import BACKGROUND, DEMAND, IDLE, Swarm, Traffic
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
@@ -39,12 +39,10 @@ from p2pcloop.formats.packing import Fields
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloop.store.home import storage_error
 from p2pcloop.units import MAX_IMAGE_SIZE
-from p2pcloopd.beside import beside, tell_if_waiting
-from p2pcloopd.control_server import Call
-from p2pcloopd.torrent import Torrent
-
-if TYPE_CHECKING:
-    from p2pcloopd.node import Node
+from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.node.beside import beside, tell_if_waiting
+from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.node import Node
 
 MANIFEST_FILE = "manifest"
 MANIFEST_PREFIX = "manifest-"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from p2pcloop.errors import UsageError
 from p2pcloop.store.have import MAX_PIECES
-from p2pcloopd.metainfo import MAX_METADATA_SIZE
+from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE
 
 
 @dataclass(frozen=True, slots=True)

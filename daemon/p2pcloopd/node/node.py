@@ -1,0 +1,77 @@
+"""The node as its operations see it: home, settings, torrents and names."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from p2pcloop.formats.link import format_peer
+from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
+from p2pcloopd.engine.session import Engine
+from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.node.config import Config
+
+
+class Node:
+    """What the operations work on.
+
+    Attributes:
+        home: where the state lies.
+        config: what the user set.
+        engine: the torrents.
+        records: manifests and names.
+        records_lock: held while records are changed.
+        stopping: set it to stop the node in order.
+    """
+
+    def __init__(self, home: Home, config: Config, engine: Engine, records: Records) -> None:
+        self.home = home
+        self.config = config
+        self.engine = engine
+        self.records = records
+        self.records_lock = trio.Lock()
+        self.stopping = trio.Event()
+        self._started = trio.current_time()
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where peers reach this node, as links tell it."""
+        return reachable(self.engine.listen_ports)
+
+    async def add(
+        self,
+        info_hash: bytes,
+        peers: Iterable[tuple[str, int]],
+        trackers: Iterable[str],
+        web_seeds: Iterable[str],
+    ) -> Torrent:
+        """Know a torrent and where to look for it, trackers only if the user wants those."""
+        return await self.engine.add(
+            info_hash,
+            peers=peers,
+            trackers=trackers if self.config.discovery.trackers else (),
+            web_seeds=web_seeds,
+        )
+
+    async def status(self) -> dict[str, Any]:
+        """The node's state, as the control protocol tells it."""
+        statistics = asdict(await self.engine.statistics())
+        return {
+            "pid": os.getpid(),
+            "home": str(self.home.root),
+            "uptime": trio.current_time() - self._started,
+            "listen": [format_peer(peer) for peer in self.engine.listen_ports],
+        } | statistics
+
+
+def reachable(listening: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """What a link may name: loopback only where there is nothing else, link-local never."""
+    found = [(ipaddress.ip_address(host), port) for host, port in listening]
+    found = [(host, port) for host, port in found if not host.is_link_local]
+    distant = [(host, port) for host, port in found if not host.is_loopback]
+    return [(str(host), port) for host, port in distant or found]

@@ -1,0 +1,83 @@
+"""Running a node: builds everything in one place and one nursery, and takes it down in order."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import trio
+
+from p2pcloop.errors import UsageError
+from p2pcloop.formats.link import format_peer
+from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
+from p2pcloopd.engine.seeding import OLD_PREFIX
+from p2pcloopd.engine.session import open_engine
+from p2pcloopd.engine.settings import EngineSettings
+from p2pcloopd.node.config import Config, load_config
+from p2pcloopd.node.control_server import Call, open_listener, serve_control
+from p2pcloopd.node.node import Node
+from p2pcloopd.node.operations import MANIFEST_PREFIX, OPERATIONS
+from p2pcloopd.node.ports import choose_ports
+
+_log = logging.getLogger(__name__)
+
+
+async def run_node(home: Home, ready: Callable[[], None]) -> None:
+    """Run a node on `home` until it is stopped or cancelled.
+
+    Args:
+        home: made if it is not there.
+        ready: called once clients can connect.
+
+    Raises:
+        BusyError: another p2pcloopd runs on this home, or a port is taken.
+        UsageError: config.toml or the home is not as it must be.
+        FormatError, StorageError: the state on disk cannot be used.
+    """
+    home.create()
+    with home.locked():
+        config = load_config(home.config)
+        records = Records(home)
+        _clear_tmp(home)
+        listen = choose_ports(home.ports, config.listen)
+        async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
+            await engine.restore()
+            await _serve(Node(home, config, engine, records), ready)
+
+
+def _clear_tmp(home: Home) -> None:
+    """Delete what only a p2pcloopd makes there, and one that was killed left."""
+    for prefix in (MANIFEST_PREFIX, OLD_PREFIX):
+        for left in home.tmp.glob(f"{prefix}*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+async def _serve(node: Node, ready: Callable[[], None]) -> None:
+    async def perform(call: Call) -> dict[str, Any]:
+        operation = OPERATIONS.get(call.op)
+        if operation is None:
+            raise UsageError(f"p2pcloopd has no operation {call.op!r}")
+        return await operation(node, call)
+
+    with open_listener(node.home.control_socket) as listener:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, listener, perform)
+            _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
+            ready()
+            await node.stopping.wait()
+            nursery.cancel_scope.cancel()
+
+
+def _engine_settings(config: Config, listen: Iterable[tuple[str, int]]) -> EngineSettings:
+    return EngineSettings(
+        listen=tuple(map(format_peer, listen)),
+        dht=config.discovery.dht,
+        lsd=config.discovery.lsd,
+        upnp=config.discovery.upnp,
+        natpmp=config.discovery.natpmp,
+        download_rate=config.download_limit,
+        upload_rate=config.upload_limit,
+    )
