@@ -168,6 +168,10 @@ class Guest(Console):
         """Run a command in the guest's shell; return what it printed."""
         return self.run(command, BOUND)
 
+    def processes(self) -> list[Process]:
+        """`boot`, its block server, and what runs the guest."""
+        return descendants(self.process.pid)
+
     def power_off(self) -> None:
         """Shut the guest down from inside; `boot` must end well."""
         self.send_line("poweroff")
@@ -185,6 +189,18 @@ class Process(NamedTuple):
         """Whether it has not ended; a zombie has."""
         fields = _stat(self.pid)
         return fields is not None and fields[19] == self.start and fields[0] not in "ZX"
+
+    def wait(self) -> None:
+        """Wait for its end, at most `BOUND` seconds."""
+        with contextlib.suppress(ProcessLookupError), pidfd(self.pid) as fd:
+            if self.runs():
+                assert wait_readable(fd), f"process {self.pid} does not end"
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError), pidfd(self.pid) as fd:
+            if self.runs():
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[Process]:
