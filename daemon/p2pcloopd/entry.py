@@ -1,8 +1,9 @@
-"""The border between a plain command and trio: one error in, one error out."""
+"""The border between trio's nurseries and plain code: one error in, one error out."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
@@ -13,20 +14,26 @@ Result = TypeVar("Result")
 
 
 def run(function: Callable[[], Awaitable[Result]]) -> Result:
-    """Run an async function to its end.
+    """Run an async function to its end. Errors leave it as they leave `plain_errors`."""
+    with plain_errors():
+        return trio.run(function)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let one error out of the nurseries inside as itself, without the groups round it.
+
+    Of several `P2pcloopError`s it is the first one.
 
     Raises:
-        P2pcloopError: the first of those that left the nurseries, where there was nothing else.
-        BaseExceptionGroup: anything else, as it came: a bug of ours.
+        BaseExceptionGroup: several errors of other kinds, as they came: a bug of ours.
     """
     try:
-        return trio.run(function)
+        yield
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        if isinstance(leaves[0], P2pcloopError) and all(
-            isinstance(leaf, (P2pcloopError, trio.Cancelled)) for leaf in leaves
-        ):
-            raise leaves[0] from group
+        errors = [leaf for leaf in _leaves(group) if not isinstance(leaf, trio.Cancelled)]
+        if len(errors) == 1 or (errors and all(isinstance(e, P2pcloopError) for e in errors)):
+            raise errors[0] from None
         raise
 
 

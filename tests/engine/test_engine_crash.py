@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 import trio
-from p2pcloopd.engine.session import open_engine
+from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.engine.settings import EngineSettings
 
 

@@ -64,7 +64,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
                 await torrent.read(0, 4 * PIECE)
                 await torrent.save()
         _flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
-        torrent._pieces._recent.clear()
+        torrent.transfer.pieces._recent.clear()
         results: dict[int, bytes] = {}
 
         async def read(piece: int, *, heal: bool) -> None:
@@ -75,7 +75,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
                 nursery.start_soon(partial(read, 70, heal=False))
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.start_soon(partial(read, 2, heal=True))
-                await until(lambda: 2 in torrent._pieces.wanted)
+                await until(lambda: 2 in torrent.transfer.pieces.wanted)
                 assert await torrent.read(3 * PIECE, PIECE) == content[3 * PIECE : 4 * PIECE]
                 async with nodes.open("1", address[1]) as seeder:
                     await seeder.restore()

@@ -98,10 +98,10 @@ async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, conten
                 scope = trio.CancelScope()
                 nursery.start_soon(read_in_vain, scope)
                 await trio.testing.wait_all_tasks_blocked()
-                assert sorted(torrent._pieces.wanted) == [0, 1, 2, 3, 4]
+                assert sorted(torrent.transfer.pieces.wanted) == [0, 1, 2, 3, 4]
                 scope.cancel()
                 await trio.testing.wait_all_tasks_blocked()
-                assert sorted(torrent._pieces.wanted) == [0, 1, 2]
+                assert sorted(torrent.transfer.pieces.wanted) == [0, 1, 2]
                 async with nodes.open("1", port) as back:
                     await back.restore()
                     await until(lambda: results)

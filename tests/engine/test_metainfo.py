@@ -152,7 +152,7 @@ def test_hashes_of_files_end_to_end(tmp_path: Path) -> None:
 def test_torrents_and_settings_know_no_libtorrent() -> None:
     code = (
         "import sys, json\n"
-        "from p2pcloopd.engine import seeding, settings, torrent\n"
+        "from p2pcloopd.engine import listening, seeding, settings, torrent\n"
         "print(json.dumps('libtorrent' in sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

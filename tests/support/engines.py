@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from p2pcloopd.engine.session import Engine, open_engine
+from p2pcloopd.engine.engine import Engine, open_engine
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
 

@@ -5,11 +5,8 @@ Every value that differs from libtorrent's default carries its reason.
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from dataclasses import dataclass
 
-from p2pcloop.errors import UsageError
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE
 
@@ -40,43 +37,6 @@ class EngineSettings:
     download_rate: int = 0
     upload_rate: int = 0
     user_agent: str = "p2pcloop/0.1"
-
-
-def parse_listen(listen: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Take `HOST:PORT` strings apart.
-
-    Port 0 of a host that stands for every interface becomes a free port, since libtorrent would
-    take another one on each interface.
-
-    Raises:
-        UsageError: one is not an address and a port.
-    """
-    parsed = []
-    for where in listen:
-        host, _, digits = where.rpartition(":")
-        try:
-            address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-            port = int(digits)
-        except ValueError as err:
-            raise UsageError(
-                f"cannot listen on {where!r}: {err}", hint="write ADDRESS:PORT, as 127.0.0.1:6881"
-            ) from err
-        if not 0 <= port < 1 << 16:
-            raise UsageError(f"cannot listen on {where!r}: {port} is not a port")
-        if address.is_unspecified and not port:
-            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-            with socket.socket(family) as probe:
-                probe.bind((str(address), 0))
-                port = probe.getsockname()[1]
-        parsed.append((str(address), port))
-    return parsed
-
-
-def listens_for(host: str, port: int, bound: tuple[str, int]) -> bool:
-    """Whether a bound socket is (one of) those that an item of `listen` asks for."""
-    wanted, actual = ipaddress.ip_address(host), ipaddress.ip_address(bound[0])
-    same_host = wanted == actual or (wanted.is_unspecified and wanted.version == actual.version)
-    return same_host and port in (0, bound[1])
 
 
 def session_settings(settings: EngineSettings, listen: list[tuple[str, int]]) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """What a torrent needs of the BitTorrent engine, and what it is told back.
 
-`Torrent` knows no libtorrent: it speaks to a `Swarm`, which engine.py makes of a torrent handle.
+`Torrent` knows no libtorrent: it speaks to a `Swarm`, which session.py makes of a torrent handle.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ class Swarm(Protocol):
         """Say how much pieces are wanted: `DEMAND`, `BACKGROUND` or `IDLE`."""
 
     def read_piece(self, piece: int) -> None:
-        """Have a piece that arrived handed over by `Torrent.on_piece_read`."""
+        """Have a piece that arrived handed over by `Transfer.on_piece_read`."""
 
     def flush(self) -> None:
-        """Write what is cached to the files; `Torrent.on_flushed` follows."""
+        """Write what is cached to the files; `Transfer.on_flushed` follows."""
 
     def connect(self, peer: Peer) -> None:
         """Connect to an address (not a name), again if it failed before."""

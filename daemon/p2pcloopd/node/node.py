@@ -13,7 +13,7 @@ import trio
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
-from p2pcloopd.engine.session import Engine
+from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.config import Config
 

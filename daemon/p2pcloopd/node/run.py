@@ -13,8 +13,8 @@ from p2pcloop.errors import UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
+from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.engine.seeding import OLD_PREFIX
-from p2pcloopd.engine.session import open_engine
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control

@@ -1,0 +1,193 @@
+"""All torrents of one store: adding, restoring, seeding and counting them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloopd.engine.metainfo import HASH_SIZE
+from p2pcloopd.engine.record import Peer, Record, Sources
+from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
+from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
+from p2pcloopd.engine.settings import EngineSettings
+from p2pcloopd.engine.swarm import EngineStatistics, TorrentStatistics
+from p2pcloopd.engine.torrent import Torrent
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """All torrents of one store. Made by `open_engine`."""
+
+    def __init__(
+        self, session: Session, store_dir: Path, on_stall: Callable[[Torrent], None]
+    ) -> None:
+        self._session = session
+        self._store = store_dir
+        self._on_stall = on_stall
+        self._torrents: dict[bytes, Torrent] = {}
+        self._adding = trio.Lock()
+        self._nursery: trio.Nursery
+
+    @property
+    def listen_ports(self) -> list[tuple[str, int]]:
+        """(host, port) for each item of `settings.listen`, in that order."""
+        return self._session.listening.ports
+
+    @property
+    def torrents(self) -> tuple[Torrent, ...]:
+        """In the order in which they were added."""
+        return tuple(self._torrents.values())
+
+    def get(self, info_hash: bytes) -> Torrent | None:
+        """The torrent, if it was added."""
+        return self._torrents.get(info_hash)
+
+    async def add(
+        self,
+        info_hash: bytes,
+        *,
+        peers: Iterable[Peer] = (),
+        trackers: Iterable[str] = (),
+        web_seeds: Iterable[str] = (),
+    ) -> Torrent:
+        """Have a torrent, and look for it in these places too. Nothing is fetched by this.
+
+        Raises:
+            StorageError: the store cannot be read or written.
+        """
+        sources = Sources(tuple(peers), tuple(trackers), tuple(web_seeds))
+        async with self._adding:
+            torrent = self._torrents.get(info_hash)
+            if torrent is None:
+                return await self._add(info_hash, sources)
+        await torrent.add_sources(sources)
+        return torrent
+
+    async def restore(self) -> None:
+        """Add every torrent of the store.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        for path in sorted(self._store.iterdir()) if self._store.is_dir() else ():
+            try:
+                info_hash = bytes.fromhex(path.name)
+            except ValueError:
+                info_hash = b""
+            if len(info_hash) != HASH_SIZE:
+                log.warning("%s is not a torrent of ours and is left alone", path)
+                continue
+            await self.add(info_hash)
+
+    async def seed(
+        self, staging: Path, progress: Callable[[int, int], None] | None = None
+    ) -> Torrent:
+        """Make a torrent of what lies in `staging`/data and seed it.
+
+        The same content gives the same info hash. `staging`, on the store's file system, becomes
+        the torrent's directory. Files in it may be symbolic links: what they lead to is read and
+        never written.
+
+        Args:
+            progress: called from a worker thread with (bytes hashed, bytes in all).
+
+        Raises:
+            FormatError: there is nothing in it, or it cannot be a torrent.
+            StorageError: the disk refused.
+        """
+        report = progress or (lambda _done, _total: None)
+        info_hash = await trio.to_thread.run_sync(make_torrent, staging, report)
+        async with self._adding:
+            known = self._torrents.get(info_hash)
+            if known is not None and known.usable():
+                await trio.to_thread.run_sync(discard, staging)
+                return known
+            move = partial(move_into_place, staging, self._store / info_hash.hex())
+            if known is None:
+                await trio.to_thread.run_sync(move)
+                return await self._add(info_hash, Sources())
+            await known.replace(move)
+            return known
+
+    async def statistics(self) -> EngineStatistics:
+        """What the session does and did."""
+        totals = await self._session.totals()
+        torrents = tuple(
+            TorrentStatistics(
+                torrent.info_hash,
+                layout.name if layout else None,
+                layout.total_size if layout else None,
+                torrent.have_bytes,
+                torrent.traffic(),
+            )
+            for torrent in self.torrents
+            for layout in (torrent.layout,)
+        )
+        return EngineStatistics(
+            torrents,
+            totals["net.recv_bytes"] + totals["net.recv_ip_overhead_bytes"],
+            totals["net.sent_bytes"] + totals["net.sent_ip_overhead_bytes"],
+        )
+
+    # --- inside -----------------------------------------------------------------------------
+
+    async def _add(self, info_hash: bytes, sources: Sources) -> Torrent:
+        record = Record(self._store / info_hash.hex())
+        await trio.to_thread.run_sync(record.create)
+        swarm = self._session.new_swarm(info_hash, record.data)
+        torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
+        swarm.attach(torrent, self._nursery)
+        await torrent.start(sources)
+        self._torrents[info_hash] = torrent
+        self._nursery.start_soon(torrent.run)
+        return torrent
+
+    def serve(self, nursery: trio.Nursery) -> None:
+        """Run the torrents' tasks in a nursery from now on."""
+        self._nursery = nursery
+
+    async def close(self) -> None:
+        """Make durable what has arrived and leave all swarms."""
+        async with trio.open_nursery() as nursery:
+            for torrent in self.torrents:
+                nursery.start_soon(_finish, torrent)
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: EngineSettings,
+    store_dir: Path,
+    on_stall: Callable[[Torrent], None] | None = None,
+) -> AsyncIterator[Engine]:
+    """Run an engine on a store (the home's `torrents`) while the context lasts.
+
+    Leaving the context makes durable what has arrived, and takes 15 s at most.
+
+    Args:
+        on_stall: called for a torrent every 10 s during which somebody waited and nothing came.
+
+    Raises:
+        BusyError: a port is taken.
+        UsageError: it cannot listen where it was told to.
+    """
+    async with open_session(settings) as session:
+        engine = Engine(session, store_dir, on_stall or (lambda _torrent: None))
+        try:
+            async with trio.open_nursery() as nursery:
+                engine.serve(nursery)
+                yield engine
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
+                await engine.close()
+
+
+async def _finish(torrent: Torrent) -> None:
+    await torrent.save()
+    await torrent.stop()

@@ -1,0 +1,112 @@
+"""Making durable what arrives, and beginning anew where the disk refused or lost something."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import trio
+
+from p2pcloop.errors import StorageError
+from p2pcloopd.engine.transfer import Transfer
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1
+"""After an error of the disk, readers get the same error for so long before it is tried again."""
+
+
+class Saver:
+    """Brings one torrent's arrived pieces to the disk.
+
+    libtorrent cannot be told that a piece it has is not here after all: then the swarm is left and
+    joined again with what is durable. Readers that wait do not notice.
+
+    Attributes:
+        lock: held while the files, the have bits or the membership in the swarm change.
+    """
+
+    def __init__(self, info_hash: bytes, transfer: Transfer) -> None:
+        self.lock = trio.Lock()
+        self._name = info_hash.hex()
+        self._transfer = transfer
+        self._error: StorageError | None = None
+        self._error_at = 0.0
+
+    async def run(self) -> None:
+        """Save what arrives, for ever."""
+        while True:
+            await self._transfer.wait_due()
+            await self.save()
+
+    async def save(self) -> None:
+        """Make every piece that has arrived durable. An error of the disk goes to the readers."""
+        async with self.lock:
+            batch = await self._transfer.flush()
+            if not batch:
+                return
+            try:
+                wrong = await trio.to_thread.run_sync(self._transfer.stored.save, batch)
+            except StorageError as err:
+                self.on_storage_error(err)
+                return
+            self._transfer.settle(batch)
+            if wrong:
+                log.warning("torrent %s: %d pieces did not reach the disk", self._name, len(wrong))
+                await self._rejoin()
+            self._transfer.notify()
+
+    async def verify(self, pieces: range) -> list[int]:
+        """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.
+
+        Raises:
+            StorageError: the disk refused.
+            CorruptError: a file seeded where it lies changed since.
+        """
+        async with self.lock:
+            wrong = await trio.to_thread.run_sync(self._transfer.stored.drop_wrong, pieces)
+            if wrong:
+                log.warning(
+                    "torrent %s: pieces %s are wrong on the disk and fetched again",
+                    self._name,
+                    wrong,
+                )
+                await self._rejoin()
+        return wrong
+
+    async def mend(self) -> None:
+        """After an error of the disk: raise it again for a moment, then begin anew.
+
+        Raises:
+            StorageError: the error.
+        """
+        if self._error is None:
+            return
+        if trio.current_time() - self._error_at < RETRY_SECONDS:
+            raise StorageError(
+                str(self._error), errno=self._error.errno or errno.EIO, hint=self._error.hint
+            )
+        async with self.lock:
+            if self._error is not None:
+                self._error = None
+                await self._rejoin()
+
+    @property
+    def broken(self) -> bool:
+        """Whether the disk refused and it was not tried again yet."""
+        return self._error is not None
+
+    def on_storage_error(self, error: StorageError) -> None:
+        """Tell all who wait; the next who asks tries again, after a moment."""
+        if self._error is None:  # the first error is the cause, others follow from it
+            log.error("torrent %s: %s", self._name, error)
+            self._error, self._error_at = error, trio.current_time()
+        self._transfer.fail(self._error)
+
+    def forget_error(self) -> None:
+        """Begin anew: other content lies there now."""
+        self._error = None
+
+    async def _rejoin(self) -> None:
+        await self._transfer.leave()
+        self._transfer.join()

@@ -1,0 +1,231 @@
+"""The pieces of one torrent on their way: wanted by readers or in the background, then arrived."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import trio
+
+from p2pcloop.errors import P2pcloopError
+from p2pcloopd.engine.peers import Peers
+from p2pcloopd.engine.pieces import Pieces
+from p2pcloopd.engine.stored import Stored
+from p2pcloopd.engine.swarm import BACKGROUND, DEMAND, IDLE, Swarm
+
+log = logging.getLogger(__name__)
+
+SAVE_SECONDS = 1
+SAVE_BYTES = 8 << 20
+"""Arrived pieces are made durable after so long, or once they are so many."""
+
+FLUSH_SECONDS = 10
+"""How long a flush may take. Nothing depends on it: what is not in the file fails the compare."""
+
+
+class Transfer:
+    """What one torrent asks of its swarm, and what has come of it and is not durable yet.
+
+    Attributes:
+        disk: what is here, or None until the metadata is known; set by the owner.
+        running: whether the swarm is joined.
+        pieces: the readers that wait.
+    """
+
+    def __init__(self, swarm: Swarm, peers: Peers) -> None:
+        self.disk: Stored | None = None
+        self.running = False
+        self.pieces = Pieces(self._raise, self._lower)
+        self._swarm = swarm
+        self._peers = peers
+        self._arrived: set[int] = set()
+        self._background: set[int] = set()
+        self._background_users = 0
+        self._scan: Iterator[int] = iter(())
+        self._dirty = trio.Event()
+        self._plenty = trio.Event()
+        self._flushed = trio.Event()
+        self._changed = trio.Event()
+
+    @property
+    def stored(self) -> Stored:
+        """`disk`, where the metadata is known."""
+        assert self.disk is not None, "the metadata is not known yet"
+        return self.disk
+
+    @property
+    def arrived(self) -> int:
+        """How many pieces are here but not durable yet."""
+        return len(self._arrived)
+
+    def notify(self) -> None:
+        """Wake whoever is in `more`: something changed."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # --- the swarm --------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Join the swarm with what is durable, and ask again for what readers wait for."""
+        disk = self.disk
+        info = None if disk is None else disk.info
+        have = [] if disk is None else None if disk.in_place else disk.have.to_list()
+        self._swarm.start(info, have, self._peers.sources)
+        self.running = True
+        self._peers.try_again()
+        self._background.clear()
+        self._scan = iter(())
+        self._raise(self.pieces.wanted)
+        self.notify()
+
+    async def leave(self) -> None:
+        """Leave the swarm and forget what has arrived and is not durable."""
+        self.running = False
+        await self._swarm.stop()
+        self._arrived.clear()
+
+    # --- those who want pieces --------------------------------------------------------------
+
+    async def get(self, missing: list[int]) -> dict[int, bytes | None]:
+        """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
+        with self._peers.needed():
+            return await self.pieces.get(missing)
+
+    def fail(self, error: P2pcloopError) -> None:
+        """Tell all who wait that their pieces cannot be had."""
+        self.pieces.fail(error)
+        self.notify()
+
+    @contextmanager
+    def background(self) -> Iterator[None]:
+        """Say that somebody wants all that is missing, while the context lasts; see `more`."""
+        self._background_users += 1
+        try:
+            with self._peers.needed():
+                yield
+        finally:
+            self._background_users -= 1
+            if not self._background_users:
+                idle, self._background = self._background, set()
+                self._lower(idle)
+
+    async def more(self) -> None:
+        """Keep a window of background pieces asked for, and return when something changed."""
+        changed = self._changed
+        self._top_up()
+        await changed.wait()
+
+    def _top_up(self) -> None:
+        """Fill the window; nothing is added while a reader waits."""
+        if self.pieces.wanted or not self.running:
+            return
+        window = self._peers.window() // self.stored.layout.piece_length + 1
+        if len(self._background) > window // 2:
+            return  # in batches: a call to libtorrent for each piece would cost more
+        room = window - len(self._background)
+        fresh = list(islice(self._scan, room))
+        if not fresh and not self._background:
+            self._scan = self._absent()
+            fresh = list(islice(self._scan, room))
+        self._background.update(fresh)
+        self._swarm.prioritize(fresh, BACKGROUND)
+
+    def _absent(self) -> Iterator[int]:
+        """Go once through the pieces that are not here when they are come to."""
+        for piece in range(self.stored.layout.pieces):
+            if not self.stored.have.has(piece, piece) and piece not in self._arrived:
+                yield piece
+
+    def _raise(self, pieces: Iterable[int]) -> None:
+        if not self.running:
+            return
+        absent = []
+        for piece in pieces:
+            if self.stored.have.has(piece, piece):
+                self.pieces.deliver(piece, None)
+            elif piece in self._arrived:
+                self._swarm.read_piece(piece)
+            else:
+                absent.append(piece)
+        self._swarm.prioritize(absent, DEMAND)
+
+    def _lower(self, pieces: Iterable[int]) -> None:
+        if self.running:
+            unwanted = [p for p in pieces if p not in self._arrived and p not in self.pieces]
+            idle = [piece for piece in unwanted if piece not in self._background]
+            self._swarm.prioritize(idle, IDLE)
+            self._swarm.prioritize(self._background.intersection(unwanted), BACKGROUND)
+        self.notify()
+
+    # --- whoever makes them durable ---------------------------------------------------------
+
+    async def wait_due(self) -> None:
+        """Return when it is time to make durable what has arrived."""
+        await self._dirty.wait()
+        with trio.move_on_after(SAVE_SECONDS):
+            await self._plenty.wait()
+
+    async def flush(self) -> list[int]:
+        """Have libtorrent write what has arrived to the files; return those pieces, in order."""
+        self._dirty, self._plenty = trio.Event(), trio.Event()
+        if not self._arrived or not self.running:
+            return []
+        self._flushed = trio.Event()
+        batch = sorted(self._arrived)
+        self._swarm.flush()
+        with trio.move_on_after(FLUSH_SECONDS):
+            await self._flushed.wait()
+        return batch
+
+    def settle(self, batch: list[int]) -> None:
+        """Let go of pieces: each is durable now, or did not reach the disk."""
+        self._arrived.difference_update(batch)
+
+    # --- what libtorrent tells --------------------------------------------------------------
+
+    def on_piece_arrived(self, piece: int) -> None:
+        """Note that libtorrent has a piece and found it right."""
+        if self.disk is None or self.disk.have.has(piece, piece):
+            return
+        self._arrived.add(piece)
+        self._background.discard(piece)
+        if piece in self.pieces:
+            self._swarm.read_piece(piece)
+        self._dirty.set()
+        if len(self._arrived) * self.disk.layout.piece_length >= SAVE_BYTES:
+            self._plenty.set()
+        self.notify()
+
+    def on_piece_read(self, piece: int, data: bytes) -> None:
+        """Take a piece that `Swarm.read_piece` was asked for."""
+        self.pieces.deliver(piece, data)
+        self.notify()
+
+    def on_read_failed(self, piece: int) -> None:
+        """Note that libtorrent does not have a piece that it said it had: it is to come again."""
+        self._arrived.discard(piece)
+        if piece in self.pieces:
+            self._raise([piece])
+
+    def on_flushed(self) -> None:
+        """Note that libtorrent's cache is in the files."""
+        self._flushed.set()
+
+    def on_checked(self) -> None:
+        """Compare notes: after libtorrent looked at the files, or when its reports were lost."""
+        here, disk = self._swarm.here(), self.disk
+        if disk is None or len(here) != disk.layout.pieces:
+            return
+        if disk.in_place:
+            gone = [p for p, right in enumerate(here) if not right and disk.have.has(p, p)]
+            if gone:
+                log.error("%s", disk.changed_error())
+                disk.have.drop(*gone)
+            return
+        for piece, right in enumerate(here):
+            if right:
+                self.on_piece_arrived(piece)
+        self.on_flushed()
+        self._raise(self.pieces.wanted)
