@@ -51,8 +51,9 @@ class BlockServerProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        os.close(self._output)
+        # First its end: its last message, which nobody reads then, must not meet a closed pipe.
         os.waitpid(self._pid, 0)
+        os.close(self._output)
 
     def stop(self) -> None:
         """Have it make all durable and end."""

@@ -1,0 +1,183 @@
+"""What a user may do wrong: the commands say what was wrong, in one line, and change nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import (
+    BusyError,
+    FormatError,
+    GuestError,
+    MismatchError,
+    NeedsPackageError,
+    NotHereError,
+    P2pcloopError,
+    UsageError,
+)
+from p2pcloop.formats.link import parse_link
+from tests.support.programs import Guest, Node, Nodes, read_until
+
+pytestmark = pytest.mark.e2e
+
+PROGRAMS = ("linux.uml", "busybox", "bwrap", "cc", "ldd", "taskset")
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """One node for all: none of these commands leaves anything behind."""
+    with Nodes() as nodes:
+        yield nodes.make()
+
+
+def refused(node: Node, *words: str | Path, error: type[P2pcloopError], says: str) -> None:
+    """Run a command that must fail in the way of `error`, in a line or two."""
+    done = node.run(*words, code=error.exit_code)
+    said = [line for line in done.err.splitlines() if not line.startswith("starting p2pcloopd")]
+    assert done.out == ""
+    assert 1 <= len(said) <= 2, done.err
+    assert said[0].startswith("p2pcloop: "), said
+    assert says in " ".join(said)
+
+
+def test_an_empty_image(node: Node, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.img"
+    empty.touch()
+    for words in (("seed", empty, "--name", "x"), ("boot", empty), ("info", empty)):
+        refused(node, *words, error=UsageError, says="is empty")
+
+
+@pytest.mark.parametrize("size", [1, 1000, 512 * 1001, 4096 * 100 + 1])
+def test_an_odd_size_is_padded_and_that_is_said(node: Node, tmp_path: Path, size: int) -> None:
+    image, out = tmp_path / "odd.img", tmp_path / "out.img"
+    data = (b"not a multiple of anything. " * (size // 28 + 1))[:size]
+    image.write_bytes(data)
+    seeded = node.run("seed", image, "--name", f"odd-{size}", "--json")
+    assert "4 KiB" in seeded.err
+    assert "zeros" in seeded.err
+    node.run("export", json.loads(seeded.out)["name"], out)
+    assert out.read_bytes() == data.ljust(-(-size // 4096) * 4096, b"\0")
+
+
+@pytest.mark.parametrize("part", [0.001, 0.5, 0.999])
+def test_a_truncated_cloop(node: Node, cloop: Path, tmp_path: Path, part: float) -> None:
+    cut = tmp_path / "cut.cloop"
+    data = cloop.read_bytes()
+    cut.write_bytes(data[: int(part * len(data))])
+    for words in (("seed", cut, "--name", "x"), ("boot", cut), ("info", cut), ("verify", cut)):
+        refused(node, *words, error=FormatError, says="cloop")
+
+
+def test_a_damaged_cloop_is_not_published(node: Node, cloop: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.cloop"
+    data = bytearray(cloop.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    refused(node, "seed", damaged, "--name", "x", error=FormatError, says="block")
+    refused(node, "boot", damaged, error=FormatError, says="block")
+
+
+@pytest.mark.parametrize(
+    ("ref", "error", "says"),
+    [
+        ("magnet:?xt=urn:btih:" + "0" * 40, UsageError, "no x.p2pcloop part"),
+        ("magnet:?x.p2pcloop=nobody", FormatError, "name"),
+        ("http://127.0.0.1/image.cloop", NotHereError, "no file"),
+        ("@nobody/image", FormatError, "not a key"),
+        ("no-such-file.cloop", NotHereError, "no file"),
+        (".", UsageError, "directory"),
+    ],
+)
+@pytest.mark.parametrize("command", ["boot", "info", "fetch"])
+def test_a_ref_that_is_none(
+    node: Node, command: str, ref: str, error: type[P2pcloopError], says: str
+) -> None:
+    refused(node, command, ref, error=error, says=says)
+
+
+def test_names_and_links_that_lead_nowhere(nodes: Nodes, cloop: Path) -> None:
+    seeder, node = nodes.make(), nodes.make()
+    seeded = seeder.seed(cloop)
+    refused(node, "boot", seeded["name"], error=NotHereError, says=seeded["name"])
+    link = parse_link(seeded["link"])
+    other_name = replace(link.name, label="other")
+    for wrong, error in (
+        (replace(link, manifest_id=bytes(32)), MismatchError),
+        (replace(link, name=other_name), MismatchError),
+        (replace(link, manifest_torrent=link.pack_torrent or b""), FormatError),
+    ):
+        refused(node, "boot", str(wrong), error=error, says="manifest")
+
+
+@pytest.mark.parametrize("content", [bytes(1 << 20), b"\xeb\x3c\x90mkfs.fat" * 100_000])
+def test_no_file_system_that_boots(node: Node, tmp_path: Path, content: bytes) -> None:
+    image = tmp_path / "other.img"
+    image.write_bytes(content)
+    with Guest(node, image) as guest:
+        assert guest.wait(60) == GuestError.exit_code
+        lines = [line for line in guest.said.splitlines() if line.strip()]
+    assert "the guest cannot boot: the disk holds no ext2, ext3 or ext4 file system" in lines[0]
+    assert len(lines) <= 2
+
+
+def test_an_overlay_is_used_by_one_at_a_time(node: Node, cloop: Path, tmp_path: Path) -> None:
+    overlay, socket = tmp_path / "mine.delta", node.root.parent / "nbd"
+    serve = ("block", cloop, "--nbd", f"unix:{socket}", "--overlay", overlay)
+    with node.started(*serve) as serving:
+        read_until(serving, "serving at")
+        refused(node, "boot", cloop, "--overlay", overlay, error=BusyError, says=str(overlay))
+        other = f"unix:{socket}-2"
+        second = ("block", cloop, "--nbd", other, "--overlay", overlay)
+        refused(node, *second, error=BusyError, says=str(overlay))
+        assert serving.poll() is None
+
+
+def test_an_overlay_of_another_image(node: Node, cloop: Path, tmp_path: Path) -> None:
+    overlay, other = tmp_path / "mine.delta", tmp_path / "other.img"
+    with Guest(node, cloop, "--overlay", overlay) as guest:
+        guest.prompt()
+        guest.sh("echo mine > /root/mine")
+        guest.power_off()
+    before = overlay.read_bytes()
+    other.write_bytes(bytes(32 << 20))
+    out = tmp_path / "out.img"
+    for words in (("boot",), ("export", out), ("block", "--nbd", f"unix:{tmp_path}/s")):
+        command, *rest = words
+        asked = (command, other, *rest, "--overlay", overlay)
+        refused(node, *asked, error=MismatchError, says=str(overlay))
+    assert overlay.read_bytes() == before
+    assert not out.exists()
+    for asked in (("boot", overlay), ("seed", overlay, "--name", "x"), ("export", overlay, out)):
+        refused(node, *asked, error=UsageError, says="is an overlay")
+
+
+@pytest.mark.parametrize(
+    ("missing", "package"),
+    [("linux.uml", "user-mode-linux"), ("busybox", "busybox-static"), ("bwrap", "bubblewrap")],
+)
+def test_a_program_that_is_not_installed(
+    node: Node, cloop: Path, tmp_path: Path, missing: str, package: str
+) -> None:
+    for program in PROGRAMS:
+        found = shutil.which(program)
+        assert found is not None
+        if program != missing:
+            (tmp_path / program).symlink_to(found)
+    other = Node(node.root)
+    other.environment = node.environment | {"PATH": str(tmp_path)}
+    refused(other, "boot", cloop, error=NeedsPackageError, says=f"apt-get install {package}")
+
+
+def test_a_kernel_without_modules(node: Node, cloop: Path, tmp_path: Path) -> None:
+    kernel = tmp_path / "linux"
+    kernel.write_text('#!/bin/sh\n[ "$1" != --version ] || echo 6.1.999\n')
+    kernel.chmod(0o755)
+    boot = ("boot", cloop, "--kernel")
+    refused(node, *boot, kernel, error=NeedsPackageError, says="apt-get install user-mode-linux")
+    (tmp_path / "text").write_text("no kernel")
+    refused(node, *boot, tmp_path / "text", error=NeedsPackageError, says="cannot be run")
