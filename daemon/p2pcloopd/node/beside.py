@@ -12,6 +12,9 @@ from p2pcloopd.node.control_server import Call
 
 Result = TypeVar("Result")
 
+REPORT_SECONDS = 1
+"""Between two reports of how far an operation is."""
+
 
 async def tell_if_waiting(
     torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]

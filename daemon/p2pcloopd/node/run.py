@@ -18,8 +18,9 @@ from p2pcloopd.engine.seeding import OLD_PREFIX
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
+from p2pcloopd.node.image_operations import MANIFEST_PREFIX
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.operations import MANIFEST_PREFIX, OPERATIONS
+from p2pcloopd.node.operations import OPERATIONS
 from p2pcloopd.node.ports import choose_ports
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,92 @@
+"""Operations on one torrent (docs/formats/control.md)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import trio
+
+from p2pcloop.formats.link import MAX_PEERS
+from p2pcloop.formats.manifest import INFO_HASH_SIZE
+from p2pcloop.protocol.control import MAX_READ
+from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
+from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_if_waiting
+from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.node import Node
+
+_VERIFY_BYTES = 64 << 20
+
+
+async def add(node: Node, call: Call) -> dict[str, Any]:
+    """Know a torrent, and more places where it may be had; fetches nothing yet."""
+    fields = fields_of(call)
+    info_hash = fields.data("torrent", INFO_HASH_SIZE)
+    peers = [check_peer(item) for item in fields.items("peers", MAX_PEERS)]
+    trackers = [check_url(url) for url in fields.items("trackers", MAX_PEERS)]
+    web_seeds = [check_url(url) for url in fields.items("web_seeds", MAX_PEERS)]
+    fields.end()
+    await node.add(info_hash, peers, trackers, web_seeds)
+    return {}
+
+
+async def layout(node: Node, call: Call) -> dict[str, Any]:
+    """The torrent's files; waits for its metadata."""
+    torrent = only_torrent(node, call)
+    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
+    return {
+        "name": found.name,
+        "files": [[str(path), size] for path, size in found.files],
+        "piece_length": found.piece_length,
+        "size": found.total_size,
+    }
+
+
+async def read(node: Node, call: Call) -> dict[str, Any]:
+    """Bytes of the torrent's content; waits for them as long as it takes."""
+    fields = fields_of(call)
+    torrent = take_torrent(node, fields)
+    offset = fields.integer("offset", 0, MAX_IMAGE_SIZE)
+    length = fields.integer("length", 1, MAX_READ)
+    heal = fields.boolean("heal")
+    fields.end()
+    await call.hold(length)
+    read = partial(torrent.read, offset, length, heal=heal)
+    return {"data": await tell_if_waiting(torrent, call, node.config.waiting_after, read)}
+
+
+async def fetch(node: Node, call: Call) -> dict[str, Any]:
+    """Bring the whole torrent here."""
+    torrent = only_torrent(node, call)
+
+    async def report() -> None:
+        while True:
+            await trio.sleep(REPORT_SECONDS)
+            traffic = torrent.traffic()
+            await call.emit(
+                "progress",
+                have=torrent.have_bytes,
+                size=0 if torrent.layout is None else torrent.layout.total_size,
+                rate=traffic.down_rate,
+                peers=sum(peer.connected for peer in traffic.peers),
+            )
+
+    await beside(
+        report,
+        partial(tell_if_waiting, torrent, call, node.config.waiting_after, torrent.fetch_all),
+    )
+    return {}
+
+
+async def verify(node: Node, call: Call) -> dict[str, Any]:
+    """Compare what is here with its hashes; what is wrong is dropped, to be fetched again."""
+    torrent = only_torrent(node, call)
+    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
+    step = max(1, _VERIFY_BYTES // found.piece_length)
+    bad: list[int] = []
+    for first in range(0, found.pieces, step):
+        pieces = range(first, min(first + step, found.pieces))
+        bad += await torrent.verify(pieces)
+        await call.emit("progress", checked=pieces.stop, pieces=found.pieces)
+    return {"pieces": found.pieces, "bad": bad}
