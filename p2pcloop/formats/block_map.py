@@ -145,6 +145,10 @@ def _follows(first: Run, second: Run) -> bool:
     return (first.chunk + chunks, within) == (second.chunk, second.within)
 
 
+Piece = tuple[int, int, int, int]
+"""Layer, chunk, first block within the chunk, number of blocks."""
+
+
 class BlockMap:
     """A sorted list of runs, kept in arrays (18 bytes a run), looked up by bisect."""
 
@@ -177,38 +181,46 @@ class BlockMap:
             self._layers,
         )
 
-    def pieces(self, block: int, count: int) -> Iterator[tuple[int, int, int, int]]:
-        """Cut `count` blocks from `block` on into what each chunk holds of them, in order.
+    def pieces(self, block: int, count: int) -> Sequence[Piece]:
+        """Cut `count` (at least 1) blocks from `block` on into what each chunk holds, in order.
 
-        Yields:
-            (layer, chunk, first block within the chunk, count); `ZERO_CHUNK` for what reads as
-            zeros, be it said by a run or held by none.
+        What no run holds is told as `ZERO_CHUNK`, like what a run says reads as zeros.
         """
+        index = bisect_right(self._starts, block) - 1
+        if index >= 0 and block + count <= self._starts[index] + self._counts[index]:
+            # The usual case, on every read: all of it in one run.
+            return self._run_pieces(index, block, block + count)
+        return self._pieces(index, block, block + count)
+
+    def _pieces(self, index: int, block: int, end: int) -> list[Piece]:
         starts, counts = self._starts, self._counts
-        end = block + count
-        index = bisect_right(starts, block) - 1
+        found: list[Piece] = []
         while block < end:
             if index >= 0 and block < starts[index] + counts[index]:
                 stop = min(end, starts[index] + counts[index])
-                yield from self._run_pieces(index, block, stop)
+                found += self._run_pieces(index, block, stop)
                 block = stop
             index += 1
             stop = min(end, starts[index]) if index < len(starts) else end
             if stop > block:
-                yield 0, ZERO_CHUNK, 0, stop - block
+                found.append((0, ZERO_CHUNK, 0, stop - block))
                 block = stop
+        return found
 
-    def _run_pieces(self, index: int, block: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+    def _run_pieces(self, index: int, block: int, stop: int) -> Sequence[Piece]:
         chunk = self._chunks[index]
         if chunk == ZERO_CHUNK:
-            yield 0, ZERO_CHUNK, 0, stop - block
-            return
+            return ((0, ZERO_CHUNK, 0, stop - block),)
         layer, per_chunk = self._layers[index], self._per_chunks[index]
         chunks, within = divmod(self._withins[index] + block - self._starts[index], per_chunk)
         chunk += chunks
+        if stop - block <= per_chunk - within:
+            return ((layer, chunk, within, stop - block),)
+        found: list[Piece] = []
         while block < stop:
             count = min(per_chunk - within, stop - block)
-            yield layer, chunk, within, count
+            found.append((layer, chunk, within, count))
             block += count
             chunk += 1
             within = 0
+        return found

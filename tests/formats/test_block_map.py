@@ -85,7 +85,7 @@ def test_merged_layers_read_as_the_array_model(
     for first, second in itertools.pairwise(merged):
         assert first.end <= second.start
     block = data.draw(st.integers(0, BLOCKS - 1))
-    count = data.draw(st.integers(0, BLOCKS - block))
+    count = data.draw(st.integers(1, BLOCKS - block))
     assert look_up(BlockMap(merged), block, count) == model[block : block + count]
 
 
