@@ -56,7 +56,11 @@ class LocalContent:
         """See `Content.read`; nothing is ever missing."""
         if offset < len(self._index):
             return self._index[offset : offset + length]
-        data = os.pread(self._fd, length, offset - len(self._index))
+        try:
+            data = os.pread(self._fd, length, offset - len(self._index))
+        except OSError as err:
+            message = f"{self._path} cannot be read: {err.strerror}"
+            raise StorageError(message, errno=err.errno or 0) from err
         if len(data) != length:
             self.reject(offset, length, "a part of the file")
         return data
@@ -106,6 +110,8 @@ class StoredContent:
             return data
         if not self._is_here(offset, length):
             raise Missing([ByteRange(self._torrent, offset, length)])
+        # What was healed once may go bad on this disk again.
+        self._healed.discard((offset, length))
         data = self._read_files(offset, length)
         if len(data) != length:
             self.reject(offset, length, "a part of a file in the store")
@@ -142,10 +148,13 @@ class StoredContent:
         return self._have.has(offset // size, (offset + length - 1) // size)
 
     def _read_files(self, offset: int, length: int) -> bytes:
+        """Return fewer bytes where a file was cut short, none where it was taken away."""
         in_pack = offset >= self._index_length
-        fd = self._open_file("pack" if in_pack else "index")
         try:
+            fd = self._open_file("pack" if in_pack else "index")
             return os.pread(fd, length, offset - self._index_length if in_pack else offset)
+        except FileNotFoundError:
+            return b""
         except OSError as err:
             raise StorageError(
                 f"{self._directory} cannot be read: {err.strerror}", errno=err.errno or 0
@@ -154,8 +163,10 @@ class StoredContent:
     def _open_file(self, name: str) -> int:
         """Open a file of the torrent once a piece of it is here, not before: it may not exist."""
         if name not in self._fds:
-            root = next((self._directory / "data").iterdir())
-            self._fds[name] = _open(root / name)
+            path = next(self._directory.glob(f"data/*/{name}"), None)
+            if path is None:
+                raise FileNotFoundError
+            self._fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return self._fds[name]
 
 

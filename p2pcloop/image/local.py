@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.errors import NotHereError, StorageError, UsageError
+from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.overlay_header import MAGIC as OVERLAY_MAGIC
@@ -45,11 +47,14 @@ def inspect_file(path: Path) -> ImageFile:
         UsageError: it is not a file, or empty.
     """
     try:
+        # Before it is opened: opening a FIFO waits for a writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{path} is not a file: a regular one is needed")
         with path.open("rb") as file:
             start = file.read(512)
             size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - 512))
-            end = file.read(512)
+            file.seek(max(0, size - CLOOP_HEADER_SIZE))
+            end = file.read(CLOOP_HEADER_SIZE)
     except FileNotFoundError as err:
         raise NotHereError(
             f"there is no file {path}", hint="check the path; a link begins with magnet:?"
@@ -79,13 +84,18 @@ def open_local(
     Raises:
         UsageError: it is an overlay, or a cloop whose blocks are no multiple of 4 KiB.
         FormatError: it is damaged.
+        StorageError: the disk refused.
     """
     if file.kind == "overlay":
         raise UsageError(
             f"{file.path} is an overlay, not an image",
             hint="name the image that it was made on, and the overlay with --overlay",
         )
-    index = _load_index(file, cache) or _save_index(file, cache, make_index(file, progress))
+    try:
+        index = _cached_index(file, cache, progress) if cache else make_index(file, progress)
+    except OSError as err:
+        message = f"{err.filename or file.path}: {err.strerror}"
+        raise StorageError(message, errno=err.errno or 0) from err
     layer = Layer(LocalContent(file.path, index), open_index(index))
     return MergedImage([layer], cache_size=cache_size)
 
@@ -113,29 +123,23 @@ def make_index(file: ImageFile, progress: Progress) -> bytes:
         return index_raw(lambda offset, length: os.pread(fd, length, offset), file.size, progress)
 
 
-def _cache_path(file: ImageFile, cache: Path) -> Path:
+def _cached_index(file: ImageFile, cache: Path, progress: Progress) -> bytes:
+    """What was kept, if it is whole: its last 32 bytes are the SHA-256 of the rest."""
+    # Named before the file is read: what is written to it meanwhile gives it another name.
+    place = cache / _cache_name(file)
+    if place.exists():
+        kept = place.read_bytes()
+        if hashlib.sha256(kept[:-32]).digest() == kept[-32:]:
+            return kept[:-32]
+    index = make_index(file, progress)
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{place.name}.{os.getpid()}")
+    temporary.write_bytes(index + hashlib.sha256(index).digest())
+    temporary.replace(place)
+    return index
+
+
+def _cache_name(file: ImageFile) -> str:
     status = file.path.stat()
     facts = (str(file.path), status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
-    return cache / hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
-def _load_index(file: ImageFile, cache: Path | None) -> bytes | None:
-    """What was kept, if it is whole: its last 32 bytes are the SHA-256 of the rest."""
-    if cache is None:
-        return None
-    try:
-        data = _cache_path(file, cache).read_bytes()
-    except FileNotFoundError:
-        return None
-    index, digest = data[:-32], data[-32:]
-    return index if hashlib.sha256(index).digest() == digest else None
-
-
-def _save_index(file: ImageFile, cache: Path | None, index: bytes) -> bytes:
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        place = _cache_path(file, cache)
-        temporary = place.with_name(f"{place.name}.{os.getpid()}")
-        temporary.write_bytes(index + hashlib.sha256(index).digest())
-        temporary.replace(place)
-    return index
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

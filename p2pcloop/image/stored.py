@@ -47,6 +47,8 @@ class StoredImage:
         if missing:
             raise Missing(missing)
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
+        if layers[-1].header.image_size != self._manifest.size:
+            raise _mismatch("the image has another size than the manifest says")
         return MergedImage(layers, cache_size=cache_size)
 
     def close(self) -> None:
@@ -61,9 +63,10 @@ class StoredImage:
         if ref.layer_id not in self._headers:
             header = load_header(content, ref.layer_id, ref.header_length)
             if (header.index_length, header.pack_length) != (ref.index_length, ref.pack_length):
-                raise MismatchError(
-                    "a layer has other sizes than the manifest says",
-                    hint="ask the publisher to publish the image again",
-                )
+                raise _mismatch("a layer has other sizes than the manifest says")
             self._headers[ref.layer_id] = header
         self._layers[ref.layer_id] = Layer(content, self._headers[ref.layer_id])
+
+
+def _mismatch(message: str) -> MismatchError:
+    return MismatchError(message, hint="ask the publisher to publish the image again")

@@ -106,7 +106,6 @@ def test_pieces_end_where_chunks_end() -> None:
         (0, ZERO_CHUNK, 0, 2),
     ]
     assert list(block_map.pieces(13, 2)) == [(0, 5, 1, 2)]
-    assert list(block_map.pieces(12, 0)) == []
 
 
 def test_runs_without_a_seam_are_joined() -> None:

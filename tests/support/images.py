@@ -145,7 +145,7 @@ class StoredLayer:
         self.write(bytes(data[:length]), bytes(data[length:]))
         self.have.add(pieces)
 
-    def write(self, index: bytes, pack: bytes) -> None:
+    def write(self, index: bytes | bytearray, pack: bytes | bytearray) -> None:
         """Overwrite the files where they lie."""
         for path, data in ((self.index_path, index), (self.pack_path, pack)):
             with path.open("r+b") as file:
