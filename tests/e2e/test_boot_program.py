@@ -1,0 +1,169 @@
+"""`p2pcloop boot` as a program: how it ends, and that it leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import DaemonError, GuestError
+from tests.support.programs import (
+    BOUND,
+    Guest,
+    Node,
+    Nodes,
+    started,
+    tool,
+    wait_readable,
+)
+from tools.tiny_image import SHELL_PROMPT
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory for the temporary files of one program."""
+    with tempfile.TemporaryDirectory(prefix="p2pt-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def node(nodes: Nodes, temporary: Path) -> Node:
+    node = nodes.make()
+    node.environment["TMPDIR"] = str(temporary)
+    return node
+
+
+@contextmanager
+def nothing_left(guest: Guest, node: Node, temporary: Path) -> Iterator[None]:
+    """After the block: no process of the guest, no temporary file, and no overlay of its own."""
+    processes = guest.processes()
+    assert len(processes) > 3, processes
+    assert any(temporary.iterdir())
+    yield
+    assert [process for process in processes if process.runs()] == []
+    assert list(temporary.iterdir()) == []
+    assert list(node.home.tmp.iterdir()) == []
+
+
+def test_poweroff(node: Node, cloop: Path, temporary: Path) -> None:
+    with Guest(node, cloop) as guest:
+        guest.prompt()
+        with nothing_left(guest, node, temporary):
+            guest.power_off()
+        assert guest.said == ""
+
+
+def test_an_interrupt_shuts_the_guest_down(
+    node: Node, cloop: Path, temporary: Path, tmp_path: Path
+) -> None:
+    overlay, report, merged = tmp_path / "o", tmp_path / "report", tmp_path / "merged.img"
+    with Guest(node, cloop, "--overlay", overlay, "--report", report) as guest:
+        guest.prompt()
+        guest.sh("echo not synced > /root/mine")
+        with nothing_left(guest, node, temporary):
+            guest.process.send_signal(signal.SIGINT)
+            assert guest.wait(BOUND) == 0
+        assert "the guest shuts down" in guest.said
+    assert json.loads(report.read_text())["exit_code"] == 0
+    node.run("export", cloop, merged, "--overlay", overlay)
+    tool("e2fsck", "-fn", merged)
+    assert tool("debugfs", "-R", "cat /root/mine", merged) == "not synced\n"
+
+
+def test_a_second_interrupt_ends_it_at_once(node: Node, cloop: Path, temporary: Path) -> None:
+    deaf = "quiet init=/bin/sh PS1='tiny# '"
+    with Guest(node, cloop, "--append", deaf) as guest:
+        guest.prompt()
+        guest.sh("echo 0 > /proc/sys/kernel/ctrl-alt-del")
+        guest.prompt()
+        with nothing_left(guest, node, temporary):
+            guest.process.send_signal(signal.SIGINT)
+            guest.prompt()  # all that Ctrl-Alt-Del does to a shell
+            assert "again: end it" in guest.said
+            guest.process.send_signal(signal.SIGINT)
+            assert guest.wait(BOUND) == 128 + signal.SIGKILL
+
+
+def test_a_hangup_ends_it_at_once(node: Node, cloop: Path, temporary: Path) -> None:
+    with Guest(node, cloop) as guest:
+        guest.prompt()
+        with nothing_left(guest, node, temporary):
+            guest.process.send_signal(signal.SIGHUP)
+            assert guest.wait(BOUND) == 128 + signal.SIGKILL
+
+
+def test_a_killed_boot_takes_its_processes_along(node: Node, cloop: Path) -> None:
+    with Guest(node, cloop) as guest:
+        guest.prompt()
+        boot, *others = guest.processes()
+        boot.kill()
+        for process in others:
+            process.wait()
+
+
+def test_a_panic_and_a_dead_block_server_are_errors(node: Node, cloop: Path) -> None:
+    with Guest(node, cloop) as guest:
+        guest.prompt()
+        guest.send_line("echo c > /proc/sysrq-trigger")
+        assert guest.wait(BOUND) not in (0, GuestError.exit_code)
+    with Guest(node, cloop) as guest:
+        guest.prompt()
+        _, *others = guest.processes()
+        server = next(process for process in others if is_python(process.pid))
+        server.kill()
+        assert guest.wait(BOUND) == DaemonError.exit_code
+        assert "block server died" in guest.said
+        for process in others:
+            process.wait()
+
+
+def is_python(pid: int) -> bool:
+    return Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve()
+
+
+def test_the_terminal_is_as_it_was(node: Node, cloop: Path) -> None:
+    """On a controlling terminal: Ctrl-C comes as a key."""
+    master, terminal = os.openpty()
+    before = termios.tcgetattr(terminal)
+    login = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
+    command = node.command("boot", cloop, "--append", "quiet")
+    shown = b""
+
+    def wait_for(text: str) -> None:
+        nonlocal shown
+        while text.encode() not in shown:
+            assert wait_readable(master), shown
+            shown += os.read(master, 4096)
+        shown = shown.partition(text.encode())[2]
+
+    with started(
+        [sys.executable, "-c", login, *command],
+        env=node.environment, stdin=terminal, stdout=terminal, stderr=terminal,
+    ) as boot:  # fmt: skip
+        wait_for(SHELL_PROMPT)
+        assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+        os.write(master, b"\x03")
+        wait_for("the guest shuts down")
+        wait_for("reboot: Restarting system")
+        assert boot.wait(BOUND) == 0
+    assert termios.tcgetattr(terminal) == before
+    for fd in (master, terminal):
+        os.close(fd)
+
+
+def test_console_in_a_file_and_no_input(node: Node, cloop: Path, tmp_path: Path) -> None:
+    console = tmp_path / "console"
+    append = "init=/sbin/poweroff -- -f"
+    done = node.run("boot", cloop, "--console", console, "--append", append)
+    assert (done.out, done.err) == ("", "")
+    assert "reboot: System halted" in console.read_text()
