@@ -31,7 +31,7 @@ from p2pcloopd.engine.settings import EngineSettings
 
 
 async def main(store, info_hash, host, port):
-    settings = EngineSettings(("127.0.0.2:0",), ("127.0.0.2",), download_rate=1_500_000)
+    settings = EngineSettings((("127.0.0.2", 0),), ("127.0.0.2",), download_rate=1_500_000)
     async with open_engine(settings, Path(store)) as engine:
         torrent = await engine.add(bytes.fromhex(info_hash), peers=[(host, int(port))])
         await torrent.read(10 * 16384, 7 * 16384)

@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 from p2pcloop.errors import BusyError, FormatError, UsageError
+from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine import peers, settings
-from p2pcloopd.engine.peers import format_peer
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, until
 

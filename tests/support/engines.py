@@ -60,7 +60,7 @@ def open_at(
     store: Path, host: str, port: int = 0, on_stall: Callable[[Torrent], None] | None = None
 ) -> AbstractAsyncContextManager[Engine]:
     """Open an engine on a store, listening on and connecting from a loopback address."""
-    settings = EngineSettings(listen=(f"{host}:{port}",), outgoing=(host,))
+    settings = EngineSettings(listen=((host, port),), outgoing=(host,))
     return open_engine(settings, store, on_stall)
 
 

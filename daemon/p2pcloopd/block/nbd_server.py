@@ -32,11 +32,10 @@ from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
 from p2pcloop.protocol.nbd_export import Export
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_sender import ReplySender
+from p2pcloopd.block.nbd_waiting import Waiting
 from p2pcloopd.block.shared_flush import SharedFlush
 
 MAX_CONNECTIONS: Final = 16
-MAX_WAITING: Final = 256
-MAX_WAITING_PAYLOAD: Final = 64 << 20
 HANDSHAKE_SECONDS: Final = 30
 
 MAX_INLINE_CHANGE: Final = 4 << 20
@@ -72,35 +71,6 @@ async def serve_nbd(
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
 
-class _Waiting:
-    """Counts the requests of one connection that wait in tasks."""
-
-    def __init__(self) -> None:
-        self._requests = 0
-        self._payload = 0
-        self._parked = trio.lowlevel.ParkingLot()
-
-    def has_room(self, payload: int) -> bool:
-        return self._requests < MAX_WAITING and self._payload + payload <= MAX_WAITING_PAYLOAD
-
-    async def room(self, payload: int) -> None:
-        while not self.has_room(payload):
-            await self._parked.park()
-
-    async def nothing(self) -> None:
-        while self._requests:
-            await self._parked.park()
-
-    def add(self, payload: int) -> None:
-        self._requests += 1
-        self._payload += payload
-
-    def remove(self, payload: int) -> None:
-        self._requests -= 1
-        self._payload -= payload
-        self._parked.unpark_all()
-
-
 class _Connection:
     def __init__(self, backend: Backend, shared_flush: SharedFlush, sock: socket.socket) -> None:
         self._backend = backend
@@ -111,7 +81,7 @@ class _Connection:
         self._session = trio.CancelScope()
         self._sender = ReplySender(sock, lost=self._session.cancel)
         self._tasks: trio.Nursery
-        self._waiting = _Waiting()
+        self._waiting = Waiting()
         self._waiting_reads: set[trio.CancelScope] = set()
 
     async def run(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from p2pcloop.formats.link import format_peer
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.swarm import Swarm
 
@@ -40,12 +41,6 @@ class PeerTried:
     def __str__(self) -> str:
         state = "connected" if self.connected else self.error or "no answer yet"
         return f"{self.address} ({state})"
-
-
-def format_peer(peer: Peer) -> str:
-    """`host:port`, an IPv6 host in brackets."""
-    host, port = peer
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_address(host: str) -> bool:

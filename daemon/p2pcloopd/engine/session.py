@@ -19,10 +19,11 @@ import libtorrent as lt
 import trio
 
 from p2pcloop.errors import BusyError, StorageError, UsageError
+from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.listening import Listening
-from p2pcloopd.engine.peers import format_peer, is_address
+from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.settings import EngineSettings, session_settings
 from p2pcloopd.engine.swarm import PeerStatistics, Traffic
@@ -231,7 +232,7 @@ class Session:
         self.listening = Listening(settings.listen)
         self.swarms: dict[lt.torrent_handle, SessionSwarm] = {}
         self._totals: list[Callable[[dict[str, int]], None]] = []
-        values: Any = session_settings(settings, self.listening.wanted) | {"alert_mask": _ALERTS}
+        values: Any = session_settings(settings) | {"alert_mask": _ALERTS}
         params = lt.session_params(values)
         # No cache of its own: what is written is in the file at once, and in the kernel's cache.
         # Against the default back end it took less CPU and answered demand as soon or sooner.

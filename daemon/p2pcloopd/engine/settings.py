@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE
+from p2pcloopd.engine.record import Peer
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +18,9 @@ class EngineSettings:
     """How a node meets others.
 
     Attributes:
-        listen: `HOST:PORT` of each TCP socket to listen on: addresses, IPv6 in brackets;
-            0.0.0.0 or [::] for every interface; port 0 takes a free one; empty: nobody can
-            connect.
+        listen: address and port of each TCP socket to listen on. Port 0 takes a free one, but
+            0.0.0.0 and :: (every interface) need a port, or each interface gets another. Empty:
+            nobody can connect.
         outgoing: local addresses to connect from; empty: as the system routes.
         dht, lsd, upnp, natpmp, pex: ways to find peers that the user did not name, or to be found
             by them; all off.
@@ -27,7 +29,7 @@ class EngineSettings:
         user_agent: what peers are told.
     """
 
-    listen: tuple[str, ...] = ("127.0.0.1:0",)
+    listen: tuple[Peer, ...] = (("127.0.0.1", 0),)
     outgoing: tuple[str, ...] = ()
     dht: bool = False
     lsd: bool = False
@@ -39,16 +41,14 @@ class EngineSettings:
     user_agent: str = "p2pcloop/0.1"
 
 
-def session_settings(settings: EngineSettings, listen: list[tuple[str, int]]) -> dict[str, object]:
+def session_settings(settings: EngineSettings) -> dict[str, object]:
     """The libtorrent settings (libtorrent.org, "settings_pack") that make a node of ours."""
-    return _network(settings, listen) | _QUIET | _DEMAND | _PEERS | _RESOURCES
+    return _network(settings) | _QUIET | _DEMAND | _PEERS | _RESOURCES
 
 
-def _network(settings: EngineSettings, listen: list[tuple[str, int]]) -> dict[str, object]:
+def _network(settings: EngineSettings) -> dict[str, object]:
     return {
-        "listen_interfaces": ",".join(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in listen
-        ),
+        "listen_interfaces": ",".join(map(format_peer, settings.listen)),
         "outgoing_interfaces": ",".join(settings.outgoing),
         "enable_dht": settings.dht,
         "enable_lsd": settings.lsd,

@@ -10,7 +10,6 @@ from typing import Any
 import trio
 
 from p2pcloop.errors import UsageError
-from p2pcloop.formats.link import format_peer
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import open_engine
@@ -74,7 +73,7 @@ async def _serve(node: Node, ready: Callable[[], None]) -> None:
 
 def _engine_settings(config: Config, listen: Iterable[tuple[str, int]]) -> EngineSettings:
     return EngineSettings(
-        listen=tuple(map(format_peer, listen)),
+        listen=tuple(listen),
         dht=config.discovery.dht,
         lsd=config.discovery.lsd,
         upnp=config.discovery.upnp,
