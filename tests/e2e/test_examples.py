@@ -1,0 +1,88 @@
+"""Each of examples/, run as its first lines say."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs import BOUND, P2PCLOOP, tool
+from tools.console import Console
+from tools.tiny_image import SHELL_PROMPT
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where an example makes its temporary files. It removes them, and leaves no process."""
+    monkeypatch.setenv("PATH", f"{P2PCLOOP.parent}:{os.environ['PATH']}")
+    with tempfile.TemporaryDirectory(prefix="p2px-") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        yield Path(directory)
+        assert list(Path(directory).iterdir()) == []
+    assert running_with(directory) == []
+
+
+def running_with(word: str) -> list[str]:
+    """Command lines that hold a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [line] if word in line else []
+    return found
+
+
+def on_terminal(tmp_path: Path, *words: str | Path) -> Console:
+    return Console([str(word) for word in words], log=tmp_path / "log", errors=tmp_path / "errors")
+
+
+def test_boot_from_a_peer(cloop: Path, tmp_path: Path, temporary: Path) -> None:
+    with on_terminal(tmp_path, EXAMPLES / "boot-from-a-peer.sh", cloop) as example:
+        example.expect(r"the link: magnet:\?xt=", BOUND)
+        example.expect(SHELL_PROMPT, BOUND)
+        assert list(temporary.iterdir()) != []
+        example.send_line("poweroff")
+        example.expect(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", BOUND)
+        example.expect(r"from 127\.0\.0\.1:\d+", BOUND)
+        assert example.wait(BOUND) == 0
+
+
+@pytest.mark.usefixtures("temporary")
+def test_keep_changes(cloop: Path, tmp_path: Path) -> None:
+    overlay = tmp_path / "mine.delta"
+    with on_terminal(tmp_path, EXAMPLES / "keep-changes.sh", cloop, overlay) as example:
+        example.expect(SHELL_PROMPT, BOUND)
+        example.run("echo kept > /root/mine", BOUND)
+        example.send_line("poweroff")
+        example.expect("the second boot", BOUND)
+        example.expect(SHELL_PROMPT, BOUND)
+        assert example.run("cat /root/mine", BOUND).split() == ["kept"]
+        example.send_line("poweroff")
+        example.expect("made on +an image file", BOUND)
+        example.expect("format +cloop V2.0", BOUND)
+        assert example.wait(BOUND) == 0
+    raw = tmp_path / "raw"
+    tool("extract_compressed_fs", overlay.with_suffix(".delta.cloop"), raw)
+    assert tool("debugfs", "-R", "cat /root/mine", raw) == "kept\n"
+
+
+@pytest.mark.usefixtures("temporary")
+def test_use_with_nbd(image: Path, cloop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.img"
+    said = tool(EXAMPLES / "use-with-nbd.sh", cloop, out)
+    assert "export-size: 33554432" in said
+    assert "identical" in said
+    assert out.read_bytes() == image.read_bytes()
+
+
+def test_every_example_has_a_test() -> None:
+    names = {path.stem for path in EXAMPLES.iterdir()}
+    assert names == {"boot-from-a-peer", "keep-changes", "use-with-nbd"}
