@@ -22,9 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from isal import isal_zlib
-
 from p2pcloop.errors import FormatError, NotHereError, StorageError
+from p2pcloop.formats.zlib_stream import decode_block
 from p2pcloop.units import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, SECTOR_SIZE
 
 PREAMBLE_SIZE = 128
@@ -193,32 +192,6 @@ def _read_exactly(read: Callable[[int, int], bytes], offset: int, length: int) -
     if len(data) != length:
         raise FormatError(f"the file ends inside the {length} bytes at {offset}")
     return data
-
-
-def decode_block(data: bytes | memoryview, block_size: int) -> bytes:
-    """Return the content of one zlib stream (RFC 1950) that holds exactly `block_size` bytes.
-
-    Never makes more than `block_size` + 1 bytes, whatever the stream claims. Other threads run
-    meanwhile.
-
-    Raises:
-        FormatError: damaged, cut off, of another size, or followed by something.
-    """
-    # isal's one-shot decompress() is a quarter faster, but knows no limit to its output.
-    stream = isal_zlib.decompressobj()
-    try:
-        block = stream.decompress(data, block_size + 1)
-    except isal_zlib.error as err:  # type: ignore[misc]  # its stub gives an instance for the class
-        raise FormatError(f"a zlib stream is damaged: {err}") from err
-    if len(block) > block_size:
-        raise FormatError(f"a zlib stream holds more than {block_size} bytes")
-    if not stream.eof:
-        raise FormatError("a zlib stream is cut off")
-    if len(block) != block_size:
-        raise FormatError(f"a zlib stream holds {len(block)} bytes, not {block_size}")
-    if stream.unused_data:
-        raise FormatError(f"{len(stream.unused_data)} bytes follow a zlib stream")
-    return block
 
 
 class CloopFile:

@@ -8,7 +8,7 @@ import zstandard
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.chunk_table import Codec
-from p2pcloop.formats.cloop import decode_block
+from p2pcloop.formats.zlib_stream import decode_block
 
 
 class _Decompressors(threading.local):

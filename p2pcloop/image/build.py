@@ -16,8 +16,9 @@ import zstandard
 from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.block_map import Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
-from p2pcloop.formats.cloop import CloopFile, decode_block
+from p2pcloop.formats.cloop import CloopFile
 from p2pcloop.formats.index import build_index
+from p2pcloop.formats.zlib_stream import decode_block
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 

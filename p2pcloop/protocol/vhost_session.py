@@ -12,11 +12,18 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from p2pcloop.protocol.vhost_state import (
+    Effect,
+    MemoryChanged,
+    Region,
+    RingChanged,
+    Vring,
+    parse_regions,
+)
 from p2pcloop.protocol.vhost_user import (
-    MAX_REGIONS,
     Code,
     Message,
     ProtocolError,
@@ -33,8 +40,6 @@ MAX_CONFIG = 256
 _U64 = struct.Struct("<Q")
 _STATE = struct.Struct("<II")
 _ADDRESSES = struct.Struct("<IIQQQQ")
-_MEMORY = struct.Struct("<II")
-_REGION = struct.Struct("<QQQQ")
 _CONFIG = struct.Struct("<III")
 _RING_INDEX, _NO_FD = 0xFF, 0x100
 
@@ -55,60 +60,6 @@ OFFERED = int(
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A part of a file that is guest memory; all in bytes."""
-
-    guest_address: int
-    size: int
-    user_address: int
-    file_offset: int
-    fd: int
-
-
-@dataclass(slots=True)
-class Vring:
-    """What the front end said about one queue.
-
-    Attributes:
-        size: entries.
-        base: the available index to start from, or where it was stopped (set by the owner).
-        addresses: descriptor table, used ring, available ring; the front end's addresses.
-        started: from the moment it has a kick descriptor until GET_VRING_BASE.
-        enabled: by SET_VRING_ENABLE, or always where there are no protocol features.
-        kick, call, err: descriptors; None where it has none.
-    """
-
-    size: int = 0
-    base: int = 0
-    addresses: tuple[int, int, int] | None = None
-    started: bool = False
-    enabled: bool = False
-    kick: int | None = None
-    call: int | None = None
-    err: int | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether it is to be served."""
-        return self.started and self.enabled
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryChanged:
-    """Effect: `Session.regions` are other ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class RingChanged:
-    """Effect: serve the ring anew if it is `running`, else stop and note its `base`."""
-
-    index: int
-
-
-Effect = MemoryChanged | RingChanged | None
 
 
 @dataclass(slots=True)
@@ -220,33 +171,11 @@ def _set_protocol_features(session: Session, message: Message) -> Effect:
 
 
 def _set_memory(session: Session, message: Message) -> Effect:
-    payload = message.payload
-    count = _MEMORY.unpack_from(payload)[0] if len(payload) >= _MEMORY.size else 0
-    # UML sends its table whole, however many regions are in it.
-    if not 0 < count <= MAX_REGIONS or len(payload) < _MEMORY.size + count * _REGION.size:
-        raise RefusedError(f"a memory table of {count} regions in {len(payload)} bytes")
-    if len(message.fds) != count:
-        raise RefusedError(f"{count} regions of memory with {len(message.fds)} descriptors")
-    fields = _REGION.iter_unpack(payload[_MEMORY.size : _MEMORY.size + count * _REGION.size])
-    regions = tuple(
-        Region(guest, size, user, offset, fd)
-        for (guest, size, user, offset), fd in zip(fields, message.fds, strict=True)
-    )
-    _check_regions(regions)
+    regions = parse_regions(message)
     session.unused = [fd for fd in session.unused if fd not in message.fds]
     session.unused += [region.fd for region in session.regions]
     session.regions = regions
     return MemoryChanged()
-
-
-def _check_regions(regions: Sequence[Region]) -> None:
-    end = 0
-    for region in sorted(regions, key=lambda r: r.guest_address):
-        if not region.size or region.guest_address < end:
-            raise RefusedError("regions of memory that are empty or overlap")
-        end = region.guest_address + region.size
-        if max(end, region.user_address + region.size, region.file_offset + region.size) > 1 << 63:
-            raise RefusedError("a region of memory beyond all addresses")
 
 
 def _set_vring_num(session: Session, message: Message) -> Effect:

@@ -22,12 +22,12 @@ from p2pcloop.formats.cloop import (
     MAX_BLOCK_SIZE,
     CloopHeader,
     CloopIndex,
-    decode_block,
     is_cloop,
     max_compressed_size,
     open_cloop,
     read_cloop_header,
 )
+from p2pcloop.formats.zlib_stream import decode_block
 
 GOLDEN = Path(__file__).parent.parent / "data" / "v2.cloop"
 NUMBERS = "".join(f"{n}\n" for n in range(1, 901)).encode()

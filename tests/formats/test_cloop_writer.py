@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, StorageError, UsageError
-from p2pcloop.formats.cloop import MAX_BLOCK_COUNT, decode_block, is_cloop, read_cloop_header
+from p2pcloop.formats.cloop import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
 from p2pcloop.formats.cloop_writer import write_cloop
+from p2pcloop.formats.zlib_stream import decode_block
 
 
 def content(file: bytes) -> bytes:

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcloop.protocol.vhost_session import (
-    F_PROTOCOL_FEATURES,
-    OFFERED,
-    MemoryChanged,
-    ProtocolFeature,
-    Region,
-    RingChanged,
-    Session,
-    Vring,
-)
+from p2pcloop.protocol.vhost_session import F_PROTOCOL_FEATURES, OFFERED, ProtocolFeature, Session
+from p2pcloop.protocol.vhost_state import MemoryChanged, Region, RingChanged, Vring
 from p2pcloop.protocol.vhost_user import (
     HEADER_SIZE,
     MAX_PAYLOAD,

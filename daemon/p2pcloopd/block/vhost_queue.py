@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.image.api import Missing
-from p2pcloop.protocol.vhost_session import Vring
+from p2pcloop.protocol.vhost_state import Vring
 from p2pcloop.protocol.virtio_blk import Kind, RefusedError, Request, Status, plan
 from p2pcloop.protocol.virtqueue import Virtqueue, VirtqueueError
 from p2pcloopd.block.backend import Backend, complete, flush

@@ -20,13 +20,8 @@ import trio
 
 from p2pcloop.errors import BusyError, NotHereError, StorageError, UsageError
 from p2pcloop.protocol import vhost_session, virtio_blk, virtqueue
-from p2pcloop.protocol.vhost_session import (
-    MemoryChanged,
-    Region,
-    RingChanged,
-    Session,
-    Vring,
-)
+from p2pcloop.protocol.vhost_session import Session
+from p2pcloop.protocol.vhost_state import MemoryChanged, Region, RingChanged, Vring
 from p2pcloop.protocol.vhost_user import (
     MAX_REGIONS,
     Message,
