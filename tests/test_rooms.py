@@ -1,0 +1,134 @@
+"""The arrows between the rooms, and the sizes of modules and functions.
+
+p2pcloop: errors, units ← formats ← store, protocol ← image ← cli. An arrow points to what is
+known: formats know neither store nor protocol; image reads the store's have file, since that says
+what of a layer is here; store keeps manifests and links, and knows no image. The block protocols
+speak to a device (image/api.py). p2pcloopd knows p2pcloop, never the other way round.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "p2pcloop"
+DAEMON = ROOT / "daemon" / "p2pcloopd"
+MODULES = sorted(LIBRARY.rglob("*.py")) + sorted(DAEMON.rglob("*.py"))
+
+BELOW = {
+    "formats": {"errors", "units", "formats", "parallel"},
+    "store": {"errors", "units", "formats", "store"},
+    "protocol": {"errors", "units", "formats", "protocol", "image.api"},
+    "image": {"errors", "units", "formats", "parallel", "store", "image"},
+}
+"""What each room of the library may import of p2pcloop."""
+
+MAX_MODULE = 350
+MAX_FUNCTION = 60
+LONG = {
+    "p2pcloop.protocol.vhost_session": "one state machine: a short function for each message",
+    "p2pcloopd.guest.uml:run_guest": "one stack of resources, taken and given back in order",
+}
+"""Modules, and functions as `module:name`, that may be longer, each with its reason."""
+
+
+def name_of(path: Path) -> str:
+    root = LIBRARY.parent if path.is_relative_to(LIBRARY) else DAEMON.parent
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Every module that is imported anywhere in a file; from-imports by what they name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = name_of(path.parent / "__init__.py")
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert len(MODULES) > 50
+    assert name_of(LIBRARY / "image" / "__init__.py") == "p2pcloop.image"
+    assert "p2pcloop.store.have" in set(imports_of(LIBRARY / "image" / "content.py"))
+
+
+def test_importing_the_library_loads_no_event_loop_no_engine_and_no_sockets() -> None:
+    modules = [
+        name_of(path)
+        for room in ("formats", "image", "store", "protocol")
+        for path in sorted((LIBRARY / room).rglob("*.py"))
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"for name in ['p2pcloop', 'p2pcloop.parallel', *{modules!r}]:\n"
+        "    importlib.import_module(name)\n"
+        "bad = {'trio', 'libtorrent', 'socket', '_socket', 'asyncio', 'rich', 'click'}\n"
+        "print(*sorted(bad & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_one_module_alone_imports_libtorrent() -> None:
+    found = [name_of(p) for p in MODULES if any(within(m, "libtorrent") for m in imports_of(p))]
+    assert len(found) == 1, found
+    assert within(found[0], "p2pcloopd")
+
+
+def test_the_library_never_imports_the_daemon_nor_trio() -> None:
+    """The table of commands in cli/main.py names modules of p2pcloopd in strings."""
+    for path in LIBRARY.rglob("*.py"):
+        for module in imports_of(path):
+            assert not within(module, "p2pcloopd"), path
+            assert not within(module, "trio"), path
+
+
+def test_one_module_of_the_library_imports_socket() -> None:
+    found = [p.name for p in LIBRARY.rglob("*.py") if "socket" in set(imports_of(p))]
+    assert found == ["control_client.py"]
+
+
+@pytest.mark.parametrize("room", sorted(BELOW))
+def test_rooms_know_only_what_lies_below(room: str) -> None:
+    allowed = [f"p2pcloop.{below}" for below in BELOW[room]]
+    for path in (LIBRARY / room).rglob("*.py"):
+        for module in imports_of(path):
+            if not within(module, "p2pcloop") or module.count(".") < 1:
+                continue
+            # `from p2pcloop.image import api` names p2pcloop.image first: judge what is named.
+            if any(within(below, module) for below in allowed) and module not in allowed:
+                continue
+            assert any(within(module, below) for below in allowed), f"{path} imports {module}"
+
+
+def test_the_cli_is_imported_by_nobody_below() -> None:
+    for room in BELOW:
+        for path in (LIBRARY / room).rglob("*.py"):
+            assert not any(within(module, "p2pcloop.cli") for module in imports_of(path)), path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_are_short(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= MAX_MODULE or name_of(path) in LONG
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            known = f"{name_of(path)}:{node.name}" in LONG
+            assert length <= MAX_FUNCTION or known, f"{node.name} has {length} lines"
