@@ -1,0 +1,91 @@
+"""`p2pcloop info` of files that lie here."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.formats.overlay import Overlay
+from tests.cli.conftest import Run
+from tests.support.images import make_image, write_cloop_file
+
+RAW = make_image(300_000)
+
+
+def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
+    path = write_cloop_file(tmp_path / "a.cloop", RAW)
+    stored = path.stat().st_size
+    assert p2pcloop("info", path, "--json").json == {
+        "file": str(path),
+        "format": "cloop V2.0",
+        "stored": stored,
+        "size": 5 * 65536,
+        "block_size": 65536,
+        "blocks": 5,
+        "seeded_in_place": True,
+        "filesystem": "",
+        "stored_share": stored / (5 * 65536),
+    }
+    out = p2pcloop("info", path).out
+    assert "cloop V2.0" in out
+    assert "(327680 bytes)" in out
+    assert "seeded in place  yes" in out
+
+
+def test_a_cloop_that_has_to_be_repacked(p2pcloop: Run, tmp_path: Path) -> None:
+    path = write_cloop_file(tmp_path / "a.cloop", RAW, 512)
+    assert p2pcloop("info", path, "--json").json["seeded_in_place"] is False
+
+
+@pytest.mark.interop
+def test_a_raw_image_with_a_file_system(p2pcloop: Run, tmp_path: Path) -> None:
+    path = tmp_path / "raw.img"
+    path.write_bytes(bytes(2 << 20))
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", path], check=True, timeout=30)
+    facts = p2pcloop("info", path, "--json").json
+    assert (facts["format"], facts["size"], facts["filesystem"]) == ("raw", 2 << 20, "ext4")
+
+
+def test_a_raw_image_of_any_size(p2pcloop: Run, tmp_path: Path) -> None:
+    path = tmp_path / "raw.img"
+    path.write_bytes(RAW)
+    facts = p2pcloop("info", path, "--json").json
+    assert (facts["stored"], facts["size"]) == (300_000, 74 * 4096)
+
+
+def test_an_overlay_tells_how_full_it_is(p2pcloop: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.delta"
+    with Overlay.create(path, image_id=bytes(range(32)), image_size=64 * 4096) as overlay:
+        overlay.write(4096, [memoryview(bytes(range(256)) * 32)])
+        overlay.zero(9, 3)
+        overlay.prepare_flush()()
+    facts = p2pcloop("info", path, "--json").json
+    assert facts["format"] == "overlay"
+    assert (facts["size"], facts["changed"], facts["zeroed"]) == (64 * 4096, 8192, 3 * 4096)
+    assert facts["changed_share"] == 5 / 64
+    assert facts["image_id"] == bytes(range(32)).hex()
+    assert facts["manifest"] is None
+    text = p2pcloop("info", path).out
+    assert "7.8%" in text
+    assert "an image file" in text
+
+
+@pytest.mark.parametrize("damage", ["cut", "index", "preamble"])
+def test_a_damaged_cloop(p2pcloop: Run, tmp_path: Path, damage: str) -> None:
+    path = write_cloop_file(tmp_path / "a.cloop", RAW)
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[-5:]
+    else:
+        data[140 if damage == "index" else 14] ^= 0x7
+    path.write_bytes(data)
+    ran = p2pcloop("info", path)
+    assert ran.code == 3
+    assert ran.err.startswith("p2pcloop: ")
+
+
+def test_an_empty_file(p2pcloop: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    ran = p2pcloop("info", tmp_path / "empty")
+    assert (ran.code, ran.out) == (2, "")
+    assert "is empty" in ran.err

@@ -1,0 +1,107 @@
+"""The program as a whole: its help, what it loads, how errors leave."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from p2pcloop import errors
+from p2pcloop.cli.main import _COMMANDS
+from p2pcloop.errors import P2pcloopError
+from tests.cli.conftest import Run
+
+COMMANDS = ["seed", "boot", "info", "fetch", "export", "verify", "status", "block", "daemon"]
+
+
+def test_help_lists_every_command_in_a_line(p2pcloop: Run) -> None:
+    ran = p2pcloop("--help")
+    assert ran.code == 0
+    listed = ran.out.partition("Commands:")[2]
+    for command in COMMANDS:
+        assert f"\n  {command} " in listed
+    assert list(_COMMANDS) == COMMANDS
+    assert "Examples:" in ran.out
+
+
+def test_help_loads_no_command(home: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['p2pcloop', '--help']\n"
+        "from p2pcloop.cli.main import main\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        "    bad = {'trio', 'rich', 'libtorrent', 'cryptography', 'zstandard', 'msgpack'}\n"
+        "    print(*sorted(bad & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "Usage: p2pcloop" in done.stdout
+    assert done.stderr.split() == []
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_what_it_does_with_examples(p2pcloop: Run, command: str) -> None:
+    ran = p2pcloop(command, "--help")
+    assert ran.code == 0
+    assert f"p2pcloop {command} " in ran.out.splitlines()[0]
+    examples = ran.out.partition("Examples:")[2].splitlines()
+    assert any(line.split()[:2] == ["p2pcloop", command] for line in examples)
+
+
+@pytest.mark.parametrize(
+    "command", ["seed", "info", "fetch", "export", "verify", "status", "daemon status"]
+)
+def test_commands_that_print_facts_know_json_and_home(p2pcloop: Run, command: str) -> None:
+    out = p2pcloop(*command.split(), "--help").out
+    assert "--json" in out
+    assert "--home DIR" in out
+    assert "P2PCLOOP_HOME" in out
+
+
+def test_version(p2pcloop: Run) -> None:
+    assert p2pcloop("--version").out.startswith("p2pcloop, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("info /nonexistent/a.cloop", 7, "there is no file /nonexistent/a.cloop"),
+        ("verify /nonexistent/a.cloop", 7, "there is no file"),
+        ("export /nonexistent/a.cloop /nonexistent/out", 7, "there is no file"),
+        ("info magnet:?xt=urn:btih:00", 2, "no x.p2pcloop part"),
+        ("info @key/debian", 3, "is not a key"),
+        ("info @nothing", 3, "is not a name"),
+        ("info /", 2, "is not a file"),
+        ("nothing", 2, "No such command"),
+        ("info", 2, "Missing argument"),
+        ("info --nothing a", 2, "No such option"),
+        ("status", 9, "no p2pcloopd runs"),
+        ("daemon status", 9, "no p2pcloopd runs"),
+        ("fetch /etc/hostname", 2, "is here already"),
+        ("seed /nonexistent/a.cloop --name Debian", 3, "is not a label"),
+        ("seed /nonexistent/a.cloop --name debian", 7, "there is no file"),
+    ],
+)
+def test_errors_end_with_a_line_and_their_code(
+    p2pcloop: Run, arguments: str, code: int, said: str
+) -> None:
+    ran = p2pcloop(*arguments.split())
+    assert ran.code == code
+    assert said in ran.err
+    assert "Traceback" not in ran.err
+    if ran.err.startswith("p2pcloop: ") and "is not a file" not in said:
+        assert "\n  hint: " in ran.err
+
+
+def test_every_error_has_an_exit_code_of_its_own() -> None:
+    """Click's own errors end with 1 and 2; shells take 126 and up."""
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, P2pcloopError)
+    ]
+    codes = [kind.exit_code for kind in kinds]
+    assert len(set(codes)) == len(codes) == 11
+    assert all(0 < code < 126 for code in codes)

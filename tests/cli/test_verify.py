@@ -1,0 +1,47 @@
+"""`p2pcloop verify` of files that lie here."""
+
+from pathlib import Path
+
+from p2pcloop.formats.cloop import open_cloop
+from p2pcloop.formats.overlay import Overlay
+from tests.cli.conftest import Run
+from tests.support.images import make_image, write_cloop_file
+
+RAW = make_image(300_000)
+
+
+def test_whole_files(p2pcloop: Run, tmp_path: Path) -> None:
+    cloop = write_cloop_file(tmp_path / "a.cloop", RAW)
+    raw = tmp_path / "raw.img"
+    raw.write_bytes(RAW)
+    for path in (cloop, raw):
+        ran = p2pcloop("verify", path)
+        assert (ran.code, ran.err) == (0, "")
+        assert "read and decoded" in ran.out
+    assert p2pcloop("verify", raw, "--json").json == {"read and decoded": "300.0 kB"}
+
+
+def test_a_damaged_block_is_told_by_its_number(p2pcloop: Run, tmp_path: Path) -> None:
+    path = write_cloop_file(tmp_path / "a.cloop", RAW)
+    with open_cloop(path) as cloop:
+        offset, length = cloop.index.extent(2)
+    data = bytearray(path.read_bytes())
+    data[offset + length // 2] ^= 0x10
+    path.write_bytes(data)
+    ran = p2pcloop("verify", path)
+    assert (ran.code, ran.out) == (3, "")
+    assert "block 2 of the cloop" in ran.err
+
+
+def test_overlays(p2pcloop: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.delta"
+    with Overlay.create(path, image_id=bytes(range(32)), image_size=64 * 4096) as overlay:
+        overlay.write(0, [memoryview(bytes(4096))])
+        overlay.prepare_flush()()
+    assert "1 changed blocks" in p2pcloop("verify", path).out
+    with path.open("r+b") as file:
+        file.seek(4096 + 7)
+        file.write(b"?")
+    ran = p2pcloop("verify", path)
+    assert ran.code == 3
+    assert "block 7" in ran.err
