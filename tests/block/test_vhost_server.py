@@ -6,7 +6,6 @@ import array
 import mmap
 import os
 import socket
-import stat
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -15,12 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pcloop.errors import BusyError, NotHereError, P2pcloopError, StorageError, UsageError
+from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.protocol.vhost_session import F_PROTOCOL_FEATURES, OFFERED
 from p2pcloop.protocol.vhost_user import Code
 from p2pcloop.protocol.virtio_blk import Kind, Status
 from p2pcloop.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
-from p2pcloopd.block.vhost_server import bind_vhost_socket, serve_front_end, serve_vhost_user
+from p2pcloopd.block.vhost_server import serve_front_end, serve_vhost_user
+from p2pcloopd.unix_listener import unix_listener
 from tests.support.memory_device import MemoryBackend, MemoryDevice
 from tests.support.vring import GUEST, USER, WRITE, Driver
 
@@ -436,62 +436,24 @@ async def test_one_front_end_after_the_other(
     backend: MemoryBackend, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     path = tmp_path / "s"
-    await nursery.start(_serve, backend, path)
-    for _ in range(2):
-        with trio.socket.socket(socket.AF_UNIX) as client:
-            await client.connect(os.fspath(path))
-            guest = FrontEnd(client)
-            try:
-                await guest.connect()
-                assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
-            finally:
-                guest.close()
-    nursery.cancel_scope.cancel()
+    with unix_listener(path) as listener:
+        accepting = trio.socket.from_stdlib_socket(listener)
+        nursery.start_soon(serve_vhost_user, backend, accepting)
+        for _ in range(2):
+            with trio.socket.socket(socket.AF_UNIX) as client:
+                await client.connect(os.fspath(path))
+                guest = FrontEnd(client)
+                try:
+                    await guest.connect()
+                    assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
+                finally:
+                    guest.close()
+        nursery.cancel_scope.cancel()
 
 
 async def test_once(backend: MemoryBackend, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_serve_once, backend, path)
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            with trio.socket.socket(socket.AF_UNIX) as client:
-                await client.connect(os.fspath(path))
-    assert not path.exists()
-
-
-async def _serve(backend: MemoryBackend, path: Path, *, task_status: trio.TaskStatus[None]) -> None:
-    await serve_vhost_user(backend, path, task_status=task_status)
-
-
-async def _serve_once(
-    backend: MemoryBackend, path: Path, *, task_status: trio.TaskStatus[None]
-) -> None:
-    await serve_vhost_user(backend, path, once=True, task_status=task_status)
-
-
-def test_stale_socket_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    bind_vhost_socket(path).close()
-    with bind_vhost_socket(path) as listener:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert listener.getsockname() == os.fspath(path)
-
-
-def test_socket_in_use(tmp_path: Path) -> None:
-    with bind_vhost_socket(tmp_path / "s"), pytest.raises(BusyError):
-        bind_vhost_socket(tmp_path / "s")
-
-
-def test_place_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"kept")
-    with pytest.raises(UsageError, match="not a socket"):
-        bind_vhost_socket(tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == b"kept"
-    with pytest.raises(UsageError, match="longer"):
-        bind_vhost_socket(tmp_path / ("x" * 108))
-    with pytest.raises(NotHereError):
-        bind_vhost_socket(tmp_path / "none" / "s")
-    tmp_path.chmod(0o777)
-    with pytest.raises(UsageError, match="others"):
-        bind_vhost_socket(tmp_path / "s")
+    with unix_listener(path) as listener, trio.fail_after(20):
+        with trio.socket.socket(socket.AF_UNIX) as client:
+            await client.connect(os.fspath(path))
+        await serve_vhost_user(backend, trio.socket.from_stdlib_socket(listener), once=True)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import socket
-import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import BusyError, UsageError
+from p2pcloopd.unix_listener import unix_listener
 
 _HINT = "give unix:PATH, HOST:PORT or [IPV6]:PORT, such as unix:/tmp/disk.nbd or 127.0.0.1:10809"
 
@@ -26,23 +24,20 @@ async def open_nbd_listeners(address: str) -> AsyncIterator[list[trio.SocketList
 
     Raises:
         UsageError: the address cannot be parsed or not be listened on.
+        NotHereError, StorageError: the socket file cannot be made.
         BusyError: somebody listens there already.
     """
     if address.startswith("unix:"):
-        path = _parse_path(address)
-        listeners = [_listen_unix(path, address)]
-    else:
-        path = None
-        host, port = _parse_host_port(address)
-        listeners = await _listen_tcp(host, port, address)
+        with unix_listener(_parse_path(address)) as listener:
+            yield [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+        return
+    host, port = _parse_host_port(address)
+    listeners = await _listen_tcp(host, port, address)
     try:
         yield listeners
     finally:
-        # Unlinked while still ours: a dead socket may be replaced by another server's at any time.
-        if path is not None:
-            path.unlink(missing_ok=True)
-        for listener in listeners:
-            listener.socket.close()
+        for each in listeners:
+            each.socket.close()
 
 
 def _parse_path(address: str) -> Path:
@@ -72,40 +67,3 @@ async def _listen_tcp(host: str, port: int, address: str) -> list[trio.SocketLis
         if isinstance(err, OSError) and err.errno == errno.EADDRINUSE:
             raise BusyError(f"somebody listens on {address} already") from err
         raise UsageError(f"cannot listen on {address}: {err}", hint=_HINT) from err
-
-
-def _listen_unix(path: Path, address: str) -> trio.SocketListener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(path, address)
-        sock.bind(str(path))
-        # Nobody can connect before listen(), so there is no moment of another mode.
-        path.chmod(stat.S_IRUSR | stat.S_IWUSR)
-        sock.listen()
-    except OSError as err:
-        sock.close()
-        if err.errno == errno.EADDRINUSE:
-            raise BusyError(f"somebody listens on {address} already") from err
-        raise UsageError(f"cannot listen on {address}: {err}", hint=_HINT) from err
-    except BaseException:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-
-
-def _remove_stale(path: Path, address: str) -> None:
-    """Unlink a socket that a dead server left behind; nothing else is ever removed."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} exists and is not a socket", hint="choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        with contextlib.suppress(ConnectionRefusedError):
-            with contextlib.suppress(BlockingIOError):
-                probe.connect(str(path))
-            raise BusyError(f"somebody listens on {address} already")
-    path.unlink()

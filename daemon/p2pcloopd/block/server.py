@@ -27,8 +27,9 @@ from p2pcloopd.block.backend import Backend, flush
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
 from p2pcloopd.block.source import LocalBackend, StoredBackend, Supplier
-from p2pcloopd.block.vhost_server import bind_vhost_socket, serve_vhost_user
+from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.control_client import ReconnectingClient
+from p2pcloopd.unix_listener import unix_listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,7 @@ class _Listeners:
 async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
     vhost_user = spec.vhost_user
     if isinstance(vhost_user, Path):
-        stack.callback(vhost_user.unlink, missing_ok=True)
-        vhost_user = stack.enter_context(bind_vhost_socket(vhost_user))
+        vhost_user = stack.enter_context(unix_listener(vhost_user))
     nbd: list[trio.SocketListener] = []
     if spec.nbd is not None:
         nbd = await stack.enter_async_context(open_nbd_listeners(spec.nbd))

@@ -12,13 +12,10 @@ import logging
 import mmap
 import os
 import socket
-import stat
 from collections.abc import Sequence
-from pathlib import Path
 
 import trio
 
-from p2pcloop.errors import BusyError, NotHereError, StorageError, UsageError
 from p2pcloop.protocol import vhost_session, virtio_blk, virtqueue
 from p2pcloop.protocol.vhost_session import Session
 from p2pcloop.protocol.vhost_state import MemoryChanged, Region, RingChanged, Vring
@@ -33,88 +30,21 @@ from p2pcloop.protocol.virtqueue import GuestMemory, MemoryRegion, Virtqueue, Vi
 from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.vhost_queue import QueueServer
 
-_MAX_PATH = 107
 _FD_SIZE = array.array("i").itemsize
 
 _log = logging.getLogger(__name__)
 
 
-def bind_vhost_socket(path: Path) -> socket.socket:
-    """Return a listening socket at `path`, mode 0600; a stale one there is replaced.
-
-    Raises:
-        UsageError: the path is too long, is taken by something else, or lies in a folder where
-            other users may replace it.
-        NotHereError: the folder does not exist.
-        BusyError: somebody listens there.
-        StorageError: the system refuses.
-    """
-    if len(os.fsencode(path)) > _MAX_PATH:
-        raise UsageError(f"{path}: longer than {_MAX_PATH} bytes", hint="Choose a shorter path.")
-    try:
-        folder = path.parent.stat()
-    except OSError as error:
-        raise NotHereError(f"{path.parent}: {error.strerror}") from error
-    if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not folder.st_mode & stat.S_ISVTX:
-        raise UsageError(f"{path.parent}: others may write there", hint="Choose a private folder.")
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(listener.fileno(), 0o600)  # Linux: bind creates the file with this mode
-        listener.bind(os.fspath(path))
-        listener.listen(1)
-    except OSError as error:
-        listener.close()
-        message = f"{path}: cannot listen there: {error.strerror}"
-        raise StorageError(message, errno=error.errno or 0) from error
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-        except BlockingIOError:
-            pass  # its backlog is full: somebody listens
-    raise BusyError(f"{path}: another server listens there")
-
-
 async def serve_vhost_user(
-    backend: Backend,
-    listener: trio.socket.SocketType | Path,
-    *,
-    once: bool = False,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    backend: Backend, listener: trio.socket.SocketType, *, once: bool = False
 ) -> None:
     """Serve a device to one front end after the other.
 
     Args:
         backend: what is served; it is not closed.
-        listener: a listening socket, which is left open, or a path to bind, see
-            `bind_vhost_socket`, whose socket is closed and removed in the end.
+        listener: a listening unix socket, which is left open.
         once: return when the first front end has gone.
-        task_status: started once the socket listens.
     """
-    if isinstance(listener, Path):
-        path, listener = listener, trio.socket.from_stdlib_socket(bind_vhost_socket(listener))
-        with listener:
-            try:
-                await serve_vhost_user(backend, listener, once=once, task_status=task_status)
-            finally:
-                path.unlink(missing_ok=True)
-        return
-    task_status.started()
     while True:
         connection, _ = await listener.accept()
         await serve_front_end(backend, connection)

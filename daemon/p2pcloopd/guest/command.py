@@ -26,10 +26,10 @@ from p2pcloop.image.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
-from p2pcloopd.block.vhost_server import bind_vhost_socket
 from p2pcloopd.entry import run
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.uml import run_guest
+from p2pcloopd.unix_listener import bind_unix_listener
 
 _EPILOG = """
 \b
@@ -141,7 +141,7 @@ class _Outcome:
 def _boot(
     spec: GuestSpec, target: ImageFile | StoredRef, overlay: Path | None, home: Home
 ) -> _Outcome:
-    with bind_vhost_socket(spec.vhost_socket) as listener:
+    with bind_unix_listener(spec.vhost_socket) as listener:
         block = BlockServerProcess(
             BlockServerSpec(
                 home=home,

@@ -30,13 +30,13 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import SOCKET_SUFFIX, storage_error
+from p2pcloopd.unix_listener import bind_unix_listener
 
 RECEIVE_SIZE = 1 << 16
 
 MAX_HELD = 32 << 20
 """The most bytes of read data that wait to be sent on one connection (one read always may)."""
 
-_BACKLOG = 64
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 _log = logging.getLogger(__name__)
@@ -83,12 +83,8 @@ def open_listener(path: Path) -> Iterator[trio.SocketListener]:
         StorageError: the system refused.
     """
     new = path.with_name(path.name + SOCKET_SUFFIX)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+    with bind_unix_listener(new) as listening:
         try:
-            new.unlink(missing_ok=True)
-            listening.bind(bytes(new))
-            new.chmod(0o600)  # nobody else could reach it before: the home's mode is 0700
-            listening.listen(_BACKLOG)
             new.replace(path)
         except OSError as err:
             raise storage_error(f"cannot serve {path}", err) from err

@@ -1,0 +1,89 @@
+"""Unix sockets to listen on: the owner's alone, in a dead one's place, never in a living one's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.store.home import SOCKET_PATH_LIMIT, storage_error
+
+_BACKLOG = 64
+
+
+@contextmanager
+def unix_listener(path: Path) -> Iterator[socket.socket]:
+    """Listen on `path` while the context lasts; errors as for `bind_unix_listener`."""
+    with bind_unix_listener(path) as listener:
+        try:
+            yield listener
+        finally:
+            # While it is still ours: a dead one may be replaced by another server's at any time.
+            path.unlink(missing_ok=True)
+
+
+def bind_unix_listener(path: Path) -> socket.socket:
+    """Return a listening socket at `path`, mode 0600; a stale one there is replaced.
+
+    Raises:
+        UsageError: the path is too long, is taken by something else, or lies in a folder where
+            other users may replace it.
+        NotHereError: the folder does not exist.
+        BusyError: somebody listens there.
+        StorageError: the system refuses.
+    """
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise UsageError(
+            f"cannot listen on {path}: it is longer than {SOCKET_PATH_LIMIT} bytes",
+            hint="choose a shorter path",
+        )
+    _check_folder(path.parent)
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # Linux: bind creates the file with this mode
+        listener.bind(os.fspath(path))
+        listener.listen(_BACKLOG)
+    except OSError as err:
+        listener.close()
+        if err.errno == errno.EADDRINUSE:
+            raise BusyError(f"somebody listens on {path} already") from err
+        raise storage_error(f"cannot listen on {path}", err) from err
+    return listener
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        mode = folder.stat().st_mode
+    except OSError as err:
+        raise NotHereError(f"there is no folder {folder} for the socket: {err.strerror}") from err
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+        raise UsageError(
+            f"others may write in {folder} and replace a socket there",
+            hint="choose a private folder",
+        )
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that a dead server left behind; nothing else is ever removed."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{path} exists and is not a socket", hint="choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except BlockingIOError:
+            pass  # its backlog is full: somebody listens
+    raise BusyError(f"somebody listens on {path} already")
