@@ -6,6 +6,9 @@ system are translated into these where they enter (`raise ... from err`).
 
 from __future__ import annotations
 
+import errno as codes
+import os
+
 
 class P2pcloopError(Exception):
     """Base of every error that a user can meet.
@@ -87,3 +90,16 @@ class StorageError(P2pcloopError):
     def __init__(self, message: str, *, errno: int, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.errno = errno
+
+
+_HINTS = {
+    codes.ENOSPC: "free some space on that file system",
+    codes.EDQUOT: "free some of your disk quota",
+    codes.EACCES: "check the permissions of the file and its folder",
+}
+
+
+def storage_error(what: str, err: OSError, *, hint: str | None = None) -> StorageError:
+    """Tell an error of the system in our own terms: what failed, and what the system answered."""
+    code = err.errno or codes.EIO
+    return StorageError(f"{what}: {os.strerror(code)}", errno=code, hint=hint or _HINTS.get(code))

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from p2pcloop.errors import BusyError, NotHereError, UsageError
-from p2pcloop.store.home import SOCKET_PATH_LIMIT, storage_error
+from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
+from p2pcloop.store.home import SOCKET_PATH_LIMIT
 
 _BACKLOG = 64
 

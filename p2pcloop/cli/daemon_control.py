@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import click
 
 from p2pcloop.cli.control_client import ControlClient, NotRunningError
-from p2pcloop.errors import BusyError, DaemonError
+from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
-from p2pcloop.store.home import Home, storage_error
+from p2pcloop.store.home import Home
 
 STOP_SECONDS = 60
 MAX_LOG = 8 << 20

@@ -17,7 +17,7 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.stored import Source
-from p2pcloop.errors import StorageError, UsageError
+from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.cloop_writer import write_cloop
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
@@ -132,9 +132,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         temporary = None
         sync_directory(path.parent)
     except OSError as err:
-        raise StorageError(
-            f"{path} cannot be written: {err.strerror}", errno=err.errno or 0
-        ) from err
+        raise storage_error(f"cannot write {path}", err) from err
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

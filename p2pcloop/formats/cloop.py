@@ -8,7 +8,6 @@ says, with a right checksum, after exactly one block of bytes.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import struct
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from p2pcloop.errors import FormatError, NotHereError, StorageError
+from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.formats.zlib_stream import decode_block
 from p2pcloop.units import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, SECTOR_SIZE
 
@@ -210,7 +209,7 @@ class CloopFile:
         except FormatError as err:
             raise FormatError(f"{path}: {err}", hint=err.hint) from err
         except OSError as err:
-            raise _storage_error(path, err) from err
+            raise storage_error(f"cannot read {path}", err) from err
 
     def __enter__(self) -> Self:
         return self
@@ -274,7 +273,7 @@ class CloopFile:
                 offset += len(part)
                 length -= len(part)
         except OSError as err:
-            raise _storage_error(self._path, err) from err
+            raise storage_error(f"cannot read {self._path}", err) from err
         return b"".join(parts)
 
 
@@ -292,13 +291,9 @@ def open_cloop(path: Path) -> CloopFile:
     except FileNotFoundError as err:
         raise NotHereError(f"{path}: no such file") from err
     except OSError as err:
-        raise _storage_error(path, err) from err
+        raise storage_error(f"cannot read {path}", err) from err
     try:
         return CloopFile(path, fd)
     except BaseException:
         os.close(fd)
         raise
-
-
-def _storage_error(path: Path, err: OSError) -> StorageError:
-    return StorageError(f"cannot read {path}: {err.strerror}", errno=err.errno or errno.EIO)

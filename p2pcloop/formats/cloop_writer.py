@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import sys
@@ -14,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import BinaryIO
 
-from p2pcloop.errors import FormatError, StorageError, UsageError
+from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.cloop import (
     HEADER_SIZE,
     MAX_BLOCK_COUNT,
@@ -145,4 +144,4 @@ def _storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise StorageError(f"{what}: {err.strerror}", errno=err.errno or errno.EIO) from err
+        raise storage_error(what, err) from err

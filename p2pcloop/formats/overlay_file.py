@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError
+from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
 
@@ -51,7 +51,7 @@ class OverlayFile:
         except FileNotFoundError as err:
             raise NotHereError(f"there is no overlay {path}") from err
         except OSError as err:
-            raise storage_error(err, "open", path) from err
+            raise _error(err, "open", path) from err
         file = cls(descriptor, path)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -72,7 +72,7 @@ class OverlayFile:
         try:
             descriptor, name = tempfile.mkstemp(prefix=".overlay-", dir=folder)
         except OSError as err:
-            raise storage_error(err, "make a file in", folder) from err
+            raise _error(err, "make a file in", folder) from err
         file = cls(descriptor, Path(name))
         try:
             file.lock()
@@ -101,7 +101,7 @@ class OverlayFile:
             finally:
                 os.close(folder)
         except OSError as err:
-            raise storage_error(err, "make", path) from err
+            raise _error(err, "make", path) from err
         self.path = path
 
     def lock(self, *, shared: bool = False) -> None:
@@ -118,7 +118,7 @@ class OverlayFile:
                 hint="Shut that one down first, or give this one an overlay of its own.",
             ) from err
         except OSError as err:
-            raise storage_error(err, "lock", self.path) from err
+            raise _error(err, "lock", self.path) from err
 
     @property
     def size(self) -> int:
@@ -141,7 +141,7 @@ class OverlayFile:
             if allocated:
                 os.posix_fallocate(self._fd, 0, allocated)
         except OSError as err:
-            raise storage_error(err, "make", self.path) from err
+            raise _error(err, "make", self.path) from err
 
     def read_into(self, offset: int, views: Sequence[memoryview | bytearray]) -> None:
         """Fill `views` from `offset` on.
@@ -152,7 +152,7 @@ class OverlayFile:
         try:
             whole = _transfer(os.preadv, self._fd, offset, views)
         except OSError as err:
-            raise storage_error(err, "read", self.path) from err
+            raise _error(err, "read", self.path) from err
         if not whole:
             raise StorageError(f"{self.path} was cut short while in use", errno=errno.EIO)
 
@@ -165,7 +165,7 @@ class OverlayFile:
         try:
             whole = _transfer(os.pwritev, self._fd, offset, views)
         except OSError as err:
-            raise storage_error(err, "write to", self.path) from err
+            raise _error(err, "write to", self.path) from err
         if not whole:
             raise StorageError(f"{self.path} takes no more bytes", errno=errno.EIO)
 
@@ -179,7 +179,7 @@ class OverlayFile:
         try:
             os.fdatasync(self._fd)
         except OSError as err:
-            raise storage_error(err, "flush", self.path) from err
+            raise _error(err, "flush", self.path) from err
 
     def punch(self, offset: int, length: int) -> None:
         """Give back the disk room of a range, which then reads as zeros.
@@ -195,7 +195,7 @@ class OverlayFile:
         code = ctypes.get_errno()
         if code not in _KEEPS_ROOM:
             err = OSError(code, os.strerror(code))
-            raise storage_error(err, "give back room of", self.path) from err
+            raise _error(err, "give back room of", self.path) from err
 
     def close(self) -> None:
         """Close the file, which also unlocks it; a second call does nothing."""
@@ -204,20 +204,15 @@ class OverlayFile:
             self._fd = -1
 
 
-def storage_error(err: OSError, doing: str, path: Path) -> StorageError:
-    """Tell an error of the system in our own terms, its errno kept."""
-    code = err.errno or errno.EIO
-    hints = {
-        errno.ENOSPC: f"Free some space on the file system of {path.parent}.",
-        errno.EDQUOT: "Free some of your disk quota.",
-        errno.EFBIG: "Put it on a file system that takes longer files.",
-        errno.EEXIST: "Choose another name, or remove that file if it is not needed.",
-        errno.EPERM: "Put it on a file system that knows hard links and holes, such as ext4.",
-        errno.EACCES: "Check the permissions of the file and its folder.",
-    }
-    return StorageError(
-        f"cannot {doing} {path}: {os.strerror(code)}", errno=code, hint=hints.get(code)
-    )
+_HINTS = {
+    errno.EFBIG: "put it on a file system that takes longer files",
+    errno.EEXIST: "choose another name, or remove that file if it is not needed",
+    errno.EPERM: "put it on a file system that knows hard links and holes, such as ext4",
+}
+
+
+def _error(err: OSError, doing: str, path: Path) -> StorageError:
+    return storage_error(f"cannot {doing} {path}", err, hint=_HINTS.get(err.errno or 0))
 
 
 def _transfer(

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from p2pcloop.errors import CorruptError, FormatError, NotHereError, StorageError
+from p2pcloop.errors import CorruptError, FormatError, NotHereError, storage_error
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.store.have import HaveView
@@ -59,8 +59,7 @@ class LocalContent:
         try:
             data = os.pread(self._fd, length, offset - len(self._index))
         except OSError as err:
-            message = f"{self._path} cannot be read: {err.strerror}"
-            raise StorageError(message, errno=err.errno or 0) from err
+            raise storage_error(f"cannot read {self._path}", err) from err
         if len(data) != length:
             self.reject(offset, length, "a part of the file")
         return data
@@ -156,9 +155,7 @@ class StoredContent:
         except FileNotFoundError:
             return b""
         except OSError as err:
-            raise StorageError(
-                f"{self._directory} cannot be read: {err.strerror}", errno=err.errno or 0
-            ) from err
+            raise storage_error(f"cannot read {self._directory}", err) from err
 
     def _open_file(self, name: str) -> int:
         """Open a file of the torrent once a piece of it is here, not before: it may not exist."""
@@ -174,5 +171,4 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
-        message = f"{path} cannot be opened: {err.strerror}"
-        raise StorageError(message, errno=err.errno or 0) from err
+        raise storage_error(f"cannot open {path}", err) from err

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.errors import NotHereError, StorageError, UsageError
+from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
 from p2pcloop.formats.index import open_index
@@ -94,8 +94,7 @@ def open_local(
     try:
         index = _cached_index(file, cache, progress) if cache else make_index(file, progress)
     except OSError as err:
-        message = f"{err.filename or file.path}: {err.strerror}"
-        raise StorageError(message, errno=err.errno or 0) from err
+        raise storage_error(f"cannot use {err.filename or file.path}", err) from err
     layer = Layer(LocalContent(file.path, index), open_index(index))
     return MergedImage([layer], cache_size=cache_size)
 

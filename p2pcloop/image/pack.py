@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from p2pcloop.errors import StorageError
+from p2pcloop.errors import storage_error
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.index import IndexHeader, open_index
 from p2pcloop.image.build import Progress, Read, can_stay, index_cloop, pack_raw
@@ -30,8 +30,7 @@ def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[Ind
     try:
         return _write_layer(file, staging, progress)
     except OSError as err:
-        message = f"{err.filename or staging}: {err.strerror}"
-        raise StorageError(message, errno=err.errno or 0) from err
+        raise storage_error(f"cannot use {err.filename or staging}", err) from err
 
 
 def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from p2pcloop.errors import FormatError, NotHereError
-from p2pcloop.store.home import replace_file, storage_error
+from p2pcloop.errors import FormatError, NotHereError, storage_error
+from p2pcloop.store.home import replace_file
 
 MAGIC = b"P2PCHAVE"
 VERSION = 1

@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.errors import BusyError, StorageError, UsageError
+from p2pcloop.errors import BusyError, UsageError, storage_error
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a unix socket's path (unix(7): `sun_path` has 108 with the final NUL)."""
@@ -193,11 +193,6 @@ def _open_lock(path: Path) -> Iterator[int]:
 def _read_pid(lock: int) -> int | None:
     text = os.pread(lock, 32, 0).strip()
     return int(text) if text.isdigit() else None  # empty while the holder is about to write it
-
-
-def storage_error(what: str, err: OSError) -> StorageError:
-    """Say what failed and what the system answered."""
-    return StorageError(f"{what}: {err.strerror}", errno=err.errno or 0)
 
 
 def replace_file(path: Path, data: bytes) -> None:

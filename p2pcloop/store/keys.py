@@ -18,9 +18,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
-from p2pcloop.store.home import storage_error, sync_directory
+from p2pcloop.store.home import sync_directory
 
 _TEXT = re.compile(rb"p2pcloop-key 1 ed25519\nseed ([0-9a-f]{64})\npublic ([a-z2-7]{52})\n")
 _MAX_SIZE = 256  # more than a key file has: a longer one does not match

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.manifest import ID_SIZE, SignedManifest, open_manifest
 from p2pcloop.formats.name import Name, parse_name
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
-from p2pcloop.store.home import Home, replace_file, storage_error
+from p2pcloop.store.home import Home, replace_file
 
 FORMAT_VERSION = 1
 MAX_NAMES = 1 << 16

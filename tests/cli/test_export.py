@@ -128,4 +128,4 @@ def test_an_export_that_fails_leaves_what_was_there(
 def test_a_folder_that_is_not_there(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
     ran = p2pcloop("export", cloop, tmp_path / "none" / "out.img")
     assert ran.code == 11
-    assert "cannot be written" in ran.err
+    assert "cannot write" in ran.err

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from p2pcloop.errors import FormatError, StorageError
-from p2pcloop.store.home import storage_error, sync_directory
+from p2pcloop.errors import FormatError, StorageError, storage_error
+from p2pcloop.store.home import sync_directory
 from p2pcloopd.engine.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
 
 _READ_SIZE = 1 << 20

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgpack
 
-from p2pcloop.errors import FormatError, NotHereError
+from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.store.have import HaveFile
-from p2pcloop.store.home import replace_file, storage_error, sync_directory
+from p2pcloop.store.home import replace_file, sync_directory
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE, TorrentLayout
 

@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from p2pcloop.errors import storage_error
 from p2pcloop.store.have import HaveFile
-from p2pcloop.store.home import storage_error, sync_directory
+from p2pcloop.store.home import sync_directory
 from p2pcloopd.engine.content import Content, hash_pieces, scan
 from p2pcloopd.engine.metainfo import bencode, info_dictionary, parse_info
 from p2pcloopd.engine.record import Record

@@ -21,7 +21,7 @@ from p2pcloop.cli.options import home_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import SIZE
 from p2pcloop.cli.traffic import measure_traffic
-from p2pcloop.errors import GuestError, StorageError
+from p2pcloop.errors import GuestError, storage_error
 from p2pcloop.image.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
@@ -235,5 +235,4 @@ def _write_report(path: Path, facts: dict[str, Any]) -> None:
     try:
         path.write_text(to_json(facts) + "\n")
     except OSError as err:
-        message = f"the report {path} cannot be written: {err.strerror}"
-        raise StorageError(message, errno=err.errno or 0) from err
+        raise storage_error(f"cannot write the report {path}", err) from err

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from p2pcloop.errors import UsageError
-from p2pcloop.store.home import storage_error
+from p2pcloop.errors import UsageError, storage_error
 
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16

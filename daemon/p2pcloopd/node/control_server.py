@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from p2pcloop import __version__
-from p2pcloop.errors import BusyError, DaemonError, P2pcloopError
+from p2pcloop.errors import BusyError, DaemonError, P2pcloopError, storage_error
 from p2pcloop.protocol.control import (
     CONTROL_VERSION,
     MAX_IN_FLIGHT,
@@ -29,7 +29,7 @@ from p2pcloop.protocol.control import (
     Request,
     encode,
 )
-from p2pcloop.store.home import SOCKET_SUFFIX, storage_error
+from p2pcloop.store.home import SOCKET_SUFFIX
 from p2pcloopd.unix_listener import bind_unix_listener
 
 RECEIVE_SIZE = 1 << 16

@@ -9,11 +9,10 @@ from typing import Any
 
 import trio
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError, UsageError
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, is_link, parse_link
 from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, SignedManifest, open_manifest
 from p2pcloop.formats.name import parse_name
-from p2pcloop.store.home import storage_error
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_if_waiting

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2pcloop.errors import BusyError, FormatError
+from p2pcloop.errors import BusyError, FormatError, storage_error
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
-from p2pcloop.store.home import replace_file, storage_error
+from p2pcloop.store.home import replace_file
 from p2pcloopd.node.config import MAX_LISTEN
 
 _FIRST, _LAST = 20000, 32000
