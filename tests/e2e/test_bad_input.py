@@ -90,7 +90,7 @@ def test_a_damaged_cloop_is_not_published(node: Node, cloop: Path, tmp_path: Pat
         ("http://127.0.0.1/image.cloop", NotHereError, "no file"),
         ("@nobody/image", FormatError, "not a key"),
         ("no-such-file.cloop", NotHereError, "no file"),
-        (".", UsageError, "directory"),
+        (".", UsageError, "not a file"),
     ],
 )
 @pytest.mark.parametrize("command", ["boot", "info", "fetch"])
