@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from p2pcloop import __version__
@@ -74,12 +73,7 @@ class ControlClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from itertools import islice
 from operator import sub
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
@@ -214,12 +213,7 @@ class CloopFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

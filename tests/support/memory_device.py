@@ -9,6 +9,7 @@ import trio
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.units import BLOCK_SIZE, SECTOR_SIZE
+from p2pcloopd.block.shared_flush import SharedFlush
 
 TORRENT = bytes(range(20))
 """The torrent that `Missing` names; the device lies in it from offset 0 on."""
@@ -132,6 +133,10 @@ class MemoryBackend:
         self.automatic = automatic
         self.failure: P2pcloopError | None = None
         self._changed = trio.Condition()
+        self._shared_flush = SharedFlush(device)
+
+    async def flush(self) -> None:
+        await self._shared_flush.flush()
 
     async def supply(self, missing: Missing) -> None:
         async with self._changed:

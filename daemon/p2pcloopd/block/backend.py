@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import trio
-
 from p2pcloop.image.api import BlockDevice, Missing
 
 
@@ -30,6 +28,9 @@ class Backend(Protocol):
             P2pcloopError: the bytes can never be had (the publisher's own data is inconsistent).
         """
 
+    async def flush(self) -> None:
+        """Return when everything written before the call is durable (`SharedFlush.flush`)."""
+
 
 async def complete(backend: Backend, call: Callable[[], None], missing: Missing) -> None:
     """Bring what `call` lacked and call again, until it goes through.
@@ -42,14 +43,7 @@ async def complete(backend: Backend, call: Callable[[], None], missing: Missing)
         try:
             call()
         except Missing as more:
-            missing = more
+            # Its traceback leads back to this frame, which would keep it: a circle.
+            missing = more.with_traceback(None)
         else:
             return
-
-
-async def flush(device: BlockDevice) -> None:
-    """Make everything written so far durable, on a worker thread.
-
-    Once begun it is not abandoned by cancellation: the disk is never left half told.
-    """
-    await trio.to_thread.run_sync(device.prepare_flush())

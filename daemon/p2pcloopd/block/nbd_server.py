@@ -33,7 +33,6 @@ from p2pcloop.protocol.nbd_export import Export
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_sender import ReplySender
 from p2pcloopd.block.nbd_waiting import Waiting
-from p2pcloopd.block.shared_flush import SharedFlush
 
 MAX_CONNECTIONS: Final = 16
 HANDSHAKE_SECONDS: Final = 30
@@ -59,23 +58,21 @@ async def serve_nbd(
     `task_status.started` gets the listeners once clients can connect.
     """
     places = trio.Semaphore(MAX_CONNECTIONS)
-    shared_flush = SharedFlush(backend.device)
 
     async def handle(stream: trio.SocketStream) -> None:
         async with places:
             # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
             with socket.socket(fileno=stream.socket.detach()) as sock:
                 sock.setblocking(False)
-                await _Connection(backend, shared_flush, sock).run()
+                await _Connection(backend, sock).run()
 
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
 
 class _Connection:
-    def __init__(self, backend: Backend, shared_flush: SharedFlush, sock: socket.socket) -> None:
+    def __init__(self, backend: Backend, sock: socket.socket) -> None:
         self._backend = backend
         self._device = backend.device
-        self._shared_flush = shared_flush
         self._sock = sock
         self._protocol = NbdServer(Export(self._device.size, self._device.read_only))
         self._session = trio.CancelScope()
@@ -249,7 +246,7 @@ class _Connection:
                     if work is not None:
                         await work()
                     if _must_be_durable(request):
-                        await self._shared_flush.flush()
+                        await self._backend.flush()
                 except P2pcloopError as err:
                     reply = self._protocol.reply_header(request.cookie, _error_of(err))
                 await self._sender.send(reply)

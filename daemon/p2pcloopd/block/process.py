@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import signal
 from functools import partial
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import trio
@@ -44,12 +43,7 @@ class BlockServerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
         # First its end: its last message, which nobody reads then, must not meet a closed pipe.
         os.waitpid(self._pid, 0)

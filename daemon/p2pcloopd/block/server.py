@@ -23,7 +23,7 @@ from p2pcloop.image.local import ImageFile, open_local
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
-from p2pcloopd.block.backend import Backend, flush
+from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
 from p2pcloopd.block.source import LocalBackend, StoredBackend, Supplier
@@ -89,7 +89,7 @@ async def serve(
             await _serve_front_ends(spec, backend, listeners)
         finally:
             with trio.CancelScope(shield=True):
-                await flush(backend.device)
+                await backend.flush()
             report = _report(backend)
             backend.device.close()
         nursery.cancel_scope.cancel()

@@ -6,7 +6,6 @@ import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import BlockDevice
-from p2pcloopd.block.backend import flush
 
 
 class SharedFlush:
@@ -22,6 +21,9 @@ class SharedFlush:
     async def flush(self) -> None:
         """Return when everything written before the call is durable.
 
+        Once begun, a flush of the device is not abandoned by cancellation: the disk is never left
+        half told.
+
         Raises:
             StorageError: the flush that covered this call failed. Whoever shared it is told: the
                 kernel tells of a failed write once only, so that a second try would lie.
@@ -34,7 +36,7 @@ class SharedFlush:
                 number = self._begun
                 self._error = None
                 try:
-                    await flush(self._device)
+                    await trio.to_thread.run_sync(self._device.prepare_flush())
                 except P2pcloopError as err:
                     self._error = err
                 self._ended = number

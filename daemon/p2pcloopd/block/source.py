@@ -12,6 +12,7 @@ import trio
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
+from p2pcloopd.block.shared_flush import SharedFlush
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +34,15 @@ class LocalBackend:
 
     def __init__(self, device: ImageDevice) -> None:
         self.device = device
+        self._shared_flush = SharedFlush(device)
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`; never called."""
         raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
+
+    async def flush(self) -> None:
+        """See `Backend.flush`."""
+        await self._shared_flush.flush()
 
 
 class Supplier:
@@ -104,10 +110,15 @@ class StoredBackend:
     def __init__(self, device: ImageDevice, supplier: Supplier) -> None:
         self.device = device
         self.supplier = supplier
+        self._shared_flush = SharedFlush(device)
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`."""
         await self.supplier.supply(missing)
+
+    async def flush(self) -> None:
+        """See `Backend.flush`."""
+        await self._shared_flush.flush()
 
 
 def _log_waiting(event: str, fields: dict[str, Any]) -> None:

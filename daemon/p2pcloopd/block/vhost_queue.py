@@ -18,7 +18,7 @@ from p2pcloop.image.api import Missing
 from p2pcloop.protocol.vhost_state import Vring
 from p2pcloop.protocol.virtio_blk import Kind, RefusedError, Request, Status, plan
 from p2pcloop.protocol.virtqueue import Virtqueue, VirtqueueError
-from p2pcloopd.block.backend import Backend, complete, flush
+from p2pcloopd.block.backend import Backend, complete
 
 _ONE = (1).to_bytes(8, "little")
 _BATCH_REQUESTS = 256
@@ -98,7 +98,7 @@ class QueueServer:
         status = Status.OK
         try:
             if request.kind == Kind.FLUSH:
-                self._nursery.start_soon(self._finish_later, request, self._flush)
+                self._nursery.start_soon(self._finish_later, request, self._backend.flush)
                 return
             call = plan(request, self._backend.device)
             try:
@@ -118,9 +118,6 @@ class QueueServer:
             await complete(self._backend, call, missing)
 
         self._nursery.start_soon(self._finish_later, request, work)
-
-    async def _flush(self) -> None:
-        await flush(self._backend.device)
 
     async def _finish_later(self, request: Request, work: Callable[[], Awaitable[None]]) -> None:
         status = Status.OK
