@@ -399,6 +399,20 @@ async def test_a_broken_ring_stops_the_queue_only(
     assert "queue stopped" in caplog.text
 
 
+async def test_flushes_at_the_same_time_share_one(backend: MemoryBackend) -> None:
+    async with serving(backend) as guest:
+        await guest.connect()
+        assert (await guest.request(Kind.OUT, 0, b"w" * 512))[0] == Status.OK
+        for _ in range(8):
+            guest.offer(Kind.FLUSH)
+        guest.ring()
+        done = await guest.wait_done(8)
+    assert list(done.values()) == [(Status.OK, b"")] * 8
+    assert backend.device.durable == backend.device.content
+    # Whoever came after one had begun waits for the next: two at the most, whoever is first.
+    assert 1 <= backend.device.calls.count(("flush", 0, 0)) <= 2
+
+
 async def test_a_queue_without_a_place_is_refused(backend: MemoryBackend) -> None:
     async with serving(backend) as guest:
         await guest.connect()
