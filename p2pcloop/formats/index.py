@@ -35,7 +35,7 @@ run count, stored map length, SHA-256 of the stored map."""
 
 HASH_SIZE = 32
 MAX_CHUNKS = 1 << 24
-MAX_RUNS = 1 << 22
+MAX_RUNS = 1 << 20
 MAX_HEADER_SIZE = FIXED.size + HASH_SIZE * (MAX_CHUNKS // ENTRIES_PER_PAGE)
 
 
