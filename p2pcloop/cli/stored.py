@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.refs import StoredRef, report_waiting
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
-
-_READ_LIMIT = 1 << 20
 
 
 class Source:
@@ -39,14 +39,7 @@ class Source:
         """
         for wanted in missing.ranges:
             data = b"".join(
-                self._client.call(
-                    "read",
-                    report_waiting,
-                    torrent=wanted.torrent,
-                    offset=wanted.offset + at,
-                    length=min(_READ_LIMIT, wanted.length - at),
-                    heal=wanted.heal,
-                )["data"]
-                for at in range(0, wanted.length, _READ_LIMIT)
+                self._client.call("read", report_waiting, **asdict(part))["data"]
+                for part in wanted.parts()
             )
             self._stored.accept(wanted, data)

@@ -6,9 +6,12 @@ raises `Missing`. Whoever serves the device has the missing ranges brought here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+PART_SIZE = 1 << 20
+"""The most bytes asked of p2pcloopd in one call: those who wait for others are not kept long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,11 @@ class ByteRange:
     offset: int
     length: int
     heal: bool = False
+
+    def parts(self) -> Iterator[ByteRange]:
+        """The range in parts of at most `PART_SIZE`, in order."""
+        for at in range(0, self.length, PART_SIZE):
+            yield replace(self, offset=self.offset + at, length=min(PART_SIZE, self.length - at))
 
 
 class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import trio
@@ -15,9 +16,6 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloopd.block.shared_flush import SharedFlush
 
 _log = logging.getLogger(__name__)
-
-READ_LIMIT = 1 << 20
-"""The most bytes asked of p2pcloopd in one call; a longer range is asked for in parts."""
 
 
 class Caller(Protocol):
@@ -91,15 +89,8 @@ class Supplier:
 
     async def _read(self, wanted: ByteRange) -> bytes:
         parts = []
-        for at in range(0, wanted.length, READ_LIMIT):
-            answer = await self._client.call(
-                "read",
-                _log_waiting,
-                torrent=wanted.torrent,
-                offset=wanted.offset + at,
-                length=min(READ_LIMIT, wanted.length - at),
-                heal=wanted.heal,
-            )
+        for part in wanted.parts():
+            answer = await self._client.call("read", _log_waiting, **asdict(part))
             parts.append(answer["data"])
         return b"".join(parts)
 

@@ -13,7 +13,7 @@ import trio
 from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
-from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
+from p2pcloopd.engine.session import CLOSE_SECONDS, Session, SessionSwarm, open_session
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.swarm import EngineStatistics, TorrentStatistics
 from p2pcloopd.engine.torrent import Torrent
@@ -140,7 +140,7 @@ class Engine:
     async def _add(self, info_hash: bytes, sources: Sources) -> Torrent:
         record = Record(self._store / info_hash.hex())
         await trio.to_thread.run_sync(record.create)
-        swarm = self._session.new_swarm(info_hash, record.data)
+        swarm = SessionSwarm(self._session, info_hash, record.data)
         torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
         swarm.attach(torrent, self._nursery)
         await torrent.start(sources)

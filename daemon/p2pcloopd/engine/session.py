@@ -244,10 +244,6 @@ class Session:
         everybody.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", limited)
         self.lt.set_peer_class_filter(everybody)
 
-    def new_swarm(self, info_hash: bytes, save_path: Path) -> SessionSwarm:
-        """Make what a torrent needs of the session; `save_path` is where its content lies."""
-        return SessionSwarm(self, info_hash, save_path)
-
     async def totals(self) -> dict[str, int]:
         """libtorrent's counters since the start, by their names."""
         totals: dict[str, int] = {}
