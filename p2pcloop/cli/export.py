@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -55,10 +56,10 @@ def command(
     ref: str, out: Path, overlay: Path | None, home: Home, *, force: bool, as_json: bool
 ) -> None:
     """Write the whole image REF to OUT: a cloop V2.0 if it ends in .cloop, else a raw image."""
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists", hint="choose another name, or give --force")
+    _check_place(out, force=force)
     home.create()
     target = resolve_ref(ref, home)
+    _check_sources(out, target, overlay)
     with ExitStack() as stack:
         image, supply = _open(target, home, stack, quiet=as_json)
         changes = None
@@ -71,7 +72,26 @@ def command(
     if as_json:
         click.echo(to_json({"file": str(out), "size": device.size, "stored": stored}))
     else:
-        click.echo(f"{out}: {format_size(stored)} for {format_size(device.size)} of device")
+        click.echo(f"{out}: {format_size(stored)} for a device of {format_size(device.size)}")
+
+
+def _check_place(out: Path, *, force: bool) -> None:
+    """Before anything is fetched or read for nothing."""
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder", hint="give the name of a file in it")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists", hint="choose another name, or give --force")
+    if not out.parent.is_dir():
+        missing = FileNotFoundError(errno.ENOENT, "")
+        raise storage_error(f"cannot write {out}", missing, hint=f"make {out.parent} first")
+
+
+def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:
+    """What is exported must outlive it: peers and overlays rely on the very bytes of an image."""
+    sources = [target.path] if isinstance(target, ImageFile) else []
+    sources += [] if overlay is None else [overlay]
+    if any(source.exists() and out.exists() and out.samefile(source) for source in sources):
+        raise UsageError(f"{out} is what is exported", hint="choose another name for OUT")
 
 
 def _open(

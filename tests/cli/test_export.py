@@ -129,3 +129,17 @@ def test_a_folder_that_is_not_there(p2pcloop: Run, cloop: Path, tmp_path: Path) 
     ran = p2pcloop("export", cloop, tmp_path / "none" / "out.img")
     assert ran.code == 11
     assert "cannot write" in ran.err
+    assert f"hint: make {tmp_path / 'none'} first" in ran.err
+    assert p2pcloop("export", cloop, tmp_path).code == 2
+
+
+@pytest.mark.parametrize("name", ["a.cloop", "link.cloop", "mine.delta"])
+def test_what_is_exported_is_not_replaced(
+    p2pcloop: Run, cloop: Path, overlay: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "link.cloop").hardlink_to(cloop)
+    before = cloop.read_bytes(), overlay.read_bytes()
+    ran = p2pcloop("export", cloop, tmp_path / name, "--overlay", overlay, "--force")
+    assert (ran.code, ran.out) == (2, "")
+    assert "is what is exported" in ran.err
+    assert (cloop.read_bytes(), overlay.read_bytes()) == before
