@@ -36,17 +36,16 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"name": target.name, "manifest": target.signed.id} | facts))
     else:
-        click.echo(f"{target.name} is here; {format_size(facts['bytes_received'])} crossed")
+        click.echo(f"{target.name} is here; {format_size(facts['bytes_received'])} came in")
 
 
 def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
     """Have p2pcloopd fetch every layer of an image, and show how far it is."""
-    layers = ref.signed.manifest.layers
-    total = sum(layer.index_length + layer.pack_length for layer in layers)
+    total = ref.stored
     fetched = 0
     with progress_bar("fetching", quiet=quiet) as show:
         show(0, total)
-        for layer in layers:
+        for layer in ref.signed.manifest.layers:
 
             def on_event(event: str, fields: dict[str, int], done: int = fetched) -> None:
                 if event == "progress":

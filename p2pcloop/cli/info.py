@@ -56,7 +56,7 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
             header = cloop.index.header
             facts |= {
                 "format": "cloop V2.0",
-                "size": header.size,
+                "size": check_image_size(header.size),
                 "block_size": header.block_size,
                 "blocks": header.block_count,
                 "seeded_in_place": can_stay(cloop),
@@ -87,13 +87,7 @@ def _overlay_facts(file: ImageFile) -> dict[str, Any]:
 
 def _stored_facts(ref: StoredRef) -> dict[str, Any]:
     manifest = ref.signed.manifest
-    torrents = {layer.torrent for layer in manifest.layers}
-    here = sum(
-        torrent["have_bytes"]
-        for torrent in ref.client.call("status")["torrents"]
-        if torrent["info_hash"] in torrents
-    )
-    stored = sum(layer.index_length + layer.pack_length for layer in manifest.layers)
+    here = ref.here()
     return {
         "name": ref.name,
         "version": manifest.version,
@@ -101,9 +95,9 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
         "manifest": ref.signed.id,
         "image_id": manifest.image_id,
         "size": manifest.size,
-        "stored": stored,
+        "stored": ref.stored,
         "here": here,
-        "here_share": here / stored,
+        "here_share": here / ref.stored,
         "layers": len(manifest.layers),
         "filesystem": manifest.boot.root_type,
         "append": manifest.boot.append,
@@ -122,5 +116,6 @@ def _to_text(key: str, value: object) -> str:
     if isinstance(value, bool) or value in (None, ""):
         return {True: "yes", False: "no"}.get(value, "-") if isinstance(value, bool) else "-"
     if isinstance(value, int) and key not in ("blocks", "layers", "version", "block_size"):
-        return f"{format_size(value)} ({value} bytes)"
+        size = format_size(value)
+        return size if value < 1000 else f"{size} ({value} bytes)"
     return str(value)

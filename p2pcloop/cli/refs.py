@@ -10,6 +10,7 @@ import click
 
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.errors import UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.name import parse_name
@@ -26,6 +27,18 @@ class StoredRef:
     link: str
     client: ControlClient
 
+    @property
+    def stored(self) -> int:
+        """Bytes of all its layers, indexes included."""
+        layers = self.signed.manifest.layers
+        return sum(layer.index_length + layer.pack_length for layer in layers)
+
+    def here(self) -> int:
+        """Ask how many bytes of its layers are here, verified and durable."""
+        wanted = {layer.torrent for layer in self.signed.manifest.layers}
+        torrents = self.client.call("status")["torrents"]
+        return sum(known["have_bytes"] for known in torrents if known["info_hash"] in wanted)
+
 
 def is_local(ref: str) -> bool:
     """Whether a REF is a file: anything that is neither a link nor a name."""
@@ -40,6 +53,11 @@ def resolve_ref(ref: str, home: Home) -> ImageFile | StoredRef:
         NotHereError: no such file, or a name that is not known here.
         MismatchError: a manifest that is not what the link or its key says.
     """
+    if not ref:
+        raise UsageError(
+            "REF is empty",
+            hint="give a file, a link or @key/label; is a variable of the shell unset?",
+        )
     if is_local(ref):
         return inspect_file(Path(ref))
     # Told apart from a daemon's error before one is started for nothing.

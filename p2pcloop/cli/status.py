@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.errors import NotHereError
 from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
 from p2pcloop.units import format_size
 
 _EPILOG = """
@@ -58,24 +61,49 @@ def _text(node: dict[str, Any]) -> str:
         describe_node(node),
         f"received {format_size(node['received'])}, sent {format_size(node['sent'])}",
     ]
-    lines += [_torrent(torrent) for torrent in node["torrents"]]
+    torrents = {torrent["info_hash"]: torrent for torrent in node["torrents"]}
+    told = set()
+    for name, layers, manifest in _images(Home.at(node["home"])):
+        found = [torrents[layer] for layer in layers if layer in torrents]
+        lines += ["", name, f"  {_traffic(found)}"]
+        told |= {*layers, manifest}
+    others = [torrent for info_hash, torrent in torrents.items() if info_hash not in told]
+    if others:
+        lines += ["", "torrents that are not of the newest version of a name:"]
+    for torrent in others:
+        what = torrent["name"] or "metadata not here yet"
+        lines += [f"  {torrent['info_hash'].hex()} ({what})", f"    {_traffic([torrent])}"]
     return "\n".join(lines)
 
 
-def _torrent(torrent: dict[str, Any]) -> str:
-    traffic = torrent["traffic"]
-    connected = sum(peer["connected"] for peer in traffic["peers"])
-    name = torrent["name"] or "(metadata not here yet)"
-    if torrent["size"]:
-        share = f"{100 * torrent['have_bytes'] / torrent['size']:.0f} % of "
-        share += format_size(torrent["size"])
-    else:
-        share = "0 %"
+def _images(home: Home) -> Iterable[tuple[str, list[bytes], bytes]]:
+    """Each name that is known here, the torrents of its layers, and that of its manifest."""
+    records = Records(home)
+    for record in records.names():
+        try:
+            manifest = records.manifest(record.manifest_id).manifest
+        except NotHereError:
+            continue
+        layers = [layer.torrent for layer in manifest.layers]
+        yield str(record.name), layers, record.link.manifest_torrent
+
+
+def _traffic(torrents: list[dict[str, Any]]) -> str:
+    """How much is here and what moves, of torrents together."""
+    size = sum(torrent["size"] or 0 for torrent in torrents)
+    here = sum(torrent["have_bytes"] for torrent in torrents)
+    traffic = [torrent["traffic"] for torrent in torrents]
+    peers = {p["address"] for one in traffic for p in one["peers"] if p["connected"]}
+
+    def total(field: str) -> str:
+        return format_size(sum(one[field] for one in traffic))
+
+    # Rounded down: "100 %" means all of it.
+    share = f"{100 * here // size} % of {format_size(size)} here" if size else "nothing here yet"
     return (
-        f"{torrent['info_hash'].hex()}  {name}  {share}  peers {connected}"
-        f"  down {format_size(traffic['down_rate'])}/s  up {format_size(traffic['up_rate'])}/s"
-        f"  ({format_size(traffic['payload_received'])} in,"
-        f" {format_size(traffic['payload_sent'])} out)"
+        f"{share}, {len(peers)} peer{'' if len(peers) == 1 else 's'};"
+        f" received {total('payload_received')} ({total('down_rate')}/s),"
+        f" sent {total('payload_sent')} ({total('up_rate')}/s)"
     )
 
 

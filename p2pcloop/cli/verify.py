@@ -13,7 +13,7 @@ from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.local import ImageFile, make_index
 from p2pcloop.store.home import Home
-from p2pcloop.units import format_size
+from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
 \b
@@ -31,18 +31,16 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     """Read all of REF that is here and compare it with its hashes.
 
     Damaged pieces of a stored image are dropped and fetched again when they are needed. A cloop
-    is decoded whole; an overlay's tables are checked. Exit code 4 tells that something was wrong.
+    is decoded whole, a raw image read; an overlay's tables are checked. Exit codes 3 and 4 tell
+    that something was wrong.
     """
     target = resolve_ref(ref, home)
     if isinstance(target, StoredRef):
         with target.client:
-            facts = _verify_stored(target, quiet=as_json)
+            facts, text = _verify_stored(target, quiet=as_json)
     else:
-        facts = _verify_file(target, quiet=as_json)
-    if as_json:
-        click.echo(to_json(facts))
-    else:
-        click.echo(", ".join(f"{value} {key}" for key, value in facts.items()))
+        facts, text = _verify_file(target, quiet=as_json)
+    click.echo(to_json(facts) if as_json else text)
     if facts.get("bad"):
         raise CorruptError(
             f"{facts['bad']} of {facts['pieces']} pieces were damaged and dropped",
@@ -50,7 +48,8 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
         )
 
 
-def _verify_stored(ref: StoredRef, *, quiet: bool) -> dict[str, Any]:
+def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]:
+    checked = ref.here()
     pieces, bad = 0, 0
     for layer in ref.signed.manifest.layers:
         with progress_bar("verifying", quiet=quiet) as show:
@@ -63,14 +62,24 @@ def _verify_stored(ref: StoredRef, *, quiet: bool) -> dict[str, Any]:
             answer = ref.client.call("verify", on_event, torrent=layer.torrent)
         pieces += answer["pieces"]
         bad += len(answer["bad"])
-    return {"pieces": pieces, "bad": bad}
+    facts = {"name": ref.name, "stored": ref.stored, "checked": checked}
+    text = f"checked what is here, {format_size(checked)} of {format_size(ref.stored)}"
+    return facts | {"pieces": pieces, "bad": bad}, f"{text}: {bad} bad pieces"
 
 
-def _verify_file(file: ImageFile, *, quiet: bool) -> dict[str, Any]:
+def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
+    facts: dict[str, Any] = {"file": str(file.path), "format": file.kind}
     if file.kind == "overlay":
         with Overlay.open(file.path, image_id=None, read_only=True) as overlay:
             info = overlay.info()
-        return {"changed blocks": info.data_blocks, "zeroed blocks": info.zero_blocks}
+        changed, zeroed = info.data_blocks * BLOCK_SIZE, info.zero_blocks * BLOCK_SIZE
+        text = f"its tables are whole: {format_size(changed)} changed, {format_size(zeroed)} zeroed"
+        return facts | {"changed": changed, "zeroed": zeroed}, text
     with progress_bar("verifying", quiet=quiet) as progress:
         make_index(file, progress)
-    return {"read and decoded": format_size(file.size)}
+    text = f"{format_size(file.size)} read"
+    if file.kind == "cloop":
+        text += " and decoded: every block is whole"
+    else:
+        text += "; a raw image has no hashes to compare with"
+    return facts | {"checked": file.size}, text

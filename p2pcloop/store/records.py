@@ -89,6 +89,10 @@ class Records:
                 f"{name} is not known here", hint="use the link of the image once"
             ) from err
 
+    def names(self) -> list[NameRecord]:
+        """All names that are known here, in order."""
+        return sorted(self._names.values(), key=lambda record: str(record.name))
+
     def keep(self, signed: SignedManifest, link: Link) -> NameRecord:
         """Keep a manifest; let its name point to it, unless the name points to a newer one.
 

@@ -34,7 +34,8 @@ def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
 
 def test_a_cloop_that_has_to_be_repacked(p2pcloop: Run, tmp_path: Path) -> None:
     path = write_cloop_file(tmp_path / "a.cloop", RAW, 512)
-    assert p2pcloop("info", path, "--json").json["seeded_in_place"] is False
+    facts = p2pcloop("info", path, "--json").json
+    assert (facts["seeded_in_place"], facts["size"]) == (False, 74 * 4096)
 
 
 @pytest.mark.interop

@@ -115,12 +115,21 @@ def test_watch_goes_on_until_it_is_ended(node: NodeProcess) -> None:
 def test_status_tells_of_torrents(node: NodeProcess, content: bytes) -> None:
     node.start()
     published = node.publish(content)
-    [line] = [
-        line
-        for line in command(node, "status")[0].splitlines()
-        if line.startswith(published["torrent"].hex())
-    ]
-    assert "100 % of 304.1 kB" in line
+    lines = command(node, "status")[0].splitlines()
+    assert "100 % of 304.1 kB here, 0 peers" in lines[lines.index(published["name"]) + 1]
+    assert "torrents that" not in lines[-1]
+
+
+def test_status_tells_what_no_name_points_to(node: NodeProcess, content: bytes) -> None:
+    node.start()
+    old = node.publish(content)
+    new = node.publish(content[:-1], version=2)
+    named, _, others = command(node, "status")[0].partition("torrents that are not")
+    assert new["name"] in named
+    assert "100 % of 304.1 kB here" in named
+    assert f"{old['torrent'].hex()} (" in others
+    assert new["torrent"].hex() not in others
+    assert others.count("(manifest)") == 1
 
 
 def test_what_a_killed_daemon_left_in_tmp_is_deleted(node: NodeProcess) -> None:
