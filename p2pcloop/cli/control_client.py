@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
 from collections.abc import Callable
 from typing import Any, Self
@@ -60,7 +61,8 @@ class ControlClient:
         except (FileNotFoundError, ConnectionRefusedError) as err:
             connection.close()
             raise NotRunningError(
-                f"no p2pcloopd runs on {home.root}", hint="start one with `p2pcloop daemon start`"
+                f"no p2pcloopd runs on {home.root}",
+                hint=f"start one with `p2pcloop daemon start --home {shlex.quote(str(home.root))}`",
             ) from err
         except OSError as err:
             connection.close()

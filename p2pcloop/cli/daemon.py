@@ -31,7 +31,13 @@ def command() -> None:
 
 @command.command()
 @home_option
-@click.option("--log-level", default="info", show_default=True, help="debug, info, warning, error")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much to say.",
+)
 def run(home: Home, log_level: str) -> None:
     """Run p2pcloopd in the foreground, its log on stderr, until Ctrl-C."""
     program = [sys.executable, "-P", "-m", "p2pcloopd"]
@@ -50,11 +56,11 @@ def start(home: Home, as_json: bool) -> None:
             click.echo(f"p2pcloopd runs on {home.root}, process {client.pid}")
 
 
-@command.command()
+@command.command(short_help="Stop p2pcloopd in order and wait for its end.")
 @home_option
 @json_option
 def stop(home: Home, as_json: bool) -> None:
-    """Stop p2pcloopd in order and wait for its end; that none runs is no error."""
+    """Stop p2pcloopd in order and wait for its end. Where none runs, that is no error."""
     stopped = stop_daemon(home)
     if as_json:
         click.echo(to_json({"stopped": stopped, "home": home.root}))

@@ -40,7 +40,11 @@ def ensure_daemon(home: Home) -> ControlClient:
         return ControlClient.connect(home)
     except NotRunningError:
         pass
-    click.echo(f"starting p2pcloopd on {home.root} (log: {home.log})", err=True)
+    click.echo(
+        f"starting p2pcloopd on {home.root} (log: {home.log.name});"
+        " it seeds until `p2pcloop daemon stop`",
+        err=True,
+    )
     with home.starting():
         for attempt in range(_ATTEMPTS):
             try:

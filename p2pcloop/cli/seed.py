@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import (
     BootParameters,
     LayerRef,
@@ -53,7 +55,8 @@ def command(image: Path, label: str, append: str, home: Home, *, as_json: bool) 
     """Serve IMAGE, a .cloop or a raw image, to peers, under LABEL and your key.
 
     A .cloop is served where it lies: no second copy, no repacking; leave it there unchanged. A raw
-    image is packed (zstd) into the node's home. Prints the name and a link that others boot with.
+    image is packed (zstd) into the node's home. Prints the name and a link that others boot with;
+    by default only this machine reaches the node (docs/daemon.md tells how to serve others).
     """
     check_label(label)
     file = inspect_file(image)
@@ -61,12 +64,36 @@ def command(image: Path, label: str, append: str, home: Home, *, as_json: bool) 
         raise UsageError(f"{image} is an overlay, not an image", hint="seed the image below it")
     with ensure_daemon(home) as client:
         answer = _seed(file, label, append, home, client, quiet=as_json)
+    _warn_if_only_here(answer["link"], home)
     if as_json:
         click.echo(to_json(answer))
         return
-    click.echo(f"serving {answer['name']}")
-    click.echo(f"  {format_size(answer['stored'])} for {format_size(answer['size'])} of device")
-    click.echo(f"boot it anywhere with:\n  p2pcloop boot '{answer['link']}'")
+    click.echo(f"serving {answer['name']}, version {answer['version']}")
+    where = f", read from {file.path}: leave it there, unchanged" if answer["in_place"] else ""
+    click.echo(f"  {_to_size(answer)}{where}")
+    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+
+
+def _to_size(answer: dict[str, Any]) -> str:
+    size = f"{format_size(answer['stored'])} for a device of {format_size(answer['size'])}"
+    return f"{size}, {answer['filesystem'] or 'no file system that is known'}"
+
+
+def _warn_if_only_here(link: str, home: Home) -> None:
+    """Links say where a node is; with the default settings nobody else reaches it."""
+    if all(_is_loopback(host) for host, _ in parse_link(link).peers):
+        click.echo(
+            "only this machine reaches the node: to serve others, set `listen` in"
+            f" {home.config} (docs/daemon.md), restart it and seed again",
+            err=True,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _seed(
@@ -111,6 +138,7 @@ def _seed(
         "image_id": manifest.image_id,
         "torrent": layer.torrent,
         "size": manifest.size,
+        "filesystem": manifest.boot.root_type,
         "stored": header.pack_length,
         "in_place": not note and file.kind == "cloop",
     }

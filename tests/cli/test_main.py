@@ -69,11 +69,12 @@ def test_version(p2pcloop: Run) -> None:
     [
         ("info /nonexistent/a.cloop", 7, "there is no file /nonexistent/a.cloop"),
         ("verify /nonexistent/a.cloop", 7, "there is no file"),
-        ("export /nonexistent/a.cloop /nonexistent/out", 7, "there is no file"),
+        ("export /nonexistent/a.cloop /dev/out.img", 7, "there is no file"),
         ("info magnet:?xt=urn:btih:00", 2, "no x.p2pcloop part"),
         ("info @key/debian", 3, "is not a key"),
         ("info @nothing", 3, "is not a name"),
         ("info /", 2, "is not a file"),
+        ("daemon run --log-level loud", 2, "'loud' is not one of"),
         ("nothing", 2, "No such command"),
         ("info", 2, "Missing argument"),
         ("info --nothing a", 2, "No such option"),
@@ -93,6 +94,17 @@ def test_errors_end_with_a_line_and_their_code(
     assert "Traceback" not in ran.err
     if ran.err.startswith("p2pcloop: ") and "is not a file" not in said:
         assert "\n  hint: " in ran.err
+
+
+def test_an_empty_ref_is_told_as_such(p2pcloop: Run) -> None:
+    """What a shell makes of an unset variable in quotes."""
+    ran = p2pcloop("info", "")
+    assert (ran.code, ran.out) == (2, "")
+    assert "REF is empty" in ran.err
+
+
+def test_a_hint_names_the_home_it_is_about(p2pcloop: Run, home: Path) -> None:
+    assert f"p2pcloop daemon start --home {home}`" in p2pcloop("status").err
 
 
 def test_every_error_has_an_exit_code_of_its_own() -> None:
