@@ -98,6 +98,18 @@ def test_the_guest_waits_for_a_peer(nodes: Nodes, cloop: Path) -> None:
     assert address in guest.said
 
 
+def test_a_peer_that_was_away_while_nothing_was_read(nodes: Nodes, cloop: Path) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    link = seeder.seed(cloop)["link"]
+    with Guest(reader, link) as guest:
+        guest.prompt()
+        for _ in range(2):
+            seeder.run("daemon", "stop")
+            seeder.run("daemon", "start")
+        assert MD5 in guest.sh("md5sum /root/data")
+        guest.power_off()
+
+
 def expect_said(guest: Guest, text: str) -> None:
     """Wait until `p2pcloop boot` has said something on standard error."""
     with started(["tail", "-n", "+1", "-f", guest.errors]) as following:

@@ -69,6 +69,7 @@ class Peers:
         self._needed = trio.Event()
         self._again = trio.Event()
         self._connected: set[Peer] = set()
+        self._banned: set[Peer] = set()
         self._errors: dict[Peer, str] = {}
         self._addresses: dict[Peer, set[Peer]] = {}
         self._since = 0.0
@@ -118,9 +119,11 @@ class Peers:
 
     def on_disconnected(self, address: Peer, error: str) -> None:
         self._connected.discard(address)
-        self._note(address, error)
+        if address not in self._banned:  # being hung up on is not the cause, but what follows
+            self._note(address, error)
 
     def on_banned(self, address: Peer) -> None:
+        self._banned.add(address)
         self._note(address, "sent wrong bytes and is not asked again")
 
     def on_received(self, address: Peer, size: int) -> None:

@@ -102,6 +102,10 @@ _PEERS: dict[str, object] = {
     # up, and peers.py winds it back while somebody waits.
     "min_reconnect_time": 1,
     "max_failcount": 32,
+    # An idle torrent is finished to libtorrent, and a finished one that looks for peers strikes
+    # out all seeds, for good: once none is left it never looks again (peer_list.cpp,
+    # `recalculate_connect_candidates`). So an idle one must not look.
+    "seeding_outgoing_connections": False,
     # Limits that hold on the local network too.
     "rate_limit_ip_overhead": False,
     "max_metadata_size": MAX_METADATA_SIZE,
