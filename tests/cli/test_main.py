@@ -117,3 +117,10 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
     codes = [kind.exit_code for kind in kinds]
     assert len(set(codes)) == len(codes) == 11
     assert all(0 < code < 126 for code in codes)
+
+
+def test_the_manual_lists_every_exit_code() -> None:
+    manual = (Path(__file__).parents[2] / "docs/commands.md").read_text()
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, P2pcloopError):
+            assert f"\n| {kind.exit_code} | {kind.__name__} |" in manual
