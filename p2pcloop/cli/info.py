@@ -48,9 +48,10 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
 
 
 def _file_facts(file: ImageFile) -> dict[str, Any]:
-    facts: dict[str, Any] = {"file": str(file.path), "format": file.kind, "stored": file.size}
+    facts: dict[str, Any] = {"file": str(file.path), "format": file.kind}
     if file.kind == "overlay":
         return facts | _overlay_facts(file)
+    facts["stored"] = file.size
     if file.kind == "cloop":
         with open_cloop(file.path) as cloop:
             header = cloop.index.header

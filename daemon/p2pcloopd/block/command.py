@@ -19,7 +19,7 @@ _EPILOG = """
 \b
 Examples:
   p2pcloop block debian.cloop --nbd unix:/tmp/debian.nbd
-  nbdcopy nbd+unix:///?socket=/tmp/debian.nbd debian.img
+  nbdcopy 'nbd+unix:///?socket=/tmp/debian.nbd' debian.img
   p2pcloop block 'magnet:?xt=...' --vhost-user /tmp/disk.sock --overlay mine.delta
 """
 
@@ -33,7 +33,9 @@ Examples:
     metavar="SOCKET",
     help="Serve vhost-user-blk at this unix socket.",
 )
-@click.option("--nbd", metavar="unix:PATH|HOST:PORT", help="Serve NBD there.")
+@click.option(
+    "--nbd", metavar="unix:PATH|HOST:PORT", help="Serve NBD there; HOST is best 127.0.0.1."
+)
 @click.option(
     "--overlay",
     type=click.Path(path_type=Path),

@@ -59,14 +59,19 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     show_default=True,
     help="`user` lets the guest open connections to the outside; the host's loopback is closed.",
 )
-@click.option("--kernel", type=click.Path(path_type=Path), metavar="PATH", help="A UML kernel.")
+@click.option(
+    "--kernel",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A User-Mode Linux kernel.  [default: linux.uml of this system]",
+)
 @click.option("--append", default="", metavar="ARGS", help="Words for the kernel's command line.")
 @click.option(
     "--console",
     default="stdio",
     show_default=True,
     metavar="stdio|FILE",
-    help="Where the guest's console is.",
+    help="Where the guest's console is; a FILE only gets what the guest prints.",
 )
 @click.option(
     "--cpu",
