@@ -218,6 +218,9 @@ def _from_map(values: dict[str, Any]) -> Manifest:
         raise FormatError(f"the manifest's size is not a multiple of {BLOCK_SIZE} bytes")
     if not manifest.layers:
         raise FormatError("the manifest has no layers")
+    for what in ("layer_id", "torrent"):
+        if len({getattr(layer, what) for layer in manifest.layers}) < len(manifest.layers):
+            raise FormatError(f"the manifest has two layers of one {what}")
     return manifest
 
 

@@ -32,7 +32,6 @@ class Layer:
 
     Attributes:
         header: of the layer's index.
-        runs: the layer's map.
     """
 
     def __init__(self, content: Content, header: IndexHeader) -> None:
@@ -47,8 +46,13 @@ class Layer:
         stored = _verified(
             content, header.length, header.map_length, header.map_hash, "the map of a layer"
         )
-        self.runs: list[Run] = read_map(header, stored)
+        self._runs: list[Run] = read_map(header, stored)
         self._pages: dict[int, list[Chunk]] = {}
+
+    def take_runs(self) -> list[Run]:
+        """Return the layer's map, which is forgotten here: once merged, it only costs memory."""
+        runs, self._runs = self._runs, []
+        return runs
 
     def chunk(self, number: int) -> Chunk:
         """Return the entry of a chunk.

@@ -30,13 +30,13 @@ class MergedImage:
         """Join `layers`, base first; the image has the size of the top layer.
 
         Args:
-            layers: at least one.
+            layers: at least one, none of them twice; their maps are taken.
             cache_size: bytes of decoded chunks that are kept, least recently used dropped first.
         """
         self._layers = layers
         self.size = layers[-1].header.image_size
         self.image_id = compute_image_id(self.size, [layer.header.layer_id for layer in layers])
-        self.map = BlockMap(merge([layer.runs for layer in layers]))
+        self.map = BlockMap(merge([layer.take_runs() for layer in layers]))
         self._cache: OrderedDict[int, memoryview] = OrderedDict()
         self._cached = 0
         self._cache_size = cache_size

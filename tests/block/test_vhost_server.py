@@ -338,13 +338,19 @@ async def test_front_end_goes_while_a_read_waits(backend: MemoryBackend) -> None
         await backend.wait_asked(2)
 
 
-async def test_front_end_goes_while_a_queue_stops(backend: MemoryBackend) -> None:
+@pytest.mark.parametrize("said_ahead", [[], [Code.GET_VRING_BASE]], ids=["one", "two"])
+async def test_front_end_goes_while_a_queue_stops(
+    backend: MemoryBackend, said_ahead: list[Code]
+) -> None:
+    """QEMU disables a queue and asks for its base without waiting in between."""
     backend.device.withhold(0, SIZE)
     async with serving(backend) as guest:
         await guest.connect()
         guest.offer(Kind.IN, wanted=512)
         guest.ring()
         await backend.wait_asked(1)
+        for code in said_ahead:
+            await guest.send(code, bytes(8))
         await guest.send(Code.GET_VRING_BASE, bytes(8))
 
 

@@ -97,6 +97,8 @@ def test_a_key_cannot_sign_for_another() -> None:
         replace(MANIFEST, version=0),
         replace(MANIFEST, size=600 << 20 | 1),
         replace(MANIFEST, layers=()),
+        replace(MANIFEST, layers=(LAYERS[0], LAYERS[1], LAYERS[0])),
+        replace(MANIFEST, layers=(LAYERS[0], replace(LAYERS[1], torrent=LAYERS[0].torrent))),
         replace(MANIFEST, boot=BootParameters("ext4", "a\nb")),
         replace(MANIFEST, layers=LAYERS * 200),
     ],

@@ -77,10 +77,13 @@ def test_what_an_image_is_called() -> None:
 
 def test_the_top_layer_gives_the_size() -> None:
     """An image may grow, and shrink, from one version to the next."""
-    base = make_layer([Run(0, 4, 0, 0, 4)], [blocks_of(1, 2, 3, 4)], 4)
-    larger = ImageDevice(MergedImage([base, make_layer([Run(5, 1, 0)], [blocks_of(9)], 6)]))
+
+    def base() -> Layer:
+        return make_layer([Run(0, 4, 0, 0, 4)], [blocks_of(1, 2, 3, 4)], 4)
+
+    larger = ImageDevice(MergedImage([base(), make_layer([Run(5, 1, 0)], [blocks_of(9)], 6)]))
     assert read_views(larger, 0, [6 * 4096]) == blocks_of(1, 2, 3, 4, 0, 9)
-    smaller = ImageDevice(MergedImage([base, make_layer([], [], 2)]))
+    smaller = ImageDevice(MergedImage([base(), make_layer([], [], 2)]))
     assert read_views(smaller, 0, [smaller.size]) == blocks_of(1, 2)
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import CorruptError, MismatchError
+from p2pcloop.errors import CorruptError, FormatError, MismatchError
+from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.image import stored
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
@@ -74,6 +76,22 @@ def test_layers_are_asked_for_together(tmp_path: Path) -> None:
         if any(TOP[at : at + 65536]):
             model[at : at + 65536] = TOP[at : at + 65536]
     assert DeviceReader(ImageDevice(image), peer.supply).read() == model
+    image.close()
+
+
+def test_the_maps_of_all_layers_are_bounded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest of many layers must not cost what many maps of the largest size would."""
+    base = StoredLayer(tmp_path, BASE)
+    top = StoredLayer(tmp_path, TOP, torrent=b"t" * 20)
+    runs = sum(open_index(layer.content).run_count for layer in (base, top))
+    image = StoredImage(manifest_of(base.ref, top.ref, size=len(TOP)), tmp_path)
+    monkeypatch.setattr(stored, "MAX_RUNS", runs - 1)
+    peer = Peer(image, base, top)
+    with pytest.raises(FormatError, match=f"{runs} runs in all"):
+        peer.open()
+    assert peer.rounds == 1, "no map was asked for"
     image.close()
 
 

@@ -8,6 +8,7 @@ when its end comes, the parent wants no more, or is gone, and the child makes al
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from functools import partial
@@ -92,23 +93,32 @@ def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoRetu
     """The child's whole life. It leaves by `_exit`: nothing of the parent's is its to clean up."""
     exit_code = 1
     try:
-        # Ctrl-C is for the parent, who shuts the guest down in order.
+        # These are for the parent, who shuts the guest down in order; it needs its disk for that.
         os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ready = partial(_send, output, Event(0, "ready"))
-        stopped = partial(trio.lowlevel.wait_readable, lifeline)
-        _send(output, Reply(0, run(partial(serve, spec, ready, stopped))))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _send(output, _serve(spec, output, lifeline))
         exit_code = 0
-    except P2pcloopError as err:
-        _send(output, Failure(0, err))
     except BaseException:
         import traceback  # noqa: PLC0415  for a bug of ours only
 
         traceback.print_exc()
-    os._exit(exit_code)
+    finally:
+        os._exit(exit_code)
+
+
+def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure:
+    ready = partial(_send, output, Event(0, "ready"))
+    stopped = partial(trio.lowlevel.wait_readable, lifeline)
+    try:
+        return Reply(0, run(partial(serve, spec, ready, stopped)))
+    except P2pcloopError as err:
+        return Failure(0, err)
 
 
 def _send(fd: int, message: Message) -> None:
     data = encode(message)
-    while data:
-        data = data[os.write(fd, data) :]
+    # A parent that is gone needs no word.
+    with contextlib.suppress(BrokenPipeError):
+        while data:
+            data = data[os.write(fd, data) :]

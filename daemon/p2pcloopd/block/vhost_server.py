@@ -12,6 +12,7 @@ import logging
 import mmap
 import os
 import socket
+from collections import deque
 from collections.abc import Sequence
 
 import trio
@@ -29,6 +30,10 @@ from p2pcloop.protocol.vhost_user import (
 from p2pcloop.protocol.virtqueue import GuestMemory, MemoryRegion, Virtqueue, VirtqueueError
 from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.vhost_queue import QueueServer
+
+_MAX_AHEAD = 64
+"""Messages that a front end may send before a queue that it stops has ended; more, and it is
+dropped."""
 
 _FD_SIZE = array.array("i").itemsize
 
@@ -86,11 +91,12 @@ class _FrontEnd:
         )
         self._memory = _Mapping([])
         self._queues: dict[int, QueueServer] = {}
+        self._ahead: deque[Message] = deque()
 
     async def converse(self, nursery: trio.Nursery) -> None:
         """Carry out what the front end says until it goes or breaks the protocol."""
         try:
-            while (message := await self._receive()) is not None:
+            while (message := await self._next()) is not None:
                 if not await self._obey(message, nursery):
                     return
         except ProtocolError as error:
@@ -102,7 +108,11 @@ class _FrontEnd:
         """Unmap and close everything; no queue is being served any more."""
         self._queues.clear()
         self._memory.close()
-        _close([*self._session.take_all(), *self._reader.fds])
+        ahead = [fd for message in self._ahead for fd in message.fds]
+        _close([*self._session.take_all(), *self._reader.fds, *ahead])
+
+    async def _next(self) -> Message | None:
+        return self._ahead.popleft() if self._ahead else await self._receive()
 
     async def _receive(self) -> Message | None:
         while True:
@@ -159,13 +169,11 @@ class _FrontEnd:
         return stopped
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
-        """Cancel `scope` if the front end goes; end quietly if it sends something."""
-        try:
-            more = await self._socket.recv(1, socket.MSG_PEEK)
-        except ConnectionError:
-            more = b""
-        if not more:
-            scope.cancel()
+        """Cancel `scope` if the front end goes; what it says meanwhile is kept for later."""
+        with contextlib.suppress(ProtocolError, ConnectionError):
+            while len(self._ahead) < _MAX_AHEAD and (message := await self._receive()) is not None:
+                self._ahead.append(message)
+        scope.cancel()
 
     def _carry_out(self, effect: MemoryChanged | RingChanged, nursery: trio.Nursery) -> None:
         vrings = self._session.vrings

@@ -1,0 +1,95 @@
+"""The forked block server: it keeps a guest's disk alive, and never runs its parent's clean-up."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloop.errors import BusyError
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.image.local import inspect_file, open_local
+from p2pcloop.store.home import Home
+from p2pcloopd.block.process import BlockServerProcess
+from p2pcloopd.block.server import BlockServerSpec
+from tests.support.images import ignore
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> BlockServerSpec:
+    home = Home.at(tmp_path / "home")
+    home.create()
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(SIZE))
+    return BlockServerSpec(
+        home, inspect_file(image), overlay=tmp_path / "mine.delta", nbd=f"unix:{tmp_path}/s"
+    )
+
+
+def test_it_serves_until_it_is_told_to_stop_whatever_signals_come(spec: BlockServerSpec) -> None:
+    async def main() -> dict[str, object]:
+        await block.wait_ready()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(block._pid, number)
+        with trio.move_on_after(0.2) as waiting:
+            await block.finish()
+        assert waiting.cancelled_caught, "a signal ended it"
+        block.stop()
+        return await block.finish()
+
+    with BlockServerProcess(spec) as block:
+        assert trio.run(main) == {"chunks_touched": 0, "bytes_touched": 0}
+
+
+def test_its_errors_are_raised_in_the_parent(spec: BlockServerSpec) -> None:
+    assert isinstance(spec.overlay, Path)
+    image = open_local(inspect_file(spec.overlay.parent / "image"), None, ignore)
+    with (
+        Overlay.create(spec.overlay, image_id=image.image_id, image_size=image.size),
+        BlockServerProcess(spec) as block,
+        pytest.raises(BusyError),
+    ):
+        trio.run(block.wait_ready)
+    image.close()
+
+
+def test_a_child_without_a_parent_ends_and_leaves_its_parents_things_alone(tmp_path: Path) -> None:
+    """The parent is killed; what its `finally` would do is not the child's to do."""
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(SIZE))
+    program = f"""
+import os, signal, trio
+from pathlib import Path
+from p2pcloop.image.local import inspect_file
+from p2pcloop.store.home import Home
+from p2pcloopd.block.process import BlockServerProcess
+from p2pcloopd.block.server import BlockServerSpec
+folder = Path({str(tmp_path)!r})
+home = Home.at(folder / "home")
+home.create()
+image = inspect_file(folder / "image")
+spec = BlockServerSpec(home, image, overlay="temporary", nbd=f"unix:{{folder}}/s")
+try:
+    block = BlockServerProcess(spec)
+    trio.run(block.wait_ready)
+    os.kill(os.getpid(), signal.SIGKILL)
+finally:
+    (folder / "cleaned").touch()
+"""
+    # The child holds the pipe: its end is the child's end.
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert ended.stdout == b""
+    assert not (tmp_path / "cleaned").exists()
+    assert not (tmp_path / "s").exists(), "the child made its socket go"
