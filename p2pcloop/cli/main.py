@@ -12,7 +12,7 @@ import sys
 import click
 
 from p2pcloop.cli.report import report_error
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import P2pcloopError, storage_error
 
 _COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
@@ -76,7 +76,9 @@ def main() -> None:
         sys.exit(err.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not try to flush again.
+    except OSError as err:
+        # Of files that the user named, and of output that cannot be written; the interpreter must
+        # not try to flush that again. (A pipe that nobody reads is click's: exit code 1.)
         sys.stdout = None
-        sys.exit(0)
+        what = f"cannot use {err.filename}" if err.filename else "the system refused"
+        sys.exit(report_error(storage_error(what, err)))

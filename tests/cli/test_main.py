@@ -107,6 +107,23 @@ def test_a_hint_names_the_home_it_is_about(p2pcloop: Run, home: Path) -> None:
     assert f"p2pcloop daemon start --home {home}`" in p2pcloop("status").err
 
 
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "raw.img").write_bytes(b"1")
+    command = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "info", tmp_path / "raw.img"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == errors.StorageError.exit_code
+    assert done.stderr.splitlines()[0] == "p2pcloop: the system refused: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_every_error_has_an_exit_code_of_its_own() -> None:
     """Click's own errors end with 1 and 2; shells take 126 and up."""
     kinds = [
