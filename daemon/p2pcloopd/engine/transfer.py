@@ -186,8 +186,11 @@ class Transfer:
     # --- what libtorrent tells --------------------------------------------------------------
 
     def on_piece_arrived(self, piece: int) -> None:
-        """Note that libtorrent has a piece and found it right."""
-        if self.disk is None or self.disk.have.has(piece, piece):
+        """Note that libtorrent has a piece and found it right.
+
+        News that come while the swarm is left do not count: what is not durable is forgotten.
+        """
+        if not self.running or self.disk is None or self.disk.have.has(piece, piece):
             return
         self._arrived.add(piece)
         self._background.discard(piece)
