@@ -14,18 +14,10 @@ import trio.testing
 
 from p2pcloop.errors import CorruptError
 from p2pcloop.store.have import HaveFile
-from tests.support.engines import Nodes, open_at, until
+from tests.support.engines import Nodes, flip, open_at, until
 
 PIECE = 16384
 PATIENCE = 30
-
-
-def _flip(path: Path, offset: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)
-        file.seek(offset)
-        file.write(bytes([byte[0] ^ 0x40]))
 
 
 async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
@@ -36,7 +28,7 @@ async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
             await torrent.fetch_all()
             pack = nodes.files("2", seeded.info_hash) / "pack"
             offset = 60 * PIECE + 77
-            _flip(pack, offset - 50_001)
+            flip(pack, offset - 50_001)
             before = content[offset - 100 : offset + 2 * PIECE]
             assert await torrent.read(offset - 100, len(before)) != before
             assert await torrent.read(offset - 100, len(before), heal=True) == before
@@ -63,7 +55,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
             with trio.fail_after(PATIENCE):
                 await torrent.read(0, 4 * PIECE)
                 await torrent.save()
-        _flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
+        flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
         torrent.transfer.pieces._recent.clear()
         results: dict[int, bytes] = {}
 
@@ -125,7 +117,7 @@ async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> Non
     async with nodes.open("1") as seeder:
         seeded = await seeder.seed(source.staging)
         offset = 70 * PIECE
-        _flip(source.pack, offset - 50_001)
+        flip(source.pack, offset - 50_001)
         changed = hashlib.sha256(source.pack.read_bytes()).digest()
         mtime = source.pack.stat().st_mtime_ns
         async with nodes.open("2") as other:

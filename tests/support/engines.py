@@ -68,3 +68,12 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for what no event tells: state inside another session."""
     while not condition():  # noqa: ASYNC110  see above
         await trio.sleep(0.01)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one byte of a file."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x40]))

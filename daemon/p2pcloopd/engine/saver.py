@@ -108,5 +108,6 @@ class Saver:
         self._error = None
 
     async def _rejoin(self) -> None:
-        await self._transfer.leave()
-        self._transfer.join()
+        with trio.CancelScope(shield=True):  # a caller who goes away must not leave it half done
+            await self._transfer.leave()
+            self._transfer.join()

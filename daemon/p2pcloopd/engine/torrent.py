@@ -222,13 +222,19 @@ class Torrent:
             await self._leave()
 
     async def replace(self, move: Callable[[], None]) -> None:
-        """Leave the swarm, `move` other content into place, and join again; readers go on."""
+        """Leave the swarm, `move` other content into place, and join again; readers go on.
+
+        Once begun it is not cancelled, and where `move` fails the swarm is joined all the same.
+        """
         async with self.saver.lock:
-            await self._leave()
-            await trio.to_thread.run_sync(move)
-            self._failed = None
-            self.saver.forget_error()
-            await self.start(Sources())
+            with trio.CancelScope(shield=True):
+                await self._leave()
+                try:
+                    await trio.to_thread.run_sync(move)
+                finally:
+                    self._failed = None
+                    self.saver.forget_error()
+                    await self.start(Sources())
 
     def usable(self) -> bool:
         """Whether everything is here, with nothing known to be wrong."""

@@ -1,0 +1,95 @@
+"""While the swarm is left and joined again: callers who go away, pieces that still arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcloop.errors import StorageError
+from p2pcloopd.engine import engine
+from p2pcloopd.engine.torrent import Torrent
+from tests.support.engines import Nodes, flip
+
+PIECE = 16384
+PATIENCE = 30
+
+
+async def _cancel_while_left(torrent: Torrent, work: Callable[[], Awaitable[object]]) -> None:
+    """Run `work` until it has left the swarm, and cancel it there."""
+
+    async def run() -> None:
+        with scope:
+            await work()
+
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        while torrent.transfer.running:
+            await trio.lowlevel.checkpoint()
+        scope.cancel()
+
+
+@pytest.mark.parametrize("what", ["heal", "verify", "seed"])
+async def test_a_caller_that_is_cancelled_leaves_the_torrent_in_its_swarm(
+    nodes: Nodes, content: bytes, what: str
+) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        work: dict[str, Callable[[], Awaitable[object]]] = {
+            "heal": partial(torrent.read, 2 * PIECE, PIECE, heal=True),
+            "verify": partial(torrent.verify, range(4)),
+            "seed": lambda: reader.seed(nodes.source("2", content).staging),
+        }
+        with trio.fail_after(PATIENCE):
+            await torrent.read(0, 4 * PIECE)
+            await torrent.save()
+            flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
+            await _cancel_while_left(torrent, work[what])
+            assert torrent.transfer.running
+            assert await torrent.read(70 * PIECE, PIECE) == content[70 * PIECE :][:PIECE]
+
+
+async def test_seeding_that_the_disk_refuses_leaves_the_torrent_in_its_swarm(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageError("no", errno=28)
+
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.read(0, PIECE)
+            monkeypatch.setattr(engine, "move_into_place", refuse)
+            with pytest.raises(StorageError, match="no"):
+                await reader.seed(nodes.source("2", content).staging)
+            assert await torrent.read(70 * PIECE, PIECE) == content[70 * PIECE :][:PIECE]
+
+
+async def test_a_piece_that_arrives_while_the_swarm_is_left_is_fetched_again(
+    nodes: Nodes, content: bytes
+) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        got: list[bytes] = []
+
+        async def read() -> None:
+            got.append(await torrent.read(70 * PIECE, PIECE))
+
+        with trio.fail_after(PATIENCE):
+            await torrent.read(0, PIECE)
+            await torrent.save()
+            await torrent.transfer.leave()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await trio.testing.wait_all_tasks_blocked()
+                torrent.transfer.on_piece_arrived(70)  # the news was on its way
+                assert not torrent.transfer.arrived
+                torrent.transfer.join()
+        assert got == [content[70 * PIECE :][:PIECE]]
