@@ -23,7 +23,8 @@ MAX_LINK_LENGTH = 8192
 MAX_PARTS = 256
 MAX_PEERS = 64
 _BTIH = "urn:btih:"
-_HOST = re.compile(r"[0-9A-Za-z]([0-9A-Za-z.-]{0,252}[0-9A-Za-z])?")
+_LABEL = "[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
+_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")  # RFC 1035, 2.3.4
 
 
 @dataclass(frozen=True, slots=True)

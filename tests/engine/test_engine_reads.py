@@ -135,6 +135,17 @@ async def test_peer_that_comes_late(
     assert stalls[0] == (f"127.0.0.1:{address[1]} (Connection refused)",)
 
 
+async def test_peer_whose_name_cannot_be_one(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        peers = [("a..b", 1), ("a" * 64, 1), *seeder.listen_ports]
+        torrent = await reader.add(seeded.info_hash, peers=peers)
+        with trio.fail_after(PATIENCE):
+            assert await torrent.read(0, PIECE) == content[:PIECE]
+        assert [peer.error is None for peer in torrent.peers_tried()] == [False, False, True]
+        assert "the name is not known" in str(torrent.peers_tried()[0])
+
+
 async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path: Path) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)

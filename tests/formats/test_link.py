@@ -43,7 +43,7 @@ LINK = Link(
 hosts = st.one_of(
     st.ip_addresses(v=4).map(str),
     st.ip_addresses(v=6).map(str),
-    st.from_regex(r"\A[0-9A-Za-z]([0-9A-Za-z.-]{0,20}[0-9A-Za-z])?\Z"),
+    st.from_regex(r"\A[0-9A-Za-z]([0-9A-Za-z-]{0,20}[0-9A-Za-z])?(\.[0-9A-Za-z]{1,63}){0,2}\Z"),
 )
 paths = st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=20).map(
     lambda text: text.replace(" ", "")
@@ -119,6 +119,9 @@ def replace(part: str, by: str) -> str:
         (replace("192.0.2.1:6881", ":6881"), "is not a peer"),
         (replace("192.0.2.1:6881", "a%00b:6881"), "is not a peer"),
         (replace("192.0.2.1:6881", "a/b:6881"), "is not a peer"),
+        (replace("192.0.2.1:6881", "a..b:6881"), "is not a peer"),
+        (replace("192.0.2.1:6881", f"{'a' * 64}.b:6881"), "is not a peer"),
+        (replace("192.0.2.1:6881", f"{'a.' * 127}b:6881"), "is not a peer"),
         (replace("[2001:db8::1]", "[2001:db8::1"), "is not a peer"),
         (replace("[2001:db8::1]", "2001:db8::1"), "is not a peer"),
         (replace("[2001:db8::1]", "[::::]"), "is not a peer"),

@@ -179,8 +179,8 @@ class Peers:
                 continue
             try:
                 found = await trio.socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
-            except OSError as err:
-                self._errors[peer] = f"the name is not known: {err.strerror}"
+            except (OSError, UnicodeError) as err:
+                self._errors[peer] = f"the name is not known: {getattr(err, 'strerror', err)}"
                 continue
             addresses = {(str(info[4][0]), peer[1]) for info in found}
             self._addresses[peer] = addresses
