@@ -75,7 +75,7 @@ def parse_link(text: str) -> Link:
 
     Raises:
         UsageError: it is not a magnet link, or one that p2pcloop did not make.
-        FormatError: a part of it is damaged.
+        FormatError: a part of it is damaged, or it would be too long as we write it.
     """
     if len(text) > MAX_LINK_LENGTH or not is_link(text) or not text.isprintable():
         raise UsageError(f"{text[:60]!r} is not a link", hint="a link begins with magnet:?")
@@ -91,7 +91,7 @@ def parse_link(text: str) -> Link:
             hint="take the link that `p2pcloop seed` printed, whole and in quotes",
         )
     xt = values.get("xt", [None])[0]
-    return Link(
+    link = Link(
         name=parse_name(_only(values, "x.p2pcloop")),
         manifest_id=_hexadecimal(_only(values, "x.manifest"), 32, "x.manifest"),
         manifest_torrent=_hexadecimal(_only(values, "x.mt"), 20, "x.mt"),
@@ -100,6 +100,8 @@ def parse_link(text: str) -> Link:
         trackers=tuple(_url(url, ("http", "https", "udp")) for url in values.get("tr", [])),
         web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
     )
+    _check_written(str(link))
+    return link
 
 
 def parse_peer(text: str) -> tuple[str, int]:
@@ -120,6 +122,14 @@ def format_peer(peer: tuple[str, int]) -> str:
     """Write a peer as `host:port`, with brackets round an IPv6 address."""
     host, port = peer
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_written(text: str) -> None:
+    """What we keep and hand on must be what we would take: quoting makes a link longer."""
+    if len(text) > MAX_LINK_LENGTH:
+        raise FormatError(f"the link would be longer than {MAX_LINK_LENGTH} characters, quoted")
+    if text.count("&") >= MAX_PARTS:
+        raise FormatError(f"the link would have more than {MAX_PARTS} parts with its label")
 
 
 def _is_ipv6(host: str) -> bool:

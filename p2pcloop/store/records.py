@@ -2,15 +2,17 @@
 
 `manifests/<sha256 hex>` holds a signed manifest as it came; the file's name is the manifest's id.
 `names.msgpack` is canonical msgpack: `{"format": 1, "names": [{"name", "manifest", "version",
-"link"}, ...]}`. Both are replaced whole and synced, and checked whole when they are read.
+"link"}, ...]}`. Both are replaced whole and synced, and checked whole when they are read. A name
+that cannot be read is passed over: it can be had again by its link, the others may be all there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.manifest import ID_SIZE, SignedManifest, open_manifest
 from p2pcloop.formats.name import Name, parse_name
@@ -21,6 +23,8 @@ FORMAT_VERSION = 1
 MAX_NAMES = 1 << 16
 MAX_NAMES_SIZE = 64 << 20
 _NAME_LIMIT = 128
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Records:
 
         Raises:
             MismatchError: the link is for another manifest or name.
+            UsageError: there are as many names as may be; what was kept before stays.
             StorageError: the system refused; what was kept before is still there.
         """
         if (link.manifest_id, link.name) != (signed.id, signed.manifest.name):
@@ -112,7 +117,13 @@ class Records:
             return known
         if record != known:
             names = self._names | {link.name: record}
-            replace_file(self._home.names, _pack_names(names.values()))
+            data = _pack_names(names.values())
+            if len(names) > MAX_NAMES or len(data) > MAX_NAMES_SIZE:
+                raise UsageError(
+                    f"no room for the name {link.name}: {len(self._names)} are known",
+                    hint=f"move {self._home.names} away: images can be had again by their links",
+                )
+            replace_file(self._home.names, data)
             self._names = names
         return record
 
@@ -151,14 +162,22 @@ def _read_names(home: Home) -> list[NameRecord]:
     try:
         fields = Fields(unpack_canonical(data, "names.msgpack", MAX_NAMES_SIZE), "names.msgpack")
         fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
-        records = [_read_name(row) for row in fields.items("names", MAX_NAMES)]
+        rows = fields.items("names", MAX_NAMES)
         fields.end()
     except FormatError as err:
         raise FormatError(
             f"{home.names} is damaged: {err}",
             hint="move it away: images can be had again by their links",
         ) from err
-    return records
+    return list(_readable(home, rows))
+
+
+def _readable(home: Home, rows: list[object]) -> Iterator[NameRecord]:
+    for number, row in enumerate(rows, 1):
+        try:
+            yield _read_name(row)
+        except (FormatError, UsageError) as err:
+            _log.warning("%s: name %d of %d is passed over: %s", home.names, number, len(rows), err)
 
 
 def _read_name(row: object) -> NameRecord:

@@ -89,6 +89,13 @@ def test_a_damaged_link_is_another_link_or_an_error(at: int, letter: str, cut: b
     assert parse_link(str(link)) == link
 
 
+def test_a_link_that_would_have_more_parts_when_written_is_refused() -> None:
+    text = TEXT.replace("&dn=debian", "") + "&tr=udp://h" * 247
+    assert parse_link(str(parse_link(text))) == parse_link(text)
+    with pytest.raises(FormatError, match="more than 256 parts"):
+        parse_link(text + "&tr=udp://h")
+
+
 def replace(part: str, by: str) -> str:
     assert TEXT.count(part) == 1
     return TEXT.replace(part, by)
@@ -136,6 +143,7 @@ def replace(part: str, by: str) -> str:
         (replace("tracker.example:80/", "tracker.example:80/%0D%0AHost:+a"), "is not a URL"),
         (replace("tracker.example:80/", "tracker.example:80/%00"), "is not a URL"),
         (TEXT + "&a=1" * 300, "more than 256 parts"),
+        (TEXT + "&tr=http://h/" + "=" * 4000, "would be longer than 8192"),
     ],
 )
 def test_damaged_parts(text: str, message: str) -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError, UsageError
 from p2pcloop.formats.link import Link
 from p2pcloop.formats.manifest import (
     LayerRef,
@@ -20,6 +20,8 @@ from p2pcloop.formats.manifest import (
     open_manifest,
     sign_manifest,
 )
+from p2pcloop.formats.packing import pack_canonical, unpack_canonical
+from p2pcloop.store import records as records_module
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 
@@ -124,6 +126,41 @@ def test_damaged_names_are_an_error_that_names_the_file(home: Home, data: bytes)
     home.names.write_bytes(data)
     with pytest.raises(FormatError, match=r"names\.msgpack"):
         Records(home)
+
+
+def test_one_unreadable_name_does_not_take_the_others_along(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good, third = make(label="bad"), make(label="good"), make(label="third")
+    records = Records(home)
+    for signed in (bad, good):
+        records.keep(signed, link_to(signed))
+    rows = unpack_canonical(home.names.read_bytes(), "names", 1 << 20)
+    rows["names"][0]["link"] = "magnet:?"
+    home.names.write_bytes(pack_canonical(rows))
+    records = Records(home)
+    assert [record.name.label for record in records.names()] == ["good"]
+    assert "name 1 of 2" in caplog.text
+    records.keep(third, link_to(third))
+    assert [record.name.label for record in Records(home).names()] == ["good", "third"]
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_NAMES", 2), ("MAX_NAMES_SIZE", 1000)])
+def test_no_more_names_are_kept_than_can_be_read(
+    home: Home, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    monkeypatch.setattr(records_module, limit, value)
+    records = Records(home)
+    kept = 0
+    with pytest.raises(UsageError, match="no room for the name"):
+        for number in range(10):
+            signed = make(label=f"label{number}")
+            records.keep(signed, link_to(signed))
+            kept += 1
+    assert len(Records(home).names()) == len(records.names()) == kept >= 2
+    again = make(version=2, label="label0")
+    if limit == "MAX_NAMES":
+        assert records.keep(again, link_to(again)).version == 2
 
 
 def test_any_damage_is_found_or_harmless(home: Home) -> None:
