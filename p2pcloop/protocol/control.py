@@ -240,12 +240,17 @@ def _error_to_map(error: P2pcloopError) -> dict[str, Any]:
     kind = next(base for base in type(error).__mro__ if _KINDS.get(base.__name__) is base)
     fields: dict[str, Any] = {
         "kind": kind.__name__,
-        "message": str(error)[: MAX_TEXT // 4],
-        "hint": error.hint,
+        "message": _sendable(str(error)),
+        "hint": None if error.hint is None else _sendable(error.hint),
     }
     if isinstance(error, StorageError):
         fields["errno"] = error.errno
     return fields
+
+
+def _sendable(text: str) -> str:
+    """At most MAX_TEXT bytes; what is no Unicode (a name in another encoding) as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()[: MAX_TEXT // 4]
 
 
 def _error_from_map(fields: Mapping[str, Any]) -> P2pcloopError:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop import errors
-from p2pcloop.errors import DaemonError, P2pcloopError, StorageError
+from p2pcloop.errors import CorruptError, DaemonError, FormatError, P2pcloopError, StorageError
 from p2pcloop.protocol import control
 from p2pcloop.protocol.control import (
     Cancel,
@@ -181,6 +181,23 @@ def test_errors_come_back_as_what_they_were() -> None:
         assert isinstance(failure, Failure)
         assert type(failure.error) is kind
         assert (str(failure.error), failure.error.hint) == ("what", "do")
+
+
+def test_an_error_about_a_file_whose_name_is_no_text_is_sent() -> None:
+    name = b"d\xe9bian.cloop".decode(errors="surrogateescape")
+    sent = CorruptError(f"{name} changed", hint=f"put {name} back")
+    [failure] = ControlReceiver().receive(encode(Failure(3, sent)))
+    assert isinstance(failure, Failure)
+    assert str(failure.error) == r"d\udce9bian.cloop changed"
+    assert failure.error.hint == r"put d\udce9bian.cloop back"
+
+
+@pytest.mark.parametrize("letter", ["a", "\u20ac", "\U0001f4bf", "\udce9"])
+def test_the_longest_error_is_sent_in_part(letter: str) -> None:
+    long = letter * control.MAX_TEXT
+    [failure] = ControlReceiver().receive(encode(Failure(3, FormatError(long, hint=long))))
+    assert isinstance(failure, Failure)
+    assert len(str(failure.error)) == len(failure.error.hint or "") >= control.MAX_TEXT // 4
 
 
 def test_a_storage_error_keeps_its_errno() -> None:
