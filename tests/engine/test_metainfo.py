@@ -82,6 +82,13 @@ def test_single_file() -> None:
         },
         {b"files": [{b"length": 1 << 45, b"path": [b"f"]}]},
         {b"meta version": 2},
+        {b"name.utf-8": b"image"},
+        {
+            b"files": [
+                {b"length": 10, b"path": [b"index"]},
+                {b"length": 20000, b"path": [b"pack"], b"path.utf-8": [b"other"]},
+            ]
+        },
     ],
 )
 def test_refused(change: dict[bytes, object]) -> None:

@@ -128,7 +128,8 @@ def parse_info(info: object) -> Metainfo:
     """Check a decoded info dictionary from outside.
 
     Limits: 64 files, names of 200 bytes, 262144 pieces of 16 KiB to 16 MiB (a power of two),
-    16 TiB. Of BEP 47 nothing is taken: no padding files, no symbolic links.
+    16 TiB. Of BEP 47 nothing is taken: no padding files, no symbolic links. Names in a second
+    spelling (`name.utf-8`, `path.utf-8`) are refused: libtorrent would save under those.
 
     Raises:
         FormatError: it is not one, or is outside the limits.
@@ -136,6 +137,8 @@ def parse_info(info: object) -> Metainfo:
     if not isinstance(info, dict):
         raise FormatError("the torrent's info is not a dictionary")
     name = _name(info.get(b"name"))
+    if b"name.utf-8" in info:
+        raise FormatError(f"torrent {name}: it has a second name")
     files = _files(name, info)
     piece_length, hashes = info.get(b"piece length"), info.get(b"pieces")
     total = sum(size for _, size in files)
@@ -172,6 +175,8 @@ def _file(name: str, entry: object) -> tuple[PurePosixPath, int]:
     if not isinstance(entry, dict):
         raise FormatError(f"torrent {name}: a file is not a dictionary")
     parts = entry.get(b"path")
+    if b"path.utf-8" in entry:
+        raise FormatError(f"torrent {name}: a file has a second path")
     if not isinstance(parts, list) or not 1 <= len(parts) <= 8:
         raise FormatError(f"torrent {name}: a file's path is not a list of 1 to 8 names")
     return PurePosixPath(name, *(_name(part) for part in parts)), _length(entry)
