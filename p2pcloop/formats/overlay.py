@@ -158,7 +158,7 @@ class Overlay:
         raise MismatchError(
             f"{self.path} was made on image {made_on.image_id.hex()}{name}, "
             f"it cannot be used with image {image_id.hex()}",
-            hint="Use it with the image it was made on, or give another file name to start anew.",
+            hint="use it with the image it was made on, or give another file name to start anew",
         )
 
     def _load_states(self) -> None:
@@ -284,6 +284,6 @@ def _read_header(file: OverlayFile) -> Header:
         raise FormatError(
             f"{file.path} is {size} bytes long where {header.file_size} belong: "
             "it was cut off, or copied in part",
-            hint="Copy it again, whole; `cp --sparse=always` keeps it small.",
+            hint="copy it again, whole; `cp --sparse=always` keeps it small",
         )
     return header

@@ -115,7 +115,7 @@ class OverlayFile:
         except BlockingIOError as err:
             raise BusyError(
                 f"{self.path} is in use by another guest or program",
-                hint="Shut that one down first, or give this one an overlay of its own.",
+                hint="shut that one down first, or give this one an overlay of its own",
             ) from err
         except OSError as err:
             raise _error(err, "lock", self.path) from err

@@ -46,7 +46,7 @@ class Flusher:
             raise StorageError(
                 f"{self._file.path}: an earlier flush failed, so what is on its disk is not known",
                 errno=errno.EIO,
-                hint="Check the disk and boot again: all that was flushed before that is there.",
+                hint="check the disk and boot again: all that was flushed before that is there",
             )
 
     def prepare(self) -> Callable[[], None]:

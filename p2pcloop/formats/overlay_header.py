@@ -93,7 +93,7 @@ class Header:
         if version != VERSION:
             raise FormatError(
                 f"it has version {version} of the format, this program knows version {VERSION}",
-                hint="Use the p2pcloop that made it, or a newer one.",
+                hint="use the p2pcloop that made it, or a newer one",
             )
         body, reserved = raw[: -_CRC.size], raw[_FIELDS.size : -_CRC.size]
         if _CRC.unpack(raw[-_CRC.size :]) != (zlib.crc32(body),):
