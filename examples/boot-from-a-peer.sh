@@ -3,7 +3,8 @@
 #     examples/boot-from-a-peer.sh IMAGE      (tools/build-image makes one, and prints its path)
 # The guest's console is this terminal; `poweroff` in the guest ends it. Nothing is left behind.
 set -euo pipefail
-image=$(realpath "${1:?usage: $0 IMAGE}")
+[ $# -eq 1 ] || { echo "usage: $0 IMAGE" >&2 && exit 2; }
+image=$(realpath "$1")
 PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 # Each node keeps its state in a home of its own, and has its own p2pcloopd.

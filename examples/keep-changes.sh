@@ -4,7 +4,8 @@
 # Boots IMAGE twice with OVERLAY: what you write in the first guest is there in the second. Then
 # joins both into OVERLAY.cloop, an image of its own that can be seeded.
 set -euo pipefail
-image=$(realpath "${1:?usage: $0 IMAGE OVERLAY}") overlay=${2:?usage: $0 IMAGE OVERLAY}
+[ $# -eq 2 ] || { echo "usage: $0 IMAGE OVERLAY" >&2 && exit 2; }
+image=$(realpath "$1") overlay=$2
 PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 # An image file that lies here needs no p2pcloopd: nothing has to be stopped at the end.

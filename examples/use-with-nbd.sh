@@ -4,7 +4,8 @@
 #     examples/use-with-nbd.sh IMAGE OUT
 # Writes the whole image to OUT, a raw image, through NBD.
 set -euo pipefail
-image=$(realpath "${1:?usage: $0 IMAGE OUT}") out=${2:?usage: $0 IMAGE OUT}
+[ $# -eq 2 ] || { echo "usage: $0 IMAGE OUT" >&2 && exit 2; }
+image=$(realpath "$1") out=$2
 PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 work=$(mktemp -d)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import BOUND, P2PCLOOP, tool
+from tests.support.programs import BOUND, P2PCLOOP, started, tool
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
 
@@ -81,6 +81,15 @@ def test_use_with_nbd(image: Path, cloop: Path, tmp_path: Path) -> None:
     assert "export-size: 33554432" in said
     assert "identical" in said
     assert out.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.iterdir()), ids=lambda path: path.stem)
+def test_without_arguments_it_says_its_usage(example: Path) -> None:
+    with started([example]) as process:
+        out, err = process.communicate(timeout=BOUND)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith(f"usage: {example} IMAGE")
+    assert len(err.splitlines()) == 1
 
 
 def test_every_example_has_a_test() -> None:

@@ -79,6 +79,7 @@ def test_what_makes_no_sense_is_refused(args: list[str], message: str) -> None:
 def test_a_tiny_image_is_built_once_and_its_cloop_holds_it(tmp_path: Path) -> None:
     first = build_image("--tiny", "--out", str(tmp_path))
     assert first.returncode == 0, first.stderr
+    assert re.findall(r"\b\d/\d\b", first.stderr) == ["1/2", "2/2"]
     cloop = Path(first.stdout.rstrip("\n"))
     assert cloop == tmp_path / "tiny.cloop"
     image = tmp_path / "tiny.img"
