@@ -70,8 +70,7 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
 
 
 def _overlay_facts(file: ImageFile) -> dict[str, Any]:
-    with Overlay.open(file.path, image_id=None, read_only=True) as overlay:
-        info = overlay.info()
+    info = Overlay.inspect(file.path)
     changed = info.data_blocks + info.zero_blocks
     return {
         "made_on": info.name or "an image file",
@@ -83,6 +82,7 @@ def _overlay_facts(file: ImageFile) -> dict[str, Any]:
         "zeroed": info.zero_blocks * BLOCK_SIZE,
         "changed_share": changed * BLOCK_SIZE / info.image_size,
         "room_on_disk": info.allocated,
+        "in_use": info.in_use,
     }
 
 

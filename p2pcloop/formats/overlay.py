@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.errors import BusyError, FormatError, MismatchError
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_flush import Flusher
 from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
@@ -37,6 +38,7 @@ class OverlayInfo:
         data_blocks: blocks of 4096 bytes that are in this file.
         zero_blocks: blocks that read as zeros whatever the image holds.
         allocated: bytes of disk that the file takes, its tables included.
+        in_use: somebody has it open for writing.
     """
 
     image_size: int
@@ -47,6 +49,7 @@ class OverlayInfo:
     data_blocks: int
     zero_blocks: int
     allocated: int
+    in_use: bool = False
 
 
 class Overlay:
@@ -149,6 +152,27 @@ class Overlay:
             file.close()
             raise
         return overlay
+
+    @classmethod
+    def inspect(cls, path: Path) -> OverlayInfo:
+        """Tell what an overlay is, even while a guest writes it.
+
+        Its states are then those of the last flush: the header never changes, and of a page of
+        states that is just being written each byte is an old or a new one, both right.
+
+        Raises:
+            NotHereError, FormatError, StorageError: as for `open`.
+        """
+        file = OverlayFile.open(path, read_only=True, locked=False)
+        with closing(file):
+            overlay = cls(file, _read_header(file))
+            overlay._load_states()
+            info = overlay.info()
+            try:
+                file.lock(shared=True)
+            except BusyError:
+                return replace(info, in_use=True)
+            return info
 
     def _check_image(self, image_id: bytes | None) -> None:
         made_on = self._header

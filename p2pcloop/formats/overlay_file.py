@@ -35,8 +35,13 @@ class OverlayFile:
         self._fd = descriptor
 
     @classmethod
-    def open(cls, path: Path, *, read_only: bool) -> OverlayFile:
+    def open(cls, path: Path, *, read_only: bool, locked: bool = True) -> OverlayFile:
         """Open and lock a file that exists: alone for writing, with other readers for reading.
+
+        Args:
+            path: the file.
+            read_only: it is only read.
+            locked: False leaves it unlocked: somebody else may write it meanwhile.
 
         Raises:
             NotHereError: there is no such file.
@@ -56,7 +61,8 @@ class OverlayFile:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FormatError(f"{path} is not an overlay: it is not a regular file")
-            file.lock(shared=read_only)
+            if locked:
+                file.lock(shared=read_only)
         except BaseException:
             file.close()
             raise

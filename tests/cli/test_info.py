@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcloop import errors
 from p2pcloop.formats.overlay import Overlay
 from tests.cli.conftest import Run
 from tests.support.images import make_image, write_cloop_file
@@ -69,6 +70,18 @@ def test_an_overlay_tells_how_full_it_is(p2pcloop: Run, tmp_path: Path) -> None:
     text = p2pcloop("info", path).out
     assert "7.8%" in text
     assert "an image file" in text
+
+
+def test_an_overlay_in_use_tells_its_last_flush(p2pcloop: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.delta"
+    with Overlay.create(path, image_id=bytes(range(32)), image_size=64 * 4096) as overlay:
+        overlay.write(0, [memoryview(bytes(4096))])
+        overlay.prepare_flush()()
+        overlay.write(4096, [memoryview(bytes(4096))])
+        facts = p2pcloop("info", path, "--json").json
+        assert (facts["in_use"], facts["changed"]) == (True, 4096)
+        assert p2pcloop("verify", path).code == errors.BusyError.exit_code
+    assert p2pcloop("info", path, "--json").json["in_use"] is False
 
 
 @pytest.mark.parametrize("damage", ["cut", "index", "preamble"])
