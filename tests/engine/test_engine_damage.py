@@ -155,6 +155,82 @@ async def test_seeded_file_is_gone(nodes: Nodes, content: bytes) -> None:
         assert await torrent.read(0, len(content)) == content
 
 
+async def test_seeded_file_is_away_for_a_while(nodes: Nodes, content: bytes) -> None:
+    """A disk that is mounted later: what was known of the file is kept."""
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder:
+        info_hash = (await seeder.seed(source.staging)).info_hash
+    have = nodes.directory("1", info_hash) / "have"
+    before = have.read_bytes()
+    away = source.pack.rename(source.pack.with_suffix(".away"))
+    async with nodes.open("1") as seeder:
+        await seeder.restore()
+        (torrent,) = seeder.torrents
+        with pytest.raises(CorruptError, match="changed since"):
+            await torrent.read(0, PIECE)
+    assert have.read_bytes() == before
+    away.rename(source.pack)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        await seeder.restore()
+        (torrent,) = seeder.torrents
+        assert await torrent.read(0, len(content)) == content
+        other = await reader.add(info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            assert await other.read(0, len(content)) == content
+
+
+async def test_changed_file_that_was_served_is_served_again_once_it_is_back(
+    nodes: Nodes, content: bytes
+) -> None:
+    """libtorrent finds the change when it serves; the bits stay, for the file may come back."""
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(source.staging)
+        have = nodes.directory("1", seeded.info_hash) / "have"
+        before = have.read_bytes()
+        flip(source.pack, 70 * PIECE - 50_001)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(torrent.fetch_all)
+                await until(lambda: not seeded.usable())
+                assert have.read_bytes() == before
+                assert await seeder.seed(nodes.source("1", content).staging) is seeded
+        assert seeded.usable()
+        assert torrent.usable()
+
+
+@pytest.mark.parametrize("old_is_gone", [True, False])
+async def test_seeded_again_from_another_place(
+    nodes: Nodes, content: bytes, old_is_gone: bool
+) -> None:
+    old = nodes.source("1", content)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(old.staging)
+        if old_is_gone:
+            old.pack.unlink()
+        assert seeded.usable() is not old_is_gone
+        new = nodes.source("1", content, "new")
+        assert await seeder.seed(new.staging) is seeded
+        assert (nodes.files("1", seeded.info_hash) / "pack").readlink() == new.pack
+        assert await seeded.read(0, len(content)) == content
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            assert await torrent.read(0, len(content)) == content
+
+
+async def test_what_was_fetched_gives_no_way_to_a_file_that_may_change(
+    nodes: Nodes, content: bytes
+) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.fetch_all()
+        assert await reader.seed(nodes.source("2", content).staging) is torrent
+        assert not (nodes.files("2", seeded.info_hash) / "pack").is_symlink()
+
+
 async def test_torn_have_file_means_nothing_is_here(
     nodes: Nodes, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

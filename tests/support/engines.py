@@ -36,12 +36,12 @@ class Nodes:
         """Open the engine of a node."""
         return open_at(self.root / name / "torrents", f"127.0.0.{name}", port, on_stall)
 
-    def source(self, name: str, content: bytes) -> Source:
+    def source(self, name: str, content: bytes, pack_name: str | None = None) -> Source:
         """Prepare content for a node: an index, and a pack that lies elsewhere."""
         staging = self.root / name / "tmp" / "staging"
         files = staging / "data" / "image"
         files.mkdir(parents=True)
-        pack = self.root / f"{name}.cloop"
+        pack = self.root / f"{pack_name or name}.cloop"
         pack.write_bytes(content[INDEX_SIZE:])
         (files / "index").write_bytes(content[:INDEX_SIZE])
         (files / "pack").symlink_to(pack)

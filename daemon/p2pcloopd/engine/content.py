@@ -42,6 +42,13 @@ class Content:
         """The files that lie elsewhere, by symbolic link: read, and never written."""
         return [path for path in self.paths if path.is_symlink()]
 
+    def whole(self) -> bool:
+        """Whether every file is there and has its size."""
+        try:
+            return all(path.stat().st_size == size for path, _, size in self._files)
+        except OSError:
+            return False
+
     def read(self, offset: int, length: int) -> bytes:
         """Read from the files.
 
@@ -124,6 +131,11 @@ def _read_file(path: Path, offset: int, length: int) -> bytes:
     if len(data) < length:
         raise StorageError(f"{path} is shorter than its torrent says", errno=errno.ENODATA)
     return data
+
+
+def links(root: Path) -> dict[Path, Path]:
+    """The symbolic links below `root`, by their path there, and where they lead."""
+    return {p.relative_to(root): p.readlink() for p in root.rglob("*") if p.is_symlink()}
 
 
 def scan(root: Path) -> TorrentLayout:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from p2pcloopd.engine.content import links
 from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
@@ -105,7 +106,7 @@ class Engine:
         info_hash = await trio.to_thread.run_sync(make_torrent, staging, report)
         async with self._adding:
             known = self._torrents.get(info_hash)
-            if known is not None and known.usable():
+            if known is not None and await trio.to_thread.run_sync(self._serves, known, staging):
                 await trio.to_thread.run_sync(discard, staging)
                 return known
             move = partial(move_into_place, staging, self._store / info_hash.hex())
@@ -147,6 +148,11 @@ class Engine:
         self._torrents[info_hash] = torrent
         self._nursery.start_soon(torrent.run)
         return torrent
+
+    def _serves(self, torrent: Torrent, staging: Path) -> bool:
+        """Whether all of it is here, not by links to other files than those of `staging`."""
+        here = links(self._store / torrent.info_hash.hex() / "data")
+        return torrent.usable() and (not here or here == links(staging / "data"))
 
     def serve(self, nursery: trio.Nursery) -> None:
         """Run the torrents' tasks in a nursery from now on."""

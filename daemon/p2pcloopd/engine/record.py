@@ -107,7 +107,10 @@ class Record:
         replace_file(self.directory / "peers", msgpack.packb(kept))
 
     def open_have(self, info_hash: bytes, layout: TorrentLayout, content: Content) -> HaveFile:
-        """Open the have bits, or begin new ones; forget bits of data that files cannot hold."""
+        """Open the have bits, or begin new ones; forget bits of data that files cannot hold.
+
+        Not of files that lie elsewhere: nothing is fetched into those, and they may come back.
+        """
         path = self.directory / "have"
         try:
             have = HaveFile.open(path, info_hash, layout.pieces)
@@ -116,6 +119,8 @@ class Record:
         except FormatError as err:
             log.warning("%s; nothing of this torrent counts as here", err)
             return HaveFile.create(path, info_hash, layout.pieces)
+        if content.foreign():
+            return have
         lost = [p for p in _cut_off(layout, content) if have.has(p, p)]
         if lost:
             log.warning("%s: %d pieces are gone from the disk", self.data, len(lost))

@@ -13,6 +13,9 @@ from p2pcloopd.engine.record import Record
 class Stored:
     """Content, have bits and metadata of one torrent. Its methods block on the disk.
 
+    Attributes:
+        changed: a file that is seeded where it lies was found wrong since the torrent was opened.
+
     Raises:
         CorruptError: a file that is seeded where it lies is gone or has another size.
         StorageError: the disk refused; so do the methods.
@@ -23,9 +26,10 @@ class Stored:
         self.layout: TorrentLayout = meta.layout
         self.content = Content(record.data, meta.layout)
         self.have = record.open_have(info_hash, meta.layout, self.content)
+        self.changed = False
         self._meta = meta
         self._record = record
-        if self.in_place and not self.have.complete():
+        if self.in_place and not self.usable():
             self.have.close()
             raise self.changed_error()
 
@@ -33,6 +37,10 @@ class Stored:
     def in_place(self) -> bool:
         """Whether files of it lie elsewhere: they are read and never written."""
         return bool(self.content.foreign())
+
+    def usable(self) -> bool:
+        """Whether everything is here, with nothing known to be wrong."""
+        return not self.changed and self.have.complete() and self.content.whole()
 
     def save(self, pieces: list[int]) -> list[int]:
         """Make pieces durable and set their bits; return those that the files do not hold."""
@@ -56,6 +64,7 @@ class Stored:
         """
         wrong = self.wrong(piece for piece in pieces if self.have.has(piece, piece))
         if wrong and self.in_place:
+            self.changed = True
             raise self.changed_error()
         self.have.drop(*wrong)
         return wrong

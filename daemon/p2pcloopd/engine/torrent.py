@@ -237,9 +237,9 @@ class Torrent:
                     await self.start(Sources())
 
     def usable(self) -> bool:
-        """Whether everything is here, with nothing known to be wrong."""
+        """Whether everything is here, with nothing known to be wrong. Looks at the disk."""
         disk = self.transfer.disk
-        return self._failed is None and disk is not None and disk.have.complete()
+        return self._failed is None and disk is not None and disk.usable()
 
     async def on_metadata(self, info: bytes) -> None:
         """Take the info dictionary that peers sent; libtorrent compared it with the info hash."""
@@ -280,6 +280,4 @@ class Torrent:
 
     async def _fetch(self, missing: list[int]) -> dict[int, bytes | None]:
         await self.saver.mend()
-        if self._stored.in_place:
-            raise self._stored.changed_error()
         return await self.transfer.get(missing)

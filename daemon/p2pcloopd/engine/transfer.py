@@ -222,10 +222,9 @@ class Transfer:
         if disk is None or len(here) != disk.layout.pieces:
             return
         if disk.in_place:
-            gone = [p for p, right in enumerate(here) if not right and disk.have.has(p, p)]
-            if gone:
+            if not all(here):
                 log.error("%s", disk.changed_error())
-                disk.have.drop(*gone)
+                disk.changed = True
             return
         for piece, right in enumerate(here):
             if right:
