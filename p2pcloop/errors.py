@@ -26,13 +26,14 @@ class P2pcloopError(Exception):
 
 
 class UsageError(P2pcloopError):
-    """The command was asked for something it cannot mean (a bad link, two front ends, ...)."""
+    """The command was asked for something it cannot mean: words of the command line that are no
+    link, name or label, two front ends, ..."""
 
     exit_code = 2
 
 
 class FormatError(P2pcloopError):
-    """Bytes from outside (a file, a manifest, an index, a link) are not what they claim to be."""
+    """Bytes from outside (a file, a manifest, a message) are not what they claim to be."""
 
     exit_code = 3
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ import click
 
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.errors import UsageError
+from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.name import parse_name
 from p2pcloop.image.local import ImageFile, inspect_file
 from p2pcloop.store.home import Home
+
+_LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,9 @@ def resolve_ref(ref: str, home: Home) -> ImageFile | StoredRef:
     """Find what a REF stands for; links and names start p2pcloopd where it does not run.
 
     Raises:
-        UsageError, FormatError: not a file, link or name of the right form.
+        UsageError: not a file, link or name of the right form.
         NotHereError: no such file, or a name that is not known here.
+        FormatError: what the link leads to is no manifest.
         MismatchError: a manifest that is not what the link or its key says.
     """
     if not ref:
@@ -61,10 +66,24 @@ def resolve_ref(ref: str, home: Home) -> ImageFile | StoredRef:
     if is_local(ref):
         return inspect_file(Path(ref))
     # Told apart from a daemon's error before one is started for nothing.
-    _ = parse_link(ref) if is_link(ref) else parse_name(ref)
+    with words_of_the_user(_LINK_HINT if is_link(ref) else None):
+        _ = parse_link(ref) if is_link(ref) else parse_name(ref)
     client = ensure_daemon(home)
     answer = client.call("resolve", report_waiting, ref=ref)
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
+
+
+@contextmanager
+def words_of_the_user(hint: str | None = None) -> Iterator[None]:
+    """A `FormatError` of what stands on the command line is a `UsageError`.
+
+    Args:
+        hint: for those errors that have none.
+    """
+    try:
+        yield
+    except FormatError as err:
+        raise UsageError(str(err), hint=err.hint or hint) from err
 
 
 def report_waiting(event: str, fields: dict[str, Any]) -> None:

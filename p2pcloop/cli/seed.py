@@ -17,6 +17,7 @@ from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.link import parse_link
@@ -58,7 +59,8 @@ def command(image: Path, label: str, append: str, home: Home, *, as_json: bool) 
     image is packed (zstd) into the node's home. Prints the name and a link that others boot with;
     by default only this machine reaches the node (docs/daemon.md tells how to serve others).
     """
-    check_label(label)
+    with words_of_the_user():
+        check_label(label)
     file = inspect_file(image)
     if file.kind == "overlay":
         raise UsageError(f"{image} is an overlay, not an image", hint="seed the image below it")

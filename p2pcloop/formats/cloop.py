@@ -36,6 +36,7 @@ _OFFSET = struct.Struct(">Q")
 _VERSION = re.compile(rb"#!/bin/sh\n#([A-Z][0-9]\.[0-9])")
 _UNVERSIONED = re.compile(rb"#!/bin/sh\n[^\0]*cloop")
 _PADDING = 512
+_AGAIN = "fetch or make it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,9 @@ def _not_v2(first: bytes, last: bytes) -> FormatError:
             hint=hint,
         )
     if _UNVERSIONED.match(first):
-        return FormatError("cloop 0.68 and older (32-bit offsets) is not read yet, only V2.0 is")
+        return FormatError(
+            "cloop 0.68 and older (32-bit offsets) is not read yet, only V2.0 is", hint=hint
+        )
     return FormatError("not a cloop: it does not start with a shell script that names its version")
 
 
@@ -173,7 +176,7 @@ def _check_end(read: Callable[[int, int], bytes], end: int, file_size: int) -> N
     if end > file_size:
         raise FormatError(
             f"the cloop is cut off: it has {file_size} of {end} bytes",
-            hint="fetch or make it again",
+            hint=_AGAIN,
         )
     padding = file_size - end
     if padding == 0:
@@ -196,17 +199,18 @@ class CloopFile:
     """An open cloop: random access from any number of threads.
 
     Attributes:
+        path: the file, for messages.
         index: header and offsets, checked.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
         """Take over `fd`; see `open_cloop`."""
-        self._path = path
+        self.path = path
         self._fd = fd
         try:
             self.index = read_cloop_header(self._pread, os.lseek(fd, 0, os.SEEK_END))
         except FormatError as err:
-            raise FormatError(f"{path}: {err}", hint=err.hint) from err
+            raise FormatError(f"{path}: {err}", hint=err.hint or _AGAIN) from err
         except OSError as err:
             raise storage_error(f"cannot read {path}", err) from err
 
@@ -227,10 +231,18 @@ class CloopFile:
             FormatError: the block is damaged.
             StorageError: the disk refused.
         """
+        return self.decode(block, self.read_stored(block))
+
+    def decode(self, block: int, stored: bytes) -> bytes:
+        """Return the plain bytes of a block, given what `read_stored` returned.
+
+        Raises:
+            FormatError: the block is damaged.
+        """
         try:
-            return decode_block(self.read_stored(block), self.index.header.block_size)
+            return decode_block(stored, self.index.header.block_size)
         except FormatError as err:
-            raise FormatError(f"{self._path}: block {block}: {err}", hint=err.hint) from err
+            raise self._damaged(block, err) from err
 
     def read_stored(self, block: int) -> bytes:
         """Return the compressed bytes of a block, as they lie.
@@ -239,7 +251,13 @@ class CloopFile:
             FormatError: the file has become shorter.
             StorageError: the disk refused.
         """
-        return _read_exactly(self._pread, *self.index.extent(block))
+        try:
+            return _read_exactly(self._pread, *self.index.extent(block))
+        except FormatError as err:
+            raise self._damaged(block, err) from err
+
+    def _damaged(self, block: int, err: FormatError) -> FormatError:
+        return FormatError(f"{self.path}: block {block}: {err}", hint=_AGAIN)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes of the device from `offset` on, all inside the device.
@@ -267,7 +285,7 @@ class CloopFile:
                 offset += len(part)
                 length -= len(part)
         except OSError as err:
-            raise storage_error(f"cannot read {self._path}", err) from err
+            raise storage_error(f"cannot read {self.path}", err) from err
         return b"".join(parts)
 
 

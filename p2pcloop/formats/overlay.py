@@ -24,6 +24,8 @@ from p2pcloop.units import BLOCK_SIZE
 
 __all__ = ["Overlay", "OverlayInfo", "Run", "State"]
 
+_RESTORE = "put back a copy of it, or give another file name to start anew"
+
 
 @dataclass(frozen=True, slots=True)
 class OverlayInfo:
@@ -194,7 +196,7 @@ class Overlay:
             try:
                 self._table.load(start, part)
             except FormatError as err:
-                raise FormatError(f"{self.path} is damaged: {err}") from err
+                raise FormatError(f"{self.path} is damaged: {err}", hint=_RESTORE) from err
 
     @property
     def path(self) -> Path:
@@ -303,7 +305,9 @@ def _read_header(file: OverlayFile) -> Header:
     try:
         header = Header.unpack(bytes(raw))
     except FormatError as err:
-        raise FormatError(f"{file.path} is not a usable overlay: {err}", hint=err.hint) from err
+        raise FormatError(
+            f"{file.path} is not a usable overlay: {err}", hint=err.hint or _RESTORE
+        ) from err
     if size != header.file_size:
         raise FormatError(
             f"{file.path} is {size} bytes long where {header.file_size} belong: "

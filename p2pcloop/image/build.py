@@ -18,7 +18,6 @@ from p2pcloop.formats.block_map import Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.cloop import CloopFile
 from p2pcloop.formats.index import build_index
-from p2pcloop.formats.zlib_stream import decode_block
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
@@ -101,10 +100,7 @@ def index_cloop(cloop: CloopFile, pack_length: int, progress: Progress) -> bytes
         stored = cloop.read_stored(number)
         if stored == known_zero:
             return None
-        try:
-            data = decode_block(stored, header.block_size)
-        except FormatError as err:
-            raise FormatError(f"block {number} of the cloop: {err}", hint=err.hint) from err
+        data = cloop.decode(number, stored)
         if data == zeros:
             # Equal blocks compress to equal bytes: the others need not be decoded.
             known_zero = stored

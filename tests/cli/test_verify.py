@@ -31,7 +31,8 @@ def test_a_damaged_block_is_told_by_its_number(p2pcloop: Run, tmp_path: Path) ->
     path.write_bytes(data)
     ran = p2pcloop("verify", path)
     assert (ran.code, ran.out) == (3, "")
-    assert "block 2 of the cloop" in ran.err
+    assert f"{path}: block 2: " in ran.err
+    assert "hint: " in ran.err
 
 
 def test_overlays(p2pcloop: Run, tmp_path: Path) -> None:

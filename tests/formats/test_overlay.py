@@ -278,6 +278,7 @@ def refused(path: Path, error: type[P2pcloopError]) -> str:
         Overlay.open(path, image_id=IMAGE)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, times)
     assert str(path) in str(caught.value)
+    assert caught.value.hint
     return f"{caught.value} {caught.value.hint}"
 
 
