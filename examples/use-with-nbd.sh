@@ -18,7 +18,7 @@ mkfifo "$work/said"
 p2pcloop block "$image" --nbd "unix:$work/nbd" --overlay "$work/scratch.delta" 2>"$work/said" &
 server=$!
 exec 3<"$work/said"
-read -r ready <&3 # "serving at unix:...": from now on clients may connect
+read -r ready <&3 # "serving at unix:..., ...": from now on clients may connect
 echo "$ready"
 uri=nbd+unix:///?socket=$work/nbd
 

@@ -129,7 +129,8 @@ def test_an_overlay_is_used_by_one_at_a_time(node: Node, cloop: Path, tmp_path: 
     overlay, socket = tmp_path / "mine.delta", node.root.parent / "nbd"
     serve = ("block", cloop, "--nbd", f"unix:{socket}", "--overlay", overlay)
     with node.started(*serve) as serving:
-        read_until(serving, "serving at")
+        said = read_until(serving, "serving at")
+        assert said.endswith(f", writes go to {overlay}; Ctrl-C ends it\n")
         refused(node, "boot", cloop, "--overlay", overlay, error=BusyError, says=str(overlay))
         other = f"unix:{socket}-2"
         second = ("block", cloop, "--nbd", other, "--overlay", overlay)

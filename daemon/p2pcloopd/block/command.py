@@ -69,7 +69,8 @@ def command(
         nbd=nbd,
     )
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
-    ready = partial(click.echo, f"serving at {where}", err=True)
+    changes = "read-only" if overlay is None else f"writes go to {overlay}"
+    ready = partial(click.echo, f"serving at {where}, {changes}; Ctrl-C ends it", err=True)
     report = run(partial(serve, spec, ready, wait_for_signal))
     if as_json:
         click.echo(to_json(report))

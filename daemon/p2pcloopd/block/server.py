@@ -198,18 +198,23 @@ async def _serve_front_ends(spec: BlockServerSpec, backend: Backend, listeners: 
 
 def _report(backend: LocalBackend | StoredBackend) -> dict[str, Any]:
     image = backend.device.image
-    report: dict[str, Any] = {
+    return {
         "chunks_touched": image.chunks_touched,
         "bytes_touched": image.bytes_touched,
+        "waits": _waits(backend.supplier.waits if isinstance(backend, StoredBackend) else []),
     }
-    if isinstance(backend, StoredBackend) and (waits := sorted(backend.supplier.waits)):
-        report["waits"] = {
-            "count": len(waits),
-            "p50_ms": round(1000 * waits[len(waits) // 2], 3),
-            "p99_ms": round(1000 * waits[len(waits) * 99 // 100], 3),
-            "max_ms": round(1000 * waits[-1], 3),
-        }
-    return report
+
+
+def _waits(seconds: list[float]) -> dict[str, Any]:
+    if not seconds:
+        return {"count": 0}
+    waits = sorted(seconds)
+    return {
+        "count": len(waits),
+        "p50_ms": round(1000 * waits[len(waits) // 2], 3),
+        "p99_ms": round(1000 * waits[len(waits) * 99 // 100], 3),
+        "max_ms": round(1000 * waits[-1], 3),
+    }
 
 
 def _no_progress(done: int) -> None:
