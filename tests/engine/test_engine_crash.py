@@ -16,6 +16,7 @@ import trio
 from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.saver import RETRY_SECONDS
 from tests.support.engines import Nodes
 
 PIECE = 16384
@@ -87,6 +88,28 @@ async def test_sigkill(nodes: Nodes, content: bytes, tmp_path: Path, enough: int
                 assert await torrent.read(0, len(content)) == content
             (statistics,) = (await reader.statistics()).torrents
             assert statistics.traffic.payload_received == len(content) - len(here) * PIECE
+
+
+async def test_no_room_for_the_metadata_and_room_again(nodes: Nodes, content: bytes) -> None:
+    """As below; the metadata has 2,600 bytes, what else is written some dozens."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(PATIENCE):
+                for _ in range(2):
+                    with pytest.raises(StorageError) as caught:
+                        await torrent.read(0, PIECE)
+                    assert caught.value.errno == errno.EFBIG
+                    await trio.sleep(RETRY_SECONDS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with trio.fail_after(PATIENCE):
+            assert await torrent.read(0, len(content)) == content
+            await torrent.fetch_all()
+        assert torrent.usable()
 
 
 async def test_disk_full_and_room_again(nodes: Nodes, content: bytes) -> None:

@@ -14,11 +14,11 @@ from functools import partial
 
 import trio
 
-from p2pcloop.errors import P2pcloopError, StorageError, UsageError
+from p2pcloop.errors import FormatError, P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers, PeerTried
 from p2pcloopd.engine.record import Peer, Record, Sources
-from p2pcloopd.engine.saver import Saver
+from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
 from p2pcloopd.engine.stored import Stored
 from p2pcloopd.engine.swarm import Swarm, Traffic
 from p2pcloopd.engine.transfer import Transfer
@@ -46,7 +46,7 @@ class Torrent:
         on_stall: Callable[[Torrent], None],
     ) -> None:
         self.info_hash = info_hash
-        self.peers = Peers(swarm, partial(on_stall, self))
+        self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
         self._record = record
@@ -54,6 +54,7 @@ class Torrent:
         self._decode = decode
         self._known = trio.Event()
         self._failed: P2pcloopError | None = None
+        self._failed_at = 0.0
 
     # --- what callers use -------------------------------------------------------------------
 
@@ -63,8 +64,11 @@ class Torrent:
         Raises:
             FormatError: the metadata is not acceptable.
             CorruptError: a file that is seeded where it lies is gone or has another size.
+            StorageError: the metadata could not be kept. Like the files, this is looked at again
+                by whoever asks after a moment.
         """
-        if not self._known.is_set():
+        await self._mend()
+        while not self._known.is_set():  # again where another reader began anew meanwhile
             with self.peers.needed():
                 await self._known.wait()
         if self._failed is not None:
@@ -232,9 +236,8 @@ class Torrent:
                 try:
                     await trio.to_thread.run_sync(move)
                 finally:
-                    self._failed = None
                     self.saver.forget_error()
-                    await self.start(Sources())
+                    await self._begin_anew()
 
     def usable(self) -> bool:
         """Whether everything is here, with nothing known to be wrong. Looks at the disk."""
@@ -243,16 +246,16 @@ class Torrent:
 
     async def on_metadata(self, info: bytes) -> None:
         """Take the info dictionary that peers sent; libtorrent compared it with the info hash."""
-        if self._known.is_set():
-            return
-        try:
-            await trio.to_thread.run_sync(self._record.save_torrent, info)
-            await self._accept(info)
-        except StorageError as err:
-            self._failed = err
-            self._known.set()
-        if self._failed is not None:
-            await self.transfer.leave()
+        async with self.saver.lock:
+            if self._known.is_set():
+                return
+            try:
+                await trio.to_thread.run_sync(self._record.save_torrent, info)
+                await self._accept(info)
+            except StorageError as err:
+                self._fail(err)
+            if self._failed is not None:
+                await self.transfer.leave()
 
     # --- inside -----------------------------------------------------------------------------
 
@@ -268,10 +271,40 @@ class Torrent:
                 Stored, self._record, self.info_hash, info, meta
             )
         except P2pcloopError as err:
-            log.error("torrent %s: %s", self.info_hash.hex(), err)
-            self._failed = err
+            self._fail(err)
         self._known.set()
         self.transfer.notify()
+
+    def _fail(self, error: P2pcloopError) -> None:
+        """Tell all who wait and, for a moment, all who come."""
+        log.error("torrent %s: %s", self.info_hash.hex(), error)
+        self._failed, self._failed_at = error, trio.current_time()
+        self._known.set()
+
+    def _may_mend(self) -> bool:
+        if self._failed is None or isinstance(self._failed, FormatError):
+            return False
+        return trio.current_time() - self._failed_at >= RETRY_SECONDS
+
+    async def _mend(self) -> None:
+        """Begin anew where the disk refused, or a file was not there, a moment ago or earlier."""
+        if not self._may_mend():
+            return
+        async with self.saver.lock:
+            if self._may_mend():
+                with trio.CancelScope(shield=True):
+                    self._known = trio.Event()
+                    await self._begin_anew()
+
+    async def _begin_anew(self) -> None:
+        self._failed = None
+        try:
+            await self.start(Sources())
+        except StorageError as err:
+            self._fail(err)
+
+    async def _rejoin(self) -> None:
+        await self.saver.rejoin()
 
     async def _leave(self) -> None:
         await self.transfer.leave()
