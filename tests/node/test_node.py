@@ -16,7 +16,8 @@ from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopEr
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.protocol.control import MAX_READ
-from p2pcloopd.control_client import ReconnectingClient
+from p2pcloopd.control_client import ControlClient, ReconnectingClient
+from p2pcloopd.node.control_server import MAX_HELD
 
 from .conftest import NodeProcess, Nodes
 
@@ -135,6 +136,41 @@ async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) 
             await trio.to_thread.run_sync(reader.start)
             await trio.to_thread.run_sync(publisher.start)
     assert data == [content[:5000]]
+
+
+async def test_reads_of_what_is_absent_leave_room_for_reads_of_what_is_here(
+    nodes: Nodes, content: bytes
+) -> None:
+    publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
+    published = publisher.publish(content)
+    torrent = published["torrent"]
+    reader.call("resolve", ref=published["link"])
+    with reader.connect() as first:
+        first.call("read", torrent=torrent, offset=0, length=4096, heal=False)
+    publisher.end(signal.SIGTERM)
+    filling = MAX_HELD // len(content)
+    told: set[int] = set()
+    enough = trio.Event()
+
+    async def read_in_vain(client: ControlClient, number: int) -> None:
+        def on_event(_event: str, _fields: dict[str, Any]) -> None:
+            told.add(number)
+            if len(told) == filling:
+                enough.set()
+
+        args = {"torrent": torrent, "offset": 4096, "length": len(content), "heal": False}
+        await client.call("read", on_event, **args)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            client = ControlClient(reader.home.control_socket)
+            await nursery.start(client.run)
+            for number in range(filling + 1):
+                nursery.start_soon(read_in_vain, client, number)
+            await enough.wait()
+            answer = await client.call("read", torrent=torrent, offset=0, length=4096, heal=False)
+            assert answer["data"] == b"i" * 4096
+            nursery.cancel_scope.cancel()
 
 
 def test_no_peer_is_told_and_tried_on(nodes: Nodes, content: bytes) -> None:

@@ -16,9 +16,10 @@ RECENT_BYTES = 16 << 20
 
 @dataclass(slots=True)
 class _Wanted:
-    """One piece that is being brought, and how many readers wait for it."""
+    """One piece that is being brought, how many readers wait for it, and whether one keeps it."""
 
     readers: int = 0
+    kept: bool = False
     done: trio.Event = field(default_factory=trio.Event)
     data: bytes | None = None
     error: P2pcloopError | None = None
@@ -49,10 +50,13 @@ class Pieces:
     def __contains__(self, piece: int) -> bool:
         return piece in self._wanted
 
-    async def get(self, pieces: Iterable[int]) -> dict[int, bytes | None]:
+    async def get(self, pieces: Iterable[int], *, keep: bool = True) -> dict[int, bytes | None]:
         """Wait for pieces; None stands for one that is in the files by now.
 
         Cancellation lets go of those that nobody else waits for.
+
+        Args:
+            keep: if false, only wait: no piece is kept in memory for this caller.
 
         Raises:
             P2pcloopError: what `fail` was told.
@@ -63,13 +67,14 @@ class Pieces:
         for piece in pieces:
             if piece in self._recent:
                 self._recent.move_to_end(piece)
-                found[piece] = self._recent[piece]
+                found[piece] = self._recent[piece] if keep else None
                 continue
             if piece not in self._wanted:
                 self._wanted[piece] = _Wanted()
                 fresh.append(piece)
             waits[piece] = self._wanted[piece]
             waits[piece].readers += 1
+            waits[piece].kept |= keep
         try:
             if fresh:
                 self._raise(fresh)
@@ -102,7 +107,7 @@ class Pieces:
             self._keep(piece, data)
         wanted = self._wanted.pop(piece, None)
         if wanted is not None:
-            wanted.data = data
+            wanted.data = data if wanted.kept else None
             wanted.done.set()
 
     def _keep(self, piece: int, data: bytes) -> None:

@@ -93,6 +93,30 @@ class Torrent:
             CorruptError: a file seeded where it lies changed since; nothing is written to it.
             FormatError: as for `metadata`.
         """
+        pieces, missing = await self._look(offset, length, heal=heal)
+        if not missing:
+            return await trio.to_thread.run_sync(self._stored.content.read, offset, length)
+        fetched = await self._fetch(missing, keep=True)
+        data = []
+        for piece in pieces:
+            got = fetched.get(piece)
+            if got is None:
+                got = await trio.to_thread.run_sync(self._stored.content.read_piece, piece)
+            data.append(got)
+        start = offset - pieces[0] * self._stored.layout.piece_length
+        return b"".join(data)[start : start + length]
+
+    async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
+        """Wait until a read of these bytes is answered at once, keeping none of them in memory.
+
+        Arguments, cancellation and errors are those of `read`.
+        """
+        _, missing = await self._look(offset, length, heal=heal)
+        if missing:
+            await self._fetch(missing, keep=False)
+
+    async def _look(self, offset: int, length: int, *, heal: bool) -> tuple[range, list[int]]:
+        """The pieces of a range, and which of them are not durable."""
         layout = await self.metadata()
         if not (offset >= 0 and 0 < length <= MAX_READ and offset + length <= layout.total_size):
             raise UsageError(
@@ -102,18 +126,7 @@ class Torrent:
         pieces = layout.pieces_of(offset, length)
         if heal:
             await self.verify(pieces)
-        missing = [piece for piece in pieces if not self._stored.have.has(piece, piece)]
-        if not missing:
-            return await trio.to_thread.run_sync(self._stored.content.read, offset, length)
-        fetched = await self._fetch(missing)
-        data = []
-        for piece in pieces:
-            got = fetched.get(piece)
-            if got is None:
-                got = await trio.to_thread.run_sync(self._stored.content.read_piece, piece)
-            data.append(got)
-        start = offset - pieces[0] * layout.piece_length
-        return b"".join(data)[start : start + length]
+        return pieces, [piece for piece in pieces if not self._stored.have.has(piece, piece)]
 
     async def verify(self, pieces: range) -> list[int]:
         """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.
@@ -311,6 +324,6 @@ class Torrent:
         if self.transfer.disk is not None:
             self.transfer.disk.have.close()
 
-    async def _fetch(self, missing: list[int]) -> dict[int, bytes | None]:
+    async def _fetch(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
         await self.saver.mend()
-        return await self.transfer.get(missing)
+        return await self.transfer.get(missing, keep=keep)

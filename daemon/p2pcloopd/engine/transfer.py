@@ -88,10 +88,10 @@ class Transfer:
 
     # --- those who want pieces --------------------------------------------------------------
 
-    async def get(self, missing: list[int]) -> dict[int, bytes | None]:
+    async def get(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
         with self._peers.needed():
-            return await self.pieces.get(missing)
+            return await self.pieces.get(missing, keep=keep)
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""

@@ -51,9 +51,10 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     length = fields.integer("length", 1, MAX_READ)
     heal = fields.boolean("heal")
     fields.end()
-    await call.hold(length)
-    read = partial(torrent.read, offset, length, heal=heal)
-    return {"data": await tell_if_waiting(torrent, call, node.config.waiting_after, read)}
+    bring = partial(torrent.bring, offset, length, heal=heal)
+    await tell_if_waiting(torrent, call, node.config.waiting_after, bring)
+    await call.hold(length)  # of the answer alone: who waits for peers takes no room from others
+    return {"data": await torrent.read(offset, length)}
 
 
 async def fetch(node: Node, call: Call) -> dict[str, Any]:
