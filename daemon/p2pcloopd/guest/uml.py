@@ -11,13 +11,14 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import trio
 
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import FormatError, GuestError
+from p2pcloopd.entry import plain_errors
 
 from . import console, mconsole, network, sandbox, xsave
 from .initramfs import build_initramfs
@@ -55,8 +56,8 @@ class RunningGuest:
         await self._pty.send(data)
 
     async def shutdown(self) -> None:
-        """Press Ctrl-Alt-Del: the image's init shuts down in order. Asked again, or before the
-        guest can hear it, the guest ends at once."""
+        """Press Ctrl-Alt-Del: the image's init shuts down in order. Asked again, or where no
+        proper answer comes back, the guest ends at once."""
         if self._shutdown_asked:
             self.kill()
             return
@@ -64,7 +65,7 @@ class RunningGuest:
         inside = f"/proc/{self._process.init_pid}/root{_UML_DIRECTORY}/{_UMID}/mconsole"
         try:
             await mconsole.send_command(Path(inside), self._reply, "cad")
-        except GuestError:
+        except (GuestError, FormatError):
             self.kill()
 
     def kill(self) -> None:
@@ -125,7 +126,7 @@ async def run_guest(
                 on_console(data)
 
         with (
-            _plain_errors(),
+            plain_errors(),
             trio.open_signal_receiver(
                 signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH
             ) as signals,
@@ -241,14 +242,3 @@ def _result(
     return GuestResult(
         1 if reason == "crash" and code == 0 else code, reason, seconds, transcript.boot_seconds
     )
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Let one error out of a nursery as itself."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from None
-        raise

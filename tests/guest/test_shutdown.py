@@ -1,0 +1,59 @@
+"""Ctrl-Alt-Del and how a hostile guest answers it; the guest is played by a socket and `sleep`."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloopd.guest import uml
+from p2pcloopd.guest.console import Pty
+from p2pcloopd.guest.sandbox import SandboxedProcess
+
+
+@pytest.fixture
+def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the guest has its socket; short, as unix sockets want it."""
+    with tempfile.TemporaryDirectory(prefix="p2pg") as name:
+        monkeypatch.setattr(uml, "_UML_DIRECTORY", name)
+        (Path(name) / "guest").mkdir()
+        yield Path(name)
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["/bin/sleep", "60"]) as popen:
+        yield popen
+        popen.kill()
+
+
+@pytest.fixture
+def pty() -> Iterator[Pty]:
+    made = Pty()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "killed"),
+    [(bytes(12), False), (b"\x01\0\0\0" + bytes(8), True), (b"?", True), (b"\xff" * 12, True)],
+    ids=["done", "refused", "too short", "says more than it has"],
+)
+async def test_an_answer_that_is_none_ends_the_guest(
+    directory: Path, process: subprocess.Popen[bytes], pty: Pty, answer: bytes, killed: bool
+) -> None:
+    guest = uml.RunningGuest(SandboxedProcess(process, process.pid), pty, directory)
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
+        await console.bind(str(directory / "guest" / "mconsole"))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guest.shutdown)
+                _, sender = await console.recvfrom(1024)
+                await console.sendto(answer, sender)
+    assert guest.killed is killed
+    assert not killed or process.wait(20) == -signal.SIGKILL
