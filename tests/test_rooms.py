@@ -33,7 +33,6 @@ BELOW = {
 MAX_MODULE = 350
 MAX_FUNCTION = 60
 LONG = {
-    "p2pcloop.protocol.vhost_session": "one state machine: a short function for each message",
     "p2pcloopd.guest.uml:run_guest": "one stack of resources, taken and given back in order",
 }
 """Modules, and functions as `module:name`, that may be longer, each with its reason."""
