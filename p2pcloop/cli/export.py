@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import tempfile
@@ -15,6 +14,7 @@ import click
 
 from p2pcloop.cli.fetch import fetch_all
 from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.output import check_place
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.stored import Source
@@ -77,13 +77,9 @@ def command(
 
 def _check_place(out: Path, *, force: bool) -> None:
     """Before anything is fetched or read for nothing."""
-    if out.is_dir():
-        raise UsageError(f"{out} is a folder", hint="give the name of a file in it")
+    check_place(out)
     if out.exists() and not force:
         raise UsageError(f"{out} exists", hint="choose another name, or give --force")
-    if not out.parent.is_dir():
-        missing = FileNotFoundError(errno.ENOENT, "")
-        raise storage_error(f"cannot write {out}", missing, hint=f"make {out.parent} first")
 
 
 def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:

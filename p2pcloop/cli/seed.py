@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,13 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.errors import NotHereError, UsageError
-from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.filesystem import (
+    PROBE_SIZE,
+    ROOT_HINT,
+    ROOT_TYPES,
+    describe,
+    detect_filesystem,
+)
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import (
     BootParameters,
@@ -66,6 +68,9 @@ def command(image: Path, label: str, append: str, home: Home, *, as_json: bool) 
         raise UsageError(f"{image} is an overlay, not an image", hint="seed the image below it")
     with ensure_daemon(home) as client:
         answer = _seed(file, label, append, home, client, quiet=as_json)
+    if answer["filesystem"] not in ROOT_TYPES:
+        found = describe(answer["filesystem"])
+        click.echo(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}", err=True)
     _warn_if_only_here(answer["link"], home)
     if as_json:
         click.echo(to_json(answer))
@@ -78,7 +83,7 @@ def command(image: Path, label: str, append: str, home: Home, *, as_json: bool) 
 
 def _to_size(answer: dict[str, Any]) -> str:
     size = f"{format_size(answer['stored'])} for a device of {format_size(answer['size'])}"
-    return f"{size}, {answer['filesystem'] or 'no file system that is known'}"
+    return f"{size}, {describe(answer['filesystem'])}"
 
 
 def _warn_if_only_here(link: str, home: Home) -> None:
@@ -103,7 +108,7 @@ def _seed(
 ) -> dict[str, Any]:
     key = load_or_create_key(home.keys)
     name = Name(key.public_key().public_bytes_raw(), label)
-    with _staging(home) as staging:
+    with home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             header, note = write_layer(file, staging, progress)
         if note:
@@ -144,16 +149,6 @@ def _seed(
         "stored": header.pack_length,
         "in_place": not note and file.kind == "cloop",
     }
-
-
-@contextmanager
-def _staging(home: Home) -> Iterator[Path]:
-    """A folder that p2pcloopd takes over when it seeds; what it does not take is deleted."""
-    staging = Path(tempfile.mkdtemp(prefix="seed-", dir=home.tmp))
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _previous(client: ControlClient, name: Name) -> SignedManifest | None:

@@ -7,6 +7,11 @@ import struct
 PROBE_SIZE = 64 << 10
 """Bytes from the start of a device that are looked at."""
 
+ROOT_TYPES = ("ext2", "ext3", "ext4")
+"""What a guest can have as its root."""
+
+ROOT_HINT = "only ext2, ext3 and ext4 on the whole device boot for now"
+
 _EXT_MAGIC = 0xEF53
 _EXT_HAS_JOURNAL = 0x4
 _EXT4_ONLY = 0x40 | 0x80 | 0x200
@@ -32,3 +37,8 @@ def detect_filesystem(start: bytes) -> str:
     if incompatible & _EXT4_ONLY:
         return "ext4"
     return "ext3" if compatible & _EXT_HAS_JOURNAL else "ext2"
+
+
+def describe(filesystem: str) -> str:
+    """Write what `detect_filesystem` returned for people."""
+    return filesystem or "no file system that is known"

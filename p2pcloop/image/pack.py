@@ -9,7 +9,14 @@ from pathlib import Path
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.index import IndexHeader, open_index
-from p2pcloop.image.build import Progress, Read, can_stay, index_cloop, pack_raw
+from p2pcloop.image.build import (
+    Progress,
+    Read,
+    can_stay,
+    check_image_size,
+    index_cloop,
+    pack_raw,
+)
 from p2pcloop.image.local import ImageFile
 from p2pcloop.units import BLOCK_SIZE
 
@@ -59,6 +66,19 @@ def read_start(file: ImageFile, length: int) -> bytes:
             return cloop.read(0, min(length, cloop.index.header.size))
         with file.path.open("rb") as raw:
             return raw.read(length)
+
+
+def device_size(file: ImageFile) -> int:
+    """Return the bytes of the device in an image file, a multiple of 4096.
+
+    Raises:
+        FormatError: a cloop that is damaged.
+        UsageError: the image is empty or too large.
+    """
+    if file.kind != "cloop":
+        return check_image_size(file.size)
+    with open_cloop(file.path) as cloop:
+        return check_image_size(cloop.index.header.size)
 
 
 def _reader(file: ImageFile, stack: ExitStack) -> tuple[Read | None, int, str]:

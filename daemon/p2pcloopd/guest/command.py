@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,26 @@ from typing import Any
 import click
 import trio
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.options import home_option, to_json
+from p2pcloop.cli.options import home_option
+from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import SIZE
-from p2pcloop.cli.traffic import measure_traffic
-from p2pcloop.errors import GuestError, storage_error
+from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.formats.filesystem import (
+    PROBE_SIZE,
+    ROOT_HINT,
+    ROOT_TYPES,
+    describe,
+    detect_filesystem,
+)
 from p2pcloop.image.local import ImageFile
+from p2pcloop.image.pack import read_start
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
-from p2pcloopd.entry import run
-from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+from p2pcloopd.entry import plain_errors, run
+from p2pcloopd.guest.report import Outcome, image_facts, write_report
+from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -102,10 +109,15 @@ def command(
 
     The image arrives while the guest runs; only what it reads crosses the wire.
     """
-    started = time.monotonic()
+    outcome = Outcome(started=time.monotonic())
     logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s\r")
+    console_file = None if console == "stdio" else Path(console)
+    for output in (report, console_file):
+        if output is not None:
+            check_writable(output)
     home.create()
     target = resolve_ref(ref, home)
+    _check_root(target, overlay)
     before = _status(target)
     with _vhost_socket() as path:
         spec = GuestSpec(
@@ -114,38 +126,54 @@ def command(
             network="user" if net == "user" else "none",
             kernel=kernel,
             append=f"{_published_append(target)} {append}".strip(),
-            console="stdio" if console == "stdio" else Path(console),
+            console=console_file or "stdio",
             cpu=None if cpu == -1 else last_allowed_cpu() if cpu is None else cpu,
         )
-        outcome = _boot(spec, target, overlay, home)
-    if report is not None:
-        facts = _facts(target, outcome, before, home) | {
-            "boot_seconds": outcome.since(started, outcome.guest.boot_seconds),
-            "total_seconds": time.monotonic() - started,
-        }
-        _write_report(report, facts)
+        try:
+            _boot(spec, target, overlay, home, outcome)
+        except P2pcloopError as err:
+            outcome.error = err
+    try:
+        if report is not None:
+            write_report(report, image_facts(target, before, home) | outcome.facts())
+    finally:
+        # Of two errors the boot's is the one to tell.
+        if outcome.error is not None:
+            raise outcome.error
+    assert outcome.guest is not None
     raise click.exceptions.Exit(outcome.guest.exit_code)
 
 
 _END_SECONDS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """How guest and block server ended; `begun` is when the guest was started (monotonic)."""
+def _check_root(target: ImageFile | StoredRef, overlay: Path | None) -> None:
+    """Refuse what is known to hold no root for a guest; the rest is found out by the guest.
 
-    begun: float
-    guest: GuestResult
-    block: dict[str, Any]
-
-    def since(self, started: float, seconds: float | None) -> float | None:
-        """Seconds counted from the guest's start, counted from the command's start instead."""
-        return None if seconds is None else self.begun - started + seconds
+    Raises:
+        GuestError: it is.
+    """
+    if overlay is not None and overlay.exists():
+        return  # what was written to it may be a file system of its own
+    if isinstance(target, StoredRef):
+        name, found = target.name, target.signed.manifest.boot.root_type
+        if not found:
+            return
+    elif target.kind == "overlay":
+        return  # the block server says what to do with it
+    else:
+        name, found = str(target.path), detect_filesystem(read_start(target, PROBE_SIZE))
+    if found not in ROOT_TYPES:
+        raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
 
 
 def _boot(
-    spec: GuestSpec, target: ImageFile | StoredRef, overlay: Path | None, home: Home
-) -> _Outcome:
+    spec: GuestSpec,
+    target: ImageFile | StoredRef,
+    overlay: Path | None,
+    home: Home,
+    outcome: Outcome,
+) -> None:
     with bind_unix_listener(spec.vhost_socket) as listener:
         block = BlockServerProcess(
             BlockServerSpec(
@@ -157,30 +185,32 @@ def _boot(
             )
         )
     with block:
-        return run(partial(_run, spec, block))
+        run(partial(_run, spec, block, outcome))
 
 
-async def _run(spec: GuestSpec, block: BlockServerProcess) -> _Outcome:
+async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:
     await block.wait_ready()
-    begun = time.monotonic()
-    report: dict[str, Any] = {}
+    outcome.begun = time.monotonic()
     disk_gone = trio.Event()
 
     async def wait_for_block_server() -> None:
-        report.update(await block.finish())
+        outcome.block = await block.finish()
         disk_gone.set()
 
-    guest: GuestResult | None = None
     async with trio.open_nursery() as serving:
         serving.start_soon(wait_for_block_server)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_when_stuck, disk_gone, nursery.cancel_scope)
-            guest = await run_guest(spec)
+            # A guest that cannot boot has read something all the same: the report tells.
+            try:
+                with plain_errors():
+                    outcome.guest = await run_guest(spec)
+            except P2pcloopError as err:
+                outcome.error = err
             nursery.cancel_scope.cancel()
         block.stop()
-    if guest is None:
+    if outcome.guest is None and outcome.error is None:
         raise GuestError("the guest let go of its disk and did not end; it was killed")
-    return _Outcome(begun, guest, report)
 
 
 async def _end_when_stuck(disk_gone: trio.Event, scope: trio.CancelScope) -> None:
@@ -206,38 +236,3 @@ def _published_append(target: ImageFile | StoredRef) -> str:
 
 def _status(target: ImageFile | StoredRef) -> dict[str, Any] | None:
     return target.client.call("status") if isinstance(target, StoredRef) else None
-
-
-def _facts(
-    target: ImageFile | StoredRef, outcome: _Outcome, before: dict[str, Any] | None, home: Home
-) -> dict[str, Any]:
-    """What is known after a boot; a local image crosses no wire."""
-    facts: dict[str, Any] = {
-        "exit": outcome.guest.reason,
-        "exit_code": outcome.guest.exit_code,
-        "seconds": outcome.guest.seconds,
-        "block_server": outcome.block,
-        "bytes_received": 0,
-        "sources": {},
-    }
-    if isinstance(target, ImageFile):
-        return facts | {"image": str(target.path), "image_stored": target.size}
-    manifest = target.signed.manifest
-    facts |= {
-        "image": target.name,
-        "manifest": target.signed.id,
-        "image_size": manifest.size,
-        "image_stored": sum(layer.pack_length for layer in manifest.layers),
-    }
-    if before is not None:
-        # A connection of its own: p2pcloopd may have been started anew under a running guest.
-        with ensure_daemon(home) as client:
-            facts |= measure_traffic(before, client.call("status"))
-    return facts
-
-
-def _write_report(path: Path, facts: dict[str, Any]) -> None:
-    try:
-        path.write_text(to_json(facts) + "\n")
-    except OSError as err:
-        raise storage_error(f"cannot write the report {path}", err) from err

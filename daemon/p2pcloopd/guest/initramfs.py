@@ -17,7 +17,7 @@ megabytes over the wire for each miss."""
 
 _MODULES = ("virtio_blk",)
 _APPLETS = (
-    *("sh", "blkid", "cat", "dd", "insmod", "ip", "mount", "od", "poweroff", "rm", "sleep"),
+    *("sh", "cat", "dd", "insmod", "ip", "mount", "od", "poweroff", "rm", "sleep"),
     "switch_root",
 )
 
@@ -63,7 +63,7 @@ echo @READ_AHEAD_KB@ > /sys/block/vda/queue/read_ahead_kb
 
 # The magic number of ext2, ext3 and ext4: bytes 1080 and 1081 of the device.
 if [ "$(dd if=/dev/vda bs=2 skip=540 count=1 2>/dev/null | od -An -tx1)" != " 53 ef" ]; then
-    fail "the disk holds no ext2, ext3 or ext4 file system ($(blkid /dev/vda))"
+    fail "the disk holds no ext2, ext3 or ext4 file system"
 fi
 # A read-only disk cannot replay its journal.
 mount -t ext4 -o $mode /dev/vda /root ||

@@ -1,0 +1,100 @@
+"""The report of a boot: how it went, for programs to read (docs/commands.md)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.options import to_json
+from p2pcloop.cli.refs import StoredRef
+from p2pcloop.cli.traffic import measure_traffic
+from p2pcloop.errors import P2pcloopError, storage_error
+from p2pcloop.image.local import ImageFile
+from p2pcloop.image.pack import device_size
+from p2pcloop.store.home import Home
+from p2pcloopd.guest.spec import GuestResult
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a boot went, as far as it got. Times are monotonic.
+
+    Attributes:
+        started: when the command was.
+        begun: when the guest was started.
+        guest: how it ended, or None where it did not boot.
+        block: what the block server reported.
+        error: why there was no guest, or none to the end.
+    """
+
+    started: float
+    begun: float | None = None
+    guest: GuestResult | None = None
+    block: dict[str, Any] = field(default_factory=dict)
+    error: P2pcloopError | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """The part of the report that is about time and end."""
+        facts: dict[str, Any] = {
+            "block_server": self.block,
+            "boot_seconds": None,
+            "total_seconds": time.monotonic() - self.started,
+        }
+        if self.error is not None:
+            code = self.error.exit_code
+            return facts | {"exit": "failed", "exit_code": code, "error": str(self.error)}
+        assert self.guest is not None
+        assert self.begun is not None
+        if self.guest.boot_seconds is not None:
+            facts["boot_seconds"] = self.begun - self.started + self.guest.boot_seconds
+        return facts | {
+            "exit": self.guest.reason,
+            "exit_code": self.guest.exit_code,
+            "seconds": self.guest.seconds,
+        }
+
+
+def image_facts(
+    target: ImageFile | StoredRef, before: dict[str, Any] | None, home: Home
+) -> dict[str, Any]:
+    """What was booted, and what crossed the wire for it; a local image crosses none.
+
+    Args:
+        target: the image.
+        before: p2pcloopd's status before the boot; None for a local image.
+        home: the node's.
+    """
+    if isinstance(target, ImageFile):
+        return {
+            "image": str(target.path),
+            "image_size": device_size(target),
+            "image_stored": target.size,
+            "bytes_received": 0,
+            "sources": {},
+        }
+    manifest = target.signed.manifest
+    facts = {
+        "image": target.name,
+        "manifest": target.signed.id,
+        "image_size": manifest.size,
+        "image_stored": sum(layer.pack_length for layer in manifest.layers),
+    }
+    assert before is not None
+    # A connection of its own: p2pcloopd may have been started anew under a running guest.
+    with ensure_daemon(home) as client:
+        return facts | measure_traffic(before, client.call("status"))
+
+
+def write_report(path: Path, facts: dict[str, Any]) -> None:
+    """Write the facts to a file.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    try:
+        path.write_text(to_json(facts) + "\n")
+    except OSError as err:
+        raise storage_error(f"cannot write the report {path}", err) from err

@@ -1,0 +1,35 @@
+"""Files that a command will write: what can be refused is refused before the work is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from p2pcloop.errors import UsageError, storage_error
+
+
+def check_place(path: Path) -> None:
+    """Check that a file of this name could be made.
+
+    Raises:
+        UsageError: it is a folder.
+        StorageError: there is no folder for it.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", hint="give the name of a file in it")
+    if not path.parent.is_dir():
+        missing = FileNotFoundError(errno.ENOENT, "")
+        raise storage_error(f"cannot write {path}", missing, hint=f"make {path.parent} first")
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be made, or written where it exists; nothing is changed.
+
+    Raises:
+        UsageError: it is a folder.
+        StorageError: there is no folder for it, or no permission.
+    """
+    check_place(path)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise storage_error(f"cannot write {path}", PermissionError(errno.EACCES, ""))
