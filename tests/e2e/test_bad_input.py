@@ -18,6 +18,7 @@ from p2pcloop.errors import (
     NeedsPackageError,
     NotHereError,
     P2pcloopError,
+    StorageError,
     UsageError,
 )
 from p2pcloop.formats.link import parse_link
@@ -114,15 +115,41 @@ def test_names_and_links_that_lead_nowhere(nodes: Nodes, cloop: Path) -> None:
         refused(node, "boot", str(wrong), error=error, says="manifest")
 
 
-@pytest.mark.parametrize("content", [bytes(1 << 20), b"\xeb\x3c\x90mkfs.fat" * 100_000])
-def test_no_file_system_that_boots(node: Node, tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (bytes(1 << 20), "no file system that is known"),
+        (b"\xeb\x3c\x90mkfs.fat" * 100_000, "no file system that is known"),
+        (b"hsqs" + bytes(1 << 20), "squashfs"),
+    ],
+)
+def test_no_file_system_that_boots(node: Node, tmp_path: Path, content: bytes, found: str) -> None:
     image = tmp_path / "other.img"
     image.write_bytes(content)
-    with Guest(node, image) as guest:
+    refused(node, "boot", image, error=GuestError, says=f"{image} cannot boot: it holds {found}")
+    seeded = node.run("seed", image, "--name", "unbootable", "--json")
+    assert f"a guest cannot boot it: it holds {found}" in seeded.err
+    name = json.loads(seeded.out)["name"]
+    if found == "squashfs":
+        refused(node, "boot", name, error=GuestError, says=f"{name} cannot boot: it holds {found}")
+        return
+    # Nobody knows before it has looked.
+    with Guest(node, name) as guest:
         assert guest.wait(60) == GuestError.exit_code
         lines = [line for line in guest.said.splitlines() if line.strip()]
+        assert "not found" not in guest.printed
     assert "the guest cannot boot: the disk holds no ext2, ext3 or ext4 file system" in lines[0]
     assert len(lines) <= 2
+
+
+@pytest.mark.parametrize("option", ["--report", "--console"])
+def test_output_that_cannot_be_written_is_refused_before_the_boot(
+    node: Node, cloop: Path, tmp_path: Path, option: str
+) -> None:
+    folder = tmp_path / "none"
+    boot = ("boot", cloop, option)
+    refused(node, *boot, folder / "file", error=StorageError, says=f"hint: make {folder} first")
+    refused(node, *boot, tmp_path, error=UsageError, says="is a folder")
 
 
 def test_an_overlay_is_used_by_one_at_a_time(node: Node, cloop: Path, tmp_path: Path) -> None:

@@ -63,6 +63,19 @@ def test_poweroff(node: Node, cloop: Path, temporary: Path) -> None:
         assert guest.said == ""
 
 
+def test_a_guest_that_cannot_boot_is_reported(node: Node, cloop: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    with Guest(node, cloop, "--report", report, "--append", "init=/no/such") as guest:
+        assert guest.wait(BOUND) == GuestError.exit_code
+        assert "/no/such" in guest.said
+    told = json.loads(report.read_text())
+    assert (told["exit"], told["exit_code"]) == ("failed", GuestError.exit_code)
+    assert "/no/such" in told["error"]
+    assert told["boot_seconds"] is None
+    assert told["block_server"]["bytes_touched"] > 0
+    assert told["image_size"] == 32 << 20
+
+
 def test_an_interrupt_shuts_the_guest_down(
     node: Node, cloop: Path, temporary: Path, tmp_path: Path
 ) -> None:
@@ -74,7 +87,8 @@ def test_an_interrupt_shuts_the_guest_down(
             guest.process.send_signal(signal.SIGINT)
             assert guest.wait(BOUND) == 0
         assert "the guest shuts down" in guest.said
-    assert json.loads(report.read_text())["exit_code"] == 0
+    told = json.loads(report.read_text())
+    assert (told["exit_code"], told["image_size"]) == (0, 32 << 20)
     node.run("export", cloop, merged, "--overlay", overlay)
     tool("e2fsck", "-fn", merged)
     assert tool("debugfs", "-R", "cat /root/mine", merged) == "not synced\n"
