@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from p2pcloop.errors import BusyError, UsageError, storage_error
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a unix socket's path (unix(7): `sun_path` has 108 with the final NUL)."""
+
+_STAGING_PREFIX = "seed-"
 
 SOCKET_SUFFIX = ".new"
 """The control socket is bound under this suffix and renamed once it can be connected to."""
@@ -177,6 +181,33 @@ class Home:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
 
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A directory in `tmp` for p2pcloopd to take over; what it does not take is deleted."""
+        path = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self.tmp))
+        with _open_directory(path) as fd:
+            fcntl.flock(fd, fcntl.LOCK_SH)  # all that NFS gives to a reader
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def clear_staging(self) -> None:
+        """Delete the staging directories that no process holds any more."""
+        for path in self.tmp.glob(f"{_STAGING_PREFIX}*"):
+            with suppress(OSError), _open_directory(path) as fd:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path)
+
+
+@contextmanager
+def _open_directory(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
 
 @contextmanager
 def _open_lock(path: Path) -> Iterator[int]:
@@ -219,8 +250,5 @@ def replace_file(path: Path, data: bytes) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _open_directory(path) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)

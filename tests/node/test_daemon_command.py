@@ -132,11 +132,15 @@ def test_status_tells_what_no_name_points_to(node: NodeProcess, content: bytes) 
     assert others.count("(manifest)") == 1
 
 
-def test_what_a_killed_daemon_left_in_tmp_is_deleted(node: NodeProcess) -> None:
+def test_what_the_killed_left_in_tmp_is_deleted(node: NodeProcess) -> None:
     for name in ("manifest-x", "old-x", "seed-x"):
         (node.home.tmp / name / "data").mkdir(parents=True)
-    node.start()
-    assert [path.name for path in node.home.tmp.iterdir()] == ["seed-x"]
+    with node.home.staging() as held:
+        (held / "data").mkdir()
+        node.start()
+        assert list(node.home.tmp.iterdir()) == [held]
+        assert (held / "data").is_dir()
+    assert list(node.home.tmp.iterdir()) == []
 
 
 def test_what_keeps_it_from_starting_is_told(node: NodeProcess) -> None:

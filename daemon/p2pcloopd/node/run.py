@@ -49,7 +49,8 @@ async def run_node(home: Home, ready: Callable[[], None]) -> None:
 
 
 def _clear_tmp(home: Home) -> None:
-    """Delete what only a p2pcloopd makes there, and one that was killed left."""
+    """Delete what a p2pcloopd or a command that was killed left there."""
+    home.clear_staging()
     for prefix in (MANIFEST_PREFIX, OLD_PREFIX):
         for left in home.tmp.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
