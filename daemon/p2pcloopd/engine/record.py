@@ -29,6 +29,8 @@ Peer = tuple[str, int]
 """Host (a name or an address, IPv6 without brackets) and port."""
 
 MAX_SOURCES = 64
+_MAX_SOURCES_SIZE = 2 << 20
+"""Bytes of the file `peers`: 64 trackers and 64 web seeds as long as a link, and room to spare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Record:
 
     def load_sources(self) -> Sources:
         """What `save_sources` kept; nothing where that is damaged."""
-        data = self._read("peers", 1 << 16)
+        data = self._read("peers", _MAX_SOURCES_SIZE)
         if data is None:
             return Sources()
         try:
