@@ -11,6 +11,10 @@ import trio.testing
 
 from p2pcloop.errors import StorageError
 from p2pcloopd.engine import engine
+from p2pcloopd.engine.record import Record, Sources
+from p2pcloopd.engine.seeding import make_torrent
+from p2pcloopd.engine.session import SessionSwarm, open_session
+from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip
 
@@ -93,3 +97,22 @@ async def test_a_piece_that_arrives_while_the_swarm_is_left_is_fetched_again(
                 assert not torrent.transfer.arrived
                 torrent.transfer.join()
         assert got == [content[70 * PIECE :][:PIECE]]
+
+
+async def test_metadata_that_comes_while_the_engine_ends_is_let_go(
+    nodes: Nodes, content: bytes
+) -> None:
+    """libtorrent's news come until the last swarm is left: after the torrents' tasks have ended."""
+    staging = nodes.source("1", content).staging
+    info_hash = make_torrent(staging, lambda _done, _total: None)
+    record = Record(staging)
+    async with open_session(EngineSettings()) as session:
+        swarm = SessionSwarm(session, info_hash, record.data)
+        torrent = Torrent(info_hash, record, swarm, session.decode, lambda _torrent: None)
+        async with trio.open_nursery() as nursery:
+            swarm.attach(torrent, nursery)
+            nursery.cancel_scope.cancel()
+        swarm.start(record.load_torrent(info_hash), [False] * 123, Sources())
+        swarm.check_metadata()
+        assert torrent.layout is None
+        await swarm.stop()

@@ -208,7 +208,8 @@ class SessionSwarm:
 
     def check_metadata(self) -> None:
         """Hand over the bencoded info dictionary once libtorrent has it."""
-        if self._handle is None or self.torrent.layout is not None:
+        ended = self._nursery.cancel_scope.cancel_called
+        if ended or self._handle is None or self.torrent.layout is not None:
             return
         metadata = self._handle.status().torrent_file
         if metadata is not None:
