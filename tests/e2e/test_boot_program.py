@@ -103,9 +103,12 @@ def test_a_second_interrupt_ends_it_at_once(node: Node, cloop: Path, temporary: 
         with nothing_left(guest, node, temporary):
             guest.process.send_signal(signal.SIGINT)
             guest.prompt()  # all that Ctrl-Alt-Del does to a shell
-            assert "again: end it" in guest.said
             guest.process.send_signal(signal.SIGINT)
             assert guest.wait(BOUND) == 128 + signal.SIGKILL
+        assert [line for line in guest.said.splitlines() if line] == [
+            "p2pcloop: the guest shuts down (again: end it)",
+            "p2pcloop: the guest is ended",
+        ]
 
 
 def test_a_hangup_ends_it_at_once(node: Node, cloop: Path, temporary: Path) -> None:

@@ -236,6 +236,14 @@ async def test_second_interrupt_ends_it(spec: GuestSpec) -> None:
     assert (guest.result.exit_code, guest.result.reason) == (137, "killed")
 
 
+async def test_two_interrupts_at_once_end_it(spec: GuestSpec) -> None:
+    async with booted(spec) as guest:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert guest.result is not None
+    assert (guest.result.exit_code, guest.result.reason) == (137, "killed")
+
+
 async def test_shutdown_before_the_guest_listens_ends_it(spec: GuestSpec) -> None:
     async def live(task_status: trio.TaskStatus[RunningGuest]) -> None:
         result = await run_guest(spec, task_status=task_status)

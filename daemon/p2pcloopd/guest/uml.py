@@ -24,6 +24,7 @@ from . import console, mconsole, network, sandbox, xsave
 from .initramfs import build_initramfs
 from .kernel import find_kernel
 from .sandbox import SandboxedProcess
+from .signals import counted_signals
 from .spec import GuestResult, GuestSpec
 from .transcript import Transcript
 
@@ -127,7 +128,7 @@ async def run_guest(
 
         with (
             plain_errors(),
-            trio.open_signal_receiver(
+            counted_signals(
                 signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH
             ) as signals,
         ):
@@ -193,12 +194,19 @@ async def _obey_signals(signals: AsyncIterator[int], guest: RunningGuest, pty: c
             elif number == signal.SIGHUP:
                 guest.kill()
             else:
-                if not guest.killed:
-                    # The terminal makes no carriage returns while it is the guest's.
-                    sys.stderr.write("\r\np2pcloop: the guest shuts down (again: end it)\r\n")
-                    sys.stderr.flush()
                 # The next signal is heard while the guest's answer is waited for.
-                nursery.start_soon(guest.shutdown)
+                nursery.start_soon(_shut_down, guest)
+
+
+async def _shut_down(guest: RunningGuest) -> None:
+    """Do what Ctrl-C asks for, and say what was done."""
+    if guest.killed:
+        return
+    await guest.shutdown()
+    done = "is ended" if guest.killed else "shuts down (again: end it)"
+    # The terminal makes no carriage returns while it is the guest's.
+    sys.stderr.write(f"\r\np2pcloop: the guest {done}\r\n")
+    sys.stderr.flush()
 
 
 class _NativeOutput:
