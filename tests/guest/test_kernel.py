@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import NeedsPackageError
+from p2pcloop.errors import NeedsPackageError, NotHereError
 from p2pcloopd.guest import kernel, xsave
 from p2pcloopd.guest.kernel import Kernel
 
@@ -70,11 +70,17 @@ def test_kernel_without_modules(tmp_path: Path) -> None:
         kernel.load_modules(found, ["virtio_blk", "overlay"])
 
 
-@pytest.mark.parametrize("path", ["/bin/true", "/nonexistent/linux", "/etc/passwd"])
+@pytest.mark.parametrize("path", ["/bin/true", "/etc/passwd"])
 def test_not_a_kernel(path: str) -> None:
     with pytest.raises(NeedsPackageError, match="kernel") as caught:
         kernel.find_kernel(Path(path))
     assert "user-mode-linux" in str(caught.value.hint)
+
+
+def test_no_kernel_of_that_name() -> None:
+    with pytest.raises(NotHereError) as caught:
+        kernel.find_kernel(Path("/nonexistent/linux"))
+    assert str(caught.value) == "there is no kernel /nonexistent/linux"
 
 
 @pytest.mark.parametrize(

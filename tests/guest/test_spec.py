@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import UsageError
-from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.spec import GuestSpec, machine_memory
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_sound(disk: Path) -> None:
     "bad",
     [
         {"memory": 1 << 20},
+        {"memory": machine_memory() + 1},
         {"vhost_socket": Path("/nonexistent")},
         {"vhost_socket": Path("/etc/passwd")},
         {"cpu": 1 << 20},
@@ -46,3 +47,10 @@ def test_sound(disk: Path) -> None:
 def test_refused(disk: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         GuestSpec(**{"vhost_socket": disk, **bad}).check()
+
+
+def test_a_cpu_that_is_not_ours_names_those_that_are(disk: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        GuestSpec(disk, cpu=1 << 20).check()
+    allowed = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+    assert caught.value.hint == f"allowed are {allowed}"

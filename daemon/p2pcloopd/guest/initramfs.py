@@ -112,7 +112,7 @@ def build_initramfs(kernel: Kernel) -> bytes:
         busybox = find_busybox().read_bytes()
     except OSError as err:
         raise NeedsPackageError(
-            f"busybox cannot be read: {err}", hint="apt-get install busybox-static"
+            f"{err.filename} cannot be read: {err.strerror}", hint="apt-get install busybox-static"
         ) from err
     return newc.build_archive(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import re
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import zstandard
 
-from p2pcloop.errors import NeedsPackageError
+from p2pcloop.errors import NeedsPackageError, NotHereError
 
 _MODULE_SUFFIX = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 _PROGRAM_TIMEOUT = 20.0
+_KERNEL_HINT = "give a User-Mode Linux kernel, or apt-get install user-mode-linux"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def find_kernel(path: Path | None = None) -> Kernel:
     """Ask a UML kernel (by default Debian's `linux.uml`) who it is and find its modules.
 
     Raises:
-        NeedsPackageError: it is not there, or does not answer as a UML kernel does.
+        NotHereError: there is no such file as `path`.
+        NeedsPackageError: it is not installed, or does not answer as a UML kernel does.
     """
     if path is None:
         path = find_program("linux.uml", "user-mode-linux")
@@ -102,15 +105,17 @@ def find_kernel(path: Path | None = None) -> Kernel:
             capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as err:
+        if not path.exists():
+            raise NotHereError(f"there is no kernel {path}", hint=_KERNEL_HINT) from err
+        why = os.strerror(err.errno or 0) if isinstance(err, OSError) else "it does not answer"
         raise NeedsPackageError(
-            f"the kernel {path} cannot be run: {err}",
-            hint="give a User-Mode Linux kernel, or apt-get install user-mode-linux",
+            f"the kernel {path} cannot be run: {why}", hint=_KERNEL_HINT
         ) from err
     release = done.stdout.strip()
     if done.returncode != 0 or not _RELEASE.fullmatch(release):
         raise NeedsPackageError(
             f"{path} is not a User-Mode Linux kernel: it does not tell a version",
-            hint="give a User-Mode Linux kernel, or apt-get install user-mode-linux",
+            hint=_KERNEL_HINT,
         )
     return Kernel(path, release, _find_modules(path, release))
 

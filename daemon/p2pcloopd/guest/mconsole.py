@@ -32,7 +32,9 @@ async def send_command(socket_path: Path, reply_path: Path, command: str) -> str
             with trio.fail_after(REPLY_TIMEOUT):
                 return await _read_answer(sock, command)
         except OSError as err:
-            raise GuestError(f"the guest's management console is not there: {err}") from err
+            raise GuestError(
+                f"the guest's management console is not there: {err.strerror or err}"
+            ) from err
         except trio.TooSlowError as err:
             raise GuestError(
                 f"the guest's management console did not answer {command!r} "

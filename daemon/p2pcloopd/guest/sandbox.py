@@ -156,7 +156,7 @@ async def running(
     except OSError as err:
         os.close(info_read)
         gate.close()
-        raise GuestError(f"{words[0]} does not start: {err}") from err
+        raise GuestError(f"{words[0]} does not start: {err.strerror}") from err
     finally:
         os.close(info_write)
         gate_inside.close()

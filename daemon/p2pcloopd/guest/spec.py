@@ -31,6 +31,11 @@ def last_allowed_cpu() -> int:
     return max(os.sched_getaffinity(0))
 
 
+def machine_memory() -> int:
+    """Bytes of this machine's memory: what a guest writes to its own lies in it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 @dataclass(frozen=True, slots=True)
 class GuestSpec:
     """What to boot and how.
@@ -59,12 +64,18 @@ class GuestSpec:
         """Refuse what cannot be meant.
 
         Raises:
-            UsageError: too little memory, no socket, a CPU that is not ours, or bad parameters.
+            UsageError: too little or too much memory, no socket, a CPU that is not ours, or bad
+                parameters.
         """
         if self.memory < MIN_MEMORY:
             raise UsageError(
                 f"{format_size(self.memory)} of memory are too few for a guest",
                 hint=f"give at least {MIN_MEMORY >> 20}M",
+            )
+        if self.memory > machine_memory():
+            raise UsageError(
+                f"{format_size(self.memory)} of memory for a guest are more than this machine has",
+                hint=f"give at most {machine_memory() >> 20}M",
             )
         if not (self.vhost_socket.exists() and stat.S_ISSOCK(self.vhost_socket.stat().st_mode)):
             raise UsageError(f"{self.vhost_socket} is not a socket that serves a disk")
@@ -72,7 +83,7 @@ class GuestSpec:
         if self.cpu is not None and self.cpu not in allowed:
             raise UsageError(
                 f"this process may not run on CPU {self.cpu}",
-                hint=f"allowed are {sorted(allowed)}",
+                hint=f"allowed are {', '.join(map(str, sorted(allowed)))}",
             )
         self.append_words()
 
