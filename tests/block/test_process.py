@@ -43,7 +43,8 @@ def test_it_serves_until_it_is_told_to_stop_whatever_signals_come(spec: BlockSer
         return await block.finish()
 
     with BlockServerProcess(spec) as block:
-        assert trio.run(main) == {"chunks_touched": 0, "bytes_touched": 0}
+        report = trio.run(main)
+    assert report == {"chunks_touched": 0, "bytes_touched": 0, "waits": {"count": 0}}
 
 
 def test_its_errors_are_raised_in_the_parent(spec: BlockServerSpec) -> None:
