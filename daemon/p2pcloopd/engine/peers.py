@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,8 +16,14 @@ from p2pcloop.formats.link import format_peer
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.swarm import Swarm
 
+log = logging.getLogger(__name__)
+
 RETRY_SECONDS = 1
 STALL_SECONDS = 10
+BAN_SECONDS = 30
+"""Bans are forgotten when somebody waited for so long and nothing came: those who are left do not
+have it, and whoever is banned may be a seed that its user has mended since."""
+
 MIN_WINDOW = 512 << 10
 MAX_WINDOW = 16 << 20
 WINDOW_SECONDS = 0.2
@@ -55,24 +62,34 @@ def is_address(host: str) -> bool:
 class Peers:
     """Keeps peers connected while somebody needs them; an idle torrent tries nothing.
 
+    Args:
+        on_stall: called every 10 s while somebody waits and nothing comes.
+        rejoin: leaves the swarm and joins it again; libtorrent's own bans end only so.
+
     Attributes:
         sources: where to look.
+        banned: those who sent wrong bytes.
         received: bytes of content by address, of this run.
     """
 
-    def __init__(self, swarm: Swarm, on_stall: Callable[[], None]) -> None:
+    def __init__(
+        self, swarm: Swarm, on_stall: Callable[[], None], rejoin: Callable[[], Awaitable[None]]
+    ) -> None:
         self.sources = Sources()
+        self.banned: set[Peer] = set()
         self.received: Counter[Peer] = Counter()
         self._swarm = swarm
         self._on_stall = on_stall
+        self._rejoin = rejoin
+        self._acquitted = False
         self._needs = 0
         self._needed = trio.Event()
         self._again = trio.Event()
         self._connected: set[Peer] = set()
-        self._banned: set[Peer] = set()
         self._errors: dict[Peer, str] = {}
         self._addresses: dict[Peer, set[Peer]] = {}
         self._since = 0.0
+        self._lifted = 0.0
         self._rate = 0.0
         self._counted = 0
         self._counting_since = 0.0
@@ -119,12 +136,20 @@ class Peers:
 
     def on_disconnected(self, address: Peer, error: str) -> None:
         self._connected.discard(address)
-        if address not in self._banned:  # being hung up on is not the cause, but what follows
+        if address not in self.banned:  # being hung up on is not the cause, but what follows
             self._note(address, error)
 
     def on_banned(self, address: Peer) -> None:
-        self._banned.add(address)
+        log.warning("peer %s sent wrong bytes and is dropped", format_peer(address))
+        self.banned.add(address)
         self._note(address, "sent wrong bytes and is not asked again")
+
+    def on_unproven(self, address: Peer) -> None:
+        """Have a peer that libtorrent banned asked again: the wrong bytes may be another's."""
+        if address not in self.banned:
+            log.info("peer %s is asked again: nothing proves that it lied", format_peer(address))
+            self._acquitted = True
+            self.try_again()
 
     def on_received(self, address: Peer, size: int) -> None:
         """Count bytes of content by where they came from."""
@@ -147,14 +172,13 @@ class Peers:
         """Try the named peers that are not connected, every second while somebody waits."""
         reported = 0.0
         while True:
+            self._again = trio.Event()
+            await self._lift_bans()
+            await self._connect_all()
             if not self._needs:
-                await self._connect_all()
-                self._again = trio.Event()
                 await self._wait_for_need()
                 reported = 0.0
                 continue
-            await self._connect_all()
-            self._again = trio.Event()
             with trio.move_on_after(RETRY_SECONDS):
                 await self._again.wait()
             if self.stalled() < STALL_SECONDS:
@@ -162,6 +186,18 @@ class Peers:
             elif self.stalled() - reported >= STALL_SECONDS:
                 reported = self.stalled()
                 self._on_stall()
+
+    async def _lift_bans(self) -> None:
+        """Begin anew where the bans leave a reader alone, or hit the wrong peer."""
+        now = trio.current_time()
+        tried = min(self.stalled(), now - self._lifted)
+        if tried >= BAN_SECONDS and (self.banned or not self._connected):
+            self.banned.clear()
+            self._lifted = now
+        elif not self._acquitted:
+            return
+        self._acquitted = False
+        await self._rejoin()
 
     async def _wait_for_need(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -91,6 +91,16 @@ class Saver:
                 self._error = None
                 await self._rejoin()
 
+    async def rejoin(self) -> None:
+        """Leave the swarm and join it again, with what has arrived; not where it is left already.
+
+        An error of the disk goes to the readers.
+        """
+        await self.save()
+        async with self.lock:
+            if self._transfer.running:
+                await self._rejoin()
+
     @property
     def broken(self) -> bool:
         """Whether the disk refused and it was not tried again yet."""

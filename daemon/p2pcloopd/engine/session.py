@@ -22,6 +22,7 @@ from p2pcloop.errors import BusyError, StorageError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine import nodelay
+from p2pcloopd.engine.blame import Blame
 from p2pcloopd.engine.listening import Listening
 from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer, Sources
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 15
 BLOCK_SIZE = 1 << 14
+
+_PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
 
 _ALERTS = (
     lt.alert_category.error
@@ -55,7 +58,6 @@ class SessionSwarm:
         self._save_path = save_path
         self._handle: lt.torrent_handle | None = None
         self._gone = trio.Event()
-        self._banned: set[Peer] = set()
         self._nursery: trio.Nursery
         self.torrent: Torrent
 
@@ -78,8 +80,9 @@ class SessionSwarm:
         params.trackers = list(sources.trackers)
         params.url_seeds = list(sources.web_seeds)
         # These are connected to at once, others at the next full second.
-        params.peers = [p for p in sources.peers if is_address(p[0]) and p not in self._banned]
-        params.banned_peers = list(self._banned)
+        banned = self.torrent.peers.banned
+        params.peers = [p for p in sources.peers if is_address(p[0]) and p not in banned]
+        params.banned_peers = list(banned)
         pieces = MAX_PIECES  # cut to the true number when the metadata comes
         if info is None:
             params.info_hashes = lt.info_hash_t(lt.sha1_hash(self._info_hash))
@@ -93,6 +96,7 @@ class SessionSwarm:
             params.piece_priorities = [0] * pieces
             params.have_pieces = have
         self._gone = trio.Event()
+        self._blame = Blame(self.torrent.peers)
         self._handle = self._session.lt.add_torrent(params)
         self._session.swarms[self._handle] = self
 
@@ -118,7 +122,7 @@ class SessionSwarm:
 
     def connect(self, peer: Peer) -> None:
         # A peer that a tracker names has its failure count wound back: it is tried at once.
-        if self._handle is not None and peer not in self._banned:
+        if self._handle is not None and peer not in self.torrent.peers.banned:
             self._handle.connect_peer(peer, lt.peer_info.tracker)
 
     def add_sources(self, sources: Sources) -> None:
@@ -164,7 +168,9 @@ class SessionSwarm:
                 if layout is not None:
                     left = layout.piece_size(alert.piece_index) - alert.block_index * BLOCK_SIZE
                     self.torrent.peers.on_received(alert.ip, min(left, BLOCK_SIZE))
+                self._blame.sent(alert.piece_index, alert.pid.to_bytes())
             case lt.piece_finished_alert():
+                self._blame.passed(alert.piece_index)
                 self.torrent.transfer.on_piece_arrived(alert.piece_index)
             case lt.read_piece_alert() if not alert.error.value():
                 self.torrent.transfer.on_piece_read(alert.piece, alert.buffer)
@@ -196,15 +202,14 @@ class SessionSwarm:
                 self.torrent.peers.on_connected(alert.ip)
             case lt.peer_disconnected_alert():
                 self.torrent.peers.on_disconnected(alert.ip, alert.error.message())
-            case lt.peer_ban_alert():
-                self._ban(alert.ip)
-
-    def _ban(self, peer: Peer) -> None:
-        if self.torrent.saver.broken:
-            return  # what our own disk lost may look like wrong bytes: no peer is to blame
-        log.warning("peer %s sent wrong bytes and is dropped", format_peer(peer))
-        self._banned.add(peer)
-        self.torrent.peers.on_banned(peer)
+                code = (alert.error.category().name(), alert.error.value())
+                if code == _PEER_BANNED and not self.torrent.saver.broken:
+                    self._blame.banned_by_host(alert.ip)
+            # What our own disk lost may look like wrong bytes: no peer is to blame then.
+            case lt.peer_ban_alert() if not self.torrent.saver.broken:
+                self._blame.banned(alert.pid.to_bytes(), alert.ip)
+            case lt.hash_failed_alert():
+                self._blame.failed(alert.piece_index)
 
     def check_metadata(self) -> None:
         """Hand over the bencoded info dictionary once libtorrent has it."""
