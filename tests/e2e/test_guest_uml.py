@@ -55,9 +55,10 @@ class Guest:
     async def run(self, command: str) -> str:
         """Type a shell command and return what it prints."""
         start = len(self.printed)
-        # The echo of what is typed must not look like the end of the output.
-        await self.handle.send_console(f"{command}; echo END''MARK\n".encode())
-        found = await self.wait_for(rb"\n(.*)ENDMARK", start)
+        # What is typed is echoed, after the rest of an older prompt: that is not output.
+        line = f"echo BEGIN''MARK; {command}; echo END''MARK\n"
+        await self.handle.send_console(line.encode())
+        found = await self.wait_for(rb"BEGINMARK\r*\n(.*)ENDMARK", start)
         return found[1].decode().replace("\r", "")
 
 
