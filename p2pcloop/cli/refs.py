@@ -17,6 +17,7 @@ from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.name import parse_name
 from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
@@ -89,11 +90,4 @@ def words_of_the_user(hint: str | None = None) -> Iterator[None]:
 def report_waiting(event: str, fields: dict[str, Any]) -> None:
     """Tell on stderr that no peer answers, and which ones were tried."""
     if event == "waiting":
-        click.echo(waiting_message(fields), err=True)
-
-
-def waiting_message(fields: dict[str, Any]) -> str:
-    """Say what a "waiting" event says."""
-    peers = ", ".join(map(str, fields.get("tried", []))) or "none: no peer is known"
-    seconds = fields.get("seconds", 0)
-    return f"no peer reachable for {seconds:.0f} s, still trying; peers tried: {peers}"
+        click.echo(describe_waiting(fields), err=True)

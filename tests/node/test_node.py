@@ -138,6 +138,34 @@ async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) 
     assert data == [content[:5000]]
 
 
+def test_a_peer_that_is_connected_and_silent_is_told_of(nodes: Nodes, content: bytes) -> None:
+    publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
+    published = publisher.publish(content)
+    torrent = published["torrent"]
+    reader.call("resolve", ref=published["link"])
+    process = publisher.process
+    assert process is not None
+    with reader.connect() as client:
+        client.call("read", torrent=torrent, offset=0, length=4096, heal=False)
+        events: list[dict[str, Any]] = []
+
+        def on_event(event: str, fields: dict[str, Any]) -> None:
+            assert event == "waiting"
+            events.append(fields)
+            process.send_signal(signal.SIGCONT)
+
+        process.send_signal(signal.SIGSTOP)
+        try:
+            data = client.call(
+                "read", on_event, torrent=torrent, offset=1 << 16, length=5000, heal=False
+            )["data"]
+        finally:
+            process.send_signal(signal.SIGCONT)
+    assert data == content[(1 << 16) - 4096 :][:5000]
+    assert events[0]["connected"]
+    assert "(connected)" in events[0]["tried"][0]
+
+
 async def test_reads_of_what_is_absent_leave_room_for_reads_of_what_is_here(
     nodes: Nodes, content: bytes
 ) -> None:

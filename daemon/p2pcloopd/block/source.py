@@ -13,6 +13,7 @@ import trio
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloopd.block.shared_flush import SharedFlush
 
 _log = logging.getLogger(__name__)
@@ -114,5 +115,4 @@ class StoredBackend:
 
 def _log_waiting(event: str, fields: dict[str, Any]) -> None:
     if event == "waiting":
-        peers = ", ".join(map(str, fields["tried"])) or "none: no peer is known"
-        _log.warning("no peer reachable, the guest waits; peers tried: %s", peers)
+        _log.warning("the guest waits: %s", describe_waiting(fields))

@@ -19,7 +19,7 @@ REPORT_SECONDS = 1
 async def tell_if_waiting(
     torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
 ) -> Result:
-    """Do `work`; once it took `after` seconds and no peer is connected, tell who was tried.
+    """Do `work`; once nothing has come for `after` seconds, tell who was tried.
 
     Told again every three times as long. Returns or raises what `work` does.
     """
@@ -29,11 +29,12 @@ async def tell_if_waiting(
         pause = after
         while True:
             await trio.sleep(pause)
-            if any(peer.connected for peer in torrent.traffic().peers):
+            if torrent.peers.stalled() < after:
                 continue
             tried = torrent.peers_tried()
             await call.emit(
                 "waiting",
+                connected=any(peer.connected for peer in torrent.traffic().peers),
                 peers=[peer.address for peer in tried],
                 tried=[str(peer) for peer in tried],
                 seconds=int(trio.current_time() - begun),
