@@ -69,6 +69,14 @@ def tiny_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image
 
 
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A directory for temporary files that no other guest of this machine uses."""
+    with tempfile.TemporaryDirectory(prefix="g-") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield
+
+
 @pytest.fixture
 def image(tiny_image: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "disk.img"
