@@ -46,6 +46,8 @@ class ImageDevice:
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         """See `BlockDevice.read_into`."""
+        if len(views) == 1 and self._copy_decoded(offset, views[0]):
+            return
         scatter = Scatter(views)
         length = sum(map(len, views))
         if not length:
@@ -116,6 +118,16 @@ class ImageDevice:
     def _writable(self) -> Overlay:
         assert self.overlay is not None, "a front end let a write through to a read-only device"
         return self.overlay
+
+    def _copy_decoded(self, offset: int, view: memoryview) -> bool:
+        """Answer what lies whole in one decoded chunk; False, and nothing done, for the rest."""
+        if (offset | len(view)) % BLOCK_SIZE or not view:
+            return False
+        if self.overlay is not None:
+            runs = self.overlay.runs(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
+            if len(runs) != 1 or runs[0][2] is not State.ABSENT:
+                return False
+        return self.image.copy_decoded(offset, view)
 
     def _edges(
         self, offset: int, end: int, before: int, after: int

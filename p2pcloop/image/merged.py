@@ -82,6 +82,25 @@ class MergedImage:
                 scatter.put(data[start : start + size])
         return list(missing)
 
+    def copy_decoded(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` with whole blocks that lie in one decoded chunk, the usual case of a guest's
+        small read; False, and nothing filled, in all others. Costs half of what `read_into` does.
+        """
+        pieces = self.map.pieces(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
+        if len(pieces) != 1:
+            return False
+        layer, chunk, within, _ = pieces[0]
+        key = layer << 32 | chunk
+        data = self._cache.get(key)
+        if data is None:
+            return False
+        part = data[within * BLOCK_SIZE : within * BLOCK_SIZE + len(view)]
+        if len(part) != len(view):
+            return False
+        self._cache.move_to_end(key)
+        view[:] = part
+        return True
+
     def close(self) -> None:
         """Close the layers' files."""
         for layer in self._layers:

@@ -183,3 +183,25 @@ def test_nothing_read_asks_for_nothing() -> None:
     device = ImageDevice(MergedImage([layer]))
     assert read_views(device, 512, []) == read_views(device, 4096, [0, 0]) == b""
     assert content.reads == []
+
+
+def test_a_block_reads_the_same_once_its_chunk_is_decoded() -> None:
+    """The short way for small reads of decoded chunks, at the borders of chunks, runs and holes."""
+    base = make_layer([Run(0, 4, 0, 0, 4)], [blocks_of(1, 2, 3, 4)], 8)
+    top = make_layer([Run(2, 3, 0, 0, 2)], [blocks_of(5, 6), blocks_of(7, 8)], 8)
+    device = ImageDevice(MergedImage([base, top]))
+    model = blocks_of(1, 2, 5, 6, 7, 0, 0, 0)
+    for _ in range(2):
+        for first in range(8):
+            for count in range(1, 9 - first):
+                data = read_views(device, first * 4096, [count * 4096])
+                assert data == model[first * 4096 : (first + count) * 4096]
+
+
+def test_a_map_that_names_what_a_decoded_chunk_lacks_is_still_an_error() -> None:
+    device = ImageDevice(MergedImage([make_layer([Run(0, 4, 0, 0, 4)], [blocks_of(1, 2)], 4)]))
+    assert read_views(device, 0, [8192]) == blocks_of(1, 2)
+    with pytest.raises(FormatError):
+        read_views(device, 4096, [8192])
+    with pytest.raises(FormatError):
+        read_views(device, 8192, [4096])
