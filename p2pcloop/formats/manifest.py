@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
-from p2pcloop.formats.name import KEY_SIZE, Name, check_label
+from p2pcloop.formats.name import KEY_SIZE, LABEL_MAX, Name, check_label
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
@@ -204,7 +204,7 @@ def _from_map(values: dict[str, Any]) -> Manifest:
     boot = fields.map("boot")
     manifest = Manifest(
         key=fields.data("key", KEY_SIZE),
-        label=check_label(fields.text("label", 64)),
+        label=check_label(fields.text("label", LABEL_MAX)),
         version=fields.integer("version", 1, 1 << 53),
         created=fields.integer("created", 0, _MAX_TIME),
         size=fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE),

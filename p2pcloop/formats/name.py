@@ -18,7 +18,7 @@ KEY_SIZE = 32
 KEY_CHARACTERS = 52
 LABEL_MAX = 64
 
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_LABEL = re.compile(rf"[a-z0-9](?:[a-z0-9._-]{{0,{LABEL_MAX - 2}}}[a-z0-9])?")
 _KEY = re.compile(rf"[a-z2-7]{{{KEY_CHARACTERS}}}")
 
 

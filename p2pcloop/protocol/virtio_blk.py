@@ -13,6 +13,8 @@ from p2pcloop.protocol.virtqueue import Chain, VirtqueueError
 from p2pcloop.units import BLOCK_SIZE, SECTOR_SIZE
 
 DEVICE_ID = 2
+"""Of a block device (virtio 1.2, section 5.2.1)."""
+
 MAX_SEGMENTS = 126
 """Data buffers in a request, as told to the driver; more are served too."""
 

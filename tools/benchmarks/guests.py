@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pcloop.formats import newc
+from p2pcloop.protocol import virtio_blk
 from p2pcloopd.guest import xsave
 from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel, find_kernel, load_modules
@@ -24,7 +25,7 @@ LIMIT = 120.0
 
 def vhost_disk(socket: Path) -> str:
     """The kernel parameter for a vhost-user-blk disk."""
-    return f"virtio_uml.device={socket}:2"
+    return f"virtio_uml.device={socket}:{virtio_blk.DEVICE_ID}"
 
 
 def boot_initramfs(bench: Bench) -> Path:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
-
-from .kernel import Kernel, find_busybox, load_modules
-from .network import GUEST_ADDRESS, GUEST_INTERFACE, HOST_ADDRESS, NAMESERVER_ADDRESS, PREFIX_LENGTH
+from p2pcloopd.guest.kernel import Kernel, find_busybox, load_modules
+from p2pcloopd.guest.network import (
+    GUEST_ADDRESS,
+    GUEST_INTERFACE,
+    HOST_ADDRESS,
+    NAMESERVER_ADDRESS,
+    PREFIX_LENGTH,
+)
 
 FAILURE_MARK = "p2pcloop: cannot boot: "
 """Begins the console line that says why the initramfs gave up; it powers off after it."""

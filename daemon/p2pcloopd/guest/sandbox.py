@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pcloop.errors import GuestError
-
-from .kernel import find_busybox, find_program, shared_libraries
+from p2pcloopd.guest.kernel import find_busybox, find_program, shared_libraries
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from .initramfs import FAILURE_MARK
-from .spec import Reason
+from p2pcloopd.guest.initramfs import FAILURE_MARK
+from p2pcloopd.guest.spec import Reason
 
 _TAIL = 8192
 _PROMPT = re.compile(rb"login: ?")

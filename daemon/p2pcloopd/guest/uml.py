@@ -18,15 +18,15 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import FormatError, GuestError
+from p2pcloop.protocol import virtio_blk
 from p2pcloopd.entry import plain_errors
-
-from . import console, mconsole, network, sandbox, xsave
-from .initramfs import build_initramfs
-from .kernel import find_kernel
-from .sandbox import SandboxedProcess
-from .signals import counted_signals
-from .spec import GuestResult, GuestSpec
-from .transcript import Transcript
+from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
+from p2pcloopd.guest.initramfs import build_initramfs
+from p2pcloopd.guest.kernel import find_kernel
+from p2pcloopd.guest.sandbox import SandboxedProcess
+from p2pcloopd.guest.signals import counted_signals
+from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.transcript import Transcript
 
 _STDIN = 0
 _MEMORY_SLACK = 64 << 20
@@ -165,7 +165,7 @@ def _sandboxed_kernel(spec: GuestSpec, directory: Path, parameters: list[str]) -
     words = [
         str(kernel.path),
         f"mem={spec.memory >> 10}K",
-        f"virtio_uml.device={_VHOST_SOCKET}:2",
+        f"virtio_uml.device={_VHOST_SOCKET}:{virtio_blk.DEVICE_ID}",
         f"initrd={initrd}",
         *("root=/dev/vda", "ro" if spec.read_only else "rw"),
         *("con=null", *parameters, "console=tty0", *_terminal_type(spec)),

@@ -16,8 +16,7 @@ from pathlib import Path
 import platformdirs
 
 from p2pcloop.errors import GuestError, NeedsPackageError
-
-from .kernel import Kernel
+from p2pcloopd.guest.kernel import Kernel
 
 FIXED_IN = (6, 13)
 """The first kernel version that sizes its buffer by the host's XSAVE area."""
