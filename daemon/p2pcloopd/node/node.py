@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,7 @@ from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.config import Config
+from p2pcloopd.node.lookup import Mirror, RecordSource
 
 
 class Node:
@@ -27,6 +28,9 @@ class Node:
         engine: the torrents.
         records: manifests and names.
         records_lock: held while records are changed.
+        sources: who is asked for records of names, besides the mirrors that a link names.
+        open_mirror: makes the reader of a mirror from its base (a URL, or an absolute directory),
+            or None while there is none.
         stopping: set it to stop the node in order.
     """
 
@@ -36,6 +40,8 @@ class Node:
         self.engine = engine
         self.records = records
         self.records_lock = trio.Lock()
+        self.sources: list[RecordSource] = []
+        self.open_mirror: Callable[[str], Mirror] | None = None
         self.stopping = trio.Event()
         self._started = trio.current_time()
 
