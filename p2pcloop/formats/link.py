@@ -1,28 +1,30 @@
 """Links: a magnet that standard clients open, with what p2pcloop needs besides.
 
     magnet:?xt=urn:btih:<pack>&dn=<label>&x.p2pcloop=<name>&x.manifest=<id>&x.mt=<info hash>
-           &x.pe=<host>:<port>&tr=<tracker>&ws=<web seed>
+           &x.pe=<host>:<port>&tr=<tracker>&ws=<web seed>&x.mirror=<URL>#key=<secret>
 
 `xt`, `dn`, `x.pe`, `tr` and `ws` are those of BEP 9 and BEP 19: a standard client gets the top
 layer's pack. `x.p2pcloop` is `@key/label`, `x.manifest` the manifest's id (SHA-256, hexadecimal),
-`x.mt` the info hash of the manifest's own torrent. Parameters of other names are passed over, as
-BEP 9 has it.
+`x.mt` the info hash of the manifest's own torrent, `x.mirror` the base URL of a mirror or of a
+node (docs/formats/mirror.md). Parameters of other names are passed over, as BEP 9 has it. The
+secret of a private image stands in the fragment only, which no client sends anywhere.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from p2pcloop.errors import FormatError, UsageError
-from p2pcloop.formats.name import Name, parse_name
+from p2pcloop.formats.name import KEY_CHARACTERS, Name, format_key, parse_key, parse_name
 
 MAX_LINK_LENGTH = 8192
 MAX_PARTS = 256
 MAX_PEERS = 64
 _BTIH = "urn:btih:"
+_KEY_PART = "key="
 _LABEL = "[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")  # RFC 1035, 2.3.4
 
@@ -39,6 +41,8 @@ class Link:
         peers: (host, port) of peers that have it; an IPv6 address stands without brackets.
         trackers: URLs of BitTorrent trackers.
         web_seeds: URLs of BEP 19 web seeds.
+        mirrors: base URLs of mirrors and nodes, each ending in "/".
+        secret: 32 bytes that open a private image, or None.
     """
 
     name: Name
@@ -46,8 +50,14 @@ class Link:
     manifest_torrent: bytes
     pack_torrent: bytes | None = None
     peers: tuple[tuple[str, int], ...] = ()
-    trackers: tuple[str, ...] = field(default=())
-    web_seeds: tuple[str, ...] = field(default=())
+    trackers: tuple[str, ...] = ()
+    web_seeds: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
+    secret: bytes | None = None
+
+    def public(self) -> Link:
+        """The link without the secret: who has it can pass the image on, not read it."""
+        return replace(self, secret=None)
 
     def __str__(self) -> str:
         pairs = []
@@ -62,7 +72,9 @@ class Link:
         pairs += [("x.pe", format_peer(peer)) for peer in self.peers]
         pairs += [("tr", url) for url in self.trackers]
         pairs += [("ws", url) for url in self.web_seeds]
-        return "magnet:?" + "&".join(f"{key}={quote(value, safe=':@/[]')}" for key, value in pairs)
+        pairs += [("x.mirror", url) for url in self.mirrors]
+        text = "magnet:?" + "&".join(f"{key}={quote(value, safe=':@/[]')}" for key, value in pairs)
+        return text if self.secret is None else f"{text}#{_KEY_PART}{format_key(self.secret)}"
 
 
 def is_link(text: str) -> bool:
@@ -79,7 +91,7 @@ def parse_link(text: str) -> Link:
     """
     if len(text) > MAX_LINK_LENGTH or not is_link(text) or not text.isprintable():
         raise UsageError(f"{text[:60]!r} is not a link", hint="a link begins with magnet:?")
-    query = text.partition("?")[2]
+    query, _, fragment = text.partition("?")[2].partition("#")
     if query.count("&") >= MAX_PARTS:
         raise FormatError(f"the link has more than {MAX_PARTS} parts")
     values: dict[str, list[str]] = {}
@@ -99,6 +111,8 @@ def parse_link(text: str) -> Link:
         peers=tuple(parse_peer(peer) for peer in values.get("x.pe", [])[:MAX_PEERS]),
         trackers=tuple(_url(url, ("http", "https", "udp")) for url in values.get("tr", [])),
         web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
+        mirrors=tuple(parse_mirror(url) for url in values.get("x.mirror", [])),
+        secret=_secret(fragment) if fragment else None,
     )
     _check_written(str(link))
     return link
@@ -116,6 +130,21 @@ def parse_peer(text: str) -> tuple[str, int]:
     if not 1 <= int(port) <= 65535:
         raise FormatError(f"{text!r} has no port within 1 to 65535")
     return host.strip("[]"), int(port)
+
+
+def parse_mirror(text: str) -> str:
+    """Check the base URL of a mirror: http or https, ending in "/", no query.
+
+    Raises:
+        FormatError: it is not one.
+    """
+    _url(text, ("http", "https"))
+    if not text.endswith("/") or "?" in text or "#" in text:
+        raise FormatError(
+            f"{text[:80]!r} is not the URL of a mirror",
+            hint='it ends in "/" and has neither "?" nor "#"',
+        )
+    return text
 
 
 def format_peer(peer: tuple[str, int]) -> str:
@@ -158,6 +187,21 @@ def _btih(text: str) -> bytes:
     if not text.startswith(_BTIH):
         raise FormatError(f"xt of the link does not begin with {_BTIH}")
     return _hexadecimal(text.removeprefix(_BTIH), 20, "xt")
+
+
+def _secret(fragment: str) -> bytes:
+    key = fragment.removeprefix(_KEY_PART)
+    if not fragment.startswith(_KEY_PART) or len(key) != KEY_CHARACTERS:
+        raise FormatError(
+            f"what stands behind # in the link is not {_KEY_PART} and {KEY_CHARACTERS} characters",
+            hint="take the link of the private image whole and in quotes",
+        )
+    try:
+        return parse_key(key)
+    except FormatError as err:
+        raise FormatError(
+            "the key behind # in the link is damaged", hint="copy the link again"
+        ) from err
 
 
 def _url(text: str, schemes: tuple[str, ...]) -> str:

@@ -1,9 +1,8 @@
 """Manifests: what an image is made of, signed by the key in its name (docs/formats/manifest.md).
 
-A signed manifest is canonical msgpack: `{"body": bytes, "signature": 64 bytes}`. The body is
-canonical msgpack itself and holds the public key. The signature is Ed25519 (RFC 8032) over
-`SIGNATURE_DOMAIN + body`, so that it can be taken for nothing else. The manifest's id is the
-SHA-256 of the body.
+A signed manifest is an envelope (formats/signed.py) round a canonical msgpack map. The manifest's
+id is the SHA-256 of the body. Format 1 is written where nothing of format 2 is said, so that what
+was published once keeps its id.
 """
 
 from __future__ import annotations
@@ -12,27 +11,34 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.errors import FormatError
 from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
 from p2pcloop.formats.name import KEY_SIZE, LABEL_MAX, Name, check_label
-from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
+from p2pcloop.formats.packing import Fields
+from p2pcloop.formats.signed import (
+    MAX_TIME,
+    MAX_VERSION,
+    check_format,
+    sign,
+    unpack_signed,
+    verify,
+)
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
-FORMAT_VERSION = 1
+FORMATS = (1, 2)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
 ID_SIZE = 32
 INFO_HASH_SIZE = 20
+KEY_CHECK_SIZE = 16
 MAX_MANIFEST_SIZE = 64 << 10
 MAX_LAYERS = 256
+MAX_SOURCES = 128
+MAX_MESSAGE = 1024
 MIN_PIECE_LENGTH = 1 << 14
 MAX_PIECE_LENGTH = 1 << 24
 """As much as p2pcloopd accepts in a torrent."""
-
-_MAX_TIME = 253_402_300_799
-"""The last second of the year 9999, the latest that a date can be told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,19 @@ class BootParameters:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestRef:
+    """Another manifest, and where it is found.
+
+    Attributes:
+        id: SHA-256 of its body, 32 bytes.
+        torrent: v1 info hash of its own torrent, 20 bytes; None only in manifests of format 1.
+    """
+
+    id: bytes
+    torrent: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One version of an image.
 
@@ -82,7 +101,12 @@ class Manifest:
         size: bytes of the device, a multiple of 4096.
         layers: from base to top, at least one.
         boot: for the guest.
-        parent: id of the manifest that this one was made from, or None.
+        message: what the publisher says about this version, one line.
+        previous: the version before, under the same name; None for the first.
+        parent: what this one was made from, under whatever name; None where from nothing.
+        sources: layers that are not of the stack, in whose packs chunks lie that its layers refer
+            to.
+        key_check: not None where layers are sealed: what a secret must match (formats/seal.py).
     """
 
     key: bytes
@@ -92,7 +116,21 @@ class Manifest:
     size: int
     layers: tuple[LayerRef, ...]
     boot: BootParameters = BootParameters()
-    parent: bytes | None = None
+    message: str = ""
+    previous: ManifestRef | None = None
+    parent: ManifestRef | None = None
+    sources: tuple[LayerRef, ...] = ()
+    key_check: bytes | None = None
+
+    @property
+    def private(self) -> bool:
+        """Whether it can be read only with the secret that its link carries."""
+        return self.key_check is not None
+
+    @property
+    def all_layers(self) -> tuple[LayerRef, ...]:
+        """Every layer that a reader may need bytes of: the stack and the sources."""
+        return self.layers + self.sources
 
     @property
     def name(self) -> Name:
@@ -135,11 +173,7 @@ def sign_manifest(manifest: Manifest, private_key: Ed25519PrivateKey) -> bytes:
         MismatchError: the private key is not the one that the manifest names.
         FormatError: the manifest breaks a limit of the format.
     """
-    if private_key.public_key().public_bytes_raw() != manifest.key:
-        raise MismatchError("the manifest names another key than the one that is to sign it")
-    body = pack_canonical(_to_map(manifest))
-    signature = private_key.sign(SIGNATURE_DOMAIN + body)
-    data = pack_canonical({"body": body, "signature": signature})
+    data = sign(_to_map(manifest), private_key, domain=SIGNATURE_DOMAIN, what="the manifest")
     open_manifest(data)
     return data
 
@@ -151,77 +185,117 @@ def open_manifest(data: bytes) -> SignedManifest:
         FormatError: not a manifest, of an unknown version, or over a limit.
         MismatchError: the signature is not by the key that the manifest names.
     """
-    outer = Fields(unpack_canonical(data, "a manifest", MAX_MANIFEST_SIZE), "a manifest")
-    signature = outer.data("signature", 64)
-    body = outer.blob("body", MAX_MANIFEST_SIZE)
-    outer.end()
-    manifest = _from_map(unpack_canonical(body, "a manifest", MAX_MANIFEST_SIZE))
-    try:
-        Ed25519PublicKey.from_public_bytes(manifest.key).verify(signature, SIGNATURE_DOMAIN + body)
-    except (InvalidSignature, ValueError) as err:
-        raise MismatchError(
-            f"the manifest of {manifest.name} is not signed by that key",
-            hint="it was changed on the way or forged: ask the publisher for a new link",
-        ) from err
+    body, fields, signature = unpack_signed(data, what="a manifest", limit=MAX_MANIFEST_SIZE)
+    manifest = _from_map(fields)
+    verify(manifest.name, body, signature, domain=SIGNATURE_DOMAIN, what="the manifest")
     return SignedManifest(manifest, hashlib.sha256(body).digest(), data)
 
 
 def _to_map(manifest: Manifest) -> dict[str, Any]:
+    later = _later_fields(manifest)
     fields: dict[str, Any] = {
-        "format": FORMAT_VERSION,
+        "format": 2 if later else 1,
         "key": manifest.key,
         "label": manifest.label,
         "version": manifest.version,
         "created": manifest.created,
         "size": manifest.size,
-        "layers": [
-            {
-                "id": layer.layer_id,
-                "torrent": layer.torrent,
-                "index": layer.index_length,
-                "header": layer.header_length,
-                "pack": layer.pack_length,
-                "piece": layer.piece_length,
-            }
-            for layer in manifest.layers
-        ],
+        "layers": [_pack_layer(layer) for layer in manifest.layers],
         "boot": {"root_type": manifest.boot.root_type, "append": manifest.boot.append},
     }
-    if manifest.parent is not None:
-        fields["parent"] = manifest.parent
+    if not later and manifest.parent is not None:
+        fields["parent"] = manifest.parent.id
+    return fields | later
+
+
+def _later_fields(manifest: Manifest) -> dict[str, Any]:
+    """What only format 2 says; what is not said is absent."""
+    fields: dict[str, Any] = {}
+    if manifest.message:
+        fields["message"] = manifest.message
+    if manifest.previous is not None:
+        fields["previous"] = {"id": manifest.previous.id, "torrent": manifest.previous.torrent}
+    if manifest.sources:
+        fields["sources"] = [_pack_layer(layer) for layer in manifest.sources]
+    if manifest.key_check is not None:
+        fields["key_check"] = manifest.key_check
+    if manifest.parent is not None and (fields or manifest.parent.torrent is not None):
+        fields["parent"] = {"id": manifest.parent.id, "torrent": manifest.parent.torrent}
     return fields
 
 
+def _pack_layer(layer: LayerRef) -> dict[str, Any]:
+    return {
+        "id": layer.layer_id,
+        "torrent": layer.torrent,
+        "index": layer.index_length,
+        "header": layer.header_length,
+        "pack": layer.pack_length,
+        "piece": layer.piece_length,
+    }
+
+
 def _from_map(values: dict[str, Any]) -> Manifest:
-    if values.get("format") != FORMAT_VERSION:
-        raise FormatError(
-            f"the manifest is of format {values.get('format')!r}; this program reads "
-            f"{FORMAT_VERSION}",
-            hint="a newer p2pcloop may read it",
-        )
+    number = check_format(values, FORMATS, "the manifest")
     fields = Fields(values, "a manifest")
-    fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
+    fields.integer("format", number, number)
     boot = fields.map("boot")
     manifest = Manifest(
         key=fields.data("key", KEY_SIZE),
         label=check_label(fields.text("label", LABEL_MAX)),
-        version=fields.integer("version", 1, 1 << 53),
-        created=fields.integer("created", 0, _MAX_TIME),
+        version=fields.integer("version", 1, MAX_VERSION),
+        created=fields.integer("created", 0, MAX_TIME),
         size=fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE),
         layers=tuple(_read_layer(item) for item in fields.items("layers", MAX_LAYERS)),
         boot=BootParameters(boot.text("root_type", 32), boot.text("append", 1024)),
-        parent=fields.optional_data("parent", ID_SIZE),
+        **(_read_parent(fields) if number == 1 else _read_later(fields)),
     )
     boot.end()
     fields.end()
+    _check(manifest)
+    if _to_map(manifest) != values:
+        # Empty fields, or format 2 without need: one manifest must not have two ids.
+        raise FormatError("the manifest has a second spelling")
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
     if manifest.size % BLOCK_SIZE:
         raise FormatError(f"the manifest's size is not a multiple of {BLOCK_SIZE} bytes")
     if not manifest.layers:
         raise FormatError("the manifest has no layers")
+    layers = manifest.all_layers
     for what in ("layer_id", "torrent"):
-        if len({getattr(layer, what) for layer in manifest.layers}) < len(manifest.layers):
+        if len({getattr(layer, what) for layer in layers}) < len(layers):
             raise FormatError(f"the manifest has two layers of one {what}")
-    return manifest
+
+
+def _read_parent(fields: Fields) -> dict[str, Any]:
+    """Format 1 names the parent by its id alone."""
+    parent = fields.optional_data("parent", ID_SIZE)
+    return {"parent": None if parent is None else ManifestRef(parent, None)}
+
+
+def _read_later(fields: Fields) -> dict[str, Any]:
+    return {
+        "message": fields.text("message", MAX_MESSAGE) if "message" in fields else "",
+        "previous": _read_ref(fields, "previous"),
+        "parent": _read_ref(fields, "parent"),
+        "sources": tuple(
+            _read_layer(item)
+            for item in (fields.items("sources", MAX_SOURCES) if "sources" in fields else ())
+        ),
+        "key_check": fields.optional_data("key_check", KEY_CHECK_SIZE),
+    }
+
+
+def _read_ref(fields: Fields, key: str) -> ManifestRef | None:
+    if key not in fields:
+        return None
+    inner = fields.map(key)
+    ref = ManifestRef(inner.data("id", ID_SIZE), inner.data("torrent", INFO_HASH_SIZE))
+    inner.end()
+    return ref
 
 
 def _read_layer(values: object) -> LayerRef:

@@ -64,6 +64,9 @@ class Fields:
         self._values = dict(values)
         self._what = what
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
     def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401  narrowed by the callers
         if key not in self._values:
             raise FormatError(f"{self._what} has no field {key!r}")
@@ -100,7 +103,7 @@ class Fields:
 
     def optional_data(self, key: str, length: int) -> bytes | None:
         """Exactly `length` bytes, or None where the field is absent."""
-        return self.data(key, length) if key in self._values else None
+        return self.data(key, length) if key in self else None
 
     def text(self, key: str, limit: int) -> str:
         """Text of at most `limit` characters, without control characters."""

@@ -29,7 +29,10 @@ TEXT = (
     "&x.pe=192.0.2.1:6881&x.pe=[2001:db8::1]:65535"
     "&tr=http://tracker.example:80/announce%3Fa%3D1%26b%3D2"
     "&ws=https://mirror.example/a%20b/".replace("a%20b", "a%2520b")
+    + "&x.mirror=http://192.0.2.1:6882/&x.mirror=https://copy.example/k/"
 )
+SECRET = "#key=aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypq"
+
 LINK = Link(
     name=NAME,
     manifest_id=MANIFEST,
@@ -38,6 +41,8 @@ LINK = Link(
     peers=(("192.0.2.1", 6881), ("2001:db8::1", 65535)),
     trackers=("http://tracker.example:80/announce?a=1&b=2",),
     web_seeds=("https://mirror.example/a%20b/",),
+    mirrors=("http://192.0.2.1:6882/", "https://copy.example/k/"),
+    secret=bytes(range(32)),
 )
 
 hosts = st.one_of(
@@ -57,8 +62,14 @@ def urls(draw: st.DrawFn, schemes: tuple[str, ...]) -> str:
 
 
 def test_a_link_character_by_character() -> None:
-    assert str(LINK) == TEXT
-    assert parse_link(TEXT) == LINK
+    assert str(LINK) == TEXT + SECRET
+    assert parse_link(TEXT + SECRET) == LINK
+
+
+def test_the_secret_stands_in_the_fragment_only() -> None:
+    assert str(LINK.public()) == TEXT
+    assert parse_link(TEXT) == LINK.public()
+    assert LINK.public().secret is None
 
 
 @settings(max_examples=100, deadline=None)
@@ -72,6 +83,10 @@ def test_a_link_character_by_character() -> None:
         peers=st.lists(st.tuples(hosts, st.integers(1, 65535)), max_size=5).map(tuple),
         trackers=st.lists(urls(("http", "https", "udp")), max_size=3).map(tuple),
         web_seeds=st.lists(urls(("http", "https")), max_size=3).map(tuple),
+        mirrors=st.lists(
+            st.from_regex(r"\Ahttps?://h(:81)?/([a-z0-9%-]{1,9}/){0,2}\Z"), max_size=3
+        ).map(tuple),
+        secret=st.none() | st.binary(min_size=32, max_size=32),
     )
 )
 def test_links_are_read_as_they_were_written(link: Link) -> None:
@@ -90,7 +105,7 @@ def test_a_damaged_link_is_another_link_or_an_error(at: int, letter: str, cut: b
 
 
 def test_a_link_that_would_have_more_parts_when_written_is_refused() -> None:
-    text = TEXT.replace("&dn=debian", "") + "&tr=udp://h" * 247
+    text = TEXT.replace("&dn=debian", "") + "&tr=udp://h" * 245
     assert parse_link(str(parse_link(text))) == parse_link(text)
     with pytest.raises(FormatError, match="more than 256 parts"):
         parse_link(text + "&tr=udp://h")
@@ -142,6 +157,15 @@ def replace(part: str, by: str) -> str:
         (replace("tracker.example:80", "tracker.example:http"), "is not a URL"),
         (replace("tracker.example:80/", "tracker.example:80/%0D%0AHost:+a"), "is not a URL"),
         (replace("tracker.example:80/", "tracker.example:80/%00"), "is not a URL"),
+        (replace("example/k/", "example/k"), "is not the URL of a mirror"),
+        (replace("example/k/", "example/%3Fk/"), "is not the URL of a mirror"),
+        (replace("example/k/", "example/k%23/"), "is not the URL of a mirror"),
+        (replace("http://192.0.2.1:6882/", "ftp://192.0.2.1/"), "is not a URL of http, https"),
+        (TEXT + "#key=", "is not key= and 52 characters"),
+        (TEXT + "#" + "a" * 52, "is not key= and 52 characters"),
+        (TEXT + SECRET + "a", "is not key= and 52 characters"),
+        (TEXT + SECRET[:-1] + "b", "is damaged"),
+        (TEXT + SECRET[:-1] + "A", "is damaged"),
         (TEXT + "&a=1" * 300, "more than 256 parts"),
         (TEXT + "&tr=http://h/" + "=" * 4000, "would be longer than 8192"),
     ],
@@ -175,7 +199,7 @@ def test_what_is_no_link_of_ours(text: str) -> None:
 
 
 def test_parts_of_other_names_are_passed_over() -> None:
-    assert parse_link(TEXT + "&so=0-3&kt=a+b&x.future=1") == LINK
+    assert parse_link(TEXT + "&so=0-3&kt=a+b&x.future=1") == LINK.public()
 
 
 def test_the_longest_link_and_its_peers() -> None:

@@ -19,6 +19,7 @@ from p2pcloop.formats.manifest import (
     BootParameters,
     LayerRef,
     Manifest,
+    ManifestRef,
     compute_image_id,
     open_manifest,
     sign_manifest,
@@ -27,7 +28,9 @@ from p2pcloop.formats.packing import pack_canonical, unpack_canonical
 
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 KEY = PRIVATE.public_key().public_bytes_raw()
-GOLDEN = (Path(__file__).parent.parent / "data" / "manifest-v1.bin").read_bytes()
+DATA = Path(__file__).parent.parent / "data"
+GOLDEN = (DATA / "manifest-v1.bin").read_bytes()
+GOLDEN_2 = (DATA / "manifest-v2.bin").read_bytes()
 LAYERS = (
     LayerRef(bytes(range(32)), bytes(range(20)), 365, 112, 12345, 1 << 14),
     LayerRef(bytes(range(32, 64)), bytes(range(20, 40)), 1 << 20, 4096, 0, 1 << 24),
@@ -40,7 +43,15 @@ MANIFEST = Manifest(
     size=600 << 20,
     layers=LAYERS,
     boot=BootParameters("ext4", "quiet"),
-    parent=bytes(range(64, 96)),
+    parent=ManifestRef(bytes(range(64, 96)), None),
+)
+MANIFEST_2 = replace(
+    MANIFEST,
+    message="Japanese input, my editor",
+    previous=ManifestRef(bytes(range(96, 128)), bytes(range(20))),
+    parent=ManifestRef(bytes(range(64, 96)), bytes(range(20, 40))),
+    sources=(LayerRef(bytes(range(1, 33)), bytes(range(1, 21)), 400, 112, 999, 1 << 14),),
+    key_check=bytes(range(16)),
 )
 
 
@@ -68,6 +79,64 @@ def test_the_golden_manifest_is_read() -> None:
 
 def test_the_golden_manifest_is_written_byte_by_byte() -> None:
     assert sign_manifest(MANIFEST, PRIVATE) == GOLDEN
+
+
+def test_the_golden_manifest_of_format_2() -> None:
+    assert open_manifest(GOLDEN_2).manifest == MANIFEST_2
+    assert sign_manifest(MANIFEST_2, PRIVATE) == GOLDEN_2
+    assert MANIFEST_2.private
+    assert not MANIFEST.private
+    assert MANIFEST_2.image_id == MANIFEST.image_id
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"message": "first"},
+        {"previous": MANIFEST_2.previous},
+        {"parent": MANIFEST_2.parent},
+        {"sources": MANIFEST_2.sources},
+        {"key_check": MANIFEST_2.key_check},
+    ],
+)
+def test_format_2_is_written_where_it_is_needed_and_there_alone(changes: dict[str, Any]) -> None:
+    plain = replace(MANIFEST, parent=None)
+    assert fields_of(sign_manifest(plain, PRIVATE))["format"] == 1
+    data = sign_manifest(replace(plain, **changes), PRIVATE)
+    assert fields_of(data)["format"] == 2
+    assert open_manifest(data).manifest == replace(plain, **changes)
+    with pytest.raises(FormatError):
+        open_manifest(sign(fields_of(data) | {"format": 1}))
+
+
+def test_format_2_that_says_nothing_new_is_a_second_spelling() -> None:
+    fields = fields_of(sign_manifest(replace(MANIFEST, parent=None), PRIVATE))
+    with pytest.raises(FormatError, match="second spelling"):
+        open_manifest(sign(fields | {"format": 2}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"message": "a\nb"}, "not printable"),
+        ({"message": "x" * 1025}, "too long"),
+        ({"message": b"x"}, "'message' of a manifest is not text"),
+        ({"previous": bytes(32)}, "'previous' of a manifest is not a map"),
+        ({"previous": {"id": bytes(32)}}, "has no field 'torrent'"),
+        ({"previous": {"id": bytes(31), "torrent": bytes(20)}}, "not 32 bytes"),
+        ({"parent": {"id": bytes(32), "torrent": None}}, "is not bytes"),
+        ({"parent": {"id": bytes(32), "torrent": bytes(20), "url": ""}}, "unknown fields"),
+        ({"sources": [{}]}, "a layer of a manifest has no field 'id'"),
+        ({"sources": []}, "second spelling"),
+        ({"message": ""}, "second spelling"),
+        ({"sources": [{}] * 129}, "more than 128 items"),
+        ({"sources": [fields_of(GOLDEN)["layers"][1]]}, "two layers of one layer_id"),
+        ({"key_check": bytes(15)}, "not 16 bytes"),
+    ],
+)
+def test_signed_lies_of_format_2_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        open_manifest(sign(fields_of(GOLDEN_2) | changes))
 
 
 def test_the_image_id_names_size_and_layers_and_nothing_else() -> None:
@@ -123,9 +192,10 @@ def test_a_wrong_signature_is_refused() -> None:
         assert caught.value.hint
 
 
-def test_any_flipped_byte_is_noticed() -> None:
-    for at in range(len(GOLDEN)):
-        damaged = bytearray(GOLDEN)
+@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2])
+def test_any_flipped_byte_is_noticed(golden: bytes) -> None:
+    for at in range(len(golden)):
+        damaged = bytearray(golden)
         damaged[at] ^= 1 << at % 8
         with pytest.raises((FormatError, MismatchError)):
             open_manifest(bytes(damaged))
@@ -142,8 +212,8 @@ def test_cut_off_anywhere_or_followed_by_something() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "of format 2; this program reads 1"),
-        ({"format": True}, "not an integer"),
+        ({"format": 3}, "of format 3; this program reads 1 and 2"),
+        ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"extra": 1}, "unknown fields: 'extra'"),
         ({"key": bytes(31)}, "'key' of a manifest is not 32 bytes"),
@@ -296,10 +366,10 @@ def test_canonical_maps_are_read_as_they_were_written(value: dict[str, Any]) -> 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(sorted(fields_of(GOLDEN))), values)
+@given(st.sampled_from(sorted(fields_of(GOLDEN_2))), values)
 def test_any_value_in_any_field_is_taken_whole_or_refused(key: str, value: object) -> None:
     try:
-        signed = open_manifest(sign(fields_of(GOLDEN) | {key: value}))
+        signed = open_manifest(sign(fields_of(GOLDEN_2) | {key: value}))
     except (FormatError, MismatchError):
         return
     assert sign_manifest(signed.manifest, PRIVATE) == signed.data
