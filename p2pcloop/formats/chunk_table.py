@@ -1,21 +1,23 @@
 """Chunk tables: where each chunk lies in the pack and what proves it (docs/formats/index.md).
 
 Entries are of one size and stand in pages of 256, so that a reader fetches and verifies only the
-pages that it needs.
+pages that it needs. A chunk lies in the layer's own pack, or in that of a source: another layer,
+which the index names.
 """
 
 from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
 
-ENTRY = struct.Struct("<QIHBx32s")
-"""offset in the pack, stored length, blocks, codec, one zero byte, SHA-256 of the content."""
+ENTRY = struct.Struct("<QIHBB32s")
+"""offset in the pack, stored length, blocks, codec, source, SHA-256 of the content."""
 
 ENTRIES_PER_PAGE = 256
 PAGE_SIZE = ENTRIES_PER_PAGE * ENTRY.size
@@ -41,6 +43,7 @@ class Chunk:
         blocks: how many 4 KiB blocks they decode to.
         codec: how they are stored.
         id: SHA-256 of the decoded bytes.
+        source: 0 for the layer's own pack, k for that of its k-th source.
     """
 
     offset: int
@@ -48,6 +51,7 @@ class Chunk:
     blocks: int
     codec: Codec
     id: bytes
+    source: int = 0
 
     @property
     def size(self) -> int:
@@ -55,24 +59,35 @@ class Chunk:
         return self.blocks * BLOCK_SIZE
 
 
-def pack_chunks(chunks: list[Chunk]) -> bytes:
+def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     """Write entries, 48 bytes each."""
-    return b"".join(ENTRY.pack(c.offset, c.length, c.blocks, c.codec, c.id) for c in chunks)
+    return b"".join(
+        ENTRY.pack(c.offset, c.length, c.blocks, c.codec, c.source, c.id) for c in chunks
+    )
 
 
-def unpack_chunks(data: bytes, *, pack_length: int) -> list[Chunk]:
+def unpack_chunks(data: bytes, *, pack_lengths: Sequence[int]) -> list[Chunk]:
     """Read the entries of a page and check each.
 
+    Args:
+        data: 48 bytes an entry.
+        pack_lengths: bytes of the layer's own pack, and of each source's.
+
     Raises:
-        FormatError: an unknown codec, a length over its limit, or an extent outside the pack.
+        FormatError: an unknown codec or source, a length over its limit, or an extent outside its
+            pack.
     """
     chunks = []
-    for offset, length, blocks, codec, chunk_id in ENTRY.iter_unpack(data):
+    for offset, length, blocks, codec, source, chunk_id in ENTRY.iter_unpack(data):
         if codec not in Codec.__members__.values():
             raise FormatError(f"a chunk is stored with codec {codec}, which is not known")
         if not 1 <= blocks <= MAX_BLOCKS_PER_CHUNK or not 1 <= length <= MAX_STORED_SIZE:
             raise FormatError(f"a chunk claims {blocks} blocks in {length} bytes, over the limits")
-        if offset + length > pack_length:
+        if source >= len(pack_lengths):
+            raise FormatError(
+                f"a chunk lies in source {source} of a layer that has {len(pack_lengths) - 1}"
+            )
+        if offset + length > pack_lengths[source]:
             raise FormatError("a chunk lies outside its pack")
-        chunks.append(Chunk(offset, length, blocks, Codec(codec), chunk_id))
+        chunks.append(Chunk(offset, length, blocks, Codec(codec), chunk_id, source))
     return chunks

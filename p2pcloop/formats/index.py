@@ -3,6 +3,9 @@
 The header comes first. It holds the SHA-256 of the map and of each page of the chunk table; its
 own SHA-256 is the layer's id, which the signed manifest names. So the map is read whole and the
 table page by page, and each part is verified as it comes.
+
+Version 1 is written where it says all. Version 2 adds sources (other layers, in whose packs chunks
+of this one lie) and sealing (formats/seal.py).
 """
 
 from __future__ import annotations
@@ -25,18 +28,26 @@ from p2pcloop.formats.chunk_table import (
     unpack_chunks,
 )
 from p2pcloop.formats.codec import decode_zstd
+from p2pcloop.formats.seal import SALT_SIZE, TAG_SIZE, Seal
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 MAGIC = b"P2PCIDX\0"
-VERSION = 1
+PLAIN_VERSION = 1
+VERSION = 2
 FIXED = struct.Struct("<8sIIQQIIII32s")
 """magic, version, header length, image size, pack length, chunk count, entries per page,
 run count, stored map length, SHA-256 of the stored map."""
 
+EXTENSION = struct.Struct("<II32s")
+"""Of version 2: flags, source count, salt."""
+
+SEALED = 1
 HASH_SIZE = 32
+MAX_SOURCES = 255
 MAX_CHUNKS = 1 << 24
 MAX_RUNS = 1 << 20
-MAX_HEADER_SIZE = FIXED.size + HASH_SIZE * (MAX_CHUNKS // ENTRIES_PER_PAGE)
+_MAX_PAGES = MAX_CHUNKS // ENTRIES_PER_PAGE
+MAX_HEADER_SIZE = FIXED.size + EXTENSION.size + HASH_SIZE * (MAX_SOURCES + _MAX_PAGES)
 
 
 def zstd_bound(size: int) -> int:
@@ -44,7 +55,12 @@ def zstd_bound(size: int) -> int:
     return size + (size >> 8) + 128
 
 
-MAX_INDEX_SIZE = MAX_HEADER_SIZE + zstd_bound(MAX_RUNS * RUN.size) + MAX_CHUNKS * ENTRY.size
+MAX_INDEX_SIZE = (
+    MAX_HEADER_SIZE
+    + zstd_bound(MAX_RUNS * RUN.size)
+    + MAX_CHUNKS * ENTRY.size
+    + (1 + _MAX_PAGES) * TAG_SIZE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +76,9 @@ class IndexHeader:
         run_count: runs of the map.
         map_length: bytes of the map as it is stored.
         map_hash: SHA-256 of the map as it is stored.
-        page_hashes: SHA-256 of each page of the chunk table.
+        page_hashes: SHA-256 of each page of the chunk table as it is stored.
+        sources: ids of the other layers in whose packs chunks lie; an entry's source counts from 1.
+        salt: where map, pages and chunks are sealed, the salt of the layer's key; else None.
     """
 
     layer_id: bytes
@@ -72,38 +90,69 @@ class IndexHeader:
     map_length: int
     map_hash: bytes
     page_hashes: tuple[bytes, ...]
+    sources: tuple[bytes, ...] = ()
+    salt: bytes | None = None
+
+    @property
+    def tag_size(self) -> int:
+        """Bytes by which each stored part is longer than what it holds."""
+        return 0 if self.salt is None else TAG_SIZE
 
     @property
     def index_length(self) -> int:
         """Bytes of the whole index."""
-        return self.length + self.map_length + self.chunk_count * ENTRY.size
+        tags = len(self.page_hashes) * self.tag_size
+        return self.length + self.map_length + self.chunk_count * ENTRY.size + tags
 
     def page_extent(self, page: int) -> tuple[int, int]:
         """Offset and length of a page of the chunk table."""
         entries = min(ENTRIES_PER_PAGE, self.chunk_count - page * ENTRIES_PER_PAGE)
-        return self.length + self.map_length + page * PAGE_SIZE, entries * ENTRY.size
+        offset = self.length + self.map_length + page * (PAGE_SIZE + self.tag_size)
+        return offset, entries * ENTRY.size + self.tag_size
 
 
 def build_index(
-    runs: Sequence[Run], chunks: list[Chunk], *, image_size: int, pack_length: int
+    runs: Sequence[Run],
+    chunks: Sequence[Chunk],
+    *,
+    image_size: int,
+    pack_length: int,
+    sources: Sequence[bytes] = (),
+    seal: Seal | None = None,
 ) -> bytes:
-    """Write the index of a layer.
+    """Write the index of a layer, of version 1 where there are neither sources nor a seal.
+
+    Args:
+        runs: of the map, in order, none over another.
+        chunks: where each lies, by its number in the map.
+        image_size: bytes of the device.
+        pack_length: bytes of the layer's own pack.
+        sources: ids of the layers in whose packs chunks lie, without repeats.
+        seal: seals map and pages; the pack's chunks are sealed already, with the same one. It
+            must not have sealed another index.
 
     Raises:
-        FormatError: more runs or chunks than the format holds.
+        FormatError: more runs, chunks or sources than the format holds, or a chunk in a source
+            that is not named.
     """
-    if len(chunks) > MAX_CHUNKS or len(runs) > MAX_RUNS:
+    if len(chunks) > MAX_CHUNKS or len(runs) > MAX_RUNS or len(sources) > MAX_SOURCES:
         raise FormatError(
-            f"a layer of {len(chunks)} chunks and {len(runs)} runs is over the limits of "
-            f"{MAX_CHUNKS} and {MAX_RUNS}"
+            f"a layer of {len(chunks)} chunks, {len(runs)} runs and {len(sources)} sources is "
+            f"over the limits of {MAX_CHUNKS}, {MAX_RUNS} and {MAX_SOURCES}"
         )
+    if any(chunk.source > len(sources) for chunk in chunks):
+        raise FormatError("a chunk lies in a source that the layer does not name")
     stored_map = zstandard.ZstdCompressor(level=19).compress(pack_runs(runs))
     table = pack_chunks(chunks)
     pages = [table[at : at + PAGE_SIZE] for at in range(0, len(table), PAGE_SIZE)]
+    if seal is not None:
+        stored_map = seal.seal_map(stored_map)
+        pages = [seal.seal_page(number, page) for number, page in enumerate(pages)]
+    extension = _pack_extension(sources, seal)
     fixed = FIXED.pack(
         MAGIC,
-        VERSION,
-        FIXED.size + HASH_SIZE * len(pages),
+        VERSION if extension else PLAIN_VERSION,
+        FIXED.size + len(extension) + HASH_SIZE * len(pages),
         image_size,
         pack_length,
         len(chunks),
@@ -113,7 +162,15 @@ def build_index(
         hashlib.sha256(stored_map).digest(),
     )
     hashes = b"".join(hashlib.sha256(page).digest() for page in pages)
-    return fixed + hashes + stored_map + table
+    return fixed + extension + hashes + stored_map + b"".join(pages)
+
+
+def _pack_extension(sources: Sequence[bytes], seal: Seal | None) -> bytes:
+    """What version 2 adds to the header; nothing where version 1 says all."""
+    if not sources and seal is None:
+        return b""
+    flags, salt = (0, bytes(SALT_SIZE)) if seal is None else (SEALED, seal.salt)
+    return EXTENSION.pack(flags, len(sources), salt) + b"".join(sources)
 
 
 def read_header(data: bytes) -> IndexHeader:
@@ -136,25 +193,26 @@ def read_header(data: bytes) -> IndexHeader:
         map_length,
         (map_hash),
     ) = FIXED.unpack_from(data)
-    if version != VERSION:
+    if version not in (PLAIN_VERSION, VERSION):
         raise FormatError(
-            f"the index is of version {version}; this program reads {VERSION}",
+            f"the index is of version {version}; this program reads 1 to {VERSION}",
             hint="a newer p2pcloop may read it",
         )
+    sources, salt, at = _read_extension(data) if version == VERSION else ((), None, FIXED.size)
     pages = -(-chunk_count // ENTRIES_PER_PAGE)
+    tag_size = 0 if salt is None else TAG_SIZE
     checks = {
-        "header length": length == len(data) == FIXED.size + HASH_SIZE * pages,
+        "header length": length == len(data) == at + HASH_SIZE * pages,
         "image size": image_size % BLOCK_SIZE == 0 and 0 < image_size <= MAX_IMAGE_SIZE,
         "pack length": pack_length <= MAX_IMAGE_SIZE,
         "chunk count": chunk_count <= MAX_CHUNKS,
         "entries per page": per_page == ENTRIES_PER_PAGE,
         "run count": run_count <= MAX_RUNS,
-        "map length": map_length <= zstd_bound(run_count * RUN.size),
+        "map length": map_length <= zstd_bound(run_count * RUN.size) + tag_size,
     }
     wrong = [what for what, right in checks.items() if not right]
     if wrong:
         raise FormatError(f"the index header's {', '.join(wrong)} cannot be right")
-    hashes = data[FIXED.size :]
     return IndexHeader(
         layer_id=hashlib.sha256(data).digest(),
         length=length,
@@ -164,8 +222,34 @@ def read_header(data: bytes) -> IndexHeader:
         run_count=run_count,
         map_length=map_length,
         map_hash=map_hash,
-        page_hashes=tuple(hashes[at : at + HASH_SIZE] for at in range(0, len(hashes), HASH_SIZE)),
+        page_hashes=_split(data[at:]),
+        sources=sources,
+        salt=salt,
     )
+
+
+def _read_extension(data: bytes) -> tuple[tuple[bytes, ...], bytes | None, int]:
+    """Return the sources, the salt of a sealed layer, and where the page hashes begin."""
+    at = FIXED.size + EXTENSION.size
+    if len(data) < at:
+        raise FormatError("the index header's header length cannot be right")
+    flags, count, salt = EXTENSION.unpack_from(data, FIXED.size)
+    end = at + HASH_SIZE * count
+    sources = _split(data[at:end])
+    checks = {
+        "flags": flags in (0, SEALED),
+        "source count": count <= MAX_SOURCES and end <= len(data),
+        "sources": len(set(sources)) == len(sources),
+        "salt": flags == SEALED or not any(salt),
+    }
+    wrong = [what for what, right in checks.items() if not right]
+    if wrong:
+        raise FormatError(f"the index header's {', '.join(wrong)} cannot be right")
+    return sources, salt if flags == SEALED else None, end
+
+
+def _split(hashes: bytes) -> tuple[bytes, ...]:
+    return tuple(hashes[at : at + HASH_SIZE] for at in range(0, len(hashes), HASH_SIZE))
 
 
 def header_length(start: bytes) -> int:
@@ -191,22 +275,47 @@ def open_index(index: bytes) -> IndexHeader:
     return read_header(index[: header_length(index[: FIXED.size])])
 
 
-def read_map(header: IndexHeader, stored: bytes) -> list[Run]:
+def read_map(header: IndexHeader, stored: bytes, *, seal: Seal | None = None) -> list[Run]:
     """Unpack the map, of which the caller has verified the hash.
+
+    Args:
+        header: of the index.
+        stored: the map's bytes.
+        seal: of the layer, where it is sealed.
 
     Raises:
         FormatError: it does not decompress to the length that the header says, or wrong runs.
+        MismatchError: it is sealed under another key.
     """
+    if seal is not None:
+        stored = seal.open_map(stored)
     data = decode_zstd(stored, header.run_count * RUN.size)
     return unpack_runs(data, blocks=header.image_size // BLOCK_SIZE, chunks=header.chunk_count)
 
 
-def read_page(header: IndexHeader, page: int, data: bytes) -> list[Chunk]:
+def read_page(
+    header: IndexHeader,
+    page: int,
+    data: bytes,
+    *,
+    source_lengths: Sequence[int] = (),
+    seal: Seal | None = None,
+) -> list[Chunk]:
     """Unpack a page of the chunk table, of which the caller has verified the hash.
+
+    Args:
+        header: of the index.
+        page: its number.
+        data: its bytes.
+        source_lengths: bytes of each source's pack.
+        seal: of the layer, where it is sealed.
 
     Raises:
         FormatError: a wrong length or a wrong entry.
+        MismatchError: it is sealed under another key.
     """
     if len(data) != header.page_extent(page)[1]:
         raise FormatError("a page of a chunk table has a wrong length")
-    return unpack_chunks(data, pack_length=header.pack_length)
+    if seal is not None:
+        data = seal.open_page(page, data)
+    return unpack_chunks(data, pack_lengths=(header.pack_length, *source_lengths))

@@ -113,7 +113,7 @@ def test_cut_off_anywhere_is_noticed() -> None:
     [
         ({"magic": b"P2PCIDX\1"}, "not the index"),
         ({"version": 0}, "version 0"),
-        ({"version": 2}, "version 2; this program reads 1"),
+        ({"version": 3}, "version 3; this program reads 1 to 2"),
         ({"length": 80}, "header length"),
         ({"length": 113}, "header length"),
         ({"length": 0xFFFFFFFF}, "header length"),
