@@ -1,54 +1,126 @@
 """The user's signing keys: `keys/<name>.key`, mode 0600, one Ed25519 key (RFC 8032) each.
 
-    p2pcloop-key 1 ed25519
-    seed <64 hexadecimal digits>
-    public <52 characters, as in names>
-
-The public key is there so that a damaged seed is noticed: it would be another key, and all that
-was published under this one could not be carried on.
+What is in such a file: p2pcloop/formats/key_file.py. The public key stands in it so that a damaged
+seed is noticed: it would be another key, and all that was published under this one could not be
+carried on.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.errors import FormatError, UsageError, storage_error
-from p2pcloop.formats.name import check_label, format_key
+from p2pcloop.errors import NotHereError, UsageError, storage_error
+from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text, parse_key_text
+from p2pcloop.formats.name import check_label
 from p2pcloop.store.home import sync_directory
 
-_TEXT = re.compile(rb"p2pcloop-key 1 ed25519\nseed ([0-9a-f]{64})\npublic ([a-z2-7]{52})\n")
-_MAX_SIZE = 256  # more than a key file has: a longer one does not match
+DEFAULT_KEY = "default"
+_SUFFIX = ".key"
+
+AskPassphrase = Callable[[str], str]
+"""Gets the passphrase of the key that it is told of, or raises a `P2pcloopError`."""
 
 
-def load_or_create_key(keys_dir: Path, name: str = "default") -> Ed25519PrivateKey:
-    """Return the key of that name; the first use makes it, durably.
+def load_or_create_key(
+    keys_dir: Path, name: str = DEFAULT_KEY, ask: AskPassphrase | None = None
+) -> Ed25519PrivateKey:
+    """Return the key of that name; the first use makes it, durably and without a passphrase.
 
     Whoever comes at the same time gets the same key. A file that is there is never replaced.
 
     Args:
         keys_dir: the directory of the keys; made (mode 0700) where it is missing.
         name: of the form of a label (`check_label`).
+        ask: called for a key that is protected, and for no other.
 
     Raises:
         FormatError: the name is not of that form, or the file is damaged.
-        UsageError: others may read the file, or it belongs to another user.
+        MismatchError: the passphrase is another one.
+        UsageError: others may read the file, or it belongs to another user; or it is protected,
+            and nobody may be asked.
         StorageError: the system refused.
     """
-    path = keys_dir / f"{check_label(name)}.key"
+    path = key_path(keys_dir, name)
     if not path.exists():
-        _create(path)
-    return _load(path)
+        _put(path, format_key_text(Ed25519PrivateKey.generate(), None))
+    return _open(path, ask)
 
 
-def _create(path: Path) -> None:
-    """Make a key under a name that appears whole, durable, and only if it is still free."""
-    text = _format(Ed25519PrivateKey.generate())
+def load_key(keys_dir: Path, name: str, ask: AskPassphrase | None = None) -> Ed25519PrivateKey:
+    """As `load_or_create_key`, but a key that is not there is a `NotHereError`."""
+    path = key_path(keys_dir, name)
+    if not path.exists():
+        raise NotHereError(
+            f"there is no key {name!r}", hint=f"make it with `p2pcloop key new {name}`"
+        )
+    return _open(path, ask)
+
+
+def read_key(keys_dir: Path, name: str) -> KeyText:
+    """The text of a key, for which no passphrase is needed; errors as of `load_key`."""
+    path = key_path(keys_dir, name)
+    if not path.exists():
+        raise NotHereError(f"there is no key {name!r}", hint="`p2pcloop key list` tells which are")
+    return _read(path)
+
+
+def list_keys(keys_dir: Path) -> list[str]:
+    """The names of the keys, in order.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    try:
+        found = [path.name for path in keys_dir.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as err:
+        raise storage_error(f"cannot read {keys_dir}", err) from err
+    return sorted(
+        name.removesuffix(_SUFFIX)
+        for name in found
+        if name.endswith(_SUFFIX) and not name.startswith(".")
+    )
+
+
+def store_key(keys_dir: Path, name: str, text: bytes) -> KeyText:
+    """Keep a new or an imported key under a name that is free.
+
+    Raises:
+        FormatError: the name is no label, or the text no key.
+        UsageError: there is a key of that name: it stays.
+        StorageError: the system refused.
+    """
+    path = key_path(keys_dir, name)
+    key = parse_key_text(text, "what is to be imported")
+    if not _put(path, text):
+        raise UsageError(
+            f"there is a key {name!r} already, and it is never replaced",
+            hint="give another name, or move the file away yourself",
+        )
+    return key
+
+
+def key_path(keys_dir: Path, name: str) -> Path:
+    """Where the key of a name lies, or would.
+
+    Raises:
+        FormatError: the name is not of the form of a label.
+    """
+    return keys_dir / f"{check_label(name)}{_SUFFIX}"
+
+
+def _put(path: Path, text: bytes) -> bool:
+    """Make a key under a name that appears whole, durable, and only if it is still free.
+
+    Returns whether it was.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, hidden = tempfile.mkstemp(prefix=".new-", dir=path.parent)  # mode 0600
@@ -60,21 +132,32 @@ def _create(path: Path) -> None:
             try:
                 os.link(hidden, path)
             except FileExistsError:
-                return  # somebody else was first: theirs is the key
+                return False
         finally:
             Path(hidden).unlink()
         sync_directory(path.parent)
     except OSError as err:
         raise storage_error(f"cannot make the key {path}", err) from err
+    return True
 
 
-def _load(path: Path) -> Ed25519PrivateKey:
+def _open(path: Path, ask: AskPassphrase | None) -> Ed25519PrivateKey:
+    key = _read(path)
+    what = f"the key {path}"
+    if not key.protected:
+        return key.open(None, what)
+    if ask is None:
+        raise UsageError(f"{what} is protected by a passphrase")
+    return key.open(ask(what), what)
+
+
+def _read(path: Path) -> KeyText:
     try:
         # O_NONBLOCK: a FIFO by that name must not hang the open.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
-            text = os.read(descriptor, _MAX_SIZE) if stat.S_ISREG(status.st_mode) else b""
+            text = os.read(descriptor, MAX_KEY_TEXT) if stat.S_ISREG(status.st_mode) else b""
         finally:
             os.close(descriptor)
     except OSError as err:
@@ -85,21 +168,4 @@ def _load(path: Path) -> Ed25519PrivateKey:
         raise UsageError(
             f"the key {path} can be read or written by other users", hint=f"chmod 600 {path}"
         )
-    return _parse(text, path)
-
-
-def _format(key: Ed25519PrivateKey) -> bytes:
-    seed, public = key.private_bytes_raw(), key.public_key().public_bytes_raw()
-    return f"p2pcloop-key 1 ed25519\nseed {seed.hex()}\npublic {format_key(public)}\n".encode()
-
-
-def _parse(text: bytes, path: Path) -> Ed25519PrivateKey:
-    """Check a key file whole; what it holds is never put into a message."""
-    hint = "put a copy of it back; a new key would be a new name"
-    found = _TEXT.fullmatch(text)
-    if found is None:
-        raise FormatError(f"{path} is not a key of p2pcloop, or is damaged", hint=hint)
-    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(found[1].decode()))
-    if format_key(key.public_key().public_bytes_raw()).encode() != found[2]:
-        raise FormatError(f"{path} is damaged: its seed is not that of its public key", hint=hint)
-    return key
+    return parse_key_text(text, str(path))
