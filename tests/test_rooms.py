@@ -84,10 +84,9 @@ def test_importing_the_library_loads_no_event_loop_no_engine_and_no_sockets() ->
     assert done.stdout.split() == []
 
 
-def test_one_module_alone_imports_libtorrent() -> None:
-    found = [name_of(p) for p in MODULES if any(within(m, "libtorrent") for m in imports_of(p))]
-    assert len(found) == 1, found
-    assert within(found[0], "p2pcloopd")
+def test_the_session_modules_alone_import_libtorrent() -> None:
+    found = {p for p in MODULES if any(within(m, "libtorrent") for m in imports_of(p))}
+    assert found == set((DAEMON / "engine").glob("session*.py"))
 
 
 def test_the_library_never_imports_the_daemon_nor_trio() -> None:

@@ -13,7 +13,8 @@ from p2pcloop.errors import StorageError
 from p2pcloopd.engine import engine
 from p2pcloopd.engine.record import Record, Sources
 from p2pcloopd.engine.seeding import make_torrent
-from p2pcloopd.engine.session import SessionSwarm, open_session
+from p2pcloopd.engine.session import open_session
+from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip
@@ -113,6 +114,6 @@ async def test_metadata_that_comes_while_the_engine_ends_is_let_go(
             swarm.attach(torrent, nursery)
             nursery.cancel_scope.cancel()
         swarm.start(record.load_torrent(info_hash), [False] * 123, Sources())
-        swarm.check_metadata()
+        swarm.look_again()
         assert torrent.layout is None
         await swarm.stop()

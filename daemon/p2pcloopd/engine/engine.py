@@ -14,7 +14,8 @@ from p2pcloopd.engine.content import links
 from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
-from p2pcloopd.engine.session import CLOSE_SECONDS, Session, SessionSwarm, open_session
+from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
+from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.swarm import EngineStatistics, TorrentStatistics
 from p2pcloopd.engine.torrent import Torrent

@@ -1,6 +1,6 @@
 """libtorrent's session in trio, with no thread and no polling of ours.
 
-The only module that imports libtorrent. libtorrent writes a byte into a socket when it has
+The modules session*.py alone import libtorrent. libtorrent writes a byte into a socket when it has
 something to tell; the pump takes all alerts and hands each to its torrent. An alert dies at the
 next `pop_alerts`, so what is needed is copied out of it at once.
 """
@@ -10,33 +10,23 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import libtorrent as lt
 import trio
 
-from p2pcloop.errors import BusyError, StorageError, UsageError
+from p2pcloop.errors import BusyError, UsageError
 from p2pcloop.formats.link import format_peer
-from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine import nodelay
-from p2pcloopd.engine.blame import Blame
 from p2pcloopd.engine.listening import Listening
-from p2pcloopd.engine.peers import is_address
-from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.settings import EngineSettings, session_settings
-from p2pcloopd.engine.swarm import PeerStatistics, Traffic
-from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.entry import plain_errors
 
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 15
-BLOCK_SIZE = 1 << 14
-
-_PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
 
 _ALERTS = (
     lt.alert_category.error
@@ -49,176 +39,14 @@ _ALERTS = (
 )
 
 
-class SessionSwarm:
-    """One torrent in libtorrent's session (p2pcloopd.engine.swarm.Swarm)."""
+class Member(Protocol):
+    """One torrent of the session, as its alerts reach it."""
 
-    def __init__(self, session: Session, info_hash: bytes, save_path: Path) -> None:
-        self._session = session
-        self._info_hash = info_hash
-        self._save_path = save_path
-        self._handle: lt.torrent_handle | None = None
-        self._gone = trio.Event()
-        self._nursery: trio.Nursery
-        self.torrent: Torrent
+    def take(self, alert: lt.torrent_alert) -> None:
+        """Handle an alert."""
 
-    def attach(self, torrent: Torrent, nursery: trio.Nursery) -> None:
-        """Bring libtorrent's news to a torrent; what must wait becomes a task of `nursery`."""
-        self.torrent = torrent
-        self._nursery = nursery
-
-    @property
-    def handle(self) -> lt.torrent_handle:
-        assert self._handle is not None, "the torrent is not in the session"
-        return self._handle
-
-    def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
-        params = lt.add_torrent_params()
-        params.save_path = str(self._save_path)
-        params.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
-        if not self._session.pex:
-            params.flags |= lt.torrent_flags.disable_pex
-        params.trackers = list(sources.trackers)
-        params.url_seeds = list(sources.web_seeds)
-        # These are connected to at once, others at the next full second.
-        banned = self.torrent.peers.banned
-        params.peers = [p for p in sources.peers if is_address(p[0]) and p not in banned]
-        params.banned_peers = list(banned)
-        pieces = MAX_PIECES  # cut to the true number when the metadata comes
-        if info is None:
-            params.info_hashes = lt.info_hash_t(lt.sha1_hash(self._info_hash))
-        else:
-            params.ti = lt.torrent_info(b"d4:info" + info + b"e")
-            pieces = params.ti.num_pieces()
-        if have is None:
-            # upload_mode: whatever happens to a file that lies elsewhere, it is never written.
-            params.flags |= lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
-        else:
-            params.piece_priorities = [0] * pieces
-            params.have_pieces = have
-        self._gone = trio.Event()
-        self._blame = Blame(self.torrent.peers)
-        self._handle = self._session.lt.add_torrent(params)
-        self._session.swarms[self._handle] = self
-
-    async def stop(self) -> None:
-        if self._handle is None:
-            return
-        handle, self._handle = self._handle, None
-        self._session.lt.remove_torrent(handle)
-        with trio.move_on_after(CLOSE_SECONDS):
-            await self._gone.wait()
-        self._session.swarms.pop(handle, None)
-
-    def prioritize(self, pieces: Iterable[int], priority: int) -> None:
-        pairs = [(piece, priority) for piece in pieces]
-        if pairs:
-            self.handle.prioritize_pieces(pairs)
-
-    def read_piece(self, piece: int) -> None:
-        self.handle.read_piece(piece)
-
-    def flush(self) -> None:
-        self.handle.flush_cache()
-
-    def connect(self, peer: Peer) -> None:
-        # A peer that a tracker names has its failure count wound back: it is tried at once.
-        if self._handle is not None and peer not in self.torrent.peers.banned:
-            self._handle.connect_peer(peer, lt.peer_info.tracker)
-
-    def add_sources(self, sources: Sources) -> None:
-        for url in sources.trackers:
-            self.handle.add_tracker({"url": url})
-        for url in sources.web_seeds:
-            self.handle.add_url_seed(url)
-
-    def here(self) -> list[bool]:
-        return [] if self._handle is None else list(self._handle.status().pieces)
-
-    def traffic(self) -> Traffic:
-        status = self.handle.status(0)
-        received = self.torrent.peers.received
-        peers = {
-            address: PeerStatistics(format_peer(address), False, count)
-            for address, count in received.items()
-        }
-        for info in self.handle.get_peer_info():
-            peers[info.ip] = PeerStatistics(
-                format_peer(info.ip),
-                not info.flags & (lt.peer_info.connecting | lt.peer_info.handshake),
-                received[info.ip],
-                info.total_upload,
-                info.payload_down_speed,
-                info.payload_up_speed,
-            )
-        return Traffic(
-            status.total_payload_download,
-            status.total_payload_upload,
-            status.download_payload_rate,
-            status.upload_payload_rate,
-            tuple(peers.values()),
-        )
-
-    # --- what libtorrent tells --------------------------------------------------------------
-
-    def take_piece(self, alert: lt.torrent_alert) -> bool:
-        """Handle the alerts of which there are many; tell whether it was one of them."""
-        match alert:
-            case lt.block_finished_alert():
-                layout = self.torrent.layout
-                if layout is not None:
-                    left = layout.piece_size(alert.piece_index) - alert.block_index * BLOCK_SIZE
-                    self.torrent.peers.on_received(alert.ip, min(left, BLOCK_SIZE))
-                self._blame.sent(alert.piece_index, alert.pid.to_bytes())
-            case lt.piece_finished_alert():
-                self._blame.passed(alert.piece_index)
-                self.torrent.transfer.on_piece_arrived(alert.piece_index)
-            case lt.read_piece_alert() if not alert.error.value():
-                self.torrent.transfer.on_piece_read(alert.piece, alert.buffer)
-            case lt.read_piece_alert() if _is_system(alert.error):
-                error = _storage_error(alert.error, f"cannot read piece {alert.piece}")
-                self.torrent.saver.on_storage_error(error)
-            case lt.read_piece_alert():
-                self.torrent.transfer.on_read_failed(alert.piece)
-            case lt.cache_flushed_alert():
-                self.torrent.transfer.on_flushed()
-            case _:
-                return False
-        return True
-
-    def take_change(self, alert: lt.torrent_alert) -> None:
-        """Handle the other ones."""
-        match alert:
-            case lt.metadata_received_alert():
-                self.check_metadata()
-            case lt.torrent_checked_alert():
-                self.torrent.transfer.on_checked()
-            case lt.file_error_alert():
-                error = _storage_error(alert.error, f"cannot use {alert.filename()}")
-                self.torrent.saver.on_storage_error(error)
-            case lt.torrent_removed_alert():
-                self._gone.set()
-            case lt.peer_connect_alert():
-                nodelay.connected(alert.ip)
-                self.torrent.peers.on_connected(alert.ip)
-            case lt.peer_disconnected_alert():
-                self.torrent.peers.on_disconnected(alert.ip, alert.error.message())
-                code = (alert.error.category().name(), alert.error.value())
-                if code == _PEER_BANNED and not self.torrent.saver.broken:
-                    self._blame.banned_by_host(alert.ip)
-            # What our own disk lost may look like wrong bytes: no peer is to blame then.
-            case lt.peer_ban_alert() if not self.torrent.saver.broken:
-                self._blame.banned(alert.pid.to_bytes(), alert.ip)
-            case lt.hash_failed_alert():
-                self._blame.failed(alert.piece_index)
-
-    def check_metadata(self) -> None:
-        """Hand over the bencoded info dictionary once libtorrent has it."""
-        ended = self._nursery.cancel_scope.cancel_called
-        if ended or self._handle is None or self.torrent.layout is not None:
-            return
-        metadata = self._handle.status().torrent_file
-        if metadata is not None:
-            self._nursery.start_soon(self.torrent.on_metadata, metadata.info_section())
+    def look_again(self) -> None:
+        """Compare notes with libtorrent: some of its news were lost."""
 
 
 class Session:
@@ -228,7 +56,7 @@ class Session:
         pex: whether torrents may learn of peers from peers.
         lt: libtorrent's own object.
         listening: where peers reach it.
-        swarms: what each handle belongs to, as long as libtorrent knows it.
+        swarms: whom the news of each handle concern, as long as libtorrent knows it.
     """
 
     decode = staticmethod(lt.bdecode)
@@ -236,7 +64,7 @@ class Session:
     def __init__(self, settings: EngineSettings) -> None:
         self.pex = settings.pex
         self.listening = Listening(settings.listen)
-        self.swarms: dict[lt.torrent_handle, SessionSwarm] = {}
+        self.swarms: dict[lt.torrent_handle, Member] = {}
         self._totals: list[Callable[[dict[str, int]], None]] = []
         values: Any = session_settings(settings) | {"alert_mask": _ALERTS}
         params = lt.session_params(values)
@@ -283,8 +111,8 @@ class Session:
     def _dispatch(self, alert: lt.alert) -> None:
         if isinstance(alert, lt.torrent_alert):
             swarm = self.swarms.get(alert.handle)
-            if swarm is not None and not swarm.take_piece(alert):
-                swarm.take_change(alert)
+            if swarm is not None:
+                swarm.take(alert)
             return
         match alert:
             case lt.listen_succeeded_alert():
@@ -297,8 +125,7 @@ class Session:
             case lt.alerts_dropped_alert():
                 log.warning("libtorrent's news were lost: every torrent is looked at again")
                 for swarm in list(self.swarms.values()):
-                    swarm.check_metadata()
-                    swarm.torrent.transfer.on_checked()
+                    swarm.look_again()
             case lt.session_stats_alert():
                 waiting, self._totals = self._totals, []
                 for take in waiting:
@@ -338,13 +165,3 @@ async def open_session(settings: EngineSettings) -> AsyncIterator[Session]:
                     pump_scope.cancel()
     finally:
         del session.lt  # the last reference: it ends here, and its ports are free again
-
-
-def _is_system(error: lt.error_code) -> bool:
-    """Whether its value is an errno."""
-    return error.category().name() in ("system", "generic")
-
-
-def _storage_error(error: lt.error_code, what: str) -> StorageError:
-    number = error.value() if _is_system(error) else errno.EIO
-    return StorageError(f"{what}: {error.message()}", errno=number)

@@ -1,6 +1,7 @@
 """What a torrent needs of the BitTorrent engine, and what it is told back.
 
-`Torrent` knows no libtorrent: it speaks to a `Swarm`, which session.py makes of a torrent handle.
+`Torrent` knows no libtorrent: it speaks to a `Swarm`, which session_swarm.py makes of a torrent's
+handle.
 """
 
 from __future__ import annotations

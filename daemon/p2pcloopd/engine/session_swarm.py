@@ -1,0 +1,217 @@
+"""One torrent in libtorrent's session, and what libtorrent tells of it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from pathlib import Path
+
+import libtorrent as lt
+import trio
+
+from p2pcloop.errors import StorageError
+from p2pcloop.formats.link import format_peer
+from p2pcloop.store.have import MAX_PIECES
+from p2pcloopd.engine import nodelay
+from p2pcloopd.engine.blame import Blame
+from p2pcloopd.engine.peers import is_address
+from p2pcloopd.engine.record import Peer, Sources
+from p2pcloopd.engine.session import CLOSE_SECONDS, Session
+from p2pcloopd.engine.swarm import PeerStatistics, Traffic
+from p2pcloopd.engine.torrent import Torrent
+
+BLOCK_SIZE = 1 << 14
+
+_PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
+
+
+class SessionSwarm:
+    """One torrent in libtorrent's session (p2pcloopd.engine.swarm.Swarm)."""
+
+    def __init__(self, session: Session, info_hash: bytes, save_path: Path) -> None:
+        self._session = session
+        self._info_hash = info_hash
+        self._save_path = save_path
+        self._handle: lt.torrent_handle | None = None
+        self._gone = trio.Event()
+        self._nursery: trio.Nursery
+        self.torrent: Torrent
+
+    def attach(self, torrent: Torrent, nursery: trio.Nursery) -> None:
+        """Bring libtorrent's news to a torrent; what must wait becomes a task of `nursery`."""
+        self.torrent = torrent
+        self._nursery = nursery
+
+    @property
+    def handle(self) -> lt.torrent_handle:
+        assert self._handle is not None, "the torrent is not in the session"
+        return self._handle
+
+    def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
+        params = lt.add_torrent_params()
+        params.save_path = str(self._save_path)
+        params.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
+        if not self._session.pex:
+            params.flags |= lt.torrent_flags.disable_pex
+        params.trackers = list(sources.trackers)
+        params.url_seeds = list(sources.web_seeds)
+        # These are connected to at once, others at the next full second.
+        banned = self.torrent.peers.banned
+        params.peers = [p for p in sources.peers if is_address(p[0]) and p not in banned]
+        params.banned_peers = list(banned)
+        pieces = MAX_PIECES  # cut to the true number when the metadata comes
+        if info is None:
+            params.info_hashes = lt.info_hash_t(lt.sha1_hash(self._info_hash))
+        else:
+            params.ti = lt.torrent_info(b"d4:info" + info + b"e")
+            pieces = params.ti.num_pieces()
+        if have is None:
+            # upload_mode: whatever happens to a file that lies elsewhere, it is never written.
+            params.flags |= lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
+        else:
+            params.piece_priorities = [0] * pieces
+            params.have_pieces = have
+        self._gone = trio.Event()
+        self._blame = Blame(self.torrent.peers)
+        self._handle = self._session.lt.add_torrent(params)
+        self._session.swarms[self._handle] = self
+
+    async def stop(self) -> None:
+        if self._handle is None:
+            return
+        handle, self._handle = self._handle, None
+        self._session.lt.remove_torrent(handle)
+        with trio.move_on_after(CLOSE_SECONDS):
+            await self._gone.wait()
+        self._session.swarms.pop(handle, None)
+
+    def prioritize(self, pieces: Iterable[int], priority: int) -> None:
+        pairs = [(piece, priority) for piece in pieces]
+        if pairs:
+            self.handle.prioritize_pieces(pairs)
+
+    def read_piece(self, piece: int) -> None:
+        self.handle.read_piece(piece)
+
+    def flush(self) -> None:
+        self.handle.flush_cache()
+
+    def connect(self, peer: Peer) -> None:
+        # A peer that a tracker names has its failure count wound back: it is tried at once.
+        if self._handle is not None and peer not in self.torrent.peers.banned:
+            self._handle.connect_peer(peer, lt.peer_info.tracker)
+
+    def add_sources(self, sources: Sources) -> None:
+        for url in sources.trackers:
+            self.handle.add_tracker({"url": url})
+        for url in sources.web_seeds:
+            self.handle.add_url_seed(url)
+
+    def here(self) -> list[bool]:
+        return [] if self._handle is None else list(self._handle.status().pieces)
+
+    def traffic(self) -> Traffic:
+        status = self.handle.status(0)
+        received = self.torrent.peers.received
+        peers = {
+            address: PeerStatistics(format_peer(address), False, count)
+            for address, count in received.items()
+        }
+        for info in self.handle.get_peer_info():
+            peers[info.ip] = PeerStatistics(
+                format_peer(info.ip),
+                not info.flags & (lt.peer_info.connecting | lt.peer_info.handshake),
+                received[info.ip],
+                info.total_upload,
+                info.payload_down_speed,
+                info.payload_up_speed,
+            )
+        return Traffic(
+            status.total_payload_download,
+            status.total_payload_upload,
+            status.download_payload_rate,
+            status.upload_payload_rate,
+            tuple(peers.values()),
+        )
+
+    # --- what libtorrent tells --------------------------------------------------------------
+
+    def take(self, alert: lt.torrent_alert) -> None:
+        """Handle an alert."""
+        if not self._take_piece(alert):
+            self._take_change(alert)
+
+    def look_again(self) -> None:
+        """Compare notes with libtorrent: some of its news were lost."""
+        self._check_metadata()
+        self.torrent.transfer.on_checked()
+
+    def _take_piece(self, alert: lt.torrent_alert) -> bool:
+        """Handle the alerts of which there are many; tell whether it was one of them."""
+        match alert:
+            case lt.block_finished_alert():
+                layout = self.torrent.layout
+                if layout is not None:
+                    left = layout.piece_size(alert.piece_index) - alert.block_index * BLOCK_SIZE
+                    self.torrent.peers.on_received(alert.ip, min(left, BLOCK_SIZE))
+                self._blame.sent(alert.piece_index, alert.pid.to_bytes())
+            case lt.piece_finished_alert():
+                self._blame.passed(alert.piece_index)
+                self.torrent.transfer.on_piece_arrived(alert.piece_index)
+            case lt.read_piece_alert() if not alert.error.value():
+                self.torrent.transfer.on_piece_read(alert.piece, alert.buffer)
+            case lt.read_piece_alert() if _is_system(alert.error):
+                error = _storage_error(alert.error, f"cannot read piece {alert.piece}")
+                self.torrent.saver.on_storage_error(error)
+            case lt.read_piece_alert():
+                self.torrent.transfer.on_read_failed(alert.piece)
+            case lt.cache_flushed_alert():
+                self.torrent.transfer.on_flushed()
+            case _:
+                return False
+        return True
+
+    def _take_change(self, alert: lt.torrent_alert) -> None:
+        """Handle the other ones."""
+        match alert:
+            case lt.metadata_received_alert():
+                self._check_metadata()
+            case lt.torrent_checked_alert():
+                self.torrent.transfer.on_checked()
+            case lt.file_error_alert():
+                error = _storage_error(alert.error, f"cannot use {alert.filename()}")
+                self.torrent.saver.on_storage_error(error)
+            case lt.torrent_removed_alert():
+                self._gone.set()
+            case lt.peer_connect_alert():
+                nodelay.connected(alert.ip)
+                self.torrent.peers.on_connected(alert.ip)
+            case lt.peer_disconnected_alert():
+                self.torrent.peers.on_disconnected(alert.ip, alert.error.message())
+                code = (alert.error.category().name(), alert.error.value())
+                if code == _PEER_BANNED and not self.torrent.saver.broken:
+                    self._blame.banned_by_host(alert.ip)
+            # What our own disk lost may look like wrong bytes: no peer is to blame then.
+            case lt.peer_ban_alert() if not self.torrent.saver.broken:
+                self._blame.banned(alert.pid.to_bytes(), alert.ip)
+            case lt.hash_failed_alert():
+                self._blame.failed(alert.piece_index)
+
+    def _check_metadata(self) -> None:
+        """Hand over the bencoded info dictionary once libtorrent has it."""
+        ended = self._nursery.cancel_scope.cancel_called
+        if ended or self._handle is None or self.torrent.layout is not None:
+            return
+        metadata = self._handle.status().torrent_file
+        if metadata is not None:
+            self._nursery.start_soon(self.torrent.on_metadata, metadata.info_section())
+
+
+def _is_system(error: lt.error_code) -> bool:
+    """Whether its value is an errno."""
+    return error.category().name() in ("system", "generic")
+
+
+def _storage_error(error: lt.error_code, what: str) -> StorageError:
+    number = error.value() if _is_system(error) else errno.EIO
+    return StorageError(f"{what}: {error.message()}", errno=number)
