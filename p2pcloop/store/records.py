@@ -1,51 +1,32 @@
 """What a node knows by name: signed manifests, and which of them a name points to.
 
 `manifests/<sha256 hex>` holds a signed manifest as it came; the file's name is the manifest's id.
-`names.msgpack` is canonical msgpack: `{"format": 1, "names": [{"name", "manifest", "version",
-"link"}, ...]}`. Both are replaced whole and synced, and checked whole when they are read. A name
-that cannot be read is passed over: it can be had again by its link, the others may be all there is.
+`names.msgpack` is a table of names (store/name_table.py). Both are replaced whole and synced, and
+checked whole when they are read.
+
+A name never goes back: a version that is older than one that was seen is refused. Two manifests
+under one version are a fork: whoever publishes signs each version once, so one of the two was not
+meant, and nobody but the publisher can tell which.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError, UsageError, storage_error
-from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
-from p2pcloop.formats.manifest import ID_SIZE, SignedManifest, open_manifest
-from p2pcloop.formats.name import Name, parse_name
-from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
+from p2pcloop.errors import MismatchError, NotHereError, UsageError, storage_error
+from p2pcloop.formats.link import Link
+from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
+from p2pcloop.formats.name import Name
+from p2pcloop.formats.record import SignedRecord
 from p2pcloop.store.home import Home, replace_file
-
-FORMAT_VERSION = 1
-MAX_NAMES = 1 << 16
-MAX_NAMES_SIZE = 64 << 20
-_NAME_LIMIT = 128
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class NameRecord:
-    """The newest manifest that is known here under one name.
-
-    Attributes:
-        version: the manifest's version number; it never goes back.
-        link: the link that brought it, with its peers.
-    """
-
-    version: int
-    link: Link
-
-    @property
-    def name(self) -> Name:
-        return self.link.name
-
-    @property
-    def manifest_id(self) -> bytes:
-        return self.link.manifest_id
+from p2pcloop.store.name_table import (
+    MAX_HISTORY,
+    MAX_NAMES,
+    MAX_NAMES_SIZE,
+    NameRecord,
+    pack_names,
+    read_names,
+)
 
 
 class Records:
@@ -59,7 +40,7 @@ class Records:
             StorageError: the system refused.
         """
         self._home = home
-        self._names = {record.name: record for record in _read_names(home)}
+        self._names = {record.name: record for record in read_names(home.names)}
 
     def manifest(self, manifest_id: bytes) -> SignedManifest:
         """Read a manifest that was kept.
@@ -80,52 +61,97 @@ class Records:
             raise MismatchError(f"{path} holds another manifest", hint=f"delete {path}")
         return signed
 
+    def find(self, name: Name) -> NameRecord | None:
+        """What is known under a name, if anything is."""
+        return self._names.get(name)
+
     def name(self, name: Name) -> NameRecord:
         """What is known under a name.
 
         Raises:
             NotHereError: nothing is.
         """
-        try:
-            return self._names[name]
-        except KeyError as err:
-            raise NotHereError(
-                f"{name} is not known here", hint="use the link of the image once"
-            ) from err
+        known = self.find(name)
+        if known is None:
+            raise NotHereError(f"{name} is not known here", hint="use the link of the image once")
+        return known
 
     def names(self) -> list[NameRecord]:
         """All names that are known here, in order."""
         return sorted(self._names.values(), key=lambda record: str(record.name))
 
-    def keep(self, signed: SignedManifest, link: Link) -> NameRecord:
-        """Keep a manifest; let its name point to it, unless the name points to a newer one.
+    def check(self, name: Name, version: int, manifest_id: bytes, *, old: bool = False) -> None:
+        """Refuse what must not be kept.
 
-        Returns what the name points to now. Of two manifests of one version number the one that
-        was known first stays.
+        Args:
+            old: an older version is what was asked for, by its number.
 
         Raises:
-            MismatchError: the link is for another manifest or name.
+            MismatchError: an older version than one that was seen, or a fork.
+        """
+        known = self.find(name)
+        if known is None:
+            return
+        seen = known.versions.get(version)
+        if seen is not None and seen.id != manifest_id:
+            raise fork_error(name, version, seen.id, manifest_id)
+        if version < known.version and not old:
+            raise MismatchError(
+                f"this is version {version} of {name}, and version {known.version} was seen"
+                " already: a name never goes back",
+                hint=f"take the newest by its name, or say that you want this one: --at {version}",
+            )
+
+    def keep(
+        self,
+        signed: SignedManifest,
+        link: Link,
+        *,
+        record: SignedRecord | None = None,
+        old: bool = False,
+    ) -> NameRecord:
+        """Keep a manifest; let its name point to it, or put it into the name's history.
+
+        A link that has no secret does not take a private image's away.
+
+        Args:
+            link: that of the manifest.
+            record: that of the manifest, if there is one.
+            old: as of `check`.
+
+        Returns:
+            What the name points to now.
+
+        Raises:
+            MismatchError: the link or the record is for another manifest or name, or as of
+                `check`; nothing was changed.
             UsageError: there are as many names as may be; what was kept before stays.
             StorageError: the system refused; what was kept before is still there.
         """
-        if (link.manifest_id, link.name) != (signed.id, signed.manifest.name):
+        manifest = signed.manifest
+        if (link.manifest_id, link.name) != (signed.id, manifest.name):
             raise MismatchError(f"the link of {link.name} is for another manifest than it brought")
+        if record is not None:
+            _check_record(record, signed, link)
+        self.check(link.name, manifest.version, signed.id, old=old)
+        known = self.find(link.name)
+        if not manifest.private:
+            link = link.public()
+        elif known is not None:
+            link = replace(link, secret=link.secret or known.link.secret)
+        new = _updated(known, manifest.version, link, record)
+        names = self._names | {link.name: new}
+        data = pack_names(names.values()) if new != known else b""
+        if len(names) > MAX_NAMES or len(data) > MAX_NAMES_SIZE:
+            raise UsageError(
+                f"no room for the name {link.name}: {len(self._names)} are known",
+                hint=f"move {self._home.names} away: images can be had again by their links",
+            )
         self._keep_manifest(signed)
-        known = self._names.get(link.name)
-        record = NameRecord(signed.manifest.version, link)
-        if known is not None and known.manifest_id != signed.id and known.version >= record.version:
-            return known
-        if record != known:
-            names = self._names | {link.name: record}
-            data = _pack_names(names.values())
-            if len(names) > MAX_NAMES or len(data) > MAX_NAMES_SIZE:
-                raise UsageError(
-                    f"no room for the name {link.name}: {len(self._names)} are known",
-                    hint=f"move {self._home.names} away: images can be had again by their links",
-                )
+        if new != known:
             replace_file(self._home.names, data)
             self._names = names
-        return record
+        return new
 
     def _keep_manifest(self, signed: SignedManifest) -> None:
         path = self._home.manifests / signed.id.hex()
@@ -139,54 +165,45 @@ class Records:
         replace_file(path, signed.data)
 
 
-def _pack_names(records: Iterable[NameRecord]) -> bytes:
-    rows = [
-        {
-            "name": str(record.name),
-            "manifest": record.manifest_id,
-            "version": record.version,
-            "link": str(record.link),
-        }
-        for record in records
-    ]
-    return pack_canonical({"format": FORMAT_VERSION, "names": rows})
+def fork_error(name: Name, version: int, one: bytes, other: bytes) -> MismatchError:
+    """The error that tells of two manifests under one version."""
+    return MismatchError(
+        f"fork: two manifests are signed as version {version} of {name}: {one.hex()} and"
+        f" {other.hex()}",
+        hint="nothing was changed; ask the publisher, whose key may be in other hands, for a newer"
+        " version",
+    )
 
 
-def _read_names(home: Home) -> list[NameRecord]:
-    try:
-        data = home.names.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as err:
-        raise storage_error(f"cannot read {home.names}", err) from err
-    try:
-        fields = Fields(unpack_canonical(data, "names.msgpack", MAX_NAMES_SIZE), "names.msgpack")
-        fields.integer("format", FORMAT_VERSION, FORMAT_VERSION)
-        rows = fields.items("names", MAX_NAMES)
-        fields.end()
-    except FormatError as err:
-        raise FormatError(
-            f"{home.names} is damaged: {err}",
-            hint="move it away: images can be had again by their links",
-        ) from err
-    return list(_readable(home, rows))
+def _check_record(record: SignedRecord, signed: SignedManifest, link: Link) -> None:
+    """A record and a manifest must say the same of each other."""
+    said, manifest = record.record, signed.manifest
+    if (said.name, said.version, said.manifest_id, said.manifest_torrent) != (
+        manifest.name,
+        manifest.version,
+        signed.id,
+        link.manifest_torrent,
+    ):
+        raise MismatchError(
+            f"the record of {said.name}, version {said.version}, leads to a manifest of"
+            f" {manifest.name}, version {manifest.version}",
+            hint="ask the publisher to publish it again",
+        )
 
 
-def _readable(home: Home, rows: list[object]) -> Iterator[NameRecord]:
-    for number, row in enumerate(rows, 1):
-        try:
-            yield _read_name(row)
-        except (FormatError, UsageError) as err:
-            _log.warning("%s: name %d of %d is passed over: %s", home.names, number, len(rows), err)
+def _updated(
+    known: NameRecord | None, version: int, link: Link, record: SignedRecord | None
+) -> NameRecord:
+    data = None if record is None else record.data
+    if known is None:
+        return NameRecord(version, link, data)
+    if version < known.version:
+        older = ManifestRef(link.manifest_id, link.manifest_torrent)
+        return replace(known, history=_history({**dict(known.history), version: older}))
+    if version == known.version:
+        return replace(known, link=link, record=data or known.record)
+    return NameRecord(version, link, data, _history(known.versions))
 
 
-def _read_name(row: object) -> NameRecord:
-    fields = Fields(row, "a name in names.msgpack")
-    name = parse_name(fields.text("name", _NAME_LIMIT))
-    manifest_id = fields.data("manifest", ID_SIZE)
-    version = fields.integer("version", 1, 1 << 53)
-    link = parse_link(fields.text("link", MAX_LINK_LENGTH))
-    fields.end()
-    if (link.name, link.manifest_id) != (name, manifest_id):
-        raise FormatError(f"the link of {name} is for something else")
-    return NameRecord(version, link)
+def _history(versions: dict[int, ManifestRef]) -> tuple[tuple[int, ManifestRef], ...]:
+    return tuple(sorted(versions.items())[-MAX_HISTORY:])

@@ -268,8 +268,11 @@ def test_a_name_points_to_the_newest_version(nodes: Nodes, content: bytes) -> No
     publisher, reader = nodes.start(), nodes.start()
     old, new = publisher.publish(content), publisher.publish(content, version=2)
     assert old["name"] == new["name"]
+    reader.call("resolve", ref=old["link"])
     reader.call("resolve", ref=new["link"])
-    assert reader.call("resolve", ref=old["link"])["id"] == old["id"]
+    assert reader.call("resolve", ref=old["name"])["id"] == new["id"]
+    with pytest.raises(MismatchError, match="a name never goes back"):
+        reader.call("resolve", ref=old["link"])
     assert reader.call("resolve", ref=old["name"])["id"] == new["id"]
 
 

@@ -78,14 +78,48 @@ def test_a_newer_version_takes_the_name_and_the_old_manifest_stays(home: Home) -
     assert records.manifest(old.id) == old
 
 
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
 def test_a_name_never_goes_back(home: Home) -> None:
-    old, new, twin = make(1), make(2), make(2, size=8192)
+    old, new = make(1), make(2)
     records = Records(home)
     records.keep(new, link_to(new))
-    assert records.keep(old, link_to(old)).manifest_id == new.id
-    assert records.keep(twin, link_to(twin)).manifest_id == new.id
+    before = tree(home.root)
+    with pytest.raises(MismatchError, match=r"version 1 of .*, and version 2 was seen") as caught:
+        records.keep(old, link_to(old))
+    assert "--at 1" in str(caught.value.hint)
+    assert tree(home.root) == before
     assert Records(home).name(new.manifest.name).version == 2
+
+
+def test_an_older_version_is_kept_beside_when_it_is_asked_for(home: Home) -> None:
+    old, new = make(1), make(5)
+    records = Records(home)
+    records.keep(new, link_to(new))
+    assert records.keep(old, link_to(old), old=True).manifest_id == new.id
+    known = Records(home).name(new.manifest.name)
+    assert (known.version, known.link) == (5, link_to(new))
+    assert {version: ref.id for version, ref in known.versions.items()} == {1: old.id, 5: new.id}
     assert records.manifest(old.id) == old
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("version", [2, 3])
+def test_two_manifests_under_one_version_are_a_fork(home: Home, version: int, old: bool) -> None:
+    records = Records(home)
+    for number in (2, 3):
+        records.keep(make(number), link_to(make(number)))
+    twin = make(version, size=8192)
+    before = tree(home.root)
+    with pytest.raises(MismatchError, match=r"^fork: ") as caught:
+        records.keep(twin, link_to(twin), old=old)
+    assert twin.id.hex() in str(caught.value)
+    assert make(version).id.hex() in str(caught.value)
+    assert tree(home.root) == before
+    after = make(4)
+    assert records.keep(after, link_to(after)).version == 4
 
 
 def test_a_newer_link_to_the_same_manifest_is_kept(home: Home) -> None:
