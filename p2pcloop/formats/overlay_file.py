@@ -6,24 +6,21 @@ methods of `OverlayFile`.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
-import functools
 import os
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
+from p2pcloop.formats.holes import punch_hole
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
 
 _MAX_VIEWS = 1024  # IOV_MAX of Linux
-_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02  # linux/falloc.h
-_KEEPS_ROOM = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOSPC, errno.EINTR)
 
 
 class OverlayFile:
@@ -195,12 +192,9 @@ class OverlayFile:
         Raises:
             StorageError: the disk failed.
         """
-        fallocate = _fallocate()
-        if fallocate is None or fallocate(self._fd, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
-            return
-        code = ctypes.get_errno()
-        if code not in _KEEPS_ROOM:
-            err = OSError(code, os.strerror(code))
+        try:
+            punch_hole(self._fd, offset, length)
+        except OSError as err:
             raise _error(err, "give back room of", self.path) from err
 
     def close(self) -> None:
@@ -252,15 +246,3 @@ def _skip(views: Sequence[_View], count: int) -> list[memoryview]:
             rest.append(memoryview(view)[count:])
         count = max(0, count - len(view))
     return rest
-
-
-@functools.cache
-def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """Return fallocate(2), which Python lacks; None where the C library has none for 64 bits."""
-    try:
-        function = ctypes.CDLL(None, use_errno=True).fallocate64
-    except AttributeError:
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    function.restype = ctypes.c_int
-    return cast("Callable[[int, int, int, int], int]", function)

@@ -27,7 +27,7 @@ from p2pcloop.errors import (
     P2pcloopError,
     StorageError,
 )
-from p2pcloop.formats import overlay_file
+from p2pcloop.formats import holes, overlay_file
 from p2pcloop.formats.overlay import Overlay, OverlayInfo, State
 from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
 from p2pcloop.formats.overlay_states import StateTable
@@ -103,7 +103,7 @@ def test_zero_gives_room_back(path: Path) -> None:
 def test_room_is_kept_where_no_holes_can_be_made(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(overlay_file, "_fallocate", lambda: None)
+    monkeypatch.setattr(holes, "_fallocate", lambda: None)
     with Overlay.open(path, image_id=IMAGE) as overlay:
         overlay.write(0, [block(1)])
         overlay.zero(0, 1)

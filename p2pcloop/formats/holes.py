@@ -1,0 +1,45 @@
+"""Holes in files: fallocate(2), which Python lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Callable
+from typing import cast
+
+_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02  # linux/falloc.h
+_KEEPS_ROOM = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOSPC, errno.EINTR)
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Give back the disk room of a range of a file, which then reads as zeros; its size stays.
+
+    Returns:
+        False, and nothing happened, where the file system cannot make holes.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    fallocate = _fallocate()
+    if fallocate is None:
+        return False
+    if fallocate(descriptor, _KEEP_SIZE_PUNCH_HOLE, offset, length) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code not in _KEEPS_ROOM:
+        raise OSError(code, os.strerror(code))
+    return False
+
+
+@functools.cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """The C library's function; None where it has none for 64 bits."""
+    try:
+        function = ctypes.CDLL(None, use_errno=True).fallocate64
+    except AttributeError:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function.restype = ctypes.c_int
+    return cast("Callable[[int, int, int, int], int]", function)
