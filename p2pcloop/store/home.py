@@ -9,11 +9,15 @@
     keys/                     the user's signing keys
     manifests/<sha256 hex>    signed manifests as they came
     names.msgpack             what each name points to
-    torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, data
+    pins.msgpack              images that are never evicted
+    torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, when used, data
+    leases/                   what running readers use, a file each, locked as long as they run
+    overlays/                 overlays that lie on images of this home, a file each
     indexes/                  indexes of cloop files that are used where they lie
     tmp/                      what is being made; on the same file system as torrents/
 
-Only the holder of `lock` writes `ports.msgpack`, `manifests/`, `names.msgpack` and `torrents/`.
+Only the holder of `lock` writes `ports.msgpack`, `manifests/`, `names.msgpack`, `pins.msgpack` and
+`torrents/`.
 """
 
 from __future__ import annotations
@@ -95,6 +99,18 @@ class Home:
         return self.root / "names.msgpack"
 
     @property
+    def pins(self) -> Path:
+        return self.root / "pins.msgpack"
+
+    @property
+    def leases(self) -> Path:
+        return self.root / "leases"
+
+    @property
+    def overlays(self) -> Path:
+        return self.root / "overlays"
+
+    @property
     def torrents(self) -> Path:
         return self.root / "torrents"
 
@@ -105,6 +121,9 @@ class Home:
     @property
     def tmp(self) -> Path:
         return self.root / "tmp"
+
+    def _directories(self) -> tuple[Path, ...]:
+        return self.keys, self.manifests, self.leases, self.overlays, self.torrents, self.tmp
 
     def create(self) -> None:
         """Make the directories that are missing, for this user only.
@@ -123,7 +142,7 @@ class Home:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_owner()
-            for directory in (self.keys, self.manifests, self.torrents, self.tmp):
+            for directory in self._directories():
                 directory.mkdir(mode=0o700, exist_ok=True)
         except FileExistsError as err:
             raise UsageError(f"{err.filename} is not a directory", hint="choose another") from err

@@ -1,0 +1,116 @@
+"""What to evict: from what is here and when it was used, to what goes. Nothing here does it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from p2pcloop.store.stamps import set_bits
+from p2pcloop.store.usage import Keep
+
+
+@dataclass(frozen=True, slots=True)
+class TorrentUse:
+    """One torrent of the store.
+
+    Attributes:
+        torrent: info hash.
+        size: bytes of its content; 0 while that is not known.
+        piece_length: bytes of each piece but the last.
+        here: one bit a piece, most significant bit first: which are here.
+        stamps: when each piece was last booted, seconds since 1970; 0: never.
+        room: bytes on the disk that its content takes.
+        records: bytes on the disk that the rest takes, which go with the torrent only.
+        junk: bytes of `room` that hold no piece that is here.
+        keep: why nothing of it may go, or None.
+        garbage: nothing names it: it goes whole.
+    """
+
+    torrent: bytes
+    size: int
+    piece_length: int
+    here: bytes
+    stamps: Sequence[int]
+    room: int
+    records: int = 0
+    junk: int = 0
+    keep: Keep | None = None
+    garbage: bool = False
+
+    @property
+    def pieces(self) -> int:
+        """How many it has."""
+        return len(self.stamps)
+
+    def piece_size(self, piece: int) -> int:
+        """Bytes of a piece: the last one may be shorter."""
+        return min(self.piece_length, self.size - piece * self.piece_length)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What goes.
+
+    Attributes:
+        remove: torrents that go whole.
+        evict: pieces that go, by torrent; of one without pieces only what holds none is given back.
+        room: bytes on the disk now.
+        left: bytes on the disk afterwards, but for what file systems round up.
+        kept: bytes of what stays, by reason; without what might go, too, if that were needed.
+    """
+
+    remove: tuple[bytes, ...]
+    evict: Mapping[bytes, tuple[int, ...]]
+    room: int
+    left: int
+    kept: Mapping[Keep, int]
+
+
+def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
+    """Choose what goes so that the rest takes at most `quota` bytes.
+
+    What nothing names and what holds no piece goes in any case. Then pieces go one by one, the
+    least recently booted first. Of pieces that no boot ever used, those of the torrent go first
+    that was not used for the longest time, from its end: a pack has at its start what boots need.
+
+    Args:
+        quota: None: nothing more goes.
+    """
+    uses = sorted(torrents, key=lambda use: use.torrent)
+    free = [use for use in uses if use.keep is None]
+    remove = tuple(use.torrent for use in free if use.garbage)
+    free = [use for use in free if not use.garbage]
+    room = sum(use.room + use.records for use in uses)
+    left = room - sum(use.room + use.records for use in uses if use.torrent in set(remove))
+    left -= sum(use.junk for use in free)
+    evict: dict[bytes, list[int]] = {use.torrent: [] for use in free if use.junk}
+    if quota is not None and left > quota:
+        for use, piece in _least_recent_first(free):
+            evict.setdefault(use.torrent, []).append(piece)
+            left -= use.piece_size(piece)
+            if left <= quota:
+                break
+    chosen = {torrent: tuple(sorted(pieces)) for torrent, pieces in evict.items()}
+    return Choice(remove, chosen, room, left, _kept(uses, remove))
+
+
+def _least_recent_first(uses: Iterable[TorrentUse]) -> list[tuple[TorrentUse, int]]:
+    keyed = [
+        (use.stamps[piece], latest, use.torrent, -piece, use)
+        for use in uses
+        for latest in (max(use.stamps, default=0),)
+        for piece in set_bits(use.here, use.pieces)
+    ]
+    keyed.sort(key=lambda item: item[:4])
+    return [(use, -piece) for _, _, _, piece, use in keyed]
+
+
+def _kept(uses: Iterable[TorrentUse], removed: tuple[bytes, ...]) -> dict[Keep, int]:
+    kept: Counter[Keep] = Counter()
+    for use in uses:
+        if use.keep is not None:
+            kept[use.keep] += use.room
+        if use.torrent not in removed:
+            kept[Keep.RECORDS] += use.records
+    return {reason: kept[reason] for reason in Keep if kept[reason]}

@@ -1,0 +1,56 @@
+"""Pinned images: they are never evicted.
+
+`pins.msgpack` is canonical msgpack: `{"format": 1, "pins": [{"manifest": bytes, "name": text},
+...]}`, in the order in which they were pinned. It is replaced whole and synced.
+"""
+
+from __future__ import annotations
+
+from p2pcloop.errors import FormatError, UsageError, storage_error
+from p2pcloop.formats.manifest import ID_SIZE
+from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
+from p2pcloop.store.home import Home, replace_file
+
+_FORMAT = 1
+_NAME_LIMIT = 128
+MAX_PINS = 1 << 14
+_MAX_SIZE = 4 << 20
+
+
+def load_pins(home: Home) -> dict[bytes, str]:
+    """The ids of the pinned manifests, each with the name that it had then.
+
+    Raises:
+        FormatError: pins.msgpack is damaged.
+        StorageError: the system refused.
+    """
+    try:
+        data = home.pins.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        raise storage_error(f"cannot read {home.pins}", err) from err
+    try:
+        fields = Fields(unpack_canonical(data, "pins.msgpack", _MAX_SIZE), "pins.msgpack")
+        fields.integer("format", _FORMAT, _FORMAT)
+        rows = [Fields(row, "a pin") for row in fields.items("pins", MAX_PINS)]
+        pins = {row.data("manifest", ID_SIZE): row.text("name", _NAME_LIMIT) for row in rows}
+        for each in (fields, *rows):
+            each.end()
+    except FormatError as err:
+        hint = "move it away and pin again what is to stay"
+        raise FormatError(f"{home.pins} is damaged: {err}", hint=hint) from err
+    return pins
+
+
+def save_pins(home: Home, pins: dict[bytes, str]) -> None:
+    """Keep the pins, durably. Only the holder of the home's lock may.
+
+    Raises:
+        UsageError: they are too many.
+        StorageError: the system refused; the old pins are still there.
+    """
+    if len(pins) > MAX_PINS:
+        raise UsageError(f"more than {MAX_PINS} images cannot be pinned")
+    rows = [{"manifest": manifest, "name": name} for manifest, name in pins.items()]
+    replace_file(home.pins, pack_canonical({"format": _FORMAT, "pins": rows}))

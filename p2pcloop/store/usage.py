@@ -1,0 +1,119 @@
+"""Which torrents must stay, and why: what this home's manifests, pins and overlays say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
+from p2pcloop.formats.manifest import ID_SIZE, LayerRef, Manifest, ManifestRef, open_manifest
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import list_keys, read_key
+from p2pcloop.store.lease import leased_torrents
+from p2pcloop.store.overlays import overlaid_manifests
+from p2pcloop.store.pins import load_pins
+
+
+class Keep(Enum):
+    """Why something is not evicted; the value completes "2.1 GB ...". The first that holds is told."""
+
+    RUNNING = "are in use by running guests or commands"
+    READING = "are just being read or fetched"
+    PINNED = "are pinned"
+    OVERLAY = "lie below overlays"
+    PUBLISHED = "were published from here"
+    IN_PLACE = "belong to files that are seeded where they lie"
+    LINKED = "have hard links elsewhere"
+    RECORDS = "are metadata and manifests"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What must stay of the torrents that are named here.
+
+    Attributes:
+        keep: torrents that must stay whole.
+        named: torrents that are layers of known manifests.
+    """
+
+    keep: Mapping[bytes, Keep]
+    named: frozenset[bytes]
+
+
+def look_at_usage(home: Home) -> Usage:
+    """Read manifests, pins, leases, overlays and keys.
+
+    Raises:
+        FormatError, MismatchError, UsageError: one of them cannot be read: nothing may be evicted,
+            since nobody knows what it would have said.
+        StorageError: the system refused.
+    """
+    manifests = dict(_manifests(home))
+    keep: dict[bytes, Keep] = dict.fromkeys(leased_torrents(home), Keep.RUNNING)
+
+    def note(layers: Iterable[LayerRef], reason: Keep) -> None:
+        for layer in layers:
+            keep.setdefault(layer.torrent, reason)
+
+    for pin in load_pins(home):
+        if pin in manifests:
+            note(manifests[pin].all_layers, Keep.PINNED)
+    for _, ids in overlaid_manifests(home):
+        for manifest_id in ids & manifests.keys():
+            note(manifests[manifest_id].all_layers, Keep.OVERLAY)
+    ours = {read_key(home.keys, name).public for name in list_keys(home.keys)}
+    for manifest in manifests.values():
+        if manifest.key in ours:
+            note(published_layers(manifest, manifests, ours), Keep.PUBLISHED)
+    named = frozenset(layer.torrent for m in manifests.values() for layer in m.all_layers)
+    return Usage(keep, named)
+
+
+def published_layers(
+    manifest: Manifest, known: Mapping[bytes, Manifest], ours: set[bytes]
+) -> list[LayerRef]:
+    """The layers that a manifest of ours has from nobody else: this may be their only copy.
+
+    What it was made from, and so its layers, may be of another key: those can be had from there.
+    Of ancestors that are not known here nothing is taken away.
+
+    Args:
+        manifest: signed by one of `ours`.
+        known: the manifests that are known here, by id.
+        ours: the public keys of this home.
+    """
+    theirs: set[bytes] = set()
+    seen: set[bytes] = set()
+    ahead = [manifest.parent, manifest.previous]
+    while ahead:
+        ref = ahead.pop()
+        if not isinstance(ref, ManifestRef) or ref.id in seen or ref.id not in known:
+            continue
+        seen.add(ref.id)
+        ancestor = known[ref.id]
+        if ancestor.key in ours:
+            ahead += [ancestor.parent, ancestor.previous]
+        else:
+            theirs.update(layer.torrent for layer in ancestor.all_layers)
+    return [layer for layer in manifest.all_layers if layer.torrent not in theirs]
+
+
+def _manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
+    """Every manifest that is known here, by its id."""
+    try:
+        for path in sorted(home.manifests.iterdir()):
+            if len(path.name) != 2 * ID_SIZE:
+                continue  # one that is being written
+            hint = f"delete {path}; it can be had again by its link"
+            try:
+                signed = open_manifest(path.read_bytes())
+            except (FormatError, MismatchError) as err:
+                raise FormatError(f"{path} is damaged: {err}", hint=hint) from err
+            if signed.id.hex() != path.name:
+                raise MismatchError(f"{path} holds another manifest", hint=hint)
+            yield signed.id, signed.manifest
+    except FileNotFoundError as err:
+        raise NotHereError(f"there is no {err.filename}") from err
+    except OSError as err:
+        raise storage_error(f"cannot read {home.manifests}", err) from err
