@@ -6,11 +6,24 @@ name. So sources hand over bytes as they came, and they are checked here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import trio
+
+from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.name import Name
+from p2pcloop.formats.record import SignedRecord, open_record
+
+LOOK_SECONDS = 10.0
+"""The longest that sources are waited for."""
+
+GRACE_SECONDS = 1.0
+"""How long the others are waited for once one has answered, where any version will do."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +92,89 @@ class MirrorSource:
 
     async def find(self, name: Name) -> Sequence[FoundRecord]:
         return [FoundRecord(await self._mirror.record(name), mirrors=(self._mirror.base,))]
+
+
+@dataclass(slots=True)
+class LookedUp:
+    """What the sources said about a name.
+
+    Attributes:
+        newest: the valid records of the highest version that was found: one, or more where they
+            name different manifests (a fork); none where nothing was found.
+        mirrors: where the newest may be had, as of `FoundRecord`.
+        peers: as of `FoundRecord`.
+        problems: a line for each source that gave nothing, or something wrong, and why.
+    """
+
+    newest: list[SignedRecord] = field(default_factory=list)
+    mirrors: list[str] = field(default_factory=list)
+    peers: list[tuple[str, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, signed: SignedRecord, found: FoundRecord) -> None:
+        """Take a valid record."""
+        version = self.newest[0].record.version if self.newest else 0
+        if signed.record.version < version:
+            return
+        if signed.record.version > version:
+            self.newest, self.mirrors, self.peers = [], [], []
+        if all(signed.record.manifest_id != known.record.manifest_id for known in self.newest):
+            self.newest.append(signed)
+        self.mirrors += [base for base in found.mirrors if base not in self.mirrors]
+        self.peers += [peer for peer in found.peers if peer not in self.peers]
+
+
+async def look_up(
+    name: Name,
+    sources: Iterable[RecordSource],
+    *,
+    thorough: bool,
+    seconds: float = LOOK_SECONDS,
+) -> LookedUp:
+    """Ask all sources at once. Takes `seconds` at most, whatever they do.
+
+    Args:
+        thorough: wait for all of them, since the newest version is wanted; otherwise only a
+            moment longer than for the first valid answer.
+    """
+    result = LookedUp()
+
+    async def ask(source: RecordSource, scope: trio.CancelScope) -> None:
+        problems: list[str] = []
+        found: Sequence[FoundRecord] = ()
+        try:
+            found = await source.find(name)
+        except P2pcloopError as err:
+            problems.append(str(err))
+        else:
+            if not found:
+                problems.append("has no record of it")
+        valid = 0
+        for each in found:
+            try:
+                result.add(_check(each, name), each)
+                valid += 1
+            except P2pcloopError as err:
+                problems.append(str(err))
+        waiting.discard(source.name)
+        result.problems += [f"{source.name}: {problem}" for problem in problems]
+        if valid and not thorough:
+            scope.deadline = min(scope.deadline, trio.current_time() + GRACE_SECONDS)
+
+    waiting: set[str] = set()
+    with trio.move_on_after(seconds) as scope:
+        async with trio.open_nursery() as nursery:
+            for source in sources:
+                waiting.add(source.name)
+                nursery.start_soon(ask, source, scope)
+    result.problems += [f"{each}: no answer in time" for each in sorted(waiting)]
+    for problem in result.problems:
+        _log.info("looking for %s: %s", name, problem)
+    return result
+
+
+def _check(found: FoundRecord, name: Name) -> SignedRecord:
+    signed = open_record(found.data)
+    if signed.record.name != name:
+        raise MismatchError(f"answered with a record of {signed.record.name}")
+    return signed

@@ -1,0 +1,61 @@
+"""A name with the place where its record lies: `@key/label` behind the base of a mirror, or alone.
+
+    @<key>/<label>
+    https://host/dir/@<key>/<label>
+    /directory/@<key>/<label>
+
+A base ends in "/": a URL, or a directory. docs/formats/mirror.md says what lies there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.link import parse_mirror
+from p2pcloop.formats.name import Name, parse_name
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A name, and where to ask for it.
+
+    Attributes:
+        name: whose image it is and what they call it.
+        base: URL or directory, ending in "/"; "" for wherever the name may be found.
+    """
+
+    name: Name
+    base: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.base}{self.name}"
+
+
+def is_place(text: str) -> bool:
+    """Tell a name, with or without a base, from a file: by `@` at the start or behind a "/"."""
+    return text.startswith("@") or "/@" in text or is_url(text)
+
+
+def is_url(text: str) -> bool:
+    """Tell the URL of a mirror from a directory."""
+    return text[:8].lower().startswith(("http://", "https://"))
+
+
+def parse_place(text: str) -> Place:
+    """Read a name with or without a base; a directory is taken as it stands.
+
+    Raises:
+        FormatError: it is not of that form.
+    """
+    base, at, name = text.rpartition("@")
+    if is_url(text):
+        if not at:
+            raise FormatError(
+                f"{text[:120]!r} does not end in a name",
+                hint="an image on the web is written https://HOST/DIR/@<key>/<label>",
+            )
+        parse_mirror(base)
+    elif base and not base.endswith("/"):
+        raise FormatError(f"{text[:120]!r} has no `/` before the `@` of a name")
+    return Place(parse_name(at + name), base)
