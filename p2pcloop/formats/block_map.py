@@ -7,15 +7,21 @@ each stretch of changed blocks. Blocks that no run holds are the lower layer's, 
 base. A run of chunk `ZERO_CHUNK` reads as zeros.
 
 Merging joins the maps of all layers once, when an image is opened; a look-up is one bisect.
+
+Maps are read, merged and kept in arrays, column by column: a stack of layers has some 100,000 runs,
+and an object for each would cost a second and 20 MB. `Run` is for code that makes layers.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress, count, islice
+from operator import add, ne
 
 from p2pcloop.errors import FormatError
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
@@ -58,12 +64,48 @@ class Run:
         )
 
 
+class LayerMap:
+    """The runs of one layer in columns, 16 bytes a run.
+
+    Attributes:
+        starts, counts, chunks: as in `Run`.
+        shapes: `within` in the lower 16 bits, `per_chunk` in the upper ones.
+    """
+
+    __slots__ = ("chunks", "counts", "shapes", "starts")
+
+    def __init__(self, words: array[int]) -> None:
+        """Take four words for each run, as they stand in a map; they are believed."""
+        self.starts = words[0::4]
+        self.counts = words[1::4]
+        self.chunks = words[2::4]
+        self.shapes = words[3::4]
+
+    @classmethod
+    def from_runs(cls, runs: Iterable[Run]) -> LayerMap:
+        """Runs in order, none over another."""
+        return cls(_words(pack_runs(runs)))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[Run]:
+        for start, blocks, chunk, shape in zip(
+            self.starts, self.counts, self.chunks, self.shapes, strict=True
+        ):
+            yield Run(start, blocks, chunk, shape & 0xFFFF, shape >> 16)
+
+    def ends(self) -> Iterator[int]:
+        """The block after each run."""
+        return map(add, self.starts, self.counts)
+
+
 def pack_runs(runs: Iterable[Run]) -> bytes:
     """Write the runs of one layer, 16 bytes each."""
     return b"".join(RUN.pack(r.start, r.count, r.chunk, r.within, r.per_chunk) for r in runs)
 
 
-def unpack_runs(data: bytes, *, blocks: int, chunks: int) -> list[Run]:
+def unpack_runs(data: bytes, *, blocks: int, chunks: int) -> LayerMap:
     """Read the runs of one layer and check them whole.
 
     Args:
@@ -76,49 +118,66 @@ def unpack_runs(data: bytes, *, blocks: int, chunks: int) -> list[Run]:
     """
     if len(data) % RUN.size:
         raise FormatError(f"a map of {len(data)} bytes is not a whole number of runs")
-    runs = []
+    layer_map = LayerMap(_words(data))
     end = 0
-    for start, count, chunk, within, per_chunk in RUN.iter_unpack(data):
-        if start < end or count == 0 or start + count > blocks:
+    for start, blocks_of_run, chunk, shape in zip(
+        layer_map.starts, layer_map.counts, layer_map.chunks, layer_map.shapes, strict=True
+    ):
+        if start < end or not blocks_of_run or start + blocks_of_run > blocks:
             raise FormatError("a map has runs that overlap, are empty or point outside the device")
-        end = start + count
+        end = start + blocks_of_run
         if chunk == ZERO_CHUNK:
-            if within or per_chunk:
+            if shape:
                 raise FormatError("a run of zeros in a map names blocks within a chunk")
-        elif not within < per_chunk <= MAX_BLOCKS_PER_CHUNK:
+            continue
+        within, per_chunk = shape & 0xFFFF, shape >> 16
+        if not within < per_chunk <= MAX_BLOCKS_PER_CHUNK:
             raise FormatError("a run of a map names a block outside its chunk")
-        elif chunk + (within + count - 1) // per_chunk >= chunks:
+        if chunk + (within + blocks_of_run - 1) // per_chunk >= chunks:
             raise FormatError("a run of a map points past the last chunk")
-        runs.append(Run(start, count, chunk, within, per_chunk))
-    return runs
+    return layer_map
 
 
-def merge(layers: Sequence[Iterable[Run]]) -> list[Run]:
-    """Join the runs of layers, base first, into one sorted list; upper layers hide lower ones.
+def _words(data: bytes) -> array[int]:
+    words = array("I")
+    words.frombytes(data)
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
 
-    Runs get the number of their layer; those that follow each other without a seam are joined.
+
+def merge(layers: Sequence[LayerMap]) -> BlockMap:
+    """Join the maps of layers, base first; upper layers hide lower ones.
+
+    The borders of all runs cut the device into stretches. Layer by layer each run is written over
+    the stretches that it covers; what stays at last is what is seen.
     """
-    merged: list[Run] = []
-    for number, runs in enumerate(layers):
-        merged = _lay_over(merged, [replace(run, layer=number) for run in runs])
-    return list(_join(merged))
-
-
-def _lay_over(lower: list[Run], upper: list[Run]) -> list[Run]:
-    """Both sorted; what of `lower` lies under `upper` is cut away."""
-    result: list[Run] = []
-    position = 0
-    for top in upper:
-        while position < len(lower) and lower[position].start < top.end:
-            below = lower[position]
-            if below.start < top.start:
-                result.append(below.part(below.start, min(below.end, top.start)))
-            if below.end > top.end:
-                lower[position] = below.part(top.end, below.end)
-                break
-            position += 1
-        result.append(top)
-    return result + lower[position:]
+    borders = [0]
+    for layer in layers:
+        borders += layer.starts
+        borders += layer.ends()
+    borders.sort()
+    borders = [0, *compress(islice(borders, 1, None), map(ne, islice(borders, 1, None), borders))]
+    position = dict(zip(borders, count()))
+    columns = _Columns()
+    owners = array("I", bytes(4 * len(borders)))
+    for number, layer in enumerate(layers):
+        row = columns.add(number, layer)
+        firsts = map(position.__getitem__, layer.starts)
+        lasts = map(position.__getitem__, layer.ends())
+        for first, last in zip(firsts, lasts, strict=True):
+            if last - first == 1:
+                owners[first] = row
+            else:
+                owners[first:last] = array("I", (row,)) * (last - first)
+            row += 1
+    # Stretches of one owner side by side are one.
+    seams = [0, *compress(count(1), map(ne, islice(owners, 1, None), owners))]
+    return BlockMap(
+        array("Q", map(borders.__getitem__, seams)),
+        array("I", map(owners.__getitem__, seams)),
+        columns,
+    )
 
 
 def _join(runs: Iterable[Run]) -> Iterator[Run]:
@@ -149,78 +208,98 @@ Piece = tuple[int, int, int, int]
 """Layer, chunk, first block within the chunk, number of blocks."""
 
 
+class _Columns:
+    """The runs of all layers, one row each; row 0 is where no run is, which reads as zeros."""
+
+    def __init__(self) -> None:
+        self.starts = array("I", (0,))
+        self.chunks = array("I", (ZERO_CHUNK,))
+        self.shapes = array("I", (0,))
+        self.layers = array("H", (0,))
+
+    def add(self, number: int, layer: LayerMap) -> int:
+        """Append the runs of a layer; return the row of the first."""
+        row = len(self.starts)
+        self.starts += layer.starts
+        self.chunks += layer.chunks
+        self.shapes += layer.shapes
+        self.layers += array("H", (number,)) * len(layer)
+        return row
+
+
+_BEHIND_ALL = 1 << 33
+"""A border that no block of a device reaches."""
+
+
 class BlockMap:
-    """A sorted list of runs, kept in arrays (18 bytes a run), looked up by bisect."""
+    """What each block of an image is: sorted stretches, each a part of a run of some layer.
 
-    def __init__(self, runs: Iterable[Run]) -> None:
-        self._starts = array("I")
-        self._counts = array("I")
-        self._chunks = array("I")
-        self._withins = array("H")
-        self._per_chunks = array("H")
-        self._layers = array("H")
-        for run in runs:
-            self._starts.append(run.start)
-            self._counts.append(run.count)
-            self._chunks.append(run.chunk)
-            self._withins.append(run.within)
-            self._per_chunks.append(run.per_chunk)
-            self._layers.append(run.layer)
+    Takes 14 bytes for each run of the layers and 12 for each stretch.
+    """
 
-    def __len__(self) -> int:
-        return len(self._starts)
+    def __init__(self, borders: array[int], rows: array[int], columns: _Columns) -> None:
+        """`borders` are where stretches begin, the first at 0; `rows` whose part each one is."""
+        self._borders = borders
+        self._borders.append(_BEHIND_ALL)
+        self._rows = rows
+        self._starts = columns.starts
+        self._chunks = columns.chunks
+        self._shapes = columns.shapes
+        self._layers = columns.layers
 
     def __iter__(self) -> Iterator[Run]:
-        return map(
-            Run,
-            self._starts,
-            self._counts,
-            self._chunks,
-            self._withins,
-            self._per_chunks,
-            self._layers,
-        )
+        """The map as runs with the numbers of their layers; those without a seam are joined."""
+        return _join(self._parts())
+
+    def _parts(self) -> Iterator[Run]:
+        for index, row in enumerate(self._rows):
+            if row:
+                shape = self._shapes[row]
+                start, end = self._borders[index], self._borders[index + 1]
+                run = Run(
+                    self._starts[row],
+                    end - self._starts[row],
+                    self._chunks[row],
+                    shape & 0xFFFF,
+                    shape >> 16,
+                    self._layers[row],
+                )
+                yield run.part(start, end)
 
     def pieces(self, block: int, count: int) -> Sequence[Piece]:
         """Cut `count` (at least 1) blocks from `block` on into what each chunk holds, in order.
 
         What no run holds is told as `ZERO_CHUNK`, like what a run says reads as zeros.
         """
-        index = bisect_right(self._starts, block) - 1
-        if index >= 0 and block + count <= self._starts[index] + self._counts[index]:
-            # The usual case, on every read: all of it in one run.
-            return self._run_pieces(index, block, block + count)
-        return self._pieces(index, block, block + count)
-
-    def _pieces(self, index: int, block: int, end: int) -> list[Piece]:
-        starts, counts = self._starts, self._counts
+        borders = self._borders
+        index = bisect_right(borders, block) - 1
+        end = block + count
+        if end <= borders[index + 1]:
+            # The usual case, on every read: all of it in one stretch.
+            return self._run_pieces(self._rows[index], block, end)
         found: list[Piece] = []
         while block < end:
-            if index >= 0 and block < starts[index] + counts[index]:
-                stop = min(end, starts[index] + counts[index])
-                found += self._run_pieces(index, block, stop)
-                block = stop
+            stop = min(end, borders[index + 1])
+            found += self._run_pieces(self._rows[index], block, stop)
+            block = stop
             index += 1
-            stop = min(end, starts[index]) if index < len(starts) else end
-            if stop > block:
-                found.append((0, ZERO_CHUNK, 0, stop - block))
-                block = stop
         return found
 
-    def _run_pieces(self, index: int, block: int, stop: int) -> Sequence[Piece]:
-        chunk = self._chunks[index]
+    def _run_pieces(self, row: int, block: int, stop: int) -> Sequence[Piece]:
+        chunk = self._chunks[row]
         if chunk == ZERO_CHUNK:
             return ((0, ZERO_CHUNK, 0, stop - block),)
-        layer, per_chunk = self._layers[index], self._per_chunks[index]
-        chunks, within = divmod(self._withins[index] + block - self._starts[index], per_chunk)
+        layer, shape = self._layers[row], self._shapes[row]
+        per_chunk = shape >> 16
+        chunks, within = divmod((shape & 0xFFFF) + block - self._starts[row], per_chunk)
         chunk += chunks
         if stop - block <= per_chunk - within:
             return ((layer, chunk, within, stop - block),)
         found: list[Piece] = []
         while block < stop:
-            count = min(per_chunk - within, stop - block)
-            found.append((layer, chunk, within, count))
-            block += count
+            blocks = min(per_chunk - within, stop - block)
+            found.append((layer, chunk, within, blocks))
+            block += blocks
             chunk += 1
             within = 0
         return found

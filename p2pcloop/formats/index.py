@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import zstandard
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.block_map import RUN, Run, pack_runs, unpack_runs
+from p2pcloop.formats.block_map import RUN, LayerMap, Run, pack_runs, unpack_runs
 from p2pcloop.formats.chunk_table import (
     ENTRIES_PER_PAGE,
     ENTRY,
@@ -275,7 +275,7 @@ def open_index(index: bytes) -> IndexHeader:
     return read_header(index[: header_length(index[: FIXED.size])])
 
 
-def read_map(header: IndexHeader, stored: bytes, *, seal: Seal | None = None) -> list[Run]:
+def read_map(header: IndexHeader, stored: bytes, *, seal: Seal | None = None) -> LayerMap:
     """Unpack the map, of which the caller has verified the hash.
 
     Args:

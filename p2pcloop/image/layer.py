@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from p2pcloop.errors import FormatError
-from p2pcloop.formats.block_map import Run
+from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.formats.block_map import LayerMap
 from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, Chunk
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
+from p2pcloop.formats.seal import Seal
+from p2pcloop.image.api import Missing
 from p2pcloop.image.content import Content
+
+Elsewhere = Callable[[Chunk], bytes | None]
+"""Returns the content of a chunk, verified, from wherever else it lies here; None where nowhere."""
+
+
+def nowhere(_chunk: Chunk) -> None:
+    """Knows no other place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A pack, in the content of the layer that it belongs to.
+
+    Attributes:
+        content: index and pack of that layer, end to end.
+        start: where in it the pack begins: the length of the index.
+        length: bytes of the pack.
+        seal: of that layer, where its chunks are sealed.
+    """
+
+    content: Content
+    start: int
+    length: int
+    seal: Seal | None = None
+
+    def decode(self, chunk: Chunk, stored: bytes) -> bytes | None:
+        """Return the content of a chunk of this pack, verified; None where the bytes are wrong."""
+        try:
+            if self.seal is not None:
+                stored = self.seal.open_chunk(chunk.offset, stored)
+            data = decode(chunk.codec, stored, chunk.size)
+        except (FormatError, MismatchError):
+            return None
+        return data if hashlib.sha256(data).digest() == chunk.id else None
 
 
 def load_header(content: Content, layer_id: bytes, length: int) -> IndexHeader:
@@ -34,25 +72,44 @@ class Layer:
         header: of the layer's index.
     """
 
-    def __init__(self, content: Content, header: IndexHeader) -> None:
+    def __init__(
+        self,
+        content: Content,
+        header: IndexHeader,
+        *,
+        seal: Seal | None = None,
+        sources: Sequence[Pack] = (),
+        elsewhere: Elsewhere = nowhere,
+    ) -> None:
         """Read and verify the map.
+
+        Args:
+            content: the layer's bytes.
+            header: of its index.
+            seal: where the layer is sealed.
+            sources: the packs of the layers that the header names, in that order.
+            elsewhere: asked for each chunk that is missing.
 
         Raises:
             Missing: the map is not here.
             FormatError: it is what was signed and yet cannot be right.
+            MismatchError: it is sealed under another key.
         """
-        self._content = content
         self.header = header
+        self._content = content
+        self._seal = seal
+        self._elsewhere = elsewhere
+        self._packs = (Pack(content, header.index_length, header.pack_length, seal), *sources)
         stored = _verified(
             content, header.length, header.map_length, header.map_hash, "the map of a layer"
         )
-        self._runs: list[Run] = read_map(header, stored)
+        self._map = read_map(header, stored, seal=seal)
         self._pages: dict[int, list[Chunk]] = {}
 
-    def take_runs(self) -> list[Run]:
+    def take_map(self) -> LayerMap:
         """Return the layer's map, which is forgotten here: once merged, it only costs memory."""
-        runs, self._runs = self._runs, []
-        return runs
+        layer_map, self._map = self._map, LayerMap.from_runs([])
+        return layer_map
 
     def chunk(self, number: int) -> Chunk:
         """Return the entry of a chunk.
@@ -66,7 +123,10 @@ class Layer:
             offset, length = self.header.page_extent(page)
             digest = self.header.page_hashes[page]
             data = _verified(self._content, offset, length, digest, "a page of a chunk table")
-            self._pages[page] = read_page(self.header, page, data)
+            source_lengths = [pack.length for pack in self._packs[1:]]
+            self._pages[page] = read_page(
+                self.header, page, data, source_lengths=source_lengths, seal=self._seal
+            )
         return self._pages[page][entry]
 
     def read_chunk(self, number: int) -> bytes:
@@ -77,19 +137,24 @@ class Layer:
             CorruptError: it does not match its hash wherever it comes from.
         """
         chunk = self.chunk(number)
-        offset = self.header.index_length + chunk.offset
-        stored = self._content.read(offset, chunk.length)
+        pack = self._packs[chunk.source]
+        offset = pack.start + chunk.offset
         try:
-            data = decode(chunk.codec, stored, chunk.size)
-        except FormatError:
-            data = b""
-        if hashlib.sha256(data).digest() != chunk.id:
-            self._content.reject(offset, chunk.length, "a chunk")
+            stored = pack.content.read(offset, chunk.length)
+        except Missing:
+            found = self._elsewhere(chunk)
+            if found is None:
+                raise
+            return found
+        data = pack.decode(chunk, stored)
+        if data is None:
+            pack.content.reject(offset, chunk.length, "a chunk")
         return data
 
     def close(self) -> None:
-        """Close the layer's files."""
-        self._content.close()
+        """Close the files of the layer and of its sources."""
+        for pack in self._packs:
+            pack.content.close()
 
 
 def _verified(content: Content, offset: int, length: int, digest: bytes, what: str) -> bytes:

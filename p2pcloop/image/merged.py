@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.block_map import ZERO_CHUNK, BlockMap, merge
+from p2pcloop.formats.block_map import ZERO_CHUNK, merge
 from p2pcloop.formats.manifest import compute_image_id
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.layer import Layer
@@ -36,7 +36,7 @@ class MergedImage:
         self._layers = layers
         self.size = layers[-1].header.image_size
         self.image_id = compute_image_id(self.size, [layer.header.layer_id for layer in layers])
-        self.map = BlockMap(merge([layer.take_runs() for layer in layers]))
+        self.map = merge([layer.take_map() for layer in layers])
         self._cache: OrderedDict[int, memoryview] = OrderedDict()
         self._cached = 0
         self._cache_size = cache_size

@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.index import MAX_RUNS, IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.formats.seal import Seal, check_secret
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.content import StoredContent
-from p2pcloop.image.layer import Layer, load_header
+from p2pcloop.image.layer import Elsewhere, Layer, Pack, load_header, nowhere
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 
 
 class StoredImage:
     """The layers of a manifest on their way from their torrents into a merged image."""
 
-    def __init__(self, manifest: Manifest, torrents: Path) -> None:
-        """`torrents` is the store's folder with one directory for each info hash."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        torrents: Path,
+        secret: bytes | None = None,
+        *,
+        elsewhere: Elsewhere = nowhere,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            manifest: whose signature was verified.
+            torrents: the store's folder with one directory for each info hash.
+            secret: of a private image, as its link has it.
+            elsewhere: asked for each chunk that is missing here, before p2pcloopd is.
+
+        Raises:
+            UsageError: the image is private and there is no secret.
+            MismatchError: it is the secret of another image.
+        """
+        check_secret(manifest.key_check, secret)
         self._manifest = manifest
+        self._secret = secret if manifest.private else None
+        self._elsewhere = elsewhere
         self._contents = {
             layer.torrent: StoredContent(torrents / layer.torrent.hex(), layer)
-            for layer in manifest.layers
+            for layer in manifest.all_layers
         }
+        self._refs = {layer.layer_id: layer for layer in manifest.all_layers}
         self._headers: dict[bytes, IndexHeader] = {}
         self._layers: dict[bytes, Layer] = {}
 
@@ -36,18 +59,20 @@ class StoredImage:
 
         Raises:
             Missing: headers or maps of layers are not here; all that can be asked for at once.
-            MismatchError: a layer is not what the manifest says.
+            MismatchError: a layer is not what the manifest says, or sealed under another key.
             FormatError: a header or map is what was signed and yet cannot be right.
         """
-        self._for_each_layer(self._load_header)
-        runs = sum(header.run_count for header in self._headers.values())
+        # How a source's chunks are sealed stands in its header; those of others need none.
+        wanted = self._manifest.all_layers if self._manifest.private else self._manifest.layers
+        _all_at_once(self._load_header, wanted)
+        runs = sum(self._headers[ref.layer_id].run_count for ref in self._manifest.layers)
         if runs > MAX_RUNS:
             raise FormatError(
                 f"the maps of the image's layers have {runs} runs in all, over the limit of "
                 f"{MAX_RUNS}",
                 hint="ask the publisher for an image of fewer layers",
             )
-        self._for_each_layer(self._load_layer)
+        _all_at_once(self._load_layer, self._manifest.layers)
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
         if layers[-1].header.image_size != self._manifest.size:
             raise _mismatch("the image has another size than the manifest says")
@@ -58,17 +83,6 @@ class StoredImage:
         for content in self._contents.values():
             content.close()
 
-    def _for_each_layer(self, load: Callable[[LayerRef], None]) -> None:
-        """Call `load` for all layers before what is missing is told, so that all is asked for."""
-        missing: list[ByteRange] = []
-        for ref in self._manifest.layers:
-            try:
-                load(ref)
-            except Missing as absent:
-                missing += absent.ranges
-        if missing:
-            raise Missing(missing)
-
     def _load_header(self, ref: LayerRef) -> None:
         if ref.layer_id in self._headers:
             return
@@ -78,9 +92,51 @@ class StoredImage:
         self._headers[ref.layer_id] = header
 
     def _load_layer(self, ref: LayerRef) -> None:
-        if ref.layer_id not in self._layers:
-            content = self._contents[ref.torrent]
-            self._layers[ref.layer_id] = Layer(content, self._headers[ref.layer_id])
+        if ref.layer_id in self._layers:
+            return
+        header = self._headers[ref.layer_id]
+        self._layers[ref.layer_id] = Layer(
+            self._contents[ref.torrent],
+            header,
+            seal=self._seal(ref),
+            sources=[self._pack(source) for source in header.sources],
+            elsewhere=self._elsewhere,
+        )
+
+    def _pack(self, layer_id: bytes) -> Pack:
+        """The pack of a layer of the stack or of a source."""
+        ref = self._refs.get(layer_id)
+        if ref is None:
+            raise FormatError(
+                "a layer refers to chunks of another one that the manifest does not name",
+                hint="ask the publisher to publish the image again",
+            )
+        content = self._contents[ref.torrent]
+        return Pack(content, ref.index_length, ref.pack_length, self._seal(ref))
+
+    def _seal(self, ref: LayerRef) -> Seal | None:
+        """How a layer is sealed; in an image for everybody, none is."""
+        header = self._headers.get(ref.layer_id)
+        if header is None or header.salt is None:
+            return None
+        if self._secret is None:
+            raise FormatError(
+                "a layer is sealed, and the manifest does not say that the image is private",
+                hint="ask the publisher to publish the image again",
+            )
+        return Seal(self._secret, header.salt)
+
+
+def _all_at_once(load: Callable[[LayerRef], None], refs: Iterable[LayerRef]) -> None:
+    """Call `load` for all layers before what is missing is told, so that all is asked for."""
+    missing: list[ByteRange] = []
+    for ref in refs:
+        try:
+            load(ref)
+        except Missing as absent:
+            missing += absent.ranges
+    if missing:
+        raise Missing(missing)
 
 
 def _mismatch(message: str) -> MismatchError:

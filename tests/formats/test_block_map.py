@@ -13,6 +13,7 @@ from p2pcloop.formats.block_map import (
     RUN,
     ZERO_CHUNK,
     BlockMap,
+    LayerMap,
     Run,
     merge,
     pack_runs,
@@ -47,6 +48,10 @@ def layers_of_runs(draw: st.DrawFn) -> list[Run]:
     return runs
 
 
+def merged_map(layers: list[list[Run]]) -> BlockMap:
+    return merge([LayerMap.from_runs(runs) for runs in layers])
+
+
 def paint(layers: list[list[Run]]) -> list[Place]:
     """What each block is, by looking at every block of every run."""
     model = [ZEROS] * BLOCKS
@@ -59,6 +64,11 @@ def paint(layers: list[list[Run]]) -> list[Place]:
                 chunk, within = divmod(run.chunk * run.per_chunk + run.within + n, run.per_chunk)
                 model[run.start + n] = (layer, chunk, within)
     return model
+
+
+def paint_merged(runs: list[Run], layers: int) -> list[Place]:
+    """The same of runs that name their layers."""
+    return paint([[run for run in runs if run.layer == layer] for layer in range(layers)])
 
 
 def look_up(block_map: BlockMap, block: int, count: int) -> list[Place]:
@@ -78,26 +88,29 @@ def look_up(block_map: BlockMap, block: int, count: int) -> list[Place]:
 def test_merged_layers_read_as_the_array_model(
     layers: list[list[Run]], data: st.DataObject
 ) -> None:
-    merged = merge(layers)
+    block_map = merged_map(layers)
+    merged = list(block_map)
     model = paint(layers)
-    assert look_up(BlockMap(merged), 0, BLOCKS) == model
-    assert list(BlockMap(merged)) == merged
+    assert look_up(block_map, 0, BLOCKS) == model
+    # The runs that it tells are a map of the same content, and hide what it hides.
+    assert paint_merged(merged, len(layers)) == model
+    held = {block for runs in layers for run in runs for block in range(run.start, run.end)}
+    assert held == {block for run in merged for block in range(run.start, run.end)}
     for first, second in itertools.pairwise(merged):
         assert first.end <= second.start
     block = data.draw(st.integers(0, BLOCKS - 1))
     count = data.draw(st.integers(1, BLOCKS - block))
-    assert look_up(BlockMap(merged), block, count) == model[block : block + count]
+    assert look_up(block_map, block, count) == model[block : block + count]
 
 
 @settings(max_examples=100, deadline=None)
 @given(layers_of_runs())
 def test_runs_are_read_as_they_were_written(runs: list[Run]) -> None:
-    assert unpack_runs(pack_runs(runs), blocks=BLOCKS, chunks=CHUNKS) == runs
+    assert list(unpack_runs(pack_runs(runs), blocks=BLOCKS, chunks=CHUNKS)) == runs
 
 
 def test_pieces_end_where_chunks_end() -> None:
-    block_map = BlockMap([Run(10, 9, 4, within=2, per_chunk=4)])
-    assert len(block_map) == 1
+    block_map = merged_map([[Run(10, 9, 4, within=2, per_chunk=4)]])
     assert list(block_map.pieces(8, 13)) == [
         (0, ZERO_CHUNK, 0, 2),
         (0, 4, 2, 2),
@@ -110,20 +123,20 @@ def test_pieces_end_where_chunks_end() -> None:
 
 def test_runs_without_a_seam_are_joined() -> None:
     parts = [Run(0, 3, 7, 1, 4), Run(3, 5, 8, 0, 4), Run(8, 2, ZERO_CHUNK, 0, 0)]
-    assert merge([[*parts, Run(10, 6, ZERO_CHUNK, 0, 0)]]) == [
+    assert list(merged_map([[*parts, Run(10, 6, ZERO_CHUNK, 0, 0)]])) == [
         Run(0, 8, 7, 1, 4),
         Run(8, 8, ZERO_CHUNK, 0, 0),
     ]
     # A gap, another chunk, another size of chunk, another layer: each is a seam.
-    assert len(merge([[Run(0, 4, 0, 0, 4), Run(5, 4, 1, 0, 4)]])) == 2
-    assert len(merge([[Run(0, 4, 0, 0, 4), Run(4, 4, 2, 0, 4)]])) == 2
-    assert len(merge([[Run(0, 4, 0, 0, 4), Run(4, 4, 1, 0, 2)]])) == 2
-    assert len(merge([[Run(0, 4, 0, 0, 4)], [Run(4, 4, 1, 0, 4)]])) == 2
+    assert len(list(merged_map([[Run(0, 4, 0, 0, 4), Run(5, 4, 1, 0, 4)]]))) == 2
+    assert len(list(merged_map([[Run(0, 4, 0, 0, 4), Run(4, 4, 2, 0, 4)]]))) == 2
+    assert len(list(merged_map([[Run(0, 4, 0, 0, 4), Run(4, 4, 1, 0, 2)]]))) == 2
+    assert len(list(merged_map([[Run(0, 4, 0, 0, 4)], [Run(4, 4, 1, 0, 4)]]))) == 2
 
 
 def test_a_write_in_the_middle_of_a_chunk_splits_the_run_below() -> None:
     base, top = [Run(0, 32, 0, 0, 16)], [Run(5, 2, 0)]
-    assert merge([base, top]) == [
+    assert list(merged_map([base, top])) == [
         Run(0, 5, 0, 0, 16, layer=0),
         Run(5, 2, 0, 0, 1, layer=1),
         Run(7, 25, 0, 7, 16, layer=0),
@@ -133,7 +146,7 @@ def test_a_write_in_the_middle_of_a_chunk_splits_the_run_below() -> None:
 def test_the_largest_device_of_zeros_is_one_look_up() -> None:
     half = 1 << 31
     runs = [Run(0, half, ZERO_CHUNK, 0, 0), Run(half, half, ZERO_CHUNK, 0, 0)]
-    block_map = BlockMap(merge([runs]))
+    block_map = merged_map([runs])
     assert sum(piece[3] for piece in block_map.pieces(0, 1 << 32)) == 1 << 32
 
 
@@ -172,7 +185,7 @@ def test_the_same_runs_just_inside_the_limits_are_taken() -> None:
     )
     assert len(unpack_runs(data, blocks=BLOCKS, chunks=CHUNKS)) == 2
     last = pack_runs([Run(0xFFFFFFFF, 1, ZERO_CHUNK, 0, 0)])
-    assert unpack_runs(last, blocks=1 << 32, chunks=0)[0].end == 1 << 32
+    assert next(unpack_runs(last, blocks=1 << 32, chunks=0).ends()) == 1 << 32
 
 
 @settings(max_examples=300, deadline=None)
@@ -182,5 +195,5 @@ def test_any_bytes_are_a_map_inside_device_and_table_or_an_error(data: bytes) ->
         runs = unpack_runs(data, blocks=BLOCKS, chunks=CHUNKS)
     except FormatError:
         return
-    for _, chunk, within, count in BlockMap(merge([runs])).pieces(0, BLOCKS):
+    for _, chunk, within, count in merge([runs]).pieces(0, BLOCKS):
         assert chunk == ZERO_CHUNK or (chunk < CHUNKS and within + count <= MAX_BLOCKS_PER_CHUNK)

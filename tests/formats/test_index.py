@@ -58,7 +58,7 @@ def verify(index: bytes, layer_id: bytes) -> tuple[list[Run], list[Chunk]]:
         if hashlib.sha256(data).digest() != digest:
             raise FormatError("another page")
         chunks += read_page(header, number, data)
-    return read_map(header, stored_map(header, index)), chunks
+    return list(read_map(header, stored_map(header, index))), chunks
 
 
 def header_with(**changes: int | bytes) -> bytes:
