@@ -93,6 +93,12 @@ class StorageError(P2pcloopError):
         self.errno = errno
 
 
+class UnreachableError(P2pcloopError):
+    """A server or a mirror that was asked did not answer, or answered that it will not."""
+
+    exit_code = 12
+
+
 _HINTS = {
     codes.ENOSPC: "free some space on that file system",
     codes.EDQUOT: "free some of your disk quota",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from p2pcloop.errors import CorruptError
+from p2pcloop.errors import CorruptError, NotHereError
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
 from p2pcloopd.engine.record import Record
@@ -51,6 +51,24 @@ class Stored:
             self.content.sync_names(self._record.directory)
         self.have.add(set(pieces).difference(wrong))
         return wrong
+
+    def has(self, offset: int, length: int) -> bool:
+        """Whether these bytes of the content are durable here, as far as is known."""
+        if self.changed or offset < 0 or offset + length > self.layout.total_size:
+            return False
+        pieces = self.layout.pieces_of(offset, length) if length else range(0)
+        return not pieces or self.have.has(pieces[0], pieces[-1])
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes that are durable.
+
+        Raises:
+            NotHereError: they are not, or were let go of meanwhile.
+        """
+        data = self.content.read(offset, length) if self.has(offset, length) else b""
+        if len(data) == length and self.has(offset, length):
+            return data
+        raise NotHereError(f"bytes {offset} to {offset + length} are not here any more")
 
     def wrong(self, pieces: Iterable[int]) -> list[int]:
         """Those of `pieces` that the files do not hold right."""

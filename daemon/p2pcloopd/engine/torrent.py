@@ -9,7 +9,7 @@ to arrived, saver.py to the rest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
@@ -35,6 +35,8 @@ class Torrent:
     Attributes:
         info_hash: v1, 20 bytes.
         peers, transfer, saver: its parts, to which libtorrent's news go.
+        elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
+            or None. Where it is set before the start, that and the swarm wait for a need.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Torrent:
         self._record = record
         self._swarm = swarm
         self._decode = decode
+        self.elsewhere: Callable[[], Awaitable[bytes | None]] | None = None
+        self._wanted = trio.Event()
         self._known = trio.Event()
         self._failed: P2pcloopError | None = None
         self._failed_at = 0.0
@@ -67,6 +71,7 @@ class Torrent:
             StorageError: the metadata could not be kept. Like the files, this is looked at again
                 by whoever asks after a moment.
         """
+        self.want_metadata()
         await self._mend()
         while not self._known.is_set():  # again where another reader began anew meanwhile
             with self.peers.needed():
@@ -74,6 +79,10 @@ class Torrent:
         if self._failed is not None:
             raise self._failed
         return self._stored.layout
+
+    def want_metadata(self) -> None:
+        """Have the metadata got from now on; waits for nothing."""
+        self._wanted.set()
 
     async def read(self, offset: int, length: int, *, heal: bool = False) -> bytes:
         """Read verified bytes of the content, fetching what is not here.
@@ -224,13 +233,14 @@ class Torrent:
         info = await trio.to_thread.run_sync(self._record.load_torrent, self.info_hash)
         if info is not None:
             await self._accept(info)
-        if self._failed is None:
+        if self._failed is None and (info is not None or self.elsewhere is None):
             self.transfer.join()
 
     async def run(self) -> None:
         """Save what arrives and keep peers connected while somebody waits, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.peers.run)
+            nursery.start_soon(self._look_elsewhere)
             await self.saver.run()
 
     async def stop(self) -> None:
@@ -275,6 +285,16 @@ class Torrent:
     @property
     def _stored(self) -> Stored:
         return self.transfer.stored
+
+    async def _look_elsewhere(self) -> None:
+        """Get the metadata once it is needed, from the swarm where it is not had elsewhere."""
+        await self._wanted.wait()
+        if self.elsewhere is not None and (info := await self.elsewhere()) is not None:
+            await self.on_metadata(info)
+        self.elsewhere = None
+        async with self.saver.lock:
+            if not self.transfer.running and self._failed is None:
+                self.transfer.join()
 
     async def _accept(self, info: bytes) -> None:
         """Check the metadata, open the have bits, and let those go on who wait for them."""

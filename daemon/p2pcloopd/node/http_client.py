@@ -1,0 +1,277 @@
+"""An HTTP/1.1 client that gets exactly what it asked for, or tells why not.
+
+One GET at a time on a connection; connections are kept a while. No redirect is followed, and
+nothing of the environment (proxies, credentials) is used: a mirror is what its URL says. Every
+wait and every body has a limit.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from urllib.parse import quote, urlsplit
+
+import h11
+import trio
+
+from p2pcloop.errors import FormatError, NotHereError, UnreachableError
+from p2pcloopd.node.http_wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
+
+CONNECT_SECONDS = 5
+SILENCE_SECONDS = 10
+"""Until an answer begins, and between any two parts of it."""
+
+SLOWEST_RATE = 4 << 10
+"""Bytes a second: an answer that is slower, all in all, is given up."""
+
+MAX_KEPT = 16
+"""Connections that are kept for a next request."""
+
+_PATH_CHARACTERS = "/%:@!$&'()*+,;=~"  # pchar of RFC 3986, and what is encoded already
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of a file: `offset` to `offset + length`."""
+
+    offset: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.offset}-{self.offset + self.length - 1}"
+
+
+class HttpClient:
+    """Gets files by their URLs.
+
+    Attributes:
+        wire: what crossed.
+    """
+
+    def __init__(self) -> None:
+        self.wire = Wire()
+        self._idle: list[_Connection] = []
+
+    async def get(self, url: str, limit: int) -> bytes:
+        """Get a whole file of at most `limit` bytes.
+
+        Raises:
+            NotHereError: the server says that there is none.
+            UnreachableError: no connection, no answer in time, an error or a redirect.
+            FormatError: the answer is not what was asked for, or over the limit.
+        """
+        return await self._get(url, None, limit)
+
+    async def get_span(self, url: str, span: Span) -> bytes:
+        """Get exactly these bytes of a file. Errors as for `get`."""
+        return await self._get(url, span, span.length)
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept."""
+        while self._idle:
+            await trio.aclose_forcefully(self._idle.pop().stream)
+
+    async def _get(self, url: str, span: Span | None, limit: int) -> bytes:
+        place, target = _take_apart(url)
+        headers = [
+            ("Host", place.authority),
+            ("User-Agent", USER_AGENT),
+            ("Accept-Encoding", "identity"),
+        ]
+        if span is not None:
+            headers.append(("Range", f"bytes={span}"))
+        request = h11.Request(method="GET", target=target, headers=headers)
+        seconds = CONNECT_SECONDS + SILENCE_SECONDS + limit / SLOWEST_RATE
+        with _errors_of(url), trio.fail_after(seconds):
+            while True:
+                kept = await self._take(place)
+                connection = kept or await _connect(place, self.wire)
+                try:
+                    return await self._ask(connection, request, span, limit)
+                except _HungUpError:
+                    if not kept:
+                        raise UnreachableError(f"{url}: hung up without an answer") from None
+
+    async def _take(self, place: _Place) -> _Connection | None:
+        """A connection that was kept, the last used first; those that were hung up on go."""
+        for connection in reversed(list(self._idle)):
+            if connection.place == place or connection.ended():
+                self._idle.remove(connection)
+                if not connection.ended():
+                    return connection
+                await trio.aclose_forcefully(connection.stream)
+        return None
+
+    async def _ask(
+        self, connection: _Connection, request: h11.Request, span: Span | None, limit: int
+    ) -> bytes:
+        keep = False
+        try:
+            answer = await connection.send(request)
+            _check(answer, span)
+            body = await connection.body(limit)
+            if span is not None and len(body) != span.length:
+                raise FormatError(f"answered {len(body)} bytes where {span.length} were asked for")
+            keep = connection.again() and len(self._idle) < MAX_KEPT
+        finally:
+            if keep:
+                self._idle.append(connection)
+            else:
+                await trio.aclose_forcefully(connection.stream)
+        return body
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where to connect."""
+
+    secure: bool
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """The value of the header Host."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
+
+
+class _HungUpError(Exception):
+    """A connection ended before an answer began."""
+
+
+class _Connection:
+    """A connection to one place, at rest between two requests."""
+
+    def __init__(self, place: _Place, plain: CountedStream, stream: trio.abc.Stream) -> None:
+        self.place = place
+        self.stream = stream
+        self._plain = plain
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER)
+
+    def ended(self) -> bool:
+        """Whether the server hung up, or said something that nobody asked for."""
+        return self._plain.socket.is_readable()
+
+    async def send(self, request: h11.Request) -> h11.Response:
+        """Send a request and wait until the answer begins."""
+        try:
+            await self.stream.send_all(self._http.send(request) or b"")
+            self._http.send(h11.EndOfMessage())
+            first = await self._receive()
+        except trio.BrokenResourceError as err:
+            raise _HungUpError from err
+        if not first:
+            raise _HungUpError
+        while not isinstance(event := await self._event(), h11.Response):
+            pass  # an answer that announces another (RFC 9110, 15.2)
+        return event
+
+    async def body(self, limit: int) -> bytes:
+        """Receive what follows, to its end."""
+        data = bytearray()
+        while isinstance(event := await self._event(), h11.Data):
+            data += event.data
+            if len(data) > limit:
+                raise FormatError(f"the answer is longer than {limit} bytes")
+        return bytes(data)
+
+    def again(self) -> bool:
+        """Make ready for another request; whether the connection is good for one."""
+        if self._http.our_state is self._http.their_state is h11.DONE:
+            self._http.start_next_cycle()
+            return True
+        return False
+
+    async def _event(self) -> h11.Event:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            await self._receive()
+        assert not isinstance(event, type), "the protocol is not switched, and answers are read on"
+        return event
+
+    async def _receive(self) -> bool:
+        with trio.fail_after(SILENCE_SECONDS):
+            data = await self.stream.receive_some(RECEIVE_SIZE)
+        self._http.receive_data(bytes(data))
+        return bool(data)
+
+
+async def _connect(place: _Place, wire: Wire) -> _Connection:
+    with trio.fail_after(CONNECT_SECONDS):
+        plain = CountedStream(await trio.open_tcp_stream(place.host, place.port), wire)
+        if not place.secure:
+            return _Connection(place, plain, plain)
+        secure = trio.SSLStream(plain, _tls(), server_hostname=place.host, https_compatible=True)
+        try:
+            await secure.do_handshake()
+        except BaseException:
+            await trio.aclose_forcefully(plain)
+            raise
+        return _Connection(place, plain, secure)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """What the system trusts; certificates and host names are verified."""
+    return ssl.create_default_context()
+
+
+def _take_apart(url: str) -> tuple[_Place, str]:
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    try:
+        host = (parts.hostname or "").encode("idna").decode()
+        place = _Place(secure, host, parts.port or (443 if secure else 80))
+    except ValueError as err:
+        raise FormatError(f"{url[:80]!r} is not a URL: {err}") from err
+    return place, quote(parts.path or "/", safe=_PATH_CHARACTERS)
+
+
+def _check(answer: h11.Response, span: Span | None) -> None:
+    """Refuse any answer but the one that was asked for."""
+    headers = {name: value.decode("latin-1") for name, value in answer.headers}
+    match answer.status_code:
+        case 404 | 410:
+            raise NotHereError(f"not there (status {answer.status_code})")
+        case 200 if span is not None:
+            raise FormatError("the server ignores ranges (status 200 where 206 must be)")
+        case 206 if span is not None:
+            if headers.get(b"content-range", "").split("/")[0] != f"bytes {span}":
+                told = headers.get(b"content-range", "none")
+                raise FormatError(f"asked for bytes {span}, got {told[:80]!r}")
+        case 200:
+            pass
+        case 416:
+            raise FormatError("the file there is shorter than it must be (status 416)")
+        case status if 300 <= status < 400:
+            raise UnreachableError(
+                f"it redirects to {headers.get(b'location', 'nowhere')[:200]!r}, which is not"
+                " followed",
+                hint="use the URL to which it redirects, if you trust that",
+            )
+        case status:
+            raise UnreachableError(f"the server answers with status {status}")
+    if headers.get(b"content-encoding", "identity") != "identity":
+        raise FormatError("the server changes the content (Content-Encoding)")
+
+
+@contextmanager
+def _errors_of(url: str) -> Iterator[None]:
+    """Tell every error as ours, and of which URL it is."""
+    try:
+        yield
+    except (NotHereError, UnreachableError, FormatError) as err:
+        if str(err).startswith(url):
+            raise
+        raise type(err)(f"{url}: {err}", hint=err.hint) from err
+    except trio.TooSlowError as err:
+        raise UnreachableError(f"{url}: no answer in time") from err
+    except h11.RemoteProtocolError as err:
+        raise FormatError(f"{url}: that is no HTTP: {err}") from err
+    except trio.BrokenResourceError as err:
+        raise UnreachableError(f"{url}: {err.__cause__ or 'the connection broke'}") from err
+    except OSError as err:
+        raise UnreachableError(f"{url}: {err.strerror or err}") from err

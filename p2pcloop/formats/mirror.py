@@ -1,0 +1,132 @@
+"""Mirrors: one layout of files, as a directory, under a URL, and as a node serves it.
+
+    @<key>/<label>                a signed record
+    manifests/<id hex>            a signed manifest
+    torrents/<info hash hex>.torrent
+    data/<torrent name>/index|pack
+
+The torrent of a layer is called after the layer (`layer_torrent_name`), so `data/` is where BEP 19
+has a web seed's files. docs/formats/mirror.md has the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.manifest import LayerRef
+from p2pcloop.formats.name import Name, parse_name
+
+INDEX, PACK = "index", "pack"
+"""The two files of a layer, in the order in which they make its torrent."""
+
+MAX_METAINFO_SIZE = (8 << 20) + (64 << 10)
+"""Bytes of a .torrent file: an info dictionary of at most 8 MiB, and web seeds."""
+
+_TORRENT_NAME_LENGTH = 32
+_MAX_PATH = 256
+_MANIFEST = re.compile(r"manifests/([0-9a-f]{64})")
+_METAINFO = re.compile(r"torrents/([0-9a-f]{40})\.torrent")
+_LAYER_FILE = re.compile(rf"data/([0-9a-f]{{{_TORRENT_NAME_LENGTH}}})/({INDEX}|{PACK})")
+_INFO = b"d4:info"
+_URL_LIST = b"8:url-list"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPath:
+    """A signed record."""
+
+    name: Name
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPath:
+    """A signed manifest, by its id (SHA-256, 32 bytes)."""
+
+    id: bytes
+
+    def __str__(self) -> str:
+        return f"manifests/{self.id.hex()}"
+
+
+@dataclass(frozen=True, slots=True)
+class MetainfoPath:
+    """A .torrent file (BEP 3), by its info hash (20 bytes)."""
+
+    torrent: bytes
+
+    def __str__(self) -> str:
+        return f"torrents/{self.torrent.hex()}.torrent"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFilePath:
+    """A file of a layer: the torrent's name, and `index` or `pack`."""
+
+    torrent_name: str
+    file: str
+
+    def __str__(self) -> str:
+        return f"data/{self.torrent_name}/{self.file}"
+
+
+MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath
+
+
+def parse_path(text: str) -> MirrorPath | None:
+    """Read a path below a mirror's base; None where it is not exactly one of the four kinds."""
+    if len(text) > _MAX_PATH:
+        return None
+    if found := _MANIFEST.fullmatch(text):
+        return ManifestPath(bytes.fromhex(found[1]))
+    if found := _METAINFO.fullmatch(text):
+        return MetainfoPath(bytes.fromhex(found[1]))
+    if found := _LAYER_FILE.fullmatch(text):
+        return LayerFilePath(found[1], found[2])
+    try:
+        return RecordPath(parse_name(text))
+    except FormatError:
+        return None
+
+
+def layer_torrent_name(layer_id: bytes) -> str:
+    """What the torrent of a layer is called: the first half of its id."""
+    return layer_id.hex()[:_TORRENT_NAME_LENGTH]
+
+
+def layer_parts(
+    layer: LayerRef, offset: int, length: int
+) -> Iterable[tuple[LayerFilePath, int, int]]:
+    """Where a run of bytes of a layer's torrent lies: (file, offset in it, length) in order."""
+    name = layer_torrent_name(layer.layer_id)
+    start = 0
+    for file, size in ((INDEX, layer.index_length), (PACK, layer.pack_length)):
+        first, last = max(offset, start), min(offset + length, start + size)
+        if first < last:
+            yield LayerFilePath(name, file), first - start, last - first
+        start += size
+
+
+def build_metainfo(info: bytes, web_seeds: Iterable[str] = ()) -> bytes:
+    """Make a .torrent file of a bencoded info dictionary, with web seeds (BEP 19) or without."""
+    urls = b"".join(b"%d:%s" % (len(url), url) for url in map(str.encode, web_seeds))
+    return _INFO + info + (_URL_LIST + b"l" + urls + b"e" if urls else b"") + b"e"
+
+
+def extract_info(data: bytes, info_hash: bytes) -> bytes:
+    """Take the bencoded info dictionary out of a .torrent file that `build_metainfo` made.
+
+    Raises:
+        FormatError: the file is none, or another torrent's.
+    """
+    end = data.rfind(_URL_LIST)
+    for info in (data[len(_INFO) : -1], data[len(_INFO) : end]):
+        if hashlib.sha1(info, usedforsecurity=False).digest() == info_hash:
+            return info
+    raise FormatError(f"it is not the metadata of torrent {info_hash.hex()}")
