@@ -65,13 +65,16 @@ until [ -b /dev/vda ]; do
 done
 echo @READ_AHEAD_KB@ > /sys/block/vda/queue/read_ahead_kb
 [ "$(cat /sys/block/vda/ro)" = 0 ] || mode=ro
+# What the guest deletes leaves the overlay, and so is not published.
+options=$mode
+[ $mode = ro ] || options=rw,discard
 
 # The magic number of ext2, ext3 and ext4: bytes 1080 and 1081 of the device.
 if [ "$(dd if=/dev/vda bs=2 skip=540 count=1 2>/dev/null | od -An -tx1)" != " 53 ef" ]; then
     fail "the disk holds no ext2, ext3 or ext4 file system"
 fi
 # A read-only disk cannot replay its journal.
-mount -t ext4 -o $mode /dev/vda /root ||
+mount -t ext4 -o $options /dev/vda /root ||
     { [ $mode = ro ] && mount -t ext4 -o ro,noload /dev/vda /root; } ||
     fail "the root file system does not mount"
 
