@@ -107,7 +107,7 @@ class StoredContent:
         if data is not None:
             self._arrived -= len(data)
             return data
-        if not self._is_here(offset, length):
+        if not self.has(offset, length):
             raise Missing([ByteRange(self._torrent, offset, length)])
         # What was healed once may go bad on this disk again.
         self._healed.discard((offset, length))
@@ -115,6 +115,17 @@ class StoredContent:
         if len(data) != length:
             self.reject(offset, length, "a part of a file in the store")
         return data
+
+    def has(self, offset: int, length: int) -> bool:
+        """Whether these bytes are here and durable."""
+        if self._have is None:
+            try:
+                self._have = HaveView(self._directory / "have")
+            except (NotHereError, FormatError):
+                # Not begun, or torn by a crash: p2pcloopd makes it anew, and is asked meanwhile.
+                return False
+        size = self._piece_length
+        return self._have.has(offset // size, (offset + length - 1) // size)
 
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
         """See `Content.reject`."""
@@ -135,16 +146,6 @@ class StoredContent:
         if self._have is not None:
             self._have.close()
             self._have = None
-
-    def _is_here(self, offset: int, length: int) -> bool:
-        if self._have is None:
-            try:
-                self._have = HaveView(self._directory / "have")
-            except (NotHereError, FormatError):
-                # Not begun, or torn by a crash: p2pcloopd makes it anew, and is asked meanwhile.
-                return False
-        size = self._piece_length
-        return self._have.has(offset // size, (offset + length - 1) // size)
 
     def _read_files(self, offset: int, length: int) -> bytes:
         """Return fewer bytes where a file was cut short, none where it was taken away."""

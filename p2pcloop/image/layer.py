@@ -65,6 +65,43 @@ def load_header(content: Content, layer_id: bytes, length: int) -> IndexHeader:
     return read_header(_verified(content, 0, length, layer_id, "the index header of a layer"))
 
 
+def load_page(
+    content: Content,
+    header: IndexHeader,
+    number: int,
+    *,
+    seal: Seal | None = None,
+    source_lengths: Sequence[int] = (),
+) -> list[Chunk]:
+    """Read, verify and check a page of the chunk table of a layer.
+
+    Args:
+        content: the layer's bytes.
+        header: of its index.
+        number: of the page.
+        seal: where the layer is sealed.
+        source_lengths: bytes of each source's pack.
+
+    Raises:
+        Missing: the page is not here.
+        FormatError: it is what was signed and yet cannot be right.
+        MismatchError: it is sealed under another key.
+    """
+    data = read_page_bytes(content, header, number)
+    return read_page(header, number, data, source_lengths=source_lengths, seal=seal)
+
+
+def read_page_bytes(content: Content, header: IndexHeader, number: int) -> bytes:
+    """Read and verify a page as it is stored.
+
+    Raises:
+        Missing: the page is not here.
+    """
+    offset, length = header.page_extent(number)
+    digest = header.page_hashes[number]
+    return _verified(content, offset, length, digest, "a page of a chunk table")
+
+
 class Layer:
     """The chunks of one layer.
 
@@ -97,7 +134,6 @@ class Layer:
         """
         self.header = header
         self._content = content
-        self._seal = seal
         self._elsewhere = elsewhere
         self._packs = (Pack(content, header.index_length, header.pack_length, seal), *sources)
         stored = _verified(
@@ -120,12 +156,12 @@ class Layer:
         """
         page, entry = divmod(number, ENTRIES_PER_PAGE)
         if page not in self._pages:
-            offset, length = self.header.page_extent(page)
-            digest = self.header.page_hashes[page]
-            data = _verified(self._content, offset, length, digest, "a page of a chunk table")
-            source_lengths = [pack.length for pack in self._packs[1:]]
-            self._pages[page] = read_page(
-                self.header, page, data, source_lengths=source_lengths, seal=self._seal
+            self._pages[page] = load_page(
+                self._content,
+                self.header,
+                page,
+                seal=self._packs[0].seal,
+                source_lengths=[pack.length for pack in self._packs[1:]],
             )
         return self._pages[page][entry]
 

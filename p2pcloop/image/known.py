@@ -1,0 +1,263 @@
+"""Chunks that other layers of this home have: what a reader need not fetch, nor a publisher pack.
+
+All layers of the manifests that are known here are looked through, as far as the pages of their
+chunk tables lie here. Of each chunk 40 bits of its id and 24 bits for its place are kept, 8 bytes
+in all, sorted; the rest is read again from the page when it is asked for. Layers are looked through
+up to `MAX_PAGES` pages in all, whether those are here or not: 8 MiB for 2^20 chunks, 64 GiB of
+images in chunks of 64 KiB. They are loaded when first asked, newest manifest first.
+
+Nothing found here is believed: whoever reads a chunk compares it with its id, and what does not
+match, for whatever reason, is fetched as if it had not been found.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from array import array
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, ENTRY, Chunk
+from p2pcloop.formats.index import IndexHeader
+from p2pcloop.formats.manifest import LayerRef, Manifest, open_manifest
+from p2pcloop.formats.seal import Seal, key_check
+from p2pcloop.image.api import Missing
+from p2pcloop.image.content import StoredContent
+from p2pcloop.image.layer import Pack, load_header, load_page, read_page_bytes
+from p2pcloop.store.home import Home
+
+_log = logging.getLogger(__name__)
+
+MAX_MANIFESTS = 256
+"""The newest ones; of each, all layers."""
+
+MAX_PAGES = (1 << 20) // ENTRIES_PER_PAGE
+_PLACE_BITS = 24
+_PLACE = (1 << _PLACE_BITS) - 1
+_SORTED_AT_ONCE = 1 << 16
+"""Keys of one sorted array: few enough that sorting takes no memory to speak of."""
+
+_CANDIDATES = 8
+"""Places of one id that are looked at: a hostile table may hold one id a million times."""
+
+_OPEN_CONTENTS = 16
+_PARSED_PAGES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class KnownChunk:
+    """A chunk, and the layer in whose pack it lies.
+
+    Attributes:
+        ref: that layer; the whole of it need not be here.
+        chunk: its entry, as if it stood in that layer's own table (`source` is 0).
+        seal: of that layer, where its chunks are sealed.
+    """
+
+    ref: LayerRef
+    chunk: Chunk
+    seal: Seal | None
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownLayer:
+    ref: LayerRef
+    header: IndexHeader
+    seal: Seal | None
+
+
+class KnownChunks:
+    """Where chunks lie by their ids, over all layers of a home."""
+
+    def __init__(self, home: Home, *, secrets: Iterable[bytes] = ()) -> None:
+        """Nothing is read yet.
+
+        Args:
+            home: whose manifests and torrents are looked through.
+            secrets: of private images; the sealed layers of others are passed over.
+        """
+        self._home = home
+        self._secrets = {key_check(secret): secret for secret in secrets}
+        self._loaded = False
+        self._refs: dict[bytes, LayerRef] = {}
+        self._layers: dict[bytes, _KnownLayer] = {}
+        self._pages: list[tuple[_KnownLayer, int]] = []
+        self._keys: list[array[int]] = []
+        self._looked = 0
+        self._contents: OrderedDict[LayerRef, StoredContent] = OrderedDict()
+        self._parsed: OrderedDict[int, list[Chunk]] = OrderedDict()
+
+    def find(self, chunk_id: bytes) -> Iterator[KnownChunk]:
+        """Tell where a chunk lies, a few places at most."""
+        if not self._loaded:
+            self._loaded = True
+            self._load()
+        for place in islice(self._places(chunk_id), _CANDIDATES):
+            known = self._resolve(place)
+            if known is not None and known.chunk.id == chunk_id:
+                yield known
+
+    def is_here(self, known: KnownChunk) -> bool:
+        """Whether its stored bytes are here and durable."""
+        offset = known.ref.index_length + known.chunk.offset
+        return self._content(known.ref).has(offset, known.chunk.length)
+
+    def read(self, chunk: Chunk) -> bytes | None:
+        """Return the content of a chunk from another place where it is here; None where nowhere.
+
+        See `image.layer.Elsewhere`.
+        """
+        for known in self.find(chunk.id):
+            content = self._content(known.ref)
+            pack = Pack(content, known.ref.index_length, known.ref.pack_length, known.seal)
+            try:
+                stored = content.read(pack.start + known.chunk.offset, known.chunk.length)
+            except (Missing, P2pcloopError):
+                continue  # it is fetched, as if it had not been known
+            data = pack.decode(known.chunk, stored)
+            if data is not None and len(data) == chunk.size:
+                return data
+        return None
+
+    def close(self) -> None:
+        """Close the files; they are opened again when they are needed."""
+        while self._contents:
+            self._contents.popitem()[1].close()
+
+    def _load(self) -> None:
+        manifests = list(home_manifests(self._home))
+        for manifest in manifests:
+            for ref in manifest.all_layers:
+                self._refs.setdefault(ref.layer_id, ref)
+        pending: list[int] = []
+        for manifest in manifests:
+            for ref in manifest.all_layers:
+                if ref.layer_id not in self._layers:
+                    pending += self._load_layer(manifest, ref)
+                if len(pending) >= _SORTED_AT_ONCE:
+                    self._keep(pending)
+                    pending = []
+        self._keep(pending)
+
+    def _load_layer(self, manifest: Manifest, ref: LayerRef) -> list[int]:
+        """Return the keys of the pages of a layer that are here."""
+        keys: list[int] = []
+        try:
+            content = self._content(ref)
+            header = load_header(content, ref.layer_id, ref.header_length)
+            seal = self._seal(manifest, header)
+        except (Missing, P2pcloopError):
+            return keys
+        sealed_for_others = header.salt is not None and seal is None
+        if sealed_for_others or self._looked + len(header.page_hashes) > MAX_PAGES:
+            return keys
+        self._looked += len(header.page_hashes)
+        layer = self._layers[ref.layer_id] = _KnownLayer(ref, header, seal)
+        for number in range(len(header.page_hashes)):
+            try:
+                data = read_page_bytes(content, header, number)
+                if seal is not None:
+                    data = seal.open_page(number, data)
+            except (Missing, P2pcloopError):
+                continue
+            keys += _keys(data, len(self._pages))
+            self._pages.append((layer, number))
+        return keys
+
+    def _seal(self, manifest: Manifest, header: IndexHeader) -> Seal | None:
+        secret = self._secrets.get(manifest.key_check or b"")
+        return None if header.salt is None or secret is None else Seal(secret, header.salt)
+
+    def _keep(self, keys: list[int]) -> None:
+        keys.sort()
+        self._keys += [
+            array("Q", keys[at : at + _SORTED_AT_ONCE])
+            for at in range(0, len(keys), _SORTED_AT_ONCE)
+        ]
+
+    def _places(self, chunk_id: bytes) -> Iterator[int]:
+        low = int.from_bytes(chunk_id[:8], sys.byteorder) & ~_PLACE
+        for keys in self._keys:
+            at = bisect_left(keys, low)
+            while at < len(keys) and keys[at] & ~_PLACE == low:
+                yield keys[at] & _PLACE
+                at += 1
+
+    def _resolve(self, place: int) -> KnownChunk | None:
+        number, entry = divmod(place, ENTRIES_PER_PAGE)
+        layer, page = self._pages[number]
+        chunks = self._parse(number, layer, page)
+        if chunks is None:
+            return None
+        chunk = chunks[entry]
+        if not chunk.source:
+            return KnownChunk(layer.ref, chunk, layer.seal)
+        source = layer.header.sources[chunk.source - 1]
+        if layer.seal is None:
+            return KnownChunk(self._refs[source], replace(chunk, source=0), None)
+        known = self._layers.get(source)
+        if known is None:
+            return None
+        return KnownChunk(known.ref, replace(chunk, source=0), known.seal)
+
+    def _parse(self, number: int, layer: _KnownLayer, page: int) -> list[Chunk] | None:
+        """The entries of a page, read again; None where it is not here any more or was wrong."""
+        chunks = self._parsed.get(number)
+        if chunks is None:
+            try:
+                lengths = self._source_lengths(layer.header.sources)
+                content = self._content(layer.ref)
+                chunks = load_page(
+                    content, layer.header, page, seal=layer.seal, source_lengths=lengths
+                )
+            except (Missing, P2pcloopError):
+                return None
+            self._parsed[number] = chunks
+            if len(self._parsed) > _PARSED_PAGES:
+                self._parsed.popitem(last=False)
+        return chunks
+
+    def _source_lengths(self, sources: Sequence[bytes]) -> list[int]:
+        refs = (self._refs.get(source) for source in sources)
+        return [0 if ref is None else ref.pack_length for ref in refs]
+
+    def _content(self, ref: LayerRef) -> StoredContent:
+        content = self._contents.get(ref)
+        if content is None:
+            content = StoredContent(self._home.torrents / ref.torrent.hex(), ref)
+            self._contents[ref] = content
+            if len(self._contents) > _OPEN_CONTENTS:
+                self._contents.popitem(last=False)[1].close()
+        else:
+            self._contents.move_to_end(ref)
+        return content
+
+
+def home_manifests(home: Home) -> Iterator[Manifest]:
+    """The manifests of a home that can be read, newest first, `MAX_MANIFESTS` at most."""
+    for path in sorted(home.manifests.glob("*"), key=_modified, reverse=True)[:MAX_MANIFESTS]:
+        try:
+            yield open_manifest(path.read_bytes()).manifest
+        except (OSError, P2pcloopError) as err:
+            _log.warning("%s is passed over: %s", path, err)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0
+
+
+def _keys(page: bytes, number: int) -> Iterable[int]:
+    """A key for each entry: the first 40 bits of its id, as this machine reads them, its place."""
+    words = array("Q", page)
+    first = number * ENTRIES_PER_PAGE
+    ids = words[ENTRY.size // 8 - 4 :: ENTRY.size // 8]
+    return [word & ~_PLACE | first + entry for entry, word in enumerate(ids)]
