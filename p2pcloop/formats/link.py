@@ -109,7 +109,7 @@ def parse_link(text: str) -> Link:
         manifest_torrent=_hexadecimal(_only(values, "x.mt"), 20, "x.mt"),
         pack_torrent=None if xt is None else _btih(xt),
         peers=tuple(parse_peer(peer) for peer in values.get("x.pe", [])[:MAX_PEERS]),
-        trackers=tuple(_url(url, ("http", "https", "udp")) for url in values.get("tr", [])),
+        trackers=tuple(parse_tracker(url) for url in values.get("tr", [])),
         web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
         mirrors=tuple(parse_mirror(url) for url in values.get("x.mirror", [])),
         secret=_secret(fragment) if fragment else None,
@@ -130,6 +130,15 @@ def parse_peer(text: str) -> tuple[str, int]:
     if not 1 <= int(port) <= 65535:
         raise FormatError(f"{text!r} has no port within 1 to 65535")
     return host.strip("[]"), int(port)
+
+
+def parse_tracker(text: str) -> str:
+    """Check the URL of a tracker: http, https or udp.
+
+    Raises:
+        FormatError: it is not one.
+    """
+    return _url(text, ("http", "https", "udp"))
 
 
 def parse_mirror(text: str) -> str:

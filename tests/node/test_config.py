@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_nothing_needs_to_be_set(path: Path) -> None:
     config = load_config(path)
     assert config == Config()
     assert config.listen == (("127.0.0.1", 0),)
-    assert config.discovery == Discovery(False, False, False, False, False)
+    assert not any(asdict(config.discovery).values())
 
 
 def test_everything_can_be_set(path: Path) -> None:
@@ -41,10 +42,14 @@ def test_everything_can_be_set(path: Path) -> None:
         waiting_after = 2.5
         [discovery]
         dht = true
+        dht_nodes = ["router.example.org:6881", "[::1]:7"]
         lsd = true
+        lan = true
         upnp = true
         natpmp = true
         trackers = true
+        announce_trackers = ["udp://tracker.example.org:80/announce"]
+        mirrors = ["https://example.org/images/"]
         """
     )
     assert load_config(path) == Config(
@@ -52,7 +57,17 @@ def test_everything_can_be_set(path: Path) -> None:
         1_000_000,
         2_000_000,
         2.5,
-        Discovery(True, True, True, True, True),
+        Discovery(
+            dht=True,
+            dht_nodes=(("router.example.org", 6881), ("::1", 7)),
+            lsd=True,
+            lan=True,
+            upnp=True,
+            natpmp=True,
+            trackers=True,
+            announce_trackers=("udp://tracker.example.org:80/announce",),
+            mirrors=("https://example.org/images/",),
+        ),
     )
 
 
@@ -63,6 +78,11 @@ def test_everything_can_be_set(path: Path) -> None:
         ("[discovery]\ndth = true", r"`discovery\.dth`"),
         ("[discovery]\ndht = 1", r"`discovery\.dht`"),
         ("discovery = true", "`discovery`"),
+        ('[discovery]\ndht_nodes = "h:1"', r"`discovery\.dht_nodes`"),
+        ('[discovery]\ndht_nodes = ["h"]', r"`discovery\.dht_nodes`"),
+        ("[discovery]\ndht_nodes = [1]", r"`discovery\.dht_nodes`"),
+        ('[discovery]\nannounce_trackers = ["file:///x"]', r"`discovery\.announce_trackers`"),
+        ('[discovery]\nmirrors = ["https://h/no-slash"]', r"`discovery\.mirrors`"),
         ("upload_limit = -1", "`upload_limit`"),
         ("upload_limit = true", "`upload_limit`"),
         ("download_limit = 9999999999", "`download_limit`"),

@@ -15,6 +15,7 @@ from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
 from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
+from p2pcloopd.engine.session_dht import Dht
 from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.swarm import EngineStatistics, TorrentStatistics
@@ -24,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """All torrents of one store. Made by `open_engine`."""
+    """All torrents of one store. Made by `open_engine`.
+
+    Attributes:
+        dht: the DHT, or None where the user did not turn it on.
+    """
 
     def __init__(
         self, session: Session, store_dir: Path, on_stall: Callable[[Torrent], None]
@@ -32,6 +37,7 @@ class Engine:
         self._session = session
         self._store = store_dir
         self._on_stall = on_stall
+        self.dht = Dht(session, session.settings.dht_nodes) if session.settings.dht else None
         self._torrents: dict[bytes, Torrent] = {}
         self._adding = trio.Lock()
         self._nursery: trio.Nursery
@@ -57,19 +63,30 @@ class Engine:
         peers: Iterable[Peer] = (),
         trackers: Iterable[str] = (),
         web_seeds: Iterable[str] = (),
+        public: bool = False,
     ) -> Torrent:
         """Have a torrent, and look for it in these places too. Nothing is fetched by this.
+
+        Args:
+            public: announce it, from now on; a torrent that is public stays so.
 
         Raises:
             StorageError: the store cannot be read or written.
         """
-        sources = Sources(tuple(peers), tuple(trackers), tuple(web_seeds))
+        sources = Sources(tuple(peers), tuple(trackers), tuple(web_seeds), public)
         async with self._adding:
             torrent = self._torrents.get(info_hash)
             if torrent is None:
                 return await self._add(info_hash, sources)
         await torrent.add_sources(sources)
         return torrent
+
+    def set_neighbours(self, peers: Iterable[Peer]) -> None:
+        """Tell which peers are on the local network: they are tried for whatever is missing."""
+        before, self._session.neighbours = self._session.neighbours, set(peers)
+        if not self._session.neighbours <= before:
+            for torrent in self.torrents:
+                torrent.peers.look_again()
 
     async def restore(self) -> None:
         """Add every torrent of the store.
@@ -88,7 +105,10 @@ class Engine:
             await self.add(info_hash)
 
     async def seed(
-        self, staging: Path, progress: Callable[[int, int], None] | None = None
+        self,
+        staging: Path,
+        progress: Callable[[int, int], None] | None = None,
+        public: bool = False,
     ) -> Torrent:
         """Make a torrent of what lies in `staging`/data and seed it.
 
@@ -98,6 +118,7 @@ class Engine:
 
         Args:
             progress: called from a worker thread with (bytes hashed, bytes in all).
+            public: announce it, from now on; a torrent that is public stays so.
 
         Raises:
             FormatError: there is nothing in it, or it cannot be a torrent.
@@ -109,12 +130,13 @@ class Engine:
             known = self._torrents.get(info_hash)
             if known is not None and await trio.to_thread.run_sync(self._serves, known, staging):
                 await trio.to_thread.run_sync(discard, staging)
-                return known
-            move = partial(move_into_place, staging, self._store / info_hash.hex())
-            if known is None:
-                await trio.to_thread.run_sync(move)
-                return await self._add(info_hash, Sources())
-            await known.replace(move)
+            else:
+                move = partial(move_into_place, staging, self._store / info_hash.hex())
+                if known is None:
+                    await trio.to_thread.run_sync(move)
+                    return await self._add(info_hash, Sources(public=public))
+                await known.replace(move)
+            await known.add_sources(Sources(public=public))
             return known
 
     async def statistics(self) -> EngineStatistics:
@@ -158,6 +180,8 @@ class Engine:
     def serve(self, nursery: trio.Nursery) -> None:
         """Run the torrents' tasks in a nursery from now on."""
         self._nursery = nursery
+        if self.dht is not None:
+            nursery.start_soon(self.dht.run)
 
     async def close(self) -> None:
         """Make durable what has arrived and leave all swarms."""

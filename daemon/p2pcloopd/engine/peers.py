@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -23,6 +24,9 @@ STALL_SECONDS = 10
 BAN_SECONDS = 30
 """Bans are forgotten when somebody waited for so long and nothing came: those who are left do not
 have it, and whoever is banned may be a seed that its user has mended since."""
+
+LOOK_SECONDS = 60
+"""Between two searches for peers that nobody named; `STALL_SECONDS` where nothing comes."""
 
 MIN_WINDOW = 512 << 10
 MAX_WINDOW = 16 << 20
@@ -88,6 +92,7 @@ class Peers:
         self._connected: set[Peer] = set()
         self._errors: dict[Peer, str] = {}
         self._addresses: dict[Peer, set[Peer]] = {}
+        self._looked = -math.inf
         self._since = 0.0
         self._lifted = 0.0
         self._rate = 0.0
@@ -111,6 +116,12 @@ class Peers:
     def try_again(self) -> None:
         """Connect now: the swarm was joined anew, or there are new peers to try."""
         self._again.set()
+
+    def look_again(self) -> None:
+        """Search for peers anew, now if somebody waits: there may be others to be found."""
+        self._looked = -math.inf
+        if self._needs:
+            self.try_again()
 
     def tried(self) -> tuple[PeerTried, ...]:
         """The named peers, in their order."""
@@ -174,6 +185,8 @@ class Peers:
         while True:
             self._again = trio.Event()
             await self._lift_bans()
+            if self._needs:
+                self._look_up()
             await self._connect_all()
             if not self._needs:
                 await self._wait_for_need()
@@ -186,6 +199,12 @@ class Peers:
             elif self.stalled() - reported >= STALL_SECONDS:
                 reported = self.stalled()
                 self._on_stall()
+
+    def _look_up(self) -> None:
+        pause = STALL_SECONDS if self.stalled() >= STALL_SECONDS else LOOK_SECONDS
+        if trio.current_time() - self._looked >= pause:
+            self._looked = trio.current_time()
+            self._swarm.look_up()
 
     async def _lift_bans(self) -> None:
         """Begin anew where the bans leave a reader alone, or hit the wrong peer."""

@@ -2,7 +2,8 @@
 
     torrents/<info hash>/torrent   the info dictionary in a .torrent file (BEP 3), once it is known
     torrents/<info hash>/have      docs/formats/have.md
-    torrents/<info hash>/peers     msgpack: the peers, trackers and web seeds that the user named
+    torrents/<info hash>/peers     msgpack: the peers, trackers and web seeds that the user named,
+                                   and whether others may be told of the torrent
     torrents/<info hash>/data/     the content
 
 Everything here blocks on the disk and is meant for a worker thread.
@@ -35,17 +36,19 @@ _MAX_SOURCES_SIZE = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where to look for a torrent: what the user named, nothing else.
+    """Where to look for a torrent: what the user named, nothing else; and who may be told of it.
 
     Attributes:
         peers: hosts and ports.
         trackers: URLs.
         web_seeds: URLs (BEP 19).
+        public: announced to the DHT and to trackers, as far as the node uses these.
     """
 
     peers: tuple[Peer, ...] = ()
     trackers: tuple[str, ...] = ()
     web_seeds: tuple[str, ...] = ()
+    public: bool = False
 
     def __or__(self, other: Sources) -> Sources:
         """Both, those of `other` first, the first 64 of each kind."""
@@ -53,6 +56,7 @@ class Sources:
             tuple(dict.fromkeys(other.peers + self.peers))[:MAX_SOURCES],
             tuple(dict.fromkeys(other.trackers + self.trackers))[:MAX_SOURCES],
             tuple(dict.fromkeys(other.web_seeds + self.web_seeds))[:MAX_SOURCES],
+            self.public or other.public,
         )
 
 
@@ -98,8 +102,9 @@ class Record:
                 tuple((str(host), int(port)) for host, port in kept["peers"]),
                 tuple(map(str, kept["trackers"])),
                 tuple(map(str, kept["web_seeds"])),
+                kept.get("public") is True,
             )
-        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as err:
+        except (ValueError, TypeError, AttributeError, KeyError, msgpack.UnpackException) as err:
             log.warning("%s is damaged and not used: %s", self.directory / "peers", err)
             return Sources()
 

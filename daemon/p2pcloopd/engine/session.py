@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from p2pcloop.errors import BusyError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.listening import Listening
+from p2pcloopd.engine.record import Peer
 from p2pcloopd.engine.settings import EngineSettings, session_settings
 from p2pcloopd.entry import plain_errors
 
@@ -39,34 +40,55 @@ _ALERTS = (
 )
 
 
+_DHT_ALERTS = lt.alert_category.dht | lt.alert_category.dht_operation
+
+
+def _alerts(settings: EngineSettings) -> int:
+    return _ALERTS | _DHT_ALERTS if settings.dht else _ALERTS
+
+
 class Member(Protocol):
     """One torrent of the session, as its alerts reach it."""
 
     def take(self, alert: lt.torrent_alert) -> None:
         """Handle an alert."""
 
+    @property
+    def info_hash(self) -> bytes:
+        """v1, 20 bytes."""
+
     def look_again(self) -> None:
         """Compare notes with libtorrent: some of its news were lost."""
+
+    def announce(self) -> None:
+        """Tell the DHT of it, if it is public: the DHT can be reached now."""
+
+    def connect(self, peer: Peer) -> None:
+        """Try a peer that may have it."""
 
 
 class Session:
     """libtorrent's session: the sockets and all swarms. Made by `open_session`.
 
     Attributes:
-        pex: whether torrents may learn of peers from peers.
+        settings: what it was told about the network.
         lt: libtorrent's own object.
         listening: where peers reach it.
         swarms: whom the news of each handle concern, as long as libtorrent knows it.
+        neighbours: peers on the local network, which may have any torrent.
+        takers: are shown every alert that concerns no torrent.
     """
 
     decode = staticmethod(lt.bdecode)
 
     def __init__(self, settings: EngineSettings) -> None:
-        self.pex = settings.pex
+        self.settings = settings
         self.listening = Listening(settings.listen)
         self.swarms: dict[lt.torrent_handle, Member] = {}
+        self.neighbours: set[Peer] = set()
+        self.takers: list[Callable[[lt.alert], None]] = []
         self._totals: list[Callable[[dict[str, int]], None]] = []
-        values: Any = session_settings(settings) | {"alert_mask": _ALERTS}
+        values: Any = session_settings(settings) | {"alert_mask": _alerts(settings)}
         params = lt.session_params(values)
         # No cache of its own: what is written is in the file at once, and in the kernel's cache.
         # Against the default back end it took less CPU and answered demand as soon or sooner.
@@ -77,6 +99,18 @@ class Session:
         everybody.add_rule("0.0.0.0", "255.255.255.255", limited)  # noqa: S104  no socket
         everybody.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", limited)
         self.lt.set_peer_class_filter(everybody)
+
+    def announce(self) -> None:
+        """Tell the DHT of every public torrent: it can be reached now."""
+        for swarm in list(self.swarms.values()):
+            swarm.announce()
+
+    def found(self, info_hash: bytes, peers: Iterable[Peer]) -> None:
+        """Try peers that may have a torrent."""
+        for swarm in list(self.swarms.values()):
+            if swarm.info_hash == info_hash:
+                for peer in peers:
+                    swarm.connect(peer)
 
     async def totals(self) -> dict[str, int]:
         """libtorrent's counters since the start, by their names."""
@@ -130,6 +164,9 @@ class Session:
                 waiting, self._totals = self._totals, []
                 for take in waiting:
                     take(dict(alert.values))
+            case _:
+                for taker in self.takers:
+                    taker(alert)
 
     def _on_listening(self, alert: lt.listen_succeeded_alert) -> None:
         if alert.sock_type != lt.listen_succeeded_alert_socket_type_t.tcp:

@@ -30,7 +30,7 @@ class SessionSwarm:
 
     def __init__(self, session: Session, info_hash: bytes, save_path: Path) -> None:
         self._session = session
-        self._info_hash = info_hash
+        self.info_hash = info_hash
         self._save_path = save_path
         self._handle: lt.torrent_handle | None = None
         self._gone = trio.Event()
@@ -51,9 +51,13 @@ class SessionSwarm:
         params = lt.add_torrent_params()
         params.save_path = str(self._save_path)
         params.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
-        if not self._session.pex:
+        if not self._session.settings.pex:
             params.flags |= lt.torrent_flags.disable_pex
-        params.trackers = list(sources.trackers)
+        # Both mean announcing; who only looks is told all the same (`look_up`, and LSD's news).
+        self._public = sources.public
+        self._trackers: set[str] = set()
+        if not self._public:
+            params.flags |= lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd
         params.url_seeds = list(sources.web_seeds)
         # These are connected to at once, others at the next full second.
         banned = self.torrent.peers.banned
@@ -61,7 +65,7 @@ class SessionSwarm:
         params.banned_peers = list(banned)
         pieces = MAX_PIECES  # cut to the true number when the metadata comes
         if info is None:
-            params.info_hashes = lt.info_hash_t(lt.sha1_hash(self._info_hash))
+            params.info_hashes = lt.info_hash_t(lt.sha1_hash(self.info_hash))
         else:
             params.ti = lt.torrent_info(b"d4:info" + info + b"e")
             pieces = params.ti.num_pieces()
@@ -75,6 +79,8 @@ class SessionSwarm:
         self._blame = Blame(self.torrent.peers)
         self._handle = self._session.lt.add_torrent(params)
         self._session.swarms[self._handle] = self
+        if self._public:
+            self._add_trackers(self._session.settings.announce_trackers)
 
     async def stop(self) -> None:
         if self._handle is None:
@@ -102,10 +108,35 @@ class SessionSwarm:
             self._handle.connect_peer(peer, lt.peer_info.tracker)
 
     def add_sources(self, sources: Sources) -> None:
-        for url in sources.trackers:
-            self.handle.add_tracker({"url": url})
         for url in sources.web_seeds:
             self.handle.add_url_seed(url)
+        if sources.public and not self._public:
+            self._public = True
+            self.handle.unset_flags(lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd)
+            self._add_trackers(self._session.settings.announce_trackers)
+            self.announce()
+
+    def look_up(self) -> None:
+        if self._handle is None:
+            return
+        settings = self._session.settings
+        if settings.trackers:
+            self._add_trackers(self.torrent.peers.sources.trackers)
+        if settings.dht:
+            self._session.lt.dht_get_peers(lt.sha1_hash(self.info_hash))
+        for peer in self._session.neighbours:
+            self.connect(peer)
+
+    def announce(self) -> None:
+        if self._handle is not None and self._public:
+            self._handle.force_dht_announce()
+
+    def _add_trackers(self, urls: Iterable[str]) -> None:
+        """libtorrent announces the torrent to a tracker at once, and as long as it is joined."""
+        for url in urls:
+            if url not in self._trackers:
+                self._trackers.add(url)
+                self.handle.add_tracker({"url": url})
 
     def here(self) -> list[bool]:
         return [] if self._handle is None else list(self._handle.status().pieces)

@@ -5,11 +5,13 @@ Every value that differs from libtorrent's default carries its reason.
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE
+from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer
 
 
@@ -24,6 +26,9 @@ class EngineSettings:
         outgoing: local addresses to connect from; empty: as the system routes.
         dht, lsd, upnp, natpmp, pex: ways to find peers that the user did not name, or to be found
             by them; all off.
+        dht_nodes: where the DHT is joined.
+        trackers: ask those that were named for a torrent, while somebody waits for it.
+        announce_trackers: what public torrents are announced to.
         download_rate, upload_rate: limits in bytes a second, 0 for none; peers on the local
             network are limited too.
         user_agent: what peers are told.
@@ -36,6 +41,9 @@ class EngineSettings:
     upnp: bool = False
     natpmp: bool = False
     pex: bool = False
+    dht_nodes: tuple[Peer, ...] = ()
+    trackers: bool = False
+    announce_trackers: tuple[str, ...] = ()
     download_rate: int = 0
     upload_rate: int = 0
     user_agent: str = "p2pcloop/0.1"
@@ -51,6 +59,10 @@ def _network(settings: EngineSettings) -> dict[str, object]:
         "listen_interfaces": ",".join(map(format_peer, settings.listen)),
         "outgoing_interfaces": ",".join(settings.outgoing),
         "enable_dht": settings.dht,
+        # One node an address, and one of its /24 in a search: right on the internet, where false
+        # nodes are cheap, and wrong on a network of one's own, where all are neighbours.
+        "dht_restrict_routing_ips": not _is_private(settings.dht_nodes),
+        "dht_restrict_search_ips": not _is_private(settings.dht_nodes),
         "enable_lsd": settings.lsd,
         "enable_upnp": settings.upnp,
         "enable_natpmp": settings.natpmp,
@@ -61,10 +73,19 @@ def _network(settings: EngineSettings) -> dict[str, object]:
     }
 
 
+def _is_private(nodes: tuple[Peer, ...]) -> bool:
+    """Whether nodes are on loopback or private networks (RFC 1918, RFC 4193), all of them."""
+    return bool(nodes) and all(
+        is_address(host) and ipaddress.ip_address(host).is_private for host, _ in nodes
+    )
+
+
 _QUIET: dict[str, object] = {
     # The defaults name hosts on the internet.
     "dht_bootstrap_nodes": "",
     "webtorrent_stun_server": "",
+    # Every tracker that the user named, and not the first that answers.
+    "announce_to_all_trackers": True,
     # Only the ports that were asked for: a link names them.
     "listen_system_port_fallback": False,
     "max_retry_port_bind": 0,

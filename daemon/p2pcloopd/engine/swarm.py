@@ -95,7 +95,8 @@ class Swarm(Protocol):
             info: the bencoded info dictionary, or None to get it from peers.
             have: which pieces are here (one item a piece); None: all are, in files that are
                 never to be written.
-            sources: trackers and web seeds to use; peers come by `connect`.
+            sources: web seeds to use, and whether others may be told of the torrent; peers come
+                by `connect`, trackers by `look_up`.
         """
 
     async def stop(self) -> None:
@@ -114,7 +115,10 @@ class Swarm(Protocol):
         """Connect to an address (not a name), again if it failed before."""
 
     def add_sources(self, sources: Sources) -> None:
-        """Use more trackers and web seeds."""
+        """Use more web seeds; tell others of the torrent, if they may be told from now on."""
+
+    def look_up(self) -> None:
+        """Ask for peers whom the user may ask: trackers, DHT, neighbours; `connect` to them."""
 
     def here(self) -> list[bool]:
         """Which pieces libtorrent takes for right, one item a piece; empty if it does not know."""

@@ -74,6 +74,7 @@ class Transfer:
         have = [] if disk is None else None if disk.in_place else disk.have.to_list()
         self._swarm.start(info, have, self._peers.sources)
         self.running = True
+        self._peers.look_again()
         self._peers.try_again()
         self._background.clear()
         self._scan = iter(())

@@ -7,10 +7,14 @@ waiting_after = 10            # seconds without data until a reader is told who 
 
 [discovery]                   # whom the node may talk to besides the peers of links
 dht = false
+dht_nodes = []                # where the DHT is joined: "host:port"
 lsd = false
+lan = false                   # other nodes on the local network, by mDNS
 upnp = false
 natpmp = false
 trackers = false              # those that links name
+announce_trackers = []        # URLs of those that public torrents are announced to
+mirrors = []                  # URLs at which names are looked up
 """
 
 from __future__ import annotations
@@ -18,25 +22,44 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from p2pcloop.errors import UsageError, storage_error
+from p2pcloop.errors import FormatError, UsageError, storage_error
+from p2pcloop.formats.link import parse_mirror, parse_peer, parse_tracker
 
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16
+MAX_PLACES = 32
+"""Nodes of the DHT, trackers, mirrors: of each kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """Which ways of finding peers are on; all are off unless the user turns them on."""
+    """Whom the node may talk to besides the peers of links: nobody, unless the user says so.
+
+    Attributes:
+        dht: join the DHT, to find names and peers and to announce what is public.
+        dht_nodes: (host, port) of nodes by which it is joined.
+        lsd: hear of public torrents on the local network, and announce them there (BEP 14).
+        lan: find other nodes on the local network, and be found, by mDNS.
+        upnp, natpmp: have the router forward our port.
+        trackers: ask the trackers that links name; they then know this node as a peer.
+        announce_trackers: URLs of trackers to which what is public is announced.
+        mirrors: base URLs where names are looked up; each ends in "/".
+    """
 
     dht: bool = False
+    dht_nodes: tuple[tuple[str, int], ...] = ()
     lsd: bool = False
+    lan: bool = False
     upnp: bool = False
     natpmp: bool = False
     trackers: bool = False
+    announce_trackers: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +165,31 @@ def _read_endpoint(value: object) -> tuple[str, int]:
 def _read_discovery(value: object) -> Discovery:
     if not isinstance(value, dict):
         raise ValueError("must be a table: [discovery]")
-    switches = {each.name: _read_switch for each in fields(Discovery)}
-    return _read_table(value, "discovery.", switches, Discovery)
+    return _read_table(value, "discovery.", _DISCOVERY_KEYS, Discovery)
 
+
+def _read_places(parse: Callable[[str], object], value: object) -> tuple[object, ...]:
+    if not isinstance(value, list) or len(value) > MAX_PLACES:
+        raise ValueError(f"must be a list of at most {MAX_PLACES}")
+    if not all(isinstance(item, str) for item in value):
+        raise ValueError("must be a list of texts")
+    try:
+        return tuple(parse(item) for item in value)
+    except FormatError as err:
+        raise ValueError(f"cannot be used: {err}") from err
+
+
+_DISCOVERY_KEYS: dict[str, Callable[[object], object]] = {
+    "dht": _read_switch,
+    "dht_nodes": partial(_read_places, parse_peer),
+    "lsd": _read_switch,
+    "lan": _read_switch,
+    "upnp": _read_switch,
+    "natpmp": _read_switch,
+    "trackers": _read_switch,
+    "announce_trackers": partial(_read_places, parse_tracker),
+    "mirrors": partial(_read_places, parse_mirror),
+}
 
 _KEYS: dict[str, Callable[[object], object]] = {
     "listen": _read_listen,

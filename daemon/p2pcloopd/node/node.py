@@ -56,11 +56,11 @@ class Node:
         trackers: Iterable[str],
         web_seeds: Iterable[str],
     ) -> Torrent:
-        """Know a torrent and where to look for it, trackers only if the user wants those."""
+        """Know a torrent and where to look for it."""
         return await self.engine.add(
             info_hash,
             peers=peers,
-            trackers=trackers if self.config.discovery.trackers else (),
+            trackers=trackers,
             web_seeds=web_seeds,
         )
 

@@ -76,6 +76,9 @@ def _engine_settings(config: Config, listen: Iterable[tuple[str, int]]) -> Engin
     return EngineSettings(
         listen=tuple(listen),
         dht=config.discovery.dht,
+        dht_nodes=config.discovery.dht_nodes,
+        trackers=config.discovery.trackers,
+        announce_trackers=config.discovery.announce_trackers,
         lsd=config.discovery.lsd,
         upnp=config.discovery.upnp,
         natpmp=config.discovery.natpmp,
