@@ -76,6 +76,7 @@ class HaveFile:
         self._bits = bits
         self.pieces = pieces
         self.count = int.from_bytes(bits, "big").bit_count()
+        self._unsaved: set[int] = set()
 
     @classmethod
     def create(
@@ -135,7 +136,7 @@ class HaveFile:
         self._write(changed)
 
     def drop(self, *pieces: int) -> None:
-        """Note that pieces are not here, durably."""
+        """Note that pieces are not here, durably; whatever failed to become so before as well."""
         changed = set()
         for piece in pieces:
             self._check(piece)
@@ -165,13 +166,15 @@ class HaveFile:
 
     def _write(self, changed: set[int]) -> None:
         """Write bytes one by one, since a byte is never torn, and make them durable."""
+        self._unsaved |= changed
         try:
-            for index in sorted(changed):
+            for index in sorted(self._unsaved):
                 os.pwrite(self._fd, self._bits[index : index + 1], HEADER_SIZE + index)
-            if changed:
+            if self._unsaved:
                 os.fdatasync(self._fd)
         except OSError as err:
             raise storage_error(f"cannot write {self._path}", err) from err
+        self._unsaved.clear()
 
 
 class HaveView:

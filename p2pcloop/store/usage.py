@@ -16,7 +16,7 @@ from p2pcloop.store.pins import load_pins
 
 
 class Keep(Enum):
-    """Why something is not evicted; the value completes "2.1 GB ...". The first that holds is told."""
+    """Why something is not evicted; the value completes "2.1 GB ...". The first is told."""
 
     RUNNING = "are in use by running guests or commands"
     READING = "are just being read or fetched"

@@ -55,12 +55,14 @@ class Content:
         Raises:
             StorageError: a file is missing, shorter than it must be, or cannot be read.
         """
-        parts = []
+        return b"".join(_read_file(*part) for part in self.parts(offset, length))
+
+    def parts(self, offset: int, length: int) -> Iterator[tuple[Path, int, int]]:
+        """The parts of files that a range consists of: path, offset in the file, bytes."""
         for path, start, size in self._files:
             first, last = max(offset, start), min(offset + length, start + size)
             if first < last:
-                parts.append(_read_file(path, first - start, last - first))
-        return b"".join(parts)
+                yield path, first - start, last - first
 
     def read_piece(self, piece: int) -> bytes:
         """Read a whole piece. Errors as for `read`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import trio
 from p2pcloopd.engine.content import links
 from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
-from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place
+from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place, remove_directory
 from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
 from p2pcloopd.engine.session_dht import Dht
 from p2pcloopd.engine.session_swarm import SessionSwarm
@@ -29,6 +29,7 @@ class Engine:
 
     Attributes:
         dht: the DHT, or None where the user did not turn it on.
+        on_saved: called when more of a torrent has become durable.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Engine:
         self._store = store_dir
         self._on_stall = on_stall
         self.dht = Dht(session, session.settings.dht_nodes) if session.settings.dht else None
+        self.on_saved: Callable[[], None] = lambda: None
         self._torrents: dict[bytes, Torrent] = {}
         self._adding = trio.Lock()
         self._nursery: trio.Nursery
@@ -64,11 +66,13 @@ class Engine:
         trackers: Iterable[str] = (),
         web_seeds: Iterable[str] = (),
         public: bool = False,
+        elsewhere: Callable[[], Awaitable[bytes | None]] | None = None,
     ) -> Torrent:
         """Have a torrent, and look for it in these places too. Nothing is fetched by this.
 
         Args:
             public: announce it, from now on; a torrent that is public stays so.
+            elsewhere: of a torrent that is new: as of `Torrent`.
 
         Raises:
             StorageError: the store cannot be read or written.
@@ -77,7 +81,7 @@ class Engine:
         async with self._adding:
             torrent = self._torrents.get(info_hash)
             if torrent is None:
-                return await self._add(info_hash, sources)
+                return await self._add(info_hash, sources, elsewhere)
         await torrent.add_sources(sources)
         return torrent
 
@@ -87,6 +91,26 @@ class Engine:
         if not self._session.neighbours <= before:
             for torrent in self.torrents:
                 torrent.peers.look_again()
+
+    async def remove(self, info_hash: bytes, tmp: Path) -> bool:
+        """Forget a torrent and delete its directory, by way of `tmp` on the same file system.
+
+        Returns:
+            False, and nothing happened, where it is not known or somebody waits for it.
+
+        Raises:
+            StorageError: the disk refused; what is left of it in `tmp` may be deleted.
+        """
+        async with self._adding:
+            torrent = self._torrents.get(info_hash)
+            if torrent is None or torrent.peers.wanted:
+                return False
+            with trio.CancelScope(shield=True):
+                del self._torrents[info_hash]
+                await torrent.end()
+                directory = self._store / info_hash.hex()
+                await trio.to_thread.run_sync(remove_directory, directory, tmp)
+        return True
 
     async def restore(self) -> None:
         """Add every torrent of the store.
@@ -161,16 +185,26 @@ class Engine:
 
     # --- inside -----------------------------------------------------------------------------
 
-    async def _add(self, info_hash: bytes, sources: Sources) -> Torrent:
+    async def _add(
+        self,
+        info_hash: bytes,
+        sources: Sources,
+        elsewhere: Callable[[], Awaitable[bytes | None]] | None = None,
+    ) -> Torrent:
         record = Record(self._store / info_hash.hex())
         await trio.to_thread.run_sync(record.create)
         swarm = SessionSwarm(self._session, info_hash, record.data)
         torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
+        torrent.elsewhere = elsewhere
+        torrent.saver.on_saved = self._tell_saved
         swarm.attach(torrent, self._nursery)
         await torrent.start(sources)
         self._torrents[info_hash] = torrent
         self._nursery.start_soon(torrent.run)
         return torrent
+
+    def _tell_saved(self) -> None:
+        self.on_saved()
 
     def _serves(self, torrent: Torrent, staging: Path) -> bool:
         """Whether all of it is here, not by links to other files than those of `staging`."""

@@ -113,6 +113,11 @@ class Peers:
             if not self._needs:
                 self._needed = trio.Event()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits."""
+        return self._needs > 0
+
     def try_again(self) -> None:
         """Connect now: the swarm was joined anew, or there are new peers to try."""
         self._again.set()

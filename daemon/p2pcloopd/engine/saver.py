@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
@@ -24,10 +25,12 @@ class Saver:
 
     Attributes:
         lock: held while the files, the have bits or the membership in the swarm change.
+        on_saved: called when more has become durable.
     """
 
     def __init__(self, info_hash: bytes, transfer: Transfer) -> None:
         self.lock = trio.Lock()
+        self.on_saved: Callable[[], None] = lambda: None
         self._name = info_hash.hex()
         self._transfer = transfer
         self._error: StorageError | None = None
@@ -55,6 +58,39 @@ class Saver:
                 log.warning("torrent %s: %d pieces did not reach the disk", self._name, len(wrong))
                 await self._rejoin()
             self._transfer.notify()
+        self.on_saved()
+
+    async def evict(self, pieces: Collection[int], unread: Callable[[], Awaitable[None]]) -> bool:
+        """Give back the room of pieces, and of what holds no piece that is here.
+
+        Their bits are cleared durably before: a crash at any instant loses nothing else and leaves
+        no bit that says too much. Readers go on: what they lack is fetched again.
+
+        Args:
+            pieces: may be empty.
+            unread: waits for those who read the files at that moment.
+
+        Returns:
+            False, and nothing happened, where somebody waits for data of this torrent, or files
+            of it are not ours alone.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        await self.save()
+        async with self.lock:
+            if not self._transfer.evictable():
+                return False
+            stored = self._transfer.stored
+            with trio.CancelScope(shield=True):
+                await self._transfer.leave()
+                try:
+                    await trio.to_thread.run_sync(stored.evict, pieces)
+                    await unread()
+                    await trio.to_thread.run_sync(stored.give_back)
+                finally:
+                    self._transfer.join()
+        return True
 
     async def verify(self, pieces: range) -> list[int]:
         """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.

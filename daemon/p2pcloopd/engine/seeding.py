@@ -70,6 +70,21 @@ def move_into_place(staging: Path, directory: Path) -> None:
         raise storage_error(f"cannot move {staging} to {directory}", err) from err
 
 
+def remove_directory(directory: Path, tmp: Path) -> None:
+    """Take a torrent's directory out of the store, then delete it; links lead to what stays.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        old = Path(tempfile.mkdtemp(prefix=OLD_PREFIX, dir=tmp))
+        directory.rename(old / "torrent")
+        sync_directory(directory.parent)
+        shutil.rmtree(old)
+    except OSError as err:
+        raise storage_error(f"cannot remove {directory}", err) from err
+
+
 def discard(staging: Path) -> None:
     """Remove a staging directory; what its symbolic links lead to stays.
 

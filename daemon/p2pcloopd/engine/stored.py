@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from p2pcloop.errors import CorruptError, NotHereError
 from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.holes import give_back
 from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
 from p2pcloopd.engine.record import Record
 
@@ -86,6 +87,14 @@ class Stored:
             raise self.changed_error()
         self.have.drop(*wrong)
         return wrong
+
+    def evict(self, pieces: Iterable[int]) -> None:
+        """Clear the bits of pieces, durably: from now on they are fetched again."""
+        self.have.drop(*pieces)
+
+    def give_back(self) -> None:
+        """Give back the room of all pieces that are not here."""
+        give_back(self.content, self.layout, self.have.to_list())
 
     def changed_error(self) -> CorruptError:
         """What to say of files that are not what they were when they were seeded."""

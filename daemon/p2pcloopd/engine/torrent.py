@@ -9,14 +9,15 @@ to arrived, saver.py to the rest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 import trio
 
-from p2pcloop.errors import FormatError, P2pcloopError, StorageError, UsageError
+from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers, PeerTried
+from p2pcloopd.engine.reads import Reads
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
 from p2pcloopd.engine.stored import Stored
@@ -56,6 +57,8 @@ class Torrent:
         self._decode = decode
         self.elsewhere: Callable[[], Awaitable[bytes | None]] | None = None
         self._wanted = trio.Event()
+        self._reads = Reads(self.transfer, self.saver.mend)
+        self._running = trio.CancelScope()
         self._known = trio.Event()
         self._failed: P2pcloopError | None = None
         self._failed_at = 0.0
@@ -103,17 +106,7 @@ class Torrent:
             FormatError: as for `metadata`.
         """
         pieces, missing = await self._look(offset, length, heal=heal)
-        if not missing:
-            return await trio.to_thread.run_sync(self._stored.content.read, offset, length)
-        fetched = await self._fetch(missing, keep=True)
-        data = []
-        for piece in pieces:
-            got = fetched.get(piece)
-            if got is None:
-                got = await trio.to_thread.run_sync(self._stored.content.read_piece, piece)
-            data.append(got)
-        start = offset - pieces[0] * self._stored.layout.piece_length
-        return b"".join(data)[start : start + length]
+        return await self._reads.read(offset, length, pieces, missing)
 
     async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
         """Wait until a read of these bytes is answered at once, keeping none of them in memory.
@@ -122,7 +115,7 @@ class Torrent:
         """
         _, missing = await self._look(offset, length, heal=heal)
         if missing:
-            await self._fetch(missing, keep=False)
+            await self._reads.fetch(missing, keep=False)
 
     async def _look(self, offset: int, length: int, *, heal: bool) -> tuple[range, list[int]]:
         """The pieces of a range, and which of them are not durable."""
@@ -136,6 +129,10 @@ class Torrent:
         if heal:
             await self.verify(pieces)
         return pieces, [piece for piece in pieces if not self._stored.have.has(piece, piece)]
+
+    async def evict(self, pieces: Collection[int]) -> bool:
+        """See `Saver.evict`."""
+        return await self.saver.evict(pieces, self._reads.unread)
 
     async def verify(self, pieces: range) -> list[int]:
         """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.
@@ -237,11 +234,19 @@ class Torrent:
             self.transfer.join()
 
     async def run(self) -> None:
-        """Save what arrives and keep peers connected while somebody waits, for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.peers.run)
-            nursery.start_soon(self._look_elsewhere)
-            await self.saver.run()
+        """Save what arrives and keep peers connected while somebody waits, until `end`."""
+        with self._running:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.peers.run)
+                nursery.start_soon(self._look_elsewhere)
+                await self.saver.run()
+
+    async def end(self) -> None:
+        """Stop for good: it is not known here any more."""
+        self._running.cancel()
+        self._failed = NotHereError(f"torrent {self.info_hash.hex()} was removed")
+        self._known.set()
+        await self.stop()
 
     async def stop(self) -> None:
         """Leave the swarm and close the files of the store."""
@@ -315,7 +320,7 @@ class Torrent:
         self._known.set()
 
     def _may_mend(self) -> bool:
-        if self._failed is None or isinstance(self._failed, FormatError):
+        if self._failed is None or isinstance(self._failed, FormatError | NotHereError):
             return False
         return trio.current_time() - self._failed_at >= RETRY_SECONDS
 
@@ -343,7 +348,3 @@ class Torrent:
         await self.transfer.leave()
         if self.transfer.disk is not None:
             self.transfer.disk.have.close()
-
-    async def _fetch(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
-        await self.saver.mend()
-        return await self.transfer.get(missing, keep=keep)

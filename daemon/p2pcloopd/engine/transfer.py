@@ -10,6 +10,7 @@ from itertools import islice
 import trio
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloopd.engine.holes import is_linked
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
 from p2pcloopd.engine.stored import Stored
@@ -59,6 +60,12 @@ class Transfer:
     def arrived(self) -> int:
         """How many pieces are here but not durable yet."""
         return len(self._arrived)
+
+    def evictable(self) -> bool:
+        """Whether pieces may go: nobody waits for any, and the files are ours alone."""
+        if self.disk is None or not self.running or self.pieces.wanted or self._background_users:
+            return False
+        return not self.disk.in_place and not is_linked(self.disk.content)
 
     def notify(self) -> None:
         """Wake whoever is in `more`: something changed."""

@@ -1,0 +1,101 @@
+"""The room that a torrent's files take, and giving back what holds no piece that is here.
+
+Everything here blocks on the disk and is meant for a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from stat import S_ISREG
+
+from p2pcloop.errors import storage_error
+from p2pcloop.formats.holes import punch_hole
+from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.metainfo import TorrentLayout
+
+_STAT_UNIT = 512  # stat(2): st_blocks
+_DISK_BLOCK = 4096
+
+
+def give_back(content: Content, layout: TorrentLayout, here: Sequence[bool]) -> None:
+    """Make holes where no piece is that is here, in files that are ours.
+
+    A file system that knows no holes gives back what lies behind the last piece that is here.
+
+    Args:
+        here: one item a piece.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    for start, end in _runs(layout, here, wanted=False):
+        for path, offset, length in content.parts(start, end - start):
+            _punch(path, offset, length)
+
+
+def allocated(content: Content) -> int:
+    """Bytes on the disk that the files take, but for those that lie elsewhere.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    return sum(_STAT_UNIT * status.st_blocks for status in _own(content))
+
+
+def is_linked(content: Content) -> bool:
+    """Whether a file of ours has another name: what is written to it would change that, too."""
+    return any(status.st_nlink > 1 for status in _own(content))
+
+
+def needed(content: Content, layout: TorrentLayout, here: Sequence[bool]) -> int:
+    """Bytes on the disk that the pieces that are here need, in files that are ours."""
+    total = 0
+    for start, end in _runs(layout, here, wanted=True):
+        for path, offset, length in content.parts(start, end - start):
+            if not path.is_symlink():
+                last = -(-(offset + length) // _DISK_BLOCK)
+                total += (last - offset // _DISK_BLOCK) * _DISK_BLOCK
+    return total
+
+
+def _runs(
+    layout: TorrentLayout, here: Sequence[bool], *, wanted: bool
+) -> Iterator[tuple[int, int]]:
+    """Runs of pieces that are here, or are not: first byte and end."""
+    piece = 0
+    for present, group in groupby(here):
+        first, piece = piece, piece + len(list(group))
+        if present == wanted:
+            length = layout.piece_length
+            yield first * length, min(piece * length, layout.total_size)
+
+
+def _own(content: Content) -> Iterator[os.stat_result]:
+    for path in content.paths:
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as err:
+            raise storage_error(f"cannot look at {path}", err) from err
+        if S_ISREG(status.st_mode):
+            yield status
+
+
+def _punch(path: Path, offset: int, length: int) -> None:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise storage_error(f"cannot open {path}", err) from err
+    try:
+        if not punch_hole(fd, offset, length) and offset + length >= os.fstat(fd).st_size:
+            os.ftruncate(fd, min(offset, os.fstat(fd).st_size))
+    except OSError as err:
+        raise storage_error(f"cannot give back room of {path}", err) from err
+    finally:
+        os.close(fd)
