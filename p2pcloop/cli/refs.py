@@ -16,6 +16,7 @@ from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.name import parse_name
+from p2pcloop.formats.seal import check_secret
 from p2pcloop.image.local import ImageFile, inspect_file
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
@@ -31,6 +32,20 @@ class StoredRef:
     name: str
     link: str
     client: ControlClient
+
+    @property
+    def secret(self) -> bytes | None:
+        """What opens a private image, as the link has it."""
+        return parse_link(self.link).secret
+
+    def check_secret(self) -> None:
+        """Compare the link's secret with the manifest, before anything is made or started.
+
+        Raises:
+            UsageError: the image is private, and the link has no secret.
+            MismatchError: it is another image's secret.
+        """
+        check_secret(self.signed.manifest.key_check, self.secret)
 
     @property
     def stored(self) -> int:

@@ -16,8 +16,13 @@ class Source:
     """A stored image, and p2pcloopd, which has what is missing of it."""
 
     def __init__(self, ref: StoredRef, home: Home) -> None:
+        """Nothing is read yet.
+
+        Raises:
+            UsageError, MismatchError: the image is private; see `StoredRef.check_secret`.
+        """
         self._client: ControlClient = ref.client
-        self._stored = StoredImage(ref.signed.manifest, home.torrents)
+        self._stored = StoredImage.of_home(ref.signed.manifest, home, ref.secret)
 
     def open(self) -> MergedImage:
         """Open the image; asks for headers and maps that are not here.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import ZERO_CHUNK, merge
@@ -26,14 +26,22 @@ class MergedImage:
         bytes_touched: their stored bytes.
     """
 
-    def __init__(self, layers: Sequence[Layer], *, cache_size: int = DEFAULT_CACHE_SIZE) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        cache_size: int = DEFAULT_CACHE_SIZE,
+        also_close: Callable[[], None] | None = None,
+    ) -> None:
         """Join `layers`, base first; the image has the size of the top layer.
 
         Args:
             layers: at least one, none of them twice; their maps are taken.
             cache_size: bytes of decoded chunks that are kept, least recently used dropped first.
+            also_close: called when the image is closed.
         """
         self._layers = layers
+        self._also_close = also_close
         self.size = layers[-1].header.image_size
         self.image_id = compute_image_id(self.size, [layer.header.layer_id for layer in layers])
         self.map = merge([layer.take_map() for layer in layers])
@@ -105,6 +113,8 @@ class MergedImage:
         """Close the layers' files."""
         for layer in self._layers:
             layer.close()
+        if self._also_close is not None:
+            self._also_close()
 
     def _chunk(self, layer: int, number: int) -> memoryview:
         key = layer << 32 | number

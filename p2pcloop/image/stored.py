@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Self
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.index import MAX_RUNS, IndexHeader
@@ -11,8 +12,10 @@ from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.seal import Seal, check_secret
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.content import StoredContent
-from p2pcloop.image.layer import Elsewhere, Layer, Pack, load_header, nowhere
+from p2pcloop.image.known import KnownChunks
+from p2pcloop.image.layer import Layer, Pack, load_header, nowhere
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
+from p2pcloop.store.home import Home
 
 
 class StoredImage:
@@ -24,7 +27,7 @@ class StoredImage:
         torrents: Path,
         secret: bytes | None = None,
         *,
-        elsewhere: Elsewhere = nowhere,
+        known: KnownChunks | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -32,7 +35,7 @@ class StoredImage:
             manifest: whose signature was verified.
             torrents: the store's folder with one directory for each info hash.
             secret: of a private image, as its link has it.
-            elsewhere: asked for each chunk that is missing here, before p2pcloopd is.
+            known: looked at for each chunk that is missing, before p2pcloopd is asked.
 
         Raises:
             UsageError: the image is private and there is no secret.
@@ -41,7 +44,7 @@ class StoredImage:
         check_secret(manifest.key_check, secret)
         self._manifest = manifest
         self._secret = secret if manifest.private else None
-        self._elsewhere = elsewhere
+        self._known = known
         self._contents = {
             layer.torrent: StoredContent(torrents / layer.torrent.hex(), layer)
             for layer in manifest.all_layers
@@ -49,6 +52,16 @@ class StoredImage:
         self._refs = {layer.layer_id: layer for layer in manifest.all_layers}
         self._headers: dict[bytes, IndexHeader] = {}
         self._layers: dict[bytes, Layer] = {}
+
+    @classmethod
+    def of_home(cls, manifest: Manifest, home: Home, secret: bytes | None = None) -> Self:
+        """From a home's store, where chunks that its other images have are taken from those.
+
+        Raises:
+            UsageError, MismatchError: as for the constructor.
+        """
+        known = KnownChunks(home, secrets=[] if secret is None else [secret])
+        return cls(manifest, home.torrents, secret, known=known)
 
     def accept(self, wanted: ByteRange, data: bytes) -> None:
         """Take what p2pcloopd answered to a missing range."""
@@ -76,7 +89,8 @@ class StoredImage:
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
         if layers[-1].header.image_size != self._manifest.size:
             raise _mismatch("the image has another size than the manifest says")
-        return MergedImage(layers, cache_size=cache_size)
+        also_close = None if self._known is None else self._known.close
+        return MergedImage(layers, cache_size=cache_size, also_close=also_close)
 
     def close(self) -> None:
         """Close the files; for an image that was never opened (else close the merged image)."""
@@ -100,7 +114,7 @@ class StoredImage:
             header,
             seal=self._seal(ref),
             sources=[self._pack(source) for source in header.sources],
-            elsewhere=self._elsewhere,
+            elsewhere=nowhere if self._known is None else self._known.read,
         )
 
     def _pack(self, layer_id: bytes) -> Pack:

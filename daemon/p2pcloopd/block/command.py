@@ -61,9 +61,11 @@ def command(
     target = resolve_ref(ref, home)
     if isinstance(target, StoredRef):
         target.client.close()
+        target.check_secret()
     spec = BlockServerSpec(
         home=home,
         image=target.signed if isinstance(target, StoredRef) else target,
+        secret=target.secret if isinstance(target, StoredRef) else None,
         overlay=overlay,
         vhost_user=vhost_user,
         nbd=nbd,

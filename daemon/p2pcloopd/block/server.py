@@ -45,6 +45,7 @@ class BlockServerSpec:
         nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
         once: end when the first vhost-user front end has gone.
         cache_size: bytes of decoded chunks that are kept.
+        secret: what opens a private image.
     """
 
     home: Home
@@ -54,6 +55,7 @@ class BlockServerSpec:
     nbd: str | None = None
     once: bool = False
     cache_size: int = DEFAULT_CACHE_SIZE
+    secret: bytes | None = None
 
 
 TEMPORARY = "temporary"
@@ -150,13 +152,14 @@ async def _open_stored(
     ready: Ready,
 ) -> StoredBackend:
     manifest = signed.manifest
+    # Before an overlay is made: a wrong secret is refused here.
+    stored = StoredImage.of_home(manifest, spec.home, spec.secret)
     overlay = _open_overlay(
         spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
     )
     ready()
     client = ReconnectingClient(spec.home.control_socket)
     await nursery.start(client.run)
-    stored = StoredImage(manifest, spec.home.torrents)
     supplier = Supplier(client, stored.accept)
     while True:
         try:

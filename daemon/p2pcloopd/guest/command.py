@@ -117,6 +117,8 @@ def command(
             check_writable(output)
     home.create()
     target = resolve_ref(ref, home)
+    if isinstance(target, StoredRef):
+        target.check_secret()
     _check_root(target, overlay)
     before = _status(target)
     with _vhost_socket() as path:
@@ -179,6 +181,7 @@ def _boot(
             BlockServerSpec(
                 home=home,
                 image=target.signed if isinstance(target, StoredRef) else target,
+                secret=target.secret if isinstance(target, StoredRef) else None,
                 overlay=TEMPORARY if overlay is None else overlay,
                 vhost_user=listener,
                 once=True,
