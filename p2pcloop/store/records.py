@@ -80,8 +80,10 @@ class Records:
         """All names that are known here, in order."""
         return sorted(self._names.values(), key=lambda record: str(record.name))
 
-    def check(self, name: Name, version: int, manifest_id: bytes, *, old: bool = False) -> None:
-        """Refuse what must not be kept.
+    def check_version(
+        self, name: Name, version: int, manifest_id: bytes, *, old: bool = False
+    ) -> None:
+        """Refuse a version that a name must not have.
 
         Args:
             old: an older version is what was asked for, by its number.
@@ -102,6 +104,26 @@ class Records:
                 hint=f"take the newest by its name, or say that you want this one: --at {version}",
             )
 
+    def check(
+        self,
+        signed: SignedManifest,
+        link: Link,
+        record: SignedRecord | None = None,
+        *,
+        old: bool = False,
+    ) -> None:
+        """Refuse what `keep` would refuse.
+
+        Raises:
+            MismatchError: the link or the record is for another manifest or name, or as of
+                `check_version`.
+        """
+        if (link.manifest_id, link.name) != (signed.id, signed.manifest.name):
+            raise MismatchError(f"the link of {link.name} is for another manifest than it brought")
+        if record is not None:
+            _check_record(record, signed, link)
+        self.check_version(link.name, signed.manifest.version, signed.id, old=old)
+
     def keep(
         self,
         signed: SignedManifest,
@@ -117,23 +139,18 @@ class Records:
         Args:
             link: that of the manifest.
             record: that of the manifest, if there is one.
-            old: as of `check`.
+            old: as of `check_version`.
 
         Returns:
             What the name points to now.
 
         Raises:
-            MismatchError: the link or the record is for another manifest or name, or as of
-                `check`; nothing was changed.
+            MismatchError: as of `check`; nothing was changed.
             UsageError: there are as many names as may be; what was kept before stays.
             StorageError: the system refused; what was kept before is still there.
         """
+        self.check(signed, link, record, old=old)
         manifest = signed.manifest
-        if (link.manifest_id, link.name) != (signed.id, manifest.name):
-            raise MismatchError(f"the link of {link.name} is for another manifest than it brought")
-        if record is not None:
-            _check_record(record, signed, link)
-        self.check(link.name, manifest.version, signed.id, old=old)
         known = self.find(link.name)
         if not manifest.private:
             link = link.public()

@@ -14,8 +14,11 @@ _MAX_URL = 2048
 
 
 def fields_of(call: Call) -> Fields:
-    """The arguments, to be taken out one by one; any other shape is a `FormatError`."""
-    return Fields(call.args, f"`{call.op}`")
+    """The arguments, to be taken out one by one; any other shape is a `FormatError`.
+
+    An argument that is nil is one that is absent.
+    """
+    return Fields({k: v for k, v in call.args.items() if v is not None}, f"`{call.op}`")
 
 
 def take_torrent(node: Node, fields: Fields) -> Torrent:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError, UsageError, storage_error
-from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, is_link, parse_link
-from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, SignedManifest, open_manifest
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.link import MAX_LINK_LENGTH, Link
+from p2pcloop.formats.manifest import (
+    ID_SIZE,
+    INFO_HASH_SIZE,
+    MAX_MANIFEST_SIZE,
+    Manifest,
+    ManifestRef,
+    open_manifest,
+)
 from p2pcloop.formats.name import parse_name
-from p2pcloopd.engine.torrent import Torrent
+from p2pcloop.formats.record import MAX_RECORD_SIZE, open_record
+from p2pcloop.formats.seal import SECRET_SIZE, check_secret
+from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_if_waiting
+from p2pcloopd.node.beside import REPORT_SECONDS, beside
 from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.lookup import LOOK_SECONDS
+from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
+from p2pcloopd.node.resolving import find_version, parse_target
 
-MANIFEST_FILE = "manifest"
-MANIFEST_PREFIX = "manifest-"
+MAX_REF = MAX_LINK_LENGTH
+"""Characters of a link, or of a directory's path with a name."""
 
 
 async def seed(node: Node, call: Call) -> dict[str, Any]:
@@ -56,73 +67,89 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
     """Serve a signed manifest, keep it, and make the link to it."""
     fields = fields_of(call)
     data = fields.blob("manifest", MAX_MANIFEST_SIZE)
+    public = fields.boolean("public") if "public" in fields else False
+    secret = fields.optional_data("secret", SECRET_SIZE)
     fields.end()
     signed = open_manifest(data)
-    for layer in signed.manifest.layers:
+    manifest = signed.manifest
+    for layer in manifest.all_layers:
         if node.engine.get(layer.torrent) is None:
             raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
-    staging = await trio.to_thread.run_sync(_stage_manifest, node.home.tmp, data)
-    torrent = await node.engine.seed(staging, lambda _done, _size: None)
-    link = Link(
-        name=signed.manifest.name,
-        manifest_id=signed.id,
-        manifest_torrent=torrent.info_hash,
-        pack_torrent=signed.manifest.layers[-1].torrent,
-        peers=tuple(node.addresses()),
-    )
-    await _keep(node, signed, link)
-    return {"id": signed.id, "name": str(link.name), "link": str(link)}
-
-
-async def resolve(node: Node, call: Call) -> dict[str, Any]:
-    """Get the manifest that a link or a known name stands for; know its layers."""
-    fields = fields_of(call)
-    ref = fields.text("ref", MAX_LINK_LENGTH)
-    fields.end()
-    link = parse_link(ref) if is_link(ref) else node.records.name(parse_name(ref)).link
-    torrent = await node.add(link.manifest_torrent, link.peers, link.trackers, ())
-    try:
-        signed = await trio.to_thread.run_sync(node.records.manifest, link.manifest_id)
-    except (NotHereError, FormatError, MismatchError):
-        signed = await _fetch_manifest(node, torrent, call)
-    if signed.id != link.manifest_id or signed.manifest.name != link.name:
-        raise MismatchError(
-            f"the link's torrent holds another manifest than that of {link.name}",
-            hint="the link was changed or put together wrongly: ask for a new one",
+    if secret is not None:
+        check_secret(manifest.key_check, secret)
+    async with node.records_lock:
+        node.records.check_version(manifest.name, manifest.version, signed.id)
+        torrent = await serve_manifest(node, signed, public=public)
+        link = Link(
+            name=manifest.name,
+            manifest_id=signed.id,
+            manifest_torrent=torrent,
+            pack_torrent=manifest.layers[-1].torrent,
+            peers=tuple(node.addresses()),
+            secret=secret,
         )
-    await _keep(node, signed, link)
-    for layer in signed.manifest.layers:
-        top = layer.torrent == link.pack_torrent
-        await node.add(layer.torrent, link.peers, link.trackers, link.web_seeds if top else ())
+        kept = await trio.to_thread.run_sync(node.records.keep, signed, link)
+    if public:
+        for layer in manifest.all_layers:
+            await node.engine.add(layer.torrent, public=True)
     return {
         "id": signed.id,
         "name": str(link.name),
+        "link": str(kept.link),
+        "manifest_torrent": torrent,
+    }
+
+
+async def seed_record(node: Node, call: Call) -> dict[str, Any]:
+    """Keep the signed record of the newest manifest of a name, so that it can be asked for here."""
+    fields = fields_of(call)
+    record = open_record(fields.blob("record", MAX_RECORD_SIZE))
+    fields.end()
+    async with node.records_lock:
+        known = node.records.name(record.record.name)
+        signed = await trio.to_thread.run_sync(node.records.manifest, known.manifest_id)
+        keep = partial(node.records.keep, signed, known.link, record=record)
+        await trio.to_thread.run_sync(keep)
+    return {}
+
+
+async def resolve(node: Node, call: Call) -> dict[str, Any]:
+    """Find a version of an image by a link, or a name and where to ask; know its layers."""
+    fields = fields_of(call)
+    target = parse_target(fields.text("ref", MAX_REF))
+    at = fields.integer("at", 0, MAX_VERSION) if "at" in fields else 0
+    look = fields.boolean("look") if "look" in fields else False
+    fields.end()
+    found = await find_version(node, target, call, at=at, look=look)
+    signed, link = found.signed, found.link
+    await know_layers(node, signed.manifest, link)
+    return {
+        "id": signed.id,
+        "name": str(link.name),
+        "version": signed.manifest.version,
         "link": str(link),
         "manifest": signed.data,
         "peers": [list(peer) for peer in link.peers],
     }
 
 
-def _stage_manifest(tmp: Path, data: bytes) -> Path:
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=MANIFEST_PREFIX, dir=tmp))
-        (staging / "data").mkdir()
-        (staging / "data" / MANIFEST_FILE).write_bytes(data)
-    except OSError as err:
-        raise storage_error(f"cannot write in {tmp}", err) from err
-    return staging
+async def manifest(node: Node, call: Call) -> dict[str, Any]:
+    """Get a manifest that another one names, for its history to be told; in a bounded time."""
+    fields = fields_of(call)
+    torrent = fields.blob("torrent", INFO_HASH_SIZE)
+    ref = ManifestRef(fields.data("id", ID_SIZE), torrent or None)
+    near = parse_name(fields.text("near", MAX_REF))
+    fields.end()
+    link = node.records.name(near).link
+    with trio.move_on_after(LOOK_SECONDS):
+        return {"manifest": (await get_manifest(node, ref, link, call)).data}
+    raise NotHereError(f"manifest {ref.id.hex()} did not come within {LOOK_SECONDS:.0f} s")
 
 
-async def _fetch_manifest(node: Node, torrent: Torrent, call: Call) -> SignedManifest:
-    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
-    if [str(path) for path, _ in found.files] != [MANIFEST_FILE]:
-        raise FormatError("the link's torrent is not that of a manifest")
-    if not 0 < found.total_size <= MAX_MANIFEST_SIZE:
-        raise FormatError(f"a manifest of {found.total_size} bytes is over {MAX_MANIFEST_SIZE}")
-    read = partial(torrent.read, 0, found.total_size)
-    return open_manifest(await tell_if_waiting(torrent, call, node.config.waiting_after, read))
-
-
-async def _keep(node: Node, signed: SignedManifest, link: Link) -> None:
-    async with node.records_lock:
-        await trio.to_thread.run_sync(node.records.keep, signed, link)
+async def know_layers(node: Node, manifest: Manifest, link: Link) -> None:
+    """Know the torrents of all layers, and the places where the link says that they are."""
+    mirrors = [f"{base}data/" for base in link.mirrors]
+    for layer in manifest.all_layers:
+        top = layer.torrent == link.pack_torrent
+        web_seeds = [*(link.web_seeds if top else ()), *mirrors]
+        await node.add(layer.torrent, link.peers, link.trackers, web_seeds)

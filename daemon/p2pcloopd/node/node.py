@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from p2pcloop.formats.link import format_peer
+from p2pcloop.formats.link import Link, format_peer
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
@@ -48,6 +48,15 @@ class Node:
     def addresses(self) -> list[tuple[str, int]]:
         """Where peers reach this node, as links tell it."""
         return reachable(self.engine.listen_ports)
+
+    def mirrors(self, bases: Iterable[str]) -> list[Mirror]:
+        """Readers of mirrors."""
+        return [] if self.open_mirror is None else [self.open_mirror(base) for base in bases]
+
+    def finds_peers(self, link: Link) -> bool:
+        """Whether peers may be found that the link does not name."""
+        discovery = self.config.discovery
+        return discovery.dht or discovery.lsd or (discovery.trackers and bool(link.trackers))
 
     async def add(
         self,

@@ -13,7 +13,13 @@ import trio
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS
 from p2pcloopd.node.control_server import Call
-from p2pcloopd.node.image_operations import resolve, seed, seed_manifest
+from p2pcloopd.node.image_operations import (
+    manifest,
+    resolve,
+    seed,
+    seed_manifest,
+    seed_record,
+)
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.torrent_operations import add, fetch, layout, read, verify
 
@@ -42,6 +48,7 @@ async def stop(node: Node, call: Call) -> dict[str, Any]:
 OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     operation.__name__: operation
     for operation in (
-        add, layout, read, fetch, verify, seed, seed_manifest, resolve, status, watch, stop
+        add, layout, read, fetch, verify, seed, seed_manifest, seed_record, resolve, manifest,
+        status, watch, stop,
     )
 }  # fmt: skip

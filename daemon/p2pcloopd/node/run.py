@@ -17,7 +17,7 @@ from p2pcloopd.engine.seeding import OLD_PREFIX
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
-from p2pcloopd.node.image_operations import MANIFEST_PREFIX
+from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.operations import OPERATIONS
 from p2pcloopd.node.ports import choose_ports

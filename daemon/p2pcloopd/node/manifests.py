@@ -1,0 +1,172 @@
+"""Getting a manifest by its id: from the home, from mirrors, or by its torrent; and serving it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from p2pcloop.errors import (
+    FormatError,
+    MismatchError,
+    NotHereError,
+    P2pcloopError,
+    UnreachableError,
+    storage_error,
+)
+from p2pcloop.formats.link import Link
+from p2pcloop.formats.manifest import (
+    MAX_MANIFEST_SIZE,
+    ManifestRef,
+    SignedManifest,
+    open_manifest,
+)
+from p2pcloopd.engine.seeding import discard, make_torrent
+from p2pcloopd.node.beside import tell_if_waiting
+from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.lookup import LOOK_SECONDS, Mirror
+from p2pcloopd.node.node import Node
+
+Result = TypeVar("Result")
+
+MANIFEST_FILE = "manifest"
+MANIFEST_PREFIX = "manifest-"
+
+HEAD_START_SECONDS = 1.0
+"""How long mirrors alone are asked, before peers are, too."""
+
+
+async def get_manifest(
+    node: Node, ref: ManifestRef, near: Link, call: Call, mirrors: Iterable[Mirror] = ()
+) -> SignedManifest:
+    """Get a manifest from wherever it may be had first; waits for peers as long as it takes.
+
+    Args:
+        near: a link whose peers and mirrors may have it.
+        mirrors: others that may have it.
+
+    Raises:
+        MismatchError: what is there is another manifest, or is not signed by its key.
+        FormatError: what is there is none.
+        NotHereError, UnreachableError: no mirror has it, and there are no peers to ask.
+    """
+    try:
+        return await trio.to_thread.run_sync(node.records.manifest, ref.id)
+    except (NotHereError, FormatError, MismatchError):
+        pass
+    readers = [*mirrors, *node.mirrors(near.mirrors)]
+    if not readers:
+        return await _from_torrent(node, ref, near, call)
+    tried = trio.Event()
+
+    async def from_mirrors() -> SignedManifest:
+        try:
+            return await first_of(*(partial(_from_mirror, reader, ref) for reader in readers))
+        finally:
+            tried.set()
+
+    async def from_peers() -> SignedManifest:
+        with trio.move_on_after(HEAD_START_SECONDS):
+            await tried.wait()
+        return await _from_torrent(node, ref, near, call)
+
+    peers = near.peers or node.finds_peers(near)
+    return await first_of(from_mirrors, *([from_peers] if peers else []))
+
+
+async def serve_manifest(
+    node: Node, signed: SignedManifest, torrent: bytes | None = None, *, public: bool = False
+) -> bytes:
+    """Serve a manifest as a torrent of its own; return the info hash.
+
+    Args:
+        torrent: what the info hash must be.
+
+    Raises:
+        MismatchError: it is another one; nothing is served.
+        StorageError: the disk refused.
+    """
+    staging, found = await trio.to_thread.run_sync(_stage, node.home.tmp, signed.data)
+    if torrent is not None and found != torrent:
+        await trio.to_thread.run_sync(discard, staging)
+        raise MismatchError(
+            f"the manifest of {signed.manifest.name} has another torrent than was told",
+            hint="the link or the record was put together wrongly: ask for a new one",
+        )
+    return (await node.engine.seed(staging, public=public)).info_hash
+
+
+async def first_of(*attempts: Callable[[], Awaitable[Result]]) -> Result:
+    """What the first attempt to succeed returns; the others are cancelled.
+
+    Raises:
+        P2pcloopError: all failed; this is what the last of them said.
+    """
+    results: list[Result] = []
+    errors: list[P2pcloopError] = []
+
+    async def run(attempt: Callable[[], Awaitable[Result]]) -> None:
+        try:
+            results.append(await attempt())
+            nursery.cancel_scope.cancel()
+        except P2pcloopError as err:
+            errors.append(err)
+
+    async with trio.open_nursery() as nursery:
+        for attempt in attempts:
+            nursery.start_soon(run, attempt)
+    if not results:
+        raise errors[-1]
+    return results[0]
+
+
+def check_manifest(signed: SignedManifest, ref: ManifestRef) -> SignedManifest:
+    """Return a manifest if it is the one that was asked for.
+
+    Raises:
+        MismatchError: it is not.
+    """
+    if signed.id != ref.id:
+        raise MismatchError(
+            f"asked for manifest {ref.id.hex()} and got another, of {signed.manifest.name}",
+            hint="the link was changed or put together wrongly: ask for a new one",
+        )
+    return signed
+
+
+async def _from_mirror(mirror: Mirror, ref: ManifestRef) -> SignedManifest:
+    with trio.move_on_after(LOOK_SECONDS):
+        try:
+            return check_manifest(open_manifest(await mirror.manifest(ref.id)), ref)
+        except (FormatError, MismatchError) as err:
+            raise type(err)(f"{mirror.base}: {err}", hint=err.hint) from err
+    raise UnreachableError(f"{mirror.base}: no answer in time")
+
+
+async def _from_torrent(node: Node, ref: ManifestRef, near: Link, call: Call) -> SignedManifest:
+    if ref.torrent is None:
+        raise NotHereError(f"no manifest {ref.id.hex()} is known here, nor its torrent")
+    torrent = await node.add(ref.torrent, near.peers, near.trackers, ())
+    after = node.config.waiting_after
+    found = await tell_if_waiting(torrent, call, after, torrent.metadata)
+    if [str(path) for path, _ in found.files] != [MANIFEST_FILE]:
+        raise FormatError("the link's torrent is not that of a manifest")
+    if not 0 < found.total_size <= MAX_MANIFEST_SIZE:
+        raise FormatError(f"a manifest of {found.total_size} bytes is over {MAX_MANIFEST_SIZE}")
+    read = partial(torrent.read, 0, found.total_size)
+    return check_manifest(open_manifest(await tell_if_waiting(torrent, call, after, read)), ref)
+
+
+def _stage(tmp: Path, data: bytes) -> tuple[Path, bytes]:
+    """Put a manifest into a directory for the engine; return that and the info hash."""
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=MANIFEST_PREFIX, dir=tmp))
+        (staging / "data").mkdir()
+        (staging / "data" / MANIFEST_FILE).write_bytes(data)
+    except OSError as err:
+        raise storage_error(f"cannot write in {tmp}", err) from err
+    return staging, make_torrent(staging, lambda _done, _size: None)

@@ -1,0 +1,268 @@
+"""Resolving: from a link, or a name and where to ask for it, to a manifest that may be believed.
+
+What may be refused is refused first (a signature, a version that goes back, a fork, another image's
+secret); then it is kept. What is known is changed by nothing that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import trio
+
+from p2pcloop.errors import FormatError, MismatchError, NotHereError
+from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PEERS, Link, is_link, parse_link
+from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest
+from p2pcloop.formats.place import Place, is_url, parse_place
+from p2pcloop.formats.record import SignedRecord
+from p2pcloop.formats.seal import check_secret
+from p2pcloop.store.name_table import NameRecord
+from p2pcloop.store.records import fork_error
+from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.lookup import LookedUp, MirrorSource, RecordSource, look_up
+from p2pcloopd.node.manifests import get_manifest, serve_manifest
+from p2pcloopd.node.node import Node
+
+Item = TypeVar("Item")
+
+MAX_STEPS = 4096
+"""The most versions that are gone back through to find an older one."""
+
+MAX_MIRRORS = 16
+"""The most mirrors of a name that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a REF stands for, before it is known whether that exists.
+
+    Attributes:
+        place: a name, and where its record lies if the REF says so.
+        link: the link, if the REF is one.
+    """
+
+    place: Place
+    link: Link | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version of an image, with what led to it.
+
+    Attributes:
+        signed: its manifest.
+        link: to this version.
+        record: its record, or None where a link led to it.
+    """
+
+    signed: SignedManifest
+    link: Link
+    record: SignedRecord | None = None
+
+
+def parse_target(ref: str) -> Target:
+    """Read a REF: a link, or a name with or without a base. A directory must be absolute.
+
+    Raises:
+        FormatError, UsageError: it is none of them.
+    """
+    if is_link(ref):
+        link = parse_link(ref)
+        return Target(Place(link.name), link)
+    place = parse_place(ref)
+    if place.base and not is_url(place.base) and not place.base.startswith("/"):
+        raise FormatError(f"the directory {place.base!r} is not absolute")
+    return Target(place)
+
+
+async def find_version(
+    node: Node, target: Target, call: Call, *, at: int = 0, look: bool = False
+) -> Found:
+    """Find a version of an image and keep it under its name.
+
+    Args:
+        at: the version that is wanted; 0 for that of a link, or the newest of a name.
+        look: ask everybody for the newest, whatever is known here.
+
+    Raises:
+        NotHereError: nobody has it.
+        MismatchError: it goes back, it forks, it is not signed by its key, or the secret is
+            another image's.
+        FormatError: what was found is no manifest.
+    """
+    name = target.place.name
+    known = node.records.find(name)
+    if known is not None and at in known.versions and target.link is None:
+        return await _older(node, known.link, known.versions[at], call)
+    if target.link is not None and not (look and known):
+        found = await _get(node, target.link, call)
+        newest = await _keep(node, found, old=found.signed.manifest.version == at)
+    elif known is not None and not (look or target.place.base or at > known.version):
+        newest = await _get(node, known.link, call)
+    else:
+        newest = await _look(node, target, known, call, thorough=look or at > 0)
+    version = newest.signed.manifest.version
+    if at > version:
+        raise NotHereError(
+            f"{name} has no version {at} yet: the newest that was found is {version}"
+        )
+    return newest if at in (0, version) else await _go_back(node, newest, at, call)
+
+
+async def _look(
+    node: Node, target: Target, known: NameRecord | None, call: Call, *, thorough: bool
+) -> Found:
+    """Ask everybody for the newest version; keep it."""
+    place = target.place
+    links = [link for link in (target.link, known.link if known else None) if link is not None]
+    looked = await look_up(place.name, _sources(node, place.base, links), thorough=thorough)
+    await call.emit("asked", problems=looked.problems)
+    record = _choose(node, looked, known, place)
+    if record is None:
+        if known is None:
+            raise NotHereError(
+                f"{place} was not found; asked: {'; '.join(looked.problems) or 'nobody'}",
+                hint="use the link of the image once, or say where it is: URL/@key/label",
+            )
+        return await _get(node, known.link, call)
+    link = _fitting(
+        Link(
+            name=place.name,
+            manifest_id=record.record.manifest_id,
+            manifest_torrent=record.record.manifest_torrent,
+            peers=_joined(looked.peers, *(link.peers for link in links))[:MAX_PEERS],
+            trackers=_joined(*(link.trackers for link in links)),
+            mirrors=_joined(filter(is_url, looked.mirrors), *(link.mirrors for link in links)),
+            secret=next((link.secret for link in links if link.secret), None),
+        )
+    )
+    return await _keep(node, await _get(node, link, call, record, looked.mirrors))
+
+
+def _choose(
+    node: Node, looked: LookedUp, known: NameRecord | None, place: Place
+) -> SignedRecord | None:
+    """The record to go by; None where nobody has one, or none that is as new as what is known.
+
+    Raises:
+        MismatchError: a fork; or a place that the user named has an older version.
+    """
+    if not looked.newest:
+        return None
+    first = looked.newest[0]
+    if known is not None and first.record.version < known.version and not place.base:
+        return None
+    for other in looked.newest:
+        node.records.check_version(place.name, other.record.version, other.record.manifest_id)
+    if len(looked.newest) > 1:
+        ids = [other.record.manifest_id for other in looked.newest]
+        raise fork_error(place.name, first.record.version, ids[0], ids[1])
+    return first
+
+
+def _sources(node: Node, base: str, links: Iterable[Link]) -> list[RecordSource]:
+    """The place that the user named, mirrors that links name, and whoever else may know."""
+    bases = _joined([base] if base else [], *(link.mirrors for link in links))
+    return [*(MirrorSource(mirror) for mirror in node.mirrors(bases)), *node.sources]
+
+
+async def _get(
+    node: Node,
+    link: Link,
+    call: Call,
+    record: SignedRecord | None = None,
+    mirrors: Iterable[str] = (),
+) -> Found:
+    """Get the manifest of a link and compare it with what was said of it."""
+    ref = ManifestRef(link.manifest_id, link.manifest_torrent)
+    signed = await get_manifest(node, ref, link, call, node.mirrors(mirrors))
+    manifest = signed.manifest
+    if manifest.name != link.name:
+        raise MismatchError(
+            f"the manifest that was asked for as {link.name} is that of {manifest.name}",
+            hint="the link was changed or put together wrongly: ask for a new one",
+        )
+    if link.secret is not None:
+        check_secret(manifest.key_check, link.secret)
+    return Found(signed, replace(link, pack_torrent=manifest.layers[-1].torrent), record)
+
+
+async def _keep(node: Node, found: Found, *, old: bool = False) -> Found:
+    """Keep what was found, and serve its manifest.
+
+    Raises:
+        MismatchError: as of `Records.keep`; nothing was changed.
+    """
+    signed, link, record = found.signed, found.link, found.record
+    async with node.records_lock:
+        node.records.check(signed, link, record, old=old)
+        if node.engine.get(link.manifest_torrent) is None:
+            await serve_manifest(node, signed, link.manifest_torrent)
+        name = await trio.to_thread.run_sync(
+            lambda: node.records.keep(signed, link, record=record, old=old)
+        )
+    if name.manifest_id == signed.id:
+        return replace(found, link=name.link)
+    return replace(found, link=replace(link, secret=link.secret or name.link.secret))
+
+
+async def _older(node: Node, near: Link, ref: ManifestRef, call: Call) -> Found:
+    """Get and keep an older version, of which it was known that it is one."""
+    return await _keep(node, await _get(node, _link_near(near, ref), call), old=True)
+
+
+async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
+    """Go from version to version, each of which names the one before it."""
+    found = newest
+    for _ in range(MAX_STEPS):
+        manifest = found.signed.manifest
+        if manifest.version == at:
+            return found
+        if manifest.version < at or manifest.previous is None:
+            break
+        older = await _get(node, _link_near(newest.link, manifest.previous), call)
+        check_order(manifest, older.signed.manifest)
+        found = await _keep(node, older, old=True)
+    raise NotHereError(
+        f"{newest.link.name} has no version {at} that is known: version"
+        f" {found.signed.manifest.version} names none before it"
+    )
+
+
+def _link_near(link: Link, ref: ManifestRef) -> Link:
+    """A link to another version, which may be had where this one may."""
+    assert ref.torrent is not None, "told by a link, or by a manifest of format 2"
+    return replace(link, manifest_id=ref.id, manifest_torrent=ref.torrent)
+
+
+def _joined(*parts: Iterable[Item]) -> tuple[Item, ...]:
+    """All items, each once, in order."""
+    return tuple(dict.fromkeys(item for part in parts for item in part))
+
+
+def _fitting(link: Link) -> Link:
+    """The link without the last of its mirrors and peers, so that it can be kept."""
+    link = replace(link, mirrors=link.mirrors[:MAX_MIRRORS])
+    while len(str(link)) > MAX_LINK_LENGTH and (link.mirrors or link.peers):
+        link = (
+            replace(link, mirrors=link.mirrors[:-1])
+            if link.mirrors
+            else replace(link, peers=link.peers[:-1])
+        )
+    return link
+
+
+def check_order(manifest: Manifest, previous: Manifest) -> None:
+    """Refuse a chain of versions that does not go down: it may be a circle.
+
+    Raises:
+        MismatchError: `previous` is not an older version of the same name.
+    """
+    if previous.name != manifest.name or previous.version >= manifest.version:
+        raise MismatchError(
+            f"version {manifest.version} of {manifest.name} says that version {previous.version} of"
+            f" {previous.name} came before it",
+            hint="its publisher made a mistake: what came before it cannot be told",
+        )
