@@ -1,0 +1,216 @@
+"""Mirrors as a node reads them: a URL or a directory with the layout of formats/mirror.py.
+
+What comes from a mirror is not trusted: records and manifests are signed, metadata is compared
+with the info hash here, and bytes of layers with SHA-256 by whoever reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, storage_error
+from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, LayerRef
+from p2pcloop.formats.mirror import (
+    MAX_METAINFO_SIZE,
+    ManifestPath,
+    MetainfoPath,
+    MirrorPath,
+    RecordPath,
+    extract_info,
+    layer_parts,
+)
+from p2pcloop.formats.name import Name
+from p2pcloop.formats.record import MAX_RECORD_SIZE
+from p2pcloopd.node.http_client import HttpClient, Span
+
+PENALTY_SECONDS = 30
+"""How long a mirror that failed is asked last, or not at all where there is another way."""
+
+MAX_KNOWN = 256
+"""Mirrors whose behaviour is remembered."""
+
+_SCHEMES = ("http://", "https://")
+
+
+class Files(Protocol):
+    """The files of one mirror.
+
+    Raises:
+        NotHereError: there is no such file.
+        P2pcloopError: it cannot be asked, or the answer is not what was asked for.
+    """
+
+    async def get(self, path: MirrorPath, limit: int) -> bytes:
+        """A whole file of at most `limit` bytes."""
+
+    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
+        """Exactly these bytes of a file."""
+
+
+class UrlFiles:
+    """Files below a URL; see `Files`."""
+
+    def __init__(self, client: HttpClient, base: str) -> None:
+        self._client = client
+        self._base = base
+
+    async def get(self, path: MirrorPath, limit: int) -> bytes:
+        """See `Files.get`."""
+        return await self._client.get(f"{self._base}{path}", limit)
+
+    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
+        """See `Files.get_span`."""
+        return await self._client.get_span(f"{self._base}{path}", span)
+
+
+class DirectoryFiles:
+    """Files in a directory of this machine; see `Files`."""
+
+    def __init__(self, base: str) -> None:
+        self._base = Path(base)
+
+    async def get(self, path: MirrorPath, limit: int) -> bytes:
+        """See `Files.get`."""
+        data = await trio.to_thread.run_sync(_read, self._base / str(path), 0, limit + 1)
+        if len(data) > limit:
+            raise FormatError(f"{self._base / str(path)} is longer than {limit} bytes")
+        return data
+
+    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
+        """See `Files.get_span`."""
+        where = self._base / str(path)
+        data = await trio.to_thread.run_sync(_read, where, span.offset, span.length)
+        if len(data) != span.length:
+            raise FormatError(f"{where} is shorter than it must be")
+        return data
+
+
+class MirrorReader:
+    """One mirror (p2pcloopd.node.lookup.Mirror), and how it went with it so far.
+
+    Every method raises `NotHereError` where the mirror does not have it, another `P2pcloopError`
+    where it cannot be asked or answers something else; none takes longer than the limits of
+    http_client.py allow.
+
+    Attributes:
+        base: its URL or its absolute directory; ends in "/".
+        received: bytes of records, manifests, metadata and layers that came from it.
+        error: what went wrong last, or None where it answered last.
+    """
+
+    def __init__(self, base: str, files: Files) -> None:
+        self.base = base
+        self.received = 0
+        self.error: str | None = None
+        self._files = files
+        self._answered_at = 0.0
+        self._failed_at = float("-inf")
+
+    async def record(self, name: Name) -> bytes:
+        """The signed record of a name, not checked."""
+        return await self._get(RecordPath(name), MAX_RECORD_SIZE)
+
+    async def manifest(self, manifest_id: bytes) -> bytes:
+        """A signed manifest, not checked."""
+        return await self._get(ManifestPath(manifest_id), MAX_MANIFEST_SIZE)
+
+    async def info(self, info_hash: bytes) -> bytes:
+        """The bencoded info dictionary of a torrent, which has that info hash."""
+        path = MetainfoPath(info_hash)
+        data = await self._get(path, MAX_METAINFO_SIZE)
+        try:
+            return extract_info(data, info_hash)
+        except FormatError as err:
+            self.on_failure(err)
+            raise FormatError(f"{self.base}{path}: {err}") from err
+
+    async def range(self, layer: LayerRef, offset: int, length: int) -> bytes:
+        """Bytes of a layer's torrent, its files end to end; not checked."""
+        parts = []
+        for path, start, size in layer_parts(layer, offset, length):
+            try:
+                parts.append(await self._files.get_span(path, Span(start, size)))
+            except P2pcloopError as err:
+                self.on_failure(err)
+                raise
+        data = b"".join(parts)
+        self._on_answer(len(data))
+        return data
+
+    def on_failure(self, error: P2pcloopError) -> None:
+        """Note that it failed, or that what it gave was found wrong."""
+        self.error = str(error)
+        if not isinstance(error, NotHereError):  # to have it in part is no fault
+            self._failed_at = trio.current_time()
+
+    @property
+    def usable(self) -> bool:
+        """Whether it did not fail lately."""
+        return trio.current_time() - self._failed_at >= PENALTY_SECONDS
+
+    @property
+    def preference(self) -> float:
+        """The one that answered last is asked first: what is smaller comes before."""
+        return -self._answered_at
+
+    async def _get(self, path: MirrorPath, limit: int) -> bytes:
+        try:
+            data = await self._files.get(path, limit)
+        except P2pcloopError as err:
+            self.on_failure(err)
+            raise
+        self._on_answer(len(data))
+        return data
+
+    def _on_answer(self, size: int) -> None:
+        self.received += size
+        self.error = None
+        self._answered_at = trio.current_time()
+        self._failed_at = float("-inf")
+
+
+class Mirrors:
+    """The mirrors that a node knows of, one reader each."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+        self._readers: OrderedDict[str, MirrorReader] = OrderedDict()
+
+    @property
+    def known(self) -> tuple[MirrorReader, ...]:
+        """The last used come last."""
+        return tuple(self._readers.values())
+
+    def open(self, base: str) -> MirrorReader:
+        """The reader of the mirror at a URL or in an absolute directory, which ends in "/"."""
+        reader = self._readers.get(base)
+        if reader is None:
+            is_url = base.lower().startswith(_SCHEMES)
+            files: Files = UrlFiles(self._client, base) if is_url else DirectoryFiles(base)
+            reader = self._readers[base] = MirrorReader(base, files)
+            if len(self._readers) > MAX_KNOWN:
+                self._readers.popitem(last=False)
+        self._readers.move_to_end(base)
+        return reader
+
+
+def _read(path: Path, offset: int, length: int) -> bytes:
+    """At most `length` bytes of a regular file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise NotHereError(f"{path} is not a file")
+            return os.pread(fd, length, offset)
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise NotHereError(f"there is no {path}") from err
+    except OSError as err:
+        raise storage_error(f"cannot read {path}", err) from err

@@ -1,0 +1,172 @@
+"""Early reads: bytes of a layer from mirrors, while the torrent's metadata is not here.
+
+Metadata comes whole, 20 bytes a piece, and a reader needs but a few kilobytes before the first
+block: header, map, a page of the table, a chunk. So a mirror is asked for exactly these, and the
+metadata is got afterwards, once the first chunk was answered. Nothing of this is verified here:
+who reads compares every part with its SHA-256, and asks to heal what does not match. That, and
+all else that is read later, goes by the torrent.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pcloop.errors import MismatchError, P2pcloopError
+from p2pcloop.formats.manifest import LayerRef
+from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.node.mirrors import MirrorReader
+
+KEPT_BYTES = 8 << 20
+"""Parts that are kept for the next who asks; the oldest go first. All go with the metadata."""
+
+STAGGER_SECONDS = 1.0
+"""A mirror that has not answered for so long is not waited for alone: the next is asked, too."""
+
+PATIENCE_SECONDS = 3.0
+"""So long mirrors are asked alone; then the metadata is got, to go by the torrent."""
+
+RETRY_SECONDS = 2.0
+
+_Key = tuple[int, int]
+
+
+@dataclass(slots=True)
+class _Early:
+    """A layer of whose torrent the metadata is not here.
+
+    Attributes:
+        parts: what came, by offset and length, and from whom.
+        under_way: what is being asked for.
+    """
+
+    layer: LayerRef
+    mirrors: list[MirrorReader] = field(default_factory=list)
+    parts: dict[_Key, tuple[bytes, MirrorReader]] = field(default_factory=dict)
+    under_way: dict[_Key, trio.Event] = field(default_factory=dict)
+
+
+class EarlyReads:
+    """The layers that are read from mirrors until their metadata is here."""
+
+    def __init__(self) -> None:
+        self._layers: dict[bytes, _Early] = {}
+        self._kept: OrderedDict[tuple[bytes, _Key], int] = OrderedDict()
+
+    def know(self, layer: LayerRef, mirrors: Iterable[MirrorReader]) -> None:
+        """Know what a torrent is the layer of, and more mirrors that may have it."""
+        early = self._layers.setdefault(layer.torrent, _Early(layer))
+        early.mirrors += [mirror for mirror in mirrors if mirror not in early.mirrors]
+
+    def forget(self, info_hash: bytes) -> None:
+        """Read a layer by its torrent from now on."""
+        early = self._layers.pop(info_hash, None)
+        for key in early.parts if early is not None else ():
+            self._kept.pop((info_hash, key), None)
+
+    async def read(self, torrent: Torrent, offset: int, length: int, *, heal: bool) -> bytes | None:
+        """Bytes of a layer, not verified; None where they are to be had by the torrent.
+
+        Args:
+            heal: what was answered here did not match its hash.
+        """
+        early = self._layers.get(torrent.info_hash)
+        if early is None:
+            return None
+        if torrent.layout is not None:
+            self.forget(torrent.info_hash)
+            return None
+        key = (offset, length)
+        if heal:
+            self._reject(early, key)
+            return None
+        while key in early.under_way:
+            await early.under_way[key].wait()
+        data = early.parts[key][0] if key in early.parts else None
+        if data is None:
+            done = early.under_way[key] = trio.Event()
+            try:
+                data = await self._ask(torrent, early, key)
+            finally:
+                del early.under_way[key]
+                done.set()
+        if data is not None and offset >= early.layer.index_length:
+            torrent.want_metadata()
+        return data
+
+    async def info(self, info_hash: bytes, *, alone: bool) -> bytes | None:
+        """The bencoded info dictionary of a layer's torrent; None where no mirror has it.
+
+        Args:
+            alone: there is nobody else to ask: try until a mirror has it.
+        """
+        while (early := self._layers.get(info_hash)) is not None:
+            for mirror in sorted(early.mirrors, key=_order):
+                try:
+                    return await mirror.info(info_hash)
+                except P2pcloopError:
+                    continue  # the mirror keeps it, for whoever asks for the status
+            if not alone:
+                break
+            await trio.sleep(RETRY_SECONDS)
+        return None
+
+    def _reject(self, early: _Early, key: _Key) -> None:
+        """Drop a part, and ask no more of the mirror that gave it."""
+        found = early.parts.pop(key, None)
+        self._kept.pop((early.layer.torrent, key), None)
+        if found is None:
+            return
+        mirror = found[1]
+        mirror.on_failure(MismatchError(f"{mirror.base} has wrong bytes of a layer"))
+        if mirror in early.mirrors:
+            early.mirrors.remove(mirror)
+
+    async def _ask(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
+        """Get a part from the first mirror that answers."""
+        mirrors = sorted((m for m in early.mirrors if m.usable), key=_order)
+        found: list[bytes] = []
+
+        async def ask(mirror: MirrorReader, failed: trio.Event) -> None:
+            try:
+                found.append(await mirror.range(early.layer, *key))
+            except P2pcloopError:
+                failed.set()
+            else:
+                self._keep(early, key, found[-1], mirror)
+                nursery.cancel_scope.cancel()
+
+        async def lose_patience() -> None:
+            await trio.sleep(PATIENCE_SECONDS)
+            try:
+                await torrent.metadata()
+            except P2pcloopError:
+                return
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lose_patience)
+            async with trio.open_nursery() as asking:
+                for mirror in mirrors:
+                    failed = trio.Event()
+                    asking.start_soon(ask, mirror, failed)
+                    with trio.move_on_after(STAGGER_SECONDS):
+                        await failed.wait()
+            nursery.cancel_scope.cancel()
+        return found[-1] if found else None
+
+    def _keep(self, early: _Early, key: _Key, data: bytes, mirror: MirrorReader) -> None:
+        if self._layers.get(early.layer.torrent) is not early:
+            return  # its metadata is here by now
+        early.parts[key] = (data, mirror)
+        self._kept[early.layer.torrent, key] = len(data)
+        while sum(self._kept.values()) > KEPT_BYTES:
+            (torrent, old), _ = self._kept.popitem(last=False)
+            del self._layers[torrent].parts[old]
+
+
+def _order(mirror: MirrorReader) -> tuple[bool, float]:
+    return not mirror.usable, mirror.preference
