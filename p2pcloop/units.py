@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 BLOCK_SIZE = 4096
 """The unit of copy-on-write and of the maps."""
 
@@ -22,3 +24,15 @@ def format_size(size: float) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes as users write it: `512M`, `1G`, `4096`; K, M, G and T are of 1024.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,9})([KMGT]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size like 512M or 1G")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")

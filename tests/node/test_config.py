@@ -40,6 +40,7 @@ def test_everything_can_be_set(path: Path) -> None:
         upload_limit = 1000000
         download_limit = 2000000
         waiting_after = 2.5
+        quota = "20G"
         [discovery]
         dht = true
         dht_nodes = ["router.example.org:6881", "[::1]:7"]
@@ -57,6 +58,7 @@ def test_everything_can_be_set(path: Path) -> None:
         1_000_000,
         2_000_000,
         2.5,
+        20 << 30,
         Discovery(
             dht=True,
             dht_nodes=(("router.example.org", 6881), ("::1", 7)),
@@ -88,6 +90,11 @@ def test_everything_can_be_set(path: Path) -> None:
         ("download_limit = 9999999999", "`download_limit`"),
         ("waiting_after = 0", "`waiting_after`"),
         ("waiting_after = nan", "`waiting_after`"),
+        ("quota = 1.5", "`quota`"),
+        ("quota = true", "`quota`"),
+        ("quota = -1", "`quota`"),
+        ('quota = "20X"', "`quota`"),
+        ('quota = "99999999T"', "`quota`"),
         ('listen = "0.0.0.0:1"', "`listen`"),
         ("listen = []", "`listen`"),
         ('listen = ["example.org:1"]', "`listen`"),

@@ -4,6 +4,10 @@ listen = ["0.0.0.0:6881"]     # where peers reach this node; default 127.0.0.1, 
 upload_limit = 0              # bytes a second to all peers together; 0: no limit
 download_limit = 0
 waiting_after = 10            # seconds without data until a reader is told who was tried
+quota = "20G"                 # of the disk; what was booted least recently goes; default: no limit
+
+[http]
+listen = ["0.0.0.0:8080"]     # where it serves over HTTP: default the above, another port; []: not
 
 [discovery]                   # whom the node may talk to besides the peers of links
 dht = false
@@ -29,9 +33,11 @@ from typing import Any, TypeVar
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.link import parse_mirror, parse_peer, parse_tracker
+from p2pcloop.units import parse_size
 
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16
+MAX_QUOTA = 1 << 50
 MAX_PLACES = 32
 """Nodes of the DHT, trackers, mirrors: of each kind."""
 
@@ -63,6 +69,17 @@ class Discovery:
 
 
 @dataclass(frozen=True, slots=True)
+class Http:
+    """Serving over HTTP.
+
+    Attributes:
+        listen: as of `Config`; None stands for the same addresses with ports that are kept.
+    """
+
+    listen: tuple[tuple[str, int], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A node's settings.
 
@@ -71,12 +88,15 @@ class Config:
         upload_limit: bytes a second, 0 for no limit.
         download_limit: bytes a second, 0 for no limit.
         waiting_after: seconds.
+        quota: bytes on the disk that torrents may take, or None for no limit.
     """
 
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 0),)
     upload_limit: int = 0
     download_limit: int = 0
     waiting_after: float = 10.0
+    quota: int | None = None
+    http: Http = field(default_factory=Http)
     discovery: Discovery = field(default_factory=Discovery)
 
 
@@ -141,6 +161,13 @@ def _read_seconds(value: object) -> float:
     return float(value)
 
 
+def _read_quota(value: object) -> int:
+    size = parse_size(value) if isinstance(value, str) else value
+    if type(size) is not int or not 0 <= size <= MAX_QUOTA:
+        raise ValueError('must be a size like "20G"')
+    return size
+
+
 def _read_listen(value: object) -> tuple[tuple[str, int], ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_LISTEN:
         raise ValueError(f"must be a list of 1 to {MAX_LISTEN} addresses")
@@ -160,6 +187,14 @@ def _read_endpoint(value: object) -> tuple[str, int]:
             f'has {value!r}, which is not of the form "127.0.0.1:6881" or "[::1]:6881"'
         ) from err
     return str(address), int(port)
+
+
+def _read_http(value: object) -> Http:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table: [http]")
+    if value == {"listen": []}:
+        return Http(())
+    return _read_table(value, "http.", {"listen": _read_listen}, Http)
 
 
 def _read_discovery(value: object) -> Discovery:
@@ -196,5 +231,7 @@ _KEYS: dict[str, Callable[[object], object]] = {
     "upload_limit": _read_rate,
     "download_limit": _read_rate,
     "waiting_after": _read_seconds,
+    "quota": _read_quota,
+    "http": _read_http,
     "discovery": _read_discovery,
 }
