@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from p2pcloop.store.stamps import set_bits
 from p2pcloop.store.usage import Keep
+from p2pcloop.units import format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +115,9 @@ def _kept(uses: Iterable[TorrentUse], removed: tuple[bytes, ...]) -> dict[Keep, 
         if use.torrent not in removed:
             kept[Keep.RECORDS] += use.records
     return {reason: kept[reason] for reason in Keep if kept[reason]}
+
+
+def describe_kept(kept: Mapping[Keep, int]) -> str:
+    """Say what stays, the most first: `1.5 GB are pinned, 0.6 GB lie below overlays`."""
+    most = sorted(kept.items(), key=lambda item: -item[1])
+    return ", ".join(f"{format_size(size)} {reason.value}" for reason, size in most)

@@ -154,6 +154,10 @@ class HaveFile:
         """One item a piece."""
         return [bool(self._bits[i >> 3] & (0x80 >> (i & 7))) for i in range(self.pieces)]
 
+    def bits(self) -> bytes:
+        """One bit a piece, most significant bit first."""
+        return bytes(self._bits)
+
     def close(self) -> None:
         """Let go of the file; what was added is durable already."""
         if self._fd >= 0:

@@ -17,6 +17,7 @@ from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.config import Config
 from p2pcloopd.node.lookup import Mirror, RecordSource
+from p2pcloopd.node.room import Room
 
 
 class Node:
@@ -31,6 +32,7 @@ class Node:
         sources: who is asked for records of names, besides the mirrors that a link names.
         open_mirror: makes the reader of a mirror from its base (a URL, or an absolute directory),
             or None while there is none.
+        room: keeps the store within its quota.
         stopping: set it to stop the node in order.
     """
 
@@ -42,6 +44,7 @@ class Node:
         self.records_lock = trio.Lock()
         self.sources: list[RecordSource] = []
         self.open_mirror: Callable[[str], Mirror] | None = None
+        self.room = Room(home, engine, config.quota)
         self.stopping = trio.Event()
         self._started = trio.current_time()
 

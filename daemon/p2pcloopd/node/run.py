@@ -68,6 +68,7 @@ async def _serve(node: Node, ready: Callable[[], None]) -> None:
             await nursery.start(serve_control, listener, perform)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
             ready()
+            nursery.start_soon(node.room.run)
             await node.stopping.wait()
             nursery.cancel_scope.cancel()
 

@@ -77,6 +77,7 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
         report,
         partial(tell_if_waiting, torrent, call, node.config.waiting_after, torrent.fetch_all),
     )
+    await node.room.used(torrent)
     return {}
 
 

@@ -1,0 +1,83 @@
+"""What the store of a home holds now, as `p2pcloop.store.eviction` wants it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from stat import S_ISREG
+
+import trio
+
+from p2pcloop.errors import storage_error
+from p2pcloop.store.eviction import TorrentUse
+from p2pcloop.store.home import Home
+from p2pcloop.store.stamps import load_stamps
+from p2pcloop.store.usage import Keep, Usage, look_at_usage
+from p2pcloopd.engine.holes import allocated, is_linked, needed
+from p2pcloopd.engine.stored import Stored
+from p2pcloopd.engine.torrent import Torrent
+
+GRACE_SECONDS = 24 * 3600
+"""What nothing names yet may be about to be published."""
+
+LAYER_FILES = ["index", "pack"]
+
+_STAT_UNIT = 512  # stat(2): st_blocks
+_JUNK = 256 << 10
+"""Less is not worth leaving a swarm for."""
+
+
+async def look(home: Home, torrents: Iterable[Torrent]) -> list[TorrentUse]:
+    """Look at all torrents; errors as of `look_at_usage`."""
+    known = [(each.info_hash, each.transfer.disk, each.peers.wanted) for each in torrents]
+
+    def work() -> list[TorrentUse]:
+        usage = look_at_usage(home)
+        return [_use(home.torrents / found[0].hex(), *found, usage) for found in known]
+
+    return await trio.to_thread.run_sync(work)
+
+
+def _use(
+    directory: Path, info_hash: bytes, disk: Stored | None, wanted: bool, usage: Usage
+) -> TorrentUse:
+    try:
+        records, changed = _records(directory)
+    except OSError as err:
+        raise storage_error(f"cannot look at {directory}", err) from err
+    keep = usage.keep.get(info_hash) or (Keep.READING if wanted else None)
+    settled = info_hash not in usage.named and time.time() - changed > GRACE_SECONDS
+    if disk is None:
+        return TorrentUse(info_hash, 0, 0, b"", (), 0, records, keep=keep, garbage=settled)
+    layer = [path.name for path, _ in disk.layout.files] == LAYER_FILES
+    here = disk.have.to_list()
+    room = allocated(disk.content)
+    junk = room - needed(disk.content, disk.layout, here)
+    return TorrentUse(
+        info_hash,
+        disk.layout.total_size,
+        disk.layout.piece_length,
+        disk.have.bits(),
+        load_stamps(directory, disk.layout.pieces),
+        room,
+        records,
+        junk if junk > _JUNK + room // 64 else 0,
+        keep or _kept_by_files(disk, layer),
+        garbage=settled and layer,
+    )
+
+
+def _kept_by_files(disk: Stored, layer: bool) -> Keep | None:
+    if disk.in_place:
+        return Keep.IN_PLACE
+    if is_linked(disk.content):
+        return Keep.LINKED
+    return None if layer else Keep.RECORDS
+
+
+def _records(directory: Path) -> tuple[int, float]:
+    """Bytes on the disk of all but the content, and when any of that was changed last."""
+    statuses = [path.lstat() for path in directory.iterdir()]
+    size = sum(_STAT_UNIT * status.st_blocks for status in statuses if S_ISREG(status.st_mode))
+    return size, max((status.st_mtime for status in statuses), default=time.time())
