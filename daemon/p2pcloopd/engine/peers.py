@@ -187,14 +187,19 @@ class Peers:
     async def run(self) -> None:
         """Try the named peers that are not connected, every second while somebody waits."""
         reported = 0.0
+        woken = False
         while True:
             self._again = trio.Event()
             await self._lift_bans()
             if self._needs:
                 self._look_up()
             await self._connect_all()
+            if woken and self._alone():
+                self._swarm.hurry()
+            woken = False
             if not self._needs:
                 await self._wait_for_need()
+                woken = True
                 reported = 0.0
                 continue
             with trio.move_on_after(RETRY_SECONDS):
@@ -210,6 +215,14 @@ class Peers:
         if trio.current_time() - self._looked >= pause:
             self._looked = trio.current_time()
             self._swarm.look_up()
+
+    def _alone(self) -> bool:
+        """Whether nothing can come at present: all have hung up, and only named peers are known.
+
+        Foreign clients hang up on a peer that wants nothing: aria2 after 30 s, transmission after
+        5 minutes, libtorrent as it comes at once.
+        """
+        return not (self._connected or self.sources.trackers or self.sources.web_seeds)
 
     async def _lift_bans(self) -> None:
         """Begin anew where the bans leave a reader alone, or hit the wrong peer."""

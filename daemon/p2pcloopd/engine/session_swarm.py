@@ -107,6 +107,13 @@ class SessionSwarm:
         if self._handle is not None and peer not in self.torrent.peers.banned:
             self._handle.connect_peer(peer, lt.peer_info.tracker)
 
+    def hurry(self) -> None:
+        # libtorrent connects once a second, but at once for a torrent that goes on after a pause
+        # (torrent.cpp, `do_connect_boost`).
+        if self._handle is not None:
+            self._handle.pause()
+            self._handle.resume()
+
     def add_sources(self, sources: Sources) -> None:
         for url in sources.web_seeds:
             self.handle.add_url_seed(url)

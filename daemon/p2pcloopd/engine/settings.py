@@ -119,9 +119,9 @@ _DEMAND: dict[str, object] = {
 _PEERS: dict[str, object] = {
     # Many nodes share an address: 127.0.0.1, or one behind NAT. Bans go by address and port then.
     "allow_multiple_connections_per_ip": True,
-    # A peer that comes back is found within seconds: the failure count (at most 31) never gives
-    # up, and peers.py winds it back while somebody waits.
-    "min_reconnect_time": 1,
+    # A peer that hung up, or comes back, is connected to when somebody waits, or within seconds:
+    # the failure count (at most 31) never gives up, and peers.py winds it back.
+    "min_reconnect_time": 0,
     "max_failcount": 32,
     # An idle torrent is finished to libtorrent, and a finished one that looks for peers strikes
     # out all seeds, for good: once none is left it never looks again (peer_list.cpp,

@@ -114,6 +114,9 @@ class Swarm(Protocol):
     def connect(self, peer: Peer) -> None:
         """Connect to an address (not a name), again if it failed before."""
 
+    def hurry(self) -> None:
+        """Connect now to those that `connect` named, where nobody is connected."""
+
     def add_sources(self, sources: Sources) -> None:
         """Use more web seeds; tell others of the torrent, if they may be told from now on."""
 
