@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.packing import pack_canonical
 from p2pcloopd.node.config import Config, Discovery, load_config
 from p2pcloopd.node.node import reachable
 from p2pcloopd.node.ports import choose_ports
@@ -126,29 +127,47 @@ def test_any_bytes_are_a_config_or_an_error(path: Path) -> None:
 
 def test_a_port_is_chosen_once(tmp_path: Path) -> None:
     path = tmp_path / "ports"
-    first = choose_ports(path, LOOPBACK)
+    first, _ = choose_ports(path, LOOPBACK, ())
     assert first[0][0] == "127.0.0.1"
-    assert choose_ports(path, LOOPBACK) == first
-    both = choose_ports(path, [*LOOPBACK, ("::1", 0), ("127.0.0.1", 6881)])
+    assert choose_ports(path, LOOPBACK, ()) == (first, [])
+    both, _ = choose_ports(path, [*LOOPBACK, ("::1", 0), ("127.0.0.1", 6881)], ())
     assert (both[0], both[2]) == (first[0], ("127.0.0.1", 6881))
-    assert choose_ports(path, [("::1", 0)]) == [both[1]]
+    assert choose_ports(path, [("::1", 0)], ()) == ([both[1]], [])
+
+
+def test_http_has_ports_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "ports"
+    listen, http = choose_ports(path, LOOPBACK, None)
+    assert [host for host, _ in http] == ["127.0.0.1"]
+    assert http != listen
+    assert choose_ports(path, LOOPBACK, None) == (listen, http)
+    assert choose_ports(path, LOOPBACK, [("127.0.0.1", 8080)]) == (listen, [("127.0.0.1", 8080)])
+    assert choose_ports(path, LOOPBACK, LOOPBACK) == (listen, http)
+
+
+def test_ports_of_a_node_from_before_http_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "ports"
+    path.write_bytes(pack_canonical({"ports": [{"host": "127.0.0.1", "port": 24001}]}))
+    listen, http = choose_ports(path, LOOPBACK, None)
+    assert listen == [("127.0.0.1", 24001)]
+    assert choose_ports(path, LOOPBACK, None) == (listen, http)
 
 
 def test_a_port_that_is_taken_gives_way(tmp_path: Path) -> None:
     path = tmp_path / "ports"
-    [taken] = choose_ports(path, LOOPBACK)
+    [taken], _ = choose_ports(path, LOOPBACK, ())
     with socket.create_server(taken):
-        [other] = choose_ports(path, LOOPBACK)
+        [other], _ = choose_ports(path, LOOPBACK, ())
     assert other != taken
-    assert choose_ports(path, LOOPBACK) == [other]
+    assert choose_ports(path, LOOPBACK, ()) == ([other], [])
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"\xff" * 9000])
 def test_damaged_ports_are_chosen_anew(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "ports"
     path.write_bytes(data)
-    chosen = choose_ports(path, LOOPBACK)
-    assert choose_ports(path, LOOPBACK) == chosen
+    chosen = choose_ports(path, LOOPBACK, None)
+    assert choose_ports(path, LOOPBACK, None) == chosen
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ class Config:
     download_limit: int = 0
     waiting_after: float = 10.0
     quota: int | None = None
-    http: Http = field(default_factory=Http)
     discovery: Discovery = field(default_factory=Discovery)
+    http: Http = field(default_factory=Http)
 
 
 def load_config(path: Path) -> Config:

@@ -7,6 +7,7 @@ take an answer. (h11's own state machine says what may follow what.)
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +17,8 @@ from typing import Protocol
 import h11
 import trio
 
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import BusyError, P2pcloopError, UsageError
+from p2pcloop.formats.link import format_peer
 from p2pcloopd.node.http_wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
 
 MAX_CONNECTIONS = 256
@@ -73,6 +75,24 @@ class Pace:
             return
         self._free_at = max(self._free_at, trio.current_time()) + size / self._rate
         await trio.sleep_until(self._free_at)
+
+
+async def open_http_listener(host: str, port: int) -> trio.SocketListener:
+    """Listen on an address.
+
+    Raises:
+        BusyError: the port is taken.
+        UsageError: the address is not one to listen on.
+    """
+    try:
+        [listener] = await trio.open_tcp_listeners(port, host=host)
+    except OSError as err:
+        kind = BusyError if err.errno == errno.EADDRINUSE else UsageError
+        raise kind(
+            f"cannot listen on {format_peer((host, port))}: {err.strerror}",
+            hint="choose another address or port",
+        ) from err
+    return listener
 
 
 async def serve_http(

@@ -86,6 +86,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
             manifest_torrent=torrent,
             pack_torrent=manifest.layers[-1].torrent,
             peers=tuple(node.addresses()),
+            mirrors=tuple(node.urls()),
             secret=secret,
         )
         kept = await trio.to_thread.run_sync(node.records.keep, signed, link)
@@ -148,8 +149,5 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
 
 async def know_layers(node: Node, manifest: Manifest, link: Link) -> None:
     """Know the torrents of all layers, and the places where the link says that they are."""
-    mirrors = [f"{base}data/" for base in link.mirrors]
     for layer in manifest.all_layers:
-        top = layer.torrent == link.pack_torrent
-        web_seeds = [*(link.web_seeds if top else ()), *mirrors]
-        await node.add(layer.torrent, link.peers, link.trackers, web_seeds)
+        await node.add_layer(layer, link)

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import trio
 
 from p2pcloop.formats.link import Link, format_peer
+from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.config import Config
-from p2pcloopd.node.lookup import Mirror, RecordSource
+from p2pcloopd.node.http_client import HttpClient
+from p2pcloopd.node.http_wire import Wire
+from p2pcloopd.node.lookup import RecordSource
+from p2pcloopd.node.mirrors import MirrorReader, Mirrors
+from p2pcloopd.node.parts import EarlyReads
 from p2pcloopd.node.room import Room
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Node:
@@ -30,8 +39,11 @@ class Node:
         records: manifests and names.
         records_lock: held while records are changed.
         sources: who is asked for records of names, besides the mirrors that a link names.
-        open_mirror: makes the reader of a mirror from its base (a URL, or an absolute directory),
-            or None while there is none.
+        readers: the mirrors that are known.
+        early: what is read of layers before their metadata is here.
+        http_client: by which mirrors are asked.
+        http_listen: (address, port) of each socket on which this node serves over HTTP.
+        http_served: what crossed to those who asked there.
         room: keeps the store within its quota.
         stopping: set it to stop the node in order.
     """
@@ -43,7 +55,11 @@ class Node:
         self.records = records
         self.records_lock = trio.Lock()
         self.sources: list[RecordSource] = []
-        self.open_mirror: Callable[[str], Mirror] | None = None
+        self.http_client = HttpClient()
+        self.readers = Mirrors(self.http_client)
+        self.early = EarlyReads()
+        self.http_listen: list[tuple[str, int]] = []
+        self.http_served = Wire()
         self.room = Room(home, engine, config.quota)
         self.stopping = trio.Event()
         self._started = trio.current_time()
@@ -52,9 +68,13 @@ class Node:
         """Where peers reach this node, as links tell it."""
         return reachable(self.engine.listen_ports)
 
-    def mirrors(self, bases: Iterable[str]) -> list[Mirror]:
+    def urls(self) -> list[str]:
+        """Under which base URLs this node serves, as links tell it."""
+        return [f"http://{format_peer(peer)}/" for peer in reachable(self.http_listen)]
+
+    def mirrors(self, bases: Iterable[str]) -> list[MirrorReader]:
         """Readers of mirrors."""
-        return [] if self.open_mirror is None else [self.open_mirror(base) for base in bases]
+        return [self.readers.open(base) for base in bases]
 
     def finds_peers(self, link: Link) -> bool:
         """Whether peers may be found that the link does not name."""
@@ -76,20 +96,69 @@ class Node:
             web_seeds=web_seeds,
         )
 
+    async def add_layer(self, layer: LayerRef, link: Link, mirrors: Iterable[str] = ()) -> Torrent:
+        """Know a layer's torrent and where to look for it.
+
+        Args:
+            link: where it may be had.
+            mirrors: more bases of mirrors that may have it.
+        """
+        readers = self.mirrors(dict.fromkeys([*mirrors, *link.mirrors]))
+        elsewhere = None
+        if readers:
+            self.early.know(layer, readers)
+            alone = not link.peers and not self.finds_peers(link)
+            elsewhere = partial(self.early.info, layer.torrent, alone=alone)
+        return await self.engine.add(
+            layer.torrent,
+            peers=link.peers,
+            trackers=link.trackers,
+            web_seeds=link.web_seeds,
+            elsewhere=elsewhere,
+        )
+
     async def status(self) -> dict[str, Any]:
         """The node's state, as the control protocol tells it."""
         statistics = asdict(await self.engine.statistics())
+        statistics["received"] += self.http_client.wire.received + self.http_served.received
+        statistics["sent"] += self.http_client.wire.sent + self.http_served.sent
         return {
             "pid": os.getpid(),
             "home": str(self.home.root),
             "uptime": trio.current_time() - self._started,
             "listen": [format_peer(peer) for peer in self.engine.listen_ports],
+            "http": {
+                "listen": [format_peer(peer) for peer in self.http_listen],
+                "received": self.http_served.received,
+                "sent": self.http_served.sent,
+            },
+            "mirrors": [
+                {"base": each.base, "received": each.received, "error": each.error}
+                for each in self.readers.known
+            ],
         } | statistics
 
 
 def reachable(listening: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     """What a link may name: loopback only where there is nothing else, link-local never."""
-    found = [(ipaddress.ip_address(host), port) for host, port in listening]
+    found = [(_address_of(ipaddress.ip_address(host)), port) for host, port in listening]
     found = [(host, port) for host, port in found if not host.is_link_local]
     distant = [(host, port) for host, port in found if not host.is_loopback]
     return [(str(host), port) for host, port in distant or found]
+
+
+def _address_of(listening: _Address) -> _Address:
+    """For "every address of this machine" the one from which it would reach the internet."""
+    if not listening.is_unspecified:
+        return listening
+    family, far, loopback = (
+        (socket.AF_INET, "192.0.2.1", "127.0.0.1")  # RFC 5737: nobody's
+        if listening.version == 4
+        else (socket.AF_INET6, "2001:db8::1", "::1")  # RFC 3849
+    )
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))  # sends nothing: the system looks at its routes
+            return ipaddress.ip_address(probe.getsockname()[0])
+    except OSError:
+        return ipaddress.ip_address(loopback)

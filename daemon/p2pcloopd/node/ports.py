@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, FormatError, storage_error
@@ -24,32 +24,53 @@ _log = logging.getLogger(__name__)
 Address = tuple[str, int]
 
 
-def choose_ports(path: Path, listen: Sequence[Address]) -> list[Address]:
+def choose_ports(
+    path: Path, listen: Sequence[Address], http: Sequence[Address] | None
+) -> tuple[list[Address], list[Address]]:
     """Put a port in place of each 0: the one kept in `path`, or a free one, which is kept.
+
+    Args:
+        listen: for BitTorrent.
+        http: for HTTP; None stands for the same addresses with ports of their own.
+
+    Returns:
+        Both, with ports.
 
     Raises:
         BusyError: no free port was found.
         StorageError: the system refused.
     """
     kept = _load(path)
-    chosen = [(host, port or _port(host, kept.get(host))) for host, port in listen]
-    new = kept | {
-        host: port for (host, asked), (_, port) in zip(listen, chosen, strict=True) if not asked
-    }
+    wanted = {"ports": listen, "http": [(host, 0) for host, _ in listen] if http is None else http}
+    taken = {port for ports in wanted.values() for _, port in ports}
+    chosen: dict[str, list[Address]] = {}
+    new: dict[str, dict[str, int]] = {}
+    for kind, addresses in wanted.items():
+        chosen[kind] = []
+        new[kind] = dict(kept[kind])
+        for host, asked in addresses:
+            port = asked or _port(host, kept[kind].get(host), taken)
+            taken.add(port)
+            chosen[kind].append((host, port))
+            if not asked:
+                new[kind][host] = port
     if new != kept:
-        rows = [{"host": host, "port": port} for host, port in new.items()]
-        replace_file(path, pack_canonical({"ports": rows[-MAX_LISTEN:]}))
-    return chosen
+        rows = {
+            kind: [{"host": host, "port": port} for host, port in ports.items()][-MAX_LISTEN:]
+            for kind, ports in new.items()
+        }
+        replace_file(path, pack_canonical(rows))
+    return chosen["ports"], chosen["http"]
 
 
-def _port(host: str, kept: int | None) -> int:
+def _port(host: str, kept: int | None, taken: Container[int]) -> int:
     if kept is not None:
-        if _is_free(host, kept):
+        if kept not in taken and _is_free(host, kept):
             return kept
         _log.warning("port %d of %s is taken: links that name it lead nowhere now", kept, host)
     for _ in range(_TRIES):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
-        if _is_free(host, port):
+        if port not in taken and _is_free(host, port):
             return port
     raise BusyError(f"no port of {host} is free", hint="set `listen` in config.toml")
 
@@ -65,16 +86,24 @@ def _is_free(host: str, port: int) -> bool:
     return True
 
 
-def _load(path: Path) -> dict[str, int]:
+def _load(path: Path) -> dict[str, dict[str, int]]:
+    """The ports that were kept, by kind and address; a file of before HTTP has but one kind."""
+    nothing: dict[str, dict[str, int]] = {"ports": {}, "http": {}}
     try:
         values = unpack_canonical(path.read_bytes(), path.name, _MAX_FILE)
         fields = Fields(values, path.name)
-        rows = [Fields(row, path.name) for row in fields.items("ports", MAX_LISTEN)]
-        return {row.text("host", 64): row.integer("port", 1, 65535) for row in rows}
+        return {kind: _read_rows(fields, kind, path) for kind in nothing}
     except FileNotFoundError:
-        return {}
+        return nothing
     except FormatError as err:
         _log.warning("%s is not used: %s", path, err)
-        return {}
+        return nothing
     except OSError as err:
         raise storage_error(f"cannot read {path}", err) from err
+
+
+def _read_rows(fields: Fields, kind: str, path: Path) -> dict[str, int]:
+    if kind not in fields:
+        return {}
+    rows = [Fields(row, path.name) for row in fields.items(kind, MAX_LISTEN)]
+    return {row.text("host", 64): row.integer("port", 1, 65535) for row in rows}

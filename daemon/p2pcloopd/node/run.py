@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import trio
@@ -17,6 +18,8 @@ from p2pcloopd.engine.seeding import OLD_PREFIX
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
+from p2pcloopd.node.http_files import find_file
+from p2pcloopd.node.http_server import Pace, open_http_listener, serve_http
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.operations import OPERATIONS
@@ -42,10 +45,10 @@ async def run_node(home: Home, ready: Callable[[], None]) -> None:
         config = load_config(home.config)
         records = Records(home)
         _clear_tmp(home)
-        listen = choose_ports(home.ports, config.listen)
+        listen, http_listen = choose_ports(home.ports, config.listen, config.http.listen)
         async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
             await engine.restore()
-            await _serve(Node(home, config, engine, records), ready)
+            await _serve(Node(home, config, engine, records), http_listen, ready)
 
 
 def _clear_tmp(home: Home) -> None:
@@ -56,7 +59,9 @@ def _clear_tmp(home: Home) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-async def _serve(node: Node, ready: Callable[[], None]) -> None:
+async def _serve(
+    node: Node, http_listen: Iterable[tuple[str, int]], ready: Callable[[], None]
+) -> None:
     async def perform(call: Call) -> dict[str, Any]:
         operation = OPERATIONS.get(call.op)
         if operation is None:
@@ -66,11 +71,16 @@ async def _serve(node: Node, ready: Callable[[], None]) -> None:
     with open_listener(node.home.control_socket) as listener:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_control, listener, perform)
+            http = [await open_http_listener(*address) for address in http_listen]
+            node.http_listen = [each.socket.getsockname()[:2] for each in http]
+            find, pace = partial(find_file, node), Pace(node.config.upload_limit)
+            await nursery.start(serve_http, http, find, node.http_served, pace)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
             ready()
             nursery.start_soon(node.room.run)
             await node.stopping.wait()
             nursery.cancel_scope.cancel()
+        await node.http_client.aclose()
 
 
 def _engine_settings(config: Config, listen: Iterable[tuple[str, int]]) -> EngineSettings:

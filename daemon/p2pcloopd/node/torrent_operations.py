@@ -51,6 +51,11 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     length = fields.integer("length", 1, MAX_READ)
     heal = fields.boolean("heal")
     fields.end()
+    early = partial(node.early.read, torrent, offset, length, heal=heal)
+    data = await tell_if_waiting(torrent, call, node.config.waiting_after, early)
+    if data is not None:
+        await call.hold(length)
+        return {"data": data}
     bring = partial(torrent.bring, offset, length, heal=heal)
     await tell_if_waiting(torrent, call, node.config.waiting_after, bring)
     await call.hold(length)  # of the answer alone: who waits for peers takes no room from others

@@ -1,0 +1,108 @@
+"""What a node serves over HTTP: the layout of mirrors, of what is durable here, and nothing else.
+
+A path is taken apart by formats/mirror.py, which knows four kinds; no part of it is ever joined to
+a path of this machine as it came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import trio
+
+from p2pcloop.errors import FormatError, MismatchError, NotHereError
+from p2pcloop.formats.mirror import (
+    INDEX,
+    PACK,
+    LayerFilePath,
+    ManifestPath,
+    MetainfoPath,
+    RecordPath,
+    build_metainfo,
+    parse_path,
+)
+from p2pcloopd.engine.stored import Stored
+from p2pcloopd.node.http_server import File
+from p2pcloopd.node.node import Node
+
+_BINARY = "application/octet-stream"
+_TORRENT = "application/x-bittorrent"  # BEP 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    """A small file (p2pcloopd.node.http_server.File)."""
+
+    data: bytes
+    media_type: str = _BINARY
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def here(self, offset: int, length: int) -> bool:
+        return offset + length <= len(self.data)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerFile:
+    """A file of a layer's torrent, of which parts may be missing (see `File`)."""
+
+    stored: Stored
+    start: int
+    size: int
+    media_type: str = _BINARY
+
+    def here(self, offset: int, length: int) -> bool:
+        return self.stored.has(self.start + offset, length)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await trio.to_thread.run_sync(self.stored.read, self.start + offset, length)
+
+
+async def find_file(node: Node, path: str) -> File | None:
+    """The file of a path below the node's URL, or None where there is none here.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    match parse_path(unquote(path)):
+        case RecordPath(name):
+            known = node.records.find(name)
+            return None if known is None or known.record is None else _Bytes(known.record)
+        case ManifestPath(manifest_id):
+            try:
+                signed = await trio.to_thread.run_sync(node.records.manifest, manifest_id)
+            except (NotHereError, FormatError, MismatchError):
+                return None
+            return _Bytes(signed.data)
+        case MetainfoPath(info_hash):
+            torrent = node.engine.get(info_hash)
+            stored = None if torrent is None else torrent.transfer.disk
+            return None if stored is None else _Bytes(build_metainfo(stored.info), _TORRENT)
+        case LayerFilePath(torrent_name, file):
+            return _find_layer_file(node, torrent_name, file)
+        case None:
+            return None
+
+
+def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
+    """Of several torrents of one name, the one of which the most is here."""
+    found = [
+        torrent
+        for torrent in node.engine.torrents
+        if torrent.layout is not None
+        and [path.parts for path, _ in torrent.layout.files]
+        == [(torrent_name, INDEX), (torrent_name, PACK)]
+    ]
+    if not found:
+        return None
+    stored = max(found, key=lambda torrent: torrent.have_bytes).transfer.stored
+    (_, index_size), (_, pack_size) = stored.layout.files
+    if file == INDEX:
+        return _LayerFile(stored, 0, index_size)
+    return _LayerFile(stored, index_size, pack_size)
