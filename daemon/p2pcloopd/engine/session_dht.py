@@ -27,8 +27,13 @@ MAX_SALT = 64
 MAX_VALUE = 990
 """BEP 44 has a salt of 64 bytes at most, and a value of 1000, bencoded: `990:` stands before it."""
 
-SECONDS = 30
-"""How long a put or a get may take, joining the DHT included."""
+GET_SECONDS = 30
+PUT_SECONDS = 60
+"""How long these may take, joining the DHT included. A node that does not answer costs 15 s, and a
+put looks for the item first."""
+
+SETTLE_SECONDS = 2
+"""How long a newer value is waited for once one is there."""
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10
 """Between attempts to join: doubled each time. libtorrent tells nobody that a node answered."""
@@ -43,6 +48,7 @@ class _Answer:
 
     values: list[bytes] = field(default_factory=list)
     kept_by: int = 0
+    seen: trio.Event = field(default_factory=trio.Event)
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -66,7 +72,7 @@ class Dht:
     async def put(self, private_key: Ed25519PrivateKey, salt: bytes, value: bytes) -> int:
         """Have nodes keep a value under a key and a salt, in place of what they had there.
 
-        It is forgotten after two hours. Takes 30 s at most, and may be cancelled.
+        It is forgotten after two hours. Takes 60 s at most, and may be cancelled.
 
         Args:
             salt: at most 64 bytes.
@@ -81,7 +87,7 @@ class Dht:
         if len(salt) > MAX_SALT or len(value) > MAX_VALUE:
             raise UsageError(f"the DHT takes {MAX_VALUE} bytes under {MAX_SALT}, not more")
         public_key = private_key.public_key().public_bytes_raw()
-        with trio.move_on_after(SECONDS):
+        with trio.move_on_after(PUT_SECONDS):
             async with self._putting:
                 await self._joined.wait()
                 answer = self._put = _Answer()
@@ -107,10 +113,12 @@ class Dht:
         waiting = self._gets.setdefault((public_key, salt), set())
         waiting.add(answer)
         try:
-            with trio.move_on_after(SECONDS):
+            with trio.move_on_after(GET_SECONDS):
                 await self._joined.wait()
                 self._session.lt.dht_get_mutable_item(public_key, salt)
-                await answer.done.wait()
+                await answer.seen.wait()
+                with trio.move_on_after(SETTLE_SECONDS):
+                    await answer.done.wait()
         finally:
             waiting.discard(answer)
             if not waiting:
@@ -144,7 +152,9 @@ class Dht:
                 for answer in self._gets.get((alert.key, alert.salt), ()):
                     if isinstance(value, bytes) and value and value not in answer.values:
                         answer.values.append(value)
+                        answer.seen.set()
                     if alert.authoritative:
+                        answer.seen.set()
                         answer.done.set()
             case lt.dht_put_alert() if self._put is not None:
                 self._put.kept_by = alert.num_success
