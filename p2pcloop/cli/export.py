@@ -13,7 +13,7 @@ from typing import BinaryIO
 import click
 
 from p2pcloop.cli.fetch import fetch_all
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.output import check_place
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
@@ -50,15 +50,16 @@ _ZEROS = bytes(_STEP)
     help="Write the image as this overlay changed it.",
 )
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@at_option
 @home_option
 @json_option
 def command(
-    ref: str, out: Path, overlay: Path | None, home: Home, *, force: bool, as_json: bool
+    ref: str, out: Path, overlay: Path | None, at: int, home: Home, *, force: bool, as_json: bool
 ) -> None:
     """Write the whole image REF to OUT: a cloop V2.0 if it ends in .cloop, else a raw image."""
     _check_place(out, force=force)
     home.create()
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
     with ExitStack() as stack:
         image, supply = _open(target, home, stack, quiet=as_json)

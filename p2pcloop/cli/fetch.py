@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
 from p2pcloop.cli.traffic import measure_traffic
@@ -22,11 +22,12 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref")
+@at_option
 @home_option
 @json_option
-def command(ref: str, home: Home, *, as_json: bool) -> None:
+def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     """Bring all of REF here, so that it boots without peers and is served to others."""
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, at=at)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file that is here already", hint="give a link or @key/label")
     with target.client:
@@ -45,7 +46,7 @@ def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
     fetched = 0
     with progress_bar("fetching", quiet=quiet) as show:
         show(0, total)
-        for layer in ref.signed.manifest.layers:
+        for layer in ref.signed.manifest.all_layers:
 
             def on_event(event: str, fields: dict[str, int], done: int = fetched) -> None:
                 if event == "progress":

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
@@ -29,11 +29,12 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref", metavar="REF|FILE")
+@at_option
 @home_option
 @json_option
-def command(ref: str, home: Home, *, as_json: bool) -> None:
+def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     """Tell what REF (a link, @key/label) or FILE (a cloop, a raw image, an overlay) is."""
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         with target.client:
             facts = _stored_facts(target)

@@ -21,8 +21,12 @@ _COMMANDS = {
     "fetch": ("p2pcloop.cli.fetch", "Bring all of an image here."),
     "export": ("p2pcloop.cli.export", "Write an image, with an overlay or not, to a file."),
     "verify": ("p2pcloop.cli.verify", "Compare what is here with its hashes."),
+    "log": ("p2pcloop.cli.log", "Tell the versions of an image."),
+    "update": ("p2pcloop.cli.update", "Find the newest version of an image."),
     "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
     "block": ("p2pcloopd.block.command", "Serve an image as a block device (NBD, vhost-user)."),
+    "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
+    "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
     "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),
 }
 """Name of the command: module that holds it as `command`, and what it does in one line."""

@@ -9,6 +9,8 @@ import click
 
 from p2pcloop.store.home import Home
 
+_MAX_VERSION = 1 << 53  # formats/signed.py, which takes some time to import
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -24,6 +26,17 @@ def home_option(command: _Command) -> _Command:
         envvar="P2PCLOOP_HOME",
         callback=_to_home,
         help="Where the node keeps its state.  [env: P2PCLOOP_HOME]",
+    )(command)
+
+
+def at_option(command: _Command) -> _Command:
+    """Add `--at VERSION`, passed as `at: int`, 0 where it is not given."""
+    return click.option(
+        "--at",
+        type=click.IntRange(1, _MAX_VERSION),
+        metavar="VERSION",
+        callback=lambda _context, _parameter, value: value or 0,
+        help="This version of the image, by its number.  [default: the newest that is known]",
     )(command)
 
 

@@ -1,7 +1,16 @@
-"""REF, as commands take it: a local file, a link, or `@key/label` once known here."""
+"""REF, as commands take it.
+
+image.cloop                  a local file
+magnet:?…                    a link
+@key/label                   a name
+https://host/dir/@key/label  a name, and the mirror where its record lies
+DIR/@key/label               the same, of a mirror in a directory
+knoppix                      a short name of the user's own (`p2pcloop name`)
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,16 +21,19 @@ import click
 
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
-from p2pcloop.formats.name import parse_name
+from p2pcloop.formats.name import is_label
+from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.formats.seal import check_secret
 from p2pcloop.image.local import ImageFile, inspect_file
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
+from p2pcloop.store.names import ShortNames
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
+_IN_DIRECTORY = re.compile(r"/@[^/]*/[^/]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +62,72 @@ class StoredRef:
     @property
     def stored(self) -> int:
         """Bytes of all its layers, indexes included."""
-        layers = self.signed.manifest.layers
+        layers = self.signed.manifest.all_layers
         return sum(layer.index_length + layer.pack_length for layer in layers)
 
     def here(self) -> int:
         """Ask how many bytes of its layers are here, verified and durable."""
-        wanted = {layer.torrent for layer in self.signed.manifest.layers}
+        wanted = {layer.torrent for layer in self.signed.manifest.all_layers}
         torrents = self.client.call("status")["torrents"]
         return sum(known["have_bytes"] for known in torrents if known["info_hash"] in wanted)
 
 
-def is_local(ref: str) -> bool:
-    """Whether a REF is a file: anything that is neither a link nor a name."""
-    return not is_link(ref) and not ref.startswith("@")
+def resolve_ref(ref: str, home: Home, *, at: int = 0, look: bool = False) -> ImageFile | StoredRef:
+    """Find what a REF stands for; all but files start p2pcloopd where it does not run.
 
-
-def resolve_ref(ref: str, home: Home) -> ImageFile | StoredRef:
-    """Find what a REF stands for; links and names start p2pcloopd where it does not run.
+    Args:
+        at: the version that is wanted; 0 for that of a link, or the newest known of a name.
+        look: ask everybody for the newest version of a name, whatever is known here.
 
     Raises:
-        UsageError: not a file, link or name of the right form.
-        NotHereError: no such file, or a name that is not known here.
-        FormatError: what the link leads to is no manifest.
-        MismatchError: a manifest that is not what the link or its key says.
+        UsageError: not a REF of the right form, or one that can be meant in two ways.
+        NotHereError: no such file, or nobody has an image of that name or version.
+        FormatError: what the REF leads to is no manifest.
+        MismatchError: a manifest that is not what the REF or its key says, an older version than
+            one that was seen, or a fork.
+    """
+    with words_of_the_user(_LINK_HINT if is_link(ref) else None):
+        asked = read_ref(ref, home)
+    if isinstance(asked, Path):
+        if at:
+            raise UsageError(f"{ref} is a file: it has no versions", hint="leave out --at")
+        return inspect_file(asked)
+    client = ensure_daemon(home)
+    answer = client.call("resolve", report_waiting, ref=asked, at=at, look=look)
+    return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
+
+
+def read_ref(ref: str, home: Home) -> Path | str:
+    """Tell a file, returned as a path, from what p2pcloopd is asked for, returned in its words.
+
+    Raises:
+        FormatError, UsageError: it is of no form that a REF has, or can be meant in two ways.
+        NotHereError: a directory that is not there.
     """
     if not ref:
         raise UsageError(
             "REF is empty",
             hint="give a file, a link or @key/label; is a variable of the shell unset?",
         )
-    if is_local(ref):
-        return inspect_file(Path(ref))
-    # Told apart from a daemon's error before one is started for nothing.
-    with words_of_the_user(_LINK_HINT if is_link(ref) else None):
-        _ = parse_link(ref) if is_link(ref) else parse_name(ref)
-    client = ensure_daemon(home)
-    answer = client.call("resolve", report_waiting, ref=ref)
-    return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
+    if is_link(ref):
+        return str(parse_link(ref))
+    path = Path(ref)
+    if ref.startswith("@") or is_url(ref):
+        return str(parse_place(ref))
+    if _IN_DIRECTORY.search(ref):
+        place = parse_place(ref)
+        if not Path(place.base).is_dir():
+            raise NotHereError(f"{place.base} is not a directory that is here")
+        return f"{Path(place.base).absolute()}/{place.name}"
+    short = ShortNames(home).find(ref) if is_label(ref) else None
+    if short is None:
+        return path
+    if path.exists():
+        raise UsageError(
+            f"{ref} is a file here, and a short name of {short}",
+            hint=f"write ./{ref} for the file, or the name itself",
+        )
+    return str(short)
 
 
 @contextmanager

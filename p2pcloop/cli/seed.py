@@ -12,7 +12,9 @@ import click
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.passphrase import ask_passphrase
 from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.publishing import serve_version
 from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.filesystem import (
@@ -106,7 +108,7 @@ def _is_loopback(host: str) -> bool:
 def _seed(
     file: ImageFile, label: str, append: str, home: Home, client: ControlClient, *, quiet: bool
 ) -> dict[str, Any]:
-    key = load_or_create_key(home.keys)
+    key = load_or_create_key(home.keys, ask=ask_passphrase)
     name = Name(key.public_key().public_bytes_raw(), label)
     with home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
@@ -133,15 +135,15 @@ def _seed(
         boot=BootParameters(detect_filesystem(read_start(file, PROBE_SIZE)), append),
     )
     if previous is not None and _same(previous.manifest, manifest):
-        data = previous.data
+        signed = previous
     else:
-        data = sign_manifest(manifest, key)
-    published = client.call("seed_manifest", manifest=data)
+        signed = open_manifest(sign_manifest(manifest, key))
+    published = serve_version(client, signed, key)
     return {
         "name": published["name"],
         "link": published["link"],
         "manifest": published["id"],
-        "version": open_manifest(data).manifest.version,
+        "version": signed.manifest.version,
         "image_id": manifest.image_id,
         "torrent": layer.torrent,
         "size": manifest.size,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
 from p2pcloop.errors import CorruptError
@@ -25,16 +25,17 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref", metavar="REF|FILE")
+@at_option
 @home_option
 @json_option
-def command(ref: str, home: Home, *, as_json: bool) -> None:
+def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     """Read all of REF that is here and compare it with its hashes.
 
     Damaged pieces of a stored image are dropped and fetched again when they are needed. A cloop
     is decoded whole, a raw image read; an overlay's tables are checked. Exit codes 3 and 4 tell
     that something was wrong.
     """
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         with target.client:
             facts, text = _verify_stored(target, quiet=as_json)
@@ -51,7 +52,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
 def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]:
     checked = ref.here()
     pieces, bad = 0, 0
-    for layer in ref.signed.manifest.layers:
+    for layer in ref.signed.manifest.all_layers:
         with progress_bar("verifying", quiet=quiet) as show:
 
             def on_event(event: str, fields: dict[str, Any]) -> None:

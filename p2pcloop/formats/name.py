@@ -33,13 +33,18 @@ class Name:
         return f"@{format_key(self.key)}/{self.label}"
 
 
+def is_label(text: str) -> bool:
+    """Whether a text is of the one strict form of labels."""
+    return _LABEL.fullmatch(text) is not None and ".." not in text
+
+
 def check_label(label: str) -> str:
     """Return `label` if it is of the one strict form.
 
     Raises:
         FormatError: it is not.
     """
-    if not _LABEL.fullmatch(label) or ".." in label:
+    if not is_label(label):
         raise FormatError(
             f"{label[:80]!r} is not a label",
             hint="a label is 1 to 64 of a-z, 0-9, '.', '_' and '-', with a letter or digit first "

@@ -32,11 +32,6 @@ class Place:
         return f"{self.base}{self.name}"
 
 
-def is_place(text: str) -> bool:
-    """Tell a name, with or without a base, from a file: by `@` at the start or behind a "/"."""
-    return text.startswith("@") or "/@" in text or is_url(text)
-
-
 def is_url(text: str) -> bool:
     """Tell the URL of a mirror from a directory."""
     return text[:8].lower().startswith(("http://", "https://"))

@@ -9,6 +9,7 @@
     keys/                     the user's signing keys
     manifests/<sha256 hex>    signed manifests as they came
     names.msgpack             what each name points to
+    short-names               the user's own names for names
     pins.msgpack              images that are never evicted
     torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, when used, data
     leases/                   what running readers use, a file each, locked as long as they run
@@ -97,6 +98,10 @@ class Home:
     @property
     def names(self) -> Path:
         return self.root / "names.msgpack"
+
+    @property
+    def short_names(self) -> Path:
+        return self.root / "short-names"
 
     @property
     def pins(self) -> Path:
@@ -197,6 +202,14 @@ class Home:
     def starting(self) -> Iterator[None]:
         """Wait until nobody else starts p2pcloopd on this home, and keep others from it."""
         with _open_lock(self.starting_path) as fd:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def changing_short_names(self) -> Iterator[None]:
+        """Wait until no other command changes the short names, and keep others from it."""
+        self.create()
+        with _open_lock(self.root / "short-names.lock") as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
 

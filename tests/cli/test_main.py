@@ -11,7 +11,21 @@ from p2pcloop.cli.main import _COMMANDS
 from p2pcloop.errors import P2pcloopError
 from tests.cli.conftest import Run
 
-COMMANDS = ["seed", "boot", "info", "fetch", "export", "verify", "status", "block", "daemon"]
+COMMANDS = [
+    "seed",
+    "boot",
+    "info",
+    "fetch",
+    "export",
+    "verify",
+    "log",
+    "update",
+    "status",
+    "block",
+    "key",
+    "name",
+    "daemon",
+]
 
 
 def test_help_lists_every_command_in_a_line(p2pcloop: Run) -> None:
@@ -51,7 +65,20 @@ def test_every_command_tells_what_it_does_with_examples(p2pcloop: Run, command: 
 
 
 @pytest.mark.parametrize(
-    "command", ["seed", "info", "fetch", "export", "verify", "status", "daemon status"]
+    "command",
+    [
+        "seed",
+        "info",
+        "fetch",
+        "export",
+        "verify",
+        "log",
+        "update",
+        "status",
+        "key list",
+        "name list",
+        "daemon status",
+    ],
 )
 def test_commands_that_print_facts_know_json_and_home(p2pcloop: Run, command: str) -> None:
     out = p2pcloop(*command.split(), "--help").out
@@ -133,7 +160,7 @@ def test_every_error_has_an_exit_code_of_its_own() -> None:
         if isinstance(kind, type) and issubclass(kind, P2pcloopError)
     ]
     codes = [kind.exit_code for kind in kinds]
-    assert len(set(codes)) == len(codes) == 11
+    assert len(set(codes)) == len(codes) == 12
     assert all(0 < code < 126 for code in codes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
@@ -42,6 +42,7 @@ Examples:
     metavar="FILE",
     help="Keep writes in this file, made where it does not exist; read-only without.",
 )
+@at_option
 @home_option
 @json_option
 def command(
@@ -49,6 +50,7 @@ def command(
     vhost_user: Path | None,
     nbd: str | None,
     overlay: Path | None,
+    at: int,
     home: Home,
     *,
     as_json: bool,
@@ -58,7 +60,7 @@ def command(
         raise UsageError("nowhere to serve", hint="give --vhost-user SOCKET or --nbd ADDRESS")
     logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s")
     home.create()
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         target.client.close()
         target.check_secret()

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import trio
 
-from p2pcloop.cli.options import home_option
+from p2pcloop.cli.options import at_option, home_option
 from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import SIZE
@@ -92,6 +92,7 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     metavar="FILE.json",
     help="Write what was measured to this file.",
 )
+@at_option
 @home_option
 def command(
     ref: str,
@@ -103,6 +104,7 @@ def command(
     console: str,
     cpu: int | None,
     report: Path | None,
+    at: int,
     home: Home,
 ) -> None:
     """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux.
@@ -116,7 +118,7 @@ def command(
         if output is not None:
             check_writable(output)
     home.create()
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         target.check_secret()
     _check_root(target, overlay)

@@ -121,6 +121,7 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
     at = fields.integer("at", 0, MAX_VERSION) if "at" in fields else 0
     look = fields.boolean("look") if "look" in fields else False
     fields.end()
+    known = node.records.find(target.place.name)
     found = await find_version(node, target, call, at=at, look=look)
     signed, link = found.signed, found.link
     await know_layers(node, signed.manifest, link)
@@ -128,6 +129,7 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
         "id": signed.id,
         "name": str(link.name),
         "version": signed.manifest.version,
+        "before": known.version if known is not None else 0,
         "link": str(link),
         "manifest": signed.data,
         "peers": [list(peer) for peer in link.peers],

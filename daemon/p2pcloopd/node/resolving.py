@@ -13,8 +13,9 @@ from typing import TypeVar
 import trio
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError
+from p2pcloop.formats.lineage import check_previous
 from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PEERS, Link, is_link, parse_link
-from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest
+from p2pcloop.formats.manifest import ManifestRef, SignedManifest
 from p2pcloop.formats.place import Place, is_url, parse_place
 from p2pcloop.formats.record import SignedRecord
 from p2pcloop.formats.seal import check_secret
@@ -55,11 +56,13 @@ class Found:
         signed: its manifest.
         link: to this version.
         record: its record, or None where a link led to it.
+        mirrors: bases, of directories too, of mirrors that have it, besides those of the link.
     """
 
     signed: SignedManifest
     link: Link
     record: SignedRecord | None = None
+    mirrors: tuple[str, ...] = ()
 
 
 def parse_target(ref: str) -> Target:
@@ -186,7 +189,9 @@ async def _get(
         )
     if link.secret is not None:
         check_secret(manifest.key_check, link.secret)
-    return Found(signed, replace(link, pack_torrent=manifest.layers[-1].torrent), record)
+    return Found(
+        signed, replace(link, pack_torrent=manifest.layers[-1].torrent), record, tuple(mirrors)
+    )
 
 
 async def _keep(node: Node, found: Found, *, old: bool = False) -> Found:
@@ -223,7 +228,7 @@ async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
         if manifest.version < at or manifest.previous is None:
             break
         older = await _get(node, _link_near(newest.link, manifest.previous), call)
-        check_order(manifest, older.signed.manifest)
+        check_previous(manifest, older.signed.manifest)
         found = await _keep(node, older, old=True)
     raise NotHereError(
         f"{newest.link.name} has no version {at} that is known: version"
@@ -252,17 +257,3 @@ def _fitting(link: Link) -> Link:
             else replace(link, peers=link.peers[:-1])
         )
     return link
-
-
-def check_order(manifest: Manifest, previous: Manifest) -> None:
-    """Refuse a chain of versions that does not go down: it may be a circle.
-
-    Raises:
-        MismatchError: `previous` is not an older version of the same name.
-    """
-    if previous.name != manifest.name or previous.version >= manifest.version:
-        raise MismatchError(
-            f"version {manifest.version} of {manifest.name} says that version {previous.version} of"
-            f" {previous.name} came before it",
-            hint="its publisher made a mistake: what came before it cannot be told",
-        )

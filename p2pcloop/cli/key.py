@@ -1,0 +1,172 @@
+"""`p2pcloop key`: the keys under which images are published."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.output import check_place
+from p2pcloop.cli.passphrase import ask_passphrase, choose_passphrase
+from p2pcloop.cli.refs import words_of_the_user
+from p2pcloop.errors import FormatError, UsageError, storage_error
+from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text
+from p2pcloop.formats.name import format_key
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import (
+    DEFAULT_KEY,
+    key_path,
+    list_keys,
+    load_key,
+    read_key,
+    store_key,
+)
+
+_passphrase_option = click.option(
+    "--passphrase",
+    "protect",
+    is_flag=True,
+    help="Protect the key by a passphrase, asked for.  [env: P2PCLOOP_PASSPHRASE]",
+)
+_name_argument = click.argument("name", default=DEFAULT_KEY)
+
+
+@click.group("key")
+def command() -> None:
+    """Make, list, show, export and import keys.
+
+    The key that signs is the name under which you publish, @<key>/<label>. Whoever has the key's
+    file can publish under it; without it nobody can ever again, so keep a copy. The first image
+    that is seeded or published makes the key `default`, without a passphrase.
+
+    \b
+    Examples:
+      p2pcloop key new school --passphrase
+      p2pcloop key list
+      p2pcloop key export default backup.key --passphrase
+      p2pcloop key import default backup.key
+    """
+
+
+@command.command()
+@click.argument("name")
+@_passphrase_option
+@home_option
+@json_option
+def new(name: str, protect: bool, home: Home, as_json: bool) -> None:
+    """Make a key called NAME. A key that is there is never replaced."""
+    with words_of_the_user():
+        path = key_path(home.keys, name)
+    if path.exists():
+        raise UsageError(f"there is a key {name!r} already", hint="choose another name")
+    passphrase = choose_passphrase(f"the key {name}") if protect else None
+    home.create()
+    text = format_key_text(Ed25519PrivateKey.generate(), passphrase)
+    _tell([(name, store_key(home.keys, name, text))], home, as_json=as_json)
+
+
+@command.command("list")
+@home_option
+@json_option
+def list_(home: Home, as_json: bool) -> None:
+    """List the keys of this home. No passphrase is needed."""
+    keys = [(name, read_key(home.keys, name)) for name in list_keys(home.keys)]
+    if as_json:
+        click.echo(to_json({"keys": [_facts(name, key, home) for name, key in keys]}))
+    else:
+        _tell(keys, home, as_json=False)
+        if not keys:
+            click.echo("no key yet: the first `seed` or `publish` makes one", err=True)
+
+
+@command.command()
+@_name_argument
+@home_option
+@json_option
+def show(name: str, home: Home, as_json: bool) -> None:
+    """Show the public key of NAME: what stands in the names of its images."""
+    with words_of_the_user():
+        key_path(home.keys, name)
+    _tell([(name, read_key(home.keys, name))], home, as_json=as_json)
+
+
+@command.command()
+@_name_argument
+@click.argument("out", type=click.Path(path_type=Path), default="-")
+@_passphrase_option
+@home_option
+def export(name: str, out: Path, protect: bool, home: Home) -> None:
+    """Write the key NAME to OUT (mode 0600), or to standard output: it is a secret.
+
+    As it lies in the home, or with --passphrase under a new passphrase. A file is never replaced.
+    """
+    with words_of_the_user():
+        key_path(home.keys, name)
+    text = read_key(home.keys, name).text
+    if protect:
+        key = load_key(home.keys, name, ask_passphrase)
+        text = format_key_text(key, choose_passphrase(f"the copy of the key {name}"))
+    if str(out) == "-":
+        click.echo(text, nl=False)
+        return
+    check_place(out)
+    try:
+        with open(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError as err:
+        raise UsageError(f"{out} exists, and is not replaced", hint="choose another name") from err
+    except OSError as err:
+        raise storage_error(f"cannot write {out}", err) from err
+
+
+@command.command("import")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@home_option
+@json_option
+def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
+    """Keep the key in FILE (- for standard input) as NAME; what `export` wrote.
+
+    A key that is there is never replaced. One that is protected stays so.
+    """
+    with words_of_the_user():
+        key_path(home.keys, name)
+    text = _read(file)
+    home.create()
+    try:
+        key = store_key(home.keys, name, text)
+    except FormatError as err:
+        raise FormatError(f"{file} is not a key of p2pcloop, or is damaged") from err
+    _tell([(name, key)], home, as_json=as_json)
+
+
+def _read(file: Path) -> bytes:
+    if str(file) == "-":
+        return sys.stdin.buffer.read(MAX_KEY_TEXT)
+    with file.open("rb") as source:
+        return source.read(MAX_KEY_TEXT)
+
+
+def _facts(name: str, key: KeyText, home: Home) -> dict[str, object]:
+    return {
+        "name": name,
+        "key": format_key(key.public),
+        "passphrase": key.protected,
+        "file": key_path(home.keys, name),
+    }
+
+
+def _tell(keys: list[tuple[str, KeyText]], home: Home, *, as_json: bool) -> None:
+    width = max((len(name) for name, _ in keys), default=0)
+    for name, key in keys:
+        if as_json:
+            click.echo(to_json(_facts(name, key, home)))
+        else:
+            note = "  with a passphrase" if key.protected else ""
+            click.echo(f"{name:{width}}  @{format_key(key.public)}{note}")

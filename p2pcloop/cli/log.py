@@ -1,0 +1,128 @@
+"""`p2pcloop log`: the versions of an image, the newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
+from p2pcloop.errors import MismatchError, P2pcloopError, UsageError
+from p2pcloop.formats.lineage import check_previous
+from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
+from p2pcloop.store.home import Home
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop log @key/debian
+  p2pcloop log knoppix --number 3 --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.option(
+    "--number",
+    "-n",
+    type=click.IntRange(1, 4096),
+    default=100,
+    show_default=True,
+    help="At most so many versions.",
+)
+@at_option
+@home_option
+@json_option
+def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> None:
+    """Tell the versions of REF, the newest first: version, date, size of what it added, message.
+
+    Also what a version was made from, if that has another name. What cannot be had is told.
+    """
+    target = resolve_ref(ref, home, at=at)
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
+    with target.client:
+        versions = [_facts(target, *row) for row in _walk(target, number)]
+    if as_json:
+        click.echo(to_json({"name": target.name, "versions": versions}))
+        return
+    click.echo(target.name)
+    for version in versions:
+        click.echo(_text(version))
+
+
+def _walk(
+    ref: StoredRef, number: int
+) -> Iterator[tuple[SignedManifest, SignedManifest | None, str]]:
+    """Versions with the one before each; or, with the last, why what came before cannot be had."""
+    current = ref.signed
+    for _ in range(number):
+        before, problem = None, ""
+        if current.manifest.previous is not None:
+            try:
+                before = _manifest(ref, current.manifest.previous)
+                check_previous(current.manifest, before.manifest)
+            except P2pcloopError as err:
+                before, problem = None, str(err)
+        yield current, before, problem
+        if before is None:
+            return
+        current = before
+
+
+def _facts(
+    ref: StoredRef, signed: SignedManifest, before: SignedManifest | None, problem: str
+) -> dict[str, Any]:
+    manifest = signed.manifest
+    facts: dict[str, Any] = {
+        "version": manifest.version,
+        "created": manifest.created,
+        "message": manifest.message,
+        "manifest": signed.id,
+        "layers": len(manifest.layers),
+        "private": manifest.private,
+        "parent": None,
+        "missing": problem or None,
+    }
+    bases = [] if before is None else [before]
+    if manifest.parent is not None:
+        facts["parent"] = {"manifest": manifest.parent.id, "name": None, "version": None}
+        try:
+            parent = _manifest(ref, manifest.parent)
+            if parent.id == signed.id:
+                raise MismatchError("it says that it was made from itself")
+            bases.append(parent)
+            facts["parent"] |= {
+                "name": str(parent.manifest.name),
+                "version": parent.manifest.version,
+            }
+        except P2pcloopError as err:
+            facts["parent"]["missing"] = str(err)
+    known = {layer.layer_id for base in bases for layer in base.manifest.layers}
+    added = [layer for layer in manifest.layers if layer.layer_id not in known]
+    return facts | {"added": sum(layer.pack_length for layer in added)}
+
+
+def _manifest(ref: StoredRef, wanted: ManifestRef) -> SignedManifest:
+    answer = ref.client.call(
+        "manifest", report_waiting, id=wanted.id, torrent=wanted.torrent or b"", near=ref.name
+    )
+    return open_manifest(answer["manifest"])
+
+
+def _text(facts: dict[str, Any]) -> str:
+    date = datetime.fromtimestamp(facts["created"], UTC).isoformat(" ", "minutes")
+    line = f"  {facts['version']:>4}  {date}  {format_size(facts['added']):>9}  {facts['message']}"
+    lines = [line.rstrip()]
+    parent = facts["parent"]
+    if parent is not None and parent["name"] is not None:
+        lines.append(f"        made from {parent['name']}, version {parent['version']}")
+    elif parent is not None:
+        lines.append(f"        made from {parent['manifest'].hex()}: {parent['missing']}")
+    if facts["missing"]:
+        lines.append(f"        what came before it cannot be told: {facts['missing']}")
+    return "\n".join(lines)

@@ -1,0 +1,62 @@
+"""`p2pcloop name`: short names of one's own."""
+
+from __future__ import annotations
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.refs import words_of_the_user
+from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.name import check_label
+from p2pcloop.formats.place import parse_place
+from p2pcloop.store.home import Home
+from p2pcloop.store.names import ShortNames
+
+
+@click.group("name")
+def command() -> None:
+    """List, add and forget short names of your own.
+
+    A short name stands for @<key>/<label> wherever a REF is taken, in this home and nowhere else.
+
+    \b
+    Examples:
+      p2pcloop name add knoppix @<key>/knoppix
+      p2pcloop boot knoppix
+      p2pcloop name forget knoppix
+    """
+
+
+@command.command("list")
+@home_option
+@json_option
+def list_(home: Home, as_json: bool) -> None:
+    """List the short names, and what they stand for."""
+    names = ShortNames(home).all()
+    if as_json:
+        click.echo(to_json({"names": {short: str(name) for short, name in names.items()}}))
+        return
+    width = max(map(len, names), default=0)
+    for short, name in names.items():
+        click.echo(f"{short:{width}}  {name}")
+
+
+@command.command()
+@click.argument("short")
+@click.argument("name")
+@home_option
+def add(short: str, name: str, home: Home) -> None:
+    """Let SHORT stand for NAME: @key/label, or a link, whose name is taken."""
+    with words_of_the_user():
+        check_label(short)
+        target = parse_link(name).name if is_link(name) else parse_place(name).name
+    ShortNames(home).add(short, target)
+    click.echo(f"{short} stands for {target}")
+
+
+@command.command()
+@click.argument("short")
+@home_option
+def forget(short: str, home: Home) -> None:
+    """Let SHORT stand for nothing. The image itself stays known by its name."""
+    ShortNames(home).forget(short)

@@ -1,0 +1,69 @@
+"""`p2pcloop update`: find the newest version of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.refs import read_ref, report_waiting, words_of_the_user
+from p2pcloop.errors import UsageError
+from p2pcloop.formats.manifest import open_manifest
+from p2pcloop.store.home import Home
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop update @key/debian
+  p2pcloop update knoppix --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@home_option
+@json_option
+def command(ref: str, home: Home, *, as_json: bool) -> None:
+    """Ask everybody for the newest version of REF; from then on its name stands for that.
+
+    Asked are the mirrors that its link names, and whatever is turned on: the local network, the
+    DHT. Nothing of the image is fetched yet. A version never goes back.
+    """
+    with words_of_the_user():
+        asked = read_ref(ref, home)
+    if not isinstance(asked, str):
+        raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
+    problems: list[str] = []
+
+    def on_event(event: str, fields: dict[str, Any]) -> None:
+        if event == "asked":
+            problems.extend(fields["problems"])
+        report_waiting(event, fields)
+
+    with ensure_daemon(home) as client:
+        answer = client.call("resolve", on_event, ref=asked, at=0, look=True)
+    manifest = open_manifest(answer["manifest"]).manifest
+    facts = {
+        "name": answer["name"],
+        "version": manifest.version,
+        "before": answer["before"],
+        "created": manifest.created,
+        "message": manifest.message,
+        "manifest": answer["id"],
+        "link": answer["link"],
+        "problems": problems,
+    }
+    for problem in problems:
+        click.echo(problem, err=True)
+    click.echo(to_json(facts) if as_json else _text(facts))
+
+
+def _text(facts: dict[str, Any]) -> str:
+    name, version, before = facts["name"], facts["version"], facts["before"]
+    if before == version:
+        return f"{name} stays at version {version}: no newer one was found"
+    what = f"{name} is at version {version}"
+    what += f", before at {before}" if before else ""
+    return what + (f": {facts['message']}" if facts["message"] else "")
