@@ -10,6 +10,7 @@ from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
+from p2pcloop.store.lease import Lease
 
 
 class Source:
@@ -22,6 +23,7 @@ class Source:
             UsageError, MismatchError: the image is private; see `StoredRef.check_secret`.
         """
         self._client: ControlClient = ref.client
+        self._lease = Lease(home, ref.signed.id)  # held until this process ends
         self._stored = StoredImage.of_home(ref.signed.manifest, home, ref.secret)
 
     def open(self) -> MergedImage:

@@ -84,6 +84,8 @@ class StoredContent:
         self._torrent = layer.torrent
         self._index_length = layer.index_length
         self._piece_length = layer.piece_length
+        self._pieces = -(-(layer.index_length + layer.pack_length) // layer.piece_length)
+        self._used: set[int] = set()
         self._directory = directory
         self._have: HaveView | None = None
         self._fds: dict[str, int] = {}
@@ -106,6 +108,7 @@ class StoredContent:
         data = self._arrivals.pop((offset, length), None)
         if data is not None:
             self._arrived -= len(data)
+            self._use(offset, length)
             return data
         if not self.has(offset, length):
             raise Missing([ByteRange(self._torrent, offset, length)])
@@ -114,7 +117,15 @@ class StoredContent:
         data = self._read_files(offset, length)
         if len(data) != length:
             self.reject(offset, length, "a part of a file in the store")
+        self._use(offset, length)
         return data
+
+    def used(self) -> bytes:
+        """Which pieces were read so far: one bit a piece, most significant bit first."""
+        bits = bytearray((self._pieces + 7) // 8)
+        for piece in self._used:
+            bits[piece >> 3] |= 0x80 >> (piece & 7)
+        return bytes(bits)
 
     def has(self, offset: int, length: int) -> bool:
         """Whether these bytes are here and durable."""
@@ -146,6 +157,10 @@ class StoredContent:
         if self._have is not None:
             self._have.close()
             self._have = None
+
+    def _use(self, offset: int, length: int) -> None:
+        size = self._piece_length
+        self._used.update(range(offset // size, (offset + length - 1) // size + 1))
 
     def _read_files(self, offset: int, length: int) -> bytes:
         """Return fewer bytes where a file was cut short, none where it was taken away."""

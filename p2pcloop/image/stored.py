@@ -92,6 +92,10 @@ class StoredImage:
         also_close = None if self._known is None else self._known.close
         return MergedImage(layers, cache_size=cache_size, also_close=also_close)
 
+    def used(self) -> dict[bytes, bytes]:
+        """Which pieces of each torrent were read so far: see `StoredContent.used`."""
+        return {torrent: content.used() for torrent, content in self._contents.items()}
+
     def close(self) -> None:
         """Close the files; for an image that was never opened (else close the merged image)."""
         for content in self._contents.values():

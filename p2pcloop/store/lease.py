@@ -1,7 +1,7 @@
-"""Leases: which torrents running readers use, so that they are not evicted.
+"""Leases: which images running readers use, so that nothing of them is evicted.
 
-A lease is a file in the home's `leases/`: the info hashes in hexadecimal, one a line. Who uses the
-torrents holds it locked (flock(2), shared); the kernel lets go of it when that process ends,
+A lease is an empty file in the home's `leases/`, `<manifest id in hexadecimal>.<random>`. Who reads
+the image holds it locked (flock(2), shared); the kernel lets go of it when that process ends,
 however it ends. So p2pcloopd need not be told, and a lease that nobody holds is left over.
 """
 
@@ -10,47 +10,42 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from p2pcloop.errors import FormatError, storage_error
-from p2pcloop.formats.manifest import INFO_HASH_SIZE
+from p2pcloop.errors import storage_error
+from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.store.home import Home
 
 _BEGUN = ".new-"
-"""Begins the name of a lease that is not locked and written yet."""
-
-_MAX_SIZE = 1 << 20
+"""Begins the name of a lease that is not locked yet."""
 
 
 class Lease:
-    """Holds torrents until it is closed or this process ends."""
+    """Holds an image until it is closed or this process ends."""
 
-    def __init__(self, home: Home, torrents: Iterable[bytes]) -> None:
-        """Take the lease; from now on nothing of `torrents` is evicted.
+    def __init__(self, home: Home, manifest_id: bytes) -> None:
+        """Take the lease; from now on nothing of the image's layers and sources is evicted.
 
         Raises:
             StorageError: the system refused.
         """
-        text = "".join(f"{torrent.hex()}\n" for torrent in sorted(set(torrents)))
         try:
-            while not self._take(home, text.encode()):
+            while not self._take(home, manifest_id):
                 pass
         except OSError as err:
             raise storage_error(f"cannot write in {home.leases}", err) from err
 
-    def _take(self, home: Home, text: bytes) -> bool:
-        """Write and lock the file, then give it its name; False where it was taken for left over
+    def _take(self, home: Home, manifest_id: bytes) -> bool:
+        """Make and lock the file, then give it its name; False where it was taken for left over
         between being made and being locked."""
         home.leases.mkdir(mode=0o700, exist_ok=True)  # a home of before there were leases
         self._fd, begun = tempfile.mkstemp(prefix=_BEGUN, dir=home.leases)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
-            with open(self._fd, "wb", closefd=False) as file:
-                file.write(text)
-            self._path = home.leases / Path(begun).name.removeprefix(_BEGUN)
+            random = Path(begun).name.removeprefix(_BEGUN)
+            self._path = home.leases / f"{manifest_id.hex()}.{random}"
             Path(begun).rename(self._path)
         except FileNotFoundError:
             os.close(self._fd)
@@ -75,43 +70,31 @@ class Lease:
         self.close()
 
 
-def leased_torrents(home: Home) -> set[bytes]:
-    """The torrents that are in use now; left-over leases are deleted.
+def leased_manifests(home: Home) -> set[bytes]:
+    """The ids of the manifests of images that are in use now; left-over leases are deleted.
 
     Raises:
-        FormatError: a lease that is held is damaged.
         StorageError: the system refused.
     """
     found: set[bytes] = set()
     try:
         for path in home.leases.iterdir() if home.leases.is_dir() else ():
-            with suppress(FileNotFoundError):  # its holder has just ended
-                found |= _read_lease(path)
+            with suppress(FileNotFoundError):  # its holder has just ended, or given it its name
+                if _is_held(path) and len(path.stem) == 2 * ID_SIZE:
+                    found.add(bytes.fromhex(path.stem))
     except OSError as err:
         raise storage_error(f"cannot read {home.leases}", err) from err
     return found
 
 
-def _read_lease(path: Path) -> set[bytes]:
+def _is_held(path: Path) -> bool:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _parse(os.read(fd, _MAX_SIZE), path)
+        return True
     else:
         path.unlink()
-        return set()
+        return False
     finally:
         os.close(fd)
-
-
-def _parse(text: bytes, path: Path) -> set[bytes]:
-    """Read a lease; one that is just being taken may be empty, and is looked at again before each
-    eviction."""
-    try:
-        torrents = {bytes.fromhex(line) for line in text.decode().splitlines()}
-    except ValueError:
-        torrents = {b""}
-    if any(len(torrent) != INFO_HASH_SIZE for torrent in torrents):
-        raise FormatError(f"the lease {path} is damaged", hint="end the guests that run")
-    return torrents

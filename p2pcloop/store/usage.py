@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
 from p2pcloop.formats.manifest import ID_SIZE, LayerRef, Manifest, ManifestRef, open_manifest
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import list_keys, read_key
-from p2pcloop.store.lease import leased_torrents
+from p2pcloop.store.lease import leased_manifests
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 
@@ -52,20 +53,21 @@ def look_at_usage(home: Home) -> Usage:
     manifests = dict(_manifests(home))
     keep: dict[bytes, Keep] = dict.fromkeys(leased_torrents(home), Keep.RUNNING)
 
-    def note(layers: Iterable[LayerRef], reason: Keep) -> None:
-        for layer in layers:
-            keep.setdefault(layer.torrent, reason)
+    def note(manifest_id: bytes, reason: Keep) -> None:
+        if manifest_id in manifests:
+            for layer in manifests[manifest_id].all_layers:
+                keep.setdefault(layer.torrent, reason)
 
     for pin in load_pins(home):
-        if pin in manifests:
-            note(manifests[pin].all_layers, Keep.PINNED)
+        note(pin, Keep.PINNED)
     for _, ids in overlaid_manifests(home):
-        for manifest_id in ids & manifests.keys():
-            note(manifests[manifest_id].all_layers, Keep.OVERLAY)
+        for manifest_id in ids:
+            note(manifest_id, Keep.OVERLAY)
     ours = {read_key(home.keys, name).public for name in list_keys(home.keys)}
     for manifest in manifests.values():
         if manifest.key in ours:
-            note(published_layers(manifest, manifests, ours), Keep.PUBLISHED)
+            for layer in published_layers(manifest, manifests, ours):
+                keep.setdefault(layer.torrent, Keep.PUBLISHED)
     named = frozenset(layer.torrent for m in manifests.values() for layer in m.all_layers)
     return Usage(keep, named)
 
@@ -99,21 +101,38 @@ def published_layers(
     return [layer for layer in manifest.all_layers if layer.torrent not in theirs]
 
 
+def leased_torrents(home: Home) -> set[bytes]:
+    """The torrents of images that are in use now.
+
+    Raises:
+        FormatError, MismatchError, NotHereError: the manifest of one cannot be read.
+        StorageError: the system refused.
+    """
+    used = [_read_manifest(home.manifests / each.hex()) for each in leased_manifests(home)]
+    return {layer.torrent for manifest in used for layer in manifest.all_layers}
+
+
 def _manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
     """Every manifest that is known here, by its id."""
     try:
-        for path in sorted(home.manifests.iterdir()):
-            if len(path.name) != 2 * ID_SIZE:
-                continue  # one that is being written
-            hint = f"delete {path}; it can be had again by its link"
-            try:
-                signed = open_manifest(path.read_bytes())
-            except (FormatError, MismatchError) as err:
-                raise FormatError(f"{path} is damaged: {err}", hint=hint) from err
-            if signed.id.hex() != path.name:
-                raise MismatchError(f"{path} holds another manifest", hint=hint)
-            yield signed.id, signed.manifest
-    except FileNotFoundError as err:
-        raise NotHereError(f"there is no {err.filename}") from err
+        paths = sorted(home.manifests.iterdir())
     except OSError as err:
         raise storage_error(f"cannot read {home.manifests}", err) from err
+    for path in paths:
+        if len(path.name) == 2 * ID_SIZE:  # others are being written
+            yield bytes.fromhex(path.name), _read_manifest(path)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    hint = f"delete {path}; it can be had again by its link"
+    try:
+        signed = open_manifest(path.read_bytes())
+    except FileNotFoundError as err:
+        raise NotHereError(f"there is no {path}") from err
+    except OSError as err:
+        raise storage_error(f"cannot read {path}", err) from err
+    except (FormatError, MismatchError) as err:
+        raise FormatError(f"{path} is damaged: {err}", hint=hint) from err
+    if signed.id.hex() != path.name:
+        raise MismatchError(f"{path} holds another manifest", hint=hint)
+    return signed.manifest

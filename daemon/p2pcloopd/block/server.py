@@ -5,6 +5,7 @@ One process serves one guest, so that a guest's disk does not die with p2pcloopd
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import trio
 
+from p2pcloop.errors import StorageError
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
@@ -23,7 +25,10 @@ from p2pcloop.image.local import ImageFile, open_local
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
+from p2pcloop.store.lease import Lease
+from p2pcloop.store.overlays import register_overlay
 from p2pcloopd.block.backend import Backend
+from p2pcloopd.block.booted import tell_booted
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
 from p2pcloopd.block.source import LocalBackend, StoredBackend, Supplier
@@ -58,6 +63,8 @@ class BlockServerSpec:
     secret: bytes | None = None
 
 
+_log = logging.getLogger(__name__)
+
 TEMPORARY = "temporary"
 
 Ready = Callable[[], None]
@@ -86,12 +93,14 @@ async def serve(
         listeners = await _listen(spec, stack)
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
-        backend = await _open(spec, nursery, ready)
+        backend = await _open(spec, nursery, stack, ready)
         try:
             await _serve_front_ends(spec, backend, listeners)
         finally:
             with trio.CancelScope(shield=True):
                 await backend.flush()
+                if isinstance(backend, StoredBackend):
+                    await tell_booted(spec.home, backend.used())
             report = _report(backend)
             backend.device.close()
         nursery.cancel_scope.cancel()
@@ -131,9 +140,10 @@ async def wait_for_signal() -> None:
 
 
 async def _open(
-    spec: BlockServerSpec, nursery: trio.Nursery, ready: Ready
+    spec: BlockServerSpec, nursery: trio.Nursery, stack: AsyncExitStack, ready: Ready
 ) -> LocalBackend | StoredBackend:
     if isinstance(spec.image, SignedManifest):
+        stack.enter_context(Lease(spec.home, spec.image.id))
         return await _open_stored(spec, spec.image, nursery, ready)
     return _open_file(spec, spec.image, ready)
 
@@ -167,7 +177,7 @@ async def _open_stored(
         except Missing as missing:
             await supplier.supply(missing)
         else:
-            return StoredBackend(ImageDevice(image, overlay), supplier)
+            return StoredBackend(ImageDevice(image, overlay), supplier, stored.used)
 
 
 def _open_overlay(
@@ -184,10 +194,17 @@ def _open_overlay(
         return Overlay.create_temporary(spec.home.tmp, image_id=image_id, image_size=size)
     path = Path(spec.overlay)
     if path.exists():
-        return Overlay.open(path, image_id=image_id)
-    return Overlay.create(
-        path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name
-    )
+        overlay = Overlay.open(path, image_id=image_id)
+    else:
+        overlay = Overlay.create(
+            path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name
+        )
+    if manifest_id is not None:
+        try:
+            register_overlay(spec.home, path, manifest_id)
+        except StorageError as err:  # a full disk is no reason not to go on with what is here
+            _log.warning("what lies below %s may be evicted: %s", path, err)
+    return overlay
 
 
 async def _serve_front_ends(spec: BlockServerSpec, backend: Backend, listeners: _Listeners) -> None:

@@ -97,11 +97,18 @@ class Supplier:
 
 
 class StoredBackend:
-    """Serves a device whose image arrives from peers."""
+    """Serves a device whose image arrives from peers.
 
-    def __init__(self, device: ImageDevice, supplier: Supplier) -> None:
+    Attributes:
+        used: tells which pieces of each torrent were read so far (`StoredImage.used`).
+    """
+
+    def __init__(
+        self, device: ImageDevice, supplier: Supplier, used: Callable[[], dict[bytes, bytes]]
+    ) -> None:
         self.device = device
         self.supplier = supplier
+        self.used = used
         self._shared_flush = SharedFlush(device)
 
     async def supply(self, missing: Missing) -> None:

@@ -11,9 +11,9 @@ import trio
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.eviction import Choice, choose, describe_kept
 from p2pcloop.store.home import Home
-from p2pcloop.store.lease import leased_torrents
 from p2pcloop.store.pins import load_pins, save_pins
 from p2pcloop.store.stamps import save_stamps
+from p2pcloop.store.usage import leased_torrents
 from p2pcloop.units import format_size
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
