@@ -1,4 +1,5 @@
-"""Make a tiny bootable root file system: busybox on ext4, a shell on the console.
+"""Make a tiny bootable root file system: busybox on ext4, a shell on the console, and a package to
+install (/root/hello.deb).
 
 It boots in a second, for tests and for a first look at a guest; the same call with the same
 busybox always makes the same bytes. Usage: python -m tools.tiny_image OUT [MIB]
@@ -41,15 +42,20 @@ ip link set lo up
 #!/bin/sh
 echo
 echo 'tiny login: root (automatic)'
-export HOME=/root PATH=/bin:/sbin PS1='tiny# '
+export HOME=/root PATH=/bin:/sbin:/usr/bin PS1='tiny# '
 cd
 exec sh
 """,
     "etc/passwd": "root::0:0:root:/root:/bin/sh\n",
     "etc/group": "root:x:0:\n",
+    "var/lib/dpkg/status": "",
 }  # fmt: skip
 
-_DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp")
+_DIRECTORIES = (
+    *("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin"),
+    "var/lib/dpkg/info",
+)
+_HELLO_DEB = Path(__file__).with_name("hello-deb")
 _EXECUTABLE = ("etc/start", "etc/console")
 _SBIN = ("halt", "init", "poweroff", "reboot")
 
@@ -83,6 +89,9 @@ def _fill(root: Path) -> None:
     for name, text in _FILES.items():
         (root / name).write_text(text)
         (root / name).chmod(0o755 if name in _EXECUTABLE else 0o644)
+    package = root / "root/hello.deb"
+    subprocess.run([_HELLO_DEB, package], check=True)
+    package.chmod(0o644)
 
 
 def _applets(busybox: Path) -> list[str]:

@@ -28,7 +28,7 @@ def test_the_scripts_are_found() -> None:
     names = {str(path.relative_to(CHECKOUT)) for path in SCRIPTS}
     assert names >= {
         ".ci/run", "tools/bench", "tools/build-image", "tools/check", "tools/customise-debian",
-        "tools/quickstart", "tools/setup",
+        "tools/hello-deb", "tools/quickstart", "tools/setup",
     }  # fmt: skip
 
 
@@ -87,6 +87,10 @@ def test_a_tiny_image_is_built_once_and_its_cloop_holds_it(tmp_path: Path) -> No
         ["qemu-img", "compare", "-f", "cloop", "-F", "raw", cloop, image], check=True, timeout=60
     )
     subprocess.run(["e2fsck", "-fn", image], check=True, timeout=60)
+    package = tmp_path / "hello.deb"
+    subprocess.run(["debugfs", "-R", f"dump /root/hello.deb {package}", image], check=True)
+    subprocess.run(["dpkg-deb", "--contents", package], check=True, timeout=60)
+    package.unlink()
     built = cloop.stat()
 
     second = build_image("--tiny", "--out", str(tmp_path))
