@@ -27,6 +27,9 @@ _COMMANDS = {
     "block": ("p2pcloopd.block.command", "Serve an image as a block device (NBD, vhost-user)."),
     "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
     "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
+    "pin": ("p2pcloop.cli.pin", "Let nothing of an image be evicted."),
+    "unpin": ("p2pcloop.cli.unpin", "Let a pinned image be evicted again."),
+    "gc": ("p2pcloop.cli.gc", "Give back room on the disk, down to a quota."),
     "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),
 }
 """Name of the command: module that holds it as `command`, and what it does in one line."""

@@ -24,6 +24,9 @@ COMMANDS = [
     "block",
     "key",
     "name",
+    "pin",
+    "unpin",
+    "gc",
     "daemon",
 ]
 

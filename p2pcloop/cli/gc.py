@@ -1,0 +1,93 @@
+"""`p2pcloop gc`: give back room on the disk."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.size import SIZE
+from p2pcloop.errors import P2pcloopError, StorageError
+from p2pcloop.store.eviction import describe_kept
+from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
+from p2pcloop.store.usage import Keep
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop gc --dry-run
+  p2pcloop gc --quota 5G
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--quota",
+    type=SIZE,
+    metavar="SIZE",
+    help="What the images in the home may take.  [default: `quota` of config.toml]",
+)
+@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@home_option
+@json_option
+def command(quota: int | None, home: Home, *, dry_run: bool, as_json: bool) -> None:
+    """Remove what no known image needs; evict what was booted least recently, down to the quota.
+
+    What is evicted is fetched again when it is booted. Never evicted is what running guests use,
+    what lies below an overlay, what is pinned, what was published from here, and files that are
+    seeded where they lie. Exit code 11 tells that those alone are over the quota.
+    """
+    with ensure_daemon(home) as client:
+        done = client.call("gc", quota=-1 if quota is None else quota, dry_run=dry_run)
+    kept = {Keep[reason.upper()]: size for reason, size in done["kept"].items()}
+    if as_json:
+        click.echo(to_json(_facts(done, dry_run=dry_run)))
+    else:
+        for line in _text(done, home, dry_run=dry_run):
+            click.echo(line)
+    if done["quota"] is not None and done["left"] > done["quota"]:
+        used, limit = format_size(done["left"]), format_size(done["quota"])
+        raise StorageError(
+            f"{used} cannot be brought below the quota of {limit}: {describe_kept(kept)}",
+            errno=errno.EDQUOT,
+            hint="`p2pcloop unpin`, end guests, delete overlays, or allow more: docs/storage.md",
+        )
+
+
+def _facts(done: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:
+    evicted = [{"torrent": torrent, "pieces": pieces} for torrent, pieces in done["evicted"]]
+    return done | {"evicted": evicted, "dry_run": dry_run}
+
+
+def _text(done: dict[str, Any], home: Home, *, dry_run: bool) -> Iterator[str]:
+    names = _names(home)
+    verb = "would go" if dry_run else "gone"
+    for torrent, pieces in done["evicted"]:
+        if pieces:
+            yield f"{verb}: {pieces} pieces of {names.get(torrent, torrent.hex())}"
+    for torrent in done["removed"]:
+        yield f"{verb}: torrent {torrent.hex()}, which nothing names"
+    freed = format_size(max(0, done["room"] - done["left"]))
+    limit = "no quota is set" if done["quota"] is None else f"quota {format_size(done['quota'])}"
+    back = f"{freed} would be given back" if dry_run else f"{freed} given back"
+    yield f"{back}; {format_size(done['left'])} used, {limit}"
+
+
+def _names(home: Home) -> dict[bytes, str]:
+    """For each layer the image that people know it by: the first whose layer it is."""
+    names: dict[bytes, str] = {}
+    records = Records(home)
+    for record in records.names():
+        try:
+            layers = records.manifest(record.manifest_id).manifest.all_layers
+        except P2pcloopError:
+            continue  # only a name is missing then
+        for layer in layers:
+            names.setdefault(layer.torrent, str(record.name))
+    return names

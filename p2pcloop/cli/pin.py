@@ -1,0 +1,72 @@
+"""`p2pcloop pin`: images that are never evicted."""
+
+from __future__ import annotations
+
+import click
+
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.errors import UsageError
+from p2pcloop.store.home import Home
+from p2pcloop.store.pins import load_pins
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop pin @key/debian
+  p2pcloop fetch @key/debian     # what stays is what is here: this brings the rest
+  p2pcloop pin                   # lists what is pinned
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref", required=False)
+@at_option
+@home_option
+@json_option
+def command(ref: str | None, at: int, home: Home, *, as_json: bool) -> None:
+    """Let nothing of the image REF be evicted; without REF, list what is pinned.
+
+    A version is pinned, not a name: of a newer version only what the pinned one has, too, stays.
+    """
+    if ref is None:
+        _list(home, as_json=as_json)
+        return
+    target = stored_image(ref, home, at)
+    with target.client:
+        target.client.call("pin", manifest=target.signed.id)
+        here = target.here()
+    version = target.signed.manifest.version
+    if as_json:
+        facts = {"name": target.name, "version": version, "manifest": target.signed.id}
+        click.echo(to_json(facts | {"stored": target.stored, "here": here}))
+        return
+    rest = "" if here == target.stored else "; `p2pcloop fetch` brings the rest"
+    share = f"{format_size(here)} of {format_size(target.stored)} are here{rest}"
+    click.echo(f"{target.name}, version {version}, is pinned: {share}")
+
+
+def stored_image(ref: str, home: Home, at: int) -> StoredRef:
+    """Resolve a REF that must not be a file.
+
+    Raises:
+        UsageError: it is one.
+        P2pcloopError: as for `resolve_ref`.
+    """
+    target = resolve_ref(ref, home, at=at)
+    if not isinstance(target, StoredRef):
+        raise UsageError(
+            f"{ref} is a file of yours, which nothing deletes", hint="give a link or @key/label"
+        )
+    return target
+
+
+def _list(home: Home, *, as_json: bool) -> None:
+    pins = load_pins(home)
+    if as_json:
+        rows = [{"name": name, "manifest": manifest} for manifest, name in pins.items()]
+        click.echo(to_json({"pins": rows}))
+        return
+    for manifest, name in pins.items():
+        click.echo(f"{name}  {manifest.hex()}")

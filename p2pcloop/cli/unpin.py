@@ -1,0 +1,44 @@
+"""`p2pcloop unpin`: let pinned images be evicted again."""
+
+from __future__ import annotations
+
+import click
+
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.pin import stored_image
+from p2pcloop.formats.link import is_link
+from p2pcloop.store.home import Home
+from p2pcloop.store.pins import load_pins
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop unpin @key/debian              # every version of it
+  p2pcloop unpin @key/debian --at 3
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@at_option
+@home_option
+@json_option
+def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
+    """Let the image REF be evicted again: the version that a link or --at names, or all of a name.
+
+    Nothing is deleted by this, unless the store is over its quota.
+    """
+    target = stored_image(ref, home, at)
+    unpinned = []
+    with target.client:
+        for manifest, name in load_pins(home).items():
+            if name != target.name or ((at or is_link(ref)) and manifest != target.signed.id):
+                continue
+            if target.client.call("unpin", manifest=manifest)["was"]:
+                unpinned.append(manifest)
+    if as_json:
+        click.echo(to_json({"name": target.name, "unpinned": unpinned}))
+    elif unpinned:
+        click.echo(f"{target.name} is not pinned any more")
+    else:
+        click.echo(f"{target.name} was not pinned")
