@@ -14,21 +14,22 @@ from p2pcloop.formats.manifest import (
     ID_SIZE,
     INFO_HASH_SIZE,
     MAX_MANIFEST_SIZE,
-    Manifest,
     ManifestRef,
     open_manifest,
 )
 from p2pcloop.formats.name import parse_name
+from p2pcloop.formats.place import is_url
 from p2pcloop.formats.record import MAX_RECORD_SIZE, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS, beside
 from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.directories import use_directory
 from p2pcloopd.node.lookup import LOOK_SECONDS
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.resolving import find_version, parse_target
+from p2pcloopd.node.resolving import Found, find_version, parse_target
 
 MAX_REF = MAX_LINK_LENGTH
 """Characters of a link, or of a directory's path with a name."""
@@ -124,7 +125,7 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
     known = node.records.find(target.place.name)
     found = await find_version(node, target, call, at=at, look=look)
     signed, link = found.signed, found.link
-    await know_layers(node, signed.manifest, link)
+    await know_layers(node, found)
     return {
         "id": signed.id,
         "name": str(link.name),
@@ -149,7 +150,11 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
     raise NotHereError(f"manifest {ref.id.hex()} did not come within {LOOK_SECONDS:.0f} s")
 
 
-async def know_layers(node: Node, manifest: Manifest, link: Link) -> None:
-    """Know the torrents of all layers, and the places where the link says that they are."""
+async def know_layers(node: Node, found: Found) -> None:
+    """Know the torrents of all layers, and where they may be had."""
+    manifest = found.signed.manifest
     for layer in manifest.all_layers:
-        await node.add_layer(layer, link)
+        await node.add_layer(layer, found.link, found.mirrors)
+    for base in found.mirrors:
+        if not is_url(base):
+            await use_directory(node, base, manifest)

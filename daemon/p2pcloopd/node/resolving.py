@@ -12,17 +12,17 @@ from typing import TypeVar
 
 import trio
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.lineage import check_previous
 from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PEERS, Link, is_link, parse_link
-from p2pcloop.formats.manifest import ManifestRef, SignedManifest
+from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest
 from p2pcloop.formats.place import Place, is_url, parse_place
 from p2pcloop.formats.record import SignedRecord
 from p2pcloop.formats.seal import check_secret
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
 from p2pcloopd.node.control_server import Call
-from p2pcloopd.node.lookup import LookedUp, MirrorSource, RecordSource, look_up
+from p2pcloopd.node.lookup import LOOK_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
 
@@ -98,10 +98,10 @@ async def find_version(
     name = target.place.name
     known = node.records.find(name)
     if known is not None and at in known.versions and target.link is None:
-        return await _older(node, known.link, known.versions[at], call)
+        link = _link_near(known.link, known.versions[at])
+        return await _take(node, link, call, at=at)
     if target.link is not None and not (look and known):
-        found = await _get(node, target.link, call)
-        newest = await _keep(node, found, old=found.signed.manifest.version == at)
+        newest = await _take(node, target.link, call, at=at)
     elif known is not None and not (look or target.place.base or at > known.version):
         newest = await _get(node, known.link, call)
     else:
@@ -141,7 +141,7 @@ async def _look(
             secret=next((link.secret for link in links if link.secret), None),
         )
     )
-    return await _keep(node, await _get(node, link, call, record, looked.mirrors))
+    return await _take(node, link, call, record, looked.mirrors)
 
 
 def _choose(
@@ -194,12 +194,40 @@ async def _get(
     )
 
 
-async def _keep(node: Node, found: Found, *, old: bool = False) -> Found:
-    """Keep what was found, and serve its manifest.
+async def _take(
+    node: Node,
+    link: Link,
+    call: Call,
+    record: SignedRecord | None = None,
+    mirrors: Iterable[str] = (),
+    *,
+    at: int = 0,
+    before: Manifest | None = None,
+) -> Found:
+    """Get the manifest of a link, keep it, and serve it.
+
+    Args:
+        at: the version that the user asked for, which may be an old one.
+        before: the version that named this one as the one before it.
 
     Raises:
-        MismatchError: as of `Records.keep`; nothing was changed.
+        MismatchError: as of `Records.keep`, or it cannot be the version before; nothing is kept.
     """
+    new = node.engine.get(link.manifest_torrent) is None
+    try:
+        found = await _get(node, link, call, record, mirrors)
+        manifest = found.signed.manifest
+        if before is not None:
+            check_previous(before, manifest)
+        old = before is not None or manifest.version == at
+        return await _keep(node, found, old=old)
+    except P2pcloopError:
+        if new:
+            await node.engine.remove(link.manifest_torrent, node.home.tmp)
+        raise
+
+
+async def _keep(node: Node, found: Found, *, old: bool) -> Found:
     signed, link, record = found.signed, found.link, found.record
     async with node.records_lock:
         node.records.check(signed, link, record, old=old)
@@ -213,11 +241,6 @@ async def _keep(node: Node, found: Found, *, old: bool = False) -> Found:
     return replace(found, link=replace(link, secret=link.secret or name.link.secret))
 
 
-async def _older(node: Node, near: Link, ref: ManifestRef, call: Call) -> Found:
-    """Get and keep an older version, of which it was known that it is one."""
-    return await _keep(node, await _get(node, _link_near(near, ref), call), old=True)
-
-
 async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
     """Go from version to version, each of which names the one before it."""
     found = newest
@@ -227,9 +250,14 @@ async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
             return found
         if manifest.version < at or manifest.previous is None:
             break
-        older = await _get(node, _link_near(newest.link, manifest.previous), call)
-        check_previous(manifest, older.signed.manifest)
-        found = await _keep(node, older, old=True)
+        link = _link_near(newest.link, manifest.previous)
+        with trio.move_on_after(LOOK_SECONDS) as scope:
+            found = await _take(node, link, call, before=manifest)
+        if scope.cancelled_caught:
+            raise NotHereError(
+                f"the version before version {manifest.version} of {manifest.name} did not come"
+                f" within {LOOK_SECONDS:.0f} s: nobody who is asked has it"
+            )
     raise NotHereError(
         f"{newest.link.name} has no version {at} that is known: version"
         f" {found.signed.manifest.version} names none before it"

@@ -18,6 +18,7 @@ from p2pcloopd.engine.seeding import OLD_PREFIX
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
+from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.http_files import find_file
 from p2pcloopd.node.http_server import Pace, open_http_listener, serve_http
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
@@ -54,7 +55,7 @@ async def run_node(home: Home, ready: Callable[[], None]) -> None:
 def _clear_tmp(home: Home) -> None:
     """Delete what a p2pcloopd or a command that was killed left there."""
     home.clear_staging()
-    for prefix in (MANIFEST_PREFIX, OLD_PREFIX):
+    for prefix in (MANIFEST_PREFIX, LINKS_PREFIX, OLD_PREFIX):
         for left in home.tmp.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
 

@@ -1,0 +1,64 @@
+"""Mirrors in a directory of this machine: their layers are seeded where they lie.
+
+libtorrent fetches from peers and from the web, not from directories. So a layer that lies in one is
+taken as a `.cloop` is that the user seeds: the store gets symbolic links to it, it is hashed once,
+and it must stay there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import MismatchError, storage_error
+from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.formats.mirror import INDEX, PACK, layer_torrent_name
+from p2pcloopd.node.node import Node
+
+LINKS_PREFIX = "links-"
+
+
+async def use_directory(node: Node, base: str, manifest: Manifest) -> None:
+    """Seed those layers of an image that lie in a directory and are not all here.
+
+    Raises:
+        MismatchError: a layer there is not the one that it should be.
+        StorageError: the disk refused.
+    """
+    for layer in manifest.all_layers:
+        known = node.engine.get(layer.torrent)
+        if known is not None and known.have_bytes == layer.index_length + layer.pack_length:
+            continue
+        staging = await trio.to_thread.run_sync(_link, Path(base), layer, node.home.tmp)
+        if staging is None:
+            continue
+        seeded = await node.engine.seed(staging)
+        if seeded.info_hash != layer.torrent:
+            await node.engine.remove(seeded.info_hash, node.home.tmp)
+            raise MismatchError(
+                f"layer {layer.layer_id.hex()} in {base} is not what the manifest says",
+                hint="make the mirror again; nothing of that layer was used",
+            )
+
+
+def _link(base: Path, layer: LayerRef, tmp: Path) -> Path | None:
+    """Make a directory that the engine can seed; None where the layer is not there whole."""
+    name = layer_torrent_name(layer.layer_id)
+    lengths = {INDEX: layer.index_length, PACK: layer.pack_length}
+    files = {file: base / "data" / name / file for file in lengths}
+    try:
+        if any(files[file].stat().st_size != length for file, length in lengths.items()):
+            return None
+    except OSError:
+        return None  # to have a layer in part, or not at all, is no fault of a mirror
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=LINKS_PREFIX, dir=tmp))
+        folder = staging / "data" / name
+        folder.mkdir(parents=True)
+        for file, path in files.items():
+            (folder / file).symlink_to(path.resolve())
+    except OSError as err:
+        raise storage_error(f"cannot write in {tmp}", err) from err
+    return staging
