@@ -95,6 +95,7 @@ class Peers:
         self._looked = -math.inf
         self._since = 0.0
         self._lifted = 0.0
+        self._dialled = -math.inf
         self._rate = 0.0
         self._counted = 0
         self._counting_since = 0.0
@@ -118,8 +119,14 @@ class Peers:
         """Whether somebody waits."""
         return self._needs > 0
 
-    def try_again(self) -> None:
-        """Connect now: the swarm was joined anew, or there are new peers to try."""
+    def try_again(self, *, begun: bool = False) -> None:
+        """Connect now: the swarm was joined anew, or there are new peers to try.
+
+        Args:
+            begun: libtorrent does so already. It never does for a torrent that wants nothing.
+        """
+        if begun:
+            self._dialled = trio.current_time()
         self._again.set()
 
     def look_again(self) -> None:
@@ -152,6 +159,7 @@ class Peers:
 
     def on_disconnected(self, address: Peer, error: str) -> None:
         self._connected.discard(address)
+        self._dialled = -math.inf
         if address not in self.banned:  # being hung up on is not the cause, but what follows
             self._note(address, error)
 
@@ -193,8 +201,9 @@ class Peers:
             await self._lift_bans()
             if self._needs:
                 self._look_up()
+            alone = woken and self._alone()
             await self._connect_all()
-            if woken and self._alone():
+            if alone:
                 self._swarm.hurry()
             woken = False
             if not self._needs:
@@ -217,12 +226,14 @@ class Peers:
             self._swarm.look_up()
 
     def _alone(self) -> bool:
-        """Whether nothing can come at present: all have hung up, and only named peers are known.
+        """Whether nobody is there but named peers, none connected, nor being connected to.
 
         Foreign clients hang up on a peer that wants nothing: aria2 after 30 s, transmission after
         5 minutes, libtorrent as it comes at once.
         """
-        return not (self._connected or self.sources.trackers or self.sources.web_seeds)
+        if self._connected or self.sources.trackers or self.sources.web_seeds:
+            return False
+        return trio.current_time() - self._dialled >= RETRY_SECONDS
 
     async def _lift_bans(self) -> None:
         """Begin anew where the bans leave a reader alone, or hit the wrong peer."""
@@ -250,6 +261,8 @@ class Peers:
         for peer in self.sources.peers:
             if self._connected & self._addresses.get(peer, {peer}):
                 continue
+            if self._needs:
+                self._dialled = trio.current_time()
             try:
                 found = await trio.socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as err:

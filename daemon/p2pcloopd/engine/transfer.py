@@ -82,7 +82,7 @@ class Transfer:
         self._swarm.start(info, have, self._peers.sources)
         self.running = True
         self._peers.look_again()
-        self._peers.try_again()
+        self._peers.try_again(begun=info is None)
         self._background.clear()
         self._scan = iter(())
         self._raise(self.pieces.wanted)
