@@ -1,0 +1,179 @@
+"""`p2pcloop mirror`: write an image as static files, for any web server or a disk to carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from p2pcloop.cli.fetch import fetch_all
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
+from p2pcloop.errors import CorruptError, P2pcloopError, UsageError, storage_error
+from p2pcloop.formats.link import Link, parse_link, parse_mirror
+from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.formats.mirror import (
+    ManifestPath,
+    MetainfoPath,
+    RecordPath,
+    build_metainfo,
+    extract_info,
+    layer_parts,
+)
+from p2pcloop.formats.record import open_record
+from p2pcloop.store.home import Home
+from p2pcloop.store.lease import Lease
+from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory
+from p2pcloop.store.records import Records
+from p2pcloop.units import format_size
+
+_MAX_HISTORY = 4096
+"""Manifests of older versions that are written too, for `log` to tell."""
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop mirror @key/debian /srv/www/images --url https://example.org/images/
+  p2pcloop mirror 'magnet:?xt=...' /media/stick/images
+  p2pcloop boot https://example.org/images/@key/debian
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--url", metavar="URL", help="Where DIRECTORY is served; prints a link that says so.")
+@at_option
+@home_option
+@json_option
+def command(
+    ref: str, directory: Path, url: str | None, at: int, home: Home, *, as_json: bool
+) -> None:
+    """Write REF into DIRECTORY as files that any web server can serve, and any disk can carry.
+
+    All of the image is fetched and verified first. Several images, and several versions of one,
+    may share a DIRECTORY; what is there already is not written again. Each file appears whole.
+    """
+    if url is not None:
+        with words_of_the_user():
+            url = parse_mirror(url if url.endswith("/") else f"{url}/")
+    target = resolve_ref(ref, home, at=at)
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file", hint="seed it, and mirror it by its name")
+    with target.client, Lease(home, target.signed.id), open_mirror_directory(directory) as mirror:
+        link, written = _write(target, mirror, home, url, quiet=as_json)
+    facts = {"name": target.name, "manifest": target.signed.id, "link": str(link)}
+    if as_json:
+        click.echo(to_json(facts | {"directory": str(directory), "written": written}))
+        return
+    click.echo(f"{target.name} is in {directory}; {format_size(written)} were written")
+    if url is not None:
+        click.echo(f"boot it with:\n  p2pcloop boot {url}{target.name}\n  p2pcloop boot '{link}'")
+
+
+def _write(
+    ref: StoredRef, mirror: MirrorDirectory, home: Home, url: str | None, *, quiet: bool
+) -> tuple[Link, int]:
+    """Write the files of an image; return the link to it, and the bytes of layers written."""
+    manifest = ref.signed.manifest
+    known = Records(home).find(manifest.name)
+    newest = known is not None and known.manifest_id == ref.signed.id
+    record = open_record(known.record) if newest and known and known.record else None
+    if record is not None:
+        mirror.check(record)
+    missing = [layer for layer in manifest.all_layers if not _is_there(layer, mirror)]
+    if missing:
+        _bring(ref, missing, quiet=quiet)
+    for layer in missing:
+        for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
+            source = home.torrents / layer.torrent.hex() / "data" / path.torrent_name / path.file
+            mirror.copy(path, source, size)
+    for layer in manifest.all_layers:
+        _write_metainfo(layer, mirror, home, url)
+    for manifest_id, signed in _history(manifest, home):
+        mirror.write(ManifestPath(manifest_id), signed)
+    mirror.write(ManifestPath(ref.signed.id), ref.signed.data)
+    link = parse_link(ref.link)
+    if url is not None:
+        link = replace(
+            link,
+            mirrors=tuple(dict.fromkeys([url, *link.mirrors])),
+            web_seeds=tuple(dict.fromkeys([f"{url}data/", *link.web_seeds])),
+        )
+    if newest:
+        mirror.write_link(link)
+    if record is not None:
+        mirror.write(RecordPath(manifest.name), record.data)
+    else:
+        click.echo(
+            f"no signed record of this version of {ref.name} is known here: the mirror can be used"
+            " by link only, not by name",
+            err=True,
+        )
+    return link, sum(layer.index_length + layer.pack_length for layer in missing)
+
+
+def _is_there(layer: LayerRef, mirror: MirrorDirectory) -> bool:
+    whole = layer.index_length + layer.pack_length
+    files = all(mirror.has(path, size) for path, _, size in layer_parts(layer, 0, whole))
+    return files and (mirror.root / str(MetainfoPath(layer.torrent))).is_file()
+
+
+def _bring(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> None:
+    """Have all of the image here, and compare the layers with their hashes: they are passed on.
+
+    Raises:
+        CorruptError: what was fetched anew is wrong again.
+    """
+    for _ in range(2):
+        fetch_all(ref, quiet=quiet)
+        if not sum(_verify(ref, layer, quiet=quiet) for layer in layers):
+            return
+    raise CorruptError(
+        f"pieces of {ref.name} are wrong on this disk again after they were fetched",
+        hint="check the disk",
+    )
+
+
+def _verify(ref: StoredRef, layer: LayerRef, *, quiet: bool) -> int:
+    with progress_bar("verifying", quiet=quiet) as show:
+
+        def on_event(event: str, fields: dict[str, int]) -> None:
+            if event == "progress":
+                show(fields["checked"], fields["pieces"])
+            report_waiting(event, fields)
+
+        return len(ref.client.call("verify", on_event, torrent=layer.torrent)["bad"])
+
+
+def _write_metainfo(layer: LayerRef, mirror: MirrorDirectory, home: Home, url: str | None) -> None:
+    """Write a layer's .torrent, which names the mirror's URL as web seed where that is known."""
+    path = MetainfoPath(layer.torrent)
+    there = mirror.root / str(path)
+    if url is None and there.is_file():
+        return
+    source = there if there.is_file() else home.torrents / layer.torrent.hex() / "torrent"
+    try:
+        info = extract_info(source.read_bytes(), layer.torrent)
+    except OSError as err:
+        raise storage_error(f"cannot read {source}", err) from err
+    mirror.write(path, build_metainfo(info, [] if url is None else [f"{url}data/"]))
+
+
+def _history(manifest: Manifest, home: Home) -> Iterator[tuple[bytes, bytes]]:
+    """The manifests of older versions that are known here: (id, signed bytes)."""
+    records = Records(home)
+    seen: set[bytes] = set()
+    while manifest.previous is not None and len(seen) < _MAX_HISTORY:
+        if manifest.previous.id in seen:
+            return
+        seen.add(manifest.previous.id)
+        try:
+            signed = records.manifest(manifest.previous.id)
+        except P2pcloopError:
+            return  # not known here, which `log` tells as well
+        yield signed.id, signed.data
+        manifest = signed.manifest

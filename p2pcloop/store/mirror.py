@@ -1,0 +1,173 @@
+"""Writing a mirror: the files of formats/mirror.py in a directory that a web server may serve.
+
+Every file is written beside its place, synced and renamed: whoever reads the directory meanwhile
+sees the old file or the new one, whole. What names others comes after them: layers, metadata,
+manifests, then the record. One process writes at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from p2pcloop.errors import MismatchError, UsageError, storage_error
+from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
+from p2pcloop.formats.mirror import MirrorPath, RecordPath
+from p2pcloop.formats.record import SignedRecord, open_record
+from p2pcloop.store.home import sync_directory
+
+LINKS = "link.txt"
+"""A line for each name: the link to its newest version in this mirror."""
+
+_NEW = ".new-"
+_COPY_SIZE = 64 << 20
+_MODE = 0o644
+_MAX_LINKS_SIZE = 16 << 20
+
+
+class MirrorDirectory:
+    """A directory that becomes a mirror, or is one. Errors of the disk are `StorageError`."""
+
+    def __init__(self, root: Path) -> None:
+        """Use `open_mirror_directory`."""
+        self.root = root
+
+    def has(self, path: MirrorPath, size: int) -> bool:
+        """Whether a file is there and has that size: it was put there whole."""
+        where = self.root / str(path)
+        return where.is_file() and where.stat().st_size == size
+
+    def write(self, path: MirrorPath | str, data: bytes) -> None:
+        """Put a small file there, in place of any that is."""
+        where = self.root / str(path)
+        try:
+            if where.is_file() and where.read_bytes() == data:
+                return
+            with self._beside(where) as fd, open(fd, "wb", closefd=False) as file:
+                file.write(data)
+        except OSError as err:
+            raise storage_error(f"cannot write {where}", err) from err
+
+    def copy(self, path: MirrorPath, source: Path, size: int) -> None:
+        """Put a copy of a file there, which shares its blocks where the file system can.
+
+        No hard link: the node may make holes in its file later, to give back room.
+
+        Raises:
+            MismatchError: the file has another size.
+        """
+        where = self.root / str(path)
+        try:
+            with open(source, "rb") as file, self._beside(where) as fd:
+                if os.fstat(file.fileno()).st_size != size or _copy(file.fileno(), fd, size):
+                    raise MismatchError(
+                        f"{source} does not have {size} bytes", hint="put the old file back"
+                    )
+        except OSError as err:
+            raise storage_error(f"cannot copy {source} to {where}", err) from err
+
+    def check(self, signed: SignedRecord) -> None:
+        """Refuse a record that is older than the one that is there, or another of its version.
+
+        Raises:
+            MismatchError: it is.
+            FormatError: what is there is no record.
+        """
+        where = self.root / str(RecordPath(signed.record.name))
+        try:
+            known = open_record(where.read_bytes()).record
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            raise storage_error(f"cannot read {where}", err) from err
+        new = signed.record
+        if new.version < known.version or (
+            new.version == known.version and new.manifest_id != known.manifest_id
+        ):
+            raise MismatchError(
+                f"{self.root} has version {known.version} of {known.name} already, manifest"
+                f" {known.manifest_id.hex()}; this is version {new.version}, manifest"
+                f" {new.manifest_id.hex()}",
+                hint="a name never goes back: take another directory",
+            )
+
+    def write_link(self, link: Link) -> None:
+        """Put a link into `link.txt`, in place of the one of the same name. Never its secret."""
+        where = self.root / LINKS
+        try:
+            with open(where, encoding="utf-8") as file:
+                lines = file.read(_MAX_LINKS_SIZE).splitlines()
+        except FileNotFoundError:
+            lines = []
+        except (OSError, UnicodeDecodeError) as err:
+            raise UsageError(f"{where} cannot be read: {err}", hint="move it away") from err
+        others = [
+            line
+            for line in lines
+            if line and parse_link(line[: MAX_LINK_LENGTH + 1]).name != link.name
+        ]
+        text = "".join(f"{line}\n" for line in [*others, str(link.public())])
+        self.write(LINKS, text.encode())
+
+    @contextmanager
+    def _beside(self, where: Path) -> Iterator[int]:
+        """A new file, which takes its place when the context ends well, durably."""
+        where.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=_NEW, dir=where.parent)
+        new = Path(name)
+        try:
+            yield fd
+            os.fchmod(fd, _MODE)  # for whatever user the web server runs as
+            os.fsync(fd)
+            new.replace(where)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        sync_directory(where.parent)
+
+
+@contextmanager
+def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
+    """Make the directory if it is not there, and be the one who writes in it.
+
+    Raises:
+        StorageError: the system refused.
+        UsageError: it is not a directory.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileExistsError, NotADirectoryError) as err:
+        raise UsageError(f"{root} is not a directory", hint="choose another") from err
+    except OSError as err:
+        raise storage_error(f"cannot use {root}", err) from err
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        for left in root.rglob(f"{_NEW}*"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        yield MirrorDirectory(root)
+    finally:
+        os.close(fd)
+
+
+def _copy(source: int, target: int, size: int) -> int:
+    """Copy a file to an empty one; return how many bytes it was too short."""
+    left = size
+    while left:
+        try:
+            copied = os.copy_file_range(source, target, min(left, _COPY_SIZE))
+        except OSError as err:
+            if err.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            copied = os.sendfile(target, source, None, min(left, _COPY_SIZE))
+        if not copied:
+            break
+        left -= copied
+    return left
