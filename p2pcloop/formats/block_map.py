@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, count, islice
-from operator import add, ne
+from operator import add, le, ne
 
 from p2pcloop.errors import FormatError
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
@@ -65,14 +65,15 @@ class Run:
 
 
 class LayerMap:
-    """The runs of one layer in columns, 16 bytes a run.
+    """The runs of one layer in columns, 24 bytes a run.
 
     Attributes:
         starts, counts, chunks: as in `Run`.
+        ends: the block after each run.
         shapes: `within` in the lower 16 bits, `per_chunk` in the upper ones.
     """
 
-    __slots__ = ("chunks", "counts", "shapes", "starts")
+    __slots__ = ("chunks", "counts", "ends", "shapes", "starts")
 
     def __init__(self, words: array[int]) -> None:
         """Take four words for each run, as they stand in a map; they are believed."""
@@ -80,6 +81,7 @@ class LayerMap:
         self.counts = words[1::4]
         self.chunks = words[2::4]
         self.shapes = words[3::4]
+        self.ends = array("Q", map(add, self.starts, self.counts))
 
     @classmethod
     def from_runs(cls, runs: Iterable[Run]) -> LayerMap:
@@ -94,10 +96,6 @@ class LayerMap:
             self.starts, self.counts, self.chunks, self.shapes, strict=True
         ):
             yield Run(start, blocks, chunk, shape & 0xFFFF, shape >> 16)
-
-    def ends(self) -> Iterator[int]:
-        """The block after each run."""
-        return map(add, self.starts, self.counts)
 
 
 def pack_runs(runs: Iterable[Run]) -> bytes:
@@ -119,13 +117,11 @@ def unpack_runs(data: bytes, *, blocks: int, chunks: int) -> LayerMap:
     if len(data) % RUN.size:
         raise FormatError(f"a map of {len(data)} bytes is not a whole number of runs")
     layer_map = LayerMap(_words(data))
-    end = 0
-    for start, blocks_of_run, chunk, shape in zip(
-        layer_map.starts, layer_map.counts, layer_map.chunks, layer_map.shapes, strict=True
-    ):
-        if start < end or not blocks_of_run or start + blocks_of_run > blocks:
-            raise FormatError("a map has runs that overlap, are empty or point outside the device")
-        end = start + blocks_of_run
+    starts, counts, ends = layer_map.starts, layer_map.counts, layer_map.ends
+    in_order = all(map(le, ends, islice(starts, 1, None)))
+    if 0 in counts or not in_order or (ends and ends[-1] > blocks):
+        raise FormatError("a map has runs that overlap, are empty or point outside the device")
+    for chunk, length, shape in zip(layer_map.chunks, counts, layer_map.shapes, strict=True):
         if chunk == ZERO_CHUNK:
             if shape:
                 raise FormatError("a run of zeros in a map names blocks within a chunk")
@@ -133,7 +129,7 @@ def unpack_runs(data: bytes, *, blocks: int, chunks: int) -> LayerMap:
         within, per_chunk = shape & 0xFFFF, shape >> 16
         if not within < per_chunk <= MAX_BLOCKS_PER_CHUNK:
             raise FormatError("a run of a map names a block outside its chunk")
-        if chunk + (within + blocks_of_run - 1) // per_chunk >= chunks:
+        if chunk + (within + length - 1) // per_chunk >= chunks:
             raise FormatError("a run of a map points past the last chunk")
     return layer_map
 
@@ -155,29 +151,28 @@ def merge(layers: Sequence[LayerMap]) -> BlockMap:
     borders = [0]
     for layer in layers:
         borders += layer.starts
-        borders += layer.ends()
+        borders += layer.ends
     borders.sort()
     borders = [0, *compress(islice(borders, 1, None), map(ne, islice(borders, 1, None), borders))]
-    position = dict(zip(borders, count()))
+    # On a device of usual size every block is a stretch: no table of places has to be looked at.
+    place: Sequence[int] | dict[int, int] = range(borders[-1] + 1)
+    if len(place) > MAX_PAINTED:
+        place = dict(zip(borders, count()))
     columns = _Columns()
-    owners = array("I", bytes(4 * len(borders)))
+    owners = array("I", bytes(4 * len(place)))
+    owner = array("I", (0,))
     for number, layer in enumerate(layers):
-        row = columns.add(number, layer)
-        firsts = map(position.__getitem__, layer.starts)
-        lasts = map(position.__getitem__, layer.ends())
+        owner[0] = columns.add(number, layer)
+        firsts = map(place.__getitem__, layer.starts)
+        lasts = map(place.__getitem__, layer.ends)
         for first, last in zip(firsts, lasts, strict=True):
-            if last - first == 1:
-                owners[first] = row
-            else:
-                owners[first:last] = array("I", (row,)) * (last - first)
-            row += 1
+            owners[first:last] = owner * (last - first)
+            owner[0] += 1
+    seen = array("I", map(owners.__getitem__, map(place.__getitem__, borders)))
     # Stretches of one owner side by side are one.
-    seams = [0, *compress(count(1), map(ne, islice(owners, 1, None), owners))]
-    return BlockMap(
-        array("Q", map(borders.__getitem__, seams)),
-        array("I", map(owners.__getitem__, seams)),
-        columns,
-    )
+    seams = [True, *map(ne, islice(seen, 1, None), seen)]
+    starts, rows = array("Q", compress(borders, seams)), array("I", compress(seen, seams))
+    return BlockMap(starts, rows, columns)
 
 
 def _join(runs: Iterable[Run]) -> Iterator[Run]:
@@ -203,6 +198,9 @@ def _follows(first: Run, second: Run) -> bool:
     chunks, within = divmod(first.within + first.count, first.per_chunk)
     return (first.chunk + chunks, within) == (second.chunk, second.within)
 
+
+MAX_PAINTED = 1 << 22
+"""Blocks of the largest device (16 GiB) that is merged block by block: 16 MB for a moment."""
 
 Piece = tuple[int, int, int, int]
 """Layer, chunk, first block within the chunk, number of blocks."""

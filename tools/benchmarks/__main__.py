@@ -14,7 +14,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tools.benchmarks import boot, boot_bytes, fetch, guest_reads, memory, nbd_random, seed, startup
+from tools.benchmarks import (
+    boot,
+    boot_bytes,
+    fetch,
+    guest_reads,
+    memory,
+    nbd_random,
+    seed,
+    stack,
+    startup,
+)
 from tools.benchmarks.guests import pinned_cpu
 from tools.benchmarks.harness import Bench, Outcome, Result, run_measure
 from tools.benchmarks.machine import machine_facts
@@ -31,6 +41,7 @@ MEASURES = {
         nbd_random.RANDOM,
         seed.SEED,
         memory.MEMORY,
+        stack.STACK,
         startup.HELP,
     )
 }
