@@ -23,6 +23,7 @@ _COMMANDS = {
     "verify": ("p2pcloop.cli.verify", "Compare what is here with its hashes."),
     "log": ("p2pcloop.cli.log", "Tell the versions of an image."),
     "update": ("p2pcloop.cli.update", "Find the newest version of an image."),
+    "mirror": ("p2pcloop.cli.mirror", "Write an image as static files, for any web server."),
     "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
     "block": ("p2pcloopd.block.command", "Serve an image as a block device (NBD, vhost-user)."),
     "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
