@@ -30,12 +30,12 @@ MD5 = hashlib.md5(DATA).hexdigest()
 
 
 def with_peers(link: str, peers: Sequence[Node | tuple[str, int]]) -> str:
-    """The link with other peers in it."""
+    """The link with other peers in it, and no mirrors: these tests are of peers."""
     addresses = [
         parse_peer(peer.json("status")["listen"][0]) if isinstance(peer, Node) else peer
         for peer in peers
     ]
-    changed: Link = replace(parse_link(link), peers=tuple(addresses))
+    changed: Link = replace(parse_link(link), peers=tuple(addresses), mirrors=())
     return str(changed)
 
 

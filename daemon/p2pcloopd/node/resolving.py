@@ -137,11 +137,18 @@ async def _look(
             manifest_torrent=record.record.manifest_torrent,
             peers=_joined(looked.peers, *(link.peers for link in links))[:MAX_PEERS],
             trackers=_joined(*(link.trackers for link in links)),
+            web_seeds=_joined(_web_seeds(node, place, looked), *(link.web_seeds for link in links)),
             mirrors=_joined(filter(is_url, looked.mirrors), *(link.mirrors for link in links)),
             secret=next((link.secret for link in links if link.secret), None),
         )
     )
     return await _take(node, link, call, record, looked.mirrors)
+
+
+def _web_seeds(node: Node, place: Place, looked: LookedUp) -> list[str]:
+    """Those mirrors that the user named are whole; others may be nodes that have a part."""
+    named = (place.base, *node.config.discovery.mirrors)
+    return [f"{base}data/" for base in looked.mirrors if is_url(base) and base in named]
 
 
 def _choose(
