@@ -3,6 +3,7 @@
 import hashlib
 import struct
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,17 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcloop.errors import FormatError
-from p2pcloop.formats.block_map import Run
+from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, Chunk, Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.index import (
+    EXTENSION,
     FIXED,
     MAX_CHUNKS,
     MAX_HEADER_SIZE,
     MAX_RUNS,
+    MAX_SOURCES,
     IndexHeader,
     build_index,
     header_length,
@@ -28,12 +31,30 @@ from p2pcloop.formats.index import (
     read_page,
     zstd_bound,
 )
+from p2pcloop.formats.seal import Seal
 from p2pcloop.image.build import index_cloop
 
 DATA = Path(__file__).parent.parent / "data"
 CLOOP = DATA / "v2.cloop"
 GOLDEN = (DATA / "index-v1.bin").read_bytes()
 LAYER_ID = "7597077dcdecfd58e6a532af5eed0920 41505d6efe31fedcf2d34608c4442c51"
+
+SOURCES = (bytes([1]) * 32, bytes([2]) * 32)
+SECRET, SALT = bytes(range(32)), bytes(range(100, 132))
+RUNS = [Run(0, 2, ZERO_CHUNK, 0, 0), Run(5, 4, 0, 1, 2), Run(9, 1, 3, 0, 1)]
+CHUNKS = [
+    Chunk(0, 100, 2, Codec.ZSTD, bytes([10]) * 32),
+    Chunk(7, 9000, 2, Codec.ZLIB, bytes([11]) * 32, source=2),
+    Chunk(100, 28, 2, Codec.NONE, bytes([12]) * 32),
+    Chunk(0, 50, 1, Codec.ZSTD, bytes([13]) * 32, source=1),
+]
+LENGTHS = (50, 9007)
+"""Of the sources' packs."""
+
+WITH_SOURCES = (DATA / "index-v2-sources.bin").read_bytes()
+WITH_SOURCES_ID = "729f5b51f32661a32d9dedec146c9fc20e2522a72deaa843d930b6eb23a471bd"
+SEALED = (DATA / "index-v2-sealed.bin").read_bytes()
+SEALED_ID = "e24fe5b6d503c6405886eb711c9ba04458c55abdf805a204d59c637958fea20b"
 
 
 def stored_map(header: IndexHeader, index: bytes) -> bytes:
@@ -45,7 +66,12 @@ def page(header: IndexHeader, number: int, index: bytes) -> bytes:
     return index[offset : offset + length]
 
 
-def verify(index: bytes, layer_id: bytes) -> tuple[list[Run], list[Chunk]]:
+def verify(
+    index: bytes,
+    layer_id: bytes,
+    source_lengths: Sequence[int] = (),
+    seal: Seal | None = None,
+) -> tuple[list[Run], list[Chunk]]:
     """Read an index as a reader does who knows only the layer's id."""
     header = open_index(index)
     if header.layer_id != layer_id:
@@ -57,8 +83,22 @@ def verify(index: bytes, layer_id: bytes) -> tuple[list[Run], list[Chunk]]:
         data = page(header, number, index)
         if hashlib.sha256(data).digest() != digest:
             raise FormatError("another page")
-        chunks += read_page(header, number, data)
-    return list(read_map(header, stored_map(header, index))), chunks
+        chunks += read_page(header, number, data, source_lengths=source_lengths, seal=seal)
+    return list(read_map(header, stored_map(header, index), seal=seal)), chunks
+
+
+def build(seal: Seal | None = None) -> bytes:
+    """The index of version 2 that the golden files hold."""
+    return build_index(
+        RUNS, CHUNKS, image_size=10 * 4096, pack_length=128, sources=SOURCES, seal=seal
+    )
+
+
+def sources_with(at: int, data: bytes) -> bytes:
+    """The header of the golden index with sources, with bytes changed."""
+    header = bytearray(WITH_SOURCES[: open_index(WITH_SOURCES).length])
+    header[at : at + len(data)] = data
+    return bytes(header)
 
 
 def header_with(**changes: int | bytes) -> bytes:
@@ -215,10 +255,124 @@ def test_more_than_the_format_holds_is_not_written() -> None:
         build_index([Run(0, 1, 0)] * (MAX_RUNS + 1), [chunk], image_size=4096, pack_length=1)
 
 
+# --- version 2: sources and sealing --------------------------------------------------------------
+
+
+def test_golden_indexes_of_version_2_are_read() -> None:
+    header = open_index(WITH_SOURCES)
+    assert header.layer_id.hex() == WITH_SOURCES_ID
+    assert (header.sources, header.salt) == (SOURCES, None)
+    assert (header.length, header.index_length) == (80 + 40 + 64 + 32, len(WITH_SOURCES))
+    assert verify(WITH_SOURCES, header.layer_id, LENGTHS) == (RUNS, CHUNKS)
+    sealed = open_index(SEALED)
+    assert sealed.layer_id.hex() == SEALED_ID
+    assert (sealed.sources, sealed.salt) == (SOURCES, SALT)
+    assert len(SEALED) == sealed.index_length == len(WITH_SOURCES) + 16 + 16
+    assert verify(SEALED, sealed.layer_id, LENGTHS, Seal(SECRET, SALT)) == (RUNS, CHUNKS)
+
+
+def test_golden_indexes_of_version_2_are_written_byte_by_byte() -> None:
+    """See `test_the_golden_index_is_written_byte_by_byte`."""
+    assert build() == WITH_SOURCES
+    assert build(Seal(SECRET, SALT)) == SEALED
+
+
+def test_version_1_is_written_where_it_says_all() -> None:
+    index = build_index(RUNS[:1], [], image_size=8192, pack_length=0)
+    assert FIXED.unpack_from(index)[1] == 1
+    assert FIXED.unpack_from(WITH_SOURCES)[1] == FIXED.unpack_from(SEALED)[1] == 2
+
+
+@pytest.mark.parametrize("index", [WITH_SOURCES, SEALED], ids=["sources", "sealed"])
+def test_any_flipped_bit_of_version_2_is_noticed(index: bytes) -> None:
+    layer_id = open_index(index).layer_id
+    seal = Seal(SECRET, SALT) if index is SEALED else None
+    for at in range(len(index)):
+        damaged = bytearray(index)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(FormatError):
+            verify(bytes(damaged), layer_id, LENGTHS, seal)
+
+
+def test_nothing_of_a_sealed_index_opens_with_another_key() -> None:
+    header = open_index(SEALED)
+    for seal in (Seal(SECRET[::-1], SALT), Seal(SECRET, SALT[::-1])):
+        with pytest.raises(MismatchError, match="wrong key"):
+            read_map(header, stored_map(header, SEALED), seal=seal)
+        with pytest.raises(MismatchError, match="wrong key"):
+            read_page(header, 0, page(header, 0, SEALED), source_lengths=LENGTHS, seal=seal)
+    with pytest.raises(FormatError):
+        read_map(header, stored_map(header, SEALED))
+
+
+def test_a_sealed_index_shows_neither_map_nor_ids() -> None:
+    for chunk in CHUNKS:
+        assert chunk.id[:8] in WITH_SOURCES
+        assert chunk.id[:8] not in SEALED
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 600])
+def test_sealed_pages_are_where_the_header_says(count: int) -> None:
+    chunks = [Chunk(n * 7, 7, 16, Codec.ZSTD, bytes([n % 251]) * 32) for n in range(count)]
+    runs = [Run(0, count * 16, 0, 0, 16)] if count else []
+    seal = Seal.new(SECRET)
+    index = build_index(runs, chunks, image_size=1 << 26, pack_length=count * 7, seal=seal)
+    header = open_index(index)
+    assert header.index_length == len(index)
+    again = Seal(SECRET, header.salt or b"")
+    assert verify(index, header.layer_id, seal=again) == (runs, chunks)
+
+
+@pytest.mark.parametrize(
+    ("at", "data", "message"),
+    [
+        (FIXED.size, struct.pack("<I", 2), "flags"),
+        (FIXED.size, struct.pack("<I", 1 << 31), "flags"),
+        (FIXED.size + 4, struct.pack("<I", 0), "header length"),
+        (FIXED.size + 4, struct.pack("<I", 3), "header length"),
+        (FIXED.size + 4, struct.pack("<I", 4), "source count"),
+        (FIXED.size + 4, struct.pack("<I", MAX_SOURCES + 1), "source count"),
+        (FIXED.size + 4, struct.pack("<I", 0xFFFFFFFF), "source count"),
+        (FIXED.size + 8, b"\1", "salt"),
+        (FIXED.size + EXTENSION.size, SOURCES[1], "sources"),
+        (8, struct.pack("<I", 1), "header length"),
+    ],
+)
+def test_lies_in_what_version_2_adds_are_refused(at: int, data: bytes, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
+        read_header(sources_with(at, data))
+
+
+def test_a_header_of_version_2_that_ends_early() -> None:
+    for length in range(FIXED.size, open_index(WITH_SOURCES).length):
+        with pytest.raises(FormatError, match=r"header length|source count"):
+            read_header(WITH_SOURCES[:length])
+
+
+def test_chunks_in_sources_that_do_not_exist() -> None:
+    with pytest.raises(FormatError, match="a source that the layer does not name"):
+        build_index(RUNS, CHUNKS, image_size=1 << 20, pack_length=128, sources=SOURCES[:1])
+    header = open_index(WITH_SOURCES)
+    data = page(header, 0, WITH_SOURCES)
+    with pytest.raises(FormatError, match="source 2 of a layer that has 1"):
+        read_page(header, 0, data, source_lengths=LENGTHS[:1])
+    for lengths in ((49, 9007), (50, 9006), (0, 0)):
+        with pytest.raises(FormatError, match="outside its pack"):
+            read_page(header, 0, data, source_lengths=lengths)
+
+
+def test_more_sources_than_the_format_holds_are_not_written() -> None:
+    sources = [n.to_bytes(32, "big") for n in range(MAX_SOURCES + 1)]
+    with pytest.raises(FormatError, match="256 sources is over the limits"):
+        build_index([], [], image_size=4096, pack_length=0, sources=sources)
+    index = build_index([], [], image_size=4096, pack_length=0, sources=sources[:-1])
+    assert open_index(index).sources == tuple(sources[:-1])
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_are_a_header_or_an_error(data: bytes, begin_right: bool) -> None:
-    data = GOLDEN[:16] + data if begin_right else data
+@given(st.binary(max_size=200), st.sampled_from((b"", GOLDEN[:16], WITH_SOURCES[:16], SEALED[:90])))
+def test_any_bytes_are_a_header_or_an_error(data: bytes, start: bytes) -> None:
+    data = start + data
     try:
         header = read_header(data)
     except FormatError:
