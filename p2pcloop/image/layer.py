@@ -165,6 +165,16 @@ class Layer:
             )
         return self._pages[page][entry]
 
+    def stored_chunk(self, number: int) -> tuple[Pack, Chunk, bytes]:
+        """Return the pack of a chunk, its entry, and its bytes as they are stored there.
+
+        Raises:
+            Missing: the chunk, or its page of the table, is not here.
+        """
+        chunk = self.chunk(number)
+        pack = self._packs[chunk.source]
+        return pack, chunk, pack.content.read(pack.start + chunk.offset, chunk.length)
+
     def read_chunk(self, number: int) -> bytes:
         """Return the decoded content of a chunk, verified.
 

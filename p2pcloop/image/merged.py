@@ -20,6 +20,7 @@ class MergedImage:
     """What a stack of layers reads as.
 
     Attributes:
+        layers: base first.
         size: bytes of the device.
         image_id: SHA-256 that names the content.
         chunks_touched: how many distinct chunks were decoded so far.
@@ -40,7 +41,7 @@ class MergedImage:
             cache_size: bytes of decoded chunks that are kept, least recently used dropped first.
             also_close: called when the image is closed.
         """
-        self._layers = layers
+        self.layers = layers
         self._also_close = also_close
         self.size = layers[-1].header.image_size
         self.image_id = compute_image_id(self.size, [layer.header.layer_id for layer in layers])
@@ -79,7 +80,7 @@ class MergedImage:
                 scatter.zero(size)
                 continue
             try:
-                data = self._chunk(layer, chunk)
+                data = self.read_chunk(layer, chunk)
             except Missing as absent:
                 missing.update(dict.fromkeys(absent.ranges))
                 scatter.take(size)
@@ -111,21 +112,22 @@ class MergedImage:
 
     def close(self) -> None:
         """Close the layers' files."""
-        for layer in self._layers:
+        for layer in self.layers:
             layer.close()
         if self._also_close is not None:
             self._also_close()
 
-    def _chunk(self, layer: int, number: int) -> memoryview:
+    def read_chunk(self, layer: int, number: int) -> memoryview:
+        """Return the decoded content of a chunk of a layer, verified; errors as of `Layer`'s."""
         key = layer << 32 | number
         data = self._cache.get(key)
         if data is not None:
             self._cache.move_to_end(key)
             return data
-        data = memoryview(self._layers[layer].read_chunk(number))
+        data = memoryview(self.layers[layer].read_chunk(number))
         if key not in self._touched:
             self._touched.add(key)
-            self.bytes_touched += self._layers[layer].chunk(number).length
+            self.bytes_touched += self.layers[layer].chunk(number).length
         self._cache[key] = data
         self._cached += len(data)
         while self._cached > self._cache_size and len(self._cache) > 1:

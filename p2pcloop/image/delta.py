@@ -1,0 +1,350 @@
+"""Packs the blocks that differ from a base: the map and the pack of a delta.
+
+New blocks are put together in chunks of up to 512 KiB that end where their content says, so that
+equal runs of blocks give equal chunks; each block is stored once. What the base has elsewhere is
+referred to, and so are whole chunks that a known layer has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import BinaryIO
+
+import zstandard
+
+from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK, ZERO_CHUNK, Run
+from p2pcloop.formats.chunk_table import Chunk, Codec
+from p2pcloop.formats.index import MAX_SOURCES, build_index
+from p2pcloop.formats.seal import Seal
+from p2pcloop.image.build import Progress
+from p2pcloop.image.changes import REPEATED, Changes, Target, checksum, stretches_of
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.moved import Place
+from p2pcloop.parallel import ordered_map
+from p2pcloop.units import BLOCK_SIZE
+
+_READ_BLOCKS = 256
+_MIN_REFERRED = 2
+"""Blocks in a row: a single one that the base happens to have costs its reader a whole chunk."""
+
+_SMALL = 16 << 20
+"""Up to so much content is packed as small as can be; it takes two seconds on two cores."""
+
+_WORTH_IT = 0.97
+"""What a fast trial does not make smaller than this is stored as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How chunks are made of blocks.
+
+    Attributes:
+        least: blocks of a chunk before it may end.
+        most: blocks of a chunk.
+        end_mask: a block whose checksum has none of these bits ends a chunk.
+    """
+
+    least: int
+    most: int
+    end_mask: int
+
+
+DELTA = Shape(96, 128, 15)
+"""Long chunks: 512 KiB pack to 1.1 times, 256 KiB to 1.15 times what one stream does."""
+
+WHOLE = Shape(16, 16, 0)
+"""Of an image that lies on nothing: the unit in which a boot reads."""
+
+_ZSTD = {
+    "delta": zstandard.ZstdCompressionParameters.from_level(
+        16,
+        source_size=DELTA.most * BLOCK_SIZE,
+        strategy=zstandard.STRATEGY_BTOPT,
+        window_log=19,
+        chain_log=19,
+        hash_log=19,
+        search_log=3,
+        min_match=3,
+        target_length=32,
+    ),
+    "small": zstandard.ZstdCompressionParameters.from_level(
+        19, source_size=DELTA.most * BLOCK_SIZE
+    ),
+    "whole": zstandard.ZstdCompressionParameters.from_level(9, source_size=WHOLE.most * BLOCK_SIZE),
+}
+"""Of `delta`: 20 to 30 MB/s on two cores; measured in docs/performance.md."""
+
+Find = Callable[[int, memoryview, int, Place | None], Place | None]
+"""Tells in which chunk of the base a block lies: its number, content, checksum, and where the block
+before it leads one to expect it."""
+
+KnownChunk = Callable[[bytes], tuple[bytes, Chunk] | None]
+"""Tells a layer, by its id, in whose pack a chunk lies, by its id, and how."""
+
+
+def nothing_moved(_block: int, _content: memoryview, _crc: int, _expected: Place | None) -> None:
+    """Finds no block in the base."""
+
+
+def nothing_known(_chunk_id: bytes) -> None:
+    """Knows no chunk of other layers."""
+
+
+@dataclass
+class Delta:
+    """What was packed.
+
+    Attributes:
+        index: bytes of the layer's index.
+        pack_length: bytes of its pack.
+        stored_blocks: blocks that the pack holds.
+        referred_blocks: blocks that lie in packs of other layers.
+        repeated_blocks: blocks that are equal to one in this pack.
+        zero_blocks: blocks that read as zeros.
+        sources: ids of the layers referred to.
+    """
+
+    index: bytes
+    pack_length: int
+    stored_blocks: int
+    referred_blocks: int
+    repeated_blocks: int
+    zero_blocks: int
+    sources: Sequence[bytes]
+
+
+def pack_delta(
+    changes: Changes,
+    target: Target,
+    pack: BinaryIO,
+    progress: Progress,
+    *,
+    base: MergedImage | None = None,
+    find: Find = nothing_moved,
+    known: KnownChunk = nothing_known,
+    seal: Seal | None = None,
+    shape: Shape = DELTA,
+) -> Delta:
+    """Write the pack of a delta and return its index.
+
+    Args:
+        changes: what differs.
+        target: read again where it differs, on this thread.
+        pack: where the pack is written, from its start.
+        progress: is told how many bytes of the target are packed.
+        base: what `find` finds blocks in.
+        find: which blocks are referred to in chunks of `base`.
+        known: which whole chunks are referred to.
+        seal: seals the layer of a private image.
+        shape: of the chunks.
+
+    Raises:
+        FormatError: more runs or chunks than a layer may have.
+        P2pcloopError: of the target's reading.
+    """
+    work = _Packer(changes, target, base, find, known, shape)
+    how = "small" if changes.blocks * BLOCK_SIZE <= _SMALL else "delta"
+    encode = partial(_encode, how if shape is DELTA else "whole")
+    length = done = 0
+    for new, codec, encoded in ordered_map(encode, work.new_chunks()):
+        stored = encoded if seal is None else seal.seal_chunk(length, encoded)
+        pack.write(stored)
+        blocks = len(new.content) // BLOCK_SIZE
+        work.chunks[new.number] = Chunk(length, len(stored), blocks, codec, new.id)
+        length += len(stored)
+        done += blocks
+        progress(done * BLOCK_SIZE)
+    zeros = [Run(first, count, ZERO_CHUNK, 0, 0) for first, count in stretches_of(changes.zeros)]
+    index = build_index(
+        sorted(work.runs + zeros, key=lambda run: run.start),
+        work.chunks,
+        image_size=target.size,
+        pack_length=length,
+        sources=work.sources,
+        seal=seal,
+    )
+    return Delta(
+        index, length, done, work.referred, work.repeated, changes.zero_blocks, work.sources
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """A chunk that has to be packed."""
+
+    number: int
+    id: bytes
+    content: bytes
+
+
+class _Packer:
+    """Cuts the changed blocks into chunks and runs, in the order of the device."""
+
+    def __init__(
+        self,
+        changes: Changes,
+        target: Target,
+        base: MergedImage | None,
+        find: Find,
+        known: KnownChunk,
+        shape: Shape,
+    ) -> None:
+        self.chunks: list[Chunk] = []
+        self.runs: list[Run] = []
+        self.sources: list[bytes] = []
+        self.referred = 0
+        self.repeated = 0
+        self._changes = changes
+        self._target = target
+        self._base = base
+        self._find = find
+        self._known = known
+        self._shape = shape
+        self._open = bytearray()
+        self._number = -1
+        self._seen: dict[bytes, tuple[int, int]] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+
+    def new_chunks(self) -> Iterator[_New]:
+        """Yield what has to be packed; runs and all other chunks are kept here on the way."""
+        for first, count in stretches_of(self._changes.data):
+            for at in range(first, first + count, _READ_BLOCKS):
+                part = min(_READ_BLOCKS, first + count - at)
+                view = memoryview(self._target.read(at, part))
+                blocks = [view[i : i + BLOCK_SIZE] for i in range(0, len(view), BLOCK_SIZE)]
+                yield from self._add(at, blocks)
+        yield from self._end_chunk()
+
+    def _add(self, first: int, blocks: Sequence[memoryview]) -> Iterator[_New]:
+        crcs = [checksum(content) for content in blocks]
+        places = self._find_places(first, blocks, crcs)
+        for block, (content, crc, place) in enumerate(
+            zip(blocks, crcs, places, strict=True), first
+        ):
+            number = None if place is None else self._refer(place)
+            if place is not None and number is not None:
+                self.referred += 1
+                self._map(block, number, place.within, place.blocks)
+                continue
+            digest = b""
+            if self._changes.mark(crc) == REPEATED:
+                digest = hashlib.sha256(content).digest()
+                if digest in self._seen:
+                    self.repeated += 1
+                    self._map(block, *self._seen[digest], MAX_BLOCKS_PER_CHUNK)
+                    continue
+            self._append(block, content, digest)
+            length = len(self._open) // BLOCK_SIZE
+            may_end = length >= self._shape.least and not crc & self._shape.end_mask
+            if may_end or length == self._shape.most:
+                yield from self._end_chunk()
+
+    def _append(self, block: int, content: memoryview, digest: bytes) -> None:
+        """Put a block into the chunk that is being filled."""
+        if not self._open:
+            self._number = len(self.chunks)
+            self.chunks.append(_UNFINISHED)
+        within = len(self._open) // BLOCK_SIZE
+        self._open += content
+        self._map(block, self._number, within, MAX_BLOCKS_PER_CHUNK)
+        if digest:
+            self._seen[digest] = self._number, within
+
+    def _end_chunk(self) -> Iterator[_New]:
+        if not self._open:
+            return
+        content = bytes(self._open)
+        self._open.clear()
+        chunk_id = hashlib.sha256(content).digest()
+        known = self._known(chunk_id)
+        source = None if known is None else self._source(known[0])
+        if known is None or source is None:
+            yield _New(self._number, chunk_id, content)
+        else:
+            self.referred += len(content) // BLOCK_SIZE
+            self.chunks[self._number] = replace(known[1], source=source)
+
+    def _find_places(
+        self, first: int, blocks: Sequence[memoryview], crcs: Sequence[int]
+    ) -> list[Place | None]:
+        """Where blocks lie in the base, at least `_MIN_REFERRED` of them in a row."""
+        places: list[Place | None] = []
+        expected: Place | None = None
+        row = 0
+        for block, (content, crc) in enumerate(zip(blocks, crcs, strict=True), first):
+            place = self._find(block, content, crc, expected)
+            if place is None or place != expected:
+                _forget_short(places, row)
+                row = 0
+            row += place is not None
+            places.append(place)
+            expected = None if place is None or self._base is None else place.following(self._base)
+        _forget_short(places, row)
+        return places
+
+    def _refer(self, place: Place) -> int | None:
+        """The number here of a chunk of the base; None where no more sources may be named."""
+        key = place.layer, place.chunk
+        if key not in self._numbers:
+            assert self._base is not None
+            layer = self._base.layers[place.layer]
+            chunk = layer.chunk(place.chunk)
+            header = layer.header
+            owner = header.sources[chunk.source - 1] if chunk.source else header.layer_id
+            source = self._source(owner)
+            if source is None:
+                return None
+            self._numbers[key] = len(self.chunks)
+            self.chunks.append(replace(chunk, source=source))
+        return self._numbers[key]
+
+    def _source(self, layer_id: bytes) -> int | None:
+        if layer_id not in self.sources:
+            if len(self.sources) == MAX_SOURCES:
+                return None
+            self.sources.append(layer_id)
+        return self.sources.index(layer_id) + 1
+
+    def _map(self, block: int, number: int, within: int, per_chunk: int) -> None:
+        """Say where a block lies; it joins the run before, where it goes on."""
+        if self.runs:
+            last = self.runs[-1]
+            chunks, position = divmod(last.within + last.count, last.per_chunk)
+            follows = last.end == block and last.per_chunk == per_chunk
+            if follows and (last.chunk + chunks, position) == (number, within):
+                self.runs[-1] = replace(last, count=last.count + 1)
+                return
+        self.runs.append(Run(block, 1, number, within, per_chunk))
+
+
+_UNFINISHED = Chunk(0, 0, 0, Codec.NONE, b"")
+
+
+def _forget_short(places: list[Place | None], row: int) -> None:
+    """Take back the last places where fewer follow each other than are worth it."""
+    if 0 < row < _MIN_REFERRED:
+        places[-row:] = [None] * row
+
+
+class _Compressors(threading.local):
+    """zstd contexts for each thread: one must not be used by two at once."""
+
+    def __init__(self) -> None:
+        self.trial = zstandard.ZstdCompressor(level=1)
+        self.best = {
+            how: zstandard.ZstdCompressor(compression_params=parameters)
+            for how, parameters in _ZSTD.items()
+        }
+
+
+_compressors = _Compressors()
+
+
+def _encode(how: str, new: _New) -> tuple[_New, Codec, bytes]:
+    if len(_compressors.trial.compress(new.content)) > _WORTH_IT * len(new.content):
+        return new, Codec.NONE, new.content
+    return new, Codec.ZSTD, _compressors.best[how].compress(new.content)

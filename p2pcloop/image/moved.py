@@ -1,0 +1,145 @@
+"""Where blocks of a delta lie in its base already, at whatever place of the device.
+
+Who replaces a file by an equal one, as package managers do with most files of an upgrade, writes
+its blocks to other places. They need not be packed again: a map can point to the base's chunks.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import chain
+from typing import NamedTuple
+
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.block_map import ZERO_CHUNK
+from p2pcloop.formats.chunk_table import Chunk
+from p2pcloop.image.api import Missing
+from p2pcloop.image.changes import Changes, checksum
+from p2pcloop.image.layer import Pack
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.parallel import ordered_map
+from p2pcloop.units import BLOCK_SIZE
+
+_WITHIN_BITS = 8
+_PLACE_BITS = 32
+_CANDIDATES = 4
+"""Places of one checksum that are compared."""
+
+_BATCH = 16
+"""Chunks of one piece of work: long enough that handing it over costs little."""
+
+
+class Place(NamedTuple):
+    """A block in a chunk, of `blocks` blocks, of a layer of an image."""
+
+    layer: int
+    chunk: int
+    within: int
+    blocks: int
+
+    def following(self, image: MergedImage) -> Place | None:
+        """The block after it in the pack, if there is one."""
+        if self.within + 1 < self.blocks:
+            return self._replace(within=self.within + 1)
+        layer = image.layers[self.layer]
+        if self.chunk + 1 == layer.header.chunk_count:
+            return None
+        try:
+            blocks = layer.chunk(self.chunk + 1).blocks
+        except (Missing, P2pcloopError):
+            return None
+        return Place(self.layer, self.chunk + 1, 0, blocks)
+
+
+class MovedBlocks:
+    """The blocks of a base that may be in a delta, by their checksums: 8 bytes for each."""
+
+    def __init__(self, image: MergedImage, changes: Changes) -> None:
+        """Look through all chunks of the base that are here; nothing is fetched for it."""
+        self._image = image
+        self._keys = array("Q")
+        self._chunks: list[tuple[int, int, int]] = []
+        found: list[int] = []
+        for item, matches in chain.from_iterable(ordered_map(_look, self._stored(changes))):
+            if matches and len(self._chunks) < 1 << (_PLACE_BITS - _WITHIN_BITS):
+                ordinal = len(self._chunks) << _WITHIN_BITS
+                self._chunks.append((item.layer, item.number, item.chunk.blocks))
+                found += [crc << _PLACE_BITS | ordinal | within for crc, within in matches]
+        found.sort()
+        self._keys.extend(found)
+
+    def find(
+        self, _block: int, content: memoryview, crc: int, expected: Place | None
+    ) -> Place | None:
+        """Return where a block lies, `expected` if it lies there: so runs stay long."""
+        if expected is not None and self._holds(expected, content):
+            return expected
+        low = crc << _PLACE_BITS
+        at = bisect_left(self._keys, low)
+        for key in self._keys[at : at + _CANDIDATES]:
+            if key >> _PLACE_BITS != crc:
+                break
+            ordinal, within = divmod(key & (1 << _PLACE_BITS) - 1, 1 << _WITHIN_BITS)
+            layer, chunk, blocks = self._chunks[ordinal]
+            place = Place(layer, chunk, within, blocks)
+            if self._holds(place, content):
+                return place
+        return None
+
+    def _holds(self, place: Place, content: memoryview) -> bool:
+        try:
+            data = self._image.read_chunk(place.layer, place.chunk)
+        except (Missing, P2pcloopError):
+            return False  # it was here a moment ago: then it is packed
+        start = place.within * BLOCK_SIZE
+        return data[start : start + BLOCK_SIZE] == content
+
+    def _stored(self, changes: Changes) -> Iterator[list[_Stored]]:
+        """Every chunk of the base that is here, as it is stored, some at a time."""
+        batch: list[_Stored] = []
+        for layer, numbers in enumerate(_visible_chunks(self._image)):
+            for number in numbers:
+                try:
+                    pack, chunk, stored = self._image.layers[layer].stored_chunk(number)
+                except (Missing, P2pcloopError):
+                    continue  # packing a block again is always right
+                batch.append(_Stored(layer, number, pack, chunk, stored, changes))
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+        yield batch
+
+
+class _Stored(NamedTuple):
+    layer: int
+    number: int
+    pack: Pack
+    chunk: Chunk
+    stored: bytes
+    changes: Changes
+
+
+def _look(batch: list[_Stored]) -> list[tuple[_Stored, list[tuple[int, int]]]]:
+    """Checksum and place within the chunk of each block that may be in the changes."""
+    return [(item, _matches(item)) for item in batch]
+
+
+def _matches(item: _Stored) -> list[tuple[int, int]]:
+    data = item.pack.decode(item.chunk, item.stored)
+    if data is None:
+        return []
+    view = memoryview(data)
+    crcs = [checksum(view[at : at + BLOCK_SIZE]) for at in range(0, len(view), BLOCK_SIZE)]
+    return [(crc, within) for within, crc in enumerate(crcs) if item.changes.mark(crc)]
+
+
+def _visible_chunks(image: MergedImage) -> list[list[int]]:
+    """The numbers of the chunks that some block of the device shows, for each layer, in order."""
+    found: list[set[int]] = [set() for _ in image.layers]
+    for run in image.map:
+        if run.chunk != ZERO_CHUNK:
+            last = run.chunk + (run.within + run.count - 1) // run.per_chunk
+            found[run.layer].update(range(run.chunk, last + 1))
+    return [sorted(numbers) for numbers in found]
