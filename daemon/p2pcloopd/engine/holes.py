@@ -93,8 +93,11 @@ def _punch(path: Path, offset: int, length: int) -> None:
     except OSError as err:
         raise storage_error(f"cannot open {path}", err) from err
     try:
-        if not punch_hole(fd, offset, length) and offset + length >= os.fstat(fd).st_size:
-            os.ftruncate(fd, min(offset, os.fstat(fd).st_size))
+        size = os.fstat(fd).st_size
+        at_end = offset + length >= size
+        # A block that a range ends within stays, unless the file ends there, too.
+        if not punch_hole(fd, offset, length + _DISK_BLOCK * at_end) and at_end:
+            os.ftruncate(fd, min(offset, size))
     except OSError as err:
         raise storage_error(f"cannot give back room of {path}", err) from err
     finally:
