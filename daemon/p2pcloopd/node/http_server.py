@@ -19,7 +19,7 @@ import trio
 
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
-from p2pcloopd.node.http_wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
+from p2pcloopd.node.http_wire import MAX_HEADER, USER_AGENT, CountedStream, Wire
 
 MAX_CONNECTIONS = 256
 IDLE_SECONDS = 30
@@ -27,6 +27,9 @@ IDLE_SECONDS = 30
 
 TAKE_SECONDS = 30
 """Until a client has taken a part of an answer."""
+
+RECEIVE_SIZE = 8 << 10
+"""Bytes by which a header may be over its limit, if it ends there."""
 
 PART_SIZE = 256 << 10
 """Bytes of content that an answer keeps in memory."""
@@ -127,7 +130,7 @@ async def serve_http(
 class _Connection:
     """One client."""
 
-    def __init__(self, stream: CountedStream, find: Find, pace: Pace) -> None:
+    def __init__(self, stream: trio.abc.Stream, find: Find, pace: Pace) -> None:
         self._stream = stream
         self._find = find
         self._pace = pace

@@ -1,0 +1,270 @@
+"""The HTTP server: what it answers, and what it refuses, byte for byte over real sockets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
+
+from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloopd.node import http_server
+from p2pcloopd.node.http_server import File, Pace, open_http_listener, serve_http
+from p2pcloopd.node.http_wire import MAX_HEADER, Wire
+
+TOO_LONG = MAX_HEADER + http_server.RECEIVE_SIZE
+CONTENT = bytes(i * 7 % 256 for i in range(1000))
+
+
+@dataclass
+class Part:
+    """A file of which the bytes of `present` are here."""
+
+    data: bytes = CONTENT
+    present: range = range(1000)
+    media_type: str = "application/octet-stream"
+    gone: bool = False
+    reads: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def here(self, offset: int, length: int) -> bool:
+        return not length or (offset in self.present and offset + length - 1 in self.present)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self.reads.append((offset, length))
+        if self.gone:
+            raise NotHereError("it was let go of")
+        return self.data[offset : offset + length]
+
+
+@dataclass
+class Server:
+    port: int
+    files: dict[str, File]
+    wire: Wire
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", self.port)
+
+    async def ask(self, request: str) -> tuple[bytes, dict[bytes, bytes], bytes]:
+        """Send a request, have the connection closed after it; status, headers and body."""
+        async with await self.connect() as stream:
+            await stream.send_all(request.encode("latin-1"))
+            await stream.send_eof()
+            return split(await read_all(stream))
+
+    async def get(self, path: str, *headers: str) -> tuple[bytes, dict[bytes, bytes], bytes]:
+        return await self.ask("\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""]))
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    data = b""
+    with trio.fail_after(10):
+        while more := await stream.receive_some():
+            data += more
+    return data
+
+
+def split(answer: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    headers = dict(line.split(b": ", 1) for line in lines)
+    return first, {name.lower(): value for name, value in headers.items()}, body
+
+
+@asynccontextmanager
+async def serving(rate: int = 0, **files: File) -> AsyncIterator[Server]:
+    async def find(path: str) -> File | None:
+        return files.get(path)
+
+    listener = await open_http_listener("127.0.0.1", 0)
+    port = listener.socket.getsockname()[1]
+    wire = Wire()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_http, [listener], find, wire, Pace(rate))
+        yield Server(port, files, wire)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_file_is_given_whole() -> None:
+    async with serving(file=Part()) as server:
+        status, headers, body = await server.get("/file")
+    assert status == b"HTTP/1.1 200 OK"
+    assert body == CONTENT
+    assert headers[b"content-length"] == b"1000"
+    assert headers[b"accept-ranges"] == b"bytes"
+    assert headers[b"content-type"] == b"application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-19", 10, 19),
+        ("bytes=990-", 990, 999),
+        ("bytes=-10", 990, 999),
+        ("bytes=-5000", 0, 999),
+        ("bytes=900-5000", 900, 999),
+    ],
+)
+async def test_a_range_is_given_exactly(wanted: str, first: int, last: int) -> None:
+    async with serving(file=Part()) as server:
+        status, headers, body = await server.get("/file", f"Range: {wanted}")
+    assert status == b"HTTP/1.1 206 Partial Content"
+    assert headers[b"content-range"] == b"bytes %d-%d/1000" % (first, last)
+    assert body == CONTENT[first : last + 1]
+
+
+@pytest.mark.parametrize("wanted", ["bytes=1000-", "bytes=1000-1001", "bytes=-0"])
+async def test_a_range_outside_is_refused(wanted: str) -> None:
+    async with serving(file=Part()) as server:
+        status, headers, _ = await server.get("/file", f"Range: {wanted}")
+    assert status.split()[1] == b"416"
+    assert headers[b"content-range"] == b"bytes */1000"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Range: bytes=5-2",
+        "Range: bytes=-",
+        "Range: bytes=0-1,5-6",
+        "Range: lines=0-1",
+        "Range: bytes=" + "9" * 40 + "-",
+        'Range: bytes=0-1\r\nIf-Range: "x"',
+    ],
+)
+async def test_what_is_no_single_range_is_passed_over(header: str) -> None:
+    async with serving(file=Part()) as server:
+        status, _, body = await server.get("/file", header)
+    assert (status.split()[1], body) == (b"200", CONTENT)
+
+
+async def test_only_what_is_here_is_given() -> None:
+    async with serving(file=Part(present=range(100, 200))) as server:
+        status, _, body = await server.get("/file", "Range: bytes=100-199")
+        assert (status.split()[1], body) == (b"206", CONTENT[100:200])
+        for wanted in ("Range: bytes=99-110", "Range: bytes=190-200", "X: whole"):
+            status, _, body = await server.get("/file", wanted)
+            assert (status.split()[1], body) == (b"404", b"Not Found\n")
+
+
+async def test_what_goes_away_half_way_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "PART_SIZE", 100)
+    part = Part(gone=True)
+    async with serving(file=part) as server:
+        status, headers, body = await server.get("/file")
+        assert (status.split()[1], headers[b"content-length"], body) == (b"200", b"1000", b"")
+        part.gone = False
+        assert (await server.get("/file"))[2] == CONTENT
+    assert part.reads[1:] == [(at, 100) for at in range(0, 1000, 100)]
+
+
+async def test_head_says_what_get_would_and_no_more() -> None:
+    async with serving(file=Part()) as server:
+        status, headers, body = await server.ask("HEAD /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (status.split()[1], headers[b"content-length"], body) == (b"200", b"1000", b"")
+        status, _, body = await server.ask("HEAD /none HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (status.split()[1], body) == (b"404", b"")
+    assert isinstance(server.files["file"], Part)
+    assert not server.files["file"].reads
+
+
+async def test_a_connection_is_used_again() -> None:
+    request = b"GET /file HTTP/1.1\r\nHost: x\r\nRange: bytes=0-9\r\n\r\n"
+    async with serving(file=Part()) as server, await server.connect() as stream:
+        await stream.send_all(request + request)
+        await stream.send_eof()
+        answers = await read_all(stream)
+    assert answers.count(b"HTTP/1.1 206") == 2
+    assert answers.count(CONTENT[:10]) == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ("POST /file HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+        ("POST /file HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", b"413"),
+        ("GET /file HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b"413"),
+        ("GET /file HTTP/1.1\r\n\r\n", b"400"),
+        ("nonsense\r\n\r\n", b"400"),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
+        ("GET /none HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        ("GET http://x/file HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        ("GET /".ljust(TOO_LONG, "x"), b"431"),
+        ("GET /file HTTP/1.1\r\nHost: x\r\nX: ".ljust(TOO_LONG, "x"), b"431"),
+    ],
+)
+async def test_what_is_refused(request_: str, status: bytes) -> None:
+    async with serving(file=Part()) as server:
+        answer, _, _ = await server.ask(request_)
+        assert answer.split()[1] == status
+        assert (await server.get("/file"))[2] == CONTENT
+
+
+async def find_part(_path: str) -> File:
+    return Part()
+
+
+async def test_who_says_nothing_is_let_go(autojump_clock: MockClock) -> None:  # noqa: ARG001
+    ours, theirs = memory_stream_pair()
+    await ours.send_all(b"GET /file HT")
+    begun = trio.current_time()
+    await http_server._Connection(theirs, find_part, Pace(0)).run()
+    assert trio.current_time() - begun == http_server.IDLE_SECONDS
+
+
+async def test_who_takes_nothing_is_let_go(autojump_clock: MockClock) -> None:  # noqa: ARG001
+    ours, theirs = lockstep_stream_pair()
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.send_all, b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(trio.TooSlowError):
+            await http_server._Connection(theirs, find_part, Pace(0)).run()
+    assert trio.current_time() - begun == http_server.TAKE_SECONDS
+
+
+async def test_one_connection_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", 1)
+    async with serving(file=Part()) as server, await server.connect() as first:
+        await first.send_all(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        await first.receive_some(10)
+        async with await server.connect() as second:
+            assert (await read_all(second)).startswith(b"HTTP/1.1 503 ")
+        await first.aclose()
+        with trio.fail_after(10):
+            while not (await server.get("/file"))[0].endswith(b"OK"):  # noqa: ASYNC110  no event tells
+                await trio.sleep(0.01)
+
+
+async def test_bytes_are_counted_with_their_headers() -> None:
+    async with serving(file=Part()) as server:
+        await server.get("/file")
+    assert 1000 + 100 < server.wire.sent < 2000
+    assert 20 < server.wire.received < 1000
+
+
+async def test_the_rate_is_kept(autojump_clock: MockClock) -> None:  # noqa: ARG001
+    pace = Pace(1000)
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(pace.take, 1000)
+    assert trio.current_time() - begun == pytest.approx(5)
+
+
+async def test_addresses_that_cannot_be_listened_on() -> None:
+    listener = await open_http_listener("127.0.0.1", 0)
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(BusyError, match=re.escape(f"127.0.0.1:{port}")):
+            await open_http_listener("127.0.0.1", port)
+    with pytest.raises(UsageError, match=re.escape("192.0.2.1:80")):
+        await open_http_listener("192.0.2.1", 80)
