@@ -1,0 +1,258 @@
+"""The HTTP client against real servers, those that misbehave included."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, UnreachableError
+from p2pcloopd.node import http_client
+from p2pcloopd.node.http_client import MAX_KEPT, HttpClient, Span
+from tests.support.ports import free_port
+from tests.support.static_server import Fault, busybox_httpd, misbehaving, nginx, python_http_server
+
+CONTENT = bytes(i * 11 % 253 for i in range(100_000))
+SPAN = Span(1000, 5000)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_bytes(CONTENT)
+    return tmp_path
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[HttpClient]:
+    client = HttpClient()
+    yield client
+    await client.aclose()
+
+
+async def test_a_span_is_got_exactly_and_the_connection_kept(
+    directory: Path, client: HttpClient
+) -> None:
+    with nginx(directory) as web:
+        for _ in range(3):
+            found = await client.get_span(f"{web.url}file", SPAN)
+            assert found == CONTENT[1000:6000]
+        assert await client.get(f"{web.url}file", len(CONTENT)) == CONTENT
+        asked = web.requests()
+    assert [(each.range, each.status, each.sent) for each in asked] == [
+        *[("bytes=1000-5999", 206, 5000)] * 3,
+        ("", 200, len(CONTENT)),
+    ]
+    assert len(client._idle) == 1
+    data = 3 * 5000 + len(CONTENT)
+    assert data < client.wire.received < 1.1 * data
+    assert 4 * 100 < client.wire.sent < 0.1 * data
+
+
+async def test_servers_that_close_each_connection_do_as_well(
+    directory: Path, client: HttpClient
+) -> None:
+    with busybox_httpd(directory) as url:
+        for _ in range(3):
+            assert await client.get_span(f"{url}file", SPAN) == CONTENT[1000:6000]
+    assert not client._idle
+
+
+async def test_a_kept_connection_that_was_hung_up_on_is_replaced(client: HttpClient) -> None:
+    """As by a server that is started anew, or tires of waiting."""
+    hung_up = trio.Event()
+    served = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal served
+        served += 1
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab")
+        hung_up.set()
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/x"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        for count in (1, 2, 3):
+            assert await client.get(url, 2) == b"ab"
+            await hung_up.wait()
+            assert served == count
+        nursery.cancel_scope.cancel()
+
+
+async def test_connections_that_are_kept_are_few(directory: Path, client: HttpClient) -> None:
+    with nginx(directory) as web:
+        async with trio.open_nursery() as nursery:
+            for at in range(2 * MAX_KEPT):
+                nursery.start_soon(client.get_span, f"{web.url}file", Span(at, 10))
+    assert 0 < len(client._idle) <= MAX_KEPT
+
+
+WRONG = {
+    Fault.NOT_FOUND: (NotHereError, "not there"),
+    Fault.SERVER_ERROR: (UnreachableError, "status 500"),
+    Fault.HTML: (FormatError, "ignores ranges"),
+    Fault.IGNORES_RANGE: (FormatError, "ignores ranges"),
+    Fault.HALF_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 1000-3499/100000'"),
+    Fault.CUT_OFF: (FormatError, "no HTTP"),
+    Fault.OTHER_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 999-5998/100000'"),
+    Fault.TOO_MUCH: (FormatError, "longer than 5000 bytes"),
+    Fault.LONG_HEADER: (FormatError, "no HTTP"),
+    Fault.REDIRECT: (UnreachableError, "redirects to 'http://127.0.0.1:9/file'"),
+    Fault.STALLS: (UnreachableError, "no answer in time"),
+    Fault.HANGS: (UnreachableError, "no answer in time"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG, ids=lambda fault: fault.name)
+async def test_a_server_that_misbehaves_is_one_clear_error(
+    directory: Path, client: HttpClient, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault in (Fault.STALLS, Fault.HANGS):
+        monkeypatch.setattr(http_client, "SILENCE_SECONDS", 0.1)
+    error, says = WRONG[fault]
+    with misbehaving(directory, fault) as web:
+        with pytest.raises(P2pcloopError) as caught:
+            await client.get_span(f"{web.url}file", SPAN)
+        assert type(caught.value) is error
+        assert str(caught.value).startswith(f"{web.url}file: ")
+        assert says in str(caught.value)
+        assert str(caught.value).count(web.url) == 1
+        assert client.wire.received < 1 << 20
+        assert not client._idle
+        web.fault = None
+        assert await client.get_span(f"{web.url}file", SPAN) == CONTENT[1000:6000]
+
+
+async def test_a_range_behind_the_end_is_told(directory: Path, client: HttpClient) -> None:
+    with nginx(directory) as web:
+        with pytest.raises(FormatError, match="shorter"):
+            await client.get_span(f"{web.url}file", Span(len(CONTENT), 10))
+        with pytest.raises(FormatError, match="asked for bytes 99990-100009"):
+            await client.get_span(f"{web.url}file", Span(len(CONTENT) - 10, 20))
+
+
+async def test_a_server_that_ignores_ranges_serves_small_files(
+    directory: Path, client: HttpClient
+) -> None:
+    with python_http_server(directory) as url:
+        assert await client.get(f"{url}file", len(CONTENT)) == CONTENT
+        with pytest.raises(FormatError, match="ignores ranges"):
+            await client.get_span(f"{url}file", SPAN)
+
+
+async def test_a_whole_file_over_its_limit_is_not_taken(
+    directory: Path, client: HttpClient
+) -> None:
+    with nginx(directory) as web, pytest.raises(FormatError, match="longer than 512"):
+        await client.get(f"{web.url}file", 512)
+
+
+async def test_nobody_there(client: HttpClient) -> None:
+    url = f"http://127.0.0.1:{free_port()}/x"
+    with pytest.raises(UnreachableError, match=url):
+        await client.get(url, 10)
+    with pytest.raises(FormatError, match="not a URL"):
+        await client.get(f"http://{'a' * 64}.example/x", 10)
+
+
+async def test_nothing_of_the_environment_is_used(
+    directory: Path, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9/")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9/")
+    with nginx(directory) as web:
+        assert await client.get_span(f"{web.url}file", Span(0, 4)) == CONTENT[:4]
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+def make_certificate(directory: Path, address: str) -> tuple[Path, Path]:
+    """A certificate that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    signed = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    certificate, private = directory / "cert.pem", directory / "key.pem"
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return certificate, private
+
+
+@asynccontextmanager
+async def serving_tls(certificate: Path, private: Path) -> AsyncIterator[str]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, private)
+
+    async def serve(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        try:
+            while await stream.receive_some():
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab")
+        except trio.BrokenResourceError:
+            pass  # who does not trust us hangs up
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1")
+        plain = listeners[0].transport_listener
+        assert isinstance(plain, trio.SocketListener)
+        port = plain.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        yield f"https://127.0.0.1:{port}/x"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def _no_context_kept() -> Iterator[None]:
+    http_client._tls.cache_clear()
+    yield
+    http_client._tls.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_context_kept")
+@pytest.mark.parametrize(
+    ("named", "trusted", "says"),
+    [
+        ("127.0.0.1", True, None),
+        ("127.0.0.1", False, "self-signed certificate"),
+        ("192.0.2.1", True, "IP address mismatch"),
+    ],
+)
+async def test_certificates_are_verified(
+    tmp_path: Path,
+    client: HttpClient,
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+    trusted: bool,
+    says: str | None,
+) -> None:
+    certificate, private = make_certificate(tmp_path, named)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    async with serving_tls(certificate, private) as url:
+        if says is None:
+            assert await client.get(url, 2) == b"ab"
+            assert await client.get(url, 2) == b"ab"
+            assert client.wire.received > 500  # the handshake is counted, too
+        else:
+            with pytest.raises(UnreachableError, match=says):
+                await client.get(url, 2)
