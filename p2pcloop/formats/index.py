@@ -142,6 +142,8 @@ def build_index(
         )
     if any(chunk.source > len(sources) for chunk in chunks):
         raise FormatError("a chunk lies in a source that the layer does not name")
+    if len(set(sources)) < len(sources):
+        raise FormatError("a layer names one source twice")
     stored_map = zstandard.ZstdCompressor(level=19).compress(pack_runs(runs))
     table = pack_chunks(chunks)
     pages = [table[at : at + PAGE_SIZE] for at in range(0, len(table), PAGE_SIZE)]

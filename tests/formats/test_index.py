@@ -361,6 +361,11 @@ def test_chunks_in_sources_that_do_not_exist() -> None:
             read_page(header, 0, data, source_lengths=lengths)
 
 
+def test_a_source_is_named_once() -> None:
+    with pytest.raises(FormatError, match="one source twice"):
+        build_index([], [], image_size=4096, pack_length=0, sources=[SOURCES[0]] * 2)
+
+
 def test_more_sources_than_the_format_holds_are_not_written() -> None:
     sources = [n.to_bytes(32, "big") for n in range(MAX_SOURCES + 1)]
     with pytest.raises(FormatError, match="256 sources is over the limits"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -66,7 +67,7 @@ def test_whoever_alters_or_moves_a_part_is_noticed(
     at = data.draw(st.integers(0, 8 * len(sealed) - 1))
     altered = bytearray(sealed)
     altered[at // 8] ^= 1 << at % 8
-    attempts = [
+    attempts: list[Callable[[], bytes]] = [
         lambda: seal.open_chunk(offset, bytes(altered)),
         lambda: seal.open_chunk(offset, sealed[:-1]),
         lambda: seal.open_chunk(offset, sealed + b"\0"),

@@ -7,7 +7,7 @@ import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, Self
 
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.block_map import Run
@@ -113,7 +113,17 @@ class StoredLayer:
     def __init__(self, torrents: Path, raw: bytes, torrent: bytes = bytes(range(20))) -> None:
         pack = io.BytesIO()
         index = pack_raw(lambda at, length: raw[at : at + length], len(raw), pack, ignore)
-        self.content = index + pack.getvalue()
+        self._place(torrents, index, pack.getvalue(), torrent)
+
+    @classmethod
+    def of(cls, torrents: Path, index: bytes, pack: bytes, torrent: bytes) -> Self:
+        """A layer of which index and pack were made already."""
+        layer = cls.__new__(cls)
+        layer._place(torrents, index, pack, torrent)
+        return layer
+
+    def _place(self, torrents: Path, index: bytes, pack: bytes, torrent: bytes) -> None:
+        self.content = index + pack
         header = open_index(index)
         self.ref = LayerRef(
             layer_id=header.layer_id,
