@@ -16,6 +16,7 @@ from p2pcloop.errors import P2pcloopError, storage_error
 
 _COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
+    "publish": ("p2pcloop.cli.publish", "Serve what was changed of an image as a new version."),
     "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),
     "fetch": ("p2pcloop.cli.fetch", "Bring all of an image here."),

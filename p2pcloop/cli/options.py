@@ -40,6 +40,25 @@ def at_option(command: _Command) -> _Command:
     )(command)
 
 
+def key_option(command: _Command) -> _Command:
+    """Add `--key KEYNAME`, passed as `key_name: str | None`, None where it is not given."""
+    return click.option(
+        "--key",
+        "key_name",
+        metavar="KEYNAME",
+        help="The key that signs, one of `p2pcloop key list`.  [default: default]",
+    )(command)
+
+
+def public_option(command: _Command) -> _Command:
+    """Add `--public`, passed as `public: bool`."""
+    return click.option(
+        "--public",
+        is_flag=True,
+        help="Announce it to everybody, as far as the node's settings allow.",
+    )(command)
+
+
 def json_option(command: _Command) -> _Command:
     """Add `--json`, passed as `as_json: bool`."""
     return click.option(

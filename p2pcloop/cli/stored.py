@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.cli.control_client import ControlClient, OnEvent
 from p2pcloop.cli.refs import StoredRef, report_waiting
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
@@ -38,15 +38,15 @@ class Source:
             except Missing as missing:
                 self.supply(missing)
 
-    def supply(self, missing: Missing) -> None:
-        """Bring ranges here.
+    def supply(self, missing: Missing, on_event: OnEvent = report_waiting) -> None:
+        """Bring ranges here, as long as it takes; `on_event` is told of p2pcloopd's events.
 
         Raises:
             P2pcloopError: they can never be had, or p2pcloopd went away.
         """
         for wanted in missing.ranges:
             data = b"".join(
-                self._client.call("read", report_waiting, **asdict(part))["data"]
+                self._client.call("read", on_event, **asdict(part))["data"]
                 for part in wanted.parts()
             )
             self._stored.accept(wanted, data)

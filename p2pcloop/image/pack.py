@@ -18,6 +18,7 @@ from p2pcloop.image.build import (
     pack_raw,
 )
 from p2pcloop.image.local import ImageFile
+from p2pcloop.image.targets import FileTarget
 from p2pcloop.units import BLOCK_SIZE
 
 
@@ -43,8 +44,7 @@ def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[Ind
 def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
     with ExitStack() as stack:
         read, size, note = _reader(file, stack)
-        work = staging / "data" / "work"
-        work.mkdir(parents=True)
+        work = begin_layer(staging)
         if read is None:
             cloop = stack.enter_context(open_cloop(file.path))
             index = index_cloop(cloop, file.size, progress)
@@ -52,10 +52,23 @@ def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[In
         else:
             with (work / "pack").open("wb") as pack:
                 index = pack_raw(read, size, pack, progress)
+    return finish_layer(staging, index), note
+
+
+def begin_layer(staging: Path) -> Path:
+    """Make the folder in which a layer's pack is written, below `staging`."""
+    work = staging / "data" / "work"
+    work.mkdir(parents=True)
+    return work
+
+
+def finish_layer(staging: Path, index: bytes) -> IndexHeader:
+    """Put the index to the pack and give the folder its name; return the index's header."""
+    work = staging / "data" / "work"
     (work / "index").write_bytes(index)
     header = open_index(index)
     work.rename(staging / "data" / header.layer_id.hex()[:32])
-    return header, note
+    return header
 
 
 def read_start(file: ImageFile, length: int) -> bytes:
@@ -101,3 +114,18 @@ def _reader(file: ImageFile, stack: ExitStack) -> tuple[Read | None, int, str]:
             f"{file.path} has {file.size} bytes, not a multiple of 4 KiB: the device ends in zeros"
         )
     return lambda offset, length: os.pread(fd, length, offset), file.size, note
+
+
+def open_target(file: ImageFile, stack: ExitStack) -> FileTarget:
+    """Open an image file as what a delta leads to.
+
+    Raises:
+        FormatError: a cloop that is damaged.
+        UsageError: the image is empty or too large.
+    """
+    if file.kind == "cloop":
+        cloop = stack.enter_context(open_cloop(file.path))
+        return FileTarget(cloop.read, cloop.index.header.size)
+    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return FileTarget(lambda offset, length: os.pread(fd, length, offset), file.size)

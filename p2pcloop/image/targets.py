@@ -102,7 +102,7 @@ def overlay_target(
     """
     stretches = overlay_stretches(overlay)
     if base is not None:
-        stretches = _union(stretches, upper_stretches(base, len(image.layers)))
+        stretches = _union(stretches, upper_stretches(base, len(image.layers), image.size))
     return DeviceTarget(ImageDevice(image, overlay), supply, stretches)
 
 
@@ -115,9 +115,9 @@ def overlay_stretches(overlay: Overlay) -> Iterator[Stretch]:
                 yield first, count
 
 
-def upper_stretches(image: MergedImage, layers: int) -> Iterator[Stretch]:
-    """Where an image may read otherwise than its lowest `layers` do."""
-    blocks = image.size // BLOCK_SIZE
+def upper_stretches(image: MergedImage, layers: int, size: int) -> Iterator[Stretch]:
+    """Where the first `size` bytes of an image may read otherwise than its lowest `layers` do."""
+    blocks = size // BLOCK_SIZE
     for run in image.map:
         # Zeros of all layers are joined: whose they are is not said.
         if (run.layer >= layers or run.chunk == ZERO_CHUNK) and run.start < blocks:

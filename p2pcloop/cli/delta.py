@@ -1,0 +1,245 @@
+"""Makes the delta of a target over an image that p2pcloopd knows, and has it served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.refs import StoredRef, report_waiting
+from p2pcloop.cli.release import Content, Publisher
+from p2pcloop.cli.stored import Source
+from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.formats.chunk_table import Chunk
+from p2pcloop.formats.index import MAX_RUNS, open_index
+from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.formats.seal import Seal
+from p2pcloop.image.api import Missing
+from p2pcloop.image.changes import Base, Changes, Target, find_changes
+from p2pcloop.image.delta import DELTA, WHOLE, Delta, Find, nothing_moved, pack_delta
+from p2pcloop.image.known import KnownChunks
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.moved import MovedBlocks
+from p2pcloop.image.pack import begin_layer, finish_layer
+from p2pcloop.store.have import HaveView
+from p2pcloop.store.home import Home
+
+
+class _NobodyAnswersError(Exception):
+    """A peer is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stored image that a delta is compared with.
+
+    Attributes:
+        ref: the image.
+        image: opened.
+        supply: brings what is missing, however long it takes.
+        try_supply: brings it, unless nobody answers.
+    """
+
+    ref: StoredRef
+    image: MergedImage
+    supply: Callable[[Missing], None]
+    try_supply: Callable[[Missing], bool]
+
+
+def open_stored(ref: StoredRef, home: Home, stack: ExitStack) -> Opened:
+    """Open an image over a connection of its own: two images are read on two threads."""
+    client = stack.enter_context(ensure_daemon(home))
+    source = Source(replace(ref, client=client), home)
+    image = source.open()
+    stack.callback(image.close)
+
+    def try_supply(missing: Missing) -> bool:
+        try:
+            source.supply(missing, give_up)
+        except _NobodyAnswersError:
+            client.close()  # in the midst of a call: it says no more
+            return False
+        return True
+
+    def give_up(event: str, fields: dict[str, Any]) -> None:
+        report_waiting(event, fields)
+        if event == "waiting":
+            raise _NobodyAnswersError
+
+    return Opened(ref, image, source.supply, try_supply)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A delta that was looked for: what the image consists of now, and what the layer holds.
+
+    Attributes:
+        content: layers and sources, the delta included where something changed.
+        changes: what differs.
+        delta: the layer, or None where nothing changed.
+    """
+
+    content: Content
+    changes: Changes
+    delta: Delta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Makes deltas for one publisher.
+
+    Attributes:
+        who: publishes.
+        home: of the node.
+        secret: of a private image.
+        quiet: show no progress.
+    """
+
+    who: Publisher
+    home: Home
+    secret: bytes | None
+    quiet: bool
+
+    def over(self, below: Opened | None, target: Target, find: Find | None = None) -> Made:
+        """Make and serve the delta of `target` over an image, or over nothing.
+
+        Args:
+            below: what it lies on; None for a whole image in one layer.
+            target: what it leads to.
+            find: tells which of its blocks lie in chunks of `below`; by default, those that are
+                found there.
+
+        Raises:
+            UsageError: the image would have too many runs.
+            P2pcloopError: see `find_changes`, `pack_delta` and the operations of p2pcloopd.
+        """
+        base = Base(None, _refuse) if below is None else Base(below.image, below.try_supply)
+        with progress_bar("comparing", quiet=self.quiet) as progress:
+            progress(0, target.size)
+            changes = find_changes(target, base, progress)
+        manifest = None if below is None else below.ref.signed.manifest
+        content = Content(target.size, ()) if manifest is None else Content.of(manifest)
+        if not changes and target.size == content.size:
+            return Made(content, changes, None)
+        if below is not None and find is None:
+            find = MovedBlocks(below.image, changes).find
+        return self.pack(below, manifest, target, changes, find or nothing_moved)
+
+    def pack(
+        self,
+        below: Opened | None,
+        manifest: Manifest | None,
+        target: Target,
+        changes: Changes,
+        find: Find,
+    ) -> Made:
+        """Pack changes and serve the layer.
+
+        Args:
+            below: the image in whose chunks `find` finds blocks.
+            manifest: the layers under the new one; None for none.
+        """
+        others = _Others(self.home, manifest, self.secret)
+        with self.home.staging() as staging:
+            with progress_bar("packing", quiet=self.quiet) as progress:
+                delta = self._write(staging, below, target, changes, find, others, progress)
+            header = open_index(delta.index)
+            if below is not None and manifest is not None:
+                _check_runs(below.image, header.run_count)
+            finish_layer(staging, delta.index)
+            layer = self.who.serve_layer(staging, header)
+        layers = () if manifest is None else manifest.layers
+        own = {ref.layer_id for ref in layers}
+        known = () if below is None else below.ref.signed.manifest.all_layers
+        refs = {ref.layer_id: ref for ref in (*known, *others.found.values())}
+        kept = () if manifest is None else manifest.sources
+        wanted = dict.fromkeys([*(ref.layer_id for ref in kept), *delta.sources])
+        sources = tuple(refs[layer_id] for layer_id in wanted if layer_id not in own)
+        return Made(Content(target.size, (*layers, layer), sources), changes, delta)
+
+    def _write(
+        self,
+        staging: Path,
+        below: Opened | None,
+        target: Target,
+        changes: Changes,
+        find: Find,
+        others: _Others,
+        progress: Callable[..., None],
+    ) -> Delta:
+        progress(0, changes.blocks * 4096)
+        try:
+            with (begin_layer(staging) / "pack").open("wb") as pack:
+                return pack_delta(
+                    changes,
+                    target,
+                    pack,
+                    progress,
+                    base=None if below is None else below.image,
+                    find=find,
+                    known=others.find,
+                    seal=None if self.secret is None else Seal.new(self.secret),
+                    shape=WHOLE if below is None else DELTA,
+                )
+        except OSError as err:
+            raise storage_error(f"cannot write in {staging}", err) from err
+        finally:
+            others.close()
+
+
+class _Others:
+    """Whole chunks that other layers have, which readers can get from them.
+
+    Attributes:
+        found: those that were referred to, by their ids.
+    """
+
+    def __init__(self, home: Home, manifest: Manifest | None, secret: bytes | None) -> None:
+        self.found: dict[bytes, LayerRef] = {}
+        self._home = home
+        self._private = secret is not None
+        self._stack = () if manifest is None else tuple(ref.layer_id for ref in manifest.all_layers)
+        self._known = KnownChunks(home, secrets=[] if secret is None else [secret])
+
+    def find(self, chunk_id: bytes) -> tuple[bytes, Chunk] | None:
+        """See `KnownChunk`. A private image refers to its own layers only: its manifest, which
+        everybody may read, would tell what others it is like.
+        """
+        for known in self._known.find(chunk_id):
+            layer_id = known.ref.layer_id
+            if layer_id in self._stack or (not self._private and self._is_whole(known.ref)):
+                self.found[layer_id] = known.ref
+                return layer_id, known.chunk
+        return None
+
+    def close(self) -> None:
+        self._known.close()
+
+    def _is_whole(self, ref: LayerRef) -> bool:
+        """Whether all of a layer is here, so that readers can have it from this node."""
+        try:
+            have = HaveView(self._home.torrents / ref.torrent.hex() / "have")
+        except (NotHereError, FormatError):
+            return False
+        try:
+            size = ref.index_length + ref.pack_length
+            return have.has(0, (size - 1) // ref.piece_length)
+        finally:
+            have.close()
+
+
+def _check_runs(image: MergedImage, more: int) -> None:
+    runs = more + sum(layer.header.run_count for layer in image.layers)
+    if runs > MAX_RUNS:
+        raise UsageError(
+            f"the maps of the image would have {runs} runs in all, over the limit of {MAX_RUNS}",
+            hint="join its layers first: `p2pcloop squash`",
+        )
+
+
+def _refuse(missing: Missing) -> bool:
+    raise AssertionError(f"nothing cannot lack anything, yet: {missing}")

@@ -1,0 +1,256 @@
+"""`p2pcloop publish`: serve what was changed of an image as a new version."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.delta import Maker, Opened, open_stored
+from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.qcow2 import is_qcow2, unpack_qcow2
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.release import Publisher, reference
+from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
+from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.manifest import BootParameters, Manifest, open_manifest
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.seal import new_secret
+from p2pcloop.image.changes import Target
+from p2pcloop.image.delta import Delta
+from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.image.pack import open_target
+from p2pcloop.image.targets import overlay_target
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE, format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop publish mine.delta --name my-knoppix -m 'Japanese input, my editor'
+  p2pcloop publish new.cloop --name knoppix --base @key/knoppix
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("changed", type=click.Path(path_type=Path))
+@click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
+@click.option("--message", "-m", default="", metavar="TEXT", help="What changed, in one line.")
+@click.option("--base", metavar="REF", help="The image that it was made from.")
+@click.option(
+    "--append", metavar="ARGS", help="Words for the guest kernel's command line, not the base's."
+)
+@click.option("--private", is_flag=True, help="Only who has the whole link can read it.")
+@key_option
+@public_option
+@home_option
+@json_option
+def command(
+    changed: Path,
+    label: str,
+    message: str,
+    base: str | None,
+    append: str | None,
+    key_name: str | None,
+    home: Home,
+    *,
+    private: bool,
+    public: bool,
+    as_json: bool,
+) -> None:
+    """Serve CHANGED, an overlay or an image (.cloop, raw, qcow2), as what differs from its base.
+
+    An overlay knows its base; of an image it is what --base names, else the newest version under
+    LABEL, and where there is none, the whole image is served (as by `seed`). Prints the name and a
+    link that others boot with.
+    """
+    file = inspect_file(changed)
+    if file.kind == "overlay" and Overlay.inspect(changed).in_use:
+        raise BusyError(f"{changed} is in use", hint="shut its guest down first")
+    with ExitStack() as stack:
+        client = stack.enter_context(ensure_daemon(home))
+        who = Publisher.of(home, client, label, key_name)
+        found = _find_base(file, base, who, home)
+        request = _Request(file, found, append, message, private, public, as_json)
+        answer = _publish(request, who, home, stack)
+    _tell(answer, home, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is to be published, and how; `base` is None for a whole image."""
+
+    file: ImageFile
+    base: StoredRef | None
+    append: str | None
+    message: str
+    private: bool
+    public: bool
+    quiet: bool
+
+
+def _find_base(file: ImageFile, base: str | None, who: Publisher, home: Home) -> StoredRef | None:
+    if base is not None:
+        found = resolve_ref(base, home)
+        if not isinstance(found, StoredRef):
+            raise UsageError(
+                f"{base} is a file: others cannot have it from this node",
+                hint="seed it first, and give its name",
+            )
+        return found
+    if file.kind != "overlay":
+        return who.newest
+    info = Overlay.inspect(file.path)
+    path = None if info.manifest_id is None else home.manifests / info.manifest_id.hex()
+    if path is None or not path.exists():
+        what = f"a version of {info.name} that is" if info.name else "an image that is"
+        raise NotHereError(
+            f"{file.path} was made on {what} not known here",
+            hint="name it with --base: a link, or @key/label",
+        )
+    manifest = open_manifest(path.read_bytes()).manifest
+    known = resolve_ref(str(manifest.name), home, at=manifest.version)
+    assert isinstance(known, StoredRef)
+    return known
+
+
+def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) -> dict[str, Any]:
+    file = request.file
+    if file.kind == "raw" and is_qcow2(file.path):
+        raw = stack.enter_context(home.staging()) / "raw"
+        unpack_qcow2(file.path, raw)
+        file = inspect_file(raw)
+    base = request.base
+    secret = _choose_secret(request, who)
+    if base is None and secret is None:
+        answer = seed_image(
+            file,
+            who,
+            home,
+            append=request.append or "",
+            message=request.message,
+            public=request.public,
+            quiet=request.quiet,
+        )
+        return answer | {"base": None}
+    grown = base is not None and _stands_on(who.newest, base.signed.manifest)
+    lower = who.newest if grown else base
+    below = None if lower is None else open_stored(lower, home, stack)
+    target = _open_target(file, base, below, home, stack)
+    made = Maker(who, home, secret, request.quiet).over(below, target)
+    if made.delta is None and base is not None and who.newest is None:
+        return _unchanged(base)
+    content = replace(made.content, boot=_boot(request, target, base))
+    answer = who.release(
+        content,
+        message=request.message,
+        parent=None if base is None else reference(base),
+        public=request.public,
+        secret=secret,
+    )
+    return answer | {
+        "base": None if base is None else base.name,
+        "filesystem": content.boot.root_type,
+        "size": content.size,
+        "layers": len(content.layers),
+        "unknown_blocks": made.changes.unknown,
+        **_facts(made.delta),
+    }
+
+
+def _choose_secret(request: _Request, who: Publisher) -> bytes | None:
+    """That of the base, else of the version before; what was private stays so."""
+    for ref in (request.base, who.newest):
+        if ref is not None and ref.signed.manifest.private:
+            ref.check_secret()
+            if not request.private:
+                click.echo(f"it is private, as {ref.name} is", err=True)
+            return ref.secret
+    return new_secret() if request.private else None
+
+
+def _stands_on(newest: StoredRef | None, base: Manifest) -> bool:
+    layers = () if newest is None else newest.signed.manifest.layers
+    return layers[: len(base.layers)] == base.layers
+
+
+def _open_target(
+    file: ImageFile,
+    base: StoredRef | None,
+    below: Opened | None,
+    home: Home,
+    stack: ExitStack,
+) -> Target:
+    if file.kind != "overlay":
+        return open_target(file, stack)
+    assert base is not None and below is not None, "an overlay has a base"
+    same = below.ref.signed.manifest.image_id == base.signed.manifest.image_id
+    opened = below if same else open_stored(base, home, stack)
+    overlay = Overlay.open(file.path, image_id=opened.image.image_id, read_only=True)
+    stack.callback(overlay.close)
+    return overlay_target(opened.image, overlay, opened.supply, None if same else below.image)
+
+
+def _boot(request: _Request, target: Target, base: StoredRef | None) -> BootParameters:
+    """The base's, but for what was given; the file system of an image is looked at anew."""
+    boot = BootParameters() if base is None else base.signed.manifest.boot
+    if request.append is not None:
+        boot = replace(boot, append=request.append)
+    if request.file.kind == "overlay":
+        return boot
+    start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
+    return replace(boot, root_type=detect_filesystem(start))
+
+
+def _unchanged(base: StoredRef) -> dict[str, Any]:
+    manifest = base.signed.manifest
+    return {
+        "name": base.name,
+        "link": base.link,
+        "manifest": base.signed.id,
+        "version": manifest.version,
+        "image_id": manifest.image_id,
+        "changed": False,
+        "base": base.name,
+    }
+
+
+def _facts(delta: Delta | None) -> dict[str, Any]:
+    if delta is None:
+        return {"stored": 0}
+    return {
+        "stored": delta.pack_length,
+        "index": len(delta.index),
+        "stored_blocks": delta.stored_blocks,
+        "repeated_blocks": delta.repeated_blocks,
+        "referred_blocks": delta.referred_blocks,
+        "zero_blocks": delta.zero_blocks,
+    }
+
+
+def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+    if answer.get("unknown_blocks"):
+        click.echo(
+            f"{answer['unknown_blocks']} blocks count as changed: what they were in the base could"
+            " not be had",
+            err=True,
+        )
+    if "in_place" in answer:
+        tell_seeded(answer, home, as_json=as_json)
+        return
+    warn_if_only_here(answer["link"], home)
+    if as_json:
+        click.echo(to_json(answer))
+        return
+    if not answer["changed"]:
+        click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
+    else:
+        click.echo(f"serving {answer['name']}, version {answer['version']}")
+        on = f" on {answer['base']}" if answer["base"] else ""
+        click.echo(f"  {format_size(answer['stored'])}{on}")
+    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")

@@ -1,0 +1,177 @@
+"""A new version under a name of the user's: who signs it, what came before, what it is made of."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.cli.passphrase import ask_passphrase
+from p2pcloop.cli.publishing import serve_version
+from p2pcloop.cli.refs import StoredRef, words_of_the_user
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.index import IndexHeader
+from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.manifest import (
+    MAX_LAYERS,
+    BootParameters,
+    LayerRef,
+    Manifest,
+    ManifestRef,
+    open_manifest,
+    sign_manifest,
+)
+from p2pcloop.formats.name import Name, check_label
+from p2pcloop.formats.seal import key_check
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a version consists of.
+
+    Attributes:
+        size: bytes of the device.
+        layers: base first.
+        sources: other layers, in whose packs chunks lie that the layers refer to.
+        boot: for the guest.
+    """
+
+    size: int
+    layers: tuple[LayerRef, ...]
+    sources: tuple[LayerRef, ...] = ()
+    boot: BootParameters = field(default_factory=BootParameters)
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Content:
+        """What a manifest says."""
+        return cls(manifest.size, manifest.layers, manifest.sources, manifest.boot)
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Whose name it is.
+
+    Attributes:
+        client: p2pcloopd, which will serve.
+        key: signs.
+        name: of the image.
+        newest: the newest version that is known here under that name, if there is one.
+    """
+
+    client: ControlClient
+    key: Ed25519PrivateKey
+    name: Name
+    newest: StoredRef | None
+
+    @classmethod
+    def of(cls, home: Home, client: ControlClient, label: str, key_name: str | None) -> Publisher:
+        """Get the key, which is made at its first use if it is the default one.
+
+        Raises:
+            UsageError: the label has not the form of one, or the key is protected and nobody
+                can be asked.
+            NotHereError: there is no key of that name.
+            MismatchError: the passphrase is another one.
+        """
+        with words_of_the_user():
+            check_label(label)
+            check_label(key_name or DEFAULT_KEY)
+        load = load_or_create_key if key_name is None else load_key
+        key = load(home.keys, key_name or DEFAULT_KEY, ask_passphrase)
+        name = Name(key.public_key().public_bytes_raw(), label)
+        return cls(client, key, name, _newest(client, name))
+
+    def serve_layer(self, staging: Path, header: IndexHeader) -> LayerRef:
+        """Have p2pcloopd take over a layer that lies in `staging`, and serve it."""
+        seeded = self.client.call("seed", staging=str(staging))
+        return LayerRef(
+            layer_id=header.layer_id,
+            torrent=seeded["torrent"],
+            index_length=header.index_length,
+            header_length=header.length,
+            pack_length=header.pack_length,
+            piece_length=seeded["piece_length"],
+        )
+
+    def has(self, content: Content) -> bool:
+        """Whether the newest version is just that."""
+        return self.newest is not None and Content.of(self.newest.signed.manifest) == content
+
+    def release(
+        self,
+        content: Content,
+        *,
+        message: str = "",
+        parent: ManifestRef | None = None,
+        public: bool = False,
+        secret: bytes | None = None,
+    ) -> dict[str, Any]:
+        """Sign a version and have it served; the newest one again where that is just the same.
+
+        Args:
+            content: whose layers are served already.
+            message: one line about it.
+            parent: what it was made from.
+            public: announce it as far as the node's settings allow.
+            secret: of a private image.
+
+        Returns:
+            `name`, `link`, `manifest` (its id), `version` and `changed`.
+
+        Raises:
+            UsageError: too many layers, or the message is no line of text.
+            P2pcloopError: p2pcloopd could not serve it.
+        """
+        if len(content.layers) > MAX_LAYERS:
+            raise UsageError(
+                f"an image has at most {MAX_LAYERS} layers",
+                hint="join them first: `p2pcloop squash`",
+            )
+        newest, changed = self.newest, not self.has(content)
+        if newest is None or changed:
+            manifest = Manifest(
+                key=self.name.key,
+                label=self.name.label,
+                version=1 if newest is None else newest.signed.manifest.version + 1,
+                created=int(time.time()),
+                size=content.size,
+                layers=content.layers,
+                boot=content.boot,
+                message=message,
+                previous=None if newest is None else reference(newest),
+                parent=parent,
+                sources=content.sources,
+                key_check=None if secret is None else key_check(secret),
+            )
+            with words_of_the_user():
+                signed = open_manifest(sign_manifest(manifest, self.key))
+        else:
+            signed = newest.signed
+        answer = serve_version(self.client, signed, self.key, public=public, secret=secret)
+        return {
+            "name": answer["name"],
+            "link": answer["link"],
+            "manifest": answer["id"],
+            "version": signed.manifest.version,
+            "image_id": signed.manifest.image_id,
+            "changed": changed,
+        }
+
+
+def reference(ref: StoredRef) -> ManifestRef:
+    """How another manifest names this one."""
+    return ManifestRef(ref.signed.id, parse_link(ref.link).manifest_torrent)
+
+
+def _newest(client: ControlClient, name: Name) -> StoredRef | None:
+    try:
+        answer = client.call("resolve", ref=str(name))
+    except NotHereError:
+        return None
+    return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
