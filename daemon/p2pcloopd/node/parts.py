@@ -29,6 +29,9 @@ STAGGER_SECONDS = 1.0
 PATIENCE_SECONDS = 3.0
 """So long mirrors are asked alone; then the metadata is got, to go by the torrent."""
 
+FOLLOW_SECONDS = 0.1
+"""The metadata is got so long after the first chunk: what a reader wants next goes first."""
+
 RETRY_SECONDS = 2.0
 
 _Key = tuple[int, int]
@@ -41,12 +44,14 @@ class _Early:
     Attributes:
         parts: what came, by offset and length, and from whom.
         under_way: what is being asked for.
+        not_before: when the metadata may be asked for.
     """
 
     layer: LayerRef
     mirrors: list[MirrorReader] = field(default_factory=list)
     parts: dict[_Key, tuple[bytes, MirrorReader]] = field(default_factory=dict)
     under_way: dict[_Key, trio.Event] = field(default_factory=dict)
+    not_before: float = 0.0
 
 
 class EarlyReads:
@@ -94,6 +99,7 @@ class EarlyReads:
                 del early.under_way[key]
                 done.set()
         if data is not None and offset >= early.layer.index_length:
+            early.not_before = early.not_before or trio.current_time() + FOLLOW_SECONDS
             torrent.want_metadata()
         return data
 
@@ -104,6 +110,7 @@ class EarlyReads:
             alone: there is nobody else to ask: try until a mirror has it.
         """
         while (early := self._layers.get(info_hash)) is not None:
+            await trio.sleep_until(early.not_before)
             for mirror in sorted(early.mirrors, key=_order):
                 try:
                     return await mirror.info(info_hash)
