@@ -99,8 +99,8 @@ def _open(
         with progress_bar("reading", quiet=quiet) as progress:
             return open_local(target, home.indexes, progress), _never
     stack.enter_context(target.client)
+    source = Source(target, home)  # refuses a private image before anything is fetched
     fetch_all(target, quiet=quiet)
-    source = Source(target, home)
     return source.open(), source.supply
 
 
