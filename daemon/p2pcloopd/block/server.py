@@ -100,7 +100,7 @@ async def serve(
             with trio.CancelScope(shield=True):
                 await backend.flush()
                 if isinstance(backend, StoredBackend):
-                    await tell_booted(spec.home, backend.used())
+                    await backend.tell_booted()
             report = _report(backend)
             backend.device.close()
         nursery.cancel_scope.cancel()
@@ -143,8 +143,8 @@ async def _open(
     spec: BlockServerSpec, nursery: trio.Nursery, stack: AsyncExitStack, ready: Ready
 ) -> LocalBackend | StoredBackend:
     if isinstance(spec.image, SignedManifest):
-        stack.enter_context(Lease(spec.home, spec.image.id))
-        return await _open_stored(spec, spec.image, nursery, ready)
+        lease = stack.enter_context(Lease(spec.home, spec.image.id))
+        return await _open_stored(spec, spec.image, lease, nursery, ready)
     return _open_file(spec, spec.image, ready)
 
 
@@ -158,6 +158,7 @@ def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> LocalBac
 async def _open_stored(
     spec: BlockServerSpec,
     signed: SignedManifest,
+    lease: Lease,
     nursery: trio.Nursery,
     ready: Ready,
 ) -> StoredBackend:
@@ -177,7 +178,11 @@ async def _open_stored(
         except Missing as missing:
             await supplier.supply(missing)
         else:
-            return StoredBackend(ImageDevice(image, overlay), supplier, stored.used)
+
+            async def tell() -> None:
+                await tell_booted(spec.home, lease, stored.used())
+
+            return StoredBackend(ImageDevice(image, overlay), supplier, tell)
 
 
 def _open_overlay(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -100,15 +100,15 @@ class StoredBackend:
     """Serves a device whose image arrives from peers.
 
     Attributes:
-        used: tells which pieces of each torrent were read so far (`StoredImage.used`).
+        tell_booted: to be called at the end: ends the lease and tells what was used.
     """
 
     def __init__(
-        self, device: ImageDevice, supplier: Supplier, used: Callable[[], dict[bytes, bytes]]
+        self, device: ImageDevice, supplier: Supplier, tell_booted: Callable[[], Awaitable[None]]
     ) -> None:
         self.device = device
         self.supplier = supplier
-        self.used = used
+        self.tell_booted = tell_booted
         self._shared_flush = SharedFlush(device)
 
     async def supply(self, missing: Missing) -> None:

@@ -21,7 +21,7 @@ from p2pcloopd.node.image_operations import (
     seed_record,
 )
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.room_operations import booted, gc, pin, unpin
+from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
 from p2pcloopd.node.torrent_operations import add, fetch, layout, read, verify
 
 
@@ -50,6 +50,6 @@ OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     operation.__name__: operation
     for operation in (
         add, layout, read, fetch, verify, seed, seed_manifest, seed_record, resolve, manifest,
-        pin, unpin, booted, gc, status, watch, stop,
+        pin, unpin, booted, released, gc, status, watch, stop,
     )
 }  # fmt: skip

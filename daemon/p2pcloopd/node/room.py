@@ -109,7 +109,6 @@ class Room:
         async with self._noting:
             now = int(time.time())
             await trio.to_thread.run_sync(save_stamps, directory, count, pieces, now)
-        self.look_again()
 
     async def pin(self, manifest_id: bytes, name: str | None) -> bool:
         """Pin a manifest, or unpin it where `name` is None; tell whether it was pinned before."""

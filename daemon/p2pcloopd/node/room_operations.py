@@ -41,6 +41,13 @@ async def booted(node: Node, call: Call) -> dict[str, Any]:
     return {}
 
 
+async def released(node: Node, call: Call) -> dict[str, Any]:
+    """A lease has ended: what it held may go, if that is needed."""
+    fields_of(call).end()
+    node.room.look_again()
+    return {}
+
+
 async def gc(node: Node, call: Call) -> dict[str, Any]:
     """Remove what nothing names, and evict down to a quota."""
     fields = fields_of(call)

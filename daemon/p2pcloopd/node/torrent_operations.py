@@ -78,11 +78,13 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
                 peers=sum(peer.connected for peer in traffic.peers),
             )
 
-    await beside(
-        report,
-        partial(tell_if_waiting, torrent, call, node.config.waiting_after, torrent.fetch_all),
-    )
-    await node.room.used(torrent)
+    async def bring() -> None:
+        await torrent.metadata()
+        await node.room.used(torrent)  # before it is all here: it must not go at once
+        await torrent.fetch_all()
+
+    await beside(report, partial(tell_if_waiting, torrent, call, node.config.waiting_after, bring))
+    node.room.look_again()
     return {}
 
 
