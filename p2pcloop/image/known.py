@@ -90,7 +90,8 @@ class KnownChunks:
         self._pages: list[tuple[_KnownLayer, int]] = []
         self._keys: list[array[int]] = []
         self._looked = 0
-        self._contents: OrderedDict[LayerRef, StoredContent] = OrderedDict()
+        self._contents: dict[LayerRef, StoredContent] = {}
+        self._open: OrderedDict[LayerRef, StoredContent] = OrderedDict()
         self._parsed: OrderedDict[int, list[Chunk]] = OrderedDict()
 
     def find(self, chunk_id: bytes) -> Iterator[KnownChunk]:
@@ -98,6 +99,8 @@ class KnownChunks:
         if not self._loaded:
             self._loaded = True
             self._load()
+            self.close()
+            self._contents.clear()  # to be looked through is not to be used
         for place in islice(self._places(chunk_id), _CANDIDATES):
             known = self._resolve(place)
             if known is not None and known.chunk.id == chunk_id:
@@ -125,10 +128,14 @@ class KnownChunks:
                 return data
         return None
 
+    def used(self) -> dict[bytes, bytes]:
+        """Which pieces of each torrent were of use: see `StoredContent.used`."""
+        return {ref.torrent: content.used() for ref, content in self._contents.items()}
+
     def close(self) -> None:
         """Close the files; they are opened again when they are needed."""
-        while self._contents:
-            self._contents.popitem()[1].close()
+        while self._open:
+            self._open.popitem()[1].close()
 
     def _load(self) -> None:
         manifests = list(home_manifests(self._home))
@@ -228,14 +235,15 @@ class KnownChunks:
         return [0 if ref is None else ref.pack_length for ref in refs]
 
     def _content(self, ref: LayerRef) -> StoredContent:
+        """The bytes of a layer; of those used last, files stay open."""
         content = self._contents.get(ref)
         if content is None:
             content = StoredContent(self._home.torrents / ref.torrent.hex(), ref)
             self._contents[ref] = content
-            if len(self._contents) > _OPEN_CONTENTS:
-                self._contents.popitem(last=False)[1].close()
-        else:
-            self._contents.move_to_end(ref)
+        self._open[ref] = content
+        self._open.move_to_end(ref)
+        if len(self._open) > _OPEN_CONTENTS:
+            self._open.popitem(last=False)[1].close()
         return content
 
 

@@ -94,7 +94,8 @@ class StoredImage:
 
     def used(self) -> dict[bytes, bytes]:
         """Which pieces of each torrent were read so far: see `StoredContent.used`."""
-        return {torrent: content.used() for torrent, content in self._contents.items()}
+        elsewhere = {} if self._known is None else self._known.used()
+        return elsewhere | {torrent: content.used() for torrent, content in self._contents.items()}
 
     def close(self) -> None:
         """Close the files; for an image that was never opened (else close the merged image)."""

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.formats.chunk_table import Chunk, Codec
+from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import Manifest, open_manifest, sign_manifest
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image import known as known_module
@@ -20,6 +21,7 @@ from p2pcloop.image.known import KnownChunks, home_manifests
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
+from tests.support.images import PIECE
 from tests.support.stacks import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -137,6 +139,30 @@ def test_sealed_layers_are_known_to_their_readers_only(home: Home) -> None:
     assert list(KnownChunks(home, secrets=[SECRET[::-1]]).find(old.chunks[0].id)) == []
     (found,) = KnownChunks(home, secrets=[SECRET]).find(old.chunks[0].id)
     assert found.seal is not None
+
+
+def test_pieces_that_were_of_use_are_told_and_no_others(home: Home) -> None:
+    layers = [
+        SharedLayer(home.torrents, n, {m: n * 1000 + m for m in range(500)}, size=500)
+        for n in range(2)
+    ]
+    for layer in layers:
+        layer.store_all()
+        keep(home, manifest_of([layer]))
+    new = SharedLayer(home.torrents, 2, {0: 499}, size=8)
+    stored = StoredImage.of_home(manifest_of([new]), home)
+    peers = Peers(new)
+    image = peers.open(stored)
+    DeviceReader(ImageDevice(image), partial(peers.supply, stored)).read(4096)
+    image.close()
+    used = stored.used()
+    assert layers[1].ref.torrent not in used
+    bits = used[layers[0].ref.torrent]
+    # The second page of the table and the last chunk.
+    parts = (open_index(layers[0].stored.content).page_extent(1), layers[0].place(499))
+    pieces = {byte // PIECE for at, length in parts for byte in range(at, at + length)}
+    assert pieces == {n for n in range(8 * len(bits)) if bits[n // 8] & 0x80 >> n % 8}
+    assert len(pieces) < layers[0].stored.pieces
 
 
 def test_a_chunk_that_stands_a_thousand_times_is_looked_at_a_few_times(home: Home) -> None:
