@@ -226,12 +226,14 @@ class Peers:
             self._swarm.look_up()
 
     def _alone(self) -> bool:
-        """Whether nobody is there but named peers, none connected, nor being connected to.
+        """Whether somebody waits and only named peers are known, none on its way or connected.
 
         Foreign clients hang up on a peer that wants nothing: aria2 after 30 s, transmission after
         5 minutes, libtorrent as it comes at once.
         """
-        if self._connected or self.sources.trackers or self.sources.web_seeds:
+        sources = self.sources
+        announced = sources.public or sources.trackers  # a pause would be told there
+        if not self._needs or self._connected or announced or sources.web_seeds:
             return False
         return trio.current_time() - self._dialled >= RETRY_SECONDS
 
