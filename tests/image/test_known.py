@@ -22,7 +22,7 @@ from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
 from tests.support.images import PIECE
-from tests.support.stacks import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
+from tests.support.shared_layers import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 

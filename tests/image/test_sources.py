@@ -15,7 +15,7 @@ from p2pcloop.formats.seal import Seal
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.stored import StoredImage
-from tests.support.stacks import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
+from tests.support.shared_layers import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
 
 
 def content(size: int, *layers: SharedLayer) -> bytes:
