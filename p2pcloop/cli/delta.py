@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.progress import progress_bar
@@ -19,14 +20,25 @@ from p2pcloop.formats.index import MAX_RUNS, open_index
 from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
+from p2pcloop.image.build import Progress
 from p2pcloop.image.changes import Base, Changes, Target, find_changes
-from p2pcloop.image.delta import DELTA, WHOLE, Delta, Find, nothing_moved, pack_delta
+from p2pcloop.image.delta import (
+    DELTA,
+    MIN_REFERRED,
+    WHOLE,
+    Delta,
+    Find,
+    nothing_known,
+    nothing_moved,
+    pack_delta,
+)
 from p2pcloop.image.known import KnownChunks
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import MovedBlocks
 from p2pcloop.image.pack import begin_layer, finish_layer
 from p2pcloop.store.have import HaveView
 from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE
 
 
 class _NobodyAnswersError(Exception):
@@ -104,14 +116,22 @@ class Maker:
     secret: bytes | None
     quiet: bool
 
-    def over(self, below: Opened | None, target: Target, find: Find | None = None) -> Made:
+    def over(
+        self,
+        below: Opened | None,
+        target: Target,
+        *,
+        found_in: Opened | None = None,
+        find: Find = nothing_moved,
+    ) -> Made:
         """Make and serve the delta of `target` over an image, or over nothing.
 
         Args:
-            below: what it lies on; None for a whole image in one layer.
+            below: what it lies on; None for a whole image in one layer that refers to no other.
             target: what it leads to.
-            find: tells which of its blocks lie in chunks of `below`; by default, those that are
-                found there.
+            found_in: the image in whose chunks `find` finds blocks; by default it is `below`,
+                looked through.
+            find: see `image.delta.Find`.
 
         Raises:
             UsageError: the image would have too many runs.
@@ -121,74 +141,64 @@ class Maker:
         with progress_bar("comparing", quiet=self.quiet) as progress:
             progress(0, target.size)
             changes = find_changes(target, base, progress)
-        manifest = None if below is None else below.ref.signed.manifest
-        content = Content(target.size, ()) if manifest is None else Content.of(manifest)
+        if below is None:
+            return self._pack(None, changes, target, None, nothing_moved)
+        content = Content.of(below.ref.signed.manifest)
         if not changes and target.size == content.size:
             return Made(content, changes, None)
-        if below is not None and find is None:
-            find = MovedBlocks(below.image, changes).find
-        return self.pack(below, manifest, target, changes, find or nothing_moved)
+        if found_in is None:
+            found_in, find = below, MovedBlocks(below.image, changes).find
+        return self._pack(below, changes, target, found_in, find)
 
-    def pack(
+    def _pack(
         self,
         below: Opened | None,
-        manifest: Manifest | None,
-        target: Target,
         changes: Changes,
+        target: Target,
+        found_in: Opened | None,
         find: Find,
     ) -> Made:
-        """Pack changes and serve the layer.
-
-        Args:
-            below: the image in whose chunks `find` finds blocks.
-            manifest: the layers under the new one; None for none.
-        """
+        """Pack changes and serve the layer."""
+        manifest = None if below is None else below.ref.signed.manifest
         others = _Others(self.home, manifest, self.secret)
-        with self.home.staging() as staging:
+        pack = partial(
+            pack_delta,
+            changes,
+            target,
+            base=None if found_in is None else found_in.image,
+            find=find,
+            known=nothing_known if below is None else others.find,
+            seal=None if self.secret is None else Seal.new(self.secret),
+            shape=WHOLE if below is None else DELTA,
+            in_a_row=MIN_REFERRED if found_in is below else 1,
+        )
+        with closing(others), self.home.staging() as staging:
             with progress_bar("packing", quiet=self.quiet) as progress:
-                delta = self._write(staging, below, target, changes, find, others, progress)
+                progress(0, changes.blocks * BLOCK_SIZE)
+                delta = _write(staging, pack, progress)
             header = open_index(delta.index)
-            if below is not None and manifest is not None:
+            if below is not None:
                 _check_runs(below.image, header.run_count)
             finish_layer(staging, delta.index)
             layer = self.who.serve_layer(staging, header)
         layers = () if manifest is None else manifest.layers
-        own = {ref.layer_id for ref in layers}
-        known = () if below is None else below.ref.signed.manifest.all_layers
+        known = [] if found_in is None else [*found_in.ref.signed.manifest.all_layers]
         refs = {ref.layer_id: ref for ref in (*known, *others.found.values())}
-        kept = () if manifest is None else manifest.sources
-        wanted = dict.fromkeys([*(ref.layer_id for ref in kept), *delta.sources])
-        sources = tuple(refs[layer_id] for layer_id in wanted if layer_id not in own)
+        kept = [] if manifest is None else [ref.layer_id for ref in manifest.sources]
+        stack = {ref.layer_id for ref in layers}
+        wanted = dict.fromkeys(key for key in (*kept, *delta.sources) if key not in stack)
+        sources = tuple(refs[layer_id] for layer_id in wanted)
         return Made(Content(target.size, (*layers, layer), sources), changes, delta)
 
-    def _write(
-        self,
-        staging: Path,
-        below: Opened | None,
-        target: Target,
-        changes: Changes,
-        find: Find,
-        others: _Others,
-        progress: Callable[..., None],
-    ) -> Delta:
-        progress(0, changes.blocks * 4096)
-        try:
-            with (begin_layer(staging) / "pack").open("wb") as pack:
-                return pack_delta(
-                    changes,
-                    target,
-                    pack,
-                    progress,
-                    base=None if below is None else below.image,
-                    find=find,
-                    known=others.find,
-                    seal=None if self.secret is None else Seal.new(self.secret),
-                    shape=WHOLE if below is None else DELTA,
-                )
-        except OSError as err:
-            raise storage_error(f"cannot write in {staging}", err) from err
-        finally:
-            others.close()
+
+def _write(
+    staging: Path, pack: Callable[[BinaryIO, Callable[..., None]], Delta], progress: Progress
+) -> Delta:
+    try:
+        with (begin_layer(staging) / "pack").open("wb") as file:
+            return pack(file, progress)
+    except OSError as err:
+        raise storage_error(f"cannot write in {staging}", err) from err
 
 
 class _Others:

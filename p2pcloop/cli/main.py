@@ -17,6 +17,8 @@ from p2pcloop.errors import P2pcloopError, storage_error
 _COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
     "publish": ("p2pcloop.cli.publish", "Serve what was changed of an image as a new version."),
+    "squash": ("p2pcloop.cli.squash", "Publish an image again, in fewer layers."),
+    "diff": ("p2pcloop.cli.diff", "Tell how much two images differ."),
     "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),
     "fetch": ("p2pcloop.cli.fetch", "Bring all of an image here."),

@@ -1,7 +1,7 @@
-"""Which blocks of a target differ from a base: an overlay from what it lies on, an image from another.
+"""Which blocks of a target differ from a base: of an overlay, or of one image from another.
 
-A whole chunk of the base is first compared by its SHA-256, so that the base's content is only needed
-where something differs. Blocks of the base that cannot be had count as changed.
+A whole chunk of the base is first compared by its SHA-256, so that the base's content is needed
+only where something differs. Blocks of the base that cannot be had count as changed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 
 _READ_BLOCKS = 256
-_MIN_REFERRED = 2
+MIN_REFERRED = 2
 """Blocks in a row: a single one that the base happens to have costs its reader a whole chunk."""
 
 _SMALL = 16 << 20
@@ -128,6 +128,7 @@ def pack_delta(
     known: KnownChunk = nothing_known,
     seal: Seal | None = None,
     shape: Shape = DELTA,
+    in_a_row: int = MIN_REFERRED,
 ) -> Delta:
     """Write the pack of a delta and return its index.
 
@@ -141,12 +142,13 @@ def pack_delta(
         known: which whole chunks are referred to.
         seal: seals the layer of a private image.
         shape: of the chunks.
+        in_a_row: blocks that must lie in `base` one after the other to be referred to.
 
     Raises:
         FormatError: more runs or chunks than a layer may have.
         P2pcloopError: of the target's reading.
     """
-    work = _Packer(changes, target, base, find, known, shape)
+    work = _Packer(changes, target, base, find, known, shape, in_a_row)
     how = "small" if changes.blocks * BLOCK_SIZE <= _SMALL else "delta"
     encode = partial(_encode, how if shape is DELTA else "whole")
     length = done = 0
@@ -192,6 +194,7 @@ class _Packer:
         find: Find,
         known: KnownChunk,
         shape: Shape,
+        in_a_row: int,
     ) -> None:
         self.chunks: list[Chunk] = []
         self.runs: list[Run] = []
@@ -204,6 +207,7 @@ class _Packer:
         self._find = find
         self._known = known
         self._shape = shape
+        self._in_a_row = in_a_row
         self._open = bytearray()
         self._number = -1
         self._seen: dict[bytes, tuple[int, int]] = {}
@@ -271,20 +275,25 @@ class _Packer:
     def _find_places(
         self, first: int, blocks: Sequence[memoryview], crcs: Sequence[int]
     ) -> list[Place | None]:
-        """Where blocks lie in the base, at least `_MIN_REFERRED` of them in a row."""
+        """Where blocks lie in the base, at least so many in a row as is worth it."""
         places: list[Place | None] = []
         expected: Place | None = None
         row = 0
         for block, (content, crc) in enumerate(zip(blocks, crcs, strict=True), first):
             place = self._find(block, content, crc, expected)
             if place is None or place != expected:
-                _forget_short(places, row)
+                self._forget_short(places, row)
                 row = 0
             row += place is not None
             places.append(place)
             expected = None if place is None or self._base is None else place.following(self._base)
-        _forget_short(places, row)
+        self._forget_short(places, row)
         return places
+
+    def _forget_short(self, places: list[Place | None], row: int) -> None:
+        """Take back the last places where fewer follow each other than are worth it."""
+        if 0 < row < self._in_a_row:
+            places[-row:] = [None] * row
 
     def _refer(self, place: Place) -> int | None:
         """The number here of a chunk of the base; None where no more sources may be named."""
@@ -322,12 +331,6 @@ class _Packer:
 
 
 _UNFINISHED = Chunk(0, 0, 0, Codec.NONE, b"")
-
-
-def _forget_short(places: list[Place | None], row: int) -> None:
-    """Take back the last places where fewer follow each other than are worth it."""
-    if 0 < row < _MIN_REFERRED:
-        places[-row:] = [None] * row
 
 
 class _Compressors(threading.local):

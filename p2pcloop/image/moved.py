@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
@@ -143,3 +144,29 @@ def _visible_chunks(image: MergedImage) -> list[list[int]]:
             last = run.chunk + (run.within + run.count - 1) // run.per_chunk
             found[run.layer].update(range(run.chunk, last + 1))
     return [sorted(numbers) for numbers in found]
+
+
+class LivePlaces:
+    """The chunks in which the upper layers of an image hold its blocks, where most of them show."""
+
+    def __init__(self, image: MergedImage, layers: int) -> None:
+        """Count what each chunk of all but the lowest `layers` layers shows."""
+        self._image = image
+        self._layers = layers
+        self._shown: Counter[tuple[int, int]] = Counter()
+        for run in image.map:
+            if run.layer >= layers and run.chunk != ZERO_CHUNK:
+                for layer, chunk, _, blocks in image.map.pieces(run.start, run.count):
+                    self._shown[layer, chunk] += blocks
+
+    def find(
+        self, block: int, _content: memoryview, _crc: int, _expected: Place | None
+    ) -> Place | None:
+        """Return where a block lies, unless so little of that chunk shows that it had better go."""
+        layer, number, within, _ = self._image.map.pieces(block, 1)[0]
+        if layer < self._layers or number == ZERO_CHUNK:
+            return None
+        blocks = self._image.layers[layer].chunk(number).blocks
+        if 2 * self._shown[layer, number] < blocks:
+            return None
+        return Place(layer, number, within, blocks)

@@ -13,6 +13,9 @@ from tests.cli.conftest import Run
 
 COMMANDS = [
     "seed",
+    "publish",
+    "squash",
+    "diff",
     "boot",
     "info",
     "fetch",
@@ -20,6 +23,7 @@ COMMANDS = [
     "verify",
     "log",
     "update",
+    "mirror",
     "status",
     "block",
     "key",

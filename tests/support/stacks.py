@@ -1,156 +1,108 @@
-"""Layers that share chunks, sealed or not, in the store of a node that lacks what is not given."""
+"""Stacks of layers in memory, each a delta over those before it."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
-import zstandard
-
-from p2pcloop.formats.block_map import Run
-from p2pcloop.formats.chunk_table import Chunk, Codec
-from p2pcloop.formats.index import build_index
-from p2pcloop.formats.manifest import LayerRef, Manifest
-from p2pcloop.formats.seal import Seal, key_check
+from p2pcloop.formats.block_map import ZERO_CHUNK
+from p2pcloop.formats.index import IndexHeader, open_index
+from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
+from p2pcloop.image.changes import Base, Changes, Stretch, Target, find_changes
+from p2pcloop.image.delta import Delta, Shape, pack_delta
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.layer import Layer, Pack
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.stored import StoredImage
-from tests.support.images import StoredLayer
+from p2pcloop.image.moved import MovedBlocks
+from tests.support.images import MemoryContent, ignore, read_views
 
-SECRET = bytes(range(32))
-BLOCK = 4096
-
-
-def block_of(fill: int) -> bytes:
-    """A block that compresses, and is unlike that of any other fill."""
-    return hashlib.sha256(b"%d" % fill).digest() * 128
+SMALL = Shape(2, 4, 1)
 
 
-class SharedLayer:
-    """A layer of one chunk for each block that it holds, some of them in the packs of others.
+class BytesTarget:
+    """A device in memory; all of it may differ, or what is said."""
 
-    Attributes:
-        stored: index and pack in the store.
-        chunks: of its table.
-        blocks: what it holds: block of the device to fill.
-        sealed: whether it is.
-    """
+    def __init__(self, data: bytes, stretches: Iterable[Stretch] | None = None) -> None:
+        self.data = data
+        self.size = len(data)
+        self._stretches = [(0, len(data) // 4096)] if stretches is None else list(stretches)
 
-    def __init__(
-        self,
-        torrents: Path,
-        number: int,
-        blocks: dict[int, int],
-        *,
-        size: int,
-        seal: Seal | None = None,
-        sources: Sequence[SharedLayer] = (),
-    ) -> None:
-        """Chunks that a source has in its own pack are referred to; the rest is packed.
+    def stretches(self) -> Iterable[Stretch]:
+        return self._stretches
 
-        Args:
-            torrents: of the home.
-            number: tells it from other layers.
-            blocks: block of the device to fill.
-            size: blocks of the device.
-            seal: of this layer.
-            sources: other layers.
-        """
-        self.blocks = blocks
-        self.sealed = seal is not None
-        self.chunks: list[Chunk] = []
-        pack = b""
-        runs = []
-        for block, fill in sorted(blocks.items()):
-            content = block_of(fill)
-            digest = hashlib.sha256(content).digest()
-            chunk = _chunk_of_sources(digest, sources)
-            if chunk is None:
-                stored = zstandard.ZstdCompressor().compress(content)
-                if seal is not None:
-                    stored = seal.seal_chunk(len(pack), stored)
-                chunk = Chunk(len(pack), len(stored), 1, Codec.ZSTD, digest)
-                pack += stored
-            runs.append(Run(block, 1, len(self.chunks)))
-            self.chunks.append(chunk)
-        index = build_index(
-            runs,
-            self.chunks,
-            image_size=size * BLOCK,
-            pack_length=len(pack),
-            sources=[source.stored.ref.layer_id for source in sources],
-            seal=seal,
+    def read(self, block: int, count: int) -> bytes:
+        return self.data[block * 4096 : (block + count) * 4096]
+
+
+def refuse(_missing: Missing) -> bool:
+    """Nobody answers."""
+    return False
+
+
+@dataclass
+class Stack:
+    """Layers from base to top."""
+
+    layers: list[tuple[IndexHeader, MemoryContent, Seal | None]] = field(default_factory=list)
+
+    def open(self) -> MergedImage:
+        """A new image of the stack."""
+        packs = {
+            header.layer_id: Pack(content, header.index_length, header.pack_length, seal)
+            for header, content, seal in self.layers
+        }
+        return MergedImage(
+            [
+                Layer(content, header, seal=seal, sources=[packs[key] for key in header.sources])
+                for header, content, seal in self.layers
+            ]
         )
-        torrent = hashlib.sha1(b"%d" % number, usedforsecurity=False).digest()
-        self.stored: StoredLayer = StoredLayer.of(torrents, index, pack, torrent)
 
-    @property
-    def ref(self) -> LayerRef:
-        """As a manifest has it."""
-        return self.stored.ref
+    def read(self) -> bytes:
+        """All that the device holds."""
+        image = self.open()
+        return read_views(ImageDevice(image), 0, [image.size])
 
-    def store_all(self) -> None:
-        """Bring all of it here."""
-        self.stored.store(range(self.stored.pieces))
+    def changes(self, target: Target) -> Changes:
+        """What of a target differs from the stack."""
+        return find_changes(target, Base(self.open() if self.layers else None, refuse), ignore)
 
-    def place(self, number: int) -> tuple[int, int]:
-        """Offset and length, in the torrent, of a chunk in the layer's own pack."""
-        chunk = self.chunks[number]
-        assert chunk.source == 0
-        return self.ref.index_length + chunk.offset, chunk.length
+    def add(self, target: Target, *, secret: bytes | None = None, **options: Any) -> Delta:
+        """Lay the delta of a target on top."""
+        changes = self.changes(target)
+        pack = io.BytesIO()
+        seal = None if secret is None else Seal.new(secret)
+        if self.layers:
+            image = self.open()
+            options = {"base": image, "find": MovedBlocks(image, changes).find} | options
+        delta = pack_delta(changes, target, pack, ignore, seal=seal, **options)
+        self.push(delta, pack.getvalue(), seal)
+        return delta
 
+    def push(self, delta: Delta, pack: bytes, seal: Seal | None = None) -> None:
+        """Lay a layer on top that is made already."""
+        header = open_index(delta.index)
+        assert header.pack_length == len(pack) == delta.pack_length
+        self.layers.append((header, MemoryContent(delta.index + pack), seal))
 
-def _chunk_of_sources(digest: bytes, sources: Sequence[SharedLayer]) -> Chunk | None:
-    for number, source in enumerate(sources, 1):
-        for chunk in source.chunks:
-            if chunk.id == digest and not chunk.source:
-                return Chunk(chunk.offset, chunk.length, 1, chunk.codec, digest, source=number)
-    return None
+    def packed_blocks(self) -> list[bytes]:
+        """The content of the top layer's own pack, block by block."""
+        image = self.open()
+        layer = image.layers[-1]
+        found = []
+        for number in range(layer.header.chunk_count):
+            if layer.chunk(number).source == 0:
+                data = layer.read_chunk(number)
+                found += [data[at : at + 4096] for at in range(0, len(data), 4096)]
+        return found
 
-
-def manifest_of(
-    layers: Sequence[SharedLayer], *, sources: Sequence[SharedLayer] = (), private: bool = False
-) -> Manifest:
-    """An unsigned manifest; private under `SECRET`."""
-    header = layers[-1].stored.content
-    return Manifest(
-        key=bytes(32),
-        label="a",
-        version=1,
-        created=0,
-        size=int.from_bytes(header[16:24], "little"),
-        layers=tuple(layer.ref for layer in layers),
-        sources=tuple(layer.ref for layer in sources),
-        key_check=key_check(SECRET) if private else None,
-    )
-
-
-class Peers:
-    """Answers what is missing, as p2pcloopd would.
-
-    Attributes:
-        rounds: how often it was asked.
-        asked: torrent, offset and length of every range.
-    """
-
-    def __init__(self, *layers: SharedLayer) -> None:
-        self._layers = {layer.ref.torrent: layer.stored for layer in layers}
-        self.rounds = 0
-        self.asked: list[tuple[bytes, int, int]] = []
-
-    def supply(self, stored: StoredImage, missing: Missing) -> None:
-        """Bring ranges here."""
-        self.rounds += 1
-        assert self.rounds < 1000
-        for wanted in missing.ranges:
-            self.asked.append((wanted.torrent, wanted.offset, wanted.length))
-            stored.accept(wanted, self._layers[wanted.torrent].answer(wanted))
-
-    def open(self, stored: StoredImage) -> MergedImage:
-        """Open an image."""
-        while True:
-            try:
-                return stored.open()
-            except Missing as missing:
-                self.supply(stored, missing)
+    def zero_runs(self) -> set[int]:
+        """The blocks that the top layer says to be zeros."""
+        header, content, seal = self.layers[-1]
+        runs = Layer(content, header, seal=seal, sources=[]).take_map()
+        return {
+            block for run in runs if run.chunk == ZERO_CHUNK for block in range(run.start, run.end)
+        }

@@ -1,0 +1,85 @@
+"""`p2pcloop diff`: how much two images differ."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from p2pcloop.cli.delta import open_stored
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.image.api import Missing
+from p2pcloop.image.difference import Side, compare
+from p2pcloop.image.local import open_local
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE, format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop diff knoppix my-knoppix
+  p2pcloop diff @key/debian --at 1 @key/debian
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("one")
+@click.argument("other")
+@click.option("--at", type=click.IntRange(1), metavar="VERSION", help="The version of ONE.")
+@home_option
+@json_option
+def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) -> None:
+    """Tell how much the images ONE and OTHER differ, by their maps; fetches no content.
+
+    Chunks of one SHA-256 are equal. Of others some blocks may be equal all the same: then it says
+    "at most".
+    """
+    home.create()
+    with ExitStack() as stack:
+        left = _open(one, at or 0, home, stack, quiet=as_json)
+        right = _open(other, 0, home, stack, quiet=as_json)
+        found = compare(left, right)
+    answer: dict[str, Any] = {
+        "blocks": found.blocks,
+        "bytes": found.blocks * BLOCK_SIZE,
+        "exact": found.exact,
+        "sizes": [left.image.size, right.image.size],
+    }
+    if as_json:
+        click.echo(to_json(answer))
+        return
+    for line in _lines(answer):
+        click.echo(line)
+
+
+def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> Side:
+    target = resolve_ref(ref, home, at=at)
+    if isinstance(target, StoredRef):
+        stack.enter_context(target.client)
+        opened = open_stored(target, home, stack)
+        return Side(opened.image, opened.supply)
+    with progress_bar("reading", quiet=quiet) as progress:
+        image = open_local(target, home.indexes, progress)
+    stack.callback(image.close)
+    return Side(image, _never)
+
+
+def _never(missing: Missing) -> None:
+    raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
+
+
+def _lines(answer: dict[str, Any]) -> list[str]:
+    before, after = answer["sizes"]
+    lines = []
+    if before != after:
+        lines.append(f"devices of {format_size(before)} and {format_size(after)}")
+    if not answer["blocks"]:
+        lines.append("no block differs" + (" in what both have" if before != after else ""))
+    else:
+        most = "" if answer["exact"] else "at most "
+        size = format_size(answer["bytes"])
+        lines.append(f"{most}{answer['blocks']} blocks of 4 KiB differ: {size}")
+    return lines

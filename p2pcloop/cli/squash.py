@@ -1,0 +1,135 @@
+"""`p2pcloop squash`: a version of the same content in fewer layers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.delta import Made, Maker, Opened, open_stored
+from p2pcloop.cli.fetch import fetch_all
+from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.release import Publisher
+from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.formats.manifest import Manifest
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.moved import LivePlaces
+from p2pcloop.image.targets import DeviceTarget, upper_stretches
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE, format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop squash @key/my-knoppix
+  p2pcloop squash my-knoppix --all --json
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.option("--all", "whole", is_flag=True, help="One layer in place of all, the base too.")
+@click.option("--message", "-m", default="", metavar="TEXT", help="What to say about it.")
+@key_option
+@public_option
+@home_option
+@json_option
+def command(
+    ref: str,
+    message: str,
+    key_name: str | None,
+    home: Home,
+    *,
+    whole: bool,
+    public: bool,
+    as_json: bool,
+) -> None:
+    """Publish the newest version of your image REF again, as one delta over its lowest layer.
+
+    What the layers between still show of their packs is referred to there; chunks of which little
+    shows are packed anew. The content stays what it is.
+    """
+    target = resolve_ref(ref, home)
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file: it has no layers", hint="give @key/label")
+    target.check_secret()
+    with ExitStack() as stack:
+        client = stack.enter_context(ensure_daemon(home))
+        manifest = target.signed.manifest
+        who = Publisher.of(home, client, manifest.label, key_name)
+        _check_newest(target, who)
+        if len(manifest.layers) <= (1 if whole else 2):
+            answer: dict[str, Any] = {"name": target.name, "version": manifest.version}
+            answer |= {"link": target.link, "changed": False, "layers": len(manifest.layers)}
+        else:
+            fetch_all(target, quiet=as_json)
+            made = _squash(target, who, home, stack, whole=whole, quiet=as_json)
+            content = replace(made.content, boot=manifest.boot)
+            answer = who.release(
+                content,
+                message=message or manifest.message,
+                parent=manifest.parent,
+                public=public,
+                secret=target.secret,
+            )
+            stored = 0 if made.delta is None else made.delta.pack_length
+            answer |= {"layers": len(content.layers), "stored": stored}
+    _tell(answer, as_json=as_json)
+
+
+def _check_newest(target: StoredRef, who: Publisher) -> None:
+    manifest = target.signed.manifest
+    if who.name != manifest.name:
+        raise MismatchError(
+            f"{manifest.name} is not signed by this key",
+            hint="choose the key with --key; to join what others published, publish it as yours",
+        )
+    if who.newest is not None and who.newest.signed.id != target.signed.id:
+        raise UsageError(
+            f"it is version {manifest.version}, and there is version"
+            f" {who.newest.signed.manifest.version}",
+            hint=f"give the name: {manifest.name}",
+        )
+
+
+def _squash(
+    target: StoredRef, who: Publisher, home: Home, stack: ExitStack, *, whole: bool, quiet: bool
+) -> Made:
+    maker = Maker(who, home, target.secret, quiet)
+    opened = open_stored(target, home, stack)
+    image = opened.image
+    device = ImageDevice(image)
+    if whole:
+        everything = [(0, image.size // BLOCK_SIZE)]
+        return maker.over(None, DeviceTarget(device, opened.supply, everything))
+    base = open_stored(_lowest(target, opened), home, stack)
+    shown = upper_stretches(image, 1, image.size)
+    made_of = LivePlaces(image, 1)
+    return maker.over(
+        base, DeviceTarget(device, opened.supply, shown), found_in=opened, find=made_of.find
+    )
+
+
+def _lowest(ref: StoredRef, opened: Opened) -> StoredRef:
+    """The lowest layer alone, as an image."""
+    manifest, header = ref.signed.manifest, opened.image.layers[0].header
+    others = [layer for layer in manifest.all_layers[1:] if layer.layer_id in header.sources]
+    alone: Manifest = replace(
+        manifest, size=header.image_size, layers=manifest.layers[:1], sources=tuple(others)
+    )
+    return replace(ref, signed=replace(ref.signed, manifest=alone))
+
+
+def _tell(answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(to_json(answer))
+    elif not answer["changed"]:
+        click.echo(f"nothing to join: {answer['name']} has {answer['layers']} layers")
+    else:
+        click.echo(f"serving {answer['name']}, version {answer['version']}")
+        click.echo(f"  {answer['layers']} layers, {format_size(answer['stored'])} packed anew")
+        click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")

@@ -1,0 +1,105 @@
+"""How much two images differ, by their maps and chunk ids: no content is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from p2pcloop.formats.block_map import ZERO_CHUNK, Piece
+from p2pcloop.formats.chunk_table import Chunk
+from p2pcloop.image.api import Missing
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.units import BLOCK_SIZE
+
+_WINDOW = 4096
+"""Blocks of which both maps are asked at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of two images, as far as both have blocks.
+
+    Attributes:
+        blocks: at most so many differ.
+        exact: so many do.
+    """
+
+    blocks: int
+    exact: bool
+
+
+class Side:
+    """One of the two images, and who brings the pages of its chunk tables."""
+
+    def __init__(self, image: MergedImage, supply: Callable[[Missing], None]) -> None:
+        self.image = image
+        self._supply = supply
+
+    def chunk(self, piece: Piece) -> Chunk:
+        """The entry of a piece's chunk.
+
+        Raises:
+            P2pcloopError: it can never be had.
+        """
+        while True:
+            try:
+                return self.image.layers[piece[0]].chunk(piece[1])
+            except Missing as missing:
+                self._supply(missing)
+
+    def layer_id(self, piece: Piece) -> bytes:
+        """The id of a piece's layer."""
+        return self.image.layers[piece[0]].header.layer_id
+
+
+def compare(one: Side, other: Side) -> Difference:
+    """Count the blocks that may differ.
+
+    Raises:
+        P2pcloopError: a page of a chunk table can never be had.
+    """
+    blocks, exact = 0, True
+    for first, second in _pairs(one.image, other.image):
+        known = _compare_pieces(one, first, other, second)
+        if known != "equal":
+            blocks += first[3]
+            exact = exact and known == "different"
+    return Difference(blocks, exact)
+
+
+def _pairs(one: MergedImage, other: MergedImage) -> Iterator[tuple[Piece, Piece]]:
+    """What both images hold, cut where either has a border: pieces of equal length."""
+    end = min(one.size, other.size) // BLOCK_SIZE
+    for at in range(0, end, _WINDOW):
+        count = min(_WINDOW, end - at)
+        rights = iter(other.map.pieces(at, count))
+        right = next(rights)
+        for left in one.map.pieces(at, count):
+            rest = left
+            while rest[3]:
+                if not right[3]:
+                    right = next(rights)
+                length = min(rest[3], right[3])
+                yield (*rest[:3], length), (*right[:3], length)
+                rest, right = _skip(rest, length), _skip(right, length)
+
+
+def _skip(piece: Piece, blocks: int) -> Piece:
+    layer, chunk, within, count = piece
+    return layer, chunk, within + blocks, count - blocks
+
+
+def _compare_pieces(one: Side, first: Piece, other: Side, second: Piece) -> str:
+    """Tell "equal", "different" (every block is) or "unknown" of two pieces of equal length."""
+    zeros = (first[1] == ZERO_CHUNK) + (second[1] == ZERO_CHUNK)
+    if zeros == 2:
+        return "equal"
+    if zeros:
+        return "unknown"
+    if first[1:3] == second[1:3] and one.layer_id(first) == other.layer_id(second):
+        return "equal"
+    left, right = one.chunk(first), other.chunk(second)
+    if left.id == right.id:
+        # A chunk may hold a block twice: other places in it do not say that blocks differ.
+        return "equal" if first[2] == second[2] else "unknown"
+    return "different" if left.blocks == right.blocks == 1 else "unknown"
