@@ -4,7 +4,8 @@ All layers of the manifests that are known here are looked through, as far as th
 chunk tables lie here. Of each chunk 40 bits of its id and 24 bits for its place are kept, 8 bytes
 in all, sorted; the rest is read again from the page when it is asked for. Layers are looked through
 up to `MAX_PAGES` pages in all, whether those are here or not: 8 MiB for 2^20 chunks, 64 GiB of
-images in chunks of 64 KiB. They are loaded when first asked, newest manifest first.
+images in chunks of 64 KiB. They are loaded when first asked, newest manifest first: 30 ms for 28,000
+chunks, 1 to 3 s for as many as there may be.
 
 Nothing found here is believed: whoever reads a chunk compares it with its id, and what does not
 match, for whatever reason, is fetched as if it had not been found.

@@ -114,11 +114,18 @@ class StoredImage:
         if ref.layer_id in self._layers:
             return
         header = self._headers[ref.layer_id]
+        seal = self._seal(ref)
+        sources = [self._pack(source) for source in header.sources]
+        if seal is None and any(pack.seal is not None for pack in sources):
+            raise FormatError(
+                "a layer that everybody can read refers to chunks of a sealed one",
+                hint="ask the publisher to publish the image again",
+            )
         self._layers[ref.layer_id] = Layer(
             self._contents[ref.torrent],
             header,
-            seal=self._seal(ref),
-            sources=[self._pack(source) for source in header.sources],
+            seal=seal,
+            sources=sources,
             elsewhere=nowhere if self._known is None else self._known.read,
         )
 

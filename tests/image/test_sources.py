@@ -141,6 +141,14 @@ def test_a_sealed_layer_in_an_image_for_everybody(tmp_path: Path, sealed: Shared
     stored.close()
 
 
+def test_a_layer_for_everybody_with_a_sealed_source(tmp_path: Path, sealed: SharedLayer) -> None:
+    top = SharedLayer(tmp_path, 1, {7: 1}, size=8, sources=[sealed])
+    stored = StoredImage(manifest_of([sealed, top], private=True), tmp_path, SECRET)
+    with pytest.raises(FormatError, match="refers to chunks of a sealed one"):
+        read_all(stored, Peers(sealed, top))
+    stored.close()
+
+
 def swap(data: bytearray, first: tuple[int, int], second: tuple[int, int]) -> None:
     """Put each of two chunks of one length where the other was."""
     (a, length), (b, other) = first, second
