@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,31 @@ def test_keep_changes(cloop: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("temporary")
+def test_pass_on_changes(cloop: Path) -> None:
+    said = tool(EXAMPLES / "pass-on-changes.sh", cloop)
+    names = re.findall(r"^(@\w+)/(class|homework): magnet:", said, re.MULTILINE)
+    assert [label for _, label in names] == ["class", "homework"]
+    assert names[0][0] != names[1][0]
+    assert f"made from {names[0][0]}/class, version 1" in said
+    size = re.search(r" +1 +[-0-9]+ [+:0-9]+ +(\d+)\.\d kB +with hello-p2pcloop", said)
+    assert size and 0 < int(size[1]) < 100
+    assert said.count("hello from an installed package") == 1
+    assert re.search(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", said)
+
+
+def test_serve_from_a_mirror(cloop: Path, tmp_path: Path, temporary: Path) -> None:
+    with on_terminal(tmp_path, EXAMPLES / "serve-from-a-mirror.sh", cloop) as example:
+        example.expect(r"data/[0-9a-f]{32}/pack, [1-9]\d+ bytes", BOUND)
+        server = example.expect(r"booting http://([\d.:]+)/@\w+/example", BOUND)[1]
+        example.expect(SHELL_PROMPT, BOUND)
+        assert list(temporary.iterdir()) != []
+        example.send_line("poweroff")
+        example.expect(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", BOUND)
+        example.expect(f"from {server}", BOUND)
+        assert example.wait(BOUND) == 0
+
+
+@pytest.mark.usefixtures("temporary")
 def test_use_with_nbd(image: Path, cloop: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.img"
     said = tool(EXAMPLES / "use-with-nbd.sh", cloop, out)
@@ -93,5 +119,5 @@ def test_without_arguments_it_says_its_usage(example: Path) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    names = {path.stem for path in EXAMPLES.iterdir()}
-    assert names == {"boot-from-a-peer", "keep-changes", "use-with-nbd"}
+    tests = {name.removeprefix("test_").replace("_", "-") for name in globals()}
+    assert {path.stem for path in EXAMPLES.iterdir()} <= tests
