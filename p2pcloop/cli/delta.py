@@ -23,15 +23,14 @@ from p2pcloop.image.api import Missing
 from p2pcloop.image.build import Progress
 from p2pcloop.image.changes import Base, Changes, Target, find_changes
 from p2pcloop.image.delta import (
-    DELTA,
     MIN_REFERRED,
-    WHOLE,
     Delta,
     Find,
     nothing_known,
     nothing_moved,
     pack_delta,
 )
+from p2pcloop.image.encoding import DELTA, WHOLE
 from p2pcloop.image.known import KnownChunks
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import MovedBlocks

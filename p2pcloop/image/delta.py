@@ -8,13 +8,10 @@ referred to, and so are whole chunks that a known layer has.
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO
-
-import zstandard
 
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK, ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
@@ -22,6 +19,7 @@ from p2pcloop.formats.index import MAX_SOURCES, build_index
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.build import Progress
 from p2pcloop.image.changes import REPEATED, Changes, Target, checksum, stretches_of
+from p2pcloop.image.encoding import DELTA, Level, Shape, choose_level, encode
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import Place
 from p2pcloop.parallel import ordered_map
@@ -30,53 +28,6 @@ from p2pcloop.units import BLOCK_SIZE
 _READ_BLOCKS = 256
 MIN_REFERRED = 2
 """Blocks in a row: a single one that the base happens to have costs its reader a whole chunk."""
-
-_SMALL = 16 << 20
-"""Up to so much content is packed as small as can be; it takes two seconds on two cores."""
-
-_WORTH_IT = 0.97
-"""What a fast trial does not make smaller than this is stored as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How chunks are made of blocks.
-
-    Attributes:
-        least: blocks of a chunk before it may end.
-        most: blocks of a chunk.
-        end_mask: a block whose checksum has none of these bits ends a chunk.
-    """
-
-    least: int
-    most: int
-    end_mask: int
-
-
-DELTA = Shape(96, 128, 15)
-"""Long chunks: 512 KiB pack to 1.1 times, 256 KiB to 1.15 times what one stream does."""
-
-WHOLE = Shape(16, 16, 0)
-"""Of an image that lies on nothing: the unit in which a boot reads."""
-
-_ZSTD = {
-    "delta": zstandard.ZstdCompressionParameters.from_level(
-        16,
-        source_size=DELTA.most * BLOCK_SIZE,
-        strategy=zstandard.STRATEGY_BTOPT,
-        window_log=19,
-        chain_log=19,
-        hash_log=19,
-        search_log=3,
-        min_match=3,
-        target_length=32,
-    ),
-    "small": zstandard.ZstdCompressionParameters.from_level(
-        19, source_size=DELTA.most * BLOCK_SIZE
-    ),
-    "whole": zstandard.ZstdCompressionParameters.from_level(9, source_size=WHOLE.most * BLOCK_SIZE),
-}
-"""Of `delta`: 20 to 30 MB/s on two cores; measured in docs/performance.md."""
 
 Find = Callable[[int, memoryview, int, Place | None], Place | None]
 """Tells in which chunk of the base a block lies: its number, content, checksum, and where the block
@@ -149,10 +100,9 @@ def pack_delta(
         P2pcloopError: of the target's reading.
     """
     work = _Packer(changes, target, base, find, known, shape, in_a_row)
-    how = "small" if changes.blocks * BLOCK_SIZE <= _SMALL else "delta"
-    encode = partial(_encode, how if shape is DELTA else "whole")
+    level = choose_level(shape, changes.blocks * BLOCK_SIZE)
     length = done = 0
-    for new, codec, encoded in ordered_map(encode, work.new_chunks()):
+    for new, codec, encoded in ordered_map(partial(_encode, level), work.new_chunks()):
         stored = encoded if seal is None else seal.seal_chunk(length, encoded)
         pack.write(stored)
         blocks = len(new.content) // BLOCK_SIZE
@@ -333,21 +283,5 @@ class _Packer:
 _UNFINISHED = Chunk(0, 0, 0, Codec.NONE, b"")
 
 
-class _Compressors(threading.local):
-    """zstd contexts for each thread: one must not be used by two at once."""
-
-    def __init__(self) -> None:
-        self.trial = zstandard.ZstdCompressor(level=1)
-        self.best = {
-            how: zstandard.ZstdCompressor(compression_params=parameters)
-            for how, parameters in _ZSTD.items()
-        }
-
-
-_compressors = _Compressors()
-
-
-def _encode(how: str, new: _New) -> tuple[_New, Codec, bytes]:
-    if len(_compressors.trial.compress(new.content)) > _WORTH_IT * len(new.content):
-        return new, Codec.NONE, new.content
-    return new, Codec.ZSTD, _compressors.best[how].compress(new.content)
+def _encode(level: Level, new: _New) -> tuple[_New, Codec, bytes]:
+    return new, *encode(level, new.content)

@@ -12,8 +12,9 @@ from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import open_index
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.changes import Base, find_changes
-from p2pcloop.image.delta import DELTA, pack_delta
+from p2pcloop.image.delta import pack_delta
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.encoding import DELTA
 from p2pcloop.image.moved import LivePlaces
 from p2pcloop.image.targets import DeviceTarget, upper_stretches
 from tests.support.images import MemoryContent, ignore

@@ -12,8 +12,9 @@ from p2pcloop.formats.index import IndexHeader, open_index
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
 from p2pcloop.image.changes import Base, Changes, Stretch, Target, find_changes
-from p2pcloop.image.delta import Delta, Shape, pack_delta
+from p2pcloop.image.delta import Delta, pack_delta
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.encoding import Shape
 from p2pcloop.image.layer import Layer, Pack
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import MovedBlocks

@@ -1,0 +1,98 @@
+"""How the chunks of a delta are cut and compressed: what is small, and quick enough to wait for."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from dataclasses import dataclass
+
+import zstandard
+
+from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.units import BLOCK_SIZE
+
+_SMALL = 16 << 20
+"""Up to so much content is packed as small as can be; it takes two seconds on two cores."""
+
+_WORTH_IT = 0.97
+"""What a fast trial does not make smaller than this is stored as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How chunks are made of blocks.
+
+    Attributes:
+        least: blocks of a chunk before it may end.
+        most: blocks of a chunk.
+        end_mask: a block whose checksum has none of these bits ends a chunk.
+    """
+
+    least: int
+    most: int
+    end_mask: int
+
+
+DELTA = Shape(96, 128, 15)
+"""Long chunks: 512 KiB pack to 1.1 times, 256 KiB to 1.15 times what one stream does."""
+
+WHOLE = Shape(16, 16, 0)
+"""Of an image that lies on nothing: the unit in which a boot reads."""
+
+
+class Level(enum.Enum):
+    """How hard a chunk is compressed."""
+
+    DELTA = enum.auto()
+    SMALL = enum.auto()
+    WHOLE = enum.auto()
+
+
+_ZSTD = {
+    Level.DELTA: zstandard.ZstdCompressionParameters.from_level(
+        16,
+        source_size=DELTA.most * BLOCK_SIZE,
+        strategy=zstandard.STRATEGY_BTOPT,
+        window_log=19,
+        chain_log=19,
+        hash_log=19,
+        search_log=3,
+        min_match=3,
+        target_length=32,
+    ),
+    Level.SMALL: zstandard.ZstdCompressionParameters.from_level(
+        19, source_size=DELTA.most * BLOCK_SIZE
+    ),
+    Level.WHOLE: zstandard.ZstdCompressionParameters.from_level(
+        9, source_size=WHOLE.most * BLOCK_SIZE
+    ),
+}
+"""`Level.DELTA` makes 20 to 30 MB/s on two cores; measured in docs/performance.md."""
+
+
+class _Compressors(threading.local):
+    """zstd contexts for each thread: one must not be used by two at once."""
+
+    def __init__(self) -> None:
+        self.trial = zstandard.ZstdCompressor(level=1)
+        self.best = {
+            how: zstandard.ZstdCompressor(compression_params=parameters)
+            for how, parameters in _ZSTD.items()
+        }
+
+
+_compressors = _Compressors()
+
+
+def choose_level(shape: Shape, size: int) -> Level:
+    """The level for a layer of chunks of a shape with `size` bytes of content in all."""
+    if shape is not DELTA:
+        return Level.WHOLE
+    return Level.SMALL if size <= _SMALL else Level.DELTA
+
+
+def encode(level: Level, content: bytes) -> tuple[Codec, bytes]:
+    """Return how the content of a chunk is stored, and its stored bytes."""
+    if len(_compressors.trial.compress(content)) > _WORTH_IT * len(content):
+        return Codec.NONE, content
+    return Codec.ZSTD, _compressors.best[level].compress(content)
