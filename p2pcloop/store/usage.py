@@ -26,6 +26,7 @@ class Keep(Enum):
     PUBLISHED = "were published from here"
     IN_PLACE = "belong to files that are seeded where they lie"
     LINKED = "have hard links elsewhere"
+    NEW = "are of no known image yet"
     RECORDS = "are metadata and manifests"
 
 
@@ -51,18 +52,11 @@ def look_at_usage(home: Home) -> Usage:
         StorageError: the system refused.
     """
     manifests = dict(_manifests(home))
-    keep: dict[bytes, Keep] = dict.fromkeys(leased_torrents(home), Keep.RUNNING)
-
-    def note(manifest_id: bytes, reason: Keep) -> None:
+    keep: dict[bytes, Keep] = {}
+    for manifest_id, reason in _whole_images(home):
         if manifest_id in manifests:
             for layer in manifests[manifest_id].all_layers:
                 keep.setdefault(layer.torrent, reason)
-
-    for pin in load_pins(home):
-        note(pin, Keep.PINNED)
-    for _, ids in overlaid_manifests(home):
-        for manifest_id in ids:
-            note(manifest_id, Keep.OVERLAY)
     ours = {read_key(home.keys, name).public for name in list_keys(home.keys)}
     for manifest in manifests.values():
         if manifest.key in ours:
@@ -70,6 +64,17 @@ def look_at_usage(home: Home) -> Usage:
                 keep.setdefault(layer.torrent, Keep.PUBLISHED)
     named = frozenset(layer.torrent for m in manifests.values() for layer in m.all_layers)
     return Usage(keep, named)
+
+
+def _whole_images(home: Home) -> Iterator[tuple[bytes, Keep]]:
+    """The ids of manifests of which everything must stay."""
+    for manifest_id in leased_manifests(home):
+        yield manifest_id, Keep.RUNNING
+    for manifest_id in load_pins(home):
+        yield manifest_id, Keep.PINNED
+    for _, ids in overlaid_manifests(home):
+        for manifest_id in ids:
+            yield manifest_id, Keep.OVERLAY
 
 
 def published_layers(
@@ -99,17 +104,6 @@ def published_layers(
         else:
             theirs.update(layer.torrent for layer in ancestor.all_layers)
     return [layer for layer in manifest.all_layers if layer.torrent not in theirs]
-
-
-def leased_torrents(home: Home) -> set[bytes]:
-    """The torrents of images that are in use now.
-
-    Raises:
-        FormatError, MismatchError, NotHereError: the manifest of one cannot be read.
-        StorageError: the system refused.
-    """
-    used = [_read_manifest(home.manifests / each.hex()) for each in leased_manifests(home)]
-    return {layer.torrent for manifest in used for layer in manifest.all_layers}
 
 
 def _manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:

@@ -319,6 +319,19 @@ def test_what_nothing_names_is_removed_after_a_day(reader: Node, link: str) -> N
     assert list(reader.home.tmp.iterdir()) == []
 
 
+def test_what_is_about_to_be_published_stays(reader: Node) -> None:
+    """A publisher's only copy, between the two steps of publishing."""
+    staging = reader.home.tmp / "new"
+    (staging / "data" / "x").mkdir(parents=True)
+    for file in ("index", "pack"):
+        (staging / "data" / "x" / file).write_bytes(RAW)
+    reader.run("daemon", "start")
+    with ControlClient.connect(reader.home) as client:
+        torrent = client.call("seed", staging=str(staging))["torrent"]
+    _refused(reader, "are of no known image yet")
+    assert reader.torrents()[torrent.hex()]["have_bytes"] == 2 * len(RAW)
+
+
 def test_a_collection_that_is_killed_loses_nothing(reader: Node, link: str, tmp_path: Path) -> None:
     """At any moment: whenever it happens to be; every step is tried in the engine's own tests."""
     reader.run("fetch", link)

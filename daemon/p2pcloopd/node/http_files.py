@@ -61,7 +61,10 @@ class _LayerFile:
         return self.stored.has(self.start + offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
-        return await trio.to_thread.run_sync(self.stored.read, self.start + offset, length)
+        data = await trio.to_thread.run_sync(self.stored.read, self.start + offset, length)
+        if not self.here(offset, length):  # evicted meanwhile: bits go first, then the bytes
+            raise NotHereError("a part of a layer that was being sent is not here any more")
+        return data
 
 
 async def find_file(node: Node, path: str) -> File | None:

@@ -13,7 +13,7 @@ from p2pcloop.store.eviction import Choice, choose, describe_kept
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins, save_pins
 from p2pcloop.store.stamps import save_stamps
-from p2pcloop.store.usage import leased_torrents
+from p2pcloop.store.usage import Usage, look_at_usage
 from p2pcloop.units import format_size
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
@@ -112,7 +112,7 @@ class Room:
 
     async def pin(self, manifest_id: bytes, name: str | None) -> bool:
         """Pin a manifest, or unpin it where `name` is None; tell whether it was pinned before."""
-        async with self._noting:
+        async with self._collecting:  # when this is answered, nothing more of it goes
             pins = await trio.to_thread.run_sync(load_pins, self._home)
             before = pins.pop(manifest_id, None) is not None
             if name is not None:
@@ -189,19 +189,20 @@ class Room:
         """Do what was chosen, but for what came into use meanwhile; tell whether anything went."""
         some = False
         for info_hash in choice.remove:
-            if not await self._in_use(info_hash) and await self._engine.remove(
-                info_hash, self._home.tmp
-            ):
+            usage = await self._usage()
+            if info_hash in usage.named or info_hash in usage.keep:
+                continue
+            if await self._engine.remove(info_hash, self._home.tmp):
                 removed.append(info_hash)
                 some = True
         for info_hash, pieces in choice.evict.items():
             torrent = self._engine.get(info_hash)
-            if torrent is None or await self._in_use(info_hash):
+            if torrent is None or info_hash in (await self._usage()).keep:
                 continue
             if await torrent.evict(pieces):
                 evicted.setdefault(info_hash, set()).update(pieces)
                 some |= bool(pieces)
         return some
 
-    async def _in_use(self, info_hash: bytes) -> bool:
-        return info_hash in await trio.to_thread.run_sync(leased_torrents, self._home)
+    async def _usage(self) -> Usage:
+        return await trio.to_thread.run_sync(look_at_usage, self._home)

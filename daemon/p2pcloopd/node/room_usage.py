@@ -47,9 +47,11 @@ def _use(
     except OSError as err:
         raise storage_error(f"cannot look at {directory}", err) from err
     keep = usage.keep.get(info_hash) or (Keep.READING if wanted else None)
-    settled = info_hash not in usage.named and time.time() - changed > GRACE_SECONDS
+    named = info_hash in usage.named
+    settled = not named and time.time() - changed > GRACE_SECONDS
     if disk is None:
-        return TorrentUse(info_hash, 0, 0, b"", (), 0, records, keep=keep, garbage=settled)
+        garbage = settled and not any((directory / "data").iterdir())
+        return TorrentUse(info_hash, 0, 0, b"", (), 0, records, keep=keep, garbage=garbage)
     layer = [path.name for path, _ in disk.layout.files] == LAYER_FILES
     here = disk.have.to_list()
     room = allocated(disk.content)
@@ -63,7 +65,7 @@ def _use(
         room,
         records,
         junk if junk > _JUNK + room // 64 else 0,
-        keep or _kept_by_files(disk, layer),
+        keep or _kept_by_files(disk, layer) or (None if named or settled else Keep.NEW),
         garbage=settled and layer,
     )
 
