@@ -1,0 +1,394 @@
+"""Resolving by links, names, mirrors and versions: what may be refused is refused, whole."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pcloop.errors import FormatError, MismatchError, NotHereError
+from p2pcloop.formats.link import Link, parse_link
+from p2pcloop.formats.manifest import (
+    LayerRef,
+    Manifest,
+    ManifestRef,
+    SignedManifest,
+    open_manifest,
+    sign_manifest,
+)
+from p2pcloop.formats.name import Name
+from p2pcloop.formats.packing import pack_canonical
+from p2pcloop.formats.record import Record, sign_record
+from p2pcloop.formats.seal import key_check
+from p2pcloopd.engine.seeding import make_torrent
+from tests.node.conftest import KEY, NodeProcess
+from tests.support.static_server import Fault, Misbehaving, misbehaving
+
+PUBLIC = KEY.public_key().public_bytes_raw()
+NAME = Name(PUBLIC, "debian")
+LAYER = LayerRef(b"l" * 32, b"t" * 20, 4096, 512, 8192, 16384)
+
+
+def torrent_of(manifest: SignedManifest) -> bytes:
+    """The info hash of a manifest's own torrent."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "data" / "manifest"
+        path.parent.mkdir()
+        path.write_bytes(manifest.data)
+        return make_torrent(Path(folder), lambda _done, _size: None)
+
+
+@dataclass
+class Publisher:
+    """Writes a mirror: records and manifests, as `p2pcloop mirror` does."""
+
+    directory: Path
+    links: dict[int, Link] = field(default_factory=dict)
+
+    def make(self, version: int, **fields: Any) -> tuple[SignedManifest, Link]:
+        """Sign a version; it is put nowhere."""
+        values: dict[str, Any] = {"created": 0, "size": 4096, "layers": (LAYER,)} | fields
+        manifest = Manifest(PUBLIC, NAME.label, version, **values)
+        signed = open_manifest(sign_manifest(manifest, KEY))
+        return signed, Link(NAME, signed.id, torrent_of(signed))
+
+    def publish(self, version: int, **fields: Any) -> SignedManifest:
+        """Sign a version and put it, and a record of it, into the mirror."""
+        signed, link = self.make(version, **fields)
+        self.links[version] = link
+        self.put_manifest(signed)
+        self.put(sign_record(self.record(version), KEY))
+        return signed
+
+    def record(self, version: int) -> Record:
+        link = self.links[version]
+        return Record(PUBLIC, NAME.label, version, 0, link.manifest_id, link.manifest_torrent)
+
+    def ref(self, version: int) -> ManifestRef:
+        return ManifestRef(self.links[version].manifest_id, self.links[version].manifest_torrent)
+
+    def put_manifest(self, signed: SignedManifest) -> None:
+        path = self.directory / "manifests" / signed.id.hex()
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(signed.data)
+
+    def put(self, record: bytes) -> None:
+        path = self.directory / str(NAME)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(record)
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher(tmp_path)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[Misbehaving]:
+    with misbehaving(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def node() -> Iterator[NodeProcess]:
+    node = NodeProcess()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.remove()
+
+
+def tree(node: NodeProcess) -> dict[str, bytes]:
+    """All that lies in a node's home, but for its log."""
+    return {
+        str(path): path.read_bytes() if path.is_file() else b""
+        for path in node.home.root.rglob("*")
+        if path.name != "log"
+    }
+
+
+def refused(
+    node: NodeProcess, error: type[Exception], says: str, **args: Any
+) -> pytest.ExceptionInfo[Exception]:
+    """Resolve what must be refused: that is said, and nothing changes on disk."""
+    before = tree(node)
+    with pytest.raises(error, match=says) as caught:
+        node.call("resolve", **args)
+    assert tree(node) == before
+    assert "\n" not in str(caught.value)
+    return caught
+
+
+@pytest.mark.parametrize("kind", ["url", "directory"])
+def test_a_name_is_found_at_the_place_that_the_user_names(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, kind: str
+) -> None:
+    signed = publisher.publish(3, message="hello")
+    base = mirror.url if kind == "url" else f"{publisher.directory}/"
+    found = node.call("resolve", ref=f"{base}{NAME}")
+    assert (found["id"], found["version"], found["before"]) == (signed.id, 3, 0)
+    assert found["manifest"] == signed.data
+    link = parse_link(found["link"])
+    assert link.manifest_torrent == publisher.links[3].manifest_torrent
+    assert link.mirrors == ((mirror.url,) if kind == "url" else ())
+    mirror.fault = Fault.NOT_FOUND
+    assert node.call("resolve", ref=str(NAME))["id"] == signed.id
+    [torrent] = [
+        each
+        for each in node.call("status")["torrents"]
+        if each["info_hash"] == link.manifest_torrent
+    ]
+    assert torrent["have_bytes"] == torrent["size"] == len(signed.data), "it is served on"
+
+
+def test_update_finds_what_the_mirrors_of_the_link_have(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    publisher.publish(1)
+    link = replace(publisher.links[1], mirrors=(mirror.url,))
+    assert node.call("resolve", ref=str(link))["version"] == 1
+    publisher.publish(2, previous=publisher.ref(1))
+    assert node.call("resolve", ref=str(NAME))["version"] == 1
+    found = node.call("resolve", ref=str(NAME), look=True)
+    assert (found["version"], found["before"]) == (2, 1)
+    assert node.call("resolve", ref=str(NAME))["version"] == 2
+    assert node.call("resolve", ref=str(link), look=True)["version"] == 2
+
+
+def test_what_hangs_hides_nothing(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    publisher.publish(1)
+    with misbehaving(publisher.directory, Fault.HANGS) as hanging:
+        mirrors = (hanging.url, mirror.url, "http://127.0.0.1:9/")
+        link = replace(publisher.links[1], mirrors=mirrors)
+        assert node.call("resolve", ref=str(link))["version"] == 1
+        signed = publisher.publish(2)
+        events = []
+        with node.connect() as client:
+            found = client.call(
+                "resolve", lambda *event: events.append(event), ref=str(NAME), look=True
+            )
+    assert found["id"] == signed.id
+    [(event, fields)] = events
+    assert event == "asked"
+    told = " ".join(fields["problems"])
+    assert hanging.url in told
+    assert "127.0.0.1:9" in told
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.HTML, Fault.REDIRECT, Fault.SERVER_ERROR])
+def test_a_mirror_that_misbehaves_is_told_of(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, fault: Fault
+) -> None:
+    publisher.publish(1)
+    mirror.fault = fault
+    refused(node, NotHereError, mirror.url, ref=f"{mirror.url}{NAME}")
+
+
+def test_nobody_knows_the_name(node: NodeProcess, tmp_path: Path) -> None:
+    refused(node, NotHereError, "nobody", ref=str(NAME))
+    refused(node, NotHereError, "was not found", ref=f"{tmp_path}/{NAME}")
+    refused(node, FormatError, "not absolute", ref=f"there/{NAME}")
+
+
+def test_a_place_does_not_go_back(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    publisher.publish(1)
+    publisher.publish(5)
+    node.call("resolve", ref=f"{mirror.url}{NAME}")
+    publisher.put(sign_record(publisher.record(1), KEY))
+    caught = refused(node, MismatchError, "never goes back", ref=f"{mirror.url}{NAME}")
+    assert "--at 1" in str(getattr(caught.value, "hint", ""))
+    old_link = replace(publisher.links[1], mirrors=(mirror.url,))
+    refused(node, MismatchError, "never goes back", ref=str(old_link))
+    # Who asks everybody is told of the newest, whatever a stale mirror says.
+    assert node.call("resolve", ref=str(NAME), look=True)["version"] == 5
+
+
+def test_a_fork_is_told_with_both_manifests(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    one = publisher.publish(2)
+    link = replace(publisher.links[2], mirrors=(mirror.url,))
+    node.call("resolve", ref=str(link))
+    other = publisher.publish(2, message="another")
+    for args in ({"ref": str(NAME), "look": True}, {"ref": f"{mirror.url}{NAME}"}):
+        caught = refused(node, MismatchError, "^fork: ", **args)
+        assert one.id.hex() in str(caught.value)
+        assert other.id.hex() in str(caught.value)
+    refused(
+        node, MismatchError, "^fork: ", ref=str(replace(publisher.links[2], mirrors=(mirror.url,)))
+    )
+    assert node.call("resolve", ref=str(NAME))["id"] == one.id
+    publisher.publish(3)
+    assert node.call("resolve", ref=str(NAME), look=True)["version"] == 3
+
+
+def test_two_mirrors_that_disagree_are_a_fork(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    twin = Publisher(tmp_path / "other")
+    publisher.publish(1)
+    with misbehaving(twin.directory) as second:
+        link = replace(publisher.links[1], mirrors=(mirror.url, second.url))
+        node.call("resolve", ref=str(link))
+        publisher.publish(2)
+        twin.publish(2, message="twin")
+        refused(node, MismatchError, "^fork: ", ref=str(NAME), look=True)
+
+
+def forged_record(publisher: Publisher) -> bytes:
+    other = Ed25519PrivateKey.from_private_bytes(b"x" * 32)
+    key = other.public_key().public_bytes_raw()
+    return sign_record(replace(publisher.record(1), key=key), other)
+
+
+def unknown_format(_: Publisher) -> bytes:
+    body = pack_canonical({"format": 99, "key": PUBLIC, "label": NAME.label})
+    return pack_canonical({"body": body, "signature": bytes(64)})
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (lambda p: sign_record(p.record(1), KEY)[:-1] + b"\0", "not signed by that key"),
+        (forged_record, "answered with a record of @"),
+        (lambda p: forged_record(p).replace(b"x", b"y"), "record"),
+        (lambda p: sign_record(replace(p.record(1), label="other"), KEY), "answered with a record"),
+        (unknown_format, "format 99"),
+        (lambda _: b"", "record"),
+        (lambda _: b"\x80" * 600, "longer than"),
+    ],
+)
+def test_a_bad_record_is_refused(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, record: Any, says: str
+) -> None:
+    publisher.publish(1)
+    publisher.put(record(publisher))
+    refused(node, NotHereError, says, ref=f"{mirror.url}{NAME}")
+
+
+def test_a_manifest_that_is_not_the_records_is_refused(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    publisher.publish(1)
+    record, link = publisher.record(1), publisher.links[1]
+    place = f"{mirror.url}{NAME}"
+    publisher.put(sign_record(replace(record, version=2), KEY))
+    refused(node, MismatchError, "version 2, leads to a manifest of .*, version 1", ref=place)
+    publisher.put(sign_record(replace(record, manifest_torrent=b"x" * 20), KEY))
+    refused(node, MismatchError, "another torrent", ref=place)
+    publisher.put(sign_record(record, KEY))
+    path = publisher.directory / "manifests" / link.manifest_id.hex()
+    whole = path.read_bytes()
+    for data, error in (
+        (publisher.make(9)[0].data, MismatchError),
+        (whole[:-1] + bytes([whole[-1] ^ 1]), MismatchError),
+        (b"<html>", FormatError),
+        (bytes(70_000), FormatError),
+    ):
+        path.write_bytes(data)
+        refused(node, error, mirror.url, ref=place)
+    path.unlink()
+    refused(node, NotHereError, mirror.url, ref=place)
+    path.write_bytes(whole)
+    assert node.call("resolve", ref=place)["id"] == link.manifest_id
+
+
+def chain(publisher: Publisher, length: int) -> None:
+    for version in range(1, length + 1):
+        previous = publisher.ref(version - 1) if version > 1 else None
+        publisher.publish(version, previous=previous)
+
+
+def test_an_old_version_is_found_by_going_back(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    chain(publisher, 4)
+    link = replace(publisher.links[4], mirrors=(mirror.url,))
+    node.call("resolve", ref=str(link))
+    old = node.call("resolve", ref=str(NAME), at=2)
+    assert (old["version"], old["id"]) == (2, publisher.links[2].manifest_id)
+    assert parse_link(old["link"]).manifest_id == old["id"]
+    assert node.call("resolve", ref=str(NAME))["version"] == 4
+    mirror.fault = Fault.NOT_FOUND
+    for version in (2, 3, 4):  # those on the way were kept, too
+        assert node.call("resolve", ref=str(NAME), at=version)["version"] == version
+    refused(node, NotHereError, "has no version 9 yet", ref=str(NAME), at=9)
+    refused(node, NotHereError, mirror.url, ref=str(NAME), at=1)
+    # An old link is taken when its version is asked for by its number.
+    mirror.fault = None
+    old_link = replace(publisher.links[1], mirrors=(mirror.url,))
+    refused(node, MismatchError, "never goes back", ref=str(old_link))
+    assert node.call("resolve", ref=str(old_link), at=1)["version"] == 1
+    assert node.call("resolve", ref=str(NAME))["version"] == 4
+
+
+def test_a_chain_of_versions_that_does_not_go_down_is_refused(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    publisher.publish(1)
+    publisher.publish(7)
+    publisher.publish(5, previous=publisher.ref(7))
+    place = f"{mirror.url}{NAME}"
+    node.call("resolve", ref=place)
+    refused(node, MismatchError, "version 5 of .* says that version 7", ref=str(NAME), at=1)
+    assert node.call("resolve", ref=str(NAME))["version"] == 5
+    publisher.publish(8, previous=publisher.ref(1))
+    node.call("resolve", ref=place)
+    with pytest.raises(NotHereError, match="has no version 3"):
+        node.call("resolve", ref=str(NAME), at=3)
+    assert node.call("resolve", ref=str(NAME))["version"] == 8
+
+
+def test_the_secret_of_a_private_image_is_checked_and_kept(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    secret = bytes(range(32))
+    publisher.publish(1, key_check=key_check(secret))
+    link = replace(publisher.links[1], mirrors=(mirror.url,))
+    wrong = replace(link, secret=b"w" * 32)
+    refused(node, MismatchError, "wrong key", ref=str(wrong))
+    assert parse_link(node.call("resolve", ref=str(link))["link"]).secret is None
+    node.call("resolve", ref=str(replace(link, secret=secret)))
+    refused(node, MismatchError, "wrong key", ref=str(wrong))
+    publisher.publish(2, key_check=key_check(secret), previous=publisher.ref(1))
+    for args in ({"ref": str(link)}, {"ref": str(NAME), "look": True}, {"ref": str(NAME), "at": 1}):
+        assert parse_link(node.call("resolve", **args)["link"]).secret == secret
+    assert (node.home.names.stat().st_mode & 0o777) == 0o600
+    assert "key=" not in (node.home.root / "log").read_text()
+
+
+def test_a_manifest_of_the_history_is_told(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    chain(publisher, 2)
+    node.call("resolve", ref=str(replace(publisher.links[2], mirrors=(mirror.url,))))
+    old = publisher.ref(1)
+    args = {"id": old.id, "torrent": old.torrent, "near": str(NAME)}
+    assert open_manifest(node.call("manifest", **args)["manifest"]).manifest.version == 1
+    with pytest.raises(NotHereError):
+        node.call("manifest", id=b"x" * 32, torrent=b"", near=str(NAME))
+
+
+def test_a_record_must_be_of_what_is_known(node: NodeProcess, publisher: Publisher) -> None:
+    publisher.publish(1)
+    publisher.publish(2)
+    with pytest.raises(NotHereError):
+        node.call("seed_record", record=sign_record(publisher.record(1), KEY))
+    node.call("resolve", ref=f"{publisher.directory}/{NAME}")
+    before = tree(node)
+    with pytest.raises(MismatchError):
+        node.call("seed_record", record=sign_record(publisher.record(1), KEY))
+    with pytest.raises(MismatchError):
+        node.call("seed_record", record=sign_record(publisher.record(2), KEY)[:-1] + b"\0")
+    assert tree(node) == before
