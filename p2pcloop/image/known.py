@@ -4,8 +4,8 @@ All layers of the manifests that are known here are looked through, as far as th
 chunk tables lie here. Of each chunk 40 bits of its id and 24 bits for its place are kept, 8 bytes
 in all, sorted; the rest is read again from the page when it is asked for. Layers are looked through
 up to `MAX_PAGES` pages in all, whether those are here or not: 8 MiB for 2^20 chunks, 64 GiB of
-images in chunks of 64 KiB. They are loaded when first asked, newest manifest first: 30 ms for 28,000
-chunks, 1 to 3 s for as many as there may be.
+images in chunks of 64 KiB. They are loaded when first asked, newest manifest first: 30 ms for
+28,000 chunks, 1 to 3 s for as many as there may be.
 
 Nothing found here is believed: whoever reads a chunk compares it with its id, and what does not
 match, for whatever reason, is fetched as if it had not been found.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, ENTRY, Chunk
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest, open_manifest
@@ -32,6 +32,7 @@ from p2pcloop.image.api import Missing
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.layer import Pack, load_header, load_page, read_page_bytes
 from p2pcloop.store.home import Home
+from p2pcloop.store.lease import Lease
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class KnownChunks:
         self._contents: dict[LayerRef, StoredContent] = {}
         self._open: OrderedDict[LayerRef, StoredContent] = OrderedDict()
         self._parsed: OrderedDict[int, list[Chunk]] = OrderedDict()
+        self._leases: dict[bytes, Lease] = {}
 
     def find(self, chunk_id: bytes) -> Iterator[KnownChunk]:
         """Tell where a chunk lies, a few places at most."""
@@ -126,17 +128,28 @@ class KnownChunks:
                 continue  # it is fetched, as if it had not been known
             data = pack.decode(known.chunk, stored)
             if data is not None and len(data) == chunk.size:
+                self._hold(known.ref.torrent)
                 return data
         return None
+
+    def _hold(self, torrent: bytes) -> None:
+        """Have nothing of a torrent evicted that was of use."""
+        if torrent not in self._leases:
+            try:
+                self._leases[torrent] = Lease(self._home, torrent)
+            except StorageError as err:
+                _log.warning("what is used of another image may be evicted: %s", err)
 
     def used(self) -> dict[bytes, bytes]:
         """Which pieces of each torrent were of use: see `StoredContent.used`."""
         return {ref.torrent: content.used() for ref, content in self._contents.items()}
 
     def close(self) -> None:
-        """Close the files; they are opened again when they are needed."""
+        """Close the files and end the leases; both come again when they are needed."""
         while self._open:
             self._open.popitem()[1].close()
+        while self._leases:
+            self._leases.popitem()[1].close()
 
     def _load(self) -> None:
         manifests = list(home_manifests(self._home))
