@@ -57,7 +57,7 @@ class Node:
         self.sources: list[RecordSource] = []
         self.http_client = HttpClient()
         self.readers = Mirrors(self.http_client)
-        self.early = EarlyReads()
+        self.early = EarlyReads(self.http_client.wire)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
         self.room = Room(home, engine, config.quota)

@@ -10,15 +10,19 @@ all else that is read later, goes by the torrent.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
 from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.node.http_wire import Wire
 from p2pcloopd.node.mirrors import MirrorReader
+
+Result = TypeVar("Result")
 
 KEPT_BYTES = 8 << 20
 """Parts that are kept for the next who asks; the oldest go first. All go with the metadata."""
@@ -57,7 +61,9 @@ class _Early:
 class EarlyReads:
     """The layers that are read from mirrors until their metadata is here."""
 
-    def __init__(self) -> None:
+    def __init__(self, wire: Wire) -> None:
+        """`wire` counts what crosses to and from mirrors."""
+        self._wire = wire
         self._layers: dict[bytes, _Early] = {}
         self._kept: OrderedDict[tuple[bytes, _Key], int] = OrderedDict()
 
@@ -104,22 +110,34 @@ class EarlyReads:
         return data
 
     async def info(self, info_hash: bytes, *, alone: bool) -> bytes | None:
-        """The bencoded info dictionary of a layer's torrent; None where no mirror has it.
+        """The bencoded info dictionary of a layer's torrent; None where no mirror gives it.
 
         Args:
             alone: there is nobody else to ask: try until a mirror has it.
         """
         while (early := self._layers.get(info_hash)) is not None:
             await trio.sleep_until(early.not_before)
-            for mirror in sorted(early.mirrors, key=_order):
-                try:
-                    return await mirror.info(info_hash)
-                except P2pcloopError:
-                    continue  # the mirror keeps it, for whoever asks for the status
+            mirrors = sorted(early.mirrors, key=_order)
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    if not alone:
+                        nursery.start_soon(self._give_up_in_silence, scope)
+                    found = await _first(mirrors, lambda mirror: mirror.info(info_hash))
+                    nursery.cancel_scope.cancel()
+                if found is not None:
+                    return found
             if not alone:
                 break
             await trio.sleep(RETRY_SECONDS)
         return None
+
+    async def _give_up_in_silence(self, scope: trio.CancelScope) -> None:
+        """Cancel what goes on once nothing at all has come from any mirror for a while."""
+        received = -1
+        while received != self._wire.received:
+            received = self._wire.received
+            await trio.sleep(STAGGER_SECONDS)
+        scope.cancel()
 
     def _reject(self, early: _Early, key: _Key) -> None:
         """Drop a part, and ask no more of the mirror that gave it."""
@@ -133,37 +151,29 @@ class EarlyReads:
             early.mirrors.remove(mirror)
 
     async def _ask(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
-        """Get a part from the first mirror that answers."""
+        """Get a part from the first mirror that answers, unless the metadata comes before."""
         mirrors = sorted((m for m in early.mirrors if m.usable), key=_order)
-        found: list[bytes] = []
 
-        async def ask(mirror: MirrorReader, failed: trio.Event) -> None:
-            try:
-                found.append(await mirror.range(early.layer, *key))
-            except P2pcloopError:
-                failed.set()
-            else:
-                self._keep(early, key, found[-1], mirror)
-                nursery.cancel_scope.cancel()
+        async def ask(mirror: MirrorReader) -> tuple[bytes, MirrorReader]:
+            return await mirror.range(early.layer, *key), mirror
 
         async def lose_patience() -> None:
             await trio.sleep(PATIENCE_SECONDS)
             try:
                 await torrent.metadata()
             except P2pcloopError:
-                return
+                return  # whoever reads is told, once no mirror answers either
             nursery.cancel_scope.cancel()
 
+        found = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lose_patience)
-            async with trio.open_nursery() as asking:
-                for mirror in mirrors:
-                    failed = trio.Event()
-                    asking.start_soon(ask, mirror, failed)
-                    with trio.move_on_after(STAGGER_SECONDS):
-                        await failed.wait()
+            found = await _first(mirrors, ask)
             nursery.cancel_scope.cancel()
-        return found[-1] if found else None
+        if found is None:
+            return None
+        self._keep(early, key, *found)
+        return found[0]
 
     def _keep(self, early: _Early, key: _Key, data: bytes, mirror: MirrorReader) -> None:
         if self._layers.get(early.layer.torrent) is not early:
@@ -173,6 +183,33 @@ class EarlyReads:
         while sum(self._kept.values()) > KEPT_BYTES:
             (torrent, old), _ = self._kept.popitem(last=False)
             del self._layers[torrent].parts[old]
+
+
+async def _first(
+    mirrors: Iterable[MirrorReader], ask: Callable[[MirrorReader], Awaitable[Result]]
+) -> Result | None:
+    """What the first mirror answers that does; None where all fail.
+
+    The next one is asked when one fails, or lets us wait. Each keeps its own error, for whoever
+    asks for the status.
+    """
+    found: list[Result] = []
+
+    async def run(mirror: MirrorReader, failed: trio.Event) -> None:
+        try:
+            found.append(await ask(mirror))
+        except P2pcloopError:
+            failed.set()
+        else:
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for mirror in mirrors:
+            failed = trio.Event()
+            nursery.start_soon(run, mirror, failed)
+            with trio.move_on_after(STAGGER_SECONDS):
+                await failed.wait()
+    return found[0] if found else None
 
 
 def _order(mirror: MirrorReader) -> tuple[bool, float]:

@@ -74,8 +74,9 @@ async def _serve(
             await nursery.start(serve_control, listener, perform)
             http = [await open_http_listener(*address) for address in http_listen]
             node.http_listen = [each.socket.getsockname()[:2] for each in http]
-            find, pace = partial(find_file, node), Pace(node.config.upload_limit)
-            await nursery.start(serve_http, http, find, node.http_served, pace)
+            if http:
+                find, pace = partial(find_file, node), Pace(node.config.upload_limit)
+                await nursery.start(serve_http, http, find, node.http_served, pace)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
             ready()
             nursery.start_soon(node.room.run)

@@ -1,0 +1,342 @@
+"""Nodes that read from mirrors: static web servers, other nodes, and some that misbehave."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcloop.formats.link import Link, parse_link
+from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
+from p2pcloop.formats.mirror import (
+    ManifestPath,
+    MetainfoPath,
+    RecordPath,
+    build_metainfo,
+    layer_parts,
+    layer_torrent_name,
+)
+from p2pcloop.formats.record import Record, sign_record
+from tests.support.ports import free_port
+from tests.support.static_server import Fault, misbehaving, nginx
+
+from .conftest import KEY, NodeProcess, Nodes
+
+INDEX = b"i" * 4096
+LAYER_ID = bytes(range(32))
+CHUNK = (len(INDEX) + 100_000, 5000)
+BOUND = 30
+
+
+@dataclass(frozen=True)
+class Published:
+    """An image of one layer on a node, and its files as a mirror has them."""
+
+    node: NodeProcess
+    link: Link
+    layer: LayerRef
+    content: bytes
+    directory: Path
+
+    @property
+    def url(self) -> str:
+        return self.link.mirrors[0]
+
+    def chunk(self) -> bytes:
+        return self.content[CHUNK[0] : sum(CHUNK)]
+
+
+def publish(node: NodeProcess, pack: bytes, directory: Path) -> Published:
+    """Seed an image of one layer, with its record, and write the mirror of it."""
+    name = layer_torrent_name(LAYER_ID)
+    seeded = node.call("seed", staging=str(node.stage({"index": INDEX, "pack": pack}, name)))
+    layer = LayerRef(
+        LAYER_ID, seeded["torrent"], len(INDEX), 512, len(pack), seeded["piece_length"]
+    )
+    manifest = Manifest(KEY.public_key().public_bytes_raw(), "image", 1, 0, 4096, (layer,))
+    data = sign_manifest(manifest, KEY)
+    answer = node.call("seed_manifest", manifest=data)
+    record = sign_record(
+        Record(manifest.key, "image", 1, 0, answer["id"], answer["manifest_torrent"]), KEY
+    )
+    node.call("seed_record", record=record)
+    info = (node.home.torrents / layer.torrent.hex() / "torrent").read_bytes()[7:-1]
+    files = {
+        RecordPath(manifest.name): record,
+        ManifestPath(answer["id"]): data,
+        MetainfoPath(layer.torrent): build_metainfo(info, ["http://example.org/data/"]),
+    }
+    content = INDEX + pack
+    [(index, _, _), (packed, _, _)] = layer_parts(layer, 0, len(content))
+    for path, data in (*files.items(), (index, INDEX), (packed, pack)):
+        where = directory / str(path)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.write_bytes(data)
+    return Published(node, parse_link(answer["link"]), layer, content, directory)
+
+
+@pytest.fixture
+def published(nodes: Nodes, content: bytes, tmp_path: Path) -> Published:
+    return publish(nodes.start(), content, tmp_path / "m")
+
+
+def link_to(published: Published, *mirrors: str, peers: bool = False, seeds: bool = False) -> str:
+    return str(
+        replace(
+            published.link,
+            mirrors=mirrors,
+            peers=published.link.peers if peers else (),
+            web_seeds=tuple(f"{base}data/" for base in mirrors) if seeds else (),
+        )
+    )
+
+
+def read(node: NodeProcess, published: Published, at: int, size: int, heal: bool = False) -> bytes:
+    torrent = published.layer.torrent
+    data: bytes = node.call("read", torrent=torrent, offset=at, length=size, heal=heal)["data"]
+    return data
+
+
+def state(node: NodeProcess, published: Published) -> dict[str, Any]:
+    torrents = node.call("status")["torrents"]
+    [found] = [each for each in torrents if each["info_hash"] == published.layer.torrent]
+    return dict(found)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for what another process does, which tells nobody."""
+    deadline = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def mirror_state(node: NodeProcess, base: str) -> dict[str, Any]:
+    [found] = [each for each in node.call("status")["mirrors"] if each["base"] == base]
+    return dict(found)
+
+
+def test_the_first_parts_come_alone_and_the_metadata_after_the_first_chunk(
+    nodes: Nodes, published: Published
+) -> None:
+    reader = nodes.start()
+    with nginx(published.directory) as web:
+        reader.call("resolve", ref=link_to(published, web.url, seeds=True))
+        assert read(reader, published, 0, 512) == INDEX[:512]
+        assert read(reader, published, 512, 3584) == INDEX[512:]
+        assert state(reader, published)["name"] is None
+        assert read(reader, published, *CHUNK) == published.chunk()
+        wait_until(lambda: state(reader, published)["name"])
+        asked = [(each.path.rpartition("/")[2], each.range) for each in web.requests()]
+        assert asked[1:] == [
+            ("index", "bytes=0-511"),
+            ("index", "bytes=512-4095"),
+            ("pack", "bytes=100000-104999"),
+            (f"{published.layer.torrent.hex()}.torrent", ""),
+        ]
+        # What is read from now on comes by pieces, verified, and stays.
+        assert read(reader, published, 0, len(published.content)) == published.content
+        wait_until(lambda: state(reader, published)["have_bytes"] == len(published.content))
+        status = reader.call("status")
+        assert mirror_state(reader, web.url)["received"] > 5000 + 4096
+        assert status["received"] > len(published.content) + 5000 + 4096
+
+
+def test_a_node_serves_as_mirror_of_what_it_has(nodes: Nodes, published: Published) -> None:
+    reader, other = nodes.start(), nodes.start()
+    reader.call("resolve", ref=link_to(published, published.url))
+    assert read(reader, published, *CHUNK) == published.chunk()
+    [served] = published.node.call("status")["http"]["listen"]
+    assert published.url == f"http://{served}/"
+    assert published.node.call("status")["http"]["sent"] > CHUNK[1]
+
+    # Another has a part of it only, and its peers: what it lacks comes from elsewhere.
+    part = nodes.start()
+    part.call("resolve", ref=link_to(published, peers=True))
+    assert read(part, published, *CHUNK) == published.chunk()
+    wait_until(lambda: 0 < state(part, published)["have_bytes"] < len(published.content))
+    wait_until(lambda: read_over_http(part, published, *CHUNK) == published.chunk())
+    assert read_over_http(part, published, 0, 100) is None
+    [partial] = part.call("status")["http"]["listen"]
+    bases = (f"http://{partial}/", published.url)
+    other.call("resolve", ref=link_to(published, *bases))
+    assert read(other, published, 0, 512) == INDEX[:512]
+    assert read(other, published, *CHUNK) == published.chunk()
+
+
+def read_over_http(node: NodeProcess, published: Published, at: int, size: int) -> bytes | None:
+    """Bytes of the layer, or None where the node answers 404."""
+    [(path, start, length)] = layer_parts(published.layer, at, size)
+    status, body = ask(node, f"/{path}", {"Range": f"bytes={start}-{start + length - 1}"})
+    assert status in (206, 404)
+    return body if status == 206 else None
+
+
+def ask(node: NodeProcess, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    [address] = node.call("status")["http"]["listen"]
+    connection = http.client.HTTPConnection(address, timeout=BOUND)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_a_node_serves_the_layout_of_mirrors_and_nothing_else(published: Published) -> None:
+    node = published.node
+    for file in published.directory.rglob("*"):
+        if file.is_file():
+            path = str(file.relative_to(published.directory))
+            expected = file.read_bytes()
+            if path.endswith(".torrent"):  # the node names no web seeds of others
+                expected = build_metainfo(expected[7 : expected.index(b"8:url-list")])
+            assert ask(node, f"/{path}") == (200, expected)
+            assert ask(node, f"/{path.replace('@', '%40')}") == (200, expected)
+    (node.home.keys / "default").write_bytes(b"secret")
+    name = layer_torrent_name(LAYER_ID)
+    data = f"torrents/{published.layer.torrent.hex()}/data/{name}"
+    for path in (
+        "",
+        *("data", "data/", "manifests/", f"data/{name}", f"data/{name}/"),
+        *("keys/default", "config.toml", "names.msgpack", "control.sock", "lock", "daemon.log"),
+        *(f"{data}/pack", f"{data}/../have", f"torrents/{published.layer.torrent.hex()}/torrent"),
+        *("../keys/default", "manifests/../keys/default", "%2e%2e/keys/default", "/etc/passwd"),
+        f"manifests/{'0' * 64}",
+        f"torrents/{'0' * 40}.torrent",
+        f"@{'a' * 52}/image",
+    ):
+        status, body = ask(node, f"/{path}")
+        assert (path, status, body) == (path, 404, b"Not Found\n")
+
+
+FAULTS = [fault for fault in Fault if fault not in (Fault.WRONG_BYTES, Fault.HANGS, Fault.STALLS)]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_one_mirror_that_misbehaves_hides_no_other(
+    nodes: Nodes, published: Published, fault: Fault
+) -> None:
+    reader = nodes.start()
+    with misbehaving(published.directory) as bad, nginx(published.directory) as good:
+        reader.call("resolve", ref=link_to(published, bad.url))  # so it is asked first
+        reader.call("resolve", ref=link_to(published, bad.url, good.url))
+        bad.fault = fault
+        for at in (0, 600, 700):
+            assert read(reader, published, at, 50) == INDEX[:50]
+        assert read(reader, published, *CHUNK) == published.chunk()
+        assert any(request[2] for request in bad.requests)
+        assert mirror_state(reader, good.url)["error"] is None
+        told = mirror_state(reader, bad.url)
+        assert told["error"].startswith(bad.url)
+
+
+@pytest.mark.parametrize("fault", [Fault.HANGS, Fault.STALLS], ids=lambda fault: fault.name)
+def test_a_mirror_that_says_nothing_is_not_waited_for(
+    nodes: Nodes, published: Published, fault: Fault
+) -> None:
+    reader = nodes.start()
+    with misbehaving(published.directory) as bad, nginx(published.directory) as good:
+        reader.call("resolve", ref=link_to(published, bad.url))  # so it is asked first
+        reader.call("resolve", ref=link_to(published, bad.url, good.url))
+        bad.fault = fault
+        assert read(reader, published, *CHUNK) == published.chunk()
+        assert mirror_state(reader, good.url)["received"] >= CHUNK[1]
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.HALF_RANGE, Fault.HANGS])
+def test_where_all_mirrors_fail_peers_are_asked(
+    nodes: Nodes, published: Published, fault: Fault
+) -> None:
+    reader = nodes.start()
+    gone = f"http://127.0.0.1:{free_port()}/"
+    with misbehaving(published.directory, fault) as bad:
+        reader.call("resolve", ref=link_to(published, bad.url, gone, peers=True))
+        assert read(reader, published, *CHUNK) == published.chunk()
+        assert read(reader, published, 0, 512) == INDEX[:512]
+        wait_until(lambda: state(reader, published)["have_bytes"])
+
+
+def test_wrong_bytes_are_healed_by_the_torrent_and_the_liar_is_not_asked_again(
+    nodes: Nodes, published: Published
+) -> None:
+    reader = nodes.start()
+    with misbehaving(published.directory, Fault.WRONG_BYTES) as liar:
+        reader.call("resolve", ref=link_to(published, liar.url, peers=True))
+        assert read(reader, published, 0, 512) != INDEX[:512]
+        asked = len(liar.requests)
+        assert read(reader, published, 0, 512, heal=True) == INDEX[:512]
+        assert read(reader, published, *CHUNK) == published.chunk()
+        assert [each for each in liar.requests[asked:] if each[2]] == []
+        assert "wrong bytes" in mirror_state(reader, liar.url)["error"]
+
+
+def test_a_mirror_that_dies_half_way_gives_way(nodes: Nodes, published: Published) -> None:
+    reader = nodes.start()
+    with nginx(published.directory) as web:
+        reader.call("resolve", ref=link_to(published, published.url))
+        reader.call("resolve", ref=link_to(published, published.url, web.url))
+        assert read(reader, published, 0, 512) == INDEX[:512]
+        assert mirror_state(reader, published.url)["received"] >= 512
+        published.node.end(signal.SIGKILL)
+        assert read(reader, published, 512, 512) == INDEX[512:1024]
+        assert read(reader, published, *CHUNK) == published.chunk()
+
+
+def test_a_mirror_that_comes_back_is_asked_again(nodes: Nodes, published: Published) -> None:
+    """There is nobody else: reading waits for it."""
+    reader = nodes.start()
+    reader.call("resolve", ref=link_to(published, published.url))
+    published.node.end(signal.SIGKILL)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read, reader, published, *CHUNK)
+        wait_until(lambda: mirror_state(reader, published.url)["error"])
+        published.node.start()
+        wait_until(lambda: state(reader, published)["name"])
+        peers = [list(peer) for peer in published.link.peers]
+        torrent = published.layer.torrent
+        reader.call("add", torrent=torrent, peers=peers, trackers=[], web_seeds=[])
+        assert reading.result(BOUND) == published.chunk()
+
+
+def test_two_who_want_the_same_ask_once(nodes: Nodes, published: Published) -> None:
+    reader = nodes.start()
+    with nginx(published.directory, rate=20_000) as web:
+        reader.call("resolve", ref=link_to(published, web.url))
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [pool.submit(read, reader, published, *CHUNK) for _ in range(4)]
+            assert {job.result(BOUND) for job in jobs} == {published.chunk()}
+        asked = [each for each in web.requests() if each.range]
+        assert len(asked) == 1
+
+
+def test_a_name_is_found_at_a_url_and_read_from_there(nodes: Nodes, published: Published) -> None:
+    reader = nodes.start()
+    with nginx(published.directory) as web:
+        found = reader.call("resolve", ref=f"{web.url}{published.link.name}")
+        assert found["id"] == published.link.manifest_id
+        published.node.end(signal.SIGKILL)
+        assert read(reader, published, 0, len(published.content)) == published.content
+        reader.call("fetch", torrent=published.layer.torrent)
+    assert state(reader, published)["have_bytes"] == len(published.content)
+
+
+def test_a_name_is_found_at_a_node_and_read_from_there(nodes: Nodes, published: Published) -> None:
+    """As from a web server, though a node may lack a part."""
+    reader = nodes.start()
+    reader.call("resolve", ref=f"{published.url}{published.link.name}")
+    reader.call("fetch", torrent=published.layer.torrent)
+    assert read(reader, published, 0, len(published.content)) == published.content
+
+
+def test_a_node_that_serves_nobody_over_http(nodes: Nodes, content: bytes) -> None:
+    node = nodes.start("[http]\nlisten = []\n")
+    assert parse_link(node.publish(content)["link"]).mirrors == ()
+    assert node.call("status")["http"]["listen"] == []
