@@ -1,8 +1,9 @@
-"""Leases: which images running readers use, so that nothing of them is evicted.
+"""Leases: which images and torrents running readers use, so that nothing of them is evicted.
 
-A lease is an empty file in the home's `leases/`, `<manifest id in hexadecimal>.<random>`. Who reads
-the image holds it locked (flock(2), shared); the kernel lets go of it when that process ends,
-however it ends. So p2pcloopd need not be told, and a lease that nobody holds is left over.
+A lease is an empty file in the home's `leases/`, `<id in hexadecimal>.<random>`, of the id of a
+manifest or the info hash of a single torrent. Who reads that holds it locked (flock(2), shared);
+the kernel lets go of it when that process ends, however it ends. So p2pcloopd need not be told, and
+a lease that nobody holds is left over.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Self
 
 from p2pcloop.errors import storage_error
-from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.store.home import Home
 
 _BEGUN = ".new-"
@@ -23,21 +23,25 @@ _BEGUN = ".new-"
 
 
 class Lease:
-    """Holds an image until it is closed or this process ends."""
+    """Holds an image, or a torrent, until it is closed or this process ends."""
 
-    def __init__(self, home: Home, manifest_id: bytes) -> None:
+    def __init__(self, home: Home, id: bytes) -> None:  # noqa: A002  of whichever kind
         """Take the lease; from now on nothing of the image's layers and sources is evicted.
+
+        Args:
+            home: whose store holds it.
+            id: of a manifest, 32 bytes, or the info hash of a torrent, 20 bytes.
 
         Raises:
             StorageError: the system refused.
         """
         try:
-            while not self._take(home, manifest_id):
+            while not self._take(home, id.hex()):
                 pass
         except OSError as err:
             raise storage_error(f"cannot write in {home.leases}", err) from err
 
-    def _take(self, home: Home, manifest_id: bytes) -> bool:
+    def _take(self, home: Home, id_text: str) -> bool:
         """Make and lock the file, then give it its name; False where it was taken for left over
         between being made and being locked."""
         home.leases.mkdir(mode=0o700, exist_ok=True)  # a home of before there were leases
@@ -45,7 +49,7 @@ class Lease:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
             random = Path(begun).name.removeprefix(_BEGUN)
-            self._path = home.leases / f"{manifest_id.hex()}.{random}"
+            self._path = home.leases / f"{id_text}.{random}"
             Path(begun).rename(self._path)
         except FileNotFoundError:
             os.close(self._fd)
@@ -70,8 +74,8 @@ class Lease:
         self.close()
 
 
-def leased_manifests(home: Home) -> set[bytes]:
-    """The ids of the manifests of images that are in use now; left-over leases are deleted.
+def leased(home: Home) -> set[bytes]:
+    """The ids of manifests and torrents that are in use now; left-over leases are deleted.
 
     Raises:
         StorageError: the system refused.
@@ -80,7 +84,7 @@ def leased_manifests(home: Home) -> set[bytes]:
     try:
         for path in home.leases.iterdir() if home.leases.is_dir() else ():
             with suppress(FileNotFoundError):  # its holder has just ended, or given it its name
-                if _is_held(path) and len(path.stem) == 2 * ID_SIZE:
+                if _is_held(path) and not path.name.startswith(_BEGUN):
                     found.add(bytes.fromhex(path.stem))
     except OSError as err:
         raise storage_error(f"cannot read {home.leases}", err) from err

@@ -8,10 +8,17 @@ from enum import Enum
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
-from p2pcloop.formats.manifest import ID_SIZE, LayerRef, Manifest, ManifestRef, open_manifest
+from p2pcloop.formats.manifest import (
+    ID_SIZE,
+    INFO_HASH_SIZE,
+    LayerRef,
+    Manifest,
+    ManifestRef,
+    open_manifest,
+)
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import list_keys, read_key
-from p2pcloop.store.lease import leased_manifests
+from p2pcloop.store.lease import leased
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 
@@ -52,8 +59,10 @@ def look_at_usage(home: Home) -> Usage:
         StorageError: the system refused.
     """
     manifests = dict(_manifests(home))
-    keep: dict[bytes, Keep] = {}
-    for manifest_id, reason in _whole_images(home):
+    in_use = leased(home)
+    keep = {torrent: Keep.RUNNING for torrent in in_use if len(torrent) == INFO_HASH_SIZE}
+    running = [(manifest_id, Keep.RUNNING) for manifest_id in in_use]
+    for manifest_id, reason in [*running, *_whole_images(home)]:
         if manifest_id in manifests:
             for layer in manifests[manifest_id].all_layers:
                 keep.setdefault(layer.torrent, reason)
@@ -67,9 +76,7 @@ def look_at_usage(home: Home) -> Usage:
 
 
 def _whole_images(home: Home) -> Iterator[tuple[bytes, Keep]]:
-    """The ids of manifests of which everything must stay."""
-    for manifest_id in leased_manifests(home):
-        yield manifest_id, Keep.RUNNING
+    """The ids of manifests of which everything must stay, whether or not it is in use."""
     for manifest_id in load_pins(home):
         yield manifest_id, Keep.PINNED
     for _, ids in overlaid_manifests(home):

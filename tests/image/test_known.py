@@ -21,6 +21,7 @@ from p2pcloop.image.known import KnownChunks, home_manifests
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
+from p2pcloop.store.lease import leased
 from tests.support.images import PIECE
 from tests.support.shared_layers import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
 
@@ -154,7 +155,9 @@ def test_pieces_that_were_of_use_are_told_and_no_others(home: Home) -> None:
     peers = Peers(new)
     image = peers.open(stored)
     DeviceReader(ImageDevice(image), partial(peers.supply, stored)).read(4096)
+    assert leased(home) == {layers[0].ref.torrent}, "and stay while they are of use"
     image.close()
+    assert leased(home) == set()
     used = stored.used()
     assert layers[1].ref.torrent not in used
     bits = used[layers[0].ref.torrent]

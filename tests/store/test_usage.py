@@ -15,7 +15,7 @@ from p2pcloop.formats.manifest import LayerRef, Manifest, ManifestRef, open_mani
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import load_or_create_key
-from p2pcloop.store.lease import Lease, leased_manifests
+from p2pcloop.store.lease import Lease, leased
 from p2pcloop.store.overlays import overlaid_manifests, register_overlay
 from p2pcloop.store.pins import load_pins, save_pins
 from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps
@@ -83,13 +83,19 @@ def test_nothing_must_stay_of_what_is_only_known(home: Home) -> None:
 def test_a_lease_holds_layers_and_sources_until_it_is_closed(home: Home) -> None:
     manifest = publish(home, "a", [1, 2], sources=[3])
     with Lease(home, manifest):
-        assert leased_manifests(home) == {manifest}
+        assert leased(home) == {manifest}
         assert kept(home) == dict.fromkeys((1, 2, 3), Keep.RUNNING)
         with Lease(home, manifest):
             pass
-        assert leased_manifests(home) == {manifest}
-    assert leased_manifests(home) == set()
+        assert leased(home) == {manifest}
+    assert leased(home) == set()
     assert list(home.leases.iterdir()) == []
+
+
+def test_a_lease_of_a_torrent_holds_that_alone(home: Home) -> None:
+    publish(home, "a", [1, 2])
+    with Lease(home, bytes([2]) * 20):
+        assert kept(home) == {2: Keep.RUNNING}
 
 
 def test_a_lease_ends_with_its_process_however_that_ends(home: Home) -> None:
@@ -99,10 +105,10 @@ def test_a_lease_ends_with_its_process_however_that_ends(home: Home) -> None:
         try:
             assert child.stdout is not None
             assert child.stdout.readline() == b"held\n"
-            assert leased_manifests(home) == {manifest}
+            assert leased(home) == {manifest}
         finally:
             child.kill()
-    assert leased_manifests(home) == set()
+    assert leased(home) == set()
     assert list(home.leases.iterdir()) == []
 
 
@@ -121,7 +127,7 @@ def test_a_lease_that_is_deleted_while_it_is_taken_is_taken_again(
     monkeypatch.setattr(Path, "rename", rename_after_a_look)
     with Lease(home, bytes(32)):
         assert len(taken) == 2
-        assert leased_manifests(home) == {bytes(32)}
+        assert leased(home) == {bytes(32)}
 
 
 def test_pins_are_kept_and_let_go(home: Home) -> None:
