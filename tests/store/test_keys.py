@@ -8,9 +8,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.errors import FormatError, StorageError, UsageError
-from p2pcloop.store.keys import load_or_create_key
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, StorageError, UsageError
+from p2pcloop.formats.key_file import format_key_text
+from p2pcloop.store.keys import list_keys, load_key, load_or_create_key, read_key, store_key
+
+PROTECTED = Path(__file__).parents[1] / "data" / "key-v2.key"
 
 # RFC 8032, section 7.1, test 1
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -136,3 +140,63 @@ def test_a_full_disk_leaves_no_half_key(keys: Path, monkeypatch: pytest.MonkeyPa
     assert caught.value.errno == errno.ENOSPC
     assert list(keys.iterdir()) == []
     load_or_create_key(keys)
+
+
+def test_a_key_is_kept_once_and_never_replaced(keys: Path) -> None:
+    key = store_key(keys, "school", TEXT)
+    assert key.public == PUBLIC
+    assert load_key(keys, "school").private_bytes_raw() == SEED
+    other = format_key_text(Ed25519PrivateKey.generate(), None)
+    for text in (TEXT, other):
+        with pytest.raises(UsageError, match="never replaced"):
+            store_key(keys, "school", text)
+    assert (keys / "school.key").read_bytes() == TEXT
+    assert (keys / "school.key").stat().st_mode & 0o777 == 0o600
+    assert list_keys(keys) == ["school"]
+
+
+@pytest.mark.parametrize("text", [b"", TEXT[:-1], TEXT.replace(b"9d61", b"9d62"), b"x" * 600])
+def test_what_is_no_key_is_not_kept(keys: Path, text: bytes) -> None:
+    with pytest.raises(FormatError):
+        store_key(keys, "school", text)
+    assert list_keys(keys) == []
+    assert not keys.exists()
+
+
+def test_only_a_protected_key_is_asked_for(keys: Path) -> None:
+    put(keys, TEXT)
+    store_key(keys, "safe", PROTECTED.read_bytes())
+    asked: list[str] = []
+
+    def ask(what: str) -> str:
+        asked.append(what)
+        return "correct horse"
+
+    assert load_or_create_key(keys, ask=ask).private_bytes_raw() == SEED
+    assert load_or_create_key(keys, "new", ask).sign(b"")
+    assert asked == []
+    for load in (load_key, load_or_create_key):
+        assert load(keys, "safe", ask).private_bytes_raw() == SEED
+    assert asked == [f"the key {keys}/safe.key"] * 2
+    with pytest.raises(UsageError, match="protected by a passphrase"):
+        load_or_create_key(keys, "safe")
+    with pytest.raises(MismatchError, match="not the passphrase"):
+        load_key(keys, "safe", lambda _: "wrong")
+    assert read_key(keys, "safe").public == PUBLIC
+    assert list_keys(keys) == ["default", "new", "safe"]
+
+
+def test_a_key_that_is_not_there(keys: Path) -> None:
+    assert list_keys(keys) == []
+    for load in (load_key, read_key):
+        with pytest.raises(NotHereError, match="there is no key 'school'"):
+            load(keys, "school")
+    assert not keys.exists()
+
+
+def test_what_is_being_made_is_not_listed(keys: Path) -> None:
+    put(keys, TEXT)
+    (keys / ".new-abc").touch()
+    (keys / ".hidden.key").touch()
+    (keys / "readme").touch()
+    assert list_keys(keys) == ["default"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from p2pcloop.formats.manifest import (
     sign_manifest,
 )
 from p2pcloop.formats.packing import pack_canonical, unpack_canonical
+from p2pcloop.formats.record import Record, SignedRecord, open_record, sign_record
 from p2pcloop.store import records as records_module
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
@@ -36,9 +38,12 @@ LAYER = LayerRef(
 )
 
 
-def make(version: int = 1, label: str = "debian", size: int = 4096) -> SignedManifest:
+def make(
+    version: int = 1, label: str = "debian", size: int = 4096, key_check: bytes | None = None
+) -> SignedManifest:
     key = KEY.public_key().public_bytes_raw()
-    return open_manifest(sign_manifest(Manifest(key, label, version, 0, size, (LAYER,)), KEY))
+    manifest = Manifest(key, label, version, 0, size, (LAYER,), key_check=key_check)
+    return open_manifest(sign_manifest(manifest, KEY))
 
 
 def link_to(signed: SignedManifest, port: int = 1000) -> Link:
@@ -220,3 +225,86 @@ def test_any_damage_is_found_or_harmless(home: Home) -> None:
     names_flipped()
     home.names.write_bytes(names)
     manifest_flipped()
+
+
+def signed_record(signed: SignedManifest) -> SignedRecord:
+    said, link = signed.manifest, link_to(signed)
+    record = Record(said.key, said.label, said.version, 0, signed.id, link.manifest_torrent)
+    return open_record(sign_record(record, KEY))
+
+
+def test_a_record_stays_with_its_version(home: Home) -> None:
+    one, two = make(1), make(2)
+    records = Records(home)
+    records.keep(one, link_to(one), record=signed_record(one))
+    records.keep(one, link_to(one))
+    assert Records(home).name(one.manifest.name).record == signed_record(one).data
+    records.keep(two, link_to(two))
+    assert Records(home).name(one.manifest.name).record is None
+    records.keep(two, link_to(two), record=signed_record(two))
+    assert Records(home).name(one.manifest.name).record == signed_record(two).data
+
+
+def test_a_record_of_something_else_is_refused(home: Home) -> None:
+    one, two, other = make(1), make(2), make(1, label="other")
+    records = Records(home)
+    records.keep(one, link_to(one))
+    before = tree(home.root)
+    for signed in (two, other):
+        with pytest.raises(MismatchError, match="leads to a manifest of"):
+            records.keep(one, link_to(one), record=signed_record(signed))
+    torrent = replace(link_to(one), manifest_torrent=b"x" * 20)
+    with pytest.raises(MismatchError):
+        records.keep(one, torrent, record=signed_record(one))
+    assert tree(home.root) == before
+
+
+def test_a_secret_is_not_taken_away_by_a_link_without(home: Home) -> None:
+    records = Records(home)
+    secret = b"s" * 32
+    one, two, open_to_all = make(1, key_check=b"c" * 16), make(2, key_check=b"c" * 16), make(3)
+    records.keep(one, replace(link_to(one), secret=secret))
+    assert records.keep(one, link_to(one)).link.secret == secret
+    assert records.keep(two, link_to(two)).link.secret == secret
+    kept = records.keep(open_to_all, replace(link_to(open_to_all), secret=secret))
+    assert kept.link.secret is None
+
+
+TWINS = {
+    size: {version: make(version, size=size) for version in range(1, 6)} for size in (4096, 8192)
+}
+
+arrivals = st.lists(
+    st.tuples(st.integers(1, 5), st.sampled_from([4096, 4096, 4096, 8192]), st.booleans()),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrivals)
+def test_whatever_arrives_in_whatever_order(items: list[tuple[int, int, bool]]) -> None:
+    """A model: what was seen first under a version stays, and the name never goes back."""
+    seen: dict[int, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home.at(folder)
+        home.create()
+        records = Records(home)
+        for version, size, old in items:
+            signed = TWINS[size][version]
+            goes_back = bool(seen) and version < max(seen) and not old
+            fork = seen.get(version, signed.id) != signed.id
+            before = tree(home.root)
+            if goes_back or fork:
+                with pytest.raises(MismatchError, match=r"^fork: |never goes back"):
+                    records.keep(signed, link_to(signed), old=old)
+                assert tree(home.root) == before
+            else:
+                seen[version] = signed.id
+                records.keep(signed, link_to(signed), old=old)
+            for state in (records, Records(home)):
+                known = state.find(signed.manifest.name)
+                assert known is not None or not seen
+                if known is not None:
+                    assert known.version == max(seen)
+                    assert {v: ref.id for v, ref in known.versions.items()} == seen
+                    assert all(state.manifest(each).id == each for each in seen.values())
