@@ -1,0 +1,135 @@
+"""REF: files, links, places and short names told apart; `p2pcloop name`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from p2pcloop import errors
+from p2pcloop.cli.refs import read_ref
+from p2pcloop.errors import FormatError, NotHereError, UsageError
+from p2pcloop.formats.link import Link
+from p2pcloop.formats.name import Name
+from p2pcloop.store.home import Home
+from p2pcloop.store.names import ShortNames
+from tests.cli.conftest import Run
+
+NAME = Name(bytes(range(32)), "debian")
+LINK = Link(NAME, b"m" * 32, b"t" * 20)
+
+
+@pytest.fixture
+def node(home: Path) -> Home:
+    return Home.at(home)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_each_form(node: Home, tmp_path: Path) -> None:
+    (tmp_path / "mirror").mkdir()
+    ShortNames(node).add("knoppix", NAME)
+    assert read_ref(str(LINK), node) == str(LINK)
+    assert read_ref(str(NAME), node) == str(NAME)
+    assert read_ref("knoppix", node) == str(NAME)
+    assert read_ref(f"https://host/a/{NAME}", node) == f"https://host/a/{NAME}"
+    for directory in ("mirror", "./mirror", f"{tmp_path}/mirror", "mirror/../mirror"):
+        asked = read_ref(f"{directory}/{NAME}", node)
+        assert isinstance(asked, str)
+        assert asked.startswith("/")
+        assert asked.endswith(f"mirror/{NAME}")
+    for file in ("a.cloop", "./knoppix", "other", "a/b", "a@b", "x/a@b.img", "a/@b"):
+        assert read_ref(file, node) == Path(file)
+
+
+def test_a_short_name_that_is_a_file_too(node: Home, tmp_path: Path) -> None:
+    ShortNames(node).add("knoppix", NAME)
+    (tmp_path / "knoppix").touch()
+    with pytest.raises(UsageError, match="is a file here, and a short name of @") as caught:
+        read_ref("knoppix", node)
+    assert "./knoppix" in str(caught.value.hint)
+    assert read_ref("./knoppix", node) == Path("knoppix")
+
+
+@pytest.mark.parametrize(
+    ("ref", "error"),
+    [
+        ("", UsageError),
+        ("@", FormatError),
+        ("@nobody/debian", FormatError),
+        (f"{NAME}/..", FormatError),
+        (f"{str(NAME)[:-6]}..", FormatError),
+        (f"{str(NAME)[:-6]}DEBIAN", FormatError),
+        (f"{str(NAME)[:-6]}d\N{CYRILLIC SMALL LETTER IE}bian", FormatError),
+        (f"{str(NAME)[:-6]}deb\x1bian", FormatError),
+        (f"{str(NAME)[:-6]}a/b", FormatError),
+        ("http://127.0.0.1/image.cloop", FormatError),
+        (f"http://127.0.0.1/?x/{NAME}", FormatError),
+        (f"there/{NAME}", NotHereError),
+        ("./@nobody/debian", FormatError),
+        (f"{LINK}#key=short", FormatError),
+        (f"{LINK}#key={'a' * 51}b", FormatError),
+        (f"{LINK}#nonsense", FormatError),
+    ],
+)
+def test_what_is_none(node: Home, ref: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        read_ref(ref, node)
+
+
+@pytest.mark.parametrize("command", ["info", "fetch", "boot", "log", "update", "verify"])
+def test_a_bad_label_is_one_line_and_changes_nothing(
+    p2pcloop: Run, home: Path, command: str
+) -> None:
+    for label in (
+        "..",
+        "a/b",
+        "A",
+        "deb\N{CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I}an",
+        "a\n",
+    ):
+        if command == "boot":
+            p2pcloop("boot", "@x/y")  # it makes the home
+        before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
+        ran = p2pcloop(command, f"{str(NAME)[:-6]}{label}")
+        assert (ran.code, ran.out) == (errors.UsageError.exit_code, "")
+        assert len(ran.err.splitlines()) == 2
+        assert "is not a label" in ran.err
+        assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+def test_files_have_no_versions(p2pcloop: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.img").write_bytes(bytes(4096))
+    for words in (("info", "a.img", "--at", "1"), ("log", "a.img"), ("update", "a.img")):
+        ran = p2pcloop(*words)
+        assert ran.code == errors.UsageError.exit_code
+        assert "no versions" in ran.err
+    for at in ("0", "-1", "x", str(1 << 54)):
+        assert p2pcloop("info", "a.img", "--at", at).code == 2
+
+
+def test_short_names_are_added_listed_and_forgotten(p2pcloop: Run, home: Path) -> None:
+    assert p2pcloop("name", "list", "--json").json == {"names": {}}
+    assert p2pcloop("name", "add", "knoppix", NAME).out == f"knoppix stands for {NAME}\n"
+    assert p2pcloop("name", "add", "linked", LINK).code == 0
+    assert p2pcloop("name", "add", "placed", f"https://host/{NAME}").code == 0
+    listed = p2pcloop("name", "list", "--json").json["names"]
+    assert listed == dict.fromkeys(["knoppix", "linked", "placed"], str(NAME))
+    assert f"knoppix  {NAME}\n" in p2pcloop("name", "list").out
+    before = (home / "short-names").read_bytes()
+    for words in (
+        ("add", "knoppix", Name(NAME.key, "other")),
+        ("add", "../x", NAME),
+        ("add", "x", "@x/y"),
+        ("add", "x", "file.cloop"),
+        ("forget", "nobody"),
+    ):
+        ran = p2pcloop("name", *words)
+        assert ran.code in (2, 7)
+        assert ran.out == ""
+    assert (home / "short-names").read_bytes() == before
+    assert p2pcloop("name", "forget", "knoppix").code == 0
+    assert "knoppix" not in p2pcloop("name", "list").out
