@@ -88,7 +88,7 @@ def test_a_damaged_cloop_is_not_published(node: Node, cloop: Path, tmp_path: Pat
     [
         ("magnet:?xt=urn:btih:" + "0" * 40, UsageError, "no x.p2pcloop part"),
         ("magnet:?x.p2pcloop=nobody", UsageError, "name"),
-        ("http://127.0.0.1/image.cloop", NotHereError, "no file"),
+        ("http://127.0.0.1/image.cloop", UsageError, "does not end in a name"),
         ("@nobody/image", UsageError, "not a key"),
         ("no-such-file.cloop", NotHereError, "no file"),
         (".", UsageError, "not a file"),
