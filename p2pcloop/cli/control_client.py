@@ -88,13 +88,14 @@ class ControlClient:
         Args:
             op: one of the operations in docs/formats/control.md.
             on_event: called with the name and the fields of each event before the reply.
-            args: the operation's arguments, of msgpack's types.
+            args: the operation's arguments, of msgpack's types; None is not sent.
 
         Raises:
             P2pcloopError: of the class that was raised in p2pcloopd.
             DaemonError: p2pcloopd went away, or broke the protocol.
         """
-        request = Request(next(self._ids), op, args)
+        given = {name: value for name, value in args.items() if value is not None}
+        request = Request(next(self._ids), op, given)
         try:
             self._connection.sendall(encode(request))
             while True:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -63,9 +65,8 @@ class Dht:
         self._session = session
         self._nodes = nodes
         self._joined = trio.Event()
-        self._putting = trio.Lock()
         self._gets: dict[tuple[bytes, bytes], set[_Answer]] = {}
-        self._put: _Answer | None = None
+        self._puts: dict[tuple[bytes, bytes], set[_Answer]] = {}
         self._said = ""
         session.takers.append(self._take)
 
@@ -87,19 +88,13 @@ class Dht:
         if len(salt) > MAX_SALT or len(value) > MAX_VALUE:
             raise UsageError(f"the DHT takes {MAX_VALUE} bytes under {MAX_SALT}, not more")
         public_key = private_key.public_key().public_bytes_raw()
-        with trio.move_on_after(PUT_SECONDS):
-            async with self._putting:
+        with _waiting(self._puts, (public_key, salt)) as answer:
+            with trio.move_on_after(PUT_SECONDS):
                 await self._joined.wait()
-                answer = self._put = _Answer()
-                try:
-                    self._session.lt.dht_put_mutable_item(
-                        _expanded(private_key), public_key, value, salt
-                    )
-                    await answer.done.wait()
-                    return answer.kept_by
-                finally:
-                    self._put = None
-        return 0
+                expanded = _expanded(private_key)
+                self._session.lt.dht_put_mutable_item(expanded, public_key, value, salt)
+                await answer.done.wait()
+        return answer.kept_by
 
     async def get(self, public_key: bytes, salt: bytes) -> list[bytes]:
         """Look for what is kept under a key and a salt.
@@ -109,20 +104,13 @@ class Dht:
         Returns:
             The values that were seen, the last one put at the end; usually one or none.
         """
-        answer = _Answer()
-        waiting = self._gets.setdefault((public_key, salt), set())
-        waiting.add(answer)
-        try:
+        with _waiting(self._gets, (public_key, salt)) as answer:
             with trio.move_on_after(GET_SECONDS):
                 await self._joined.wait()
                 self._session.lt.dht_get_mutable_item(public_key, salt)
                 await answer.seen.wait()
                 with trio.move_on_after(SETTLE_SECONDS):
                     await answer.done.wait()
-        finally:
-            waiting.discard(answer)
-            if not waiting:
-                self._gets.pop((public_key, salt), None)
         return answer.values
 
     async def run(self) -> None:
@@ -156,14 +144,30 @@ class Dht:
                     if alert.authoritative:
                         answer.seen.set()
                         answer.done.set()
-            case lt.dht_put_alert() if self._put is not None:
-                self._put.kept_by = alert.num_success
-                self._put.done.set()
+            case lt.dht_put_alert():
+                for answer in self._puts.get((alert.public_key, alert.salt), ()):
+                    answer.kept_by = alert.num_success
+                    answer.done.set()
             case lt.dht_get_peers_reply_alert():
                 self._session.found(alert.info_hash.to_bytes(), alert.peers())
             case _ if alert.what() == "dht_error" and alert.message() != self._said:
                 self._said = alert.message()  # once: it is tried again and again
                 log.warning("a node of the DHT cannot be used: %s", self._said)
+
+
+@contextmanager
+def _waiting(
+    all_waiting: dict[tuple[bytes, bytes], set[_Answer]], item: tuple[bytes, bytes]
+) -> Iterator[_Answer]:
+    """An answer that is told of an item's alerts while the context lasts."""
+    answer = _Answer()
+    all_waiting.setdefault(item, set()).add(answer)
+    try:
+        yield answer
+    finally:
+        all_waiting[item].discard(answer)
+        if not all_waiting[item]:
+            del all_waiting[item]
 
 
 def _expanded(private_key: Ed25519PrivateKey) -> bytes:

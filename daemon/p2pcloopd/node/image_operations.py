@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link
 from p2pcloop.formats.manifest import (
     ID_SIZE,
@@ -17,9 +18,9 @@ from p2pcloop.formats.manifest import (
     ManifestRef,
     open_manifest,
 )
-from p2pcloop.formats.name import parse_name
+from p2pcloop.formats.name import KEY_SIZE, parse_name
 from p2pcloop.formats.place import is_url
-from p2pcloop.formats.record import MAX_RECORD_SIZE, open_record
+from p2pcloop.formats.record import MAX_RECORD_SIZE, Record, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloopd.node.arguments import fields_of
@@ -103,16 +104,30 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
 
 
 async def seed_record(node: Node, call: Call) -> dict[str, Any]:
-    """Keep the signed record of the newest manifest of a name, so that it can be asked for here."""
+    """Keep the signed record of the newest manifest of a name, so that it can be asked for here.
+
+    One of a public manifest is put into the DHT, too: by the key that comes with it, if any.
+    """
     fields = fields_of(call)
     record = open_record(fields.blob("record", MAX_RECORD_SIZE))
+    seed = fields.optional_data("key", KEY_SIZE)
     fields.end()
+    key = None if seed is None else _key_of(record.record, seed)
     async with node.records_lock:
         known = node.records.name(record.record.name)
         signed = await trio.to_thread.run_sync(node.records.manifest, known.manifest_id)
         keep = partial(node.records.keep, signed, known.link, record=record)
         await trio.to_thread.run_sync(keep)
+    if node.announcer is not None:
+        node.announcer.announce(record.record.name, key)
     return {}
+
+
+def _key_of(record: Record, seed: bytes) -> Ed25519PrivateKey:
+    key = Ed25519PrivateKey.from_private_bytes(seed)
+    if key.public_key().public_bytes_raw() != record.key:
+        raise MismatchError(f"the key that came with the record of {record.name} is another one")
+    return key
 
 
 async def resolve(node: Node, call: Call) -> dict[str, Any]:

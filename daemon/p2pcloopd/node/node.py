@@ -19,6 +19,7 @@ from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.config import Config
+from p2pcloopd.node.dht_source import Announcer
 from p2pcloopd.node.http_client import HttpClient
 from p2pcloopd.node.http_wire import Wire
 from p2pcloopd.node.lookup import RecordSource
@@ -39,6 +40,7 @@ class Node:
         records: manifests and names.
         records_lock: held while records are changed.
         sources: who is asked for records of names, besides the mirrors that a link names.
+        announcer: keeps what is public in the DHT, or None where that is not used.
         readers: the mirrors that are known.
         early: what is read of layers before their metadata is here.
         http_client: by which mirrors are asked.
@@ -55,6 +57,7 @@ class Node:
         self.records = records
         self.records_lock = trio.Lock()
         self.sources: list[RecordSource] = []
+        self.announcer: Announcer | None = None
         self.http_client = HttpClient()
         self.readers = Mirrors(self.http_client)
         self.early = EarlyReads(self.http_client.wire)

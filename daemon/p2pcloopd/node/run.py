@@ -19,6 +19,7 @@ from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
 from p2pcloopd.node.directories import LINKS_PREFIX
+from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import find_file
 from p2pcloopd.node.http_server import Pace, open_http_listener, serve_http
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
@@ -71,12 +72,13 @@ async def _serve(
 
     with open_listener(node.home.control_socket) as listener:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, listener, perform)
             http = [await open_http_listener(*address) for address in http_listen]
             node.http_listen = [each.socket.getsockname()[:2] for each in http]
             if http:
                 find, pace = partial(find_file, node), Pace(node.config.upload_limit)
                 await nursery.start(serve_http, http, find, node.http_served, pace)
+            await nursery.start(discover, node)
+            await nursery.start(serve_control, listener, perform)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
             ready()
             nursery.start_soon(node.room.run)
