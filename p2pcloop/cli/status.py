@@ -50,9 +50,10 @@ def _show(text: str) -> None:
 def describe_node(node: dict[str, Any]) -> str:
     """The node itself, in one line."""
     listen = ", ".join(node["listen"]) or "nowhere"
+    http = ", ".join(f"http://{address}/" for address in node["http"]["listen"]) or "not over HTTP"
     return (
         f"p2pcloopd runs on {node['home']}, process {node['pid']},"
-        f" for {_duration(node['uptime'])}; peers reach it at {listen}"
+        f" for {_duration(node['uptime'])}; peers reach it at {listen}, {http}"
     )
 
 
@@ -61,6 +62,9 @@ def _text(node: dict[str, Any]) -> str:
         describe_node(node),
         f"received {format_size(node['received'])}, sent {format_size(node['sent'])}",
     ]
+    for mirror in node["mirrors"]:
+        came = f"{format_size(mirror['received'])} came from it"
+        lines.append(f"mirror {mirror['base']}: {mirror['error'] or came}")
     torrents = {torrent["info_hash"]: torrent for torrent in node["torrents"]}
     told = set()
     for name, layers, manifest in _images(Home.at(node["home"])):
