@@ -160,8 +160,11 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
     near = parse_name(fields.text("near", MAX_REF))
     fields.end()
     link = node.records.name(near).link
+    new = node.engine.get(torrent) is None
     with trio.move_on_after(LOOK_SECONDS):
         return {"manifest": (await get_manifest(node, ref, link, call)).data}
+    if new:
+        await node.engine.remove(torrent, node.home.tmp)
     raise NotHereError(f"manifest {ref.id.hex()} did not come within {LOOK_SECONDS:.0f} s")
 
 
