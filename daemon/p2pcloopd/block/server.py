@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class BlockServerSpec:
     nbd: str | None = None
     once: bool = False
     cache_size: int = DEFAULT_CACHE_SIZE
-    secret: bytes | None = None
+    secret: bytes | None = field(default=None, repr=False)
 
 
 _log = logging.getLogger(__name__)
