@@ -340,3 +340,32 @@ def test_a_node_that_serves_nobody_over_http(nodes: Nodes, content: bytes) -> No
     node = nodes.start("[http]\nlisten = []\n")
     assert parse_link(node.publish(content)["link"]).mirrors == ()
     assert node.call("status")["http"]["listen"] == []
+
+
+def test_what_was_read_once_is_here_when_everybody_is_gone(
+    nodes: Nodes, published: Published
+) -> None:
+    reader = nodes.start()
+    parts = [(0, 512), (512, 3584), CHUNK]
+    with nginx(published.directory) as web:
+        reader.call("resolve", ref=link_to(published, web.url, seeds=True))
+        for at, size in parts:
+            assert read(reader, published, at, size) == published.content[at : at + size]
+        wait_until(lambda: state(reader, published)["name"])
+    published.node.end(signal.SIGKILL)
+    for _ in range(2):
+        for at, size in parts:
+            assert read(reader, published, at, size) == published.content[at : at + size]
+        reader.end(signal.SIGKILL)
+        reader.start()
+
+
+def test_parts_go_once_the_layer_is_here(nodes: Nodes, published: Published) -> None:
+    reader = nodes.start()
+    reader.call("resolve", ref=link_to(published, published.url, peers=True))
+    kept = reader.home.torrents / published.layer.torrent.hex() / "parts"
+    assert read(reader, published, *CHUNK) == published.chunk()
+    assert [path.read_bytes() for path in kept.iterdir()] == [published.chunk()]
+    reader.call("fetch", torrent=published.layer.torrent)
+    assert read(reader, published, *CHUNK) == published.chunk()
+    assert not kept.exists()

@@ -4,28 +4,27 @@ Metadata comes whole, 20 bytes a piece, and a reader needs but a few kilobytes b
 block: header, map, a page of the table, a chunk. So a mirror is asked for exactly these, and the
 metadata is got afterwards, once the first chunk was answered. Nothing of this is verified here:
 who reads compares every part with its SHA-256, and asks to heal what does not match. That, and
-all else that is read later, goes by the torrent.
+all else that is read later, goes by the torrent. Parts are kept (store/parts.py): what was read
+once is here, whoever is gone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
+from p2pcloop.store.parts import Parts
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.http_wire import Wire
 from p2pcloopd.node.mirrors import MirrorReader
 
 Result = TypeVar("Result")
-
-KEPT_BYTES = 8 << 20
-"""Parts that are kept for the next who asks; the oldest go first. All go with the metadata."""
 
 STAGGER_SECONDS = 1.0
 """A mirror that has not answered for so long is not waited for alone: the next is asked, too."""
@@ -46,14 +45,14 @@ class _Early:
     """A layer of whose torrent the metadata is not here.
 
     Attributes:
-        parts: what came, by offset and length, and from whom.
+        given: from whom parts came, by offset and length.
         under_way: what is being asked for.
         not_before: when the metadata may be asked for.
     """
 
     layer: LayerRef
     mirrors: list[MirrorReader] = field(default_factory=list)
-    parts: dict[_Key, tuple[bytes, MirrorReader]] = field(default_factory=dict)
+    given: dict[_Key, MirrorReader] = field(default_factory=dict)
     under_way: dict[_Key, trio.Event] = field(default_factory=dict)
     not_before: float = 0.0
 
@@ -61,22 +60,16 @@ class _Early:
 class EarlyReads:
     """The layers that are read from mirrors until their metadata is here."""
 
-    def __init__(self, wire: Wire) -> None:
-        """`wire` counts what crosses to and from mirrors."""
+    def __init__(self, torrents: Path, wire: Wire) -> None:
+        """`torrents` is the store's folder; `wire` counts what crosses to and from mirrors."""
+        self._torrents = torrents
         self._wire = wire
         self._layers: dict[bytes, _Early] = {}
-        self._kept: OrderedDict[tuple[bytes, _Key], int] = OrderedDict()
 
     def know(self, layer: LayerRef, mirrors: Iterable[MirrorReader]) -> None:
         """Know what a torrent is the layer of, and more mirrors that may have it."""
         early = self._layers.setdefault(layer.torrent, _Early(layer))
         early.mirrors += [mirror for mirror in mirrors if mirror not in early.mirrors]
-
-    def forget(self, info_hash: bytes) -> None:
-        """Read a layer by its torrent from now on."""
-        early = self._layers.pop(info_hash, None)
-        for key in early.parts if early is not None else ():
-            self._kept.pop((info_hash, key), None)
 
     async def read(self, torrent: Torrent, offset: int, length: int, *, heal: bool) -> bytes | None:
         """Bytes of a layer, not verified; None where they are to be had by the torrent.
@@ -84,26 +77,30 @@ class EarlyReads:
         Args:
             heal: what was answered here did not match its hash.
         """
-        early = self._layers.get(torrent.info_hash)
-        if early is None:
-            return None
-        if torrent.layout is not None:
-            self.forget(torrent.info_hash)
-            return None
         key = (offset, length)
+        early = self._layers.get(torrent.info_hash)
+        parts = Parts(self._torrents / torrent.info_hash.hex())
         if heal:
+            await trio.to_thread.run_sync(parts.drop, offset, length)
             self._reject(early, key)
             return None
+        stored = torrent.transfer.disk
+        if stored is not None and stored.has(offset, length):
+            if stored.have.complete():
+                await trio.to_thread.run_sync(parts.clear)
+            return None
+        if early is None:
+            return await trio.to_thread.run_sync(parts.read, offset, length)
         while key in early.under_way:
             await early.under_way[key].wait()
-        data = early.parts[key][0] if key in early.parts else None
-        if data is None:
-            done = early.under_way[key] = trio.Event()
-            try:
-                data = await self._ask(torrent, early, key)
-            finally:
-                del early.under_way[key]
-                done.set()
+        done = early.under_way[key] = trio.Event()
+        try:
+            data = await trio.to_thread.run_sync(parts.read, offset, length)
+            if data is None and torrent.layout is None:
+                data = await self._bring(torrent, early, key, parts)
+        finally:
+            del early.under_way[key]
+            done.set()
         if data is not None and offset >= early.layer.index_length:
             early.not_before = early.not_before or trio.current_time() + FOLLOW_SECONDS
             torrent.want_metadata()
@@ -139,18 +136,18 @@ class EarlyReads:
             await trio.sleep(STAGGER_SECONDS)
         scope.cancel()
 
-    def _reject(self, early: _Early, key: _Key) -> None:
-        """Drop a part, and ask no more of the mirror that gave it."""
-        found = early.parts.pop(key, None)
-        self._kept.pop((early.layer.torrent, key), None)
-        if found is None:
+    def _reject(self, early: _Early | None, key: _Key) -> None:
+        """Ask no more of the mirror that gave a part."""
+        mirror = early.given.pop(key, None) if early is not None else None
+        if early is None or mirror is None:
             return
-        mirror = found[1]
         mirror.on_failure(MismatchError(f"{mirror.base} has wrong bytes of a layer"))
         if mirror in early.mirrors:
             early.mirrors.remove(mirror)
 
-    async def _ask(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
+    async def _bring(
+        self, torrent: Torrent, early: _Early, key: _Key, parts: Parts
+    ) -> bytes | None:
         """Get a part from the first mirror that answers, unless the metadata comes before."""
         mirrors = sorted((m for m in early.mirrors if m.usable), key=_order)
 
@@ -172,17 +169,9 @@ class EarlyReads:
             nursery.cancel_scope.cancel()
         if found is None:
             return None
-        self._keep(early, key, *found)
-        return found[0]
-
-    def _keep(self, early: _Early, key: _Key, data: bytes, mirror: MirrorReader) -> None:
-        if self._layers.get(early.layer.torrent) is not early:
-            return  # its metadata is here by now
-        early.parts[key] = (data, mirror)
-        self._kept[early.layer.torrent, key] = len(data)
-        while sum(self._kept.values()) > KEPT_BYTES:
-            (torrent, old), _ = self._kept.popitem(last=False)
-            del self._layers[torrent].parts[old]
+        data, early.given[key] = found
+        await trio.to_thread.run_sync(parts.keep, key[0], data)
+        return data
 
 
 async def _first(
