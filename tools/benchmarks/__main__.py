@@ -22,9 +22,11 @@ from tools.benchmarks import (
     guest_reads,
     memory,
     nbd_random,
+    publish,
     seed,
     stack,
     startup,
+    upgrade,
 )
 from tools.benchmarks.guests import pinned_cpu
 from tools.benchmarks.harness import Bench, Outcome, Result, run_measure
@@ -42,6 +44,8 @@ MEASURES = {
         guest_reads.READS,
         nbd_random.RANDOM,
         seed.SEED,
+        publish.PUBLISH,
+        upgrade.UPGRADE,
         memory.MEMORY,
         stack.STACK,
         startup.HELP,

@@ -44,8 +44,6 @@ class Pair:
     """Two versions of an image.
 
     Attributes:
-        home: a node's home that knows the old version by its name.
-        name: the old version's name.
         cloop: the old version as it was seeded.
         overlay: what the guest wrote, on the old version.
         old: the old version as a raw image.
@@ -53,8 +51,6 @@ class Pair:
         packages: what was installed: file name and bytes.
     """
 
-    home: Path
-    name: str
     cloop: Path
     overlay: Path
     old: Path
@@ -75,13 +71,10 @@ def upgrade_pair(bench: Bench, place: Path) -> Pair:
     if not stamp.exists() or json.loads(stamp.read_text())["made_of"] != made_of:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        packages, name = _make(bench, place)
-        told = {"made_of": made_of, "packages": packages, "name": name}
+        told = {"made_of": made_of, "packages": _make(bench, place)}
         stamp.write_text(json.dumps(told, indent=1))
     told = json.loads(stamp.read_text())
     return Pair(
-        home=place / "home",
-        name=told["name"],
         cloop=place / "base.cloop",
         overlay=place / "mine.delta",
         old=bench.image,
@@ -90,20 +83,20 @@ def upgrade_pair(bench: Bench, place: Path) -> Pair:
     )
 
 
-def _make(bench: Bench, place: Path) -> tuple[dict[str, int], str]:
+def _make(bench: Bench, place: Path) -> dict[str, int]:
     packages = _download(bench.image, place / "packages")
     disk = place / "packages.img"
     run(["mke2fs", "-q", "-t", "ext4", "-d", place / "packages", disk, "64M"])
     cloop, overlay = place / "base.cloop", place / "mine.delta"
     fresh_copy(bench.cloop, cloop)
-    with node(bench, place / "home") as home:
+    with node(bench, bench.work / "maker") as home:
         seed: list[Argument] = [bench.p2pcloop, "seed", cloop, "--name", "base", "--home", home]
         name = str(run_json([*seed, "--json"])["name"])
         _install(bench, name, home, overlay, disk)
         export: list[Argument] = [bench.p2pcloop, "export", name, place / "new.img"]
         run([*export, "--overlay", overlay, "--home", home])
     run(["e2fsck", "-fn", place / "new.img"])
-    return packages, name
+    return packages
 
 
 def _download(image: Path, place: Path) -> dict[str, int]:
