@@ -46,7 +46,8 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
     with target.client:
-        versions = [_facts(target, *row) for row in _walk(target, number)]
+        history = _History(target)
+        versions = [_facts(history, *row) for row in _walk(history, number)]
     if as_json:
         click.echo(to_json({"name": target.name, "versions": versions}))
         return
@@ -55,16 +56,51 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
         click.echo(_text(version))
 
 
+class _History:
+    """The manifests that others name. Each is asked for once, however often it is named."""
+
+    def __init__(self, ref: StoredRef) -> None:
+        self.newest = ref.signed
+        self._ref = ref
+        self._known: dict[bytes, SignedManifest | P2pcloopError] = {ref.signed.id: ref.signed}
+
+    def get(self, wanted: ManifestRef) -> SignedManifest:
+        """Get a manifest.
+
+        Raises:
+            P2pcloopError: it cannot be had.
+        """
+        if wanted.id not in self._known:
+            try:
+                self._known[wanted.id] = self._ask(wanted)
+            except P2pcloopError as err:
+                self._known[wanted.id] = err
+        known = self._known[wanted.id]
+        if isinstance(known, P2pcloopError):
+            raise known
+        return known
+
+    def _ask(self, wanted: ManifestRef) -> SignedManifest:
+        answer = self._ref.client.call(
+            "manifest",
+            report_waiting,
+            id=wanted.id,
+            torrent=wanted.torrent or b"",
+            near=self._ref.name,
+        )
+        return open_manifest(answer["manifest"])
+
+
 def _walk(
-    ref: StoredRef, number: int
+    history: _History, number: int
 ) -> Iterator[tuple[SignedManifest, SignedManifest | None, str]]:
     """Versions with the one before each; or, with the last, why what came before cannot be had."""
-    current = ref.signed
+    current = history.newest
     for _ in range(number):
         before, problem = None, ""
         if current.manifest.previous is not None:
             try:
-                before = _manifest(ref, current.manifest.previous)
+                before = history.get(current.manifest.previous)
                 check_previous(current.manifest, before.manifest)
             except P2pcloopError as err:
                 before, problem = None, str(err)
@@ -75,7 +111,7 @@ def _walk(
 
 
 def _facts(
-    ref: StoredRef, signed: SignedManifest, before: SignedManifest | None, problem: str
+    history: _History, signed: SignedManifest, before: SignedManifest | None, problem: str
 ) -> dict[str, Any]:
     manifest = signed.manifest
     facts: dict[str, Any] = {
@@ -92,7 +128,7 @@ def _facts(
     if manifest.parent is not None:
         facts["parent"] = {"manifest": manifest.parent.id, "name": None, "version": None}
         try:
-            parent = _manifest(ref, manifest.parent)
+            parent = history.get(manifest.parent)
             if parent.id == signed.id:
                 raise MismatchError("it says that it was made from itself")
             bases.append(parent)
@@ -105,13 +141,6 @@ def _facts(
     known = {layer.layer_id for base in bases for layer in base.manifest.layers}
     added = [layer for layer in manifest.layers if layer.layer_id not in known]
     return facts | {"added": sum(layer.pack_length for layer in added)}
-
-
-def _manifest(ref: StoredRef, wanted: ManifestRef) -> SignedManifest:
-    answer = ref.client.call(
-        "manifest", report_waiting, id=wanted.id, torrent=wanted.torrent or b"", near=ref.name
-    )
-    return open_manifest(answer["manifest"])
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS, beside
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.directories import use_directory
-from p2pcloopd.node.lookup import LOOK_SECONDS
+from p2pcloopd.node.lookup import HISTORY_SECONDS
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.resolving import Found, find_version, parse_target
@@ -161,11 +161,11 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     link = node.records.name(near).link
     new = node.engine.get(torrent) is None
-    with trio.move_on_after(LOOK_SECONDS):
+    with trio.move_on_after(HISTORY_SECONDS):
         return {"manifest": (await get_manifest(node, ref, link, call)).data}
     if new:
         await node.engine.remove(torrent, node.home.tmp)
-    raise NotHereError(f"manifest {ref.id.hex()} did not come within {LOOK_SECONDS:.0f} s")
+    raise NotHereError(f"manifest {ref.id.hex()} did not come within {HISTORY_SECONDS:.0f} s")
 
 
 async def know_layers(node: Node, found: Found) -> None:

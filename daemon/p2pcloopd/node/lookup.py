@@ -20,6 +20,9 @@ from p2pcloop.formats.record import SignedRecord, open_record
 LOOK_SECONDS = 10.0
 """The longest that sources are waited for."""
 
+HISTORY_SECONDS = 5.0
+"""The longest that a manifest which another one names is waited for."""
+
 GRACE_SECONDS = 1.0
 """How long the others are waited for once one has answered, where any version will do."""
 

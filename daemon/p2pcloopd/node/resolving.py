@@ -22,7 +22,7 @@ from p2pcloop.formats.seal import check_secret
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
 from p2pcloopd.node.control_server import Call
-from p2pcloopd.node.lookup import LOOK_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
+from p2pcloopd.node.lookup import HISTORY_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
 
@@ -258,12 +258,12 @@ async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
         if manifest.version < at or manifest.previous is None:
             break
         link = _link_near(newest.link, manifest.previous)
-        with trio.move_on_after(LOOK_SECONDS) as scope:
+        with trio.move_on_after(HISTORY_SECONDS) as scope:
             found = await _take(node, link, call, before=manifest)
         if scope.cancelled_caught:
             raise NotHereError(
                 f"the version before version {manifest.version} of {manifest.name} did not come"
-                f" within {LOOK_SECONDS:.0f} s: nobody who is asked has it"
+                f" within {HISTORY_SECONDS:.0f} s: nobody who is asked has it"
             )
     raise NotHereError(
         f"{newest.link.name} has no version {at} that is known: version"

@@ -1,0 +1,129 @@
+"""Versions of an image as users meet them: published, found, gone back to, and refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcloop.errors import MismatchError, NotHereError, UsageError
+from p2pcloop.formats.link import parse_link
+from tests.support.programs import Node, Nodes
+
+pytestmark = pytest.mark.e2e
+
+SIZE = 1 << 20
+
+
+def image(seed: int) -> bytes:
+    """An image of which a version differs from the next in a few blocks."""
+    data = bytearray(random.Random(0).randbytes(SIZE))
+    for version in range(1, seed + 1):
+        data[version << 16 : (version << 16) + 8192] = random.Random(version).randbytes(8192)
+    return bytes(data)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    with Nodes() as nodes:
+        yield nodes
+
+
+def publish(node: Node, tmp_path: Path, version: int, *options: str) -> dict[str, Any]:
+    path = tmp_path / f"v{version}.img"
+    path.write_bytes(image(version))
+    return node.json("publish", path, "--name", "disk", "-m", f"change {version}", *options)
+
+
+def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) -> None:
+    publisher, reader = nodes.make(), nodes.make()
+    links = [publish(publisher, tmp_path, version)["link"] for version in (1, 2)]
+    name = str(parse_link(links[0]).name)
+    assert reader.json("info", links[0])["version"] == 1
+    links.append(publish(publisher, tmp_path, 3)["link"])
+
+    assert reader.json("info", name)["version"] == 1
+    updated = reader.json("update", name)
+    assert (updated["version"], updated["before"], updated["message"]) == (3, 1, "change 3")
+    assert "stays at version 3" in reader.run("update", name).out
+    versions = reader.json("log", name)["versions"]
+    assert [version["version"] for version in versions] == [3, 2, 1]
+    assert [version["message"] for version in versions] == ["change 3", "change 2", "change 1"]
+    assert [version["missing"] for version in versions] == [None, None, None]
+    assert all(0 < version["added"] < SIZE / 10 for version in versions[:2])
+    assert versions[2]["added"] > SIZE / 2
+    text = reader.run("log", name).out.splitlines()
+    assert text[0] == name
+    assert "change 3" in text[1]
+    reader.run("name", "add", "disk", name)
+    for version in (1, 2, 3):
+        out = tmp_path / f"out{version}.img"
+        reader.run("export", "disk", out, "--at", str(version))
+        assert out.read_bytes() == image(version)
+    assert reader.json("info", "disk")["version"] == 3
+
+    went_back = reader.run("info", links[0], code=MismatchError.exit_code)
+    assert "a name never goes back" in went_back.err
+    assert "--at 1" in went_back.err
+    assert reader.json("info", links[0], "--at", "1")["version"] == 1
+    reader.run("info", name, "--at", "9", code=NotHereError.exit_code)
+
+    publisher.run("daemon", "stop")  # what is known is known without anybody
+    assert reader.json("log", name)["versions"] == versions
+    assert reader.json("update", name)["problems"] != []
+
+
+def test_a_version_whose_history_nobody_has_says_so(nodes: Nodes, tmp_path: Path) -> None:
+    publisher, reader = nodes.make(), nodes.make()
+    for version in (1, 2):
+        published = publish(publisher, tmp_path, version)
+    name = published["name"]
+    reader.run("info", published["link"])
+    publisher.run("daemon", "stop")
+    _, only, *reason = reader.run("log", name).out.splitlines()
+    assert only.endswith("change 2")
+    assert "what came before it cannot be told" in " ".join(reason)
+    gone = reader.run("info", name, "--at", "1", code=NotHereError.exit_code)
+    assert len(gone.err.splitlines()) == 1
+    assert reader.json("info", name)["version"] == 2
+
+
+def test_one_key_in_two_homes_makes_a_fork(nodes: Nodes, tmp_path: Path) -> None:
+    one, other, reader = nodes.make(), nodes.make(), nodes.make()
+    one.run("key", "new", "default")
+    one.run("key", "export", "default", tmp_path / "key")
+    other.run("key", "import", "default", tmp_path / "key")
+    first = publish(one, tmp_path, 1)
+    second = publish(other, tmp_path, 2)
+    assert first["name"] == second["name"]
+    reader.run("info", first["link"])
+    before = reader.home.names.read_bytes()
+    told = reader.run("info", second["link"], code=MismatchError.exit_code)
+    assert told.err.startswith("p2pcloop: fork: ")
+    assert first["manifest"] in told.err
+    assert second["manifest"] in told.err
+    assert reader.home.names.read_bytes() == before
+    other.run("info", first["link"], code=MismatchError.exit_code)
+    assert publish(other, tmp_path, 3)["version"] == 2  # counts on, and the fork is over
+    third = other.json("info", first["name"])
+    assert reader.json("info", third["link"])["version"] == 2
+
+
+def test_a_protected_key_signs_with_its_passphrase_alone(nodes: Nodes, tmp_path: Path) -> None:
+    node = nodes.make()
+    node.environment = node.environment | {"P2PCLOOP_PASSPHRASE": "correct horse"}
+    node.run("key", "new", "default", "--passphrase")
+    assert publish(node, tmp_path, 1)["version"] == 1
+    (tmp_path / "v.img").write_bytes(image(2))
+    words = ("publish", tmp_path / "v.img", "--name", "disk")
+    node.environment["P2PCLOOP_PASSPHRASE"] = "wrong"
+    refused = node.run(*words, code=MismatchError.exit_code)
+    assert refused.err.startswith("p2pcloop: that is not the passphrase of the key")
+    assert len(refused.err.splitlines()) == 1
+    del node.environment["P2PCLOOP_PASSPHRASE"]
+    refused = node.run(*words, code=UsageError.exit_code)
+    assert "set P2PCLOOP_PASSPHRASE" in refused.err
+    assert "correct horse" not in node.tail()
