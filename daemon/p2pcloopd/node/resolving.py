@@ -22,6 +22,7 @@ from p2pcloop.formats.seal import check_secret
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
 from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.directories import use_directory
 from p2pcloopd.node.lookup import HISTORY_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
@@ -227,6 +228,10 @@ async def _take(
         if before is not None:
             check_previous(before, manifest)
         old = before is not None or manifest.version == at
+        node.records.check(found.signed, found.link, record, old=old)
+        for base in found.mirrors:
+            if not is_url(base):
+                await use_directory(node, base, manifest)
         return await _keep(node, found, old=old)
     except P2pcloopError:
         if new:
@@ -259,7 +264,7 @@ async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
             break
         link = _link_near(newest.link, manifest.previous)
         with trio.move_on_after(HISTORY_SECONDS) as scope:
-            found = await _take(node, link, call, before=manifest)
+            found = await _take(node, link, call, mirrors=newest.mirrors, before=manifest)
         if scope.cancelled_caught:
             raise NotHereError(
                 f"the version before version {manifest.version} of {manifest.name} did not come"
