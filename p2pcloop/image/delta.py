@@ -8,7 +8,7 @@ referred to, and so are whole chunks that a known layer has.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import BinaryIO
@@ -18,10 +18,11 @@ from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import MAX_SOURCES, build_index
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.build import Progress
-from p2pcloop.image.changes import REPEATED, Changes, Target, checksum, stretches_of
+from p2pcloop.image.changes import REPEATED, Changes, Stretch, Target, checksum, stretches_of
 from p2pcloop.image.encoding import DELTA, Level, Shape, choose_level, encode
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import Place
+from p2pcloop.image.similar import SEGMENT, Groups
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 
@@ -134,7 +135,7 @@ class _New:
 
 
 class _Packer:
-    """Cuts the changed blocks into chunks and runs, in the order of the device."""
+    """Cuts the changed blocks into chunks and runs."""
 
     def __init__(
         self,
@@ -150,7 +151,6 @@ class _Packer:
         self.runs: list[Run] = []
         self.sources: list[bytes] = []
         self.referred = 0
-        self.repeated = 0
         self._changes = changes
         self._target = target
         self._base = base
@@ -161,19 +161,44 @@ class _Packer:
         self._open = bytearray()
         self._number = -1
         self._seen: dict[bytes, tuple[int, int]] = {}
+        self._later: list[tuple[int, bytes]] = []
         self._numbers: dict[tuple[int, int], int] = {}
+
+    @property
+    def repeated(self) -> int:
+        """Blocks that are equal to one in this pack."""
+        return len(self._later)
 
     def new_chunks(self) -> Iterator[_New]:
         """Yield what has to be packed; runs and all other chunks are kept here on the way."""
+        for first, count in self._order():
+            for block, content in enumerate(self._read(first, count), first):
+                yield from self._append(block, content)
+        yield from self._end_chunk()
+        for block, digest in self._later:
+            self._map(block, *self._seen[digest], MAX_BLOCKS_PER_CHUNK)
+
+    def _read(self, first: int, count: int) -> list[memoryview]:
+        view = memoryview(self._target.read(first, count))
+        return [view[at : at + BLOCK_SIZE] for at in range(0, len(view), BLOCK_SIZE)]
+
+    def _order(self) -> Iterable[Stretch]:
+        """What is new, in the order of the pack; all else of the changes is mapped."""
+        groups = Groups(self._shape.most)
+        in_order: list[Stretch] = []
         for first, count in stretches_of(self._changes.data):
             for at in range(first, first + count, _READ_BLOCKS):
-                part = min(_READ_BLOCKS, first + count - at)
-                view = memoryview(self._target.read(at, part))
-                blocks = [view[i : i + BLOCK_SIZE] for i in range(0, len(view), BLOCK_SIZE)]
-                yield from self._add(at, blocks)
-        yield from self._end_chunk()
+                blocks = self._read(at, min(_READ_BLOCKS, first + count - at))
+                for start, number in _rows(self._choose(at, blocks)):
+                    if self._shape is DELTA:
+                        content = b"".join(blocks[start - at : start - at + number])
+                        groups.add(start, number, content)
+                    else:
+                        in_order.append((start, number))
+        return groups if self._shape is DELTA else in_order
 
-    def _add(self, first: int, blocks: Sequence[memoryview]) -> Iterator[_New]:
+    def _choose(self, first: int, blocks: Sequence[memoryview]) -> Iterator[int]:
+        """Yield the blocks that are new; the others are mapped, now or later."""
         crcs = [checksum(content) for content in blocks]
         places = self._find_places(first, blocks, crcs)
         for block, (content, crc, place) in enumerate(
@@ -184,29 +209,28 @@ class _Packer:
                 self.referred += 1
                 self._map(block, number, place.within, place.blocks)
                 continue
-            digest = b""
             if self._changes.mark(crc) == REPEATED:
                 digest = hashlib.sha256(content).digest()
                 if digest in self._seen:
-                    self.repeated += 1
-                    self._map(block, *self._seen[digest], MAX_BLOCKS_PER_CHUNK)
+                    self._later.append((block, digest))
                     continue
-            self._append(block, content, digest)
-            length = len(self._open) // BLOCK_SIZE
-            may_end = length >= self._shape.least and not crc & self._shape.end_mask
-            if may_end or length == self._shape.most:
-                yield from self._end_chunk()
+                self._seen[digest] = _NOWHERE
+            yield block
 
-    def _append(self, block: int, content: memoryview, digest: bytes) -> None:
-        """Put a block into the chunk that is being filled."""
+    def _append(self, block: int, content: memoryview) -> Iterator[_New]:
+        """Put a block into the chunk that is being filled; it may end there."""
         if not self._open:
             self._number = len(self.chunks)
             self.chunks.append(_UNFINISHED)
         within = len(self._open) // BLOCK_SIZE
         self._open += content
         self._map(block, self._number, within, MAX_BLOCKS_PER_CHUNK)
-        if digest:
-            self._seen[digest] = self._number, within
+        crc = checksum(content)
+        if self._changes.mark(crc) == REPEATED:
+            self._seen[hashlib.sha256(content).digest()] = self._number, within
+        may_end = within + 1 >= self._shape.least and not crc & self._shape.end_mask
+        if may_end or within + 1 == self._shape.most:
+            yield from self._end_chunk()
 
     def _end_chunk(self) -> Iterator[_New]:
         if not self._open:
@@ -281,6 +305,22 @@ class _Packer:
 
 
 _UNFINISHED = Chunk(0, 0, 0, Codec.NONE, b"")
+_NOWHERE = (-1, -1)
+"""Of a block that is going to be packed."""
+
+
+def _rows(blocks: Iterable[int]) -> Iterator[Stretch]:
+    """Stretches of blocks that follow each other, `SEGMENT` at most."""
+    first = count = 0
+    for block in blocks:
+        if count and (block != first + count or count == SEGMENT):
+            yield first, count
+            count = 0
+        if not count:
+            first = block
+        count += 1
+    if count:
+        yield first, count
 
 
 def _encode(level: Level, new: _New) -> tuple[_New, Codec, bytes]:

@@ -175,6 +175,20 @@ def test_what_does_not_compress_is_stored_plainly() -> None:
     assert stack.open().layers[0].chunk(0).codec is Codec.NONE
 
 
+def test_what_is_alike_is_packed_together() -> None:
+    """Programs that hold the same code, each at other offsets and further apart than a chunk."""
+    noise = random.Random(3)
+    library = b"".join(b"\x48\x89" + noise.randbytes(60) for _ in range(8192))
+    programs = [noise.randbytes(1000 * n) + library for n in (1, 2, 3)]
+    data = b"".join(program.ljust(-(-len(program) // 4096) * 4096, b"\0") for program in programs)
+    stack = Stack()
+    delta = stack.add(BytesTarget(data))
+    assert delta.stored_blocks > 3 * len(library) // 4096
+    # Strings are picked by what they hold: nearly all of the second and third copy is found.
+    assert delta.pack_length < 1.5 * len(library)
+    assert stack.read() == data
+
+
 def test_a_stack_is_squashed_by_what_shows() -> None:
     stack = Stack()
     kinds = list(range(20, 60))
