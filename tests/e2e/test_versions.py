@@ -127,3 +127,24 @@ def test_a_protected_key_signs_with_its_passphrase_alone(nodes: Nodes, tmp_path:
     refused = node.run(*words, code=UsageError.exit_code)
     assert "set P2PCLOOP_PASSPHRASE" in refused.err
     assert "correct horse" not in node.tail()
+
+
+def test_a_directory_alone_serves_all_that_an_image_is(nodes: Nodes, tmp_path: Path) -> None:
+    publisher, reader, other = nodes.make(), nodes.make(), nodes.make()
+    for version in (1, 2):
+        published = publish(publisher, tmp_path, version)
+    name, folder, out = published["name"], tmp_path / "mirror", tmp_path / "out.img"
+    publisher.run("mirror", name, folder)
+    publisher.run("daemon", "stop")
+    reader.run("export", f"{folder}/{name}", out)
+    assert out.read_bytes() == image(2)
+    out.unlink()
+    assert reader.json("info", name)["here_share"] == 1
+    [pack, *_] = (folder / "data").glob("*/pack")
+    pack.write_bytes(bytes(pack.stat().st_size))
+    refused = other.run("export", f"{folder}/{name}", out, code=MismatchError.exit_code)
+    assert "is not what the manifest says" in refused.err
+    assert not out.exists()
+    assert not other.home.names.exists()
+    assert list(other.home.torrents.iterdir()) == []
+    assert list(other.home.manifests.iterdir()) == []

@@ -27,6 +27,8 @@ async def use_directory(node: Node, base: str, manifest: Manifest) -> None:
         MismatchError: a layer there is not the one that it should be.
         StorageError: the disk refused.
     """
+    before = {torrent.info_hash for torrent in node.engine.torrents}
+    seeded: set[bytes] = set()
     for layer in manifest.all_layers:
         known = node.engine.get(layer.torrent)
         if known is not None and known.have_bytes == layer.index_length + layer.pack_length:
@@ -34,12 +36,14 @@ async def use_directory(node: Node, base: str, manifest: Manifest) -> None:
         staging = await trio.to_thread.run_sync(_link, Path(base), layer, node.home.tmp)
         if staging is None:
             continue
-        seeded = await node.engine.seed(staging)
-        if seeded.info_hash != layer.torrent:
-            await node.engine.remove(seeded.info_hash, node.home.tmp)
+        torrent = (await node.engine.seed(staging)).info_hash
+        seeded.add(torrent)
+        if torrent != layer.torrent:
+            for new in seeded - before:
+                await node.engine.remove(new, node.home.tmp)
             raise MismatchError(
                 f"layer {layer.layer_id.hex()} in {base} is not what the manifest says",
-                hint="make the mirror again; nothing of that layer was used",
+                hint="make the mirror again; nothing of it was used",
             )
 
 

@@ -19,14 +19,12 @@ from p2pcloop.formats.manifest import (
     open_manifest,
 )
 from p2pcloop.formats.name import KEY_SIZE, parse_name
-from p2pcloop.formats.place import is_url
 from p2pcloop.formats.record import MAX_RECORD_SIZE, Record, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS, beside
 from p2pcloopd.node.control_server import Call
-from p2pcloopd.node.directories import use_directory
 from p2pcloopd.node.lookup import HISTORY_SECONDS
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
@@ -170,9 +168,5 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
 
 async def know_layers(node: Node, found: Found) -> None:
     """Know the torrents of all layers, and where they may be had."""
-    manifest = found.signed.manifest
-    for layer in manifest.all_layers:
+    for layer in found.signed.manifest.all_layers:
         await node.add_layer(layer, found.link, found.mirrors)
-    for base in found.mirrors:
-        if not is_url(base):
-            await use_directory(node, base, manifest)
