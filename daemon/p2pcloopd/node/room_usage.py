@@ -44,14 +44,15 @@ def _use(
 ) -> TorrentUse:
     try:
         records, changed = _records(directory)
+        empty = disk is None and not any(directory.glob("data/*"))
     except OSError as err:
         raise storage_error(f"cannot look at {directory}", err) from err
     keep = usage.keep.get(info_hash) or (Keep.READING if wanted else None)
     named = info_hash in usage.named
     settled = not named and time.time() - changed > GRACE_SECONDS
     if disk is None:
-        garbage = settled and not any((directory / "data").iterdir())
-        return TorrentUse(info_hash, 0, 0, b"", (), 0, records, keep=keep, garbage=garbage)
+        gone = settled and empty
+        return TorrentUse(info_hash, 0, 0, b"", (), 0, records, keep=keep, garbage=gone)
     layer = [path.name for path, _ in disk.layout.files] == LAYER_FILES
     here = disk.have.to_list()
     room = allocated(disk.content)
