@@ -91,11 +91,11 @@ class Node:
         trackers: Iterable[str],
         web_seeds: Iterable[str],
     ) -> Torrent:
-        """Know a torrent and where to look for it."""
+        """Know a torrent and where to look for it, trackers only if the user wants those."""
         return await self.engine.add(
             info_hash,
             peers=peers,
-            trackers=trackers,
+            trackers=trackers if self.config.discovery.trackers else (),
             web_seeds=web_seeds,
         )
 
@@ -115,7 +115,7 @@ class Node:
         return await self.engine.add(
             layer.torrent,
             peers=link.peers,
-            trackers=link.trackers,
+            trackers=link.trackers if self.config.discovery.trackers else (),
             web_seeds=link.web_seeds,
             elsewhere=elsewhere,
         )
