@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from p2pcloop.store.have import MAX_PIECES
 from p2pcloop.store.stamps import set_bits
 from p2pcloop.store.usage import Keep
 from p2pcloop.units import format_size
@@ -96,15 +97,18 @@ def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
     return Choice(remove, chosen, room, left, _kept(uses, remove))
 
 
-def _least_recent_first(uses: Iterable[TorrentUse]) -> list[tuple[TorrentUse, int]]:
-    keyed = [
-        (use.stamps[piece], latest, use.torrent, -piece, use)
-        for use in uses
-        for latest in (max(use.stamps, default=0),)
-        for piece in set_bits(use.here, use.pieces)
-    ]
-    keyed.sort(key=lambda item: item[:4])
-    return [(use, -piece) for _, _, _, piece, use in keyed]
+def _least_recent_first(uses: Sequence[TorrentUse]) -> Iterator[tuple[TorrentUse, int]]:
+    """All pieces that are here, sorted by one number each, since tuples would hold up the node's
+    other threads: 32 bits of the stamp, 32 of the torrent's newest, 20 of its place, 18 of the piece.
+    """
+    keys: list[int] = []
+    for place, use in enumerate(uses):
+        rest = (max(use.stamps, default=0) << 20 | place) << 18 | MAX_PIECES - 1
+        stamps = use.stamps
+        keys += [(stamps[n] << 70 | rest) - n for n in set_bits(use.here, use.pieces)]
+    keys.sort()
+    for key in keys:
+        yield uses[key >> 18 & 0xFFFFF], MAX_PIECES - 1 - (key & MAX_PIECES - 1)
 
 
 def _kept(uses: Iterable[TorrentUse], removed: tuple[bytes, ...]) -> dict[Keep, int]:
