@@ -98,8 +98,8 @@ def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
 
 
 def _least_recent_first(uses: Sequence[TorrentUse]) -> Iterator[tuple[TorrentUse, int]]:
-    """All pieces that are here, sorted by one number each, since tuples would hold up the node's
-    other threads: 32 bits of the stamp, 32 of the torrent's newest, 20 of its place, 18 of the piece.
+    """All pieces that are here, sorted by one number each, since tuples would hold up other
+    threads: 32 bits of the stamp, 32 of the torrent's newest, 20 of its place, 18 of the piece.
     """
     keys: list[int] = []
     for place, use in enumerate(uses):
