@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,13 @@ from tools.benchmarks.harness import (
 )
 from tools.benchmarks.memory import resident_mb
 from tools.benchmarks.processes import run, run_json, server
+from tools.benchmarks.rivals import (
+    casync_bytes,
+    changed_blocks,
+    rsync_bytes,
+    xdelta_bytes,
+    zstd_bytes,
+)
 
 BENCH = Bench(Path("image"), Path("cloop"), Path("p2pcloop"), Path("work"), 0)
 
@@ -135,6 +143,34 @@ def test_touched_bytes_add_up_blocks_of_a_real_cloop(tmp_path: Path) -> None:
     assert touched_bytes(cloop, [(0, 1), (512, 4096)]) == sizes[0]
     assert touched_bytes(cloop, [(65535, 2)]) == sizes[0] + sizes[1]
     assert touched_bytes(cloop, [(0, 4 * 65536)]) == sum(sizes)
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> tuple[Path, Path]:
+    """Two images: the second has 1 MiB that nothing compresses, and zeros where data was."""
+    noise = random.Random(2).randbytes
+    old, new = tmp_path / "old", tmp_path / "new"
+    data = bytearray(noise(12 << 20))
+    old.write_bytes(data)
+    data[5 << 20 : 6 << 20] = noise(1 << 20)
+    data[8 << 20 : 9 << 20] = bytes(1 << 20)
+    new.write_bytes(data)
+    return old, new
+
+
+def test_changed_blocks_are_those_that_differ_and_hold_data(versions: tuple[Path, Path]) -> None:
+    old, new = versions
+    changed = list(changed_blocks(old, new))
+    assert [offset for offset, _ in changed] == list(range(5 << 20, 6 << 20, 4096))
+    assert b"".join(block for _, block in changed) == new.read_bytes()[5 << 20 : 6 << 20]
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("count", [zstd_bytes, rsync_bytes, casync_bytes, xdelta_bytes])
+def test_a_rival_moves_what_changed_and_a_little_more(
+    count: Callable[[Path, Path, Path], int], versions: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert 1 << 20 < count(*versions, tmp_path) < 2 << 20
 
 
 @pytest.mark.interop
