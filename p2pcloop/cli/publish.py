@@ -76,6 +76,8 @@ def command(
         client = stack.enter_context(ensure_daemon(home))
         who = Publisher.of(home, client, label, key_name)
         found = _find_base(file, base, who, home)
+        if found is not None and found is not who.newest:
+            stack.enter_context(found.client)
         request = _Request(file, found, append, message, private, public, as_json)
         answer = _publish(request, who, home, stack)
     _tell(answer, home, as_json=as_json)
