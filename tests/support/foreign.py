@@ -101,8 +101,12 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def hurried(speed: int) -> tuple[str, ...]:
-    """Words before a client's command that make its clock so many times as fast."""
-    return "faketime", "-f", f"+0 x{speed}"
+    """Words before a client's command that make its clock so many times as fast.
+
+    Not `faketime` itself, which stays as a parent that does not hand on how it is ended.
+    """
+    [library] = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    return "env", f"LD_PRELOAD={library}", f"FAKETIME=+0 x{speed}"
 
 
 def seeding(client: Client, content: Content) -> Client:
