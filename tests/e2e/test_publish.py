@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.overlay import Overlay
 from tests.support.programs import Guest, Node, Nodes, tool
 
 pytestmark = pytest.mark.e2e
@@ -178,6 +179,30 @@ def test_images_of_other_programs(nodes: Nodes, image: Path, tmp_path: Path) -> 
     tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", leak)
     refused = node.run("publish", leak, "--name", "leak", code=2)
     assert "from another file" in refused.err
+
+
+def test_a_base_that_nobody_has_is_not_waited_for(
+    nodes: Nodes, cloop: Path, tmp_path: Path
+) -> None:
+    seeder, reader = nodes.make(), nodes.make("waiting_after = 0.3")
+    link = seeder.seed(cloop, "tiny")["link"]
+    assert reader.json("diff", link, link)["blocks"] == 0  # brings headers and maps, no content
+    facts = reader.json("info", link)
+    seeder.run("daemon", "stop")
+    overlay = tmp_path / "mine.delta"
+    made = Overlay.create(
+        overlay,
+        image_id=bytes.fromhex(facts["image_id"]),
+        image_size=facts["size"],
+        manifest_id=bytes.fromhex(facts["manifest"]),
+    )
+    with made:
+        made.write(0, [memoryview(b"changed".ljust(8192, b"!"))])
+        made.prepare_flush()()
+    done = reader.run("publish", overlay, "--name", "mine", "--json")
+    answer = json.loads(done.out)
+    assert (answer["stored_blocks"], answer["unknown_blocks"]) == (2, 2)
+    assert "2 blocks count as changed" in done.err
 
 
 def test_what_publish_refuses(nodes: Nodes, image: Path, cloop: Path, tmp_path: Path) -> None:
