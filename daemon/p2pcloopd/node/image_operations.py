@@ -10,7 +10,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
-from p2pcloop.formats.link import MAX_LINK_LENGTH, Link
+from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PEERS, Link
 from p2pcloop.formats.manifest import (
     ID_SIZE,
     INFO_HASH_SIZE,
@@ -72,9 +72,13 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     signed = open_manifest(data)
     manifest = signed.manifest
+    peers = node.addresses()
     for layer in manifest.all_layers:
-        if node.engine.get(layer.torrent) is None:
+        known = node.engine.get(layer.torrent)
+        if known is None:
             raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
+        # Of a base that came from others there may be only a part here.
+        peers += known.peers.sources.peers
     if secret is not None:
         check_secret(manifest.key_check, secret)
     async with node.records_lock:
@@ -85,7 +89,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
             manifest_id=signed.id,
             manifest_torrent=torrent,
             pack_torrent=manifest.layers[-1].torrent,
-            peers=tuple(node.addresses()),
+            peers=tuple(dict.fromkeys(peers))[:MAX_PEERS],
             mirrors=tuple(node.urls()),
             secret=secret,
         )
