@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+BOUND = 40.0
+"""Seconds after which a wait has failed."""
 
 MAX_ANNOUNCES = 10_000
 
@@ -42,18 +45,29 @@ class Tracker:
         self.url = url
         self.interval = interval
         self._announces: list[Announce] = []
-        self._lock = threading.Lock()
+        self._news = threading.Condition()
 
     @property
     def announces(self) -> tuple[Announce, ...]:
         """Everything that was said, in order."""
-        with self._lock:
+        with self._news:
             return tuple(self._announces)
 
     def peers(self, info_hash: bytes) -> list[tuple[str, int]]:
         """Who announced a torrent last, but for those who have stopped."""
         known = {a.peer: a.event for a in self.announces if a.info_hash == info_hash}
         return [peer for peer, event in known.items() if event != "stopped"]
+
+    def wait(self, condition: Callable[[Announce], object]) -> Announce:
+        """Wait for an announce of which `condition` is true; past ones count."""
+
+        def found() -> Announce | None:
+            return next((one for one in self._announces if condition(one)), None)
+
+        with self._news:
+            announce = self._news.wait_for(found, BOUND)
+            assert announce is not None, self._announces
+            return announce
 
     def answer(self, query: str, host: str) -> bytes:
         """Note an announce and tell the others' addresses; a bencoded dictionary."""
@@ -67,9 +81,10 @@ class Tracker:
             )
         except (KeyError, ValueError) as err:
             return _bencode({b"failure reason": repr(err).encode()})
-        with self._lock:
+        with self._news:
             assert len(self._announces) < MAX_ANNOUNCES, "a client announces without a pause"
             self._announces.append(announce)
+            self._news.notify_all()
         others = [peer for peer in self.peers(announce.info_hash) if peer != announce.peer]
         peers: object
         if values.get("compact", ["1"])[0] == "0":
@@ -91,7 +106,8 @@ def tracker(*, interval: int = 1) -> Iterator[Tracker]:
             self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(BrokenPipeError):  # who ends does not wait for the answer
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
