@@ -12,6 +12,7 @@ from p2pcloopd.engine import content as content_module
 from p2pcloopd.engine import peers as peers_module
 from p2pcloopd.engine import settings
 from p2pcloopd.engine.engine import Engine
+from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, open_at, until
 
@@ -37,7 +38,7 @@ async def add_by(reader: Engine, honest: Engine, liar: Engine, *, honest_first: 
     info_hash = honest.torrents[0].info_hash
     torrent = await reader.add(info_hash, peers=peers if honest_first else peers[::-1])
     with trio.fail_after(PATIENCE):
-        await until(lambda: all(peer.connected for peer in torrent.peers_tried()))
+        await until(lambda: all(peer.connected for peer in torrent.peers.tried()))
     return torrent
 
 
@@ -87,8 +88,8 @@ async def test_a_liar_that_comes_back(
             await liar.restore()
             [lying] = liar.torrents
             with trio.fail_after(PATIENCE):
-                await lying.add_peers(*reader.listen_ports)
-                await until(lambda: lying.peers_tried()[0].connected)
+                await lying.add_sources(Sources(peers=tuple(reader.listen_ports)))
+                await until(lambda: lying.peers.tried()[0].connected)
                 assert await torrent.read(half, half) == content[half : 2 * half]
             assert torrent.peers.banned == {address}
 

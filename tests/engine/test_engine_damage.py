@@ -14,6 +14,7 @@ import trio.testing
 
 from p2pcloop.errors import CorruptError
 from p2pcloop.store.have import HaveFile
+from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip, open_at, until
 
@@ -103,8 +104,8 @@ async def test_peer_that_lies(
                 await torrent.metadata()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(torrent.read, 0, PIECE)
-                    await until(lambda: any("wrong bytes" in str(p) for p in torrent.peers_tried()))
-                    await torrent.add_peers(*honest.listen_ports)
+                    await until(lambda: any("wrong bytes" in str(p) for p in torrent.peers.tried()))
+                    await torrent.add_sources(Sources(peers=tuple(honest.listen_ports)))
                 assert await torrent.read(0, len(content)) == content
                 await torrent.fetch_all()
         assert "sent wrong bytes" in caplog.text
@@ -125,7 +126,7 @@ async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> Non
             # Another node has the right data: it must not come back into the user's file.
             again = nodes.source("2", content)
             await other.seed(again.staging)
-            await seeded.add_peers(*other.listen_ports)
+            await seeded.add_sources(Sources(peers=tuple(other.listen_ports)))
             async with nodes.open("3") as reader:
                 torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
                 with trio.fail_after(PATIENCE):
@@ -134,7 +135,7 @@ async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> Non
                         nursery.start_soon(torrent.read, offset, PIECE)
                         with pytest.raises(CorruptError, match="changed since it was seeded"):
                             await seeded.read(offset, PIECE, heal=True)
-                        await torrent.add_peers(*other.listen_ports)
+                        await torrent.add_sources(Sources(peers=tuple(other.listen_ports)))
                     await torrent.fetch_all()
                     assert await torrent.read(offset, PIECE) == content[offset:][:PIECE]
     assert hashlib.sha256(source.pack.read_bytes()).digest() == changed

@@ -19,6 +19,7 @@ from p2pcloopd.engine import holes
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.holes import allocated, needed
+from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import INDEX_SIZE, Nodes, until
 
@@ -35,6 +36,7 @@ from pathlib import Path
 import trio
 from p2pcloopd.engine import holes
 from p2pcloopd.engine.engine import open_engine
+from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.settings import EngineSettings
 
 left = int(sys.argv[2])
@@ -132,7 +134,7 @@ async def test_a_file_system_without_holes_gives_back_the_end(
         await reader.restore()
         (torrent,) = reader.torrents
         assert torrent.have_bytes == 59 * PIECE
-        await torrent.add_peers(*seeder.listen_ports)
+        await torrent.add_sources(Sources(peers=tuple(seeder.listen_ports)))
         await seeder.restore()
         with trio.fail_after(PATIENCE):
             assert await torrent.read(0, len(content)) == content

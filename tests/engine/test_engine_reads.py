@@ -121,7 +121,7 @@ async def test_peer_that_comes_late(
     stalls: list[tuple[str, ...]] = []
 
     def on_stall(torrent: Torrent) -> None:
-        stalls.append(tuple(str(peer) for peer in torrent.peers_tried()))
+        stalls.append(tuple(str(peer) for peer in torrent.peers.tried()))
 
     async with nodes.open("2", on_stall=on_stall) as reader:
         torrent = await reader.add(info_hash, peers=[address])
@@ -142,8 +142,8 @@ async def test_peer_whose_name_cannot_be_one(nodes: Nodes, content: bytes) -> No
         torrent = await reader.add(seeded.info_hash, peers=peers)
         with trio.fail_after(PATIENCE):
             assert await torrent.read(0, PIECE) == content[:PIECE]
-        assert [peer.error is None for peer in torrent.peers_tried()] == [False, False, True]
-        assert "the name is not known" in str(torrent.peers_tried()[0])
+        assert [peer.error is None for peer in torrent.peers.tried()] == [False, False, True]
+        assert "the name is not known" in str(torrent.peers.tried()[0])
 
 
 async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path
         await reader.restore()
         (torrent,) = reader.torrents
         assert torrent.usable()
-        assert [str(peer).split()[0] for peer in torrent.peers_tried()] == [
+        assert [str(peer).split()[0] for peer in torrent.peers.tried()] == [
             format_peer(seeder.listen_ports[0])
         ]
         assert await torrent.read(0, len(content)) == content

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pcloopd.engine.record import Sources
 from tests.support.engines import Nodes, until
 from tests.support.static_server import Fault, misbehaving
 
@@ -47,7 +48,7 @@ async def test_another_source_is_used(fault: Fault, tmp_path: Path) -> None:
             await until(lambda: web.requests)
             async with nodes.open("1") as seeder:
                 await seeder.restore()
-                await torrent.add_peers(*seeder.listen_ports)
+                await torrent.add_sources(Sources(peers=tuple(seeder.listen_ports)))
                 for piece in random.Random(5).sample(range(59), 12):
                     await read(piece)
                 await torrent.fetch_all()

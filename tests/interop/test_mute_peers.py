@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pcloopd.engine.record import Sources
 from tests.support.engines import Nodes, until
 from tests.support.mute_peer import Manner, mute_peer
 
@@ -40,7 +41,7 @@ async def test_another_source_is_used(manner: Manner, tmp_path: Path) -> None:
             async with nodes.open("3") as seeder:
                 await seeder.seed(nodes.source("3", CONTENT).staging)
                 with trio.fail_after(PATIENCE):
-                    await torrent.add_peers(*seeder.listen_ports)
+                    await torrent.add_sources(Sources(peers=tuple(seeder.listen_ports)))
                     for piece in random.Random(5).sample(range(PIECES - 1), 12):
                         await read(piece)
                     await until(lambda: 3 in got)

@@ -369,3 +369,26 @@ def test_parts_go_once_the_layer_is_here(nodes: Nodes, published: Published) -> 
     reader.call("fetch", torrent=published.layer.torrent)
     assert read(reader, published, *CHUNK) == published.chunk()
     assert not kept.exists()
+
+
+def test_the_metadata_comes_from_a_mirror_after_a_restart_too(
+    nodes: Nodes, published: Published
+) -> None:
+    """The node was ended before the metadata was asked for; there are no peers."""
+    reader = nodes.start()
+    with nginx(published.directory) as web:
+        link = link_to(published, web.url, seeds=True)
+        reader.call("resolve", ref=link)
+        assert read(reader, published, 0, 512) == INDEX[:512]
+        assert state(reader, published)["name"] is None
+        reader.end(signal.SIGKILL)
+        reader.start()
+        reader.call("resolve", ref=link)
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(reader.call, "fetch", torrent=published.layer.torrent)
+            try:
+                job.result(BOUND)
+            finally:
+                reader.end(signal.SIGKILL)
+                reader.start()
+    assert state(reader, published)["have_bytes"] == len(published.content)

@@ -72,7 +72,7 @@ class Engine:
 
         Args:
             public: announce it, from now on; a torrent that is public stays so.
-            elsewhere: of a torrent that is new: as of `Torrent`.
+            elsewhere: as of `Torrent`.
 
         Raises:
             StorageError: the store cannot be read or written.
@@ -82,6 +82,8 @@ class Engine:
             torrent = self._torrents.get(info_hash)
             if torrent is None:
                 return await self._add(info_hash, sources, elsewhere)
+        if elsewhere is not None:
+            torrent.offer(elsewhere)
         await torrent.add_sources(sources)
         return torrent
 

@@ -16,9 +16,9 @@ import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
-from p2pcloopd.engine.peers import Peers, PeerTried
+from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.reads import Reads
-from p2pcloopd.engine.record import Peer, Record, Sources
+from p2pcloopd.engine.record import Record, Sources
 from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
 from p2pcloopd.engine.stored import Stored
 from p2pcloopd.engine.swarm import Swarm, Traffic
@@ -37,7 +37,7 @@ class Torrent:
         info_hash: v1, 20 bytes.
         peers, transfer, saver: its parts, to which libtorrent's news go.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
-            or None. Where it is set before the start, that and the swarm wait for a need.
+            or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Torrent:
         self._decode = decode
         self.elsewhere: Callable[[], Awaitable[bytes | None]] | None = None
         self._wanted = trio.Event()
+        self._offered = trio.Event()
         self._reads = Reads(self.transfer, self.saver.mend)
         self._running = trio.CancelScope()
         self._known = trio.Event()
@@ -86,6 +87,11 @@ class Torrent:
     def want_metadata(self) -> None:
         """Have the metadata got from now on; waits for nothing."""
         self._wanted.set()
+
+    def offer(self, elsewhere: Callable[[], Awaitable[bytes | None]]) -> None:
+        """Tell where the metadata may be had, too, as long as it is not here: see `elsewhere`."""
+        self.elsewhere = elsewhere
+        self._offered.set()
 
     async def read(self, offset: int, length: int, *, heal: bool = False) -> bytes:
         """Read verified bytes of the content, fetching what is not here.
@@ -185,14 +191,6 @@ class Torrent:
             await trio.to_thread.run_sync(self._record.save_sources, merged)
         self.peers.try_again()
 
-    async def add_peers(self, *peers: Peer) -> None:
-        """Try these peers too, and remember them. Errors as for `add_sources`."""
-        await self.add_sources(Sources(peers=peers))
-
-    def peers_tried(self) -> tuple[PeerTried, ...]:
-        """The peers that the user named, and how it went with each."""
-        return self.peers.tried()
-
     @property
     def layout(self) -> TorrentLayout | None:
         """What `metadata` returns, if it is known already."""
@@ -206,8 +204,6 @@ class Torrent:
         if disk is None:
             return 0
         layout, have = disk.layout, disk.have
-        if have.complete():
-            return layout.total_size
         count = have.count + self.transfer.arrived
         return min(count * layout.piece_length, layout.total_size)
 
@@ -272,8 +268,8 @@ class Torrent:
         disk = self.transfer.disk
         return self._failed is None and disk is not None and disk.usable()
 
-    async def on_metadata(self, info: bytes) -> None:
-        """Take the info dictionary that peers sent; libtorrent compared it with the info hash."""
+    async def on_metadata(self, info: bytes, *, of_swarm: bool = True) -> None:
+        """Take the info dictionary, compared with the info hash; else the swarm is left for it."""
         async with self.saver.lock:
             if self._known.is_set():
                 return
@@ -282,7 +278,7 @@ class Torrent:
                 await self._accept(info)
             except StorageError as err:
                 self._fail(err)
-            if self._failed is not None:
+            if self._failed is not None or not of_swarm:
                 await self.transfer.leave()
 
     # --- inside -----------------------------------------------------------------------------
@@ -294,12 +290,15 @@ class Torrent:
     async def _look_elsewhere(self) -> None:
         """Get the metadata once it is needed, from the swarm where it is not had elsewhere."""
         await self._wanted.wait()
-        if self.elsewhere is not None and (info := await self.elsewhere()) is not None:
-            await self.on_metadata(info)
-        self.elsewhere = None
-        async with self.saver.lock:
-            if not self.transfer.running and self._failed is None:
-                self.transfer.join()
+        while True:
+            self._offered = trio.Event()
+            ask = self.elsewhere if self.layout is None else None
+            if ask is not None and (info := await ask()) is not None:
+                await self.on_metadata(info, of_swarm=False)
+            async with self.saver.lock:
+                if not self.transfer.running and self._failed is None:
+                    self.transfer.join()
+            await self._offered.wait()
 
     async def _accept(self, info: bytes) -> None:
         """Check the metadata, open the have bits, and let those go on who wait for them."""
@@ -336,6 +335,7 @@ class Torrent:
 
     async def _begin_anew(self) -> None:
         self._failed = None
+        self._offered.set()
         try:
             await self.start(Sources())
         except StorageError as err:

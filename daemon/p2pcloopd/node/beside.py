@@ -31,7 +31,7 @@ async def tell_if_waiting(
             await trio.sleep(pause)
             if torrent.peers.stalled() < after:
                 continue
-            tried = torrent.peers_tried()
+            tried = torrent.peers.tried()
             await call.emit(
                 "waiting",
                 connected=any(peer.connected for peer in torrent.traffic().peers),
