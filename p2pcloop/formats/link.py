@@ -59,6 +59,19 @@ class Link:
         """The link without the secret: who has it can pass the image on, not read it."""
         return replace(self, secret=None)
 
+    def fitted(self) -> Link:
+        """The link with as many places as it may have to be read again as it is written: without
+        the last of those mirrors, peers, web seeds or trackers that take the most room."""
+        link = self
+        while not _fits(str(link)):
+            kinds = ("mirrors", "peers", "web_seeds", "trackers")
+            places = {kind: getattr(link, kind) for kind in kinds}
+            most = max(kinds, key=lambda kind: len(str(places[kind])))
+            if not places[most]:
+                return link
+            link = replace(link, **{most: places[most][:-1]})
+        return link
+
     def __str__(self) -> str:
         pairs = []
         if self.pack_torrent is not None:
@@ -168,6 +181,10 @@ def _check_written(text: str) -> None:
         raise FormatError(f"the link would be longer than {MAX_LINK_LENGTH} characters, quoted")
     if text.count("&") >= MAX_PARTS:
         raise FormatError(f"the link would have more than {MAX_PARTS} parts with its label")
+
+
+def _fits(text: str) -> bool:
+    return len(text) <= MAX_LINK_LENGTH and text.count("&") < MAX_PARTS
 
 
 def _is_ipv6(host: str) -> bool:

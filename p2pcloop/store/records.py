@@ -156,7 +156,8 @@ class Records:
             link = link.public()
         elif known is not None:
             link = replace(link, secret=link.secret or known.link.secret)
-        new = _updated(known, manifest.version, link, record)
+        # What is too long to be read again would be forgotten, its secret and its history too.
+        new = _updated(known, manifest.version, link.fitted(), record)
         names = self._names | {link.name: new}
         data = pack_names(names.values()) if new != known else b""
         if len(names) > MAX_NAMES or len(data) > MAX_NAMES_SIZE:

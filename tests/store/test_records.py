@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError, UsageError
-from p2pcloop.formats.link import Link
+from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PARTS, Link, parse_link
 from p2pcloop.formats.manifest import (
     LayerRef,
     Manifest,
@@ -23,6 +23,7 @@ from p2pcloop.formats.manifest import (
 )
 from p2pcloop.formats.packing import pack_canonical, unpack_canonical
 from p2pcloop.formats.record import Record, SignedRecord, open_record, sign_record
+from p2pcloop.formats.seal import key_check
 from p2pcloop.store import records as records_module
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
@@ -308,3 +309,24 @@ def test_whatever_arrives_in_whatever_order(items: list[tuple[int, int, bool]]) 
                     assert known.version == max(seen)
                     assert {v: ref.id for v, ref in known.versions.items()} == seen
                     assert all(state.manifest(each).id == each for each in seen.values())
+
+
+def test_a_link_that_is_too_long_with_what_is_known_is_cut(home: Home) -> None:
+    """As it is, it could not be read again: secret and history would be gone after a restart."""
+    secret = bytes(range(32))
+    old, new = (make(version, key_check=key_check(secret)) for version in (1, 2))
+    records = Records(home)
+    records.keep(old, replace(link_to(old), secret=secret))
+    long = replace(link_to(new), web_seeds=("http://example.org/a/",))
+    while len(str(long)) + 25 < MAX_LINK_LENGTH:
+        long = replace(long, web_seeds=(*long.web_seeds, "http://example.org/b/"))
+        if str(long).count("&") > MAX_PARTS - 8:
+            room = MAX_LINK_LENGTH - len(str(long)) - 25
+            long = replace(long, web_seeds=(*long.web_seeds, "http://example.org/" + "c" * room))
+    assert parse_link(str(long)) == long
+    records.keep(new, replace(long, pack_torrent=b"p" * 20))
+    again = Records(home).name(new.manifest.name)
+    assert again.version == 2
+    assert again.link.secret == secret
+    assert again.link.peers == long.peers
+    assert again.history[0][0] == 1

@@ -14,7 +14,7 @@ import trio
 
 from p2pcloop.errors import FormatError, MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.lineage import check_previous
-from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PEERS, Link, is_link, parse_link
+from p2pcloop.formats.link import MAX_PEERS, Link, is_link, parse_link
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest
 from p2pcloop.formats.place import Place, is_url, parse_place
 from p2pcloop.formats.record import SignedRecord
@@ -131,19 +131,18 @@ async def _look(
                 hint="use the link of the image once, or say where it is: URL/@key/label",
             )
         return await _get(node, known.link, call)
-    link = _fitting(
-        Link(
-            name=place.name,
-            manifest_id=record.record.manifest_id,
-            manifest_torrent=record.record.manifest_torrent,
-            peers=_joined(looked.peers, *(link.peers for link in links))[:MAX_PEERS],
-            trackers=_joined(*(link.trackers for link in links)),
-            web_seeds=_joined(_web_seeds(node, place, looked), *(link.web_seeds for link in links)),
-            mirrors=_joined(filter(is_url, looked.mirrors), *(link.mirrors for link in links)),
-            secret=next((link.secret for link in links if link.secret), None),
-        )
+    mirrors = _joined(filter(is_url, looked.mirrors), *(link.mirrors for link in links))
+    link = Link(
+        name=place.name,
+        manifest_id=record.record.manifest_id,
+        manifest_torrent=record.record.manifest_torrent,
+        peers=_joined(looked.peers, *(link.peers for link in links))[:MAX_PEERS],
+        trackers=_joined(*(link.trackers for link in links)),
+        web_seeds=_joined(_web_seeds(node, place, looked), *(link.web_seeds for link in links)),
+        mirrors=mirrors[:MAX_MIRRORS],
+        secret=next((link.secret for link in links if link.secret), None),
     )
-    return await _take(node, link, call, record, looked.mirrors)
+    return await _take(node, link.fitted(), call, record, looked.mirrors)
 
 
 def _web_seeds(node: Node, place: Place, looked: LookedUp) -> list[str]:
@@ -250,7 +249,7 @@ async def _keep(node: Node, found: Found, *, old: bool) -> Found:
         )
     if name.manifest_id == signed.id:
         return replace(found, link=name.link)
-    return replace(found, link=replace(link, secret=link.secret or name.link.secret))
+    return replace(found, link=replace(link, secret=link.secret or name.link.secret).fitted())
 
 
 async def _go_back(node: Node, newest: Found, at: int, call: Call) -> Found:
@@ -285,15 +284,3 @@ def _link_near(link: Link, ref: ManifestRef) -> Link:
 def _joined(*parts: Iterable[Item]) -> tuple[Item, ...]:
     """All items, each once, in order."""
     return tuple(dict.fromkeys(item for part in parts for item in part))
-
-
-def _fitting(link: Link) -> Link:
-    """The link without the last of its mirrors and peers, so that it can be kept."""
-    link = replace(link, mirrors=link.mirrors[:MAX_MIRRORS])
-    while len(str(link)) > MAX_LINK_LENGTH and (link.mirrors or link.peers):
-        link = (
-            replace(link, mirrors=link.mirrors[:-1])
-            if link.mirrors
-            else replace(link, peers=link.peers[:-1])
-        )
-    return link
