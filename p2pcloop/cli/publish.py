@@ -129,6 +129,7 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
         file = inspect_file(raw)
     base = request.base
     secret = _choose_secret(request, who)
+    who.check_secret(secret)
     if base is None and secret is None:
         answer = seed_image(
             file,

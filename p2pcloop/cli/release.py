@@ -99,6 +99,22 @@ class Publisher:
             piece_length=seeded["piece_length"],
         )
 
+    def check_secret(self, secret: bytes | None) -> None:
+        """Refuse to go on with a private name under another secret, or under none.
+
+        A name has one link, with one secret: that of the versions before would be lost.
+
+        Raises:
+            UsageError: it is another one.
+        """
+        known = None if self.newest is None else self.newest.signed.manifest.key_check
+        if known is not None and (secret is None or key_check(secret) != known):
+            raise UsageError(
+                f"{self.name} is private, and this would be "
+                + ("for everybody" if secret is None else "under another key"),
+                hint="its older versions could not be read any more: choose another --name",
+            )
+
     def has(self, content: Content) -> bool:
         """Whether the newest version is just that."""
         return self.newest is not None and Content.of(self.newest.signed.manifest) == content
@@ -125,9 +141,10 @@ class Publisher:
             `name`, `link`, `manifest` (its id), `version` and `changed`.
 
         Raises:
-            UsageError: too many layers, or the message is no line of text.
+            UsageError: too many layers, the message is no line of text, or as of `check_secret`.
             P2pcloopError: p2pcloopd could not serve it.
         """
+        self.check_secret(secret)
         if len(content.layers) > MAX_LAYERS:
             raise UsageError(
                 f"an image has at most {MAX_LAYERS} layers",

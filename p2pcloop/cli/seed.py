@@ -88,6 +88,7 @@ def seed_image(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Serve a whole image as it lies, or packed where it cannot stay; return what became of it."""
+    who.check_secret(None)
     with home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             header, note = write_layer(file, staging, progress)

@@ -63,5 +63,22 @@ def test_with_the_key_it_boots_and_without_it_is_only_seeded(
     assert not [path for path in carrier.home.root.rglob("*") if key in _text(path)]
 
 
+def test_a_private_name_stays_under_its_key(nodes: Nodes, image: Path, tmp_path: Path) -> None:
+    """A name has one link: what lies under the key before could not be read again."""
+    publisher = nodes.make()
+    whole = publisher.json("publish", image, "--name", "mine", "--private")["link"]
+    other = publisher.json("publish", image, "--name", "other", "--private")["link"]
+    changed = tmp_path / "changed.img"
+    changed.write_bytes(image.read_bytes()[:-4096] + bytes(4096))
+    for words, told in (
+        (["seed", changed, "--name", "mine"], "for everybody"),
+        (["publish", changed, "--name", "mine", "--base", other], "under another key"),
+    ):
+        assert told in publisher.run(*words, code=2).err
+    again = publisher.json("info", str(parse_link(whole).name))
+    assert again["version"] == 1
+    assert parse_link(again["link"]).secret == parse_link(whole).secret
+
+
 def _text(path: Path) -> str:
     return path.read_bytes().decode("latin-1") if path.is_file() else ""
