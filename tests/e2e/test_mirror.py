@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -102,16 +103,18 @@ def test_who_reads_meanwhile_sees_whole_files(nodes: Nodes, tmp_path: Path) -> N
     seeder = nodes.make()
     directory, image = tmp_path / "www", tmp_path / "image.img"
     ended = threading.Event()
-    seen: set[int] = set()
-    torn: list[str] = []
+    versions: set[int] = set()
+    seen: dict[str, set[bytes]] = {}
 
     def watch() -> None:
         while not ended.is_set():
-            for path, data in files(directory).items():
-                if path.startswith("@"):
-                    seen.add(open_record(data).record.version)
-                if path.startswith("data/") and "/." not in path and not data:
-                    torn.append(path)
+            for path in directory.rglob("[!.]*"):  # a file being made is hidden, and goes
+                if path.is_file():
+                    name, data = str(path.relative_to(directory)), path.read_bytes()
+                    if name.startswith("@"):
+                        versions.add(open_record(data).record.version)
+                    elif name != "link.txt":
+                        seen.setdefault(name, set()).add(hashlib.sha256(data).digest())
 
     watcher = threading.Thread(target=watch)
     directory.mkdir()
@@ -123,8 +126,11 @@ def test_who_reads_meanwhile_sees_whole_files(nodes: Nodes, tmp_path: Path) -> N
     finally:
         ended.set()
         watcher.join()
-    assert torn == []
-    assert 3 in seen | {open_record(next(directory.glob("@*/*")).read_bytes()).record.version}
+    assert versions <= {1, 2, 3}
+    assert seen
+    for name, digests in seen.items():
+        assert digests == {hashlib.sha256((directory / name).read_bytes()).digest()}, name
+    assert open_record(next(directory.glob("@*/*")).read_bytes()).record.version == 3
 
 
 def test_a_mirror_never_goes_back(nodes: Nodes, tmp_path: Path) -> None:
