@@ -282,9 +282,12 @@ async def test_guest_whose_disk_is_gone_can_be_cancelled(image: Path) -> None:
         with server as spec:
             async with booted(spec) as guest:
                 pids = pids_of(guest.handle)
+                # A guest that spins for its disk may not even echo what is typed.
+                await guest.handle.send_console(
+                    b"while :; do echo x >>f; sync; echo rou''nd; done\n"
+                )
+                await guest.wait_for(b"round")
                 server.kill()
-                await guest.handle.send_console(b"sync; cat /bin/busybox | md5sum\n")
-                await guest.wait_for(b"md5sum")
                 scope.cancel()
     assert not any(map(is_running, pids))
 
