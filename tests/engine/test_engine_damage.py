@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcloop.errors import CorruptError
+from p2pcloop.errors import CorruptError, MismatchError
 from p2pcloop.store.have import HaveFile
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
@@ -290,3 +290,17 @@ async def test_lost_end_of_a_file_is_noticed(
             assert "gone from the disk" in caplog.text
             with trio.fail_after(PATIENCE):
                 assert await torrent.read(0, len(content)) == content
+
+
+async def test_what_is_not_what_it_should_be_is_served_to_nobody(
+    nodes: Nodes, content: bytes
+) -> None:
+    """A mirror's directory may hold a link to any file of this machine."""
+    source = nodes.source("1", content)
+    async with nodes.open("1") as engine:
+        with pytest.raises(MismatchError):
+            await engine.seed(source.staging, expected=b"x" * 20)
+        assert engine.torrents == ()
+    assert not source.staging.exists()
+    assert not list((nodes.root / "1").rglob("torrent"))
+    assert source.pack.read_bytes() == content[50_001:]

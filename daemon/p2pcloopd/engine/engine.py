@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from p2pcloop.errors import MismatchError
 from p2pcloopd.engine.content import links
 from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
@@ -135,6 +136,8 @@ class Engine:
         staging: Path,
         progress: Callable[[int, int], None] | None = None,
         public: bool = False,
+        *,
+        expected: bytes | None = None,
     ) -> Torrent:
         """Make a torrent of what lies in `staging`/data and seed it.
 
@@ -145,13 +148,18 @@ class Engine:
         Args:
             progress: called from a worker thread with (bytes hashed, bytes in all).
             public: announce it, from now on; a torrent that is public stays so.
+            expected: what the info hash must be.
 
         Raises:
             FormatError: there is nothing in it, or it cannot be a torrent.
+            MismatchError: it is another torrent: nobody was served any of it.
             StorageError: the disk refused.
         """
         report = progress or (lambda _done, _total: None)
         info_hash = await trio.to_thread.run_sync(make_torrent, staging, report)
+        if expected not in (None, info_hash):
+            await trio.to_thread.run_sync(discard, staging)
+            raise MismatchError(f"it is torrent {info_hash.hex()}, not the one that was expected")
         async with self._adding:
             known = self._torrents.get(info_hash)
             if known is not None and await trio.to_thread.run_sync(self._serves, known, staging):

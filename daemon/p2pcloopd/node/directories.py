@@ -36,15 +36,17 @@ async def use_directory(node: Node, base: str, manifest: Manifest) -> None:
         staging = await trio.to_thread.run_sync(_link, Path(base), layer, node.home.tmp)
         if staging is None:
             continue
-        torrent = (await node.engine.seed(staging)).info_hash
-        seeded.add(torrent)
-        if torrent != layer.torrent:
+        try:
+            # Compared before it is seeded: a link there may lead to any file of this machine.
+            await node.engine.seed(staging, expected=layer.torrent)
+        except MismatchError as err:
             for new in seeded - before:
                 await node.engine.remove(new, node.home.tmp)
             raise MismatchError(
                 f"layer {layer.layer_id.hex()} in {base} is not what the manifest says",
                 hint="make the mirror again; nothing of it was used",
-            )
+            ) from err
+        seeded.add(layer.torrent)
 
 
 def _link(base: Path, layer: LayerRef, tmp: Path) -> Path | None:
