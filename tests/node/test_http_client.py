@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, UnreachableError
 from p2pcloopd.node import http_client
 from p2pcloopd.node.http_client import MAX_KEPT, HttpClient, Span
+from p2pcloopd.node.http_wire import CountedStream
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, busybox_httpd, misbehaving, nginx, python_http_server
 
@@ -66,7 +68,10 @@ async def test_servers_that_close_each_connection_do_as_well(
     assert not client._idle
 
 
-async def test_a_kept_connection_that_was_hung_up_on_is_replaced(client: HttpClient) -> None:
+@pytest.mark.parametrize("at", ["rest", "the next request"])
+async def test_a_kept_connection_that_is_hung_up_on_is_replaced(
+    client: HttpClient, at: str
+) -> None:
     """As by a server that is started anew, or tires of waiting."""
     hung_up = trio.Event()
     served = 0
@@ -77,6 +82,8 @@ async def test_a_kept_connection_that_was_hung_up_on_is_replaced(client: HttpCli
         async with stream:
             await stream.receive_some()
             await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab")
+            if at == "the next request":
+                await stream.receive_some()
         hung_up.set()
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -85,7 +92,8 @@ async def test_a_kept_connection_that_was_hung_up_on_is_replaced(client: HttpCli
         nursery.start_soon(trio.serve_listeners, serve, listeners)
         for count in (1, 2, 3):
             assert await client.get(url, 2) == b"ab"
-            await hung_up.wait()
+            if at == "rest":
+                await hung_up.wait()
             assert served == count
         nursery.cancel_scope.cancel()
 
@@ -256,3 +264,29 @@ async def test_certificates_are_verified(
         else:
             with pytest.raises(UnreachableError, match=says):
                 await client.get(url, 2)
+
+
+@pytest.mark.usefixtures("_no_context_kept")
+async def test_a_request_that_is_cancelled_at_any_step_leaves_nothing_open(
+    tmp_path: Path, client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, private = make_certificate(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    answers = []
+    steps = 0
+
+    async def ask(url: str) -> None:
+        answers.append(await client.get(url, 2))
+
+    async with serving_tls(certificate, private) as url:
+        while not answers:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, url)
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+            streams = [each for each in gc.get_objects() if isinstance(each, CountedStream)]
+            left_open = [each for each in streams if each.socket.fileno() != -1]
+            assert len(left_open) == len(client._idle) == len(answers)
+            steps += 1
+    assert steps > 5

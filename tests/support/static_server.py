@@ -13,13 +13,14 @@ import shutil
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tests.support.ports import free_port, wait_listening
+from tests.support.ports import BOUND, free_port, wait_listening
 from tests.support.programs import started
 
 _LOG_FORMAT = r"$request_method\t$request_uri\t$http_range\t$status\t$body_bytes_sent"
@@ -55,7 +56,9 @@ class Nginx:
     log: Path
 
     def requests(self) -> list[Request]:
-        """What has been answered so far."""
+        """What has been answered so far: nginx logs an answer before it takes another request."""
+        with urllib.request.urlopen(f"{self.url}.logged", timeout=BOUND):
+            pass
         lines = [line.split("\t") for line in self.log.read_text().splitlines()]
         return [
             Request(method, path, wanted.removeprefix("-"), int(status), int(sent))
@@ -88,7 +91,11 @@ def nginx(directory: Path, *, ranges: bool = True, rate: int = 0) -> Iterator[Ng
             limit_rate {rate};
             client_body_temp_path {own}/t; proxy_temp_path {own}/t; fastcgi_temp_path {own}/t;
             uwsgi_temp_path {own}/t; scgi_temp_path {own}/t;
-            server {{ listen 127.0.0.1:{port}; root {directory}; }}
+            server {{
+                listen 127.0.0.1:{port};
+                root {directory};
+                location = /.logged {{ access_log off; return 204; }}
+            }}
         }}
     """)
     try:
