@@ -7,12 +7,17 @@ written without ceremony, and what a crash tears is asked for again.
 
 from __future__ import annotations
 
-import shutil
+import re
 from contextlib import suppress
 from pathlib import Path
 
 MAX_BYTES = 8 << 20
 """Of all parts of a torrent together; what comes later is not kept."""
+
+PARTS = "parts"
+"""What the directory is called."""
+
+_NAME = re.compile(r"([0-9]{1,20})-([1-9][0-9]{0,19})")
 
 
 class Parts:
@@ -20,7 +25,14 @@ class Parts:
 
     def __init__(self, torrent: Path) -> None:
         """`torrent` is the torrent's directory in the store."""
-        self._directory = torrent / "parts"
+        self._directory = torrent / PARTS
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Offset and length of each part that was kept, in order."""
+        with suppress(OSError):
+            found = [_NAME.fullmatch(path.name) for path in self._directory.iterdir()]
+            return sorted((int(name[1]), int(name[2])) for name in found if name)
+        return []
 
     def read(self, offset: int, length: int) -> bytes | None:
         """The part of just this range, if it was kept."""
@@ -39,13 +51,10 @@ class Parts:
                 self._path(offset, len(data)).write_bytes(data)
 
     def drop(self, offset: int, length: int) -> None:
-        """Forget a part."""
+        """Forget a part; the directory goes with the last."""
         with suppress(OSError):
             self._path(offset, length).unlink()
-
-    def clear(self) -> None:
-        """Forget all of them."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.rmdir()
 
     def _path(self, offset: int, length: int) -> Path:
         return self._directory / f"{offset}-{length}"

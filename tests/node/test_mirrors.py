@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.formats.link import Link, parse_link
+from p2pcloop.formats.link import Link, parse_link, parse_peer
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.formats.mirror import (
     ManifestPath,
@@ -368,7 +368,36 @@ def test_parts_go_once_the_layer_is_here(nodes: Nodes, published: Published) -> 
     assert [path.read_bytes() for path in kept.iterdir()] == [published.chunk()]
     reader.call("fetch", torrent=published.layer.torrent)
     assert read(reader, published, *CHUNK) == published.chunk()
-    assert not kept.exists()
+    wait_until(lambda: not kept.exists())
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed"])
+def test_what_was_read_early_is_served_to_others(
+    nodes: Nodes, published: Published, killed: bool
+) -> None:
+    """By peers and over HTTP, when the one who had it first is gone."""
+    pupil, peer, reader = nodes.start(), nodes.start(), nodes.start()
+    pupil.call("resolve", ref=link_to(published, published.url, peers=True))
+    parts = [(0, 512), (512, 3584), CHUNK]
+    for at, size in parts:
+        assert read(pupil, published, at, size) == published.content[at : at + size]
+    kept = pupil.home.torrents / published.layer.torrent.hex() / "parts"
+    assert len(list(kept.iterdir())) == len(parts)
+    if killed:
+        wait_until(lambda: state(pupil, published)["name"])
+        pupil.end(signal.SIGKILL)
+        pupil.start()
+    wait_until(lambda: not kept.exists())
+    assert state(pupil, published)["have_bytes"] < len(published.content)
+    published.node.end(signal.SIGKILL)
+    status = pupil.call("status")
+    [address], [served] = status["listen"], status["http"]["listen"]
+    by_peer = replace(published.link, peers=(parse_peer(address),), mirrors=())
+    by_http = replace(published.link, peers=(), mirrors=(f"http://{served}/",))
+    for node, link in ((peer, by_peer), (reader, by_http)):
+        node.call("resolve", ref=str(link))
+        for at, size in parts:
+            assert read(node, published, at, size) == published.content[at : at + size]
 
 
 def test_the_metadata_comes_from_a_mirror_after_a_restart_too(

@@ -15,6 +15,7 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
+from p2pcloopd.engine.early import EarlyParts
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.reads import Reads
@@ -36,6 +37,7 @@ class Torrent:
     Attributes:
         info_hash: v1, 20 bytes.
         peers, transfer, saver: its parts, to which libtorrent's news go.
+        early: what was read before the metadata was here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
     """
@@ -52,6 +54,7 @@ class Torrent:
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
+        self.early = EarlyParts(self.transfer, record.directory)
         self._record = record
         self._swarm = swarm
         self._decode = decode
@@ -200,12 +203,7 @@ class Torrent:
     @property
     def have_bytes(self) -> int:
         """Bytes that are here: durable, or arrived and about to be."""
-        disk = self.transfer.disk
-        if disk is None:
-            return 0
-        layout, have = disk.layout, disk.have
-        count = have.count + self.transfer.arrived
-        return min(count * layout.piece_length, layout.total_size)
+        return self.transfer.have_bytes
 
     def traffic(self) -> Traffic:
         """What was transferred."""
@@ -235,6 +233,7 @@ class Torrent:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._look_elsewhere)
+                nursery.start_soon(self.early.run)
                 await self.saver.run()
 
     async def end(self) -> None:

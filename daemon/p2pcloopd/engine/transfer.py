@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
@@ -33,12 +34,14 @@ class Transfer:
         disk: what is here, or None until the metadata is known; set by the owner.
         running: whether the swarm is joined.
         pieces: the readers that wait.
+        asked_at: when somebody waited last, in seconds of trio's clock.
     """
 
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
         self.disk: Stored | None = None
         self.running = False
         self.pieces = Pieces(self._raise, self._lower)
+        self.asked_at = -math.inf
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
@@ -61,6 +64,15 @@ class Transfer:
         """How many pieces are here but not durable yet."""
         return len(self._arrived)
 
+    @property
+    def have_bytes(self) -> int:
+        """Bytes that are here: durable, or arrived and about to be."""
+        if self.disk is None:
+            return 0
+        layout = self.disk.layout
+        count = self.disk.have.count + self.arrived
+        return min(count * layout.piece_length, layout.total_size)
+
     def evictable(self) -> bool:
         """Whether pieces may go: nobody waits for any, and the files are ours alone."""
         if self.disk is None or not self.running or self.pieces.wanted or self._background_users:
@@ -71,6 +83,14 @@ class Transfer:
         """Wake whoever is in `more`: something changed."""
         self._changed.set()
         self._changed = trio.Event()
+
+    async def change(self) -> None:
+        """Return when something changed."""
+        await self._changed.wait()
+
+    def has(self, piece: int) -> bool:
+        """Whether a piece is here, durable or not."""
+        return self.stored.have.has(piece, piece) or piece in self._arrived
 
     # --- the swarm --------------------------------------------------------------------------
 
@@ -99,7 +119,10 @@ class Transfer:
     async def get(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
         with self._peers.needed():
-            return await self.pieces.get(missing, keep=keep)
+            try:
+                return await self.pieces.get(missing, keep=keep)
+            finally:
+                self.asked_at = trio.current_time()
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""
@@ -118,6 +141,20 @@ class Transfer:
             if not self._background_users:
                 idle, self._background = self._background, set()
                 self._lower(idle)
+
+    @contextmanager
+    def spare(self, pieces: Collection[int]) -> Iterator[None]:
+        """Ask for pieces behind everything else, while the context lasts.
+
+        Whoever is at hand may give them: nobody is said to wait, and no peer is tried for them.
+        """
+        wanted = [piece for piece in pieces if piece not in self.pieces and not self.has(piece)]
+        if self.running:
+            self._swarm.prioritize(wanted, BACKGROUND)
+        try:
+            yield
+        finally:
+            self._lower(wanted)
 
     async def more(self) -> None:
         """Keep a window of background pieces asked for, and return when something changed."""
@@ -143,7 +180,7 @@ class Transfer:
     def _absent(self) -> Iterator[int]:
         """Go once through the pieces that are not here when they are come to."""
         for piece in range(self.stored.layout.pieces):
-            if not self.stored.have.has(piece, piece) and piece not in self._arrived:
+            if not self.has(piece):
                 yield piece
 
     def _raise(self, pieces: Iterable[int]) -> None:

@@ -60,7 +60,7 @@ class Node:
         self.announcer: Announcer | None = None
         self.http_client = HttpClient()
         self.readers = Mirrors(self.http_client)
-        self.early = EarlyReads(home.torrents, self.http_client.wire)
+        self.early = EarlyReads(self.http_client.wire)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
         self.room = Room(home, engine, config.quota)

@@ -4,7 +4,7 @@ Metadata comes whole, 20 bytes a piece, and a reader needs but a few kilobytes b
 block: header, map, a page of the table, a chunk. So a mirror is asked for exactly these, and the
 metadata is got afterwards, once the first chunk was answered. Nothing of this is verified here:
 who reads compares every part with its SHA-256, and asks to heal what does not match. That, and
-all else that is read later, goes by the torrent. Parts are kept (store/parts.py): what was read
+all else that is read later, goes by the torrent. Parts are kept (engine/early.py): what was read
 once is here, whoever is gone.
 """
 
@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import trio
 
 from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
-from p2pcloop.store.parts import Parts
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.http_wire import Wire
 from p2pcloopd.node.mirrors import MirrorReader
@@ -60,9 +58,8 @@ class _Early:
 class EarlyReads:
     """The layers that are read from mirrors until their metadata is here."""
 
-    def __init__(self, torrents: Path, wire: Wire) -> None:
-        """`torrents` is the store's folder; `wire` counts what crosses to and from mirrors."""
-        self._torrents = torrents
+    def __init__(self, wire: Wire) -> None:
+        """`wire` counts what crosses to and from mirrors."""
         self._wire = wire
         self._layers: dict[bytes, _Early] = {}
 
@@ -79,25 +76,22 @@ class EarlyReads:
         """
         key = (offset, length)
         early = self._layers.get(torrent.info_hash)
-        parts = Parts(self._torrents / torrent.info_hash.hex())
         if heal:
-            await trio.to_thread.run_sync(parts.drop, offset, length)
+            await torrent.early.drop(offset, length)
             self._reject(early, key)
             return None
         stored = torrent.transfer.disk
         if stored is not None and stored.has(offset, length):
-            if stored.have.complete():
-                await trio.to_thread.run_sync(parts.clear)
             return None
         if early is None:
-            return await trio.to_thread.run_sync(parts.read, offset, length)
+            return await torrent.early.read(offset, length)
         while key in early.under_way:
             await early.under_way[key].wait()
         done = early.under_way[key] = trio.Event()
         try:
-            data = await trio.to_thread.run_sync(parts.read, offset, length)
+            data = await torrent.early.read(offset, length)
             if data is None and torrent.layout is None:
-                data = await self._bring(torrent, early, key, parts)
+                data = await self._bring(torrent, early, key)
         finally:
             del early.under_way[key]
             done.set()
@@ -145,9 +139,7 @@ class EarlyReads:
         if mirror in early.mirrors:
             early.mirrors.remove(mirror)
 
-    async def _bring(
-        self, torrent: Torrent, early: _Early, key: _Key, parts: Parts
-    ) -> bytes | None:
+    async def _bring(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
         """Get a part from the first mirror that answers, unless the metadata comes before."""
         mirrors = sorted((m for m in early.mirrors if m.usable), key=_order)
 
@@ -170,7 +162,7 @@ class EarlyReads:
         if found is None:
             return None
         data, early.given[key] = found
-        await trio.to_thread.run_sync(parts.keep, key[0], data)
+        await torrent.early.keep(key[0], data)
         return data
 
 

@@ -1,0 +1,67 @@
+"""The pieces round parts that were read early: they come when nobody needs the time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcloop.store.parts import Parts
+from p2pcloopd.engine import early
+from tests.support.engines import Nodes, until
+
+PIECE = 16384
+PATIENCE = 30
+
+
+async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early, "QUIET_SECONDS", 0.05)
+    async with nodes.open("2") as partial, nodes.open("3") as reader:
+        async with nodes.open("1") as seeder:
+            seeded = await seeder.seed(nodes.source("1", content).staging)
+            half = await partial.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(PATIENCE):
+                await half.read(0, 60 * PIECE)
+                await half.save()
+        parts = Parts(nodes.directory("3", seeded.info_hash))
+        torrent = await reader.add(seeded.info_hash, peers=partial.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+            async with trio.open_nursery() as nursery:
+                # Nobody has it: this reader waits.
+                nursery.start_soon(torrent.read, 100 * PIECE, 1)
+                await trio.testing.wait_all_tasks_blocked()
+                kept = [(0, 100), (20 * PIECE - 1, 2), (110 * PIECE, 10), (30 * PIECE, 3 * PIECE)]
+                for offset, length in kept:
+                    await torrent.early.keep(offset, content[offset : offset + length])
+                for piece in range(40, 50):
+                    assert await torrent.read(piece * PIECE, 1) == content[piece * PIECE :][:1]
+                await torrent.save()
+                assert torrent.have_bytes == 10 * PIECE
+                assert parts.ranges() == sorted(kept)
+                nursery.cancel_scope.cancel()
+            # What nobody has stays a part, and holds up nothing.
+            await until(lambda: parts.ranges() == [(110 * PIECE, 10)])
+            assert torrent.have_bytes == (10 + 1 + 2 + 3) * PIECE
+            assert not torrent.peers.wanted
+            assert await torrent.early.read(110 * PIECE, 10) == content[110 * PIECE :][:10]
+
+
+async def test_a_part_that_lies_outside_is_dropped(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was never compared with anything: who gave it may have told anything."""
+    monkeypatch.setattr(early, "QUIET_SECONDS", 0)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        directory = nodes.directory("2", seeded.info_hash)
+        await torrent.early.keep(len(content) - 10, b"eleven byte")
+        await torrent.early.keep(5, b"x")
+        (directory / "parts" / "junk").write_bytes(b"")
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+            await until(lambda: Parts(directory).ranges() == [])
+        assert torrent.have_bytes == PIECE
