@@ -17,6 +17,7 @@ import trio
 
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.formats.link import parse_link
+from p2pcloop.store.parts import Parts
 from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps
 from tests.support.images import write_cloop_file
 from tests.support.nbd_client import READ, NbdClient
@@ -317,6 +318,24 @@ def test_what_nothing_names_is_removed_after_a_day(reader: Node, link: str) -> N
     assert staged[0].hex() not in reader.torrents()
     assert reader.json("info", link)["here_share"] == 1
     assert list(reader.home.tmp.iterdir()) == []
+
+
+def test_parts_that_were_read_early_count_and_go_with_their_torrent(
+    reader: Node, link: str
+) -> None:
+    reader.run("fetch", link)
+    torrent = b"t" * 20
+    with ControlClient.connect(reader.home) as client:
+        client.call("add", torrent=torrent, peers=[], trackers=[], web_seeds=[])
+    directory = reader.home.torrents / torrent.hex()
+    before = reader.json("gc")["room"]
+    Parts(directory).keep(4096, RAW[:1_000_000])
+    assert reader.json("gc")["room"] - before >= 1_000_000
+    for path in (*directory.iterdir(), *directory.glob("parts/*")):
+        os.utime(path, (time.time(), time.time() - 25 * 3600))
+    done = reader.json("gc")
+    assert done["removed"] == [torrent.hex()]
+    assert (done["left"] <= before, directory.exists()) == (True, False)
 
 
 def test_what_is_about_to_be_published_stays(reader: Node) -> None:

@@ -12,6 +12,7 @@ import trio
 from p2pcloop.errors import storage_error
 from p2pcloop.store.eviction import TorrentUse
 from p2pcloop.store.home import Home
+from p2pcloop.store.parts import PARTS
 from p2pcloop.store.stamps import load_stamps
 from p2pcloop.store.usage import Keep, Usage, look_at_usage
 from p2pcloopd.engine.holes import allocated, is_linked, needed
@@ -81,6 +82,7 @@ def _kept_by_files(disk: Stored, layer: bool) -> Keep | None:
 
 def _records(directory: Path) -> tuple[int, float]:
     """Bytes on the disk of all but the content, and when any of that was changed last."""
-    statuses = [path.lstat() for path in directory.iterdir()]
+    paths = [*directory.iterdir(), *directory.glob(f"{PARTS}/*")]
+    statuses = [path.lstat() for path in paths]
     size = sum(_STAT_UNIT * status.st_blocks for status in statuses if S_ISREG(status.st_mode))
     return size, max((status.st_mtime for status in statuses), default=time.time())
