@@ -74,7 +74,7 @@ def command(
         raise BusyError(f"{changed} is in use", hint="shut its guest down first")
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
-        who = Publisher.of(home, client, label, key_name)
+        who = stack.enter_context(Publisher.of(home, client, label, key_name))
         found = _find_base(file, base, who, home)
         if found is not None and found is not who.newest:
             stack.enter_context(found.client)

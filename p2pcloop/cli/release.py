@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.cli.control_client import ControlClient
@@ -70,8 +73,14 @@ class Publisher:
     newest: StoredRef | None
 
     @classmethod
-    def of(cls, home: Home, client: ControlClient, label: str, key_name: str | None) -> Publisher:
+    @contextmanager
+    def of(
+        cls, home: Home, client: ControlClient, label: str, key_name: str | None
+    ) -> Iterator[Publisher]:
         """Get the key, which is made at its first use if it is the default one.
+
+        While it is used no other command publishes under that label here: two would sign two
+        manifests as one version.
 
         Raises:
             UsageError: the label has not the form of one, or the key is protected and nobody
@@ -85,7 +94,8 @@ class Publisher:
         load = load_or_create_key if key_name is None else load_key
         key = load(home.keys, key_name or DEFAULT_KEY, ask_passphrase)
         name = Name(key.public_key().public_bytes_raw(), label)
-        return cls(client, key, name, _newest(client, name))
+        with home.publishing(label, lambda: _tell_waiting(name)):
+            yield cls(client, key, name, _newest(client, name))
 
     def serve_layer(self, staging: Path, header: IndexHeader) -> LayerRef:
         """Have p2pcloopd take over a layer that lies in `staging`, and serve it."""
@@ -184,6 +194,10 @@ class Publisher:
 def reference(ref: StoredRef) -> ManifestRef:
     """How another manifest names this one."""
     return ManifestRef(ref.signed.id, parse_link(ref.link).manifest_torrent)
+
+
+def _tell_waiting(name: Name) -> None:
+    click.echo(f"waiting for another command that publishes {name}", err=True)
 
 
 def _newest(client: ControlClient, name: Name) -> StoredRef | None:

@@ -71,8 +71,7 @@ def command(
             f"{image} is an overlay, not an image",
             hint="seed the image below it, and publish the overlay: `p2pcloop publish`",
         )
-    with ensure_daemon(home) as client:
-        who = Publisher.of(home, client, label, key_name)
+    with ensure_daemon(home) as client, Publisher.of(home, client, label, key_name) as who:
         answer = seed_image(file, who, home, append=append, public=public, quiet=as_json)
     tell_seeded(answer, home, as_json=as_json)
 
@@ -132,7 +131,7 @@ def warn_if_only_here(link: str, home: Home) -> None:
     if all(_is_loopback(host) for host, _ in parse_link(link).peers):
         click.echo(
             "only this machine reaches the node: to serve others, set `listen` in"
-            f" {home.config} (docs/daemon.md), restart it and seed again",
+            f" {home.config} (docs/daemon.md), restart it and repeat this",
             err=True,
         )
 

@@ -60,7 +60,7 @@ def command(
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
         manifest = target.signed.manifest
-        who = Publisher.of(home, client, manifest.label, key_name)
+        who = stack.enter_context(Publisher.of(home, client, manifest.label, key_name))
         _check_newest(target, who)
         if len(manifest.layers) <= (1 if whole else 2):
             answer: dict[str, Any] = {"name": target.name, "version": manifest.version}
@@ -86,7 +86,7 @@ def _check_newest(target: StoredRef, who: Publisher) -> None:
     if who.name != manifest.name:
         raise MismatchError(
             f"{manifest.name} is not signed by this key",
-            hint="choose the key with --key; to join what others published, publish it as yours",
+            hint="choose the key with --key; what is not yours can be joined by `p2pcloop export`",
         )
     if who.newest is not None and who.newest.signed.id != target.signed.id:
         raise UsageError(
@@ -128,8 +128,12 @@ def _tell(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
     elif not answer["changed"]:
-        click.echo(f"nothing to join: {answer['name']} has {answer['layers']} layers")
+        click.echo(f"nothing to join: {answer['name']} has {_layers(answer['layers'])}")
     else:
         click.echo(f"serving {answer['name']}, version {answer['version']}")
-        click.echo(f"  {answer['layers']} layers, {format_size(answer['stored'])} packed anew")
+        click.echo(f"  {_layers(answer['layers'])}, {format_size(answer['stored'])} packed anew")
         click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"

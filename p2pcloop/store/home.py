@@ -2,6 +2,7 @@
 
     lock                      flock'd by the p2pcloopd that runs on this home; holds its process id
     starting                  flock'd by the command that starts p2pcloopd
+    publishing                a byte for each label is locked by the command that publishes under it
     control.sock              the control socket, mode 0600, there while p2pcloopd serves
     config.toml               the user's settings
     ports.msgpack             the ports that were chosen at the first start
@@ -24,11 +25,12 @@ Only the holder of `lock` writes `ports.msgpack`, `manifests/`, `names.msgpack`,
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +213,23 @@ class Home:
         self.create()
         with _open_lock(self.root / "short-names.lock") as fd:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def publishing(self, label: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Be the one command that publishes under a label, so that each version is signed once.
+
+        Args:
+            on_wait: called where another command does so; then that one is waited for.
+        """
+        self.create()
+        at = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7])
+        with _open_lock(self.root / "publishing") as fd:
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
+            except (BlockingIOError, PermissionError):  # fcntl(2): EAGAIN or EACCES
+                on_wait()
+                fcntl.lockf(fd, fcntl.LOCK_EX, 1, at)
             yield
 
     @contextmanager

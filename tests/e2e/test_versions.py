@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.link import parse_link
-from tests.support.programs import Node, Nodes
+from tests.support.programs import BOUND, Node, Nodes
 
 pytestmark = pytest.mark.e2e
 
@@ -36,6 +38,28 @@ def publish(node: Node, tmp_path: Path, version: int, *options: str) -> dict[str
     path = tmp_path / f"v{version}.img"
     path.write_bytes(image(version))
     return node.json("publish", path, "--name", "disk", "-m", f"change {version}", *options)
+
+
+def test_publishes_at_once_under_one_label_are_one_after_the_other(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    node = nodes.make()
+    name = publish(node, tmp_path, 1)["name"]
+    with ExitStack() as stack:
+        with node.home.publishing("disk", lambda: None):
+            running = []
+            for version in (2, 3):
+                path = tmp_path / f"v{version}.img"
+                path.write_bytes(image(version))
+                words = ("publish", path, "--name", "disk", "--json")
+                running.append(stack.enter_context(node.started(*words)))
+            for process in running:
+                assert process.stderr is not None
+                assert name in next(line for line in process.stderr if line.startswith("waiting"))
+            node.json("publish", tmp_path / "v1.img", "--name", "another")
+        told = [json.loads(process.communicate(timeout=BOUND)[0]) for process in running]
+    assert sorted(each["version"] for each in told) == [2, 3]
+    assert [each["version"] for each in node.json("log", name)["versions"]] == [3, 2, 1]
 
 
 def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) -> None:
