@@ -17,7 +17,7 @@ from p2pcloop.cli.stored import Source
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.formats.index import MAX_RUNS, open_index
-from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.formats.manifest import MAX_SOURCES, LayerRef, Manifest
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
 from p2pcloop.image.build import Progress
@@ -167,6 +167,8 @@ class Maker:
             base=None if found_in is None else found_in.image,
             find=find,
             known=nothing_known if below is None else others.find,
+            layers=others.stack,
+            more_sources=MAX_SOURCES - (0 if manifest is None else len(manifest.sources)),
             seal=None if self.secret is None else Seal.new(self.secret),
             shape=WHOLE if below is None else DELTA,
             in_a_row=MIN_REFERRED if found_in is below else 1,
@@ -204,6 +206,7 @@ class _Others:
     """Whole chunks that other layers have, which readers can get from them.
 
     Attributes:
+        stack: the ids of the layers that the image names already.
         found: those that were referred to, by their ids.
     """
 
@@ -211,7 +214,7 @@ class _Others:
         self.found: dict[bytes, LayerRef] = {}
         self._home = home
         self._private = secret is not None
-        self._stack = () if manifest is None else tuple(ref.layer_id for ref in manifest.all_layers)
+        self.stack = () if manifest is None else tuple(ref.layer_id for ref in manifest.all_layers)
         self._known = KnownChunks(home, secrets=[] if secret is None else [secret])
 
     def find(self, chunk_id: bytes) -> tuple[bytes, Chunk] | None:
@@ -220,7 +223,8 @@ class _Others:
         """
         for known in self._known.find(chunk_id):
             layer_id = known.ref.layer_id
-            if layer_id in self._stack or (not self._private and self._is_whole(known.ref)):
+            usable = layer_id in self.stack or (not self._private and self._is_whole(known.ref))
+            if usable and not self._known.contradicts(known):
                 self.found[layer_id] = known.ref
                 return layer_id, known.chunk
         return None

@@ -15,10 +15,11 @@ from typing import BinaryIO
 
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK, ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
-from p2pcloop.formats.index import MAX_SOURCES, build_index
+from p2pcloop.formats.index import MAX_SOURCES
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.build import Progress
 from p2pcloop.image.changes import REPEATED, Changes, Stretch, Target, checksum, stretches_of
+from p2pcloop.image.delta_index import Sources, build_delta_index
 from p2pcloop.image.encoding import DELTA, Level, Shape, choose_level, encode
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import Place
@@ -78,6 +79,8 @@ def pack_delta(
     base: MergedImage | None = None,
     find: Find = nothing_moved,
     known: KnownChunk = nothing_known,
+    layers: Sequence[bytes] = (),
+    more_sources: int = MAX_SOURCES,
     seal: Seal | None = None,
     shape: Shape = DELTA,
     in_a_row: int = MIN_REFERRED,
@@ -92,6 +95,8 @@ def pack_delta(
         base: what `find` finds blocks in.
         find: which blocks are referred to in chunks of `base`.
         known: which whole chunks are referred to.
+        layers: ids of the layers that the image names already; this one will be none of them.
+        more_sources: how many others it may name.
         seal: seals the layer of a private image.
         shape: of the chunks.
         in_a_row: blocks that must lie in `base` one after the other to be referred to.
@@ -100,7 +105,8 @@ def pack_delta(
         FormatError: more runs or chunks than a layer may have.
         P2pcloopError: of the target's reading.
     """
-    work = _Packer(changes, target, base, find, known, shape, in_a_row)
+    sources = Sources(layers, more_sources)
+    work = _Packer(changes, target, base, find, known, sources, shape, in_a_row)
     level = choose_level(shape, changes.blocks * BLOCK_SIZE)
     length = done = 0
     for new, codec, encoded in ordered_map(partial(_encode, level), work.new_chunks()):
@@ -112,16 +118,16 @@ def pack_delta(
         done += blocks
         progress(done * BLOCK_SIZE)
     zeros = [Run(first, count, ZERO_CHUNK, 0, 0) for first, count in stretches_of(changes.zeros)]
-    index = build_index(
+    index = build_delta_index(
         sorted(work.runs + zeros, key=lambda run: run.start),
         work.chunks,
+        sources,
         image_size=target.size,
         pack_length=length,
-        sources=work.sources,
         seal=seal,
     )
     return Delta(
-        index, length, done, work.referred, work.repeated, changes.zero_blocks, work.sources
+        index, length, done, work.referred, work.repeated, changes.zero_blocks, sources.named
     )
 
 
@@ -144,18 +150,19 @@ class _Packer:
         base: MergedImage | None,
         find: Find,
         known: KnownChunk,
+        sources: Sources,
         shape: Shape,
         in_a_row: int,
     ) -> None:
         self.chunks: list[Chunk] = []
         self.runs: list[Run] = []
-        self.sources: list[bytes] = []
         self.referred = 0
         self._changes = changes
         self._target = target
         self._base = base
         self._find = find
         self._known = known
+        self._sources = sources
         self._shape = shape
         self._in_a_row = in_a_row
         self._open = bytearray()
@@ -239,7 +246,7 @@ class _Packer:
         self._open.clear()
         chunk_id = hashlib.sha256(content).digest()
         known = self._known(chunk_id)
-        source = None if known is None else self._source(known[0])
+        source = None if known is None else self._sources.number(known[0])
         if known is None or source is None:
             yield _New(self._number, chunk_id, content)
         else:
@@ -278,19 +285,12 @@ class _Packer:
             chunk = layer.chunk(place.chunk)
             header = layer.header
             owner = header.sources[chunk.source - 1] if chunk.source else header.layer_id
-            source = self._source(owner)
+            source = self._sources.number(owner)
             if source is None:
                 return None
             self._numbers[key] = len(self.chunks)
             self.chunks.append(replace(chunk, source=source))
         return self._numbers[key]
-
-    def _source(self, layer_id: bytes) -> int | None:
-        if layer_id not in self.sources:
-            if len(self.sources) == MAX_SOURCES:
-                return None
-            self.sources.append(layer_id)
-        return self.sources.index(layer_id) + 1
 
     def _map(self, block: int, number: int, within: int, per_chunk: int) -> None:
         """Say where a block lies; it joins the run before, where it goes on."""

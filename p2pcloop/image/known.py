@@ -120,17 +120,25 @@ class KnownChunks:
         See `image.layer.Elsewhere`.
         """
         for known in self.find(chunk.id):
-            content = self._content(known.ref)
-            pack = Pack(content, known.ref.index_length, known.ref.pack_length, known.seal)
-            try:
-                stored = content.read(pack.start + known.chunk.offset, known.chunk.length)
-            except (Missing, P2pcloopError):
-                continue  # it is fetched, as if it had not been known
-            data = pack.decode(known.chunk, stored)
+            data = self._decode(known)  # None: it is fetched, as if it had not been known
             if data is not None and len(data) == chunk.size:
                 self._hold(known.ref.torrent)
                 return data
         return None
+
+    def contradicts(self, known: KnownChunk) -> bool:
+        """Whether the chunk's bytes are here and are not what its entry says: a table may lie."""
+        return self.is_here(known) and self._decode(known) is None
+
+    def _decode(self, known: KnownChunk) -> bytes | None:
+        """The content of a chunk, verified; None where it is not here, or wrong."""
+        content = self._content(known.ref)
+        pack = Pack(content, known.ref.index_length, known.ref.pack_length, known.seal)
+        try:
+            stored = content.read(pack.start + known.chunk.offset, known.chunk.length)
+        except (Missing, P2pcloopError):
+            return None
+        return pack.decode(known.chunk, stored)
 
     def _hold(self, torrent: bytes) -> None:
         """Have nothing of a torrent evicted that was of use."""

@@ -216,6 +216,53 @@ def test_a_stack_is_squashed_by_what_shows() -> None:
     assert joined.read() == device(kinds)
 
 
+def test_no_more_sources_are_named_than_a_manifest_has_room_for() -> None:
+    """What would need one more is packed."""
+    stack = Stack()
+    stack.add(BytesTarget(device([0] * 60)), shape=SMALL)
+    kinds = [0] * 60
+    for n in range(6):
+        kinds[n * 8 : n * 8 + 4] = range(100 + 4 * n, 104 + 4 * n)
+        stack.add(BytesTarget(device(kinds)), shape=SMALL)
+    image = stack.open()
+    lower = [layer.header.layer_id for layer in image.layers[:3]]
+    for layers, more, named in (([], 2, 2), (lower, 0, 2), (lower, 1, 3), ([], 99, 6)):
+        target = DeviceTarget(
+            ImageDevice(image), lambda _: None, upper_stretches(image, 1, image.size)
+        )
+        changes = Stack(stack.layers[:1]).changes(target)
+        pack = io.BytesIO()
+        delta = pack_delta(
+            changes,
+            target,
+            pack,
+            ignore,
+            base=image,
+            find=LivePlaces(image, 1).find,
+            layers=layers,
+            more_sources=more,
+            in_a_row=1,
+        )
+        assert len(delta.sources) == named
+        assert delta.stored_blocks == 24 - 4 * named
+        joined = Stack([*stack.layers])
+        joined.push(delta, pack.getvalue())
+        assert joined.read() == device(kinds)
+
+
+def test_who_goes_back_twice_gets_another_layer() -> None:
+    """The delta of nothing but zeros, or of nothing but what moved, is the same each time."""
+    one, other = device([1, 2, 3, 0, 0, 0]), device([0, 0, 3, 1, 2, 0])
+    stack = Stack()
+    stack.add(BytesTarget(one), shape=SMALL)
+    for _ in range(3):
+        for target in (other, one):
+            layers = [header.layer_id for header, _, _ in stack.layers]
+            stack.add(BytesTarget(target), shape=SMALL, layers=layers)
+            assert stack.layers[-1][0].layer_id not in layers
+            assert stack.read() == target
+
+
 def test_the_golden_delta_is_made_and_read() -> None:
     """A delta with a chunk of its own, a chunk of a source, zeros: byte for byte."""
     base, target = device([2, 4, 6, 8, 10, 12]), device([2, 14, 0, 16, 4, 6])
