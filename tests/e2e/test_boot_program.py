@@ -111,12 +111,54 @@ def test_a_second_interrupt_ends_it_at_once(node: Node, cloop: Path, temporary: 
         ]
 
 
-def test_a_hangup_ends_it_at_once(node: Node, cloop: Path, temporary: Path) -> None:
+def test_a_hangup_shuts_the_guest_down(node: Node, cloop: Path, temporary: Path) -> None:
     with Guest(node, cloop) as guest:
         guest.prompt()
         with nothing_left(guest, node, temporary):
             guest.process.send_signal(signal.SIGHUP)
+            guest.process.send_signal(signal.SIGHUP)  # as a shell does, besides the system
+            assert guest.wait(BOUND) == 0
+
+
+def test_a_guest_that_hangs_on_a_read_is_ended_after_a_while(
+    nodes: Nodes, node: Node, cloop: Path, temporary: Path, tmp_path: Path
+) -> None:
+    """Whoever had the image is gone. What was flushed is kept."""
+    program = (
+        "from p2pcloop.cli.main import main\n"
+        "from p2pcloopd.guest import uml\n"
+        "uml.SHUTDOWN_SECONDS = 0.5\n"
+        "main()"
+    )
+    overlay, merged = tmp_path / "o", tmp_path / "merged.img"
+    seeder, hasty = nodes.make(), Hasty(node.root, program)
+    node.run("daemon", "start")  # or it would be a child of boot
+    hasty.environment = node.environment
+    link = seeder.seed(cloop)["link"]
+    deaf = "quiet init=/bin/sh PS1='tiny# '"
+    with Guest(hasty, link, "--overlay", overlay, "--append", deaf) as guest:
+        guest.prompt()
+        guest.sh("echo 0 > /proc/sys/kernel/ctrl-alt-del; echo flushed > /root/mine; sync")
+        seeder.run("daemon", "stop")
+        guest.send_line("cat /root/data > /dev/null")
+        with nothing_left(guest, node, temporary):
+            guest.process.send_signal(signal.SIGTERM)
             assert guest.wait(BOUND) == 128 + signal.SIGKILL
+        assert "the guest did not shut down within 0.5 s and is ended" in guest.said
+    node.run("export", cloop, merged, "--overlay", overlay)
+    assert tool("e2fsck", "-fy", merged, code=1)  # its journal is played
+    assert tool("debugfs", "-R", "cat /root/mine", merged) == "flushed\n"
+
+
+class Hasty(Node):
+    """A node whose commands run in a Python program."""
+
+    def __init__(self, root: Path, program: str) -> None:
+        super().__init__(root)
+        self._program = program
+
+    def command(self, *words: str | Path) -> list[str]:
+        return [sys.executable, "-c", self._program, *map(str, words)]
 
 
 def test_a_killed_boot_takes_its_processes_along(node: Node, cloop: Path) -> None:
@@ -176,6 +218,32 @@ def test_the_terminal_is_as_it_was(node: Node, cloop: Path) -> None:
     assert termios.tcgetattr(terminal) == before
     for fd in (master, terminal):
         os.close(fd)
+
+
+def test_a_terminal_that_is_closed_shuts_the_guest_down(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    overlay, merged = tmp_path / "o", tmp_path / "merged.img"
+    master, terminal = os.openpty()
+    login = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
+    command = node.command("boot", cloop, "--append", "quiet", "--overlay", overlay)
+    shown = b""
+    with started(
+        [sys.executable, "-c", login, *command],
+        env=node.environment, stdin=terminal, stdout=terminal, stderr=terminal,
+    ) as boot:  # fmt: skip
+        os.close(terminal)
+        while SHELL_PROMPT.encode() not in shown:
+            assert wait_readable(master), shown
+            shown += os.read(master, 4096)
+        os.write(master, b"echo not synced > /root/mine; echo writ''ten\n")
+        while b"written" not in shown:
+            assert wait_readable(master), shown
+            shown += os.read(master, 4096)
+        os.close(master)
+        assert boot.wait(BOUND) == 0
+    node.run("export", cloop, merged, "--overlay", overlay)
+    assert tool("debugfs", "-R", "cat /root/mine", merged) == "not synced\n"
 
 
 def test_console_in_a_file_and_no_input(node: Node, cloop: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ async def pump(
 ) -> None:
     """Carry the guest's output to `console` and to `on_output` until the guest has ended.
 
-    A standard output that is closed early is no reason to end a guest: the rest is dropped.
+    A standard output that is closed early, or a terminal that is gone, is no reason to end a
+    guest: the rest is dropped.
     """
     if console == "stdio":
         sys.stdout.flush()
@@ -101,22 +102,22 @@ async def pump(
         while data := await pty.receive():
             on_output(data)
             if open_:
-                open_ = await _write(out, data)
+                try:
+                    await _write(out, data)
+                except OSError as err:
+                    if close or err.errno not in (errno.EPIPE, errno.EIO):
+                        raise
+                    open_ = False
     finally:
         if close:
             os.close(out)
 
 
-async def _write(fd: int, data: bytes) -> bool:
+async def _write(fd: int, data: bytes) -> None:
     while data:
         await _ready(trio.lowlevel.wait_writable, fd)
-        try:
+        with suppress(BlockingIOError):
             data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            continue
-        except BrokenPipeError:
-            return False
-    return True
 
 
 async def forward_input(pty: Pty, fd: int) -> None:
@@ -131,6 +132,10 @@ async def forward_input(pty: Pty, fd: int) -> None:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
             continue
+        except OSError as err:
+            if err.errno != errno.EIO:  # the terminal is gone
+                raise
+            return
         if not data:
             return
         await pty.send(data.replace(_CTRL_BACKSLASH, _CTRL_C) if terminal else data)
@@ -177,4 +182,5 @@ def guest_keys(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSANOW, before)
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(fd, termios.TCSANOW, before)

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import trio
@@ -28,6 +28,9 @@ from p2pcloopd.guest.signals import counted_signals
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.transcript import Transcript
 
+SHUTDOWN_SECONDS = 60.0
+"""Who sends SIGTERM or SIGHUP does not come back: a guest that then hangs is ended."""
+
 _STDIN = 0
 _MEMORY_SLACK = 64 << 20
 _RUN_SIZE = 1 << 20
@@ -42,6 +45,7 @@ class RunningGuest:
     """A guest while it runs: what its owner may do to it.
 
     Attributes:
+        shutdown_asked: it was asked to shut down.
         killed: it was ended at once rather than shut down.
     """
 
@@ -49,7 +53,7 @@ class RunningGuest:
         self._process = process
         self._pty = pty
         self._reply = directory / "reply"
-        self._shutdown_asked = False
+        self.shutdown_asked = False
         self.killed = False
 
     async def send_console(self, data: bytes) -> None:
@@ -59,10 +63,10 @@ class RunningGuest:
     async def shutdown(self) -> None:
         """Press Ctrl-Alt-Del: the image's init shuts down in order. Asked again, or where no
         proper answer comes back, the guest ends at once."""
-        if self._shutdown_asked:
+        if self.shutdown_asked:
             self.kill()
             return
-        self._shutdown_asked = True
+        self.shutdown_asked = True
         inside = f"/proc/{self._process.init_pid}/root{_UML_DIRECTORY}/{_UMID}/mconsole"
         try:
             await mconsole.send_command(Path(inside), self._reply, "cad")
@@ -84,8 +88,9 @@ async def run_guest(
     """Boot a guest and return when it has ended.
 
     While it runs this owns SIGINT and SIGTERM (the first shuts the guest down in order, the second
-    ends it), SIGHUP (ends it) and, with console `stdio`, the terminal. It must be called from the
-    main thread. Cancelled, it kills the guest; however it is left, no process of the guest is.
+    ends it), SIGHUP (shuts it down) and, with console `stdio`, the terminal. A guest that goes on
+    for `SHUTDOWN_SECONDS` after SIGTERM or SIGHUP is ended. It must be called from the main
+    thread. Cancelled, it kills the guest; however it is left, no process of the guest is.
 
     Args:
         on_console: called with every piece of what the guest prints.
@@ -191,11 +196,13 @@ async def _obey_signals(signals: AsyncIterator[int], guest: RunningGuest, pty: c
         async for number in signals:
             if number == signal.SIGWINCH:
                 pty.copy_window_size(_STDIN)
-            elif number == signal.SIGHUP:
-                guest.kill()
-            else:
+                continue
+            # A shell whose terminal closes may send SIGHUP besides the system: it counts once.
+            if number != signal.SIGHUP or not guest.shutdown_asked:
                 # The next signal is heard while the guest's answer is waited for.
                 nursery.start_soon(_shut_down, guest)
+            if number != signal.SIGINT:
+                nursery.start_soon(_end_late, guest)
 
 
 async def _shut_down(guest: RunningGuest) -> None:
@@ -203,10 +210,22 @@ async def _shut_down(guest: RunningGuest) -> None:
     if guest.killed:
         return
     await guest.shutdown()
-    done = "is ended" if guest.killed else "shuts down (again: end it)"
-    # The terminal makes no carriage returns while it is the guest's.
-    sys.stderr.write(f"\r\np2pcloop: the guest {done}\r\n")
-    sys.stderr.flush()
+    _say("is ended" if guest.killed else "shuts down (again: end it)")
+
+
+async def _end_late(guest: RunningGuest) -> None:
+    """End a guest that does not shut down; its own end cancels this."""
+    await trio.sleep(SHUTDOWN_SECONDS)
+    if not guest.killed:
+        guest.kill()
+        _say(f"did not shut down within {SHUTDOWN_SECONDS:g} s and is ended")
+
+
+def _say(done: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        # The terminal makes no carriage returns while it is the guest's.
+        sys.stderr.write(f"\r\np2pcloop: the guest {done}\r\n")
+        sys.stderr.flush()
 
 
 class _NativeOutput:
