@@ -14,7 +14,7 @@ from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting
 from p2pcloop.cli.release import Content, Publisher
 from p2pcloop.cli.stored import Source
-from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.formats.index import MAX_RUNS, open_index
 from p2pcloop.formats.manifest import MAX_SOURCES, LayerRef, Manifest
@@ -35,7 +35,7 @@ from p2pcloop.image.known import KnownChunks
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import MovedBlocks
 from p2pcloop.image.pack import begin_layer, finish_layer
-from p2pcloop.store.have import HaveView
+from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
 
@@ -234,15 +234,7 @@ class _Others:
 
     def _is_whole(self, ref: LayerRef) -> bool:
         """Whether all of a layer is here, so that readers can have it from this node."""
-        try:
-            have = HaveView(self._home.torrents / ref.torrent.hex() / "have")
-        except (NotHereError, FormatError):
-            return False
-        try:
-            size = ref.index_length + ref.pack_length
-            return have.has(0, (size - 1) // ref.piece_length)
-        finally:
-            have.close()
+        return is_whole(self._home.torrents / ref.torrent.hex() / "have")
 
 
 def _check_runs(image: MergedImage, more: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -24,6 +25,7 @@ from p2pcloop.formats.mirror import (
     layer_parts,
 )
 from p2pcloop.formats.record import open_record
+from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory
@@ -89,8 +91,10 @@ def _write(
         _bring(ref, missing, quiet=quiet)
     for layer in missing:
         for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
-            source = home.torrents / layer.torrent.hex() / "data" / path.torrent_name / path.file
-            mirror.copy(path, source, size)
+            store = home.torrents / layer.torrent.hex()
+            source = store / "data" / path.torrent_name / path.file
+            # Eviction that had begun before the lease clears bits first, then makes holes.
+            mirror.copy(path, source, size, partial(is_whole, store / "have"))
     for layer in manifest.all_layers:
         _write_metainfo(layer, mirror, home, url)
     for manifest_id, signed in _history(manifest, home):

@@ -223,3 +223,12 @@ class HaveView:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every piece is here and durable, by the have file at `path`; not if that is torn."""
+    try:
+        with HaveView(path) as view:
+            return view.has(0, view.pieces - 1)
+    except (NotHereError, FormatError):
+        return False

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,13 +53,18 @@ class MirrorDirectory:
         except OSError as err:
             raise storage_error(f"cannot write {where}", err) from err
 
-    def copy(self, path: MirrorPath, source: Path, size: int) -> None:
+    def copy(
+        self, path: MirrorPath, source: Path, size: int, still_here: Callable[[], bool]
+    ) -> None:
         """Put a copy of a file there, which shares its blocks where the file system can.
 
         No hard link: the node may make holes in its file later, to give back room.
 
+        Args:
+            still_here: asked when all is copied; where it says no, room was given back meanwhile.
+
         Raises:
-            MismatchError: the file has another size.
+            MismatchError: the file has another size, or was not all there; nothing was put there.
         """
         where = self.root / str(path)
         try:
@@ -67,6 +72,10 @@ class MirrorDirectory:
                 if os.fstat(file.fileno()).st_size != size or _copy(file.fileno(), fd, size):
                     raise MismatchError(
                         f"{source} does not have {size} bytes", hint="put the old file back"
+                    )
+                if not still_here():
+                    raise MismatchError(
+                        f"a part of {source} went away while it was copied", hint="try again"
                     )
         except OSError as err:
             raise storage_error(f"cannot copy {source} to {where}", err) from err
