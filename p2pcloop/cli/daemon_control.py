@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import click
 
 from p2pcloop.cli.control_client import ControlClient, NotRunningError
+from p2pcloop.cli.passphrase import VARIABLE
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
 from p2pcloop.store.home import Home
@@ -139,8 +140,10 @@ def _spawn(home: Home, ready: int) -> int:
             (os.POSIX_SPAWN_DUP2, log, 2),
             (os.POSIX_SPAWN_DUP2, ready, _READY_FD),
         ]
+        # It never asks for a passphrase, and outlives the command for which that was given.
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         return os.posix_spawn(
-            sys.executable, command, os.environ, file_actions=actions, setsid=True
+            sys.executable, command, environment, file_actions=actions, setsid=True
         )
 
 

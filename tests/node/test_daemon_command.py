@@ -83,6 +83,16 @@ def test_a_daemon_that_was_started_has_a_session_of_its_own(node: NodeProcess) -
     os.waitpid(client.pid, 0)
 
 
+def test_a_passphrase_is_not_left_with_the_daemon(
+    node: NodeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("P2PCLOOP_PASSPHRASE", "correct horse")
+    with ensure_daemon(node.home) as client:
+        assert b"correct horse" not in Path(f"/proc/{client.pid}/environ").read_bytes()
+    assert stop_daemon(node.home)
+    os.waitpid(client.pid, 0)
+
+
 def test_starts_at_once_end_with_one_daemon(node: NodeProcess) -> None:
     starts = [launch(node, "daemon", "start", "--json") for _ in range(4)]
     answers = [(start.communicate(timeout=60), start.returncode) for start in starts]
