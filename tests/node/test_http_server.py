@@ -268,3 +268,14 @@ async def test_addresses_that_cannot_be_listened_on() -> None:
             await open_http_listener("127.0.0.1", port)
     with pytest.raises(UsageError, match=re.escape("192.0.2.1:80")):
         await open_http_listener("192.0.2.1", 80)
+
+
+@pytest.mark.parametrize("second", ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "\0"])
+async def test_nonsense_after_head_is_refused_like_any(second: str) -> None:
+    """What was asked for before says nothing of how a refusal is framed."""
+    async with serving(file=Part()) as server:
+        _, _, rest = await server.ask(f"HEAD /file HTTP/1.1\r\nHost: x\r\n\r\n{second}")
+        status, headers, body = split(rest)
+        assert status.startswith(b"HTTP/1.1 400 ")
+        assert len(body) == int(headers[b"content-length"])
+        assert (await server.get("/file"))[2] == CONTENT

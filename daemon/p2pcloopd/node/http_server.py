@@ -121,6 +121,9 @@ async def serve_http(
                     await connection.run()
         except (trio.BrokenResourceError, trio.TooSlowError):
             pass  # who hangs up, or takes nothing, is let go
+        except h11.LocalProtocolError:
+            # Ours to mend, and nothing that strangers should end p2pcloopd by.
+            _log.exception("an answer over HTTP would have been malformed")
         finally:
             open_connections -= 1
 
@@ -152,6 +155,7 @@ class _Connection:
 
     async def _answer_next(self) -> bool:
         """Answer a request; whether another may follow."""
+        self._head_only = False
         with trio.move_on_after(IDLE_SECONDS) as waiting:
             request = await self._event()
         if waiting.cancelled_caught or not isinstance(request, h11.Request):
