@@ -13,7 +13,7 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.output import check_place
 from p2pcloop.cli.passphrase import ask_passphrase, choose_passphrase
 from p2pcloop.cli.refs import words_of_the_user
-from p2pcloop.errors import FormatError, UsageError, storage_error
+from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text
 from p2pcloop.formats.name import format_key
 from p2pcloop.store.home import Home
@@ -83,7 +83,7 @@ def list_(home: Home, as_json: bool) -> None:
             click.echo("no key yet: the first `seed` or `publish` makes one", err=True)
 
 
-@command.command()
+@command.command(short_help="Show the public key of NAME.")
 @_name_argument
 @home_option
 @json_option
@@ -94,7 +94,7 @@ def show(name: str, home: Home, as_json: bool) -> None:
     _tell([(name, read_key(home.keys, name))], home, as_json=as_json)
 
 
-@command.command()
+@command.command(short_help="Write the key NAME to a file: a copy.")
 @_name_argument
 @click.argument("out", type=click.Path(path_type=Path), default="-")
 @_passphrase_option
@@ -125,7 +125,7 @@ def export(name: str, out: Path, protect: bool, home: Home) -> None:
         raise storage_error(f"cannot write {out}", err) from err
 
 
-@command.command("import")
+@command.command("import", short_help="Keep the key in FILE as NAME.")
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
 @home_option
@@ -142,15 +142,19 @@ def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
     try:
         key = store_key(home.keys, name, text)
     except FormatError as err:
-        raise FormatError(f"{file} is not a key of p2pcloop, or is damaged") from err
+        what = "standard input" if str(file) == "-" else file
+        raise FormatError(f"{what} is not a key of p2pcloop, or is damaged") from err
     _tell([(name, key)], home, as_json=as_json)
 
 
 def _read(file: Path) -> bytes:
     if str(file) == "-":
         return sys.stdin.buffer.read(MAX_KEY_TEXT)
-    with file.open("rb") as source:
-        return source.read(MAX_KEY_TEXT)
+    try:
+        with file.open("rb") as source:
+            return source.read(MAX_KEY_TEXT)
+    except FileNotFoundError as err:
+        raise NotHereError(f"there is no file {file}") from err
 
 
 def _facts(name: str, key: KeyText, home: Home) -> dict[str, object]:

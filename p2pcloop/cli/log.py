@@ -40,7 +40,8 @@ Examples:
 def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> None:
     """Tell the versions of REF, the newest first: version, date, size of what it added, message.
 
-    Also what a version was made from, if that has another name. What cannot be had is told.
+    Also what a version was made from, if that is neither the version before nor what that was made
+    from. What cannot be had is told.
     """
     target = resolve_ref(ref, home, at=at)
     if not isinstance(target, StoredRef):
@@ -52,8 +53,8 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
         click.echo(to_json({"name": target.name, "versions": versions}))
         return
     click.echo(target.name)
-    for version in versions:
-        click.echo(_text(version))
+    for version, before in zip(versions, [*versions[1:], None], strict=True):
+        click.echo(_text(version, before))
 
 
 class _History:
@@ -143,15 +144,21 @@ def _facts(
     return facts | {"added": sum(layer.pack_length for layer in added)}
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
     date = datetime.fromtimestamp(facts["created"], UTC).isoformat(" ", "minutes")
     line = f"  {facts['version']:>4}  {date}  {format_size(facts['added']):>9}  {facts['message']}"
     lines = [line.rstrip()]
     parent = facts["parent"]
-    if parent is not None and parent["name"] is not None:
-        lines.append(f"        made from {parent['name']}, version {parent['version']}")
-    elif parent is not None:
-        lines.append(f"        made from {parent['manifest'].hex()}: {parent['missing']}")
+    if parent is not None and (before is None or not _is_told(parent, before)):
+        what = f"{parent['name']}, version {parent['version']}"
+        if parent["name"] is None:
+            what = f"{parent['manifest'].hex()}: {parent['missing']}"
+        lines.append(f"        made from {what}")
     if facts["missing"]:
         lines.append(f"        what came before it cannot be told: {facts['missing']}")
     return "\n".join(lines)
+
+
+def _is_told(parent: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether a version was made from the one before it, or from what that one was made from."""
+    return parent["manifest"] == before["manifest"] or bool(parent == before["parent"])

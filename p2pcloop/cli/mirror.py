@@ -15,7 +15,7 @@ from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
 from p2pcloop.errors import CorruptError, P2pcloopError, UsageError, storage_error
 from p2pcloop.formats.link import Link, parse_link, parse_mirror
-from p2pcloop.formats.manifest import LayerRef, Manifest
+from p2pcloop.formats.manifest import LayerRef, Manifest, ManifestRef, SignedManifest
 from p2pcloop.formats.mirror import (
     ManifestPath,
     MetainfoPath,
@@ -97,8 +97,8 @@ def _write(
             mirror.copy(path, source, size, partial(is_whole, store / "have"))
     for layer in manifest.all_layers:
         _write_metainfo(layer, mirror, home, url)
-    for manifest_id, signed in _history(manifest, home):
-        mirror.write(ManifestPath(manifest_id), signed)
+    for manifest_id, signed in {each.id: each for each in _history(manifest, home)}.items():
+        mirror.write(ManifestPath(manifest_id), signed.data)
     mirror.write(ManifestPath(ref.signed.id), ref.signed.data)
     link = parse_link(ref.link)
     if url is not None:
@@ -167,17 +167,26 @@ def _write_metainfo(layer: LayerRef, mirror: MirrorDirectory, home: Home, url: s
     mirror.write(path, build_metainfo(info, [] if url is None else [f"{url}data/"]))
 
 
-def _history(manifest: Manifest, home: Home) -> Iterator[tuple[bytes, bytes]]:
-    """The manifests of older versions that are known here: (id, signed bytes)."""
+def _history(manifest: Manifest, home: Home) -> Iterator[SignedManifest]:
+    """Older versions, and what each was made from, as far as they are known here; for `log`."""
     records = Records(home)
     seen: set[bytes] = set()
-    while manifest.previous is not None and len(seen) < _MAX_HISTORY:
-        if manifest.previous.id in seen:
+    while len(seen) < _MAX_HISTORY:
+        parent = _find(records, manifest.parent)
+        if parent is not None:
+            yield parent
+        before = _find(records, manifest.previous)
+        if before is None or before.id in seen:
             return
-        seen.add(manifest.previous.id)
-        try:
-            signed = records.manifest(manifest.previous.id)
-        except P2pcloopError:
-            return  # not known here, which `log` tells as well
-        yield signed.id, signed.data
-        manifest = signed.manifest
+        seen.add(before.id)
+        yield before
+        manifest = before.manifest
+
+
+def _find(records: Records, ref: ManifestRef | None) -> SignedManifest | None:
+    if ref is None:
+        return None
+    try:
+        return records.manifest(ref.id)
+    except P2pcloopError:
+        return None  # not known here, which `log` tells as well

@@ -36,10 +36,13 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     if not isinstance(asked, str):
         raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
     problems: list[str] = []
+    found = False
 
     def on_event(event: str, fields: dict[str, Any]) -> None:
+        nonlocal found
         if event == "asked":
             problems.extend(fields["problems"])
+            found = fields.get("found", True)  # a p2pcloopd of an older version does not say
         report_waiting(event, fields)
 
     with ensure_daemon(home) as client:
@@ -57,13 +60,14 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     }
     for problem in problems:
         click.echo(problem, err=True)
-    click.echo(to_json(facts) if as_json else _text(facts))
+    click.echo(to_json(facts) if as_json else _text(facts, found=found))
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _text(facts: dict[str, Any], *, found: bool) -> str:
     name, version, before = facts["name"], facts["version"], facts["before"]
     if before == version:
-        return f"{name} stays at version {version}: no newer one was found"
+        why = "no newer one was found" if found else "nobody could tell its newest one"
+        return f"{name} stays at version {version}: {why}"
     what = f"{name} is at version {version}"
-    what += f", before at {before}" if before else ""
+    what += f" (it was at {before})" if before else ""
     return what + (f": {facts['message']}" if facts["message"] else "")

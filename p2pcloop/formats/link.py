@@ -115,8 +115,20 @@ def parse_link(text: str) -> Link:
             "this magnet link has no x.p2pcloop part: it is for a BitTorrent client, not for us",
             hint="take the link that `p2pcloop seed` printed, whole and in quotes",
         )
+    secret = _secret(fragment) if fragment else None
+    try:
+        link = replace(_parse_values(values), secret=secret)
+    except FormatError as err:
+        raise FormatError(
+            str(err), hint="the link was cut short or changed: take it whole, in quotes"
+        ) from err
+    _check_written(str(link))
+    return link
+
+
+def _parse_values(values: dict[str, list[str]]) -> Link:
     xt = values.get("xt", [None])[0]
-    link = Link(
+    return Link(
         name=parse_name(_only(values, "x.p2pcloop")),
         manifest_id=_hexadecimal(_only(values, "x.manifest"), 32, "x.manifest"),
         manifest_torrent=_hexadecimal(_only(values, "x.mt"), 20, "x.mt"),
@@ -125,10 +137,7 @@ def parse_link(text: str) -> Link:
         trackers=tuple(parse_tracker(url) for url in values.get("tr", [])),
         web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
         mirrors=tuple(parse_mirror(url) for url in values.get("x.mirror", [])),
-        secret=_secret(fragment) if fragment else None,
     )
-    _check_written(str(link))
-    return link
 
 
 def parse_peer(text: str) -> tuple[str, int]:
@@ -235,9 +244,9 @@ def _url(text: str, schemes: tuple[str, ...]) -> str:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError as err:
-        raise FormatError(f"{text[:80]!r} in the link is not a URL: {err}") from err
+        raise FormatError(f"{text[:80]!r} is not a URL: {err}") from err
     # urlsplit drops line breaks without a word: they would end up in a request to a tracker.
     clean = text.isprintable() and " " not in text
     if not clean or parts.scheme not in schemes or not parts.hostname:
-        raise FormatError(f"{text[:80]!r} in the link is not a URL of {', '.join(schemes)}")
+        raise FormatError(f"{text[:80]!r} is not a URL of {', '.join(schemes)}")
     return text

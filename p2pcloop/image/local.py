@@ -57,7 +57,7 @@ def inspect_file(path: Path) -> ImageFile:
             end = file.read(CLOOP_HEADER_SIZE)
     except FileNotFoundError as err:
         raise NotHereError(
-            f"there is no file {path}", hint="check the path; a link begins with magnet:?"
+            f"there is no file {path}", hint="a name is written @key/label, a link magnet:?…"
         ) from err
     except OSError as err:
         raise UsageError(f"{path} cannot be read: {err.strerror}") from err

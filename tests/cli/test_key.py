@@ -113,7 +113,7 @@ def test_what_is_no_key_is_not_imported(p2pcloop: Run, home: Path, tmp_path: Pat
     assert ran.code == errors.FormatError.exit_code
     assert f"{tmp_path}/file is not a key" in ran.err
     assert not list((home / "keys").iterdir())
-    assert p2pcloop("key", "import", "mine", tmp_path / "none").code == 11
+    assert p2pcloop("key", "import", "mine", tmp_path / "none").code == 7
     assert p2pcloop("key", "show", "mine").code == errors.NotHereError.exit_code
 
 

@@ -81,7 +81,8 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     assert versions[2]["added"] > SIZE / 2
     text = reader.run("log", name).out.splitlines()
     assert text[0] == name
-    assert "change 3" in text[1]
+    for line, version in zip(text[1:], versions, strict=True):  # each is made from the one before
+        assert version["message"] in line
     reader.run("name", "add", "disk", name)
     for version in (1, 2, 3):
         out = tmp_path / f"out{version}.img"
@@ -98,6 +99,26 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     publisher.run("daemon", "stop")  # what is known is known without anybody
     assert reader.json("log", name)["versions"] == versions
     assert reader.json("update", name)["problems"] != []
+    alone = reader.run("update", name)
+    assert "stays at version 3: nobody could tell its newest one" in alone.out
+    [problem] = alone.err.splitlines()
+    assert problem.count("http://") == 1
+
+
+def test_a_mirror_in_a_directory_tells_the_history(nodes: Nodes, tmp_path: Path) -> None:
+    publisher, reader = nodes.make(), nodes.make()
+    base = publish(publisher, tmp_path, 1)
+    for version in (2, 3):
+        path = tmp_path / f"v{version}.img"
+        path.write_bytes(image(version))
+        made = publisher.json("publish", path, "--name", "other", "--base", base["name"])
+    name = made["name"]
+    told = publisher.json("log", name)["versions"]
+    publisher.run("mirror", name, tmp_path / "www")
+    publisher.run("daemon", "stop")
+    assert reader.json("log", f"{tmp_path}/www/{name}")["versions"] == told
+    text = reader.run("log", name).out
+    assert text.count(f"made from {base['name']}, version 1") == 1
 
 
 def test_a_version_whose_history_nobody_has_says_so(nodes: Nodes, tmp_path: Path) -> None:

@@ -175,6 +175,17 @@ def test_damaged_parts(text: str, message: str) -> None:
         parse_link(text)
 
 
+def test_a_link_cut_short_is_to_be_taken_whole() -> None:
+    refused = 0
+    for end in range(len("magnet:?"), len(TEXT)):
+        try:
+            parse_link(TEXT[:end])
+        except (FormatError, UsageError) as err:
+            assert "whole" in str(err.hint), end
+            refused += 1
+    assert refused > len(TEXT) / 2
+
+
 @pytest.mark.parametrize(
     "text",
     [

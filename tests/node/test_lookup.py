@@ -94,7 +94,7 @@ def test_the_newest_valid_record_wins() -> None:
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (Source("bad", error=UnreachableError("bad: no answer")), "bad: bad: no answer"),
+        (Source("bad", error=UnreachableError("bad: no answer")), "bad: no answer"),
         (Source("bad"), "bad: has no record of it"),
         (Source("bad", [b""]), "bad: "),
         (Source("bad", [b"<html>"]), "bad: "),
@@ -110,7 +110,7 @@ def test_a_bad_source_is_told_and_hides_no_good_one(bad: Source, says: str) -> N
         assert versions(looked) == [2]
         assert looked.mirrors == ["good/"]
         [problem] = looked.problems
-        assert says in problem
+        assert problem.startswith(says) if says.endswith("answer") else says in problem
 
 
 def test_one_bad_record_of_a_source_hides_not_its_others() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import libtorrent as lt
 import trio
 
-from p2pcloop.errors import StorageError
+from p2pcloop.errors import StorageError, storage_error
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine import nodelay
@@ -251,5 +251,6 @@ def _is_system(error: lt.error_code) -> bool:
 
 
 def _storage_error(error: lt.error_code, what: str) -> StorageError:
-    number = error.value() if _is_system(error) else errno.EIO
-    return StorageError(f"{what}: {error.message()}", errno=number)
+    if _is_system(error):
+        return storage_error(what, OSError(error.value(), error.message()))
+    return StorageError(f"{what}: {error.message()}", errno=errno.EIO)

@@ -19,6 +19,7 @@ from p2pcloop.formats.manifest import (
     open_manifest,
 )
 from p2pcloop.formats.name import KEY_SIZE, parse_name
+from p2pcloop.formats.place import is_url
 from p2pcloop.formats.record import MAX_RECORD_SIZE, Record, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
@@ -163,8 +164,10 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     link = node.records.name(near).link
     new = node.engine.get(torrent) is None
+    # Links name no directories.
+    directories = [reader for reader in node.readers.known if not is_url(reader.base)]
     with trio.move_on_after(HISTORY_SECONDS):
-        return {"manifest": (await get_manifest(node, ref, link, call)).data}
+        return {"manifest": (await get_manifest(node, ref, link, call, directories)).data}
     if new:
         await node.engine.remove(torrent, node.home.tmp)
     raise NotHereError(f"manifest {ref.id.hex()} did not come within {HISTORY_SECONDS:.0f} s")

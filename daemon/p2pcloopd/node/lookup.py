@@ -160,7 +160,9 @@ async def look_up(
             except P2pcloopError as err:
                 problems.append(str(err))
         waiting.discard(source.name)
-        result.problems += [f"{source.name}: {problem}" for problem in problems]
+        result.problems += [
+            each if each.startswith(source.name) else f"{source.name}: {each}" for each in problems
+        ]
         if valid and not thorough:
             scope.deadline = min(scope.deadline, trio.current_time() + GRACE_SECONDS)
 

@@ -122,7 +122,7 @@ async def _look(
     place = target.place
     links = [link for link in (target.link, known.link if known else None) if link is not None]
     looked = await look_up(place.name, _sources(node, place.base, links), thorough=thorough)
-    await call.emit("asked", problems=looked.problems)
+    await call.emit("asked", problems=looked.problems, found=bool(looked.newest))
     record = _choose(node, looked, known, place)
     if record is None:
         if known is None:
