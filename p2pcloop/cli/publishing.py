@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.cli.control_client import ControlClient
@@ -35,6 +36,12 @@ def serve_version(
         P2pcloopError: p2pcloopd could not serve it.
     """
     answer = client.call("seed_manifest", manifest=signed.data, public=public, secret=secret)
+    if public and not answer["announced"]:
+        click.echo(
+            "it is public, but announced nowhere: turn on `dht` or `announce_trackers` in"
+            " config.toml (docs/daemon.md) and restart p2pcloopd",
+            err=True,
+        )
     manifest = signed.manifest
     record = Record(
         key=manifest.key,

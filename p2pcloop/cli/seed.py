@@ -127,8 +127,8 @@ def _to_size(answer: dict[str, Any]) -> str:
 
 
 def warn_if_only_here(link: str, home: Home) -> None:
-    """Links say where a node is; with the default settings nobody else reaches it."""
-    if all(_is_loopback(host) for host, _ in parse_link(link).peers):
+    """Links say where a node is, before all others; with the default settings nobody reaches it."""
+    if all(_is_loopback(host) for host, _ in parse_link(link).peers[:1]):
         click.echo(
             "only this machine reaches the node: to serve others, set `listen` in"
             f" {home.config} (docs/daemon.md), restart it and repeat this",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.overlay import Overlay
+from tests.support.ports import free_port
 from tests.support.programs import Guest, Node, Nodes, tool
+
+from .conftest import DATA
 
 pytestmark = pytest.mark.e2e
 
@@ -57,6 +61,8 @@ def test_a_pupils_overlay_boots_elsewhere(nodes: Nodes, cloop: Path, tmp_path: P
     with Guest(third, made["link"]) as guest:
         guest.prompt()
         assert guest.sh("cat /root/mine").split() == ["pupil"]
+        # The pupil never read this, and has none of it.
+        assert guest.sh("md5sum < /root/data").split()[0] == hashlib.md5(DATA).hexdigest()
         guest.power_off()
 
     # The same overlay, changed further: the new version holds only what is new since.
@@ -203,6 +209,16 @@ def test_a_base_that_nobody_has_is_not_waited_for(
     answer = json.loads(done.out)
     assert (answer["stored_blocks"], answer["unknown_blocks"]) == (2, 2)
     assert "2 blocks count as changed" in done.err
+
+
+def test_what_is_public_and_announced_nowhere_is_told(nodes: Nodes, image: Path) -> None:
+    told = "it is public, but announced nowhere"
+    tracker = f"http://127.0.0.1:{free_port()}/announce"
+    quiet, loud = nodes.make(), nodes.make(f"[discovery]\nannounce_trackers = ['{tracker}']\n")
+    assert told not in quiet.run("seed", image, "--name", "x").err
+    for node, lines in ((quiet, 1), (loud, 0)):
+        said = node.run("publish", image, "--name", "y", "--public").err.splitlines()
+        assert sum(told in line for line in said) == lines, said
 
 
 def test_what_publish_refuses(nodes: Nodes, image: Path, cloop: Path, tmp_path: Path) -> None:

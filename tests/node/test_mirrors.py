@@ -387,17 +387,81 @@ def test_what_was_read_early_is_served_to_others(
         wait_until(lambda: state(pupil, published)["name"])
         pupil.end(signal.SIGKILL)
         pupil.start()
+    link, _ = publish_on(pupil, published, b"changed" * 1000)
     wait_until(lambda: not kept.exists())
     assert state(pupil, published)["have_bytes"] < len(published.content)
     published.node.end(signal.SIGKILL)
-    status = pupil.call("status")
-    [address], [served] = status["listen"], status["http"]["listen"]
-    by_peer = replace(published.link, peers=(parse_peer(address),), mirrors=())
-    by_http = replace(published.link, peers=(), mirrors=(f"http://{served}/",))
-    for node, link in ((peer, by_peer), (reader, by_http)):
-        node.call("resolve", ref=str(link))
+    for node, way in ((peer, replace(link, mirrors=())), (reader, replace(link, peers=()))):
+        node.call("resolve", ref=str(way))
         for at, size in parts:
             assert read(node, published, at, size) == published.content[at : at + size]
+
+
+def publish_on(node: NodeProcess, base: Published, pack: bytes) -> tuple[Link, bytes]:
+    """Publish a version of two layers, the one of `base` and a new one; the info hash of that."""
+    layer_id = bytes(reversed(LAYER_ID))
+    files = {"index": b"j" * 4096, "pack": pack}
+    seeded = node.call("seed", staging=str(node.stage(files, layer_torrent_name(layer_id))))
+    layer = LayerRef(layer_id, seeded["torrent"], 4096, 512, len(pack), seeded["piece_length"])
+    key = KEY.public_key().public_bytes_raw()
+    manifest = Manifest(key, "mine", 1, 0, 4096, (base.layer, layer))
+    answer = node.call("seed_manifest", manifest=sign_manifest(manifest, KEY))
+    assert answer["announced"] is False
+    return parse_link(answer["link"]), layer.torrent
+
+
+def test_a_link_leads_to_the_layers_below_too(nodes: Nodes, published: Published) -> None:
+    """Whoever made the new layer has nothing of the base; a web server has it, and a peer."""
+    pupil, reader = nodes.start(), nodes.start()
+    pack = bytes(range(256)) * 200
+    with nginx(published.directory) as web:
+        pupil.call("resolve", ref=link_to(published, web.url, peers=True, seeds=True))
+        link, new = publish_on(pupil, published, pack)
+        assert link.peers[1:] == published.link.peers
+        assert link.mirrors[1:] == (web.url,)
+        assert link.web_seeds == (f"{web.url}data/",)
+        published.node.end(signal.SIGKILL)
+        reader.call("resolve", ref=str(link))
+        for torrent in (published.layer.torrent, new):
+            reader.call("fetch", torrent=torrent)
+        assert read(reader, published, 0, len(published.content)) == published.content
+        found = reader.call("read", torrent=new, offset=4096, length=len(pack), heal=False)
+        assert found["data"] == pack
+        name = layer_torrent_name(bytes(reversed(LAYER_ID)))
+        assert len([each for each in web.requests() if name in each.path]) < 10
+
+
+def test_the_base_comes_from_the_peers_of_its_link(nodes: Nodes, published: Published) -> None:
+    pupil, reader = nodes.start(), nodes.start()
+    pupil.call("resolve", ref=link_to(published, peers=True))
+    link, _ = publish_on(pupil, published, b"changed" * 1000)
+    assert link.peers[1:] == published.link.peers
+    reader.call("resolve", ref=str(link))
+    reader.call("fetch", torrent=published.layer.torrent)
+    assert read(reader, published, *CHUNK) == published.chunk()
+
+
+def test_a_link_names_a_few_of_many_who_have_the_base(nodes: Nodes, published: Published) -> None:
+    """This node first, then who is connected."""
+    pupil = nodes.start()
+    gone = [("127.0.0.1", free_port()) for _ in range(20)]
+    mirrors = [f"http://127.0.0.1:{port}/" for _, port in gone]
+    [teacher] = published.link.peers
+    for first in (0, 10):
+        few = mirrors[first : first + 10]
+        many = replace(published.link, peers=tuple(gone), mirrors=(published.url, *few))
+        seeds = tuple(f"{base}data/" for base in mirrors)
+        pupil.call("resolve", ref=str(replace(many, web_seeds=seeds)))
+    torrent = published.layer.torrent
+    pupil.call("add", torrent=torrent, peers=[list(teacher)], trackers=[], web_seeds=[])
+    pupil.call("fetch", torrent=torrent)
+    link, _ = publish_on(pupil, published, b"changed" * 1000)
+    [own] = pupil.call("status")["listen"]
+    assert link.peers[:2] == (parse_peer(own), teacher)
+    assert len(link.peers) == 1 + 8
+    assert link.mirrors[1] == published.url
+    assert (len(link.mirrors), len(link.web_seeds)) == (1 + 4, 4)
+    assert len(str(link)) < 1600
 
 
 def test_the_metadata_comes_from_a_mirror_after_a_restart_too(

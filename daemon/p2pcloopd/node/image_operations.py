@@ -10,7 +10,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
-from p2pcloop.formats.link import MAX_LINK_LENGTH, MAX_PEERS, Link
+from p2pcloop.formats.link import MAX_LINK_LENGTH
 from p2pcloop.formats.manifest import (
     ID_SIZE,
     INFO_HASH_SIZE,
@@ -26,6 +26,7 @@ from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS, beside
 from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.links import make_link
 from p2pcloopd.node.lookup import HISTORY_SECONDS
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
@@ -73,27 +74,20 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     signed = open_manifest(data)
     manifest = signed.manifest
-    peers = node.addresses()
+    layers = []
     for layer in manifest.all_layers:
         known = node.engine.get(layer.torrent)
         if known is None:
             raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
-        # Of a base that came from others there may be only a part here.
-        peers += known.peers.sources.peers
+        layers.append(known)
     if secret is not None:
         check_secret(manifest.key_check, secret)
     async with node.records_lock:
         node.records.check_version(manifest.name, manifest.version, signed.id)
         torrent = await serve_manifest(node, signed, public=public)
-        link = Link(
-            name=manifest.name,
-            manifest_id=signed.id,
-            manifest_torrent=torrent,
-            pack_torrent=manifest.layers[-1].torrent,
-            peers=tuple(dict.fromkeys(peers))[:MAX_PEERS],
-            mirrors=tuple(node.urls()),
-            secret=secret,
-        )
+        served = node.engine.get(torrent)
+        public |= served is not None and served.peers.sources.public  # it stays so
+        link = make_link(node, signed, torrent, layers, public=public, secret=secret)
         kept = await trio.to_thread.run_sync(node.records.keep, signed, link)
     if public:
         for layer in manifest.all_layers:
@@ -103,6 +97,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
         "name": str(link.name),
         "link": str(kept.link),
         "manifest_torrent": torrent,
+        "announced": public and node.announces(),
     }
 
 

@@ -84,6 +84,12 @@ class Node:
         discovery = self.config.discovery
         return discovery.dht or discovery.lsd or (discovery.trackers and bool(link.trackers))
 
+    def announces(self) -> bool:
+        """Whether anybody is told of what is public."""
+        discovery = self.config.discovery
+        dht = discovery.dht and bool(discovery.dht_nodes)
+        return dht or discovery.lsd or bool(discovery.announce_trackers)
+
     async def add(
         self,
         info_hash: bytes,

@@ -68,6 +68,12 @@ class EarlyReads:
         early = self._layers.setdefault(layer.torrent, _Early(layer))
         early.mirrors += [mirror for mirror in mirrors if mirror not in early.mirrors]
 
+    def bases(self, layers: Iterable[LayerRef]) -> list[str]:
+        """Where layers may be had: bases of mirrors, those that answered last first."""
+        known = [self._layers[each.torrent] for each in layers if each.torrent in self._layers]
+        mirrors = dict.fromkeys(mirror for early in known for mirror in early.mirrors)
+        return [mirror.base for mirror in sorted(mirrors, key=_order)]
+
     async def read(self, torrent: Torrent, offset: int, length: int, *, heal: bool) -> bytes | None:
         """Bytes of a layer, not verified; None where they are to be had by the torrent.
 
