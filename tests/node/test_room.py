@@ -320,6 +320,26 @@ def test_what_nothing_names_is_removed_after_a_day(reader: Node, link: str) -> N
     assert list(reader.home.tmp.iterdir()) == []
 
 
+def test_what_is_published_once_more_is_not_removed_meanwhile(reader: Node) -> None:
+    """A publish that was broken off days ago left it; now its manifest is about to come."""
+    reader.run("daemon", "start")
+    torrents = []
+    for name in ("one", "two"):
+        staging = reader.home.tmp / name
+        (staging / "data" / "x").mkdir(parents=True)
+        for file in ("index", "pack"):
+            (staging / "data" / "x" / file).write_bytes(b"same" * 10_000)
+        with ControlClient.connect(reader.home) as client:
+            torrents.append(client.call("seed", staging=str(staging))["torrent"])
+        directory = reader.home.torrents / torrents[0].hex()
+        if name == "one":
+            for path in directory.iterdir():
+                os.utime(path, (time.time(), time.time() - 25 * 3600))
+    assert torrents[0] == torrents[1]
+    assert reader.json("gc")["removed"] == []
+    assert directory.exists()
+
+
 def test_parts_that_were_read_early_count_and_go_with_their_torrent(
     reader: Node, link: str
 ) -> None:

@@ -163,6 +163,8 @@ class Engine:
         async with self._adding:
             known = self._torrents.get(info_hash)
             if known is not None and await trio.to_thread.run_sync(self._serves, known, staging):
+                record = Record(self._store / info_hash.hex())
+                await trio.to_thread.run_sync(record.freshen)
                 await trio.to_thread.run_sync(discard, staging)
             else:
                 move = partial(move_into_place, staging, self._store / info_hash.hex())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -90,6 +91,13 @@ class Record:
     def save_torrent(self, info: bytes) -> None:
         """Keep a bencoded info dictionary, durably."""
         replace_file(self.directory / "torrent", b"d4:info" + info + b"e")
+
+    def freshen(self) -> None:
+        """Let it count as new: what nothing names yet is about to be published once more."""
+        try:
+            os.utime(self.directory / "torrent")
+        except OSError as err:
+            raise storage_error(f"cannot use {self.directory}", err) from err
 
     def load_sources(self) -> Sources:
         """What `save_sources` kept; nothing where that is damaged."""
