@@ -14,8 +14,9 @@ PIECE = 16384
 PATIENCE = 30
 
 
+@pytest.mark.parametrize("same", [True, False], ids=["of the torrent", "of another"])
 async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
     monkeypatch.setattr(early, "QUIET_SECONDS", 0.05)
     async with nodes.open("2") as partial, nodes.open("3") as reader:
@@ -29,9 +30,10 @@ async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
         torrent = await reader.add(seeded.info_hash, peers=partial.listen_ports)
         with trio.fail_after(PATIENCE):
             await torrent.metadata()
+            waited_for = torrent if same else await reader.add(b"t" * 20)
             async with trio.open_nursery() as nursery:
                 # Nobody has it: this reader waits.
-                nursery.start_soon(torrent.read, 100 * PIECE, 1)
+                nursery.start_soon(waited_for.read, 100 * PIECE, 1)
                 await trio.testing.wait_all_tasks_blocked()
                 kept = [(0, 100), (20 * PIECE - 1, 2), (110 * PIECE, 10), (30 * PIECE, 3 * PIECE)]
                 for offset, length in kept:

@@ -6,8 +6,8 @@ are brought, and a part goes when they are durable: by then all that serves piec
 These few bytes cross twice. To serve the parts themselves would save that, but over HTTP alone,
 with a second kind of file whose content this node cannot vouch for.
 
-It takes time that nobody needs: while no reader has waited for a while, little at once, from
-whoever is at hand; no peer is tried for it, and nobody is told to wait.
+It takes time that nobody needs: while no reader of any torrent has waited for a while, little at
+once, from whoever is at hand; no peer is tried for it, and nobody is told to wait.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ class EarlyParts:
 
     async def _complete(self) -> None:
         left = await trio.to_thread.run_sync(self._parts.ranges)
-        begun, last = trio.current_time(), -1
+        demand, begun, last = self._transfer.demand, trio.current_time(), -1
         while left:
-            await self._quiet(begun)
             if done := self._needless(left):
                 for each in done:
                     await self.drop(*each)
@@ -83,23 +82,18 @@ class EarlyParts:
             missing = [piece for piece in missing if piece > last] or missing
             batch = missing[: WINDOW // layout.piece_length or 1]
             last = batch[-1]
-            with self._transfer.spare(batch), trio.move_on_after(PATIENCE_SECONDS):
-                while not (all(map(self._transfer.has, batch)) or self._needless(left)):
-                    await self._transfer.change()
+            async with demand.spare:
+                await demand.quiet(QUIET_SECONDS, begun)
+                await self._ask(batch, left)
+
+    async def _ask(self, batch: list[int], left: list[_Range]) -> None:
+        """Ask for pieces until they are here, parts need none any more, or it takes too long."""
+        with self._transfer.spare(batch), trio.move_on_after(PATIENCE_SECONDS):
+            while not (all(map(self._transfer.has, batch)) or self._needless(left)):
+                await self._transfer.change()
 
     def _needless(self, ranges: Iterable[_Range]) -> list[_Range]:
         """Those of parts whose pieces are durable, or that are parts of nothing."""
         stored = self._transfer.stored
         size = stored.layout.total_size
         return [each for each in ranges if sum(each) > size or stored.has(*each)]
-
-    async def _quiet(self, begun: float) -> None:
-        """Wait until no reader has waited for a while, since `begun` at the least."""
-        while True:
-            if self._transfer.pieces.wanted:
-                await self._transfer.change()
-                continue
-            quiet_at = max(begun, self._transfer.asked_at) + QUIET_SECONDS
-            if trio.current_time() >= quiet_at:
-                return
-            await trio.sleep_until(quiet_at)

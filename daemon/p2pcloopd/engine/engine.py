@@ -12,6 +12,7 @@ import trio
 
 from p2pcloop.errors import MismatchError
 from p2pcloopd.engine.content import links
+from p2pcloopd.engine.demand import Demand
 from p2pcloopd.engine.metainfo import HASH_SIZE
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place, remove_directory
@@ -43,6 +44,7 @@ class Engine:
         self.on_saved: Callable[[], None] = lambda: None
         self._torrents: dict[bytes, Torrent] = {}
         self._adding = trio.Lock()
+        self._demand = Demand()
         self._nursery: trio.Nursery
 
     @property
@@ -209,6 +211,7 @@ class Engine:
         torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
         torrent.elsewhere = elsewhere
         torrent.saver.on_saved = self._tell_saved
+        torrent.transfer.demand = self._demand
         swarm.attach(torrent, self._nursery)
         await torrent.start(sources)
         self._torrents[info_hash] = torrent

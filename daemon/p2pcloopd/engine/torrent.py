@@ -81,7 +81,7 @@ class Torrent:
         self.want_metadata()
         await self._mend()
         while not self._known.is_set():  # again where another reader began anew meanwhile
-            with self.peers.needed():
+            with self.peers.needed(), self.transfer.demand.waiting():
                 await self._known.wait()
         if self._failed is not None:
             raise self._failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -11,6 +10,7 @@ from itertools import islice
 import trio
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloopd.engine.demand import Demand
 from p2pcloopd.engine.holes import is_linked
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
@@ -34,14 +34,14 @@ class Transfer:
         disk: what is here, or None until the metadata is known; set by the owner.
         running: whether the swarm is joined.
         pieces: the readers that wait.
-        asked_at: when somebody waited last, in seconds of trio's clock.
+        demand: the readers of all torrents; set by the owner.
     """
 
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
         self.disk: Stored | None = None
         self.running = False
         self.pieces = Pieces(self._raise, self._lower)
-        self.asked_at = -math.inf
+        self.demand = Demand()
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
@@ -118,11 +118,8 @@ class Transfer:
 
     async def get(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
-        with self._peers.needed():
-            try:
-                return await self.pieces.get(missing, keep=keep)
-            finally:
-                self.asked_at = trio.current_time()
+        with self._peers.needed(), self.demand.waiting():
+            return await self.pieces.get(missing, keep=keep)
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""

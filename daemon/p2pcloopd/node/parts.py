@@ -97,7 +97,8 @@ class EarlyReads:
         try:
             data = await torrent.early.read(offset, length)
             if data is None and torrent.layout is None:
-                data = await self._bring(torrent, early, key)
+                with torrent.transfer.demand.waiting():
+                    data = await self._bring(torrent, early, key)
         finally:
             del early.under_way[key]
             done.set()

@@ -1,0 +1,50 @@
+"""Whether readers wait, for whichever torrent: what is done in spare time heeds all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+MAX_SPARE = 4
+"""Torrents that are seen to in spare time at once."""
+
+
+class Demand:
+    """The readers of all torrents of a session.
+
+    Attributes:
+        spare: held by what uses spare time.
+    """
+
+    def __init__(self) -> None:
+        self.spare = trio.Semaphore(MAX_SPARE)
+        self._waiting = 0
+        self._waited_at = -math.inf
+        self._none = trio.Event()
+        self._none.set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Say that a reader waits, while the context lasts."""
+        if not self._waiting:
+            self._none = trio.Event()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            self._waited_at = trio.current_time()
+            if not self._waiting:
+                self._none.set()
+
+    async def quiet(self, seconds: float, since: float) -> None:
+        """Wait until no reader has waited for so long, counted from `since` at the earliest."""
+        while True:
+            await self._none.wait()
+            quiet_at = max(since, self._waited_at) + seconds
+            if trio.current_time() >= quiet_at:
+                return
+            await trio.sleep_until(quiet_at)
