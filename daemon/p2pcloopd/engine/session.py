@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import libtorrent as lt
 import trio
 
-from p2pcloop.errors import BusyError, UsageError
+from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.listening import Listening
@@ -79,7 +79,19 @@ class Session:
         takers: are shown every alert that concerns no torrent.
     """
 
-    decode = staticmethod(lt.bdecode)
+    @staticmethod
+    def decode(info: bytes) -> object:
+        """Decode the info dictionary of a torrent from outside.
+
+        Raises:
+            FormatError: it is none, or libtorrent would take another one out of these bytes.
+        """
+        try:
+            if lt.torrent_info(b"d4:info" + info + b"e").info_section() == info:
+                return lt.bdecode(info)
+        except RuntimeError as err:
+            raise FormatError(f"the metadata of a torrent cannot be read: {err}") from err
+        raise FormatError("the metadata of a torrent has something behind its end")
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
