@@ -180,11 +180,12 @@ class Overlay:
         made_on = self._header
         if image_id is None or image_id == made_on.image_id:
             return
-        name = f" ({made_on.name})" if made_on.name else ""
+        name = f"{made_on.name}, " if made_on.name else ""
         raise MismatchError(
-            f"{self.path} was made on image {made_on.image_id.hex()}{name}, "
-            f"it cannot be used with image {image_id.hex()}",
-            hint="use it with the image it was made on, or give another file name to start anew",
+            f"{self.path} was made on another image: {name}image id {made_on.image_id.hex()};"
+            f" this one is {image_id.hex()}",
+            hint="use it with that one (an older version of a name: --at), or give another file"
+            " name to start anew",
         )
 
     def _load_states(self) -> None:

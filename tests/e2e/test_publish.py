@@ -242,4 +242,4 @@ def test_what_publish_refuses(nodes: Nodes, image: Path, cloop: Path, tmp_path: 
     unknown = node.run("publish", overlay, "--name", "x", code=7)
     assert "--base" in unknown.err
     other = node.run("publish", overlay, "--name", "x", "--base", seeded["name"], code=5)
-    assert "was made on image" in other.err
+    assert "was made on another image: " in other.err
