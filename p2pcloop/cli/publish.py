@@ -254,6 +254,6 @@ def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
         click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
     else:
         click.echo(f"serving {answer['name']}, version {answer['version']}")
-        on = f" on {answer['base']}" if answer["base"] else ""
-        click.echo(f"  {format_size(answer['stored'])}{on}")
+        base = f", made from {answer['base']}" if answer["base"] else ""
+        click.echo(f"  {format_size(answer['stored'])} packed{base}")
     click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
