@@ -23,7 +23,7 @@ from p2pcloop.image.delta_index import Sources, build_delta_index
 from p2pcloop.image.encoding import DELTA, Level, Shape, choose_level, encode
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.moved import Place
-from p2pcloop.image.similar import SEGMENT, Groups
+from p2pcloop.image.similar import SEGMENT, Row, side_by_side
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 
@@ -178,31 +178,29 @@ class _Packer:
 
     def new_chunks(self) -> Iterator[_New]:
         """Yield what has to be packed; runs and all other chunks are kept here on the way."""
-        for first, count in self._order():
-            for block, content in enumerate(self._read(first, count), first):
-                yield from self._append(block, content)
+        for first, content in self._in_order():
+            for block, part in enumerate(_blocks(content), first):
+                yield from self._append(block, part)
         yield from self._end_chunk()
         for block, digest in self._later:
             self._map(block, *self._seen[digest], MAX_BLOCKS_PER_CHUNK)
 
-    def _read(self, first: int, count: int) -> list[memoryview]:
-        view = memoryview(self._target.read(first, count))
-        return [view[at : at + BLOCK_SIZE] for at in range(0, len(view), BLOCK_SIZE)]
+    def _in_order(self) -> Iterator[Row]:
+        """What is new, in the order of the pack."""
+        if self._shape is not DELTA:
+            yield from self._new_rows()
+            return
+        for first, count in side_by_side(self._new_rows(), self._shape.most):
+            yield first, memoryview(self._target.read(first, count))
 
-    def _order(self) -> Iterable[Stretch]:
-        """What is new, in the order of the pack; all else of the changes is mapped."""
-        groups = Groups(self._shape.most)
-        in_order: list[Stretch] = []
+    def _new_rows(self) -> Iterator[Row]:
+        """What is new, in the order of the device; all else of the changes is mapped on the way."""
         for first, count in stretches_of(self._changes.data):
             for at in range(first, first + count, _READ_BLOCKS):
-                blocks = self._read(at, min(_READ_BLOCKS, first + count - at))
-                for start, number in _rows(self._choose(at, blocks)):
-                    if self._shape is DELTA:
-                        content = b"".join(blocks[start - at : start - at + number])
-                        groups.add(start, number, content)
-                    else:
-                        in_order.append((start, number))
-        return groups if self._shape is DELTA else in_order
+                content = memoryview(self._target.read(at, min(_READ_BLOCKS, first + count - at)))
+                for start, number in _rows(self._choose(at, _blocks(content))):
+                    offset = (start - at) * BLOCK_SIZE
+                    yield start, content[offset : offset + number * BLOCK_SIZE]
 
     def _choose(self, first: int, blocks: Sequence[memoryview]) -> Iterator[int]:
         """Yield the blocks that are new; the others are mapped, now or later."""
@@ -307,6 +305,10 @@ class _Packer:
 _UNFINISHED = Chunk(0, 0, 0, Codec.NONE, b"")
 _NOWHERE = (-1, -1)
 """Of a block that is going to be packed."""
+
+
+def _blocks(content: memoryview) -> list[memoryview]:
+    return [content[at : at + BLOCK_SIZE] for at in range(0, len(content), BLOCK_SIZE)]
 
 
 def _rows(blocks: Iterable[int]) -> Iterator[Stretch]:

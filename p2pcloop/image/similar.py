@@ -10,47 +10,68 @@ one in common come together; all others stay in the order of the device.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from p2pcloop.image.changes import Stretch, checksum
+from p2pcloop.units import BLOCK_SIZE
 
 SEGMENT = 4
 """Blocks that stay together: 16 KiB. Git's programs pack to 0.59 times so, 64 KiB to 0.74."""
 
-_STRINGS = re.compile(rb"(?s)(?:\x48\x89|\x00\x48|e ).{14}")
+_STRINGS = [re.compile(rb"(?s)%b.{14}" % pair) for pair in (rb"\x48\x89", rb"\x00\x48", rb"e ")]
 """What follows pairs of bytes that are frequent, but not too much so, in x86-64 code and in text.
-What has none of them is not grouped."""
+What has none of them is not grouped. One by one they are found twice as fast as by `|`."""
+
+Row = tuple[int, memoryview]
+"""Number of the first block, and content, of blocks that stay together."""
 
 _FEATURES = 8
-_REMEMBERED = 1 << 18
-"""Strings that are looked for, the latest: of some 500 MB of content, in 30 MB of memory."""
+_WAITING = (32 << 20) // BLOCK_SIZE
+"""Blocks that wait for their like. With 16 MiB packs are 2 percent larger, with 64 no smaller."""
 
 
-class Groups:
-    """Stretches of blocks, in the order in which they are to be packed."""
+@dataclass(slots=True, eq=False)
+class _Group:
+    features: list[int]
+    blocks: int = 0
+    stretches: list[Stretch] = field(default_factory=list)
 
-    def __init__(self, most: int) -> None:
-        """`most` is how many blocks a group may have: no more than a chunk."""
-        self._most = most
-        self._groups: list[list[Stretch]] = []
-        self._blocks: list[int] = []
-        self._by_feature: dict[int, int] = {}
 
-    def add(self, first: int, count: int, content: bytes) -> None:
-        """Put blocks where their like are."""
-        features = sorted(set(map(checksum, _STRINGS.findall(content))))[:_FEATURES]
-        found = (self._by_feature[feature] for feature in features if feature in self._by_feature)
-        group = next(found, None)
-        if group is None or self._blocks[group] + count > self._most:
-            group = len(self._groups)
-            self._groups.append([])
-            self._blocks.append(0)
-            self._by_feature.update(dict.fromkeys(features, group))
-            while len(self._by_feature) > _REMEMBERED:
-                del self._by_feature[next(iter(self._by_feature))]
-        self._groups[group].append((first, count))
-        self._blocks[group] += count
+def side_by_side(rows: Iterable[Row], most: int) -> Iterator[Stretch]:
+    """Yield where blocks lie, in the order in which they are to be packed.
 
-    def __iter__(self) -> Iterator[Stretch]:
-        for group in self._groups:
-            yield from group
+    Args:
+        rows: in the order of the device; taken as far ahead as need be.
+        most: blocks that a group may have: no more than a chunk.
+    """
+    by_feature: dict[int, _Group] = {}
+    groups: deque[_Group] = deque()
+    waiting = 0
+    for first, content in rows:
+        count = len(content) // BLOCK_SIZE
+        features = _features(content)
+        found = (by_feature[feature] for feature in features if feature in by_feature)
+        group = next((known for known in found if known.blocks + count <= most), None)
+        if group is None:
+            group = _Group(features)
+            groups.append(group)
+            by_feature.update(dict.fromkeys(features, group))
+        group.stretches.append((first, count))
+        group.blocks += count
+        waiting += count
+        while waiting > _WAITING:
+            oldest = groups.popleft()
+            waiting -= oldest.blocks
+            for feature in oldest.features:
+                if by_feature.get(feature) is oldest:
+                    del by_feature[feature]
+            yield from oldest.stretches
+    for group in groups:
+        yield from group.stretches
+
+
+def _features(content: memoryview) -> list[int]:
+    strings = (string for pattern in _STRINGS for string in pattern.findall(content))
+    return sorted(set(map(checksum, strings)))[:_FEATURES]
