@@ -23,7 +23,7 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
 from p2pcloop.image.changes import Target
 from p2pcloop.image.delta import Delta
-from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.image.local import ImageFile, inspect_file, unchanged
 from p2pcloop.image.pack import open_target
 from p2pcloop.image.targets import overlay_target
 from p2pcloop.store.home import Home
@@ -125,7 +125,8 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
     file = request.file
     if file.kind == "raw" and is_qcow2(file.path):
         raw = stack.enter_context(home.staging()) / "raw"
-        unpack_qcow2(file.path, raw)
+        with unchanged(file):
+            unpack_qcow2(file.path, raw)
         file = inspect_file(raw)
     base = request.base
     secret = _choose_secret(request, who)
@@ -144,11 +145,13 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
     grown = base is not None and _stands_on(who.newest, base.signed.manifest)
     lower = who.newest if grown else base
     below = None if lower is None else open_stored(lower, home, stack)
-    target = _open_target(file, base, below, home, stack)
-    made = Maker(who, home, secret, request.quiet).over(below, target)
+    with unchanged(file):
+        target = _open_target(file, base, below, home, stack)
+        made = Maker(who, home, secret, request.quiet).over(below, target)
+        boot = _boot(request, target, base)
     if made.delta is None and base is not None and who.newest is None:
         return _unchanged(base)
-    content = replace(made.content, boot=_boot(request, target, base))
+    content = replace(made.content, boot=boot)
     answer = who.release(
         content,
         message=request.message,

@@ -24,7 +24,7 @@ from p2pcloop.formats.filesystem import (
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import BootParameters
 from p2pcloop.formats.name import check_label
-from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.image.local import ImageFile, inspect_file, unchanged
 from p2pcloop.image.pack import read_start, write_layer
 from p2pcloop.store.home import Home
 from p2pcloop.units import format_size
@@ -88,13 +88,13 @@ def seed_image(
 ) -> dict[str, Any]:
     """Serve a whole image as it lies, or packed where it cannot stay; return what became of it."""
     who.check_secret(None)
-    with home.staging() as staging:
+    with unchanged(file), home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             header, note = write_layer(file, staging, progress)
         if note:
             click.echo(note, err=True)
         layer = who.serve_layer(staging, header)
-    boot = BootParameters(detect_filesystem(read_start(file, PROBE_SIZE)), append)
+        boot = BootParameters(detect_filesystem(read_start(file, PROBE_SIZE)), append)
     content = Content(header.image_size, (layer,), boot=boot)
     return who.release(content, message=message, public=public) | {
         "torrent": layer.torrent,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.errors import NotHereError, UsageError, storage_error
+from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
 from p2pcloop.formats.index import open_index
@@ -68,6 +69,23 @@ def inspect_file(path: Path) -> ImageFile:
     else:
         kind = "cloop" if is_cloop(start, end) else "raw"
     return ImageFile(path.resolve(), kind, size)
+
+
+@contextmanager
+def unchanged(file: ImageFile) -> Iterator[None]:
+    """A file that is read in the context: what is made of it must be of one moment.
+
+    Raises:
+        BusyError: when the context ends: it was written to, or replaced, meanwhile.
+        StorageError: it cannot be looked at.
+    """
+    before = _facts(file.path)
+    yield
+    if _facts(file.path) != before:
+        raise BusyError(
+            f"{file.path} was written to while it was read",
+            hint="end what uses it, and try again",
+        )
 
 
 def open_local(
@@ -138,7 +156,15 @@ def _cached_index(file: ImageFile, cache: Path, progress: Progress) -> bytes:
     return index
 
 
+def _facts(path: Path) -> tuple[int, ...]:
+    """Others where a file is another one, or has other content."""
+    try:
+        status = path.stat()
+    except OSError as err:
+        raise storage_error(f"cannot look at {path}", err) from err
+    return status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino
+
+
 def _cache_name(file: ImageFile) -> str:
-    status = file.path.stat()
-    facts = (str(file.path), status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+    facts = (str(file.path), *_facts(file.path))
     return hashlib.sha256(repr(facts).encode()).hexdigest()

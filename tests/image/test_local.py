@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import (
+    BusyError,
     CorruptError,
     FormatError,
     NotHereError,
@@ -15,7 +16,7 @@ from p2pcloop.errors import (
 )
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.local import ImageFile, inspect_file, open_local
+from p2pcloop.image.local import ImageFile, inspect_file, open_local, unchanged
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 
 RAW = make_image(300_000, seed=2)
@@ -186,3 +187,19 @@ def test_a_file_that_went_away_or_may_not_be_read(tmp_path: Path, raw: Path) -> 
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(StorageError):
             open_local(file, cache, ignore)
+
+
+def test_what_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """Else an image would be published that there never was."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"a" * 8192)
+    os.utime(path, ns=(0, 0))
+    file = inspect_file(path)
+    with unchanged(file):
+        assert path.read_bytes() == b"a" * 8192
+    with pytest.raises(BusyError, match="while it was read"), unchanged(file):
+        path.write_bytes(b"b" * 8192)
+    other = tmp_path / "other"
+    other.write_bytes(b"c" * 8192)
+    with pytest.raises(BusyError), unchanged(file):
+        other.replace(path)
