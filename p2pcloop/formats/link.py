@@ -170,6 +170,9 @@ def parse_mirror(text: str) -> str:
         FormatError: it is not one.
     """
     _url(text, ("http", "https"))
+    if urlsplit(text).username is not None:
+        # It would be passed on in links, and never sent: nobody is logged in to a mirror.
+        raise FormatError("the URL of a mirror has a user's name in it", hint="leave that out")
     if not text.endswith("/") or "?" in text or "#" in text:
         raise FormatError(
             f"{text[:80]!r} is not the URL of a mirror",

@@ -12,6 +12,7 @@ from p2pcloop.formats.link import (
     format_peer,
     is_link,
     parse_link,
+    parse_mirror,
     parse_peer,
 )
 from p2pcloop.formats.name import Name
@@ -238,3 +239,13 @@ def test_any_text_is_a_peer_or_an_error(text: str) -> None:
         assert 1 <= parse_peer(text)[1] <= 65535
     except P2pcloopError as err:
         assert isinstance(err, FormatError)
+
+
+@pytest.mark.parametrize("who", ["me:secret@", "me@", ":@"])
+def test_a_mirror_with_a_users_name_is_refused(who: str) -> None:
+    """Links are passed on, and what stands there is in each; the message does not repeat it."""
+    with pytest.raises(FormatError) as caught:
+        parse_mirror(f"https://{who}example.org/images/")
+    assert "secret" not in f"{caught.value} {caught.value.hint}"
+    with pytest.raises(FormatError):
+        parse_link(f"{TEXT}&x.mirror=https://{who}example.org/images/")
