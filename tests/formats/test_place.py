@@ -15,7 +15,7 @@ NAME = Name(bytes(range(32)), "debian")
 
 @pytest.mark.parametrize(
     "base",
-    ["", "https://host/", "http://host:80/a/b/", "/srv/mirror/", "./", "a b/", "https://u@h/"],
+    ["", "https://host/", "http://host:80/a/b/", "/srv/mirror/", "./", "a b/", "https://h/u@h/"],
 )
 def test_a_place_is_written_and_read(base: str) -> None:
     assert parse_place(f"{base}{NAME}") == Place(NAME, base)
