@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ from p2pcloop.store.home import Home
 
 _BEGUN = ".new-"
 """Begins the name of a lease that is not locked yet."""
+
+_LEASE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.[^.]+")
 
 
 class Lease:
@@ -83,9 +86,12 @@ def leased(home: Home) -> set[bytes]:
     found: set[bytes] = set()
     try:
         for path in home.leases.iterdir() if home.leases.is_dir() else ():
+            named = _LEASE.fullmatch(path.name)
+            if named is None and not path.name.startswith(_BEGUN):
+                continue  # not ours: NFS keeps what is deleted while it is open under such names
             with suppress(FileNotFoundError):  # its holder has just ended, or given it its name
-                if _is_held(path) and not path.name.startswith(_BEGUN):
-                    found.add(bytes.fromhex(path.stem))
+                if _is_held(path) and named is not None:
+                    found.add(bytes.fromhex(named[1]))
     except OSError as err:
         raise storage_error(f"cannot read {home.leases}", err) from err
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +22,8 @@ from p2pcloop.store.keys import list_keys, read_key
 from p2pcloop.store.lease import leased
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
+
+_MANIFEST = re.compile(rf"[0-9a-f]{{{2 * ID_SIZE}}}")
 
 
 class Keep(Enum):
@@ -120,7 +123,7 @@ def _manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
     except OSError as err:
         raise storage_error(f"cannot read {home.manifests}", err) from err
     for path in paths:
-        if len(path.name) == 2 * ID_SIZE:  # others are being written
+        if _MANIFEST.fullmatch(path.name):  # others are being written
             yield bytes.fromhex(path.name), _read_manifest(path)
 
 

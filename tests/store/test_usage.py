@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from dataclasses import replace
@@ -262,3 +263,15 @@ def test_damaged_stamps_count_as_none(tmp_path: Path, at: int) -> None:
     assert list(load_stamps(tmp_path, 8)) == [0] * 8
     (tmp_path / STAMPS_FILE).write_bytes(data[:-3])
     assert list(load_stamps(tmp_path, 8)) == [0] * 8
+
+
+def test_files_of_others_in_the_home_are_left_alone(home: Home) -> None:
+    """NFS keeps what is deleted while it is open, and locked, under a name of its own."""
+    strange = home.leases / ".nfs0000000001"
+    (home.manifests / ("z" * 64)).write_bytes(b"no manifest")
+    with open(strange, "wb") as file, Lease(home, bytes(32)):
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert leased(home) == {bytes(32)}
+        assert look_at_usage(home).named == frozenset()
+    assert leased(home) == set()
+    assert strange.exists()
