@@ -11,6 +11,7 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.refs import read_ref, report_waiting, words_of_the_user
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import open_manifest
+from p2pcloop.image.local import inspect_file
 from p2pcloop.store.home import Home
 
 _EPILOG = """
@@ -34,6 +35,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     with words_of_the_user():
         asked = read_ref(ref, home)
     if not isinstance(asked, str):
+        inspect_file(asked)
         raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
     problems: list[str] = []
     found = False

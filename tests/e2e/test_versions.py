@@ -96,6 +96,11 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     assert reader.json("info", links[0], "--at", "1")["version"] == 1
     reader.run("info", name, "--at", "9", code=NotHereError.exit_code)
 
+    assert "nobody could tell" in publisher.run("update", name).out  # it does not ask itself
+    assert publisher.json("status")["mirrors"] == []
+    missing = reader.run("update", str(tmp_path / "none"), code=NotHereError.exit_code)
+    assert "there is no file" in missing.err
+
     publisher.run("daemon", "stop")  # what is known is known without anybody
     assert reader.json("log", name)["versions"] == versions
     assert reader.json("update", name)["problems"] != []

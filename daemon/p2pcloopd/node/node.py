@@ -76,8 +76,9 @@ class Node:
         return [f"http://{format_peer(peer)}/" for peer in reachable(self.http_listen)]
 
     def mirrors(self, bases: Iterable[str]) -> list[MirrorReader]:
-        """Readers of mirrors."""
-        return [self.readers.open(base) for base in bases]
+        """Readers of mirrors. Links name this node, too, and it is not asked for what it lacks."""
+        own = self.urls()
+        return [self.readers.open(base) for base in bases if base not in own]
 
     def finds_peers(self, link: Link) -> bool:
         """Whether peers may be found that the link does not name."""

@@ -127,8 +127,9 @@ async def _look(
     if record is None:
         if known is None:
             raise NotHereError(
-                f"{place} was not found; asked: {'; '.join(looked.problems) or 'nobody'}",
-                hint="use the link of the image once, or say where it is: URL/@key/label",
+                f"{place.name} was not found; asked: {'; '.join(looked.problems) or 'nobody'}",
+                hint="use the link of the image once, or "
+                + ("another mirror" if place.base else "say where it is: URL/@key/label"),
             )
         return await _get(node, known.link, call)
     mirrors = _joined(filter(is_url, looked.mirrors), *(link.mirrors for link in links))
