@@ -485,3 +485,23 @@ def test_the_metadata_comes_from_a_mirror_after_a_restart_too(
                 reader.end(signal.SIGKILL)
                 reader.start()
     assert state(reader, published)["have_bytes"] == len(published.content)
+
+
+@pytest.mark.parametrize("mirrors", [True, False])
+def test_a_link_with_peers_helps_where_the_only_mirror_died(
+    nodes: Nodes, published: Published, mirrors: bool
+) -> None:
+    reader = nodes.start()
+    gone = f"http://127.0.0.1:{free_port()}/"
+    with nginx(published.directory) as web:
+        reader.call("resolve", ref=link_to(published, web.url))
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(read, reader, published, *CHUNK)
+        try:
+            wait_until(lambda: any(each["error"] for each in reader.call("status")["mirrors"]))
+            again = (gone,) if mirrors else ()
+            reader.call("resolve", ref=link_to(published, *again, peers=True))
+            assert job.result(BOUND) == published.chunk()
+        finally:
+            reader.end(signal.SIGKILL)
+            reader.start()

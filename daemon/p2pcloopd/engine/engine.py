@@ -85,7 +85,7 @@ class Engine:
             torrent = self._torrents.get(info_hash)
             if torrent is None:
                 return await self._add(info_hash, sources, elsewhere)
-        if elsewhere is not None:
+        if elsewhere is not None or sources.peers:
             torrent.offer(elsewhere)
         await torrent.add_sources(sources)
         return torrent

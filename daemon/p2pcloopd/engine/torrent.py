@@ -24,6 +24,7 @@ from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
 from p2pcloopd.engine.stored import Stored
 from p2pcloopd.engine.swarm import Swarm, Traffic
 from p2pcloopd.engine.transfer import Transfer
+from p2pcloopd.engine.unless import unless
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,7 @@ class Torrent:
         Raises:
             FormatError: the metadata is not acceptable.
             CorruptError: a file that is seeded where it lies is gone or has another size.
-            StorageError: the metadata could not be kept. Like the files, this is looked at again
-                by whoever asks after a moment.
+            StorageError: the metadata could not be kept; who asks after a moment has it tried again.
         """
         self.want_metadata()
         await self._mend()
@@ -91,8 +91,8 @@ class Torrent:
         """Have the metadata got from now on; waits for nothing."""
         self._wanted.set()
 
-    def offer(self, elsewhere: Callable[[], Awaitable[bytes | None]]) -> None:
-        """Tell where the metadata may be had, too, as long as it is not here: see `elsewhere`."""
+    def offer(self, elsewhere: Callable[[], Awaitable[bytes | None]] | None) -> None:
+        """Tell where the metadata may be had from now on: see `elsewhere`."""
         self.elsewhere = elsewhere
         self._offered.set()
 
@@ -104,9 +104,8 @@ class Torrent:
         Args:
             offset: from the start of the first file.
             length: 1 to 16 MiB.
-            heal: what is on this disk was found wrong: compare the pieces with their hashes
-                first and fetch those that differ again. If all are right, the bytes are as the
-                publisher made them.
+            heal: what is on this disk was found wrong: compare the pieces with their hashes first
+                and fetch those that differ again. If none does, the publisher made them so.
 
         Raises:
             UsageError: the range is not inside the content.
@@ -292,8 +291,10 @@ class Torrent:
         while True:
             self._offered = trio.Event()
             ask = self.elsewhere if self.layout is None else None
-            if ask is not None and (info := await ask()) is not None:
+            if ask is not None and (info := await unless(self._offered, ask)) is not None:
                 await self.on_metadata(info, of_swarm=False)
+            elif self._offered.is_set():
+                continue
             async with self.saver.lock:
                 if not self.transfer.running and self._failed is None:
                     self.transfer.join()
