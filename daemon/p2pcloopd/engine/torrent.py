@@ -76,7 +76,7 @@ class Torrent:
         Raises:
             FormatError: the metadata is not acceptable.
             CorruptError: a file that is seeded where it lies is gone or has another size.
-            StorageError: the metadata could not be kept; who asks after a moment has it tried again.
+            StorageError: the metadata could not be kept; it is tried again after a moment.
         """
         self.want_metadata()
         await self._mend()
