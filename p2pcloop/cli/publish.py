@@ -149,8 +149,6 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
         target = _open_target(file, base, below, home, stack)
         made = Maker(who, home, secret, request.quiet).over(below, target)
         boot = _boot(request, target, base)
-    if made.delta is None and base is not None and who.newest is None:
-        return _unchanged(base)
     content = replace(made.content, boot=boot)
     answer = who.release(
         content,
@@ -211,19 +209,6 @@ def _boot(request: _Request, target: Target, base: StoredRef | None) -> BootPara
         return boot
     start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
     return replace(boot, root_type=detect_filesystem(start))
-
-
-def _unchanged(base: StoredRef) -> dict[str, Any]:
-    manifest = base.signed.manifest
-    return {
-        "name": base.name,
-        "link": base.link,
-        "manifest": base.signed.id,
-        "version": manifest.version,
-        "image_id": manifest.image_id,
-        "changed": False,
-        "base": base.name,
-    }
 
 
 def _facts(delta: Delta | None) -> dict[str, Any]:

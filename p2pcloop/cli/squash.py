@@ -33,7 +33,14 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("ref")
 @click.option("--all", "whole", is_flag=True, help="One layer in place of all, the base too.")
-@click.option("--message", "-m", default="", metavar="TEXT", help="What to say about it.")
+@click.option(
+    "--message",
+    "-m",
+    default="squashed",
+    show_default=True,
+    metavar="TEXT",
+    help="What to say about it.",
+)
 @key_option
 @public_option
 @home_option
@@ -71,7 +78,7 @@ def command(
             content = replace(made.content, boot=manifest.boot)
             answer = who.release(
                 content,
-                message=message or manifest.message,
+                message=message,
                 parent=manifest.parent,
                 public=public,
                 secret=target.secret,

@@ -100,6 +100,24 @@ def test_a_reader_of_the_base_receives_the_delta_alone(
     assert made["stored_blocks"] <= found["blocks"] <= made["stored_blocks"] + 1000
 
 
+def test_nothing_changed_is_no_new_version_but_may_have_a_name_of_its_own(
+    nodes: Nodes, image: Path
+) -> None:
+    node = nodes.make()
+    seeded = node.seed(image, "tiny")
+    again = publish(node, image, "--name", "tiny")
+    assert (again["changed"], again["version"], again["manifest"]) == (
+        False,
+        1,
+        seeded["manifest"],
+    )
+    own = publish(node, image, "--name", "own", "--base", seeded["name"])
+    assert (own["changed"], own["version"], own["layers"], own["stored"]) == (True, 1, 1, 0)
+    assert own["image_id"] == seeded["image_id"]
+    assert publish(node, image, "--name", "own", "--base", seeded["name"])["changed"] is False
+    assert list(node.home.tmp.iterdir()) == []
+
+
 def test_versions_are_squashed_to_the_same_content(
     nodes: Nodes, image: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +142,7 @@ def test_versions_are_squashed_to_the_same_content(
     versions = node.json("log", name)["versions"]
     assert [version["version"] for version in versions] == [6, 5, 4, 3, 2, 1]
     assert all(version["missing"] is None for version in versions)
+    assert [version["message"] for version in versions[:3]] == ["squashed", "squashed", ""]
     # Only whoever signs it.
     other = nodes.make()
     refused = other.run("squash", whole["link"], code=5)

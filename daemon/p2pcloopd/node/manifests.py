@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -25,7 +26,7 @@ from p2pcloop.formats.manifest import (
     SignedManifest,
     open_manifest,
 )
-from p2pcloopd.engine.seeding import discard, make_torrent
+from p2pcloopd.engine.seeding import make_torrent
 from p2pcloopd.node.beside import tell_if_waiting
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.lookup import LOOK_SECONDS, Mirror
@@ -90,14 +91,22 @@ async def serve_manifest(
         MismatchError: it is another one; nothing is served.
         StorageError: the disk refused.
     """
-    staging, found = await trio.to_thread.run_sync(_stage, node.home.tmp, signed.data)
-    if torrent is not None and found != torrent:
-        await trio.to_thread.run_sync(discard, staging)
-        raise MismatchError(
-            f"the manifest of {signed.manifest.name} has another torrent than was told",
-            hint="the link or the record was put together wrongly: ask for a new one",
-        )
-    return (await node.engine.seed(staging, public=public)).info_hash
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=MANIFEST_PREFIX, dir=node.home.tmp))
+    except OSError as err:
+        raise storage_error(f"cannot write in {node.home.tmp}", err) from err
+    try:
+        found = await trio.to_thread.run_sync(_make_torrent, staging, signed.data)
+        if torrent is not None and found != torrent:
+            raise MismatchError(
+                f"the manifest of {signed.manifest.name} has another torrent than was told",
+                hint="the link or the record was put together wrongly: ask for a new one",
+            )
+        return (await node.engine.seed(staging, public=public)).info_hash
+    finally:
+        # What the engine has not taken over.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(partial(shutil.rmtree, staging, ignore_errors=True))
 
 
 async def first_of(*attempts: Callable[[], Awaitable[Result]]) -> Result:
@@ -161,12 +170,11 @@ async def _from_torrent(node: Node, ref: ManifestRef, near: Link, call: Call) ->
     return check_manifest(open_manifest(await tell_if_waiting(torrent, call, after, read)), ref)
 
 
-def _stage(tmp: Path, data: bytes) -> tuple[Path, bytes]:
-    """Put a manifest into a directory for the engine; return that and the info hash."""
+def _make_torrent(staging: Path, data: bytes) -> bytes:
+    """Put a manifest into a directory for the engine; return the info hash."""
     try:
-        staging = Path(tempfile.mkdtemp(prefix=MANIFEST_PREFIX, dir=tmp))
         (staging / "data").mkdir()
         (staging / "data" / MANIFEST_FILE).write_bytes(data)
     except OSError as err:
-        raise storage_error(f"cannot write in {tmp}", err) from err
-    return staging, make_torrent(staging, lambda _done, _size: None)
+        raise storage_error(f"cannot write in {staging}", err) from err
+    return make_torrent(staging, lambda _done, _size: None)
