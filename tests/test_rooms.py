@@ -1,7 +1,7 @@
 """The arrows between the rooms, and the sizes of modules and functions.
 
-p2pcloop: errors, units ← formats ← store, protocol ← image ← cli. An arrow points to what is
-known: formats know neither store nor protocol; image reads the store's have file, since that says
+p2pcloop: errors, units ← formats ← store, protocol ← image ← making ← cli. An arrow points to what
+is known: formats know neither store nor protocol; image reads the store's have file, since that says
 what of a layer is here; store keeps manifests and links, and knows no image. The block protocols
 speak to a device (image/api.py). p2pcloopd knows p2pcloop, never the other way round.
 """
@@ -27,8 +27,19 @@ BELOW = {
     "store": {"errors", "units", "formats", "store"},
     "protocol": {"errors", "units", "formats", "protocol", "image.api"},
     "image": {"errors", "units", "formats", "parallel", "store", "image"},
+    "making": {"errors", "units", "formats", "parallel", "store", "image", "making"},
 }
 """What each room of the library may import of p2pcloop."""
+
+BELOW_DAEMON = {
+    "http": {"http"},
+    "names": {"names", "engine"},
+    "engine": {"engine", "entry"},
+    "node": {"node", "names", "http", "engine", "entry", "unix_listener"},
+    "block": {"block", "control_client", "entry", "unix_listener"},
+    "guest": {"guest", "block", "control_client", "entry", "unix_listener"},
+}
+"""What each room of the daemon may import of p2pcloopd."""
 
 MAX_MODULE = 350
 MAX_FUNCTION = 60
@@ -66,11 +77,7 @@ def test_there_is_something_to_look_at() -> None:
 
 
 def test_importing_the_library_loads_no_event_loop_no_engine_and_no_sockets() -> None:
-    modules = [
-        name_of(path)
-        for room in ("formats", "image", "store", "protocol")
-        for path in sorted((LIBRARY / room).rglob("*.py"))
-    ]
+    modules = [name_of(path) for room in BELOW for path in sorted((LIBRARY / room).rglob("*.py"))]
     code = (
         "import importlib, sys\n"
         f"for name in ['p2pcloop', 'p2pcloop.parallel', *{modules!r}]:\n"
@@ -102,17 +109,23 @@ def test_one_module_of_the_library_imports_socket() -> None:
     assert found == ["control_client.py"]
 
 
-@pytest.mark.parametrize("room", sorted(BELOW))
-def test_rooms_know_only_what_lies_below(room: str) -> None:
-    allowed = [f"p2pcloop.{below}" for below in BELOW[room]]
-    for path in (LIBRARY / room).rglob("*.py"):
+@pytest.mark.parametrize(
+    ("place", "below"),
+    [(LIBRARY / room, below) for room, below in BELOW.items()]
+    + [(DAEMON / room, below) for room, below in BELOW_DAEMON.items()],
+    ids=lambda value: value.name if isinstance(value, Path) else "",
+)
+def test_rooms_know_only_what_lies_below(place: Path, below: set[str]) -> None:
+    package = place.parent.name
+    allowed = [f"{package}.{room}" for room in below]
+    for path in place.rglob("*.py"):
         for module in imports_of(path):
-            if not within(module, "p2pcloop") or module.count(".") < 1:
+            if not within(module, package) or module.count(".") < 1:
                 continue
             # `from p2pcloop.image import api` names p2pcloop.image first: judge what is named.
-            if any(within(below, module) for below in allowed) and module not in allowed:
+            if any(within(each, module) for each in allowed) and module not in allowed:
                 continue
-            assert any(within(module, below) for below in allowed), f"{path} imports {module}"
+            assert any(within(module, each) for each in allowed), f"{path} imports {module}"
 
 
 def test_the_cli_is_imported_by_nobody_below() -> None:

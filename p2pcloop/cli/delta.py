@@ -20,9 +20,11 @@ from p2pcloop.formats.index import MAX_RUNS, open_index
 from p2pcloop.formats.manifest import MAX_SOURCES, LayerRef, Manifest
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
-from p2pcloop.image.build import Progress
-from p2pcloop.image.changes import Base, Changes, Target, find_changes
-from p2pcloop.image.delta import (
+from p2pcloop.image.known import KnownChunks
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.build import Progress
+from p2pcloop.making.changes import Base, Changes, Target, find_changes
+from p2pcloop.making.delta import (
     MIN_REFERRED,
     Delta,
     Find,
@@ -30,11 +32,9 @@ from p2pcloop.image.delta import (
     nothing_moved,
     pack_delta,
 )
-from p2pcloop.image.encoding import DELTA, WHOLE
-from p2pcloop.image.known import KnownChunks
-from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.moved import MovedBlocks
-from p2pcloop.image.pack import begin_layer, finish_layer
+from p2pcloop.making.encoding import DELTA, WHOLE
+from p2pcloop.making.moved import MovedBlocks
+from p2pcloop.making.pack import begin_layer, finish_layer
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE

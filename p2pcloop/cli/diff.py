@@ -12,8 +12,8 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.image.api import Missing
-from p2pcloop.image.difference import Side, compare
-from p2pcloop.image.local import open_local
+from p2pcloop.making.difference import Side, compare
+from p2pcloop.making.local import open_local
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 

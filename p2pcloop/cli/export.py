@@ -23,9 +23,9 @@ from p2pcloop.formats.cloop_writer import write_cloop
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.local import ImageFile, open_local
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
+from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.units import format_size
 

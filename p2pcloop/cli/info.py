@@ -12,9 +12,9 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.image.build import can_stay, check_image_size
-from p2pcloop.image.local import ImageFile
-from p2pcloop.image.pack import read_start
+from p2pcloop.making.build import can_stay, check_image_size
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.pack import read_start
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 

@@ -21,11 +21,11 @@ from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.manifest import BootParameters, Manifest, open_manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
-from p2pcloop.image.changes import Target
-from p2pcloop.image.delta import Delta
-from p2pcloop.image.local import ImageFile, inspect_file, unchanged
-from p2pcloop.image.pack import open_target
-from p2pcloop.image.targets import overlay_target
+from p2pcloop.making.changes import Target
+from p2pcloop.making.delta import Delta
+from p2pcloop.making.local import ImageFile, inspect_file, unchanged
+from p2pcloop.making.pack import open_target
+from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 

@@ -27,7 +27,7 @@ from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.name import is_label
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.formats.seal import check_secret
-from p2pcloop.image.local import ImageFile, inspect_file
+from p2pcloop.making.local import ImageFile, inspect_file
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames

@@ -24,8 +24,8 @@ from p2pcloop.formats.filesystem import (
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import BootParameters
 from p2pcloop.formats.name import check_label
-from p2pcloop.image.local import ImageFile, inspect_file, unchanged
-from p2pcloop.image.pack import read_start, write_layer
+from p2pcloop.making.local import ImageFile, inspect_file, unchanged
+from p2pcloop.making.pack import read_start, write_layer
 from p2pcloop.store.home import Home
 from p2pcloop.units import format_size
 

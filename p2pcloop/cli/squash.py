@@ -17,8 +17,8 @@ from p2pcloop.cli.release import Publisher
 from p2pcloop.errors import MismatchError, UsageError
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.moved import LivePlaces
-from p2pcloop.image.targets import DeviceTarget, upper_stretches
+from p2pcloop.making.moved import LivePlaces
+from p2pcloop.making.targets import DeviceTarget, upper_stretches
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 

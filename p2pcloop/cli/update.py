@@ -11,7 +11,7 @@ from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.refs import read_ref, report_waiting, words_of_the_user
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import open_manifest
-from p2pcloop.image.local import inspect_file
+from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
 
 _EPILOG = """

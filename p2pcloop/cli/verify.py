@@ -11,7 +11,7 @@ from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.image.local import ImageFile, make_index
+from p2pcloop.making.local import ImageFile, make_index
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 

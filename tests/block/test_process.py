@@ -11,7 +11,7 @@ import trio
 
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.image.local import inspect_file, open_local
+from p2pcloop.making.local import inspect_file, open_local
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.server import BlockServerSpec
@@ -66,7 +66,7 @@ def test_a_child_without_a_parent_ends_and_leaves_its_parents_things_alone(tmp_p
     program = f"""
 import os, signal, trio
 from pathlib import Path
-from p2pcloop.image.local import inspect_file
+from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.server import BlockServerSpec

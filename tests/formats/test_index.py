@@ -32,7 +32,7 @@ from p2pcloop.formats.index import (
     zstd_bound,
 )
 from p2pcloop.formats.seal import Seal
-from p2pcloop.image.build import index_cloop
+from p2pcloop.making.build import index_cloop
 
 DATA = Path(__file__).parent.parent / "data"
 CLOOP = DATA / "v2.cloop"

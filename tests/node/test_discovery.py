@@ -26,9 +26,9 @@ from p2pcloop.store.keys import store_key
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine, open_engine
 from p2pcloopd.engine.settings import EngineSettings
-from p2pcloopd.node.dht_source import Announcer, DhtSource
-from p2pcloopd.node.lan import SERVICE, Endpoints, endpoints_of, own_endpoints
-from p2pcloopd.node.lookup import look_up
+from p2pcloopd.names.dht import Announcer, DhtSource
+from p2pcloopd.names.lan import SERVICE, Endpoints, endpoints_of, own_endpoints
+from p2pcloopd.names.lookup import look_up
 from tests.node.conftest import KEY, NodeProcess, Nodes
 from tests.support.engines import until
 

@@ -16,8 +16,8 @@ from p2pcloop.formats.cloop_writer import write_cloop
 from p2pcloop.formats.index import build_index, open_index
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloop.image.build import pack_raw
 from p2pcloop.image.layer import Layer
+from p2pcloop.making.build import pack_raw
 from p2pcloop.store.have import HaveFile
 
 PIECE = 1 << 14

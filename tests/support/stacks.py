@@ -11,13 +11,13 @@ from p2pcloop.formats.block_map import ZERO_CHUNK
 from p2pcloop.formats.index import IndexHeader, open_index
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
-from p2pcloop.image.changes import Base, Changes, Stretch, Target, find_changes
-from p2pcloop.image.delta import Delta, pack_delta
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.encoding import Shape
 from p2pcloop.image.layer import Layer, Pack
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.moved import MovedBlocks
+from p2pcloop.making.changes import Base, Changes, Stretch, Target, find_changes
+from p2pcloop.making.delta import Delta, pack_delta
+from p2pcloop.making.encoding import Shape
+from p2pcloop.making.moved import MovedBlocks
 from tests.support.images import MemoryContent, ignore, read_views
 
 SMALL = Shape(2, 4, 1)

@@ -21,9 +21,9 @@ from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.local import ImageFile, open_local
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.image.stored import StoredImage
+from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay

@@ -27,8 +27,8 @@ from p2pcloop.formats.filesystem import (
     describe,
     detect_filesystem,
 )
-from p2pcloop.image.local import ImageFile
-from p2pcloop.image.pack import read_start
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.pack import read_start
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.server import TEMPORARY, BlockServerSpec

@@ -12,8 +12,8 @@ from p2pcloop.cli.options import to_json
 from p2pcloop.cli.refs import StoredRef
 from p2pcloop.cli.traffic import measure_traffic
 from p2pcloop.errors import P2pcloopError, storage_error
-from p2pcloop.image.local import ImageFile
-from p2pcloop.image.pack import device_size
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.spec import GuestResult
 

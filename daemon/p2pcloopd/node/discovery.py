@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from p2pcloopd.node.dht_source import Announcer, DhtSource
+from p2pcloopd.names.dht import Announcer, DhtSource
 from p2pcloopd.node.node import Node
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ async def discover(
 
 
 def _join_lan(node: Node, nursery: trio.Nursery) -> None:
-    from p2pcloopd.node.lan import Lan, LanSource, own_endpoints  # noqa: PLC0415  0.1 s, asyncio
+    from p2pcloopd.names.lan import Lan, LanSource, own_endpoints  # noqa: PLC0415  0.1 s, asyncio
 
     own = own_endpoints(node.engine.listen_ports, node.http_listen)
     if own is None:

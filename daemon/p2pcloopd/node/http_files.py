@@ -23,7 +23,7 @@ from p2pcloop.formats.mirror import (
     parse_path,
 )
 from p2pcloopd.engine.stored import Stored
-from p2pcloopd.node.http_server import File
+from p2pcloopd.http.server import File
 from p2pcloopd.node.node import Node
 
 _BINARY = "application/octet-stream"
@@ -32,7 +32,7 @@ _TORRENT = "application/x-bittorrent"  # BEP 3
 
 @dataclass(frozen=True, slots=True)
 class _Bytes:
-    """A small file (p2pcloopd.node.http_server.File)."""
+    """A small file (p2pcloopd.http.server.File)."""
 
     data: bytes
     media_type: str = _BINARY

@@ -27,9 +27,9 @@ from p2pcloop.formats.manifest import (
     open_manifest,
 )
 from p2pcloopd.engine.seeding import make_torrent
+from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
 from p2pcloopd.node.beside import tell_if_waiting
 from p2pcloopd.node.control_server import Call
-from p2pcloopd.node.lookup import LOOK_SECONDS, Mirror
 from p2pcloopd.node.node import Node
 
 Result = TypeVar("Result")

@@ -18,12 +18,12 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.http.client import HttpClient
+from p2pcloopd.http.mirrors import MirrorReader, Mirrors
+from p2pcloopd.http.wire import Wire
+from p2pcloopd.names.dht import Announcer
+from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.config import Config
-from p2pcloopd.node.dht_source import Announcer
-from p2pcloopd.node.http_client import HttpClient
-from p2pcloopd.node.http_wire import Wire
-from p2pcloopd.node.lookup import RecordSource
-from p2pcloopd.node.mirrors import MirrorReader, Mirrors
 from p2pcloopd.node.parts import EarlyReads
 from p2pcloopd.node.room import Room
 

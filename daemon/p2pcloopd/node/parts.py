@@ -19,8 +19,8 @@ import trio
 from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.node.http_wire import Wire
-from p2pcloopd.node.mirrors import MirrorReader
+from p2pcloopd.http.mirrors import MirrorReader
+from p2pcloopd.http.wire import Wire
 
 Result = TypeVar("Result")
 

@@ -16,12 +16,12 @@ from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.engine.seeding import OLD_PREFIX
 from p2pcloopd.engine.settings import EngineSettings
+from p2pcloopd.http.server import Pace, open_http_listener, serve_http
 from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import find_file
-from p2pcloopd.node.http_server import Pace, open_http_listener, serve_http
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.operations import OPERATIONS

@@ -9,9 +9,9 @@ from p2pcloop.formats.index import IndexHeader, open_index
 from p2pcloop.image.content import LocalContent
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
-from p2pcloop.image.local import ImageFile, inspect_file
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.pack import read_start, write_layer
+from p2pcloop.making.local import ImageFile, inspect_file
+from p2pcloop.making.pack import read_start, write_layer
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 
 RAW = make_image(300_000, seed=2)

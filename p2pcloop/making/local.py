@@ -19,10 +19,10 @@ from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.overlay_header import MAGIC as OVERLAY_MAGIC
-from p2pcloop.image.build import Progress, can_stay, index_cloop, index_raw
 from p2pcloop.image.content import LocalContent
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
+from p2pcloop.making.build import Progress, can_stay, index_cloop, index_raw
 
 
 @dataclass(frozen=True, slots=True)

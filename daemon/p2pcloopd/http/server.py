@@ -19,7 +19,7 @@ import trio
 
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
-from p2pcloopd.node.http_wire import MAX_HEADER, USER_AGENT, CountedStream, Wire
+from p2pcloopd.http.wire import MAX_HEADER, USER_AGENT, CountedStream, Wire
 
 MAX_CONNECTIONS = 256
 IDLE_SECONDS = 30

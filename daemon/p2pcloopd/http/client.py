@@ -18,7 +18,7 @@ import h11
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
-from p2pcloopd.node.http_wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
+from p2pcloopd.http.wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10

@@ -9,10 +9,10 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import ZERO_CHUNK
 from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.image.api import BlockDevice, Missing
-from p2pcloop.image.build import Read, check_image_size
-from p2pcloop.image.changes import Stretch
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.build import Read, check_image_size
+from p2pcloop.making.changes import Stretch
 from p2pcloop.units import BLOCK_SIZE
 
 _SPAN = 1 << 20

@@ -17,9 +17,9 @@ from isal import isal_zlib
 
 from p2pcloop.formats.block_map import ZERO_CHUNK, Piece
 from p2pcloop.image.api import Missing
-from p2pcloop.image.build import Progress
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.scatter import Scatter
+from p2pcloop.making.build import Progress
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import open_index
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloop.image.changes import Base, find_changes
-from p2pcloop.image.delta import pack_delta
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.encoding import DELTA
-from p2pcloop.image.moved import LivePlaces
-from p2pcloop.image.targets import DeviceTarget, upper_stretches
+from p2pcloop.making.changes import Base, find_changes
+from p2pcloop.making.delta import pack_delta
+from p2pcloop.making.encoding import DELTA
+from p2pcloop.making.moved import LivePlaces
+from p2pcloop.making.targets import DeviceTarget, upper_stretches
 from tests.support.images import MemoryContent, ignore
 from tests.support.stacks import SMALL, BytesTarget, Stack
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from p2pcloop.errors import UnreachableError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import Record, sign_record
-from p2pcloopd.node.lookup import (
+from p2pcloopd.names.lookup import (
     GRACE_SECONDS,
     LOOK_SECONDS,
     FoundRecord,

@@ -9,7 +9,7 @@ from pathlib import Path
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.index import IndexHeader, open_index
-from p2pcloop.image.build import (
+from p2pcloop.making.build import (
     Progress,
     Read,
     can_stay,
@@ -17,8 +17,8 @@ from p2pcloop.image.build import (
     index_cloop,
     pack_raw,
 )
-from p2pcloop.image.local import ImageFile
-from p2pcloop.image.targets import FileTarget
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.targets import FileTarget
 from p2pcloop.units import BLOCK_SIZE
 
 

@@ -17,9 +17,9 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.block_map import ZERO_CHUNK
 from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.image.api import Missing
-from p2pcloop.image.changes import Changes, checksum
 from p2pcloop.image.layer import Pack
 from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.changes import Changes, checksum
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 

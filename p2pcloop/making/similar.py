@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from p2pcloop.image.changes import Stretch, checksum
+from p2pcloop.making.changes import Stretch, checksum
 from p2pcloop.units import BLOCK_SIZE
 
 SEGMENT = 4

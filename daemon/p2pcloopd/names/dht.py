@@ -21,7 +21,7 @@ from p2pcloop.store.keys import list_keys, load_key, read_key
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.session_dht import Dht
-from p2pcloopd.node.lookup import FoundRecord
+from p2pcloopd.names.lookup import FoundRecord
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,11 @@ from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.index import open_index, read_map
-from p2pcloop.image.build import (
+from p2pcloop.image.content import LocalContent
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.layer import Layer
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.build import (
     CHUNK_SIZE,
     can_stay,
     check_image_size,
@@ -21,10 +25,6 @@ from p2pcloop.image.build import (
     index_raw,
     pack_raw,
 )
-from p2pcloop.image.content import LocalContent
-from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.layer import Layer
-from p2pcloop.image.merged import MergedImage
 from p2pcloop.units import MAX_IMAGE_SIZE
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 

@@ -17,13 +17,13 @@ from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK, ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import MAX_SOURCES
 from p2pcloop.formats.seal import Seal
-from p2pcloop.image.build import Progress
-from p2pcloop.image.changes import REPEATED, Changes, Stretch, Target, checksum, stretches_of
-from p2pcloop.image.delta_index import Sources, build_delta_index
-from p2pcloop.image.encoding import DELTA, Level, Shape, choose_level, encode
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.moved import Place
-from p2pcloop.image.similar import SEGMENT, Row, side_by_side
+from p2pcloop.making.build import Progress
+from p2pcloop.making.changes import REPEATED, Changes, Stretch, Target, checksum, stretches_of
+from p2pcloop.making.delta_index import Sources, build_delta_index
+from p2pcloop.making.encoding import DELTA, Level, Shape, choose_level, encode
+from p2pcloop.making.moved import Place
+from p2pcloop.making.similar import SEGMENT, Row, side_by_side
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 

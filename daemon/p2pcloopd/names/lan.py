@@ -33,7 +33,7 @@ from zeroconf import (
 from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.name import Name
-from p2pcloopd.node.lookup import FoundRecord, Mirror
+from p2pcloopd.names.lookup import FoundRecord, Mirror
 
 _log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from p2pcloop.formats.mirror import (
 )
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import MAX_RECORD_SIZE
-from p2pcloopd.node.http_client import HttpClient, Span
+from p2pcloopd.http.client import HttpClient, Span
 
 PENALTY_SECONDS = 30
 """How long a mirror that failed is asked last, or not at all where there is another way."""
@@ -92,7 +92,7 @@ class DirectoryFiles:
 
 
 class MirrorReader:
-    """One mirror (p2pcloopd.node.lookup.Mirror), and how it went with it so far.
+    """One mirror (p2pcloopd.names.lookup.Mirror), and how it went with it so far.
 
     Every method raises `NotHereError` where the mirror does not have it, another `P2pcloopError`
     where it cannot be asked or answers something else; none takes longer than the limits of

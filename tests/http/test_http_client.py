@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, UnreachableError
-from p2pcloopd.node import http_client
-from p2pcloopd.node.http_client import MAX_KEPT, HttpClient, Span
-from p2pcloopd.node.http_wire import CountedStream
+from p2pcloopd.http import client as http_client
+from p2pcloopd.http.client import MAX_KEPT, HttpClient, Span
+from p2pcloopd.http.wire import CountedStream
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, busybox_httpd, misbehaving, nginx, python_http_server
 

@@ -1,0 +1,1 @@
+"""HTTP: what a node serves, and the mirrors that it reads."""

@@ -1,0 +1,1 @@
+"""Making layers: of files as they lie, and of what differs between images."""
