@@ -1,9 +1,9 @@
 """The arrows between the rooms, and the sizes of modules and functions.
 
-p2pcloop: errors, units ← formats ← store, protocol ← image ← making ← cli. An arrow points to what
-is known: formats know neither store nor protocol; image reads the store's have file, since that says
-what of a layer is here; store keeps manifests and links, and knows no image. The block protocols
-speak to a device (image/api.py). p2pcloopd knows p2pcloop, never the other way round.
+p2pcloop: errors, units ← formats ← store, protocol ← image ← making ← cli. An arrow points to
+what is known: formats know neither store nor protocol; image reads the store's have file, since
+that says what of a layer is here; store keeps manifests and links, and knows no image. The block
+protocols speak to a device (image/api.py). p2pcloopd knows p2pcloop, never the other way round.
 """
 
 from __future__ import annotations
