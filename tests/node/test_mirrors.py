@@ -397,7 +397,9 @@ def test_what_was_read_early_is_served_to_others(
             assert read(node, published, at, size) == published.content[at : at + size]
 
 
-def publish_on(node: NodeProcess, base: Published, pack: bytes) -> tuple[Link, bytes]:
+def publish_on(
+    node: NodeProcess, base: Published, pack: bytes, public: bool = False
+) -> tuple[Link, bytes]:
     """Publish a version of two layers, the one of `base` and a new one; the info hash of that."""
     layer_id = bytes(reversed(LAYER_ID))
     files = {"index": b"j" * 4096, "pack": pack}
@@ -405,7 +407,7 @@ def publish_on(node: NodeProcess, base: Published, pack: bytes) -> tuple[Link, b
     layer = LayerRef(layer_id, seeded["torrent"], 4096, 512, len(pack), seeded["piece_length"])
     key = KEY.public_key().public_bytes_raw()
     manifest = Manifest(key, "mine", 1, 0, 4096, (base.layer, layer))
-    answer = node.call("seed_manifest", manifest=sign_manifest(manifest, KEY))
+    answer = node.call("seed_manifest", manifest=sign_manifest(manifest, KEY), public=public)
     assert answer["announced"] is False
     return parse_link(answer["link"]), layer.torrent
 
@@ -462,6 +464,18 @@ def test_a_link_names_a_few_of_many_who_have_the_base(nodes: Nodes, published: P
     assert link.mirrors[1] == published.url
     assert (len(link.mirrors), len(link.web_seeds)) == (1 + 4, 4)
     assert len(str(link)) < 1600
+
+
+def test_a_public_link_names_no_peers_of_others(nodes: Nodes, published: Published) -> None:
+    """They came by a link that was not for everybody; a mirror is there for everybody."""
+    pupil = nodes.start()
+    web = "http://localhost:9/"
+    pupil.call("resolve", ref=link_to(published, published.url, web, peers=True, seeds=True))
+    link, _ = publish_on(pupil, published, b"changed" * 1000, public=True)
+    [own] = pupil.call("status")["listen"]
+    assert link.peers == (parse_peer(own),)
+    assert link.mirrors[1:] == (web,)
+    assert f"{web}data/" in link.web_seeds
 
 
 def test_the_metadata_comes_from_a_mirror_after_a_restart_too(

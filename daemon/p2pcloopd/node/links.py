@@ -3,6 +3,10 @@
 Of a base that came from others this node may have but a part, and only while it runs: the link
 leads to those others, too. Not to all that are known: a link is copied and read out by people, a
 peer is some 25 characters of it and a URL 40, so what others add stays below a thousand or so.
+
+The link of a public version is for strangers: it names no peers of others, who may have been told
+of by a link that went from hand to hand, nor their nodes' URLs. Strangers find them as trackers
+and the DHT have it.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ def make_link(
 
     Args:
         layers: the torrents of all its layers.
-        public: it is announced: the link names the trackers, for whoever else finds it there.
+        public: it is announced: the link names the trackers, for whoever else finds it there, and
+            no peers of others.
     """
     manifest = signed.manifest
     peers, urls = node.addresses(), node.urls()
@@ -52,6 +57,9 @@ def make_link(
         for base in node.early.bases(manifest.all_layers)
         if is_url(base) and base not in urls and _may_reach(_host(base), local)
     ]
+    if public:
+        hosts = {host for host, _ in others}
+        others, mirrors = [], [base for base in mirrors if _host(base) not in hosts]
     web_seeds = [url for url in _common_web_seeds(layers) if _may_reach(_host(url), local)]
     return Link(
         name=manifest.name,
