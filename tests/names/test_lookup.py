@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcloop.errors import UnreachableError
+from p2pcloop.errors import NotHereError, UnreachableError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloopd.names.lookup import (
@@ -95,7 +95,6 @@ def test_the_newest_valid_record_wins() -> None:
     ("bad", "says"),
     [
         (Source("bad", error=UnreachableError("bad: no answer")), "bad: no answer"),
-        (Source("bad"), "bad: has no record of it"),
         (Source("bad", [b""]), "bad: "),
         (Source("bad", [b"<html>"]), "bad: "),
         (Source("bad", [record(9)[:-1]]), "bad: "),
@@ -111,6 +110,13 @@ def test_a_bad_source_is_told_and_hides_no_good_one(bad: Source, says: str) -> N
         assert looked.mirrors == ["good/"]
         [problem] = looked.problems
         assert problem.startswith(says) if says.endswith("answer") else says in problem
+
+
+@pytest.mark.parametrize("error", [None, NotHereError("not there")])
+def test_to_have_no_record_is_no_problem(error: Exception | None) -> None:
+    looked = look(Source("other", error=error), Source("good", [record(2)]))
+    assert (versions(looked), looked.problems) == ([2], [])
+    assert looked.without == ["other: has no record of it"]
 
 
 def test_one_bad_record_of_a_source_hides_not_its_others() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,24 @@ def test_a_mirror_that_misbehaves_is_told_of(
     publisher.publish(1)
     mirror.fault = fault
     refused(node, NotHereError, mirror.url, ref=f"{mirror.url}{NAME}")
+
+
+def test_a_mirror_that_knows_nothing_of_a_name_is_no_fault(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    """Unless the user said that it is there."""
+    publisher.publish(1)
+    node.call("resolve", ref=str(replace(publisher.links[1], mirrors=(mirror.url,))))
+    (publisher.directory / str(NAME)).unlink()
+    for ref, lines in ((str(NAME), 0), (f"{mirror.url}{NAME}", 1)):
+        events: list[dict[str, Any]] = []
+        with node.connect() as client:
+            note = partial(lambda told, _, fields: told.append(fields), events)
+            client.call("resolve", note, ref=ref, look=True)
+        [fields] = events
+        assert (fields["found"], len(fields["problems"])) == (False, lines)
+    [known] = node.call("status")["mirrors"]
+    assert (known["base"], known["error"]) == (mirror.url, None)
 
 
 def test_nobody_knows_the_name(node: NodeProcess, tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ class MirrorReader:
         self._failed_at = float("-inf")
 
     async def record(self, name: Name) -> bytes:
-        """The signed record of a name, not checked."""
-        return await self._get(RecordPath(name), MAX_RECORD_SIZE)
+        """The signed record of a name, not checked. To have none of that name is no fault."""
+        return await self._get(RecordPath(name), MAX_RECORD_SIZE, optional=True)
 
     async def manifest(self, manifest_id: bytes) -> bytes:
         """A signed manifest, not checked."""
@@ -159,11 +159,12 @@ class MirrorReader:
         """The one that answered last is asked first: what is smaller comes before."""
         return -self._answered_at
 
-    async def _get(self, path: MirrorPath, limit: int) -> bytes:
+    async def _get(self, path: MirrorPath, limit: int, *, optional: bool = False) -> bytes:
         try:
             data = await self._files.get(path, limit)
         except P2pcloopError as err:
-            self.on_failure(err)
+            if not (optional and isinstance(err, NotHereError)):
+                self.on_failure(err)
             raise
         self._on_answer(len(data))
         return data

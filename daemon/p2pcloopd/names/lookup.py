@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from p2pcloop.errors import MismatchError, P2pcloopError
+from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import SignedRecord, open_record
 
@@ -106,13 +106,15 @@ class LookedUp:
             name different manifests (a fork); none where nothing was found.
         mirrors: where the newest may be had, as of `FoundRecord`.
         peers: as of `FoundRecord`.
-        problems: a line for each source that gave nothing, or something wrong, and why.
+        problems: a line for each source that could not be asked, or gave something wrong, and why.
+        without: a line for each source that answered that it has no record of the name.
     """
 
     newest: list[SignedRecord] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
     peers: list[tuple[str, int]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
 
     def add(self, signed: SignedRecord, found: FoundRecord) -> None:
         """Take a valid record."""
@@ -147,11 +149,12 @@ async def look_up(
         found: Sequence[FoundRecord] = ()
         try:
             found = await source.find(name)
+        except NotHereError:
+            pass
         except P2pcloopError as err:
             problems.append(str(err))
-        else:
-            if not found:
-                problems.append("has no record of it")
+        if not found and not problems:
+            result.without.append(f"{source.name}: has no record of it")
         valid = 0
         for each in found:
             try:
@@ -173,7 +176,7 @@ async def look_up(
                 waiting.add(source.name)
                 nursery.start_soon(ask, source, scope)
     result.problems += [f"{each}: no answer in time" for each in sorted(waiting)]
-    for problem in result.problems:
+    for problem in result.problems + result.without:
         _log.info("looking for %s: %s", name, problem)
     return result
 

@@ -122,12 +122,15 @@ async def _look(
     place = target.place
     links = [link for link in (target.link, known.link if known else None) if link is not None]
     looked = await look_up(place.name, _sources(node, place.base, links), thorough=thorough)
-    await call.emit("asked", problems=looked.problems, found=bool(looked.newest))
+    # To know nothing of a name is no fault, unless the user said that it is known there.
+    problems = looked.problems + (looked.without if place.base else [])
+    await call.emit("asked", problems=problems, found=bool(looked.newest))
     record = _choose(node, looked, known, place)
     if record is None:
         if known is None:
+            asked = "; ".join(looked.problems + looked.without) or "nobody"
             raise NotHereError(
-                f"{place.name} was not found; asked: {'; '.join(looked.problems) or 'nobody'}",
+                f"{place.name} was not found; asked: {asked}",
                 hint="use the link of the image once, or "
                 + ("another mirror" if place.base else "say where it is: URL/@key/label"),
             )
