@@ -28,7 +28,7 @@ from p2pcloop.formats.record import open_record
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
-from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory
+from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory, web_seed
 from p2pcloop.store.records import Records
 from p2pcloop.units import format_size
 
@@ -95,18 +95,19 @@ def _write(
             source = store / "data" / path.torrent_name / path.file
             # Eviction that had begun before the lease clears bits first, then makes holes.
             mirror.copy(path, source, size, partial(is_whole, store / "have"))
+    # What an earlier run was told holds for this one.
+    urls = mirror.urls(manifest.name) if url is None else (url,)
     for layer in manifest.all_layers:
-        _write_metainfo(layer, mirror, home, url)
+        _write_metainfo(layer, mirror, home, urls)
     for manifest_id, signed in {each.id: each for each in _history(manifest, home)}.items():
         mirror.write(ManifestPath(manifest_id), signed.data)
     mirror.write(ManifestPath(ref.signed.id), ref.signed.data)
     link = parse_link(ref.link)
-    if url is not None:
-        link = replace(
-            link,
-            mirrors=tuple(dict.fromkeys([url, *link.mirrors])),
-            web_seeds=tuple(dict.fromkeys([f"{url}data/", *link.web_seeds])),
-        )
+    link = replace(
+        link,
+        mirrors=tuple(dict.fromkeys([*urls, *link.mirrors])),
+        web_seeds=tuple(dict.fromkeys([*map(web_seed, urls), *link.web_seeds])),
+    ).fitted()
     if newest:
         mirror.write_link(link)
     if record is not None:
@@ -153,18 +154,20 @@ def _verify(ref: StoredRef, layer: LayerRef, *, quiet: bool) -> int:
         return len(ref.client.call("verify", on_event, torrent=layer.torrent)["bad"])
 
 
-def _write_metainfo(layer: LayerRef, mirror: MirrorDirectory, home: Home, url: str | None) -> None:
-    """Write a layer's .torrent, which names the mirror's URL as web seed where that is known."""
+def _write_metainfo(
+    layer: LayerRef, mirror: MirrorDirectory, home: Home, urls: tuple[str, ...]
+) -> None:
+    """Write a layer's .torrent, which names the mirror's URLs as web seeds where any are known."""
     path = MetainfoPath(layer.torrent)
     there = mirror.root / str(path)
-    if url is None and there.is_file():
+    if not urls and there.is_file():
         return
     source = there if there.is_file() else home.torrents / layer.torrent.hex() / "torrent"
     try:
         info = extract_info(source.read_bytes(), layer.torrent)
     except OSError as err:
         raise storage_error(f"cannot read {source}", err) from err
-    mirror.write(path, build_metainfo(info, [] if url is None else [f"{url}data/"]))
+    mirror.write(path, build_metainfo(info, [web_seed(url) for url in urls]))
 
 
 def _history(manifest: Manifest, home: Home) -> Iterator[SignedManifest]:

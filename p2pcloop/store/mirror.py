@@ -18,6 +18,7 @@ from pathlib import Path
 from p2pcloop.errors import MismatchError, UsageError, storage_error
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.mirror import MirrorPath, RecordPath
+from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import SignedRecord, open_record
 from p2pcloop.store.home import sync_directory
 
@@ -105,23 +106,40 @@ class MirrorDirectory:
                 hint="a name never goes back: take another directory",
             )
 
+    def urls(self, name: Name) -> tuple[str, ...]:
+        """Where `link.txt` says that servers have all of an image: mirrors and web seeds, too.
+
+        Raises:
+            FormatError, UsageError: it is damaged, or cannot be read.
+        """
+        return tuple(
+            base
+            for link in self._links()
+            if link.name == name
+            for base in link.mirrors
+            if web_seed(base) in link.web_seeds
+        )
+
     def write_link(self, link: Link) -> None:
-        """Put a link into `link.txt`, in place of the one of the same name. Never its secret."""
+        """Put a link into `link.txt`, in place of the one of the same name. Never its secret.
+
+        Raises:
+            FormatError, UsageError: as of `urls`.
+        """
+        others = [each for each in self._links() if each.name != link.name]
+        text = "".join(f"{each.public()}\n" for each in [*others, link])
+        self.write(LINKS, text.encode())
+
+    def _links(self) -> list[Link]:
         where = self.root / LINKS
         try:
             with open(where, encoding="utf-8") as file:
                 lines = file.read(_MAX_LINKS_SIZE).splitlines()
         except FileNotFoundError:
-            lines = []
+            return []
         except (OSError, UnicodeDecodeError) as err:
             raise UsageError(f"{where} cannot be read: {err}", hint="move it away") from err
-        others = [
-            line
-            for line in lines
-            if line and parse_link(line[: MAX_LINK_LENGTH + 1]).name != link.name
-        ]
-        text = "".join(f"{line}\n" for line in [*others, str(link.public())])
-        self.write(LINKS, text.encode())
+        return [parse_link(line[: MAX_LINK_LENGTH + 1]) for line in lines if line]
 
     @contextmanager
     def _beside(self, where: Path) -> Iterator[int]:
@@ -164,6 +182,11 @@ def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
         yield MirrorDirectory(root)
     finally:
         os.close(fd)
+
+
+def web_seed(base: str) -> str:
+    """The web seed (BEP 19) that a mirror at a URL is, which ends in "/"."""
+    return f"{base}data/"
 
 
 def _copy(source: int, target: int, size: int) -> int:

@@ -99,6 +99,25 @@ def test_two_images_and_a_new_version_share_a_directory(
     assert out.read_bytes() == cloop.with_suffix(".img").read_bytes()
 
 
+def test_a_mirror_stays_known_by_its_url(nodes: Nodes, tmp_path: Path) -> None:
+    seeder = nodes.make()
+    directory, image = tmp_path / "www", tmp_path / "image.img"
+    for version, urls, options in (
+        (1, [], []),
+        (2, ["http://a.example/m/"], ["--url", "http://a.example/m"]),
+        (3, ["http://a.example/m/"], []),
+        (4, ["http://b.example/"], ["--url", "http://b.example/"]),
+        (5, ["http://b.example/"], []),
+    ):
+        image.write_bytes(bytes([version]) * 8192)
+        name = seeder.seed(image)["name"]
+        link = parse_link(write(seeder, name, directory, *options))
+        assert (directory / "link.txt").read_text() == f"{link}\n"
+        own = parse_link(seeder.json("info", name)["link"]).mirrors
+        assert link.mirrors == (*urls, *own)
+        assert link.web_seeds == tuple(f"{url}data/" for url in urls)
+
+
 def test_who_reads_meanwhile_sees_whole_files(nodes: Nodes, tmp_path: Path) -> None:
     seeder = nodes.make()
     directory, image = tmp_path / "www", tmp_path / "image.img"
