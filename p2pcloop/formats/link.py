@@ -59,6 +59,16 @@ class Link:
         """The link without the secret: who has it can pass the image on, not read it."""
         return replace(self, secret=None)
 
+    def joined(self, other: Link) -> Link:
+        """The link with the places of another one behind its own, as many as fit."""
+        return replace(
+            self,
+            peers=tuple(dict.fromkeys(self.peers + other.peers))[:MAX_PEERS],
+            trackers=tuple(dict.fromkeys(self.trackers + other.trackers)),
+            web_seeds=tuple(dict.fromkeys(self.web_seeds + other.web_seeds)),
+            mirrors=tuple(dict.fromkeys(self.mirrors + other.mirrors)),
+        ).fitted()
+
     def fitted(self) -> Link:
         """The link with as many places as it may have to be read again as it is written: without
         the last of those mirrors, peers, web seeds or trackers that take the most room."""

@@ -162,6 +162,34 @@ def test_update_finds_what_the_mirrors_of_the_link_have(
     assert node.call("resolve", ref=str(link), look=True)["version"] == 2
 
 
+def test_a_link_to_what_is_known_adds_its_places(
+    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+) -> None:
+    """Whoever made it: also those of a stranger, who could take away who has the image."""
+    publisher.publish(1)
+    first = replace(
+        publisher.links[1],
+        peers=(("192.0.2.1", 1), ("192.0.2.2", 2)),
+        trackers=("http://192.0.2.1/announce",),
+        web_seeds=("http://192.0.2.1/data/",),
+        mirrors=(mirror.url,),
+    )
+    second = replace(
+        publisher.links[1],
+        peers=(("192.0.2.3", 3), ("192.0.2.2", 2)),
+        mirrors=("http://192.0.2.3/",),
+    )
+    node.call("resolve", ref=str(first))
+    for link in (second, publisher.links[1]):
+        found = parse_link(node.call("resolve", ref=str(link))["link"])
+        assert set(found.peers) == {*first.peers, *second.peers}
+        assert set(found.mirrors) == {*first.mirrors, *second.mirrors}
+        assert (found.trackers, found.web_seeds) == (first.trackers, first.web_seeds)
+        if link == second:
+            assert found.peers[:2] == second.peers
+            assert found.mirrors[0] == second.mirrors[0]
+
+
 def test_what_hangs_hides_nothing(
     node: NodeProcess, publisher: Publisher, mirror: Misbehaving
 ) -> None:

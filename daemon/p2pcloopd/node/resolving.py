@@ -246,6 +246,11 @@ async def _keep(node: Node, found: Found, *, old: bool) -> Found:
     signed, link, record = found.signed, found.link, found.record
     async with node.records_lock:
         node.records.check(signed, link, record, old=old)
+        known = node.records.find(link.name)
+        if known is not None and known.manifest_id == signed.id:
+            joined = link.joined(known.link)  # a stranger's link takes no place away
+            most = max(MAX_MIRRORS, len(link.mirrors))
+            link = replace(joined, mirrors=joined.mirrors[:most])
         if node.engine.get(link.manifest_torrent) is None:
             await serve_manifest(node, signed, link.manifest_torrent)
         name = await trio.to_thread.run_sync(
