@@ -360,6 +360,23 @@ def test_what_was_read_once_is_here_when_everybody_is_gone(
         reader.start()
 
 
+def test_a_manifest_that_lies_about_a_layer_hides_it_from_nobody(
+    nodes: Nodes, published: Published
+) -> None:
+    """Anybody may sign that the torrent of an image is a layer of their own, of other lengths."""
+    liar, reader = nodes.start(), nodes.start()
+    liar.call("resolve", ref=str(published.link))
+    layer = replace(published.layer, index_length=8192)
+    key = KEY.public_key().public_bytes_raw()
+    manifest = sign_manifest(Manifest(key, "lie", 1, 0, 4096, (layer,)), KEY)
+    told = parse_link(liar.call("seed_manifest", manifest=manifest)["link"])
+    mirrors = (*told.mirrors[:1], published.url)
+    reader.call("resolve", ref=str(replace(told, peers=(), mirrors=mirrors)))
+    reader.call("resolve", ref=link_to(published, published.url, peers=True))
+    assert read(reader, published, *CHUNK) == published.chunk()
+    assert state(reader, published)["size"] == len(published.content), "by the torrent"
+
+
 def test_parts_go_once_the_layer_is_here(nodes: Nodes, published: Published) -> None:
     reader = nodes.start()
     reader.call("resolve", ref=link_to(published, published.url, peers=True))

@@ -43,6 +43,8 @@ class _Early:
     """A layer of whose torrent the metadata is not here.
 
     Attributes:
+        disputed: manifests say different things of the layer, so that it cannot be told which of
+            a mirror's bytes are whose: it is read by its torrent, which is not a matter of trust.
         given: from whom parts came, by offset and length.
         under_way: what is being asked for.
         not_before: when the metadata may be asked for.
@@ -53,6 +55,7 @@ class _Early:
     given: dict[_Key, MirrorReader] = field(default_factory=dict)
     under_way: dict[_Key, trio.Event] = field(default_factory=dict)
     not_before: float = 0.0
+    disputed: bool = False
 
 
 class EarlyReads:
@@ -66,6 +69,9 @@ class EarlyReads:
     def know(self, layer: LayerRef, mirrors: Iterable[MirrorReader]) -> None:
         """Know what a torrent is the layer of, and more mirrors that may have it."""
         early = self._layers.setdefault(layer.torrent, _Early(layer))
+        if early.layer != layer:
+            early.disputed = True
+            early.given.clear()  # what was asked for wrongly is no mirror's fault
         early.mirrors += [mirror for mirror in mirrors if mirror not in early.mirrors]
 
     def bases(self, layers: Iterable[LayerRef]) -> list[str]:
@@ -96,7 +102,7 @@ class EarlyReads:
         done = early.under_way[key] = trio.Event()
         try:
             data = await torrent.early.read(offset, length)
-            if data is None and torrent.layout is None:
+            if data is None and torrent.layout is None and not early.disputed:
                 with torrent.transfer.demand.waiting():
                     data = await self._bring(torrent, early, key)
         finally:
