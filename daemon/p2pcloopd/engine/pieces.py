@@ -13,6 +13,9 @@ from p2pcloop.errors import P2pcloopError
 RECENT_BYTES = 16 << 20
 """Pieces that came lately are kept, up to this: a chunk's neighbour often wants the same one."""
 
+STALL_SECONDS = 1
+"""A read stalls that got nothing new for so long."""
+
 
 @dataclass(slots=True)
 class _Wanted:
@@ -31,13 +34,18 @@ class Pieces:
     Args:
         raise_: called with pieces that nobody wanted before and somebody wants now.
         lower: called with pieces that somebody wanted and nobody wants any more.
+        stall: called with the pieces that a read lacks when it stalls, once a read.
     """
 
     def __init__(
-        self, raise_: Callable[[list[int]], None], lower: Callable[[list[int]], None]
+        self,
+        raise_: Callable[[list[int]], None],
+        lower: Callable[[list[int]], None],
+        stall: Callable[[list[int]], None],
     ) -> None:
         self._raise = raise_
         self._lower = lower
+        self._stall = stall
         self._wanted: dict[int, _Wanted] = {}
         self._recent: OrderedDict[int, bytes] = OrderedDict()
         self._recent_bytes = 0
@@ -78,14 +86,28 @@ class Pieces:
         try:
             if fresh:
                 self._raise(fresh)
+            await self._wait(waits)
             for piece, wanted in waits.items():
-                await wanted.done.wait()
                 if wanted.error is not None:
                     raise wanted.error
                 found[piece] = wanted.data
         finally:
             self._let_go(waits)
         return found
+
+    async def _wait(self, waits: dict[int, _Wanted]) -> None:
+        """Wait until all are done, and tell if it stalls."""
+        left, stalled = list(waits), False
+        for wanted in waits.values():
+            while not stalled and not wanted.done.is_set():
+                with trio.move_on_after(STALL_SECONDS):
+                    await wanted.done.wait()
+                    break
+                before, left = left, [p for p in left if not waits[p].done.is_set()]
+                stalled = len(left) == len(before)
+                if stalled:
+                    self._stall(left)
+            await wanted.done.wait()
 
     def _let_go(self, waits: dict[int, _Wanted]) -> None:
         unwanted = []

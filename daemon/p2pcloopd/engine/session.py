@@ -22,6 +22,7 @@ from p2pcloop.formats.link import format_peer
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.listening import Listening
 from p2pcloopd.engine.record import Peer
+from p2pcloopd.engine.session_end_game import EndGame
 from p2pcloopd.engine.settings import EngineSettings, session_settings
 from p2pcloopd.entry import plain_errors
 
@@ -77,6 +78,7 @@ class Session:
         swarms: whom the news of each handle concern, as long as libtorrent knows it.
         neighbours: peers on the local network, which may have any torrent.
         takers: are shown every alert that concerns no torrent.
+        end_game: whether blocks are asked of more than one peer.
     """
 
     @staticmethod
@@ -111,6 +113,7 @@ class Session:
         everybody.add_rule("0.0.0.0", "255.255.255.255", limited)  # noqa: S104  no socket
         everybody.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", limited)
         self.lt.set_peer_class_filter(everybody)
+        self.end_game = EndGame(self.lt)
 
     def announce(self) -> None:
         """Tell the DHT of every public torrent: it can be reached now."""
@@ -213,4 +216,5 @@ async def open_session(settings: EngineSettings) -> AsyncIterator[Session]:
                 finally:
                     pump_scope.cancel()
     finally:
-        del session.lt  # the last reference: it ends here, and its ports are free again
+        # The last references: it ends here, and its ports are free again.
+        del session.end_game, session.lt

@@ -94,7 +94,11 @@ class SessionSwarm:
     def prioritize(self, pieces: Iterable[int], priority: int) -> None:
         pairs = [(piece, priority) for piece in pieces]
         if pairs:
+            self._session.end_game.lapse()
             self.handle.prioritize_pieces(pairs)
+
+    def insist(self) -> None:
+        self._session.end_game.insist()
 
     def read_piece(self, piece: int) -> None:
         self.handle.read_piece(piece)

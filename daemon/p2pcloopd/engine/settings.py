@@ -108,7 +108,8 @@ _DEMAND: dict[str, object] = {
     "request_timeout": 6,
     "peer_connect_timeout": 3,
     "handshake_timeout": 5,
-    "strict_end_game_mode": False,
+    # A block is asked of one peer, unless one stalls: see session_end_game.py.
+    "strict_end_game_mode": True,
     # Whoever is connected is served: one demand read must not wait for a slot.
     "unchoke_slots_limit": -1,
     "choking_algorithm": 0,

@@ -103,7 +103,13 @@ class Swarm(Protocol):
         """Leave the swarm; when it returns, nothing more is written."""
 
     def prioritize(self, pieces: Iterable[int], priority: int) -> None:
-        """Say how much pieces are wanted: `DEMAND`, `BACKGROUND` or `IDLE`."""
+        """Say how much pieces are wanted: `DEMAND`, `BACKGROUND` or `IDLE`.
+
+        Pieces that are here are to be `IDLE`.
+        """
+
+    def insist(self) -> None:
+        """Ask idle peers as well for what others were asked for, for a while: one is stalled."""
 
     def read_piece(self, piece: int) -> None:
         """Have a piece that arrived handed over by `Transfer.on_piece_read`."""

@@ -40,7 +40,7 @@ class Transfer:
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
         self.disk: Stored | None = None
         self.running = False
-        self.pieces = Pieces(self._raise, self._lower)
+        self.pieces = Pieces(self._raise, self._lower, self._stall)
         self.demand = Demand()
         self._swarm = swarm
         self._peers = peers
@@ -201,6 +201,15 @@ class Transfer:
             self._swarm.prioritize(self._background.intersection(unwanted), BACKGROUND)
         self.notify()
 
+    def _stall(self, pieces: Iterable[int]) -> None:
+        if not self.running:
+            return
+        absent = [piece for piece in pieces if not self.has(piece)]
+        self._swarm.insist()
+        # Peers are looked through at once only for a piece that was not wanted before.
+        self._swarm.prioritize(absent, IDLE)
+        self._swarm.prioritize(absent, DEMAND)
+
     # --- whoever makes them durable ---------------------------------------------------------
 
     async def wait_due(self) -> None:
@@ -224,6 +233,9 @@ class Transfer:
     def settle(self, batch: list[int]) -> None:
         """Let go of pieces: each is durable now, or did not reach the disk."""
         self._arrived.difference_update(batch)
+        if self.running:
+            have = self.stored.have
+            self._swarm.prioritize([piece for piece in batch if have.has(piece, piece)], IDLE)
 
     # --- what libtorrent tells --------------------------------------------------------------
 

@@ -1,0 +1,43 @@
+"""Whether a block that one peer was asked for is asked of idle peers too: libtorrent's end-game.
+
+A torrent that is read on demand would always be in it: all that is wanted is asked for at once, so
+every idle peer would be asked for the same blocks, and most would have sent them before the
+cancellation comes. `strict_end_game_mode` rules that out while fewer pieces are on their way than
+are wanted and absent (request_blocks.cpp), and libtorrent counts pieces that are here with priority
+0 among the latter (piece_picker.hpp, `num_want_left`). So it is on, what is here is `IDLE`, and it
+is turned off for a while where a peer keeps somebody waiting.
+"""
+
+from __future__ import annotations
+
+import math
+
+import libtorrent as lt
+import trio
+
+INSIST_SECONDS = 30
+"""libtorrent takes a peer that does not answer for useless after less."""
+
+
+class EndGame:
+    """The end-game of a session: for no torrent, or for all of them."""
+
+    def __init__(self, session: lt.session) -> None:
+        self._session = session
+        self._until = -math.inf
+        self._on = False
+
+    def insist(self) -> None:
+        """Have it for a while from now."""
+        self._until = trio.current_time() + INSIST_SECONDS
+        self._turn(on=True)
+
+    def lapse(self) -> None:
+        """End it when its time is over."""
+        if trio.current_time() >= self._until:
+            self._turn(on=False)
+
+    def _turn(self, *, on: bool) -> None:
+        if on != self._on:
+            self._on = on
+            self._session.apply_settings({"strict_end_game_mode": not on})
