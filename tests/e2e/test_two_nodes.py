@@ -48,8 +48,8 @@ def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Pat
         assert guest.sh("cat /root/mine").split() == ["kept"]
         guest.power_off()
     told = json.loads(report.read_text())
+    # (p2pcloopd may hand over first parts that have not become pieces yet.)
     assert (told["bytes_received"], told["sources"]) == (0, {})
-    assert told["block_server"]["waits"] == {"count": 0}
 
     # The same overlay over the file itself: it is the content that counts.
     raw = tmp_path / "merged.img"
