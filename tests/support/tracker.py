@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from p2pcloopd.engine.metainfo import bencode
+
 BOUND = 40.0
 """Seconds after which a wait has failed."""
 
@@ -80,7 +82,7 @@ class Tracker:
                 int(values["left"][0]),
             )
         except (KeyError, ValueError) as err:
-            return _bencode({b"failure reason": repr(err).encode()})
+            return bencode({b"failure reason": repr(err).encode()})
         with self._news:
             assert len(self._announces) < MAX_ANNOUNCES, "a client announces without a pause"
             self._announces.append(announce)
@@ -91,7 +93,7 @@ class Tracker:
             peers = [{b"ip": h.encode(), b"port": p} for h, p in others]
         else:
             peers = b"".join(socket.inet_aton(h) + p.to_bytes(2, "big") for h, p in others)
-        return _bencode({b"interval": self.interval, b"peers": peers})
+        return bencode({b"interval": self.interval, b"peers": peers})
 
 
 @contextlib.contextmanager
@@ -121,17 +123,3 @@ def tracker(*, interval: int = 1) -> Iterator[Tracker]:
         finally:
             server.shutdown()
             thread.join()
-
-
-def _bencode(value: object) -> bytes:
-    match value:
-        case bytes():
-            return b"%d:%s" % (len(value), value)
-        case int():
-            return b"i%de" % value
-        case list():
-            return b"l" + b"".join(map(_bencode, value)) + b"e"
-        case dict():
-            items = (_bencode(key) + _bencode(value[key]) for key in sorted(value))
-            return b"d" + b"".join(items) + b"e"
-    raise TypeError(value)

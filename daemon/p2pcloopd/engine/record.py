@@ -11,7 +11,6 @@ Everything here blocks on the disk and is meant for a worker thread.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from pathlib import Path
 import msgpack
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
+from p2pcloop.formats.mirror import build_metainfo, extract_info
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import replace_file, sync_directory
 from p2pcloopd.engine.content import Content
@@ -82,15 +82,15 @@ class Record:
         data = self._read("torrent", MAX_METADATA_SIZE)
         if data is None:
             return None
-        info = data[len(b"d4:info") : -1]
-        if hashlib.sha1(info, usedforsecurity=False).digest() != info_hash:
+        try:
+            return extract_info(data, info_hash)
+        except FormatError:
             log.warning("%s is damaged: the metadata is fetched again", self.directory / "torrent")
             return None
-        return info
 
     def save_torrent(self, info: bytes) -> None:
         """Keep a bencoded info dictionary, durably."""
-        replace_file(self.directory / "torrent", b"d4:info" + info + b"e")
+        replace_file(self.directory / "torrent", build_metainfo(info))
 
     def freshen(self) -> None:
         """Let it count as new: what nothing names yet is about to be published once more."""

@@ -19,6 +19,7 @@ import trio
 
 from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
+from p2pcloop.formats.mirror import build_metainfo
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.listening import Listening
 from p2pcloopd.engine.record import Peer
@@ -89,7 +90,7 @@ class Session:
             FormatError: it is none, or libtorrent would take another one out of these bytes.
         """
         try:
-            if lt.torrent_info(b"d4:info" + info + b"e").info_section() == info:
+            if lt.torrent_info(build_metainfo(info)).info_section() == info:
                 return lt.bdecode(info)
         except RuntimeError as err:
             raise FormatError(f"the metadata of a torrent cannot be read: {err}") from err

@@ -11,6 +11,7 @@ import trio
 
 from p2pcloop.errors import StorageError, storage_error
 from p2pcloop.formats.link import format_peer
+from p2pcloop.formats.mirror import build_metainfo
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.blame import Blame
@@ -67,7 +68,7 @@ class SessionSwarm:
         if info is None:
             params.info_hashes = lt.info_hash_t(lt.sha1_hash(self.info_hash))
         else:
-            params.ti = lt.torrent_info(b"d4:info" + info + b"e")
+            params.ti = lt.torrent_info(build_metainfo(info))
             pieces = params.ti.num_pieces()
         if have is None:
             # upload_mode: whatever happens to a file that lies elsewhere, it is never written.
