@@ -18,7 +18,7 @@ from p2pcloop.cli.release import Publisher, reference
 from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
 from p2pcloop.errors import BusyError, NotHereError, UsageError
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
-from p2pcloop.formats.manifest import BootParameters, Manifest, open_manifest
+from p2pcloop.formats.manifest import BootParameters, Manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target
@@ -27,6 +27,7 @@ from p2pcloop.making.local import ImageFile, inspect_file, unchanged
 from p2pcloop.making.pack import open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
@@ -108,17 +109,23 @@ def _find_base(file: ImageFile, base: str | None, who: Publisher, home: Home) ->
     if file.kind != "overlay":
         return who.newest
     info = Overlay.inspect(file.path)
-    path = None if info.manifest_id is None else home.manifests / info.manifest_id.hex()
-    if path is None or not path.exists():
+    manifest = None if info.manifest_id is None else _known_manifest(info.manifest_id, home)
+    if manifest is None:
         what = f"a version of {info.name} that is" if info.name else "an image that is"
         raise NotHereError(
             f"{file.path} was made on {what} not known here",
             hint="name it with --base: a link, or @key/label",
         )
-    manifest = open_manifest(path.read_bytes()).manifest
     known = resolve_ref(str(manifest.name), home, at=manifest.version)
     assert isinstance(known, StoredRef)
     return known
+
+
+def _known_manifest(manifest_id: bytes, home: Home) -> Manifest | None:
+    try:
+        return Records(home).manifest(manifest_id).manifest
+    except NotHereError:
+        return None
 
 
 def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) -> dict[str, Any]:
