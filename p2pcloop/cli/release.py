@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from p2pcloop.formats.manifest import (
     sign_manifest,
 )
 from p2pcloop.formats.name import Name, check_label
+from p2pcloop.formats.profile import fit_touches
 from p2pcloop.formats.seal import key_check
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key
+from p2pcloop.store.profiles import find_profile
+from p2pcloop.units import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,20 @@ class Content:
         layers: base first.
         sources: other layers, in whose packs chunks lie that the layers refer to.
         boot: for the guest.
+        profile: packed touches of a boot; b"" for the one that fits, if any is known.
     """
 
     size: int
     layers: tuple[LayerRef, ...]
     sources: tuple[LayerRef, ...] = ()
     boot: BootParameters = field(default_factory=BootParameters)
+    profile: bytes = b""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Content:
         """What a manifest says."""
-        return cls(manifest.size, manifest.layers, manifest.sources, manifest.boot)
+        layers, sources = manifest.layers, manifest.sources
+        return cls(manifest.size, layers, sources, manifest.boot, manifest.profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +67,14 @@ class Publisher:
     """Whose name it is.
 
     Attributes:
-        client: p2pcloopd, which will serve.
+        home: of the node.
+        client: its p2pcloopd, which will serve.
         key: signs.
         name: of the image.
         newest: the newest version that is known here under that name, if there is one.
     """
 
+    home: Home
     client: ControlClient
     key: Ed25519PrivateKey
     name: Name
@@ -95,7 +103,7 @@ class Publisher:
         key = load(home.keys, key_name or DEFAULT_KEY, ask_passphrase)
         name = Name(key.public_key().public_bytes_raw(), label)
         with home.publishing(label, lambda: _tell_waiting(name)):
-            yield cls(client, key, name, _newest(client, name))
+            yield cls(home, client, key, name, _newest(client, name))
 
     def serve_layer(self, staging: Path, header: IndexHeader) -> LayerRef:
         """Have p2pcloopd take over a layer that lies in `staging`, and serve it."""
@@ -140,6 +148,9 @@ class Publisher:
     ) -> dict[str, Any]:
         """Sign a version and have it served; the newest one again where that is just the same.
 
+        A profile is attached where one is known, but to no private image: everybody may read its
+        manifest.
+
         Args:
             content: whose layers are served already.
             message: one line about it.
@@ -160,26 +171,13 @@ class Publisher:
                 f"an image has at most {MAX_LAYERS} layers",
                 hint="join them first: `p2pcloop squash`",
             )
-        newest, changed = self.newest, not self.has(content)
-        if newest is None or changed:
-            manifest = Manifest(
-                key=self.name.key,
-                label=self.name.label,
-                version=1 if newest is None else newest.signed.manifest.version + 1,
-                created=int(time.time()),
-                size=content.size,
-                layers=content.layers,
-                boot=content.boot,
-                message=message,
-                previous=None if newest is None else reference(newest),
-                parent=parent,
-                sources=content.sources,
-                key_check=None if secret is None else key_check(secret),
-            )
+        manifest = self._draft(content, message, parent, secret)
+        changed = not self.has(Content.of(manifest))
+        if self.newest is None or changed:
             with words_of_the_user():
                 signed = open_manifest(sign_manifest(manifest, self.key))
         else:
-            signed = newest.signed
+            signed = self.newest.signed
         answer = serve_version(self.client, signed, self.key, public=public, secret=secret)
         return {
             "name": answer["name"],
@@ -187,8 +185,41 @@ class Publisher:
             "manifest": answer["id"],
             "version": signed.manifest.version,
             "image_id": signed.manifest.image_id,
+            "profile": bool(signed.manifest.profile),
             "changed": changed,
         }
+
+    def _draft(
+        self, content: Content, message: str, parent: ManifestRef | None, secret: bytes | None
+    ) -> Manifest:
+        """The next version, not signed yet."""
+        newest = self.newest
+        manifest = Manifest(
+            key=self.name.key,
+            label=self.name.label,
+            version=1 if newest is None else newest.signed.manifest.version + 1,
+            created=int(time.time()),
+            size=content.size,
+            layers=content.layers,
+            boot=content.boot,
+            message=message,
+            previous=None if newest is None else reference(newest),
+            parent=parent,
+            sources=content.sources,
+            key_check=None if secret is None else key_check(secret),
+            profile=content.profile,
+        )
+        if not manifest.profile:
+            manifest = replace(manifest, profile=self._profile_for(manifest))
+        return manifest
+
+    def _profile_for(self, manifest: Manifest) -> bytes:
+        """What was attached to the same image before, else what is known here."""
+        newest = None if self.newest is None else self.newest.signed.manifest
+        if newest is not None and newest.profile and newest.image_id == manifest.image_id:
+            return newest.profile
+        found = None if manifest.private else find_profile(self.home, manifest)
+        return b"" if found is None else fit_touches(found.touches, manifest.size // BLOCK_SIZE)
 
 
 def reference(ref: StoredRef) -> ManifestRef:

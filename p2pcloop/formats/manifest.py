@@ -1,8 +1,8 @@
 """Manifests: what an image is made of, signed by the key in its name (docs/formats/manifest.md).
 
 A signed manifest is an envelope (formats/signed.py) round a canonical msgpack map. The manifest's
-id is the SHA-256 of the body. Format 1 is written where nothing of format 2 is said, so that what
-was published once keeps its id.
+id is the SHA-256 of the body. Of the formats the first is written that can say it, so that what was
+published once keeps its id: format 3 only where there is a profile.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
 from p2pcloop.formats.name import KEY_SIZE, LABEL_MAX, Name, check_label
 from p2pcloop.formats.packing import Fields
+from p2pcloop.formats.profile import MAX_TOUCHES_SIZE, unpack_touches
 from p2pcloop.formats.signed import (
     MAX_TIME,
     MAX_VERSION,
@@ -27,7 +28,7 @@ from p2pcloop.formats.signed import (
 )
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
-FORMATS = (1, 2)
+FORMATS = (1, 2, 3)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
 ID_SIZE = 32
 INFO_HASH_SIZE = 20
@@ -107,6 +108,7 @@ class Manifest:
         sources: layers that are not of the stack, in whose packs chunks lie that its layers refer
             to.
         key_check: not None where layers are sealed: what a secret must match (formats/seal.py).
+        profile: packed touches of a boot (formats/profile.py), or b"" where none is attached.
     """
 
     key: bytes
@@ -121,6 +123,7 @@ class Manifest:
     parent: ManifestRef | None = None
     sources: tuple[LayerRef, ...] = ()
     key_check: bytes | None = None
+    profile: bytes = b""
 
     @property
     def private(self) -> bool:
@@ -194,7 +197,7 @@ def open_manifest(data: bytes) -> SignedManifest:
 def _to_map(manifest: Manifest) -> dict[str, Any]:
     later = _later_fields(manifest)
     fields: dict[str, Any] = {
-        "format": 2 if later else 1,
+        "format": 3 if manifest.profile else 2 if later else 1,
         "key": manifest.key,
         "label": manifest.label,
         "version": manifest.version,
@@ -209,8 +212,10 @@ def _to_map(manifest: Manifest) -> dict[str, Any]:
 
 
 def _later_fields(manifest: Manifest) -> dict[str, Any]:
-    """What only format 2 says; what is not said is absent."""
+    """What only formats 2 and 3 say; what is not said is absent."""
     fields: dict[str, Any] = {}
+    if manifest.profile:
+        fields["profile"] = manifest.profile
     if manifest.message:
         fields["message"] = manifest.message
     if manifest.previous is not None:
@@ -249,12 +254,13 @@ def _from_map(values: dict[str, Any]) -> Manifest:
         layers=tuple(_read_layer(item) for item in fields.items("layers", MAX_LAYERS)),
         boot=BootParameters(boot.text("root_type", 32), boot.text("append", 1024)),
         **(_read_parent(fields) if number == 1 else _read_later(fields)),
+        profile=fields.blob("profile", MAX_TOUCHES_SIZE) if number == 3 else b"",
     )
     boot.end()
     fields.end()
     _check(manifest)
     if _to_map(manifest) != values:
-        # Empty fields, or format 2 without need: one manifest must not have two ids.
+        # Empty fields, or a later format without need: one manifest must not have two ids.
         raise FormatError("the manifest has a second spelling")
     return manifest
 
@@ -264,6 +270,8 @@ def _check(manifest: Manifest) -> None:
         raise FormatError(f"the manifest's size is not a multiple of {BLOCK_SIZE} bytes")
     if not manifest.layers:
         raise FormatError("the manifest has no layers")
+    if manifest.profile:
+        unpack_touches(manifest.profile, blocks=manifest.size // BLOCK_SIZE)
     layers = manifest.all_layers
     for what in ("layer_id", "torrent"):
         if len({getattr(layer, what) for layer in layers}) < len(layers):

@@ -12,6 +12,7 @@ from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.scatter import Scatter
+from p2pcloop.image.touches import Touches
 from p2pcloop.units import BLOCK_SIZE
 
 _ZERO_BLOCK = memoryview(bytes(BLOCK_SIZE))
@@ -25,9 +26,13 @@ class ImageDevice:
         overlay: what was changed, or None.
     """
 
-    def __init__(self, image: MergedImage, overlay: Overlay | None = None) -> None:
+    def __init__(
+        self, image: MergedImage, overlay: Overlay | None = None, touches: Touches | None = None
+    ) -> None:
+        """`touches` is told what is read of the image."""
         self.image = image
         self.overlay = overlay
+        self._touches = touches
 
     @property
     def size(self) -> int:
@@ -54,7 +59,7 @@ class ImageDevice:
             return
         missing: list[ByteRange] = []
         if self.overlay is None:
-            missing = self.image.read_into(offset, length, scatter)
+            missing = self._read_image(offset, length, scatter)
         else:
             end = offset + length
             first = offset // BLOCK_SIZE
@@ -63,7 +68,7 @@ class ImageDevice:
                 start = max(offset, block * BLOCK_SIZE)
                 size = min(end, (block + blocks) * BLOCK_SIZE) - start
                 if state is State.ABSENT:
-                    missing += self.image.read_into(start, size, scatter)
+                    missing += self._read_image(start, size, scatter)
                 elif state is State.ZERO:
                     scatter.zero(size)
                 else:
@@ -127,7 +132,20 @@ class ImageDevice:
             runs = self.overlay.runs(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
             if len(runs) != 1 or runs[0][2] is not State.ABSENT:
                 return False
-        return self.image.copy_decoded(offset, view)
+        if not self.image.copy_decoded(offset, view):
+            return False
+        self._note(offset, len(view))
+        return True
+
+    def _read_image(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
+        """See `MergedImage.read_into`; what is missing was touched when it was asked for."""
+        self._note(offset, length)
+        return self.image.read_into(offset, length, scatter)
+
+    def _note(self, offset: int, length: int) -> None:
+        if self._touches is not None and self._touches.noting:
+            first = offset // BLOCK_SIZE
+            self._touches.note(first, -(-(offset + length) // BLOCK_SIZE) - first)
 
     def _edges(
         self, offset: int, end: int, before: int, after: int

@@ -12,6 +12,7 @@
     names.msgpack             what each name points to
     short-names               the user's own names for names
     pins.msgpack              images that are never evicted
+    profiles/<image id hex>   what boots of an image read, in order
     torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, when used, data
     leases/                   what running readers use, a file each, locked as long as they run
     overlays/                 overlays that lie on images of this home, a file each
@@ -110,6 +111,10 @@ class Home:
         return self.root / "pins.msgpack"
 
     @property
+    def profiles(self) -> Path:
+        return self.root / "profiles"
+
+    @property
     def leases(self) -> Path:
         return self.root / "leases"
 
@@ -130,7 +135,8 @@ class Home:
         return self.root / "tmp"
 
     def _directories(self) -> tuple[Path, ...]:
-        return self.keys, self.manifests, self.leases, self.overlays, self.torrents, self.tmp
+        own = self.keys, self.manifests, self.profiles
+        return *own, self.leases, self.overlays, self.torrents, self.tmp
 
     def create(self) -> None:
         """Make the directories that are missing, for this user only.

@@ -1,0 +1,187 @@
+"""Profiles: the blocks of a boot in order of first touch (docs/formats/profile.md).
+
+A profile names blocks of the device, not chunks: it stays of use on later versions of its image and
+on the same content packed otherwise. It lies in a manifest, in a file that its maker signed, or in
+the home of the node that recorded it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import msgpack
+import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.name import KEY_SIZE, Name
+from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
+from p2pcloop.formats.signed import MAX_TIME, check_format, sign, unpack_signed, verify
+from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+
+FORMAT = 1
+SIGNATURE_DOMAIN = b"p2pcloop profile 1\0"
+MAX_TOUCHES = 8192
+MAX_TOUCHES_SIZE = 24 << 10
+"""Bytes of packed touches: a manifest holds them, and crosses before the first block. What is
+longer loses its end. The boot of a small Debian has 900 touches in 3 KB."""
+
+MAX_PROFILE_SIZE = MAX_TOUCHES_SIZE + 512
+"""Bytes of a profile as a file."""
+
+_MAX_UNPACKED = 15 * MAX_TOUCHES + 8
+_MAX_AFTER = 0xFFFF_FFFF
+_IMAGE_ID_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """Blocks that were read for the first time, side by side.
+
+    Attributes:
+        start: the first block.
+        count: how many.
+        after: milliseconds since the first touch of the boot.
+    """
+
+    start: int
+    count: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a boot read of an image.
+
+    Attributes:
+        image_id: of the image that was booted.
+        size: bytes of its device.
+        created: seconds since 1970, UTC.
+        touches: packed (`unpack_touches`).
+        key: who signed it, or None where nobody did.
+    """
+
+    image_id: bytes
+    size: int
+    created: int
+    touches: bytes
+    key: bytes | None = None
+
+
+def pack_touches(touches: Sequence[Touch]) -> bytes:
+    """Pack touches, in their order; of too many the last are left out."""
+    touches = touches[:MAX_TOUCHES]
+    while len(packed := _pack(touches)) > MAX_TOUCHES_SIZE:
+        touches = touches[: len(touches) * 7 // 8]
+    return packed
+
+
+def unpack_touches(data: bytes, *, blocks: int = MAX_IMAGE_SIZE // BLOCK_SIZE) -> list[Touch]:
+    """Read packed touches and check each.
+
+    Args:
+        blocks: of the device.
+
+    Raises:
+        FormatError: damaged, over a limit, or blocks that are not of the device.
+    """
+    if len(data) > MAX_TOUCHES_SIZE:
+        raise FormatError(f"a profile of {len(data)} bytes is over {MAX_TOUCHES_SIZE}")
+    try:
+        frame = zstandard.get_frame_parameters(data)
+        if not 0 < frame.content_size <= _MAX_UNPACKED:
+            raise FormatError("a profile is larger than one may be, or does not say how large")
+        plain = zstandard.ZstdDecompressor().decompress(data, read_across_frames=False)
+        numbers = msgpack.unpackb(plain, max_array_len=3 * MAX_TOUCHES)
+    except (zstandard.ZstdError, ValueError, msgpack.UnpackException) as err:
+        raise FormatError(f"a profile is damaged: {err}") from err
+    if not isinstance(numbers, list) or len(numbers) % 3 or not _are_integers(numbers):
+        raise FormatError("a profile is not a list of touches")
+    return list(_touches(numbers, blocks))
+
+
+def fit_touches(data: bytes, blocks: int) -> bytes:
+    """The packed touches of those that a device of so many blocks has."""
+    touches = unpack_touches(data)
+    fitting = [touch for touch in touches if touch.start + touch.count <= blocks]
+    return data if len(fitting) == len(touches) else pack_touches(fitting)
+
+
+def pack_profile(profile: Profile) -> bytes:
+    """Write a profile that nobody signs, as a home keeps it."""
+    return pack_canonical(_to_map(profile))
+
+
+def sign_profile(profile: Profile, private_key: Ed25519PrivateKey) -> bytes:
+    """Write a profile to be passed on, signed by whoever answers for it."""
+    fields = _to_map(profile) | {"key": private_key.public_key().public_bytes_raw()}
+    return sign(fields, private_key, domain=SIGNATURE_DOMAIN, what="the profile")
+
+
+def open_profile(data: bytes) -> Profile:
+    """Check a profile whole, signed or not, and return what it says.
+
+    Raises:
+        FormatError: not a profile, of an unknown version, or over a limit.
+        MismatchError: the signature is not by the key that it names.
+    """
+    values = unpack_canonical(data, "a profile", MAX_PROFILE_SIZE)
+    if "signature" not in values:
+        return _from_map(values, signed=False)
+    body, values, signature = unpack_signed(data, what="a profile", limit=MAX_PROFILE_SIZE)
+    profile = _from_map(values, signed=True)
+    assert profile.key is not None
+    name = Name(profile.key, "profile")
+    verify(name, body, signature, domain=SIGNATURE_DOMAIN, what="the profile")
+    return profile
+
+
+def _pack(touches: Iterable[Touch]) -> bytes:
+    numbers: list[int] = []
+    end = after = 0
+    for touch in touches:
+        numbers += (touch.start - end, touch.count, touch.after - after)
+        end, after = touch.start + touch.count, touch.after
+    return zstandard.ZstdCompressor(level=19).compress(msgpack.packb(numbers))
+
+
+def _touches(numbers: list[int], blocks: int) -> Iterable[Touch]:
+    end = after = 0
+    for at in range(0, len(numbers), 3):
+        distance, count, pause = numbers[at : at + 3]
+        touch = Touch(end + distance, count, after + pause)
+        end, after = touch.start + count, touch.after
+        if touch.start < 0 or count < 1 or end > blocks or not 0 <= pause <= after <= _MAX_AFTER:
+            raise FormatError("a profile names blocks that the device does not have, or no time")
+        yield touch
+
+
+def _are_integers(numbers: list[object]) -> bool:
+    return all(type(number) is int for number in numbers)
+
+
+def _to_map(profile: Profile) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "image": profile.image_id,
+        "size": profile.size,
+        "created": profile.created,
+        "touches": profile.touches,
+    }
+
+
+def _from_map(values: dict[str, object], *, signed: bool) -> Profile:
+    check_format(values, (FORMAT,), "the profile")
+    fields = Fields(values, "a profile")
+    fields.integer("format", FORMAT, FORMAT)
+    profile = Profile(
+        image_id=fields.data("image", _IMAGE_ID_SIZE),
+        size=fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE),
+        created=fields.integer("created", 0, MAX_TIME),
+        touches=fields.blob("touches", MAX_TOUCHES_SIZE),
+        key=fields.data("key", KEY_SIZE) if signed else None,
+    )
+    fields.end()
+    unpack_touches(profile.touches, blocks=profile.size // BLOCK_SIZE)
+    return profile

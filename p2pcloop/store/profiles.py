@@ -1,0 +1,110 @@
+"""The profiles of a home, `profiles/<image id hex>`: recorded by its boots, or given by others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
+from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
+from p2pcloop.formats.profile import Profile, open_profile
+from p2pcloop.store.home import Home, replace_file
+
+MAX_ANCESTORS = 64
+"""Manifests that are looked through for a profile of an older version."""
+
+_log = logging.getLogger(__name__)
+
+
+def profile_path(home: Home, image_id: bytes) -> Path:
+    """Where the profile of an image is kept."""
+    return home.profiles / image_id.hex()
+
+
+def load_profile(home: Home, image_id: bytes) -> Profile | None:
+    """The profile that is kept for an image; None where there is none, or it is damaged.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    path = profile_path(home, image_id)
+    try:
+        profile = open_profile(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (FormatError, MismatchError) as err:
+        _log.warning("%s is not used: %s", path, err)
+        return None
+    except OSError as err:
+        raise storage_error(f"cannot read {path}", err) from err
+    return profile if profile.image_id == image_id else None
+
+
+def keep_profile(home: Home, data: bytes) -> Profile:
+    """Keep a profile for its image, in place of the one that was there.
+
+    Raises:
+        FormatError, MismatchError: it is none.
+        StorageError: the system refused; the old one is still there.
+    """
+    profile = open_profile(data)
+    home.create()
+    replace_file(profile_path(home, profile.image_id), data)
+    return profile
+
+
+def forget_profile(home: Home, image_id: bytes) -> bool:
+    """Delete the profile of an image; False where there was none.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    try:
+        profile_path(home, image_id).unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise storage_error(f"cannot delete {profile_path(home, image_id)}", err) from err
+    return True
+
+
+def find_profile(home: Home, manifest: Manifest) -> Profile | None:
+    """The profile that serves an image best: its own, or that of what it was made from.
+
+    For each, what this home keeps comes before what the publisher attached: the user's own
+    machine recorded it, or the user chose it.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    for each in (manifest, *_ancestors(home, manifest)):
+        profile = load_profile(home, each.image_id)
+        if profile is None and each.profile:
+            profile = Profile(each.image_id, each.size, each.created, each.profile, each.key)
+        if profile is not None:
+            return profile
+    return None
+
+
+def _ancestors(home: Home, manifest: Manifest) -> Iterator[Manifest]:
+    """What is known here of the manifests before one, nearest first."""
+    seen: set[bytes] = set()
+    ahead = [manifest.previous, manifest.parent]
+    while ahead and len(seen) < MAX_ANCESTORS:
+        ref = ahead.pop(0)
+        if not isinstance(ref, ManifestRef) or ref.id in seen:
+            continue
+        seen.add(ref.id)
+        known = _read_manifest(home, ref.id)
+        if known is not None:
+            yield known.manifest
+            ahead += [known.manifest.previous, known.manifest.parent]
+
+
+def _read_manifest(home: Home, manifest_id: bytes) -> SignedManifest | None:
+    try:
+        signed = open_manifest((home.manifests / manifest_id.hex()).read_bytes())
+    except (OSError, P2pcloopError):
+        return None  # not known here, or damaged: it is only looked at for a hint
+    return signed if signed.id == manifest_id else None
