@@ -119,6 +119,11 @@ def sign_profile(profile: Profile, private_key: Ed25519PrivateKey) -> bytes:
     return sign(fields, private_key, domain=SIGNATURE_DOMAIN, what="the profile")
 
 
+def is_profile(start: bytes) -> bool:
+    """Whether bytes begin as a profile does, signed (or anything else that is) or not."""
+    return start.startswith((b"\x82\xa4body", b"\x85\xa7created"))
+
+
 def open_profile(data: bytes) -> Profile:
     """Check a profile whole, signed or not, and return what it says.
 
