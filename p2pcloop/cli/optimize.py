@@ -96,7 +96,7 @@ def _profile_of(file: ImageFile, home: Home, *, quiet: bool) -> Profile | None:
     """What boots of a file recorded: as it lies, a raw image has another id than packed."""
     with ExitStack() as stack:
         try:
-            return Subject.of_file(file, home, stack, quiet=quiet).find(home).profile
+            return Subject.open(file, home, stack, quiet=quiet).find(home).profile
         except (NotHereError, UsageError):  # or a cloop that has to be repacked
             return None
 

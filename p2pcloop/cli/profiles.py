@@ -10,12 +10,27 @@ from pathlib import Path
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.formats.block_map import ZERO_CHUNK
 from p2pcloop.formats.manifest import Manifest
-from p2pcloop.formats.profile import MAX_PROFILE_SIZE, Profile, is_profile, open_profile
+from p2pcloop.formats.profile import (
+    MAX_PROFILE_SIZE,
+    Profile,
+    Touch,
+    fit_touches,
+    is_profile,
+    open_profile,
+    unpack_touches,
+)
+from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.stored import StoredImage
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile
+from p2pcloop.units import BLOCK_SIZE
+
+_WINDOW = 4096
+"""Blocks of which the map is asked at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +70,22 @@ class Subject:
     @classmethod
     def of(cls, text: str, home: Home, stack: ExitStack, *, quiet: bool) -> Subject:
         """Find what a REF stands for; errors as of `resolve_ref` and `open_local`."""
-        target = resolve_ref(text, home)
-        if isinstance(target, ImageFile):
-            return cls.of_file(target, home, stack, quiet=quiet)
-        stack.enter_context(target.client)
-        manifest = target.signed.manifest
-        return cls(target.name, manifest.image_id, manifest.size, ref=target)
+        return cls.open(resolve_ref(text, home), home, stack, quiet=quiet)
 
     @classmethod
-    def of_file(cls, file: ImageFile, home: Home, stack: ExitStack, *, quiet: bool) -> Subject:
-        """Open an image file; errors as of `open_local`."""
+    def open(
+        cls, target: ImageFile | StoredRef, home: Home, stack: ExitStack, *, quiet: bool
+    ) -> Subject:
+        """Take what a REF stands for; of a file the index is made. Errors as of `open_local`."""
+        if isinstance(target, StoredRef):
+            stack.enter_context(target.client)
+            manifest = target.signed.manifest
+            return cls(target.name, manifest.image_id, manifest.size, ref=target)
         home.create()
         with progress_bar("reading", quiet=quiet) as progress:
-            image = open_local(file, home.indexes, progress)
+            image = open_local(target, home.indexes, progress)
         stack.callback(image.close)
-        return cls(str(file.path), image.image_id, image.size, local=image)
+        return cls(str(target.path), image.image_id, image.size, local=image)
 
     def before(self, home: Home) -> Iterable[Manifest]:
         """What is known here of the manifests that it was made from."""
@@ -89,6 +105,36 @@ class Subject:
             )
         return found
 
+    def fetched(self, profile: Profile, home: Home) -> int | None:
+        """Stored bytes of the chunks that hold a profile's blocks, whether they are here or not.
+
+        None where maps or chunk tables are not here, or the secret of a private image is not.
+        """
+        touches = unpack_touches(fit_touches(profile.touches, self.size // BLOCK_SIZE))
+        with ExitStack() as stack:
+            try:
+                image = self.local or self._open_here(home, stack)
+                return chunk_bytes(image, touches)
+            except (Missing, UsageError):
+                return None
+
+    def _open_here(self, home: Home, stack: ExitStack) -> MergedImage:
+        """Open a stored image, if what that takes is here.
+
+        Raises:
+            Missing: it is not.
+            UsageError: a private image whose secret is not here.
+        """
+        assert self.ref is not None, "what is no file is stored"
+        stored = StoredImage.of_home(self.ref.signed.manifest, home, self.ref.secret)
+        try:
+            image = stored.open()
+        except Missing:
+            stored.close()
+            raise
+        stack.callback(image.close)
+        return image
+
     def _look_up(self, home: Home) -> FoundProfile | None:
         if self.ref is None:
             profile = load_profile(home, self.image_id)
@@ -99,6 +145,22 @@ class Subject:
         origin = _kept(found.profile) if found.kept else "attached"
         of = None if found.of.image_id == self.image_id else found.of
         return FoundProfile(found.profile, origin, of)
+
+
+def chunk_bytes(image: MergedImage, touches: Iterable[Touch]) -> int:
+    """Stored bytes of the distinct chunks that hold blocks.
+
+    Raises:
+        Missing: a page of a chunk table is not here.
+    """
+    chunks = {
+        (layer, chunk)
+        for touch in touches
+        for at in range(touch.start, touch.end, _WINDOW)
+        for layer, chunk, _, _ in image.map.pieces(at, min(_WINDOW, touch.end - at))
+        if chunk != ZERO_CHUNK
+    }
+    return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
 
 
 def read_profile(path: Path) -> tuple[bytes, Profile]:
@@ -117,16 +179,13 @@ def read_profile(path: Path) -> tuple[bytes, Profile]:
     return data, open_profile(data)
 
 
-def read_if_profile(text: str) -> Profile | None:
-    """The profile in a file; None where a text is no file's name, or the file something else.
+def read_if_profile(file: ImageFile) -> Profile | None:
+    """The profile in a file, or None where it is something else.
 
     Raises:
         FormatError, MismatchError: it begins as a profile does, and is damaged.
     """
-    path = Path(text)
-    if not path.is_file():
-        return None
-    data = _read_start(path)
+    data = _read_start(file.path)
     return open_profile(data) if is_profile(data) else None
 
 

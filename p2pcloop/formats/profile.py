@@ -49,6 +49,11 @@ class Touch:
     count: int
     after: int
 
+    @property
+    def end(self) -> int:
+        """The block after the last."""
+        return self.start + self.count
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
