@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tools.benchmarks.guests import LOGIN, boot_initramfs
 from tools.benchmarks.harness import Bench
-from tools.benchmarks.links.contenders import LOCAL, Contender
+from tools.benchmarks.links.contender import Contender
+from tools.benchmarks.links.contenders import LOCAL
 from tools.benchmarks.links.control import Control, plain_transfer
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import Host, network

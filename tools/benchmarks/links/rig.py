@@ -13,8 +13,6 @@ from tools.benchmarks.links.network import Host
 from tools.benchmarks.processes import Argument, node, run, run_json, server, serving
 from tools.console import Console
 
-PEER_PORT = 6881
-
 Boot = Callable[[Path, float], AbstractContextManager[Console]]
 """Prepares one boot when called (with an empty directory, and the seconds that it may take), which
 is not part of its time. Starts it when entered, and gives its console; ends it when left."""
@@ -48,10 +46,15 @@ def listening(host: Host, argv: Sequence[Argument], port: int, log: Path) -> Ite
 
 @contextmanager
 def node_on(bench: Bench, host: Host, home: Path) -> Iterator[Path]:
-    """A node's home whose p2pcloopd listens at the host's address."""
+    """A node's home, on a host; its p2pcloopd, if one was started, is stopped at the end."""
     with node(bench, home):
-        (home / "config.toml").write_text(f'listen = ["{host.address}:{PEER_PORT}"]\n')
+        listen_at(host, home)
         yield home
+
+
+def listen_at(host: Host, home: Path) -> None:
+    """Have a node's p2pcloopd listen at a host's address, from its next start on."""
+    (home / "config.toml").write_text(f'listen = ["{host.address}:0"]\n')
 
 
 def seed(bench: Bench, host: Host, home: Path, image: Path) -> dict[str, str]:
