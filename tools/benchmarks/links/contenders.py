@@ -8,12 +8,13 @@ LOCAL = attached.LOCAL
 """The control: no link at all. Always runs."""
 
 PLAIN, WARM = ours.COLD.name, ours.WARM.name
-PROFILED = "p2pcloop-profile"
+PROFILED = ours.PROFILED.name
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
         ours.COLD,
+        ours.PROFILED,
         ours.WARM,
         swarm.DOWNLOAD,
         attached.NBDKIT_FILE,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tools.benchmarks.guests import LIMIT, PROMPT
 from tools.benchmarks.harness import BenchError
 from tools.benchmarks.links.contender import Contender
 from tools.benchmarks.links.rig import Boot, Rig, listen_at, node_on, seed
@@ -30,16 +31,41 @@ def boot_link(rig: Rig, link: str, home: Path, place: Path) -> Iterator[Console]
 def _cold(rig: Rig, shared: Path) -> Iterator[Boot]:
     with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
         link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+        yield _first_boots(rig, link)
 
-        @contextmanager
-        def boot(place: Path, _limit: float) -> Iterator[Console]:
-            with (
-                node_on(rig.bench, rig.reader, place / "home") as home,
-                boot_link(rig, link, home, place) as console,
-            ):
-                yield console
 
-        yield boot
+@contextmanager
+def _profiled(rig: Rig, shared: Path) -> Iterator[Boot]:
+    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+        name = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["name"]
+        _record(rig, name, seeder, shared)
+        link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+        yield _first_boots(rig, link)
+
+
+def _record(rig: Rig, name: str, home: Path, place: Path) -> None:
+    """Boot once where all of the image is, so that its profile is known there."""
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
+    argv += ["--cpu", str(rig.bench.cpu)]
+    log, errors = place / "record.log", place / "record.err"
+    with Console([*map(str, argv)], log=log, errors=errors) as console:
+        console.expect(PROMPT, LIMIT)
+        console.send_line("poweroff")
+        console.wait(LIMIT)
+
+
+def _first_boots(rig: Rig, link: str) -> Boot:
+    """Boots of readers who have nothing yet."""
+
+    @contextmanager
+    def boot(place: Path, _limit: float) -> Iterator[Console]:
+        with (
+            node_on(rig.bench, rig.reader, place / "home") as home,
+            boot_link(rig, link, home, place) as console,
+        ):
+            yield console
+
+    return boot
 
 
 @contextmanager
@@ -67,5 +93,8 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
 
 COLD = Contender(
     "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _cold
+)
+PROFILED = Contender(
+    "p2pcloop-profile", "the same of a version that has a profile attached", _profiled
 )
 WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)
