@@ -58,3 +58,22 @@ def test_an_unknown_torrent_is_refused(nodes: Nodes) -> None:
     node = nodes.start()
     with pytest.raises(NotHereError):
         node.call("stream", ranges=[[b"x" * 20, 0, 1]])
+
+
+def test_a_reader_of_a_slow_link_is_told_how_fast_it_is(nodes: Nodes, content: bytes) -> None:
+    publisher, reader = nodes.start("upload_limit = 30000"), nodes.start()
+    published = publisher.publish(content)
+    reader.call("resolve", ref=published["link"])
+    told: list[dict[str, Any]] = []
+
+    def take(event: str, fields: dict[str, Any]) -> None:
+        if event == "slow":
+            told.append(fields)
+
+    with reader.connect() as client:
+        torrent = published["torrent"]
+        client.call("layout", torrent=torrent)
+        client.call("read", take, torrent=torrent, offset=0, length=120_000, heal=False)
+    assert told
+    assert 0 < told[-1]["rate"] < 60_000
+    assert told[-1]["peers"] == publisher.call("status")["listen"]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloop.protocol.waiting import describe_waiting
+from p2pcloop.protocol.waiting import describe_slow, describe_waiting
 
 _log = logging.getLogger(__name__)
+
+_TELL_SECONDS = 10.0
+"""Between two lines about a slow link: a guest's terminal is the guest's."""
 
 
 class Caller(Protocol):
@@ -47,6 +52,7 @@ class Supplier:
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
         self.waits: list[float] = []
+        self._told = -math.inf
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`."""
@@ -88,11 +94,15 @@ class Supplier:
     async def _read(self, wanted: ByteRange) -> bytes:
         parts = []
         for part in wanted.parts():
-            answer = await self._client.call("read", _log_waiting, **asdict(part))
+            tell = partial(self._tell, wanted.length)
+            answer = await self._client.call("read", tell, **asdict(part))
             parts.append(answer["data"])
         return b"".join(parts)
 
-
-def _log_waiting(event: str, fields: dict[str, Any]) -> None:
-    if event == "waiting":
-        _log.warning("the guest waits: %s", describe_waiting(fields))
+    def _tell(self, length: int, event: str, fields: dict[str, Any]) -> None:
+        """Tell the user that the guest waits: what for, from whom, how fast; once in a while."""
+        if event == "waiting":
+            _log.warning("the guest waits: %s", describe_waiting(fields))
+        elif event == "slow" and time.monotonic() - self._told >= _TELL_SECONDS:
+            self._told = time.monotonic()
+            _log.warning("the guest waits for %s", describe_slow(fields, length))

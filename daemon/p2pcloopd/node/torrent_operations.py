@@ -14,7 +14,7 @@ from p2pcloop.units import MAX_IMAGE_SIZE
 from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.fill import fill as fill_torrent
 from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
-from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_if_waiting
+from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_how_fast, tell_if_waiting
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 
@@ -59,7 +59,7 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
         await call.hold(length)
         return {"data": data}
     bring = partial(torrent.bring, offset, length, heal=heal)
-    await tell_if_waiting(torrent, call, node.config.waiting_after, bring)
+    await tell_how_fast(torrent, call, node.config.waiting_after, bring)
     await call.hold(length)  # of the answer alone: who waits for peers takes no room from others
     return {"data": await torrent.read(offset, length)}
 
