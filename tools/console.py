@@ -27,6 +27,10 @@ class ConsoleError(Exception):
     """The program at the other end ended, or did not say in time what was waited for."""
 
 
+class NotInTimeError(ConsoleError):
+    """The program runs on, but did not say in time what was waited for."""
+
+
 class Console:
     """A child process on a pseudo-terminal; its standard error goes to a file of its own.
 
@@ -91,13 +95,14 @@ class Console:
         """Wait until the output since the last match matches `pattern`; forget what led up to it.
 
         Raises:
-            ConsoleError: the program ended, or `timeout` seconds passed, without it.
+            NotInTimeError: `timeout` seconds passed without it.
+            ConsoleError: the program ended without it.
         """
         deadline = time.monotonic() + timeout
         while not (match := re.search(pattern, self._unread)):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise ConsoleError(f"no {pattern!r} on the console within {timeout:.0f} s")
+                raise NotInTimeError(f"no {pattern!r} on the console within {timeout:.0f} s")
             if not self._read(left):
                 raise ConsoleError(f"the console ended before it showed {pattern!r}")
         self._unread = self._unread[match.end() :]

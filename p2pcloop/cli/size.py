@@ -22,4 +22,19 @@ class _Size(click.ParamType[int]):
             self.fail(str(err), param, ctx)
 
 
+class _Fill(_Size):
+    """A size is that many bytes a second, `full` is 0 for as many as come, `off` is -1."""
+
+    name = "fill"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """See `click.ParamType.convert`."""
+        if value in ("off", "full"):
+            return -1 if value == "off" else 0
+        return max(1, super().convert(value, param, ctx))
+
+
 SIZE = _Size()
+FILL = _Fill()

@@ -24,15 +24,15 @@ class ImageDevice:
     Attributes:
         image: what lies below.
         overlay: what was changed, or None.
+        touches: is told what is read of the image, or None.
     """
 
     def __init__(
         self, image: MergedImage, overlay: Overlay | None = None, touches: Touches | None = None
     ) -> None:
-        """`touches` is told what is read of the image."""
         self.image = image
         self.overlay = overlay
-        self._touches = touches
+        self.touches = touches
 
     @property
     def size(self) -> int:
@@ -143,9 +143,9 @@ class ImageDevice:
         return self.image.read_into(offset, length, scatter)
 
     def _note(self, offset: int, length: int) -> None:
-        if self._touches is not None and self._touches.noting:
+        if self.touches is not None and self.touches.noting:
             first = offset // BLOCK_SIZE
-            self._touches.note(first, -(-(offset + length) // BLOCK_SIZE) - first)
+            self.touches.note(first, -(-(offset + length) // BLOCK_SIZE) - first)
 
     def _edges(
         self, offset: int, end: int, before: int, after: int

@@ -57,6 +57,10 @@ class MergedImage:
         """Distinct chunks decoded so far."""
         return len(self._touched)
 
+    def touched(self, layer: int, number: int) -> bool:
+        """Whether a chunk of a layer was decoded so far."""
+        return layer << 32 | number in self._touched
+
     def read_into(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
         """Fill the next `length` bytes of `scatter` with the image's bytes from `offset` on.
 

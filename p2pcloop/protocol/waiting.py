@@ -1,8 +1,10 @@
-"""The control protocol's event `waiting` in words (docs/formats/control.md)."""
+"""The control protocol's events `waiting` and `slow` in words (docs/formats/control.md)."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from p2pcloop.units import format_size
 
 
 def describe_waiting(fields: dict[str, Any]) -> str:
@@ -10,3 +12,9 @@ def describe_waiting(fields: dict[str, Any]) -> str:
     what = "no peer sends anything" if fields["connected"] else "no peer reachable"
     peers = ", ".join(map(str, fields["tried"])) or "none: no peer is known"
     return f"{what} for {fields['seconds']:.0f} s, still trying; peers tried: {peers}"
+
+
+def describe_slow(fields: dict[str, Any], length: int) -> str:
+    """Say what a `slow` event says, of a read of `length` bytes."""
+    peers = ", ".join(map(str, fields["peers"])) or "its peers"
+    return f"{format_size(length)}, {format_size(fields['rate'])}/s from {peers}"

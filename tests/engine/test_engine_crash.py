@@ -16,6 +16,7 @@ import trio
 from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.saver import RETRY_SECONDS
 from tests.support.engines import Nodes
 
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import trio
 from p2pcloopd.engine.engine import open_engine
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.settings import EngineSettings
 
 
@@ -38,7 +40,7 @@ async def main(store, info_hash, host, port):
         await torrent.read(10 * 16384, 7 * 16384)
         await torrent.save()
         print("saved", flush=True)
-        await torrent.fetch_all(lambda done, total: print(done, flush=True))
+        await fetch_all(torrent, lambda done, total: print(done, flush=True))
         await trio.sleep_forever()
 
 
@@ -84,7 +86,7 @@ async def test_sigkill(nodes: Nodes, content: bytes, tmp_path: Path, enough: int
             (torrent,) = reader.torrents
             assert torrent.have_bytes == len(here) * PIECE
             with trio.fail_after(PATIENCE):
-                await torrent.fetch_all()
+                await fetch_all(torrent)
                 assert await torrent.read(0, len(content)) == content
             (statistics,) = (await reader.statistics()).torrents
             assert statistics.traffic.payload_received == len(content) - len(here) * PIECE
@@ -108,7 +110,7 @@ async def test_no_room_for_the_metadata_and_room_again(nodes: Nodes, content: by
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         with trio.fail_after(PATIENCE):
             assert await torrent.read(0, len(content)) == content
-            await torrent.fetch_all()
+            await fetch_all(torrent)
         assert torrent.usable()
 
 
@@ -124,7 +126,7 @@ async def test_disk_full_and_room_again(nodes: Nodes, content: bytes) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
             try:
                 with pytest.raises(StorageError) as caught:
-                    await torrent.fetch_all()
+                    await fetch_all(torrent)
                 assert caught.value.errno == errno.EFBIG
                 with pytest.raises(StorageError):
                     await torrent.read(100 * PIECE, PIECE)
@@ -137,7 +139,7 @@ async def test_disk_full_and_room_again(nodes: Nodes, content: bytes) -> None:
                     break
                 except StorageError:
                     await trio.sleep(0.1)
-            await torrent.fetch_all()
+            await fetch_all(torrent)
             assert await torrent.read(0, len(content)) == content
     pack = nodes.files("2", seeded.info_hash) / "pack"
     assert pack.read_bytes() == content[50_001:]

@@ -14,6 +14,7 @@ import trio.testing
 
 from p2pcloop.errors import CorruptError, MismatchError
 from p2pcloop.store.have import HaveFile
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip, open_at, until
@@ -27,7 +28,7 @@ async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
-            await torrent.fetch_all()
+            await fetch_all(torrent)
             pack = nodes.files("2", seeded.info_hash) / "pack"
             offset = 60 * PIECE + 77
             flip(pack, offset - 50_001)
@@ -107,7 +108,7 @@ async def test_peer_that_lies(
                     await until(lambda: any("wrong bytes" in str(p) for p in torrent.peers.tried()))
                     await torrent.add_sources(Sources(peers=tuple(honest.listen_ports)))
                 assert await torrent.read(0, len(content)) == content
-                await torrent.fetch_all()
+                await fetch_all(torrent)
         assert "sent wrong bytes" in caplog.text
         assert torrent.usable()
         pack = nodes.files("2", seeded.info_hash) / "pack"
@@ -136,7 +137,7 @@ async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> Non
                         with pytest.raises(CorruptError, match="changed since it was seeded"):
                             await seeded.read(offset, PIECE, heal=True)
                         await torrent.add_sources(Sources(peers=tuple(other.listen_ports)))
-                    await torrent.fetch_all()
+                    await fetch_all(torrent)
                     assert await torrent.read(offset, PIECE) == content[offset:][:PIECE]
     assert hashlib.sha256(source.pack.read_bytes()).digest() == changed
     assert source.pack.stat().st_mtime_ns == mtime
@@ -209,7 +210,7 @@ async def test_changed_file_that_was_served_is_served_again_once_it_is_back(
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(torrent.fetch_all)
+                nursery.start_soon(fetch_all, torrent)
                 await until(lambda: not seeded.usable())
                 assert have.read_bytes() == before
                 assert await seeder.seed(nodes.source("1", content).staging) is seeded
@@ -243,7 +244,7 @@ async def test_what_was_fetched_gives_no_way_to_a_file_that_may_change(
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
-            await torrent.fetch_all()
+            await fetch_all(torrent)
         assert await reader.seed(nodes.source("2", content).staging) is torrent
         assert not (nodes.files("2", seeded.info_hash) / "pack").is_symlink()
 
@@ -256,7 +257,7 @@ async def test_torn_have_file_means_nothing_is_here(
         async with nodes.open("2") as reader:
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
             with trio.fail_after(PATIENCE):
-                await torrent.fetch_all()
+                await fetch_all(torrent)
         have = tmp_path / "2" / "torrents" / seeded.info_hash.hex() / "have"
         os.truncate(have, 20)
         async with nodes.open("2") as reader:
@@ -281,7 +282,7 @@ async def test_lost_end_of_a_file_is_noticed(
         async with nodes.open("2") as reader:
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
             with trio.fail_after(PATIENCE):
-                await torrent.fetch_all()
+                await fetch_all(torrent)
         os.truncate(nodes.files("2", seeded.info_hash) / "pack", 1_000_000)
         async with nodes.open("2") as reader:
             await reader.restore()

@@ -18,6 +18,7 @@ from p2pcloop.store.have import HaveView
 from p2pcloopd.engine import holes
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.engine import Engine
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.holes import allocated, needed
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
@@ -72,7 +73,7 @@ async def fetched(nodes: Nodes, seeder: Engine, reader: Engine, content: bytes) 
     seeded = await seeder.seed(nodes.source("1", content).staging)
     torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
     with trio.fail_after(PATIENCE):
-        await torrent.fetch_all()
+        await fetch_all(torrent)
     return torrent
 
 
@@ -107,7 +108,7 @@ async def test_what_is_evicted_is_fetched_again_and_nothing_else(
             assert await torrent.read(55 * PIECE - 5, 10) == content[55 * PIECE - 5 :][:10]
             assert await torrent.read(9 * PIECE, 2 * PIECE) == content[9 * PIECE : 11 * PIECE]
             assert await torrent.read(0, len(content)) == content
-            await torrent.fetch_all()
+            await fetch_all(torrent)
         assert torrent.usable()
         # Counted since the swarm was joined again.
         assert torrent.traffic().payload_received == len(content) - left

@@ -14,6 +14,7 @@ from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine import peers, settings
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, until
 
@@ -152,7 +153,7 @@ async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         reports: list[tuple[int, int]] = []
         with trio.fail_after(PATIENCE):
-            await torrent.fetch_all(lambda done, total: reports.append((done, total)))
+            await fetch_all(torrent, lambda done, total: reports.append((done, total)))
         assert reports[-1] == (len(content), len(content))
         assert reports == sorted(reports)
         with HaveView(tmp_path / "2/torrents" / seeded.info_hash.hex() / "have") as view:
@@ -176,7 +177,7 @@ async def test_demand_overtakes_background(nodes: Nodes, content: bytes) -> None
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(torrent.fetch_all)
+                nursery.start_soon(fetch_all, torrent)
                 assert await torrent.read(100 * PIECE, PIECE) == content[100 * PIECE : 101 * PIECE]
         assert torrent.usable()
 
@@ -254,6 +255,6 @@ async def test_lost_news_are_made_up_for(
         with trio.fail_after(PATIENCE):
             await torrent.metadata()
             assert await torrent.read(0, len(content)) == content
-            await torrent.fetch_all()
+            await fetch_all(torrent)
         assert torrent.usable()
     assert "news were lost" in caplog.text

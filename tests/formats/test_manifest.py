@@ -25,6 +25,7 @@ from p2pcloop.formats.manifest import (
     sign_manifest,
 )
 from p2pcloop.formats.packing import pack_canonical, unpack_canonical
+from p2pcloop.formats.profile import MAX_TOUCHES_SIZE, Touch, pack_touches
 
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 KEY = PRIVATE.public_key().public_bytes_raw()
@@ -139,6 +140,32 @@ def test_signed_lies_of_format_2_are_refused(changes: dict[str, Any], message: s
         open_manifest(sign(fields_of(GOLDEN_2) | changes))
 
 
+PROFILED = replace(MANIFEST_2, profile=pack_touches([Touch(0, 3, 0), Touch(9, 1, 12)]))
+
+
+def test_format_3_is_written_where_there_is_a_profile() -> None:
+    signed = sign_manifest(PROFILED, PRIVATE)
+    assert fields_of(signed)["format"] == 3
+    assert open_manifest(signed).manifest == PROFILED
+    assert open_manifest(signed).manifest.image_id == MANIFEST_2.image_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "unknown fields"),
+        ({"profile": b""}, "second spelling"),
+        ({"profile": b"garbage"}, "damaged"),
+        ({"profile": bytes(MAX_TOUCHES_SIZE + 1)}, "longer than"),
+        ({"profile": pack_touches([Touch(1 << 32, 1, 0)])}, "does not have"),
+    ],
+)
+def test_signed_lies_of_format_3_are_refused(changes: dict[str, Any], message: str) -> None:
+    fields = fields_of(sign_manifest(PROFILED, PRIVATE))
+    with pytest.raises(FormatError, match=message):
+        open_manifest(sign(fields | changes))
+
+
 def test_the_image_id_names_size_and_layers_and_nothing_else() -> None:
     digest = hashlib.sha256(b"p2pcloop image 1\0" + (600 << 20).to_bytes(8, "little"))
     digest.update(LAYERS[0].layer_id + LAYERS[1].layer_id)
@@ -212,7 +239,7 @@ def test_cut_off_anywhere_or_followed_by_something() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "of format 3; this program reads 1 and 2"),
+        ({"format": 4}, "of format 4; this program reads 1 and 2 and 3"),
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"extra": 1}, "unknown fields: 'extra'"),

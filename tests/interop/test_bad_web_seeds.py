@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.record import Sources
 from tests.support.engines import Nodes, until
 from tests.support.static_server import Fault, misbehaving
@@ -51,6 +52,6 @@ async def test_another_source_is_used(fault: Fault, tmp_path: Path) -> None:
                 await torrent.add_sources(Sources(peers=tuple(seeder.listen_ports)))
                 for piece in random.Random(5).sample(range(59), 12):
                     await read(piece)
-                await torrent.fetch_all()
+                await fetch_all(torrent)
                 await until(lambda: 7 in got)
             assert got == {piece: CONTENT[piece * PIECE :][:PIECE] for piece in got}

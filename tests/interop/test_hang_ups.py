@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, until
 from tests.support.foreign import (
@@ -62,7 +63,7 @@ async def test_a_pause(client: Callable[[], AbstractContextManager[Client]], nod
                 got = await torrent.read(piece * PIECE, PIECE)
                 assert got == CONTENT[piece * PIECE :][:PIECE]
                 await gone(torrent)
-            await torrent.fetch_all()
+            await fetch_all(torrent)
 
 
 async def test_a_reader_that_wants_nothing_yet(nodes: Nodes) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.record import Sources
 from tests.support.engines import Nodes, until
 from tests.support.mute_peer import Manner, mute_peer
@@ -45,7 +46,7 @@ async def test_another_source_is_used(manner: Manner, tmp_path: Path) -> None:
                     for piece in random.Random(5).sample(range(PIECES - 1), 12):
                         await read(piece)
                     await until(lambda: 3 in got)
-                    await torrent.fetch_all()
+                    await fetch_all(torrent)
             assert got == {piece: CONTENT[piece * PIECE :][:PIECE] for piece in got}
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from tools.benchmarks import (
@@ -28,11 +24,11 @@ from tools.benchmarks import (
     startup,
     upgrade,
 )
-from tools.benchmarks.guests import pinned_cpu
-from tools.benchmarks.harness import Bench, Outcome, Result, run_measure
+from tools.benchmarks.harness import Outcome, Result, run_measure
+from tools.benchmarks.links import command as links
 from tools.benchmarks.machine import machine_facts
+from tools.benchmarks.session import opened_bench, screen, write_report
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
 MEASURES = {
     measure.name: measure
     for measure in (
@@ -51,6 +47,9 @@ MEASURES = {
         startup.HELP,
     )
 }
+
+SUITES = {"links": links.main}
+"""Measures over slow links, with options of their own; named first, and alone."""
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -101,39 +100,29 @@ def _figures(outcome: Outcome) -> tuple[str, str, str]:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; 0 when every bar is reached."""
-    options = parse(args)
+    words = sys.argv[1:] if args is None else args
+    if words and words[0] in SUITES:
+        return SUITES[words[0]](words[1:])
+    options = parse(words)
     wanted = [MEASURES[name] for name in options.measures or MEASURES]
-    screen = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = screen()
 
     def tell(text: str) -> None:
-        screen.print(text, markup=False)
+        console.print(text, markup=False)
 
-    built = subprocess.run(
-        [CHECKOUT / "tools/build-image"], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if built.returncode != 0:
-        return 1
-    cloop = CHECKOUT / built.stdout.strip()
-    target = CHECKOUT / "build/bench"
-    target.mkdir(parents=True, exist_ok=True)
     results = []
-    # A short name: sockets in it must keep within 108 bytes.
-    with tempfile.TemporaryDirectory(prefix="w-", dir=target) as work:
-        program = CHECKOUT / ".venv/bin/p2pcloop"
-        bench = Bench(cloop.with_suffix(".img"), cloop, program, Path(work), pinned_cpu())
+    with opened_bench() as bench:
         facts = machine_facts(bench)
         for number, measure in enumerate(wanted):
-            place = Path(work) / str(number)
+            place = bench.work / str(number)
             place.mkdir()
-            own = Bench(bench.image, bench.cloop, bench.p2pcloop, place, bench.cpu)
+            own = replace(bench, work=place)
             results.append(run_measure(measure, own, options.rounds, tell))
-    now = datetime.now(UTC)
-    report = options.json or target / f"{now:%Y%m%d-%H%M%S}.json"
-    told = {"when": now.isoformat(), "machine": facts, "rounds": options.rounds}
-    report.write_text(json.dumps(told | {"results": [r.as_json() for r in results]}, indent=1))
+    told = {"machine": facts, "rounds": options.rounds}
+    report = write_report(told | {"results": [r.as_json() for r in results]}, options.json)
     for key, value in facts.items():
         tell(f"{key}: {value}")
-    screen.print(show(results))
+    console.print(show(results))
     tell(f"written to {report}")
     reached = all(not r.error and all(o.reached for o in r.outcomes) for r in results)
     return 0 if reached else 1

@@ -6,25 +6,18 @@ read, and the compressed sizes of the cloop blocks that these touch are added up
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.benchmarks.guests import (
-    LIMIT,
-    PROMPT,
-    boot_initramfs,
-    disk_arguments,
-    guest,
-)
+from tools.benchmarks.guests import LIMIT, PROMPT
 from tools.benchmarks.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from tools.benchmarks.processes import Argument, fresh_copy, node, seeding, server, tail
+from tools.benchmarks.processes import node, seeding, tail
+from tools.benchmarks.trace import record
 from tools.boot_report import ReportError, read_report
 from tools.console import Console, ConsoleError
 
-_READ = re.compile(r" Read id=\d+ offset=0x([0-9a-f]+) count=0x([0-9a-f]+)")
 _HEADER = 128  # a cloop file begins with a shell script of this size; then two 32-bit numbers
 
 
@@ -49,38 +42,7 @@ def _to_the_end(console: Console) -> None:
 
 
 def _traced(bench: Bench) -> Values:
-    copy, log = bench.work / "copy.img", bench.work / "reads.log"
-    nbd, socket = bench.work / "nbd.sock", bench.work / "qsd.sock"
-    log.unlink(missing_ok=True)
-    fresh_copy(bench.image, copy)
-    serve: list[Argument] = [
-        "nbdkit",
-        "-f",
-        "-U",
-        nbd,
-        "--filter=log",
-        "file",
-        copy,
-        f"logfile={log}",
-    ]
-    export: list[Argument] = [
-        *("qemu-storage-daemon", "--blockdev"),
-        f"driver=nbd,node-name=disk,server.type=unix,server.path={nbd}",
-        "--export",
-        f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={socket},writable=on",
-    ]
-    with (
-        server(serve, nbd, bench.work / "nbdkit.log"),
-        server(export, socket, bench.work / "qsd.log"),
-        guest(
-            bench, disk_arguments(socket, boot_initramfs(bench)), bench.work / "traced.log"
-        ) as console,
-    ):
-        _to_the_end(console)
-    found = _READ.findall(log.read_text())
-    if not found:
-        raise BenchError(f"nbdkit's log {log} tells no reads")
-    reads = [(int(offset, 16), int(count, 16)) for offset, count in found]
+    reads = [(read.offset, read.length) for read in record(bench, _to_the_end)]
     return {"bytes": touched_bytes(bench.cloop, reads), "read": sum(n for _, n in reads)}
 
 

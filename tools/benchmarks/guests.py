@@ -50,12 +50,18 @@ def reads_initramfs(bench: Bench) -> Path:
 
 
 @contextmanager
-def guest(bench: Bench, arguments: Sequence[Argument], log: Path) -> Iterator[Console]:
-    """Run a guest, pinned, with its console; it is killed when the context is left."""
+def guest(
+    bench: Bench, arguments: Sequence[Argument], log: Path, inside: Sequence[str] = ()
+) -> Iterator[Console]:
+    """Run a guest, pinned, with its console; it is killed when the context is left.
+
+    Args:
+        inside: words before its command (`nsenter ...`), for one in namespaces of its own.
+    """
     kernel = find_kernel()
     # UML's watcher of the terminal's size leaves its process group and outlives it: only the end
     # of a process namespace ends all of it.
-    argv = ["bwrap", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/"]
+    argv = [*inside, "bwrap", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/"]
     argv += ["taskset", "-c", str(bench.cpu), str(kernel.path), "mem=512M", f"uml_dir={bench.work}"]
     argv += ["con=null", "con0=fd:0,fd:1", "console=tty0", "noreboot", *map(str, arguments)]
     console = Console(

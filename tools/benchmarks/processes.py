@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,26 @@ def server(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the context is left; enter it once its `socket` is there."""
     socket.unlink(missing_ok=True)
+    with serving(argv, socket.exists, log, limit=limit) as process:
+        yield process
+
+
+@contextmanager
+def serving(
+    argv: Sequence[Argument], ready: Callable[[], bool], log: Path, *, limit: float = 30
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the context is left; enter it once it is `ready`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + limit
-        while not socket.exists():
+        while not ready():
             if process.poll() is not None:
                 raise BenchError(f"{argv[0]} ended with {process.returncode}: {tail(log)}")
             if time.monotonic() > deadline:
-                raise BenchError(f"{argv[0]} made no socket within {limit:.0f} s: {tail(log)}")
+                raise BenchError(f"{argv[0]} was not ready within {limit:.0f} s: {tail(log)}")
             time.sleep(0.01)
         yield process
     finally:

@@ -19,10 +19,12 @@ import trio
 from p2pcloop.errors import StorageError
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.profile import Touch
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.image.stored import StoredImage
+from p2pcloop.image.touches import Touches
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
@@ -31,7 +33,9 @@ from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.booted import tell_booted
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
-from p2pcloopd.block.source import LocalBackend, StoredBackend, Supplier
+from p2pcloopd.block.prefetch import Prefetch
+from p2pcloopd.block.source import LocalBackend, StoredBackend
+from p2pcloopd.block.supplier import Supplier
 from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.control_client import ReconnectingClient
 from p2pcloopd.unix_listener import unix_listener
@@ -51,6 +55,10 @@ class BlockServerSpec:
         once: end when the first vhost-user front end has gone.
         cache_size: bytes of decoded chunks that are kept.
         secret: what opens a private image.
+        profile: what is read ahead of the front end, in this order.
+        fill: bytes a second at which all else is brought here when there is time, 0 for as many as
+            come; None for not at all.
+        note_touches: whether what is read first is noted, for a profile.
     """
 
     home: Home
@@ -61,6 +69,9 @@ class BlockServerSpec:
     once: bool = False
     cache_size: int = DEFAULT_CACHE_SIZE
     secret: bytes | None = field(default=None, repr=False)
+    profile: tuple[Touch, ...] = ()
+    fill: int | None = None
+    note_touches: bool = False
 
 
 _log = logging.getLogger(__name__)
@@ -81,7 +92,8 @@ async def serve(
         stopped: awaited; when it returns, serving ends.
 
     Returns:
-        What was read, for a boot's report.
+        What was read, for a boot's report; `image_id` and `touches` (first block, blocks,
+        monotonic seconds) for its profile.
 
     Raises:
         MismatchError, BusyError: the overlay is of another image, or open elsewhere.
@@ -94,6 +106,8 @@ async def serve(
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
         backend = await _open(spec, nursery, stack, ready)
+        if isinstance(backend, StoredBackend):
+            nursery.start_soon(_read_ahead, spec, backend)
         try:
             await _serve_front_ends(spec, backend, listeners)
         finally:
@@ -152,7 +166,7 @@ def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> LocalBac
     image = open_local(file, spec.home.indexes, _no_progress, cache_size=spec.cache_size)
     overlay = _open_overlay(spec, image.image_id, image.size)
     ready()
-    return LocalBackend(ImageDevice(image, overlay))
+    return LocalBackend(ImageDevice(image, overlay, _touches(spec)))
 
 
 async def _open_stored(
@@ -182,7 +196,8 @@ async def _open_stored(
             async def tell() -> None:
                 await tell_booted(spec.home, lease, stored.used())
 
-            return StoredBackend(ImageDevice(image, overlay), supplier, tell)
+            device = ImageDevice(image, overlay, _touches(spec))
+            return StoredBackend(device, supplier, Prefetch(device, client, supplier), tell)
 
 
 def _open_overlay(
@@ -221,13 +236,30 @@ async def _serve_front_ends(spec: BlockServerSpec, backend: Backend, listeners: 
             nursery.cancel_scope.cancel()
 
 
+def _touches(spec: BlockServerSpec) -> Touches | None:
+    return Touches() if spec.note_touches else None
+
+
+async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
+    """Bring what the front end is expected to read, then the rest, if that is wanted."""
+    await backend.prefetch.run(spec.profile)
+    if spec.fill is not None and isinstance(spec.image, SignedManifest):
+        await backend.prefetch.fill(spec.image.manifest.layers, spec.fill)
+
+
 def _report(backend: LocalBackend | StoredBackend) -> dict[str, Any]:
-    image = backend.device.image
-    return {
-        "chunks_touched": image.chunks_touched,
-        "bytes_touched": image.bytes_touched,
-        "waits": _waits(backend.supplier.waits if isinstance(backend, StoredBackend) else []),
+    device = backend.device
+    report: dict[str, Any] = {
+        "chunks_touched": device.image.chunks_touched,
+        "bytes_touched": device.image.bytes_touched,
+        "waits": _waits([]),
+        "image_id": device.image.image_id,
+        "touches": [] if device.touches is None else list(map(list, device.touches.found)),
     }
+    if isinstance(backend, StoredBackend):
+        report["waits"] = _waits(backend.supplier.waits)
+        report["prefetched"] = backend.prefetch.report()
+    return report
 
 
 def _waits(seconds: list[float]) -> dict[str, Any]:

@@ -17,20 +17,28 @@ class Demand:
 
     Attributes:
         spare: held by what uses spare time.
+        some: set while a reader waits; replaced when none does any more.
     """
 
     def __init__(self) -> None:
         self.spare = trio.Semaphore(MAX_SPARE)
         self._waiting = 0
         self._waited_at = -math.inf
+        self.some = trio.Event()
         self._none = trio.Event()
         self._none.set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reader waits."""
+        return self._waiting > 0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Say that a reader waits, while the context lasts."""
         if not self._waiting:
             self._none = trio.Event()
+            self.some.set()
         self._waiting += 1
         try:
             yield
@@ -39,6 +47,7 @@ class Demand:
             self._waited_at = trio.current_time()
             if not self._waiting:
                 self._none.set()
+                self.some = trio.Event()
 
     async def quiet(self, seconds: float, since: float) -> None:
         """Wait until no reader has waited for so long, counted from `since` at the earliest."""

@@ -31,6 +31,7 @@ class Engine:
 
     Attributes:
         dht: the DHT, or None where the user did not turn it on.
+        demand: the readers of all torrents.
         on_saved: called when more of a torrent has become durable.
     """
 
@@ -44,7 +45,7 @@ class Engine:
         self.on_saved: Callable[[], None] = lambda: None
         self._torrents: dict[bytes, Torrent] = {}
         self._adding = trio.Lock()
-        self._demand = Demand()
+        self.demand = Demand()
         self._nursery: trio.Nursery
 
     @property
@@ -211,7 +212,7 @@ class Engine:
         torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
         torrent.elsewhere = elsewhere
         torrent.saver.on_saved = self._tell_saved
-        torrent.transfer.demand = self._demand
+        torrent.transfer.demand = self.demand
         swarm.attach(torrent, self._nursery)
         await torrent.start(sources)
         self._torrents[info_hash] = torrent

@@ -145,6 +145,11 @@ class Peers:
         connected = bool(self._connected & addresses)
         return PeerTried(format_peer(peer), connected, errors[-1] if errors else None)
 
+    @property
+    def rate(self) -> float:
+        """Bytes a second that came when bytes came last."""
+        return self._rate
+
     def window(self) -> int:
         """Bytes that may be asked for in the background: what comes in a fifth of a second."""
         return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))

@@ -1,4 +1,7 @@
-"""Who waits for which piece. Two readers of one piece share one fetch."""
+"""Who waits for which piece. Two readers of one piece share one fetch.
+
+Some wait because a guest does, others ahead of it: a piece is as urgent as its most urgent reader.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,11 @@ STALL_SECONDS = 1
 
 @dataclass(slots=True)
 class _Wanted:
-    """One piece that is being brought, how many readers wait for it, and whether one keeps it."""
+    """One piece that is being brought, how many readers wait for it, whether one of them has
+    somebody waiting (`urgent`), and whether one keeps it."""
 
     readers: int = 0
+    urgent: bool = False
     kept: bool = False
     done: trio.Event = field(default_factory=trio.Event)
     data: bytes | None = None
@@ -32,7 +37,7 @@ class Pieces:
     """The waiting readers of one torrent, and the pieces that came lately.
 
     Args:
-        raise_: called with pieces that nobody wanted before and somebody wants now.
+        raise_: called with pieces that nobody wanted before, or nobody so urgently.
         lower: called with pieces that somebody wanted and nobody wants any more.
         stall: called with the pieces that a read lacks when it stalls, once a read.
     """
@@ -58,13 +63,21 @@ class Pieces:
     def __contains__(self, piece: int) -> bool:
         return piece in self._wanted
 
-    async def get(self, pieces: Iterable[int], *, keep: bool = True) -> dict[int, bytes | None]:
+    def urgent(self, piece: int) -> bool:
+        """Whether somebody waits for a piece who is kept by it now, not only ahead of a need."""
+        wanted = self._wanted.get(piece)
+        return wanted is not None and wanted.urgent
+
+    async def get(
+        self, pieces: Iterable[int], *, keep: bool = True, ahead: bool = False
+    ) -> dict[int, bytes | None]:
         """Wait for pieces; None stands for one that is in the files by now.
 
         Cancellation lets go of those that nobody else waits for.
 
         Args:
             keep: if false, only wait: no piece is kept in memory for this caller.
+            ahead: nobody is kept waiting yet; a reader who is comes first.
 
         Raises:
             P2pcloopError: what `fail` was told.
@@ -77,12 +90,13 @@ class Pieces:
                 self._recent.move_to_end(piece)
                 found[piece] = self._recent[piece] if keep else None
                 continue
-            if piece not in self._wanted:
-                self._wanted[piece] = _Wanted()
+            known = piece in self._wanted
+            wanted = waits[piece] = self._wanted.setdefault(piece, _Wanted())
+            if not known or not (ahead or wanted.urgent):
                 fresh.append(piece)
-            waits[piece] = self._wanted[piece]
-            waits[piece].readers += 1
-            waits[piece].kept |= keep
+            wanted.readers += 1
+            wanted.urgent |= not ahead
+            wanted.kept |= keep
         try:
             if fresh:
                 self._raise(fresh)

@@ -28,20 +28,24 @@ class Reads:
         self._mend = mend
         self._under_way: set[trio.Event] = set()
 
-    async def read(self, offset: int, length: int, pieces: range, missing: list[int]) -> bytes:
+    async def read(
+        self, offset: int, length: int, pieces: range, missing: list[int], *, ahead: bool = False
+    ) -> bytes:
         """Read a range, of whose pieces some were missing a moment ago. Errors: `Torrent.read`."""
         stored = self._transfer.stored
         if not missing:
             return await self._from_files(stored.content.read, offset, length)
-        fetched = await self.fetch(missing, keep=True)
+        fetched = await self.fetch(missing, keep=True, ahead=ahead)
         data = [fetched.get(piece) or await self._read_piece(piece) for piece in pieces]
         start = offset - pieces[0] * stored.layout.piece_length
         return b"".join(data)[start : start + length]
 
-    async def fetch(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
+    async def fetch(
+        self, missing: list[int], *, keep: bool, ahead: bool = False
+    ) -> dict[int, bytes | None]:
         """Wait for pieces, as `Transfer.get`."""
         await self._mend()
-        return await self._transfer.get(missing, keep=keep)
+        return await self._transfer.get(missing, keep=keep, ahead=ahead)
 
     async def unread(self) -> None:
         """Wait until the reads of files that are under way now have ended."""

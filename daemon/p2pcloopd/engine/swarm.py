@@ -15,6 +15,9 @@ from p2pcloopd.engine.record import Peer, Sources
 DEMAND = 7
 """Priority of a piece that somebody waits for."""
 
+AHEAD = 4
+"""Priority of a piece that a reader is expected to want soon."""
+
 BACKGROUND = 1
 """Priority of a piece that is fetched because there is time."""
 
@@ -103,7 +106,7 @@ class Swarm(Protocol):
         """Leave the swarm; when it returns, nothing more is written."""
 
     def prioritize(self, pieces: Iterable[int], priority: int) -> None:
-        """Say how much pieces are wanted: `DEMAND`, `BACKGROUND` or `IDLE`.
+        """Say how much pieces are wanted: `DEMAND`, `AHEAD`, `BACKGROUND` or `IDLE`.
 
         Pieces that are here are to be `IDLE`.
         """

@@ -96,7 +96,9 @@ class Torrent:
         self.elsewhere = elsewhere
         self._offered.set()
 
-    async def read(self, offset: int, length: int, *, heal: bool = False) -> bytes:
+    async def read(
+        self, offset: int, length: int, *, heal: bool = False, ahead: bool = False
+    ) -> bytes:
         """Read verified bytes of the content, fetching what is not here.
 
         Waits as long as it takes. Cancellation stops the fetch of what nobody else waits for.
@@ -106,6 +108,7 @@ class Torrent:
             length: 1 to 16 MiB.
             heal: what is on this disk was found wrong: compare the pieces with their hashes first
                 and fetch those that differ again. If none does, the publisher made them so.
+            ahead: nobody is kept waiting: readers who are come first.
 
         Raises:
             UsageError: the range is not inside the content.
@@ -114,7 +117,7 @@ class Torrent:
             FormatError: as for `metadata`.
         """
         pieces, missing = await self._look(offset, length, heal=heal)
-        return await self._reads.read(offset, length, pieces, missing)
+        return await self._reads.read(offset, length, pieces, missing, ahead=ahead)
 
     async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
         """Wait until a read of these bytes is answered at once, keeping none of them in memory.
@@ -152,28 +155,6 @@ class Torrent:
             CorruptError: a file seeded where it lies changed since.
         """
         return await self.saver.verify(pieces)
-
-    async def fetch_all(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Fetch whatever is missing, behind any reader that waits, and make it durable.
-
-        Args:
-            progress: called with (bytes here, bytes in all) as pieces arrive.
-
-        Raises:
-            StorageError, CorruptError, FormatError: as for `read`.
-        """
-        layout = await self.metadata()
-        with self.transfer.background():
-            while not self._stored.have.complete():
-                await self.saver.mend()
-                if self._stored.have.count + self.transfer.arrived == layout.pieces:
-                    await self.saver.save()
-                    continue
-                await self.transfer.more()
-                if progress is not None:
-                    progress(self.have_bytes, layout.total_size)
-        if progress is not None:
-            progress(layout.total_size, layout.total_size)
 
     async def save(self) -> None:
         """Make every piece that has arrived durable. An error of the disk goes to the readers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import trio
@@ -15,7 +15,7 @@ from p2pcloopd.engine.holes import is_linked
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
 from p2pcloopd.engine.stored import Stored
-from p2pcloopd.engine.swarm import BACKGROUND, DEMAND, IDLE, Swarm
+from p2pcloopd.engine.swarm import AHEAD, BACKGROUND, DEMAND, IDLE, Swarm
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +116,12 @@ class Transfer:
 
     # --- those who want pieces --------------------------------------------------------------
 
-    async def get(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
+    async def get(
+        self, missing: list[int], *, keep: bool, ahead: bool = False
+    ) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
-        with self._peers.needed(), self.demand.waiting():
-            return await self.pieces.get(missing, keep=keep)
+        with self._peers.needed(), nullcontext() if ahead else self.demand.waiting():
+            return await self.pieces.get(missing, keep=keep, ahead=ahead)
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""
@@ -191,7 +193,12 @@ class Transfer:
                 self._swarm.read_piece(piece)
             else:
                 absent.append(piece)
-        self._swarm.prioritize(absent, DEMAND)
+        self._prioritize(absent)
+
+    def _prioritize(self, wanted: Collection[int]) -> None:
+        """Ask for pieces, each as urgently as it is wanted."""
+        self._swarm.prioritize([p for p in wanted if self.pieces.urgent(p)], DEMAND)
+        self._swarm.prioritize([p for p in wanted if not self.pieces.urgent(p)], AHEAD)
 
     def _lower(self, pieces: Iterable[int]) -> None:
         if self.running:
@@ -208,7 +215,7 @@ class Transfer:
         self._swarm.insist()
         # Peers are looked through at once only for a piece that was not wanted before.
         self._swarm.prioritize(absent, IDLE)
-        self._swarm.prioritize(absent, DEMAND)
+        self._prioritize(absent)
 
     # --- whoever makes them durable ---------------------------------------------------------
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import trio
 from p2pcloop.cli.options import at_option, home_option
 from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.size import SIZE
+from p2pcloop.cli.size import FILL, SIZE
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
@@ -31,8 +32,10 @@ from p2pcloop.making.local import ImageFile
 from p2pcloop.making.pack import read_start
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
+from p2pcloopd.block.server import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
+from p2pcloopd.guest.disk import disk_of, size_of
+from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.uml import run_guest
@@ -92,6 +95,17 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     metavar="FILE.json",
     help="Write what was measured to this file.",
 )
+@click.option(
+    "--fill",
+    type=FILL,
+    default="off",
+    show_default=True,
+    metavar="off|RATE|full",
+    help="Bring the rest of the image when there is time: RATE bytes a second (500K), or all.",
+)
+@click.option(
+    "--no-profile", is_flag=True, help="Read nothing ahead of the guest, and record no profile."
+)
 @at_option
 @home_option
 def command(
@@ -104,12 +118,16 @@ def command(
     console: str,
     cpu: int | None,
     report: Path | None,
+    fill: int,
     at: int,
     home: Home,
+    *,
+    no_profile: bool,
 ) -> None:
     """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux.
 
-    The image arrives while the guest runs; only what it reads crosses the wire.
+    The image arrives while the guest runs; only what it reads crosses the wire. What it reads first
+    is recorded as the image's profile, and brought ahead of the guest the next time.
     """
     outcome = Outcome(started=time.monotonic())
     logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s\r")
@@ -123,6 +141,8 @@ def command(
         target.check_secret()
     _check_root(target, overlay)
     before = _status(target)
+    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=None if fill < 0 else fill)
+    fresh = overlay is None or not overlay.exists()
     with _vhost_socket() as path:
         spec = GuestSpec(
             vhost_socket=path,
@@ -134,12 +154,14 @@ def command(
             cpu=None if cpu == -1 else last_allowed_cpu() if cpu is None else cpu,
         )
         try:
-            _boot(spec, target, overlay, home, outcome)
+            _boot(spec, disk, outcome)
         except P2pcloopError as err:
             outcome.error = err
     try:
+        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if report is not None:
-            write_report(report, image_facts(target, before, home) | outcome.facts())
+            facts = image_facts(target, before, home) | outcome.facts()
+            write_report(report, facts | {"profile": recorded})
     finally:
         # Of two errors the boot's is the one to tell.
         if outcome.error is not None:
@@ -171,24 +193,9 @@ def _check_root(target: ImageFile | StoredRef, overlay: Path | None) -> None:
         raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
 
 
-def _boot(
-    spec: GuestSpec,
-    target: ImageFile | StoredRef,
-    overlay: Path | None,
-    home: Home,
-    outcome: Outcome,
-) -> None:
+def _boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
     with bind_unix_listener(spec.vhost_socket) as listener:
-        block = BlockServerProcess(
-            BlockServerSpec(
-                home=home,
-                image=target.signed if isinstance(target, StoredRef) else target,
-                secret=target.secret if isinstance(target, StoredRef) else None,
-                overlay=TEMPORARY if overlay is None else overlay,
-                vhost_user=listener,
-                once=True,
-            )
-        )
+        block = BlockServerProcess(replace(disk, vhost_user=listener))
     with block:
         run(partial(_run, spec, block, outcome))
 

@@ -23,7 +23,11 @@ def fields_of(call: Call) -> Fields:
 
 def take_torrent(node: Node, fields: Fields) -> Torrent:
     """Take the argument `torrent`: one that is known here, or `NotHereError`."""
-    info_hash = fields.data("torrent", INFO_HASH_SIZE)
+    return known_torrent(node, fields.data("torrent", INFO_HASH_SIZE))
+
+
+def known_torrent(node: Node, info_hash: bytes) -> Torrent:
+    """The torrent of an info hash: one that is known here, or `NotHereError`."""
     torrent = node.engine.get(info_hash)
     if torrent is None:
         raise NotHereError(

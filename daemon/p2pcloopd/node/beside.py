@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -15,6 +16,9 @@ Result = TypeVar("Result")
 REPORT_SECONDS = 1
 """Between two reports of how far an operation is."""
 
+SLOW_SECONDS = 2
+"""A reader who waits so long is told how fast something comes."""
+
 
 async def tell_if_waiting(
     torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
@@ -23,25 +27,47 @@ async def tell_if_waiting(
 
     Told again every three times as long. Returns or raises what `work` does.
     """
+    return await beside(partial(_tell_stalls, torrent, call, after), work)
+
+
+async def tell_how_fast(
+    torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
+) -> Result:
+    """As `tell_if_waiting`; where it takes long, tell how fast something comes, and from whom."""
+
+    async def watch() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_tell_stalls, torrent, call, after)
+            await _tell_pace(torrent, call)
+
+    return await beside(watch, work)
+
+
+async def _tell_stalls(torrent: Torrent, call: Call, after: float) -> None:
     begun = trio.current_time()
+    pause = after
+    while True:
+        await trio.sleep(pause)
+        if torrent.peers.stalled() < after:
+            continue
+        tried = torrent.peers.tried()
+        await call.emit(
+            "waiting",
+            connected=any(peer.connected for peer in torrent.traffic().peers),
+            peers=[peer.address for peer in tried],
+            tried=[str(peer) for peer in tried],
+            seconds=int(trio.current_time() - begun),
+        )
+        pause = 3 * after
 
-    async def tell() -> None:
-        pause = after
-        while True:
-            await trio.sleep(pause)
-            if torrent.peers.stalled() < after:
-                continue
-            tried = torrent.peers.tried()
-            await call.emit(
-                "waiting",
-                connected=any(peer.connected for peer in torrent.traffic().peers),
-                peers=[peer.address for peer in tried],
-                tried=[str(peer) for peer in tried],
-                seconds=int(trio.current_time() - begun),
-            )
-            pause = 3 * after
 
-    return await beside(tell, work)
+async def _tell_pace(torrent: Torrent, call: Call) -> None:
+    while True:
+        await trio.sleep(SLOW_SECONDS)
+        traffic = torrent.traffic()
+        if traffic.down_rate:
+            giving = [peer.address for peer in traffic.peers if peer.down_rate]
+            await call.emit("slow", rate=traffic.down_rate, peers=giving)
 
 
 async def beside(

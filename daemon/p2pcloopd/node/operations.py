@@ -22,7 +22,8 @@ from p2pcloopd.node.image_operations import (
 )
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
-from p2pcloopd.node.torrent_operations import add, fetch, layout, read, verify
+from p2pcloopd.node.stream import stream
+from p2pcloopd.node.torrent_operations import add, fetch, fill, layout, read, verify
 
 
 async def status(node: Node, call: Call) -> dict[str, Any]:
@@ -49,7 +50,7 @@ async def stop(node: Node, call: Call) -> dict[str, Any]:
 OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     operation.__name__: operation
     for operation in (
-        add, layout, read, fetch, verify, seed, seed_manifest, seed_record, resolve, manifest,
-        pin, unpin, booted, released, gc, status, watch, stop,
+        add, layout, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
+        resolve, manifest, pin, unpin, booted, released, gc, status, watch, stop,
     )
 }  # fmt: skip

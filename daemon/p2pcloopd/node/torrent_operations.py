@@ -11,8 +11,10 @@ from p2pcloop.formats.link import MAX_PEERS
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fill import fill as fill_torrent
 from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
-from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_if_waiting
+from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_how_fast, tell_if_waiting
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 
@@ -57,7 +59,7 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
         await call.hold(length)
         return {"data": data}
     bring = partial(torrent.bring, offset, length, heal=heal)
-    await tell_if_waiting(torrent, call, node.config.waiting_after, bring)
+    await tell_how_fast(torrent, call, node.config.waiting_after, bring)
     await call.hold(length)  # of the answer alone: who waits for peers takes no room from others
     return {"data": await torrent.read(offset, length)}
 
@@ -81,10 +83,20 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
     async def bring() -> None:
         await torrent.metadata()
         await node.room.used(torrent)  # before it is all here: it must not go at once
-        await torrent.fetch_all()
+        await fetch_all(torrent)
 
     await beside(report, partial(tell_if_waiting, torrent, call, node.config.waiting_after, bring))
     node.room.look_again()
+    return {}
+
+
+async def fill(node: Node, call: Call) -> dict[str, Any]:
+    """Bring the whole torrent here when no reader needs the time."""
+    fields = fields_of(call)
+    torrent = take_torrent(node, fields)
+    rate = fields.integer("rate", 0, MAX_IMAGE_SIZE)
+    fields.end()
+    await fill_torrent(torrent, rate)
     return {}
 
 

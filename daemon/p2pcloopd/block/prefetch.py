@@ -1,0 +1,89 @@
+"""Reading ahead of a guest: what a profile says it will read is brought in that order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.manifest import LayerRef
+from p2pcloop.formats.profile import Touch
+from p2pcloop.image.ahead import ChunkKey, chunks_in_order, missing_chunks
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.device import ImageDevice
+from p2pcloopd.block.supplier import Caller, Supplier
+
+_log = logging.getLogger(__name__)
+
+_FEW_PAGES = 4
+"""Pages of chunk tables that are got at once, as a reader would; more come as what follows them."""
+
+
+class Prefetch:
+    """Brings the chunks of a profile ahead of the guest, in order of first touch.
+
+    Attributes:
+        came: the chunks that came so, with their stored bytes.
+    """
+
+    def __init__(self, device: ImageDevice, client: Caller, supplier: Supplier) -> None:
+        self.came: dict[ChunkKey, int] = {}
+        self._device = device
+        self._client = client
+        self._supplier = supplier
+
+    async def run(self, touches: Sequence[Touch]) -> None:
+        """Return when all is here. What goes wrong is logged: whoever reads is told anyway."""
+        try:
+            await self._bring(touches)
+        except P2pcloopError as err:
+            _log.warning("no more is read ahead of the guest: %s", err)
+
+    async def fill(self, layers: Iterable[LayerRef], rate: int) -> None:
+        """Return when all of some layers is here, brought when no reader needs the time.
+
+        Args:
+            rate: bytes a second at most, 0 for as many as come.
+        """
+        try:
+            for layer in layers:
+                await self._client.call("fill", torrent=layer.torrent, rate=rate)
+        except P2pcloopError as err:
+            _log.warning("the rest of the image is not brought here: %s", err)
+
+    async def _bring(self, touches: Sequence[Touch]) -> None:
+        image = self._device.image
+        chunks = chunks_in_order(image, self._device.overlay, touches)
+        while True:
+            try:
+                missing = missing_chunks(image, chunks)
+            except Missing as pages:
+                if len(pages.ranges) <= _FEW_PAGES:
+                    await self._supplier.supply(pages)
+                else:
+                    await self._stream(pages.ranges, {})
+            else:
+                await self._stream(list(missing), missing)
+                return
+
+    async def _stream(self, ranges: Sequence[ByteRange], chunks: dict[ByteRange, ChunkKey]) -> None:
+        def take(event: str, fields: dict[str, Any]) -> None:
+            if event == "data":
+                wanted = ranges[fields["number"]]
+                self._supplier.deliver(wanted, fields["data"])
+                if wanted in chunks:
+                    self.came[chunks[wanted]] = wanted.length
+
+        if ranges:
+            asked = [[wanted.torrent, wanted.offset, wanted.length] for wanted in ranges]
+            await self._client.call("stream", take, ranges=asked)
+
+    def report(self) -> dict[str, Any]:
+        """What came ahead of the guest, and what of it was never read; bytes as stored."""
+        touched = self._device.image.touched
+        return {
+            "chunks": len(self.came),
+            "bytes": sum(self.came.values()),
+            "unused_bytes": sum(size for key, size in self.came.items() if not touched(*key)),
+        }

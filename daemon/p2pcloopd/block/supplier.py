@@ -1,0 +1,108 @@
+"""Bringing what a device lacks from p2pcloopd."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.protocol.waiting import describe_slow, describe_waiting
+
+_log = logging.getLogger(__name__)
+
+_TELL_SECONDS = 10.0
+"""Between two lines about a slow link: a guest's terminal is the guest's."""
+
+
+class Caller(Protocol):
+    """A connection to p2pcloopd that outlives it (`ReconnectingClient`)."""
+
+    async def call(
+        self, op: str, on_event: Callable[[str, dict[str, Any]], None] | None = None, **args: object
+    ) -> dict[str, Any]:
+        """Ask for an operation and wait for its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """A range that p2pcloopd was asked for; `scope` ends the asking where it came otherwise."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class Supplier:
+    """Brings ranges from p2pcloopd; those that are wanted twice at a time are asked for once.
+
+    Attributes:
+        waits: seconds that each range took to come, in the order in which they came.
+    """
+
+    def __init__(self, client: Caller, accept: Callable[[ByteRange, bytes], None]) -> None:
+        """`accept` is given each range with its bytes, as `StoredImage.accept`."""
+        self._client = client
+        self._accept = accept
+        self._under_way: dict[ByteRange, _Asking] = {}
+        self.waits: list[float] = []
+        self._told = -math.inf
+
+    async def supply(self, missing: Missing) -> None:
+        """See `Backend.supply`."""
+        errors: list[P2pcloopError] = []
+
+        async def bring(wanted: ByteRange) -> None:
+            try:
+                await self._bring(wanted)
+            except P2pcloopError as err:
+                errors.append(err)
+
+        async with trio.open_nursery() as nursery:
+            for wanted in missing.ranges:
+                nursery.start_soon(bring, wanted)
+        if errors:
+            raise errors[0]
+
+    def deliver(self, wanted: ByteRange, data: bytes) -> None:
+        """Take a range that came without having been asked for by `supply`."""
+        self._accept(wanted, data)
+        if wanted in self._under_way:
+            self._under_way[wanted].scope.cancel()
+
+    async def _bring(self, wanted: ByteRange) -> None:
+        if wanted in self._under_way:
+            # Whoever waits looks again afterwards, and asks itself if the other one failed.
+            await self._under_way[wanted].ended.wait()
+            return
+        asking = self._under_way[wanted] = _Asking()
+        started = time.monotonic()
+        try:
+            with asking.scope:
+                self._accept(wanted, await self._read(wanted))
+            self.waits.append(time.monotonic() - started)
+        finally:
+            del self._under_way[wanted]
+            asking.ended.set()
+
+    async def _read(self, wanted: ByteRange) -> bytes:
+        parts = []
+        for part in wanted.parts():
+            tell = partial(self._tell, wanted.length)
+            answer = await self._client.call("read", tell, **asdict(part))
+            parts.append(answer["data"])
+        return b"".join(parts)
+
+    def _tell(self, length: int, event: str, fields: dict[str, Any]) -> None:
+        """Tell the user that the guest waits: what for, from whom, how fast; once in a while."""
+        if event == "waiting":
+            _log.warning("the guest waits: %s", describe_waiting(fields))
+        elif event == "slow" and time.monotonic() - self._told >= _TELL_SECONDS:
+            self._told = time.monotonic()
+            _log.warning("the guest waits for %s", describe_slow(fields, length))

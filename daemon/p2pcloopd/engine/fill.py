@@ -1,0 +1,74 @@
+"""Bringing all of a torrent: because somebody asked for it, or when nobody needs the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+import trio
+
+from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.engine.transfer import Transfer
+from p2pcloopd.engine.unless import unless
+from p2pcloopd.engine.window import Window
+
+QUIET_SECONDS = 0.5
+"""So long no reader must have waited."""
+
+
+async def fetch_all(torrent: Torrent, progress: Callable[[int, int], None] | None = None) -> None:
+    """Fetch whatever is missing, behind any reader that waits, and make it durable.
+
+    Args:
+        progress: called with (bytes here, bytes in all) as pieces arrive.
+
+    Raises:
+        StorageError, CorruptError, FormatError: as for `Torrent.read`.
+    """
+    layout = await torrent.metadata()
+    transfer = torrent.transfer
+    with transfer.background():
+        while not transfer.stored.have.complete():
+            await torrent.saver.mend()
+            if transfer.stored.have.count + transfer.arrived == layout.pieces:
+                await torrent.save()
+                continue
+            await transfer.more()
+            if progress is not None:
+                progress(torrent.have_bytes, layout.total_size)
+    if progress is not None:
+        progress(layout.total_size, layout.total_size)
+
+
+async def fill(torrent: Torrent, rate: int) -> None:
+    """Return when all of a torrent is here, brought behind readers and what is read ahead of them.
+
+    A reader who is kept waiting empties this queue: what of it was not asked of a peer yet is let
+    go, and no more is asked for until none has waited for a while.
+
+    Args:
+        rate: bytes a second at most, 0 for as many as come.
+
+    Raises:
+        StorageError, CorruptError, FormatError: as for `Torrent.read`.
+    """
+    layout = await torrent.metadata()
+    transfer = torrent.transfer
+    window = Window(lambda: torrent.peers.rate, lambda: False)
+    with torrent.peers.needed():
+        while absent := [piece for piece in range(layout.pieces) if not transfer.has(piece)]:
+            begun = trio.current_time()
+            await transfer.demand.quiet(QUIET_SECONDS, begun - QUIET_SECONDS)
+            asked = min(window.limit(), rate) if rate else window.limit()
+            batch = absent[: max(1, asked // layout.piece_length)]
+            with transfer.spare(batch):
+                await unless(transfer.demand.some, partial(_all_here, transfer, batch))
+            if rate:
+                came = sum(map(transfer.has, batch)) * layout.piece_length
+                await trio.sleep_until(begun + came / rate)
+    await torrent.save()
+
+
+async def _all_here(transfer: Transfer, pieces: Collection[int]) -> None:
+    while not all(map(transfer.has, pieces)):
+        await transfer.change()

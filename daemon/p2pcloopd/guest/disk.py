@@ -1,0 +1,56 @@
+"""What a guest's disk is made of, and what of it is brought before it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from p2pcloop.cli.refs import StoredRef
+from p2pcloop.formats.profile import Touch, unpack_touches
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.pack import device_size
+from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import find_profile
+from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
+
+
+def disk_of(
+    target: ImageFile | StoredRef,
+    overlay: Path | None,
+    home: Home,
+    *,
+    ahead: bool,
+    fill: int | None,
+) -> BlockServerSpec:
+    """What is asked of the block server of a guest; where it listens is to be added.
+
+    Args:
+        overlay: keeps the changes; None: they last as long as the guest.
+        ahead: read ahead by the image's profile, and note one.
+        fill: see `BlockServerSpec`.
+
+    Raises:
+        StorageError: the profile could not be read.
+    """
+    changes = TEMPORARY if overlay is None else overlay
+    if isinstance(target, ImageFile):
+        return BlockServerSpec(home, target, changes, once=True, note_touches=ahead)
+    return BlockServerSpec(
+        home,
+        target.signed,
+        changes,
+        once=True,
+        secret=target.secret,
+        profile=_profile(target, home) if ahead else (),
+        fill=fill,
+        note_touches=ahead,
+    )
+
+
+def size_of(target: ImageFile | StoredRef) -> int:
+    """Bytes of the image's device."""
+    return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size
+
+
+def _profile(target: StoredRef, home: Home) -> tuple[Touch, ...]:
+    found = find_profile(home, target.signed.manifest)
+    return () if found is None else tuple(unpack_touches(found.touches))

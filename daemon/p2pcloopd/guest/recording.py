@@ -1,0 +1,65 @@
+"""A boot's profile: what its block server noted, up to the prompt, is kept for the next boot."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from p2pcloop.errors import StorageError
+from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
+from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import keep_profile, load_profile
+from p2pcloopd.guest.report import Outcome
+
+AFTER_PROMPT = 1.0
+"""Seconds: what a guest reads so soon after its prompt belongs to its boot."""
+
+_log = logging.getLogger(__name__)
+
+
+def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> dict[str, Any]:
+    """Keep what a boot read first as the profile of its image, and take it out of the report.
+
+    What the user was given, signed, stays. So does what is there where this boot was not `fresh`:
+    its overlay held blocks already, and who boots without it reads more.
+
+    Args:
+        size: bytes of the image's device.
+        outcome: of the boot; the notes are taken out of what the block server reported.
+
+    Returns:
+        For the report: `touches`, `blocks`, and whether it was `kept`.
+    """
+    image_id, found = outcome.block.pop("image_id", b""), outcome.block.pop("touches", [])
+    touches = boot_touches(found, outcome)
+    if not touches:
+        return {"touches": 0, "blocks": 0, "kept": False}
+    known = load_profile(home, image_id)
+    kept = known is None or (known.key is None and fresh)
+    if kept:
+        profile = Profile(image_id, size, int(time.time()), pack_touches(touches))
+        try:
+            keep_profile(home, pack_profile(profile))
+        except StorageError as err:  # the guest's data is safe, and the next boot records again
+            _log.warning("the profile of this boot is not kept: %s", err)
+            kept = False
+    return {"touches": len(touches), "blocks": sum(t.count for t in touches), "kept": kept}
+
+
+def boot_touches(found: Sequence[Sequence[Any]], outcome: Outcome) -> list[Touch]:
+    """What was touched until shortly after the prompt; all of it where there was none.
+
+    Args:
+        found: first block, blocks, and monotonic seconds of each touch.
+        outcome: when the guest began, and how long its boot took.
+    """
+    if not found:
+        return []
+    begun, end = found[0][2], float("inf")
+    if outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
+        end = outcome.begun + outcome.guest.boot_seconds + AFTER_PROMPT
+    return [
+        Touch(start, count, int((at - begun) * 1000)) for start, count, at in found if at <= end
+    ]

@@ -1,0 +1,70 @@
+"""The operation `stream`: bytes that a reader will want soon, sent as they come."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import trio
+
+from p2pcloop.errors import FormatError, P2pcloopError
+from p2pcloop.formats.manifest import INFO_HASH_SIZE
+from p2pcloop.protocol.control import MAX_ITEMS, MAX_READ
+from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.engine.window import Window
+from p2pcloopd.node.arguments import fields_of, known_torrent
+from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.node import Node
+
+_Range = tuple[Torrent, int, int]
+
+
+async def stream(node: Node, call: Call) -> dict[str, Any]:
+    """Bring ranges in about this order, behind every reader who is kept waiting, and send them."""
+    fields = fields_of(call)
+    ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
+    fields.end()
+    torrents = {torrent.info_hash: torrent for torrent, _, _ in ranges}.values()
+    window = Window(
+        lambda: sum(torrent.peers.rate for torrent in torrents), lambda: node.engine.demand.busy
+    )
+    failures: list[P2pcloopError] = []
+
+    async def bring(number: int, wanted: _Range) -> None:
+        torrent, offset, length = wanted
+        try:
+            if not await _is_here(torrent, offset, length):
+                data = await torrent.read(offset, length, ahead=True)
+                await call.emit("data", number=number, data=data)
+        except P2pcloopError as err:
+            failures.append(err)
+            nursery.cancel_scope.cancel()
+        window.give_back(length)
+
+    for torrent in torrents:
+        torrent.want_metadata()
+    async with trio.open_nursery() as nursery:
+        for number, wanted in enumerate(ranges):
+            await window.take(wanted[2])
+            nursery.start_soon(partial(bring, number, wanted))
+    if failures:
+        raise failures[0]
+    return {}
+
+
+async def _is_here(torrent: Torrent, offset: int, length: int) -> bool:
+    """Whether a range is durable: its reader can see that and needs nobody."""
+    await torrent.metadata()
+    return torrent.transfer.stored.has(offset, length)
+
+
+def _check_range(node: Node, item: object) -> _Range:
+    match item:
+        case [bytes(info_hash), int(offset), int(length)] if (
+            len(info_hash) == INFO_HASH_SIZE
+            and 0 <= offset < MAX_IMAGE_SIZE
+            and 0 < length <= MAX_READ
+        ):
+            return known_torrent(node, info_hash), offset, length
+    raise FormatError("a range is not [torrent, offset, length]")

@@ -1,0 +1,65 @@
+"""What a profile's blocks are in an image, and which bytes of them are missing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from p2pcloop.formats.block_map import ZERO_CHUNK
+from p2pcloop.formats.overlay import Overlay, State
+from p2pcloop.formats.profile import Touch
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.units import BLOCK_SIZE
+
+ChunkKey = tuple[int, int]
+"""The number of a layer, and that of a chunk in its table."""
+
+
+def chunks_in_order(
+    image: MergedImage, overlay: Overlay | None, touches: Iterable[Touch]
+) -> list[ChunkKey]:
+    """The chunks that hold touched blocks, in order of first touch; none twice.
+
+    Blocks that the overlay holds are read from there; those behind the device's end are left out.
+    """
+    found: dict[ChunkKey, None] = {}
+    for touch in touches:
+        for first, count in _below(overlay, touch, image.size // BLOCK_SIZE):
+            for layer, chunk, _, _ in image.map.pieces(first, count):
+                if chunk != ZERO_CHUNK:
+                    found[layer, chunk] = None
+    return list(found)
+
+
+def missing_chunks(image: MergedImage, chunks: Iterable[ChunkKey]) -> dict[ByteRange, ChunkKey]:
+    """The ranges that chunks are to be fetched by, in order, for those that are nowhere here.
+
+    Raises:
+        Missing: pages of chunk tables are not here; all of them.
+    """
+    found: dict[ByteRange, ChunkKey] = {}
+    pages: list[ByteRange] = []
+    for layer, chunk in chunks:
+        try:
+            wanted = image.layers[layer].missing_chunk(chunk)
+        except Missing as missing:
+            pages += missing.ranges
+            continue
+        if wanted is not None:
+            found[wanted] = layer, chunk
+    if pages:
+        raise Missing(pages)
+    return found
+
+
+def _below(overlay: Overlay | None, touch: Touch, blocks: int) -> Iterator[tuple[int, int]]:
+    """The stretches of a touch that are read from the image itself."""
+    count = min(touch.count, blocks - touch.start)
+    if count <= 0:
+        return
+    if overlay is None:
+        yield touch.start, count
+        return
+    for first, length, state in overlay.runs(touch.start, count):
+        if state is State.ABSENT:
+            yield first, length

@@ -1,0 +1,91 @@
+"""What is brought before anybody is kept waiting for it: read ahead, and filled."""
+
+from __future__ import annotations
+
+import trio
+
+from p2pcloopd.engine.fill import fill
+from p2pcloopd.engine.window import MAX_BYTES, MIN_BYTES, Window
+from tests.support.engines import Nodes, until
+
+PIECE = 1 << 14
+PATIENCE = 30
+
+
+async def test_fill_brings_all_and_makes_it_durable(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await fill(torrent, 0)
+        assert torrent.transfer.stored.have.complete()
+        assert torrent.transfer.stored.read(5, len(content) - 5) == content[5:]
+
+
+async def test_fill_asks_for_nothing_while_a_reader_waits(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+            async with trio.open_nursery() as nursery:
+                with reader.demand.waiting():
+                    nursery.start_soon(fill, torrent, 0)
+                    await trio.sleep(0.8)
+                    assert torrent.have_bytes == 0
+        assert torrent.transfer.stored.have.complete()
+
+
+async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
+    nodes: Nodes, content: bytes
+) -> None:
+    async with nodes.open("2") as reader:
+        source = nodes.source("1", content)
+        async with nodes.open("1") as seeder:
+            seeded = await seeder.seed(source.staging)
+            port = seeder.listen_ports[0][1]
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(PATIENCE):
+                await torrent.metadata()
+        pieces, results = torrent.transfer.pieces, []
+
+        async def read(*, ahead: bool) -> None:
+            results.append(await torrent.read(3 * PIECE, 100, ahead=ahead))
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: read(ahead=True))
+                await trio.testing.wait_all_tasks_blocked()
+                assert pieces.wanted == [3]
+                assert not pieces.urgent(3)
+                assert reader.demand.busy is False
+                nursery.start_soon(lambda: read(ahead=False))
+                await trio.testing.wait_all_tasks_blocked()
+                assert pieces.urgent(3)
+                async with nodes.open("1", port) as back:
+                    await back.restore()
+                    await until(lambda: len(results) == 2)
+        assert results == [content[3 * PIECE :][:100]] * 2
+
+
+async def test_a_window_follows_the_rate_and_is_half_as_wide_for_a_reader() -> None:
+    rate, busy = 0.0, False
+    window = Window(lambda: rate, lambda: busy)
+    assert window.limit() == MIN_BYTES
+    rate = 8e6
+    assert window.limit() == 2_000_000
+    busy = True
+    assert window.limit() == 1_000_000
+    rate = 1e12
+    assert window.limit() == MAX_BYTES // 2
+
+
+async def test_a_window_lets_in_what_fits_and_one_that_never_would() -> None:
+    window = Window(lambda: 0.0, lambda: False)
+    await window.take(10 * MIN_BYTES)
+    with trio.move_on_after(0.01) as scope:
+        await window.take(1)
+    assert scope.cancelled_caught
+    window.give_back(10 * MIN_BYTES)
+    await window.take(MIN_BYTES - 1)
+    await window.take(1)

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.formats.block_map import ZERO_CHUNK, Run
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.profile import Touch
+from p2pcloop.image.ahead import chunks_in_order
+from p2pcloop.image.merged import MergedImage
+from tests.support.images import make_layer
+
+BLOCKS = 64
+
+
+def image() -> MergedImage:
+    """Blocks 0 to 31 in chunks of 4, 32 to 39 zeros; above, blocks 8 to 11 in another layer."""
+    base = make_layer(
+        [Run(0, 32, 0, 0, 4), Run(32, 8, ZERO_CHUNK, 0, 0)],
+        [bytes([n + 1]) * 16384 for n in range(8)],
+        BLOCKS,
+    )
+    top = make_layer([Run(8, 4, 0, 0, 4)], [b"t" * 16384], BLOCKS)
+    return MergedImage([base, top])
+
+
+def test_chunks_come_in_order_of_first_touch_and_once() -> None:
+    touches = [Touch(6, 4, 0), Touch(28, 2, 1), Touch(0, 1, 2), Touch(30, 4, 3), Touch(50, 9, 4)]
+    assert chunks_in_order(image(), None, touches) == [(0, 1), (1, 0), (0, 7), (0, 0)]
+
+
+def test_blocks_behind_the_end_are_left_out() -> None:
+    assert chunks_in_order(image(), None, [Touch(BLOCKS, 3, 0), Touch(1000, 1, 0)]) == []
+
+
+@pytest.mark.parametrize("covered", [True, False])
+def test_what_the_overlay_holds_is_not_brought(covered: bool, tmp_path: Path) -> None:
+    merged = image()
+    overlay = Overlay.create_temporary(tmp_path, image_id=merged.image_id, image_size=merged.size)
+    overlay.write(0, [memoryview(bytes(b"w" * 4096 * (4 if covered else 3)))])
+    expected = [] if covered else [(0, 0)]
+    assert chunks_in_order(merged, overlay, [Touch(0, 4, 0)]) == expected
+    overlay.close()

@@ -1,0 +1,79 @@
+"""The operation `stream`: what a reader will want, sent as it comes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from p2pcloop.errors import FormatError, NotHereError
+
+from .conftest import NodeProcess, Nodes
+
+PIECE = 1 << 14
+
+
+def stream(node: NodeProcess, ranges: list[list[object]]) -> dict[int, bytes]:
+    """Ask for ranges; return what was sent, by number."""
+    found: dict[int, bytes] = {}
+
+    def take(event: str, fields: dict[str, Any]) -> None:
+        if event == "data":
+            found[fields["number"]] = fields["data"]
+
+    with node.connect() as client:
+        assert client.call("stream", take, ranges=ranges) == {}
+    return found
+
+
+def test_ranges_are_sent_as_they_come_and_then_are_here(nodes: Nodes, content: bytes) -> None:
+    publisher, reader = nodes.start(), nodes.start()
+    published = publisher.publish(content)
+    reader.call("resolve", ref=published["link"])
+    torrent, whole = published["torrent"], b"i" * 4096 + content
+    places = [(7 * PIECE + 5, 40_000), (0, 100), (7 * PIECE, 10), (len(whole) - 3, 3)]
+    ranges = [[torrent, offset, length] for offset, length in places]
+    found = stream(reader, ranges)
+    assert found == {n: whole[at : at + length] for n, (at, length) in enumerate(places)}
+    [known] = [t for t in reader.call("status")["torrents"] if t["info_hash"] == torrent]
+    assert known["have_bytes"] < len(whole) // 2
+
+    deadline = time.monotonic() + 30
+    while stream(reader, ranges):  # until all of it is durable: then nothing is sent
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [None, [1], [[b"x", 0, 1]], [[b"x" * 20, 0]], [[b"x" * 20, -1, 1]], [[b"x" * 20, 0, 1 << 23]]],
+)
+def test_what_is_no_range_is_refused(nodes: Nodes, ranges: object) -> None:
+    node = nodes.start()
+    with pytest.raises(FormatError):
+        node.call("stream", ranges=ranges)
+
+
+def test_an_unknown_torrent_is_refused(nodes: Nodes) -> None:
+    node = nodes.start()
+    with pytest.raises(NotHereError):
+        node.call("stream", ranges=[[b"x" * 20, 0, 1]])
+
+
+def test_a_reader_of_a_slow_link_is_told_how_fast_it_is(nodes: Nodes, content: bytes) -> None:
+    publisher, reader = nodes.start("upload_limit = 30000"), nodes.start()
+    published = publisher.publish(content)
+    reader.call("resolve", ref=published["link"])
+    told: list[dict[str, Any]] = []
+
+    def take(event: str, fields: dict[str, Any]) -> None:
+        if event == "slow":
+            told.append(fields)
+
+    with reader.connect() as client:
+        torrent = published["torrent"]
+        client.call("layout", torrent=torrent)
+        client.call("read", take, torrent=torrent, offset=0, length=120_000, heal=False)
+    assert told
+    assert 0 < told[-1]["rate"] < 60_000
+    assert told[-1]["peers"] == publisher.call("status")["listen"]

@@ -1,0 +1,13 @@
+from p2pcloop.protocol.waiting import describe_slow, describe_waiting
+
+
+def test_a_slow_read_is_told_with_its_size_its_pace_and_its_peers() -> None:
+    fields = {"rate": 612_400, "peers": ["10.0.0.1:6881", "10.0.0.2:6881"]}
+    assert describe_slow(fields, 65_536) == "65.5 kB, 612.4 kB/s from 10.0.0.1:6881, 10.0.0.2:6881"
+
+
+def test_nobody_answering_is_told_with_who_was_tried() -> None:
+    fields = {"connected": False, "seconds": 12.3, "tried": []}
+    assert describe_waiting(fields) == (
+        "no peer reachable for 12 s, still trying; peers tried: none: no peer is known"
+    )

@@ -1,0 +1,110 @@
+"""Boot every contender over one link, turn about, and take what each boot came to."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools.benchmarks.guests import LOGIN, boot_initramfs
+from tools.benchmarks.harness import Bench
+from tools.benchmarks.links.contender import Contender
+from tools.benchmarks.links.contenders import LOCAL
+from tools.benchmarks.links.control import Control, plain_transfer
+from tools.benchmarks.links.link import Link
+from tools.benchmarks.links.network import Host, network
+from tools.benchmarks.links.rig import Boot, Rig, TookTooLongError
+from tools.benchmarks.links.sample import Sample
+from tools.benchmarks.links.usage import Meter
+from tools.console import NotInTimeError
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to boot, and how often.
+
+    Attributes:
+        limit: seconds after which a boot is ended and counts as "more than" that.
+        group: the control group of this program, for its processor time.
+    """
+
+    contenders: Sequence[Contender]
+    rounds: int
+    limit: float
+    group: Path | None
+
+
+@dataclass(slots=True)
+class LinkRun:
+    """All that was measured on one link.
+
+    Attributes:
+        samples: of each contender by its name, in order; "local" is one of them.
+    """
+
+    link: Link
+    control: Control
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+
+def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
+    """Lay the link, run the control, then `plan.rounds` boots of each contender.
+
+    Raises:
+        BenchError: a contender failed; one that is slow does not.
+    """
+    with network(link, ("seeder", "reader"), bench.work) as (seeder, reader), ExitStack() as stack:
+        rig = Rig(bench, boot_initramfs(bench), seeder, reader)
+        result = LinkRun(link, plain_transfer(rig, link, bench.work / "transfer.log"))
+        control = result.control
+        tell(f"{link}: {control.share:.1%} of the rate, {control.round_trip * 1000:.1f} ms")
+        boots: dict[str, Boot] = {}
+        for contender in (LOCAL, *plan.contenders):
+            shared = bench.work / contender.name
+            shared.mkdir()
+            boots[contender.name] = stack.enter_context(contender.serve(rig, shared))
+        names = list(boots)
+        for number in range(plan.rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                sample = _boot_once(boots[name], reader, bench.work / "boot", plan)
+                result.samples.setdefault(name, []).append(sample)
+                tell(f"{link}: round {number + 1} of {plan.rounds}: {name}: {_told(sample)}")
+    return result
+
+
+def _boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
+    place.mkdir()
+    running = boot(place, plan.limit)
+    meter, before, start = Meter(plan.group), reader.traffic(), time.monotonic()
+
+    def sample(*, exceeded: bool) -> Sample:
+        seconds = plan.limit if exceeded else time.monotonic() - start
+        traffic, usage = reader.traffic().since(before), meter.usage()
+        own, others = (usage.own, usage.others) if usage else (None, None)
+        return Sample(seconds, exceeded, traffic.received, traffic.sent, own, others)
+
+    try:
+        with running as console:
+            try:
+                console.expect(LOGIN, max(0.0, plan.limit - (time.monotonic() - start)))
+                return sample(exceeded=False)
+            except NotInTimeError:
+                return sample(exceeded=True)
+    except TookTooLongError:
+        return sample(exceeded=True)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _told(sample: Sample) -> str:
+    seconds = f"{'more than ' if sample.exceeded else ''}{sample.seconds:.2f} s"
+    text = f"{seconds}, {sample.received / 1e6:.2f} MB received, {sample.sent / 1e6:.2f} sent"
+    if sample.others is not None:
+        text += f", {sample.cpu:.1f} s of processor, others {sample.others:.0%}"
+    return text

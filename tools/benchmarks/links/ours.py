@@ -1,0 +1,100 @@
+"""p2pcloop's own boots over a link."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tools.benchmarks.guests import LIMIT, PROMPT
+from tools.benchmarks.harness import BenchError
+from tools.benchmarks.links.contender import Contender
+from tools.benchmarks.links.rig import Boot, Rig, listen_at, node_on, seed
+from tools.benchmarks.processes import Argument, run, tail
+from tools.console import Console, ConsoleError
+
+
+@contextmanager
+def boot_link(rig: Rig, link: str, home: Path, place: Path) -> Iterator[Console]:
+    """`p2pcloop boot` on the reader, its command and the start of its p2pcloopd included."""
+    argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "boot", link, "--home", home]
+    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
+    log, errors = place / "guest.log", place / "boot.log"
+    try:
+        with Console([*map(str, argv)], log=log, errors=errors, patience=0) as console:
+            yield console
+    except ConsoleError as err:
+        raise BenchError(f"p2pcloop boot: {err}: {tail(errors)}") from err
+
+
+@contextmanager
+def _cold(rig: Rig, shared: Path) -> Iterator[Boot]:
+    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+        link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+        yield _first_boots(rig, link)
+
+
+@contextmanager
+def _profiled(rig: Rig, shared: Path) -> Iterator[Boot]:
+    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+        name = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["name"]
+        _record(rig, name, seeder, shared)
+        link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+        yield _first_boots(rig, link)
+
+
+def _record(rig: Rig, name: str, home: Path, place: Path) -> None:
+    """Boot once where all of the image is, so that its profile is known there."""
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
+    argv += ["--cpu", str(rig.bench.cpu)]
+    log, errors = place / "record.log", place / "record.err"
+    with Console([*map(str, argv)], log=log, errors=errors) as console:
+        console.expect(PROMPT, LIMIT)
+        console.send_line("poweroff")
+        console.wait(LIMIT)
+
+
+def _first_boots(rig: Rig, link: str) -> Boot:
+    """Boots of readers who have nothing yet."""
+
+    @contextmanager
+    def boot(place: Path, _limit: float) -> Iterator[Console]:
+        with (
+            node_on(rig.bench, rig.reader, place / "home") as home,
+            boot_link(rig, link, home, place) as console,
+        ):
+            yield console
+
+    return boot
+
+
+@contextmanager
+def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
+    home = shared / "reader"
+    with node_on(rig.bench, rig.seeder, home):
+        # On the seeder's own loopback: over the link it would take its time.
+        with node_on(rig.bench, rig.seeder, shared / "seeder") as seeder:
+            link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+            run([*rig.seeder.inside, rig.bench.p2pcloop, "fetch", link, "--home", home])
+        stop: list[Argument] = [rig.bench.p2pcloop, "daemon", "stop", "--home", home]
+        run(stop)
+        listen_at(rig.reader, home)
+
+        @contextmanager
+        def boot(place: Path, _limit: float) -> Iterator[Console]:
+            try:
+                with boot_link(rig, link, home, place) as console:
+                    yield console
+            finally:
+                run(stop)  # cold boots start it, too
+
+        yield boot
+
+
+COLD = Contender(
+    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _cold
+)
+PROFILED = Contender(
+    "p2pcloop-profile", "the same of a version that has a profile attached", _profiled
+)
+WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)
