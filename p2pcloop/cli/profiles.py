@@ -10,27 +10,21 @@ from pathlib import Path
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
-from p2pcloop.formats.block_map import ZERO_CHUNK
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.profile import (
     MAX_PROFILE_SIZE,
     Profile,
-    Touch,
-    fit_touches,
     is_profile,
     open_profile,
     unpack_touches,
 )
+from p2pcloop.image.ahead import chunks_in_order
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile
-from p2pcloop.units import BLOCK_SIZE
-
-_WINDOW = 4096
-"""Blocks of which the map is asked at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +104,12 @@ class Subject:
 
         None where maps or chunk tables are not here, or the secret of a private image is not.
         """
-        touches = unpack_touches(fit_touches(profile.touches, self.size // BLOCK_SIZE))
+        touches = unpack_touches(profile.touches)
         with ExitStack() as stack:
             try:
                 image = self.local or self._open_here(home, stack)
-                return chunk_bytes(image, touches)
+                chunks = chunks_in_order(image, None, touches)
+                return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
             except (Missing, UsageError):
                 return None
 
@@ -145,22 +140,6 @@ class Subject:
         origin = _kept(found.profile) if found.kept else "attached"
         of = None if found.of.image_id == self.image_id else found.of
         return FoundProfile(found.profile, origin, of)
-
-
-def chunk_bytes(image: MergedImage, touches: Iterable[Touch]) -> int:
-    """Stored bytes of the distinct chunks that hold blocks.
-
-    Raises:
-        Missing: a page of a chunk table is not here.
-    """
-    chunks = {
-        (layer, chunk)
-        for touch in touches
-        for at in range(touch.start, touch.end, _WINDOW)
-        for layer, chunk, _, _ in image.map.pieces(at, min(_WINDOW, touch.end - at))
-        if chunk != ZERO_CHUNK
-    }
-    return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
 
 
 def read_profile(path: Path) -> tuple[bytes, Profile]:
