@@ -28,6 +28,7 @@ from tools.benchmarks.harness import (
     run_measure,
 )
 from tools.benchmarks.memory import resident_mb
+from tools.benchmarks.pack import sample_files
 from tools.benchmarks.processes import run, run_json, server
 from tools.benchmarks.rivals import (
     casync_bytes,
@@ -36,6 +37,7 @@ from tools.benchmarks.rivals import (
     xdelta_bytes,
     zstd_bytes,
 )
+
 
 BENCH = Bench(Path("image"), Path("cloop"), Path("p2pcloop"), Path("work"), 0)
 
@@ -191,3 +193,17 @@ def test_the_nbd_reader_reads_what_nbdkit_serves(tmp_path: Path) -> None:
         with pytest.raises(BenchError, match="error"):
             reader.read(image.stat().st_size)
         reader.close()
+
+
+def test_files_are_drawn_by_their_names_until_there_are_enough(tmp_path: Path) -> None:
+    for number in range(20):
+        path = tmp_path / str(number % 3) / f"file{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(3000))
+    (tmp_path / "link").symlink_to(tmp_path / "0")
+    some = list(sample_files(tmp_path, 5 * 4096))
+    assert len(set(some)) == 5
+    assert list(sample_files(tmp_path, 9 * 4096))[:5] == some
+    assert {path.parent.name for path in sample_files(tmp_path, 19 * 4096)} == {"0", "1", "2"}
+    with pytest.raises(BenchError, match="too few"):
+        list(sample_files(tmp_path, 21 * 4096))
