@@ -38,7 +38,6 @@ from tools.benchmarks.rivals import (
     zstd_bytes,
 )
 
-
 BENCH = Bench(Path("image"), Path("cloop"), Path("p2pcloop"), Path("work"), 0)
 
 
