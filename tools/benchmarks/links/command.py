@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from tools.benchmarks.guests import LIMIT, LOGIN
 from tools.benchmarks.harness import Bench, BenchError
 from tools.benchmarks.links.boots import LinkRun, Plan, Tell, run_link
 from tools.benchmarks.links.contenders import CONTENDERS
-from tools.benchmarks.links.figures import Least, bars, figures
+from tools.benchmarks.links.figures import Least, LinkFigures, bars, figures
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import why_not
 from tools.benchmarks.links.packed import first_touches, packed_bytes
+from tools.benchmarks.links.plots import bytes_against_link, time_against_link
 from tools.benchmarks.links.report import as_json, bar_table, doubt_lines, table
 from tools.benchmarks.links.usage import own_group
 from tools.benchmarks.machine import machine_facts
@@ -105,12 +106,27 @@ def main(args: Sequence[str]) -> int:
     console.print(bar_table(found))
     for line in doubt_lines(found):
         tell(line)
+    report = _write(options, runs, found, facts)
+    tell(f"written to {report}")
+    reached = len(runs) == len(options.links) and all(b.reached for f in found for b in bars(f))
+    return 0 if reached else 1
+
+
+def _write(
+    options: argparse.Namespace,
+    runs: Sequence[LinkRun],
+    found: Sequence[LinkFigures],
+    facts: Mapping[str, str | int],
+) -> Path:
+    """Write the JSON, and the plots beside it."""
     links = [as_json(run, link) for run, link in zip(runs, found, strict=True)]
     about = {name: CONTENDERS[name].about for name in options.contenders}
     told = {"machine": facts, "rounds": options.rounds, "contenders": about, "links": links}
-    tell(f"written to {write_report(told, options.json)}")
-    reached = len(runs) == len(options.links) and all(b.reached for f in found for b in bars(f))
-    return 0 if reached else 1
+    report = write_report(told, options.json)
+    if found:
+        time_against_link(found, report.with_suffix(".time.svg"))
+        bytes_against_link(found, report.with_suffix(".bytes.svg"))
+    return report
 
 
 def measure_least(bench: Bench) -> Least:
