@@ -85,9 +85,8 @@ def _boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
 
     def sample(*, exceeded: bool) -> Sample:
         seconds = plan.limit if exceeded else time.monotonic() - start
-        traffic, usage = reader.traffic().since(before), meter.usage()
-        own, others = (usage.own, usage.others) if usage else (None, None)
-        return Sample(seconds, exceeded, traffic.received, traffic.sent, own, others)
+        traffic = reader.traffic().since(before)
+        return Sample(seconds, exceeded, traffic.received, traffic.sent, meter.usage())
 
     try:
         with running as console:
@@ -105,6 +104,6 @@ def _boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
 def _told(sample: Sample) -> str:
     seconds = f"{'more than ' if sample.exceeded else ''}{sample.seconds:.2f} s"
     text = f"{seconds}, {sample.received / 1e6:.2f} MB received, {sample.sent / 1e6:.2f} sent"
-    if sample.others is not None:
-        text += f", {sample.cpu:.1f} s of processor, others {sample.others:.0%}"
+    if sample.usage:
+        text += f", {sample.usage.own:.1f} s of processor, others {sample.usage.others:.0%}"
     return text
