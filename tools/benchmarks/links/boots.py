@@ -72,13 +72,18 @@ def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
         for number in range(plan.rounds):
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                sample = _boot_once(boots[name], reader, bench.work / "boot", plan)
+                sample = boot_once(boots[name], reader, bench.work / "boot", plan)
                 result.samples.setdefault(name, []).append(sample)
                 tell(f"{link}: round {number + 1} of {plan.rounds}: {name}: {_told(sample)}")
     return result
 
 
-def _boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
+def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
+    """Boot and count until the login prompt, or until `plan.limit`; then end it.
+
+    Args:
+        place: a directory to make, and to remove at the end.
+    """
     place.mkdir()
     running = boot(place, plan.limit)
     meter, before, start = Meter(plan.group), reader.traffic(), time.monotonic()
