@@ -13,7 +13,7 @@ from tools.benchmarks.guests import LOGIN, boot_initramfs
 from tools.benchmarks.harness import Bench
 from tools.benchmarks.links.contender import Contender
 from tools.benchmarks.links.contenders import LOCAL
-from tools.benchmarks.links.control import Control, plain_transfer
+from tools.benchmarks.links.control import Control, plain_transfer, wait_until_quiet
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import Host, network
 from tools.benchmarks.links.rig import Boot, Rig, TookTooLongError
@@ -31,12 +31,14 @@ class Plan:
     Attributes:
         limit: seconds after which a boot is ended and counts as "more than" that.
         group: the control group of this program, for its processor time.
+        patience: seconds to wait for a quiet machine, at most, before each boot.
     """
 
     contenders: Sequence[Contender]
     rounds: int
     limit: float
     group: Path | None
+    patience: float = 0.0
 
 
 @dataclass(slots=True)
@@ -86,6 +88,7 @@ def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
     """
     place.mkdir()
     running = boot(place, plan.limit)
+    wait_until_quiet(plan.group, plan.patience)
     meter, before, start = Meter(plan.group), reader.traffic(), time.monotonic()
 
     def sample(*, exceeded: bool) -> Sample:

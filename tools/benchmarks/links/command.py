@@ -44,6 +44,12 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         default=120.0,
         help="seconds after which a boot is ended and counts as more than that (default 120)",
     )
+    parser.add_argument(
+        "--patience",
+        type=words.within(0, 3600, float),
+        default=60.0,
+        help="seconds to wait for a quiet machine, at most, before each boot (default 60)",
+    )
     return parser.parse_args(args)
 
 
@@ -64,7 +70,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     suite.tell("a boot whose reads are recorded, for what it cannot do without")
     least = least_of(suite.bench, record_boot(suite.bench))
     chosen = [CONTENDERS[name] for name in options.contenders]
-    plan = Plan(chosen, options.rounds, options.limit, suite.group)
+    plan = Plan(chosen, options.rounds, options.limit, suite.group, options.patience)
     runs = _run_links(suite, options, plan)
     found = [figures(run, least) for run in runs]
     suite.tell_facts()

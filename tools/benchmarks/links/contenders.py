@@ -9,6 +9,7 @@ LOCAL = attached.LOCAL
 
 PLAIN, WARM = ours.COLD.name, ours.WARM.name
 PROFILED = "p2pcloop-profile"
+"""An optimised image whose manifest carries a profile; figures.py has its bars."""
 
 CONTENDERS = {
     contender.name: contender

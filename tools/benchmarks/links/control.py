@@ -18,7 +18,7 @@ from tools.benchmarks.harness import BenchError
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.rig import Rig, listening
 from tools.benchmarks.links.sample import Sample
-from tools.benchmarks.links.usage import Usage
+from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.processes import Argument
 
 LEAST_RATE, MOST_RATE = 0.95, 1.05
@@ -37,7 +37,7 @@ MOST_BUSY = 0.9
 """Share of all processors that may be used by anything: with more, they are what is slow."""
 
 _PORT = 5001
-_SETTLE, _SECONDS = 1.0, 2.0
+_SETTLE, _SECONDS, _LOOK = 1.0, 2.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,21 @@ def plain_transfer(rig: Rig, link: Link, log: Path) -> Control:
             return Control(received / (time.monotonic() - start) / link.rate, float(told))
         finally:
             receiver.kill()
+
+
+def wait_until_quiet(group: Path | None, patience: float) -> None:
+    """Wait until nothing else uses the processors much, but no longer than `patience` seconds.
+
+    Args:
+        group: as of Meter; None: no wait.
+    """
+    deadline = time.monotonic() + patience
+    while group and time.monotonic() < deadline:
+        meter = Meter(group)
+        time.sleep(_LOOK)
+        usage = meter.usage()
+        if not usage or usage.others <= MOST_OTHERS / 2:
+            return
 
 
 def doubts_of_transfer(link: Link, control: Control) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,10 @@ from tools.benchmarks.links.contender import Contender
 from tools.benchmarks.links.rig import Boot, Rig, listen_at, node_on, seed
 from tools.benchmarks.processes import Argument, run, tail
 from tools.console import Console, ConsoleError
+
+
+Publish = Callable[[Rig, Path], str]
+"""Has the node of a home, on the seeder, serve an image; its link."""
 
 
 @contextmanager
@@ -26,20 +30,29 @@ def boot_link(rig: Rig, link: str, home: Path, place: Path) -> Iterator[Console]
         raise BenchError(f"p2pcloop boot: {err}: {tail(errors)}") from err
 
 
-@contextmanager
-def _cold(rig: Rig, shared: Path) -> Iterator[Boot]:
-    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
-        link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+def cold(name: str, about: str, publish: Publish) -> Contender:
+    """Boots with an empty home, of what a seeder was given to serve."""
 
-        @contextmanager
-        def boot(place: Path, _limit: float) -> Iterator[Console]:
-            with (
-                node_on(rig.bench, rig.reader, place / "home") as home,
-                boot_link(rig, link, home, place) as console,
-            ):
-                yield console
+    @contextmanager
+    def serve(rig: Rig, shared: Path) -> Iterator[Boot]:
+        with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+            link = publish(rig, seeder)
 
-        yield boot
+            @contextmanager
+            def boot(place: Path, _limit: float) -> Iterator[Console]:
+                with (
+                    node_on(rig.bench, rig.reader, place / "home") as home,
+                    boot_link(rig, link, home, place) as console,
+                ):
+                    yield console
+
+            yield boot
+
+    return Contender(name, about, serve)
+
+
+def _publish_plain(rig: Rig, home: Path) -> str:
+    return seed(rig.bench, rig.seeder, home, rig.bench.cloop)["link"]
 
 
 @contextmanager
@@ -48,7 +61,7 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
     with node_on(rig.bench, rig.seeder, home):
         # On the seeder's own loopback: over the link it would take its time.
         with node_on(rig.bench, rig.seeder, shared / "seeder") as seeder:
-            link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+            link = _publish_plain(rig, seeder)
             run([*rig.seeder.inside, rig.bench.p2pcloop, "fetch", link, "--home", home])
         stop: list[Argument] = [rig.bench.p2pcloop, "daemon", "stop", "--home", home]
         run(stop)
@@ -65,7 +78,7 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
         yield boot
 
 
-COLD = Contender(
-    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _cold
+COLD = cold(
+    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _publish_plain
 )
 WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)
