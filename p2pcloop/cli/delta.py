@@ -179,7 +179,7 @@ class Maker:
                 delta = _write(staging, pack, progress)
             header = open_index(delta.index)
             if below is not None:
-                _check_runs(below.image, header.run_count)
+                check_runs(below.image, header.run_count)
             finish_layer(staging, delta.index)
             layer = self.who.serve_layer(staging, header)
         layers = () if manifest is None else manifest.layers
@@ -237,7 +237,12 @@ class _Others:
         return is_whole(self._home.torrents / ref.torrent.hex() / "have")
 
 
-def _check_runs(image: MergedImage, more: int) -> None:
+def check_runs(image: MergedImage, more: int) -> None:
+    """Refuse a layer on top of an image whose maps would have too many runs with its own.
+
+    Raises:
+        UsageError: they would.
+    """
     runs = more + sum(layer.header.run_count for layer in image.layers)
     if runs > MAX_RUNS:
         raise UsageError(

@@ -18,6 +18,8 @@ _COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
     "publish": ("p2pcloop.cli.publish", "Serve what was changed of an image as a new version."),
     "squash": ("p2pcloop.cli.squash", "Publish an image again, in fewer layers."),
+    "optimize": ("p2pcloop.cli.optimize", "Publish an image so that it boots sooner."),
+    "profile": ("p2pcloop.cli.profile", "Show, export, attach and forget what boots read."),
     "diff": ("p2pcloop.cli.diff", "Tell how much two images differ."),
     "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),

@@ -16,7 +16,7 @@ from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.passphrase import ask_passphrase
 from p2pcloop.cli.publishing import serve_version
 from p2pcloop.cli.refs import StoredRef, words_of_the_user
-from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import (
@@ -103,7 +103,7 @@ class Publisher:
         key = load(home.keys, key_name or DEFAULT_KEY, ask_passphrase)
         name = Name(key.public_key().public_bytes_raw(), label)
         with home.publishing(label, lambda: _tell_waiting(name)):
-            yield cls(home, client, key, name, _newest(client, name))
+            yield cls(home, client, key, name, newest_of(client, name))
 
     def serve_layer(self, staging: Path, header: IndexHeader) -> LayerRef:
         """Have p2pcloopd take over a layer that lies in `staging`, and serve it."""
@@ -131,6 +131,29 @@ class Publisher:
                 f"{self.name} is private, and this would be "
                 + ("for everybody" if secret is None else "under another key"),
                 hint="its older versions could not be read any more: choose another --name",
+            )
+
+    def check_newest(self, ref: StoredRef, *, hint: str) -> None:
+        """Refuse to go on from a version that is not the newest under this name.
+
+        Args:
+            hint: what to do with an image of somebody else's.
+
+        Raises:
+            MismatchError: it is under another name, or another key.
+            UsageError: there is a newer one.
+        """
+        manifest = ref.signed.manifest
+        if self.name != manifest.name:
+            raise MismatchError(
+                f"{manifest.name} is not signed by this key",
+                hint=f"choose the key with --key; {hint}",
+            )
+        if self.newest is not None and self.newest.signed.id != ref.signed.id:
+            raise UsageError(
+                f"it is version {manifest.version}, and there is version"
+                f" {self.newest.signed.manifest.version}",
+                hint=f"give the name: {manifest.name}",
             )
 
     def has(self, content: Content) -> bool:
@@ -231,7 +254,8 @@ def _tell_waiting(name: Name) -> None:
     click.echo(f"waiting for another command that publishes {name}", err=True)
 
 
-def _newest(client: ControlClient, name: Name) -> StoredRef | None:
+def newest_of(client: ControlClient, name: Name) -> StoredRef | None:
+    """The newest version of a name that is known here, or that somebody tells."""
     try:
         answer = client.call("resolve", ref=str(name))
     except NotHereError:

@@ -86,7 +86,15 @@ def seed_image(
     public: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Serve a whole image as it lies, or packed where it cannot stay; return what became of it."""
+    """Publish a whole image as it lies, or packed where it cannot stay; tell what became of it."""
+    content, facts = seed_content(file, who, home, append=append, quiet=quiet)
+    return who.release(content, message=message, public=public) | facts
+
+
+def seed_content(
+    file: ImageFile, who: Publisher, home: Home, *, append: str = "", quiet: bool = False
+) -> tuple[Content, dict[str, Any]]:
+    """Serve the layer of a whole image; return what a version of it consists of, and facts."""
     who.check_secret(None)
     with unchanged(file), home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
@@ -95,8 +103,7 @@ def seed_image(
             click.echo(note, err=True)
         layer = who.serve_layer(staging, header)
         boot = BootParameters(detect_filesystem(read_start(file, PROBE_SIZE)), append)
-    content = Content(header.image_size, (layer,), boot=boot)
-    return who.release(content, message=message, public=public) | {
+    return Content(header.image_size, (layer,), boot=boot), {
         "torrent": layer.torrent,
         "size": header.image_size,
         "filesystem": boot.root_type,

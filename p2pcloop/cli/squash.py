@@ -14,7 +14,7 @@ from p2pcloop.cli.fetch import fetch_all
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Publisher
-from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.moved import LivePlaces
@@ -68,7 +68,7 @@ def command(
         client = stack.enter_context(ensure_daemon(home))
         manifest = target.signed.manifest
         who = stack.enter_context(Publisher.of(home, client, manifest.label, key_name))
-        _check_newest(target, who)
+        who.check_newest(target, hint="what is not yours can be joined by `p2pcloop export`")
         if len(manifest.layers) <= (1 if whole else 2):
             answer: dict[str, Any] = {"name": target.name, "version": manifest.version}
             answer |= {"link": target.link, "changed": False, "layers": len(manifest.layers)}
@@ -86,21 +86,6 @@ def command(
             stored = 0 if made.delta is None else made.delta.pack_length
             answer |= {"layers": len(content.layers), "stored": stored}
     _tell(answer, as_json=as_json)
-
-
-def _check_newest(target: StoredRef, who: Publisher) -> None:
-    manifest = target.signed.manifest
-    if who.name != manifest.name:
-        raise MismatchError(
-            f"{manifest.name} is not signed by this key",
-            hint="choose the key with --key; what is not yours can be joined by `p2pcloop export`",
-        )
-    if who.newest is not None and who.newest.signed.id != target.signed.id:
-        raise UsageError(
-            f"it is version {manifest.version}, and there is version"
-            f" {who.newest.signed.manifest.version}",
-            hint=f"give the name: {manifest.name}",
-        )
 
 
 def _squash(

@@ -49,6 +49,11 @@ class Touch:
     count: int
     after: int
 
+    @property
+    def end(self) -> int:
+        """The block after the last."""
+        return self.start + self.count
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -117,6 +122,11 @@ def sign_profile(profile: Profile, private_key: Ed25519PrivateKey) -> bytes:
     """Write a profile to be passed on, signed by whoever answers for it."""
     fields = _to_map(profile) | {"key": private_key.public_key().public_bytes_raw()}
     return sign(fields, private_key, domain=SIGNATURE_DOMAIN, what="the profile")
+
+
+def is_profile(start: bytes) -> bool:
+    """Whether bytes begin as a profile does, signed (or anything else that is) or not."""
+    return start.startswith((b"\x82\xa4body", b"\x85\xa7created"))
 
 
 def open_profile(data: bytes) -> Profile:

@@ -140,16 +140,17 @@ class Changes:
             block = first + at // BLOCK_SIZE
             if content == ZERO_BLOCK:
                 self.zero_blocks += 1
-                _append(self.zeros, block)
+                append_block(self.zeros, block)
                 continue
             self.blocks += 1
             self.unknown += below is None
-            _append(self.data, block)
+            append_block(self.data, block)
             crc = checksum(content) >> (32 - _FILTER_BITS)
             self.marks[crc] = REPEATED if self.marks[crc] else SEEN
 
 
-def _append(runs: array[int], block: int) -> None:
+def append_block(runs: array[int], block: int) -> None:
+    """Put a block behind stretches; it joins the last one where it follows."""
     if runs and runs[-2] + runs[-1] == block:
         runs[-1] += 1
     else:
@@ -157,7 +158,7 @@ def _append(runs: array[int], block: int) -> None:
 
 
 def stretches_of(runs: array[int]) -> Iterator[Stretch]:
-    """The runs of `Changes.data` or `Changes.zeros`."""
+    """What `append_block` put together: the runs of `Changes.data` or `Changes.zeros`."""
     return zip(runs[0::2], runs[1::2], strict=True)
 
 

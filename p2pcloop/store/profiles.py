@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
-from p2pcloop.formats.profile import Profile, open_profile
+from p2pcloop.formats.profile import Profile, fit_touches, open_profile, unpack_touches
 from p2pcloop.store.home import Home, replace_file
+from p2pcloop.units import BLOCK_SIZE
 
 MAX_ANCESTORS = 64
 """Manifests that are looked through for a profile of an older version."""
@@ -69,8 +71,23 @@ def forget_profile(home: Home, image_id: bytes) -> bool:
     return True
 
 
-def find_profile(home: Home, manifest: Manifest) -> Profile | None:
-    """The profile that serves an image best: its own, or that of what it was made from.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A profile that serves an image.
+
+    Attributes:
+        profile: what it says.
+        of: the image that it is of: the one that was asked for, or what that was made from.
+        kept: by this home; else the publisher attached it to `of`.
+    """
+
+    profile: Profile
+    of: Manifest
+    kept: bool
+
+
+def look_up_profile(home: Home, manifest: Manifest) -> Found | None:
+    """Find the profile that serves an image best: its own, or that of what it was made from.
 
     For each, what this home keeps comes before what the publisher attached: the user's own
     machine recorded it, or the user chose it.
@@ -78,16 +95,56 @@ def find_profile(home: Home, manifest: Manifest) -> Profile | None:
     Raises:
         StorageError: the system refused.
     """
-    for each in (manifest, *_ancestors(home, manifest)):
+    for each in (manifest, *ancestors(home, manifest)):
         profile = load_profile(home, each.image_id)
-        if profile is None and each.profile:
-            profile = Profile(each.image_id, each.size, each.created, each.profile, each.key)
         if profile is not None:
-            return profile
+            return Found(profile, each, kept=True)
+        if each.profile:
+            attached = Profile(each.image_id, each.size, each.created, each.profile, each.key)
+            return Found(attached, each, kept=False)
     return None
 
 
-def _ancestors(home: Home, manifest: Manifest) -> Iterator[Manifest]:
+def find_profile(home: Home, manifest: Manifest) -> Profile | None:
+    """The profile that `look_up_profile` finds."""
+    found = look_up_profile(home, manifest)
+    return None if found is None else found.profile
+
+
+def fit_profile(
+    profile: Profile, image_id: bytes, size: int, before: Iterable[Manifest] = ()
+) -> tuple[bytes, str]:
+    """Tell what of a profile is of use on an image.
+
+    Args:
+        image_id, size: of the image.
+        before: what it was made from (`ancestors`).
+
+    Returns:
+        Its packed touches, and a remark for the user: "" where it is of this very image.
+
+    Raises:
+        MismatchError: it is of another image, and names blocks that this one does not have, or
+            nothing of it is left.
+    """
+    blocks = size // BLOCK_SIZE
+    touches = fit_touches(profile.touches, blocks)
+    remark = ""
+    if profile.image_id != image_id:
+        older = next((each for each in before if each.image_id == profile.image_id), None)
+        if older is None and touches != profile.touches:
+            raise MismatchError(
+                "the profile is of another image: it names blocks that this one does not have",
+                hint="take one of this image, or of an older version",
+            )
+        what = "another image" if older is None else f"{older.name}, version {older.version}"
+        remark = f"the profile is of {what}; it names blocks, so it helps where those are alike"
+    if not unpack_touches(touches):
+        raise MismatchError("the profile names no block that the image has")
+    return touches, remark
+
+
+def ancestors(home: Home, manifest: Manifest) -> Iterator[Manifest]:
     """What is known here of the manifests before one, nearest first."""
     seen: set[bytes] = set()
     ahead = [manifest.previous, manifest.parent]

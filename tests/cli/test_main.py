@@ -15,6 +15,8 @@ COMMANDS = [
     "seed",
     "publish",
     "squash",
+    "optimize",
+    "profile",
     "diff",
     "boot",
     "info",

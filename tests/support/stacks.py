@@ -17,6 +17,7 @@ from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.changes import Base, Changes, Stretch, Target, find_changes
 from p2pcloop.making.delta import Delta, pack_delta
 from p2pcloop.making.encoding import Shape
+from p2pcloop.making.hot import HotLayer
 from p2pcloop.making.moved import MovedBlocks
 from tests.support.images import MemoryContent, ignore, read_views
 
@@ -83,7 +84,7 @@ class Stack:
         self.push(delta, pack.getvalue(), seal)
         return delta
 
-    def push(self, delta: Delta, pack: bytes, seal: Seal | None = None) -> None:
+    def push(self, delta: Delta | HotLayer, pack: bytes, seal: Seal | None = None) -> None:
         """Lay a layer on top that is made already."""
         header = open_index(delta.index)
         assert header.pack_length == len(pack) == delta.pack_length

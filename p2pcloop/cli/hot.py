@@ -1,0 +1,130 @@
+"""Makes the hot layer of an image that p2pcloopd knows, and has it served."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from p2pcloop.cli.delta import Opened, check_runs, open_stored
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.release import Content, Publisher, reference
+from p2pcloop.errors import storage_error
+from p2pcloop.formats.index import open_index
+from p2pcloop.formats.manifest import LayerRef, ManifestRef
+from p2pcloop.formats.profile import unpack_touches
+from p2pcloop.formats.seal import Seal
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.making.hot import HotLayer, adds_nothing, has_chunks, pack_hot
+from p2pcloop.making.pack import begin_layer, finish_layer
+from p2pcloop.making.targets import DeviceTarget
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """An image with a hot layer on top.
+
+    Attributes:
+        content: of the next version.
+        parent: what that is made from.
+        layer: the hot one.
+        replaced: whether it takes the place of another.
+    """
+
+    content: Content
+    parent: ManifestRef
+    layer: HotLayer
+    replaced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HotMaker:
+    """Makes hot layers for one publisher.
+
+    Attributes:
+        who: publishes.
+        home: of the node.
+        quiet: show no progress.
+    """
+
+    who: Publisher
+    home: Home
+    quiet: bool
+
+    def optimize(self, opened: Opened, touches: bytes) -> Optimized:
+        """Pack the blocks of a profile and serve them as a layer on top of an image.
+
+        A top layer that only repeats what lies below it, as a hot layer does, gives way to the new
+        one. Where a layer of the image has the same chunks already, it stays, and nothing is
+        served.
+
+        Args:
+            opened: the image; what is missing of the blocks is waited for.
+            touches: packed, of a boot.
+
+        Raises:
+            UsageError: nothing but zeros is touched, or the image would have too many runs.
+            P2pcloopError: content can never be had, or p2pcloopd could not serve the layer.
+        """
+        manifest = opened.ref.signed.manifest
+        lower = self.without_top(opened)
+        below = lower or Content.of(manifest)
+        with self.home.staging() as staging:
+            hot = self._pack(opened, touches, staging)
+            same = _find_same(opened, hot)
+            if same is None:
+                header = open_index(hot.index)
+                check_runs(opened.image, header.run_count)
+                finish_layer(staging, hot.index)
+                same = self.who.serve_layer(staging, header)
+        layers = below.layers if same in below.layers else (*below.layers, same)
+        # Which blocks of a private image a boot reads is told only where it was told before.
+        told = touches if not manifest.private or manifest.profile else b""
+        parent = manifest.parent if lower is not None else None
+        return Optimized(
+            replace(below, layers=layers, profile=told),
+            parent or reference(opened.ref),
+            hot,
+            lower is not None,
+        )
+
+    def without_top(self, opened: Opened) -> Content | None:
+        """An image without its top layer, where that only repeats what lies below; else None."""
+        manifest, image = opened.ref.signed.manifest, opened.image
+        if len(image.layers) == 1 or image.layers[-2].header.image_size != image.size:
+            return None
+        lower = replace(manifest, layers=manifest.layers[:-1])
+        signed = replace(opened.ref.signed, manifest=lower)
+        with ExitStack() as stack:
+            below = open_stored(replace(opened.ref, signed=signed), self.home, stack)
+            nothing = adds_nothing(image, below.image, _target(opened), _target(below))
+        return Content.of(lower) if nothing else None
+
+    def _pack(self, opened: Opened, touches: bytes, staging: Path) -> HotLayer:
+        secret = opened.ref.secret if opened.ref.signed.manifest.private else None
+        found = unpack_touches(touches, blocks=opened.image.size // BLOCK_SIZE)
+        seal = None if secret is None else Seal.new(secret)
+        with progress_bar("packing", quiet=self.quiet) as progress:
+            progress(0, sum(touch.count for touch in found) * BLOCK_SIZE)
+            try:
+                with (begin_layer(staging) / "pack").open("wb") as file:
+                    return pack_hot(_target(opened), found, file, progress, seal=seal)
+            except OSError as err:
+                raise storage_error(f"cannot write in {staging}", err) from err
+
+
+def _target(opened: Opened) -> DeviceTarget:
+    return DeviceTarget(ImageDevice(opened.image), opened.supply, ())
+
+
+def _find_same(opened: Opened, hot: HotLayer) -> LayerRef | None:
+    """The layer of an image that has the same chunks.
+
+    A private one is told by these alone: it is sealed otherwise each time.
+    """
+    for ref, layer in zip(opened.ref.signed.manifest.layers, opened.image.layers, strict=True):
+        if has_chunks(layer, hot.chunks, opened.supply):
+            return ref
+    return None

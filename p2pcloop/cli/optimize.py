@@ -1,0 +1,165 @@
+"""`p2pcloop optimize`: a version of an image that boots sooner."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.delta import open_stored
+from p2pcloop.cli.hot import HotMaker, Optimized
+from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.profiles import Subject, read_profile
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.release import Content, Publisher, newest_of
+from p2pcloop.cli.seed import seed_content, warn_if_only_here
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.profile import Profile
+from p2pcloop.making.local import ImageFile
+from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import ancestors, fit_profile
+from p2pcloop.units import BLOCK_SIZE, format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop optimize @key/debian --name debian
+  p2pcloop optimize debian.cloop --profile debian.profile --name debian
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref", metavar="REF|IMAGE")
+@click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
+@click.option(
+    "--profile",
+    "profile_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What a boot reads.  [default: what is known here, see `p2pcloop profile show`]",
+)
+@click.option(
+    "--message",
+    "-m",
+    default="optimized",
+    show_default=True,
+    metavar="TEXT",
+    help="What to say about it.",
+)
+@key_option
+@public_option
+@home_option
+@json_option
+def command(
+    ref: str,
+    label: str,
+    profile_file: Path | None,
+    message: str,
+    key_name: str | None,
+    home: Home,
+    *,
+    public: bool,
+    as_json: bool,
+) -> None:
+    """Publish REF, or IMAGE (.cloop, raw), with what a boot reads packed together once more.
+
+    The new version has the layers of its base, whose peers serve them on, and on top one small
+    layer: the blocks of a boot's profile, in order of first touch, compressed hard. What the image
+    holds is not changed. An IMAGE is seeded first, as by `seed`.
+    """
+    target = resolve_ref(ref, home)
+    given = None if profile_file is None else read_profile(profile_file)[1]
+    with ExitStack() as stack:
+        client = stack.enter_context(ensure_daemon(home))
+        who = stack.enter_context(Publisher.of(home, client, label, key_name))
+        maker = HotMaker(who, home, as_json)
+        if isinstance(target, ImageFile):
+            given = given or _profile_of(target, home, quiet=as_json)
+            target = _seed(target, maker, public=public)
+            who = replace(who, newest=target)
+        else:
+            stack.enter_context(target.client)
+        who.check_secret(target.secret)
+        touches = _touches(target, given, home)
+        made = maker.optimize(open_stored(target, home, stack), touches)
+        answer = who.release(
+            made.content, message=message, parent=made.parent, public=public, secret=target.secret
+        )
+    _tell(answer | {"base": target.name} | _facts(made), home, as_json=as_json)
+
+
+def _profile_of(file: ImageFile, home: Home, *, quiet: bool) -> Profile | None:
+    """What boots of a file recorded: as it lies, a raw image has another id than packed."""
+    with ExitStack() as stack:
+        try:
+            return Subject.open(file, home, stack, quiet=quiet).find(home).profile
+        except (NotHereError, UsageError):  # or a cloop that has to be repacked
+            return None
+
+
+def _seed(file: ImageFile, maker: HotMaker, *, public: bool) -> StoredRef:
+    """Publish an image file, unless the newest version is that, or that with a layer on top."""
+    who, home = maker.who, maker.home
+    content, _ = seed_content(file, who, home, quiet=maker.quiet)
+    if who.newest is not None and _stands_on(who.newest, content, maker):
+        return who.newest
+    who.release(content, public=public)
+    seeded = newest_of(who.client, who.name)
+    assert seeded is not None, "it was published just now"
+    return seeded
+
+
+def _stands_on(newest: StoredRef, content: Content, maker: HotMaker) -> bool:
+    """Whether a version has just that content, with a hot layer or without."""
+    layers = newest.signed.manifest.layers
+    if layers[:-1] != content.layers:
+        return layers == content.layers
+    with ExitStack() as stack:
+        return maker.without_top(open_stored(newest, maker.home, stack)) is not None
+
+
+def _touches(target: StoredRef, given: Profile | None, home: Home) -> bytes:
+    """The packed touches of the profile that is given, or else known."""
+    manifest = target.signed.manifest
+    subject = Subject(target.name, manifest.image_id, manifest.size, ref=target)
+    profile = given or subject.find(home).profile
+    before = (manifest, *ancestors(home, manifest))
+    touches, remark = fit_profile(profile, manifest.image_id, manifest.size, before)
+    if remark and given is not None:
+        click.echo(remark, err=True)
+    return touches
+
+
+def _facts(made: Optimized) -> dict[str, Any]:
+    return {
+        "size": made.content.size,
+        "layers": len(made.content.layers),
+        "stored": made.layer.pack_length,
+        "index": len(made.layer.index),
+        "stored_blocks": made.layer.stored_blocks,
+        "zero_blocks": made.layer.zero_blocks,
+        "replaced": made.replaced,
+    }
+
+
+def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+    warn_if_only_here(answer["link"], home)
+    if as_json:
+        click.echo(to_json(answer))
+        return
+    if not answer["changed"]:
+        click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
+    else:
+        click.echo(f"serving {answer['name']}, version {answer['version']}")
+        blocks = format_size(answer["stored_blocks"] * BLOCK_SIZE)
+        packed = format_size(answer["stored"])
+        click.echo(f"  {packed} packed, of {blocks} that a boot reads, on top of {answer['base']}")
+    if not answer["profile"]:
+        click.echo(
+            "it is private, so its profile is not attached: `p2pcloop profile attach` does so"
+        )
+    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")

@@ -1,0 +1,214 @@
+"""`p2pcloop profile`: what boots of an image read, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.output import check_place
+from p2pcloop.cli.passphrase import ask_passphrase
+from p2pcloop.cli.profile_facts import profile_facts, profile_lines
+from p2pcloop.cli.profiles import FoundProfile, Subject, read_if_profile, read_profile
+from p2pcloop.cli.refs import StoredRef, resolve_ref, words_of_the_user
+from p2pcloop.cli.release import Content, Publisher
+from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.formats.name import check_label
+from p2pcloop.formats.profile import sign_profile
+from p2pcloop.making.local import ImageFile
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import DEFAULT_KEY, list_keys, load_key, load_or_create_key, read_key
+from p2pcloop.store.profiles import fit_profile, forget_profile, keep_profile
+from p2pcloop.units import format_size
+
+
+@click.group("profile")
+def command() -> None:
+    """Show, export, attach and forget profiles: what boots of an image read, in order.
+
+    Each boot records one in this home, a few kilobytes. `seed` and `publish` attach it to what
+    they publish; `boot` fetches by it what the guest is about to read; `optimize` packs by it.
+
+    \b
+    Examples:
+      p2pcloop profile show debian.cloop
+      p2pcloop profile export @key/debian debian.profile
+      p2pcloop profile attach @key/debian debian.profile
+    """
+
+
+@command.command(short_help="Tell what a profile is, and whose.")
+@click.argument("ref", metavar="REF|FILE")
+@home_option
+@json_option
+def show(ref: str, home: Home, as_json: bool) -> None:
+    """Tell the profile that a boot of REF would use; or what is in FILE, one that was exported."""
+    target = resolve_ref(ref, home)
+    profile = read_if_profile(target) if isinstance(target, ImageFile) else None
+    with ExitStack() as stack:
+        if profile is not None:
+            facts = profile_facts(ref, FoundProfile(profile, "file"))
+        else:
+            subject = Subject.open(target, home, stack, quiet=as_json)
+            found = subject.find(home)
+            facts = profile_facts(subject.what, found)
+            facts["fetched"] = subject.fetched(found.profile, home)
+    if as_json:
+        click.echo(to_json(facts))
+        return
+    for key, text in profile_lines(facts):
+        click.echo(f"{key:8}  {text}")
+
+
+@command.command(short_help="Write the profile of an image to a file, signed.")
+@click.argument("ref", metavar="REF|IMAGE")
+@click.argument("out", type=click.Path(path_type=Path))
+@key_option
+@home_option
+@json_option
+def export(ref: str, out: Path, key_name: str | None, home: Home, as_json: bool) -> None:
+    """Write the profile that a boot of REF would use to OUT, signed with your key.
+
+    For an image that is not yours, too: others attach it. A file is never replaced.
+    """
+    check_place(out)
+    with ExitStack() as stack:
+        subject = Subject.of(ref, home, stack, quiet=as_json)
+        found = subject.find(home)
+    data = sign_profile(found.profile, _key(home, key_name))
+    try:
+        with out.open("xb") as file:
+            file.write(data)
+    except FileExistsError as err:
+        raise UsageError(f"{out} exists, and is not replaced", hint="choose another name") from err
+    except OSError as err:
+        raise storage_error(f"cannot write {out}", err) from err
+    if as_json:
+        click.echo(to_json({"file": str(out), "name": subject.what, "bytes": len(data)}))
+    else:
+        click.echo(f"{out}: {format_size(len(data))}, what a boot of {subject.what} reads")
+
+
+@command.command(short_help="Use the profile in a file for an image.")
+@click.argument("ref", metavar="REF|IMAGE")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--message",
+    "-m",
+    default="with a profile",
+    show_default=True,
+    metavar="TEXT",
+    help="What to say about the new version of an image of yours.",
+)
+@key_option
+@public_option
+@home_option
+@json_option
+def attach(
+    ref: str,
+    file: Path,
+    message: str,
+    key_name: str | None,
+    home: Home,
+    *,
+    public: bool,
+    as_json: bool,
+) -> None:
+    """Use the profile in FILE, which somebody signed, for REF; no boot replaces it any more.
+
+    It is kept in this home. Where REF is published under a key of yours, a new version is
+    published, too, which carries it to everybody.
+    """
+    data, profile = read_profile(file)
+    if profile.key is None:
+        raise FormatError(
+            f"{file} is not signed", hint="have it written by `p2pcloop profile export`"
+        )
+    with ExitStack() as stack:
+        subject = Subject.of(ref, home, stack, quiet=as_json)
+        touches, remark = fit_profile(profile, subject.image_id, subject.size, subject.before(home))
+        if remark:
+            click.echo(f"{remark}: it is signed anew, by you", err=True)
+            fitted = replace(profile, image_id=subject.image_id, size=subject.size, touches=touches)
+            data = sign_profile(fitted, _key(home, key_name))
+        who = stack.enter_context(_publisher(subject, home, key_name))
+        keep_profile(home, data)
+        answer: dict[str, Any] = {"name": subject.what, "changed": False}
+        if who is not None and subject.ref is not None:
+            answer |= _release(subject.ref, touches, who, message, public=public)
+    if as_json:
+        click.echo(to_json(answer))
+        return
+    click.echo(f"a boot of {subject.what} uses it from now on")
+    if answer["changed"]:
+        click.echo(f"serving {answer['name']}, version {answer['version']}, which carries it")
+
+
+@command.command(short_help="Delete the profile of an image that this home keeps.")
+@click.argument("ref", metavar="REF|IMAGE")
+@home_option
+def forget(ref: str, home: Home) -> None:
+    """Delete what this home keeps for REF. What its publisher attached stays attached."""
+    with ExitStack() as stack:
+        subject = Subject.of(ref, home, stack, quiet=False)
+        if not forget_profile(home, subject.image_id):
+            raise NotHereError(
+                f"no profile of {subject.what} is kept here",
+                hint="`p2pcloop profile show` tells what a boot would use",
+            )
+
+
+@contextmanager
+def _publisher(subject: Subject, home: Home, key_name: str | None) -> Iterator[Publisher | None]:
+    """Whoever may publish the next version of an image, if that is the user.
+
+    Raises:
+        UsageError: there is a newer version.
+    """
+    ref = subject.ref
+    owner = None if ref is None else _owner(ref.signed.manifest.key, home, key_name)
+    if ref is None or owner is None:
+        yield None
+        return
+    with Publisher.of(home, ref.client, ref.signed.manifest.label, owner) as who:
+        who.check_newest(ref, hint="or leave it to its publisher")
+        yield who
+
+
+def _owner(public: bytes, home: Home, key_name: str | None) -> str | None:
+    """The name of the user's key that an image is published under, if it is one of theirs."""
+    for name in list_keys(home.keys) if key_name is None else [key_name]:
+        if read_key(home.keys, name).public == public:
+            return name
+    return None
+
+
+def _release(
+    ref: StoredRef, touches: bytes, who: Publisher, message: str, *, public: bool
+) -> dict[str, Any]:
+    """Publish the next version of an image, which carries a profile."""
+    manifest = ref.signed.manifest
+    if manifest.private:
+        click.echo(
+            "the image is private, its manifest is not: everybody may see the numbers of the"
+            " blocks that a boot reads",
+            err=True,
+        )
+    content = replace(Content.of(manifest), profile=touches)
+    return who.release(
+        content, message=message, parent=manifest.parent, public=public, secret=ref.secret
+    )
+
+
+def _key(home: Home, name: str | None) -> Ed25519PrivateKey:
+    """The key that signs; the default one is made at its first use."""
+    with words_of_the_user():
+        check_label(name or DEFAULT_KEY)
+    load = load_or_create_key if name is None else load_key
+    return load(home.keys, name or DEFAULT_KEY, ask_passphrase)

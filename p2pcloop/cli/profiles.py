@@ -1,0 +1,184 @@
+"""Profiles for commands: those in files, and those of what a REF or an image file stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pcloop.cli.progress import progress_bar
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.formats.manifest import Manifest
+from p2pcloop.formats.profile import (
+    MAX_PROFILE_SIZE,
+    Profile,
+    is_profile,
+    open_profile,
+    unpack_touches,
+)
+from p2pcloop.image.ahead import chunks_in_order
+from p2pcloop.image.api import Missing
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.stored import StoredImage
+from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile
+
+
+@dataclass(frozen=True, slots=True)
+class FoundProfile:
+    """A profile, and how it came here.
+
+    Attributes:
+        profile: what it says.
+        origin: "recorded" here, "kept" here but signed by somebody, "attached" to the manifest by
+            its publisher, or a "file".
+        of: the version that it is of, where that is not the image that was asked for.
+    """
+
+    profile: Profile
+    origin: str
+    of: Manifest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An image whose profile is handled.
+
+    Attributes:
+        what: its name, or the file's path.
+        image_id: of its content.
+        size: bytes of the device.
+        ref: where it is a stored image.
+        local: where it is a file, opened.
+    """
+
+    what: str
+    image_id: bytes
+    size: int
+    ref: StoredRef | None = None
+    local: MergedImage | None = None
+
+    @classmethod
+    def of(cls, text: str, home: Home, stack: ExitStack, *, quiet: bool) -> Subject:
+        """Find what a REF stands for; errors as of `resolve_ref` and `open_local`."""
+        return cls.open(resolve_ref(text, home), home, stack, quiet=quiet)
+
+    @classmethod
+    def open(
+        cls, target: ImageFile | StoredRef, home: Home, stack: ExitStack, *, quiet: bool
+    ) -> Subject:
+        """Take what a REF stands for; of a file the index is made. Errors as of `open_local`."""
+        if isinstance(target, StoredRef):
+            stack.enter_context(target.client)
+            manifest = target.signed.manifest
+            return cls(target.name, manifest.image_id, manifest.size, ref=target)
+        home.create()
+        with progress_bar("reading", quiet=quiet) as progress:
+            image = open_local(target, home.indexes, progress)
+        stack.callback(image.close)
+        return cls(str(target.path), image.image_id, image.size, local=image)
+
+    def before(self, home: Home) -> Iterable[Manifest]:
+        """What is known here of the manifests that it was made from."""
+        return () if self.ref is None else ancestors(home, self.ref.signed.manifest)
+
+    def find(self, home: Home) -> FoundProfile:
+        """The profile that serves it best.
+
+        Raises:
+            NotHereError: none is known here.
+        """
+        found = self._look_up(home)
+        if found is None:
+            raise NotHereError(
+                f"no profile of {self.what} is known here",
+                hint="boot it once, which records one, or attach one: `p2pcloop profile attach`",
+            )
+        return found
+
+    def fetched(self, profile: Profile, home: Home) -> int | None:
+        """Stored bytes of the chunks that hold a profile's blocks, whether they are here or not.
+
+        None where maps or chunk tables are not here, or the secret of a private image is not.
+        """
+        touches = unpack_touches(profile.touches)
+        with ExitStack() as stack:
+            try:
+                image = self.local or self._open_here(home, stack)
+                chunks = chunks_in_order(image, None, touches)
+                return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
+            except (Missing, UsageError):
+                return None
+
+    def _open_here(self, home: Home, stack: ExitStack) -> MergedImage:
+        """Open a stored image, if what that takes is here.
+
+        Raises:
+            Missing: it is not.
+            UsageError: a private image whose secret is not here.
+        """
+        assert self.ref is not None, "what is no file is stored"
+        stored = StoredImage.of_home(self.ref.signed.manifest, home, self.ref.secret)
+        try:
+            image = stored.open()
+        except Missing:
+            stored.close()
+            raise
+        stack.callback(image.close)
+        return image
+
+    def _look_up(self, home: Home) -> FoundProfile | None:
+        if self.ref is None:
+            profile = load_profile(home, self.image_id)
+            return None if profile is None else FoundProfile(profile, _kept(profile))
+        found = look_up_profile(home, self.ref.signed.manifest)
+        if found is None:
+            return None
+        origin = _kept(found.profile) if found.kept else "attached"
+        of = None if found.of.image_id == self.image_id else found.of
+        return FoundProfile(found.profile, origin, of)
+
+
+def read_profile(path: Path) -> tuple[bytes, Profile]:
+    """Read and check a file that must be a profile; return its bytes, too.
+
+    Raises:
+        NotHereError: there is no such file.
+        FormatError, MismatchError: it is no profile, or not signed by the key that it names.
+        StorageError: it cannot be read.
+    """
+    data = _read_start(path)
+    if not is_profile(data):
+        raise FormatError(
+            f"{path} is not a profile", hint="one is written by `p2pcloop profile export`"
+        )
+    return data, open_profile(data)
+
+
+def read_if_profile(file: ImageFile) -> Profile | None:
+    """The profile in a file, or None where it is something else.
+
+    Raises:
+        FormatError, MismatchError: it begins as a profile does, and is damaged.
+    """
+    data = _read_start(file.path)
+    return open_profile(data) if is_profile(data) else None
+
+
+def _read_start(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise UsageError(f"{path} is not a file: a regular one is needed")
+            raise NotHereError(f"there is no file {path}")
+        with path.open("rb") as file:
+            return file.read(MAX_PROFILE_SIZE + 1)
+    except OSError as err:
+        raise storage_error(f"cannot read {path}", err) from err
+
+
+def _kept(profile: Profile) -> str:
+    return "recorded" if profile.key is None else "kept"

@@ -1,0 +1,206 @@
+"""Packs the blocks that a boot reads: a hot layer, on top of layers that have them anyway.
+
+Its pack holds them in order of first touch and compressed hard, so that a boot fetches one file
+from end to end; what the device reads as stays what it was, block by block. All other blocks, and
+whoever has them, stay where they are (docs/design.md, Booting soon).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from p2pcloop.errors import UsageError
+from p2pcloop.formats.block_map import ZERO_CHUNK, Run
+from p2pcloop.formats.chunk_table import Chunk, Codec
+from p2pcloop.formats.index import build_index
+from p2pcloop.formats.profile import Touch
+from p2pcloop.formats.seal import Seal
+from p2pcloop.image.api import Missing
+from p2pcloop.image.layer import Layer
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.build import Progress
+from p2pcloop.making.changes import ZERO_BLOCK, Stretch, Target, append_block, stretches_of
+from p2pcloop.making.encoding import HOT_BLOCKS, Level, encode
+from p2pcloop.making.targets import upper_stretches
+from p2pcloop.parallel import ordered_map
+from p2pcloop.units import BLOCK_SIZE
+
+MAX_HOT_BLOCKS = 1 << 18
+"""1 GiB, of which the first touches are taken: more is no boot."""
+
+
+@dataclass(frozen=True, slots=True)
+class HotLayer:
+    """What was packed.
+
+    Attributes:
+        index: bytes of the layer's index.
+        chunks: of its table.
+        pack_length: bytes of its pack.
+        stored_blocks: blocks that the pack holds.
+        zero_blocks: blocks that read as zeros.
+    """
+
+    index: bytes
+    chunks: Sequence[Chunk]
+    pack_length: int
+    stored_blocks: int
+    zero_blocks: int
+
+
+def pack_hot(
+    target: Target,
+    touches: Iterable[Touch],
+    pack: BinaryIO,
+    progress: Progress,
+    *,
+    seal: Seal | None = None,
+) -> HotLayer:
+    """Write the pack of a hot layer and return its index.
+
+    Args:
+        target: the device; read where it is touched, on this thread.
+        touches: blocks of that device, in the order in which a boot reads them.
+        pack: where the pack is written, from its start.
+        progress: is told how many bytes of the target are packed.
+        seal: seals the layer of a private image.
+
+    Raises:
+        UsageError: nothing but zeros is touched.
+        P2pcloopError: of the target's reading.
+    """
+    order = _Order(target)
+    chunks: list[Chunk] = []
+    length = blocks = 0
+    for content, codec, encoded in ordered_map(_encode, order.groups(touches)):
+        stored = encoded if seal is None else seal.seal_chunk(length, encoded)
+        pack.write(stored)
+        count = len(content) // BLOCK_SIZE
+        digest = hashlib.sha256(content).digest()
+        chunks.append(Chunk(length, len(stored), count, codec, digest))
+        length += len(stored)
+        blocks += count
+        progress(blocks * BLOCK_SIZE)
+    if not chunks:
+        raise UsageError(
+            "the profile names no block of the image that holds anything",
+            hint="boot the image once, which records another",
+        )
+    index = build_index(order.runs(), chunks, image_size=target.size, pack_length=length, seal=seal)
+    zeros = sum(count for _, count in stretches_of(order.zeros))
+    return HotLayer(index, chunks, length, blocks, zeros)
+
+
+@dataclass
+class _Order:
+    """Which blocks are packed one after the other.
+
+    Attributes:
+        packed, zeros: stretches of blocks (`stretches_of`), in order of first touch.
+    """
+
+    target: Target
+    packed: array[int] = field(default_factory=lambda: array("I"))
+    zeros: array[int] = field(default_factory=lambda: array("I"))
+
+    def groups(self, touches: Iterable[Touch]) -> Iterator[bytes]:
+        """Yield the content of each chunk."""
+        group = bytearray()
+        for block, content in self._read(touches):
+            if content == ZERO_BLOCK:
+                append_block(self.zeros, block)
+                continue
+            append_block(self.packed, block)
+            group += content
+            if len(group) == HOT_BLOCKS * BLOCK_SIZE:
+                yield bytes(group)
+                group.clear()
+        if group:
+            yield bytes(group)
+
+    def runs(self) -> list[Run]:
+        """The map, once all groups were taken."""
+        runs = [Run(first, count, ZERO_CHUNK, 0, 0) for first, count in stretches_of(self.zeros)]
+        place = 0
+        for first, count in stretches_of(self.packed):
+            chunk, within = divmod(place, HOT_BLOCKS)
+            runs.append(Run(first, count, chunk, within, HOT_BLOCKS))
+            place += count
+        return sorted(runs, key=lambda run: run.start)
+
+    def _read(self, touches: Iterable[Touch]) -> Iterator[tuple[int, memoryview]]:
+        """Yield each block that is touched, once, with its content."""
+        seen: set[int] = set()
+        for first, count in _cut((touch.start, touch.count) for touch in touches):
+            new = [block for block in range(first, first + count) if block not in seen]
+            if len(seen) + len(new) > MAX_HOT_BLOCKS:
+                return
+            seen.update(new)
+            content = memoryview(self.target.read(first, count)) if new else memoryview(b"")
+            for block in new:
+                at = (block - first) * BLOCK_SIZE
+                yield block, content[at : at + BLOCK_SIZE]
+
+
+def adds_nothing(image: MergedImage, below: MergedImage, device: Target, lower: Target) -> bool:
+    """Whether the top layer of an image holds nothing but what those below it hold anyway.
+
+    So does a hot layer. That another one does not, its first blocks tell.
+
+    Args:
+        image: with the layer.
+        below: without it.
+        device, lower: read what the two hold.
+
+    Raises:
+        P2pcloopError: of their reading.
+    """
+    if image.size != below.size:
+        return False
+    stretches = upper_stretches(image, len(image.layers) - 1, image.size)
+    return all(
+        (_is_zero(image, part) and _is_zero(below, part)) or device.read(*part) == lower.read(*part)
+        for part in _cut(stretches)
+    )
+
+
+def has_chunks(layer: Layer, chunks: Sequence[Chunk], supply: Callable[[Missing], None]) -> bool:
+    """Whether a layer has just these chunks, in this order.
+
+    Args:
+        supply: brings pages of its chunk table that are missing.
+
+    Raises:
+        P2pcloopError: they can never be had.
+    """
+    if layer.header.chunk_count != len(chunks):
+        return False
+    return all(_entry(layer, at, supply).id == chunk.id for at, chunk in enumerate(chunks))
+
+
+def _entry(layer: Layer, number: int, supply: Callable[[Missing], None]) -> Chunk:
+    while True:
+        try:
+            return layer.chunk(number)
+        except Missing as missing:
+            supply(missing)
+
+
+def _is_zero(image: MergedImage, part: Stretch) -> bool:
+    """Whether the map alone tells that blocks read as zeros."""
+    return all(chunk == ZERO_CHUNK for _, chunk, _, _ in image.map.pieces(*part))
+
+
+def _cut(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
+    """The same blocks in stretches of `HOT_BLOCKS` at most."""
+    for first, count in stretches:
+        for at in range(first, first + count, HOT_BLOCKS):
+            yield at, min(HOT_BLOCKS, first + count - at)
+
+
+def _encode(content: bytes) -> tuple[bytes, Codec, bytes]:
+    return content, *encode(Level.HOT, content)

@@ -1,0 +1,146 @@
+"""Images packed for their boot, and profiles of images that are published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
+from p2pcloop.store.profiles import keep_profile
+from tests.support.programs import Guest, Node, Nodes
+
+from .test_publish import copy, write_files
+
+pytestmark = pytest.mark.e2e
+
+BLOCKS = (32 << 20) // 4096
+
+
+def write_profile(to: Path, *runs: tuple[int, int]) -> Path:
+    """A profile of blocks, as a home keeps one: not signed, of an image that nobody has."""
+    touches = [Touch(start, count, at) for at, (start, count) in enumerate(runs)]
+    to.write_bytes(pack_profile(Profile(bytes(32), BLOCKS * 4096, 0, pack_touches(touches))))
+    return to
+
+
+def optimize(node: Node, *words: str | Path) -> dict[str, Any]:
+    return node.json("optimize", *words)
+
+
+def exported(node: Node, ref: str, to: Path) -> bytes:
+    node.run("export", ref, to, "--force")
+    return to.read_bytes()
+
+
+def test_what_a_boot_reads_lies_together_and_the_rest_stays_where_it_is(
+    nodes: Nodes, image: Path, cloop: Path, tmp_path: Path
+) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    seeded = seeder.seed(cloop, "tiny")
+    refused = seeder.run("optimize", seeded["name"], "--name", "tiny", code=7)
+    assert "boot it once" in refused.err
+    reader.json("fetch", seeded["link"])
+    one = write_profile(tmp_path / "one", (1600, 300), (0, 200))
+    made = optimize(seeder, seeded["name"], "--name", "fast", "--profile", one)
+    assert (made["version"], made["layers"], made["profile"]) == (1, 2, True)
+    assert made["stored_blocks"] + made["zero_blocks"] == 500
+    assert made["replaced"] is False
+    # Who has the base fetches the layer on top, and reads what everybody reads.
+    fetched = reader.json("fetch", made["link"])
+    assert fetched["bytes_received"] < made["stored"] + made["index"] + 100_000
+    assert exported(reader, made["link"], tmp_path / "out") == image.read_bytes()
+    shown = reader.json("profile", "show", made["link"])
+    assert (shown["origin"], shown["blocks"], shown["of"]) == ("attached", 500, None)
+    assert shown["fetched"] == made["stored"]
+
+    # The same again is no version; another profile takes the place of the first.
+    again = optimize(seeder, seeded["name"], "--name", "fast", "--profile", one)
+    assert (again["changed"], again["manifest"]) == (False, made["manifest"])
+    other = write_profile(tmp_path / "other", (1700, 300))
+    second = optimize(seeder, made["name"], "--name", "fast", "--profile", other)
+    assert (second["version"], second["layers"], second["replaced"]) == (2, 2, True)
+    assert exported(seeder, made["name"], tmp_path / "out") == image.read_bytes()
+    versions = seeder.json("log", made["name"])["versions"]
+    assert {version["parent"]["manifest"] for version in versions} == {seeded["manifest"]}
+
+
+def test_a_layer_that_changes_something_is_never_replaced(
+    nodes: Nodes, image: Path, tmp_path: Path
+) -> None:
+    node = nodes.make()
+    one = write_profile(tmp_path / "one", (0, 700))
+    # A raw image is seeded first.
+    made = optimize(node, image, "--name", "tiny", "--profile", one)
+    assert (made["version"], made["layers"]) == (2, 2)
+    again = optimize(node, image, "--name", "tiny", "--profile", one)
+    assert (again["changed"], again["version"]) == (False, 2)
+    new = copy(image, tmp_path / "new.img")
+    write_files(new, tmp_path, note=b"for all\n")
+    assert node.json("publish", new, "--name", "tiny")["layers"] == 3
+    # Known for the version before; the layer on top has other blocks.
+    third = optimize(node, made["name"], "--name", "tiny")
+    assert (third["version"], third["layers"], third["replaced"]) == (4, 4, False)
+    assert exported(node, made["name"], tmp_path / "out") == new.read_bytes()
+    # Seeded again, the image is a version of its own again.
+    back = optimize(node, image, "--name", "tiny", "--profile", one)
+    assert (back["version"], back["layers"]) == (6, 2)
+    assert exported(node, made["name"], tmp_path / "out") == image.read_bytes()
+
+
+def test_a_private_image_tells_its_profile_only_when_told_to(
+    nodes: Nodes, image: Path, tmp_path: Path
+) -> None:
+    node, reader = nodes.make(), nodes.make()
+    link = node.json("publish", image, "--name", "secret", "--private")["link"]
+    one = write_profile(tmp_path / "one", (0, 300))
+    words = (link, "--name", "secret", "--profile", one)
+    made = optimize(node, *words)
+    assert (made["layers"], made["profile"]) == (2, False)
+    assert parse_link(made["link"]).secret == parse_link(link).secret
+    # Sealed otherwise each time, and yet the same.
+    again = optimize(node, made["name"], "--name", "secret", "--profile", one)
+    assert (again["changed"], again["version"]) == (False, 2)
+    assert exported(reader, made["link"], tmp_path / "out") == image.read_bytes()
+    profile = Profile(
+        bytes.fromhex(made["image_id"]), BLOCKS * 4096, 0, pack_touches([Touch(0, 9, 0)])
+    )
+    keep_profile(node.home, pack_profile(profile))
+    file = tmp_path / "mine.profile"
+    node.run("profile", "export", made["name"], file)
+    done = node.run("profile", "attach", made["name"], file, "--json")
+    assert "everybody may see" in done.err
+    assert (json.loads(done.out)["version"], json.loads(done.out)["profile"]) == (3, True)
+    # What its publisher told once is told on.
+    third = optimize(node, made["name"], "--name", "secret", "--profile", file)
+    assert (third["version"], third["profile"], third["replaced"]) == (4, True, True)
+
+
+def test_a_profile_of_an_image_that_is_somebody_elses(
+    nodes: Nodes, cloop: Path, tmp_path: Path
+) -> None:
+    owner, helper = nodes.make(), nodes.make()
+    seeded = owner.seed(cloop, "tiny")
+    with Guest(helper, seeded["link"]) as guest:
+        guest.prompt()
+        guest.power_off()
+    recorded = helper.json("profile", "show", seeded["name"])
+    assert recorded["origin"] == "recorded"
+    file = tmp_path / "tiny.profile"
+    helper.run("profile", "export", seeded["name"], file)
+    # Kept by the helper, nothing of the owner's is changed; the owner publishes it.
+    kept = helper.json("profile", "attach", seeded["name"], file)
+    assert kept == {"name": seeded["name"], "changed": False}
+    attached = owner.json("profile", "attach", seeded["name"], file)
+    assert (attached["version"], attached["image_id"]) == (2, seeded["image_id"])
+    # Whoever forgets what is kept has what was attached.
+    owner.run("profile", "forget", seeded["name"])
+    assert owner.json("profile", "show", seeded["name"])["origin"] == "attached"
+    # And the one who has it makes a version of their own.
+    made = optimize(helper, seeded["name"], "--name", "fast")
+    assert made["stored_blocks"] + made["zero_blocks"] == recorded["blocks"]
+    shown = owner.json("profile", "show", made["link"])
+    assert (shown["origin"], shown["blocks"]) == ("attached", recorded["blocks"])
