@@ -44,13 +44,7 @@ def test_it_serves_until_it_is_told_to_stop_whatever_signals_come(spec: BlockSer
 
     with BlockServerProcess(spec) as block:
         report = trio.run(main)
-    assert report.pop("image_id")
-    assert report == {
-        "chunks_touched": 0,
-        "bytes_touched": 0,
-        "waits": {"count": 0},
-        "touches": [],
-    }
+    assert report == {"chunks_touched": 0, "bytes_touched": 0, "waits": {"count": 0}}
 
 
 def test_its_errors_are_raised_in_the_parent(spec: BlockServerSpec) -> None:

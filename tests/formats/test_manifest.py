@@ -26,12 +26,14 @@ from p2pcloop.formats.manifest import (
 )
 from p2pcloop.formats.packing import pack_canonical, unpack_canonical
 from p2pcloop.formats.profile import MAX_TOUCHES_SIZE, Touch, pack_touches
+from tests.formats.test_profile import GOLDEN_TOUCHES
 
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 KEY = PRIVATE.public_key().public_bytes_raw()
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = (DATA / "manifest-v1.bin").read_bytes()
 GOLDEN_2 = (DATA / "manifest-v2.bin").read_bytes()
+GOLDEN_3 = (DATA / "manifest-v3.bin").read_bytes()
 LAYERS = (
     LayerRef(bytes(range(32)), bytes(range(20)), 365, 112, 12345, 1 << 14),
     LayerRef(bytes(range(32, 64)), bytes(range(20, 40)), 1 << 20, 4096, 0, 1 << 24),
@@ -54,6 +56,7 @@ MANIFEST_2 = replace(
     sources=(LayerRef(bytes(range(1, 33)), bytes(range(1, 21)), 400, 112, 999, 1 << 14),),
     key_check=bytes(range(16)),
 )
+MANIFEST_3 = replace(MANIFEST_2, profile=bytes.fromhex(GOLDEN_TOUCHES))
 
 
 def sign(fields: object) -> bytes:
@@ -88,6 +91,12 @@ def test_the_golden_manifest_of_format_2() -> None:
     assert MANIFEST_2.private
     assert not MANIFEST.private
     assert MANIFEST_2.image_id == MANIFEST.image_id
+
+
+def test_the_golden_manifest_of_format_3() -> None:
+    assert open_manifest(GOLDEN_3).manifest == MANIFEST_3
+    assert sign_manifest(MANIFEST_3, PRIVATE) == GOLDEN_3
+    assert MANIFEST_3.image_id == MANIFEST.image_id
 
 
 @pytest.mark.parametrize(

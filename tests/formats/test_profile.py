@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -12,6 +13,7 @@ from p2pcloop.formats.profile import (
     MAX_TOUCHES_SIZE,
     Profile,
     Touch,
+    is_profile,
     open_profile,
     pack_profile,
     pack_touches,
@@ -22,7 +24,8 @@ from p2pcloop.formats.profile import (
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TOUCHES = [Touch(1024, 32, 0), Touch(0, 1, 3), Touch(77, 4, 3), Touch(1056, 8, 250)]
 GOLDEN_TOUCHES = "28b52ffd2014a100009ccd04002000d1fbe001034c0400cd03cf08ccf7"
-PROFILE = Profile(bytes(32), 8 << 20, 1_700_000_000, pack_touches(TOUCHES))
+GOLDEN = Path(__file__).parent.parent / "data" / "profile-v1.bin"
+PROFILE = Profile(bytes(32), 8 << 20, 1_700_000_000, bytes.fromhex(GOLDEN_TOUCHES))
 
 
 @st.composite
@@ -84,6 +87,19 @@ def test_a_profile_is_read_as_it_was_written() -> None:
 def test_a_signed_profile_tells_who_signed_it() -> None:
     public = KEY.public_key().public_bytes_raw()
     assert open_profile(sign_profile(PROFILE, KEY)) == replace(PROFILE, key=public)
+
+
+def test_the_golden_profile_is_read_and_written() -> None:
+    public = KEY.public_key().public_bytes_raw()
+    assert open_profile(GOLDEN.read_bytes()) == replace(PROFILE, key=public)
+    assert sign_profile(PROFILE, KEY) == GOLDEN.read_bytes()
+
+
+def test_a_profile_is_told_from_other_files_by_its_start() -> None:
+    for data in (pack_profile(PROFILE), GOLDEN.read_bytes()):
+        assert is_profile(data)
+        assert not is_profile(data[1:])
+    assert not is_profile(b"")
 
 
 def test_no_byte_of_a_signed_profile_can_be_changed_or_lost() -> None:

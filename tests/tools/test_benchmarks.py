@@ -16,7 +16,7 @@ import pytest
 from tools.benchmarks import rivals
 from tools.benchmarks.__main__ import MEASURES, parse
 from tools.benchmarks.boot_bytes import touched_bytes
-from tools.benchmarks.fetch import NbdReader, scattered_data
+from tools.benchmarks.fetch import scattered_data
 from tools.benchmarks.harness import (
     Bench,
     BenchError,
@@ -28,6 +28,7 @@ from tools.benchmarks.harness import (
     run_measure,
 )
 from tools.benchmarks.memory import resident_mb
+from tools.benchmarks.nbd_reader import NbdReader
 from tools.benchmarks.pack import sample_files
 from tools.benchmarks.processes import run, run_json, server
 from tools.benchmarks.rivals import (

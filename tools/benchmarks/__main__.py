@@ -27,6 +27,7 @@ from tools.benchmarks import (
 )
 from tools.benchmarks.harness import Outcome, Result, run_measure
 from tools.benchmarks.links import command as links
+from tools.benchmarks.links import crowd_command, download, missing
 from tools.benchmarks.machine import machine_facts
 from tools.benchmarks.session import opened_bench, screen, write_report
 
@@ -50,7 +51,12 @@ MEASURES = {
     )
 }
 
-SUITES = {"links": links.main}
+SUITES = {
+    "links": links.main,
+    "crowd": crowd_command.main,
+    "missing": missing.main,
+    "download": download.main,
+}
 """Measures over slow links, with options of their own; named first, and alone."""
 
 

@@ -8,73 +8,18 @@ from __future__ import annotations
 
 import random
 import shutil
-import socket
 import statistics
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tools.benchmarks.harness import Bench, BenchError, Contenders, Measure, Row, Values
+from tools.benchmarks.nbd_reader import NbdReader
 from tools.benchmarks.processes import Argument, node, seeding, server
 
 _APART = 16 * 65536  # bytes of image between two reads
 _BLOCK = 4096
-_OPTION_GO, _REPLY_INFO = 7, 3
-_ACKNOWLEDGED = 1
-_LIMIT = 30.0
-
-
-class NbdReader:
-    """As much of an NBD client as reads one export (NBD protocol, fixed newstyle)."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(_LIMIT)
-        self._socket.connect(str(path))
-        try:
-            self._negotiate()
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def read(self, offset: int) -> bytes:
-        """A block of the export."""
-        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 1, offset, _BLOCK))
-        magic, error, _ = struct.unpack(">IIQ", self._receive(16))
-        if magic != 0x67446698 or error:
-            raise BenchError(f"the NBD server answered a read with error {error}")
-        return self._receive(_BLOCK)
-
-    def close(self) -> None:
-        """Say goodbye and hang up."""
-        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 2, 0, 0))
-        self._socket.close()
-
-    def _negotiate(self) -> None:
-        if self._receive(16) != b"NBDMAGICIHAVEOPT":
-            raise BenchError("the NBD server is not of the newstyle")
-        self._receive(2)
-        self._socket.sendall(struct.pack(">I", 3))  # fixed newstyle, no zeroes
-        data = struct.pack(">IH", 0, 0)  # the default export, no information asked for
-        self._socket.sendall(b"IHAVEOPT" + struct.pack(">II", _OPTION_GO, len(data)) + data)
-        while True:
-            _, _, reply, length = struct.unpack(">QIII", self._receive(20))
-            self._receive(length)
-            if reply == _ACKNOWLEDGED:
-                return
-            if reply != _REPLY_INFO:
-                raise BenchError(f"the NBD server refused its export (reply {reply:#x})")
-
-    def _receive(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            part = self._socket.recv(length - len(data))
-            if not part:
-                raise BenchError("the NBD server hung up")
-            data += part
-        return data
 
 
 def scattered_data(image: Path) -> dict[int, bytes]:
@@ -90,7 +35,7 @@ def scattered_data(image: Path) -> dict[int, bytes]:
     return dict(found)
 
 
-def _wait_times(reader: NbdReader, blocks: dict[int, bytes]) -> list[float]:
+def wait_times(reader: NbdReader, blocks: dict[int, bytes]) -> list[float]:
     """Milliseconds for each block; what comes is compared."""
     times = []
     for offset, block in blocks.items():
@@ -120,7 +65,7 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
                 ):
                     reader = NbdReader(path)
                     reader.read(0)  # what is needed once: manifest, maps, the connection
-                    times = _wait_times(reader, blocks)
+                    times = wait_times(reader, blocks)
                     reader.close()
             finally:
                 shutil.rmtree(home, ignore_errors=True)

@@ -92,8 +92,8 @@ async def serve(
         stopped: awaited; when it returns, serving ends.
 
     Returns:
-        What was read, for a boot's report; `image_id` and `touches` (first block, blocks,
-        monotonic seconds) for its profile.
+        What was read, for a boot's report; where touches are noted, also `image_id` and
+        `touches` (first block, blocks, monotonic seconds), for its profile.
 
     Raises:
         MismatchError, BusyError: the overlay is of another image, or open elsewhere.
@@ -253,9 +253,10 @@ def _report(backend: LocalBackend | StoredBackend) -> dict[str, Any]:
         "chunks_touched": device.image.chunks_touched,
         "bytes_touched": device.image.bytes_touched,
         "waits": _waits([]),
-        "image_id": device.image.image_id,
-        "touches": [] if device.touches is None else list(map(list, device.touches.found)),
     }
+    if device.touches is not None:
+        report["image_id"] = device.image.image_id
+        report["touches"] = list(map(list, device.touches.found))
     if isinstance(backend, StoredBackend):
         report["waits"] = _waits(backend.supplier.waits)
         report["prefetched"] = backend.prefetch.report()

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1
 STALL_SECONDS = 10
+SILENT_SECONDS = 1
 BAN_SECONDS = 30
 """Bans are forgotten when somebody waited for so long and nothing came: those who are left do not
 have it, and whoever is banned may be a seed that its user has mended since."""
@@ -96,6 +97,7 @@ class Peers:
         self._since = 0.0
         self._lifted = 0.0
         self._dialled = -math.inf
+        self._heard: dict[Peer, float] = {}
         self._rate = 0.0
         self._counted = 0
         self._counting_since = 0.0
@@ -154,6 +156,10 @@ class Peers:
         """Bytes that may be asked for in the background: what comes in a fifth of a second."""
         return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))
 
+    def is_silent(self, address: Peer) -> bool:
+        """Whether nothing came from a peer for a second."""
+        return trio.current_time() - self._heard.get(address, -math.inf) >= SILENT_SECONDS
+
     def stalled(self) -> float:
         """Seconds since something came, or 0 where nobody waits."""
         return trio.current_time() - self._since if self._needs else 0.0
@@ -189,6 +195,7 @@ class Peers:
             self._counted, self._counting_since = 0, now
         if address in self.received or len(self.received) < MAX_COUNTED:
             self.received[address] += size
+            self._heard[address] = now
 
     def _note(self, address: Peer, error: str) -> None:
         named = address in self.sources.peers or any(

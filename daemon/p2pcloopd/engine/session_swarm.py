@@ -99,7 +99,13 @@ class SessionSwarm:
             self.handle.prioritize_pieces(pairs)
 
     def insist(self) -> None:
-        self._session.end_game.insist()
+        # Where all peers send, what is late is queued behind what others asked for: to ask for it
+        # twice would make it later.
+        if any(
+            info.download_queue_length and self.torrent.peers.is_silent(info.ip)
+            for info in self.handle.get_peer_info()
+        ):
+            self._session.end_game.insist()
 
     def read_piece(self, piece: int) -> None:
         self.handle.read_piece(piece)

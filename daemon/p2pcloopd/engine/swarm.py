@@ -112,7 +112,7 @@ class Swarm(Protocol):
         """
 
     def insist(self) -> None:
-        """Ask idle peers as well for what others were asked for, for a while: one is stalled."""
+        """Ask idle peers as well for what others were asked for, for a while, if one is silent."""
 
     def read_piece(self, piece: int) -> None:
         """Have a piece that arrived handed over by `Transfer.on_piece_read`."""

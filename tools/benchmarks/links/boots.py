@@ -13,7 +13,7 @@ from tools.benchmarks.guests import LOGIN, boot_initramfs
 from tools.benchmarks.harness import Bench
 from tools.benchmarks.links.contender import Contender
 from tools.benchmarks.links.contenders import LOCAL
-from tools.benchmarks.links.control import Control, plain_transfer
+from tools.benchmarks.links.control import Control, plain_transfer, wait_until_quiet
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import Host, network
 from tools.benchmarks.links.rig import Boot, Rig, TookTooLongError
@@ -31,12 +31,14 @@ class Plan:
     Attributes:
         limit: seconds after which a boot is ended and counts as "more than" that.
         group: the control group of this program, for its processor time.
+        patience: seconds to wait for a quiet machine, at most, before each boot.
     """
 
     contenders: Sequence[Contender]
     rounds: int
     limit: float
     group: Path | None
+    patience: float = 0.0
 
 
 @dataclass(slots=True)
@@ -72,22 +74,27 @@ def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
         for number in range(plan.rounds):
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
-                sample = _boot_once(boots[name], reader, bench.work / "boot", plan)
+                sample = boot_once(boots[name], reader, bench.work / "boot", plan)
                 result.samples.setdefault(name, []).append(sample)
                 tell(f"{link}: round {number + 1} of {plan.rounds}: {name}: {_told(sample)}")
     return result
 
 
-def _boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
+def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
+    """Boot and count until the login prompt, or until `plan.limit`; then end it.
+
+    Args:
+        place: a directory to make, and to remove at the end.
+    """
     place.mkdir()
     running = boot(place, plan.limit)
+    wait_until_quiet(plan.group, plan.patience)
     meter, before, start = Meter(plan.group), reader.traffic(), time.monotonic()
 
     def sample(*, exceeded: bool) -> Sample:
         seconds = plan.limit if exceeded else time.monotonic() - start
-        traffic, usage = reader.traffic().since(before), meter.usage()
-        own, others = (usage.own, usage.others) if usage else (None, None)
-        return Sample(seconds, exceeded, traffic.received, traffic.sent, own, others)
+        traffic = reader.traffic().since(before)
+        return Sample(seconds, exceeded, traffic.received, traffic.sent, meter.usage())
 
     try:
         with running as console:
@@ -105,6 +112,6 @@ def _boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
 def _told(sample: Sample) -> str:
     seconds = f"{'more than ' if sample.exceeded else ''}{sample.seconds:.2f} s"
     text = f"{seconds}, {sample.received / 1e6:.2f} MB received, {sample.sent / 1e6:.2f} sent"
-    if sample.others is not None:
-        text += f", {sample.cpu:.1f} s of processor, others {sample.others:.0%}"
+    if sample.usage:
+        text += f", {sample.usage.own:.1f} s of processor, others {sample.usage.others:.0%}"
     return text

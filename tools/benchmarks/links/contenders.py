@@ -9,11 +9,13 @@ LOCAL = attached.LOCAL
 
 PLAIN, WARM = ours.COLD.name, ours.WARM.name
 PROFILED = ours.PROFILED.name
+"""An optimised image whose manifest carries a profile; figures.py has its bars."""
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
         ours.COLD,
+        ours.RECORDED,
         ours.PROFILED,
         ours.WARM,
         swarm.DOWNLOAD,

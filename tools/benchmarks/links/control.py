@@ -6,6 +6,7 @@ local boot, whose time may not vary; and nothing else may have used the processo
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tools.benchmarks.harness import BenchError
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.rig import Rig, listening
 from tools.benchmarks.links.sample import Sample
+from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.processes import Argument
 
 LEAST_RATE, MOST_RATE = 0.95, 1.05
@@ -31,8 +33,11 @@ MOST_SPREAD = 1.3
 MOST_OTHERS = 0.1
 """Share of all processors that may go elsewhere in the median boot."""
 
+MOST_BUSY = 0.9
+"""Share of all processors that may be used by anything: with more, they are what is slow."""
+
 _PORT = 5001
-_SETTLE, _SECONDS = 1.0, 2.0
+_SETTLE, _SECONDS, _LOOK = 1.0, 2.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +76,54 @@ def plain_transfer(rig: Rig, link: Link, log: Path) -> Control:
             receiver.kill()
 
 
-def doubts_of_link(link: Link, control: Control, local: Sequence[Sample]) -> list[str]:
-    """Why no ratio of this link may be printed; empty where they may."""
+def wait_until_quiet(group: Path | None, patience: float) -> None:
+    """Wait until nothing else uses the processors much, but no longer than `patience` seconds.
+
+    Args:
+        group: as of Meter; None: no wait.
+    """
+    deadline = time.monotonic() + patience
+    while group and time.monotonic() < deadline:
+        meter = Meter(group)
+        time.sleep(_LOOK)
+        usage = meter.usage()
+        if not usage or usage.others <= MOST_OTHERS / 2:
+            return
+
+
+def doubts_of_transfer(link: Link, control: Control) -> list[str]:
+    """Why the link is not what it should be; empty where it is."""
     doubts = []
     if not LEAST_RATE <= control.share <= MOST_RATE:
         doubts.append(f"a plain transfer had {control.share:.0%} of the link's rate")
     if not link.delay <= control.round_trip <= link.delay + MOST_LATE:
         doubts.append(f"a round trip took {control.round_trip * 1000:.1f} ms")
+    return doubts
+
+
+def doubts_of_local(local: Sequence[Sample]) -> list[str]:
+    """Why the machine was not the same throughout; empty where it was."""
     times = [sample.seconds for sample in local]
-    if times and max(times) > MOST_SPREAD * min(times):
-        doubts.append(f"the local boot took {min(times):.1f} to {max(times):.1f} s")
-    return doubts + doubts_of_load("local", local)
-
-
-def doubts_of_load(name: str, samples: Sequence[Sample]) -> list[str]:
-    """Why no ratio with these boots may be printed: others used the machine meanwhile."""
-    shares = sorted(sample.others for sample in samples if sample.others is not None)
-    if shares and (share := shares[len(shares) // 2]) > MOST_OTHERS:
-        return [f"others had {share:.0%} of the processors while {name} booted"]
+    if max(times) > MOST_SPREAD * min(times):
+        return [f"the local boot took {min(times):.1f} to {max(times):.1f} s"]
     return []
+
+
+def doubts_of_others(what: str, usages: Sequence[Usage | None]) -> list[str]:
+    """Why times cannot be told: something else used the processors.
+
+    Args:
+        what: happened meanwhile, for the text.
+    """
+    shares = [usage.others for usage in usages if usage]
+    if shares and (share := statistics.median(shares)) > MOST_OTHERS:
+        return [f"others had {share:.0%} of the processors while {what}"]
+    return []
+
+
+def doubts_of_usage(what: str, usages: Sequence[Usage | None]) -> list[str]:
+    """The same, or because many nodes on one machine used all that there is of them."""
+    doubts, shares = doubts_of_others(what, usages), [usage.busy for usage in usages if usage]
+    if shares and (share := statistics.median(shares)) > MOST_BUSY:
+        doubts.append(f"the processors were {share:.0%} busy while {what}")
+    return doubts

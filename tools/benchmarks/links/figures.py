@@ -6,24 +6,13 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tools.benchmarks.links.bar import Bar
 from tools.benchmarks.links.boots import LinkRun
 from tools.benchmarks.links.contenders import LOCAL, PLAIN, PROFILED, RIVALS, WARM
-from tools.benchmarks.links.control import doubts_of_link, doubts_of_load
+from tools.benchmarks.links.control import doubts_of_local, doubts_of_others, doubts_of_transfer
+from tools.benchmarks.links.least import Least
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.sample import Figure, Sample, median_bytes, median_seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Least:
-    """What the boot cannot do without, whoever boots.
-
-    Attributes:
-        packed: W: bytes of the touched blocks, packed as well as can be.
-        touched: compressed bytes of the cloop's chunks that it touches.
-    """
-
-    packed: int
-    touched: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,63 +41,40 @@ class LinkFigures:
         limit: seconds that the link and the guest themselves take: the larger of the local boot
             and W by the rate.
         lines: by the contenders' names.
+        link_doubts: why no ratio of this link may be printed.
     """
 
     link: Link
     limit: float
     least: Least
     lines: dict[str, Line]
+    link_doubts: tuple[str, ...] = ()
 
     def doubts(self, *names: str) -> tuple[str, ...]:
         """Why no ratio of these contenders, or of one and the limit, may be printed."""
-        found = [doubt for name in (LOCAL.name, *names) for doubt in self.lines[name].doubts]
-        return tuple(dict.fromkeys(found))
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar and what it was held against.
-
-    Attributes:
-        figure: the ratio.
-        most: what it may be.
-        doubts: why it is not told whether it was reached.
-    """
-
-    title: str
-    figure: Figure
-    most: float
-    doubts: tuple[str, ...]
-
-    @property
-    def reached(self) -> bool | None:
-        """Whether it is; None where that cannot be told."""
-        if self.doubts:
-            return None
-        return self.figure.value <= self.most and not self.figure.bound
+        of_names = (doubt for name in (LOCAL.name, *names) for doubt in self.lines[name].doubts)
+        return tuple(dict.fromkeys((*self.link_doubts, *of_names)))
 
 
 def figures(run: LinkRun, least: Least) -> LinkFigures:
     """Medians of all contenders of a link, and its limit."""
-    link_doubts = doubts_of_link(run.link, run.control, run.samples[LOCAL.name])
+    local = run.samples[LOCAL.name]
     lines = {name: _line(name, samples) for name, samples in run.samples.items()}
-    local = lines[LOCAL.name]
-    lines[LOCAL.name] = Line(
-        local.name, local.seconds, local.received, local.sent, local.cpu, tuple(link_doubts)
-    )
-    limit = max(local.seconds.value, least.packed / run.link.rate)
-    return LinkFigures(run.link, limit, least, lines)
+    limit = max(lines[LOCAL.name].seconds.value, least.packed / run.link.rate)
+    doubts = doubts_of_transfer(run.link, run.control) + doubts_of_local(local)
+    return LinkFigures(run.link, limit, least, lines, tuple(doubts))
 
 
 def _line(name: str, samples: list[Sample]) -> Line:
-    cpu = [sample.cpu for sample in samples if sample.cpu is not None]
+    usages = [sample.usage for sample in samples]
+    own = [usage.own for usage in usages if usage]
     return Line(
         name,
         median_seconds(samples),
         median_bytes(samples),
         statistics.median(sample.sent for sample in samples),
-        statistics.median(cpu) if cpu else None,
-        tuple(doubts_of_load(name, samples)),
+        statistics.median(own) if own else None,
+        tuple(doubts_of_others(f"{name} booted", usages)),
     )
 
 

@@ -46,7 +46,7 @@ class Link:
         return link
 
     def __str__(self) -> str:
-        text = f"{self.rate / KILOBYTE:.4g} KB/s"
+        text = f"{self.rate / KILOBYTE:.6g} KB/s"
         return text + (f", {self.delay * 1000:g} ms" if self.delay else "")
 
     @property

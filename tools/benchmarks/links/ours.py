@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from tools.benchmarks.guests import LIMIT, PROMPT
 from tools.benchmarks.harness import BenchError
 from tools.benchmarks.links.contender import Contender
 from tools.benchmarks.links.rig import Boot, Rig, listen_at, node_on, seed
-from tools.benchmarks.processes import Argument, run, tail
+from tools.benchmarks.processes import Argument, run, run_json, tail
 from tools.console import Console, ConsoleError
+
+Publish = Callable[[Rig, Path], str]
+"""Has the node of a home, on the seeder, serve an image; its link."""
 
 
 @contextmanager
@@ -27,45 +30,53 @@ def boot_link(rig: Rig, link: str, home: Path, place: Path) -> Iterator[Console]
         raise BenchError(f"p2pcloop boot: {err}: {tail(errors)}") from err
 
 
-@contextmanager
-def _cold(rig: Rig, shared: Path) -> Iterator[Boot]:
-    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
-        link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
-        yield _first_boots(rig, link)
+def cold(name: str, about: str, publish: Publish) -> Contender:
+    """Boots with an empty home, of what a seeder was given to serve."""
+
+    @contextmanager
+    def serve(rig: Rig, shared: Path) -> Iterator[Boot]:
+        with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+            link = publish(rig, seeder)
+
+            @contextmanager
+            def boot(place: Path, _limit: float) -> Iterator[Console]:
+                with (
+                    node_on(rig.bench, rig.reader, place / "home") as home,
+                    boot_link(rig, link, home, place) as console,
+                ):
+                    yield console
+
+            yield boot
+
+    return Contender(name, about, serve)
 
 
-@contextmanager
-def _profiled(rig: Rig, shared: Path) -> Iterator[Boot]:
-    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
-        name = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["name"]
-        _record(rig, name, seeder, shared)
-        link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
-        yield _first_boots(rig, link)
+def _publish_plain(rig: Rig, home: Path) -> str:
+    return seed(rig.bench, rig.seeder, home, rig.bench.cloop)["link"]
 
 
-def _record(rig: Rig, name: str, home: Path, place: Path) -> None:
-    """Boot once where all of the image is, so that its profile is known there."""
+def _publish_recorded(rig: Rig, home: Path) -> str:
+    """The same, booted once on the seeder, so that a profile is attached."""
+    name = seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"]
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
-    argv += ["--cpu", str(rig.bench.cpu)]
-    log, errors = place / "record.log", place / "record.err"
+    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
+    log, errors = home.parent / "record.log", home.parent / "record.err"
     with Console([*map(str, argv)], log=log, errors=errors) as console:
         console.expect(PROMPT, LIMIT)
         console.send_line("poweroff")
         console.wait(LIMIT)
+    return _publish_plain(rig, home)
 
 
-def _first_boots(rig: Rig, link: str) -> Boot:
-    """Boots of readers who have nothing yet."""
-
-    @contextmanager
-    def boot(place: Path, _limit: float) -> Iterator[Console]:
-        with (
-            node_on(rig.bench, rig.reader, place / "home") as home,
-            boot_link(rig, link, home, place) as console,
-        ):
-            yield console
-
-    return boot
+def _publish_optimised(rig: Rig, home: Path) -> str:
+    """The same with what its boot reads packed in that order."""
+    _publish_recorded(rig, home)
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "optimize", rig.bench.cloop]
+    told = run_json([*argv, "--name", "bench", "--json", "--home", home])
+    if not isinstance(told, dict) or not isinstance(told.get("link"), str):
+        raise BenchError("p2pcloop optimize --json told no link")
+    link: str = told["link"]
+    return link
 
 
 @contextmanager
@@ -74,7 +85,7 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
     with node_on(rig.bench, rig.seeder, home):
         # On the seeder's own loopback: over the link it would take its time.
         with node_on(rig.bench, rig.seeder, shared / "seeder") as seeder:
-            link = seed(rig.bench, rig.seeder, seeder, rig.bench.cloop)["link"]
+            link = _publish_plain(rig, seeder)
             run([*rig.seeder.inside, rig.bench.p2pcloop, "fetch", link, "--home", home])
         stop: list[Argument] = [rig.bench.p2pcloop, "daemon", "stop", "--home", home]
         run(stop)
@@ -91,10 +102,13 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
         yield boot
 
 
-COLD = Contender(
-    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _cold
+COLD = cold(
+    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _publish_plain
 )
-PROFILED = Contender(
-    "p2pcloop-profile", "the same of a version that has a profile attached", _profiled
+RECORDED = cold(
+    "p2pcloop-recorded", "the same with a profile attached, recorded by one boot", _publish_recorded
+)
+PROFILED = cold(
+    "p2pcloop-profile", "the same, with `p2pcloop optimize` of that profile", _publish_optimised
 )
 WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
+from tools.benchmarks.links.bar import REFUSED
 from tools.benchmarks.links.boots import LinkRun
 from tools.benchmarks.links.contenders import PLAIN, PROFILED
-from tools.benchmarks.links.figures import Bar, Line, LinkFigures, bars
+from tools.benchmarks.links.figures import Line, LinkFigures, bars
 from tools.benchmarks.links.sample import Figure, ratio
-
-_REFUSED = "—"
 
 
 def table(found: LinkFigures) -> Table:
@@ -38,7 +36,7 @@ def _row(found: LinkFigures, line: Line) -> tuple[str, ...]:
     return (
         line.name,
         line.seconds.text(),
-        _REFUSED if found.doubts(line.name) else of_limit,
+        REFUSED if found.doubts(line.name) else of_limit,
         received.text(2),
         _times(line.received, found.least.packed),
         f"{line.sent / 1e6:.2f}",
@@ -54,34 +52,8 @@ def _against(found: LinkFigures, ours: str, line: Line) -> str:
     if line.name == ours:
         return ""
     if found.doubts(ours, line.name):
-        return _REFUSED
+        return REFUSED
     return ratio(found.lines[ours].seconds, line.seconds)
-
-
-def bar_table(all_found: Iterable[LinkFigures]) -> Table:
-    """Every bar that was measured, link by link."""
-    shown = Table("bar", "link", "measured", "at most", "")
-    for found in all_found:
-        for bar in bars(found):
-            measured = _REFUSED if bar.reached is None else bar.figure.text(2)
-            shown.add_row(bar.title, str(found.link), measured, f"{bar.most:g}", verdict(bar))
-    return shown
-
-
-def verdict(bar: Bar) -> str:
-    """Whether a bar is reached, for people."""
-    if bar.reached is None:
-        return "not told"
-    return "[green]reached[/green]" if bar.reached else "[red]missed[/red]"
-
-
-def doubt_lines(all_found: Iterable[LinkFigures]) -> list[str]:
-    """Why ratios are missing, a line each."""
-    return [
-        f"{found.link}: no ratio: {doubt}"
-        for found in all_found
-        for doubt in found.doubts(*found.lines)
-    ]
 
 
 def as_json(run: LinkRun, found: LinkFigures) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tools.benchmarks.links.usage import Usage
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -30,16 +32,14 @@ class Sample:
         seconds: how long it took; the time limit where it had not ended by then.
         exceeded: it had not.
         received, sent: bytes at the reader's interface meanwhile.
-        cpu: seconds of processor time that all processes of the bench used meanwhile.
-        others: share of all processors that something else used meanwhile; None where unknown.
+        usage: of the processors meanwhile; None where unknown.
     """
 
     seconds: float
     exceeded: bool
     received: int
     sent: int
-    cpu: float | None = None
-    others: float | None = None
+    usage: Usage | None = None
 
 
 def median(figures: Sequence[Figure]) -> Figure:

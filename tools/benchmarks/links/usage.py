@@ -19,10 +19,12 @@ class Usage:
         own: seconds of processor time of this program and all that it started, ended ones too.
         others: share of all processors' time that went elsewhere: other processes, the kernel's
             own work, another virtual machine.
+        busy: share of all processors' time that was used by anything.
     """
 
     own: float
     others: float
+    busy: float
 
 
 class Meter:
@@ -43,7 +45,8 @@ class Meter:
             return None
         wall, busy, own = (end - start for end, start in zip(self._now(), self._start, strict=True))
         available = wall * (os.cpu_count() or 1)
-        return Usage(own, min(1.0, max(0.0, busy - own) / available)) if available else None
+        others = max(0.0, busy - own)  # ticks and the group's clock differ a little
+        return Usage(own, min(1.0, others / available), min(1.0, max(busy, own) / available))
 
     def _now(self) -> tuple[float, float, float]:
         wall = time.monotonic()
