@@ -157,7 +157,8 @@ def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
         click.echo(f"serving {answer['name']}, version {answer['version']}")
         blocks = format_size(answer["stored_blocks"] * BLOCK_SIZE)
         packed = format_size(answer["stored"])
-        click.echo(f"  {packed} packed, of {blocks} that a boot reads, on top of {answer['base']}")
+        where = "in place of what was packed before" if answer["replaced"] else "on top of its base"
+        click.echo(f"  {packed} packed, of {blocks} that a boot reads, {where}")
     if not answer["profile"]:
         click.echo(
             "it is private, so its profile is not attached: `p2pcloop profile attach` does so"

@@ -25,7 +25,7 @@ SIGNATURE_DOMAIN = b"p2pcloop profile 1\0"
 MAX_TOUCHES = 8192
 MAX_TOUCHES_SIZE = 24 << 10
 """Bytes of packed touches: a manifest holds them, and crosses before the first block. What is
-longer loses its end. The boot of a small Debian has 900 touches in 3 KB."""
+longer loses its end. The boot of a small Debian has 600 touches in 2 KB."""
 
 MAX_PROFILE_SIZE = MAX_TOUCHES_SIZE + 512
 """Bytes of a profile as a file."""
