@@ -72,19 +72,19 @@ def command(
     holds is not changed. An IMAGE is seeded first, as by `seed`.
     """
     target = resolve_ref(ref, home)
-    given = None if profile_file is None else read_profile(profile_file)[1]
+    profile = None if profile_file is None else read_profile(profile_file)[1]
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
         who = stack.enter_context(Publisher.of(home, client, label, key_name))
         maker = HotMaker(who, home, as_json)
         if isinstance(target, ImageFile):
-            given = given or _profile_of(target, home, quiet=as_json)
+            profile = profile or _known_profile(target, maker)
             target = _seed(target, maker, public=public)
             who = replace(who, newest=target)
         else:
             stack.enter_context(target.client)
         who.check_secret(target.secret)
-        touches = _touches(target, given, home)
+        touches = _touches(target, profile, home, tell=profile_file is not None)
         made = maker.optimize(open_stored(target, home, stack), touches)
         answer = who.release(
             made.content, message=message, parent=made.parent, public=public, secret=target.secret
@@ -92,13 +92,20 @@ def command(
     _tell(answer | {"base": target.name} | _facts(made), home, as_json=as_json)
 
 
-def _profile_of(file: ImageFile, home: Home, *, quiet: bool) -> Profile | None:
-    """What boots of a file recorded: as it lies, a raw image has another id than packed."""
+def _known_profile(file: ImageFile, maker: HotMaker) -> Profile:
+    """What boots of a file recorded, or of the newest version; as it lies, a raw image has another
+    id than packed.
+
+    Raises:
+        NotHereError: none is known, so that nothing need be seeded.
+    """
     with ExitStack() as stack:
         try:
-            return Subject.open(file, home, stack, quiet=quiet).find(home).profile
+            return Subject.open(file, maker.home, stack, quiet=maker.quiet).find(maker.home).profile
         except (NotHereError, UsageError):  # or a cloop that has to be repacked
-            return None
+            if maker.who.newest is None:
+                raise
+    return Subject.of_stored(maker.who.newest).find(maker.home).profile
 
 
 def _seed(file: ImageFile, maker: HotMaker, *, public: bool) -> StoredRef:
@@ -122,14 +129,18 @@ def _stands_on(newest: StoredRef, content: Content, maker: HotMaker) -> bool:
         return maker.without_top(open_stored(newest, maker.home, stack)) is not None
 
 
-def _touches(target: StoredRef, given: Profile | None, home: Home) -> bytes:
-    """The packed touches of the profile that is given, or else known."""
+def _touches(target: StoredRef, profile: Profile | None, home: Home, *, tell: bool) -> bytes:
+    """The packed touches of a profile, by default of the one that is known.
+
+    Args:
+        tell: tell where it is of another image.
+    """
     manifest = target.signed.manifest
-    subject = Subject(target.name, manifest.image_id, manifest.size, ref=target)
-    profile = given or subject.find(home).profile
+    if profile is None:
+        profile = Subject.of_stored(target).find(home).profile
     before = (manifest, *ancestors(home, manifest))
     touches, remark = fit_profile(profile, manifest.image_id, manifest.size, before)
-    if remark and given is not None:
+    if remark and tell:
         click.echo(remark, err=True)
     return touches
 

@@ -183,10 +183,9 @@ def _publisher(subject: Subject, home: Home, key_name: str | None) -> Iterator[P
 
 def _owner(public: bytes, home: Home, key_name: str | None) -> str | None:
     """The name of the user's key that an image is published under, if it is one of theirs."""
-    for name in list_keys(home.keys) if key_name is None else [key_name]:
-        if read_key(home.keys, name).public == public:
-            return name
-    return None
+    with words_of_the_user():
+        names = list_keys(home.keys) if key_name is None else [check_label(key_name)]
+    return next((name for name in names if read_key(home.keys, name).public == public), None)
 
 
 def _release(

@@ -73,13 +73,18 @@ class Subject:
         """Take what a REF stands for; of a file the index is made. Errors as of `open_local`."""
         if isinstance(target, StoredRef):
             stack.enter_context(target.client)
-            manifest = target.signed.manifest
-            return cls(target.name, manifest.image_id, manifest.size, ref=target)
+            return cls.of_stored(target)
         home.create()
         with progress_bar("reading", quiet=quiet) as progress:
             image = open_local(target, home.indexes, progress)
         stack.callback(image.close)
         return cls(str(target.path), image.image_id, image.size, local=image)
+
+    @classmethod
+    def of_stored(cls, ref: StoredRef) -> Subject:
+        """A stored image, whose connection is somebody else's to close."""
+        manifest = ref.signed.manifest
+        return cls(ref.name, manifest.image_id, manifest.size, ref=ref)
 
     def before(self, home: Home) -> Iterable[Manifest]:
         """What is known here of the manifests that it was made from."""

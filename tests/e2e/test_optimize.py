@@ -11,20 +11,30 @@ import pytest
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
 from p2pcloop.store.profiles import keep_profile
-from tests.support.programs import Guest, Node, Nodes
+from tests.support.programs import Node, Nodes
 
 from .test_publish import copy, write_files
 
 pytestmark = pytest.mark.e2e
 
-BLOCKS = (32 << 20) // 4096
+SIZE = 32 << 20
+
+
+def profile_of(image_id: bytes, *runs: tuple[int, int]) -> bytes:
+    """A profile of blocks, as a home keeps one: not signed."""
+    touches = [Touch(start, count, at) for at, (start, count) in enumerate(runs)]
+    return pack_profile(Profile(image_id, SIZE, 0, pack_touches(touches)))
 
 
 def write_profile(to: Path, *runs: tuple[int, int]) -> Path:
-    """A profile of blocks, as a home keeps one: not signed, of an image that nobody has."""
-    touches = [Touch(start, count, at) for at, (start, count) in enumerate(runs)]
-    to.write_bytes(pack_profile(Profile(bytes(32), BLOCKS * 4096, 0, pack_touches(touches))))
+    """The file of a profile of an image that nobody has."""
+    to.write_bytes(profile_of(bytes(32), *runs))
     return to
+
+
+def record(node: Node, image_id: str, *runs: tuple[int, int]) -> None:
+    """Have a node keep a profile, as if it had booted an image."""
+    keep_profile(node.home, profile_of(bytes.fromhex(image_id), *runs))
 
 
 def optimize(node: Node, *words: str | Path) -> dict[str, Any]:
@@ -73,6 +83,9 @@ def test_a_layer_that_changes_something_is_never_replaced(
 ) -> None:
     node = nodes.make()
     one = write_profile(tmp_path / "one", (0, 700))
+    refused = node.run("optimize", image, "--name", "tiny", code=7)
+    assert "boot it once" in refused.err
+    assert node.torrents() == {}
     # A raw image is seeded first.
     made = optimize(node, image, "--name", "tiny", "--profile", one)
     assert (made["version"], made["layers"]) == (2, 2)
@@ -105,10 +118,7 @@ def test_a_private_image_tells_its_profile_only_when_told_to(
     again = optimize(node, made["name"], "--name", "secret", "--profile", one)
     assert (again["changed"], again["version"]) == (False, 2)
     assert exported(reader, made["link"], tmp_path / "out") == image.read_bytes()
-    profile = Profile(
-        bytes.fromhex(made["image_id"]), BLOCKS * 4096, 0, pack_touches([Touch(0, 9, 0)])
-    )
-    keep_profile(node.home, pack_profile(profile))
+    record(node, made["image_id"], (0, 9))
     file = tmp_path / "mine.profile"
     node.run("profile", "export", made["name"], file)
     done = node.run("profile", "attach", made["name"], file, "--json")
@@ -124,9 +134,7 @@ def test_a_profile_of_an_image_that_is_somebody_elses(
 ) -> None:
     owner, helper = nodes.make(), nodes.make()
     seeded = owner.seed(cloop, "tiny")
-    with Guest(helper, seeded["link"]) as guest:
-        guest.prompt()
-        guest.power_off()
+    record(helper, helper.json("info", seeded["link"])["image_id"], (1600, 40), (0, 60))
     recorded = helper.json("profile", "show", seeded["name"])
     assert recorded["origin"] == "recorded"
     file = tmp_path / "tiny.profile"
