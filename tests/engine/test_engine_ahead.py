@@ -5,7 +5,6 @@ from __future__ import annotations
 import trio
 
 from p2pcloopd.engine.fill import fill
-from p2pcloopd.engine.window import MAX_BYTES, MIN_BYTES, Window
 from tests.support.engines import Nodes, until
 
 PIECE = 1 << 14
@@ -66,26 +65,3 @@ async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
                     await back.restore()
                     await until(lambda: len(results) == 2)
         assert results == [content[3 * PIECE :][:100]] * 2
-
-
-async def test_a_window_follows_the_rate_and_is_half_as_wide_for_a_reader() -> None:
-    rate, busy = 0.0, False
-    window = Window(lambda: rate, lambda: busy)
-    assert window.limit() == MIN_BYTES
-    rate = 8e6
-    assert window.limit() == 2_000_000
-    busy = True
-    assert window.limit() == 1_000_000
-    rate = 1e12
-    assert window.limit() == MAX_BYTES // 2
-
-
-async def test_a_window_lets_in_what_fits_and_one_that_never_would() -> None:
-    window = Window(lambda: 0.0, lambda: False)
-    await window.take(10 * MIN_BYTES)
-    with trio.move_on_after(0.01) as scope:
-        await window.take(1)
-    assert scope.cancelled_caught
-    window.give_back(10 * MIN_BYTES)
-    await window.take(MIN_BYTES - 1)
-    await window.take(1)

@@ -10,7 +10,6 @@ import trio
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.engine.transfer import Transfer
 from p2pcloopd.engine.unless import unless
-from p2pcloopd.engine.window import Window
 
 QUIET_SECONDS = 0.5
 """So long no reader must have waited."""
@@ -54,12 +53,12 @@ async def fill(torrent: Torrent, rate: int) -> None:
     """
     layout = await torrent.metadata()
     transfer = torrent.transfer
-    window = Window(lambda: torrent.peers.rate, lambda: False)
     with torrent.peers.needed():
         while absent := [piece for piece in range(layout.pieces) if not transfer.has(piece)]:
             begun = trio.current_time()
             await transfer.demand.quiet(QUIET_SECONDS, begun - QUIET_SECONDS)
-            asked = min(window.limit(), rate) if rate else window.limit()
+            window = torrent.peers.window()
+            asked = min(window, rate) if rate else window
             batch = absent[: max(1, asked // layout.piece_length)]
             with transfer.spare(batch):
                 await unless(transfer.demand.some, partial(_all_here, transfer, batch))

@@ -29,9 +29,12 @@ have it, and whoever is banned may be a seed that its user has mended since."""
 LOOK_SECONDS = 60
 """Between two searches for peers that nobody named; `STALL_SECONDS` where nothing comes."""
 
-MIN_WINDOW = 512 << 10
+MIN_WINDOW = 128 << 10
 MAX_WINDOW = 16 << 20
-WINDOW_SECONDS = 0.2
+WINDOW_SECONDS = 0.25
+"""A link is kept busy by what comes in a round trip, and a reader who wants something else waits
+for all that was asked for. So this is more than round trips take, and little more."""
+
 RATE_SECONDS = 0.1
 MAX_COUNTED = 1024
 
@@ -147,13 +150,8 @@ class Peers:
         connected = bool(self._connected & addresses)
         return PeerTried(format_peer(peer), connected, errors[-1] if errors else None)
 
-    @property
-    def rate(self) -> float:
-        """Bytes a second that came when bytes came last."""
-        return self._rate
-
     def window(self) -> int:
-        """Bytes that may be asked for in the background: what comes in a fifth of a second."""
+        """Bytes that may be asked for where nobody waits: what comes in a quarter of a second."""
         return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))
 
     def is_silent(self, address: Peer) -> bool:

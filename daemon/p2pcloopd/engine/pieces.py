@@ -1,6 +1,7 @@
 """Who waits for which piece. Two readers of one piece share one fetch.
 
-Some wait because a guest does, others ahead of it: a piece is as urgent as its most urgent reader.
+Some wait because a guest does, others ahead of it. What the former want is asked for at once, what
+the latter want is expected, until somebody (engine/ahead.py) has it asked for.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class Pieces:
     """The waiting readers of one torrent, and the pieces that came lately.
 
     Args:
-        raise_: called with pieces that nobody wanted before, or nobody so urgently.
+        raise_: called with pieces that are to be asked for, or more urgently than before.
         lower: called with pieces that somebody wanted and nobody wants any more.
         stall: called with the pieces that a read lacks when it stalls, once a read.
+        expect: called when pieces are expected that nobody wanted before.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class Pieces:
         raise_: Callable[[list[int]], None],
         lower: Callable[[list[int]], None],
         stall: Callable[[list[int]], None],
+        expect: Callable[[], None],
     ) -> None:
         self._raise = raise_
+        self._expect = expect
         self._lower = lower
         self._stall = stall
         self._wanted: dict[int, _Wanted] = {}
+        self._expected: dict[int, None] = {}
         self._recent: OrderedDict[int, bytes] = OrderedDict()
         self._recent_bytes = 0
 
@@ -60,8 +65,26 @@ class Pieces:
         """The pieces that somebody waits for."""
         return list(self._wanted)
 
+    @property
+    def asked(self) -> list[int]:
+        """Those of them that were asked for."""
+        return [piece for piece in self._wanted if piece not in self._expected]
+
+    @property
+    def expected(self) -> list[int]:
+        """The others, in the order in which they were wanted first."""
+        return list(self._expected)
+
     def __contains__(self, piece: int) -> bool:
         return piece in self._wanted
+
+    def ask(self, pieces: Iterable[int]) -> None:
+        """Have expected pieces asked for."""
+        fresh = [piece for piece in pieces if piece in self._expected]
+        for piece in fresh:
+            del self._expected[piece]
+        if fresh:
+            self._raise(fresh)
 
     def urgent(self, piece: int) -> bool:
         """Whether somebody waits for a piece who is kept by it now, not only ahead of a need."""
@@ -69,7 +92,7 @@ class Pieces:
         return wanted is not None and wanted.urgent
 
     async def get(
-        self, pieces: Iterable[int], *, keep: bool = True, ahead: bool = False
+        self, pieces: Iterable[int], *, keep: bool = True, ahead: bool = False, first: bool = False
     ) -> dict[int, bytes | None]:
         """Wait for pieces; None stands for one that is in the files by now.
 
@@ -78,29 +101,25 @@ class Pieces:
         Args:
             keep: if false, only wait: no piece is kept in memory for this caller.
             ahead: nobody is kept waiting yet; a reader who is comes first.
+            first: of what is expected, these come before all others.
 
         Raises:
             P2pcloopError: what `fail` was told.
         """
         found: dict[int, bytes | None] = {}
         waits: dict[int, _Wanted] = {}
-        fresh = []
         for piece in pieces:
             if piece in self._recent:
                 self._recent.move_to_end(piece)
                 found[piece] = self._recent[piece] if keep else None
-                continue
-            known = piece in self._wanted
-            wanted = waits[piece] = self._wanted.setdefault(piece, _Wanted())
-            if not known or not (ahead or wanted.urgent):
-                fresh.append(piece)
-            wanted.readers += 1
-            wanted.urgent |= not ahead
-            wanted.kept |= keep
+            else:
+                waits[piece] = self._wanted.setdefault(piece, _Wanted())
         try:
-            if fresh:
-                self._raise(fresh)
-            await self._wait(waits)
+            self._want(waits, keep=keep, ahead=ahead)
+            if first:
+                again = [piece for piece in waits if piece in self._expected]
+                self._expected = dict.fromkeys(again) | self._expected
+            await self._wait(waits, ahead=ahead)
             for piece, wanted in waits.items():
                 if wanted.error is not None:
                     raise wanted.error
@@ -109,9 +128,26 @@ class Pieces:
             self._let_go(waits)
         return found
 
-    async def _wait(self, waits: dict[int, _Wanted]) -> None:
-        """Wait until all are done, and tell if it stalls."""
-        left, stalled = list(waits), False
+    def _want(self, waits: dict[int, _Wanted], *, keep: bool, ahead: bool) -> None:
+        """Note one more reader of pieces; have asked for, or expected, what nobody wanted so."""
+        fresh = []
+        for piece, wanted in waits.items():
+            if not (wanted.readers if ahead else wanted.urgent):
+                fresh.append(piece)
+            wanted.readers += 1
+            wanted.urgent |= not ahead
+            wanted.kept |= keep
+        if ahead and fresh:
+            self._expected.update(dict.fromkeys(fresh))
+            self._expect()
+        elif fresh:
+            for piece in fresh:
+                self._expected.pop(piece, None)
+            self._raise(fresh)
+
+    async def _wait(self, waits: dict[int, _Wanted], *, ahead: bool) -> None:
+        """Wait until all are done, and tell if it stalls; whoever is ahead has time."""
+        left, stalled = list(waits), ahead
         for wanted in waits.values():
             while not stalled and not wanted.done.is_set():
                 with trio.move_on_after(STALL_SECONDS):
@@ -129,6 +165,7 @@ class Pieces:
             wanted.readers -= 1
             if not wanted.readers and self._wanted.get(piece) is wanted:
                 del self._wanted[piece]
+                self._expected.pop(piece, None)
                 unwanted.append(piece)
         if unwanted:
             self._lower(unwanted)
@@ -142,6 +179,7 @@ class Pieces:
         if data is not None:
             self._keep(piece, data)
         wanted = self._wanted.pop(piece, None)
+        self._expected.pop(piece, None)
         if wanted is not None:
             wanted.data = data if wanted.kept else None
             wanted.done.set()
@@ -155,6 +193,7 @@ class Pieces:
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""
         wanted, self._wanted = self._wanted, {}
+        self._expected.clear()
         for entry in wanted.values():
             entry.error = error
             entry.done.set()

@@ -23,6 +23,7 @@ from p2pcloop.formats.mirror import build_metainfo
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.listening import Listening
 from p2pcloopd.engine.record import Peer
+from p2pcloopd.engine.session_crowd import Crowd
 from p2pcloopd.engine.session_end_game import EndGame
 from p2pcloopd.engine.settings import EngineSettings, session_settings
 from p2pcloopd.entry import plain_errors
@@ -80,6 +81,7 @@ class Session:
         neighbours: peers on the local network, which may have any torrent.
         takers: are shown every alert that concerns no torrent.
         end_game: whether blocks are asked of more than one peer.
+        crowd: whether peers are asked for little at once.
     """
 
     @staticmethod
@@ -115,6 +117,7 @@ class Session:
         everybody.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", limited)
         self.lt.set_peer_class_filter(everybody)
         self.end_game = EndGame(self.lt)
+        self.crowd = Crowd(self.lt)
 
     def announce(self) -> None:
         """Tell the DHT of every public torrent: it can be reached now."""
@@ -218,4 +221,4 @@ async def open_session(settings: EngineSettings) -> AsyncIterator[Session]:
                     pump_scope.cancel()
     finally:
         # The last references: it ends here, and its ports are free again.
-        del session.end_game, session.lt
+        del session.end_game, session.crowd, session.lt

@@ -18,11 +18,12 @@ from p2pcloopd.engine.blame import Blame
 from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.session import CLOSE_SECONDS, Session
-from p2pcloopd.engine.swarm import PeerStatistics, Traffic
+from p2pcloopd.engine.swarm import Others, PeerStatistics, Traffic
 from p2pcloopd.engine.torrent import Torrent
 
 BLOCK_SIZE = 1 << 14
 
+_NOT_OTHERS = lt.peer_info.seed | lt.peer_info.connecting | lt.peer_info.handshake
 _PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
 
 
@@ -106,6 +107,18 @@ class SessionSwarm:
             for info in self.handle.get_peer_info()
         ):
             self._session.end_game.insist()
+
+    def others(self) -> Others:
+        peers = [info for info in self.handle.get_peer_info() if not info.flags & _NOT_OTHERS]
+        hosts = tuple(info.ip[0] for info in peers)
+        return Others(peers[0].local_endpoint()[0], hosts) if peers else Others()
+
+    def copies(self) -> list[int]:
+        seeds = sum(bool(info.flags & lt.peer_info.seed) for info in self.handle.get_peer_info())
+        return [max(0, count - seeds) for count in self.handle.piece_availability()]
+
+    def crowd(self, *, on: bool) -> None:
+        self._session.crowd.of(self.info_hash, on=on)
 
     def read_piece(self, piece: int) -> None:
         self.handle.read_piece(piece)

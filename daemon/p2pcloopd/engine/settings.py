@@ -51,7 +51,7 @@ class EngineSettings:
 
 def session_settings(settings: EngineSettings) -> dict[str, object]:
     """The libtorrent settings (libtorrent.org, "settings_pack") that make a node of ours."""
-    return _network(settings) | _QUIET | _DEMAND | _PEERS | _RESOURCES
+    return _network(settings) | _QUIET | ALONE | _DEMAND | _PEERS | _RESOURCES
 
 
 def _network(settings: EngineSettings) -> dict[str, object]:
@@ -95,13 +95,20 @@ _QUIET: dict[str, object] = {
     "stop_tracker_timeout": 1,
 }
 
+ALONE: dict[str, object] = {
+    # Bounds that never bite: what is asked for is bounded by our window.
+    "request_queue_time": 1000,
+    "max_out_request_queue": 2000,
+}
+"""How much a peer is asked for at once where nobody else wants the same."""
+
+CROWD: dict[str, object] = {"request_queue_time": 1, "max_out_request_queue": 2}
+"""And where others do: see session_crowd.py."""
+
 _DEMAND: dict[str, object] = {
     # A peer that wants nothing at the moment is one that will want something soon.
     "close_redundant_connections": False,
     "inactivity_timeout": 24 * 3600,
-    # Bounds that never bite: what is asked for is bounded by our window.
-    "request_queue_time": 1000,
-    "max_out_request_queue": 2000,
     "max_allowed_in_request_queue": 4000,
     # Somebody waits: ask another peer soon where one stalls.
     "piece_timeout": 3,

@@ -88,6 +88,19 @@ class EngineStatistics:
     sent: int
 
 
+@dataclass(frozen=True, slots=True)
+class Others:
+    """The peers that have not all of a torrent.
+
+    Attributes:
+        here: this node's own address on a connection to one of them; "" where there is none.
+        hosts: their addresses.
+    """
+
+    here: str = ""
+    hosts: tuple[str, ...] = ()
+
+
 class Swarm(Protocol):
     """One torrent in the session. Nothing here waits but `stop`."""
 
@@ -113,6 +126,15 @@ class Swarm(Protocol):
 
     def insist(self) -> None:
         """Ask idle peers as well for what others were asked for, for a while, if one is silent."""
+
+    def others(self) -> Others:
+        """Who else is connected and has not all of it."""
+
+    def copies(self) -> list[int]:
+        """How many of those have each piece; empty if it is not known."""
+
+    def crowd(self, *, on: bool) -> None:
+        """Ask each peer for little at once while others want the same."""
 
     def read_piece(self, piece: int) -> None:
         """Have a piece that arrived handed over by `Transfer.on_piece_read`."""

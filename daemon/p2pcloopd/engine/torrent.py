@@ -15,6 +15,7 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
+from p2pcloopd.engine.ahead import Ahead
 from p2pcloopd.engine.early import EarlyParts
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
@@ -38,6 +39,7 @@ class Torrent:
     Attributes:
         info_hash: v1, 20 bytes.
         peers, transfer, saver: its parts, to which libtorrent's news go.
+        ahead: asks for what readers expect.
         early: what was read before the metadata was here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
@@ -55,6 +57,7 @@ class Torrent:
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
+        self.ahead = Ahead(self.transfer, self.peers, swarm)
         self.early = EarlyParts(self.transfer, record.directory)
         self._record = record
         self._swarm = swarm
@@ -213,6 +216,7 @@ class Torrent:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._look_elsewhere)
+                nursery.start_soon(self.ahead.run)
                 nursery.start_soon(self.early.run)
                 await self.saver.run()
 

@@ -23,6 +23,9 @@ SAVE_SECONDS = 1
 SAVE_BYTES = 8 << 20
 """Arrived pieces are made durable after so long, or once they are so many."""
 
+CROWD_PATIENCE = 0.25
+"""Seconds that a reader in a crowd waits for what another peer is about to have."""
+
 FLUSH_SECONDS = 10
 """How long a flush may take. Nothing depends on it: what is not in the file fails the compare."""
 
@@ -35,13 +38,15 @@ class Transfer:
         running: whether the swarm is joined.
         pieces: the readers that wait.
         demand: the readers of all torrents; set by the owner.
+        crowded: whether others want the same at the same time; set by engine/ahead.py.
     """
 
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
         self.disk: Stored | None = None
         self.running = False
-        self.pieces = Pieces(self._raise, self._lower, self._stall)
+        self.pieces = Pieces(self._raise, self._lower, self.stall, self.notify)
         self.demand = Demand()
+        self.crowded = False
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
@@ -84,6 +89,11 @@ class Transfer:
         self._changed.set()
         self._changed = trio.Event()
 
+    @property
+    def changed(self) -> trio.Event:
+        """Set when something changes from now on."""
+        return self._changed
+
     async def change(self) -> None:
         """Return when something changed."""
         await self._changed.wait()
@@ -105,7 +115,7 @@ class Transfer:
         self._peers.try_again(begun=info is None)
         self._background.clear()
         self._scan = iter(())
-        self._raise(self.pieces.wanted)
+        self._raise(self.pieces.asked)
         self.notify()
 
     async def leave(self) -> None:
@@ -121,6 +131,10 @@ class Transfer:
     ) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
         with self._peers.needed(), nullcontext() if ahead else self.demand.waiting():
+            if self.crowded and not ahead:
+                # All who boot together want this now: some of them get it for the others.
+                with trio.move_on_after(CROWD_PATIENCE):
+                    return await self.pieces.get(missing, keep=keep, ahead=True, first=True)
             return await self.pieces.get(missing, keep=keep, ahead=ahead)
 
     def fail(self, error: P2pcloopError) -> None:
@@ -208,7 +222,8 @@ class Transfer:
             self._swarm.prioritize(self._background.intersection(unwanted), BACKGROUND)
         self.notify()
 
-    def _stall(self, pieces: Iterable[int]) -> None:
+    def stall(self, pieces: Iterable[int]) -> None:
+        """Do what can be done about pieces that were asked for and do not come."""
         if not self.running:
             return
         absent = [piece for piece in pieces if not self.has(piece)]
@@ -291,4 +306,4 @@ class Transfer:
             if right:
                 self.on_piece_arrived(piece)
         self.on_flushed()
-        self._raise(self.pieces.wanted)
+        self._raise(self.pieces.asked)

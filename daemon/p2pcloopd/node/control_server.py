@@ -112,7 +112,7 @@ async def serve_control(
     await trio.serve_listeners(serve, [listener], task_status=task_status)
 
 
-class _Room:
+class Room:
     """A number of bytes that may be taken; those who wait are served in order."""
 
     def __init__(self, size: int) -> None:
@@ -147,7 +147,7 @@ class _Connection:
         self._handler = handler
         self._running: dict[int, trio.CancelScope] = {}
         self._outgoing, self._to_send = trio.open_memory_channel[bytes](0)
-        self.room = _Room(MAX_HELD)
+        self.room = Room(MAX_HELD)
 
     async def run(self) -> None:
         async with self._stream, trio.open_nursery() as nursery:

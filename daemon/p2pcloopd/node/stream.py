@@ -12,10 +12,12 @@ from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_ITEMS, MAX_READ
 from p2pcloop.units import MAX_IMAGE_SIZE
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.engine.window import Window
 from p2pcloopd.node.arguments import fields_of, known_torrent
-from p2pcloopd.node.control_server import Call
+from p2pcloopd.node.control_server import Call, Room
 from p2pcloopd.node.node import Node
+
+LOOKAHEAD = 4 << 20
+"""Bytes of a stream that are expected at once; of these the engine chooses (engine/ahead.py)."""
 
 _Range = tuple[Torrent, int, int]
 
@@ -26,9 +28,7 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
     fields.end()
     torrents = {torrent.info_hash: torrent for torrent, _, _ in ranges}.values()
-    window = Window(
-        lambda: sum(torrent.peers.rate for torrent in torrents), lambda: node.engine.demand.busy
-    )
+    room = Room(LOOKAHEAD)
     failures: list[P2pcloopError] = []
 
     async def bring(number: int, wanted: _Range) -> None:
@@ -40,13 +40,13 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
         except P2pcloopError as err:
             failures.append(err)
             nursery.cancel_scope.cancel()
-        window.give_back(length)
+        room.give_back(length)
 
     for torrent in torrents:
         torrent.want_metadata()
     async with trio.open_nursery() as nursery:
         for number, wanted in enumerate(ranges):
-            await window.take(wanted[2])
+            await room.take(wanted[2])
             nursery.start_soon(partial(bring, number, wanted))
     if failures:
         raise failures[0]
