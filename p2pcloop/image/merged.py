@@ -25,6 +25,7 @@ class MergedImage:
         image_id: SHA-256 that names the content.
         chunks_touched: how many distinct chunks were decoded so far.
         bytes_touched: their stored bytes.
+        on_touch: called with layer and number of each chunk when it is decoded first.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class MergedImage:
         self._cache_size = cache_size
         self._touched: set[int] = set()
         self.bytes_touched = 0
+        self.on_touch: Callable[[int, int], None] = lambda _layer, _number: None
 
     @property
     def chunks_touched(self) -> int:
@@ -132,6 +134,7 @@ class MergedImage:
         if key not in self._touched:
             self._touched.add(key)
             self.bytes_touched += self.layers[layer].chunk(number).length
+            self.on_touch(layer, number)
         self._cache[key] = data
         self._cached += len(data)
         while self._cached > self._cache_size and len(self._cache) > 1:

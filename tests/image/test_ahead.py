@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,8 @@ import pytest
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.profile import Touch
-from p2pcloop.image.ahead import chunks_in_order
+from p2pcloop.image.ahead import chunks_in_order, following_chunk
+from p2pcloop.image.api import ByteRange
 from p2pcloop.image.merged import MergedImage
 from tests.support.images import make_layer
 
@@ -40,3 +42,24 @@ def test_what_the_overlay_holds_is_not_brought(covered: bool, tmp_path: Path) ->
     expected = [] if covered else [(0, 0)]
     assert chunks_in_order(merged, overlay, [Touch(0, 4, 0)]) == expected
     overlay.close()
+
+
+def test_the_chunk_after_a_run_of_three_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make_layer([Run(0, 32, 0, 0, 4)], [bytes([n + 1]) * 16384 for n in range(8)], BLOCKS)
+    merged = MergedImage([layer])
+    wanted = ByteRange(b"t" * 20, 0, 1)
+    monkeypatch.setattr(layer, "missing_chunk", lambda number: replace(wanted, length=number))
+    found = []
+    merged.on_touch = lambda at, number: found.append(following_chunk(merged, at, number))
+    for number in (0, 1, 2, 4, 3, 6, 7, 5):
+        merged.read_chunk(0, number)
+    lengths = [None if each is None else each.length for each in found]
+    # After 2 comes 3; after 3, 4 is there; 7 is the last; after 5, 6 is there.
+    assert lengths == [None, None, 3, None, None, None, None, None]
+
+
+def test_what_follows_is_asked_for_once_its_turn_comes_again() -> None:
+    merged = image()
+    for number in (0, 1, 2):
+        merged.read_chunk(0, number)
+    assert following_chunk(merged, 0, 2) is None  # all of it is here

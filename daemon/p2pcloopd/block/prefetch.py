@@ -1,15 +1,18 @@
-"""Reading ahead of a guest: what a profile says it will read is brought in that order."""
+"""Reading ahead of a guest: what a profile says it will read, else what its reads foretell."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.profile import Touch
-from p2pcloop.image.ahead import ChunkKey, chunks_in_order, missing_chunks
+from p2pcloop.image.ahead import ChunkKey, chunks_in_order, following_chunk, missing_chunks
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloopd.block.supplier import Caller, Supplier
@@ -39,6 +42,27 @@ class Prefetch:
             await self._bring(touches)
         except P2pcloopError as err:
             _log.warning("no more is read ahead of the guest: %s", err)
+
+    async def follow(self) -> None:
+        """Bring what follows where a guest reads chunk after chunk, for ever."""
+        foretold, to_bring = trio.open_memory_channel[tuple[ByteRange, ChunkKey]](math.inf)
+        image = self._device.image
+
+        def note(layer: int, number: int) -> None:
+            wanted = following_chunk(image, layer, number)
+            if wanted is not None:
+                foretold.send_nowait((wanted, (layer, number + 1)))
+
+        async def bring(wanted: ByteRange, chunk: ChunkKey) -> None:
+            try:
+                await self._stream([wanted], {wanted: chunk})
+            except P2pcloopError as err:
+                _log.info("what follows is not brought ahead: %s", err)
+
+        image.on_touch = note
+        async with trio.open_nursery() as nursery:
+            async for wanted, chunk in to_bring:
+                nursery.start_soon(bring, wanted, chunk)
 
     async def fill(self, layers: Iterable[LayerRef], rate: int) -> None:
         """Return when all of some layers is here, brought when no reader needs the time.

@@ -107,6 +107,8 @@ async def serve(
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
         backend = await _open(spec, nursery, stack, ready)
         if isinstance(backend, StoredBackend):
+            if not spec.profile:
+                nursery.start_soon(backend.prefetch.follow)
             nursery.start_soon(_read_ahead, spec, backend)
         try:
             await _serve_front_ends(spec, backend, listeners)
