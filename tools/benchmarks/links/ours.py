@@ -12,7 +12,6 @@ from tools.benchmarks.links.rig import Boot, Rig, listen_at, node_on, seed
 from tools.benchmarks.processes import Argument, run, tail
 from tools.console import Console, ConsoleError
 
-
 Publish = Callable[[Rig, Path], str]
 """Has the node of a home, on the seeder, serve an image; its link."""
 
