@@ -19,7 +19,7 @@ from tools.benchmarks.links.boots import LinkRun
 from tools.benchmarks.links.command import parse
 from tools.benchmarks.links.contenders import CONTENDERS, PLAIN, PROFILED, WARM
 from tools.benchmarks.links.control import Control
-from tools.benchmarks.links.crowd import Boot, Crowd
+from tools.benchmarks.links.crowd import Crowd, Replayed
 from tools.benchmarks.links.figures import LinkFigures, bars, figures
 from tools.benchmarks.links.least import Least
 from tools.benchmarks.links.link import Link
@@ -193,7 +193,7 @@ def test_json_keeps_every_sample() -> None:
 
 
 def crowd(*seconds: float, sent: int, busy: float = 0.5) -> Crowd:
-    return Crowd(tuple(Boot(s, ()) for s in seconds), None, sent, Usage(1, 0.0, busy))
+    return Crowd(tuple(Replayed(s, ()) for s in seconds), None, sent, Usage(1, 0.0, busy))
 
 
 def test_crowds_are_held_against_one_alone() -> None:
