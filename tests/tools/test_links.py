@@ -6,6 +6,7 @@ import argparse
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tools.benchmarks.links.boots import LinkRun
 from tools.benchmarks.links.command import parse
 from tools.benchmarks.links.contenders import CONTENDERS, PLAIN, PROFILED, WARM
 from tools.benchmarks.links.control import Control
-from tools.benchmarks.links.crowd import Boot, Crowd
+from tools.benchmarks.links.crowd import Crowd, Replayed
 from tools.benchmarks.links.figures import LinkFigures, bars, figures
 from tools.benchmarks.links.least import Least
 from tools.benchmarks.links.link import Link
@@ -193,7 +194,7 @@ def test_json_keeps_every_sample() -> None:
 
 
 def crowd(*seconds: float, sent: int, busy: float = 0.5) -> Crowd:
-    return Crowd(tuple(Boot(s, ()) for s in seconds), None, sent, Usage(1, 0.0, busy))
+    return Crowd(tuple(Replayed(s, ()) for s in seconds), None, sent, Usage(1, 0.0, busy))
 
 
 def test_crowds_are_held_against_one_alone() -> None:
@@ -222,12 +223,13 @@ def test_downloads_are_held_against_http() -> None:
 
 
 def test_misses_are_counted_in_round_trips() -> None:
-    rounds = [missing.Misses(100, 0.028, 0.061, 0.09, 30_000)]
-    held = missing.bars(rounds, Control(0.99, 0.0202), ())
+    link = Link.parse("100Mbit+20ms")
+    rounds = [missing.Misses(100, 0.028, 0.061, 0.09, 30_000, QUIET)]
+    held = missing.bars(rounds, Control(0.99, 0.0202), link)
     assert [bar.reached for bar in held] == [True, False]
-    assert [bar.reached for bar in missing.bars(rounds, Control(0.5, 0.02), ("slow",))] == [
-        None
-    ] * 2
+    slow = missing.bars(rounds, Control(0.5, 0.0202), link)
+    busy = missing.bars([replace(rounds[0], usage=Usage(1, 0.5, 1))], Control(0.99, 0.0202), link)
+    assert [bar.reached for bar in (*slow, *busy)] == [None] * 4
 
 
 READS = st.lists(st.tuples(st.integers(0, 255), st.integers(1, 32)), max_size=30)

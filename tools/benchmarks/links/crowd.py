@@ -19,8 +19,8 @@ from tools.benchmarks.guests import LOGIN, boot_initramfs
 from tools.benchmarks.harness import Bench
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import Host, network
-from tools.benchmarks.links.ours import boot_link
-from tools.benchmarks.links.rig import Rig, node_on, seed
+from tools.benchmarks.links.ours import Publish, boot_link, publish_plain
+from tools.benchmarks.links.rig import Rig, node_on
 from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.nbd_reader import NbdReader
 from tools.benchmarks.processes import Argument, server
@@ -31,7 +31,7 @@ LIMIT = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Boot:
+class Replayed:
     """One node's replayed boot.
 
     Attributes:
@@ -53,7 +53,7 @@ class Crowd:
         usage: of the processors meanwhile; None where unknown.
     """
 
-    boots: tuple[Boot, ...]
+    boots: tuple[Replayed, ...]
     guest: float | None
     sent: int
     usage: Usage | None
@@ -81,40 +81,42 @@ class Seeded:
 
 
 @contextmanager
-def seeded(link: Link, count: int, bench: Bench, group: Path | None) -> Iterator[Seeded]:
-    """Lay links for a seeder and `count` nodes, and seed the plain cloop."""
+def seeded(
+    link: Link, count: int, bench: Bench, group: Path | None, publish: Publish = publish_plain
+) -> Iterator[Seeded]:
+    """Lay links for a seeder and `count` nodes, and have the seeder serve an image."""
     names = ["seeder", *(f"n{number}" for number in range(count))]
     with (
         network(link, names, bench.work) as (seeder, *nodes),
         node_on(bench, seeder, bench.work / "seeder") as home,
     ):
         rig = Rig(bench, boot_initramfs(bench), seeder, nodes[0])
-        yield Seeded(rig, seed(bench, seeder, home, bench.cloop)["link"], nodes, group)
+        yield Seeded(rig, publish(rig, home), nodes, group)
 
 
 def run_crowd(
-    seeded: Seeded, count: int, reads: Sequence[Read], place: Path, *, guest: bool = False
+    shared: Seeded, count: int, reads: Sequence[Read], place: Path, *, guest: bool = False
 ) -> Crowd:
     """Boot so many nodes at once, with empty homes; one of them a real guest where wanted."""
     place.mkdir()
-    rigs = [replace(seeded.rig, reader=host) for host in seeded.nodes[:count]]
+    rigs = [replace(shared.rig, reader=host) for host in shared.nodes[:count]]
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         homes = [
             stack.enter_context(node_on(rig.bench, rig.reader, place / f"n{number}"))
             for number, rig in enumerate(rigs)
         ]
-        meter, before = Meter(seeded.group), seeded.rig.seeder.traffic()
-        real = pool.submit(_real, rigs.pop(), seeded.link, homes.pop()) if guest else None
+        meter, before = Meter(shared.group), shared.rig.seeder.traffic()
+        real = pool.submit(_real, rigs.pop(), shared.link, homes.pop()) if guest else None
         boots = list(
-            pool.map(lambda rig, home: _replayed(rig, seeded.link, home, reads), rigs, homes)
+            pool.map(lambda rig, home: _replayed(rig, shared.link, home, reads), rigs, homes)
         )
         prompt = real.result() if real else None
-        sent, usage = seeded.rig.seeder.traffic().since(before).sent, meter.usage()
+        sent, usage = shared.rig.seeder.traffic().since(before).sent, meter.usage()
     shutil.rmtree(place)
     return Crowd(tuple(boots), prompt, sent, usage)
 
 
-def _replayed(rig: Rig, link: str, home: Path, reads: Sequence[Read]) -> Boot:
+def _replayed(rig: Rig, link: str, home: Path, reads: Sequence[Read]) -> Replayed:
     socket = home.with_suffix(".sock")
     argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "block", link]
     argv += ["--home", home, "--nbd", f"unix:{socket}"]
@@ -123,7 +125,7 @@ def _replayed(rig: Rig, link: str, home: Path, reads: Sequence[Read]) -> Boot:
         reader = NbdReader(socket, LIMIT)
         try:
             waits = replay(reader, reads)
-            return Boot(time.monotonic() - start, tuple(waits))
+            return Replayed(time.monotonic() - start, tuple(waits))
         finally:
             reader.close()
 

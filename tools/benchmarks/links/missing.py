@@ -11,17 +11,25 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tools.benchmarks.fetch import scattered_data, wait_times
 from tools.benchmarks.guests import boot_initramfs
 from tools.benchmarks.harness import BenchError
 from tools.benchmarks.links import options as words
 from tools.benchmarks.links.bar import Bar
-from tools.benchmarks.links.control import Control, doubts_of_transfer, plain_transfer
+from tools.benchmarks.links.control import (
+    Control,
+    doubts_of_others,
+    doubts_of_transfer,
+    plain_transfer,
+)
+from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import network
 from tools.benchmarks.links.rig import Rig, node_on, seed
 from tools.benchmarks.links.sample import Figure
 from tools.benchmarks.links.suite import Suite, run_suite
+from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.nbd_reader import NbdReader
 from tools.benchmarks.processes import Argument, server
 from tools.benchmarks.session import write_report
@@ -36,6 +44,7 @@ class Misses:
     Attributes:
         p50, p99, longest: seconds.
         received: bytes at the reader's interface for one read, on average.
+        usage: of the processors meanwhile; None where unknown.
     """
 
     reads: int
@@ -43,6 +52,7 @@ class Misses:
     p99: float
     longest: float
     received: float
+    usage: Usage | None
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
@@ -75,17 +85,19 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
         link = seed(bench, seeder, home, bench.cloop)["link"]
         rounds = []
         for number in range(options.rounds):
-            rounds.append(_read_all(rig, link, blocks, number))
+            rounds.append(_read_all(rig, link, blocks, number, suite.group))
             suite.tell(f"round {number + 1} of {options.rounds}: {_told(rounds[-1], control)}")
     told = {"link": asdict(options.link), "control": asdict(control)}
     misses = [asdict(one) for one in rounds]
     report = write_report({"machine": suite.facts, **told, "rounds": misses}, options.json)
     suite.tell_facts()
-    found = bars(rounds, control, tuple(doubts_of_transfer(options.link, control)))
+    found = bars(rounds, control, options.link)
     return suite.judge([(str(options.link), bar) for bar in found], report)
 
 
-def _read_all(rig: Rig, link: str, blocks: dict[int, bytes], number: int) -> Misses:
+def _read_all(
+    rig: Rig, link: str, blocks: dict[int, bytes], number: int, group: Path | None
+) -> Misses:
     bench, socket = rig.bench, rig.bench.work / "nbd.sock"
     with node_on(bench, rig.reader, bench.work / f"reader-{number}") as home:
         argv: list[Argument] = [*rig.reader.inside, bench.p2pcloop, "block", link]
@@ -93,12 +105,12 @@ def _read_all(rig: Rig, link: str, blocks: dict[int, bytes], number: int) -> Mis
         with server(argv, socket, bench.work / "block.log"):
             reader = NbdReader(socket)
             reader.read(0)  # what is needed once: manifest, maps, the connection
-            before = rig.reader.traffic()
+            before, meter = rig.reader.traffic(), Meter(group)
             times = [time / 1000 for time in wait_times(reader, blocks)]
-            received = rig.reader.traffic().since(before).received
+            received, usage = rig.reader.traffic().since(before).received, meter.usage()
             reader.close()
     cuts = statistics.quantiles(times, n=100, method="inclusive")
-    return Misses(len(times), cuts[49], cuts[98], max(times), received / len(times))
+    return Misses(len(times), cuts[49], cuts[98], max(times), received / len(times), usage)
 
 
 def _told(misses: Misses, control: Control) -> str:
@@ -110,8 +122,10 @@ def _told(misses: Misses, control: Control) -> str:
     )
 
 
-def bars(rounds: Sequence[Misses], control: Control, doubts: tuple[str, ...]) -> list[Bar]:
+def bars(rounds: Sequence[Misses], control: Control, link: Link) -> list[Bar]:
     """The medians over all rounds, in round trips."""
+    usages = [one.usage for one in rounds]
+    doubts = (*doubts_of_transfer(link, control), *doubts_of_others("reads waited", usages))
     p50 = statistics.median(one.p50 for one in rounds) / control.round_trip
     p99 = statistics.median(one.p99 for one in rounds) / control.round_trip
     title = "a missing chunk, {}, in round trips"

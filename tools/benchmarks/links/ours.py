@@ -51,7 +51,8 @@ def cold(name: str, about: str, publish: Publish) -> Contender:
     return Contender(name, about, serve)
 
 
-def _publish_plain(rig: Rig, home: Path) -> str:
+def publish_plain(rig: Rig, home: Path) -> str:
+    """The cloop as it lies, without a profile."""
     return seed(rig.bench, rig.seeder, home, rig.bench.cloop)["link"]
 
 
@@ -85,7 +86,7 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
     with node_on(rig.bench, rig.seeder, home):
         # On the seeder's own loopback: over the link it would take its time.
         with node_on(rig.bench, rig.seeder, shared / "seeder") as seeder:
-            link = _publish_plain(rig, seeder)
+            link = publish_plain(rig, seeder)
             run([*rig.seeder.inside, rig.bench.p2pcloop, "fetch", link, "--home", home])
         stop: list[Argument] = [rig.bench.p2pcloop, "daemon", "stop", "--home", home]
         run(stop)
@@ -103,7 +104,7 @@ def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
 
 
 COLD = cold(
-    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", _publish_plain
+    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", publish_plain
 )
 RECORDED = cold(
     "p2pcloop-recorded", "the same with a profile attached, recorded by one boot", _publish_recorded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from tools.benchmarks.links.usage import own_group
 from tools.benchmarks.machine import machine_facts
 from tools.benchmarks.session import opened_bench, screen
 
-MACHINE_CANNOT = 2
+MACHINE_CANNOT, INTERRUPTED = 2, 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ def run_suite(options: argparse.Namespace, body: Callable[[Suite], bool]) -> int
 
     Returns:
         0 where it was, 1 where it was not or something failed, 2 where this machine or user
-        cannot make such links.
+        cannot make such links, 130 where it was ended by a signal.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and nodes end with it
     console = screen()
     if reason := why_not():
         console.print(f"tools/bench: no slow links: {reason}", markup=False)
@@ -80,4 +82,6 @@ def run_suite(options: argparse.Namespace, body: Callable[[Suite], bool]) -> int
     except BenchError as err:
         console.print(f"tools/bench: {err}", markup=False)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 0 if reached else 1

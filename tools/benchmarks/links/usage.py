@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,10 @@ def own_seconds(stat: str) -> float:
 
 @contextmanager
 def own_group() -> Iterator[Path | None]:
-    """Put this process into a new control group while the context lasts; None where that fails."""
+    """Put this process into a new control group while the context lasts; None where that fails.
+
+    Whatever of what it started is left in the group at the end is ended.
+    """
     mount = re.search(r"^\S+ (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.MULTILINE)
     before = re.search(r"^0::(\S+)", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
     if not mount or not before:
@@ -92,7 +95,9 @@ def own_group() -> Iterator[Path | None]:
 
 
 def _remove(group: Path) -> None:
-    """Remove a group; the last processes in it may take a moment to end."""
+    """End what is left in a group, and remove it; that may take a moment."""
+    with suppress(OSError):  # the kernel has had it since 5.14
+        (group / "cgroup.kill").write_text("1")
     for _ in range(100):
         try:
             group.rmdir()
