@@ -47,7 +47,7 @@ class FakeTransfer:
 
     def __init__(self) -> None:
         self.raised: list[int] = []
-        self.pieces = Pieces(self._raise, lambda _: None, lambda _: None, lambda: None)
+        self.pieces = Pieces(self._raise, self._ignore, self._ignore, self._ignore, lambda: None)
         self.demand = Demand()
         self.running = True
         self.crowded = False
@@ -57,6 +57,9 @@ class FakeTransfer:
 
     def _raise(self, pieces: Iterable[int]) -> None:
         self.raised += pieces
+
+    def _ignore(self, pieces: Iterable[int]) -> None:
+        pass
 
 
 class FakePeers:

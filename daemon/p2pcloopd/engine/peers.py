@@ -186,14 +186,19 @@ class Peers:
 
     def on_received(self, address: Peer, size: int) -> None:
         """Count bytes of content by where they came from."""
+        now = self.on_bytes(size)
+        if address in self.received or len(self.received) < MAX_COUNTED:
+            self.received[address] += size
+            self._heard[address] = now
+
+    def on_bytes(self, size: int) -> float:
+        """Note that bytes of content came, from wherever; return when."""
         self._since = now = trio.current_time()
         self._counted += size
         if now - self._counting_since >= RATE_SECONDS:
             self._rate = self._counted / (now - self._counting_since)
             self._counted, self._counting_since = 0, now
-        if address in self.received or len(self.received) < MAX_COUNTED:
-            self.received[address] += size
-            self._heard[address] = now
+        return now
 
     def _note(self, address: Peer, error: str) -> None:
         named = address in self.sources.peers or any(

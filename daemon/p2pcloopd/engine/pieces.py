@@ -38,7 +38,8 @@ class Pieces:
     """The waiting readers of one torrent, and the pieces that came lately.
 
     Args:
-        raise_: called with pieces that are to be asked for, or more urgently than before.
+        raise_: called with pieces that are to be asked for.
+        hasten: called with pieces that were asked for ahead, and that somebody waits for now.
         lower: called with pieces that somebody wanted and nobody wants any more.
         stall: called with the pieces that a read lacks when it stalls, once a read.
         expect: called when pieces are expected that nobody wanted before.
@@ -47,11 +48,13 @@ class Pieces:
     def __init__(
         self,
         raise_: Callable[[list[int]], None],
+        hasten: Callable[[list[int]], None],
         lower: Callable[[list[int]], None],
         stall: Callable[[list[int]], None],
         expect: Callable[[], None],
     ) -> None:
         self._raise = raise_
+        self._hasten = hasten
         self._expect = expect
         self._lower = lower
         self._stall = stall
@@ -130,10 +133,12 @@ class Pieces:
 
     def _want(self, waits: dict[int, _Wanted], *, keep: bool, ahead: bool) -> None:
         """Note one more reader of pieces; have asked for, or expected, what nobody wanted so."""
-        fresh = []
+        fresh, hastened = [], []
         for piece, wanted in waits.items():
-            if not (wanted.readers if ahead else wanted.urgent):
+            if not wanted.readers or (piece in self._expected and not ahead):
                 fresh.append(piece)
+            elif not (ahead or wanted.urgent):
+                hastened.append(piece)
             wanted.readers += 1
             wanted.urgent |= not ahead
             wanted.kept |= keep
@@ -144,6 +149,8 @@ class Pieces:
             for piece in fresh:
                 self._expected.pop(piece, None)
             self._raise(fresh)
+        if hastened:
+            self._hasten(hastened)
 
     async def _wait(self, waits: dict[int, _Wanted], *, ahead: bool) -> None:
         """Wait until all are done, and tell if it stalls; whoever is ahead has time."""

@@ -120,6 +120,10 @@ class SessionSwarm:
     def crowd(self, *, on: bool) -> None:
         self._session.crowd.of(self.info_hash, on=on)
 
+    def add_piece(self, piece: int, data: bytes) -> None:
+        if self._handle is not None:
+            self._handle.add_piece(piece, data, 0)
+
     def read_piece(self, piece: int) -> None:
         self.handle.read_piece(piece)
 

@@ -71,6 +71,10 @@ class Stored:
             return data
         raise NotHereError(f"bytes {offset} to {offset + length} are not here any more")
 
+    def is_right(self, piece: int, data: bytes) -> bool:
+        """Whether this is the content of a piece."""
+        return self._meta.matches(piece, data)
+
     def wrong(self, pieces: Iterable[int]) -> list[int]:
         """Those of `pieces` that the files do not hold right."""
         return self.content.wrong_pieces(self._meta, pieces)

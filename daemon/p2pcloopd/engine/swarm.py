@@ -136,6 +136,9 @@ class Swarm(Protocol):
     def crowd(self, *, on: bool) -> None:
         """Ask each peer for little at once while others want the same."""
 
+    def add_piece(self, piece: int, data: bytes) -> None:
+        """Have a piece that came otherwise kept and passed on; news follow as for all others."""
+
     def read_piece(self, piece: int) -> None:
         """Have a piece that arrived handed over by `Transfer.on_piece_read`."""
 

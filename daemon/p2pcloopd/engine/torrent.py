@@ -16,6 +16,7 @@ import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.ahead import Ahead
+from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.early import EarlyParts
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
@@ -40,6 +41,7 @@ class Torrent:
         info_hash: v1, 20 bytes.
         peers, transfer, saver: its parts, to which libtorrent's news go.
         ahead: asks for what readers expect.
+        direct: brings what readers wait for by exact ranges, where somebody can be asked so.
         early: what was read before the metadata was here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
@@ -58,6 +60,8 @@ class Torrent:
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
         self.ahead = Ahead(self.transfer, self.peers, swarm)
+        self.direct = Direct(self.transfer, self.peers, swarm)
+        self.transfer.take = self.direct.take
         self.early = EarlyParts(self.transfer, record.directory)
         self._record = record
         self._swarm = swarm
@@ -217,6 +221,7 @@ class Torrent:
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._look_elsewhere)
                 nursery.start_soon(self.ahead.run)
+                nursery.start_soon(self.direct.run)
                 nursery.start_soon(self.early.run)
                 await self.saver.run()
 

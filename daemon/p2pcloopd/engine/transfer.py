@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 
@@ -39,14 +39,17 @@ class Transfer:
         pieces: the readers that wait.
         demand: the readers of all torrents; set by the owner.
         crowded: whether others want the same at the same time; set by engine/ahead.py.
+        take: brings pieces that readers wait for otherwise than by the swarm, or returns False;
+            set by the owner.
     """
 
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
         self.disk: Stored | None = None
         self.running = False
-        self.pieces = Pieces(self._raise, self._lower, self.stall, self.notify)
+        self.pieces = Pieces(self._raise, self._prioritize, self._lower, self.stall, self.notify)
         self.demand = Demand()
         self.crowded = False
+        self.take: Callable[[list[int]], bool] = lambda _pieces: False
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
@@ -197,20 +200,33 @@ class Transfer:
                 yield piece
 
     def _raise(self, pieces: Iterable[int]) -> None:
-        if not self.running:
-            return
-        absent = []
-        for piece in pieces:
+        absent = self._absent_of(pieces)
+        urgent = [piece for piece in absent if self.pieces.urgent(piece)]
+        if not (urgent and self.take(urgent)):
+            self._prioritize(absent)
+        elif len(urgent) < len(absent):
+            self._prioritize([piece for piece in absent if piece not in urgent])
+
+    def ask_swarm(self, pieces: Iterable[int]) -> None:
+        """Ask the swarm for pieces, each as urgently as it is wanted."""
+        self._prioritize(self._absent_of(pieces))
+
+    def _absent_of(self, pieces: Iterable[int]) -> list[int]:
+        """Those of pieces that are not here; the others are handed over."""
+        absent: list[int] = []
+        for piece in pieces if self.running else ():
             if self.stored.have.has(piece, piece):
                 self.pieces.deliver(piece, None)
             elif piece in self._arrived:
                 self._swarm.read_piece(piece)
             else:
                 absent.append(piece)
-        self._prioritize(absent)
+        return absent
 
     def _prioritize(self, wanted: Collection[int]) -> None:
-        """Ask for pieces, each as urgently as it is wanted."""
+        """Ask the swarm for pieces, each as urgently as it is wanted."""
+        if not self.running:
+            return
         self._swarm.prioritize([p for p in wanted if self.pieces.urgent(p)], DEMAND)
         self._swarm.prioritize([p for p in wanted if not self.pieces.urgent(p)], AHEAD)
 
@@ -275,6 +291,11 @@ class Transfer:
         self._dirty.set()
         if len(self._arrived) * self.disk.layout.piece_length >= SAVE_BYTES:
             self._plenty.set()
+        self.notify()
+
+    def on_piece_brought(self, piece: int, data: bytes) -> None:
+        """Take a piece that came otherwise and is right; libtorrent is about to have it, too."""
+        self.pieces.deliver(piece, data)
         self.notify()
 
     def on_piece_read(self, piece: int, data: bytes) -> None:

@@ -119,13 +119,16 @@ class Node:
             self.early.know(layer, readers)
             alone = not link.peers and not self.finds_peers(link)
             elsewhere = partial(self.early.info, layer.torrent, alone=alone)
-        return await self.engine.add(
+        torrent = await self.engine.add(
             layer.torrent,
             peers=link.peers,
             trackers=link.trackers if self.config.discovery.trackers else (),
             web_seeds=link.web_seeds,
             elsewhere=elsewhere,
         )
+        if readers:
+            torrent.direct.ask = partial(self.early.direct, layer.torrent)
+        return torrent
 
     async def status(self) -> dict[str, Any]:
         """The node's state, as the control protocol tells it."""

@@ -113,6 +113,20 @@ class EarlyReads:
             torrent.want_metadata()
         return data
 
+    async def direct(self, info_hash: bytes, offset: int, length: int) -> bytes | None:
+        """Bytes of a layer from the mirror that answered last, not verified; None where it fails.
+
+        For pieces that a reader waits for once the metadata is here (engine/direct.py).
+        """
+        early = self._layers.get(info_hash)
+        usable = [] if early is None or early.disputed else [m for m in early.mirrors if m.usable]
+        if early is None or not usable:
+            return None
+        try:
+            return await min(usable, key=_order).range(early.layer, offset, length)
+        except P2pcloopError:
+            return None  # it keeps its own error, for whoever asks for the status
+
     async def info(self, info_hash: bytes, *, alone: bool) -> bytes | None:
         """The bencoded info dictionary of a layer's torrent; None where no mirror gives it.
 

@@ -66,7 +66,7 @@ def _publish_recorded(rig: Rig, home: Path) -> str:
         console.expect(PROMPT, LIMIT)
         console.send_line("poweroff")
         console.wait(LIMIT)
-    return _publish_plain(rig, home)
+    return publish_plain(rig, home)
 
 
 def _publish_optimised(rig: Rig, home: Path) -> str:

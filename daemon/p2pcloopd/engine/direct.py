@@ -1,0 +1,106 @@
+"""Pieces that a reader waits for, asked of a server by their exact range: one round trip.
+
+BitTorrent takes three where a peer was wanted nothing of: to say that something is wanted, to be
+unchoked, to ask. What comes is compared with its hash, given to libtorrent like any piece, and so
+passed on. A server that does not answer, or not soon, costs nothing: the swarm is asked as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import trio
+
+from p2pcloopd.engine.peers import Peers
+from p2pcloopd.engine.swarm import Swarm
+from p2pcloopd.engine.transfer import Transfer
+
+Ask = Callable[[int, int], Awaitable[bytes | None]]
+"""Gets bytes of the content, offset and length, not verified; None where it cannot."""
+
+HEDGE_SECONDS = 1.0
+"""The swarm is asked as well for what has not come by then."""
+
+PAUSE_SECONDS = 10.0
+"""So long only the swarm is asked once a server did not answer, or wrongly."""
+
+MAX_RANGE = 1 << 20
+
+
+class Direct:
+    """The ranges that are asked for of one torrent.
+
+    Attributes:
+        ask: gets them; None where nobody can be asked.
+    """
+
+    def __init__(self, transfer: Transfer, peers: Peers, swarm: Swarm) -> None:
+        self.ask: Ask | None = None
+        self._transfer = transfer
+        self._peers = peers
+        self._swarm = swarm
+        self._not_before = -math.inf
+        self._wanted, self._to_bring = trio.open_memory_channel[list[int]](math.inf)
+
+    def take(self, pieces: list[int]) -> bool:
+        """Bring pieces that a reader waits for; False, and nothing done, where the swarm is to.
+
+        In a crowd it is: what one has got, the others have from there.
+        """
+        usable = self.ask is not None and trio.current_time() >= self._not_before
+        if not usable or self._transfer.crowded:
+            return False
+        self._wanted.send_nowait(pieces)
+        return True
+
+    async def run(self) -> None:
+        """Bring what was taken, for ever."""
+        async with trio.open_nursery() as nursery:
+            async for pieces in self._to_bring:
+                for run in _runs(pieces, MAX_RANGE // self._transfer.stored.layout.piece_length):
+                    nursery.start_soon(self._bring, run)
+
+    async def _bring(self, run: range) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hedge, run)
+            if not await self._ask(run):
+                self._not_before = trio.current_time() + PAUSE_SECONDS
+                self._leave_to_swarm(run)
+            nursery.cancel_scope.cancel()
+
+    async def _hedge(self, run: range) -> None:
+        await trio.sleep(HEDGE_SECONDS)
+        self._leave_to_swarm(run)
+
+    def _leave_to_swarm(self, run: range) -> None:
+        self._transfer.ask_swarm([piece for piece in run if piece in self._transfer.pieces])
+
+    async def _ask(self, run: range) -> bool:
+        """Whether all of a run came, and was right."""
+        stored, ask = self._transfer.stored, self.ask
+        size = stored.layout.piece_length
+        offset = run.start * size
+        length = min(run.stop * size, stored.layout.total_size) - offset
+        data = None if ask is None else await ask(offset, length)
+        if data is None or len(data) != length:
+            return False
+        for piece in run:
+            part = data[(piece - run.start) * size :][:size]
+            if not stored.is_right(piece, part):
+                return False
+            self._peers.on_bytes(len(part))
+            self._transfer.on_piece_brought(piece, part)
+            self._swarm.add_piece(piece, part)
+        return True
+
+
+def _runs(pieces: Sequence[int], most: int) -> Iterator[range]:
+    """Pieces as runs that are side by side, of at most so many each."""
+    start = 0
+    ordered = sorted(pieces)
+    for at in range(1, len(ordered) + 1):
+        ended = at == len(ordered) or ordered[at] != ordered[at - 1] + 1
+        if ended or at - start >= most:
+            yield range(ordered[start], ordered[at - 1] + 1)
+            start = at
