@@ -7,7 +7,8 @@ import gc
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,41 @@ async def test_a_kept_connection_that_is_hung_up_on_is_replaced(
             if at == "rest":
                 await hung_up.wait()
             assert served == count
+        nursery.cancel_scope.cancel()
+
+
+async def test_many_requests_at_once_after_the_server_was_started_anew(
+    client: HttpClient,
+) -> None:
+    """Each finds connections that were hung up on; one and the same was taken twice."""
+    port = free_port()
+    for _ in range(2):
+        async with answering_together(port, 4) as url, trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(client.get_span, url, SPAN)
+
+
+@asynccontextmanager
+async def answering_together(port: int, requests: int) -> AsyncIterator[str]:
+    """A server that answers once so many have asked, and hangs up on all at its end."""
+    waiting, asked = trio.Event(), 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                asked += 1
+                if asked == requests:
+                    waiting.set()
+                await waiting.wait()
+                await stream.send_all(
+                    b"HTTP/1.1 206 Partial Content\r\nContent-Length: 5000\r\n"
+                    b"Content-Range: bytes 1000-5999/100000\r\n\r\n" + CONTENT[1000:6000]
+                )
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_tcp, serve, port, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{port}/file"
         nursery.cancel_scope.cancel()
 
 

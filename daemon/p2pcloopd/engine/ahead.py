@@ -53,12 +53,22 @@ class Ahead:
         while True:
             changed = self._transfer.changed
             self.top_up()
-            pause = math.inf
-            if self._asked() or self._transfer.pieces.expected:
-                pause = LOOK_SECONDS if self._others.hosts else STALL_SECONDS
-            with trio.move_on_after(pause):
+            if not self._asked():
                 await changed.wait()
-            if self._peers.stalled() >= STALL_SECONDS and self._asked():
+                continue
+            # Not before something was asked for: libtorrent gives up peers of a torrent that wants
+            # nothing when they are connected to.
+            with self._peers.needed():
+                await self._keep_up()
+
+    async def _keep_up(self) -> None:
+        """Ask for more as room comes, until nothing is asked for any more."""
+        while self._asked():
+            changed = self._transfer.changed
+            self.top_up()
+            with trio.move_on_after(LOOK_SECONDS if self._others.hosts else STALL_SECONDS):
+                await changed.wait()
+            if self._peers.stalled() >= STALL_SECONDS:
                 self._transfer.stall(self._asked())
 
     def _asked(self) -> list[int]:

@@ -43,16 +43,14 @@ class Direct:
         self._not_before = -math.inf
         self._wanted, self._to_bring = trio.open_memory_channel[list[int]](math.inf)
 
-    def take(self, pieces: list[int]) -> bool:
-        """Bring pieces that a reader waits for; False, and nothing done, where the swarm is to.
-
-        In a crowd it is: what one has got, the others have from there.
-        """
+    def ready(self) -> bool:
+        """Whether a server is asked. In a crowd the swarm is: what one got, others have from it."""
         usable = self.ask is not None and trio.current_time() >= self._not_before
-        if not usable or self._transfer.crowded:
-            return False
+        return usable and not self._transfer.crowded
+
+    def take(self, pieces: list[int]) -> None:
+        """Bring pieces that a reader waits for; where that fails, the swarm does."""
         self._wanted.send_nowait(pieces)
-        return True
 
     async def run(self) -> None:
         """Bring what was taken, for ever."""
@@ -63,18 +61,29 @@ class Direct:
 
     async def _bring(self, run: range) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hedge, run)
-            if not await self._ask(run):
+            failed = trio.Event()
+            nursery.start_soon(self._hedge, run, failed)
+            if await self._ask(run):
+                nursery.cancel_scope.cancel()
+            else:
                 self._not_before = trio.current_time() + PAUSE_SECONDS
-                self._leave_to_swarm(run)
-            nursery.cancel_scope.cancel()
+                failed.set()
 
-    async def _hedge(self, run: range) -> None:
-        await trio.sleep(HEDGE_SECONDS)
-        self._leave_to_swarm(run)
+    async def _hedge(self, run: range, failed: trio.Event) -> None:
+        """Ask the swarm for what does not come, and have peers tried until it is here.
 
-    def _leave_to_swarm(self, run: range) -> None:
-        self._transfer.ask_swarm([piece for piece in run if piece in self._transfer.pieces])
+        Not before: libtorrent gives up peers of a torrent that wants nothing when they are
+        connected to.
+        """
+        with trio.move_on_after(HEDGE_SECONDS):
+            await failed.wait()
+        self._transfer.ask_swarm(self._left(run))
+        with self._peers.needed():
+            while self._left(run):
+                await self._transfer.change()
+
+    def _left(self, run: range) -> list[int]:
+        return [piece for piece in run if piece in self._transfer.pieces]
 
     async def _ask(self, run: range) -> bool:
         """Whether all of a run came, and was right."""

@@ -109,7 +109,7 @@ class Engine:
         """
         async with self._adding:
             torrent = self._torrents.get(info_hash)
-            if torrent is None or torrent.peers.wanted:
+            if torrent is None or torrent.peers.wanted or torrent.transfer.pieces.wanted:
                 return False
             with trio.CancelScope(shield=True):
                 del self._torrents[info_hash]

@@ -30,6 +30,9 @@ LOOK_SECONDS = 60
 """Between two searches for peers that nobody named; `STALL_SECONDS` where nothing comes."""
 
 MIN_WINDOW = 128 << 10
+WEB_WINDOW = 1 << 20
+"""The least where there are web seeds: libtorrent comes back to an idle one only after a second."""
+
 MAX_WINDOW = 16 << 20
 WINDOW_SECONDS = 0.25
 """A link is kept busy by what comes in a round trip, and a reader who wants something else waits
@@ -152,7 +155,8 @@ class Peers:
 
     def window(self) -> int:
         """Bytes that may be asked for where nobody waits: what comes in a quarter of a second."""
-        return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))
+        least = WEB_WINDOW if self.sources.web_seeds else MIN_WINDOW
+        return int(min(max(self._rate * WINDOW_SECONDS, least), MAX_WINDOW))
 
     def is_silent(self, address: Peer) -> bool:
         """Whether nothing came from a peer for a second."""

@@ -215,6 +215,8 @@ class SessionSwarm:
     def _take_piece(self, alert: lt.torrent_alert) -> bool:
         """Handle the alerts of which there are many; tell whether it was one of them."""
         match alert:
+            case lt.block_finished_alert() if not alert.ip[1]:
+                pass  # of `add_piece`: no peer sent it
             case lt.block_finished_alert():
                 layout = self.torrent.layout
                 if layout is not None:

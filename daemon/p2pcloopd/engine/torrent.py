@@ -61,7 +61,7 @@ class Torrent:
         self.saver = Saver(info_hash, self.transfer)
         self.ahead = Ahead(self.transfer, self.peers, swarm)
         self.direct = Direct(self.transfer, self.peers, swarm)
-        self.transfer.take = self.direct.take
+        self.transfer.direct = self.direct
         self.early = EarlyParts(self.transfer, record.directory)
         self._record = record
         self._swarm = swarm

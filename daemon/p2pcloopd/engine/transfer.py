@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
+from typing import Protocol
 
 import trio
 
@@ -30,6 +31,27 @@ FLUSH_SECONDS = 10
 """How long a flush may take. Nothing depends on it: what is not in the file fails the compare."""
 
 
+class Otherwise(Protocol):
+    """Another way than the swarm for what readers wait for (engine/direct.py)."""
+
+    def ready(self) -> bool:
+        """Whether it can be gone now."""
+
+    def take(self, pieces: list[int]) -> None:
+        """Bring pieces, and where that fails, have the swarm asked and peers tried."""
+
+
+class NoOther:
+    """There is none."""
+
+    def ready(self) -> bool:
+        """See `Otherwise.ready`."""
+        return False
+
+    def take(self, pieces: list[int]) -> None:
+        """See `Otherwise.take`; never called."""
+
+
 class Transfer:
     """What one torrent asks of its swarm, and what has come of it and is not durable yet.
 
@@ -39,8 +61,7 @@ class Transfer:
         pieces: the readers that wait.
         demand: the readers of all torrents; set by the owner.
         crowded: whether others want the same at the same time; set by engine/ahead.py.
-        take: brings pieces that readers wait for otherwise than by the swarm, or returns False;
-            set by the owner.
+        direct: brings pieces that readers wait for otherwise than by the swarm; set by the owner.
     """
 
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
@@ -49,7 +70,7 @@ class Transfer:
         self.pieces = Pieces(self._raise, self._prioritize, self._lower, self.stall, self.notify)
         self.demand = Demand()
         self.crowded = False
-        self.take: Callable[[list[int]], bool] = lambda _pieces: False
+        self.direct: Otherwise = NoOther()
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
@@ -132,13 +153,16 @@ class Transfer:
     async def get(
         self, missing: list[int], *, keep: bool, ahead: bool = False
     ) -> dict[int, bytes | None]:
-        """Wait for pieces, as `Pieces.get`; peers are tried meanwhile."""
-        with self._peers.needed(), nullcontext() if ahead else self.demand.waiting():
-            if self.crowded and not ahead:
+        """Wait for pieces, as `Pieces.get`; peers are tried meanwhile, if they are needed."""
+        if ahead:
+            return await self.pieces.get(missing, keep=keep, ahead=True)
+        with self.demand.waiting():
+            if self.crowded:
                 # All who boot together want this now: some of them get it for the others.
                 with trio.move_on_after(CROWD_PATIENCE):
                     return await self.pieces.get(missing, keep=keep, ahead=True, first=True)
-            return await self.pieces.get(missing, keep=keep, ahead=ahead)
+            with nullcontext() if self.direct.ready() else self._peers.needed():
+                return await self.pieces.get(missing, keep=keep)
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""
@@ -202,10 +226,10 @@ class Transfer:
     def _raise(self, pieces: Iterable[int]) -> None:
         absent = self._absent_of(pieces)
         urgent = [piece for piece in absent if self.pieces.urgent(piece)]
-        if not (urgent and self.take(urgent)):
-            self._prioritize(absent)
-        elif len(urgent) < len(absent):
-            self._prioritize([piece for piece in absent if piece not in urgent])
+        if urgent and self.direct.ready():
+            self.direct.take(urgent)
+            absent = [piece for piece in absent if piece not in urgent]
+        self._prioritize(absent)
 
     def ask_swarm(self, pieces: Iterable[int]) -> None:
         """Ask the swarm for pieces, each as urgently as it is wanted."""

@@ -97,13 +97,15 @@ class HttpClient:
 
     async def _take(self, place: _Place) -> _Connection | None:
         """A connection that was kept, the last used first; those that were hung up on go."""
-        for connection in reversed(list(self._idle)):
-            if connection.place == place or connection.ended():
-                self._idle.remove(connection)
-                if not connection.ended():
-                    return connection
-                await trio.aclose_forcefully(connection.stream)
-        return None
+        while True:
+            fitting = (c for c in reversed(self._idle) if c.place == place or c.ended())
+            connection = next(fitting, None)
+            if connection is None:
+                return None
+            self._idle.remove(connection)
+            if not connection.ended():
+                return connection
+            await trio.aclose_forcefully(connection.stream)  # others take theirs meanwhile
 
     async def _ask(
         self, connection: _Connection, request: h11.Request, span: Span | None, limit: int
