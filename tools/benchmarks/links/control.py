@@ -30,8 +30,9 @@ MOST_LATE = 0.003
 MOST_SPREAD = 1.3
 """How many times the shortest local boot the longest may take."""
 
-MOST_OTHERS = 0.1
-"""Share of all processors that may go elsewhere in the median boot."""
+MOST_OTHERS = 0.05
+"""Share of all processors that may go elsewhere in the median boot: of two, that is up to a tenth
+of the one that the guest is pinned to."""
 
 MOST_BUSY = 0.9
 """Share of all processors that may be used by anything: with more, they are what is slow."""
