@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from p2pcloop.errors import NeedsPackageError, P2pcloopError
@@ -47,12 +47,12 @@ def main(args: Sequence[str] | None = None) -> int:
     link: Path = options.out / unpacked_kernel().name
     try:
         with _alone(options.out):
-            if link.exists() and not options.force:
-                kernel = find_kernel(link)
+            kernel = None if options.force else _present(link)
+            if kernel:
                 _say(f"kernel {kernel.release} is here already (--force fetches the newest)")
             else:
                 kernel = _install(options.suite, link)
-                _say(f"kernel {kernel.release} is here; `p2pcloop boot` uses it from now on")
+                _say(f"kernel {kernel.release} is here")
     except (AptError, KernelError, P2pcloopError, OSError) as err:
         _say(f"{err}")
         if isinstance(err, P2pcloopError) and err.hint:
@@ -60,6 +60,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     print(link)
     return 0
+
+
+def _present(link: Path) -> Kernel | None:
+    """The kernel that is there; one that does not run (its folder was moved) is none."""
+    with suppress(P2pcloopError):
+        return find_kernel(link)
+    return None
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
