@@ -72,7 +72,7 @@ def _present(link: Path) -> Kernel | None:
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tools/get-uml-kernel",
-        description="Fetch a newer User-Mode Linux of Debian (about 40 MB, 180 MB unpacked) from"
+        description="Fetch a newer User-Mode Linux of Debian (about 50 MB, 180 MB unpacked) from"
         " the mirror that apt is set up for, have apt verify it, and unpack it for this user"
         " alone: nothing is installed. Prints the kernel's path; `p2pcloop boot` takes it by"
         " itself (`--kernel system` takes the system's).",
