@@ -34,6 +34,8 @@ _SUITE = "sid"
 _PACKAGES = ("user-mode-linux", "libc6", "libgcc-s1")
 """What a kernel runs with: glibc opens libgcc_s.so.1 at the first pthread_cancel."""
 
+_PROGRAM = Path("usr/bin/linux.uml")
+
 _TIMEOUT = 300.0
 
 
@@ -112,7 +114,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _install(suite: str, link: Path) -> Kernel:
-    """Fetch, unpack and try a kernel; `link` leads to it once it is whole, and others go."""
+    """Fetch, unpack and try a kernel; `link` leads to it once it is whole, and the old one goes."""
+    if link.exists() and not link.is_symlink():
+        raise KernelError(f"{link} is not of this tool's making: choose another --out")
     find_program("patchelf", "patchelf")
     mirror = debian_mirror()
     _say(f"fetching {', '.join(_PACKAGES)} of {suite} from {mirror.uri} (about 50 MB)")
@@ -128,14 +132,20 @@ def _install(suite: str, link: Path) -> Kernel:
         except BaseException:
             shutil.rmtree(root)
             raise
-    new = link.with_name(".new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(kernel.path.relative_to(link.parent))
-    new.replace(link)
-    for other in link.parent.iterdir():
-        if other.is_dir() and other != root:
-            shutil.rmtree(other)  # those who run it have it open
+    _lead_to(kernel.path, link)
     return kernel
+
+
+def _lead_to(program: Path, link: Path) -> None:
+    """Make `link` lead to `program`, and delete what it led to before: that alone is known to be
+    of this tool's making. Guests that run it have it open."""
+    before = link.readlink() if link.is_symlink() else None
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=link.parent)) / link.name
+    new.symlink_to(program.relative_to(link.parent))
+    new.replace(link)
+    new.parent.rmdir()
+    if before is not None and before.parts[1:] == _PROGRAM.parts:
+        shutil.rmtree(link.parent / before.parts[0], ignore_errors=True)
 
 
 def _use_own_libraries(root: Path) -> Kernel:
@@ -144,7 +154,7 @@ def _use_own_libraries(root: Path) -> Kernel:
     The dynamic linker is named in the program itself: run through `ld.so` by hand, UML finds its
     own stack wrong. RPATH rather than RUNPATH, since the C library opens libraries by it, too.
     """
-    program = root / "usr/bin/linux.uml"
+    program = root / _PROGRAM
     libraries = [path.parent for path in root.rglob("libc.so.6")]
     linkers = [path for folder in libraries for path in folder.glob("ld-linux*.so.*")]
     if not (program.exists() and linkers):

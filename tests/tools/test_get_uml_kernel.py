@@ -94,12 +94,26 @@ def test_force_takes_a_newer_one_and_leaves_the_old_one_where_there_is_none(
     suites.add("later", "7.3.1")
     assert get() == 0
     folder = kernel.unpacked_kernel().parent
+    (folder / "mine").mkdir()
     assert get("--force", "--suite", "none") == 1
     assert "no suite none" in capsys.readouterr().err
     assert kernel.find_kernel().release == "7.2.7"
     assert get("--force", "--suite", "later") == 0
     assert kernel.find_kernel().release == "7.3.1"
-    assert len(list(folder.iterdir())) == 2, "the link and what it leads to"
+    [root] = {path.name for path in folder.iterdir()} - {"linux.uml", "mine"}
+    assert root.startswith("7.3.1um1-")
+
+
+def test_a_users_own_file_is_left_alone(
+    suites: Suites, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suites.add("sid", "7.2.7")
+    own = tmp_path / "own/linux.uml"
+    own.parent.mkdir()
+    own.write_text("mine")
+    assert get("--force", "--out", str(own.parent)) == 1
+    assert "not of this tool's making" in capsys.readouterr().err
+    assert (own.read_text(), list(own.parent.iterdir())) == ("mine", [own])
 
 
 def test_a_kernel_that_was_moved_is_fetched_anew(suites: Suites, tmp_path: Path) -> None:
