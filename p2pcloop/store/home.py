@@ -19,6 +19,8 @@
     indexes/                  indexes of cloop files that are used where they lie
     tmp/                      what is being made; on the same file system as torrents/
 
+In the user's default home lies `uml/` besides: the kernel that `tools/get-uml-kernel` unpacked.
+
 Only the holder of `lock` writes `ports.msgpack`, `manifests/`, `names.msgpack`, `pins.msgpack` and
 `torrents/`.
 """

@@ -198,7 +198,8 @@ def test_a_program_that_is_not_installed(
             (tmp_path / program).symlink_to(found)
     other = Node(node.root)
     other.environment = node.environment | {"PATH": str(tmp_path)}
-    refused(other, "boot", cloop, error=NeedsPackageError, says=f"apt-get install {package}")
+    boot = ("boot", cloop, "--kernel", "system")
+    refused(other, *boot, error=NeedsPackageError, says=f"apt-get install {package}")
 
 
 def test_a_kernel_without_modules(node: Node, cloop: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -251,4 +252,5 @@ def test_console_in_a_file_and_no_input(node: Node, cloop: Path, tmp_path: Path)
     append = "init=/sbin/poweroff -- -f"
     done = node.run("boot", cloop, "--console", console, "--append", append)
     assert (done.out, done.err) == ("", "")
-    assert "reboot: System halted" in console.read_text()
+    # The system's kernel knows no way to cut the power; newer ones do.
+    assert re.search("reboot: (System halted|Power down)", console.read_text())

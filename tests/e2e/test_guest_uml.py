@@ -22,7 +22,7 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError, NeedsPackageError
-from p2pcloopd.guest import initramfs, kernel, xsave
+from p2pcloopd.guest import initramfs, kernel, sandbox, xsave
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import RunningGuest, run_guest
 from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image
@@ -375,9 +375,7 @@ async def test_guests_root_finds_no_file_of_the_host(spec: GuestSpec, tmp_path: 
         found = {line.removeprefix("/mnt") for line in files.split() if line.startswith("/mnt/")}
         uml = kernel.find_kernel().path
         # The confinement of hostfs= is escaped from (so this test sees something), to this:
-        allowed = {
-            str(path) for path in [uml, *kernel.shared_libraries(uml), kernel.find_busybox()]
-        }
+        allowed = {str(path) for path in [*sandbox.program_files(uml), kernel.find_busybox()]}
         allowed.add("/run/uml/guest/pid")  # its own, as all of /run is
         assert str(uml) in found
         assert {path for path in found - allowed if not path.endswith("/initramfs.cpio")} == set()
@@ -465,7 +463,7 @@ async def test_missing_program_names_its_package(
         shutil, "which", lambda name, **rest: None if name == missing else find(name, **rest)
     )
     with pytest.raises(NeedsPackageError, match=missing) as caught:
-        await run_guest(replace(spec, network="user"))
+        await run_guest(replace(spec, network="user", kernel=kernel.SYSTEM_KERNEL))
     assert "apt-get install" in str(caught.value.hint)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.formats.link import parse_link
+from p2pcloopd.guest.kernel import find_kernel
 from tests.support.programs import Guest, Nodes, tool
 
 from .conftest import DATA
@@ -32,6 +33,8 @@ def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Pat
     told = json.loads(report.read_text())
     assert (told["exit"], told["exit_code"]) == ("poweroff", 0)
     assert 0 < told["boot_seconds"] < told["total_seconds"]
+    ran = find_kernel()
+    assert (told["kernel"], told["kernel_release"]) == (str(ran.path), ran.release)
     [address] = seeder.json("status")["listen"]
     [url] = parse_link(seeded["link"]).mirrors  # the first parts come over HTTP
     assert set(told["sources"]) == {address, url}

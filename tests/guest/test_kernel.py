@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
-from p2pcloopd.guest import kernel, xsave
+from p2pcloopd.guest import kernel, sandbox, uml, xsave
 from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.spec import GuestSpec
 
 
 def make_kernel(tmp_path: Path, *, version: str = "6.1.0", built_in: str = "") -> Path:
@@ -75,6 +76,65 @@ def test_not_a_kernel(path: str) -> None:
     with pytest.raises(NeedsPackageError, match="kernel") as caught:
         kernel.find_kernel(Path(path))
     assert "user-mode-linux" in str(caught.value.hint)
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kernel where tools/get-uml-kernel puts it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.delenv("P2PCLOOP_KERNEL")
+    link = kernel.unpacked_kernel()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(make_kernel(tmp_path, version="7.2.0"))
+    return link
+
+
+def test_unpacked_kernel_is_taken_before_the_systems(unpacked: Path) -> None:
+    assert kernel.find_kernel().path == unpacked.resolve()
+    system = kernel.find_kernel(kernel.SYSTEM_KERNEL)
+    assert system.path.name == "linux.uml"
+    unpacked.resolve().unlink()
+    assert kernel.find_kernel() == system
+
+
+def test_kernel_that_the_environment_names(
+    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("P2PCLOOP_KERNEL", "system")
+    assert kernel.find_kernel() == kernel.find_kernel(kernel.SYSTEM_KERNEL)
+    assert kernel.find_kernel(unpacked).path == unpacked, "what is asked for comes first"
+    monkeypatch.setenv("P2PCLOOP_KERNEL", str(tmp_path / "none"))
+    with pytest.raises(NotHereError, match="none"):
+        kernel.find_kernel()
+
+
+@pytest.mark.parametrize(
+    ("release", "words"),
+    [("6.1.176", ()), ("6.15.99", ()), ("6.16-rc1", ("seccomp=auto",)), ("7.2", ("seccomp=auto",))],
+)
+def test_seccomp_is_asked_for_where_the_kernel_has_it(release: str, words: tuple[str]) -> None:
+    assert Kernel(Path("/k"), release, None).parameters == words
+
+
+def test_users_parameters_come_last(tmp_path: Path) -> None:
+    """Of a parameter that is given twice UML takes the last."""
+    newer = kernel.find_kernel(
+        make_kernel(tmp_path, version="7.2.0", built_in="CONFIG_VIRTIO_BLK=y")
+    )
+    spec = GuestSpec(tmp_path / "disk", append="seccomp=off")
+    words = uml._sandboxed_kernel(spec, newer, tmp_path, [])
+    assert [word for word in words if "seccomp" in word] == ["seccomp=auto", "seccomp=off"]
+
+
+def test_library_that_glibc_opens_late_is_among_a_programs_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = [tmp_path / "libc.so.6", tmp_path / "ld.so"]
+    monkeypatch.setattr(sandbox, "shared_libraries", lambda _: libraries)
+    program, unwinder = tmp_path / "program", tmp_path / "libgcc_s.so.1"
+    assert set(sandbox.program_files(program)) == {program, *libraries}
+    unwinder.touch()
+    assert set(sandbox.program_files(program)) == {program, *libraries, unwinder}
 
 
 def test_no_kernel_of_that_name() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +62,8 @@ def guest(
     # of a process namespace ends all of it.
     argv = [*inside, "bwrap", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/"]
     argv += ["taskset", "-c", str(bench.cpu), str(kernel.path), "mem=512M", f"uml_dir={bench.work}"]
-    argv += ["con=null", "con0=fd:0,fd:1", "console=tty0", "noreboot", *map(str, arguments)]
+    argv += ["con=null", "con0=fd:0,fd:1", "console=tty0", "noreboot", *kernel.parameters]
+    argv += map(str, arguments)
     console = Console(
         argv, log=log, errors=log.with_suffix(".err"), env=_environment(kernel), patience=0
     )
@@ -96,10 +96,3 @@ def _environment(kernel: Kernel) -> dict[str, str]:
 def pinned_cpu() -> int:
     """The processor for guests: the last one this process may use."""
     return max(os.sched_getaffinity(0))
-
-
-def kernel_release() -> str:
-    """What the guests' kernel calls itself."""
-    return subprocess.run(
-        ["linux.uml", "--version"], capture_output=True, text=True, check=True
-    ).stdout.strip()

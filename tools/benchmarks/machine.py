@@ -9,7 +9,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from tools.benchmarks.guests import kernel_release
+from p2pcloopd.guest.kernel import find_kernel
 from tools.benchmarks.harness import Bench
 
 
@@ -17,13 +17,15 @@ def machine_facts(bench: Bench) -> dict[str, str | int]:
     """Processor, memory, programs and images, for the JSON and the table's head."""
     model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    kernel = find_kernel()
     return {
         "processor": model[1] if model else platform.machine(),
         "processors": len(os.sched_getaffinity(0)),
         "guest_cpu": bench.cpu,
         "memory_bytes": int(memory[1]) * 1024 if memory else 0,
         "host_kernel": platform.release(),
-        "guest_kernel": kernel_release(),
+        "guest_kernel": kernel.release,
+        "guest_kernel_file": str(kernel.path),
         "python": platform.python_version(),
         "libtorrent": version("libtorrent"),
         "qemu": _first_line("qemu-storage-daemon", "--version"),

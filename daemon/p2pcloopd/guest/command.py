@@ -73,7 +73,8 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     "--kernel",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A User-Mode Linux kernel.  [default: linux.uml of this system]",
+    help="A User-Mode Linux kernel; `system` is this system's.  [env: P2PCLOOP_KERNEL]  [default:"
+    " what tools/get-uml-kernel unpacked, or else this system's]",
 )
 @click.option("--append", default="", metavar="ARGS", help="Words for the kernel's command line.")
 @click.option(

@@ -12,13 +12,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
 import zstandard
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
 
 _MODULE_SUFFIX = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 _PROGRAM_TIMEOUT = 20.0
-_KERNEL_HINT = "give a User-Mode Linux kernel, or apt-get install user-mode-linux"
+_KERNEL_HINT = (
+    "give another kernel (`--kernel system` is this system's), or apt-get install user-mode-linux"
+)
+
+FIRST_WITH_SECCOMP = (6, 16)
+"""The first kernel version that can run a guest's processes under seccomp instead of ptrace."""
+
+SYSTEM_KERNEL = Path("system")
+"""Stands for Debian's `linux.uml` where a kernel's path is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,12 @@ class Kernel:
         """Major and minor number, for comparing."""
         major, minor = self.release.split(".")[:2]
         return int(major), int(re.match(r"\d+", minor)[0])  # type: ignore[index]  # _RELEASE
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Words of the command line that make this kernel fast: left alone, it uses ptrace. Where
+        the host has no seccomp, `auto` is ptrace, too."""
+        return ("seccomp=auto",) if self.version >= FIRST_WITH_SECCOMP else ()
 
 
 _RELEASE = re.compile(r"\d+\.\d+\S*")
@@ -89,14 +104,31 @@ def shared_libraries(program: Path) -> list[Path]:
     return sorted({Path(path) for path in paths})
 
 
+def unpacked_kernel() -> Path:
+    """Where `tools/get-uml-kernel` puts the newer kernel that it unpacks for this user."""
+    return platformdirs.user_data_path("p2pcloop", appauthor=False) / "uml/linux.uml"
+
+
+def _default_kernel() -> Path:
+    if chosen := os.environ.get("P2PCLOOP_KERNEL"):
+        return Path(chosen)
+    unpacked = unpacked_kernel()
+    return unpacked.resolve() if unpacked.exists() else SYSTEM_KERNEL
+
+
 def find_kernel(path: Path | None = None) -> Kernel:
-    """Ask a UML kernel (by default Debian's `linux.uml`) who it is and find its modules.
+    """Ask a UML kernel who it is and find its modules.
+
+    Args:
+        path: the kernel, or SYSTEM_KERNEL; None for the one that P2PCLOOP_KERNEL in the environment
+            names, else the unpacked one, else the system's.
 
     Raises:
         NotHereError: there is no such file as `path`.
         NeedsPackageError: it is not installed, or does not answer as a UML kernel does.
     """
-    if path is None:
+    path = path or _default_kernel()
+    if path == SYSTEM_KERNEL:
         path = find_program("linux.uml", "user-mode-linux")
     path = path.absolute()
     try:

@@ -53,6 +53,8 @@ class Outcome:
         return facts | {
             "exit": self.guest.reason,
             "exit_code": self.guest.exit_code,
+            "kernel": str(self.guest.kernel.path),
+            "kernel_release": self.guest.kernel.release,
             "seconds": self.guest.seconds,
         }
 

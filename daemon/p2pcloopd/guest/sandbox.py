@@ -36,7 +36,10 @@ sandbox would stay for ever. Nothing is read then, and the gate ends instead.
 
 def program_files(program: Path) -> dict[Path, Path]:
     """Return what a program needs to run, each file at its own place: itself, its libraries."""
-    return {path: path for path in [program, *shared_libraries(program)]}
+    libraries = shared_libraries(program)
+    # glibc opens it without saying so beforehand, at the first pthread_cancel.
+    unwinders = [path.with_name("libgcc_s.so.1") for path in libraries if path.name == "libc.so.6"]
+    return {path: path for path in [program, *libraries, *filter(Path.exists, unwinders)]}
 
 
 def argv(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
+from p2pcloopd.guest.kernel import Kernel
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed"]
 
@@ -44,7 +45,7 @@ class GuestSpec:
         vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
         memory: bytes of the guest's RAM.
         network: `user` lets the guest open connections to the outside, `none` has no network card.
-        kernel: a UML kernel, or None for Debian's.
+        kernel: a UML kernel, or what else `find_kernel` takes.
         append: more kernel parameters, quoted as for a shell.
         console: `stdio`, or a file that takes what the guest prints.
         read_only: mount the root read-only (a read-only disk always is).
@@ -115,11 +116,13 @@ class GuestResult:
         exit_code: 0 after an orderly end; otherwise UML's exit status, or 128 + the signal.
         reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
             is a kernel that ended without saying why.
+        kernel: what it ran.
         seconds: from the call to the end.
         boot_seconds: from the call to the first login prompt, or None if there was none.
     """
 
     exit_code: int
     reason: Reason
+    kernel: Kernel
     seconds: float
     boot_seconds: float | None

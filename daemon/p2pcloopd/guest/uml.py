@@ -22,10 +22,10 @@ from p2pcloop.protocol import virtio_blk
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
 from p2pcloopd.guest.initramfs import build_initramfs
-from p2pcloopd.guest.kernel import find_kernel
+from p2pcloopd.guest.kernel import Kernel, find_kernel
 from p2pcloopd.guest.sandbox import SandboxedProcess
 from p2pcloopd.guest.signals import counted_signals
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
 from p2pcloopd.guest.transcript import Transcript
 
 SHUTDOWN_SECONDS = 60.0
@@ -105,6 +105,7 @@ async def run_guest(
     started = trio.current_time()
     spec.check()
     transcript = Transcript(lambda: trio.current_time() - started)
+    kernel = await trio.to_thread.run_sync(find_kernel, spec.kernel)
     native = _NativeOutput()
     async with AsyncExitStack() as stack:
         stack.callback(native.close)
@@ -118,7 +119,7 @@ async def run_guest(
             card = await stack.enter_async_context(network.user_network())
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))
-        argv = await trio.to_thread.run_sync(_sandboxed_kernel, spec, directory, parameters)
+        argv = await trio.to_thread.run_sync(_sandboxed_kernel, spec, kernel, directory, parameters)
         process = await stack.enter_async_context(
             sandbox.running(argv, pass_fds=fds, output=native.write_end, cpu=spec.cpu)
         )
@@ -148,12 +149,15 @@ async def run_guest(
                 await console.pump(pty, spec.console, on_output)
                 exit_code = await process.wait()
                 nursery.cancel_scope.cancel()
-    return _result(guest, transcript, native, exit_code, trio.current_time() - started)
+    seconds = trio.current_time() - started
+    code, reason = _ending(guest, transcript, native, exit_code)
+    return GuestResult(code, reason, kernel, seconds, transcript.boot_seconds)
 
 
-def _sandboxed_kernel(spec: GuestSpec, directory: Path, parameters: list[str]) -> list[str]:
+def _sandboxed_kernel(
+    spec: GuestSpec, kernel: Kernel, directory: Path, parameters: list[str]
+) -> list[str]:
     """Return the command that boots; puts what it needs into the private `directory`."""
-    kernel = find_kernel(spec.kernel)
     initrd = directory / "initramfs.cpio"
     initrd.write_bytes(build_initramfs(kernel))
     empty = directory / "empty"
@@ -176,7 +180,7 @@ def _sandboxed_kernel(spec: GuestSpec, directory: Path, parameters: list[str]) -
         *("con=null", *parameters, "console=tty0", *_terminal_type(spec)),
         *(f"uml_dir={_UML_DIRECTORY}", f"umid={_UMID}", f"hostfs={empty}"),
         # A reboot and a panic end the program.
-        *("noreboot", "panic=1"),
+        *("noreboot", "panic=1", *kernel.parameters),
         *spec.append_words(),
     ]
     tmpfs = {"/run": _RUN_SIZE, "/dev/shm": spec.memory + _MEMORY_SLACK}  # noqa: S108  inside
@@ -251,11 +255,11 @@ class _NativeOutput:
         self._stream.close()
 
 
-def _result(
-    guest: RunningGuest, transcript: Transcript, native: _NativeOutput, code: int, seconds: float
-) -> GuestResult:
+def _ending(
+    guest: RunningGuest, transcript: Transcript, native: _NativeOutput, code: int
+) -> tuple[int, Reason]:
     if guest.killed:
-        return GuestResult(code, "killed", seconds, transcript.boot_seconds)
+        return code, "killed"
     if (failure := transcript.initramfs_failure()) is not None:
         raise GuestError(f"the guest cannot boot: {failure}")
     if not transcript.tail:
@@ -266,6 +270,4 @@ def _result(
         )
     reason = transcript.ending(code)
     # A kernel that ends with 0 but never said that it goes down did not end well.
-    return GuestResult(
-        1 if reason == "crash" and code == 0 else code, reason, seconds, transcript.boot_seconds
-    )
+    return (1 if reason == "crash" and code == 0 else code), reason
