@@ -32,6 +32,9 @@ class Content(Protocol):
             StorageError: the disk refuses.
         """
 
+    def missing(self, offset: int, length: int) -> ByteRange | None:
+        """Return what is to be fetched so that these bytes can be read; None if they are here."""
+
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
         """Say that the bytes that `read` returned do not match their hash.
 
@@ -63,6 +66,9 @@ class LocalContent:
         if len(data) != length:
             self.reject(offset, length, "a part of the file")
         return data
+
+    def missing(self, offset: int, length: int) -> None:
+        """See `Content.missing`: all is here."""
 
     def reject(self, offset: int, length: int, what: str) -> NoReturn:  # noqa: ARG002  see Content
         """See `Content.reject`."""
@@ -119,6 +125,12 @@ class StoredContent:
             self.reject(offset, length, "a part of a file in the store")
         self._use(offset, length)
         return data
+
+    def missing(self, offset: int, length: int) -> ByteRange | None:
+        """See `Content.missing`."""
+        if (offset, length) in self._arrivals or self.has(offset, length):
+            return None
+        return ByteRange(self._torrent, offset, length)
 
     def used(self) -> bytes:
         """Which pieces were read so far: one bit a piece, most significant bit first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import LayerMap
@@ -12,7 +13,7 @@ from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, Chunk
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
 from p2pcloop.formats.seal import Seal
-from p2pcloop.image.api import Missing
+from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.content import Content
 
 Elsewhere = Callable[[Chunk], bytes | None]
@@ -200,6 +201,28 @@ class Layer:
         if data is None:
             pack.content.reject(offset, chunk.length, "a chunk")
         return data
+
+    def reject_chunk(self, number: int) -> NoReturn:
+        """Say that what `stored_chunk` returned does not decode to the chunk.
+
+        Raises:
+            Missing, CorruptError: as `Content.reject`.
+        """
+        chunk = self.chunk(number)
+        pack = self._packs[chunk.source]
+        pack.content.reject(pack.start + chunk.offset, chunk.length, "a chunk")
+
+    def missing_chunk(self, number: int) -> ByteRange | None:
+        """Return what is to be fetched so that a chunk can be read; None if it is here somewhere.
+
+        Raises:
+            Missing: its page of the table is not here.
+            FormatError: the page is what was signed and yet cannot be right.
+        """
+        chunk = self.chunk(number)
+        pack = self._packs[chunk.source]
+        wanted = pack.content.missing(pack.start + chunk.offset, chunk.length)
+        return None if wanted is None or self._elsewhere(chunk) is not None else wanted
 
     def close(self) -> None:
         """Close the files of the layer and of its sources."""

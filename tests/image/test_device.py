@@ -137,7 +137,7 @@ class Lacking:
         self.image = stored.open()
         # The chunk table's page, too.
         read_views(ImageDevice(self.image), 0, [512])
-        self.image._cache.clear()
+        self.image._chunks._cache.clear()
         self.layer.have.drop(*range(self.layer.pieces))
         self.stored = stored
         overlay = Overlay.create(folder / "o", image_id=self.image.image_id, image_size=len(RAW))

@@ -81,6 +81,9 @@ class MemoryContent:
         self.reads.append((offset, length))
         return bytes(self.data[offset : offset + length])
 
+    def missing(self, offset: int, length: int) -> None:
+        """Nothing is."""
+
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
         raise CorruptError(f"{what}: {length} bytes at {offset}")
 
