@@ -24,6 +24,9 @@ BATCH_SIZE: Final = 2 << 20
 AHEAD_SIZE: Final = 512 << 10
 """How far ahead of one who reads chunk after chunk they are decoded; one chunk at least."""
 
+LEAST_SIZE: Final = 32 << 10
+"""A smaller chunk is decoded sooner than it is handed over."""
+
 _READERS = 8
 """So many that read chunk after chunk are told apart."""
 
@@ -119,8 +122,10 @@ class DecodedChunks:
         self._last[self._last.index(key - 1)] = key
         layer = self._layers[key >> 32]
         number = (key & 0xFFFFFFFF) + 1
-        count = max(1, AHEAD_SIZE // layer.chunk(number - 1).size)
-        end = min(number + count, layer.header.chunk_count)
+        size = layer.chunk(number - 1).size
+        if size < LEAST_SIZE:
+            return
+        end = min(number + max(1, AHEAD_SIZE // size), layer.header.chunk_count)
         ahead = (chunk_key(key >> 32, each) for each in range(number, end))
         self._start([each for each in ahead if not self.is_decoded(each)], AHEAD_SIZE)
 
@@ -134,8 +139,11 @@ class DecodedChunks:
         for key in keys:
             if key in self._ahead:
                 continue
+            layer, number = self._layers[key >> 32], key & 0xFFFFFFFF
             try:
-                pack, chunk, stored = self._layers[key >> 32].stored_chunk(key & 0xFFFFFFFF)
+                if layer.chunk(number).size < LEAST_SIZE:
+                    continue
+                pack, chunk, stored = layer.stored_chunk(number)
             except (Missing, P2pcloopError):
                 continue
             self._ahead.start(key, chunk.size, partial(pack.decode, chunk, stored))
