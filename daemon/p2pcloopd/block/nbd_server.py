@@ -34,7 +34,7 @@ from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
 from p2pcloop.protocol.nbd_export import Export
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
-from p2pcloopd.block.nbd_read import ReadReply
+from p2pcloopd.block.nbd_read import SPARSE_READ, ReadReply
 from p2pcloopd.block.nbd_sender import ReplySender
 from p2pcloopd.block.nbd_waiting import Waiting
 
@@ -165,8 +165,11 @@ class _Connection:
             scope.cancel()
 
     async def _read(self, request: Request) -> None:
-        """Answer a read of what is decoded, put off any other."""
+        """Answer a short read of what is decoded, put off any other."""
         replies, length = self._protocol.replies, request.length
+        if length >= SPARSE_READ:
+            self._put_off.append(request)
+            return
         header = replies.data_header_size
         reply = await self._sender.reserve(header + length)
         if self._device.copy_decoded(request.offset, reply[header:]):
