@@ -283,6 +283,20 @@ class BlockMap:
             index += 1
         return found
 
+    def extents(self, block: int, count: int) -> Iterator[tuple[int, bool]]:
+        """Cut `count` blocks from `block` on into stretches: number of blocks, whether all zeros.
+
+        Two side by side may be of one kind.
+        """
+        borders = self._borders
+        index = bisect_right(borders, block) - 1
+        end = block + count
+        while block < end:
+            stop = min(end, borders[index + 1])
+            yield stop - block, self._chunks[self._rows[index]] == ZERO_CHUNK
+            block = stop
+            index += 1
+
     def _run_pieces(self, row: int, block: int, stop: int) -> Sequence[Piece]:
         chunk = self._chunks[row]
         if chunk == ZERO_CHUNK:

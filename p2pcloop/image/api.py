@@ -6,7 +6,7 @@ raises `Missing`. Whoever serves the device has the missing ranges brought here 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -74,6 +74,33 @@ class BlockDevice(Protocol):
 
         Raises:
             Missing: something is not here; the views may be filled in part.
+        """
+
+    def copy_decoded(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` if that takes no decoding, no disk and no waiting; nothing else happens.
+
+        A short way for small reads: it may say no to what `read_into` answers at once.
+        """
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Prepare for reads of these ranges (offset, length), which follow at once.
+
+        Chunks that several of them need decoded are decoded side by side. Nothing is fetched, and
+        what goes wrong is told by the reads.
+        """
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Cut a range into stretches: bytes of each, and whether it is known to read as zeros.
+
+        Nothing is fetched or decoded for that. Two side by side are of different kinds. In a range
+        that is cut up very much the last ones may be left out.
+        """
+
+    def require(self, offset: int, length: int) -> None:
+        """Return if a read of the range finds all of it here; nothing is decoded.
+
+        Raises:
+            Missing: something is not here.
         """
 
     def write(self, offset: int, views: Sequence[memoryview]) -> None:

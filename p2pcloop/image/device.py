@@ -6,7 +6,9 @@ written in part, the rest is read first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from operator import itemgetter
 
 from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.image.api import ByteRange, Missing
@@ -16,6 +18,12 @@ from p2pcloop.image.touches import Touches
 from p2pcloop.units import BLOCK_SIZE
 
 _ZERO_BLOCK = memoryview(bytes(BLOCK_SIZE))
+
+_WINDOW = 1 << 13
+"""Blocks whose states are looked at together: those of the largest read."""
+
+_MAX_STRETCHES = 1 << 14
+"""Stretches of maps and overlay that one call of `extents` looks at: some milliseconds."""
 
 
 class ImageDevice:
@@ -51,7 +59,7 @@ class ImageDevice:
 
     def read_into(self, offset: int, views: Sequence[memoryview]) -> None:
         """See `BlockDevice.read_into`."""
-        if len(views) == 1 and self._copy_decoded(offset, views[0]):
+        if len(views) == 1 and self.copy_decoded(offset, views[0]):
             return
         scatter = Scatter(views)
         length = sum(map(len, views))
@@ -73,6 +81,45 @@ class ImageDevice:
                     scatter.zero(size)
                 else:
                     self.overlay.read_into(start, scatter.take(size))
+        if missing:
+            raise Missing(missing)
+
+    def copy_decoded(self, offset: int, view: memoryview) -> bool:
+        """See `BlockDevice.copy_decoded`."""
+        if (offset | len(view)) % BLOCK_SIZE or not view:
+            return False
+        if self.overlay is not None:
+            runs = self.overlay.runs(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
+            if len(runs) != 1 or runs[0][2] is not State.ABSENT:
+                return False
+        if not self.image.copy_decoded(offset, view):
+            return False
+        self._note(offset, len(view))
+        return True
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """See `BlockDevice.read_ahead`."""
+        self.image.read_ahead(
+            below for offset, length in ranges for below in self._below(*_blocks(offset, length))
+        )
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """See `BlockDevice.extents`."""
+        end = offset + length
+        first, count = _blocks(offset, length)
+        reached = first * BLOCK_SIZE
+        stretches = islice(self._stretches(first, count), _MAX_STRETCHES)
+        for zeros, together in groupby(stretches, itemgetter(1)):
+            reached += sum(blocks for blocks, _ in together) * BLOCK_SIZE
+            stop = min(reached, end)
+            yield stop - offset, zeros
+            offset = stop
+
+    def require(self, offset: int, length: int) -> None:
+        """See `BlockDevice.require`."""
+        missing: list[ByteRange] = []
+        for first, count in self._below(*_blocks(offset, length)):
+            missing += self.image.missing(first, count)
         if missing:
             raise Missing(missing)
 
@@ -119,23 +166,32 @@ class ImageDevice:
         if self.overlay is not None:
             self.overlay.close()
 
+    def _below(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """Of some blocks, those that the overlay leaves to the image: first block, blocks."""
+        if self.overlay is None:
+            yield first, count
+            return
+        for block, blocks, state in self.overlay.runs(first, count):
+            if state is State.ABSENT:
+                yield block, blocks
+
+    def _stretches(self, first: int, count: int) -> Iterator[tuple[int, bool]]:
+        """Cut blocks into stretches: number of blocks, whether they are known to be zeros."""
+        if self.overlay is None:
+            yield from self.image.map.extents(first, count)
+            return
+        end = first + count
+        for start in range(first, end, _WINDOW):
+            for block, blocks, state in self.overlay.runs(start, min(_WINDOW, end - start)):
+                if state is State.ABSENT:
+                    yield from self.image.map.extents(block, blocks)
+                else:
+                    yield blocks, state is State.ZERO
+
     @property
     def _writable(self) -> Overlay:
         assert self.overlay is not None, "a front end let a write through to a read-only device"
         return self.overlay
-
-    def _copy_decoded(self, offset: int, view: memoryview) -> bool:
-        """Answer what lies whole in one decoded chunk; False, and nothing done, for the rest."""
-        if (offset | len(view)) % BLOCK_SIZE or not view:
-            return False
-        if self.overlay is not None:
-            runs = self.overlay.runs(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
-            if len(runs) != 1 or runs[0][2] is not State.ABSENT:
-                return False
-        if not self.image.copy_decoded(offset, view):
-            return False
-        self._note(offset, len(view))
-        return True
 
     def _read_image(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
         """See `MergedImage.read_into`; what is missing was touched when it was asked for."""
@@ -144,8 +200,7 @@ class ImageDevice:
 
     def _note(self, offset: int, length: int) -> None:
         if self.touches is not None and self.touches.noting:
-            first = offset // BLOCK_SIZE
-            self.touches.note(first, -(-(offset + length) // BLOCK_SIZE) - first)
+            self.touches.note(*_blocks(offset, length))
 
     def _edges(
         self, offset: int, end: int, before: int, after: int
@@ -173,6 +228,12 @@ class ImageDevice:
                 missing += absent.ranges
         if missing:
             raise Missing(missing)
+
+
+def _blocks(offset: int, length: int) -> tuple[int, int]:
+    """First block and number of blocks that a range of bytes touches."""
+    first = offset // BLOCK_SIZE
+    return first, -(-(offset + length) // BLOCK_SIZE) - first
 
 
 def _nothing() -> None:

@@ -1,16 +1,18 @@
-"""The merged image: the layers' maps joined once, decoded chunks kept in a bounded memory."""
+"""The merged image: the layers' maps joined once, over their decoded chunks."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import ZERO_CHUNK, merge
 from p2pcloop.formats.manifest import compute_image_id
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.chunks import DecodedChunks, chunk_key
 from p2pcloop.image.layer import Layer
-from p2pcloop.image.scatter import Scatter
+from p2pcloop.image.scatter import ZEROS, Scatter
+from p2pcloop.image.spill import SpillFile
 from p2pcloop.units import BLOCK_SIZE
 
 DEFAULT_CACHE_SIZE = 64 << 20
@@ -23,9 +25,6 @@ class MergedImage:
         layers: base first.
         size: bytes of the device.
         image_id: SHA-256 that names the content.
-        chunks_touched: how many distinct chunks were decoded so far.
-        bytes_touched: their stored bytes.
-        on_touch: called with layer and number of each chunk when it is decoded first.
     """
 
     def __init__(
@@ -33,6 +32,7 @@ class MergedImage:
         layers: Sequence[Layer],
         *,
         cache_size: int = DEFAULT_CACHE_SIZE,
+        spill: Path | None = None,
         also_close: Callable[[], None] | None = None,
     ) -> None:
         """Join `layers`, base first; the image has the size of the top layer.
@@ -40,6 +40,7 @@ class MergedImage:
         Args:
             layers: at least one, none of them twice; their maps are taken.
             cache_size: bytes of decoded chunks that are kept, least recently used dropped first.
+            spill: folder for a temporary file of those that are needed again all the same, or None.
             also_close: called when the image is closed.
         """
         self.layers = layers
@@ -47,21 +48,27 @@ class MergedImage:
         self.size = layers[-1].header.image_size
         self.image_id = compute_image_id(self.size, [layer.header.layer_id for layer in layers])
         self.map = merge([layer.take_map() for layer in layers])
-        self._cache: OrderedDict[int, memoryview] = OrderedDict()
-        self._cached = 0
-        self._cache_size = cache_size
-        self._touched: set[int] = set()
-        self.bytes_touched = 0
-        self.on_touch: Callable[[int, int], None] = lambda _layer, _number: None
+        self._chunks = DecodedChunks(
+            layers, cache_size=cache_size, spill=None if spill is None else SpillFile(spill)
+        )
 
     @property
     def chunks_touched(self) -> int:
-        """Distinct chunks decoded so far."""
-        return len(self._touched)
+        """Distinct chunks read so far."""
+        return len(self._chunks.touched)
+
+    @property
+    def bytes_touched(self) -> int:
+        """Their stored bytes."""
+        return self._chunks.bytes_touched
+
+    def notify_touches(self, on_touch: Callable[[int, int], None]) -> None:
+        """Have `on_touch` called with layer and number of each chunk when it is read first."""
+        self._chunks.on_touch = lambda key: on_touch(key >> 32, key & 0xFFFFFFFF)
 
     def touched(self, layer: int, number: int) -> bool:
-        """Whether a chunk of a layer was decoded so far."""
-        return layer << 32 | number in self._touched
+        """Whether a chunk of a layer was read so far."""
+        return chunk_key(layer, number) in self._chunks.touched
 
     def read_into(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
         """Fill the next `length` bytes of `scatter` with the image's bytes from `offset` on.
@@ -78,7 +85,12 @@ class MergedImage:
         end = offset + length
         first = offset // BLOCK_SIZE
         count = -(-end // BLOCK_SIZE) - first
-        for layer, chunk, within, blocks in self.map.pieces(first, count):
+        pieces = self.map.pieces(first, count)
+        if len(pieces) > 1:
+            self._chunks.read_ahead(
+                chunk_key(layer, chunk) for layer, chunk, _, _ in pieces if chunk != ZERO_CHUNK
+            )
+        for layer, chunk, within, blocks in pieces:
             skip = offset % BLOCK_SIZE
             size = min(blocks * BLOCK_SIZE - skip, end - offset)
             offset += size
@@ -86,38 +98,68 @@ class MergedImage:
                 scatter.zero(size)
                 continue
             try:
-                data = self.read_chunk(layer, chunk)
+                part = self._read_part(layer, chunk, within * BLOCK_SIZE + skip, size)
             except Missing as absent:
                 missing.update(dict.fromkeys(absent.ranges))
                 scatter.take(size)
             else:
-                start = within * BLOCK_SIZE + skip
-                if start + size > len(data):
-                    raise FormatError("the map of a layer names a block that its chunk lacks")
-                scatter.put(data[start : start + size])
+                scatter.put(part)
         return list(missing)
 
+    def _read_part(self, layer: int, number: int, start: int, size: int) -> memoryview:
+        key = chunk_key(layer, number)
+        part = self._chunks.part(key, start, size)
+        if part is None:
+            part = self._chunks.read(key)[start : start + size]
+            if len(part) != size:
+                raise FormatError("the map of a layer names a block that its chunk lacks")
+        return part
+
     def copy_decoded(self, offset: int, view: memoryview) -> bool:
-        """Fill `view` with whole blocks that lie in one decoded chunk, the usual case of a guest's
-        small read; False, and nothing filled, in all others. Costs half of what `read_into` does.
+        """Fill `view` with whole blocks that lie in one decoded chunk, or are zeros: the usual case
+        of a small read; False, and nothing filled, in all others. Costs half of what `read_into`
+        does.
         """
         pieces = self.map.pieces(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
         if len(pieces) != 1:
             return False
         layer, chunk, within, _ = pieces[0]
-        key = layer << 32 | chunk
-        data = self._cache.get(key)
-        if data is None:
+        if chunk == ZERO_CHUNK:
+            part: memoryview | None = ZEROS[: len(view)]
+        else:
+            part = self._chunks.part(layer << 32 | chunk, within * BLOCK_SIZE, len(view))
+        if part is None or len(part) != len(view):
             return False
-        part = data[within * BLOCK_SIZE : within * BLOCK_SIZE + len(view)]
-        if len(part) != len(view):
-            return False
-        self._cache.move_to_end(key)
         view[:] = part
         return True
 
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """See `BlockDevice.read_ahead`; the ranges (first block, blocks) are not of the overlay."""
+        self._chunks.read_ahead(
+            chunk_key(layer, chunk)
+            for first, count in ranges
+            for layer, chunk, _, _ in self.map.pieces(first, count)
+            if chunk != ZERO_CHUNK
+        )
+
+    def missing(self, first: int, count: int) -> list[ByteRange]:
+        """What a read of these blocks lacks, as far as that is known; see `BlockDevice.require`."""
+        missing: dict[ByteRange, None] = {}
+        for layer, chunk, _, _ in self.map.pieces(first, count):
+            if chunk == ZERO_CHUNK or self._chunks.is_decoded(chunk_key(layer, chunk)):
+                continue
+            try:
+                wanted = self.layers[layer].missing_chunk(chunk)
+            except Missing as page:
+                missing.update(dict.fromkeys(page.ranges))
+            else:
+                if wanted is not None:
+                    missing[wanted] = None
+        return list(missing)
+
     def close(self) -> None:
         """Close the layers' files."""
+        self._chunks.close()
         for layer in self.layers:
             layer.close()
         if self._also_close is not None:
@@ -125,18 +167,4 @@ class MergedImage:
 
     def read_chunk(self, layer: int, number: int) -> memoryview:
         """Return the decoded content of a chunk of a layer, verified; errors as of `Layer`'s."""
-        key = layer << 32 | number
-        data = self._cache.get(key)
-        if data is not None:
-            self._cache.move_to_end(key)
-            return data
-        data = memoryview(self.layers[layer].read_chunk(number))
-        if key not in self._touched:
-            self._touched.add(key)
-            self.bytes_touched += self.layers[layer].chunk(number).length
-            self.on_touch(layer, number)
-        self._cache[key] = data
-        self._cached += len(data)
-        while self._cached > self._cache_size and len(self._cache) > 1:
-            self._cached -= len(self._cache.popitem(last=False)[1])
-        return data
+        return self._chunks.read(chunk_key(layer, number))

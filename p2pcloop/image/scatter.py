@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_ZEROS = memoryview(bytes(1 << 20))
+ZEROS = memoryview(bytes(1 << 20))
 
 
 class Scatter:
@@ -39,6 +39,6 @@ class Scatter:
     def zero(self, length: int) -> None:
         """Fill the next `length` bytes with zeros."""
         for view in self.take(length):
-            for at in range(0, len(view), len(_ZEROS)):
-                part = view[at : at + len(_ZEROS)]
-                part[:] = _ZEROS[: len(part)]
+            for at in range(0, len(view), len(ZEROS)):
+                part = view[at : at + len(ZEROS)]
+                part[:] = ZEROS[: len(part)]

@@ -67,8 +67,13 @@ class StoredImage:
         """Take what p2pcloopd answered to a missing range."""
         self._contents[wanted.torrent].accept(wanted, data)
 
-    def open(self, *, cache_size: int = DEFAULT_CACHE_SIZE) -> MergedImage:
+    def open(
+        self, *, cache_size: int = DEFAULT_CACHE_SIZE, spill: Path | None = None
+    ) -> MergedImage:
         """Return the merged image; what was read so far is kept until then. Opens once.
+
+        Args:
+            cache_size, spill: see `MergedImage`.
 
         Raises:
             Missing: headers or maps of layers are not here; all that can be asked for at once.
@@ -90,7 +95,7 @@ class StoredImage:
         if layers[-1].header.image_size != self._manifest.size:
             raise _mismatch("the image has another size than the manifest says")
         also_close = None if self._known is None else self._known.close
-        return MergedImage(layers, cache_size=cache_size, also_close=also_close)
+        return MergedImage(layers, cache_size=cache_size, spill=spill, also_close=also_close)
 
     def used(self) -> dict[bytes, bytes]:
         """Which pieces of each torrent were read so far: see `StoredContent.used`."""

@@ -89,7 +89,12 @@ def unchanged(file: ImageFile) -> Iterator[None]:
 
 
 def open_local(
-    file: ImageFile, cache: Path | None, progress: Progress, *, cache_size: int = DEFAULT_CACHE_SIZE
+    file: ImageFile,
+    cache: Path | None,
+    progress: Progress,
+    *,
+    cache_size: int = DEFAULT_CACHE_SIZE,
+    spill: Path | None = None,
 ) -> MergedImage:
     """Open an image file as an image of one layer.
 
@@ -97,7 +102,7 @@ def open_local(
         file: a cloop or a raw image.
         cache: folder in which indexes are kept, or None.
         progress: is told how many bytes of the device are read, where the index has to be made.
-        cache_size: see `MergedImage`.
+        cache_size, spill: see `MergedImage`.
 
     Raises:
         UsageError: it is an overlay, or a cloop whose blocks are no multiple of 4 KiB.
@@ -114,7 +119,7 @@ def open_local(
     except OSError as err:
         raise storage_error(f"cannot use {err.filename or file.path}", err) from err
     layer = Layer(LocalContent(file.path, index), open_index(index))
-    return MergedImage([layer], cache_size=cache_size)
+    return MergedImage([layer], cache_size=cache_size, spill=spill)
 
 
 def make_index(file: ImageFile, progress: Progress) -> bytes:

@@ -1,4 +1,4 @@
-"""The server's side of the NBD protocol (fixed newstyle, simple replies): bytes in, events out.
+"""The server's side of the NBD protocol (fixed newstyle): bytes in, events out.
 
 No socket, clock or log here. Whoever owns the connection sends `GREETING` first, and then:
 
@@ -6,7 +6,7 @@ No socket, clock or log here. Whoever owns the connection sends `GREETING` first
         NEED_DATA   receive into `server.receive_buffer()`, then `server.received(count)`
         Reply       send its bytes as they are
         NEGOTIATED  haggling is over, requests follow
-        Request     do it; answer with `server.reply_header(...)`, for a read the data behind it
+        Request     do it; answer with what `server.replies` makes
         DISCONNECT  answer what is in flight, then close
 
 A `Request` has been checked whole: its range lies in the device, is aligned to sectors and not
@@ -27,13 +27,9 @@ from collections.abc import Callable
 from typing import ClassVar, Final, NamedTuple
 
 from p2pcloop.protocol import nbd_wire as wire
-from p2pcloop.protocol.nbd_export import (
-    MAX_PAYLOAD,
-    Export,
-    Then,
-    answer_option,
-    check_request,
-)
+from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Agreed, Export, check_request
+from p2pcloop.protocol.nbd_options import Then, answer_option
+from p2pcloop.protocol.nbd_reply import Replies
 from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
 
 MAX_INPUT_PAYLOAD: Final = 128 << 10
@@ -73,8 +69,10 @@ class Request(NamedTuple):
     """A checked request.
 
     Attributes:
-        command: `nbd_wire.CMD_READ`, `_WRITE`, `_FLUSH`, `_TRIM` or `_WRITE_ZEROES`.
-        flags: `nbd_wire.CMD_FLAG_FUA`, `_NO_HOLE`.
+        command: `nbd_wire.CMD_READ`, `_WRITE`, `_FLUSH`, `_TRIM`, `_CACHE`, `_WRITE_ZEROES` or
+            `_BLOCK_STATUS`, the last one only where structured replies were agreed on.
+        flags: `nbd_wire.CMD_FLAG_FUA`, `_NO_HOLE`, `_DF`, `_REQ_ONE`, `_FAST_ZERO`, each only with
+            commands that know it.
         cookie: goes into the reply.
         offset: bytes; 0 for a flush.
         length: bytes; 0 for a flush.
@@ -129,7 +127,11 @@ _NO_PAYLOAD: Final = memoryview(b"")
 
 
 class NbdServer:
-    """The protocol state of one connection; the module's docstring tells its use."""
+    """The protocol state of one connection; the module's docstring tells its use.
+
+    Attributes:
+        replies: makes the replies to requests as agreed; not before NEGOTIATED.
+    """
 
     def __init__(self, export: Export) -> None:
         self._export = export
@@ -137,7 +139,8 @@ class NbdServer:
         self._input = memoryview(bytearray(INPUT_SIZE))
         self._start = 0
         self._end = 0
-        self._no_zeroes = False
+        self.replies = Replies(structured=False)
+        self._agreed = Agreed()
         self._option = (0, 0)
         # PAYLOAD: the WRITE whose data come in; a large one gathers them in `_payload`.
         self._write = Request(0, 0, 0, 0, 0, _NO_PAYLOAD)
@@ -188,10 +191,6 @@ class NbdServer:
             self._state = _State.BROKEN
             raise
 
-    def reply_header(self, cookie: int, error: int = 0) -> bytes:
-        """What tells the client of a request's end; the data of a read that went well follow it."""
-        return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, error, cookie)
-
     def _enter(self, state: _State) -> None:
         assert state in _NEXT[self._state], (self._state, state)
         self._state = state
@@ -227,7 +226,7 @@ class NbdServer:
         (flags,) = wire.CLIENT_FLAGS.unpack(data)
         if flags & ~(wire.FLAG_FIXED_NEWSTYLE | wire.FLAG_NO_ZEROES):
             raise RemoteProtocolError(f"unknown client flags {flags:#x}")
-        self._no_zeroes = bool(flags & wire.FLAG_NO_ZEROES)
+        self._agreed.no_zeroes = bool(flags & wire.FLAG_NO_ZEROES)
         self._enter(_State.OPTION)
         return None
 
@@ -249,12 +248,13 @@ class NbdServer:
         option, length = self._option
         if (data := self._take(length)) is None:
             return Signal.NEED_DATA
-        reply, then = answer_option(self._export, option, bytes(data), no_zeroes=self._no_zeroes)
+        reply, then = answer_option(self._export, self._agreed, option, bytes(data))
         self._enter(_AFTER_OPTION[then])
         return Reply(reply)
 
     def _begin_transmission(self) -> Event:
         self._enter(_State.REQUEST)
+        self.replies = Replies(structured=self._agreed.structured)
         return Signal.NEGOTIATED
 
     def _parse_request(self) -> Event | None:
@@ -272,8 +272,10 @@ class NbdServer:
         writes = command == wire.CMD_WRITE
         if writes and length > MAX_PAYLOAD:
             raise RemoteProtocolError(f"a WRITE of {length} bytes: the limit is {MAX_PAYLOAD}")
-        if error := check_request(self._export, command, flags, offset, length):
-            return self._refuse(self.reply_header(cookie, error), length if writes else 0)
+        refusal = check_request(self._export, self._agreed, command, flags, offset, length)
+        if refusal is not None:
+            reply = self.replies.error(cookie, *refusal)
+            return self._refuse(reply, length if writes else 0)
         request = Request(command, flags, cookie, offset, length, _NO_PAYLOAD)
         if not writes:
             return request

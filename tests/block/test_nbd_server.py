@@ -74,7 +74,7 @@ async def test_every_command(tmp_path: Path) -> None:
         ("read", 4096, 8192),
         ("discard", 4096, 4096),
         ("write_zeroes_unmap", 8192, 512),
-        ("write_zeroes", 8704, 512),
+        ("write", 8704, 512),
         ("flush", 0, 0),
     ]
 
@@ -270,7 +270,7 @@ async def test_slow_reader_stops_only_itself(tmp_path: Path) -> None:
     async with serving(MemoryBackend(device), tmp_path) as served, served.client() as slow:
         await slow.stream.send_all(b"".join(slow.pack(READ, 0, MIB) for _ in range(32)))
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert len(device.calls) < 32
+        assert [operation for operation, _, _ in device.calls].count("read") < 32
         async with served.client() as other:
             assert await other.call(READ, 0, 512) == (0, bytes(device.content[:512]))
         for cookie in range(32):

@@ -50,7 +50,7 @@ def test_the_chunk_after_a_run_of_three_follows(monkeypatch: pytest.MonkeyPatch)
     wanted = ByteRange(b"t" * 20, 0, 1)
     monkeypatch.setattr(layer, "missing_chunk", lambda number: replace(wanted, length=number))
     found = []
-    merged.on_touch = lambda at, number: found.append(following_chunk(merged, at, number))
+    merged.notify_touches(lambda at, number: found.append(following_chunk(merged, at, number)))
     for number in (0, 1, 2, 4, 3, 6, 7, 5):
         merged.read_chunk(0, number)
     lengths = [None if each is None else each.length for each in found]

@@ -1,5 +1,6 @@
 """The device over image and overlay against a bytearray; and nothing half done when data lacks."""
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -82,6 +83,27 @@ class DeviceMachine(RuleBasedStateMachine):
         views = [min(cut, length), 0, length - min(cut, length)]
         assert read_views(self.device, offset, views) == self.model[offset : offset + length]
 
+    @rule(extent=extents)
+    def tell_extents(self, extent: tuple[int, int]) -> None:
+        position, end = extent[0] * 512, sum(extent) * 512
+        kinds = []
+        for length, zeros in self.device.extents(position, end - position):
+            assert length > 0
+            assert not zeros or not any(self.model[position : position + length])
+            kinds.append(zeros)
+            position += length
+        assert position == end
+        assert all(one != other for one, other in itertools.pairwise(kinds))
+
+    @rule(first=st.integers(0, BLOCKS - 1), count=st.integers(1, BLOCKS))
+    def read_the_short_way(self, first: int, count: int) -> None:
+        count = min(count, BLOCKS - first)
+        buffer = bytearray(b"\xaa" * count * 4096)
+        if self.device.copy_decoded(first * 4096, memoryview(buffer)):
+            assert buffer == self.model[first * 4096 : (first + count) * 4096]
+        else:
+            assert buffer == b"\xaa" * count * 4096
+
     @rule()
     def flush_and_open_again(self) -> None:
         self.device.prepare_flush()()
@@ -124,6 +146,8 @@ def test_a_discard_of_less_than_a_block_changes_nothing(tmp_path: Path) -> None:
 
 RAW = make_image(4 * 65536, seed=2)
 """Chunks of 64 KiB: noise, text, repeated, zeros."""
+RAW_HOLE = 3 * 65536
+assert not any(RAW[RAW_HOLE:])
 
 
 class Lacking:
@@ -137,7 +161,7 @@ class Lacking:
         self.image = stored.open()
         # The chunk table's page, too.
         read_views(ImageDevice(self.image), 0, [512])
-        self.image._cache.clear()
+        self.image._chunks._cache.clear()
         self.layer.have.drop(*range(self.layer.pieces))
         self.stored = stored
         overlay = Overlay.create(folder / "o", image_id=self.image.image_id, image_size=len(RAW))
@@ -212,6 +236,38 @@ def test_a_read_asks_for_all_that_lacks_at_once_and_for_each_range_once(lacking:
     assert len(ranges) == len(set(ranges)) == 3
     lacking.supply(caught.value)
     assert read_views(lacking.device, 0, [len(RAW)]) == RAW[:4096] + b"x" * 4096 + RAW[8192:]
+
+
+def test_holes_of_image_and_overlay_are_told_without_a_fetch(lacking: Lacking) -> None:
+    lacking.device.write(4096, [memoryview(b"x" * 4096)])
+    lacking.device.discard(8192, 8192)
+    told = list(lacking.device.extents(512, len(RAW) - 512))
+    assert told == [(7680, False), (8192, True), (RAW_HOLE - 16384, False), (65536, True)]
+    assert list(lacking.device.extents(RAW_HOLE + 512, 512)) == [(512, True)]
+    assert lacking.layer.asked == []
+
+
+def test_the_extents_of_a_scattered_device_are_cut_off() -> None:
+    runs = [Run(2 * n, 1, 0) for n in range(1 << 14)]
+    device = ImageDevice(MergedImage([make_layer(runs, [b"x" * 4096], 1 << 15)]))
+    told = list(device.extents(0, device.size))
+    assert told == [(4096, False), (4096, True)] * (1 << 13)
+    # What the largest read covers is always told whole.
+    assert sum(length for length, _ in device.extents(4096, 32 << 20)) == 32 << 20
+
+
+def test_what_a_read_would_lack_is_told_without_reading(lacking: Lacking) -> None:
+    device = lacking.device
+    device.write(4096, [memoryview(b"x" * 4096)])
+    device.require(4096, 4096)
+    device.require(RAW_HOLE, 65536)
+    with pytest.raises(Missing) as caught:
+        device.require(0, len(RAW))
+    assert len(caught.value.ranges) == 3
+    lacking.supply(caught.value)
+    device.require(0, len(RAW))
+    assert device.image.chunks_touched == 1  # that of `Lacking` itself
+    assert read_views(device, 0, [len(RAW)]) == RAW[:4096] + b"x" * 4096 + RAW[8192:]
 
 
 @settings(max_examples=30, deadline=None)

@@ -102,11 +102,11 @@ def test_memory_of_decoded_chunks_is_bounded_least_recently_used_first() -> None
 
     assert [decoded(block) for block in (0, 1, 2, 0)] == [True, True, True, False]
     assert decoded(3)
-    assert image._cached == 3 * 4096
+    assert image._chunks._cached == 3 * 4096
     # 1 was used longest ago; 0 had been used again.
     assert [decoded(block) for block in (0, 2, 3, 1)] == [False, False, False, True]
     assert read_views(device, 0, [10 * 4096]) == blocks_of(*range(1, 11))
-    assert image._cached == sum(map(len, image._cache.values())) == 3 * 4096
+    assert image._chunks._cached == sum(map(len, image._chunks._cache.values())) == 3 * 4096
     assert (image.chunks_touched, image.bytes_touched) == (10, 10 * 4096)
 
 
@@ -115,7 +115,7 @@ def test_a_cache_smaller_than_a_chunk_keeps_the_last_one() -> None:
     image = MergedImage([layer], cache_size=0)
     device = ImageDevice(image)
     assert read_views(device, 0, [8192]) == blocks_of(1, 2)
-    assert len(image._cache) == 1
+    assert len(image._chunks._cache) == 1
 
 
 def test_the_chunk_table_is_read_by_the_page_and_once() -> None:

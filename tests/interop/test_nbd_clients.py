@@ -74,7 +74,7 @@ async def test_nbdinfo(exported: Exported) -> None:
     assert export["export-name"] == ""
     assert export["export-size"] == SIZE
     assert not export["is_read_only"]
-    for ability in ("fua", "flush", "trim", "zero", "multi_conn"):
+    for ability in ("cache", "df", "fast_zero", "fua", "flush", "trim", "zero", "multi_conn"):
         assert export[f"can_{ability}"]
     sizes = [export[f"block_size_{kind}"] for kind in ("minimum", "preferred", "maximum")]
     assert sizes == [512, 4096, 32 * MIB]
@@ -90,6 +90,70 @@ async def test_nbdinfo_of_another_name(exported: Exported) -> None:
     failed = await trio.run_process(["nbdinfo", uri], check=False, capture_stderr=True)
     assert failed.returncode != 0
     assert b"server replied with error to opt_go request" in failed.stderr
+
+
+async def test_maps_tell_holes_and_fetch_nothing(exported: Exported) -> None:
+    half = SIZE // 2
+    told = json.loads(await exported.run("nbdinfo", "--map", "--json", exported.uri))
+    kinds = [(each["offset"], each["length"], each["description"]) for each in told]
+    assert kinds == [(0, half, "data"), (half, half, "hole,zero")]
+    told = json.loads(
+        await exported.run("qemu-img", "map", "-f", "raw", "--output=json", exported.uri)
+    )
+    kinds = [(each["start"], each["length"], each["zero"]) for each in told]
+    assert kinds == [(0, half, False), (half, half, True)]
+    assert not exported.backend.asked
+
+
+NBDSH = """
+size, half = h.get_size(), h.get_size() // 2
+assert h.get_structured_replies_negotiated() and h.can_meta_context("base:allocation")
+seen = []
+h.block_status(size, 0, lambda name, at, extents, error: seen.append((name, at, extents)))
+assert seen == [("base:allocation", 0, [half, 0, half, 3])], seen
+seen.clear()
+h.block_status(half, half - 512, lambda *told: seen.append(told[2]), nbd.CMD_FLAG_REQ_ONE)
+assert seen == [[512, 0]], seen
+parts = []
+def part(data, at, kind, error):
+    parts.append((at, len(data), kind))
+h.pread_structured(256 << 10, half - (128 << 10), part)
+assert parts == [(half - (128 << 10), 128 << 10, nbd.READ_DATA), (half, 128 << 10, nbd.READ_HOLE)]
+parts.clear()
+h.pread_structured(256 << 10, half - (128 << 10), part, nbd.CMD_FLAG_DF)
+assert parts == [(half - (128 << 10), 256 << 10, nbd.READ_DATA)], parts
+h.cache(half, 0)
+h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO)
+try:
+    h.zero(1 << 20, 1 << 20, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE)
+except nbd.Error as err:
+    assert err.errno == "ENOTSUP", err
+else:
+    raise AssertionError("fast zeros that keep their room")
+h.zero(1 << 20, 2 << 20, nbd.CMD_FLAG_NO_HOLE)
+h.trim(1 << 20, 3 << 20, nbd.CMD_FLAG_FUA)
+h.set_strict_mode(0)
+try:
+    h.pread(1024, size - 512)
+except nbd.Error as err:
+    assert err.errno == "EINVAL", err
+else:
+    raise AssertionError("a read beyond the end")
+assert h.pread(1 << 20, 0) + h.pread(2 << 20, 2 << 20) == bytes(3 << 20)
+"""
+
+
+async def test_nbdsh(exported: Exported) -> None:
+    """Each command by itself, as libnbd's own shell sends it."""
+    # Debian's interpreter, whose module it is; not one that stands before it in PATH.
+    shell = ("/usr/bin/python3", "-m", "nbd", "--base-allocation")
+    await exported.run(*shell, "-u", exported.uri, "-c", NBDSH)
+    half = SIZE // 2
+    fetched = {need.offset for asked in exported.backend.asked for need in asked.ranges}
+    assert fetched >= set(range(0, half, 128 << 10))
+    assert ("require", 0, 4 * MIB) in exported.device.calls
+    assert ("write", 2 * MIB, MIB) in exported.device.calls
+    assert exported.device.durable[:MIB] == bytes(MIB)
 
 
 @pytest.mark.parametrize("connections", [1, 4])

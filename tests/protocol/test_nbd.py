@@ -22,7 +22,7 @@ from p2pcloop.protocol.nbd import (
     Request,
     Signal,
 )
-from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Export, check_request
+from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Agreed, Export, check_request
 from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
 
 SIZE = 1 << 30
@@ -90,10 +90,19 @@ def info(name: bytes = b"", *wanted: int) -> bytes:
     return struct.pack(f">I{len(name)}sH{len(wanted)}H", len(name), name, len(wanted), *wanted)
 
 
-def transmitting(export: Export = EXPORT) -> NbdServer:
+def queries(name: bytes = b"", *asked: bytes) -> bytes:
+    strings = b"".join(struct.pack(">I", len(query)) + query for query in asked)
+    return struct.pack(">I", len(name)) + name + struct.pack(">I", len(asked)) + strings
+
+
+def transmitting(export: Export = EXPORT, *options: bytes) -> NbdServer:
     server = NbdServer(export)
-    assert feed(server, [CLIENT_FLAGS + GO])[-1] == (Signal.NEGOTIATED,)
+    assert feed(server, [CLIENT_FLAGS + b"".join(options) + GO])[-1] == (Signal.NEGOTIATED,)
     return server
+
+
+STRUCTURED = option(wire.OPT_STRUCTURED_REPLY)
+ALLOCATION = option(wire.OPT_SET_META_CONTEXT, queries(b"", b"base:allocation"))
 
 
 def refusal(error: int) -> Seen:
@@ -107,7 +116,7 @@ def test_greeting_is_fixed_newstyle() -> None:
 def test_go_with_block_sizes() -> None:
     asked = b"IHAVEOPT" + bytes.fromhex("00000007 00000008 00000000 0001 0003")
     reply = bytes.fromhex(
-        "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 016d"
+        "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 0d6d"
         "0003e889045565a9 00000007 00000003 0000000e 0003 00000200 00001000 02000000"
         "0003e889045565a9 00000007 00000001 00000000"
     )
@@ -118,7 +127,7 @@ def test_go_with_block_sizes() -> None:
 def test_read_only_export_tells_so_and_offers_no_changes() -> None:
     seen = feed(NbdServer(Export(SIZE, read_only=True)), [CLIENT_FLAGS + GO])
     reply = bytes.fromhex(
-        "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 010f"
+        "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 050f"
         "0003e889045565a9 00000007 00000001 00000000"
     )
     assert seen == [("reply", reply), (Signal.NEGOTIATED,)]
@@ -129,7 +138,7 @@ def test_read_only_export_tells_so_and_offers_no_changes() -> None:
 )
 def test_export_name(flags: str, padding: bytes) -> None:
     seen = feed(NbdServer(EXPORT), [bytes.fromhex(flags) + option(wire.OPT_EXPORT_NAME)])
-    reply = bytes.fromhex("0000000040000000 016d") + padding
+    reply = bytes.fromhex("0000000040000000 0d6d") + padding
     assert seen == [("reply", reply), (Signal.NEGOTIATED,)]
 
 
@@ -151,7 +160,9 @@ def test_abort_is_acknowledged_then_over() -> None:
     ("number", "data", "error"),
     [
         (wire.OPT_STARTTLS, b"", wire.REP_ERR_UNSUP),
-        (wire.OPT_STRUCTURED_REPLY, b"", wire.REP_ERR_UNSUP),
+        (wire.OPT_STRUCTURED_REPLY, b"x", wire.REP_ERR_INVALID),
+        (wire.OPT_LIST_META_CONTEXT, queries(), wire.REP_ERR_INVALID),
+        (wire.OPT_SET_META_CONTEXT, queries(b"", b"base:allocation"), wire.REP_ERR_INVALID),
         (0, b"", wire.REP_ERR_UNSUP),
         (0xFFFFFFFF, bytes(MAX_OPTION), wire.REP_ERR_UNSUP),
         (wire.OPT_LIST, b"x", wire.REP_ERR_INVALID),
@@ -213,22 +224,123 @@ def test_golden_requests() -> None:
         "25609513 0001 0003 1122334455667788 0000000000000000 00000000"  # FLUSH
         "25609513 0001 0004 1122334455667788 000000003ffff000 00001000"  # TRIM
         "25609513 0003 0006 1122334455667788 0000000000000000 40000000"  # WRITE_ZEROES
+        "25609513 0000 0005 1122334455667788 0000000000001000 80000000"  # CACHE
+        "25609513 0008 0007 1122334455667788 0000000000001000 00001000"  # BLOCK_STATUS
         "25609513 0001 0001 1122334455667788 0000000000000200 00000200"  # WRITE
     )
     cookie = 0x1122334455667788
-    assert feed(transmitting(), [sent + b"d" * 512 + request(wire.CMD_DISC)]) == [
+    export = Export(1 << 32, read_only=False)
+    assert feed(
+        transmitting(export, STRUCTURED, ALLOCATION), [sent + b"d" * 512 + request(wire.CMD_DISC)]
+    ) == [
         (wire.CMD_READ, 0, cookie, 4096, 512, b""),
         (wire.CMD_FLUSH, 1, cookie, 0, 0, b""),
         (wire.CMD_TRIM, 1, cookie, SIZE - 4096, 4096, b""),
         (wire.CMD_WRITE_ZEROES, 3, cookie, 0, SIZE, b""),
+        (wire.CMD_CACHE, 0, cookie, 4096, 1 << 31, b""),
+        (wire.CMD_BLOCK_STATUS, 8, cookie, 4096, 4096, b""),
         (wire.CMD_WRITE, 1, cookie, 512, 512, b"d" * 512),
         (Signal.DISCONNECT,),
     ]
 
 
-def test_golden_reply_header() -> None:
-    header = transmitting().reply_header(0x1122334455667788, wire.EIO)
-    assert header == bytes.fromhex("67446698 00000005 1122334455667788")
+def test_golden_simple_replies() -> None:
+    replies = transmitting().replies
+    cookie = 0x1122334455667788
+    assert replies.error(cookie, wire.EIO, "x") == bytes.fromhex(
+        "67446698 00000005 1122334455667788"
+    )
+    good = bytes.fromhex("67446698 00000000 1122334455667788")
+    assert replies.done(cookie) == replies.data_header(cookie, 4096, 512) == good
+    assert replies.data_header_size == len(good)
+
+
+def test_golden_structured_replies() -> None:
+    replies = transmitting(EXPORT, STRUCTURED).replies
+    cookie = 0x1122334455667788
+    assert replies.done(cookie) == bytes.fromhex("67446698 00000000 1122334455667788")
+    data = bytes.fromhex("668e33ef 0001 0001 1122334455667788 00000208 0000000000001000")
+    assert replies.data_header(cookie, 4096, 512) == data
+    assert replies.data_header_size == len(data)
+    assert replies.data_header(cookie, 4096, 512, last=False)[5] == 0
+    assert replies.hole(cookie, 4096, 512, last=True) == bytes.fromhex(
+        "668e33ef 0001 0002 1122334455667788 0000000c 0000000000001000 00000200"
+    )
+    assert replies.hole(cookie, 4096, 512, last=False)[5] == 0
+    assert replies.block_status(cookie, 1, [(4096, 0), (8192, 3)]) == bytes.fromhex(
+        "668e33ef 0001 0005 1122334455667788 00000014 00000001 00001000 00000000 00002000 00000003"
+    )
+    assert replies.error(cookie, wire.EIO, "é") == bytes.fromhex(
+        "668e33ef 0001 8001 1122334455667788 00000008 00000005 0002 c3a9"
+    )
+    long = replies.error(cookie, wire.EIO, "é" * 5000)
+    assert len(long[26:].decode()) == 1024
+
+
+def test_a_refused_read_is_told_in_the_way_that_was_agreed_on() -> None:
+    server = transmitting(EXPORT, STRUCTURED)
+    ((_, told),) = feed(server, [request(wire.CMD_READ, 1, 512)])
+    assert isinstance(told, bytes)
+    assert told[:8] == bytes.fromhex("668e33ef 0001 8001")
+    assert told[20:24] == bytes.fromhex("00000016")
+    assert feed(transmitting(), [request(wire.CMD_READ, 1, 512)]) == [refusal(wire.EINVAL)]
+
+
+def test_structured_replies_come_with_unfragmented_reads() -> None:
+    asked = option(wire.OPT_GO, info())
+    seen = feed(NbdServer(EXPORT), [CLIENT_FLAGS + STRUCTURED + asked])
+    assert seen[0] == ("reply", bytes.fromhex("0003e889045565a9 00000008 00000001 00000000"))
+    flags = wire.SEND_DF | 0x0D6D
+    assert isinstance(seen[1][1], bytes)
+    assert int.from_bytes(seen[1][1][30:32], "big") == flags
+
+
+_ALLOCATION_TOLD = bytes.fromhex("0003e889045565a9 0000000a 00000004 00000013 00000001") + (
+    b"base:allocation"
+)
+_ACK = bytes.fromhex("0003e889045565a9 0000000a 00000001 00000000")
+
+
+def test_metadata_contexts_are_listed_and_selected() -> None:
+    for asked in (queries(), queries(b"", b"base:"), queries(b"", b"x:y", b"base:allocation")):
+        server = NbdServer(EXPORT)
+        sent = option(wire.OPT_LIST_META_CONTEXT, asked)
+        told = (_ALLOCATION_TOLD[:20] + bytes(4) + b"base:allocation" + _ACK).replace(
+            b"\0\0\0\x0a", b"\0\0\0\x09"
+        )
+        assert feed(server, [CLIENT_FLAGS + STRUCTURED + sent])[-1] == ("reply", told)
+    sent = option(wire.OPT_SET_META_CONTEXT, queries(b"", b"x:y", *[b"base:allocation"] * 2))
+    seen = feed(NbdServer(EXPORT), [CLIENT_FLAGS + STRUCTURED + sent])
+    assert seen[-1] == ("reply", _ALLOCATION_TOLD + _ACK)
+
+
+@pytest.mark.parametrize(
+    ("data", "reply"),
+    [
+        (queries(), wire.REP_ACK),
+        (queries(b"", b"base:"), wire.REP_ACK),
+        (queries(b"", b"base:dirty", b"qemu:dirty-bitmap:x", b"nonsense"), wire.REP_ACK),
+        (queries(b"other", b"base:allocation"), wire.REP_ERR_UNKNOWN),
+        (b"", wire.REP_ERR_INVALID),
+        (queries()[:-1], wire.REP_ERR_INVALID),
+        (queries() + b"x", wire.REP_ERR_INVALID),
+        (struct.pack(">II", 0, 1), wire.REP_ERR_INVALID),
+        (struct.pack(">III", 0, 0xFFFFFFFF, 0), wire.REP_ERR_INVALID),
+        (struct.pack(">III", 0, 1, 16) + b"base:allocation", wire.REP_ERR_INVALID),
+        (struct.pack(">I", 0xFFFFFFFF) + bytes(8), wire.REP_ERR_INVALID),
+    ],
+)
+def test_what_selects_nothing_drops_what_was_selected(data: bytes, reply: int) -> None:
+    sent = STRUCTURED + ALLOCATION + option(wire.OPT_SET_META_CONTEXT, data)
+    server = NbdServer(EXPORT)
+    (_, _, (_, told)) = feed(server, [CLIENT_FLAGS + sent])
+    assert isinstance(told, bytes)
+    assert int.from_bytes(told[12:16], "big") == reply
+    feed(server, [GO])
+    ((kind, refused),) = feed(server, [request(wire.CMD_BLOCK_STATUS, 0, 4096)])
+    assert kind == "reply"
+    assert isinstance(refused, bytes)
+    assert refused[20:24] == bytes.fromhex("00000016")
 
 
 @pytest.mark.parametrize(
@@ -243,23 +355,46 @@ def test_golden_reply_header() -> None:
         (wire.CMD_READ, 0, 1, 512, wire.EINVAL),
         (wire.CMD_READ, 0, 0, 511, wire.EINVAL),
         (wire.CMD_READ, wire.CMD_FLAG_NO_HOLE, 0, 512, wire.EINVAL),
-        (wire.CMD_READ, 1 << 2, 0, 512, wire.EINVAL),
+        (wire.CMD_READ, 1 << 5, 0, 512, wire.EINVAL),
+        (wire.CMD_READ, wire.CMD_FLAG_DF, 0, MAX_PAYLOAD, 0),
+        (wire.CMD_READ, wire.CMD_FLAG_DF, 0, MAX_PAYLOAD + 512, wire.EOVERFLOW),
         (wire.CMD_WRITE, 0, SIZE, 512, wire.ENOSPC),
         (wire.CMD_WRITE, 1 << 15, 0, 512, wire.EINVAL),
         (wire.CMD_WRITE, 0, 0, 0, wire.EINVAL),
         (wire.CMD_WRITE_ZEROES, 0, SIZE - 512, 1024, wire.ENOSPC),
-        (wire.CMD_WRITE_ZEROES, 1 << 4, 0, 512, wire.EINVAL),
+        (wire.CMD_WRITE_ZEROES, wire.CMD_FLAG_DF, 0, 512, wire.EINVAL),
+        (wire.CMD_WRITE_ZEROES, wire.CMD_FLAG_FAST_ZERO, 0, 4096, 0),
+        (wire.CMD_WRITE_ZEROES, wire.CMD_FLAG_FAST_ZERO, 512, 7680, 0),
+        (wire.CMD_WRITE_ZEROES, wire.CMD_FLAG_FAST_ZERO, 512, 7168, wire.ENOTSUP),
+        (wire.CMD_WRITE_ZEROES, wire.CMD_FLAG_FAST_ZERO, 0, 512, wire.ENOTSUP),
+        (wire.CMD_WRITE_ZEROES, 0x12, 0, 4096, wire.ENOTSUP),
         (wire.CMD_TRIM, 0, SIZE - 512, 1024, wire.EINVAL),
         (wire.CMD_TRIM, 0, 0, 0, wire.EINVAL),
         (wire.CMD_FLUSH, 0, 0, 512, wire.EINVAL),
         (wire.CMD_FLUSH, 0, 512, 0, wire.EINVAL),
-        (5, 0, 0, 512, wire.EINVAL),
-        (7, 0, 0, 512, wire.EINVAL),
+        (wire.CMD_CACHE, 0, 0, SIZE, 0),
+        (wire.CMD_CACHE, wire.CMD_FLAG_FUA, 0, 512, 0),
+        (wire.CMD_CACHE, 1 << 1, 0, 512, wire.EINVAL),
+        (wire.CMD_CACHE, 0, 512, SIZE, wire.EINVAL),
+        (wire.CMD_BLOCK_STATUS, wire.CMD_FLAG_REQ_ONE, 0, SIZE, 0),
+        (wire.CMD_BLOCK_STATUS, wire.CMD_FLAG_DF, 0, 512, wire.EINVAL),
+        (wire.CMD_BLOCK_STATUS, 0, 0, 0, wire.EINVAL),
+        (wire.CMD_BLOCK_STATUS, 0, 0, SIZE + 512, wire.EINVAL),
+        (8, 0, 0, 512, wire.EINVAL),
         (0xFFFF, 0, 0, 512, wire.EINVAL),
     ],
 )
 def test_check_request(command: int, flags: int, offset: int, length: int, error: int) -> None:
-    assert check_request(EXPORT, command, flags, offset, length) == error
+    agreed = Agreed(structured=True, block_status=True)
+    refused = check_request(EXPORT, agreed, command, flags, offset, length)
+    assert (refused.error if refused else 0) == error
+
+
+def test_what_was_not_agreed_on_is_refused() -> None:
+    for command, flags in ((wire.CMD_READ, wire.CMD_FLAG_DF), (wire.CMD_BLOCK_STATUS, 0)):
+        refused = check_request(EXPORT, Agreed(), command, flags, 0, 512)
+        assert refused is not None
+        assert refused.error == wire.EINVAL
 
 
 @pytest.mark.parametrize("command", [wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES])
@@ -331,7 +466,13 @@ def test_wrong_use_is_a_local_error() -> None:
 
 
 messages = st.one_of(
-    st.builds(option, st.integers(0, 10), st.binary(max_size=30)),
+    st.builds(option, st.integers(0, 12), st.binary(max_size=30)),
+    st.builds(
+        lambda number, name, asked: option(number, queries(name, *asked)),
+        st.sampled_from([wire.OPT_LIST_META_CONTEXT, wire.OPT_SET_META_CONTEXT]),
+        st.sampled_from([b"", b"name"]),
+        st.lists(st.sampled_from([b"", b"base:", b"base:allocation"]), max_size=3),
+    ),
     st.builds(
         lambda number, name, wanted: option(number, info(name, *wanted)),
         st.sampled_from([wire.OPT_INFO, wire.OPT_GO]),
@@ -347,7 +488,7 @@ messages = st.one_of(
             payload=bytes(length * 256) if command == wire.CMD_WRITE else b"",
         ),
         st.integers(0, 8),
-        st.integers(0, 3),
+        st.integers(0, 31),
         st.sampled_from([0, 1, 8, SIZE // 512 - 1, SIZE // 512]),
         st.integers(0, 8),
     ),
@@ -357,7 +498,14 @@ conversations = st.one_of(
     st.binary(max_size=200),
     st.builds(
         lambda start, parts: start + b"".join(parts),
-        st.sampled_from([CLIENT_FLAGS, CLIENT_FLAGS + GO]),
+        st.sampled_from(
+            [
+                CLIENT_FLAGS,
+                CLIENT_FLAGS + STRUCTURED,
+                CLIENT_FLAGS + GO,
+                CLIENT_FLAGS + STRUCTURED + ALLOCATION + GO,
+            ]
+        ),
         st.lists(messages, max_size=8),
     ),
 )

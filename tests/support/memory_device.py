@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 
 import trio
 
@@ -21,8 +22,8 @@ class MemoryDevice:
     Attributes:
         content: what the device holds, withheld blocks included.
         durable: what it held at the last flush that ended.
-        calls: (operation, offset, length) of each call that went through, in order; for
-            `write_zeroes` with `may_unmap` the operation is `write_zeroes_unmap`.
+        calls: (operation, offset, length) of each call that went through, in order; the ranges of
+            `read_ahead` each as `ahead`; `write_zeroes` with `may_unmap` as `write_zeroes_unmap`.
         failures: operation (`read`, `write`, `write_zeroes`, `discard`, `flush`) → the error that
             each call raises as long as it is here.
     """
@@ -65,6 +66,25 @@ class MemoryDevice:
             position += len(view)
         self.calls.append(("read", offset, length))
 
+    def copy_decoded(self, offset: int, view: memoryview) -> bool:  # noqa: ARG002  see BlockDevice
+        return False
+
+    def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self.calls += [("ahead", offset, length) for offset, length in ranges]
+
+    def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """Blocks that are zeros are holes, withheld ones too."""
+        end = offset + length
+        for zeros, blocks in groupby(sorted(_touched(offset, length)), self._is_zeros):
+            stop = min(end, (max(blocks) + 1) * BLOCK_SIZE)
+            yield stop - offset, zeros
+            offset = stop
+
+    def require(self, offset: int, length: int) -> None:
+        self._check("read", offset, length)
+        self._need(_touched(offset, length))
+        self.calls.append(("require", offset, length))
+
     def write(self, offset: int, views: Sequence[memoryview]) -> None:
         data = b"".join(views)
         self._check("write", offset, len(data))
@@ -96,6 +116,9 @@ class MemoryDevice:
 
     def close(self) -> None:
         self.closed = True
+
+    def _is_zeros(self, block: int) -> bool:
+        return not any(self.content[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE])
 
     def _check(self, operation: str, offset: int, length: int) -> None:
         assert not self.closed

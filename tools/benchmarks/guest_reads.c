@@ -1,9 +1,10 @@
-/* The whole user space of a measuring guest: read /dev/vda and tell how fast that went.
+/* The whole user space of a measuring guest: read its disk and tell how fast that went.
  *
- * Started by the kernel as /init from an initramfs that holds virtio_blk.ko beside it. Reads the
- * window of "bench_bytes" bytes from "bench_offset" on (kernel parameters) with O_DIRECT: once as a
- * whole so that every cache below is warm, then 4 KiB at random, one and 64 at a time (Linux AIO),
- * then in a row in units of 1 MiB. Prints "name value" lines between "BENCH-BEGIN" and "BENCH-END".
+ * Started by the kernel as /init from an initramfs that holds virtio_blk.ko beside it. Reads, of the
+ * disk "bench_disk", the window of "bench_bytes" bytes from "bench_offset" on (kernel parameters)
+ * with O_DIRECT: once as a whole so that every cache below is warm, then 4 KiB at random, one and 64
+ * at a time (Linux AIO), then in a row in units of 1 MiB. Prints "name value" lines between
+ * "BENCH-BEGIN" and "BENCH-END".
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -113,16 +114,17 @@ static void measure_random(int depth)
 	printf("random_%d_us %.2f\n", depth, (end - start) * 1e6 / done);
 }
 
-static long long parameter(const char *name)
+static const char *parameter(const char *name)
 {
 	const char *text = getenv(name);
-	if (!text || atoll(text) < 0)
+	if (!text)
 		give_up(name);
-	return atoll(text);
+	return text;
 }
 
 int main(void)
 {
+	const char *name;
 	int module;
 
 	mkdir("/dev", 0755);
@@ -131,13 +133,14 @@ int main(void)
 	module = open("/virtio_blk.ko", O_RDONLY);
 	if (module >= 0 && syscall(SYS_finit_module, module, "", 0))
 		give_up("finit_module");
-	for (int i = 0; i < 100 && (disk = open("/dev/vda", O_RDONLY | O_DIRECT)) < 0; i++)
+	name = parameter("bench_disk");
+	for (int i = 0; i < 100 && (disk = open(name, O_RDONLY | O_DIRECT)) < 0; i++)
 		usleep(50000);
 	if (disk < 0)
-		give_up("/dev/vda");
-	window_start = parameter("bench_offset");
-	window_bytes = parameter("bench_bytes");
-	if (window_bytes < STRIDE || window_bytes % STRIDE)
+		give_up(name);
+	window_start = atoll(parameter("bench_offset"));
+	window_bytes = atoll(parameter("bench_bytes"));
+	if (window_start < 0 || window_bytes < STRIDE || window_bytes % STRIDE)
 		give_up("bench_bytes");
 	buffer = aligned_alloc(BLOCK, STRIDE);
 	if (!buffer)

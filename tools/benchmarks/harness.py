@@ -43,14 +43,15 @@ class Row:
     Attributes:
         ours: contender and value.
         base: contender and value to divide by; None where the bar is on the value itself.
-        bar: the limit of the ratio, or of the value where there is no base.
+        bar: the limit of the ratio, or of the value where there is no base; None for a figure that
+            is told and not judged.
         at_least: whether the bar is a lower limit.
     """
 
     title: str
     unit: str
     ours: tuple[str, str]
-    bar: float
+    bar: float | None
     base: tuple[str, str] | None = None
     at_least: bool = False
 
@@ -85,7 +86,9 @@ class Outcome:
 
     @property
     def reached(self) -> bool:
-        """Whether the bar is reached."""
+        """Whether the bar is reached, if there is one."""
+        if self.row.bar is None:
+            return True
         if self.row.at_least:
             return self.compared >= self.row.bar
         return self.compared <= self.row.bar

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tools.benchmarks.guests import LIMIT, LOGIN, boot_initramfs, disk_arguments, guest
 from tools.benchmarks.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from tools.benchmarks.nbd_random import read_rate
+from tools.benchmarks.nbd_reads import JOBS, read_rate
 from tools.benchmarks.processes import Argument, daemon_pid, node, seeding, server
 
 
@@ -46,7 +46,7 @@ def _after_sweep(bench: Bench) -> Values:
     socket = bench.work / "nbd.sock"
     argv: list[Argument] = [bench.p2pcloop, "block", bench.cloop, "--nbd", f"unix:{socket}"]
     with server(argv, socket, bench.work / "block.log") as process:
-        read_rate(socket)
+        read_rate(socket, JOBS["random_32"])
         return {"block": resident_mb(process.pid)}
 
 

@@ -1,8 +1,10 @@
 """NBD front end: serves a backend's device to NBD clients, any number of requests at a time.
 
 The thin trio side of `p2pcloop.protocol.nbd`. Per connection one task receives, answers inline
-whatever is here, and sends the answers to all that came in together with one call. Only a request
-that must wait (for missing bytes, for the disk) gets a task; replies go out as they are ready.
+whatever is here, and sends the answers to all that came in together with one call. Reads that take
+decoding are put off until the others are answered, so that what they need is decoded side by side.
+Only a request that must wait (for missing bytes, for the disk) gets a task; replies go out as they
+are ready.
 
 Overload: at most `MAX_CONNECTIONS` are served, the next one waits for its turn. At most
 `MAX_WAITING` requests with `MAX_WAITING_PAYLOAD` bytes wait in tasks of one connection, and its
@@ -31,6 +33,8 @@ from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
 from p2pcloop.protocol.nbd_export import Export
 from p2pcloopd.block.backend import Backend, complete
+from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
+from p2pcloopd.block.nbd_read import SPARSE_READ, ReadReply
 from p2pcloopd.block.nbd_sender import ReplySender
 from p2pcloopd.block.nbd_waiting import Waiting
 
@@ -38,9 +42,7 @@ MAX_CONNECTIONS: Final = 16
 HANDSHAKE_SECONDS: Final = 30
 
 MAX_INLINE_CHANGE: Final = 4 << 20
-"""A longer TRIM or WRITE_ZEROES is done in pieces of this, so that others get their turn."""
-
-_HEADER: Final = wire.SIMPLE_REPLY.size
+"""A longer TRIM, WRITE_ZEROES or CACHE is done in pieces of this, so that others get their turn."""
 
 _NO_PAYLOAD: Final = memoryview(b"")
 
@@ -80,6 +82,7 @@ class _Connection:
         self._tasks: trio.Nursery
         self._waiting = Waiting()
         self._waiting_reads: set[trio.CancelScope] = set()
+        self._put_off: list[Request] = []
 
     async def run(self) -> None:
         """Serve the client until it leaves; what it does wrong ends here with a line in the log."""
@@ -125,16 +128,28 @@ class _Connection:
                 if event.command == wire.CMD_READ:
                     await self._read(event)
                 else:
-                    await self._change(event)
+                    await self._do(event)
             elif event is Signal.NEED_DATA:
-                await self._sender.send_batch()
+                await self._answer_batch()
                 if not await self._receive():
                     return False
             elif isinstance(event, Reply):
                 await self._sender.add(event.data)
             else:
-                await self._sender.send_batch()
+                await self._answer_batch()
                 return True
+
+    async def _answer_batch(self) -> None:
+        """Send what is answered, then answer the reads that were put off, and send that."""
+        await self._sender.send_batch()
+        reads, self._put_off = self._put_off, []
+        if not reads:
+            return
+        if len(reads) > 1:
+            self._device.read_ahead([(read.offset, read.length) for read in reads])
+        for read in reads:
+            await self._read_now(read)
+        await self._sender.send_batch()
 
     async def _finish(self) -> None:
         """After DISC: wait until all is answered, reads only while there is somebody to answer."""
@@ -150,65 +165,70 @@ class _Connection:
             scope.cancel()
 
     async def _read(self, request: Request) -> None:
-        reply = await self._sender.reserve(_HEADER + request.length)
-        try:
-            self._device.read_into(request.offset, (reply[_HEADER:],))
-        except Missing as missing:
-            await self._read_later(request, missing)
-        except P2pcloopError as err:
-            await self._sender.add(self._protocol.reply_header(request.cookie, _error_of(err)))
-        else:
-            reply[:_HEADER] = self._protocol.reply_header(request.cookie)
+        """Answer a short read of what is decoded, put off any other."""
+        replies, length = self._protocol.replies, request.length
+        if length >= SPARSE_READ:
+            self._put_off.append(request)
+            return
+        header = replies.data_header_size
+        reply = await self._sender.reserve(header + length)
+        if self._device.copy_decoded(request.offset, reply[header:]):
+            reply[:header] = replies.data_header(request.cookie, request.offset, length)
             self._sender.commit(len(reply))
+        else:
+            self._put_off.append(request)
 
-    async def _read_later(self, request: Request, missing: Missing) -> None:
+    async def _read_now(self, request: Request) -> None:
+        reply = ReadReply(self._device, self._protocol.replies, request)
+        try:
+            reply.fill(await self._sender.reserve(reply.size))
+        except Missing as missing:
+            await self._read_later(request, reply, missing)
+        except P2pcloopError as err:
+            await self._sender.add(self._failed(request, err))
+        else:
+            self._sender.commit(reply.size)
+
+    async def _read_later(self, request: Request, reply: ReadReply, missing: Missing) -> None:
         await self._wait_for_room(request.length)
-        reply = memoryview(bytearray(_HEADER + request.length))
-        reply[:_HEADER] = self._protocol.reply_header(request.cookie)
-        call = partial(self._device.read_into, request.offset, (reply[_HEADER:],))
-        self._start(request, partial(complete, self._backend, call, missing), reply)
+        memory = memoryview(bytearray(reply.size))
+        call = partial(reply.fill, memory)
+        self._start(request, partial(complete, self._backend, call, missing), memory)
 
-    async def _change(self, request: Request) -> None:
+    async def _do(self, request: Request) -> None:
         """Any command but READ."""
+        if request.command == wire.CMD_BLOCK_STATUS:
+            await self._sender.add(block_status(self._device, self._protocol.replies, request))
+            return
         if request.command == wire.CMD_FLUSH:
             await self._wait_for_room(0)
             self._start(request)
             return
         if request.length > MAX_INLINE_CHANGE and request.command != wire.CMD_WRITE:
             await self._wait_for_room(0)
-            self._start(request, partial(self._clear_in_pieces, request))
+            self._start(request, partial(self._do_in_pieces, request))
             return
         try:
-            self._call_for(request)()
+            call_for(self._device, request)()
         except Missing as missing:
             await self._wait_for_room(len(request.payload))
             kept = request._replace(payload=memoryview(bytes(request.payload)))
-            again = self._call_for(kept)
+            again = call_for(self._device, kept)
             self._start(kept, partial(complete, self._backend, again, missing))
         except P2pcloopError as err:
-            await self._sender.add(self._protocol.reply_header(request.cookie, _error_of(err)))
+            await self._sender.add(self._failed(request, err))
         else:
-            if _must_be_durable(request):
+            if must_be_durable(request):
                 await self._wait_for_room(0)
                 self._start(request._replace(payload=_NO_PAYLOAD))
             else:
-                await self._sender.add(self._protocol.reply_header(request.cookie))
+                await self._sender.add(self._protocol.replies.done(request.cookie))
 
-    def _call_for(self, request: Request) -> Callable[[], None]:
-        """The call of the device that a WRITE, TRIM or WRITE_ZEROES asks for."""
-        command, flags, _, offset, length, payload = request
-        if command == wire.CMD_WRITE:
-            return partial(self._device.write, offset, (payload,))
-        if command == wire.CMD_TRIM:
-            return partial(self._device.discard, offset, length)
-        may_unmap = not flags & wire.CMD_FLAG_NO_HOLE
-        return partial(self._device.write_zeroes, offset, length, may_unmap=may_unmap)
-
-    async def _clear_in_pieces(self, request: Request) -> None:
+    async def _do_in_pieces(self, request: Request) -> None:
         position, end = request.offset, request.offset + request.length
         while position < end:
             stop = min(end, (position // MAX_INLINE_CHANGE + 1) * MAX_INLINE_CHANGE)
-            call = self._call_for(request._replace(offset=position, length=stop - position))
+            call = call_for(self._device, request._replace(offset=position, length=stop - position))
             try:
                 call()
             except Missing as missing:
@@ -227,8 +247,8 @@ class _Connection:
 
         `reply` is what to send if all goes well, or None for the bare header.
         """
-        self._waiting.add(_payload_of(request))
-        good = self._protocol.reply_header(request.cookie) if reply is None else reply
+        self._waiting.add(payload_of(request))
+        good = self._protocol.replies.done(request.cookie) if reply is None else reply
         self._tasks.start_soon(self._answer_later, request, work, good)
 
     async def _answer_later(
@@ -245,14 +265,21 @@ class _Connection:
                 try:
                     if work is not None:
                         await work()
-                    if _must_be_durable(request):
+                    if must_be_durable(request):
                         await self._backend.flush()
                 except P2pcloopError as err:
-                    reply = self._protocol.reply_header(request.cookie, _error_of(err))
+                    reply = self._failed(request, err)
                 await self._sender.send(reply)
         finally:
             self._waiting_reads.discard(scope)
-            self._waiting.remove(_payload_of(request))
+            self._waiting.remove(payload_of(request))
+
+    def _failed(self, request: Request, err: P2pcloopError) -> bytes:
+        """The reply to a request that an error ended."""
+        error = wire.error_of_errno(err.errno) if isinstance(err, StorageError) else wire.EIO
+        if error == wire.EIO:
+            _log.error("I/O error told to an NBD client: %s", err)
+        return self._protocol.replies.error(request.cookie, error, str(err))
 
     async def _wait_for_room(self, payload: int) -> None:
         if not self._waiting.has_room(payload):
@@ -271,20 +298,3 @@ class _Connection:
         if count:
             self._protocol.received(count)
         return count > 0
-
-
-def _must_be_durable(request: Request) -> bool:
-    fua = request.flags & wire.CMD_FLAG_FUA and request.command != wire.CMD_READ
-    return bool(fua) or request.command == wire.CMD_FLUSH
-
-
-def _payload_of(request: Request) -> int:
-    """The memory that a waiting request holds on to."""
-    return request.length if request.command == wire.CMD_READ else len(request.payload)
-
-
-def _error_of(err: P2pcloopError) -> int:
-    error = wire.error_of_errno(err.errno) if isinstance(err, StorageError) else wire.EIO
-    if error == wire.EIO:
-        _log.error("I/O error told to an NBD client: %s", err)
-    return error

@@ -59,7 +59,7 @@ class Prefetch:
             except P2pcloopError as err:
                 _log.info("what follows is not brought ahead: %s", err)
 
-        image.on_touch = note
+        image.notify_touches(note)
         async with trio.open_nursery() as nursery:
             async for wanted, chunk in to_bring:
                 nursery.start_soon(bring, wanted, chunk)

@@ -53,7 +53,7 @@ class BlockServerSpec:
         vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
         nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
         once: end when the first vhost-user front end has gone.
-        cache_size: bytes of decoded chunks that are kept.
+        cache_size: bytes of decoded chunks that are kept in memory.
         secret: what opens a private image.
         profile: what is read ahead of the front end, in this order.
         fill: bytes a second at which all else is brought here when there is time, 0 for as many as
@@ -165,7 +165,9 @@ async def _open(
 
 
 def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> LocalBackend:
-    image = open_local(file, spec.home.indexes, _no_progress, cache_size=spec.cache_size)
+    image = open_local(
+        *(file, spec.home.indexes, _no_progress), cache_size=spec.cache_size, spill=spec.home.tmp
+    )
     overlay = _open_overlay(spec, image.image_id, image.size)
     ready()
     return LocalBackend(ImageDevice(image, overlay, _touches(spec)))
@@ -190,7 +192,7 @@ async def _open_stored(
     supplier = Supplier(client, stored.accept)
     while True:
         try:
-            image = stored.open(cache_size=spec.cache_size)
+            image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)
         except Missing as missing:
             await supplier.supply(missing)
         else:

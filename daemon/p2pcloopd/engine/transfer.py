@@ -6,13 +6,13 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import Protocol
 
 import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloopd.engine.demand import Demand
 from p2pcloopd.engine.holes import is_linked
+from p2pcloopd.engine.otherwise import NoOther, Otherwise
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
 from p2pcloopd.engine.stored import Stored
@@ -29,27 +29,6 @@ CROWD_PATIENCE = 0.25
 
 FLUSH_SECONDS = 10
 """How long a flush may take. Nothing depends on it: what is not in the file fails the compare."""
-
-
-class Otherwise(Protocol):
-    """Another way than the swarm for what readers wait for (engine/direct.py)."""
-
-    def ready(self) -> bool:
-        """Whether it can be gone now."""
-
-    def take(self, pieces: list[int]) -> None:
-        """Bring pieces, and where that fails, have the swarm asked and peers tried."""
-
-
-class NoOther:
-    """There is none."""
-
-    def ready(self) -> bool:
-        """See `Otherwise.ready`."""
-        return False
-
-    def take(self, pieces: list[int]) -> None:
-        """See `Otherwise.take`; never called."""
 
 
 class Transfer:

@@ -1,0 +1,87 @@
+"""Chunks that other threads decode before they are asked for.
+
+Decompression and hashing leave the GIL, but handing over one chunk and waiting for it costs more
+than it saves. So this is for several chunks that are needed at once, and for those that come next.
+Whoever needs a chunk that no thread has begun decodes it itself; while a thread is at it, another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+Decode = Callable[[], bytes | None]
+"""Returns the content of a chunk, or None where the stored bytes are wrong; on any thread."""
+
+MAX_SIZE: Final = 4 << 20
+"""Decoded bytes of all that is under way or waits to be taken; what is oldest is given up."""
+
+_MAX_WORKERS = 3
+
+
+class DecodeAhead:
+    """Decodings under way, by key. All calls come from one thread."""
+
+    def __init__(self) -> None:
+        """Start no thread yet: whoever forks must not have any."""
+        self.workers = min(len(os.sched_getaffinity(0)) - 1, _MAX_WORKERS)
+        self._pool: ThreadPoolExecutor | None = None
+        self._jobs: dict[int, _Job] = {}
+        self._size = 0
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._jobs
+
+    def start(self, key: int, size: int, decode: Decode) -> None:
+        """Have a chunk of `size` decoded bytes decoded when a thread has time."""
+        while self._jobs and self._size + size > MAX_SIZE:
+            self._pop(next(iter(self._jobs))).future.cancel()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, "decode")
+        self._jobs[key] = _Job(self._pool.submit(decode), decode, size)
+        self._size += size
+
+    def take(self, key: int) -> bytes | None:
+        """Return what the decoding of a key returns, as soon as it does, and forget it."""
+        job = self._pop(key)
+        if job.begin():
+            return job.result
+        for other in reversed(self._jobs.values()):
+            if job.future.done():
+                break
+            other.begin()
+        return job.future.result()
+
+    def close(self) -> None:
+        """End the threads; what has not begun is never done."""
+        self._jobs.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _pop(self, key: int) -> _Job:
+        job = self._jobs.pop(key)
+        self._size -= job.size
+        return job
+
+
+class _Job:
+    """A decoding: done on a thread, or by who waits if no thread has begun."""
+
+    __slots__ = ("_decode", "_done_here", "future", "result", "size")
+
+    def __init__(self, future: Future[bytes | None], decode: Decode, size: int) -> None:
+        self.future = future
+        self.size = size
+        self.result: bytes | None = None
+        self._decode = decode
+        self._done_here = False
+
+    def begin(self) -> bool:
+        """Decode here and now unless a thread has begun; whether the result is `result`."""
+        if not self._done_here and self.future.cancel():
+            self.result = self._decode()
+            self._done_here = True
+        return self._done_here

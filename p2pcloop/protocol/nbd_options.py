@@ -1,0 +1,151 @@
+"""How the options of an NBD client are answered, one after the other, before requests follow.
+
+There is one export, under the empty name, with one metadata context, `base:allocation`. Source:
+doc/proto.md of NetworkBlockDevice/nbd ("Option types", "Metadata querying").
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+from p2pcloop.protocol import nbd_wire as wire
+from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Agreed, Export, transmission_flags
+from p2pcloop.protocol.nbd_wire import RemoteProtocolError
+from p2pcloop.units import BLOCK_SIZE, SECTOR_SIZE
+
+ALLOCATION: Final = b"base:allocation"
+ALLOCATION_ID: Final = 1
+"""Under which `base:allocation` is selected; that of a list is reserved and 0."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class Then(enum.Enum):
+    """How the haggling goes on after an option."""
+
+    NEXT_OPTION = enum.auto()
+    TRANSMISSION = enum.auto()
+    END = enum.auto()
+
+
+def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> tuple[bytes, Then]:
+    """The bytes that answer an option, and what comes after it; notes in `agreed` what it changes.
+
+    Raises:
+        RemoteProtocolError: EXPORT_NAME with a name that is not served has no other answer.
+    """
+    if option == wire.OPT_EXPORT_NAME:
+        return _choose_export(export, agreed, data), Then.TRANSMISSION
+    if option in (wire.OPT_INFO, wire.OPT_GO):
+        return _describe_export(export, agreed, option, data)
+    if option == wire.OPT_ABORT:
+        return wire.option_reply(option, wire.REP_ACK), Then.END
+    if option in (wire.OPT_LIST_META_CONTEXT, wire.OPT_SET_META_CONTEXT):
+        return _answer_contexts(agreed, option, data), Then.NEXT_OPTION
+    if option not in (wire.OPT_LIST, wire.OPT_STRUCTURED_REPLY):
+        return wire.option_reply(option, wire.REP_ERR_UNSUP), Then.NEXT_OPTION
+    if data:
+        return wire.option_reply(option, wire.REP_ERR_INVALID), Then.NEXT_OPTION
+    if option == wire.OPT_STRUCTURED_REPLY:
+        agreed.structured = True
+        return wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
+    empty_name = wire.option_reply(option, wire.REP_SERVER, bytes(4))
+    return empty_name + wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
+
+
+def _choose_export(export: Export, agreed: Agreed, name: bytes) -> bytes:
+    if name:
+        raise RemoteProtocolError(f"the client asked for export {_quoted(name)}: only '' is served")
+    chosen = wire.EXPORT_NAME_REPLY.pack(export.size, transmission_flags(export, agreed))
+    return chosen if agreed.no_zeroes else chosen + wire.EXPORT_NAME_PADDING
+
+
+def _describe_export(
+    export: Export, agreed: Agreed, option: int, data: bytes
+) -> tuple[bytes, Then]:
+    parsed = _parse_info(data)
+    if parsed is None:
+        return wire.option_reply(option, wire.REP_ERR_INVALID), Then.NEXT_OPTION
+    name, wanted = parsed
+    if name:
+        return _unknown_export(option, name), Then.NEXT_OPTION
+    flags = transmission_flags(export, agreed)
+    info = wire.INFO_EXPORT_REPLY.pack(wire.INFO_EXPORT, export.size, flags)
+    replies = wire.option_reply(option, wire.REP_INFO, info)
+    if wire.INFO_BLOCK_SIZE in wanted:
+        sizes = wire.INFO_BLOCK_SIZE_REPLY.pack(
+            wire.INFO_BLOCK_SIZE, SECTOR_SIZE, BLOCK_SIZE, MAX_PAYLOAD
+        )
+        replies += wire.option_reply(option, wire.REP_INFO, sizes)
+    then = Then.TRANSMISSION if option == wire.OPT_GO else Then.NEXT_OPTION
+    return replies + wire.option_reply(option, wire.REP_ACK), then
+
+
+def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
+    """Name and information requests of INFO and GO; None where the lengths do not add up."""
+    if len(data) < 6:
+        return None
+    name_end = 4 + int.from_bytes(data[:4], "big")
+    if name_end > len(data) - 2:
+        return None
+    count = int.from_bytes(data[name_end : name_end + 2], "big")
+    if len(data) != name_end + 2 + 2 * count:
+        return None
+    return data[4:name_end], struct.unpack_from(f">{count}H", data, name_end + 2)
+
+
+def _answer_contexts(agreed: Agreed, option: int, data: bytes) -> bytes:
+    """LIST_META_CONTEXT tells what there is, SET_META_CONTEXT selects of it anew."""
+    selects = option == wire.OPT_SET_META_CONTEXT
+    if selects:
+        agreed.block_status = False  # a query that fails selects nothing
+    parsed = _parse_queries(data) if agreed.structured else None
+    if parsed is None:
+        return wire.option_reply(option, wire.REP_ERR_INVALID)
+    name, queries = parsed
+    if name:
+        return _unknown_export(option, name)
+    if selects:
+        agreed.block_status = found = ALLOCATION in queries
+    else:
+        found = not queries or b"base:" in queries or ALLOCATION in queries
+    ack = wire.option_reply(option, wire.REP_ACK)
+    if not found:
+        return ack
+    told = wire.CONTEXT_ID.pack(ALLOCATION_ID if selects else 0) + ALLOCATION
+    return wire.option_reply(option, wire.REP_META_CONTEXT, told) + ack
+
+
+def _parse_queries(data: bytes) -> tuple[bytes, list[bytes]] | None:
+    """Name of the export and queries; None where the lengths do not add up."""
+    queries = []
+    try:
+        name, at = _parse_string(data, 0)
+        (count,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        for _ in range(count):
+            query, at = _parse_string(data, at)
+            queries.append(query)
+    except struct.error:
+        return None
+    return (name, queries) if at == len(data) else None
+
+
+def _parse_string(data: bytes, at: int) -> tuple[bytes, int]:
+    """A length and so many bytes, and where they end."""
+    (length,) = _LENGTH.unpack_from(data, at)
+    start = at + _LENGTH.size
+    if length > len(data) - start:
+        raise struct.error("a string that ends behind the data")
+    return data[start : start + length], start + length
+
+
+def _unknown_export(option: int, name: bytes) -> bytes:
+    told = f"no export {_quoted(name)}: the device has the empty name".encode()
+    return wire.option_reply(option, wire.REP_ERR_UNKNOWN, told)
+
+
+def _quoted(name: bytes) -> str:
+    return repr(name[:64].decode("utf-8", "replace"))

@@ -1,0 +1,141 @@
+"""Decoded chunks: what is kept where, and what is decoded before it is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import CorruptError
+from p2pcloop.formats.block_map import Run
+from p2pcloop.image.chunks import AHEAD_SIZE, DecodedChunks
+from p2pcloop.image.spill import SpillFile
+from tests.support.images import MemoryContent, make_layer
+
+SIZE = 64 << 10
+COUNT = 20
+AHEAD = AHEAD_SIZE // SIZE
+
+
+def content_of(number: int) -> bytes:
+    return bytes([number + 1]) * SIZE
+
+
+class Case:
+    """Chunks of one layer; `decoded` tells which ones were read from the pack since last asked."""
+
+    def __init__(self, spill: Path | None = None, *, cache_size: int = 2 * SIZE) -> None:
+        blocks = SIZE // 4096
+        chunks = [content_of(number) for number in range(COUNT)]
+        self.layer = make_layer([Run(0, COUNT * blocks, 0, 0, blocks)], chunks, COUNT * blocks)
+        content = self.layer._content
+        assert isinstance(content, MemoryContent)
+        self.content = content
+        file = None if spill is None else SpillFile(spill)
+        self.chunks = DecodedChunks([self.layer], cache_size=cache_size, spill=file)
+        self.chunks._ahead.workers = 0
+
+    def decoded(self) -> list[int]:
+        pack = self.layer.header.index_length
+        reads = [(at - pack) // SIZE for at, _ in self.content.reads if at >= pack]
+        self.content.reads.clear()
+        return reads
+
+    def read(self, number: int) -> None:
+        part = self.chunks.part(number, 512, 1024)
+        assert part is None or part == content_of(number)[:1024]
+        assert part is not None or self.chunks.read(number) == content_of(number)
+
+
+def test_what_is_decoded_again_goes_into_the_file(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    for number in (0, 5, 10, 15):
+        case.read(number)
+    assert case.decoded() == [0, 5, 10, 15]
+    case.read(0)
+    case.read(5)
+    assert case.decoded() == [0, 5]
+    for _ in range(3):
+        for number in (0, 5, 10, 15):
+            case.read(number)
+    # Nor has memory been taken from what is decoded once.
+    assert case.decoded() == []
+    assert case.chunks.touched == {0, 5, 10, 15}
+    assert case.chunks.bytes_touched == 4 * SIZE
+    case.chunks.close()
+
+
+def test_without_a_file_memory_alone_keeps(tmp_path: Path) -> None:
+    for case in (Case(), Case(tmp_path / "no such folder")):
+        for _ in range(2):
+            for number in (0, 5, 10):
+                case.read(number)
+        assert case.decoded() == [0, 5, 10] * 2
+        case.chunks.close()
+
+
+def test_who_reads_chunk_after_chunk_is_decoded_ahead_of() -> None:
+    case = Case()
+    case.chunks._ahead.workers = 1
+    case.read(3)
+    assert case.decoded() == [3]
+    case.read(4)
+    assert case.decoded() == [4, *range(5, 5 + AHEAD)]
+    assert case.chunks.touched == {3, 4}
+    case.read(5)
+    assert case.decoded() == [5 + AHEAD]
+    case.read(0)
+    assert case.decoded() == [0]
+    for number in range(6, COUNT):
+        case.read(number)
+    assert case.decoded() == list(range(6 + AHEAD, COUNT))
+    case.chunks.close()
+
+
+def test_several_readers_are_told_apart() -> None:
+    case = Case()
+    case.chunks._ahead.workers = 1
+    case.read(0)
+    case.read(10)
+    case.read(1)
+    case.read(11)
+    assert case.decoded() == [0, 10, 1, *range(2, 2 + AHEAD), 11, *range(12, COUNT)]
+    case.chunks.close()
+
+
+def test_several_chunks_at_once_are_started_together_one_is_not() -> None:
+    case = Case(cache_size=COUNT * SIZE)
+    case.chunks._ahead.workers = 1
+    case.chunks.read_ahead([7, 7])
+    assert case.decoded() == []
+    case.chunks.read_ahead([7, 2, 12])
+    assert case.decoded() == [7, 2, 12]
+    for number in (2, 7, 12):
+        case.read(number)
+    assert case.decoded() == []
+    case.chunks.read_ahead([7, 2, 12])
+    assert case.decoded() == []
+    case.chunks.close()
+
+
+def test_one_processor_decodes_nothing_ahead() -> None:
+    case = Case()
+    case.chunks.read_ahead([1, 2, 3])
+    case.read(0)
+    case.read(1)
+    assert case.decoded() == [0, 1]
+
+
+def test_what_cannot_be_decoded_ahead_is_told_to_who_reads_it() -> None:
+    case = Case()
+    case.chunks._ahead.workers = 1
+    case.content.data[case.layer.header.index_length + 6 * SIZE] ^= 1
+    for number in range(6):
+        case.read(number)
+    with pytest.raises(CorruptError, match="a chunk"):
+        case.chunks.read(6)
+    with pytest.raises(CorruptError, match="a chunk"):
+        case.chunks.read(6)
+    case.read(7)
+    assert case.chunks.touched == {0, 1, 2, 3, 4, 5, 7}
+    case.chunks.close()
