@@ -9,7 +9,7 @@ from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
-from p2pcloop.formats.profile import Profile, fit_touches, open_profile, unpack_touches
+from p2pcloop.formats.profile import Profile, Touch, fit_touches, open_profile, unpack_touches
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.units import BLOCK_SIZE
 
@@ -109,6 +109,16 @@ def find_profile(home: Home, manifest: Manifest) -> Profile | None:
     """The profile that `look_up_profile` finds."""
     found = look_up_profile(home, manifest)
     return None if found is None else found.profile
+
+
+def expected_touches(home: Home, manifest: Manifest) -> tuple[Touch, ...]:
+    """What a boot of an image is expected to read, in order; empty where no profile is known.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    found = find_profile(home, manifest)
+    return () if found is None else tuple(unpack_touches(found.touches))
 
 
 def fit_profile(

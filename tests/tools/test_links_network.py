@@ -98,7 +98,7 @@ def test_a_link_has_its_rate_and_its_round_trip(place: Path) -> None:
 @pytest.mark.interop
 def test_hosts_see_one_another_and_nothing_else(place: Path) -> None:
     with network(Link.parse("8748"), ("seeder", "reader"), place) as (seeder, reader):
-        with torrents.tracker(seeder, 6881, place) as url:
+        with torrents.tracker(seeder, [(seeder, 6881)], place) as url:
             ask = [*reader.inside, "curl", "-sSf", "--noproxy", "*", f"{url}?info_hash=x"]
             answer = subprocess.run(ask, capture_output=True, check=True).stdout
         routes = [*reader.inside, "ip", "route", "get", "192.0.2.1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import expected_touches
 from p2pcloopd.block.server import BlockServerSpec, serve, wait_for_signal
 from p2pcloopd.entry import run
 
@@ -42,6 +44,9 @@ Examples:
     metavar="FILE",
     help="Keep writes in this file, made where it does not exist; read-only without.",
 )
+@click.option(
+    "--profile", is_flag=True, help="Read ahead what a boot reads, as `p2pcloop boot` does."
+)
 @at_option
 @home_option
 @json_option
@@ -53,6 +58,7 @@ def command(
     at: int,
     home: Home,
     *,
+    profile: bool,
     as_json: bool,
 ) -> None:
     """Serve the image REF as a block device until Ctrl-C; what was written is then durable."""
@@ -72,6 +78,8 @@ def command(
         vhost_user=vhost_user,
         nbd=nbd,
     )
+    if profile and isinstance(target, StoredRef):
+        spec = replace(spec, profile=expected_touches(home, target.signed.manifest))
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
     changes = "read-only" if overlay is None else f"writes go to {overlay}"
     ready = partial(click.echo, f"serving at {where}, {changes}; Ctrl-C ends it", err=True)

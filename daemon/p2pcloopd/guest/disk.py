@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from p2pcloop.cli.refs import StoredRef
-from p2pcloop.formats.profile import Touch, unpack_touches
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
-from p2pcloop.store.profiles import find_profile
+from p2pcloop.store.profiles import expected_touches
 from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
 
 
@@ -40,7 +39,7 @@ def disk_of(
         changes,
         once=True,
         secret=target.secret,
-        profile=_profile(target, home) if ahead else (),
+        profile=expected_touches(home, target.signed.manifest) if ahead else (),
         fill=fill,
         note_touches=ahead,
     )
@@ -49,8 +48,3 @@ def disk_of(
 def size_of(target: ImageFile | StoredRef) -> int:
     """Bytes of the image's device."""
     return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size
-
-
-def _profile(target: StoredRef, home: Home) -> tuple[Touch, ...]:
-    found = find_profile(home, target.signed.manifest)
-    return () if found is None else tuple(unpack_touches(found.touches))

@@ -19,8 +19,9 @@ from tools.benchmarks.guests import LOGIN, boot_initramfs
 from tools.benchmarks.harness import Bench
 from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import Host, network
-from tools.benchmarks.links.ours import Publish, boot_link, publish_plain
-from tools.benchmarks.links.rig import Rig, node_on
+from tools.benchmarks.links.ours import Publish, boot_link, publish_optimised
+from tools.benchmarks.links.rig import Rig, listen_at, node_on
+from tools.benchmarks.links.torrents import tracker
 from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.nbd_reader import NbdReader
 from tools.benchmarks.processes import Argument, server
@@ -28,6 +29,7 @@ from tools.benchmarks.replay import Wait, replay
 from tools.benchmarks.trace import Read
 
 LIMIT = 600.0
+PORT = 6881
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,19 @@ class Seeded:
 
 @contextmanager
 def seeded(
-    link: Link, count: int, bench: Bench, group: Path | None, publish: Publish = publish_plain
+    link: Link, count: int, bench: Bench, group: Path | None, publish: Publish = publish_optimised
 ) -> Iterator[Seeded]:
-    """Lay links for a seeder and `count` nodes, and have the seeder serve an image."""
+    """Lay links for a seeder and `count` nodes, and have the seeder serve an image.
+
+    A tracker on the seeder tells each node of all others.
+    """
     names = ["seeder", *(f"n{number}" for number in range(count))]
     with (
         network(link, names, bench.work) as (seeder, *nodes),
+        tracker(seeder, [(host, PORT) for host in (seeder, *nodes)], bench.work) as url,
         node_on(bench, seeder, bench.work / "seeder") as home,
     ):
+        listen_at(seeder, home, PORT, f'[discovery]\nannounce_trackers = ["{url}"]\n')
         rig = Rig(bench, boot_initramfs(bench), seeder, nodes[0])
         yield Seeded(rig, publish(rig, home), nodes, group)
 
@@ -105,6 +112,8 @@ def run_crowd(
             stack.enter_context(node_on(rig.bench, rig.reader, place / f"n{number}"))
             for number, rig in enumerate(rigs)
         ]
+        for rig, home in zip(rigs, homes, strict=True):
+            listen_at(rig.reader, home, PORT, "[discovery]\ntrackers = true\n")
         meter, before = Meter(shared.group), shared.rig.seeder.traffic()
         real = pool.submit(_real, rigs.pop(), shared.link, homes.pop()) if guest else None
         boots = list(
@@ -119,7 +128,7 @@ def run_crowd(
 def _replayed(rig: Rig, link: str, home: Path, reads: Sequence[Read]) -> Replayed:
     socket = home.with_suffix(".sock")
     argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "block", link]
-    argv += ["--home", home, "--nbd", f"unix:{socket}"]
+    argv += ["--profile", "--home", home, "--nbd", f"unix:{socket}"]
     start = time.monotonic()
     with server(argv, socket, home.with_suffix(".log"), limit=LIMIT):
         reader = NbdReader(socket, LIMIT)

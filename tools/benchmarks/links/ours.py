@@ -69,11 +69,11 @@ def _publish_recorded(rig: Rig, home: Path) -> str:
     return publish_plain(rig, home)
 
 
-def _publish_optimised(rig: Rig, home: Path) -> str:
-    """The same with what its boot reads packed in that order."""
+def publish_optimised(rig: Rig, home: Path) -> str:
+    """The same with what its boot reads packed in that order, announced to the node's trackers."""
     _publish_recorded(rig, home)
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "optimize", rig.bench.cloop]
-    told = run_json([*argv, "--name", "bench", "--json", "--home", home])
+    told = run_json([*argv, "--name", "bench", "--public", "--json", "--home", home])
     if not isinstance(told, dict) or not isinstance(told.get("link"), str):
         raise BenchError("p2pcloop optimize --json told no link")
     link: str = told["link"]
@@ -110,6 +110,6 @@ RECORDED = cold(
     "p2pcloop-recorded", "the same with a profile attached, recorded by one boot", _publish_recorded
 )
 PROFILED = cold(
-    "p2pcloop-profile", "the same, with `p2pcloop optimize` of that profile", _publish_optimised
+    "p2pcloop-profile", "the same, with `p2pcloop optimize` of that profile", publish_optimised
 )
 WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)

@@ -52,9 +52,13 @@ def node_on(bench: Bench, host: Host, home: Path) -> Iterator[Path]:
         yield home
 
 
-def listen_at(host: Host, home: Path) -> None:
-    """Have a node's p2pcloopd listen at a host's address, from its next start on."""
-    (home / "config.toml").write_text(f'listen = ["{host.address}:0"]\n')
+def listen_at(host: Host, home: Path, port: int = 0, more: str = "") -> None:
+    """Have a node's p2pcloopd listen at a host's address, from its next start on.
+
+    Args:
+        more: of config.toml.
+    """
+    (home / "config.toml").write_text(f'listen = ["{host.address}:{port}"]\n{more}')
 
 
 def seed(bench: Bench, host: Host, home: Path, image: Path) -> dict[str, str]:

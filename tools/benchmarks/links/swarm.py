@@ -45,7 +45,7 @@ def _download(rig: Rig, shared: Path) -> Iterator[Boot]:
         content = torrents.of_node(home, told["torrent"])
         (pack,) = (path.relative_to(content.files) for path in content.files.rglob("pack"))
         [(_, port), *_] = parse_link(told["link"]).peers
-        with torrents.tracker(rig.seeder, port, shared) as url:
+        with torrents.tracker(rig.seeder, [(rig.seeder, port)], shared) as url:
             torrent = content.write(shared / "pack.torrent", url)
 
             @contextmanager
@@ -80,7 +80,7 @@ def _run_for(argv: list[Argument], limit: float, log: Path) -> None:
 def _seeded(rig: Rig, shared: Path, port: int) -> Iterator[Path]:
     """The .torrent file of the raw image, seeded by aria2 on a port of the seeder."""
     content = torrents.of_file(rig.bench.image, shared / "files")
-    with torrents.tracker(rig.seeder, port, shared) as url:
+    with torrents.tracker(rig.seeder, [(rig.seeder, port)], shared) as url:
         torrent = content.write(shared / "image.torrent", url)
         client = aria2_argv(torrent, content.files, port)
         options = ("--bt-seed-unverified=true", "--seed-ratio=0.0", "--allow-overwrite=true")

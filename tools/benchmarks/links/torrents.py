@@ -1,9 +1,9 @@
-"""Torrents for foreign clients, and a tracker that tells them the one peer that there is."""
+"""Torrents for foreign clients, and a tracker that tells them of those who are there."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -59,18 +59,21 @@ def of_file(path: Path, directory: Path) -> Torrent:
 
 
 @contextmanager
-def tracker(host: Host, port: int, place: Path) -> Iterator[str]:
-    """A tracker on a host that tells everybody, of whatever torrent, of one port there; its URL.
+def tracker(host: Host, peers: Iterable[tuple[Host, int]], place: Path) -> Iterator[str]:
+    """A tracker on a host that tells everybody, of whatever torrent, of the same peers; its URL.
 
     That is an answer which never changes (BEP 3, BEP 23), so a web server gives it from a file.
 
     Args:
+        peers: where they listen.
         place: a directory for its files.
     """
-    peer = socket.inet_aton(host.address) + port.to_bytes(2, "big")
+    told = b"".join(
+        socket.inet_aton(each.address) + port.to_bytes(2, "big") for each, port in peers
+    )
     root = place / "tracker"
     root.mkdir()
-    (root / "announce").write_bytes(bencode({b"interval": _INTERVAL, b"peers": peer}))
+    (root / "announce").write_bytes(bencode({b"interval": _INTERVAL, b"peers": told}))
     with web_server(host, root, place) as url:
         yield f"{url}announce"
 
