@@ -104,12 +104,9 @@ class DecodedChunks:
 
     def _decode(self, key: int) -> bytes:
         layer, number = self._layers[key >> 32], key & 0xFFFFFFFF
-        if key not in self._ahead:
-            return layer.read_chunk(number)
-        data = self._ahead.take(key)
-        if data is None:
-            layer.reject_chunk(number)
-        return data
+        data = self._ahead.take(key) if key in self._ahead else None
+        # What was wrong when it was read ahead may have been healed since: it is read again.
+        return layer.read_chunk(number) if data is None else data
 
     def _keep(self, key: int, data: memoryview) -> None:
         self._cache[key] = data

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import LayerMap
@@ -201,16 +200,6 @@ class Layer:
         if data is None:
             pack.content.reject(offset, chunk.length, "a chunk")
         return data
-
-    def reject_chunk(self, number: int) -> NoReturn:
-        """Say that what `stored_chunk` returned does not decode to the chunk.
-
-        Raises:
-            Missing, CorruptError: as `Content.reject`.
-        """
-        chunk = self.chunk(number)
-        pack = self._packs[chunk.source]
-        pack.content.reject(pack.start + chunk.offset, chunk.length, "a chunk")
 
     def missing_chunk(self, number: int) -> ByteRange | None:
         """Return what is to be fetched so that a chunk can be read; None if it is here somewhere.
