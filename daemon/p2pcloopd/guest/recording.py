@@ -13,9 +13,6 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.report import Outcome
 
-AFTER_PROMPT = 1.0
-"""Seconds: what a guest reads so soon after its prompt belongs to its boot."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -49,7 +46,10 @@ def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> d
 
 
 def boot_touches(found: Sequence[Sequence[Any]], outcome: Outcome) -> list[Touch]:
-    """What was touched until shortly after the prompt; all of it where there was none.
+    """What was touched until the prompt; all of it where there was none.
+
+    What is read later depends on who sits there: a script that shuts the guest down at its prompt
+    would have the next boot fetch all that a shutdown reads.
 
     Args:
         found: first block, blocks, and monotonic seconds of each touch.
@@ -59,7 +59,7 @@ def boot_touches(found: Sequence[Sequence[Any]], outcome: Outcome) -> list[Touch
         return []
     begun, end = found[0][2], float("inf")
     if outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
-        end = outcome.begun + outcome.guest.boot_seconds + AFTER_PROMPT
+        end = outcome.begun + outcome.guest.boot_seconds
     return [
         Touch(start, count, int((at - begun) * 1000)) for start, count, at in found if at <= end
     ]

@@ -12,7 +12,7 @@ from tools.benchmarks.links import options as words
 from tools.benchmarks.links.boots import LinkRun, Plan, run_link
 from tools.benchmarks.links.contenders import CONTENDERS
 from tools.benchmarks.links.figures import LinkFigures, bars, figures
-from tools.benchmarks.links.least import least_of
+from tools.benchmarks.links.least import least_of, record_boot
 from tools.benchmarks.links.plots import bytes_against_link, time_against_link
 from tools.benchmarks.links.report import as_json, table
 from tools.benchmarks.links.suite import Suite, run_suite
@@ -67,8 +67,8 @@ def main(args: Sequence[str]) -> int:
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
-    suite.tell("two boots whose reads are recorded, for what they cannot do without")
-    least = least_of(suite.bench)
+    suite.tell("a boot whose reads are recorded, for what it cannot do without")
+    least = least_of(suite.bench, record_boot(suite.bench))
     chosen = [CONTENDERS[name] for name in options.contenders]
     plan = Plan(chosen, options.rounds, options.limit, suite.group, options.patience)
     runs = _run_links(suite, options, plan)

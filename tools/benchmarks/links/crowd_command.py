@@ -58,7 +58,7 @@ def main(args: Sequence[str]) -> int:
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     suite.tell("a boot is recorded")
     reads = record_boot(suite.bench)
-    packed = least_of(suite.bench).packed
+    packed = least_of(suite.bench, reads).packed
     counts = sorted({1, *options.nodes})
     crowds: dict[int, list[Crowd]] = {count: [] for count in counts}
     with seeded(options.link, counts[-1], suite.bench, suite.group) as rig:

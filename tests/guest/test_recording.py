@@ -1,0 +1,79 @@
+"""What of a boot's reads becomes its profile, and when it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from p2pcloop.formats.profile import Profile, Touch, pack_touches, sign_profile, unpack_touches
+from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import keep_profile, load_profile
+from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.recording import boot_touches, keep_recording
+from p2pcloopd.guest.report import Outcome
+from p2pcloopd.guest.spec import GuestResult
+
+IMAGE = b"i" * 32
+SIZE = 1 << 20
+KERNEL = Kernel(Path("/linux"), "6.1", None)
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def outcome(*found: list[float], prompt: float | None = 5.0) -> Outcome:
+    """A boot that began at 100 s, with these notes of its block server."""
+    made = Outcome(
+        started=99.0, begun=100.0, guest=GuestResult(0, "poweroff", KERNEL, 60.0, prompt)
+    )
+    made.block = {"image_id": IMAGE, "touches": list(found), "waits": {"count": 0}}
+    return made
+
+
+def test_what_is_read_after_the_prompt_is_not_of_the_boot() -> None:
+    found = [[8, 4, 101.0], [0, 1, 101.25], [30, 2, 105.1]]
+    assert boot_touches(found, outcome()) == [Touch(8, 4, 0), Touch(0, 1, 250)]
+    assert len(boot_touches(found, outcome(prompt=None))) == 3
+    assert boot_touches([], outcome()) == []
+
+
+def test_a_recording_is_kept_and_leaves_the_report(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    boot = outcome([8, 4, 101.0], [0, 1, 102.0])
+    told = keep_recording(home, SIZE, boot, fresh=True)
+    assert told == {"touches": 2, "blocks": 5, "kept": True}
+    assert boot.block == {"waits": {"count": 0}}
+    kept = load_profile(home, IMAGE)
+    assert kept is not None
+    assert unpack_touches(kept.touches) == [Touch(8, 4, 0), Touch(0, 1, 1000)]
+
+
+def test_a_newer_boot_replaces_it_unless_its_overlay_held_blocks(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    for fresh, expected in ((False, 1), (False, 1), (True, 3)):
+        block = 1 if not fresh else 3
+        keep_recording(home, SIZE, outcome([block, 1, 101.0]), fresh=fresh)
+        kept = load_profile(home, IMAGE)
+        assert kept is not None
+        assert unpack_touches(kept.touches)[0].start == expected
+    assert not keep_recording(home, SIZE, outcome([9, 1, 101.0]), fresh=False)["kept"]
+
+
+def test_a_profile_that_the_user_was_given_stays(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    given = Profile(IMAGE, SIZE, 0, pack_touches([Touch(7, 1, 0)]))
+    keep_profile(home, sign_profile(given, KEY))
+    assert not keep_recording(home, SIZE, outcome([1, 1, 101.0]), fresh=True)["kept"]
+    kept = load_profile(home, IMAGE)
+    assert kept is not None
+    assert unpack_touches(kept.touches) == [Touch(7, 1, 0)]
+
+
+def test_a_boot_that_read_nothing_leaves_no_profile(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    boot = outcome()
+    boot.block.clear()
+    assert keep_recording(home, SIZE, boot, fresh=True) == {
+        "touches": 0,
+        "blocks": 0,
+        "kept": False,
+    }
