@@ -20,6 +20,7 @@ from p2pcloop.formats.profile import (
 )
 from p2pcloop.image.ahead import chunks_in_order
 from p2pcloop.image.api import Missing
+from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.making.local import ImageFile, open_local
@@ -113,7 +114,7 @@ class Subject:
         with ExitStack() as stack:
             try:
                 image = self.local or self._open_here(home, stack)
-                chunks = chunks_in_order(image, None, touches)
+                chunks = chunks_in_order(ImageDevice(image), touches)
                 return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
             except (Missing, UsageError):
                 return None

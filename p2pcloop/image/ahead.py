@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from p2pcloop.formats.block_map import ZERO_CHUNK
-from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.formats.profile import Touch
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.units import BLOCK_SIZE
 
@@ -15,17 +15,18 @@ ChunkKey = tuple[int, int]
 """The number of a layer, and that of a chunk in its table."""
 
 
-def chunks_in_order(
-    image: MergedImage, overlay: Overlay | None, touches: Iterable[Touch]
-) -> list[ChunkKey]:
+def chunks_in_order(device: ImageDevice, touches: Iterable[Touch]) -> list[ChunkKey]:
     """The chunks that hold touched blocks, in order of first touch; none twice.
 
     Blocks that the overlay holds are read from there; those behind the device's end are left out.
     """
     found: dict[ChunkKey, None] = {}
+    blocks = device.size // BLOCK_SIZE
     for touch in touches:
-        for first, count in _below(overlay, touch, image.size // BLOCK_SIZE):
-            for layer, chunk, _, _ in image.map.pieces(first, count):
+        if touch.start >= blocks:
+            continue
+        for first, count in device.below(touch.start, min(touch.count, blocks - touch.start)):
+            for layer, chunk, _, _ in device.image.map.pieces(first, count):
                 if chunk != ZERO_CHUNK:
                     found[layer, chunk] = None
     return list(found)
@@ -67,16 +68,3 @@ def following_chunk(image: MergedImage, layer: int, number: int) -> ByteRange | 
         return image.layers[layer].missing_chunk(number + 1)
     except Missing:
         return None  # of a page that nobody needs yet
-
-
-def _below(overlay: Overlay | None, touch: Touch, blocks: int) -> Iterator[tuple[int, int]]:
-    """The stretches of a touch that are read from the image itself."""
-    count = min(touch.count, blocks - touch.start)
-    if count <= 0:
-        return
-    if overlay is None:
-        yield touch.start, count
-        return
-    for first, length, state in overlay.runs(touch.start, count):
-        if state is State.ABSENT:
-            yield first, length

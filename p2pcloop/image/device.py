@@ -100,7 +100,7 @@ class ImageDevice:
     def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """See `BlockDevice.read_ahead`."""
         self.image.read_ahead(
-            below for offset, length in ranges for below in self._below(*_blocks(offset, length))
+            below for offset, length in ranges for below in self.below(*_blocks(offset, length))
         )
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
@@ -118,7 +118,7 @@ class ImageDevice:
     def require(self, offset: int, length: int) -> None:
         """See `BlockDevice.require`."""
         missing: list[ByteRange] = []
-        for first, count in self._below(*_blocks(offset, length)):
+        for first, count in self.below(*_blocks(offset, length)):
             missing += self.image.missing(first, count)
         if missing:
             raise Missing(missing)
@@ -166,7 +166,7 @@ class ImageDevice:
         if self.overlay is not None:
             self.overlay.close()
 
-    def _below(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+    def below(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         """Of some blocks, those that the overlay leaves to the image: first block, blocks."""
         if self.overlay is None:
             yield first, count

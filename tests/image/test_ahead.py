@@ -8,6 +8,7 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.profile import Touch
 from p2pcloop.image.ahead import chunks_in_order, following_chunk
 from p2pcloop.image.api import ByteRange
+from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from tests.support.images import make_layer
 
@@ -27,11 +28,11 @@ def image() -> MergedImage:
 
 def test_chunks_come_in_order_of_first_touch_and_once() -> None:
     touches = [Touch(6, 4, 0), Touch(28, 2, 1), Touch(0, 1, 2), Touch(30, 4, 3), Touch(50, 9, 4)]
-    assert chunks_in_order(image(), None, touches) == [(0, 1), (1, 0), (0, 7), (0, 0)]
+    assert chunks_in_order(ImageDevice(image()), touches) == [(0, 1), (1, 0), (0, 7), (0, 0)]
 
 
 def test_blocks_behind_the_end_are_left_out() -> None:
-    assert chunks_in_order(image(), None, [Touch(BLOCKS, 3, 0), Touch(1000, 1, 0)]) == []
+    assert chunks_in_order(ImageDevice(image()), [Touch(BLOCKS, 3, 0), Touch(1000, 1, 0)]) == []
 
 
 @pytest.mark.parametrize("covered", [True, False])
@@ -40,7 +41,7 @@ def test_what_the_overlay_holds_is_not_brought(covered: bool, tmp_path: Path) ->
     overlay = Overlay.create_temporary(tmp_path, image_id=merged.image_id, image_size=merged.size)
     overlay.write(0, [memoryview(bytes(b"w" * 4096 * (4 if covered else 3)))])
     expected = [] if covered else [(0, 0)]
-    assert chunks_in_order(merged, overlay, [Touch(0, 4, 0)]) == expected
+    assert chunks_in_order(ImageDevice(merged, overlay), [Touch(0, 4, 0)]) == expected
     overlay.close()
 
 

@@ -78,7 +78,7 @@ class Prefetch:
 
     async def _bring(self, touches: Sequence[Touch]) -> None:
         image = self._device.image
-        chunks = chunks_in_order(image, self._device.overlay, touches)
+        chunks = chunks_in_order(self._device, touches)
         while True:
             try:
                 missing = missing_chunks(image, chunks)
