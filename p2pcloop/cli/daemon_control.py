@@ -7,7 +7,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -27,10 +27,13 @@ _ATTEMPTS = 80
 _PAUSE = 0.25
 
 
-def ensure_daemon(home: Home) -> ControlClient:
+def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> ControlClient:
     """Connect to the p2pcloopd of `home`; start one, and say so on stderr, where none runs.
 
     However many commands do this at once, one p2pcloopd comes of it.
+
+    Args:
+        meanwhile: called while one starts; not called where one runs.
 
     Raises:
         P2pcloopError: what p2pcloopd said when it could not start.
@@ -53,7 +56,7 @@ def ensure_daemon(home: Home) -> ControlClient:
             except NotRunningError:
                 pass
             try:
-                start_daemon(home)
+                start_daemon(home, meanwhile)
             except BusyError:
                 if attempt and home.holder() is None:
                     raise  # not the home is taken, but something else: a port
@@ -65,10 +68,13 @@ def ensure_daemon(home: Home) -> ControlClient:
     )
 
 
-def start_daemon(home: Home) -> None:
+def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> None:
     """Start a detached p2pcloopd and return when it is ready.
 
     It gets its own session, the null device as input and daemon.log as output.
+
+    Args:
+        meanwhile: called while it starts, a quarter of a second's work on another processor.
 
     Raises:
         BusyError: one runs already.
@@ -80,6 +86,8 @@ def start_daemon(home: Home) -> None:
             pid = _spawn(home, write_end)
         finally:
             os.close(write_end)
+        if meanwhile is not None:
+            meanwhile()
         answer = ready.read()
     try:
         messages = ControlReceiver().receive(answer)

@@ -11,7 +11,7 @@ knoppix                      a short name of the user's own (`p2pcloop name`)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +72,20 @@ class StoredRef:
         return sum(known["have_bytes"] for known in torrents if known["info_hash"] in wanted)
 
 
-def resolve_ref(ref: str, home: Home, *, at: int = 0, look: bool = False) -> ImageFile | StoredRef:
+def resolve_ref(
+    ref: str,
+    home: Home,
+    *,
+    at: int = 0,
+    look: bool = False,
+    meanwhile: Callable[[], object] | None = None,
+) -> ImageFile | StoredRef:
     """Find what a REF stands for; all but files start p2pcloopd where it does not run.
 
     Args:
         at: the version that is wanted; 0 for that of a link, or the newest known of a name.
         look: ask everybody for the newest version of a name, whatever is known here.
+        meanwhile: see `ensure_daemon`.
 
     Raises:
         UsageError: not a REF of the right form, or one that can be meant in two ways.
@@ -92,7 +100,7 @@ def resolve_ref(ref: str, home: Home, *, at: int = 0, look: bool = False) -> Ima
         if at:
             raise UsageError(f"{ref} is a file: it has no versions", hint="leave out --at")
         return inspect_file(asked)
-    client = ensure_daemon(home)
+    client = ensure_daemon(home, meanwhile)
     answer = client.call("resolve", report_waiting, ref=asked, at=at, look=look)
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
 

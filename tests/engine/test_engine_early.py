@@ -26,7 +26,7 @@ async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
             with trio.fail_after(PATIENCE):
                 await half.read(0, 60 * PIECE)
                 await half.save()
-        parts = Parts(nodes.directory("3", seeded.info_hash))
+        directory = nodes.directory("3", seeded.info_hash)
         torrent = await reader.add(seeded.info_hash, peers=partial.listen_ports)
         with trio.fail_after(PATIENCE):
             await torrent.metadata()
@@ -37,15 +37,15 @@ async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
                 await trio.testing.wait_all_tasks_blocked()
                 kept = [(0, 100), (20 * PIECE - 1, 2), (110 * PIECE, 10), (30 * PIECE, 3 * PIECE)]
                 for offset, length in kept:
-                    await torrent.early.keep(offset, content[offset : offset + length])
+                    torrent.early.keep(offset, content[offset : offset + length])
                 for piece in range(40, 50):
                     assert await torrent.read(piece * PIECE, 1) == content[piece * PIECE :][:1]
                 await torrent.save()
                 assert torrent.have_bytes == 10 * PIECE
-                assert parts.ranges() == sorted(kept)
+                await until(lambda: Parts(directory).ranges == sorted(kept))
                 nursery.cancel_scope.cancel()
             # What nobody has stays a part, and holds up nothing.
-            await until(lambda: parts.ranges() == [(110 * PIECE, 10)])
+            await until(lambda: Parts(directory).ranges == [(110 * PIECE, 10)])
             assert torrent.have_bytes == (10 + 1 + 2 + 3) * PIECE
             assert not torrent.peers.wanted
             assert await torrent.early.read(110 * PIECE, 10) == content[110 * PIECE :][:10]
@@ -60,10 +60,11 @@ async def test_a_part_that_lies_outside_is_dropped(
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         directory = nodes.directory("2", seeded.info_hash)
-        await torrent.early.keep(len(content) - 10, b"eleven byte")
-        await torrent.early.keep(5, b"x")
-        (directory / "parts" / "junk").write_bytes(b"")
+        torrent.early.keep(len(content) - 10, b"eleven byte")
+        torrent.early.keep(5, b"x")
         with trio.fail_after(PATIENCE):
+            await until((directory / "parts").exists)
+            (directory / "parts" / "junk").write_bytes(b"")
             await torrent.metadata()
-            await until(lambda: Parts(directory).ranges() == [])
+            await until(lambda: Parts(directory).ranges == [])
         assert torrent.have_bytes == PIECE

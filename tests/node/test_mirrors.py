@@ -382,7 +382,8 @@ def test_parts_go_once_the_layer_is_here(nodes: Nodes, published: Published) -> 
     reader.call("resolve", ref=link_to(published, published.url, peers=True))
     kept = reader.home.torrents / published.layer.torrent.hex() / "parts"
     assert read(reader, published, *CHUNK) == published.chunk()
-    assert [path.read_bytes() for path in kept.iterdir()] == [published.chunk()]
+    wait_until(kept.exists)
+    wait_until(lambda: [path.read_bytes() for path in kept.iterdir()] == [published.chunk()])
     reader.call("fetch", torrent=published.layer.torrent)
     assert read(reader, published, *CHUNK) == published.chunk()
     wait_until(lambda: not kept.exists())
@@ -399,7 +400,7 @@ def test_what_was_read_early_is_served_to_others(
     for at, size in parts:
         assert read(pupil, published, at, size) == published.content[at : at + size]
     kept = pupil.home.torrents / published.layer.torrent.hex() / "parts"
-    assert len(list(kept.iterdir())) == len(parts)
+    wait_until(lambda: len(list(kept.iterdir())) == len(parts))
     if killed:
         wait_until(lambda: state(pupil, published)["name"])
         pupil.end(signal.SIGKILL)

@@ -8,7 +8,8 @@ passed on. A server that does not answer, or not soon, costs nothing: the swarm 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import trio
 
@@ -48,6 +49,15 @@ class Direct:
         usable = self.ask is not None and trio.current_time() >= self._not_before
         return usable and not self._transfer.crowded
 
+    def suits(self, offset: int, length: int) -> bool:
+        """Whether a range had better be asked for as it is, and not by its pieces: the metadata is
+        known, somebody can be asked, and none of its pieces is here or on its way."""
+        disk = self._transfer.disk
+        if disk is None or offset + length > disk.layout.total_size or not self.ready():
+            return False
+        pieces = disk.layout.pieces_of(offset, length)
+        return not any(self._transfer.has(p) or p in self._transfer.pieces for p in pieces)
+
     def take(self, pieces: list[int]) -> None:
         """Bring pieces that a reader waits for; where that fails, the swarm does."""
         self._wanted.send_nowait(pieces)
@@ -66,7 +76,7 @@ class Direct:
             if await self._ask(run):
                 nursery.cancel_scope.cancel()
             else:
-                self._not_before = trio.current_time() + PAUSE_SECONDS
+                self.pause()
                 failed.set()
 
     async def _hedge(self, run: range, failed: trio.Event) -> None:
@@ -85,23 +95,65 @@ class Direct:
     def _left(self, run: range) -> list[int]:
         return [piece for piece in run if piece in self._transfer.pieces]
 
-    async def _ask(self, run: range) -> bool:
+    async def complete(self, pieces: Sequence[int], known: Mapping[int, bytes]) -> bool:
+        """Bring pieces of which some bytes are known, by offset: only the others are asked for.
+
+        Returns:
+            Whether all came, and were right.
+        """
+        most = MAX_RANGE // self._transfer.stored.layout.piece_length
+        for run in _runs(pieces, most):
+            if not await self._ask(run, known):
+                return False
+        return True
+
+    async def _ask(self, run: range, known: Mapping[int, bytes] = MappingProxyType({})) -> bool:
         """Whether all of a run came, and was right."""
-        stored, ask = self._transfer.stored, self.ask
-        size = stored.layout.piece_length
-        offset = run.start * size
-        length = min(run.stop * size, stored.layout.total_size) - offset
-        data = None if ask is None else await ask(offset, length)
-        if data is None or len(data) != length:
-            return False
+        layout = self._transfer.stored.layout
+        start = run.start * layout.piece_length
+        data = bytearray(min(run.stop * layout.piece_length, layout.total_size) - start)
+        for offset, part in known.items():
+            _put(data, offset - start, part)
+        for gap in _gaps(start, start + len(data), known):
+            came = None if self.ask is None else await self.ask(gap.start, len(gap))
+            if came is None or len(came) != len(gap):
+                return False
+            self._peers.on_bytes(len(came))
+            _put(data, gap.start - start, came)
+        return self._take(run, bytes(data))
+
+    def _take(self, run: range, data: bytes) -> bool:
+        """Hand over the pieces of a run, up to the first that is wrong; whether none is."""
+        size = self._transfer.stored.layout.piece_length
         for piece in run:
             part = data[(piece - run.start) * size :][:size]
-            if not stored.is_right(piece, part):
+            if not self._transfer.stored.is_right(piece, part):
                 return False
-            self._peers.on_bytes(len(part))
             self._transfer.on_piece_brought(piece, part)
             self._swarm.add_piece(piece, part)
         return True
+
+    def pause(self) -> None:
+        """Ask the swarm alone for a while: a server did not answer, or wrongly."""
+        self._not_before = trio.current_time() + PAUSE_SECONDS
+
+
+def _put(data: bytearray, at: int, part: bytes) -> None:
+    """Copy what of a part lies inside."""
+    if at < 0:
+        at, part = 0, part[-at:]
+    part = part[: max(0, len(data) - at)]
+    data[at : at + len(part)] = part
+
+
+def _gaps(start: int, end: int, known: Mapping[int, bytes]) -> Iterator[range]:
+    """What lies between parts."""
+    for offset in sorted(known):
+        if start < min(offset, end):
+            yield range(start, min(offset, end))
+        start = max(start, offset + len(known[offset]))
+    if start < end:
+        yield range(start, end)
 
 
 def _runs(pieces: Sequence[int], most: int) -> Iterator[range]:

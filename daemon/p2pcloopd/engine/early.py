@@ -1,10 +1,8 @@
-"""Parts of a torrent that were read before its metadata was here, and the pieces round them.
+"""Parts of a torrent that a reader was given by their exact range, and the pieces round them.
 
 A part (store/parts.py) serves readers of this node and nobody else: peers are given verified
-pieces only, and so is who asks over HTTP. So once the metadata is here, the pieces round the parts
-are brought, and a part goes when they are durable: by then all that serves pieces serves them.
-These few bytes cross twice. To serve the parts themselves would save that, but over HTTP alone,
-with a second kind of file whose content this node cannot vouch for.
+pieces only, and so is who asks over HTTP. So once the metadata is here, what lies between the parts
+is brought, and a part goes when its pieces are durable: by then all that serves pieces serves them.
 
 It takes time that nobody needs: while no reader of any torrent has waited for a while, little at
 once, from whoever is at hand; no peer is tried for it, and nobody is told to wait.
@@ -17,7 +15,8 @@ from pathlib import Path
 
 import trio
 
-from p2pcloop.store.parts import Parts
+from p2pcloop.store.parts import MAX_BYTES, Parts, Range
+from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.transfer import Transfer
 
 QUIET_SECONDS = 2
@@ -29,48 +28,71 @@ WINDOW = 64 << 10
 PATIENCE_SECONDS = 30
 """Pieces that do not come within this give way to others."""
 
-_Range = tuple[int, int]
-
 
 class EarlyParts:
     """The parts of one torrent."""
 
-    def __init__(self, transfer: Transfer, directory: Path) -> None:
+    def __init__(self, transfer: Transfer, direct: Direct, directory: Path) -> None:
         """`directory` is the torrent's in the store."""
         self._transfer = transfer
+        self._direct = direct
         self._parts = Parts(directory)
+        self._fresh: dict[Range, bytes] = {}
         self._kept = trio.Event()
+        self._written = trio.Event()
+
+    @property
+    def room(self) -> int:
+        """Bytes of parts that would be kept yet."""
+        return MAX_BYTES - self._parts.size - sum(length for _, length in self._fresh)
 
     async def read(self, offset: int, length: int) -> bytes | None:
-        """See `Parts.read`."""
+        """The part of just this range, or None."""
+        if (offset, length) in self._fresh:
+            return self._fresh[offset, length]
+        if not self._parts.has(offset, length):
+            return None
         return await trio.to_thread.run_sync(self._parts.read, offset, length)
 
-    async def keep(self, offset: int, data: bytes) -> None:
-        """See `Parts.keep`."""
-        await trio.to_thread.run_sync(self._parts.keep, offset, data)
-        self._kept.set()
+    def keep(self, offset: int, data: bytes) -> None:
+        """Keep a part, where there is room; it is written to the disk soon."""
+        if len(data) <= self.room:
+            self._fresh[offset, len(data)] = data
+            self._kept.set()
 
     async def drop(self, offset: int, length: int) -> None:
-        """See `Parts.drop`."""
+        """Forget a part."""
+        self._fresh.pop((offset, length), None)
         await trio.to_thread.run_sync(self._parts.drop, offset, length)
 
     async def run(self) -> None:
-        """Bring the pieces round the parts once the metadata is here, for ever."""
-        while self._transfer.disk is None:
-            await self._transfer.change()
+        """Write what is kept, and bring the pieces round it once the metadata is here, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write)
+            while self._transfer.disk is None:
+                await self._transfer.change()
+            while True:
+                self._written = trio.Event()
+                await self._complete()
+                await self._written.wait()
+
+    async def _write(self) -> None:
         while True:
-            self._kept = trio.Event()
-            await self._complete()
             await self._kept.wait()
+            self._kept = trio.Event()
+            fresh = self._fresh.copy()
+            await trio.to_thread.run_sync(self._parts.keep, fresh)
+            for part in fresh:
+                if self._fresh.pop(part, None) is None:
+                    await self.drop(*part)  # as it was while it was written
+            self._written.set()
 
     async def _complete(self) -> None:
-        left = await trio.to_thread.run_sync(self._parts.ranges)
         demand, begun, last = self._transfer.demand, trio.current_time(), -1
-        while left:
+        while left := self._parts.ranges:
             if done := self._needless(left):
                 for each in done:
                     await self.drop(*each)
-                    left.remove(each)
                 continue
             layout = self._transfer.stored.layout
             around = {piece for each in left for piece in layout.pieces_of(*each)}
@@ -84,15 +106,27 @@ class EarlyParts:
             last = batch[-1]
             async with demand.spare:
                 await demand.quiet(QUIET_SECONDS, begun)
-                await self._ask(batch, left)
+                if not await self._fill_up(batch, left):
+                    await self._ask(batch, left)
 
-    async def _ask(self, batch: list[int], left: list[_Range]) -> None:
+    async def _fill_up(self, batch: list[int], parts: list[Range]) -> bool:
+        """Bring what lies between parts, where somebody can be asked for just that."""
+        if not self._direct.ready():
+            return False
+        layout = self._transfer.stored.layout
+        wanted = [part for part in parts if not set(batch).isdisjoint(layout.pieces_of(*part))]
+        known = {part[0]: await self.read(*part) or b"" for part in wanted}
+        with trio.move_on_after(PATIENCE_SECONDS):
+            return await self._direct.complete(batch, known)
+        return False
+
+    async def _ask(self, batch: list[int], left: list[Range]) -> None:
         """Ask for pieces until they are here, parts need none any more, or it takes too long."""
         with self._transfer.spare(batch), trio.move_on_after(PATIENCE_SECONDS):
             while not (all(map(self._transfer.has, batch)) or self._needless(left)):
                 await self._transfer.change()
 
-    def _needless(self, ranges: Iterable[_Range]) -> list[_Range]:
+    def _needless(self, ranges: Iterable[Range]) -> list[Range]:
         """Those of parts whose pieces are durable, or that are parts of nothing."""
         stored = self._transfer.stored
         size = stored.layout.total_size

@@ -42,7 +42,7 @@ class Torrent:
         peers, transfer, saver: its parts, to which libtorrent's news go.
         ahead: asks for what readers expect.
         direct: brings what readers wait for by exact ranges, where somebody can be asked so.
-        early: what was read before the metadata was here.
+        early: what was read by exact ranges, of pieces that are not here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
     """
@@ -62,7 +62,7 @@ class Torrent:
         self.ahead = Ahead(self.transfer, self.peers, swarm)
         self.direct = Direct(self.transfer, self.peers, swarm)
         self.transfer.direct = self.direct
-        self.early = EarlyParts(self.transfer, record.directory)
+        self.early = EarlyParts(self.transfer, self.direct, record.directory)
         self._record = record
         self._swarm = swarm
         self._decode = decode

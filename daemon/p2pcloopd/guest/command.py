@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
-import trio
 
 from p2pcloop.cli.options import at_option, home_option
 from p2pcloop.cli.output import check_writable
@@ -29,17 +24,11 @@ from p2pcloop.formats.filesystem import (
     detect_filesystem,
 )
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import read_start
+from p2pcloop.making.pack import device_size, read_start
 from p2pcloop.store.home import Home
-from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.server import BlockServerSpec
-from p2pcloopd.entry import plain_errors, run
-from p2pcloopd.guest.disk import disk_of, size_of
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
-from p2pcloopd.guest.uml import run_guest
-from p2pcloopd.unix_listener import bind_unix_listener
 
 _EPILOG = """
 \b
@@ -133,18 +122,19 @@ def command(
     outcome = Outcome(started=time.monotonic())
     logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s\r")
     console_file = None if console == "stdio" else Path(console)
-    for output in (report, console_file):
-        if output is not None:
-            check_writable(output)
+    _check_outputs(report, console_file)
     home.create()
-    target = resolve_ref(ref, home, at=at)
+    target = resolve_ref(ref, home, at=at, meanwhile=_load)
     if isinstance(target, StoredRef):
         target.check_secret()
     _check_root(target, overlay)
     before = _status(target)
-    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=None if fill < 0 else fill)
+    booting, disks = _load()
+    disk = disks.disk_of(
+        target, overlay, home, ahead=not no_profile, fill=None if fill < 0 else fill
+    )
     fresh = overlay is None or not overlay.exists()
-    with _vhost_socket() as path:
+    with booting.vhost_socket() as path:
         spec = GuestSpec(
             vhost_socket=path,
             memory=mem,
@@ -155,11 +145,11 @@ def command(
             cpu=None if cpu == -1 else last_allowed_cpu() if cpu is None else cpu,
         )
         try:
-            _boot(spec, disk, outcome)
+            booting.boot(spec, disk, outcome)
         except P2pcloopError as err:
             outcome.error = err
     try:
-        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
+        recorded = keep_recording(home, _size(target), outcome, fresh=fresh)
         if report is not None:
             facts = image_facts(target, before, home) | outcome.facts()
             write_report(report, facts | {"profile": recorded})
@@ -171,7 +161,17 @@ def command(
     raise click.exceptions.Exit(outcome.guest.exit_code)
 
 
-_END_SECONDS = 10
+def _check_outputs(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            check_writable(path)
+
+
+def _load() -> tuple[ModuleType, ModuleType]:
+    """What runs guests and serves their disks: an eighth of a second to load, so while p2pcloopd
+    starts."""
+    boot = importlib.import_module("p2pcloopd.guest.boot")
+    return boot, importlib.import_module("p2pcloopd.guest.disk")
 
 
 def _check_root(target: ImageFile | StoredRef, overlay: Path | None) -> None:
@@ -194,58 +194,14 @@ def _check_root(target: ImageFile | StoredRef, overlay: Path | None) -> None:
         raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
 
 
-def _boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
-    with bind_unix_listener(spec.vhost_socket) as listener:
-        block = BlockServerProcess(replace(disk, vhost_user=listener))
-    with block:
-        run(partial(_run, spec, block, outcome))
-
-
-async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:
-    await block.wait_ready()
-    outcome.begun = time.monotonic()
-    disk_gone = trio.Event()
-
-    async def wait_for_block_server() -> None:
-        outcome.block = await block.finish()
-        disk_gone.set()
-
-    async with trio.open_nursery() as serving:
-        serving.start_soon(wait_for_block_server)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_when_stuck, disk_gone, nursery.cancel_scope)
-            # A guest that cannot boot has read something all the same: the report tells.
-            try:
-                with plain_errors():
-                    outcome.guest = await run_guest(spec)
-            except P2pcloopError as err:
-                outcome.error = err
-            nursery.cancel_scope.cancel()
-        block.stop()
-    if outcome.guest is None and outcome.error is None:
-        raise GuestError("the guest let go of its disk and did not end; it was killed")
-
-
-async def _end_when_stuck(disk_gone: trio.Event, scope: trio.CancelScope) -> None:
-    """A guest that ends lets go of its disk just before; one that goes on without it spins."""
-    await disk_gone.wait()
-    await trio.sleep(_END_SECONDS)
-    scope.cancel()
-
-
-@contextmanager
-def _vhost_socket() -> Iterator[Path]:
-    """A path for a socket that only this user can reach, in a folder that goes at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="p2pcloop-"))
-    try:
-        yield folder / "vda"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _published_append(target: ImageFile | StoredRef) -> str:
     return target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
 
 
 def _status(target: ImageFile | StoredRef) -> dict[str, Any] | None:
     return target.client.call("status") if isinstance(target, StoredRef) else None
+
+
+def _size(target: ImageFile | StoredRef) -> int:
+    """Bytes of the image's device."""
+    return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size

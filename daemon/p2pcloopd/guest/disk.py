@@ -6,7 +6,6 @@ from pathlib import Path
 
 from p2pcloop.cli.refs import StoredRef
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
@@ -43,8 +42,3 @@ def disk_of(
         fill=fill,
         note_touches=ahead,
     )
-
-
-def size_of(target: ImageFile | StoredRef) -> int:
-    """Bytes of the image's device."""
-    return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size

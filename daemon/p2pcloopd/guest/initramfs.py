@@ -16,7 +16,7 @@ from p2pcloopd.guest.network import (
 FAILURE_MARK = "p2pcloop: cannot boot: "
 """Begins the console line that says why the initramfs gave up; it powers off after it."""
 
-READ_AHEAD_KB = 64
+READ_AHEAD_KB = 16
 """What the guest reads ahead on its disk (measured: docs/performance.md). Kernels set up to 8192 on
 virtio-blk, which drags megabytes over the wire for each miss."""
 

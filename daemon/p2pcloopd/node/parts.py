@@ -1,16 +1,18 @@
-"""Early reads: bytes of a layer from mirrors, while the torrent's metadata is not here.
+"""Exact reads: bytes of a layer from mirrors, without the pieces round them.
 
 Metadata comes whole, 20 bytes a piece, and a reader needs but a few kilobytes before the first
 block: header, map, a page of the table, a chunk. So a mirror is asked for exactly these, and the
-metadata is got afterwards, once the first chunk was answered. Nothing of this is verified here:
-who reads compares every part with its SHA-256, and asks to heal what does not match. That, and
-all else that is read later, goes by the torrent. Parts are kept (engine/early.py): what was read
-once is here, whoever is gone.
+metadata is got afterwards, once the first chunk was answered. Later, what a guest waits for is
+asked for in the same way: the pieces round a chunk are twice as long as it. Nothing of this is
+verified here: who reads compares every part with its SHA-256, and asks to heal what does not match.
+That, and what others want at the same time, goes by the torrent. Parts are kept
+(engine/early.py): what was read once is here, whoever is gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -35,12 +37,16 @@ FOLLOW_SECONDS = 0.1
 
 RETRY_SECONDS = 2.0
 
+MAX_GIVEN = 1024
+"""Parts of a layer of which it is remembered who gave them: a reader complains at once."""
+
 _Key = tuple[int, int]
+_Found = tuple[bytes, MirrorReader]
 
 
 @dataclass(slots=True)
 class _Early:
-    """A layer of whose torrent the metadata is not here.
+    """A layer, and who has it.
 
     Attributes:
         disputed: manifests say different things of the layer, so that it cannot be told which of
@@ -59,7 +65,7 @@ class _Early:
 
 
 class EarlyReads:
-    """The layers that are read from mirrors until their metadata is here."""
+    """The layers that mirrors are known of."""
 
     def __init__(self, wire: Wire) -> None:
         """`wire` counts what crosses to and from mirrors."""
@@ -80,11 +86,14 @@ class EarlyReads:
         mirrors = dict.fromkeys(mirror for early in known for mirror in early.mirrors)
         return [mirror.base for mirror in sorted(mirrors, key=_order)]
 
-    async def read(self, torrent: Torrent, offset: int, length: int, *, heal: bool) -> bytes | None:
+    async def read(
+        self, torrent: Torrent, offset: int, length: int, *, heal: bool = False, ahead: bool = False
+    ) -> bytes | None:
         """Bytes of a layer, not verified; None where they are to be had by the torrent.
 
         Args:
             heal: what was answered here did not match its hash.
+            ahead: nobody is kept waiting.
         """
         key = (offset, length)
         early = self._layers.get(torrent.info_hash)
@@ -102,8 +111,8 @@ class EarlyReads:
         done = early.under_way[key] = trio.Event()
         try:
             data = await torrent.early.read(offset, length)
-            if data is None and torrent.layout is None and not early.disputed:
-                with torrent.transfer.demand.waiting():
+            if data is None and not early.disputed:
+                with nullcontext() if ahead else torrent.transfer.demand.waiting():
                     data = await self._bring(torrent, early, key)
         finally:
             del early.under_way[key]
@@ -119,13 +128,8 @@ class EarlyReads:
         For pieces that a reader waits for once the metadata is here (engine/direct.py).
         """
         early = self._layers.get(info_hash)
-        usable = [] if early is None or early.disputed else [m for m in early.mirrors if m.usable]
-        if early is None or not usable:
-            return None
-        try:
-            return await min(usable, key=_order).range(early.layer, offset, length)
-        except P2pcloopError:
-            return None  # it keeps its own error, for whoever asks for the status
+        found = None if early is None else await _ask_best(early, (offset, length))
+        return None if found is None else found[0]
 
     async def info(self, info_hash: bytes, *, alone: bool) -> bytes | None:
         """The bencoded info dictionary of a layer's torrent; None where no mirror gives it.
@@ -167,10 +171,31 @@ class EarlyReads:
             early.mirrors.remove(mirror)
 
     async def _bring(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
+        """Get a part, and keep it; None where it is to be had by the torrent."""
+        if torrent.layout is None:
+            found = await self._bring_first(torrent, early, key)
+        elif key[1] <= torrent.early.room and torrent.direct.suits(*key):
+            found = None
+            with trio.move_on_after(STAGGER_SECONDS):
+                found = await _ask_best(early, key)
+            if found is None:
+                torrent.direct.pause()
+        else:
+            return None
+        if found is None:
+            return None
+        data, early.given[key] = found
+        if len(early.given) > MAX_GIVEN:
+            del early.given[next(iter(early.given))]
+        torrent.peers.on_bytes(len(data))
+        torrent.early.keep(key[0], data)
+        return data
+
+    async def _bring_first(self, torrent: Torrent, early: _Early, key: _Key) -> _Found | None:
         """Get a part from the first mirror that answers, unless the metadata comes before."""
         mirrors = sorted((m for m in early.mirrors if m.usable), key=_order)
 
-        async def ask(mirror: MirrorReader) -> tuple[bytes, MirrorReader]:
+        async def ask(mirror: MirrorReader) -> _Found:
             return await mirror.range(early.layer, *key), mirror
 
         async def lose_patience() -> None:
@@ -186,11 +211,19 @@ class EarlyReads:
             nursery.start_soon(lose_patience)
             found = await _first(mirrors, ask)
             nursery.cancel_scope.cancel()
-        if found is None:
-            return None
-        data, early.given[key] = found
-        await torrent.early.keep(key[0], data)
-        return data
+        return found
+
+
+async def _ask_best(early: _Early, key: _Key) -> _Found | None:
+    """A part from the mirror that answered last; None where it fails, or there is none."""
+    usable = [] if early.disputed else [mirror for mirror in early.mirrors if mirror.usable]
+    if not usable:
+        return None
+    mirror = min(usable, key=_order)
+    try:
+        return await mirror.range(early.layer, *key), mirror
+    except P2pcloopError:
+        return None  # it keeps its own error, for whoever asks for the status
 
 
 async def _first(

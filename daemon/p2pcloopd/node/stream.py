@@ -28,6 +28,8 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
     fields.end()
     torrents = {torrent.info_hash: torrent for torrent, _, _ in ranges}.values()
+    # Of many, peers give the pieces round them; one alone is asked for as what a reader waits for.
+    alone = len(ranges) == 1
     room = Room(LOOKAHEAD)
     failures: list[P2pcloopError] = []
 
@@ -35,7 +37,9 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
         torrent, offset, length = wanted
         try:
             if not await _is_here(torrent, offset, length):
-                data = await torrent.read(offset, length, ahead=True)
+                data = await node.early.read(torrent, offset, length, ahead=True) if alone else None
+                if data is None:
+                    data = await torrent.read(offset, length, ahead=True)
                 await call.emit("data", number=number, data=data)
         except P2pcloopError as err:
             failures.append(err)

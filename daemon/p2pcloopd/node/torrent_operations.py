@@ -46,7 +46,7 @@ async def layout(node: Node, call: Call) -> dict[str, Any]:
 
 
 async def read(node: Node, call: Call) -> dict[str, Any]:
-    """Bytes of the torrent's content; waits for them as long as it takes."""
+    """Bytes of the torrent's content, for the reader to verify; waits as long as it takes."""
     fields = fields_of(call)
     torrent = take_torrent(node, fields)
     offset = fields.integer("offset", 0, MAX_IMAGE_SIZE)

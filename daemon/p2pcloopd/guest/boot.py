@@ -1,0 +1,79 @@
+"""A guest and its block server, from the start of both to the end of both."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloopd.block.process import BlockServerProcess
+from p2pcloopd.block.server import BlockServerSpec
+from p2pcloopd.entry import plain_errors, run
+from p2pcloopd.guest.report import Outcome
+from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.uml import run_guest
+from p2pcloopd.unix_listener import bind_unix_listener
+
+_END_SECONDS = 10
+
+
+def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+    """Boot a guest and wait for its end; what there is to tell of it goes to `outcome`.
+
+    Raises:
+        P2pcloopError: why it could not be started, or how it was lost.
+    """
+    with bind_unix_listener(spec.vhost_socket) as listener:
+        block = BlockServerProcess(replace(disk, vhost_user=listener))
+    with block:
+        run(partial(_run, spec, block, outcome))
+
+
+async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:
+    await block.wait_ready()
+    outcome.begun = time.monotonic()
+    disk_gone = trio.Event()
+
+    async def wait_for_block_server() -> None:
+        outcome.block = await block.finish()
+        disk_gone.set()
+
+    async with trio.open_nursery() as serving:
+        serving.start_soon(wait_for_block_server)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_when_stuck, disk_gone, nursery.cancel_scope)
+            # A guest that cannot boot has read something all the same: the report tells.
+            try:
+                with plain_errors():
+                    outcome.guest = await run_guest(spec)
+            except P2pcloopError as err:
+                outcome.error = err
+            nursery.cancel_scope.cancel()
+        block.stop()
+    if outcome.guest is None and outcome.error is None:
+        raise GuestError("the guest let go of its disk and did not end; it was killed")
+
+
+async def _end_when_stuck(disk_gone: trio.Event, scope: trio.CancelScope) -> None:
+    """A guest that ends lets go of its disk just before; one that goes on without it spins."""
+    await disk_gone.wait()
+    await trio.sleep(_END_SECONDS)
+    scope.cancel()
+
+
+@contextmanager
+def vhost_socket() -> Iterator[Path]:
+    """A path for a socket that only this user can reach, in a folder that goes at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="p2pcloop-"))
+    try:
+        yield folder / "vda"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
