@@ -56,11 +56,11 @@ def missing_chunks(image: MergedImage, chunks: Iterable[ChunkKey]) -> dict[ByteR
 def following_chunk(image: MergedImage, layer: int, number: int) -> ByteRange | None:
     """What to fetch next where chunks are read one after the other; None where they are not.
 
-    A chunk whose two neighbours before it were read is taken for part of such a run. In the boot of
-    a Debian from a cloop 31 % of the misses are foreseen so, for 6 % more bytes; one neighbour
-    would foresee 45 % for 12 %.
+    A chunk whose neighbour before it was read is taken for part of such a run. In the boot of a
+    Debian from a cloop 45 % of the misses are foreseen so, for 12 % more bytes; two neighbours
+    would foresee 31 % for 6 %.
     """
-    if not (image.touched(layer, number - 1) and image.touched(layer, number - 2)):
+    if not image.touched(layer, number - 1):
         return None
     if number + 1 >= image.layers[layer].header.chunk_count or image.touched(layer, number + 1):
         return None

@@ -130,9 +130,8 @@ def command(
     _check_root(target, overlay)
     before = _status(target)
     booting, disks = _load()
-    disk = disks.disk_of(
-        target, overlay, home, ahead=not no_profile, fill=None if fill < 0 else fill
-    )
+    rate = None if fill < 0 else fill
+    disk = disks.disk_of(target, overlay, home, ahead=not no_profile, fill=rate)
     fresh = overlay is None or not overlay.exists()
     with booting.vhost_socket() as path:
         spec = GuestSpec(
