@@ -99,6 +99,34 @@ async def test_who_does_not_answer_keeps_no_reader_waiting(
         assert await torrent.read(PIECE, 9) == content[PIECE : PIECE + 9]
 
 
+async def test_of_pieces_that_are_known_in_part_the_rest_is_asked_for(
+    nodes: Nodes, content: bytes
+) -> None:
+    asked: list[tuple[int, int]] = []
+    async with reading(nodes, content, serving(content, asked)) as (_, torrent):
+        ranges = [(4 * PIECE - 7, 100), (5 * PIECE, PIECE), (6 * PIECE - 3, 50), (9 * PIECE, 9)]
+        known = {at: content[at : at + size] for at, size in ranges}
+        assert await torrent.direct.complete([4, 5, 8], known)
+        await until(lambda: torrent.have_bytes == 3 * PIECE)
+        assert asked == [(4 * PIECE + 93, PIECE - 93), (8 * PIECE, PIECE)]
+        assert not await torrent.direct.complete([20], {20 * PIECE: b"wrong"})
+        assert torrent.have_bytes == 3 * PIECE
+
+
+async def test_a_range_suits_where_none_of_its_pieces_is_here_or_wanted(
+    nodes: Nodes, content: bytes
+) -> None:
+    async with reading(nodes, content, serving(content, [])) as (_, torrent):
+        direct = torrent.direct
+        assert direct.suits(PIECE - 1, 2)
+        assert not direct.suits(len(content) - 1, 2)
+        await torrent.read(PIECE, 1)
+        await until(lambda: not direct.suits(PIECE - 1, 2))
+        assert direct.suits(PIECE - 1, 1)
+        torrent.transfer.crowded = True
+        assert not direct.suits(PIECE - 1, 1)
+
+
 async def test_in_a_crowd_the_swarm_is_asked(nodes: Nodes, content: bytes) -> None:
     asked: list[tuple[int, int]] = []
     async with reading(nodes, content, serving(content, asked)) as (_, torrent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from p2pcloop.store.parts import Parts
@@ -68,3 +69,33 @@ async def test_a_part_that_lies_outside_is_dropped(
             await torrent.metadata()
             await until(lambda: Parts(directory).ranges == [])
         assert torrent.have_bytes == PIECE
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
+async def test_what_lies_between_is_asked_of_a_server_and_wrong_parts_of_the_swarm(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    monkeypatch.setattr(early, "QUIET_SECONDS", 0.05)
+    asked: list[tuple[int, int]] = []
+
+    async def ask(offset: int, length: int) -> bytes:
+        asked.append((offset, length))
+        await trio.lowlevel.checkpoint()
+        return content[offset : offset + length]
+
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        torrent.direct.ask = ask
+        directory = nodes.directory("2", seeded.info_hash)
+        at = 3 * PIECE + 1000
+        part = content[at : at + PIECE]
+        torrent.early.keep(at, part[:-1] + b"w" if wrong else part)
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+            await until(lambda: torrent.have_bytes == 2 * PIECE)
+            await until(lambda: not Parts(directory).ranges)
+            assert await torrent.read(at, PIECE) == part
+        assert asked == [(3 * PIECE, 1000), (at + PIECE, PIECE - 1000)]
+        received = (await reader.statistics()).torrents[0].traffic.payload_received
+        assert bool(received) == wrong

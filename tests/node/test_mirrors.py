@@ -278,6 +278,45 @@ def test_wrong_bytes_are_healed_by_the_torrent_and_the_liar_is_not_asked_again(
         assert "wrong bytes" in mirror_state(reader, liar.url)["error"]
 
 
+def test_what_is_read_later_comes_alone_too_unless_pieces_of_it_are_here(
+    nodes: Nodes, published: Published
+) -> None:
+    reader = nodes.start()
+    with nginx(published.directory) as web:
+        reader.call("resolve", ref=link_to(published, web.url, peers=True))
+        assert read(reader, published, *CHUNK) == published.chunk()
+        wait_until(lambda: state(reader, published)["name"])
+        before = len(web.requests())
+        for at, size in ((len(INDEX) + 50_000, 3000), (len(INDEX) + 53_000, 100)):
+            for _ in range(2):
+                assert read(reader, published, at, size) == published.content[at : at + size]
+        asked = [each.range for each in web.requests()[before:]]
+        assert asked == ["bytes=50000-52999", "bytes=53000-53099"]
+        assert state(reader, published)["have_bytes"] == 0
+        reader.call("fetch", torrent=published.layer.torrent)
+        before = len(web.requests())
+        assert read(reader, published, 0, 100_000) == published.content[:100_000]
+        assert len(web.requests()) == before
+
+
+@pytest.mark.parametrize("fault", [Fault.WRONG_BYTES, Fault.NOT_FOUND, Fault.HANGS])
+def test_a_mirror_that_goes_wrong_later_keeps_nobody_from_the_torrent(
+    nodes: Nodes, published: Published, fault: Fault
+) -> None:
+    reader = nodes.start()
+    at, size = len(INDEX) + 50_000, 3000
+    right = published.content[at : at + size]
+    with misbehaving(published.directory) as bad:
+        reader.call("resolve", ref=link_to(published, bad.url, peers=True))
+        assert read(reader, published, *CHUNK) == published.chunk()
+        wait_until(lambda: state(reader, published)["name"])
+        bad.fault = fault
+        assert (read(reader, published, at, size) == right) == (fault is not Fault.WRONG_BYTES)
+        assert read(reader, published, at, size, heal=True) == right
+        assert read(reader, published, at, size) == right
+        wait_until(lambda: state(reader, published)["have_bytes"])
+
+
 def test_a_mirror_that_dies_half_way_gives_way(nodes: Nodes, published: Published) -> None:
     reader = nodes.start()
     with nginx(published.directory) as web:

@@ -117,7 +117,10 @@ class EarlyParts:
         wanted = [part for part in parts if not set(batch).isdisjoint(layout.pieces_of(*part))]
         known = {part[0]: await self.read(*part) or b"" for part in wanted}
         with trio.move_on_after(PATIENCE_SECONDS):
-            return await self._direct.complete(batch, known)
+            if await self._direct.complete(batch, known):
+                while not all(map(self._transfer.has, batch)):  # libtorrent is about to say so
+                    await self._transfer.change()
+                return True
         return False
 
     async def _ask(self, batch: list[int], left: list[Range]) -> None:
