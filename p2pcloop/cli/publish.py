@@ -17,8 +17,9 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Publisher, reference
 from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
 from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
-from p2pcloop.formats.manifest import BootParameters, Manifest
+from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target

@@ -14,6 +14,7 @@ from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.cli.release import Content, Publisher
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     ROOT_HINT,
@@ -22,7 +23,6 @@ from p2pcloop.formats.filesystem import (
     detect_filesystem,
 )
 from p2pcloop.formats.link import parse_link
-from p2pcloop.formats.manifest import BootParameters
 from p2pcloop.formats.name import check_label
 from p2pcloop.making.local import ImageFile, inspect_file, unchanged
 from p2pcloop.making.pack import read_start, write_layer
