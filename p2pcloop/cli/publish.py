@@ -25,7 +25,7 @@ from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target
 from p2pcloop.making.delta import Delta
 from p2pcloop.making.local import ImageFile, inspect_file, unchanged
-from p2pcloop.making.pack import open_target
+from p2pcloop.making.pack import device_roots, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
@@ -216,7 +216,7 @@ def _boot(request: _Request, target: Target, base: StoredRef | None) -> BootPara
     if request.file.kind == "overlay":
         return boot
     start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
-    return replace(boot, root_type=detect_filesystem(start))
+    return replace(boot, root_type=detect_filesystem(start), roots=device_roots(request.file))
 
 
 def _facts(delta: Delta | None) -> dict[str, Any]:
