@@ -33,7 +33,7 @@ time that grows with the square of it."""
 MAX_DIRECTORIES = 8 << 20
 """Bytes of all directories together: 30,000 files with both extensions, 80 MB of memory."""
 
-MAX_SECONDS = 20.0
+MAX_SECONDS = 10.0
 MAX_EXTENTS = 4096
 """16 TiB in extents of 4 GiB."""
 
@@ -93,7 +93,9 @@ def read_iso(fd: int, size: int) -> Iso:
     Raises:
         FormatError: it is damaged, or says what cannot be.
     """
-    from pycdlib import PyCdlib  # noqa: PLC0415  25 ms that nothing but a CD image needs
+    # 25 ms that nothing but a CD image needs.
+    from pycdlib import PyCdlib  # noqa: PLC0415
+    from pycdlib.pycdlibexception import PyCdlibException  # noqa: PLC0415
 
     file = _Limited(fd, size)
     iso = PyCdlib()
@@ -107,8 +109,9 @@ def read_iso(fd: int, size: int) -> Iso:
         if file.exceeded and iso.eltorito_boot_catalog is None and iso.pvds:
             # Not a CD to boot from: a file system with more in it than any live CD has.
             return Iso(_text(iso.pvd.volume_identifier), "ISO 9660", boots=False, images=())
+        said = str(err) if isinstance(err, PyCdlibException) else f"damaged ({type(err).__name__})"
         raise FormatError(
-            f"its directories cannot be read: {file.exceeded or str(err) or type(err).__name__}",
+            f"its directories cannot be read: {file.exceeded or said}",
             hint="fetch it again; or mount it, and seed the file in it that is the image",
         ) from err
 

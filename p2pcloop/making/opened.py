@@ -125,9 +125,9 @@ class OpenImage:
         """Read from the device: the parts, and zeros between them. Errors as of `OpenPart.read`."""
         found, at, end = [], offset, offset + length
         for part in self._parts:
-            if at < part.start < end:
-                found.append(bytes(part.start - at))
-                at = part.start
+            if at < min(part.start, end):
+                found.append(bytes(min(part.start, end) - at))
+                at += len(found[-1])
             stop = min(end, part.start + part.size)
             if part.start <= at < stop:
                 found.append(part.read(at - part.start, stop - at))
