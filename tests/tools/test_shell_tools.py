@@ -28,7 +28,8 @@ def test_the_scripts_are_found() -> None:
     names = {str(path.relative_to(CHECKOUT)) for path in SCRIPTS}
     assert names >= {
         ".ci/run", "tools/bench", "tools/build-image", "tools/check", "tools/customise-debian",
-        "tools/customise-knoppix", "tools/get-uml-kernel", "tools/hello-deb", "tools/quickstart", "tools/setup",
+        "tools/customise-knoppix", "tools/get-uml-kernel", "tools/hello-deb", "tools/quickstart",
+        "tools/setup",
     }  # fmt: skip
 
 
