@@ -77,7 +77,7 @@ def build_tiny_image(path: Path, *, size: int = DEFAULT_SIZE) -> None:
 
 
 def fill_root(root: Path) -> None:
-    """Make the folder `root`, and in it what the file system will hold."""
+    """Put the files of the image into an empty directory."""
     for name in _DIRECTORIES:
         (root / name).mkdir(parents=True)
     busybox = root / "bin/busybox"

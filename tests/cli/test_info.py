@@ -47,7 +47,7 @@ def test_a_cd_tells_what_on_it_is_the_image(p2pcloop: Run, tmp_path: Path) -> No
     path = tmp_path / "cd.iso"
     make_cd(path, [cloop])
     facts = p2pcloop("info", path, "--json").json
-    assert facts == {
+    expected = {
         "file": str(path),
         "format": "iso",
         "stored": path.stat().st_size,
@@ -68,6 +68,7 @@ def test_a_cd_tells_what_on_it_is_the_image(p2pcloop: Run, tmp_path: Path) -> No
         "filesystem": "",
         "stored_share": path.stat().st_size / (5 * 65536),
     }
+    assert {key: facts[key] for key in expected} == expected
     out = p2pcloop("info", path).out
     assert "KNOPPIX/KNOPPIX: cloop, " in out
     make_iso(path, {"a": b"a"}, "-r")
