@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from p2pcloop.cli.info_iso import image_text, iso_facts
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.formats.cloop import open_cloop
@@ -14,13 +15,14 @@ from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import read_start
+from p2pcloop.making.pack import device_size, read_start
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
 \b
 Examples:
+  p2pcloop info KNOPPIX.iso
   p2pcloop info KNOPPIX.cloop
   p2pcloop info mine.delta
   p2pcloop info @key/debian --json
@@ -33,7 +35,7 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
-    """Tell what REF (a link, @key/label) or FILE (a cloop, a raw image, an overlay) is."""
+    """Tell what REF (a link, @key/label) or FILE (a cloop, a CD, a raw image, an overlay) is."""
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         with target.client:
@@ -63,6 +65,8 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
                 "blocks": header.block_count,
                 "seeded_in_place": can_stay(cloop),
             }
+    elif file.kind == "iso":
+        facts |= iso_facts(file) | {"size": device_size(file)}
     else:
         facts["size"] = check_image_size(file.size)
     facts["filesystem"] = detect_filesystem(read_start(file, PROBE_SIZE))
@@ -113,6 +117,8 @@ def _to_text(key: str, value: object) -> str:
         return value.hex()
     if key == "created" and isinstance(value, int):
         return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
+    if key == "images" and isinstance(value, list):
+        return "; ".join(map(image_text, value))
     if isinstance(value, float):
         return f"{value:.1%}"
     if isinstance(value, bool) or value in (None, ""):

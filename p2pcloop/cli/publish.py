@@ -17,14 +17,15 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Publisher, reference
 from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
 from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
-from p2pcloop.formats.manifest import BootParameters, Manifest
+from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target
 from p2pcloop.making.delta import Delta
 from p2pcloop.making.local import ImageFile, inspect_file, unchanged
-from p2pcloop.making.pack import open_target
+from p2pcloop.making.pack import device_roots, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
@@ -215,7 +216,7 @@ def _boot(request: _Request, target: Target, base: StoredRef | None) -> BootPara
     if request.file.kind == "overlay":
         return boot
     start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
-    return replace(boot, root_type=detect_filesystem(start))
+    return replace(boot, root_type=detect_filesystem(start), roots=device_roots(request.file))
 
 
 def _facts(delta: Delta | None) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from p2pcloop.cli.passphrase import ask_passphrase
 from p2pcloop.cli.publishing import serve_version
 from p2pcloop.cli.refs import StoredRef, words_of_the_user
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
+from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import (
     MAX_LAYERS,
-    BootParameters,
     LayerRef,
     Manifest,
     ManifestRef,

@@ -14,6 +14,7 @@ from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.cli.release import Content, Publisher
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     ROOT_HINT,
@@ -22,16 +23,16 @@ from p2pcloop.formats.filesystem import (
     detect_filesystem,
 )
 from p2pcloop.formats.link import parse_link
-from p2pcloop.formats.manifest import BootParameters
-from p2pcloop.formats.name import check_label
+from p2pcloop.formats.name import check_label, suggest_label
 from p2pcloop.making.local import ImageFile, inspect_file, unchanged
-from p2pcloop.making.pack import read_start, write_layer
+from p2pcloop.making.pack import device_roots, read_start, write_layer
 from p2pcloop.store.home import Home
 from p2pcloop.units import format_size
 
 _EPILOG = """
 \b
 Examples:
+  p2pcloop seed KNOPPIX.iso
   p2pcloop seed KNOPPIX.cloop --name knoppix
   p2pcloop seed disk.img --name my-disk --json
 """
@@ -39,7 +40,9 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
+@click.option(
+    "--name", "label", metavar="LABEL", help="What you call the image; else its file's name."
+)
 @click.option(
     "--append", default="", metavar="ARGS", help="Words for the guest kernel's command line."
 )
@@ -49,7 +52,7 @@ Examples:
 @json_option
 def command(
     image: Path,
-    label: str,
+    label: str | None,
     append: str,
     key_name: str | None,
     home: Home,
@@ -57,14 +60,16 @@ def command(
     public: bool,
     as_json: bool,
 ) -> None:
-    """Serve IMAGE, a .cloop or a raw image, to peers, under LABEL and your key.
+    """Serve IMAGE, a .cloop, a CD or a raw image, to peers, under LABEL and your key.
 
-    A .cloop is served where it lies: no second copy, no repacking; leave it there unchanged. A raw
-    image is packed (zstd) into the node's home. Prints the name and a link that others boot with;
-    by default only this machine reaches the node (docs/daemon.md tells how to serve others).
+    A .cloop is served where it lies: no second copy, no repacking; leave it there unchanged. So is
+    a CD (.iso): what is booted is the KNOPPIX/KNOPPIX on it, with KNOPPIX/KNOPPIX2 and so on, or a
+    Debian live CD's live/filesystem.squashfs, or else the CD itself. A raw image is packed (zstd)
+    into the node's home. Prints the name and a link that others boot with; by default only this
+    machine reaches the node (docs/daemon.md tells how to serve others).
     """
     with words_of_the_user():
-        check_label(label)
+        label = check_label(label or suggest_label(image.stem))
     file = inspect_file(image)
     if file.kind == "overlay":
         raise UsageError(
@@ -102,13 +107,15 @@ def seed_content(
         if note:
             click.echo(note, err=True)
         layer = who.serve_layer(staging, header)
-        boot = BootParameters(detect_filesystem(read_start(file, PROBE_SIZE)), append)
+        filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
+        boot = BootParameters(filesystem, append, device_roots(file))
     return Content(header.image_size, (layer,), boot=boot), {
         "torrent": layer.torrent,
         "size": header.image_size,
         "filesystem": boot.root_type,
         "stored": header.pack_length,
-        "in_place": str(file.path) if not note and file.kind == "cloop" else None,
+        "images": [part.name for part in file.inside],
+        "in_place": str(file.path) if not note and file.kind in ("cloop", "iso") else None,
     }
 
 
@@ -125,6 +132,8 @@ def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     click.echo(f"serving {answer['name']}, version {answer['version']}")
     where = f", read from {place}: leave it there, unchanged" if place else ""
     click.echo(f"  {_to_size(answer)}{where}")
+    if answer["images"]:
+        click.echo(f"  from that CD: {', '.join(filter(None, answer['images'])) or 'all of it'}")
     click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
 
 

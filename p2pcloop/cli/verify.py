@@ -79,7 +79,7 @@ def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
     with progress_bar("verifying", quiet=quiet) as progress:
         make_index(file, progress)
     text = f"{format_size(file.size)} read"
-    if file.kind == "cloop":
+    if any(part.kind == "cloop" for part in file.parts):
         text += " and decoded: every block is whole"
     else:
         text += "; a raw image has no hashes to compare with"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
+from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.zlib_stream import decode_block
 from p2pcloop.units import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, SECTOR_SIZE
 
@@ -203,12 +204,13 @@ class CloopFile:
         index: header and offsets, checked.
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, extents: Extents | None = None) -> None:
         """Take over `fd`; see `open_cloop`."""
         self.path = path
         self._fd = fd
         try:
-            self.index = read_cloop_header(self._pread, os.lseek(fd, 0, os.SEEK_END))
+            self._extents = extents or Extents([(0, os.lseek(fd, 0, os.SEEK_END))])
+            self.index = read_cloop_header(self._pread, self._extents.size)
         except FormatError as err:
             raise FormatError(f"{path}: {err}", hint=err.hint or _AGAIN) from err
         except OSError as err:
@@ -278,19 +280,18 @@ class CloopFile:
 
     def _pread(self, offset: int, length: int) -> bytes:
         """Read `length` bytes, or fewer at the end of the file."""
-        parts = []
         try:
-            while length and (part := os.pread(self._fd, length, offset)):
-                parts.append(part)
-                offset += len(part)
-                length -= len(part)
+            return self._extents.pread(self._fd, length, offset)
         except OSError as err:
             raise storage_error(f"cannot read {self.path}", err) from err
-        return b"".join(parts)
 
 
-def open_cloop(path: Path) -> CloopFile:
+def open_cloop(path: Path, extents: Extents | None = None) -> CloopFile:
     """Open a cloop file or block device for reading and check header and index.
+
+    Args:
+        path: of the cloop, or of the file in which it lies.
+        extents: where in it, if not from start to end.
 
     Raises:
         FormatError: see `read_cloop_header`.
@@ -305,7 +306,7 @@ def open_cloop(path: Path) -> CloopFile:
     except OSError as err:
         raise storage_error(f"cannot read {path}", err) from err
     try:
-        return CloopFile(path, fd)
+        return CloopFile(path, fd, extents)
     except BaseException:
         os.close(fd)
         raise

@@ -2,18 +2,20 @@
 
 A signed manifest is an envelope (formats/signed.py) round a canonical msgpack map. The manifest's
 id is the SHA-256 of the body. Of the formats the first is written that can say it, so that what was
-published once keeps its id: format 3 only where there is a profile.
+published once keeps its id: format 3 only where there is a profile, format 4 only where a root
+is made of several file systems.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import FormatError
+from p2pcloop.formats.boot import BootParameters, read_boot
 from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
 from p2pcloop.formats.name import KEY_SIZE, LABEL_MAX, Name, check_label
 from p2pcloop.formats.packing import Fields
@@ -28,7 +30,7 @@ from p2pcloop.formats.signed import (
 )
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
-FORMATS = (1, 2, 3)
+FORMATS = (1, 2, 3, 4)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
 ID_SIZE = 32
 INFO_HASH_SIZE = 20
@@ -62,19 +64,6 @@ class LayerRef:
     header_length: int
     pack_length: int
     piece_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class BootParameters:
-    """What the guest's kernel is told; never a path or a program of the host.
-
-    Attributes:
-        root_type: the file system of the device ("ext4"), or "" where it is not known.
-        append: words for the kernel's command line.
-    """
-
-    root_type: str = ""
-    append: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +106,7 @@ class Manifest:
     created: int
     size: int
     layers: tuple[LayerRef, ...]
-    boot: BootParameters = BootParameters()
+    boot: BootParameters = field(default_factory=BootParameters)
     message: str = ""
     previous: ManifestRef | None = None
     parent: ManifestRef | None = None
@@ -197,22 +186,31 @@ def open_manifest(data: bytes) -> SignedManifest:
 def _to_map(manifest: Manifest) -> dict[str, Any]:
     later = _later_fields(manifest)
     fields: dict[str, Any] = {
-        "format": 3 if manifest.profile else 2 if later else 1,
+        "format": _format_of(manifest, later),
         "key": manifest.key,
         "label": manifest.label,
         "version": manifest.version,
         "created": manifest.created,
         "size": manifest.size,
         "layers": [_pack_layer(layer) for layer in manifest.layers],
-        "boot": {"root_type": manifest.boot.root_type, "append": manifest.boot.append},
+        "boot": manifest.boot.to_map(),
     }
-    if not later and manifest.parent is not None:
+    if fields["format"] == 1 and manifest.parent is not None:
         fields["parent"] = manifest.parent.id
     return fields | later
 
 
+def _format_of(manifest: Manifest, later: dict[str, Any]) -> int:
+    """The first format that can say it."""
+    if manifest.boot.roots:
+        return 4
+    if manifest.profile:
+        return 3
+    return 2 if later else 1
+
+
 def _later_fields(manifest: Manifest) -> dict[str, Any]:
-    """What only formats 2 and 3 say; what is not said is absent."""
+    """What format 1 cannot say, but for `roots`; what is not said is absent."""
     fields: dict[str, Any] = {}
     if manifest.profile:
         fields["profile"] = manifest.profile
@@ -224,7 +222,8 @@ def _later_fields(manifest: Manifest) -> dict[str, Any]:
         fields["sources"] = [_pack_layer(layer) for layer in manifest.sources]
     if manifest.key_check is not None:
         fields["key_check"] = manifest.key_check
-    if manifest.parent is not None and (fields or manifest.parent.torrent is not None):
+    later = bool(fields or manifest.boot.roots)
+    if manifest.parent is not None and (later or manifest.parent.torrent is not None):
         fields["parent"] = {"id": manifest.parent.id, "torrent": manifest.parent.torrent}
     return fields
 
@@ -244,19 +243,18 @@ def _from_map(values: dict[str, Any]) -> Manifest:
     number = check_format(values, FORMATS, "the manifest")
     fields = Fields(values, "a manifest")
     fields.integer("format", number, number)
-    boot = fields.map("boot")
+    size = fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE)
     manifest = Manifest(
         key=fields.data("key", KEY_SIZE),
         label=check_label(fields.text("label", LABEL_MAX)),
         version=fields.integer("version", 1, MAX_VERSION),
         created=fields.integer("created", 0, MAX_TIME),
-        size=fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE),
+        size=size,
         layers=tuple(_read_layer(item) for item in fields.items("layers", MAX_LAYERS)),
-        boot=BootParameters(boot.text("root_type", 32), boot.text("append", 1024)),
+        boot=read_boot(fields.map("boot"), size),
         **(_read_parent(fields) if number == 1 else _read_later(fields)),
-        profile=fields.blob("profile", MAX_TOUCHES_SIZE) if number == 3 else b"",
+        profile=_read_profile(fields) if number >= 3 else b"",
     )
-    boot.end()
     fields.end()
     _check(manifest)
     if _to_map(manifest) != values:
@@ -295,6 +293,10 @@ def _read_later(fields: Fields) -> dict[str, Any]:
         ),
         "key_check": fields.optional_data("key_check", KEY_CHECK_SIZE),
     }
+
+
+def _read_profile(fields: Fields) -> bytes:
+    return fields.blob("profile", MAX_TOUCHES_SIZE) if "profile" in fields else b""
 
 
 def _read_ref(fields: Fields, key: str) -> ManifestRef | None:

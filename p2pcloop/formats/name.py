@@ -53,6 +53,12 @@ def check_label(label: str) -> str:
     return label
 
 
+def suggest_label(text: str) -> str:
+    """Make a label of a file's name; what cannot be one comes back as it cannot be used."""
+    label = re.sub(r"[^a-z0-9._]+", "-", text.lower())[:LABEL_MAX]
+    return re.sub(r"\.{2,}", ".", label).strip("._-") or text
+
+
 def format_key(key: bytes) -> str:
     """Write a public key as its 52 characters."""
     return base64.b32encode(key).decode("ascii").lower().rstrip("=")

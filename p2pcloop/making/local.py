@@ -1,4 +1,4 @@
-"""Opens an image file that lies here, a cloop or a raw image, without a store or a daemon.
+"""Opens an image file that lies here, a cloop, a CD or a raw image, without a store or a daemon.
 
 Its index is made by reading it once; it is kept in a cache folder, since a file that has the same
 place, size, time and inode number has the same content.
@@ -10,19 +10,24 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
-from p2pcloop.formats.cloop import CloopFile, is_cloop, open_cloop
+from p2pcloop.formats.cloop import is_cloop
+from p2pcloop.formats.extents import Extents
+from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.formats.index import open_index
+from p2pcloop.formats.iso import is_iso
 from p2pcloop.formats.overlay_header import MAGIC as OVERLAY_MAGIC
 from p2pcloop.image.content import LocalContent
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
-from p2pcloop.making.build import Progress, can_stay, index_cloop, index_raw
+from p2pcloop.making.build import Progress
+from p2pcloop.making.opened import OpenImage
+from p2pcloop.making.parts import Part, find_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +36,40 @@ class ImageFile:
 
     Attributes:
         path: absolute.
-        kind: "cloop", "raw" or "overlay".
+        kind: "cloop", "iso", "raw" or "overlay".
         size: bytes of the file.
+        inside: of a CD image, what on it is the image.
     """
 
     path: Path
     kind: str
     size: int
+    inside: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What in it is the image, from base to top: parts of a CD image, or all of the file."""
+        return self.inside or (Part("", self.kind, Extents([(0, self.size)])),)
 
 
 def inspect_file(path: Path) -> ImageFile:
-    """Tell what a file is by its first and last bytes.
+    """Tell what a file is by its first and last bytes, and what on a CD image is the image.
 
     Raises:
         NotHereError: there is no such file.
         UsageError: it is not a file, or empty.
+        FormatError: a CD image that is damaged.
     """
     try:
         # Before it is opened: opening a FIFO waits for a writer.
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"{path} is not a file: a regular one is needed")
         with path.open("rb") as file:
-            start = file.read(512)
+            start = file.read(PROBE_SIZE)
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - CLOOP_HEADER_SIZE))
             end = file.read(CLOOP_HEADER_SIZE)
+            inside = find_parts(path, file.fileno(), size) if is_iso(start) else ()
     except FileNotFoundError as err:
         raise NotHereError(
             f"there is no file {path}", hint="a name is written @key/label, a link magnet:?…"
@@ -66,9 +80,11 @@ def inspect_file(path: Path) -> ImageFile:
         raise UsageError(f"{path} is empty: an image holds at least one byte")
     if start.startswith(OVERLAY_MAGIC):
         kind = "overlay"
+    elif inside:
+        kind = "iso"
     else:
         kind = "cloop" if is_cloop(start, end) else "raw"
-    return ImageFile(path.resolve(), kind, size)
+    return ImageFile(path.resolve(), kind, size, inside)
 
 
 @contextmanager
@@ -99,7 +115,7 @@ def open_local(
     """Open an image file as an image of one layer.
 
     Args:
-        file: a cloop or a raw image.
+        file: a cloop, a CD or a raw image.
         cache: folder in which indexes are kept, or None.
         progress: is told how many bytes of the device are read, where the index has to be made.
         cache_size, spill: see `MergedImage`.
@@ -126,23 +142,18 @@ def make_index(file: ImageFile, progress: Progress) -> bytes:
     """Return the index of an image file as it lies.
 
     Raises:
-        UsageError: a cloop whose blocks are no multiple of 4 KiB.
+        UsageError: it cannot be used as it lies: its blocks are no multiple of 4 KiB, or it lies
+            in several places of a CD image.
         FormatError: it is damaged.
     """
-    with ExitStack() as stack:
-        if file.kind == "cloop":
-            cloop: CloopFile = stack.enter_context(open_cloop(file.path))
-            if not can_stay(cloop):
-                size = cloop.index.header.block_size
-                raise UsageError(
-                    f"{file.path} has blocks of {size} bytes, which are not whole blocks of 4 KiB",
-                    hint="seed it (`p2pcloop seed` repacks it), or unpack it first with "
-                    "extract_compressed_fs",
-                )
-            return index_cloop(cloop, file.size, progress)
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, fd)
-        return index_raw(lambda offset, length: os.pread(fd, length, offset), file.size, progress)
+    with OpenImage(file.path, file.parts) as image:
+        if why := image.why_not_in_place():
+            raise UsageError(
+                why,
+                hint="seed it (`p2pcloop seed` repacks it), or unpack it first with "
+                "extract_compressed_fs",
+            )
+        return image.index(file.size, progress)
 
 
 def _cached_index(file: ImageFile, cache: Path, progress: Progress) -> bytes:
@@ -171,5 +182,6 @@ def _facts(path: Path) -> tuple[int, ...]:
 
 
 def _cache_name(file: ImageFile) -> str:
-    facts = (str(file.path), *_facts(file.path))
+    names = (part.name for part in file.inside)
+    facts = (str(file.path), *_facts(file.path), *names)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 
 from p2pcloop.errors import storage_error
-from p2pcloop.formats.cloop import open_cloop
+from p2pcloop.formats.boot import Root
 from p2pcloop.formats.index import IndexHeader, open_index
-from p2pcloop.making.build import (
-    Progress,
-    Read,
-    can_stay,
-    check_image_size,
-    index_cloop,
-    pack_raw,
-)
+from p2pcloop.making.build import Progress, check_image_size, pack_raw
 from p2pcloop.making.local import ImageFile
+from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.targets import FileTarget
 from p2pcloop.units import BLOCK_SIZE
 
@@ -42,17 +35,26 @@ def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[Ind
 
 
 def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
-    with ExitStack() as stack:
-        read, size, note = _reader(file, stack)
-        work = begin_layer(staging)
-        if read is None:
-            cloop = stack.enter_context(open_cloop(file.path))
-            index = index_cloop(cloop, file.size, progress)
-            (work / "pack").symlink_to(file.path)
-        else:
+    work = begin_layer(staging)
+    with OpenImage(file.path, file.parts) as image:
+        why = image.why_not_in_place()
+        if file.kind == "raw" or why:
             with (work / "pack").open("wb") as pack:
-                index = pack_raw(read, size, pack, progress)
-    return finish_layer(staging, index), note
+                index = pack_raw(image.read, image.size, pack, progress)
+        else:
+            index = image.index(file.size, progress)
+            (work / "pack").symlink_to(file.path)
+    return finish_layer(staging, index), _remark(file, why)
+
+
+def _remark(file: ImageFile, why: str) -> str:
+    if why:
+        return f"{why}: it is repacked into the node's home"
+    if file.kind == "raw" and file.size % BLOCK_SIZE:
+        return (
+            f"{file.path} has {file.size} bytes, not a multiple of 4 KiB: the device ends in zeros"
+        )
+    return ""
 
 
 def begin_layer(staging: Path) -> Path:
@@ -73,12 +75,8 @@ def finish_layer(staging: Path, index: bytes) -> IndexHeader:
 
 def read_start(file: ImageFile, length: int) -> bytes:
     """Return the first bytes of the device in an image file, fewer where it is shorter."""
-    with ExitStack() as stack:
-        if file.kind == "cloop":
-            cloop = stack.enter_context(open_cloop(file.path))
-            return cloop.read(0, min(length, cloop.index.header.size))
-        with file.path.open("rb") as raw:
-            return raw.read(length)
+    with OpenImage(file.path, file.parts) as image:
+        return image.read(0, min(length, image.size))
 
 
 def device_size(file: ImageFile) -> int:
@@ -88,32 +86,18 @@ def device_size(file: ImageFile) -> int:
         FormatError: a cloop that is damaged.
         UsageError: the image is empty or too large.
     """
-    if file.kind != "cloop":
-        return check_image_size(file.size)
-    with open_cloop(file.path) as cloop:
-        return check_image_size(cloop.index.header.size)
+    with OpenImage(file.path, file.parts) as image:
+        return check_image_size(image.size)
 
 
-def _reader(file: ImageFile, stack: ExitStack) -> tuple[Read | None, int, str]:
-    """How to read an image that has to be packed, its size and why; None for one that need not."""
-    if file.kind == "cloop":
-        cloop = stack.enter_context(open_cloop(file.path))
-        if can_stay(cloop):
-            return None, 0, ""
-        header = cloop.index.header
-        note = (
-            f"{file.path} has blocks of {header.block_size} bytes, which are not whole blocks of "
-            "4 KiB: it is repacked into the node's home"
-        )
-        return cloop.read, header.size, note
-    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    note = ""
-    if file.size % BLOCK_SIZE:
-        note = (
-            f"{file.path} has {file.size} bytes, not a multiple of 4 KiB: the device ends in zeros"
-        )
-    return lambda offset, length: os.pread(fd, length, offset), file.size, note
+def device_roots(file: ImageFile) -> tuple[Root, ...]:
+    """Return where on the device in an image file each of its file systems is; see `OpenImage`.
+
+    Raises:
+        FormatError: a cloop that is damaged.
+    """
+    with OpenImage(file.path, file.parts) as image:
+        return image.roots
 
 
 def open_target(file: ImageFile, stack: ExitStack) -> FileTarget:
@@ -123,9 +107,5 @@ def open_target(file: ImageFile, stack: ExitStack) -> FileTarget:
         FormatError: a cloop that is damaged.
         UsageError: the image is empty or too large.
     """
-    if file.kind == "cloop":
-        cloop = stack.enter_context(open_cloop(file.path))
-        return FileTarget(cloop.read, cloop.index.header.size)
-    fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
-    return FileTarget(lambda offset, length: os.pread(fd, length, offset), file.size)
+    image = stack.enter_context(OpenImage(file.path, file.parts))
+    return FileTarget(image.read, image.size)

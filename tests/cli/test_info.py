@@ -8,7 +8,9 @@ import pytest
 from p2pcloop import errors
 from p2pcloop.formats.overlay import Overlay
 from tests.cli.conftest import Run
+from tests.support.cds import make_iso
 from tests.support.images import make_image, write_cloop_file
+from tools.knoppix_cd import make_cd
 
 RAW = make_image(300_000)
 
@@ -37,6 +39,51 @@ def test_a_cloop_that_has_to_be_repacked(p2pcloop: Run, tmp_path: Path) -> None:
     path = write_cloop_file(tmp_path / "a.cloop", RAW, 512)
     facts = p2pcloop("info", path, "--json").json
     assert (facts["seeded_in_place"], facts["size"]) == (False, 74 * 4096)
+
+
+@pytest.mark.interop
+def test_a_cd_tells_what_on_it_is_the_image(p2pcloop: Run, tmp_path: Path) -> None:
+    cloop = write_cloop_file(tmp_path / "a.cloop", RAW)
+    path = tmp_path / "cd.iso"
+    make_cd(path, [cloop])
+    facts = p2pcloop("info", path, "--json").json
+    expected = {
+        "file": str(path),
+        "format": "iso",
+        "stored": path.stat().st_size,
+        "volume": "KNOPPIX",
+        "names": "Rock Ridge",
+        "boots": True,
+        "images": [
+            {
+                "name": "KNOPPIX/KNOPPIX",
+                "format": "cloop",
+                "stored": cloop.stat().st_size,
+                "size": 5 * 65536,
+                "filesystem": "",
+            }
+        ],
+        "seeded_in_place": True,
+        "size": 5 * 65536,
+        "filesystem": "",
+        "stored_share": path.stat().st_size / (5 * 65536),
+    }
+    assert {key: facts[key] for key in expected} == expected
+    out = p2pcloop("info", path).out
+    assert "KNOPPIX/KNOPPIX: cloop, " in out
+    make_iso(path, {"a": b"a"}, "-r")
+    out = p2pcloop("info", path).out
+    assert "the CD itself: raw, " in out
+
+
+@pytest.mark.interop
+def test_a_damaged_cd_is_told_in_one_line(p2pcloop: Run, tmp_path: Path) -> None:
+    path = make_iso(tmp_path / "cd.iso", {"KNOPPIX/KNOPPIX": RAW})
+    path.write_bytes(path.read_bytes()[:-4096])
+    ran = p2pcloop("info", path)
+    assert ran.code == errors.FormatError.exit_code
+    assert f"{path}: it is cut off" in ran.err
+    assert ran.out == ""
 
 
 @pytest.mark.interop

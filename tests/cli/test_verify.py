@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.overlay import Overlay
 from tests.cli.conftest import Run
 from tests.support.images import make_image, write_cloop_file
+from tools.knoppix_cd import make_cd
 
 RAW = make_image(300_000)
 
@@ -20,6 +23,13 @@ def test_whole_files(p2pcloop: Run, tmp_path: Path) -> None:
         assert "300.0 kB read" in ran.out if path is raw else "read and decoded" in ran.out
     told = p2pcloop("verify", raw, "--json").json
     assert told == {"file": str(raw), "format": "raw", "checked": 300_000}
+
+
+@pytest.mark.interop
+def test_a_cd_with_a_cloop_is_decoded(p2pcloop: Run, tmp_path: Path) -> None:
+    make_cd(tmp_path / "cd.iso", [write_cloop_file(tmp_path / "a.cloop", RAW)])
+    ran = p2pcloop("verify", tmp_path / "cd.iso")
+    assert (ran.code, "decoded: every block is whole" in ran.out) == (0, True)
 
 
 def test_a_damaged_block_is_told_by_its_number(p2pcloop: Run, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.formats.boot import MAX_ROOTS, BootParameters, Root
 from p2pcloop.formats.manifest import (
     MAX_LAYERS,
     MAX_MANIFEST_SIZE,
     SIGNATURE_DOMAIN,
-    BootParameters,
     LayerRef,
     Manifest,
     ManifestRef,
@@ -34,6 +34,7 @@ DATA = Path(__file__).parent.parent / "data"
 GOLDEN = (DATA / "manifest-v1.bin").read_bytes()
 GOLDEN_2 = (DATA / "manifest-v2.bin").read_bytes()
 GOLDEN_3 = (DATA / "manifest-v3.bin").read_bytes()
+GOLDEN_4 = (DATA / "manifest-v4.bin").read_bytes()
 LAYERS = (
     LayerRef(bytes(range(32)), bytes(range(20)), 365, 112, 12345, 1 << 14),
     LayerRef(bytes(range(32, 64)), bytes(range(20, 40)), 1 << 20, 4096, 0, 1 << 24),
@@ -57,6 +58,8 @@ MANIFEST_2 = replace(
     key_check=bytes(range(16)),
 )
 MANIFEST_3 = replace(MANIFEST_2, profile=bytes.fromhex(GOLDEN_TOUCHES))
+ROOTS = (Root(0, 500 << 20), Root(501 << 20, 4096))
+MANIFEST_4 = replace(MANIFEST_3, boot=BootParameters("iso9660", "quiet", ROOTS))
 
 
 def sign(fields: object) -> bytes:
@@ -97,6 +100,12 @@ def test_the_golden_manifest_of_format_3() -> None:
     assert open_manifest(GOLDEN_3).manifest == MANIFEST_3
     assert sign_manifest(MANIFEST_3, PRIVATE) == GOLDEN_3
     assert MANIFEST_3.image_id == MANIFEST.image_id
+
+
+def test_the_golden_manifest_of_format_4() -> None:
+    assert open_manifest(GOLDEN_4).manifest == MANIFEST_4
+    assert sign_manifest(MANIFEST_4, PRIVATE) == GOLDEN_4
+    assert MANIFEST_4.image_id == MANIFEST.image_id
 
 
 @pytest.mark.parametrize(
@@ -175,6 +184,40 @@ def test_signed_lies_of_format_3_are_refused(changes: dict[str, Any], message: s
         open_manifest(sign(fields | changes))
 
 
+@pytest.mark.parametrize("manifest", [MANIFEST, MANIFEST_2, MANIFEST_3])
+def test_format_4_is_written_where_there_are_roots(manifest: Manifest) -> None:
+    boot = BootParameters("squashfs", "", (Root(1 << 20, 1 << 20), Root(0, 1 << 20)))
+    rooted = replace(manifest, boot=boot, parent=MANIFEST_2.parent)
+    signed = sign_manifest(rooted, PRIVATE)
+    assert fields_of(signed)["format"] == 4
+    assert open_manifest(signed).manifest == rooted
+    with pytest.raises(FormatError, match=r"second spelling|unknown fields"):
+        open_manifest(sign(fields_of(signed) | {"format": 3}))
+
+
+@pytest.mark.parametrize(
+    ("roots", "message"),
+    [
+        ([], "second spelling"),
+        ({}, "is not a list"),
+        ([{"offset": 0}], "no field 'size'"),
+        ([{"offset": 0, "size": 4096, "path": "/etc"}], "unknown fields: 'path'"),
+        ([{"offset": 0, "size": 0}], "'size' of a root of a manifest is not within"),
+        ([{"offset": -4096, "size": 4096}], "'offset' of a root of a manifest is not within"),
+        ([{"offset": 512, "size": 4096}], "blocks of 4096"),
+        ([{"offset": 0, "size": 4097}], "blocks of 4096"),
+        ([{"offset": 0, "size": (600 << 20) + 4096}], "outside the device"),
+        ([{"offset": 8192, "size": 4096}, {"offset": 0, "size": 12288}], "overlap"),
+        ([{"offset": 4096 * n, "size": 4096} for n in range(MAX_ROOTS + 1)], "more than 16"),
+    ],
+)
+def test_signed_lies_of_format_4_are_refused(roots: object, message: str) -> None:
+    fields = fields_of(GOLDEN_4)
+    fields["boot"]["roots"] = roots
+    with pytest.raises(FormatError, match=message):
+        open_manifest(sign(fields))
+
+
 def test_the_image_id_names_size_and_layers_and_nothing_else() -> None:
     digest = hashlib.sha256(b"p2pcloop image 1\0" + (600 << 20).to_bytes(8, "little"))
     digest.update(LAYERS[0].layer_id + LAYERS[1].layer_id)
@@ -228,7 +271,7 @@ def test_a_wrong_signature_is_refused() -> None:
         assert caught.value.hint
 
 
-@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2])
+@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2, GOLDEN_4])
 def test_any_flipped_byte_is_noticed(golden: bytes) -> None:
     for at in range(len(golden)):
         damaged = bytearray(golden)
@@ -248,7 +291,7 @@ def test_cut_off_anywhere_or_followed_by_something() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 4}, "of format 4; this program reads 1 and 2 and 3"),
+        ({"format": 5}, "of format 5; this program reads 1 and 2 and 3 and 4"),
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"extra": 1}, "unknown fields: 'extra'"),

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.name import Name, check_label, format_key, parse_key, parse_name
+from p2pcloop.formats.name import (
+    Name,
+    check_label,
+    format_key,
+    is_label,
+    parse_key,
+    parse_name,
+    suggest_label,
+)
 
 KEY = bytes(range(32))
 TEXT = "aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dypq"
@@ -115,3 +123,22 @@ def test_a_label_is_no_path_out_of_a_folder() -> None:
         with pytest.raises(FormatError):
             parse_name(text)
     assert format_key(parse_key(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("KNOPPIX_V9.1CD-2021-01-25-EN", "knoppix_v9.1cd-2021-01-25-en"),
+        ("my disk (2)", "my-disk-2"),
+        ("..a..b--", "a.b"),
+        ("x" * 70, "x" * 64),
+        ("a" * 63 + ". b", "a" * 63),
+    ],
+)
+def test_a_label_of_a_file_name(text: str, label: str) -> None:
+    assert suggest_label(text) == label
+
+
+@given(st.text(max_size=80))
+def test_a_suggested_label_is_one_or_is_refused(text: str) -> None:
+    assert is_label(suggest_label(text)) or suggest_label(text) == text

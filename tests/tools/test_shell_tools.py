@@ -28,7 +28,8 @@ def test_the_scripts_are_found() -> None:
     names = {str(path.relative_to(CHECKOUT)) for path in SCRIPTS}
     assert names >= {
         ".ci/run", "tools/bench", "tools/build-image", "tools/check", "tools/customise-debian",
-        "tools/get-uml-kernel", "tools/hello-deb", "tools/quickstart", "tools/setup",
+        "tools/customise-knoppix", "tools/get-uml-kernel", "tools/hello-deb", "tools/quickstart",
+        "tools/setup",
     }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def test_every_package_has_its_reason_and_stands_once() -> None:
 def test_help_names_every_option() -> None:
     done = build_image("--help")
     assert done.returncode == 0
-    for option in ("--tiny", "--force", "--size", "--suite", "--mirror", "--out"):
+    for option in ("--tiny", "--knoppix", "--force", "--size", "--suite", "--mirror", "--out"):
         assert f"\n  {option} " in done.stdout
 
 
@@ -64,6 +65,8 @@ def test_help_names_every_option() -> None:
         (["--size", "10"], "--size takes MiB"),
         (["--suite", "x; true"], "--suite takes a release's code name"),
         (["--suite", "-x"], "--suite takes a release's code name"),
+        (["--cloop-format", "3", "--knoppix"], "--cloop-format takes 2 or 4"),
+        (["--cloop-format", "4"], "--cloop-format goes with --knoppix"),
         (["--loud"], "unknown argument --loud"),
         (["image"], "unknown argument image"),
     ],
@@ -97,3 +100,26 @@ def test_a_tiny_image_is_built_once_and_its_cloop_holds_it(tmp_path: Path) -> No
     assert second.stdout == first.stdout
     assert cloop.stat().st_ino == built.st_ino
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.cloop", "tiny.img", "tiny.log"]
+
+
+@pytest.mark.interop
+def test_a_tiny_knoppix_is_a_cd_with_a_cloop_of_its_root(tmp_path: Path) -> None:
+    done = build_image("--knoppix", "--tiny", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"\b\d/\d\b", done.stderr) == ["1/4", "2/4", "3/4", "4/4"]
+    cd, root = Path(done.stdout.rstrip("\n")), tmp_path / "tiny-knoppix.img"
+    assert cd == tmp_path / "tiny-knoppix.iso"
+    listing = subprocess.run(
+        ["isoinfo", "-R", "-f", "-i", cd], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert {"/KNOPPIX/KNOPPIX", "/boot/isolinux/isolinux.bin"} <= set(listing.stdout.split())
+    cloop = subprocess.run(
+        ["isoinfo", "-R", "-x", "/KNOPPIX/KNOPPIX", "-i", cd],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    (tmp_path / "cloop").write_bytes(cloop.stdout)
+    subprocess.run(
+        ["extract_compressed_fs", tmp_path / "cloop", tmp_path / "out"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert (tmp_path / "out").read_bytes().rstrip(b"\0") == root.read_bytes().rstrip(b"\0")

@@ -1,0 +1,97 @@
+"""Boot parameters: what a manifest tells the guest (docs/formats/manifest.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.packing import Fields
+from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
+
+MAX_ROOTS = 16
+MAX_ROOT_TYPE = 32
+MAX_APPEND = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A file system that is a part of the device.
+
+    Attributes:
+        offset: where it begins: bytes from the start of the device, a multiple of 4096.
+        size: its bytes, a multiple of 4096.
+    """
+
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The byte after its last."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class BootParameters:
+    """What the guest's kernel is told; never a path or a program of the host.
+
+    Attributes:
+        root_type: the file system of the device ("ext4"), or "" where it is not known; where
+            there are `roots`, that of the base.
+        append: words for the kernel's command line.
+        roots: the file systems on the device that are joined to one root, from base to top;
+            empty where the whole device is one.
+    """
+
+    root_type: str = ""
+    append: str = ""
+    roots: tuple[Root, ...] = ()
+
+    def to_map(self) -> dict[str, Any]:
+        """Return the fields of a manifest's `boot`; what is not said is absent."""
+        fields: dict[str, Any] = {"root_type": self.root_type, "append": self.append}
+        if self.roots:
+            fields["roots"] = [{"offset": root.offset, "size": root.size} for root in self.roots]
+        return fields
+
+
+def read_boot(fields: Fields, size: int) -> BootParameters:
+    """Check the fields of a manifest's `boot` whole.
+
+    Args:
+        fields: nothing may be left of them.
+        size: bytes of the device.
+
+    Raises:
+        FormatError: a field that is absent, unknown or outside its limits.
+    """
+    roots = fields.items("roots", MAX_ROOTS) if "roots" in fields else []
+    boot = BootParameters(
+        fields.text("root_type", MAX_ROOT_TYPE),
+        fields.text("append", MAX_APPEND),
+        tuple(_read_root(root) for root in roots),
+    )
+    fields.end()
+    _check_roots(boot.roots, size)
+    return boot
+
+
+def _read_root(values: object) -> Root:
+    fields = Fields(values, "a root of a manifest")
+    root = Root(
+        fields.integer("offset", 0, MAX_IMAGE_SIZE),
+        fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE),
+    )
+    fields.end()
+    return root
+
+
+def _check_roots(roots: tuple[Root, ...], size: int) -> None:
+    end = 0
+    for root in sorted(roots, key=lambda root: root.offset):
+        if root.offset % BLOCK_SIZE or root.size % BLOCK_SIZE:
+            raise FormatError(f"a root of the manifest is not made of blocks of {BLOCK_SIZE} bytes")
+        if root.offset < end or root.end > size:
+            raise FormatError("the manifest's roots overlap or lie outside the device")
+        end = root.end

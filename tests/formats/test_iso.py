@@ -1,0 +1,211 @@
+"""CD images: what on them is the image, whatever their names are, and where it lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats import iso as iso_module
+from p2pcloop.formats.iso import Iso, is_iso, read_iso
+from tests.support.cds import NAMES, block_of, join_files, make_iso, move_file, resize_file
+from tools.knoppix_cd import make_cd
+
+pytestmark = pytest.mark.interop
+
+FIRST, SECOND = b"first" * 1000, b"second" * 700
+BOOTS = ("-no-emul-boot", "-boot-load-size", "4", "-b", "isolinux.bin", "-c", "boot.cat")
+
+
+def read(path: Path) -> Iso:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return read_iso(fd, path.stat().st_size)
+    finally:
+        os.close(fd)
+
+
+def read_bytes(path: Path, data: bytes | bytearray) -> Iso:
+    path.write_bytes(data)
+    return read(path)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    with path.open("rb") as file:
+        return {
+            image.name: image.extents.pread(file.fileno(), image.extents.size, 0)
+            for image in read(path).images
+        }
+
+
+def test_the_layout_of_knoppix(tmp_path: Path) -> None:
+    for name, data in (("a", FIRST), ("b", SECOND)):
+        (tmp_path / name).write_bytes(data)
+    make_cd(tmp_path / "cd.iso", [tmp_path / "a", tmp_path / "b"])
+    found = read(tmp_path / "cd.iso")
+    assert (found.volume, found.names, found.boots) == ("KNOPPIX", "Rock Ridge", True)
+    assert contents(tmp_path / "cd.iso") == {"KNOPPIX/KNOPPIX": FIRST, "KNOPPIX/KNOPPIX2": SECOND}
+    assert is_iso((tmp_path / "cd.iso").read_bytes()[:32774])
+    assert not is_iso(bytes(40000))
+    assert not is_iso(b"")
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_with_each_kind_of_names(tmp_path: Path, names: str) -> None:
+    files = {"KNOPPIX/KNOPPIX": FIRST, "KNOPPIX/KNOPPIX-FAQ.txt": b"?", "index.html": b"<p>"}
+    path = make_iso(tmp_path / "cd.iso", files, *NAMES[names], *("-V", "MY DISC"))
+    found = read(path)
+    assert (found.volume, found.names, found.boots) == ("MY DISC", names, False)
+    assert contents(path) == {"KNOPPIX/KNOPPIX": FIRST}
+
+
+@pytest.mark.parametrize("names", NAMES)
+@pytest.mark.parametrize("folder", ["live", "casper"])
+def test_a_live_cd_with_squashfs(tmp_path: Path, names: str, folder: str) -> None:
+    files = {f"{folder}/filesystem.squashfs": FIRST, f"{folder}/vmlinuz": b"kernel"}
+    path = make_iso(tmp_path / "cd.iso", files, *NAMES[names])
+    assert list(contents(path).values()) == [FIRST]
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_cd_with_neither(tmp_path: Path, names: str) -> None:
+    files = {"KNOPPIX": FIRST, "live/x": b"", "pool/KNOPPIX/KNOPPIX": FIRST, "knoppixx/a": b""}
+    assert read(make_iso(tmp_path / "cd.iso", files, *NAMES[names])).images == ()
+
+
+def test_the_order_of_further_images_and_names_in_lower_case(tmp_path: Path) -> None:
+    files = {f"knoppix/knoppix{n}": b"%s" % n.encode() for n in ("10", "2", "1", "x")}
+    files |= {"knoppix/knoppix": b"base", "live/filesystem.squashfs": b"no"}
+    found = contents(make_iso(tmp_path / "cd.iso", files, "-r"))
+    assert list(found.values()) == [b"base", b"1", b"2", b"10"]
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_cd_with_udf_besides(tmp_path: Path, names: str) -> None:
+    files = {"KNOPPIX/KNOPPIX": FIRST}
+    path = make_iso(tmp_path / "cd.iso", files, *NAMES[names], "-udf")
+    assert contents(path) == {"KNOPPIX/KNOPPIX": FIRST}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> bytearray:
+    """Three files whose records follow each other, with ISO 9660 names alone."""
+    files = {"KNOPPIX/KNOPPIX": b"a" * 4096, "KNOPPIX/KNOPPIY": b"b" * 2048, "KNOPPIX/Z": b"z" * 99}
+    return bytearray(make_iso(tmp_path / "three.iso", files).read_bytes())
+
+
+def test_a_file_of_two_extents_side_by_side_is_one(tmp_path: Path, three: bytearray) -> None:
+    first = block_of(three, b"KNOPPIX.;1")
+    move_file(three, b"KNOPPIY.;1", first + 2)
+    join_files(three, b"KNOPPIX.;1", b"KNOPPIY.;1")
+    [image] = read_bytes(tmp_path / "cd.iso", three).images
+    assert list(image.extents) == [(first * 2048, 4096 + 2048)]
+
+
+def test_a_file_of_two_extents_that_lie_apart(tmp_path: Path, three: bytearray) -> None:
+    resize_file(three, b"KNOPPIX.;1", 2048)
+    move_file(three, b"KNOPPIY.;1", block_of(three, b"KNOPPIX.;1") + 2)
+    join_files(three, b"KNOPPIX.;1", b"KNOPPIY.;1")
+    [image] = read_bytes(tmp_path / "cd.iso", three).images
+    assert len(image.extents) == 2
+    assert contents(tmp_path / "cd.iso") == {"KNOPPIX/KNOPPIX": b"a" * 2048 + b"b" * 2048}
+
+
+def test_extents_that_overlap_are_refused(tmp_path: Path, three: bytearray) -> None:
+    move_file(three, b"KNOPPIY.;1", block_of(three, b"KNOPPIX.;1") + 1)
+    join_files(three, b"KNOPPIX.;1", b"KNOPPIY.;1")
+    with pytest.raises(FormatError, match="KNOPPIX/KNOPPIX and KNOPPIX/KNOPPIX overlap"):
+        read_bytes(tmp_path / "cd.iso", three)
+
+
+def test_files_that_overlap_are_refused(tmp_path: Path) -> None:
+    files = {"KNOPPIX/KNOPPIX": b"a" * 5000, "KNOPPIX/KNOPPIX2": b"b" * 5000}
+    cd = bytearray(make_iso(tmp_path / "cd.iso", files).read_bytes())
+    move_file(cd, b"KNOPPIX2.;1", block_of(cd, b"KNOPPIX.;1") + 2)
+    with pytest.raises(FormatError, match="KNOPPIX/KNOPPIX and KNOPPIX/KNOPPIX2 overlap"):
+        read_bytes(tmp_path / "cd.iso", cd)
+
+
+@pytest.mark.parametrize("block", [0, 1, 10])
+def test_a_file_in_the_system_area_is_refused(tmp_path: Path, three: bytearray, block: int) -> None:
+    move_file(three, b"KNOPPIX.;1", block)
+    with pytest.raises(FormatError, match="outside"):
+        read_bytes(tmp_path / "cd.iso", three)
+
+
+def test_a_file_behind_the_end_is_refused(tmp_path: Path, three: bytearray) -> None:
+    move_file(three, b"KNOPPIX.;1", 1 << 20)
+    with pytest.raises(FormatError, match="outside"):
+        read_bytes(tmp_path / "cd.iso", three)
+
+
+def test_a_cd_that_ends_within_the_file_is_cut_off(tmp_path: Path) -> None:
+    path = make_iso(tmp_path / "cd.iso", {"KNOPPIX/KNOPPIX": b"a" * 50_000})
+    with pytest.raises(FormatError, match="cut off") as caught:
+        read_bytes(path, path.read_bytes()[:-8192])
+    assert caught.value.hint
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="KNOPPIX/KNOPPIX is empty"):
+        read(make_iso(tmp_path / "cd.iso", {"KNOPPIX/KNOPPIX": b"", "a": b"a"}))
+
+
+def test_directories_that_loop_are_refused(tmp_path: Path) -> None:
+    files = {"KNOPPIX/KNOPPIX": FIRST, "OUTER/INNER/X": b"x"}
+    cd = bytearray(make_iso(tmp_path / "cd.iso", files).read_bytes())
+    move_file(cd, b"INNER", block_of(cd, b"OUTER"))
+    with pytest.raises(FormatError, match="loop"):
+        read_bytes(tmp_path / "cd.iso", cd)
+
+
+def test_an_interleaved_file_is_refused(tmp_path: Path, three: bytearray) -> None:
+    three[three.index(b"\x0aKNOPPIX.;1") - 32 + 26] = 1
+    with pytest.raises(FormatError, match="interleaved"):
+        read_bytes(tmp_path / "cd.iso", three)
+
+
+MANY = {f"d/file-{n:03}": b"" for n in range(400)}
+"""40 KB of one directory."""
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read of one directory is less than that."""
+    monkeypatch.setattr(iso_module, "MAX_READ", 32 << 10)
+
+
+@pytest.mark.usefixtures("little")
+def test_a_large_file_system_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert read(make_iso(tmp_path / "cd.iso", MANY, "-r")).images == ()
+
+
+@pytest.mark.usefixtures("little")
+def test_a_cd_to_boot_from_whose_directories_are_too_large_is_refused(tmp_path: Path) -> None:
+    files = MANY | {"KNOPPIX/KNOPPIX": FIRST, "isolinux.bin": bytes(4096)}
+    path = make_iso(tmp_path / "cd.iso", files, "-r", *BOOTS)
+    with pytest.raises(FormatError, match="directories cannot be read: one of them is longer"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "message"),
+    [("MAX_DIRECTORIES", 50_000, "longer than 50000 bytes"), ("MAX_SECONDS", -1.0, "takes longer")],
+)
+def test_the_limits_of_all_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: float, message: str
+) -> None:
+    files = {"KNOPPIX/KNOPPIX": FIRST, "isolinux.bin": bytes(4096)}
+    files |= {f"{n}/{m}": b"" for n in range(20) for m in range(20)}
+    path = make_iso(tmp_path / "cd.iso", files, "-r", *BOOTS)
+    assert read(path).images
+    monkeypatch.setattr(iso_module, limit, value)
+    with pytest.raises(FormatError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 32768, 34816, 40000])
+def test_what_only_begins_like_a_cd(tmp_path: Path, size: int) -> None:
+    with pytest.raises(FormatError, match="cannot be read") as caught:
+        read_bytes(tmp_path / "cd.iso", (bytes(32768) + b"\1CD001\1").ljust(size, b"\0"))
+    assert caught.value.hint
