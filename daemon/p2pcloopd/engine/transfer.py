@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 
 import trio
 
@@ -197,8 +198,13 @@ class Transfer:
         self._swarm.prioritize(fresh, BACKGROUND)
 
     def _absent(self) -> Iterator[int]:
-        """Go once through the pieces that are not here when they are come to."""
-        for piece in range(self.stored.layout.pieces):
+        """Go once through the pieces that are not here when they are come to.
+
+        From anywhere on: so those who fetch the same at once have something to give each other.
+        """
+        pieces = self.stored.layout.pieces
+        start = secrets.randbelow(pieces)
+        for piece in chain(range(start, pieces), range(start)):
             if not self.has(piece):
                 yield piece
 

@@ -19,16 +19,17 @@ from tools.benchmarks.links import options as words
 from tools.benchmarks.links.bar import Bar
 from tools.benchmarks.links.control import doubts_of_usage
 from tools.benchmarks.links.network import Host, network
-from tools.benchmarks.links.rig import node_on, seed
+from tools.benchmarks.links.rig import listen_at, node_on, seed
 from tools.benchmarks.links.sample import Figure
 from tools.benchmarks.links.suite import Suite, run_suite
-from tools.benchmarks.links.torrents import web_server
+from tools.benchmarks.links.torrents import tracker, web_server
 from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.processes import Argument, run
 from tools.benchmarks.session import write_report
 
 _LINK, _CLIENTS = "8748", "1,4"
 _LIMIT = 1800.0
+_PORT = 6881
 
 Fetch = Callable[[Host, Path], AbstractContextManager[Callable[[], None]]]
 """Prepares a host for a download to a path when entered, and gives the download."""
@@ -81,7 +82,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     found: dict[int, dict[str, list[Download]]] = {}
     with (
         network(options.link, names, bench.work) as (host, *clients),
-        _fetches(bench, host) as fetches,
+        _fetches(bench, host, clients) as fetches,
     ):
         for number in range(options.rounds):
             for count in options.clients:
@@ -104,20 +105,26 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
 
 
 @contextmanager
-def _fetches(bench: Bench, host: Host) -> Iterator[dict[str, Fetch]]:
-    """Serve the cloop in both ways."""
-    root = bench.work / "www"
+def _fetches(bench: Bench, host: Host, clients: Sequence[Host]) -> Iterator[dict[str, Fetch]]:
+    """Serve the cloop in both ways; a tracker on the same host tells p2pcloop's clients of each
+    other."""
+    root, tracking = bench.work / "www", bench.work / "tracking"
     root.mkdir()
+    tracking.mkdir()
     (root / "image").symlink_to(bench.cloop)
+    hosts = (host, *clients)
     with (
         web_server(host, root, bench.work) as url,
+        tracker(host, [(each, _PORT) for each in hosts], tracking) as announce,
         node_on(bench, host, bench.work / "seeder") as home,
     ):
-        link = seed(bench, host, home, bench.cloop)["link"]
+        listen_at(host, home, _PORT, f'[discovery]\nannounce_trackers = ["{announce}"]\n')
+        link = seed(bench, host, home, bench.cloop, "--public")["link"]
 
         @contextmanager
         def by_p2pcloop(client: Host, place: Path) -> Iterator[Callable[[], None]]:
             with node_on(bench, client, place):
+                listen_at(client, place, _PORT, "[discovery]\ntrackers = true\n")
                 argv: list[Argument] = [*client.inside, bench.p2pcloop, "fetch", link]
                 yield lambda: _run([*argv, "--home", place])
 

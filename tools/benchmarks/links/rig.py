@@ -61,9 +61,9 @@ def listen_at(host: Host, home: Path, port: int = 0, more: str = "") -> None:
     (home / "config.toml").write_text(f'listen = ["{host.address}:{port}"]\n{more}')
 
 
-def seed(bench: Bench, host: Host, home: Path, image: Path) -> dict[str, str]:
-    """Seed an image on a host; what `p2pcloop seed --json` tells."""
-    argv: list[Argument] = [*host.inside, bench.p2pcloop, "seed", image, "--name", "bench"]
+def seed(bench: Bench, host: Host, home: Path, image: Path, *more: str) -> dict[str, str]:
+    """Seed an image on a host, with `more` options; what `p2pcloop seed --json` tells."""
+    argv: list[Argument] = [*host.inside, bench.p2pcloop, "seed", image, "--name", "bench", *more]
     told = run_json([*argv, "--json", "--home", home])
     if not isinstance(told, dict) or not isinstance(told.get("link"), str):
         raise BenchError("p2pcloop seed --json told no link")
