@@ -22,6 +22,7 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError, NeedsPackageError
+from p2pcloopd import programs
 from p2pcloopd.guest import initramfs, kernel, sandbox, xsave
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import RunningGuest, run_guest
@@ -167,7 +168,7 @@ def private_directories() -> set[Path]:
 
 def file_system_tool(name: str, *arguments: str | Path) -> str:
     """Run a program of e2fsprogs and return what it prints."""
-    command = [kernel.find_program(name, "e2fsprogs"), *arguments]
+    command = [programs.find_program(name, "e2fsprogs"), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return done.stdout
 

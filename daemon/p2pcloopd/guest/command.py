@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,23 +21,15 @@ from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import FILL, SIZE
 from p2pcloop.errors import GuestError, P2pcloopError
-from p2pcloop.formats.filesystem import (
-    PROBE_SIZE,
-    ROOT_HINT,
-    ROOT_TYPES,
-    describe,
-    detect_filesystem,
-)
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import read_start
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.server import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
-from p2pcloopd.guest.disk import disk_of, size_of
+from p2pcloopd.guest.disk import choose_mode, disk_of, files_overlay, size_of
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
-from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
+from p2pcloopd.guest.spec import FilesRoot, GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -60,6 +52,19 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Keep changes in FILE, made where it does not exist; without, they last for this boot.",
+)
+@click.option(
+    "--overlay-mode",
+    type=click.Choice(["block", "files"]),
+    help="Keep changed blocks, or changed files beside the image.  [default: files where the image"
+    " cannot be written (iso9660, squashfs, erofs), else block]",
+)
+@click.option(
+    "--overlay-size",
+    type=SIZE,
+    default="8G",
+    show_default=True,
+    help="What a new files overlay may hold; it takes room only for what is written.",
 )
 @click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory.")
 @click.option(
@@ -112,6 +117,8 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
 def command(
     ref: str,
     overlay: Path | None,
+    overlay_mode: str | None,
+    overlay_size: int,
     mem: int,
     net: str,
     kernel: Path | None,
@@ -140,13 +147,16 @@ def command(
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         target.check_secret()
-    _check_root(target, overlay)
+    mode = choose_mode(target, overlay, overlay_mode)
+    files = files_overlay(overlay_size) if mode == "files" else None
     before = _status(target)
-    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=None if fill < 0 else fill)
+    rate = None if fill < 0 else fill
+    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=rate, files=files)
     fresh = overlay is None or not overlay.exists()
-    with _vhost_socket() as path:
+    with _socket_folder() as folder:
         spec = GuestSpec(
-            vhost_socket=path,
+            vhost_socket=folder / "vda",
+            files_root=None if files is None else FilesRoot(folder / "vdb"),
             memory=mem,
             network="user" if net == "user" else "none",
             kernel=kernel,
@@ -161,7 +171,7 @@ def command(
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if report is not None:
-            facts = image_facts(target, before, home) | outcome.facts()
+            facts = image_facts(target, before, home) | outcome.facts() | {"overlay_mode": mode}
             write_report(report, facts | {"profile": recorded})
     finally:
         # Of two errors the boot's is the one to tell.
@@ -174,29 +184,13 @@ def command(
 _END_SECONDS = 10
 
 
-def _check_root(target: ImageFile | StoredRef, overlay: Path | None) -> None:
-    """Refuse what is known to hold no root for a guest; the rest is found out by the guest.
-
-    Raises:
-        GuestError: it is.
-    """
-    if overlay is not None and overlay.exists():
-        return  # what was written to it may be a file system of its own
-    if isinstance(target, StoredRef):
-        name, found = target.name, target.signed.manifest.boot.root_type
-        if not found:
-            return
-    elif target.kind == "overlay":
-        return  # the block server says what to do with it
-    else:
-        name, found = str(target.path), detect_filesystem(read_start(target, PROBE_SIZE))
-    if found not in ROOT_TYPES:
-        raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
-
-
 def _boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
-    with bind_unix_listener(spec.vhost_socket) as listener:
-        block = BlockServerProcess(replace(disk, vhost_user=listener))
+    with ExitStack() as stack:
+        first, *more = [stack.enter_context(bind_unix_listener(path)) for path in spec.disks]
+        disk = replace(disk, vhost_user=first)
+        if disk.files is not None:
+            disk = replace(disk, files=replace(disk.files, vhost_user=more[0]))
+        block = BlockServerProcess(disk)
     with block:
         run(partial(_run, spec, block, outcome))
 
@@ -234,11 +228,11 @@ async def _end_when_stuck(disk_gone: trio.Event, scope: trio.CancelScope) -> Non
 
 
 @contextmanager
-def _vhost_socket() -> Iterator[Path]:
-    """A path for a socket that only this user can reach, in a folder that goes at the end."""
+def _socket_folder() -> Iterator[Path]:
+    """A folder for sockets that only this user can reach; it goes at the end."""
     folder = Path(tempfile.mkdtemp(prefix="p2pcloop-"))
     try:
-        yield folder / "vda"
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

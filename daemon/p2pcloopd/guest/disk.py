@@ -1,15 +1,92 @@
-"""What a guest's disk is made of, and what of it is brought before it is read."""
+"""What a guest's disks are made of, and what of them is brought before it is read."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from p2pcloop.cli.refs import StoredRef
+from p2pcloop.errors import GuestError, MismatchError, UsageError
+from p2pcloop.formats.filesystem import (
+    PROBE_SIZE,
+    READ_ONLY_TYPES,
+    ROOT_HINT,
+    ROOT_TYPES,
+    describe,
+    detect_filesystem,
+    overlay_mode,
+)
+from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_size
+from p2pcloop.making.pack import device_size, read_start
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
-from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
+from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
+from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
+
+
+def choose_mode(target: ImageFile | StoredRef, overlay: Path | None, asked: str | None) -> str:
+    """Tell how a guest's changes are kept: "block" or "files". Nothing is made or changed.
+
+    That of an overlay that exists, else what is asked for, else what the image's file system needs.
+
+    Args:
+        asked: the user's word, or None.
+
+    Raises:
+        MismatchError: the overlay that exists is of another mode than is asked for.
+        UsageError: what is asked for cannot be with this image.
+        GuestError: the image is known to hold no root for a guest.
+    """
+    if overlay is not None and overlay.exists():
+        return _mode_of(overlay, asked)
+    found = _file_system_of(target)
+    if found is None:
+        return asked or "block"  # the guest finds out
+    name = target.name if isinstance(target, StoredRef) else str(target.path)
+    if found not in ROOT_TYPES:
+        raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
+    if asked == "block" and found in READ_ONLY_TYPES:
+        raise UsageError(
+            f"{name} holds {found}, which cannot be written: an overlay of blocks is of no use",
+            hint="leave out --overlay-mode, or give `files`",
+        )
+    return asked or overlay_mode(found)
+
+
+def _mode_of(overlay: Path, asked: str | None) -> str:
+    # Whatever the image holds: what was written to its blocks may be a file system of its own.
+    mode = Overlay.inspect(overlay).mode
+    if asked not in (None, mode):
+        raise MismatchError(
+            f"{overlay} is an overlay of mode {mode}, and keeps it",
+            hint="leave out --overlay-mode, or give another file name to start anew",
+        )
+    return mode
+
+
+def _file_system_of(target: ImageFile | StoredRef) -> str | None:
+    """What the image holds, or None where that is not known here."""
+    if isinstance(target, StoredRef):
+        return target.signed.manifest.boot.root_type or None
+    if target.kind == "overlay":
+        return None  # the block server says what to do with it
+    return detect_filesystem(read_start(target, PROBE_SIZE))
+
+
+def files_overlay(size: int) -> FilesOverlay:
+    """What is asked of a block server for a files overlay whose device has `size` bytes, or a
+    little less.
+
+    Raises:
+        UsageError: too small or too large.
+    """
+    if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise UsageError(
+            f"a files overlay cannot have {format_size(size)}",
+            hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
+        )
+    return FilesOverlay(size - size % BLOCK_SIZE)
 
 
 def disk_of(
@@ -19,30 +96,26 @@ def disk_of(
     *,
     ahead: bool,
     fill: int | None,
+    files: FilesOverlay | None = None,
 ) -> BlockServerSpec:
     """What is asked of the block server of a guest; where it listens is to be added.
 
     Args:
         overlay: keeps the changes; None: they last as long as the guest.
         ahead: read ahead by the image's profile, and note one.
-        fill: see `BlockServerSpec`.
+        fill, files: see `BlockServerSpec`.
 
     Raises:
         StorageError: the profile could not be read.
     """
-    changes = TEMPORARY if overlay is None else overlay
-    if isinstance(target, ImageFile):
-        return BlockServerSpec(home, target, changes, once=True, note_touches=ahead)
-    return BlockServerSpec(
-        home,
-        target.signed,
-        changes,
-        once=True,
-        secret=target.secret,
-        profile=expected_touches(home, target.signed.manifest) if ahead else (),
-        fill=fill,
-        note_touches=ahead,
+    image = target if isinstance(target, ImageFile) else target.signed
+    spec = BlockServerSpec(
+        home, image, overlay or TEMPORARY, once=True, note_touches=ahead, files=files
     )
+    if isinstance(target, ImageFile):
+        return spec
+    touches = expected_touches(home, target.signed.manifest) if ahead else ()
+    return replace(spec, secret=target.secret, profile=touches, fill=fill)
 
 
 def size_of(target: ImageFile | StoredRef) -> int:

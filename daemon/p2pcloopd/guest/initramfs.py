@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
+from p2pcloopd.guest import files_root
 from p2pcloopd.guest.kernel import Kernel, find_busybox, load_modules
 from p2pcloopd.guest.network import (
     GUEST_ADDRESS,
@@ -20,8 +24,9 @@ READ_AHEAD_KB = 64
 """What the guest reads ahead on its disk (measured: docs/performance.md). Kernels set up to 8192 on
 virtio-blk, which drags megabytes over the wire for each miss."""
 
+_SEED_SIZE = 64
 _MODULES = ("virtio_blk",)
-_APPLETS = (
+_APPLETS: tuple[str, ...] = (
     *("sh", "cat", "dd", "insmod", "ip", "mount", "od", "poweroff", "rm", "sleep"),
     "switch_root",
 )
@@ -44,6 +49,8 @@ mount -t devtmpfs devtmpfs /dev
 
 # UML's watchdog needs a program on the host: an init that opens it gets a kernel warning.
 rm -f /dev/watchdog /dev/watchdog0
+# Without it all who boot one image would begin with the same random numbers.
+cat /seed > /dev/urandom
 
 mode=rw init=
 for word in $(cat /proc/cmdline); do
@@ -57,27 +64,18 @@ for module in @MODULES@; do
     insmod /modules/$module.ko || fail "the module $module does not load"
 done
 
-tries=0
-until [ -b /dev/vda ]; do
-    tries=$((tries + 1))
-    [ $tries -le 100 ] || fail "there is no disk /dev/vda"
-    sleep 0.1
-done
-echo @READ_AHEAD_KB@ > /sys/block/vda/queue/read_ahead_kb
-[ "$(cat /sys/block/vda/ro)" = 0 ] || mode=ro
-# What the guest deletes leaves the overlay, and so is not published.
-options=$mode
-[ $mode = ro ] || options=rw,discard
+disk_is_there() {
+    tries=0
+    until [ -b $1 ]; do
+        tries=$((tries + 1))
+        [ $tries -le 100 ] || fail "there is no disk $1"
+        sleep 0.1
+    done
+    echo @READ_AHEAD_KB@ > /sys/block/${1#/dev/}/queue/read_ahead_kb
+}
 
-# The magic number of ext2, ext3 and ext4: bytes 1080 and 1081 of the device.
-if [ "$(dd if=/dev/vda bs=2 skip=540 count=1 2>/dev/null | od -An -tx1)" != " 53 ef" ]; then
-    fail "the disk holds no ext2, ext3 or ext4 file system"
-fi
-# A read-only disk cannot replay its journal.
-mount -t ext4 -o $options /dev/vda /root ||
-    { [ $mode = ro ] && mount -t ext4 -o ro,noload /dev/vda /root; } ||
-    fail "the root file system does not mount"
-
+disk_is_there /dev/vda
+@MOUNT_ROOT@
 if [ -z "$init" ]; then
     for candidate in /sbin/init /etc/init /bin/init /bin/sh; do
         # Absolute links point into the root that is not ours yet.
@@ -109,34 +107,69 @@ exec switch_root /root "$init" "$@"
 """
 
 
-def build_initramfs(kernel: Kernel) -> bytes:
-    """Return the archive that boots a root on /dev/vda with `kernel`.
+_BLOCK_ROOT = """\
+[ "$(cat /sys/block/vda/ro)" = 0 ] || mode=ro
+# What the guest deletes leaves the overlay, and so is not published.
+options=$mode
+[ $mode = ro ] || options=rw,discard
+
+# The magic number of ext2, ext3 and ext4: bytes 1080 and 1081 of the device.
+if [ "$(dd if=/dev/vda bs=2 skip=540 count=1 2>/dev/null | od -An -tx1)" != " 53 ef" ]; then
+    fail "the disk holds no ext2, ext3 or ext4 file system"
+fi
+# A read-only disk cannot replay its journal.
+mount -t ext4 -o $options /dev/vda /root ||
+    { [ $mode = ro ] && mount -t ext4 -o ro,noload /dev/vda /root; } ||
+    fail "the root file system does not mount"
+"""
+
+
+def build_initramfs(kernel: Kernel, offsets: Sequence[int] | None = None) -> bytes:
+    """Return the archive that boots a root with `kernel`.
+
+    Args:
+        kernel: what it is for.
+        offsets: None for a root that is the file system on /dev/vda; else where file systems begin
+            on it, in bytes, from base to top, which are joined with the one on /dev/vdb.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
     modules = load_modules(kernel, _MODULES)
-    try:
-        busybox = find_busybox().read_bytes()
-    except OSError as err:
-        raise NeedsPackageError(
-            f"{err.filename} cannot be read: {err.strerror}", hint="apt-get install busybox-static"
-        ) from err
+    inserted = [name for name, _ in modules]
+    applets, script = _APPLETS, _BLOCK_ROOT
+    if offsets is not None:
+        applets += files_root.APPLETS
+        more = files_root.files_modules(kernel)
+        names = {need: [name for name, _ in found] for need, found in more.items()}
+        script = files_root.files_script(offsets, names)
+        modules += [module for found in more.values() for module in found]
     return newc.build_archive(
         [
             *map(newc.directory, ("bin", "dev", "modules", "proc", "root", "sys")),
             # The kernel opens it for init before anything is mounted.
             newc.char_device("dev/console", 5, 1),
-            newc.regular_file("bin/busybox", busybox, 0o755),
-            *(newc.symlink(f"bin/{applet}", "busybox") for applet in _APPLETS),
+            newc.regular_file("bin/busybox", _busybox(), 0o755),
+            *(newc.symlink(f"bin/{applet}", "busybox") for applet in applets),
             *(newc.regular_file(f"modules/{name}.ko", data) for name, data in modules),
-            newc.regular_file("init", _init_script([name for name, _ in modules]), 0o755),
+            newc.regular_file("seed", os.urandom(_SEED_SIZE)),
+            newc.regular_file("init", _init_script(inserted, script), 0o755),
         ]
     )
 
 
-def _init_script(modules: list[str]) -> bytes:
+def _busybox() -> bytes:
+    try:
+        return find_busybox().read_bytes()
+    except OSError as err:
+        raise NeedsPackageError(
+            f"{err.filename} cannot be read: {err.strerror}", hint="apt-get install busybox-static"
+        ) from err
+
+
+def _init_script(modules: list[str], mount_root: str) -> bytes:
     values = {
+        "MOUNT_ROOT": mount_root,
         "FAILURE_MARK": FAILURE_MARK,
         "MODULES": " ".join(modules),
         "READ_AHEAD_KB": str(READ_AHEAD_KB),

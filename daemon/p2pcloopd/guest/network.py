@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from p2pcloopd.guest import frame_filter, sandbox
-from p2pcloopd.guest.kernel import find_program
+from p2pcloopd.programs import find_program
 
 GUEST_INTERFACE = "vec0"
 PREFIX_LENGTH = 24

@@ -38,6 +38,19 @@ def machine_memory() -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class FilesRoot:
+    """A root that is joined from read-only file systems on the disk, and one that has the changes.
+
+    Attributes:
+        vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vdb, with an ext4.
+        offsets: where the file systems begin on the disk, in bytes, from base to top.
+    """
+
+    vhost_socket: Path
+    offsets: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSpec:
     """What to boot and how.
 
@@ -50,6 +63,7 @@ class GuestSpec:
         console: `stdio`, or a file that takes what the guest prints.
         read_only: mount the root read-only (a read-only disk always is).
         cpu: the only CPU that the guest runs on, or None for any.
+        files_root: how the root is joined, or None where it is the file system on the disk.
     """
 
     vhost_socket: Path
@@ -60,6 +74,13 @@ class GuestSpec:
     console: Literal["stdio"] | Path = "stdio"
     read_only: bool = False
     cpu: int | None = field(default_factory=last_allowed_cpu)
+    files_root: FilesRoot | None = None
+
+    @property
+    def disks(self) -> list[Path]:
+        """The sockets of the guest's disks, in their order: /dev/vda, /dev/vdb."""
+        more = [] if self.files_root is None else [self.files_root.vhost_socket]
+        return [self.vhost_socket, *more]
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -78,8 +99,9 @@ class GuestSpec:
                 f"{format_size(self.memory)} of memory for a guest are more than this machine has",
                 hint=f"give at most {machine_memory() >> 20}M",
             )
-        if not (self.vhost_socket.exists() and stat.S_ISSOCK(self.vhost_socket.stat().st_mode)):
-            raise UsageError(f"{self.vhost_socket} is not a socket that serves a disk")
+        for socket in self.disks:
+            if not (socket.exists() and stat.S_ISSOCK(socket.stat().st_mode)):
+                raise UsageError(f"{socket} is not a socket that serves a disk")
         allowed = os.sched_getaffinity(0)
         if self.cpu is not None and self.cpu not in allowed:
             raise UsageError(
