@@ -128,9 +128,9 @@ def _open_overlay(
 ) -> Overlay | None:
     if spec.overlay is None:
         return None
-    mode, fill = "block", None
+    fill = None
     if spec.files is not None:
-        mode, size = "files", spec.files.size
+        size = spec.files.size
         fill = partial(make_file_system, folder=spec.home.tmp)
     if spec.overlay == TEMPORARY:
         return Overlay.create_temporary(
@@ -138,7 +138,7 @@ def _open_overlay(
         )
     path = Path(spec.overlay)
     if path.exists():
-        overlay = Overlay.open(path, image_id=image_id, mode=mode)
+        overlay = Overlay.open(path, image_id=image_id, mode=spec.mode)
     else:
         overlay = Overlay.create(
             path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name, fill=fill

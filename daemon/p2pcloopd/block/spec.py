@@ -65,3 +65,8 @@ class BlockServerSpec:
     fill: int | None = None
     note_touches: bool = False
     files: FilesOverlay | None = None
+
+    @property
+    def mode(self) -> str:
+        """How the writes are kept: as "block" or as "files"."""
+        return "block" if self.files is None else "files"

@@ -26,7 +26,7 @@ from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
-from p2pcloopd.guest.disk import choose_mode, disk_of, files_overlay, size_of
+from p2pcloopd.guest.disk import choose_files, disk_of, size_of
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import FilesRoot, GuestSpec, last_allowed_cpu
@@ -147,11 +147,9 @@ def command(
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         target.check_secret()
-    mode = choose_mode(target, overlay, overlay_mode)
-    files = files_overlay(overlay_size) if mode == "files" else None
+    files = choose_files(target, overlay, overlay_mode, overlay_size)
     before = _status(target)
-    rate = None if fill < 0 else fill
-    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=rate, files=files)
+    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=fill, files=files)
     fresh = overlay is None or not overlay.exists()
     with _socket_folder() as folder:
         spec = GuestSpec(
@@ -164,15 +162,12 @@ def command(
             console=console_file or "stdio",
             cpu=None if cpu == -1 else last_allowed_cpu() if cpu is None else cpu,
         )
-        try:
-            _boot(spec, disk, outcome)
-        except P2pcloopError as err:
-            outcome.error = err
+        _boot(spec, disk, outcome)
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if report is not None:
-            facts = image_facts(target, before, home) | outcome.facts() | {"overlay_mode": mode}
-            write_report(report, facts | {"profile": recorded})
+            facts = image_facts(target, before, home) | outcome.facts()
+            write_report(report, facts | {"overlay_mode": disk.mode, "profile": recorded})
     finally:
         # Of two errors the boot's is the one to tell.
         if outcome.error is not None:
@@ -185,14 +180,22 @@ _END_SECONDS = 10
 
 
 def _boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+    """Boot; an error is left in `outcome`."""
+    try:
+        with _serving(spec, disk) as block:
+            run(partial(_run, spec, block, outcome))
+    except P2pcloopError as err:
+        outcome.error = err
+
+
+def _serving(spec: GuestSpec, disk: BlockServerSpec) -> BlockServerProcess:
+    """Have the guest's disks served at its sockets."""
     with ExitStack() as stack:
         first, *more = [stack.enter_context(bind_unix_listener(path)) for path in spec.disks]
         disk = replace(disk, vhost_user=first)
         if disk.files is not None:
             disk = replace(disk, files=replace(disk.files, vhost_user=more[0]))
-        block = BlockServerProcess(disk)
-    with block:
-        run(partial(_run, spec, block, outcome))
+        return BlockServerProcess(disk)
 
 
 async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:

@@ -25,21 +25,49 @@ from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
 from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
 
 
-def choose_mode(target: ImageFile | StoredRef, overlay: Path | None, asked: str | None) -> str:
-    """Tell how a guest's changes are kept: "block" or "files". Nothing is made or changed.
+def choose_files(
+    target: ImageFile | StoredRef, overlay: Path | None, asked: str | None, size: int
+) -> FilesOverlay | None:
+    """Tell whether a guest's changes are kept as files, on a second device; None: as blocks.
 
-    That of an overlay that exists, else what is asked for, else what the image's file system needs.
+    That is so by the overlay that exists, else as it is asked for, else if the image's file system
+    cannot be written. Nothing is made or changed.
 
     Args:
-        asked: the user's word, or None.
+        asked: "block" or "files", the user's word, or None.
+        size: bytes of the device, where it has to be made.
 
     Raises:
         MismatchError: the overlay that exists is of another mode than is asked for.
-        UsageError: what is asked for cannot be with this image.
+        UsageError: what is asked for cannot be with this image, or not of this size.
         GuestError: the image is known to hold no root for a guest.
     """
     if overlay is not None and overlay.exists():
-        return _mode_of(overlay, asked)
+        mode = _mode_of(overlay, asked)
+    else:
+        mode = _mode_for(target, asked)
+    if mode == "block":
+        return None
+    if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise UsageError(
+            f"a files overlay cannot have {format_size(size)}",
+            hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
+        )
+    return FilesOverlay(size - size % BLOCK_SIZE)
+
+
+def _mode_of(overlay: Path, asked: str | None) -> str:
+    # Whatever the image holds: what was written to its blocks may be a file system of its own.
+    mode = Overlay.inspect(overlay).mode
+    if asked not in (None, mode):
+        raise MismatchError(
+            f"{overlay} is an overlay of mode {mode}, and keeps it",
+            hint="leave out --overlay-mode, or give another file name to start anew",
+        )
+    return mode
+
+
+def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
     found = _file_system_of(target)
     if found is None:
         return asked or "block"  # the guest finds out
@@ -54,17 +82,6 @@ def choose_mode(target: ImageFile | StoredRef, overlay: Path | None, asked: str 
     return asked or overlay_mode(found)
 
 
-def _mode_of(overlay: Path, asked: str | None) -> str:
-    # Whatever the image holds: what was written to its blocks may be a file system of its own.
-    mode = Overlay.inspect(overlay).mode
-    if asked not in (None, mode):
-        raise MismatchError(
-            f"{overlay} is an overlay of mode {mode}, and keeps it",
-            hint="leave out --overlay-mode, or give another file name to start anew",
-        )
-    return mode
-
-
 def _file_system_of(target: ImageFile | StoredRef) -> str | None:
     """What the image holds, or None where that is not known here."""
     if isinstance(target, StoredRef):
@@ -74,28 +91,13 @@ def _file_system_of(target: ImageFile | StoredRef) -> str | None:
     return detect_filesystem(read_start(target, PROBE_SIZE))
 
 
-def files_overlay(size: int) -> FilesOverlay:
-    """What is asked of a block server for a files overlay whose device has `size` bytes, or a
-    little less.
-
-    Raises:
-        UsageError: too small or too large.
-    """
-    if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
-        raise UsageError(
-            f"a files overlay cannot have {format_size(size)}",
-            hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
-        )
-    return FilesOverlay(size - size % BLOCK_SIZE)
-
-
 def disk_of(
     target: ImageFile | StoredRef,
     overlay: Path | None,
     home: Home,
     *,
     ahead: bool,
-    fill: int | None,
+    fill: int,
     files: FilesOverlay | None = None,
 ) -> BlockServerSpec:
     """What is asked of the block server of a guest; where it listens is to be added.
@@ -103,7 +105,8 @@ def disk_of(
     Args:
         overlay: keeps the changes; None: they last as long as the guest.
         ahead: read ahead by the image's profile, and note one.
-        fill, files: see `BlockServerSpec`.
+        fill: see `BlockServerSpec`; -1 for not at all.
+        files: see `BlockServerSpec`.
 
     Raises:
         StorageError: the profile could not be read.
@@ -115,7 +118,8 @@ def disk_of(
     if isinstance(target, ImageFile):
         return spec
     touches = expected_touches(home, target.signed.manifest) if ahead else ()
-    return replace(spec, secret=target.secret, profile=touches, fill=fill)
+    rate = None if fill < 0 else fill
+    return replace(spec, secret=target.secret, profile=touches, fill=rate)
 
 
 def size_of(target: ImageFile | StoredRef) -> int:
