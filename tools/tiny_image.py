@@ -70,14 +70,15 @@ def build_tiny_image(path: Path, *, size: int = DEFAULT_SIZE) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="p2pcloop-tiny-") as scratch:
         root = Path(scratch) / "root"
-        _fill(root)
+        fill_root(root)
         path.unlink(missing_ok=True)
         with path.open("wb") as image:
             image.truncate(size)
         _make_file_system(path, root)
 
 
-def _fill(root: Path) -> None:
+def fill_root(root: Path) -> None:
+    """Put the files of the image into an empty directory."""
     for name in _DIRECTORIES:
         (root / name).mkdir(parents=True)
     busybox = root / "bin/busybox"
