@@ -180,7 +180,7 @@ class Overlay:
         """
         file = OverlayFile.open(path, read_only=read_only)
         try:
-            overlay = cls(file, _read_header(file))
+            overlay = cls(file, read_header(file))
             overlay._header.check_match(path, image_id, mode)
             overlay._load_states()
         except BaseException:
@@ -200,7 +200,7 @@ class Overlay:
         """
         file = OverlayFile.open(path, read_only=True, locked=False)
         with closing(file):
-            overlay = cls(file, _read_header(file))
+            overlay = cls(file, read_header(file))
             overlay._load_states()
             info = overlay.info()
             try:
@@ -320,7 +320,7 @@ def _nothing() -> None:
     """Flush an overlay that does not outlive its process."""
 
 
-def _read_header(file: OverlayFile) -> Header:
+def read_header(file: OverlayFile) -> Header:
     """Read and check a file's header and its length."""
     size = file.size
     raw = bytearray(min(size, HEADER_SIZE))

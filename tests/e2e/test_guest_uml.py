@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import trio
 from p2pcloop.errors import GuestError, NeedsPackageError
 from p2pcloopd import programs
 from p2pcloopd.guest import initramfs, kernel, sandbox, xsave
-from p2pcloopd.guest.spec import FilesRoot, GuestResult, GuestSpec
+from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import RunningGuest, run_guest
 from tests.support.file_systems import make_read_only
 from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image, fill_root
@@ -494,7 +496,8 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
     os.truncate(changes, 64 << 20)
     file_system_tool("mke2fs", "-q", "-t", "ext4", changes)
     with serve(disk, writable=False) as lower, serve(changes) as upper:
-        spec = replace(lower, files_root=FilesRoot(upper.vhost_socket, (0, begin)))
+        build = partial(build_files_initramfs, offsets=(0, begin))
+        spec = replace(lower, more_disks=(upper.vhost_socket,), initramfs=build)
         async with booted(spec) as guest:
             seen = await guest.run("cat /root/both; ls /root; touch /root/new")
             assert seen.split() == ["1", "both", "hello.deb", "only0", "only1"]

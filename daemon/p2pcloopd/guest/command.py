@@ -27,9 +27,11 @@ from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.disk import choose_files, disk_of, size_of
+from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
-from p2pcloopd.guest.spec import FilesRoot, GuestSpec, last_allowed_cpu
+from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -140,9 +142,8 @@ def command(
     outcome = Outcome(started=time.monotonic())
     logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s\r")
     console_file = None if console == "stdio" else Path(console)
-    for output in (report, console_file):
-        if output is not None:
-            check_writable(output)
+    for output in filter(None, (report, console_file)):
+        check_writable(output)
     home.create()
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
@@ -154,7 +155,8 @@ def command(
     with _socket_folder() as folder:
         spec = GuestSpec(
             vhost_socket=folder / "vda",
-            files_root=None if files is None else FilesRoot(folder / "vdb"),
+            more_disks=() if files is None else (folder / "vdb",),
+            initramfs=build_initramfs if files is None else build_files_initramfs,
             memory=mem,
             network="user" if net == "user" else "none",
             kernel=kernel,

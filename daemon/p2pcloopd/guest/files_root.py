@@ -8,20 +8,22 @@ stays off: each of the user's files then stands alone, and may be put over a new
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from p2pcloop.errors import NeedsPackageError
+from p2pcloopd.guest.initramfs import HAND_OVER, make_initramfs
 from p2pcloopd.guest.kernel import Kernel, load_modules
 
-APPLETS = ("chmod", "hostname", "ln", "losetup", "mkdir", "readlink", "tr")
+LAYER_APPLETS = ("losetup", "mkdir", "tr")
+_APPLETS = (*LAYER_APPLETS, "chmod", "hostname", "ln", "readlink")
 
 _FILE_SYSTEMS = {"squashfs": "squashfs", "iso9660": "isofs", "erofs": "erofs"}
 """Type for `mount`, and module; ext4 is built in."""
 
 _ALWAYS = ("overlay", "loop")
 
-_SCRIPT = """\
+_LAYERS = """\
 load() {
     for module in "$@"; do
         [ -e /sys/module/$module ] || insmod /modules/$module.ko ||
@@ -42,32 +44,39 @@ file_system_on() {
     fi
 }
 
-mount_layer() {
-    device=/dev/vda
-    if [ $2 != 0 ]; then
-        load @LOOP@
-        device=$(losetup -f)
-        losetup -r -o $2 $device /dev/vda || fail "no loop device at byte $2 of the disk"
-    fi
-    type=$(file_system_on $device)
-    case $type in
-        ext4) options=ro,noload ;;
+# mount_layers DIRECTORY DISK BYTE...: mounts what begins at these bytes, base first, and sets
+# `layers` as overlayfs wants it, and `types` to what they are.
+mount_layers() {
+    parent=$1 disk=$2 layers= types=
+    shift 2
+    for byte in "$@"; do
+        device=$disk
+        if [ $byte != 0 ]; then
+            load @LOOP@
+            device=$(losetup -f)
+            losetup -r -o $byte $device $disk || fail "no loop device for byte $byte of $disk"
+        fi
+        type=$(file_system_on $device)
+        case $type in
+            ext4) options=ro,noload ;;
 @CASES@
-        '') fail "the disk holds no file system that is known at byte $2" ;;
-        *) fail "this kernel has no $type, which the disk holds" ;;
-    esac
-    mkdir -p $1
-    mount -t $type -o $options $device $1 || fail "the image's $type does not mount"
+            '') fail "the image holds no file system that is known at byte $byte" ;;
+            *) fail "this kernel has no $type, which the image holds" ;;
+        esac
+        mkdir -p $parent/$byte
+        mount -t $type -o $options $device $parent/$byte || fail "the image's $type does not mount"
+        layers=$parent/$byte${layers:+:$layers}
+        types="$types $type"
+    done
+    load @OVERLAY@
 }
 
+"""
+
+_MOUNT_ROOT = """\
+disk_is_there /dev/vda
 disk_is_there /dev/vdb
-number=0 layers=
-for offset in @OFFSETS@; do
-    mount_layer /image/$number $offset
-    layers=/image/$number${layers:+:$layers}
-    number=$((number + 1))
-done
-load @OVERLAY@
+mount_layers /image /dev/vda @OFFSETS@
 mkdir /changes
 mount -t ext4 -o rw,discard /dev/vdb /changes || fail "the overlay's file system does not mount"
 mkdir -p /changes/upper /changes/work
@@ -86,7 +95,7 @@ if [ $mode = rw ]; then
     done
     [ -L /root/tmp ] || [ -k /root/tmp ] || chmod 1777 /root/tmp
     # KNOPPIX of the CD's time had these on a RAM disk.
-    if [ $type = iso9660 ] || is_there /root/ramdisk; then
+    if [ "${types#*iso9660}" != "$types" ] || is_there /root/ramdisk; then
         is_there /root/ramdisk || mkdir /root/ramdisk
         for name in etc home tmp var; do
             case $(readlink /root/$name) in
@@ -103,39 +112,44 @@ hostname "${name:-p2pcloop}"
 """
 
 
-def files_modules(kernel: Kernel) -> dict[str, list[tuple[str, bytes]]]:
-    """Return what such a root may need to load, in the order of insertion: for "overlay", for
-    "loop", and for each type of read-only file system that the kernel can mount.
+def build_files_initramfs(kernel: Kernel, offsets: Sequence[int] = (0,)) -> bytes:
+    """Return the archive that boots a joined root with `kernel`.
+
+    Args:
+        kernel: what it is for.
+        offsets: where the image's file systems begin on /dev/vda, in bytes, from base to top.
 
     Raises:
-        NeedsPackageError: the kernel has no overlay or loop.
+        NeedsPackageError: busybox, or a module that every such root needs, is not on this system.
+    """
+    functions, modules = layer_functions(kernel)
+    mount_root = _MOUNT_ROOT.replace("@OFFSETS@", " ".join(map(str, offsets)))
+    script = functions + mount_root + HAND_OVER
+    return make_initramfs(kernel, script, applets=_APPLETS, modules=modules)
+
+
+def layer_functions(kernel: Kernel) -> tuple[str, list[tuple[str, bytes]]]:
+    """Return the shell functions that mount the layers of an image, and the modules they load.
+
+    Raises:
+        NeedsPackageError: as for `build_files_initramfs`.
     """
     found = {name: load_modules(kernel, [name]) for name in _ALWAYS}
     for name, module in _FILE_SYSTEMS.items():
         # An image of another type boots all the same; the guest says what is missing.
         with suppress(NeedsPackageError):
             found[name] = load_modules(kernel, [module])
-    return found
-
-
-def files_script(offsets: Sequence[int], modules: Mapping[str, Sequence[str]]) -> str:
-    """Return the part of /init that mounts such a root at /root.
-
-    Args:
-        offsets: where the image's file systems begin, in bytes, from base to top.
-        modules: names of what `files_modules` returned.
-    """
-    cases = [
-        f"        {name}) options=ro; load {' '.join(modules[name])} ;;"
-        for name in _FILE_SYSTEMS
-        if name in modules
-    ]
+    names = {need: " ".join(name for name, _ in modules) for need, modules in found.items()}
+    indent = " " * 12
     values = {
-        "OFFSETS": " ".join(map(str, offsets)),
-        "CASES": "\n".join(cases),
-        **{name.upper(): " ".join(modules[name]) for name in _ALWAYS},
+        "CASES": "\n".join(
+            f"{indent}{name}) options=ro; load {names[name]} ;;"
+            for name in _FILE_SYSTEMS
+            if name in names
+        ),
+        **{name.upper(): names[name] for name in _ALWAYS},
     }
-    script = _SCRIPT
+    functions = _LAYERS
     for name, value in values.items():
-        script = script.replace(f"@{name}@", value)
-    return script
+        functions = functions.replace(f"@{name}@", value)
+    return functions, [module for modules in found.values() for module in modules]

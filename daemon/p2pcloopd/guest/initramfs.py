@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
-from p2pcloopd.guest import files_root
 from p2pcloopd.guest.kernel import Kernel, find_busybox, load_modules
 from p2pcloopd.guest.network import (
     GUEST_ADDRESS,
@@ -26,12 +25,12 @@ virtio-blk, which drags megabytes over the wire for each miss."""
 
 _SEED_SIZE = 64
 _MODULES = ("virtio_blk",)
-_APPLETS: tuple[str, ...] = (
+_APPLETS = (
     *("sh", "cat", "dd", "insmod", "ip", "mount", "od", "poweroff", "rm", "sleep"),
     "switch_root",
 )
 
-_INIT = """\
+_HEAD = """\
 #!/bin/sh
 export PATH=/bin
 # Words of the kernel's command line are not patterns.
@@ -73,9 +72,10 @@ disk_is_there() {
     done
     echo @READ_AHEAD_KB@ > /sys/block/${1#/dev/}/queue/read_ahead_kb
 }
+"""
+"""What every first root begins with: `fail`, and disks that can be waited for."""
 
-disk_is_there /dev/vda
-@MOUNT_ROOT@
+HAND_OVER = """\
 if [ -z "$init" ]; then
     for candidate in /sbin/init /etc/init /bin/init /bin/sh; do
         # Absolute links point into the root that is not ours yet.
@@ -105,9 +105,10 @@ unset mem hostfs uml_dir umid
 [ "$1" != noreboot ] || shift
 exec switch_root /root "$init" "$@"
 """
+"""Hands over to the init of the root that is mounted at /root."""
 
-
-_BLOCK_ROOT = """\
+_MOUNT_ROOT = """\
+disk_is_there /dev/vda
 [ "$(cat /sys/block/vda/ro)" = 0 ] || mode=ro
 # What the guest deletes leaves the overlay, and so is not published.
 options=$mode
@@ -124,36 +125,49 @@ mount -t ext4 -o $options /dev/vda /root ||
 """
 
 
-def build_initramfs(kernel: Kernel, offsets: Sequence[int] | None = None) -> bytes:
-    """Return the archive that boots a root with `kernel`.
-
-    Args:
-        kernel: what it is for.
-        offsets: None for a root that is the file system on /dev/vda; else where file systems begin
-            on it, in bytes, from base to top, which are joined with the one on /dev/vdb.
+def build_initramfs(kernel: Kernel) -> bytes:
+    """Return the archive that boots the file system on /dev/vda with `kernel`.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    modules = load_modules(kernel, _MODULES)
-    inserted = [name for name, _ in modules]
-    applets, script = _APPLETS, _BLOCK_ROOT
-    if offsets is not None:
-        applets += files_root.APPLETS
-        more = files_root.files_modules(kernel)
-        names = {need: [name for name, _ in found] for need, found in more.items()}
-        script = files_root.files_script(offsets, names)
-        modules += [module for found in more.values() for module in found]
+    return make_initramfs(kernel, _MOUNT_ROOT + HAND_OVER)
+
+
+def make_initramfs(
+    kernel: Kernel,
+    script: str,
+    *,
+    applets: Sequence[str] = (),
+    modules: Iterable[tuple[str, bytes]] = (),
+    files: Iterable[tuple[str, bytes]] = (),
+) -> bytes:
+    """Return an archive whose /init waits for no disk yet and goes on with `script`.
+
+    Args:
+        kernel: what it is for.
+        script: for busybox's shell; on top of it, `fail WHY` and `disk_is_there DEVICE`.
+        applets: of busybox, besides those that every first root has.
+        modules: names and content of further modules; /modules/NAME.ko, not inserted yet.
+        files: names and content of further files.
+
+    Raises:
+        NeedsPackageError: busybox or a module is not on this system.
+    """
+    inserted = load_modules(kernel, _MODULES)
+    init = _fill_in(_HEAD + script, [name for name, _ in inserted])
     return newc.build_archive(
         [
             *map(newc.directory, ("bin", "dev", "modules", "proc", "root", "sys")),
             # The kernel opens it for init before anything is mounted.
             newc.char_device("dev/console", 5, 1),
             newc.regular_file("bin/busybox", _busybox(), 0o755),
-            *(newc.symlink(f"bin/{applet}", "busybox") for applet in applets),
+            *(newc.symlink(f"bin/{applet}", "busybox") for applet in (*_APPLETS, *applets)),
+            *(newc.regular_file(f"modules/{name}.ko", data) for name, data in inserted),
             *(newc.regular_file(f"modules/{name}.ko", data) for name, data in modules),
+            *(newc.regular_file(name, data) for name, data in files),
             newc.regular_file("seed", os.urandom(_SEED_SIZE)),
-            newc.regular_file("init", _init_script(inserted, script), 0o755),
+            newc.regular_file("init", init, 0o755),
         ]
     )
 
@@ -167,9 +181,8 @@ def _busybox() -> bytes:
         ) from err
 
 
-def _init_script(modules: list[str], mount_root: str) -> bytes:
+def _fill_in(script: str, modules: list[str]) -> bytes:
     values = {
-        "MOUNT_ROOT": mount_root,
         "FAILURE_MARK": FAILURE_MARK,
         "MODULES": " ".join(modules),
         "READ_AHEAD_KB": str(READ_AHEAD_KB),
@@ -179,7 +192,6 @@ def _init_script(modules: list[str], mount_root: str) -> bytes:
         "GATEWAY": HOST_ADDRESS,
         "NAMESERVER": NAMESERVER_ADDRESS,
     }
-    script = _INIT
     for name, value in values.items():
         script = script.replace(f"@{name}@", value)
     return script.encode()

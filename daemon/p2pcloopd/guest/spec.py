@@ -6,12 +6,14 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
+from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed"]
@@ -38,19 +40,6 @@ def machine_memory() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class FilesRoot:
-    """A root that is joined from read-only file systems on the disk, and one that has the changes.
-
-    Attributes:
-        vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vdb, with an ext4.
-        offsets: where the file systems begin on the disk, in bytes, from base to top.
-    """
-
-    vhost_socket: Path
-    offsets: tuple[int, ...] = (0,)
-
-
-@dataclass(frozen=True, slots=True)
 class GuestSpec:
     """What to boot and how.
 
@@ -63,7 +52,8 @@ class GuestSpec:
         console: `stdio`, or a file that takes what the guest prints.
         read_only: mount the root read-only (a read-only disk always is).
         cpu: the only CPU that the guest runs on, or None for any.
-        files_root: how the root is joined, or None where it is the file system on the disk.
+        more_disks: sockets of further disks: /dev/vdb and so on.
+        initramfs: makes the guest's first root for a kernel.
     """
 
     vhost_socket: Path
@@ -74,13 +64,13 @@ class GuestSpec:
     console: Literal["stdio"] | Path = "stdio"
     read_only: bool = False
     cpu: int | None = field(default_factory=last_allowed_cpu)
-    files_root: FilesRoot | None = None
+    more_disks: tuple[Path, ...] = ()
+    initramfs: Callable[[Kernel], bytes] = build_initramfs
 
     @property
-    def disks(self) -> list[Path]:
-        """The sockets of the guest's disks, in their order: /dev/vda, /dev/vdb."""
-        more = [] if self.files_root is None else [self.files_root.vhost_socket]
-        return [self.vhost_socket, *more]
+    def disks(self) -> tuple[Path, ...]:
+        """The sockets of all disks, /dev/vda first."""
+        return self.vhost_socket, *self.more_disks
 
     def check(self) -> None:
         """Refuse what cannot be meant.

@@ -21,7 +21,6 @@ from p2pcloop.errors import FormatError, GuestError
 from p2pcloop.protocol import virtio_blk
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
-from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel, find_kernel
 from p2pcloopd.guest.sandbox import SandboxedProcess
 from p2pcloopd.guest.signals import counted_signals
@@ -159,8 +158,7 @@ def _sandboxed_kernel(
 ) -> list[str]:
     """Return the command that boots; puts what it needs into the private `directory`."""
     initrd = directory / "initramfs.cpio"
-    offsets = None if spec.files_root is None else spec.files_root.offsets
-    initrd.write_bytes(build_initramfs(kernel, offsets))
+    initrd.write_bytes(spec.initramfs(kernel))
     empty = directory / "empty"
     empty.mkdir()
     sockets = {_SOCKETS / str(n): disk.absolute() for n, disk in enumerate(spec.disks)}
