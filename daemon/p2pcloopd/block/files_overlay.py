@@ -23,7 +23,6 @@ from p2pcloopd.programs import find_program
 _JOURNAL_MIB = 16
 """Of 8 GiB, mke2fs would make 128: written round and round, it would be most of a small overlay."""
 
-_TIMEOUT = 60.0
 _COPY_SIZE = 1 << 20
 
 
@@ -70,7 +69,6 @@ def _run_mke2fs(program: Path, fd: int) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=_TIMEOUT,
         check=False,
     )
     if done.returncode != 0:
