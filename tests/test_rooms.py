@@ -36,8 +36,8 @@ BELOW_DAEMON = {
     "names": {"names", "engine"},
     "engine": {"engine", "entry"},
     "node": {"node", "names", "http", "engine", "entry", "unix_listener"},
-    "block": {"block", "control_client", "entry", "unix_listener"},
-    "guest": {"guest", "block", "control_client", "entry", "unix_listener"},
+    "block": {"block", "control_client", "entry", "programs", "unix_listener"},
+    "guest": {"guest", "block", "control_client", "entry", "programs", "unix_listener"},
 }
 """What each room of the daemon may import of p2pcloopd."""
 

@@ -24,10 +24,10 @@ from p2pcloopd.guest.kernel import (
     FIRST_WITH_SECCOMP,
     Kernel,
     find_kernel,
-    find_program,
     load_modules,
     unpacked_kernel,
 )
+from p2pcloopd.programs import find_program
 from tools.debian_suite import AptError, debian_mirror, packages
 
 _SUITE = "sid"

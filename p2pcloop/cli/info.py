@@ -11,7 +11,12 @@ from p2pcloop.cli.info_iso import image_text, iso_facts
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.formats.cloop import open_cloop
-from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.filesystem import (
+    PROBE_SIZE,
+    ROOT_TYPES,
+    detect_filesystem,
+    overlay_mode,
+)
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.local import ImageFile
@@ -69,15 +74,22 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
         facts |= iso_facts(file) | {"size": device_size(file)}
     else:
         facts["size"] = check_image_size(file.size)
-    facts["filesystem"] = detect_filesystem(read_start(file, PROBE_SIZE))
+    facts |= _root_facts(detect_filesystem(read_start(file, PROBE_SIZE)))
     facts["stored_share"] = file.size / facts["size"]
     return facts
+
+
+def _root_facts(filesystem: str) -> dict[str, Any]:
+    """What a guest finds, and how `boot` keeps what it changes."""
+    mode = overlay_mode(filesystem) if filesystem in ROOT_TYPES else None
+    return {"filesystem": filesystem, "overlay_mode": mode}
 
 
 def _overlay_facts(file: ImageFile) -> dict[str, Any]:
     info = Overlay.inspect(file.path)
     changed = info.data_blocks + info.zero_blocks
     return {
+        "overlay_mode": info.mode,
         "made_on": info.name or "an image file",
         "image_id": info.image_id,
         "manifest": info.manifest_id,
@@ -105,7 +117,7 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
         "here": here,
         "here_share": here / ref.stored,
         "layers": len(manifest.layers),
-        "filesystem": manifest.boot.root_type,
+        **_root_facts(manifest.boot.root_type),
         "append": manifest.boot.append,
         "link": ref.link,
     }

@@ -22,6 +22,10 @@ _COMMANDS = {
     "profile": ("p2pcloop.cli.profile", "Show, export, attach and forget what boots read."),
     "diff": ("p2pcloop.cli.diff", "Tell how much two images differ."),
     "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
+    "rebase": (
+        "p2pcloopd.guest.rebase_command",
+        "Move a files overlay to a newer version of its image.",
+    ),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),
     "fetch": ("p2pcloop.cli.fetch", "Bring all of an image here."),
     "export": ("p2pcloop.cli.export", "Write an image, with an overlay or not, to a file."),

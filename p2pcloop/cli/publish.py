@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from p2pcloop.cli.bases import made_on
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.delta import Maker, Opened, open_stored
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
@@ -16,7 +17,7 @@ from p2pcloop.cli.qcow2 import is_qcow2, unpack_qcow2
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Publisher, reference
 from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
-from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.errors import BusyError, UsageError
 from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.manifest import Manifest
@@ -28,7 +29,6 @@ from p2pcloop.making.local import ImageFile, inspect_file, unchanged
 from p2pcloop.making.pack import device_roots, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
-from p2pcloop.store.records import Records
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
@@ -72,8 +72,8 @@ def command(
     link that others boot with.
     """
     file = inspect_file(changed)
-    if file.kind == "overlay" and Overlay.inspect(changed).in_use:
-        raise BusyError(f"{changed} is in use", hint="shut its guest down first")
+    if file.kind == "overlay":
+        _check_overlay(changed)
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
         who = stack.enter_context(Publisher.of(home, client, label, key_name))
@@ -83,6 +83,18 @@ def command(
         request = _Request(file, found, append, message, private, public, as_json)
         answer = _publish(request, who, home, stack)
     _tell(answer, home, as_json=as_json)
+
+
+def _check_overlay(path: Path) -> None:
+    """Refuse an overlay that cannot be published, before anything is started for it."""
+    info = Overlay.inspect(path)
+    if info.mode == "files":
+        raise UsageError(
+            f"{path} is an overlay of mode files, and those cannot be published",
+            hint="`p2pcloop boot --overlay-mode block` over an ext4 image makes one that can be",
+        )
+    if info.in_use:
+        raise BusyError(f"{path} is in use", hint="shut its guest down first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +121,7 @@ def _find_base(file: ImageFile, base: str | None, who: Publisher, home: Home) ->
         return found
     if file.kind != "overlay":
         return who.newest
-    info = Overlay.inspect(file.path)
-    manifest = None if info.manifest_id is None else _known_manifest(info.manifest_id, home)
-    if manifest is None:
-        what = f"a version of {info.name} that is" if info.name else "an image that is"
-        raise NotHereError(
-            f"{file.path} was made on {what} not known here",
-            hint="name it with --base: a link, or @key/label",
-        )
-    known = resolve_ref(str(manifest.name), home, at=manifest.version)
-    assert isinstance(known, StoredRef)
-    return known
-
-
-def _known_manifest(manifest_id: bytes, home: Home) -> Manifest | None:
-    try:
-        return Records(home).manifest(manifest_id).manifest
-    except NotHereError:
-        return None
+    return made_on(file.path, home)
 
 
 def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) -> dict[str, Any]:

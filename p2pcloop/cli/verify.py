@@ -71,7 +71,7 @@ def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]
 def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
     facts: dict[str, Any] = {"file": str(file.path), "format": file.kind}
     if file.kind == "overlay":
-        with Overlay.open(file.path, image_id=None, read_only=True) as overlay:
+        with Overlay.open(file.path, image_id=None, read_only=True, mode=None) as overlay:
             info = overlay.info()
         changed, zeroed = info.data_blocks * BLOCK_SIZE, info.zero_blocks * BLOCK_SIZE
         text = f"its tables are whole: {format_size(changed)} changed, {format_size(zeroed)} zeroed"

@@ -7,10 +7,13 @@ import struct
 PROBE_SIZE = 64 << 10
 """Bytes from the start of a device that are looked at."""
 
-ROOT_TYPES = ("ext2", "ext3", "ext4")
+READ_ONLY_TYPES = ("iso9660", "squashfs", "erofs")
+"""What a guest can have as its root only below a files overlay: nothing can write to it."""
+
+ROOT_TYPES = ("ext2", "ext3", "ext4", *READ_ONLY_TYPES)
 """What a guest can have as its root."""
 
-ROOT_HINT = "only ext2, ext3 and ext4 on the whole device boot for now"
+ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
 
 _EXT_MAGIC = 0xEF53
 _EXT_HAS_JOURNAL = 0x4
@@ -37,6 +40,12 @@ def detect_filesystem(start: bytes) -> str:
     if incompatible & _EXT4_ONLY:
         return "ext4"
     return "ext3" if compatible & _EXT_HAS_JOURNAL else "ext2"
+
+
+def overlay_mode(filesystem: str) -> str:
+    """Tell how changes of a device are kept unless the user says otherwise: by the "block", or as
+    "files" where its file system cannot be written."""
+    return "files" if filesystem in READ_ONLY_TYPES else "block"
 
 
 def describe(filesystem: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from p2pcloop.errors import BusyError, FormatError, MismatchError
+from p2pcloop.errors import BusyError, FormatError
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_flush import Flusher
 from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
@@ -32,6 +32,8 @@ class OverlayInfo:
     """What an overlay is made on and how full it is.
 
     Attributes:
+        mode: "block" where its blocks lie over the image's; "files" where they are a device of
+            their own, with a file system of changed files.
         image_size: bytes of the device.
         image_id: SHA-256 that names the content of all layers below.
         manifest_id: SHA-256 of the image's manifest, or None.
@@ -43,6 +45,7 @@ class OverlayInfo:
         in_use: somebody has it open for writing.
     """
 
+    mode: str
     image_size: int
     image_id: bytes
     manifest_id: bytes | None
@@ -85,70 +88,100 @@ class Overlay:
         image_size: int,
         manifest_id: bytes | None = None,
         name: str = "",
+        fill: Callable[[Self], None] | None = None,
     ) -> Self:
-        """Make an empty overlay under a name that is free; a crash leaves all of it or nothing.
+        """Make an overlay under a name that is free; a crash leaves all of it or nothing.
 
         Args:
             path: the file to make.
             image_id: SHA-256 that names the content of all layers below.
-            image_size: bytes, a multiple of 4096, at most 16 TiB.
+            image_size: bytes of the device, a multiple of 4096, at most 16 TiB.
             manifest_id: SHA-256 of the image's manifest, kept for publishing.
             name: `@key/label` of the image, at most 256 bytes, kept for publishing.
+            fill: makes a files overlay: called to write what its device holds at first.
 
         Raises:
             StorageError: the file exists (errno EEXIST) or cannot be made.
         """
-        header = Header(image_size, image_id, manifest_id, name, int(time.time()))
+        header = Header(
+            image_size, image_id, manifest_id, name, int(time.time()), files=fill is not None
+        )
         raw = header.pack()
         file = OverlayFile.create_hidden(path.parent)
         hidden = file.path
         try:
             file.reserve(header.file_size, allocated=header.data_offset)
             file.write(0, [raw])
+            overlay = cls(file, header)
+            if fill is not None:
+                fill(overlay)
+                overlay.prepare_flush()()
             file.publish(path)
         except BaseException:
             file.close()
             hidden.unlink(missing_ok=True)
             raise
-        return cls(file, header)
+        return overlay
 
     @classmethod
-    def create_temporary(cls, folder: Path, *, image_id: bytes, image_size: int) -> Self:
+    def create_temporary(
+        cls,
+        folder: Path,
+        *,
+        image_id: bytes,
+        image_size: int,
+        fill: Callable[[Self], None] | None = None,
+    ) -> Self:
         """Make an overlay without a name, for this boot only; its room is free when it closes.
+
+        Args:
+            folder: where it takes its room.
+            image_id, image_size, fill: as for `create`.
 
         Raises:
             StorageError: the folder cannot be written.
         """
-        header = Header(image_size, image_id, None, "", int(time.time()))
+        header = Header(image_size, image_id, None, "", int(time.time()), files=fill is not None)
         file = OverlayFile.create_hidden(folder)
         try:
             file.path.unlink()
             file.reserve(header.file_size, allocated=0)
+            overlay = cls(file, header, volatile=True)
+            if fill is not None:
+                fill(overlay)
         except BaseException:
             file.close()
             raise
-        return cls(file, header, volatile=True)
+        return overlay
 
     @classmethod
-    def open(cls, path: Path, *, image_id: bytes | None, read_only: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        image_id: bytes | None,
+        read_only: bool = False,
+        mode: str | None = "block",
+    ) -> Self:
         """Open an overlay, checked whole; a file that is refused is left as it was.
 
         Args:
             path: the file.
             image_id: what it must have been made on; None to take any (to tell or export it).
             read_only: share it with other readers; it must not be written then.
+            mode: of which mode it must be; None to take either.
 
         Raises:
             NotHereError: there is no such file.
             FormatError: it is no overlay, one of another version, or a damaged one.
-            MismatchError: it was made on another image.
+            MismatchError: it was made on another image, or is of the other mode.
             BusyError: it is open elsewhere.
             StorageError: the system refused.
         """
         file = OverlayFile.open(path, read_only=read_only)
         try:
-            overlay = cls(file, _read_header(file))
-            overlay._check_image(image_id)
+            overlay = cls(file, read_header(file))
+            overlay._header.check_match(path, image_id, mode)
             overlay._load_states()
         except BaseException:
             file.close()
@@ -167,7 +200,7 @@ class Overlay:
         """
         file = OverlayFile.open(path, read_only=True, locked=False)
         with closing(file):
-            overlay = cls(file, _read_header(file))
+            overlay = cls(file, read_header(file))
             overlay._load_states()
             info = overlay.info()
             try:
@@ -175,18 +208,6 @@ class Overlay:
             except BusyError:
                 return replace(info, in_use=True)
             return info
-
-    def _check_image(self, image_id: bytes | None) -> None:
-        made_on = self._header
-        if image_id is None or image_id == made_on.image_id:
-            return
-        name = f"{made_on.name}, " if made_on.name else ""
-        raise MismatchError(
-            f"{self.path} was made on another image: {name}image id {made_on.image_id.hex()};"
-            f" this one is {image_id.hex()}",
-            hint="use it with that one (an older version of a name: --at), or give another file"
-            " name to start anew",
-        )
 
     def _load_states(self) -> None:
         """Read the state table into memory and check it."""
@@ -213,6 +234,7 @@ class Overlay:
         """Tell what it is made on and how full it is; reads the whole state table in memory."""
         header, counts = self._header, self._table.tally()
         return OverlayInfo(
+            mode=header.mode,
             image_size=header.image_size,
             image_id=header.image_id,
             manifest_id=header.manifest_id,
@@ -298,7 +320,7 @@ def _nothing() -> None:
     """Flush an overlay that does not outlive its process."""
 
 
-def _read_header(file: OverlayFile) -> Header:
+def read_header(file: OverlayFile) -> Header:
     """Read and check a file's header and its length."""
     size = file.size
     raw = bytearray(min(size, HEADER_SIZE))

@@ -98,13 +98,23 @@ class OverlayFile:
             os.fsync(self._fd)
             os.link(self.path, path)
             self.path.unlink()
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync_folder(path)
         except OSError as err:
             raise _error(err, "make", path) from err
+        self.path = path
+
+    def replace(self, path: Path) -> None:
+        """Make a hidden file durable and put it in the place of another one, at once or not at all.
+
+        Raises:
+            StorageError: the file system refused.
+        """
+        try:
+            os.fsync(self._fd)
+            self.path.replace(path)
+            _sync_folder(path)
+        except OSError as err:
+            raise _error(err, "replace", path) from err
         self.path = path
 
     def lock(self, *, shared: bool = False) -> None:
@@ -172,6 +182,23 @@ class OverlayFile:
         if not whole:
             raise StorageError(f"{self.path} takes no more bytes", errno=errno.EIO)
 
+    def copy_data(self, source: OverlayFile) -> None:
+        """Copy all of another file but its holes, which this new one has already.
+
+        Raises:
+            StorageError: no space or a failing disk.
+        """
+        try:
+            offset = _next_data(source._fd, 0)
+            while offset < source.size:
+                end = os.lseek(source._fd, offset, os.SEEK_HOLE)
+                while offset < end:
+                    # In the kernel, and where the file system can, without copying anything.
+                    offset += os.copy_file_range(source._fd, self._fd, end - offset, offset, offset)
+                offset = _next_data(source._fd, end)
+        except OSError as err:
+            raise _error(err, f"copy {source.path} to", self.path) from err
+
     def sync(self) -> None:
         """Make every write that has returned durable (fdatasync).
 
@@ -202,6 +229,24 @@ class OverlayFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _next_data(descriptor: int, offset: int) -> int:
+    """The next byte that is not in a hole; the end where there is none."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as err:
+        if err.errno != errno.ENXIO:
+            raise
+        return os.fstat(descriptor).st_size
 
 
 _HINTS = {

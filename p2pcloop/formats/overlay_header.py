@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
-from p2pcloop.errors import FormatError
+from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 MAGIC = b"P2PCOVL\n"
@@ -22,6 +23,8 @@ MAX_CREATED = 253_402_300_799
 _FIELDS = struct.Struct("<8sIIQQ32s32sI256s")
 _CRC = struct.Struct("<I")
 _NO_ID = bytes(ID_SIZE)
+_FILES = 1
+"""The flag of an overlay that is a device of its own. Programs that know no flags refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Header:
         manifest_id: SHA-256 of the manifest that the image came with, or None.
         name: `@key/label` of the image or empty; told to people, nothing depends on it.
         created: seconds since 1970.
+        files: the device is not the image's but a second one, of zeros at first, whose file system
+            holds changed files (mode "files"); `image_size` is this device's.
     """
 
     image_size: int
@@ -41,6 +46,12 @@ class Header:
     manifest_id: bytes | None
     name: str
     created: int
+    files: bool = False
+
+    @property
+    def mode(self) -> str:
+        """What `--overlay-mode` calls it: "block" or "files"."""
+        return "files" if self.files else "block"
 
     @property
     def block_count(self) -> int:
@@ -68,7 +79,7 @@ class Header:
         head = _FIELDS.pack(
             MAGIC,
             VERSION,
-            0,
+            _FILES if self.files else 0,
             self.image_size,
             self.created,
             self.image_id,
@@ -98,18 +109,55 @@ class Header:
         body, reserved = raw[: -_CRC.size], raw[_FIELDS.size : -_CRC.size]
         if _CRC.unpack(raw[-_CRC.size :]) != (zlib.crc32(body),):
             raise FormatError("the checksum of its header is wrong: the header is damaged")
-        if flags or any(reserved) or block_size != BLOCK_SIZE:
+        if flags & ~_FILES or any(reserved) or block_size != BLOCK_SIZE:
             raise FormatError(f"flags {flags:#x}, blocks of {block_size} bytes: not known here")
         try:
             text = name.rstrip(b"\0").decode()
         except UnicodeDecodeError as err:
             raise FormatError("the name in its header is not UTF-8") from err
         header = cls(
-            image_size, image_id, None if manifest_id == _NO_ID else manifest_id, text, created
+            image_size,
+            image_id,
+            None if manifest_id == _NO_ID else manifest_id,
+            text,
+            created,
+            bool(flags & _FILES),
         )
         if (problem := header._problem()) is not None:
             raise FormatError(problem)
         return header
+
+    def check_match(self, path: Path, image_id: bytes | None, mode: str | None) -> None:
+        """Refuse an overlay that is not of this image or mode; None takes any.
+
+        Args:
+            path: its file, for the message.
+            image_id: SHA-256 that names the content of the layers that it is to lie on.
+            mode: "block" or "files".
+
+        Raises:
+            MismatchError: it is of another image or mode.
+        """
+        if mode not in (None, self.mode):
+            raise MismatchError(
+                f"{path} is an overlay of mode {self.mode}: it holds "
+                + (
+                    "a file system of changed files"
+                    if self.files
+                    else "changed blocks of the image"
+                )
+                + f"; mode {mode} is needed here",
+                hint=f"`p2pcloop boot` takes it with --overlay-mode {self.mode} or without that"
+                " option; or give another file name to start anew",
+            )
+        if image_id not in (None, self.image_id):
+            name = f"{self.name}, " if self.name else ""
+            raise MismatchError(
+                f"{path} was made on another image: {name}image id {self.image_id.hex()};"
+                f" this one is {(image_id or b'').hex()}",
+                hint="use it with that one (an older version of a name: --at), or give another"
+                " file name to start anew",
+            )
 
     def _problem(self) -> str | None:
         """Say which field is out of its limits, or None."""

@@ -14,7 +14,7 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import inspect_file, open_local
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.server import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec
 from tests.support.images import ignore
 
 SIZE = 1 << 20
@@ -69,7 +69,7 @@ from pathlib import Path
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.server import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec
 folder = Path({str(tmp_path)!r})
 home = Home.at(folder / "home")
 home.create()

@@ -27,6 +27,7 @@ def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
         "blocks": 5,
         "seeded_in_place": True,
         "filesystem": "",
+        "overlay_mode": None,
         "stored_share": stored / (5 * 65536),
     }
     out = p2pcloop("info", path).out

@@ -19,6 +19,7 @@ COMMANDS = [
     "profile",
     "diff",
     "boot",
+    "rebase",
     "info",
     "fetch",
     "export",

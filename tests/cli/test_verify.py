@@ -53,6 +53,9 @@ def test_overlays(p2pcloop: Run, tmp_path: Path) -> None:
     assert "4.1 kB changed, 0 bytes zeroed" in p2pcloop("verify", path).out
     told = p2pcloop("verify", path, "--json").json
     assert (told["format"], told["changed"], told["zeroed"]) == ("overlay", 4096, 0)
+    files = tmp_path / "files"
+    Overlay.create(files, image_id=bytes(32), image_size=4096, fill=lambda _: None).close()
+    assert "its tables are whole" in p2pcloop("verify", files).out
     with path.open("r+b") as file:
         file.seek(4096 + 7)
         file.write(b"?")

@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError, NeedsPackageError
+from p2pcloopd import programs
 from p2pcloopd.guest import initramfs, kernel, sandbox, xsave
+from p2pcloopd.guest.files_root import build_files_initramfs
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import RunningGuest, run_guest
-from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image
+from tests.support.file_systems import make_read_only
+from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image, fill_root
 
 pytestmark = pytest.mark.e2e
 
@@ -167,7 +171,7 @@ def private_directories() -> set[Path]:
 
 def file_system_tool(name: str, *arguments: str | Path) -> str:
     """Run a program of e2fsprogs and return what it prints."""
-    command = [kernel.find_program(name, "e2fsprogs"), *arguments]
+    command = [programs.find_program(name, "e2fsprogs"), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     return done.stdout
 
@@ -470,3 +474,34 @@ async def test_missing_program_names_its_package(
 def test_tiny_image_is_deterministic(tiny_image: Path, tmp_path: Path) -> None:
     build_tiny_image(tmp_path / "again.img")
     assert (tmp_path / "again.img").read_bytes() == tiny_image.read_bytes()
+
+
+async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
+    """Two file systems lie on the disk, the upper one not at its start; the changes on another."""
+    disk, changes = tmp_path / "disk", tmp_path / "changes"
+    with disk.open("wb") as file:
+        for number, kind in enumerate(("squashfs", "erofs")):
+            tree, part = tmp_path / f"tree{number}", tmp_path / kind
+            if number == 0:
+                fill_root(tree)
+            (tree / "root").mkdir(parents=True, exist_ok=True)
+            (tree / "root/both").write_text(f"{number}\n")
+            (tree / f"root/only{number}").touch()
+            make_read_only(kind, tree, part)
+            begin = file.tell()
+            file.write(part.read_bytes())
+            file.truncate(-(-file.tell() // 4096) * 4096)
+            file.seek(0, os.SEEK_END)
+    changes.touch()
+    os.truncate(changes, 64 << 20)
+    file_system_tool("mke2fs", "-q", "-t", "ext4", changes)
+    with serve(disk, writable=False) as lower, serve(changes) as upper:
+        build = partial(build_files_initramfs, offsets=(0, begin))
+        spec = replace(lower, more_disks=(upper.vhost_socket,), initramfs=build)
+        async with booted(spec) as guest:
+            seen = await guest.run("cat /root/both; ls /root; touch /root/new")
+            assert seen.split() == ["1", "both", "hello.deb", "only0", "only1"]
+            await guest.handle.send_console(b"poweroff\n")
+    assert guest.result is not None
+    assert guest.result.reason == "poweroff"
+    assert "new" in file_system_tool("debugfs", "-R", "ls /upper/root", changes)

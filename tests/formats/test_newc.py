@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.formats import newc
-from p2pcloopd.guest.kernel import find_program
+from p2pcloopd.programs import find_program
 
 GOLDEN = (
     b"07070100000001000081a40000000000000000000000010000000000000003"

@@ -203,7 +203,7 @@ def test_golden_file_is_read() -> None:
     with Overlay.open(GOLDEN, image_id=IMAGE, read_only=True) as overlay:
         info = overlay.info()
         assert replace(info, allocated=0) == OverlayInfo(
-            6 * BLOCK_SIZE, IMAGE, MANIFEST, "@key/größe", 1_700_000_000, 2, 2, 0
+            "block", 6 * BLOCK_SIZE, IMAGE, MANIFEST, "@key/größe", 1_700_000_000, 2, 2, 0
         )
         assert "".join(overlay.state(n).name[0] for n in range(6)) == "ADADZZ"
         assert read(overlay, 1) == (b"one block " * 410)[:BLOCK_SIZE]
@@ -223,7 +223,7 @@ def test_any_flipped_bit_of_the_header_is_noticed() -> None:
     ("offset", "field"),
     [
         pytest.param(8, struct.pack("<I", 2), id="version"),
-        pytest.param(12, struct.pack("<I", 1), id="flags"),
+        pytest.param(12, struct.pack("<I", 2), id="flags"),
         pytest.param(16, struct.pack("<Q", 0), id="no blocks"),
         pytest.param(16, struct.pack("<Q", 4097), id="half a block"),
         pytest.param(16, struct.pack("<Q", MAX_IMAGE_SIZE + 4096), id="too large"),

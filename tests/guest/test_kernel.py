@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
+from p2pcloopd import programs
 from p2pcloopd.guest import kernel, sandbox, uml, xsave
 from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.spec import GuestSpec
@@ -156,13 +157,13 @@ def test_missing_program_names_its_package(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NeedsPackageError, match=program) as caught:
-        kernel.find_program(program, package)
+        programs.find_program(program, package)
     assert package in str(caught.value.hint)
 
 
 def test_dynamic_busybox_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "busybox").symlink_to(kernel.find_program("ls", "coreutils"))
-    (tmp_path / "ldd").symlink_to(kernel.find_program("ldd", "libc-bin"))
+    (tmp_path / "busybox").symlink_to(programs.find_program("ls", "coreutils"))
+    (tmp_path / "ldd").symlink_to(programs.find_program("ldd", "libc-bin"))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(NeedsPackageError, match="shared libraries") as caught:
         kernel.find_busybox()

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pcloopd.guest import frame_filter, network
+from p2pcloopd.guest import addresses, frame_filter, network
 
 Segment = Callable[[bytes], bytes]
 """What an IP packet carries, given its destination."""
 
 GUEST_MAC = bytes.fromhex("020000000015")
-GUEST = socket.inet_aton(network.GUEST_ADDRESS)
+GUEST = socket.inet_aton(addresses.GUEST_ADDRESS)
 
 
 def checksum(data: bytes) -> int:
@@ -70,7 +70,7 @@ class Wire:
         self.gateway = b""
 
     async def learn_gateway(self) -> None:
-        await self.sock.send(arp_request(socket.inet_aton(network.HOST_ADDRESS)))
+        await self.sock.send(arp_request(socket.inet_aton(addresses.HOST_ADDRESS)))
         while True:
             frame = await self.sock.recv(65536)
             if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\x02":
@@ -106,7 +106,7 @@ async def open_wire(tmp_path: Path) -> AsyncIterator[Wire]:
 @pytest.mark.parametrize(
     "address",
     [
-        *(network.HOST_ADDRESS, network.NAMESERVER_ADDRESS, "10.0.2.77", "10.0.2.255"),
+        *(addresses.HOST_ADDRESS, addresses.NAMESERVER_ADDRESS, "10.0.2.77", "10.0.2.255"),
         *("127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3", "255.255.255.255"),
     ],
 )
@@ -155,10 +155,10 @@ def fragment(packet: bytes) -> bytes:
     [
         ("192.0.2.7", 80, bytes, True),
         ("192.0.2.7", 80, fragment, True),
-        (network.HOST_ADDRESS, 80, bytes, True),
-        (network.NAMESERVER_ADDRESS, 53, bytes, True),
-        (network.NAMESERVER_ADDRESS, 54, bytes, False),
-        (network.NAMESERVER_ADDRESS, 53, fragment, False),
+        (addresses.HOST_ADDRESS, 80, bytes, True),
+        (addresses.NAMESERVER_ADDRESS, 53, bytes, True),
+        (addresses.NAMESERVER_ADDRESS, 54, bytes, False),
+        (addresses.NAMESERVER_ADDRESS, 53, fragment, False),
         ("127.0.0.53", 53, bytes, False),
         ("0.0.0.0", 53, bytes, False),
     ],
@@ -166,7 +166,7 @@ def fragment(packet: bytes) -> bytes:
 def test_filter(address: str, port: int, change: Callable[[bytes], bytes], passes: bool) -> None:
     guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with guest, helper:
-        frame_filter.install(helper, network.NAMESERVER_ADDRESS)
+        frame_filter.install(helper, addresses.NAMESERVER_ADDRESS)
         destination = socket.inet_aton(address)
         for protocol, segment in (
             (socket.IPPROTO_UDP, udp_datagram(1, port)),

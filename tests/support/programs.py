@@ -172,6 +172,16 @@ class Guest(Console):
         """`boot`, its block server, and what runs the guest."""
         return descendants(self.process.pid)
 
+    def kill(self) -> None:
+        """End the guest, its block server and `boot` at once."""
+        boot, *others = self.processes()
+        # Block server and guest first: `boot` must not end them in its own way.
+        for process in [*reversed(others), boot]:
+            process.kill()
+        self.wait(BOUND)
+        for process in others:
+            process.wait()
+
     def power_off(self) -> None:
         """Shut the guest down from inside; `boot` must end well."""
         self.send_line("poweroff")

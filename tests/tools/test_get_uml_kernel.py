@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcloopd import programs
 from p2pcloopd.guest import kernel
 from tests.support.archive import Archive, Key, careless_apt, run
 from tools import get_uml_kernel
@@ -23,7 +24,7 @@ class Suites:
     def __init__(self, folder: Path, key: Key) -> None:
         self.archive = Archive(folder / "archive")
         self._key = key
-        libraries = kernel.shared_libraries(kernel.find_program("sh", "dash"))
+        libraries = kernel.shared_libraries(programs.find_program("sh", "dash"))
         needed = [path for path in libraries if path.name.startswith(("libc.", "ld-linux"))]
         place = "usr/lib/" + run("gcc", "-print-multiarch").strip()
         self._library = self.archive.add(

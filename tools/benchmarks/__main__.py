@@ -13,6 +13,7 @@ from rich.table import Table
 from tools.benchmarks import (
     boot,
     boot_bytes,
+    boot_read_only,
     fetch,
     first_block,
     guest_reads,
@@ -37,6 +38,7 @@ MEASURES = {
         boot.COLD,
         boot.WARM,
         boot_bytes.BYTES,
+        boot_read_only.READ_ONLY,
         fetch.FETCH,
         first_block.FIRST_BLOCK,
         guest_reads.READS,
@@ -62,7 +64,7 @@ SUITES = {
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    listed = "\n".join(f"  {m.name:12} {m.about}" for m in MEASURES.values())
+    listed = "\n".join(f"  {m.name:13} {m.about}" for m in MEASURES.values())
     parser = argparse.ArgumentParser(
         prog="tools/bench",
         description="Measure p2pcloop against its bars. Contenders run turn about; a figure is the"

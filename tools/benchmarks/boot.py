@@ -53,11 +53,11 @@ def from_ubd(bench: Bench) -> Values:
     return {"seconds": boot_seconds(bench, arguments, bench.work / "ubd-guest.log", start)}
 
 
-def by_p2pcloop(bench: Bench, link: str, home: Path) -> Values:
-    """One boot by the command, changes not kept."""
+def by_p2pcloop(bench: Bench, link: str, home: Path, *options: str) -> Values:
+    """One boot by the command; without `options` of its own, changes are not kept."""
     log, errors = bench.work / "p2pcloop-guest.log", bench.work / "p2pcloop-boot.log"
     argv = [str(bench.p2pcloop), "boot", link, "--home", str(home), "--mem", "512M"]
-    argv += ["--cpu", str(bench.cpu)]
+    argv += ["--cpu", str(bench.cpu), *options]
     start = time.monotonic()
     try:
         with Console([*argv, "--net", "none"], log=log, errors=errors) as console:

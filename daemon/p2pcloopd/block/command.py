@@ -14,7 +14,8 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
-from p2pcloopd.block.server import BlockServerSpec, serve, wait_for_signal
+from p2pcloopd.block.server import serve, wait_for_signal
+from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
 
 _EPILOG = """

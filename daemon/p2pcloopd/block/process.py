@@ -18,7 +18,8 @@ import trio
 
 from p2pcloop.errors import DaemonError, P2pcloopError
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Reply, encode
-from p2pcloopd.block.server import BlockServerSpec, serve
+from p2pcloopd.block.server import serve
+from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
 
 _RECEIVE_SIZE = 65536

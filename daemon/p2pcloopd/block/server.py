@@ -5,86 +5,31 @@ One process serves one guest, so that a guest's disk does not die with p2pcloopd
 
 from __future__ import annotations
 
-import logging
 import signal
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from p2pcloop.errors import StorageError
 from p2pcloop.formats.manifest import SignedManifest
-from p2pcloop.formats.overlay import Overlay
-from p2pcloop.formats.profile import Touch
-from p2pcloop.image.api import Missing
-from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
-from p2pcloop.image.stored import StoredImage
-from p2pcloop.image.touches import Touches
-from p2pcloop.making.local import ImageFile, open_local
-from p2pcloop.store.home import Home
-from p2pcloop.store.lease import Lease
-from p2pcloop.store.overlays import register_overlay
-from p2pcloopd.block.backend import Backend
-from p2pcloopd.block.booted import tell_booted
+from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
-from p2pcloopd.block.prefetch import Prefetch
-from p2pcloopd.block.source import LocalBackend, StoredBackend
-from p2pcloopd.block.supplier import Supplier
+from p2pcloopd.block.opening import Disk, Ready, open_disk
+from p2pcloopd.block.source import StoredBackend
+from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.block.vhost_server import serve_vhost_user
-from p2pcloopd.control_client import ReconnectingClient
 from p2pcloopd.unix_listener import unix_listener
-
-
-@dataclass(frozen=True, slots=True)
-class BlockServerSpec:
-    """What is served and where.
-
-    Attributes:
-        home: the node whose store and p2pcloopd are used.
-        image: an image file that lies here, or the manifest of an image in the store.
-        overlay: the file that takes the writes, made where it does not exist; "temporary" keeps
-            them until the end only; None serves read-only.
-        vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
-        nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
-        once: end when the first vhost-user front end has gone.
-        cache_size: bytes of decoded chunks that are kept in memory.
-        secret: what opens a private image.
-        profile: what is read ahead of the front end, in this order.
-        fill: bytes a second at which all else is brought here when there is time, 0 for as many as
-            come; None for not at all.
-        note_touches: whether what is read first is noted, for a profile.
-    """
-
-    home: Home
-    image: ImageFile | SignedManifest
-    overlay: Path | str | None = None
-    vhost_user: socket.socket | Path | None = None
-    nbd: str | None = None
-    once: bool = False
-    cache_size: int = DEFAULT_CACHE_SIZE
-    secret: bytes | None = field(default=None, repr=False)
-    profile: tuple[Touch, ...] = ()
-    fill: int | None = None
-    note_touches: bool = False
-
-
-_log = logging.getLogger(__name__)
-
-TEMPORARY = "temporary"
-
-Ready = Callable[[], None]
 
 
 async def serve(
     spec: BlockServerSpec, ready: Ready, stopped: Callable[[], Awaitable[None]]
 ) -> dict[str, Any]:
-    """Serve until the front end has gone (`once`) or `stopped` returns; then make all durable.
+    """Serve until the front ends have gone (`once`) or `stopped` returns; then make all durable.
 
     Args:
         ready: called when the overlay is open and the image is known; from then on a front end
@@ -105,29 +50,30 @@ async def serve(
         listeners = await _listen(spec, stack)
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
-        backend = await _open(spec, nursery, stack, ready)
-        if isinstance(backend, StoredBackend):
+        disk = await open_disk(spec, nursery, stack, ready)
+        if isinstance(disk.image, StoredBackend):
             if not spec.profile:
-                nursery.start_soon(backend.prefetch.follow)
-            nursery.start_soon(_read_ahead, spec, backend)
+                nursery.start_soon(disk.image.prefetch.follow)
+            nursery.start_soon(_read_ahead, spec, disk.image)
         try:
-            await _serve_front_ends(spec, backend, listeners)
+            await _serve_front_ends(spec, disk, listeners)
         finally:
             with trio.CancelScope(shield=True):
-                await backend.flush()
-                if isinstance(backend, StoredBackend):
-                    await backend.tell_booted()
-            report = _report(backend)
-            backend.device.close()
+                await (disk.changes or disk.image).flush()
+                if isinstance(disk.image, StoredBackend):
+                    await disk.image.tell_booted()
+            report = _report(disk)
+            disk.close()
         nursery.cancel_scope.cancel()
     return report
 
 
 @dataclass(frozen=True, slots=True)
 class _Listeners:
-    """Where front ends connect."""
+    """Where front ends connect: to the image, and to the device of a files overlay."""
 
     vhost_user: trio.socket.SocketType | None
+    changes: trio.socket.SocketType | None
     nbd: list[trio.SocketListener]
 
 
@@ -138,9 +84,13 @@ async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
     nbd: list[trio.SocketListener] = []
     if spec.nbd is not None:
         nbd = await stack.enter_async_context(open_nbd_listeners(spec.nbd))
-    if vhost_user is None:
-        return _Listeners(None, nbd)
-    return _Listeners(trio.socket.from_stdlib_socket(vhost_user), nbd)
+    changes = None if spec.files is None else spec.files.vhost_user
+    wrap = trio.socket.from_stdlib_socket
+    return _Listeners(
+        None if vhost_user is None else wrap(vhost_user),
+        None if changes is None else wrap(changes),
+        nbd,
+    )
 
 
 async def _cancel_when(stopped: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
@@ -155,93 +105,18 @@ async def wait_for_signal() -> None:
             return
 
 
-async def _open(
-    spec: BlockServerSpec, nursery: trio.Nursery, stack: AsyncExitStack, ready: Ready
-) -> LocalBackend | StoredBackend:
-    if isinstance(spec.image, SignedManifest):
-        lease = stack.enter_context(Lease(spec.home, spec.image.id))
-        return await _open_stored(spec, spec.image, lease, nursery, ready)
-    return _open_file(spec, spec.image, ready)
-
-
-def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> LocalBackend:
-    image = open_local(
-        *(file, spec.home.indexes, _no_progress), cache_size=spec.cache_size, spill=spec.home.tmp
-    )
-    overlay = _open_overlay(spec, image.image_id, image.size)
-    ready()
-    return LocalBackend(ImageDevice(image, overlay, _touches(spec)))
-
-
-async def _open_stored(
-    spec: BlockServerSpec,
-    signed: SignedManifest,
-    lease: Lease,
-    nursery: trio.Nursery,
-    ready: Ready,
-) -> StoredBackend:
-    manifest = signed.manifest
-    # Before an overlay is made: a wrong secret is refused here.
-    stored = StoredImage.of_home(manifest, spec.home, spec.secret)
-    overlay = _open_overlay(
-        spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
-    )
-    ready()
-    client = ReconnectingClient(spec.home.control_socket)
-    await nursery.start(client.run)
-    supplier = Supplier(client, stored.accept)
-    while True:
-        try:
-            image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)
-        except Missing as missing:
-            await supplier.supply(missing)
-        else:
-
-            async def tell() -> None:
-                await tell_booted(spec.home, lease, stored.used())
-
-            device = ImageDevice(image, overlay, _touches(spec))
-            return StoredBackend(device, supplier, Prefetch(device, client, supplier), tell)
-
-
-def _open_overlay(
-    spec: BlockServerSpec,
-    image_id: bytes,
-    size: int,
-    *,
-    manifest_id: bytes | None = None,
-    name: str = "",
-) -> Overlay | None:
-    if spec.overlay is None:
-        return None
-    if spec.overlay == TEMPORARY:
-        return Overlay.create_temporary(spec.home.tmp, image_id=image_id, image_size=size)
-    path = Path(spec.overlay)
-    if path.exists():
-        overlay = Overlay.open(path, image_id=image_id)
-    else:
-        overlay = Overlay.create(
-            path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name
-        )
-    if manifest_id is not None:
-        try:
-            register_overlay(spec.home, path, manifest_id)
-        except StorageError as err:  # a full disk is no reason not to go on with what is here
-            _log.warning("what lies below %s may be evicted: %s", path, err)
-    return overlay
-
-
-async def _serve_front_ends(spec: BlockServerSpec, backend: Backend, listeners: _Listeners) -> None:
+async def _serve_front_ends(spec: BlockServerSpec, disk: Disk, listeners: _Listeners) -> None:
+    served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
     async with trio.open_nursery() as nursery:
         if listeners.nbd:
-            nursery.start_soon(serve_nbd, backend, listeners.nbd)
+            nursery.start_soon(serve_nbd, disk.image, listeners.nbd)
         if listeners.vhost_user is not None:
-            await serve_vhost_user(backend, listeners.vhost_user, once=spec.once)
+            async with trio.open_nursery() as guest:
+                for backend, listener in served:
+                    if backend is not None and listener is not None:
+                        serve = partial(serve_vhost_user, backend, listener, once=spec.once)
+                        guest.start_soon(serve)
             nursery.cancel_scope.cancel()
-
-
-def _touches(spec: BlockServerSpec) -> Touches | None:
-    return Touches() if spec.note_touches else None
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
@@ -251,8 +126,8 @@ async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
         await backend.prefetch.fill(spec.image.manifest.layers, spec.fill)
 
 
-def _report(backend: LocalBackend | StoredBackend) -> dict[str, Any]:
-    device = backend.device
+def _report(disk: Disk) -> dict[str, Any]:
+    device = disk.image.device
     report: dict[str, Any] = {
         "chunks_touched": device.image.chunks_touched,
         "bytes_touched": device.image.bytes_touched,
@@ -261,9 +136,12 @@ def _report(backend: LocalBackend | StoredBackend) -> dict[str, Any]:
     if device.touches is not None:
         report["image_id"] = device.image.image_id
         report["touches"] = list(map(list, device.touches.found))
-    if isinstance(backend, StoredBackend):
-        report["waits"] = _waits(backend.supplier.waits)
-        report["prefetched"] = backend.prefetch.report()
+    if isinstance(disk.image, StoredBackend):
+        report["waits"] = _waits(disk.image.supplier.waits)
+        report["prefetched"] = disk.image.prefetch.report()
+    if disk.changes is not None and (overlay := disk.changes.device.overlay) is not None:
+        info = overlay.info()
+        report["files"] = {"size": info.image_size, "data": info.data_blocks * BLOCK_SIZE}
     return report
 
 
@@ -277,7 +155,3 @@ def _waits(seconds: list[float]) -> dict[str, Any]:
         "p99_ms": round(1000 * waits[len(waits) * 99 // 100], 3),
         "max_ms": round(1000 * waits[-1], 3),
     }
-
-
-def _no_progress(done: int) -> None:
-    """A file that lies here is read in a moment; its index is kept for the next time."""

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.server import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestSpec
@@ -26,15 +26,22 @@ _END_SECONDS = 10
 
 
 def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
-    """Boot a guest and wait for its end; what there is to tell of it goes to `outcome`.
+    """Boot; an error is left in `outcome`."""
+    try:
+        with _serving(spec, disk) as block:
+            run(partial(_run, spec, block, outcome))
+    except P2pcloopError as err:
+        outcome.error = err
 
-    Raises:
-        P2pcloopError: why it could not be started, or how it was lost.
-    """
-    with bind_unix_listener(spec.vhost_socket) as listener:
-        block = BlockServerProcess(replace(disk, vhost_user=listener))
-    with block:
-        run(partial(_run, spec, block, outcome))
+
+def _serving(spec: GuestSpec, disk: BlockServerSpec) -> BlockServerProcess:
+    """Have the guest's disks served at its sockets."""
+    with ExitStack() as stack:
+        first, *more = [stack.enter_context(bind_unix_listener(path)) for path in spec.disks]
+        disk = replace(disk, vhost_user=first)
+        if disk.files is not None:
+            disk = replace(disk, files=replace(disk.files, vhost_user=more[0]))
+        return BlockServerProcess(disk)
 
 
 async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:
@@ -70,10 +77,10 @@ async def _end_when_stuck(disk_gone: trio.Event, scope: trio.CancelScope) -> Non
 
 
 @contextmanager
-def vhost_socket() -> Iterator[Path]:
-    """A path for a socket that only this user can reach, in a folder that goes at the end."""
+def socket_folder() -> Iterator[Path]:
+    """A folder for sockets that only this user can reach; it goes at the end."""
     folder = Path(tempfile.mkdtemp(prefix="p2pcloop-"))
     try:
-        yield folder / "vda"
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

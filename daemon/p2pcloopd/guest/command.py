@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,17 +16,11 @@ from p2pcloop.cli.options import at_option, home_option
 from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import FILL, SIZE
-from p2pcloop.errors import GuestError, P2pcloopError
-from p2pcloop.formats.filesystem import (
-    PROBE_SIZE,
-    ROOT_HINT,
-    ROOT_TYPES,
-    describe,
-    detect_filesystem,
-)
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_size, read_start
 from p2pcloop.store.home import Home
+from p2pcloopd.guest.disk import choose_files, disk_of, layer_offsets, size_of
+from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
@@ -49,6 +44,19 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Keep changes in FILE, made where it does not exist; without, they last for this boot.",
+)
+@click.option(
+    "--overlay-mode",
+    type=click.Choice(["block", "files"]),
+    help="Keep changed blocks, or changed files beside the image.  [default: files where the image"
+    " cannot be written (iso9660, squashfs, erofs), else block]",
+)
+@click.option(
+    "--overlay-size",
+    type=SIZE,
+    default="8G",
+    show_default=True,
+    help="What a new files overlay may hold; it takes room only for what is written.",
 )
 @click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory.")
 @click.option(
@@ -101,6 +109,8 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
 def command(
     ref: str,
     overlay: Path | None,
+    overlay_mode: str | None,
+    overlay_size: int,
     mem: int,
     net: str,
     kernel: Path | None,
@@ -122,20 +132,23 @@ def command(
     outcome = Outcome(started=time.monotonic())
     logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s\r")
     console_file = None if console == "stdio" else Path(console)
-    _check_outputs(report, console_file)
+    for output in filter(None, (report, console_file)):
+        check_writable(output)
     home.create()
     target = resolve_ref(ref, home, at=at, meanwhile=_load)
     if isinstance(target, StoredRef):
         target.check_secret()
-    _check_root(target, overlay)
+    files = choose_files(target, overlay, overlay_mode, overlay_size)
+    joined = partial(build_files_initramfs, offsets=layer_offsets(target))
     before = _status(target)
-    booting, disks = _load()
-    rate = None if fill < 0 else fill
-    disk = disks.disk_of(target, overlay, home, ahead=not no_profile, fill=rate)
+    disk = disk_of(target, overlay, home, ahead=not no_profile, fill=fill, files=files)
     fresh = overlay is None or not overlay.exists()
-    with booting.vhost_socket() as path:
+    booting = _load()
+    with booting.socket_folder() as folder:
         spec = GuestSpec(
-            vhost_socket=path,
+            vhost_socket=folder / "vda",
+            more_disks=() if files is None else (folder / "vdb",),
+            initramfs=build_initramfs if files is None else joined,
             memory=mem,
             network="user" if net == "user" else "none",
             kernel=kernel,
@@ -143,15 +156,12 @@ def command(
             console=console_file or "stdio",
             cpu=None if cpu == -1 else last_allowed_cpu() if cpu is None else cpu,
         )
-        try:
-            booting.boot(spec, disk, outcome)
-        except P2pcloopError as err:
-            outcome.error = err
+        booting.boot(spec, disk, outcome)
     try:
-        recorded = keep_recording(home, _size(target), outcome, fresh=fresh)
+        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if report is not None:
             facts = image_facts(target, before, home) | outcome.facts()
-            write_report(report, facts | {"profile": recorded})
+            write_report(report, facts | {"overlay_mode": disk.mode, "profile": recorded})
     finally:
         # Of two errors the boot's is the one to tell.
         if outcome.error is not None:
@@ -160,37 +170,9 @@ def command(
     raise click.exceptions.Exit(outcome.guest.exit_code)
 
 
-def _check_outputs(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None:
-            check_writable(path)
-
-
-def _load() -> tuple[ModuleType, ModuleType]:
-    """What runs guests and serves their disks: an eighth of a second to load, so while p2pcloopd
-    starts."""
-    boot = importlib.import_module("p2pcloopd.guest.boot")
-    return boot, importlib.import_module("p2pcloopd.guest.disk")
-
-
-def _check_root(target: ImageFile | StoredRef, overlay: Path | None) -> None:
-    """Refuse what is known to hold no root for a guest; the rest is found out by the guest.
-
-    Raises:
-        GuestError: it is.
-    """
-    if overlay is not None and overlay.exists():
-        return  # what was written to it may be a file system of its own
-    if isinstance(target, StoredRef):
-        name, found = target.name, target.signed.manifest.boot.root_type
-        if not found:
-            return
-    elif target.kind == "overlay":
-        return  # the block server says what to do with it
-    else:
-        name, found = str(target.path), detect_filesystem(read_start(target, PROBE_SIZE))
-    if found not in ROOT_TYPES:
-        raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
+def _load() -> ModuleType:
+    """What runs guests takes an eighth of a second to load: done while p2pcloopd starts."""
+    return importlib.import_module("p2pcloopd.guest.boot")
 
 
 def _published_append(target: ImageFile | StoredRef) -> str:
@@ -199,8 +181,3 @@ def _published_append(target: ImageFile | StoredRef) -> str:
 
 def _status(target: ImageFile | StoredRef) -> dict[str, Any] | None:
     return target.client.call("status") if isinstance(target, StoredRef) else None
-
-
-def _size(target: ImageFile | StoredRef) -> int:
-    """Bytes of the image's device."""
-    return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size

@@ -1,14 +1,96 @@
-"""What a guest's disk is made of, and what of it is brought before it is read."""
+"""What a guest's disks are made of, and what of them is brought before it is read."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from p2pcloop.cli.refs import StoredRef
+from p2pcloop.errors import GuestError, MismatchError, UsageError
+from p2pcloop.formats.filesystem import (
+    PROBE_SIZE,
+    READ_ONLY_TYPES,
+    ROOT_HINT,
+    ROOT_TYPES,
+    describe,
+    detect_filesystem,
+    overlay_mode,
+)
+from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import ImageFile
+from p2pcloop.making.pack import device_roots, device_size, read_start
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
-from p2pcloopd.block.server import TEMPORARY, BlockServerSpec
+from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
+from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
+
+
+def choose_files(
+    target: ImageFile | StoredRef, overlay: Path | None, asked: str | None, size: int
+) -> FilesOverlay | None:
+    """Tell whether a guest's changes are kept as files, on a second device; None: as blocks.
+
+    That is so by the overlay that exists, else as it is asked for, else if the image's file system
+    cannot be written. Nothing is made or changed.
+
+    Args:
+        asked: "block" or "files", the user's word, or None.
+        size: bytes of the device, where it has to be made.
+
+    Raises:
+        MismatchError: the overlay that exists is of another mode than is asked for.
+        UsageError: what is asked for cannot be with this image, or not of this size.
+        GuestError: the image is known to hold no root for a guest.
+    """
+    if overlay is not None and overlay.exists():
+        mode = _mode_of(overlay, asked)
+    else:
+        mode = _mode_for(target, asked)
+    if mode == "block":
+        return None
+    if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise UsageError(
+            f"a files overlay cannot have {format_size(size)}",
+            hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
+        )
+    return FilesOverlay(size - size % BLOCK_SIZE)
+
+
+def _mode_of(overlay: Path, asked: str | None) -> str:
+    # Whatever the image holds: what was written to its blocks may be a file system of its own.
+    mode = Overlay.inspect(overlay).mode
+    if asked not in (None, mode):
+        raise MismatchError(
+            f"{overlay} is an overlay of mode {mode}, and keeps it",
+            hint="leave out --overlay-mode, or give another file name to start anew",
+        )
+    return mode
+
+
+def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
+    found = _file_system_of(target)
+    if found is None:
+        return asked or "block"  # the guest finds out
+    name = target.name if isinstance(target, StoredRef) else str(target.path)
+    if found not in ROOT_TYPES:
+        raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
+    several = len(layer_offsets(target)) > 1
+    if asked == "block" and (several or found in READ_ONLY_TYPES):
+        what = "several file systems, to be joined" if several else f"{found}, which is read-only"
+        raise UsageError(
+            f"{name} holds {what}: an overlay of blocks is of no use",
+            hint="leave out --overlay-mode, or give `files`",
+        )
+    return asked or ("files" if several else overlay_mode(found))
+
+
+def _file_system_of(target: ImageFile | StoredRef) -> str | None:
+    """What the image holds, or None where that is not known here."""
+    if isinstance(target, StoredRef):
+        return target.signed.manifest.boot.root_type or None
+    if target.kind == "overlay":
+        return None  # the block server says what to do with it
+    return detect_filesystem(read_start(target, PROBE_SIZE))
 
 
 def disk_of(
@@ -17,28 +99,40 @@ def disk_of(
     home: Home,
     *,
     ahead: bool,
-    fill: int | None,
+    fill: int,
+    files: FilesOverlay | None = None,
 ) -> BlockServerSpec:
     """What is asked of the block server of a guest; where it listens is to be added.
 
     Args:
         overlay: keeps the changes; None: they last as long as the guest.
         ahead: read ahead by the image's profile, and note one.
-        fill: see `BlockServerSpec`.
+        fill: see `BlockServerSpec`; -1 for not at all.
+        files: see `BlockServerSpec`.
 
     Raises:
         StorageError: the profile could not be read.
     """
-    changes = TEMPORARY if overlay is None else overlay
-    if isinstance(target, ImageFile):
-        return BlockServerSpec(home, target, changes, once=True, note_touches=ahead)
-    return BlockServerSpec(
-        home,
-        target.signed,
-        changes,
-        once=True,
-        secret=target.secret,
-        profile=expected_touches(home, target.signed.manifest) if ahead else (),
-        fill=fill,
-        note_touches=ahead,
+    image = target if isinstance(target, ImageFile) else target.signed
+    spec = BlockServerSpec(
+        home, image, overlay or TEMPORARY, once=True, note_touches=ahead, files=files
     )
+    if isinstance(target, ImageFile):
+        return spec
+    touches = expected_touches(home, target.signed.manifest) if ahead else ()
+    rate = None if fill < 0 else fill
+    return replace(spec, secret=target.secret, profile=touches, fill=rate)
+
+
+def layer_offsets(target: ImageFile | StoredRef) -> tuple[int, ...]:
+    """Where the image's file systems begin on its device, in bytes, from base to top."""
+    if isinstance(target, StoredRef):
+        roots = target.signed.manifest.boot.roots
+    else:
+        roots = () if target.kind == "overlay" else device_roots(target)
+    return tuple(root.offset for root in roots) or (0,)
+
+
+def size_of(target: ImageFile | StoredRef) -> int:
+    """Bytes of the image's device."""
+    return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size

@@ -6,7 +6,6 @@ import gzip
 import lzma
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import platformdirs
 import zstandard
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
+from p2pcloopd.programs import find_program
 
 _MODULE_SUFFIX = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")
 _PROGRAM_TIMEOUT = 20.0
@@ -58,21 +58,6 @@ class Kernel:
 
 
 _RELEASE = re.compile(r"\d+\.\d+\S*")
-
-
-def find_program(name: str, package: str) -> Path:
-    """Return the path of a program of the system.
-
-    Raises:
-        NeedsPackageError: it is not on PATH.
-    """
-    # Debian keeps mke2fs and the like off an ordinary user's PATH.
-    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if found is None:
-        raise NeedsPackageError(
-            f"the program {name} is not installed", hint=f"apt-get install {package}"
-        )
-    return Path(found).resolve()
 
 
 def find_busybox() -> Path:

@@ -10,13 +10,14 @@ from pathlib import Path
 import trio
 
 from p2pcloopd.guest import frame_filter, sandbox
-from p2pcloopd.guest.kernel import find_program
-
-GUEST_INTERFACE = "vec0"
-PREFIX_LENGTH = 24
-GUEST_ADDRESS = "10.0.2.15"
-HOST_ADDRESS = "10.0.2.2"
-NAMESERVER_ADDRESS = "10.0.2.3"
+from p2pcloopd.guest.addresses import (
+    GUEST_ADDRESS,
+    GUEST_INTERFACE,
+    HOST_ADDRESS,
+    NAMESERVER_ADDRESS,
+    PREFIX_LENGTH,
+)
+from p2pcloopd.programs import find_program
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
 

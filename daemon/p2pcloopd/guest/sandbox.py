@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest.kernel import find_busybox, find_program, shared_libraries
+from p2pcloopd.guest.kernel import find_busybox, shared_libraries
+from p2pcloopd.programs import find_program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

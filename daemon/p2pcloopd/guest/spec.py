@@ -6,12 +6,14 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
+from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed"]
@@ -50,6 +52,8 @@ class GuestSpec:
         console: `stdio`, or a file that takes what the guest prints.
         read_only: mount the root read-only (a read-only disk always is).
         cpu: the only CPU that the guest runs on, or None for any.
+        more_disks: sockets of further disks: /dev/vdb and so on.
+        initramfs: makes the guest's first root for a kernel.
     """
 
     vhost_socket: Path
@@ -60,6 +64,13 @@ class GuestSpec:
     console: Literal["stdio"] | Path = "stdio"
     read_only: bool = False
     cpu: int | None = field(default_factory=last_allowed_cpu)
+    more_disks: tuple[Path, ...] = ()
+    initramfs: Callable[[Kernel], bytes] = build_initramfs
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """The sockets of all disks, /dev/vda first."""
+        return self.vhost_socket, *self.more_disks
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -78,8 +89,9 @@ class GuestSpec:
                 f"{format_size(self.memory)} of memory for a guest are more than this machine has",
                 hint=f"give at most {machine_memory() >> 20}M",
             )
-        if not (self.vhost_socket.exists() and stat.S_ISSOCK(self.vhost_socket.stat().st_mode)):
-            raise UsageError(f"{self.vhost_socket} is not a socket that serves a disk")
+        for socket in self.disks:
+            if not (socket.exists() and stat.S_ISSOCK(socket.stat().st_mode)):
+                raise UsageError(f"{socket} is not a socket that serves a disk")
         allowed = os.sched_getaffinity(0)
         if self.cpu is not None and self.cpu not in allowed:
             raise UsageError(

@@ -21,7 +21,6 @@ from p2pcloop.errors import FormatError, GuestError
 from p2pcloop.protocol import virtio_blk
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
-from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel, find_kernel
 from p2pcloopd.guest.sandbox import SandboxedProcess
 from p2pcloopd.guest.signals import counted_signals
@@ -35,7 +34,7 @@ _STDIN = 0
 _MEMORY_SLACK = 64 << 20
 _RUN_SIZE = 1 << 20
 _NATIVE_TAIL = 4096
-_VHOST_SOCKET = Path("/run/disk.sock")
+_SOCKETS = Path("/run/disks")
 _SHIM = Path("/run/xsave.so")
 _UML_DIRECTORY = "/run/uml"
 _UMID = "guest"
@@ -159,14 +158,13 @@ def _sandboxed_kernel(
 ) -> list[str]:
     """Return the command that boots; puts what it needs into the private `directory`."""
     initrd = directory / "initramfs.cpio"
-    initrd.write_bytes(build_initramfs(kernel))
+    initrd.write_bytes(spec.initramfs(kernel))
     empty = directory / "empty"
     empty.mkdir()
-    visible = sandbox.program_files(kernel.path) | {
-        # Answers of the management console go to a socket in it, by the name that we bound.
-        directory: directory,
-        _VHOST_SOCKET: spec.vhost_socket.absolute(),
-    }
+    sockets = {_SOCKETS / str(n): disk.absolute() for n, disk in enumerate(spec.disks)}
+    visible = sandbox.program_files(kernel.path) | sockets
+    # Answers of the management console go to a socket in it, by the name that we bound.
+    visible[directory] = directory
     environment = {"HOME": "/", "PATH": "/usr/bin"}
     if xsave.is_needed(kernel):
         visible[_SHIM] = xsave.compiled_shim()
@@ -174,7 +172,8 @@ def _sandboxed_kernel(
     words = [
         str(kernel.path),
         f"mem={spec.memory >> 10}K",
-        f"virtio_uml.device={_VHOST_SOCKET}:{virtio_blk.DEVICE_ID}",
+        # In their order: the first one is /dev/vda.
+        *(f"virtio_uml.device={socket}:{virtio_blk.DEVICE_ID}" for socket in sockets),
         f"initrd={initrd}",
         *("root=/dev/vda", "ro" if spec.read_only else "rw"),
         *("con=null", *parameters, "console=tty0", *_terminal_type(spec)),

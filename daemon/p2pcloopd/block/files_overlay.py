@@ -1,0 +1,97 @@
+"""The second device of a guest: an ext4 file system of its own in a files overlay.
+
+`mke2fs` makes it here, and not the guest at its first boot: so an overlay comes into being whole,
+under its name at once or not at all (`Overlay.create`), and a guest never has to tell one that is
+new from one that is damaged.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2pcloop.errors import GuestError, storage_error
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.zeros import zero_image
+from p2pcloop.units import BLOCK_SIZE
+from p2pcloopd.programs import find_program
+
+_JOURNAL_MIB = 16
+"""Of 8 GiB, mke2fs would make 128: written round and round, it would be most of a small overlay."""
+
+_COPY_SIZE = 1 << 20
+
+
+def files_device(overlay: Overlay) -> ImageDevice:
+    """Return the device of a files overlay: what it does not hold reads as zeros."""
+    return ImageDevice(zero_image(overlay.image_size), overlay)
+
+
+def make_file_system(overlay: Overlay, folder: Path) -> None:
+    """Write an empty ext4 to the device of a new overlay.
+
+    Args:
+        overlay: takes the blocks that are not zeros.
+        folder: where mke2fs works, on some MB of disk.
+
+    Raises:
+        NeedsPackageError: mke2fs is not installed.
+        GuestError: it failed.
+        StorageError: no space, or the disk failed.
+    """
+    program = find_program("mke2fs", "e2fsprogs")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.ftruncate(file.fileno(), overlay.image_size)
+            _run_mke2fs(program, file.fileno())
+            for offset, block in _blocks(file.fileno()):
+                overlay.write(offset, [memoryview(block)])
+    except OSError as err:
+        raise storage_error(f"cannot make a file system in {folder}", err) from err
+
+
+def _run_mke2fs(program: Path, fd: int) -> None:
+    done = subprocess.run(
+        [
+            *(program, "-q", "-F", "-t", "ext4", "-b", str(BLOCK_SIZE), "-m", "0"),
+            *("-J", f"size={_JOURNAL_MIB}"),
+            # It never grows: what that would take to note is 4 MB.
+            *("-O", "^resize_inode"),
+            # The device is zeros: no kernel has to write them again.
+            *("-E", "assume_storage_prezeroed=1,nodiscard,root_owner=0:0"),
+            f"/proc/self/fd/{fd}",
+        ],
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise GuestError(f"mke2fs made no file system: {done.stderr.strip()}")
+
+
+def _blocks(fd: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks of a sparse file that are not zeros, with their offsets."""
+    zeros = bytes(BLOCK_SIZE)
+    end = os.fstat(fd).st_size
+    offset = _next_data(fd, 0)
+    while offset < end:
+        data = os.pread(fd, _COPY_SIZE, offset)
+        for at in range(0, len(data), BLOCK_SIZE):
+            if (block := data[at : at + BLOCK_SIZE]) != zeros:
+                yield offset + at, block
+        offset = _next_data(fd, offset + len(data))
+
+
+def _next_data(fd: int, offset: int) -> int:
+    """The next byte that is not in a hole, rounded down to a block; the end where there is none."""
+    try:
+        found = os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError:  # ENXIO: only a hole is left
+        return os.fstat(fd).st_size
+    return found - found % BLOCK_SIZE

@@ -1,0 +1,168 @@
+"""Opens what a block server serves: the image, and the overlay over it or beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import StorageError
+from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.image.api import Missing
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.stored import StoredImage
+from p2pcloop.image.touches import Touches
+from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.store.lease import Lease
+from p2pcloop.store.overlays import register_overlay
+from p2pcloopd.block.booted import tell_booted
+from p2pcloopd.block.files_overlay import files_device, make_file_system
+from p2pcloopd.block.prefetch import Prefetch
+from p2pcloopd.block.source import LocalBackend, StoredBackend
+from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
+from p2pcloopd.block.supplier import Supplier
+from p2pcloopd.control_client import ReconnectingClient
+
+_log = logging.getLogger(__name__)
+
+Ready = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What a guest gets.
+
+    Attributes:
+        image: the image, with a block overlay over it; read-only without one.
+        changes: the device of a files overlay, or None.
+    """
+
+    image: LocalBackend | StoredBackend
+    changes: LocalBackend | None
+
+    def close(self) -> None:
+        """Let go of all files; what was not flushed may be lost."""
+        self.image.device.close()
+        if self.changes is not None:
+            self.changes.device.close()
+
+
+async def open_disk(
+    spec: BlockServerSpec, nursery: trio.Nursery, stack: AsyncExitStack, ready: Ready
+) -> Disk:
+    """Open image and overlay, which is made where it does not exist.
+
+    Args:
+        nursery: runs what brings the image's bytes.
+        stack: holds the image's lease.
+        ready: called when the overlay is open; the image's maps may be waited for after it.
+
+    Raises:
+        MismatchError, BusyError: the overlay is of another image or mode, or open elsewhere.
+        FormatError, CorruptError: image or overlay are damaged.
+        NeedsPackageError, GuestError: there is no mke2fs, or it failed.
+        StorageError: the disk refused.
+    """
+    if isinstance(spec.image, SignedManifest):
+        lease = stack.enter_context(Lease(spec.home, spec.image.id))
+        return await _open_stored(spec, spec.image, lease, nursery, ready)
+    return _open_file(spec, spec.image, ready)
+
+
+def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
+    image = open_local(
+        *(file, spec.home.indexes, _no_progress), cache_size=spec.cache_size, spill=spec.home.tmp
+    )
+    overlay = _open_overlay(spec, image.image_id, image.size)
+    ready()
+    over, changes = _place(spec, overlay)
+    return Disk(LocalBackend(ImageDevice(image, over, _touches(spec))), changes)
+
+
+async def _open_stored(
+    spec: BlockServerSpec,
+    signed: SignedManifest,
+    lease: Lease,
+    nursery: trio.Nursery,
+    ready: Ready,
+) -> Disk:
+    manifest = signed.manifest
+    # Before an overlay is made: a wrong secret is refused here.
+    stored = StoredImage.of_home(manifest, spec.home, spec.secret)
+    overlay = _open_overlay(
+        spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
+    )
+    over, changes = _place(spec, overlay)
+    ready()
+    client = ReconnectingClient(spec.home.control_socket)
+    await nursery.start(client.run)
+    supplier = Supplier(client, stored.accept)
+    while True:
+        try:
+            image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)
+        except Missing as missing:
+            await supplier.supply(missing)
+        else:
+
+            async def tell() -> None:
+                await tell_booted(spec.home, lease, stored.used())
+
+            device = ImageDevice(image, over, _touches(spec))
+            prefetch = Prefetch(device, client, supplier)
+            return Disk(StoredBackend(device, supplier, prefetch, tell), changes)
+
+
+def _open_overlay(
+    spec: BlockServerSpec,
+    image_id: bytes,
+    size: int,
+    *,
+    manifest_id: bytes | None = None,
+    name: str = "",
+) -> Overlay | None:
+    if spec.overlay is None:
+        return None
+    fill = None
+    if spec.files is not None:
+        size = spec.files.size
+        fill = partial(make_file_system, folder=spec.home.tmp)
+    if spec.overlay == TEMPORARY:
+        return Overlay.create_temporary(
+            spec.home.tmp, image_id=image_id, image_size=size, fill=fill
+        )
+    path = Path(spec.overlay)
+    if path.exists():
+        overlay = Overlay.open(path, image_id=image_id, mode=spec.mode)
+    else:
+        overlay = Overlay.create(
+            path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name, fill=fill
+        )
+    if manifest_id is not None:
+        try:
+            register_overlay(spec.home, path, manifest_id)
+        except StorageError as err:  # a full disk is no reason not to go on with what is here
+            _log.warning("what lies below %s may be evicted: %s", path, err)
+    return overlay
+
+
+def _place(
+    spec: BlockServerSpec, overlay: Overlay | None
+) -> tuple[Overlay | None, LocalBackend | None]:
+    """Put an overlay where its mode says: over the image, or on a device of its own."""
+    if spec.files is None or overlay is None:
+        return overlay, None
+    return None, LocalBackend(files_device(overlay))
+
+
+def _touches(spec: BlockServerSpec) -> Touches | None:
+    return Touches() if spec.note_touches else None
+
+
+def _no_progress(done: int) -> None:
+    """A file that lies here is read in a moment; its index is kept for the next time."""

@@ -1,0 +1,72 @@
+"""What a block server is asked for."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.formats.profile import Touch
+from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
+from p2pcloop.making.local import ImageFile
+from p2pcloop.store.home import Home
+
+TEMPORARY = "temporary"
+
+MIN_FILES_SIZE = 64 << 20
+"""What holds the file system's journal and leaves room for files."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilesOverlay:
+    """A second device, which takes a guest's writes in the image's stead.
+
+    Attributes:
+        size: bytes of the device, where the overlay has to be made.
+        vhost_user: a listening socket for its front end, or None.
+    """
+
+    size: int
+    vhost_user: socket.socket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockServerSpec:
+    """What is served and where.
+
+    Attributes:
+        home: the node whose store and p2pcloopd are used.
+        image: an image file that lies here, or the manifest of an image in the store.
+        overlay: the file that takes the writes, made where it does not exist; "temporary" keeps
+            them until the end only; None serves read-only.
+        vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
+        nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
+        once: end when the first vhost-user front end has gone.
+        cache_size: bytes of decoded chunks that are kept in memory.
+        secret: what opens a private image.
+        profile: what is read ahead of the front end, in this order.
+        fill: bytes a second at which all else is brought here when there is time, 0 for as many as
+            come; None for not at all.
+        note_touches: whether what is read first is noted, for a profile.
+        files: the guest's second device, which then takes the writes in the image's stead; None
+            where the overlay lies over the image's own blocks.
+    """
+
+    home: Home
+    image: ImageFile | SignedManifest
+    overlay: Path | str | None = None
+    vhost_user: socket.socket | Path | None = None
+    nbd: str | None = None
+    once: bool = False
+    cache_size: int = DEFAULT_CACHE_SIZE
+    secret: bytes | None = field(default=None, repr=False)
+    profile: tuple[Touch, ...] = ()
+    fill: int | None = None
+    note_touches: bool = False
+    files: FilesOverlay | None = None
+
+    @property
+    def mode(self) -> str:
+        """How the writes are kept: as "block" or as "files"."""
+        return "block" if self.files is None else "files"

@@ -1,0 +1,95 @@
+"""`p2pcloop rebase`: a files overlay moves to another version of its image."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from p2pcloop.cli.bases import made_on
+from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.errors import MismatchError
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.rebase import Conflict
+from p2pcloop.store.home import Home
+from p2pcloopd.guest.rebase import Move, image_id_of, move_overlay
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop rebase mine.delta --onto @key/knoppix
+  p2pcloop rebase mine.delta --onto new.squashfs --base old.squashfs --ours
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("overlay", type=click.Path(path_type=Path))
+@click.option("--onto", required=True, metavar="REF", help="The image that it is to lie on.")
+@click.option("--base", metavar="REF", help="The image that it lies on, where it names none.")
+@click.option("--ours", "choice", flag_value="ours", help="Where both changed, keep the overlay's.")
+@click.option("--theirs", "choice", flag_value="theirs", help="Where both changed, take REF's.")
+@click.option(
+    "--stop",
+    "choice",
+    flag_value="stop",
+    default=True,
+    help="Where both changed, tell what, and change nothing.  [default]",
+)
+@at_option
+@home_option
+@json_option
+def command(
+    overlay: Path, onto: str, base: str | None, choice: str, at: int, home: Home, *, as_json: bool
+) -> None:
+    """Move OVERLAY, of mode files, to a newer version of the image that it was made on.
+
+    What it holds stays, over what the newer image has. Files that both sides changed are told.
+    """
+    logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s")
+    home.create()
+    # Held until the end: no guest may write it meanwhile.
+    with Overlay.open(overlay, image_id=None, mode="files") as held:
+        lies_on = held.info().image_id
+        new = _checked(resolve_ref(onto, home, at=at))
+        conflicts: list[Conflict] = []
+        moved = image_id_of(new, home) != lies_on
+        if moved:
+            old = _checked(made_on(overlay, home) if base is None else resolve_ref(base, home))
+            if image_id_of(old, home) != lies_on:
+                raise MismatchError(
+                    f"{overlay} was made on another image than {base or 'it names'}",
+                    hint="name the one that it was made on with --base",
+                )
+            conflicts, moved = move_overlay(Move(overlay.absolute(), old, new, home), choice)
+    if as_json:
+        click.echo(to_json({"moved": moved, "conflicts": [_facts(one) for one in conflicts]}))
+    else:
+        _tell(conflicts)
+    if conflicts and not moved:
+        raise MismatchError(
+            f"{overlay} and {onto} both changed what stands above; nothing was moved",
+            hint="--ours keeps the overlay's side of each, --theirs takes the other's",
+        )
+    if not as_json:
+        click.echo(f"{overlay} {'now lies' if moved else 'lies'} on {onto}")
+
+
+def _checked(target: ImageFile | StoredRef) -> ImageFile | StoredRef:
+    if isinstance(target, StoredRef):
+        target.check_secret()
+    return target
+
+
+def _facts(conflict: Conflict) -> dict[str, str]:
+    path = f"/{conflict.path.decode(errors='backslashreplace')}"
+    return {"path": path, "ours": conflict.ours, "theirs": conflict.theirs}
+
+
+def _tell(conflicts: list[Conflict]) -> None:
+    for facts in map(_facts, conflicts):
+        # Names come from file systems: none may draw on the terminal.
+        path = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in facts["path"])
+        click.echo(f"{path}: {facts['ours']} here, {facts['theirs']} there")

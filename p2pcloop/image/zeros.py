@@ -1,0 +1,18 @@
+"""An image of zeros: what lies below an overlay that is a device of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from p2pcloop.formats.index import build_index, open_index
+from p2pcloop.image.content import LocalContent
+from p2pcloop.image.layer import Layer
+from p2pcloop.image.merged import MergedImage
+
+
+def zero_image(size: int) -> MergedImage:
+    """Return an image of `size` bytes, a multiple of 4096, whose layer maps no block: all of it
+    reads as zeros, and nothing is ever missing."""
+    index = build_index([], [], image_size=size, pack_length=0)
+    return MergedImage([Layer(LocalContent(Path(os.devnull), index), open_index(index))])

@@ -1,0 +1,229 @@
+"""What moving a files overlay to another version of its image means for each of its files.
+
+A guest looks into the file systems (p2pcloopd/guest/comparing.py) and writes what it found to a tar
+file; here that is read, whole and checked, and compared. Paths are bytes, relative to the root.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+import tarfile
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO
+
+from p2pcloop.errors import FormatError
+
+MAX_ANSWER = 1 << 30
+"""Bytes of the tar file: some four million files."""
+
+_STAT = re.compile(rb"([0-9a-f]+) (\d+) (\d+) ([0-9a-f]+) ([0-9a-f]+) (\d+) \.//")
+_HASH = re.compile(rb"([0-9a-f]{64})  \.//")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is at a path.
+
+    Attributes:
+        mode: type and permissions, as of stat(2).
+        uid, gid: its owner.
+        device: major and minor number of a device, else zeros.
+        digest: SHA-256 of a file's content or of a link's target in hexadecimal, where it was
+            asked for.
+    """
+
+    mode: int
+    uid: int
+    gid: int
+    device: tuple[int, int]
+    digest: bytes = b""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is one."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether overlayfs says by it that there is nothing: a character device 0, 0."""
+        return stat.S_ISCHR(self.mode) and self.device == (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the guest found.
+
+    Attributes:
+        upper: all that the overlay holds; with a digest where the new image has that path, too.
+        opaque: directories of the overlay that hide all that images have there.
+        old, new: what the two images have at the paths of the overlay, and below those that hide.
+    """
+
+    upper: Mapping[bytes, Entry]
+    opaque: frozenset[bytes]
+    old: Mapping[bytes, Entry]
+    new: Mapping[bytes, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A path that both sides changed.
+
+    Attributes:
+        path: where.
+        ours: what the overlay did to it: "added", "changed", "deleted" or "replaced".
+        theirs: what the newer image did.
+        adopt: only owner or mode of a directory are in question: the new image's entry.
+    """
+
+    path: bytes
+    ours: str
+    theirs: str
+    adopt: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A directory of the overlay that gets another owner and mode."""
+
+    path: bytes
+    uid: int
+    gid: int
+    permissions: int
+
+
+def read_comparison(answer: IO[bytes]) -> Comparison:
+    """Read what the guest wrote; `answer` is read to the end of the tar file in it.
+
+    Raises:
+        FormatError: it is not what such a guest writes. The guest has read strangers' file systems.
+    """
+    parts: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=answer, mode="r|") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is None or member.size > MAX_ANSWER:
+                    raise FormatError(f"the guest's answer has a bad part {member.name}")
+                parts[member.name] = file.read()
+        return Comparison(
+            upper=_entries(parts["upper.stat"], parts["upper.hash"], complete=False),
+            opaque=frozenset(_paths(parts["opaque"])),
+            old=_entries(parts["old.stat"], parts["old.hash"]),
+            new=_entries(parts["new.stat"], parts["new.hash"]),
+        )
+    except (tarfile.TarError, KeyError, ValueError, OverflowError) as err:
+        raise FormatError(f"the guest's answer cannot be read: {err}") from err
+
+
+def _paths(data: bytes) -> Iterator[bytes]:
+    for path in data.split(b"\0")[:-1]:
+        if not path.startswith(b".//"):
+            raise FormatError("the guest's answer has a path of another form")
+        yield path[3:]
+
+
+def _records(data: bytes, head: re.Pattern[bytes]) -> Iterator[tuple[re.Match[bytes], bytes]]:
+    """Cut a list into records: fields, a path that may hold anything but "//", a line feed."""
+    at = 0
+    while at < len(data):
+        fields = head.match(data, at)
+        if fields is None:
+            raise FormatError("the guest's answer has a record of another form")
+        # The next record begins after the last line feed before its path.
+        following = data.find(b".//", fields.end())
+        at = data.rfind(b"\n", fields.end(), None if following < 0 else following) + 1
+        if not at:
+            raise FormatError("the guest's answer has a record without an end")
+        yield fields, data[fields.end() : at - 1]
+
+
+def _entries(stats: bytes, hashes: bytes, *, complete: bool = True) -> dict[bytes, Entry]:
+    digests = {path: fields[1] for fields, path in _records(hashes, _HASH)}
+    entries = {}
+    for fields, path in _records(stats, _STAT):
+        mode = int(fields[1], 16)
+        digest = digests.get(path, b"")
+        if complete and not digest and (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            name = path.decode(errors="replace")
+            raise FormatError(f"the guest could not read {name}")
+        device = int(fields[4], 16), int(fields[5], 16)
+        if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
+            device = 0, 0
+        entries[path] = Entry(mode, int(fields[2]), int(fields[3]), device, digest)
+    return entries
+
+
+def find_conflicts(found: Comparison) -> list[Conflict]:
+    """Return where the newer image changed what the overlay changed, too, in order of the paths.
+
+    What the overlay holds stands alone, so all else moves as it is: the overlay's files stay, and
+    of the image what the overlay does not hide is the new one's.
+    """
+    conflicts = []
+    below_old, below_new = sorted(found.old), sorted(found.new)
+    hidden_by: bytes | None = None
+    for path in sorted(found.upper, key=lambda path: path.split(b"/")):
+        if hidden_by is not None and path.startswith(hidden_by + b"/"):
+            continue
+        ours, old, new = found.upper[path], found.old.get(path), found.new.get(path)
+        if ours.is_directory and path not in found.opaque:
+            conflict = _joined(path, ours, old, new)
+        else:
+            hidden_by = path
+            paths = {*_tree(below_old, path), *_tree(below_new, path)}
+            changed = any(found.old.get(name) != found.new.get(name) for name in paths)
+            conflict = _hiding(path, ours, old, new) if changed else None
+        if conflict is not None:
+            conflicts.append(conflict)
+    return conflicts
+
+
+def _joined(path: bytes, ours: Entry, old: Entry | None, new: Entry | None) -> Conflict | None:
+    """A directory that shows what the image has in it."""
+    if new is None or old == new or ours == new:
+        return None
+    if not new.is_directory:
+        return Conflict(path, "changed" if old else "added", _change(old, new))
+    if old is None or not old.is_directory:
+        return None  # both made it, and what is in it is joined
+    return Conflict(path, "changed", "changed", adopt=new)
+
+
+def _hiding(path: bytes, ours: Entry, old: Entry | None, new: Entry | None) -> Conflict | None:
+    """What shows nothing of the image, where the image changed."""
+    if ours.is_whiteout:
+        return Conflict(path, "deleted", _change(old, new)) if new else None
+    if ours == new and not ours.is_directory:
+        return None  # both did the same
+    if old is None:
+        return Conflict(path, "added", _change(old, new))
+    return Conflict(path, "replaced" if ours.is_directory else "changed", _change(old, new))
+
+
+def _change(old: Entry | None, new: Entry | None) -> str:
+    return "added" if old is None else "deleted" if new is None else "changed"
+
+
+def _tree(paths: list[bytes], top: bytes) -> Iterator[bytes]:
+    """Of sorted paths, `top` and those below it."""
+    for prefix, exact in ((top, True), (top + b"/", False)):
+        at = bisect_left(paths, prefix)
+        while at < len(paths) and (paths[at] == prefix if exact else paths[at].startswith(prefix)):
+            yield paths[at]
+            at += 1
+
+
+def take_theirs(conflicts: list[Conflict]) -> tuple[list[bytes], list[Adoption]]:
+    """Return what the overlay must drop, and what it must adopt, so that the newer image's side of
+    each conflict shows."""
+    drop = [conflict.path for conflict in conflicts if conflict.adopt is None]
+    adopt = [
+        Adoption(one.path, one.adopt.uid, one.adopt.gid, stat.S_IMODE(one.adopt.mode))
+        for one in conflicts
+        if one.adopt is not None
+    ]
+    return drop, adopt
