@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 def ordered_map(
     work: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield `work(item)` for each item, in order, computed on threads.
 
     Pays where `work` leaves the GIL (zlib, zstd, SHA-256, file reads). At most three items a

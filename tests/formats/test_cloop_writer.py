@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, StorageError, UsageError
-from p2pcloop.formats.cloop import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
+from p2pcloop.formats.cloop_index import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
 from p2pcloop.formats.cloop_writer import write_cloop
 from p2pcloop.formats.zlib_stream import decode_block
 
