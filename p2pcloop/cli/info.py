@@ -54,20 +54,26 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
         return facts | _overlay_facts(file)
     facts["stored"] = file.size
     if file.kind == "cloop":
-        with open_cloop(file.path) as cloop:
-            header = cloop.index.header
-            facts |= {
-                "format": "cloop V2.0",
-                "size": check_image_size(header.size),
-                "block_size": header.block_size,
-                "blocks": header.block_count,
-                "seeded_in_place": can_stay(cloop),
-            }
+        facts |= _cloop_facts(file)
     else:
         facts["size"] = check_image_size(file.size)
     facts["filesystem"] = detect_filesystem(read_start(file, PROBE_SIZE))
     facts["stored_share"] = file.size / facts["size"]
     return facts
+
+
+def _cloop_facts(file: ImageFile) -> dict[str, Any]:
+    with open_cloop(file.path) as cloop:
+        index = cloop.index
+        return {
+            "format": f"cloop {index.version}",
+            "size": check_image_size(index.header.size),
+            "header": "last" if index.header_last else "first",
+            "block_size": index.header.block_size,
+            "blocks": index.header.block_count,
+            "codecs": {codec.name.lower(): count for codec, count in index.codecs().items()},
+            "seeded_in_place": can_stay(cloop),
+        }
 
 
 def _overlay_facts(file: ImageFile) -> dict[str, Any]:
@@ -115,6 +121,8 @@ def _to_text(key: str, value: object) -> str:
         return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
     if isinstance(value, float):
         return f"{value:.1%}"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
     if isinstance(value, bool) or value in (None, ""):
         return {True: "yes", False: "no"}.get(value, "-") if isinstance(value, bool) else "-"
     if isinstance(value, int) and key not in ("blocks", "layers", "version", "block_size"):

@@ -1,4 +1,9 @@
-"""Compress blocks for a cloop; in V4.0 what does not shrink is stored plainly."""
+"""Compress blocks for a cloop.
+
+What does not shrink is stored by zlib, 16 bytes longer than a block of 64 KiB: V4.0 has a codec for
+plain blocks, but the kernel module of Debian's cloop-src 3.14.1.3 refuses them (its `uncompress`
+returns -1).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +34,7 @@ def zlib_compressor(level: int) -> Compress:
 
 
 def smallest_compressor(codec: Codec, level: int) -> Compress:
-    """For V4.0: by `codec`, or plainly where that is no larger.
+    """For V4.0: by `codec`, or stored by zlib where that is no larger.
 
     Args:
         codec: one of `CODECS`.
@@ -39,7 +44,9 @@ def smallest_compressor(codec: Codec, level: int) -> Compress:
 
     def compress(block: bytes) -> tuple[Codec, bytes]:
         stored = encode(block)
-        return (codec, stored) if len(stored) < len(block) else (Codec.NONE, block)
+        if len(stored) < len(block):
+            return codec, stored
+        return Codec.ZLIB, zlib.compress(block, 0)
 
     return compress
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import BinaryIO
 
@@ -72,7 +72,7 @@ def write_cloop(
         size: bytes of the image, at least 1. Zeros fill the last block up.
         dest: empty or to be overwritten from its start; seekable. Neither flushed nor synced.
         version: 2 or 4.
-        codec: zlib; in V4.0 also xz, LZ4 or LZO. There, what it does not shrink is stored plainly.
+        codec: zlib; in V4.0 also xz, LZ4 or LZO.
         block_size: bytes; a multiple of 512, at most 1 MiB.
         level: zlib's, 0 (stored) to 9 (smallest).
         workers: compressing threads; as many as this process may use CPUs when not given.
@@ -189,7 +189,7 @@ def _read_blocks(source: BinaryIO, size: int, block_size: int) -> Iterator[bytes
         yield block.ljust(block_size, b"\0")
 
 
-_Compressed = Iterator[tuple[Codec, bytes]]
+_Compressed = Generator[tuple[Codec, bytes]]
 
 
 def _compressed(
