@@ -46,6 +46,10 @@ _PREAMBLE = (
     b"exit $?\n"
 )
 
+_AHEAD_SIZE = 4 << 20
+"""Bytes of blocks a worker that are compressed or wait to be. Of a file system zeros are done at
+once, and other blocks take up to ten times as long as the next."""
+
 _STREAM_START = b"cloop V4.0, its header is at its end\n"
 """A file with its header last begins with this: the kernel module takes no block at offset 0."""
 
@@ -64,8 +68,8 @@ def write_cloop(
 ) -> CloopHeader:
     """Compress a raw image into a cloop with its header first.
 
-    The header is written last, so that what an error or a crash leaves is no cloop. At most
-    three blocks a worker are in memory.
+    The header is written last, so that what an error or a crash leaves is no cloop. Of blocks at
+    most 4 MiB a worker are in memory, or three.
 
     Args:
         source: the raw image, read from where it stands; may be a pipe.
@@ -202,6 +206,7 @@ def _compressed(
         lambda block: compressed_zeros if block == zeros else compress(block),
         blocks,
         workers=workers,
+        ahead=max(3, _AHEAD_SIZE // block_size),
     )
 
 

@@ -189,20 +189,22 @@ def test_memory_is_bounded_by_the_workers() -> None:
     """The source never runs further ahead of what was written than the blocks in flight."""
     written = 0
     ahead = 0
+    size = 1 << 20
 
     class Source(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
+        def read(self, length: int | None = -1, /) -> bytes:
             nonlocal ahead
-            ahead = max(ahead, self.tell() // 512 - written)
-            return super().read(size)
+            ahead = max(ahead, self.tell() // size - written)
+            return super().read(length)
 
     def count(done: int) -> None:
         nonlocal written
-        written = done // 512
+        written = done // size
 
-    image = random.Random(3).randbytes(512 * 300)
-    write_cloop(Source(image), len(image), io.BytesIO(), block_size=512, workers=2, progress=count)
-    assert 0 < ahead <= 6
+    image = bytes(size * 24)
+    dest = io.BytesIO()
+    write_cloop(Source(image), len(image), dest, block_size=size, workers=2, progress=count)
+    assert 0 < ahead <= 8
 
 
 @pytest.mark.parametrize("size", [0, -512])

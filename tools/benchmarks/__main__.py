@@ -13,6 +13,7 @@ from rich.table import Table
 from tools.benchmarks import (
     boot,
     boot_bytes,
+    cloop,
     fetch,
     first_block,
     guest_reads,
@@ -43,6 +44,9 @@ MEASURES = {
         nbd_reads.READS,
         seed.SEED,
         pack.PACK,
+        cloop.WRITE,
+        cloop.READS,
+        cloop.SEED,
         publish.PUBLISH,
         upgrade.UPGRADE,
         memory.MEMORY,
