@@ -1,4 +1,4 @@
-"""Read cloops: compressed block devices in a file, KNOPPIX's format since 1999.
+"""Read cloops: compressed block devices in a file, KNOPPIX's own format.
 
 docs/formats/cloop.md has the layouts of all versions that are read. A file is checked whole when it
 is opened (header, index, end: formats/cloop_index.py), and each block when it is decoded: it fills
