@@ -156,7 +156,8 @@ def _compressor(version: int, codec: Codec, level: int) -> Compress:
         raise UsageError(f"cloop V{version}.0 is not written, only V2.0 and V4.0 are")
     if codec not in (CODECS if version > VERSIONS[0] else CODECS[:1]):
         raise UsageError(
-            f"cloop V{version}.0 has no {codec.name.lower()}", hint="V4.0 has zlib, xz, lz4 and lzo"
+            f"cloop V{version}.0 has no {codec.name.lower()}",
+            hint="take V4.0, with zlib, xz, lz4 or lzo",
         )
     if not 0 <= level <= zlib.Z_BEST_COMPRESSION:
         raise UsageError(f"a compression level of {level} is not from 0 to 9")
