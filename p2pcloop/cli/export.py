@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
 from p2pcloop.cli.fetch import fetch_all
+from p2pcloop.cli.image_output import (
+    STDOUT,
+    CloopForm,
+    check_output,
+    choose_form,
+    is_stream,
+    write_image,
+)
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
-from p2pcloop.cli.output import check_place
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.stored import Source
-from p2pcloop.errors import UsageError, storage_error
-from p2pcloop.formats.cloop_writer import write_cloop
+from p2pcloop.errors import UsageError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.local import ImageFile, open_local
-from p2pcloop.store.home import Home, sync_directory
+from p2pcloop.store.home import Home
 from p2pcloop.units import format_size
 
 _EPILOG = """
@@ -34,30 +37,56 @@ _EPILOG = """
 Examples:
   p2pcloop export @key/debian debian.img
   p2pcloop export debian.cloop mine.cloop --overlay mine.delta
+  p2pcloop export @key/debian small.cloop --codec xz
+  p2pcloop export @key/debian - --cloop-format 4 | ssh host 'cat > debian.cloop'
 """
 
 _STEP = 1 << 20
-_ZEROS = bytes(_STEP)
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--overlay",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the image as this overlay changed it.",
 )
+@click.option(
+    "--cloop-format",
+    type=click.Choice(["2", "4"]),
+    help="Write a cloop V2.0, which all cloop tools read, or V4.0.  [default: 2 with zlib]",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["zlib", "xz", "lz4", "lzo"]),
+    help="Compress the cloop with this; all but zlib make it a V4.0.  [default: zlib]",
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @at_option
 @home_option
 @json_option
 def command(
-    ref: str, out: Path, overlay: Path | None, at: int, home: Home, *, force: bool, as_json: bool
+    ref: str,
+    out: Path,
+    overlay: Path | None,
+    cloop_format: str | None,
+    codec: str | None,
+    at: int,
+    home: Home,
+    *,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Write the whole image REF to OUT: a cloop V2.0 if it ends in .cloop, else a raw image."""
-    _check_place(out, force=force)
+    """Write the whole image REF to OUT: as a cloop if OUT ends in .cloop or one of its options is
+    given, else as a raw image.
+
+    OUT may be - for the standard output, or a pipe. A cloop V4.0 is then written with its header
+    last; V2.0 is kept in a temporary file until its index is known.
+    """
+    form = choose_form(out, int(cloop_format) if cloop_format else None, codec)
+    check_output(out, force=force)
     home.create()
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
@@ -68,19 +97,32 @@ def command(
             changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
         device = ImageDevice(image, changes)
         stack.callback(device.close)
-        _write(out, device, supply, quiet=as_json)
-    stored = out.stat().st_size
+        _write(out, device, supply, form, quiet=as_json)
+    _tell(out, device.size, as_json=as_json)
+
+
+def _write(
+    out: Path,
+    device: ImageDevice,
+    supply: Callable[[Missing], None],
+    form: CloopForm | None,
+    *,
+    quiet: bool,
+) -> None:
+    reader = io.BufferedReader(DeviceReader(device, supply), _STEP)
+    with progress_bar("writing", quiet=quiet) as progress:
+        progress(0, device.size)
+        write_image(out, reader, device.size, form, progress)
+
+
+def _tell(out: Path, size: int, *, as_json: bool) -> None:
+    """Tell what was written; on the standard output only where that is not the image itself."""
+    stored = None if is_stream(out) else out.stat().st_size
     if as_json:
-        click.echo(to_json({"file": str(out), "size": device.size, "stored": stored}))
+        click.echo(to_json({"file": str(out), "size": size, "stored": stored}), err=out == STDOUT)
     else:
-        click.echo(f"{out}: {format_size(stored)} for a device of {format_size(device.size)}")
-
-
-def _check_place(out: Path, *, force: bool) -> None:
-    """Before anything is fetched or read for nothing."""
-    check_place(out)
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists", hint="choose another name, or give --force")
+        what = "" if stored is None else f"{format_size(stored)} for "
+        click.echo(f"{out}: {what}a device of {format_size(size)}", err=out == STDOUT)
 
 
 def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:
@@ -106,50 +148,3 @@ def _open(
 
 def _never(missing: Missing) -> None:
     raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
-
-
-def _write(
-    out: Path, device: ImageDevice, supply: Callable[[Missing], None], *, quiet: bool
-) -> None:
-    with _replacing(out) as file, progress_bar("writing", quiet=quiet) as progress:
-        progress(0, device.size)
-        reader = io.BufferedReader(DeviceReader(device, supply), _STEP)
-        if out.suffix == ".cloop":
-            write_cloop(reader, device.size, file, progress=progress)
-            return
-        while data := reader.read(_STEP):
-            # Zeros become holes.
-            if data == _ZEROS[: len(data)]:
-                file.seek(len(data), os.SEEK_CUR)
-            else:
-                file.write(data)
-            progress(file.tell())
-        file.truncate(device.size)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole and durable, and not before.
-
-    Raises:
-        StorageError: the disk refused.
-    """
-    temporary: Path | None = None
-    try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(fd, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-        temporary = None
-        sync_directory(path.parent)
-    except OSError as err:
-        raise storage_error(f"cannot write {path}", err) from err
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

@@ -61,15 +61,7 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
         return facts | _overlay_facts(file)
     facts["stored"] = file.size
     if file.kind == "cloop":
-        with open_cloop(file.path) as cloop:
-            header = cloop.index.header
-            facts |= {
-                "format": "cloop V2.0",
-                "size": check_image_size(header.size),
-                "block_size": header.block_size,
-                "blocks": header.block_count,
-                "seeded_in_place": can_stay(cloop),
-            }
+        facts |= _cloop_facts(file)
     elif file.kind == "iso":
         facts |= iso_facts(file) | {"size": device_size(file)}
     else:
@@ -83,6 +75,20 @@ def _root_facts(filesystem: str) -> dict[str, Any]:
     """What a guest finds, and how `boot` keeps what it changes."""
     mode = overlay_mode(filesystem) if filesystem in ROOT_TYPES else None
     return {"filesystem": filesystem, "overlay_mode": mode}
+
+
+def _cloop_facts(file: ImageFile) -> dict[str, Any]:
+    with open_cloop(file.path) as cloop:
+        index = cloop.index
+        return {
+            "format": f"cloop {index.version}",
+            "size": check_image_size(index.header.size),
+            "header": "last" if index.header_last else "first",
+            "block_size": index.header.block_size,
+            "blocks": index.header.block_count,
+            "codecs": {codec.name.lower(): count for codec, count in index.codecs().items()},
+            "seeded_in_place": can_stay(cloop),
+        }
 
 
 def _overlay_facts(file: ImageFile) -> dict[str, Any]:
@@ -133,6 +139,8 @@ def _to_text(key: str, value: object) -> str:
         return "; ".join(map(image_text, value))
     if isinstance(value, float):
         return f"{value:.1%}"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
     if isinstance(value, bool) or value in (None, ""):
         return {True: "yes", False: "no"}.get(value, "-") if isinstance(value, bool) else "-"
     if isinstance(value, int) and key not in ("blocks", "layers", "version", "block_size"):

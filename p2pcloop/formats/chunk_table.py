@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
@@ -31,6 +31,13 @@ class Codec(enum.IntEnum):
     NONE = 0
     ZLIB = 1
     ZSTD = 2
+    XZ = 3
+    LZ4 = 4
+    LZO = 5
+
+
+FIRST_CODECS = frozenset((Codec.NONE, Codec.ZLIB, Codec.ZSTD))
+"""What a reader of indexes of version 1 and 2 knows; the others came with version 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +73,15 @@ def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     )
 
 
-def unpack_chunks(data: bytes, *, pack_lengths: Sequence[int]) -> list[Chunk]:
+def unpack_chunks(
+    data: bytes, *, pack_lengths: Sequence[int], codecs: Container[int] = frozenset(Codec)
+) -> list[Chunk]:
     """Read the entries of a page and check each.
 
     Args:
         data: 48 bytes an entry.
         pack_lengths: bytes of the layer's own pack, and of each source's.
+        codecs: those that the index's version has.
 
     Raises:
         FormatError: an unknown codec or source, a length over its limit, or an extent outside its
@@ -79,8 +89,10 @@ def unpack_chunks(data: bytes, *, pack_lengths: Sequence[int]) -> list[Chunk]:
     """
     chunks = []
     for offset, length, blocks, codec, source, chunk_id in ENTRY.iter_unpack(data):
-        if codec not in Codec.__members__.values():
-            raise FormatError(f"a chunk is stored with codec {codec}, which is not known")
+        if codec not in codecs:
+            raise FormatError(
+                f"a chunk is stored with codec {codec}, which an index of this version cannot have"
+            )
         if not 1 <= blocks <= MAX_BLOCKS_PER_CHUNK or not 1 <= length <= MAX_STORED_SIZE:
             raise FormatError(f"a chunk claims {blocks} blocks in {length} bytes, over the limits")
         if source >= len(pack_lengths):

@@ -1,35 +1,57 @@
-"""Write cloop V2.0, byte for byte what create_compressed_fs writes at the same level of zlib."""
+"""Write cloops: V2.0, byte for byte what create_compressed_fs writes at the same level of zlib, and
+V4.0, as the kernel module of Debian's package cloop-src reads it.
+
+Equal blocks are stored each by itself. Equal offsets for equal blocks are read (cloop_entries.py),
+and not written: the kernel module takes the next entry for the end of a block, whatever that says.
+"""
 
 from __future__ import annotations
 
-import os
+import shutil
 import struct
 import sys
+import tempfile
 import zlib
 from array import array
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import BinaryIO
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
-from p2pcloop.formats.cloop import (
+from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.cloop_compress import (
+    CODECS,
+    Compress,
+    smallest_compressor,
+    zlib_compressor,
+)
+from p2pcloop.formats.cloop_entries import COMPRESSORS, FLAGS_SHIFT
+from p2pcloop.formats.cloop_index import (
     HEADER_SIZE,
     MAX_BLOCK_COUNT,
     MAX_BLOCK_SIZE,
     PREAMBLE_SIZE,
     CloopHeader,
 )
+from p2pcloop.parallel import ordered_map
 from p2pcloop.units import SECTOR_SIZE, format_size
 
-# qemu recognises the format by these very lines (cloop_probe in its block/cloop.c).
+VERSIONS = (2, 4)
+
+# qemu recognises V2.0 by these very lines (cloop_probe in its block/cloop.c).
 _PREAMBLE = (
     b"#!/bin/sh\n"
-    b"#V2.0 Format\n"
+    b"#V%d.0 Format\n"
     b"modprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"
     b"exit $?\n"
 )
+
+_AHEAD_SIZE = 4 << 20
+"""Bytes of blocks a worker that are compressed or wait to be. Of a file system zeros are done at
+once, and other blocks take up to ten times as long as the next."""
+
+_STREAM_START = b"cloop V4.0, its header is at its end\n"
+"""A file with its header last begins with this: the kernel module takes no block at offset 0."""
 
 
 def write_cloop(
@@ -37,60 +59,114 @@ def write_cloop(
     size: int,
     dest: BinaryIO,
     *,
+    version: int = 2,
+    codec: Codec = Codec.ZLIB,
     block_size: int = 65536,
     level: int = 9,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CloopHeader:
-    """Compress a raw image into a cloop.
+    """Compress a raw image into a cloop with its header first.
 
-    The header is written last, so that what an error or a crash leaves is no cloop. At most
-    three blocks a worker are in memory.
+    The header is written last, so that what an error or a crash leaves is no cloop. Of blocks at
+    most 4 MiB a worker are in memory, or three.
 
     Args:
         source: the raw image, read from where it stands; may be a pipe.
         size: bytes of the image, at least 1. Zeros fill the last block up.
         dest: empty or to be overwritten from its start; seekable. Neither flushed nor synced.
+        version: 2 or 4.
+        codec: zlib; in V4.0 also xz, LZ4 or LZO.
         block_size: bytes; a multiple of 512, at most 1 MiB.
         level: zlib's, 0 (stored) to 9 (smallest).
         workers: compressing threads; as many as this process may use CPUs when not given.
         progress: called with the bytes of the image done so far, after each block.
 
     Raises:
-        UsageError: a block size or level that the format or zlib does not have.
+        UsageError: a version, codec, block size or level that the format or zlib does not have.
         FormatError: the image is empty, too large, or shorter than `size`.
+        NeedsPackageError: LZO without its library.
         StorageError: reading or writing failed.
     """
-    if not SECTOR_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % SECTOR_SIZE:
-        raise UsageError(f"a block size of {block_size} is not a multiple of 512 up to 1 MiB")
-    if not 0 <= level <= zlib.Z_BEST_COMPRESSION:
-        raise UsageError(f"a compression level of {level} is not from 0 to 9")
+    compress = _compressor(version, codec, level)
     header = _header_for(size, block_size)
-    offsets = array("Q", [HEADER_SIZE + 8 * (header.block_count + 1)])
+    start = HEADER_SIZE + 8 * (header.block_count + 1)
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
         dest.truncate()
-        dest.seek(offsets[0])
-    blocks = _read_blocks(source, size, block_size)
-    workers = workers or len(os.sched_getaffinity(0))
-    with closing(_compress(blocks, bytes(block_size), level, workers)) as compressed:
-        for data in compressed:
-            with _storage_errors("cannot write the cloop"):
-                dest.write(data)
-            offsets.append(offsets[-1] + len(data))
-            if progress:
-                progress(min(size, (len(offsets) - 1) * block_size))
+        dest.seek(start)
+    blocks = _compressed(_read_blocks(source, size, block_size), block_size, compress, workers)
+    with closing(blocks):
+        index = _write_blocks(blocks, dest, start, lambda n: _tell(progress, size, n * block_size))
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
-        dest.write(_PREAMBLE.ljust(PREAMBLE_SIZE, b"\0"))
-        dest.write(struct.pack(">II", header.block_size, header.block_count))
-        if sys.byteorder == "little":
-            offsets.byteswap()
-        dest.write(offsets.tobytes())
+        dest.write(_pack_header(version, header) + index)
     return header
 
 
+def stream_cloop(
+    source: BinaryIO,
+    size: int,
+    dest: BinaryIO,
+    *,
+    version: int = 2,
+    codec: Codec = Codec.ZLIB,
+    block_size: int = 65536,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> CloopHeader:
+    """Compress a raw image into a cloop that is written from its start to its end, as to a pipe.
+
+    V4.0 has its header last and takes no room. The index of V2.0 comes first and is known when all
+    is compressed: until then the blocks are in a temporary file (in TMPDIR).
+
+    Args and raises: as for `write_cloop`; and
+        dest: need not be seekable.
+    """
+    if version == VERSIONS[0]:
+        with _storage_errors("cannot write a temporary file"), tempfile.TemporaryFile() as spool:
+            header = write_cloop(
+                source,
+                size,
+                spool,
+                codec=codec,
+                block_size=block_size,
+                workers=workers,
+                progress=progress,
+            )
+            spool.seek(0)
+            with _storage_errors("cannot write the cloop"):
+                shutil.copyfileobj(spool, dest, 1 << 20)
+        return header
+    compress = _compressor(version, codec, zlib.Z_BEST_COMPRESSION)
+    header = _header_for(size, block_size)
+    with _storage_errors("cannot write the cloop"):
+        dest.write(_STREAM_START)
+    start = len(_STREAM_START)
+    blocks = _compressed(_read_blocks(source, size, block_size), block_size, compress, workers)
+    with closing(blocks):
+        index = _write_blocks(blocks, dest, start, lambda n: _tell(progress, size, n * block_size))
+    with _storage_errors("cannot write the cloop"):
+        dest.write(index + _pack_header(version, header))
+    return header
+
+
+def _compressor(version: int, codec: Codec, level: int) -> Compress:
+    if version not in VERSIONS:
+        raise UsageError(f"cloop V{version}.0 is not written, only V2.0 and V4.0 are")
+    if codec not in (CODECS if version > VERSIONS[0] else CODECS[:1]):
+        raise UsageError(
+            f"cloop V{version}.0 has no {codec.name.lower()}",
+            hint="take V4.0, with zlib, xz, lz4 or lzo",
+        )
+    if not 0 <= level <= zlib.Z_BEST_COMPRESSION:
+        raise UsageError(f"a compression level of {level} is not from 0 to 9")
+    return zlib_compressor(level) if version == VERSIONS[0] else smallest_compressor(codec, level)
+
+
 def _header_for(size: int, block_size: int) -> CloopHeader:
+    if not SECTOR_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % SECTOR_SIZE:
+        raise UsageError(f"a block size of {block_size} is not a multiple of 512 up to 1 MiB")
     if size <= 0:
         raise FormatError("the image is empty: there is nothing to compress")
     header = CloopHeader(block_size, -(-size // block_size))
@@ -118,25 +194,52 @@ def _read_blocks(source: BinaryIO, size: int, block_size: int) -> Iterator[bytes
         yield block.ljust(block_size, b"\0")
 
 
-def _compress(blocks: Iterable[bytes], zeros: bytes, level: int, workers: int) -> Generator[bytes]:
+_Compressed = Generator[tuple[Codec, bytes]]
+
+
+def _compressed(
+    blocks: Iterator[bytes], block_size: int, compress: Compress, workers: int | None
+) -> _Compressed:
     """Yield each block compressed, in order; blocks of zeros are compressed once."""
-    compressed_zeros = zlib.compress(zeros, level)
-    pending: deque[Future[bytes] | bytes] = deque()
+    zeros = bytes(block_size)
+    compressed_zeros = compress(zeros)
+    return ordered_map(
+        lambda block: compressed_zeros if block == zeros else compress(block),
+        blocks,
+        workers=workers,
+        ahead=max(3, _AHEAD_SIZE // block_size),
+    )
 
-    def take() -> bytes:
-        head = pending.popleft()
-        return head if isinstance(head, bytes) else head.result()
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="cloop") as pool:
-        for block in blocks:
-            if block == zeros:
-                pending.append(compressed_zeros)
-            else:
-                pending.append(pool.submit(zlib.compress, block, level))
-            if len(pending) >= 3 * workers:
-                yield take()
-        while pending:
-            yield take()
+def _write_blocks(
+    blocks: _Compressed, dest: BinaryIO, start: int, done: Callable[[int], None]
+) -> bytes:
+    """Write blocks end to end from `start` on and return the index of them.
+
+    `done` is told how many are written.
+    """
+    flags = {codec: number << FLAGS_SHIFT for number, codec in enumerate(COMPRESSORS)}
+    entries = array("Q")
+    for codec, stored in blocks:
+        with _storage_errors("cannot write the cloop"):
+            dest.write(stored)
+        entries.append(flags[codec] | start)
+        start += len(stored)
+        done(len(entries))
+    entries.append(start)
+    if sys.byteorder == "little":
+        entries.byteswap()
+    return entries.tobytes()
+
+
+def _pack_header(version: int, header: CloopHeader) -> bytes:
+    sizes = struct.pack(">II", header.block_size, header.block_count)
+    return (_PREAMBLE % version).ljust(PREAMBLE_SIZE, b"\0") + sizes
+
+
+def _tell(progress: Callable[[int], None] | None, size: int, done: int) -> None:
+    if progress:
+        progress(min(size, done))
 
 
 @contextmanager

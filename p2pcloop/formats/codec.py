@@ -1,14 +1,22 @@
-"""How chunks are stored: plain, zlib (RFC 1950) or zstd (RFC 8878), and back, never past a size."""
+"""How chunks are stored, and back, never past a size: plain, zlib (RFC 1950), zstd (RFC 8878), and
+what only cloops have: xz (its .xz container), LZ4 and LZO1X (raw blocks)."""
 
 from __future__ import annotations
 
+import lzma
 import threading
 
+import lz4.block
 import zstandard
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.lzo import decode_lzo
 from p2pcloop.formats.zlib_stream import decode_block
+
+_XZ_MEMORY = 66 << 20
+"""What a file of `xz -9` asks for: a dictionary of 64 MiB, and a little. Of it only as much is ever
+touched as a chunk has bytes."""
 
 
 class _Decompressors(threading.local):
@@ -25,15 +33,14 @@ def decode(codec: Codec, stored: bytes, size: int) -> bytes:
     """Return the content of stored bytes, which must be exactly `size` bytes long.
 
     What is stored plainly may leave out zeros at its end: so a raw image whose size is not a
-    multiple of 4 KiB is a pack as it lies.
+    multiple of 4 KiB is a pack as it lies. Other threads run meanwhile.
 
     Raises:
         FormatError: the bytes are damaged or decode to another size.
+        NeedsPackageError: LZO without its library.
     """
-    if codec is Codec.ZLIB:
-        return decode_block(stored, size)
-    if codec is Codec.ZSTD:
-        return decode_zstd(stored, size)
+    if decoder := _DECODERS.get(codec):
+        return decoder(stored, size)
     if len(stored) > size:
         raise FormatError(f"a chunk of {size} bytes is stored plainly in {len(stored)}")
     return stored.ljust(size, b"\0")
@@ -52,3 +59,50 @@ def decode_zstd(stored: bytes, size: int) -> bytes:
         return _decompressors.zstd.decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as err:
         raise FormatError(f"zstd data does not decompress: {err}") from err
+
+
+def decode_xz(stored: bytes, size: int) -> bytes:
+    """Return the content of one .xz stream that holds exactly `size` bytes, checked by its check.
+
+    Raises:
+        FormatError: damaged, cut off, of another size, followed by something, or it asks for more
+            memory than `xz -9` does.
+    """
+    try:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+        content = stream.decompress(stored, size + 1)
+    except lzma.LZMAError as err:
+        raise FormatError(f"an xz stream is damaged: {err}") from err
+    if len(content) > size:
+        raise FormatError(f"an xz stream holds more than {size} bytes")
+    if not stream.eof:
+        raise FormatError("an xz stream is cut off")
+    if len(content) != size:
+        raise FormatError(f"an xz stream holds {len(content)} bytes, not {size}")
+    if stream.unused_data:
+        raise FormatError(f"{len(stream.unused_data)} bytes follow an xz stream")
+    return content
+
+
+def decode_lz4(stored: bytes, size: int) -> bytes:
+    """Return the content of one raw LZ4 block that holds exactly `size` bytes.
+
+    Raises:
+        FormatError: damaged, cut off, of another size, or followed by something.
+    """
+    try:
+        content: bytes = lz4.block.decompress(stored, uncompressed_size=size)
+    except lz4.block.LZ4BlockError as err:
+        raise FormatError(f"an LZ4 block is damaged or longer than {size} bytes") from err
+    if len(content) != size:
+        raise FormatError(f"an LZ4 block holds {len(content)} bytes, not {size}")
+    return content
+
+
+_DECODERS = {
+    Codec.ZLIB: decode_block,
+    Codec.ZSTD: decode_zstd,
+    Codec.XZ: decode_xz,
+    Codec.LZ4: decode_lz4,
+    Codec.LZO: decode_lzo,
+}

@@ -5,7 +5,8 @@ own SHA-256 is the layer's id, which the signed manifest names. So the map is re
 table page by page, and each part is verified as it comes.
 
 Version 1 is written where it says all. Version 2 adds sources (other layers, in whose packs chunks
-of this one lie) and sealing (formats/seal.py).
+of this one lie) and sealing (formats/seal.py). Version 3 is version 2 with chunks of more codecs:
+who knows only the first ones refuses the image when it is opened, not a read in the middle of it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from p2pcloop.formats.block_map import RUN, LayerMap, Run, pack_runs, unpack_run
 from p2pcloop.formats.chunk_table import (
     ENTRIES_PER_PAGE,
     ENTRY,
+    FIRST_CODECS,
     PAGE_SIZE,
     Chunk,
+    Codec,
     pack_chunks,
     unpack_chunks,
 )
@@ -33,13 +36,14 @@ from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 MAGIC = b"P2PCIDX\0"
 PLAIN_VERSION = 1
-VERSION = 2
+EXTENDED_VERSION = 2
+VERSION = 3
 FIXED = struct.Struct("<8sIIQQIIII32s")
 """magic, version, header length, image size, pack length, chunk count, entries per page,
 run count, stored map length, SHA-256 of the stored map."""
 
 EXTENSION = struct.Struct("<II32s")
-"""Of version 2: flags, source count, salt."""
+"""Of version 2 and 3: flags, source count, salt."""
 
 SEALED = 1
 HASH_SIZE = 32
@@ -79,6 +83,7 @@ class IndexHeader:
         page_hashes: SHA-256 of each page of the chunk table as it is stored.
         sources: ids of the other layers in whose packs chunks lie; an entry's source counts from 1.
         salt: where map, pages and chunks are sealed, the salt of the layer's key; else None.
+        version: of the index.
     """
 
     layer_id: bytes
@@ -92,6 +97,12 @@ class IndexHeader:
     page_hashes: tuple[bytes, ...]
     sources: tuple[bytes, ...] = ()
     salt: bytes | None = None
+    version: int = PLAIN_VERSION
+
+    @property
+    def codecs(self) -> frozenset[Codec]:
+        """How its chunks may be stored."""
+        return frozenset(Codec) if self.version == VERSION else FIRST_CODECS
 
     @property
     def tag_size(self) -> int:
@@ -120,7 +131,7 @@ def build_index(
     sources: Sequence[bytes] = (),
     seal: Seal | None = None,
 ) -> bytes:
-    """Write the index of a layer, of version 1 where there are neither sources nor a seal.
+    """Write the index of a layer, of the lowest version that says all.
 
     Args:
         runs: of the map, in order, none over another.
@@ -150,10 +161,11 @@ def build_index(
     if seal is not None:
         stored_map = seal.seal_map(stored_map)
         pages = [seal.seal_page(number, page) for number, page in enumerate(pages)]
-    extension = _pack_extension(sources, seal)
+    version = _version_for(chunks, sources, seal)
+    extension = b"" if version == PLAIN_VERSION else _pack_extension(sources, seal)
     fixed = FIXED.pack(
         MAGIC,
-        VERSION if extension else PLAIN_VERSION,
+        version,
         FIXED.size + len(extension) + HASH_SIZE * len(pages),
         image_size,
         pack_length,
@@ -167,10 +179,14 @@ def build_index(
     return fixed + extension + hashes + stored_map + b"".join(pages)
 
 
+def _version_for(chunks: Sequence[Chunk], sources: Sequence[bytes], seal: Seal | None) -> int:
+    if any(chunk.codec not in FIRST_CODECS for chunk in chunks):
+        return VERSION
+    return EXTENDED_VERSION if sources or seal is not None else PLAIN_VERSION
+
+
 def _pack_extension(sources: Sequence[bytes], seal: Seal | None) -> bytes:
-    """What version 2 adds to the header; nothing where version 1 says all."""
-    if not sources and seal is None:
-        return b""
+    """What version 2 and 3 add to the header."""
     flags, salt = (0, bytes(SALT_SIZE)) if seal is None else (SEALED, seal.salt)
     return EXTENSION.pack(flags, len(sources), salt) + b"".join(sources)
 
@@ -195,12 +211,13 @@ def read_header(data: bytes) -> IndexHeader:
         map_length,
         (map_hash),
     ) = FIXED.unpack_from(data)
-    if version not in (PLAIN_VERSION, VERSION):
+    if not PLAIN_VERSION <= version <= VERSION:
         raise FormatError(
             f"the index is of version {version}; this program reads 1 to {VERSION}",
             hint="a newer p2pcloop may read it",
         )
-    sources, salt, at = _read_extension(data) if version == VERSION else ((), None, FIXED.size)
+    extended = version >= EXTENDED_VERSION
+    sources, salt, at = _read_extension(data) if extended else ((), None, FIXED.size)
     pages = -(-chunk_count // ENTRIES_PER_PAGE)
     tag_size = 0 if salt is None else TAG_SIZE
     checks = {
@@ -227,6 +244,7 @@ def read_header(data: bytes) -> IndexHeader:
         page_hashes=_split(data[at:]),
         sources=sources,
         salt=salt,
+        version=version,
     )
 
 
@@ -320,4 +338,5 @@ def read_page(
         raise FormatError("a page of a chunk table has a wrong length")
     if seal is not None:
         data = seal.open_page(page, data)
-    return unpack_chunks(data, pack_lengths=(header.pack_length, *source_lengths))
+    lengths = (header.pack_length, *source_lengths)
+    return unpack_chunks(data, pack_lengths=lengths, codecs=header.codecs)

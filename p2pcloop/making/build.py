@@ -73,7 +73,8 @@ def can_stay(cloop: CloopFile) -> bool:
 
 
 def index_cloop(cloop: CloopFile, pack_length: int, progress: Progress) -> bytes:
-    """Return the index of a cloop as it lies; each block of it is a chunk.
+    """Return the index of a cloop as it lies; each block of it is a chunk, equal ones at one place
+    are one.
 
     Every block is decoded on the way, so that a damaged cloop is never published.
 
@@ -84,39 +85,64 @@ def index_cloop(cloop: CloopFile, pack_length: int, progress: Progress) -> bytes
 
     Raises:
         FormatError: a block does not decode.
+        NeedsPackageError: blocks are LZO, whose library is not installed.
     """
     header = cloop.index.header
     per_chunk = header.block_size // BLOCK_SIZE
     per_batch = max(1, _BATCH_SIZE // header.block_size)
-    zeros = bytes(header.block_size)
-    known_zero = b""
+    hasher = _BlockHasher(cloop)
 
     def hash_batch(first: int) -> list[Chunk | None]:
         last = min(first + per_batch, header.block_count)
-        return [hash_block(number) for number in range(first, last)]
-
-    def hash_block(number: int) -> Chunk | None:
-        nonlocal known_zero
-        stored = cloop.read_stored(number)
-        if stored == known_zero:
-            return None
-        data = cloop.decode(number, stored)
-        if data == zeros:
-            # Equal blocks compress to equal bytes: the others need not be decoded.
-            known_zero = stored
-            return None
-        offset, length = cloop.index.extent(number)
-        return Chunk(offset, length, per_chunk, Codec.ZLIB, hashlib.sha256(data).digest())
+        return [hasher.chunk(number) for number in range(first, last)]
 
     table = _Table()
+    numbers: dict[int, int] = {}
     block = 0
     for batch in ordered_map(hash_batch, range(0, header.block_count, per_batch)):
         for chunk in batch:
-            if chunk is not None:
+            if chunk is not None and chunk.offset in numbers:
+                table.map(numbers[chunk.offset], block, per_chunk, per_chunk)
+            elif chunk is not None:
+                if cloop.index.has_repeats:
+                    numbers[chunk.offset] = len(table.chunks)
                 table.add(chunk, block, per_chunk)
             block += per_chunk
         progress(block * BLOCK_SIZE)
     return build_index(table.runs, table.chunks, image_size=header.size, pack_length=pack_length)
+
+
+class _BlockHasher:
+    """Makes chunks of the blocks of a cloop, on any number of threads."""
+
+    def __init__(self, cloop: CloopFile) -> None:
+        self._cloop = cloop
+        self._zeros = bytes(cloop.index.header.block_size)
+        self._stored_zeros: tuple[Codec, bytes] | None = None
+        self._repeated: dict[int, Chunk | None] = {}
+
+    def chunk(self, number: int) -> Chunk | None:
+        """Return the chunk of a block, None where it is all zeros."""
+        index = self._cloop.index
+        if not index.has_repeats:
+            return self._hash(number)
+        offset = index.extent(number)[0]
+        if offset not in self._repeated:
+            self._repeated[offset] = self._hash(number)
+        return self._repeated[offset]
+
+    def _hash(self, number: int) -> Chunk | None:
+        codec, stored = self._cloop.index.codec(number), self._cloop.read_stored(number)
+        if (codec, stored) == self._stored_zeros:
+            return None
+        data = self._cloop.decode(number, stored)
+        if data == self._zeros:
+            # Equal blocks compress to equal bytes: the others need not be decoded.
+            self._stored_zeros = codec, stored
+            return None
+        offset, length = self._cloop.index.extent(number)
+        blocks = len(data) // BLOCK_SIZE
+        return Chunk(offset, length, blocks, codec, hashlib.sha256(data).digest())
 
 
 def index_raw(read: Read, size: int, progress: Progress) -> bytes:

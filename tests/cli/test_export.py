@@ -1,6 +1,8 @@
 """`p2pcloop export` of files that lie here: the whole image, or nothing."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,77 @@ def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
     }
     with open_cloop(out) as made:
         assert made.read(0, made.index.header.size) == padded(RAW, 65536)
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "codecs"),
+    [
+        ([], "V2.0", {"zlib"}),
+        (["--codec", "zlib"], "V2.0", {"zlib"}),
+        (["--cloop-format", "4"], "V4.0", {"zlib"}),
+        (["--codec", "xz"], "V4.0", {"xz", "zlib"}),
+        (["--codec", "lz4"], "V4.0", {"lz4", "zlib"}),
+        (["--codec", "lzo", "--cloop-format", "4"], "V4.0", {"lzo", "zlib"}),
+    ],
+)
+def test_cloops_of_all_formats(
+    p2pcloop: Run, cloop: Path, tmp_path: Path, options: list[str], version: str, codecs: set[str]
+) -> None:
+    out = tmp_path / "out.cloop"
+    assert p2pcloop("export", cloop, out, *options).code == 0
+    facts = p2pcloop("info", out, "--json").json
+    assert (facts["format"], facts["header"], set(facts["codecs"])) == (
+        f"cloop {version}",
+        "first",
+        codecs,
+    )
+    # What was written is read as an image again.
+    assert p2pcloop("export", out, tmp_path / "back.img").code == 0
+    assert (tmp_path / "back.img").read_bytes() == padded(RAW, 65536)
+
+
+def test_an_option_makes_a_cloop_of_any_name(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    assert p2pcloop("export", cloop, tmp_path / "KNOPPIX", "--cloop-format", "2").code == 0
+    with open_cloop(tmp_path / "KNOPPIX") as made:
+        assert made.index.version == "V2.0"
+
+
+def test_a_codec_that_the_format_does_not_have(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    ran = p2pcloop("export", cloop, tmp_path / "o.cloop", "--cloop-format", "2", "--codec", "xz")
+    assert ran.code == 2
+    assert "V2.0 has no xz" in ran.err
+    assert not (tmp_path / "o.cloop").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "header"),
+    [([], None), (["--cloop-format", "2"], "first"), (["--codec", "lz4"], "last")],
+)
+def test_into_a_pipe(
+    p2pcloop: Run, cloop: Path, tmp_path: Path, options: list[str], header: str | None
+) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    with out.open("wb") as file, subprocess.Popen(["cat", pipe], stdout=file) as reader:
+        ran = p2pcloop("export", cloop, pipe, *options, "--json")
+        assert reader.wait(30) == 0
+    assert ran.json == {"file": str(pipe), "size": len(padded(RAW, 65536)), "stored": None}
+    if header is None:
+        assert out.read_bytes() == padded(RAW, 65536)
+        return
+    with open_cloop(out) as made:
+        assert made.index.header_last is (header == "last")
+        assert made.read(0, made.index.header.size) == padded(RAW, 65536)
+
+
+def test_to_the_standard_output(home: Path, cloop: Path) -> None:
+    program = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
+    done = subprocess.run(
+        [*program, "export", cloop, "-"], capture_output=True, timeout=60, check=True
+    )
+    assert done.stdout == padded(RAW, 65536)
+    assert done.stderr.decode() == "-: a device of 3.5 MB\n"
+    assert home.is_dir()
 
 
 @pytest.mark.parametrize("name", ["out.img", "out.cloop"])

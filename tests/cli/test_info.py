@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from p2pcloop import errors
+from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.overlay import Overlay
 from tests.cli.conftest import Run
 from tests.support.cds import make_iso
+from tests.support.cloops import FLAGS, build_old, build_v4
 from tests.support.images import make_image, write_cloop_file
 from tools.knoppix_cd import make_cd
 
@@ -23,8 +25,10 @@ def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
         "format": "cloop V2.0",
         "stored": stored,
         "size": 5 * 65536,
+        "header": "first",
         "block_size": 65536,
         "blocks": 5,
+        "codecs": {"zlib": 5},
         "seeded_in_place": True,
         "filesystem": "",
         "overlay_mode": None,
@@ -34,6 +38,24 @@ def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
     assert "cloop V2.0" in out
     assert "(327680 bytes)" in out
     assert "seeded in place  yes" in out
+
+
+@pytest.mark.parametrize("header", ["first", "last"])
+def test_a_cloop_of_many_codecs(p2pcloop: Run, tmp_path: Path, header: str) -> None:
+    path = tmp_path / "a.cloop"
+    path.write_bytes(build_v4([*FLAGS, Codec.XZ], header_last=header == "last"))
+    facts = p2pcloop("info", path, "--json").json
+    assert (facts["format"], facts["header"], facts["blocks"]) == ("cloop V4.0", header, 6)
+    assert facts["codecs"] == {"zlib": 1, "none": 1, "xz": 2, "lz4": 1, "lzo": 1}
+    assert "1 zlib, 1 none, 2 xz, 1 lz4, 1 lzo" in p2pcloop("info", path).out
+
+
+@pytest.mark.parametrize("version", ["V0.68", "V1.0"])
+def test_an_old_cloop(p2pcloop: Run, tmp_path: Path, version: str) -> None:
+    path = tmp_path / "a.cloop"
+    path.write_bytes(build_old(version, [bytes(4096)] * 2))
+    facts = p2pcloop("info", path, "--json").json
+    assert (facts["format"], facts["codecs"]) == (f"cloop {version}", {"zlib": 2})
 
 
 def test_a_cloop_that_has_to_be_repacked(p2pcloop: Run, tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 
+from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.cloop_compress import CODECS, Compress, smallest_compressor
 from p2pcloop.formats.link import parse_link
 from p2pcloopd.guest.kernel import find_kernel
+from tests.support.cloops import build_v4
 from tests.support.programs import Guest, Nodes, tool
 
 from .conftest import DATA
@@ -89,3 +93,28 @@ def test_a_fetched_image_needs_nobody(nodes: Nodes, image: Path, cloop: Path) ->
     back = nodes.directory / "out.cloop"
     reader.run("export", seeded["name"], back)
     tool("qemu-img", "compare", "-f", "raw", image, "-F", "cloop", back)
+
+
+def test_a_cloop_v4_of_all_codecs_boots_from_a_peer(nodes: Nodes, image: Path) -> None:
+    """A codec after the other, with its header last; served as it lies."""
+    raw, size = image.read_bytes(), 65536
+    ways: list[Compress] = [smallest_compressor(codec, 1) for codec in CODECS]
+    ways.append(lambda block: (Codec.NONE, block))
+    starts = range(0, len(raw), size)
+    blocks = [way(raw[at : at + size]) for at, way in zip(starts, cycle(ways), strict=False)]
+    codecs, streams = zip(*blocks, strict=True)
+    cloop = nodes.directory / "v4.cloop"
+    cloop.write_bytes(build_v4(codecs, streams=streams, block_size=size, header_last=True))
+    seeder, reader = nodes.make(), nodes.make()
+    seeded = seeder.seed(cloop)
+    assert seeded["in_place"] is True
+    with Guest(reader, seeded["link"]) as guest:
+        guest.prompt()
+        assert hashlib.md5(DATA).hexdigest() in guest.sh("md5sum /root/data")
+        guest.power_off()
+    reader.run("fetch", seeded["name"])
+    seeder.run("daemon", "stop")
+    assert reader.json("verify", seeded["name"])["bad"] == 0
+    out = nodes.directory / "out.img"
+    reader.run("export", seeded["name"], out)
+    assert out.read_bytes() == raw

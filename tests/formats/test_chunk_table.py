@@ -11,6 +11,7 @@ from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
 from p2pcloop.formats.chunk_table import (
     ENTRIES_PER_PAGE,
     ENTRY,
+    FIRST_CODECS,
     MAX_STORED_SIZE,
     PAGE_SIZE,
     Chunk,
@@ -38,7 +39,9 @@ def test_an_entry_byte_by_byte() -> None:
 
 
 def test_the_codecs_have_these_numbers_for_ever() -> None:
-    assert {codec.name: int(codec) for codec in Codec} == {"NONE": 0, "ZLIB": 1, "ZSTD": 2}
+    numbers = {"NONE": 0, "ZLIB": 1, "ZSTD": 2, "XZ": 3, "LZ4": 4, "LZO": 5}
+    assert {codec.name: int(codec) for codec in Codec} == numbers
+    assert set(map(int, FIRST_CODECS)) == {0, 1, 2}
 
 
 def test_entries_at_the_limits_are_taken() -> None:
@@ -51,7 +54,7 @@ def test_entries_at_the_limits_are_taken() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (entry(codec=3), "codec 3"),
+        (entry(codec=6), "codec 6"),
         (entry(codec=255), "codec 255"),
         (entry(length=0), "over the limits"),
         (entry(length=MAX_STORED_SIZE + 1), "over the limits"),
@@ -67,6 +70,13 @@ def test_entries_at_the_limits_are_taken() -> None:
 def test_lies_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message):
         unpack_chunks(entry() + data, pack_lengths=[PACK])
+
+
+@pytest.mark.parametrize("codec", [Codec.XZ, Codec.LZ4, Codec.LZO])
+def test_a_codec_that_the_version_does_not_have(codec: Codec) -> None:
+    assert unpack_chunks(entry(codec=codec), pack_lengths=[PACK])[0].codec is codec
+    with pytest.raises(FormatError, match=f"codec {codec:d}, which an index of this version"):
+        unpack_chunks(entry(codec=codec), pack_lengths=[PACK], codecs=FIRST_CODECS)
 
 
 @settings(max_examples=200, deadline=None)

@@ -5,6 +5,7 @@ import io
 import os
 import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, StorageError, UsageError
-from p2pcloop.formats.cloop import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
-from p2pcloop.formats.cloop_writer import write_cloop
-from p2pcloop.formats.zlib_stream import decode_block
+from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.cloop_compress import CODECS
+from p2pcloop.formats.cloop_index import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
+from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.formats.codec import decode
+
+
+class Pipe(io.BytesIO):
+    """What can only be written from start to end."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, _offset: int, _whence: int = 0, /) -> int:
+        raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
+
+    def truncate(self, _size: int | None = None, /) -> int:
+        raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
 
 
 def content(file: bytes) -> bytes:
@@ -23,7 +39,8 @@ def content(file: bytes) -> bytes:
     blocks = []
     for number in range(index.header.block_count):
         offset, length = index.extent(number)
-        blocks.append(decode_block(file[offset : offset + length], index.header.block_size))
+        stored = file[offset : offset + length]
+        blocks.append(decode(index.codec(number), stored, index.header.block_size))
     return b"".join(blocks)
 
 
@@ -45,6 +62,83 @@ def test_round_trip(image: bytes, block_size: int, level: int, workers: int) -> 
     padded = -(-len(image) // block_size) * block_size
     assert (header.block_size, header.size) == (block_size, padded)
     assert content(dest.getvalue()) == image.ljust(padded, b"\0")
+
+
+KINDS = [(2, Codec.ZLIB), *((4, codec) for codec in CODECS)]
+
+
+@settings(deadline=None, max_examples=80)
+@given(images(), st.sampled_from([512, 1536, 4096, 65536]), st.sampled_from(KINDS), st.booleans())
+def test_round_trip_of_all_versions_and_codecs(
+    image: bytes, block_size: int, kind: tuple[int, Codec], streamed: bool
+) -> None:
+    version, codec = kind
+    dest = Pipe() if streamed else io.BytesIO()
+    write = stream_cloop if streamed else write_cloop
+    header = write(
+        io.BytesIO(image), len(image), dest, version=version, codec=codec, block_size=block_size
+    )
+    file = dest.getvalue()
+    assert content(file) == image.ljust(header.size, b"\0")
+    index = read_cloop_header(lambda at, size: file[at : at + size], len(file))
+    assert (index.version, index.header) == (f"V{version}.0", header)
+    assert index.header_last is (streamed and version == 4)
+
+
+def test_a_stream_of_v2_is_what_a_file_is() -> None:
+    image, pipe, file = random.Random(2).randbytes(9000), Pipe(), io.BytesIO()
+    stream_cloop(io.BytesIO(image), len(image), pipe, block_size=512)
+    write_cloop(io.BytesIO(image), len(image), file, block_size=512)
+    assert pipe.getvalue() == file.getvalue()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_does_not_shrink_is_stored_by_zlib(codec: Codec) -> None:
+    image = random.Random(2).randbytes(65536) + bytes(65536)
+    dest = io.BytesIO()
+    write_cloop(io.BytesIO(image), len(image), dest, version=4, codec=codec)
+    file = dest.getvalue()
+    index = read_cloop_header(lambda at, size: file[at : at + size], len(file))
+    assert [index.codec(0), index.codec(1)] == [Codec.ZLIB, codec]
+    assert index.extent(0)[1] == 65536 + 16
+
+
+@pytest.mark.parametrize("write", [write_cloop, stream_cloop])
+@pytest.mark.parametrize(
+    ("version", "codec", "message"),
+    [
+        (3, Codec.ZLIB, "V3.0 is not written"),
+        (2, Codec.XZ, "V2.0 has no xz"),
+        (4, Codec.ZSTD, "V4.0 has no zstd"),
+        (4, Codec.NONE, "V4.0 has no none"),
+    ],
+)
+def test_versions_and_codecs_that_there_are_not(
+    write: Callable[..., object], version: int, codec: Codec, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        write(io.BytesIO(bytes(512)), 512, io.BytesIO(), version=version, codec=codec)
+
+
+def test_a_stream_that_breaks_off_is_no_cloop() -> None:
+    pipe = Pipe()
+    with pytest.raises(FormatError, match="ends after 700 of 1024 bytes"):
+        stream_cloop(io.BytesIO(bytes(700)), 1024, pipe, version=4, block_size=512)
+    assert not is_cloop(pipe.getvalue()[:128], pipe.getvalue()[-136:])
+    pipe = Pipe()
+    with pytest.raises(FormatError):
+        stream_cloop(io.BytesIO(bytes(700)), 1024, pipe, version=2, block_size=512)
+    assert pipe.getvalue() == b""
+
+
+def test_a_reader_that_went_away_is_told() -> None:
+    class Gone(Pipe):
+        def write(self, _data: object, /) -> int:
+            raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    for version in (2, 4):
+        with pytest.raises(StorageError, match="cannot write the cloop: Broken pipe"):
+            stream_cloop(io.BytesIO(bytes(512)), 512, Gone(), version=version)
 
 
 def test_workers_and_their_order_change_nothing() -> None:
@@ -95,20 +189,22 @@ def test_memory_is_bounded_by_the_workers() -> None:
     """The source never runs further ahead of what was written than the blocks in flight."""
     written = 0
     ahead = 0
+    size = 1 << 20
 
     class Source(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
+        def read(self, length: int | None = -1, /) -> bytes:
             nonlocal ahead
-            ahead = max(ahead, self.tell() // 512 - written)
-            return super().read(size)
+            ahead = max(ahead, self.tell() // size - written)
+            return super().read(length)
 
     def count(done: int) -> None:
         nonlocal written
-        written = done // 512
+        written = done // size
 
-    image = random.Random(3).randbytes(512 * 300)
-    write_cloop(Source(image), len(image), io.BytesIO(), block_size=512, workers=2, progress=count)
-    assert 0 < ahead <= 6
+    image = bytes(size * 24)
+    dest = io.BytesIO()
+    write_cloop(Source(image), len(image), dest, block_size=size, workers=2, progress=count)
+    assert 0 < ahead <= 8
 
 
 @pytest.mark.parametrize("size", [0, -512])

@@ -1,16 +1,20 @@
 """How chunks are stored: exactly the stated size comes out, or an error."""
 
+import lzma
 import tracemalloc
 import zlib
 
+import lz4.block
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcloop.errors import FormatError
+from p2pcloop.errors import FormatError, NeedsPackageError
+from p2pcloop.formats import lzo
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.codec import decode
+from p2pcloop.formats.lzo import encode_lzo
 from p2pcloop.units import MAX_CHUNK_SIZE
 
 SIZE = 8192
@@ -22,7 +26,15 @@ def store(codec: Codec, content: bytes) -> bytes:
         return zlib.compress(content)
     if codec is Codec.ZSTD:
         return zstandard.ZstdCompressor().compress(content)
-    return content
+    if codec is Codec.XZ:
+        return lzma.compress(content, check=lzma.CHECK_CRC32)
+    if codec is Codec.LZ4:
+        stored: bytes = lz4.block.compress(content, store_size=False)
+        return stored
+    return encode_lzo(content) if codec is Codec.LZO else content
+
+
+COMPRESSED = [codec for codec in Codec if codec is not Codec.NONE]
 
 
 def claim(size: int) -> bytes:
@@ -45,14 +57,14 @@ def test_plain_bytes_end_in_zeros() -> None:
         decode(Codec.NONE, bytes(9), 8)
 
 
-@pytest.mark.parametrize("codec", [Codec.ZLIB, Codec.ZSTD])
+@pytest.mark.parametrize("codec", COMPRESSED)
 @pytest.mark.parametrize("size", [4096, 12288, MAX_CHUNK_SIZE])
 def test_another_size_than_stated_is_refused(codec: Codec, size: int) -> None:
     with pytest.raises(FormatError):
         decode(codec, store(codec, CONTENT), size)
 
 
-@pytest.mark.parametrize("codec", [Codec.ZLIB, Codec.ZSTD])
+@pytest.mark.parametrize("codec", COMPRESSED)
 def test_truncated_anywhere_is_refused(codec: Codec) -> None:
     stored = store(codec, CONTENT)
     for length in {*range(40), *range(0, len(stored), 97), *range(len(stored) - 20, len(stored))}:
@@ -60,7 +72,7 @@ def test_truncated_anywhere_is_refused(codec: Codec) -> None:
             decode(codec, stored[:length], SIZE)
 
 
-@pytest.mark.parametrize("codec", [Codec.ZLIB, Codec.ZSTD])
+@pytest.mark.parametrize("codec", COMPRESSED)
 @pytest.mark.parametrize("more", [b"\0", b"garbage", "again"])
 def test_bytes_that_follow_are_refused(codec: Codec, more: bytes | str) -> None:
     stored = store(codec, CONTENT)
@@ -68,16 +80,32 @@ def test_bytes_that_follow_are_refused(codec: Codec, more: bytes | str) -> None:
         decode(codec, stored + (stored if isinstance(more, str) else more), SIZE)
 
 
-@pytest.mark.parametrize("codec", [Codec.ZLIB, Codec.ZSTD])
+@pytest.mark.parametrize("codec", COMPRESSED)
 def test_a_bomb_makes_no_more_than_its_stated_size(codec: Codec) -> None:
-    bomb = store(codec, bytes(256 << 20))
+    bomb = store(codec, bytes(64 << 20))
+    dictionary = 8 << 20 if codec is Codec.XZ else 0  # liblzma asks for it, and touches SIZE of it
     tracemalloc.start()
     try:
         with pytest.raises(FormatError):
             decode(codec, bomb, SIZE)
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        assert tracemalloc.get_traced_memory()[1] < dictionary + (1 << 20)
     finally:
         tracemalloc.stop()
+
+
+def test_an_xz_stream_may_ask_for_as_much_memory_as_that_of_xz_9() -> None:
+    assert decode(Codec.XZ, lzma.compress(CONTENT, preset=9), SIZE) == CONTENT
+    lzma2 = {"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 96 << 20}
+    with pytest.raises(FormatError, match="Memory usage limit exceeded"):
+        decode(Codec.XZ, lzma.compress(CONTENT, filters=[lzma2]), SIZE)
+
+
+def test_without_liblzo_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    lzo._library.cache_clear()
+    monkeypatch.setattr(lzo, "_LIBRARY", "libnone.so.2")
+    with pytest.raises(NeedsPackageError) as caught:
+        decode(Codec.LZO, b"x", SIZE)
+    assert caught.value.hint == "apt install liblzo2-2"
 
 
 @pytest.mark.parametrize("size", [0, 2, SIZE + 1, 1 << 40, 1 << 60, (1 << 64) - 3])

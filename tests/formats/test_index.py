@@ -153,7 +153,7 @@ def test_cut_off_anywhere_is_noticed() -> None:
     [
         ({"magic": b"P2PCIDX\1"}, "not the index"),
         ({"version": 0}, "version 0"),
-        ({"version": 3}, "version 3; this program reads 1 to 2"),
+        ({"version": 4}, "version 4; this program reads 1 to 3"),
         ({"length": 80}, "header length"),
         ({"length": 113}, "header length"),
         ({"length": 0xFFFFFFFF}, "header length"),
@@ -281,6 +281,24 @@ def test_version_1_is_written_where_it_says_all() -> None:
     index = build_index(RUNS[:1], [], image_size=8192, pack_length=0)
     assert FIXED.unpack_from(index)[1] == 1
     assert FIXED.unpack_from(WITH_SOURCES)[1] == FIXED.unpack_from(SEALED)[1] == 2
+
+
+@pytest.mark.parametrize("codec", [Codec.XZ, Codec.LZ4, Codec.LZO])
+def test_codecs_that_cloops_brought_make_version_3(codec: Codec) -> None:
+    """A reader of versions 1 and 2 then refuses the header, before the first block is read."""
+    chunks = [Chunk(0, 100, 1, codec, bytes(32))]
+    index = build_index([Run(0, 1, 0, 0, 1)], chunks, image_size=4096, pack_length=100)
+    header = open_index(index)
+    assert (header.version, header.sources, header.salt) == (3, (), None)
+    assert verify(index, header.layer_id)[1] == chunks
+
+
+def test_a_page_with_a_codec_of_a_later_version_is_refused() -> None:
+    header = open_index(WITH_SOURCES)
+    data = bytearray(page(header, 0, WITH_SOURCES))
+    data[14] = Codec.XZ
+    with pytest.raises(FormatError, match="codec 3, which an index of this version cannot have"):
+        read_page(header, 0, bytes(data), source_lengths=LENGTHS)
 
 
 @pytest.mark.parametrize("index", [WITH_SOURCES, SEALED], ids=["sources", "sealed"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.cloop import CloopHeader, open_cloop
+from p2pcloop.formats.cloop import open_cloop
+from p2pcloop.formats.cloop_index import CloopHeader
 from p2pcloop.formats.cloop_writer import write_cloop
 
 pytestmark = pytest.mark.interop

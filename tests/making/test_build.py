@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import lzma
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,11 @@ from hypothesis import strategies as st
 from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop import open_cloop
-from p2pcloop.formats.index import open_index, read_map
+from p2pcloop.formats.cloop_compress import CODECS
+from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.formats.codec import decode
+from p2pcloop.formats.index import open_index, read_map, read_page
+from p2pcloop.image import layer
 from p2pcloop.image.content import LocalContent
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
@@ -26,6 +32,7 @@ from p2pcloop.making.build import (
     pack_raw,
 )
 from p2pcloop.units import MAX_IMAGE_SIZE
+from tests.support.cloops import build_v4
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 
 Make = Callable[[Path, bytes], tuple[Path, bytes]]
@@ -58,7 +65,15 @@ def as_cloop(path: Path, raw: bytes) -> tuple[Path, bytes]:
         return path, index_cloop(cloop, path.stat().st_size, ignore)
 
 
-ways = pytest.mark.parametrize("make", [in_place, packed, as_cloop])
+def as_cloop_v4(path: Path, raw: bytes) -> tuple[Path, bytes]:
+    """Of xz, with its header last."""
+    with path.open("wb") as file:
+        stream_cloop(io.BytesIO(raw), len(raw), file, version=4, codec=Codec.XZ, block_size=16384)
+    with open_cloop(path) as cloop:
+        return path, index_cloop(cloop, path.stat().st_size, ignore)
+
+
+ways = pytest.mark.parametrize("make", [in_place, packed, as_cloop, as_cloop_v4])
 
 
 @ways
@@ -66,7 +81,7 @@ ways = pytest.mark.parametrize("make", [in_place, packed, as_cloop])
 def test_an_image_of_any_size_reads_as_its_source(tmp_path: Path, make: Make, size: int) -> None:
     raw = make_image(size)
     device = open_image(*make(tmp_path / "pack", raw))
-    expected = padded(raw, 16384 if make is as_cloop else 4096)
+    expected = padded(raw, 16384 if make in (as_cloop, as_cloop_v4) else 4096)
     assert device.size == len(expected)
     assert read_views(device, 0, [device.size]) == expected
     device.close()
@@ -115,6 +130,73 @@ def test_equal_images_make_equal_layers(tmp_path: Path, make: Make) -> None:
     first, second = make(tmp_path / "a", raw), make(tmp_path / "b", raw)
     assert first[1] == second[1]
     assert first[0].read_bytes() == second[0].read_bytes()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_chunks_of_a_cloop_v4_are_its_blocks(tmp_path: Path, codec: Codec) -> None:
+    raw, path = make_image(200_000), tmp_path / "a.cloop"
+    with path.open("wb") as file:
+        write_cloop(io.BytesIO(raw), len(raw), file, version=4, codec=codec, block_size=4096)
+    with open_cloop(path) as cloop:
+        index = index_cloop(cloop, path.stat().st_size, ignore)
+        data = [cloop.read_block(block) for block in range(cloop.index.header.block_count)]
+        places = {
+            cloop.index.extent(block): (cloop.index.codec(block), block)
+            for block in range(len(data))
+        }
+    header = open_index(index)
+    assert header.version == (1 if codec is Codec.ZLIB else 3)
+    chunks = []
+    for page in range(len(header.page_hashes)):
+        at, length = header.page_extent(page)
+        chunks += read_page(header, page, index[at : at + length])
+    assert codec in {chunk.codec for chunk in chunks}
+    for chunk in chunks:
+        stored_as, block = places[chunk.offset, chunk.length]
+        assert (chunk.codec, chunk.id) == (stored_as, hashlib.sha256(data[block]).digest())
+    device = open_image(path, index)
+    assert read_views(device, 0, [device.size]) == padded(raw)
+    device.close()
+
+
+def test_equal_blocks_of_a_cloop_at_one_place_are_one_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "a.cloop"
+    noise, zeros = hashlib.shake_256(b"n").digest(4096), bytes(4096)
+    streams = [lzma.compress(noise), lzma.compress(zeros), lzma.compress(noise[::-1])]
+    order = [0, 1, 2, 0, 0, 1, 2]
+    data = build_v4([Codec.XZ] * 3, streams=streams, repeats=order, block_size=4096)
+    path.write_bytes(data)
+    with open_cloop(path) as cloop:
+        index = index_cloop(cloop, len(data), ignore)
+    assert open_index(index).chunk_count == 2
+    device = open_image(path, index)
+    blocks = [noise, zeros, noise[::-1]]
+    assert read_views(device, 0, [device.size]) == b"".join(blocks[n] for n in order)
+    device.close()
+
+
+@pytest.mark.parametrize("step", [4096, 128 << 10])
+def test_a_sequential_read_decodes_each_block_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    raw, path = hashlib.shake_256(b"noise").digest(40 * 65536), tmp_path / "a.cloop"
+    raw = b"".join(raw[at : at + 32768] * 2 for at in range(0, len(raw), 65536))
+    with path.open("wb") as file:
+        write_cloop(io.BytesIO(raw), len(raw), file, version=4, codec=Codec.XZ)
+    with open_cloop(path) as cloop:
+        device = open_image(path, index_cloop(cloop, path.stat().st_size, ignore))
+    decoded: Counter[bytes] = Counter()
+
+    def count(codec: Codec, stored: bytes, size: int) -> bytes:
+        decoded[stored] += 1
+        return decode(codec, stored, size)
+
+    monkeypatch.setattr(layer, "decode", count)
+    for at in range(0, len(raw), step):
+        assert read_views(device, at, [step]) == raw[at : at + step]
+    device.close()
+    assert len(decoded) == 40
+    assert set(decoded.values()) == {1}
 
 
 def test_equal_chunks_are_packed_once(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_cloop_with_its_header_at_the_end_is_no_raw_image(tmp_path: Path) -> N
     path.write_bytes(RAW[:10_000] + tail)
     file = inspect_file(path)
     assert file.kind == "cloop"
-    with pytest.raises(FormatError, match=r"V4\.0 with its header at the end"):
+    with pytest.raises(FormatError, match="block size is 0"):
         open_local(file, None, ignore)
 
 

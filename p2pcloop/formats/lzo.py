@@ -1,0 +1,76 @@
+"""LZO1X, by Debian's liblzo2 (https://www.oberhumer.com/opensource/lzo/): raw blocks, no container.
+
+The library is called through ctypes: that needs no compiler on the user's machine, which the Python
+bindings do (no wheels are published), and `lzo1x_decompress_safe` is told how much it may write,
+which the port to Rust with wheels is not. ctypes lets other threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from p2pcloop.errors import FormatError, NeedsPackageError
+
+_LIBRARY = "liblzo2.so.2"
+_WORK_SIZE = 14 * 16384 * ctypes.sizeof(ctypes.c_short)
+"""LZO1X_999_MEM_COMPRESS of lzo1x.h."""
+
+
+def decode_lzo(stored: bytes, size: int) -> bytes:
+    """Return the content of one LZO1X block that holds exactly `size` bytes; never makes more.
+
+    Raises:
+        FormatError: damaged, cut off, of another size, or followed by something.
+        NeedsPackageError: liblzo2 is not installed.
+    """
+    content = ctypes.create_string_buffer(max(size, 1))
+    length = ctypes.c_size_t(size)
+    code = _library().lzo1x_decompress_safe(
+        stored, len(stored), content, ctypes.byref(length), None
+    )
+    if code:
+        raise FormatError(f"an LZO block is damaged or longer than {size} bytes (LZO error {code})")
+    if length.value != size:
+        raise FormatError(f"an LZO block holds {length.value} bytes, not {size}")
+    return content.raw[:size]
+
+
+def encode_lzo(content: bytes) -> bytes:
+    """Return content as one LZO1X block, as small as the library makes it (lzo1x_999).
+
+    Raises:
+        NeedsPackageError: liblzo2 is not installed.
+    """
+    stored = ctypes.create_string_buffer(_bound(len(content)))
+    length = ctypes.c_size_t(len(stored))
+    work = ctypes.create_string_buffer(_WORK_SIZE)
+    code = _library().lzo1x_999_compress(content, len(content), stored, ctypes.byref(length), work)
+    assert code == 0, "lzo1x_999_compress knows no error"
+    return stored.raw[: length.value]
+
+
+def _bound(size: int) -> int:
+    """The most that LZO makes of `size` bytes (LZO.FAQ)."""
+    return size + size // 16 + 64 + 3
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError as err:
+        raise NeedsPackageError(
+            "blocks compressed with LZO need the library liblzo2", hint="apt install liblzo2-2"
+        ) from err
+    lengths = ctypes.POINTER(ctypes.c_size_t)
+    for function in (library.lzo1x_decompress_safe, library.lzo1x_999_compress):
+        function.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.c_char_p,
+            lengths,
+            ctypes.c_void_p,
+        ]
+        function.restype = ctypes.c_int
+    return library
