@@ -35,7 +35,7 @@ def _image_facts(file: ImageFile, part: Part) -> dict[str, Any]:
         filesystem = detect_filesystem(image.read(0, min(PROBE_SIZE, image.size)))
         return {
             "name": part.name,
-            "format": part.kind,
+            "format": image.formats[0],
             "stored": part.extents.size,
             "size": image.size,
             "filesystem": filesystem,

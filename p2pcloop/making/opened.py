@@ -27,6 +27,7 @@ class OpenPart:
     """One part, open. Reads from any thread.
 
     Attributes:
+        format: "raw" or "cloop" with its version.
         size: bytes of its device; not rounded up to whole blocks.
         start: where on the joined device it begins.
     """
@@ -40,12 +41,14 @@ class OpenPart:
         self._extents = part.extents
         self._what = f"{part.name} on {path}" if part.name else f"{path}"
         self._cloop: CloopFile | None = None
+        self.format = part.kind
         self.start = start
         if part.kind == "cloop":
             # A whole file is as long as it is now, whatever it was when it was looked at.
             where = part.extents if part.name else None
             self._cloop = stack.enter_context(open_cloop(path, where))
             self.size = self._cloop.index.header.size
+            self.format = f"cloop {self._cloop.index.version}"
         else:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, self._fd)
@@ -113,6 +116,11 @@ class OpenImage:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What each part is."""
+        return tuple(part.format for part in self._parts)
 
     @property
     def roots(self) -> tuple[Root, ...]:

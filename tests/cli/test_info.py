@@ -80,7 +80,7 @@ def test_a_cd_tells_what_on_it_is_the_image(p2pcloop: Run, tmp_path: Path) -> No
         "images": [
             {
                 "name": "KNOPPIX/KNOPPIX",
-                "format": "cloop",
+                "format": "cloop V2.0",
                 "stored": cloop.stat().st_size,
                 "size": 5 * 65536,
                 "filesystem": "",

@@ -11,7 +11,7 @@ from p2pcloop.formats.manifest import Manifest, open_manifest
 from p2pcloop.making.opened import ALIGNMENT
 from tests.support.cds import make_iso
 from tests.support.images import make_image, padded
-from tests.support.programs import Node, Nodes, tool
+from tests.support.programs import Guest, Node, Nodes, tool
 from tools.knoppix_cd import fill_tiny, make_cd, make_root
 
 pytestmark = pytest.mark.e2e
@@ -76,6 +76,35 @@ def test_a_knoppix_of_two_images(nodes: Nodes, root: Path, tmp_path: Path) -> No
     start = len(padded(first, ALIGNMENT))
     assert manifest.boot.roots == (Root(0, len(first)), Root(start, len(second)))
     assert device == padded(first, ALIGNMENT) + second
+
+
+def test_a_knoppix_of_two_images_boots_from_a_peer(
+    nodes: Nodes, root: Path, tmp_path: Path
+) -> None:
+    """The first one is a cloop V4.0, the second a V2.0 that has a file above the first one's."""
+    seeder, reader = nodes.make(), nodes.make()
+    first, more = tmp_path / "v4.cloop", tmp_path / "more.iso"
+    seeder.run("export", root, first, "--codec", "lz4")
+    files = {"usr/share/more": b"more", "etc/skel/Desktop/README": b"of the second image"}
+    make_iso(more, files, "-R")
+    cd = tmp_path / "cd.iso"
+    make_cd(cd, [first, to_cloop(more)])
+    assert "cloop V4.0" in seeder.run("info", cd).out
+    link = seeder.json("seed", cd, "--name", "two")["link"]
+    overlay = tmp_path / "mine.delta"
+    boot = (reader, link, "--overlay", overlay)
+    assert reader.run("boot", link, "--overlay-mode", "block", code=2).err
+    with Guest(*boot) as guest:
+        guest.prompt()
+        assert guest.sh("cat /var/log/knoppix-autoconfig") == "knoppix-autoconfig: ready\n"
+        assert guest.sh("cat /usr/share/more") == "more"
+        assert guest.sh("cat /home/knoppix/Desktop/README") == "of the second image"
+        guest.sh("echo mine > /home/knoppix/mine && sync")
+        guest.power_off()
+    with Guest(*boot) as guest:
+        guest.prompt()
+        assert guest.sh("cat /ramdisk/home/knoppix/mine") == "mine\n"
+        guest.kill()
 
 
 def test_a_live_cd_and_one_that_is_nothing_of_the_kind(nodes: Nodes, tmp_path: Path) -> None:

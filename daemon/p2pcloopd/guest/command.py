@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +19,11 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import FILL, SIZE
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
+from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_offsets, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
 from p2pcloopd.guest.initramfs import build_initramfs
+from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
@@ -139,16 +142,14 @@ def command(
     if isinstance(target, StoredRef):
         target.check_secret()
     files = choose_files(target, overlay, overlay_mode, overlay_size)
-    joined = partial(build_files_initramfs, offsets=layer_offsets(target))
     before = _status(target)
     disk = disk_of(target, overlay, home, ahead=not no_profile, fill=fill, files=files)
     fresh = overlay is None or not overlay.exists()
-    booting = _load()
-    with booting.socket_folder() as folder:
+    with (booting := _load()).socket_folder() as folder:
         spec = GuestSpec(
             vhost_socket=folder / "vda",
             more_disks=() if files is None else (folder / "vdb",),
-            initramfs=build_initramfs if files is None else joined,
+            initramfs=_first_root(target, files),
             memory=mem,
             network="user" if net == "user" else "none",
             kernel=kernel,
@@ -173,6 +174,15 @@ def command(
 def _load() -> ModuleType:
     """What runs guests takes an eighth of a second to load: done while p2pcloopd starts."""
     return importlib.import_module("p2pcloopd.guest.boot")
+
+
+def _first_root(
+    target: ImageFile | StoredRef, files: FilesOverlay | None
+) -> Callable[[Kernel], bytes]:
+    """What makes the guest's initramfs."""
+    if files is None:
+        return build_initramfs
+    return partial(build_files_initramfs, offsets=layer_offsets(target))
 
 
 def _published_append(target: ImageFile | StoredRef) -> str:

@@ -76,7 +76,9 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
         raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
     several = len(layer_offsets(target)) > 1
     if asked == "block" and (several or found in READ_ONLY_TYPES):
-        what = "several file systems, to be joined" if several else f"{found}, which is read-only"
+        what = (
+            "several file systems, to be joined" if several else f"{found}, which cannot be written"
+        )
         raise UsageError(
             f"{name} holds {what}: an overlay of blocks is of no use",
             hint="leave out --overlay-mode, or give `files`",
