@@ -12,6 +12,7 @@ import click
 from p2pcloop.cli.bases import made_on
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.delta import Maker, Opened, open_stored
+from p2pcloop.cli.files_overlay import joined_boot, open_files_target
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
 from p2pcloop.cli.qcow2 import is_qcow2, unpack_qcow2
 from p2pcloop.cli.refs import StoredRef, resolve_ref
@@ -88,11 +89,6 @@ def command(
 def _check_overlay(path: Path) -> None:
     """Refuse an overlay that cannot be published, before anything is started for it."""
     info = Overlay.inspect(path)
-    if info.mode == "files":
-        raise UsageError(
-            f"{path} is an overlay of mode files, and those cannot be published",
-            hint="`p2pcloop boot --overlay-mode block` over an ext4 image makes one that can be",
-        )
     if info.in_use:
         raise BusyError(f"{path} is in use", hint="shut its guest down first")
 
@@ -198,6 +194,9 @@ def _open_target(
     assert base is not None and below is not None, "an overlay has a base"
     same = below.ref.signed.manifest.image_id == base.signed.manifest.image_id
     opened = below if same else open_stored(base, home, stack)
+    if Overlay.inspect(file.path).mode == "files":
+        other = None if same else below.image
+        return open_files_target(file.path, opened, other, home, stack)
     overlay = Overlay.open(file.path, image_id=opened.image.image_id, read_only=True)
     stack.callback(overlay.close)
     return overlay_target(opened.image, overlay, opened.supply, None if same else below.image)
@@ -209,6 +208,10 @@ def _boot(request: _Request, target: Target, base: StoredRef | None) -> BootPara
     if request.append is not None:
         boot = replace(boot, append=request.append)
     if request.file.kind == "overlay":
+        info = Overlay.inspect(request.file.path)
+        if info.mode == "files" and base is not None:
+            joined = joined_boot(base.signed.manifest, info.image_size)
+            return replace(joined, append=boot.append)
         return boot
     start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
     return replace(boot, root_type=detect_filesystem(start), roots=device_roots(request.file))

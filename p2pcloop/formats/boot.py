@@ -21,15 +21,22 @@ class Root:
     Attributes:
         offset: where it begins: bytes from the start of the device, a multiple of 4096.
         size: its bytes, a multiple of 4096.
+        changes: it is that of a files overlay: what it adds to the root lies in its `/upper`.
     """
 
     offset: int
     size: int
+    changes: bool = False
 
     @property
     def end(self) -> int:
         """The byte after its last."""
         return self.offset + self.size
+
+    def to_map(self) -> dict[str, Any]:
+        """Return the fields of a manifest's root; what is not said is absent."""
+        fields: dict[str, Any] = {"offset": self.offset, "size": self.size}
+        return fields | {"changes": True} if self.changes else fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class BootParameters:
         """Return the fields of a manifest's `boot`; what is not said is absent."""
         fields: dict[str, Any] = {"root_type": self.root_type, "append": self.append}
         if self.roots:
-            fields["roots"] = [{"offset": root.offset, "size": root.size} for root in self.roots]
+            fields["roots"] = [root.to_map() for root in self.roots]
         return fields
 
 
@@ -82,6 +89,7 @@ def _read_root(values: object) -> Root:
     root = Root(
         fields.integer("offset", 0, MAX_IMAGE_SIZE),
         fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE),
+        fields.boolean("changes") if "changes" in fields else False,
     )
     fields.end()
     return root

@@ -11,8 +11,9 @@ from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.image.api import BlockDevice, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.zeros import zero_image
 from p2pcloop.making.build import Read, check_image_size
-from p2pcloop.making.changes import Stretch
+from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.units import BLOCK_SIZE
 
 _SPAN = 1 << 20
@@ -83,6 +84,76 @@ class DeviceTarget:
                     self._supply(missing)
                 else:
                     return bytes(data)
+
+
+class JoinedTarget:
+    """Two targets one behind the other on a device, with zeros between them."""
+
+    def __init__(self, lower: Target, upper: Target, start: int) -> None:
+        """`start`: the byte at which `upper` begins, a multiple of 4096 behind `lower`."""
+        self.size = start + upper.size
+        self._lower = lower
+        self._upper = upper
+        self._start = start // BLOCK_SIZE
+
+    def stretches(self) -> Iterator[Stretch]:
+        """See `Target.stretches`."""
+        yield from self._lower.stretches()
+        for first, count in self._upper.stretches():
+            yield first + self._start, count
+
+    def read(self, block: int, count: int) -> bytes:
+        """See `Target.read`."""
+        parts = []
+        lower = self._lower.size // BLOCK_SIZE
+        end = block + count
+        if block < lower:
+            parts.append(self._lower.read(block, min(end, lower) - block))
+        if (gap := min(end, self._start) - max(block, lower)) > 0:
+            parts.append(bytes(gap * BLOCK_SIZE))
+        if end > self._start:
+            first = max(block, self._start)
+            parts.append(self._upper.read(first - self._start, end - first))
+        return b"".join(parts)
+
+
+def files_target(
+    image: MergedImage,
+    overlay: Overlay,
+    supply: Callable[[Missing], None],
+    start: int,
+    base: MergedImage | None = None,
+) -> JoinedTarget:
+    """An image with the device of a files overlay behind it.
+
+    Args:
+        image: what the overlay was made on.
+        overlay: open.
+        supply: brings here what is missing of `image`.
+        start: the byte at which the overlay's device begins.
+        base: what it is to be compared with, where that is not `image` but one with more layers
+            on the same ones.
+    """
+    inside: list[Stretch] = []
+    stretches: Iterable[Stretch] = overlay_stretches(overlay)
+    if base is not None:
+        size = max(image.size, min(base.size, start + overlay.image_size))
+        upper = list(upper_stretches(base, len(image.layers), size))
+        first = start // BLOCK_SIZE
+        inside = list(_within(upper, 0, image.size // BLOCK_SIZE))
+        last = first + overlay.image_size // BLOCK_SIZE
+        stretches = _union(stretches, _within(upper, first, last))
+    lower = DeviceTarget(ImageDevice(image), supply, inside)
+    device = ImageDevice(zero_image(overlay.image_size), overlay)
+    return JoinedTarget(lower, DeviceTarget(device, supply, stretches), start)
+
+
+def _within(stretches: Iterable[Stretch], first: int, end: int) -> Iterator[Stretch]:
+    """What of stretches lies between two blocks, counted from the first one on."""
+    for start, count in stretches:
+        begin, stop = max(start, first), min(start + count, end)
+        if begin < stop:
+            yield begin - first, stop - begin
 
 
 def overlay_target(

@@ -496,7 +496,7 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
     os.truncate(changes, 64 << 20)
     file_system_tool("mke2fs", "-q", "-t", "ext4", changes)
     with serve(disk, writable=False) as lower, serve(changes) as upper:
-        build = partial(build_files_initramfs, offsets=(0, begin))
+        build = partial(build_files_initramfs, places=("0", f"{begin}"))
         spec = replace(lower, more_disks=(upper.vhost_socket,), initramfs=build)
         async with booted(spec) as guest:
             seen = await guest.run("cat /root/both; ls /root; touch /root/new")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import BusyError, MismatchError, NotHereError, UsageError
+from p2pcloop.errors import BusyError, MismatchError, NotHereError
 from p2pcloop.formats.overlay import Overlay
 from tests.support.file_systems import make_read_only
 from tests.support.programs import Guest, Node, Nodes
@@ -106,5 +106,3 @@ def test_what_cannot_be_moved_is_refused(
     node.run("rebase", files, "--onto", new, code=NotHereError.exit_code)
     wrong = ("rebase", files, "--onto", new, "--base", old)
     assert "made on another image" in node.run(*wrong, code=MismatchError.exit_code).err
-    said = node.run("publish", files, "--name", "mine", code=UsageError.exit_code).err
-    assert "cannot be published" in said

@@ -186,7 +186,8 @@ def test_signed_lies_of_format_3_are_refused(changes: dict[str, Any], message: s
 
 @pytest.mark.parametrize("manifest", [MANIFEST, MANIFEST_2, MANIFEST_3])
 def test_format_4_is_written_where_there_are_roots(manifest: Manifest) -> None:
-    boot = BootParameters("squashfs", "", (Root(1 << 20, 1 << 20), Root(0, 1 << 20)))
+    roots = (Root(1 << 20, 1 << 20), Root(0, 1 << 20), Root(2 << 20, 4096, changes=True))
+    boot = BootParameters("squashfs", "", roots)
     rooted = replace(manifest, boot=boot, parent=MANIFEST_2.parent)
     signed = sign_manifest(rooted, PRIVATE)
     assert fields_of(signed)["format"] == 4
@@ -209,6 +210,8 @@ def test_format_4_is_written_where_there_are_roots(manifest: Manifest) -> None:
         ([{"offset": 0, "size": (600 << 20) + 4096}], "outside the device"),
         ([{"offset": 8192, "size": 4096}, {"offset": 0, "size": 12288}], "overlap"),
         ([{"offset": 4096 * n, "size": 4096} for n in range(MAX_ROOTS + 1)], "more than 16"),
+        ([{"offset": 0, "size": 4096, "changes": False}], "second spelling"),
+        ([{"offset": 0, "size": 4096, "changes": 1}], "changes"),
     ],
 )
 def test_signed_lies_of_format_4_are_refused(roots: object, message: str) -> None:

@@ -16,7 +16,7 @@ from p2pcloop.making.changes import Base, find_changes
 from p2pcloop.making.delta import pack_delta
 from p2pcloop.making.encoding import DELTA
 from p2pcloop.making.moved import LivePlaces
-from p2pcloop.making.targets import DeviceTarget, upper_stretches
+from p2pcloop.making.targets import DeviceTarget, FileTarget, JoinedTarget, upper_stretches
 from tests.support.images import MemoryContent, ignore
 from tests.support.stacks import SMALL, BytesTarget, Stack
 
@@ -105,6 +105,25 @@ def test_twenty_deltas_on_each_other() -> None:
         stack.add(BytesTarget(device(kinds)))
     assert len(stack.layers) == 21
     assert stack.read() == device(kinds)
+
+
+@given(st.integers(1, 6), st.integers(0, 3), st.integers(1, 6), st.data())
+def test_two_targets_behind_each_other_read_as_one(
+    lower: int, gap: int, upper: int, data: st.DataObject
+) -> None:
+    parts = [bytes([n + 1]) * 4096 for n in range(lower + upper)]
+    start = (lower + gap) * 4096
+    whole = b"".join(parts[:lower]).ljust(start, b"\0") + b"".join(parts[lower:])
+
+    def target(content: bytes) -> FileTarget:
+        return FileTarget(lambda at, length: content[at : at + length], len(content))
+
+    joined = JoinedTarget(target(b"".join(parts[:lower])), target(b"".join(parts[lower:])), start)
+    assert joined.size == len(whole)
+    assert list(joined.stretches()) == [(0, lower), (lower + gap, upper)]
+    block = data.draw(st.integers(0, lower + gap + upper - 1))
+    count = data.draw(st.integers(1, lower + gap + upper - block))
+    assert joined.read(block, count) == whole[block * 4096 : (block + count) * 4096]
 
 
 def test_a_moved_file_costs_no_data() -> None:

@@ -20,7 +20,7 @@ from p2pcloop.cli.size import FILL, SIZE
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloopd.block.spec import FilesOverlay
-from p2pcloopd.guest.disk import choose_files, disk_of, layer_offsets, size_of
+from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
 from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel
@@ -182,7 +182,7 @@ def _first_root(
     """What makes the guest's initramfs."""
     if files is None:
         return build_initramfs
-    return partial(build_files_initramfs, offsets=layer_offsets(target))
+    return partial(build_files_initramfs, places=layer_places(target))
 
 
 def _published_append(target: ImageFile | StoredRef) -> str:

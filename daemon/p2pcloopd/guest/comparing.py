@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from p2pcloop.making.rebase import Adoption
-from p2pcloopd.guest.files_root import LAYER_APPLETS, layer_functions
+from p2pcloopd.guest.files_root import LAYER_APPLETS, WHOLE, layer_functions
 from p2pcloopd.guest.initramfs import make_initramfs
 from p2pcloopd.guest.kernel import Kernel
 
@@ -46,7 +46,7 @@ _COMPARE = """\
 disk_is_there /dev/vdc
 disk_is_there /dev/vdd
 
-# open_image NAME DISK BYTE...: joins what a guest of this image has below its overlay.
+# open_image NAME DISK PLACE...: joins what a guest of this image has below its overlay.
 open_image() {
     mkdir /$1
     view=/$1 device_of_image=$2
@@ -124,29 +124,30 @@ xargs -0 -r -n 3 sh -c 'chown -h "$1" "$3" && chmod "$2" "$3"' sh < /adopt ||
 
 
 def build_comparing_initramfs(
-    kernel: Kernel, *, old: Sequence[int] = (0,), new: Sequence[int] = (0,)
+    kernel: Kernel, *, old: Sequence[str] = WHOLE, new: Sequence[str] = WHOLE
 ) -> bytes:
     """Return the archive of the guest that compares; what it answers, `making/rebase.py` reads.
 
     Args:
         kernel: what it is for.
-        old, new: where the file systems of the two images begin, from base to top.
+        old, new: the places of the two images' file systems; see `build_files_initramfs`.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
     functions, modules = layer_functions(kernel)
     compare = _COMPARE
-    for name, offsets in (("@OLD@", old), ("@NEW@", new)):
-        compare = compare.replace(name, " ".join(map(str, offsets)))
+    for name, places in (("@OLD@", old), ("@NEW@", new)):
+        compare = compare.replace(name, " ".join(places))
     script = functions + _OPEN_OVERLAY + compare + _CLOSE
     return make_initramfs(kernel, script, applets=_APPLETS, modules=modules)
 
 
 def build_changing_initramfs(
-    kernel: Kernel, *, drop: Iterable[bytes], adopt: Iterable[Adoption]
+    kernel: Kernel, *, drop: Iterable[bytes] = (), adopt: Iterable[Adoption] = ()
 ) -> bytes:
-    """Return the archive of the guest that changes the overlay on /dev/vdb.
+    """Return the archive of the guest that changes the overlay on /dev/vdb, and leaves its file
+    system as one that was unmounted.
 
     Args:
         kernel: what it is for.

@@ -23,6 +23,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
 from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
+from p2pcloopd.guest.files_root import WHOLE
 
 
 def choose_files(
@@ -74,7 +75,7 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
     name = target.name if isinstance(target, StoredRef) else str(target.path)
     if found not in ROOT_TYPES:
         raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
-    several = len(layer_offsets(target)) > 1
+    several = len(layer_places(target)) > 1
     if asked == "block" and (several or found in READ_ONLY_TYPES):
         what = (
             "several file systems, to be joined" if several else f"{found}, which cannot be written"
@@ -126,13 +127,13 @@ def disk_of(
     return replace(spec, secret=target.secret, profile=touches, fill=rate)
 
 
-def layer_offsets(target: ImageFile | StoredRef) -> tuple[int, ...]:
-    """Where the image's file systems begin on its device, in bytes, from base to top."""
+def layer_places(target: ImageFile | StoredRef) -> tuple[str, ...]:
+    """Where on its device the layers of the image's root are; see `build_files_initramfs`."""
     if isinstance(target, StoredRef):
         roots = target.signed.manifest.boot.roots
     else:
         roots = () if target.kind == "overlay" else device_roots(target)
-    return tuple(root.offset for root in roots) or (0,)
+    return tuple(f"{root.offset}{'/upper' if root.changes else ''}" for root in roots) or WHOLE
 
 
 def size_of(target: ImageFile | StoredRef) -> int:

@@ -23,6 +23,9 @@ _FILE_SYSTEMS = {"squashfs": "squashfs", "iso9660": "isofs", "erofs": "erofs"}
 
 _ALWAYS = ("overlay", "loop")
 
+WHOLE = ("0",)
+"""The place of a file system that has all of the disk."""
+
 _LAYERS = """\
 load() {
     for module in "$@"; do
@@ -44,13 +47,13 @@ file_system_on() {
     fi
 }
 
-# mount_layers DIRECTORY DISK BYTE...: mounts what begins at these bytes, base first, and sets
-# `layers` as overlayfs wants it, and `types` to what they are.
+# mount_layers DIRECTORY DISK PLACE...: mounts what begins at these bytes, base first, and sets
+# `layers` as overlayfs wants it, and `types` to what they are. BYTE/upper is a layer in a folder.
 mount_layers() {
     parent=$1 disk=$2 layers= types=
     shift 2
-    for byte in "$@"; do
-        device=$disk
+    for place in "$@"; do
+        byte=${place%%/*} device=$disk
         if [ $byte != 0 ]; then
             load @LOOP@
             device=$(losetup -f)
@@ -65,7 +68,7 @@ mount_layers() {
         esac
         mkdir -p $parent/$byte
         mount -t $type -o $options $device $parent/$byte || fail "the image's $type does not mount"
-        layers=$parent/$byte${layers:+:$layers}
+        layers=$parent/$place${layers:+:$layers}
         types="$types $type"
     done
     load @OVERLAY@
@@ -76,7 +79,7 @@ mount_layers() {
 _MOUNT_ROOT = """\
 disk_is_there /dev/vda
 disk_is_there /dev/vdb
-mount_layers /image /dev/vda @OFFSETS@
+mount_layers /image /dev/vda @PLACES@
 mkdir /changes
 mount -t ext4 -o rw,discard /dev/vdb /changes || fail "the overlay's file system does not mount"
 mkdir -p /changes/upper /changes/work
@@ -112,18 +115,19 @@ hostname "${name:-p2pcloop}"
 """
 
 
-def build_files_initramfs(kernel: Kernel, offsets: Sequence[int] = (0,)) -> bytes:
+def build_files_initramfs(kernel: Kernel, places: Sequence[str] = WHOLE) -> bytes:
     """Return the archive that boots a joined root with `kernel`.
 
     Args:
         kernel: what it is for.
-        offsets: where the image's file systems begin on /dev/vda, in bytes, from base to top.
+        places: where the image's file systems begin on /dev/vda, in bytes, from base to top; of a
+            published files overlay followed by `/upper`.
 
     Raises:
         NeedsPackageError: busybox, or a module that every such root needs, is not on this system.
     """
     functions, modules = layer_functions(kernel)
-    mount_root = _MOUNT_ROOT.replace("@OFFSETS@", " ".join(map(str, offsets)))
+    mount_root = _MOUNT_ROOT.replace("@PLACES@", " ".join(places))
     script = functions + mount_root + HAND_OVER
     return make_initramfs(kernel, script, applets=_APPLETS, modules=modules)
 

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import io
-import os
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import trio
-
 from p2pcloop.cli.refs import StoredRef
-from p2pcloop.errors import GuestError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
 from p2pcloop.image.api import Missing
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.making.rebase import (
-    MAX_ANSWER,
     Comparison,
     Conflict,
     find_conflicts,
@@ -32,17 +26,10 @@ from p2pcloop.making.rebase import (
 from p2pcloop.store.home import Home
 from p2pcloop.store.overlays import register_overlay
 from p2pcloopd.block.files_overlay import files_device
-from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
-from p2pcloopd.entry import run
 from p2pcloopd.guest.comparing import build_changing_initramfs, build_comparing_initramfs
-from p2pcloopd.guest.disk import disk_of, layer_offsets
-from p2pcloopd.guest.kernel import Kernel
-from p2pcloopd.guest.spec import GuestSpec
-from p2pcloopd.guest.uml import run_guest
-from p2pcloopd.unix_listener import bind_unix_listener
+from p2pcloopd.guest.disk import layer_places
+from p2pcloopd.guest.unseen import run_unseen, unseen_disk
 
-_MEMORY = 256 << 20
 _BUFFER = 1 << 20
 
 
@@ -97,7 +84,7 @@ def move_overlay(move: Move, choice: str) -> tuple[list[Conflict], bool]:
         if conflicts and choice == "theirs":
             drop, adopt = take_theirs(conflicts)
             build = partial(build_changing_initramfs, drop=drop, adopt=adopt)
-            _run_guest([_disk(move.new, copy, move.home)], build)
+            run_unseen([unseen_disk(move.new, copy, move.home)], build)
         replace_overlay(copy, move.overlay)
     if isinstance(move.new, StoredRef):
         register_overlay(move.home, move.overlay, move.new.signed.id)
@@ -123,65 +110,16 @@ def _copy(move: Move) -> Iterator[Path]:
 def _compare(move: Move, copy: Path) -> Comparison:
     answer = move.home.tmp / f"answer-{secrets.token_hex(8)}"
     try:
-        disks = [_disk(move.new, copy, move.home), _disk(move.old, answer, move.home)]
+        disks = [unseen_disk(move.new, copy, move.home), unseen_disk(move.old, answer, move.home)]
         build = partial(
-            build_comparing_initramfs, old=layer_offsets(move.old), new=layer_offsets(move.new)
+            build_comparing_initramfs, old=layer_places(move.old), new=layer_places(move.new)
         )
-        _run_guest(disks, build)
+        run_unseen(disks, build)
         with Overlay.open(answer, image_id=None, read_only=True, mode="files") as overlay:
             device = files_device(overlay)
             return read_comparison(io.BufferedReader(DeviceReader(device, _never), _BUFFER))
     finally:
         answer.unlink(missing_ok=True)
-
-
-def _disk(target: ImageFile | StoredRef, overlay: Path, home: Home) -> BlockServerSpec:
-    files = FilesOverlay(MAX_ANSWER)
-    return disk_of(target, overlay, home, ahead=False, fill=-1, files=files)
-
-
-def _run_guest(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], bytes]) -> None:
-    """Run a guest to its end, with the two disks of each of these.
-
-    Raises:
-        GuestError: it did not end as it should.
-    """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
-        servers, sockets = [], []
-        for number, disk in enumerate(disks):
-            assert disk.files is not None
-            paths = [folder / f"{number}-{part}" for part in ("image", "files")]
-            with bind_unix_listener(paths[0]) as image, bind_unix_listener(paths[1]) as files:
-                served = replace(disk.files, vhost_user=files)
-                server = BlockServerProcess(replace(disk, vhost_user=image, files=served))
-            servers.append(stack.enter_context(server))
-            sockets += paths
-        spec = GuestSpec(
-            sockets[0],
-            memory=_MEMORY,
-            console=Path(os.devnull),
-            more_disks=tuple(sockets[1:]),
-            initramfs=initramfs,
-        )
-        run(partial(_live, spec, servers))
-
-
-async def _live(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
-    for server in servers:
-        await server.wait_ready()
-    async with trio.open_nursery() as nursery:
-        # What ends one of them ends the guest.
-        for server in servers:
-            nursery.start_soon(server.finish)
-        result = await run_guest(spec)
-        for server in servers:
-            server.stop()
-    if result.exit_code or result.reason != "poweroff":
-        raise GuestError(
-            f"the guest that looks into the file systems ended early ({result.reason})",
-            hint="the overlay is as it was; try again",
-        )
 
 
 def _never(missing: Missing) -> None:

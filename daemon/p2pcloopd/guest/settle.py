@@ -1,0 +1,57 @@
+"""A files overlay as it can be published: a copy whose journal has been replayed.
+
+A guest cannot unmount what its own root lies on, so an overlay always has a journal to replay; and
+where it is a layer of others, it cannot be written. A guest that nobody sees mounts the copy and
+unmounts it again. A program of its own, run by `p2pcloop publish`:
+
+    python -m p2pcloopd.guest.settle HOME OVERLAY
+
+It prints the path of the copy, beside the overlay, which is the caller's to remove.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from p2pcloop.cli.report import report_error
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.overlay_copy import copy_overlay
+from p2pcloop.making.local import inspect_file
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE
+from p2pcloopd.guest.comparing import build_changing_initramfs
+from p2pcloopd.guest.rebase import image_id_of
+from p2pcloopd.guest.unseen import run_unseen, unseen_disk
+
+
+def settle(overlay: Path, home: Home) -> Path:
+    """Copy an overlay that nobody writes, and replay the copy's journal.
+
+    Raises:
+        GuestError: the guest could not mount it.
+        P2pcloopError: as for boots.
+    """
+    with tempfile.NamedTemporaryFile(dir=home.tmp, prefix="nothing-") as nothing:
+        nothing.truncate(BLOCK_SIZE)
+        image = inspect_file(Path(nothing.name))
+        copy = copy_overlay(overlay, image_id=image_id_of(image, home), manifest_id=None, name="")
+        try:
+            run_unseen([unseen_disk(image, copy, home)], build_changing_initramfs)
+        except BaseException:
+            copy.unlink()
+            raise
+    return copy
+
+
+def main() -> None:
+    """Do what the arguments say; errors leave as those of any command."""
+    try:
+        print(settle(Path(sys.argv[2]), Home.at(Path(sys.argv[1]))))
+    except P2pcloopError as err:
+        sys.exit(report_error(err))
+
+
+if __name__ == "__main__":
+    main()

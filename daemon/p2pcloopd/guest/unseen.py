@@ -1,0 +1,79 @@
+"""Guests that nobody sees: they look into file systems, or change a files overlay, and end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloop.cli.refs import StoredRef
+from p2pcloop.errors import GuestError
+from p2pcloop.making.local import ImageFile
+from p2pcloop.making.rebase import MAX_ANSWER
+from p2pcloop.store.home import Home
+from p2pcloopd.block.process import BlockServerProcess
+from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
+from p2pcloopd.entry import run
+from p2pcloopd.guest.disk import disk_of
+from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.uml import run_guest
+from p2pcloopd.unix_listener import bind_unix_listener
+
+_MEMORY = 256 << 20
+
+
+def unseen_disk(target: ImageFile | StoredRef, overlay: Path, home: Home) -> BlockServerSpec:
+    """An image and a files overlay beside it, which is made where it does not exist."""
+    files = FilesOverlay(MAX_ANSWER)
+    return disk_of(target, overlay, home, ahead=False, fill=-1, files=files)
+
+
+def run_unseen(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], bytes]) -> None:
+    """Run a guest to its end, with the two disks of each of these.
+
+    Raises:
+        GuestError: it did not end as it should.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
+        servers, sockets = [], []
+        for number, disk in enumerate(disks):
+            assert disk.files is not None
+            paths = [folder / f"{number}-{part}" for part in ("image", "files")]
+            with bind_unix_listener(paths[0]) as image, bind_unix_listener(paths[1]) as files:
+                served = replace(disk.files, vhost_user=files)
+                server = BlockServerProcess(replace(disk, vhost_user=image, files=served))
+            servers.append(stack.enter_context(server))
+            sockets += paths
+        spec = GuestSpec(
+            sockets[0],
+            memory=_MEMORY,
+            console=Path(os.devnull),
+            more_disks=tuple(sockets[1:]),
+            initramfs=initramfs,
+        )
+        run(partial(_live, spec, servers))
+
+
+async def _live(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
+    for server in servers:
+        await server.wait_ready()
+    async with trio.open_nursery() as nursery:
+        # What ends one of them ends the guest.
+        for server in servers:
+            nursery.start_soon(server.finish)
+        result = await run_guest(spec)
+        for server in servers:
+            server.stop()
+    if result.exit_code or result.reason != "poweroff":
+        raise GuestError(
+            f"the guest that looks into the file systems ended early ({result.reason})",
+            hint="the overlay is as it was; try again",
+        )

@@ -1,0 +1,76 @@
+"""A files overlay, as what is published of it: its device behind that of its image."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from p2pcloop.cli.delta import Opened
+from p2pcloop.errors import GuestError, MismatchError, UsageError
+from p2pcloop.formats.boot import MAX_ROOTS, BootParameters, Root
+from p2pcloop.formats.manifest import Manifest
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.opened import ALIGNMENT
+from p2pcloop.making.targets import JoinedTarget, files_target
+from p2pcloop.store.home import Home
+
+
+def open_files_target(
+    path: Path, opened: Opened, below: MergedImage | None, home: Home, stack: ExitStack
+) -> JoinedTarget:
+    """Open what an overlay makes of its image, its journal replayed in a copy.
+
+    Args:
+        opened: the image that it was made on.
+        below: what it is compared with, where that is another.
+
+    Raises:
+        MismatchError: it was made on another image.
+        GuestError: its file system could not be mounted.
+    """
+    held = stack.enter_context(Overlay.open(path, image_id=None, read_only=True, mode="files"))
+    if held.info().image_id != opened.image.image_id:
+        raise MismatchError(
+            f"{path} was made on another image than {opened.ref.name}",
+            hint="name the one that it was made on with --base",
+        )
+    copy = _settled(path, home)
+    stack.callback(copy.unlink, missing_ok=True)
+    overlay = Overlay.open(copy, image_id=None, read_only=True, mode="files")
+    stack.callback(overlay.close)
+    return files_target(opened.image, overlay, opened.supply, _start(opened.image.size), below)
+
+
+def joined_boot(base: Manifest, overlay_size: int) -> BootParameters:
+    """The base's boot parameters, with the overlay's files on top of its root.
+
+    Raises:
+        UsageError: a root of so many file systems already.
+    """
+    roots = base.boot.roots or (Root(0, base.size),)
+    if len(roots) == MAX_ROOTS:
+        raise UsageError(
+            f"{base.name} is of {MAX_ROOTS} file systems one over the other, and takes no more",
+            hint="move your overlay onto an earlier version (`p2pcloop rebase`), then publish it",
+        )
+    changes = Root(_start(base.size), overlay_size, changes=True)
+    return replace(base.boot, roots=(*roots, changes))
+
+
+def _start(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _settled(overlay: Path, home: Home) -> Path:
+    # A guest does it, and so p2pcloopd's side: see p2pcloopd/guest/settle.py.
+    command = [sys.executable, "-P", "-m", "p2pcloopd.guest.settle"]
+    command += [str(home.root), str(overlay.absolute())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().removeprefix("p2pcloop: ")
+        raise GuestError(f"the file system in {overlay} cannot be looked at: {said}")
+    return Path(done.stdout.removesuffix("\n"))
