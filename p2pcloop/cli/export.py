@@ -36,6 +36,7 @@ _EPILOG = """
 \b
 Examples:
   p2pcloop export @key/debian debian.img
+  p2pcloop export @key/debian debian.qcow2
   p2pcloop export debian.cloop mine.cloop --overlay mine.delta
   p2pcloop export @key/debian small.cloop --codec xz
   p2pcloop export @key/debian - --cloop-format 4 | ssh host 'cat > debian.cloop'
@@ -80,7 +81,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Write the whole image REF to OUT: as a cloop if OUT ends in .cloop or one of its options is
-    given, else as a raw image.
+    given, as a qcow2 if it ends in .qcow2 (needs qemu-img), else as a raw image.
 
     OUT may be - for the standard output, or a pipe. A cloop V4.0 is then written with its header
     last; V2.0 is kept in a temporary file until its index is known.

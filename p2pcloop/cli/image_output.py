@@ -1,4 +1,4 @@
-"""Writes an image as a raw file or as a cloop: in the place of a file, or into a pipe."""
+"""Writes an image as a raw file, a qcow2 or a cloop: in the place of a file, or into a pipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from p2pcloop.cli.output import check_place
+from p2pcloop.cli.qcow2 import pack_qcow2
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
@@ -91,15 +92,38 @@ def write_image(
 
     Raises:
         StorageError: the disk refused, or who reads the pipe went away.
-        NeedsPackageError: LZO without its library.
+        NeedsPackageError: LZO without its library, qcow2 without qemu-img.
     """
     streamed = is_stream(out)
+    if form is None and out.suffix == ".qcow2" and not streamed:
+        _write_qcow2(out, source, size, progress)
+        return
     with _stream(out) if streamed else _replacing(out) as file:
         if form is not None:
             write = stream_cloop if streamed else write_cloop
             write(source, size, file, version=form.version, codec=form.codec, progress=progress)
         else:
             _write_raw(source, size, file, progress, holes=not streamed)
+
+
+def is_qcow2_name(out: Path) -> bool:
+    """Whether OUT becomes a qcow2, by its name."""
+    return out.suffix == ".qcow2"
+
+
+def _write_qcow2(out: Path, source: BinaryIO, size: int, progress: Callable[[int], None]) -> None:
+    """By way of a raw file beside it, with holes where the image has zeros."""
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
+            with raw.open("wb") as file:
+                _write_raw(source, size, file, progress, holes=True)
+            pack_qcow2(raw, packed)
+            with packed.open("rb") as made:
+                os.fsync(made.fileno())
+            _take_place(packed, out)
+    except OSError as err:
+        raise storage_error(f"cannot write {out}", err) from err
 
 
 def _write_raw(
@@ -145,14 +169,19 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        _take_place(temporary, path)
         temporary = None
-        sync_directory(path.parent)
     except OSError as err:
         raise storage_error(f"cannot write {path}", err) from err
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _take_place(made: Path, path: Path) -> None:
+    """Put a durable file in the place of `path`, readable as any new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    made.chmod(0o666 & ~umask)
+    made.replace(path)
+    sync_directory(path.parent)

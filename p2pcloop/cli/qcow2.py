@@ -1,12 +1,13 @@
-"""qcow2 images, which qemu-img reads for us (format: QEMU, docs/interop/qcow2.rst)."""
+"""qcow2 images, which qemu-img reads and writes for us (format: QEMU, docs/interop/qcow2.rst)."""
 
 from __future__ import annotations
 
+import errno
 import struct
 import subprocess
 from pathlib import Path
 
-from p2pcloop.errors import FormatError, NeedsPackageError, UsageError
+from p2pcloop.errors import FormatError, NeedsPackageError, StorageError, UsageError
 
 _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQ")
@@ -40,13 +41,28 @@ def unpack_qcow2(path: Path, out: Path) -> None:
             f"{path} takes a part of its content from another file",
             hint="make one image of them first: `qemu-img convert -O raw IN OUT`",
         )
-    command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(out)]
+    if said := _convert("qcow2", path, "raw", out):
+        raise FormatError(f"qemu-img cannot read {path}: {said}")
+
+
+def pack_qcow2(raw: Path, out: Path) -> None:
+    """Write a raw file as a qcow2 image; what is a hole or zeros takes no room.
+
+    Raises:
+        StorageError: qemu-img could not write it.
+        NeedsPackageError: qemu-img is not on this system.
+    """
+    if said := _convert("raw", raw, "qcow2", out):
+        raise StorageError(f"qemu-img cannot write {out}: {said}", errno=errno.EIO)
+
+
+def _convert(form: str, source: Path, to: str, out: Path) -> str:
+    """Return what qemu-img said where it failed, else ""."""
+    command = ["qemu-img", "convert", "-f", form, "-O", to, str(source), str(out)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as err:
         raise NeedsPackageError(
-            "qemu-img is needed to read a qcow2 image", hint="apt install qemu-utils"
+            "qemu-img is needed for qcow2 images", hint="apt install qemu-utils"
         ) from err
-    if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise FormatError(f"qemu-img cannot read {path}: {said}")
+    return " ".join(done.stderr.split()) or "it failed" if done.returncode else ""

@@ -12,6 +12,7 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import inspect_file, open_local
 from tests.cli.conftest import Run
 from tests.support.images import ignore, make_image, padded, write_cloop_file
+from tests.support.programs import tool
 
 RAW = make_image((3 << 20) + 300_000)
 
@@ -48,6 +49,15 @@ def test_a_raw_image(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
     assert str(out) in ran.out
     assert out.read_bytes() == padded(RAW, 65536)
     assert out.stat().st_mode & 0o111 == 0
+
+
+def test_a_qcow2(p2pcloop: Run, cloop: Path, overlay: Path, tmp_path: Path) -> None:
+    out, back = tmp_path / "out.qcow2", tmp_path / "back.img"
+    p2pcloop("export", cloop, out, "--overlay", overlay)
+    tool("qemu-img", "check", "-q", out)
+    tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", out, back)
+    assert back.read_bytes() == changed()
+    assert sorted(tmp_path.iterdir()) == sorted([cloop, overlay, out, back])
 
 
 def test_zeros_become_holes(p2pcloop: Run, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_cd_tells_what_on_it_is_the_image(p2pcloop: Run, tmp_path: Path) -> No
     }
     assert {key: facts[key] for key in expected} == expected
     out = p2pcloop("info", path).out
-    assert "KNOPPIX/KNOPPIX: cloop, " in out
+    assert "KNOPPIX/KNOPPIX: cloop V2.0, " in out
     make_iso(path, {"a": b"a"}, "-r")
     out = p2pcloop("info", path).out
     assert "the CD itself: raw, " in out
