@@ -27,6 +27,7 @@ class TorrentUse:
         junk: bytes of `room` that hold no piece that is here.
         keep: why nothing of it may go, or None.
         garbage: nothing names it: it goes whole.
+        parts: bytes on the disk of parts of pieces that are not here (store/parts.py).
     """
 
     torrent: bytes
@@ -39,6 +40,7 @@ class TorrentUse:
     junk: int = 0
     keep: Keep | None = None
     garbage: bool = False
+    parts: int = 0
 
     @property
     def pieces(self) -> int:
@@ -56,7 +58,8 @@ class Choice:
 
     Attributes:
         remove: torrents that go whole.
-        evict: pieces that go, by torrent; of one without pieces only what holds none is given back.
+        evict: pieces that go, by torrent, and all of its parts; of one without pieces only these,
+            and what holds no piece.
         room: bytes on the disk now.
         left: bytes on the disk afterwards, but for what file systems round up.
         kept: bytes of what stays, by reason; without what might go, too, if that were needed.
@@ -72,9 +75,10 @@ class Choice:
 def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
     """Choose what goes so that the rest takes at most `quota` bytes.
 
-    What nothing names and what holds no piece goes in any case. Then pieces go one by one, the
-    least recently booted first. Of pieces that no boot ever used, those of the torrent go first
-    that was not used for the longest time, from its end: a pack has at its start what boots need.
+    What nothing names and what holds no piece goes in any case. Then parts go, which serve nobody
+    else, a torrent's at once; then pieces one by one, the least recently booted first. Of pieces
+    that no boot ever used, those of the torrent go first that was not used for the longest time,
+    from its end: a pack has at its start what boots need.
 
     Args:
         quota: None: nothing more goes.
@@ -83,10 +87,15 @@ def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
     free = [use for use in uses if use.keep is None]
     remove = tuple(use.torrent for use in free if use.garbage)
     free = [use for use in free if not use.garbage]
-    room = sum(use.room + use.records for use in uses)
-    left = room - sum(use.room + use.records for use in uses if use.torrent in set(remove))
+    room = sum(use.room + use.parts + use.records for use in uses)
+    gone = [use for use in uses if use.torrent in set(remove)]
+    left = room - sum(use.room + use.parts + use.records for use in gone)
     left -= sum(use.junk for use in free)
     evict: dict[bytes, list[int]] = {use.torrent: [] for use in free if use.junk}
+    for use in sorted(free, key=lambda use: max(use.stamps, default=0)):
+        if quota is not None and left > quota and use.parts:
+            evict.setdefault(use.torrent, [])
+            left -= use.parts
     if quota is not None and left > quota:
         for use, piece in _least_recent_first(free):
             evict.setdefault(use.torrent, []).append(piece)
@@ -115,7 +124,7 @@ def _kept(uses: Iterable[TorrentUse], removed: tuple[bytes, ...]) -> dict[Keep, 
     kept: Counter[Keep] = Counter()
     for use in uses:
         if use.keep is not None:
-            kept[use.keep] += use.room
+            kept[use.keep] += use.room + use.parts
         if use.torrent not in removed:
             kept[Keep.RECORDS] += use.records
     return {reason: kept[reason] for reason in Keep if kept[reason]}

@@ -75,6 +75,11 @@ class Parts:
             self._path(offset, length).unlink()
             self._directory.rmdir()
 
+    def clear(self) -> None:
+        """Forget all parts."""
+        for part in self.ranges:
+            self.drop(*part)
+
     def _list(self) -> set[Range]:
         with suppress(OSError):
             found = [_NAME.fullmatch(path.name) for path in self._directory.iterdir()]

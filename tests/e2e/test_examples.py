@@ -52,7 +52,7 @@ def test_boot_from_a_peer(cloop: Path, tmp_path: Path, temporary: Path) -> None:
         assert list(temporary.iterdir()) != []
         example.send_line("poweroff")
         example.expect(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", BOUND)
-        example.expect(r"from 127\.0\.0\.1:\d+", BOUND)
+        example.expect(r"from http://127\.0\.0\.1:\d+", BOUND)
         assert example.wait(BOUND) == 0
 
 
@@ -96,7 +96,7 @@ def test_serve_from_a_mirror(cloop: Path, tmp_path: Path, temporary: Path) -> No
         assert list(temporary.iterdir()) != []
         example.send_line("poweroff")
         example.expect(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", BOUND)
-        example.expect(f"from {server}", BOUND)
+        example.expect(f"from http://{server}", BOUND)
         assert example.wait(BOUND) == 0
 
 

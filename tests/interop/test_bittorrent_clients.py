@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import partial
+from threading import Thread
 from typing import Protocol
 
 import pytest
 
+from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.cli.daemon_control import ensure_daemon
 from tests.support.foreign import (
     Client,
     aria2,
@@ -17,7 +20,7 @@ from tests.support.foreign import (
     transmission,
     wait_until,
 )
-from tests.support.programs import Nodes
+from tests.support.programs import BOUND, Nodes
 
 from .conftest import Published
 
@@ -57,11 +60,28 @@ def test_the_only_source(client: Run, nodes: Nodes, published: Published) -> Non
 
 @every_client
 def test_takes_from_us(client: Run, nodes: Nodes, published: Published) -> None:
-    """From a node that is fetching itself: transmission connects to no address of loopback."""
+    """From a node that is fetching itself: transmission connects to no address of loopback.
+
+    The node has the other source only once both are connected: libtorrent does not tell a peer of
+    a piece that comes during their handshake.
+    """
     layer, _ = published.contents()
-    with client() as foreign:
+    home = nodes.make().home
+    with client() as foreign, ensure_daemon(home) as control, ensure_daemon(home) as fetcher:
         foreign.add(layer)
-        peers = (foreign.address, *published.link.peers)
-        nodes.make().run("fetch", published.link_with(peers=peers, mirrors=()))
+        add = partial(control.call, "add", torrent=layer.info_hash, trackers=[], web_seeds=[])
+        add(peers=[list(foreign.address)])
+        fetch = partial(fetcher.call, "fetch", torrent=layer.info_hash)
+        fetching = Thread(target=fetch, daemon=True)
+        fetching.start()
+        wait_until(partial(_is_connected, control), "the client is not connected")
+        add(peers=[list(peer) for peer in published.link.peers])
+        fetching.join(BOUND)
+        assert not fetching.is_alive()
         wait_until(partial(foreign.complete, layer.info_hash), "the client is not complete")
         assert layer.read(foreign.directory) == layer.read()
+
+
+def _is_connected(control: ControlClient) -> bool:
+    [torrent] = control.call("status")["torrents"]
+    return bool(torrent["size"]) and any(p["connected"] for p in torrent["traffic"]["peers"])

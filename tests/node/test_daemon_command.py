@@ -86,8 +86,10 @@ def test_a_daemon_that_was_started_has_a_session_of_its_own(node: NodeProcess) -
 def test_what_is_to_be_done_meanwhile_is_done_while_one_starts_only(node: NodeProcess) -> None:
     calls: list[str] = []
     ensure_daemon(node.home, lambda: calls.append("starting")).close()
-    ensure_daemon(node.home, lambda: calls.append("runs")).close()
-    assert calls == ["starting"]
+    with ensure_daemon(node.home, lambda: calls.append("runs")) as client:
+        assert calls == ["starting"]
+    assert stop_daemon(node.home)
+    os.waitpid(client.pid, 0)
 
 
 def test_a_passphrase_is_not_left_with_the_daemon(

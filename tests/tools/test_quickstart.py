@@ -42,7 +42,7 @@ def test_quickstart_shows_what_it_promises_and_leaves_nothing_running(tmp_path: 
         crossed = re.search(r"first boot, from an empty store: login prompt.*\n\s+(\S+ \S+)", told)
         assert crossed is not None, told
         assert not crossed[1].startswith("0 "), f"run {run}: nothing crossed"
-        assert re.search(r"from 127\.0\.0\.1:\d+", told)
+        assert re.search(r"from http://127\.0\.0\.1:\d+", told)
         commands = re.findall(r"^  \.venv/bin/p2pcloop (\w+)", told, re.MULTILINE)
         assert commands == ["daemon", "boot", "info"]
         assert running_with(tmp_path) == []

@@ -42,9 +42,14 @@ class EarlyParts:
         self._written = trio.Event()
 
     @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return self._parts.size + sum(length for _, length in self._fresh)
+
+    @property
     def room(self) -> int:
         """Bytes of parts that would be kept yet."""
-        return MAX_BYTES - self._parts.size - sum(length for _, length in self._fresh)
+        return MAX_BYTES - self.size
 
     async def read(self, offset: int, length: int) -> bytes | None:
         """The part of just this range, or None."""
@@ -64,6 +69,11 @@ class EarlyParts:
         """Forget a part."""
         self._fresh.pop((offset, length), None)
         await trio.to_thread.run_sync(self._parts.drop, offset, length)
+
+    async def clear(self) -> None:
+        """Forget all parts."""
+        self._fresh.clear()
+        await trio.to_thread.run_sync(self._parts.clear)
 
     async def run(self) -> None:
         """Write what is kept, and bring the pieces round it once the metadata is here, for ever."""

@@ -149,8 +149,11 @@ class Torrent:
         return pieces, [piece for piece in pieces if not self._stored.have.has(piece, piece)]
 
     async def evict(self, pieces: Collection[int]) -> bool:
-        """See `Saver.evict`."""
-        return await self.saver.evict(pieces, self._reads.unread)
+        """See `Saver.evict`; parts go, too."""
+        gone = await self.saver.evict(pieces, self._reads.unread)
+        if gone:
+            await self.early.clear()
+        return gone
 
     async def verify(self, pieces: range) -> list[int]:
         """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.

@@ -44,7 +44,7 @@ def _use(
     directory: Path, info_hash: bytes, disk: Stored | None, wanted: bool, usage: Usage
 ) -> TorrentUse:
     try:
-        records, changed = _records(directory)
+        records, parts, changed = _beside(directory)
         empty = disk is None and not any(directory.glob("data/*"))
     except OSError as err:
         raise storage_error(f"cannot look at {directory}", err) from err
@@ -53,7 +53,7 @@ def _use(
     settled = not named and time.time() - changed > GRACE_SECONDS
     if disk is None:
         gone = settled and empty
-        return TorrentUse(info_hash, 0, 0, b"", (), 0, records, keep=keep, garbage=gone)
+        return TorrentUse(info_hash, 0, 0, b"", (), 0, records + parts, keep=keep, garbage=gone)
     layer = [path.name for path, _ in disk.layout.files] == LAYER_FILES
     here = disk.have.to_list()
     room = allocated(disk.content)
@@ -69,6 +69,7 @@ def _use(
         junk if junk > _JUNK + room // 64 else 0,
         keep or _kept_by_files(disk, layer) or (None if named or settled else Keep.NEW),
         garbage=settled and layer,
+        parts=parts,
     )
 
 
@@ -80,9 +81,11 @@ def _kept_by_files(disk: Stored, layer: bool) -> Keep | None:
     return None if layer else Keep.RECORDS
 
 
-def _records(directory: Path) -> tuple[int, float]:
-    """Bytes on the disk of all but the content, and when any of that was changed last."""
-    paths = [*directory.iterdir(), *directory.glob(f"{PARTS}/*")]
-    statuses = [path.lstat() for path in paths]
-    size = sum(_STAT_UNIT * status.st_blocks for status in statuses if S_ISREG(status.st_mode))
-    return size, max((status.st_mtime for status in statuses), default=time.time())
+def _beside(directory: Path) -> tuple[int, int, float]:
+    """Bytes on the disk of all but the content and of parts, and when any of it changed last."""
+    sizes, changed = [], []
+    for pattern in ("*", f"{PARTS}/*"):
+        statuses = [path.lstat() for path in directory.glob(pattern)]
+        sizes.append(sum(_STAT_UNIT * each.st_blocks for each in statuses if S_ISREG(each.st_mode)))
+        changed += [status.st_mtime for status in statuses]
+    return sizes[0], sizes[1], max(changed, default=time.time())
