@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.formats.link import Link, parse_link, parse_peer
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.formats.mirror import (
@@ -297,6 +298,37 @@ def test_what_is_read_later_comes_alone_too_unless_pieces_of_it_are_here(
         before = len(web.requests())
         assert read(reader, published, 0, 100_000) == published.content[:100_000]
         assert len(web.requests()) == before
+
+
+def test_one_range_that_is_streamed_comes_alone_and_many_by_their_pieces(
+    nodes: Nodes, published: Published
+) -> None:
+    reader = nodes.start()
+    torrent = published.layer.torrent
+    came: list[bytes] = []
+
+    def stream(*ranges: tuple[int, int]) -> None:
+        with ControlClient.connect(reader.home) as client:
+            asked = [[torrent, *each] for each in ranges]
+            client.call("stream", lambda _, fields: came.append(fields["data"]), ranges=asked)
+
+    with nginx(published.directory) as web:
+        reader.call("resolve", ref=link_to(published, web.url, peers=True))
+        assert read(reader, published, *CHUNK) == published.chunk()
+        wait_until(lambda: state(reader, published)["name"])
+        before = len(web.requests())
+        stream((len(INDEX) + 50_000, 3000))
+        assert state(reader, published)["have_bytes"] == 0
+        stream((len(INDEX) + 200_000, 10), (len(INDEX) + 250_000, 10))
+        assert [each.range for each in web.requests()[before:]] == ["bytes=50000-52999"]
+    assert sorted(came) == sorted(
+        published.content[at : at + size]
+        for at, size in (
+            (len(INDEX) + 50_000, 3000),
+            (len(INDEX) + 200_000, 10),
+            (len(INDEX) + 250_000, 10),
+        )
+    )
 
 
 @pytest.mark.parametrize("fault", [Fault.WRONG_BYTES, Fault.NOT_FOUND, Fault.HANGS])
