@@ -300,6 +300,18 @@ def test_what_is_read_later_comes_alone_too_unless_pieces_of_it_are_here(
         assert len(web.requests()) == before
 
 
+def test_a_slow_mirror_is_waited_for(nodes: Nodes, published: Published) -> None:
+    reader = nodes.start()
+    with nginx(published.directory, rate=60_000) as web:
+        reader.call("resolve", ref=link_to(published, web.url, peers=True))
+        assert read(reader, published, *CHUNK) == published.chunk()
+        wait_until(lambda: state(reader, published)["name"])
+        at, size = len(INDEX) + 50_000, 120_000
+        assert read(reader, published, at, size) == published.content[at : at + size]
+        assert web.requests()[-1].sent == size
+        assert state(reader, published)["have_bytes"] == 0
+
+
 def test_one_range_that_is_streamed_comes_alone_and_many_by_their_pieces(
     nodes: Nodes, published: Published
 ) -> None:

@@ -175,11 +175,7 @@ class EarlyReads:
         if torrent.layout is None:
             found = await self._bring_first(torrent, early, key)
         elif key[1] <= torrent.early.room and torrent.direct.suits(*key):
-            found = None
-            with trio.move_on_after(STAGGER_SECONDS):
-                found = await _ask_best(early, key)
-            if found is None:
-                torrent.direct.pause()
+            found = await self._bring_alone(torrent, early, key)
         else:
             return None
         if found is None:
@@ -190,6 +186,17 @@ class EarlyReads:
         torrent.peers.on_bytes(len(data))
         torrent.early.keep(key[0], data)
         return data
+
+    async def _bring_alone(self, torrent: Torrent, early: _Early, key: _Key) -> _Found | None:
+        """Get a part from the mirror that answered last, however slow the link; not in silence."""
+        found = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up_in_silence, nursery.cancel_scope)
+            found = await _ask_best(early, key)
+            nursery.cancel_scope.cancel()
+        if found is None:
+            torrent.direct.pause()
+        return found
 
     async def _bring_first(self, torrent: Torrent, early: _Early, key: _Key) -> _Found | None:
         """Get a part from the first mirror that answers, unless the metadata comes before."""
