@@ -11,7 +11,7 @@ from p2pcloop.cli.delta import open_stored
 from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.image.api import Missing
+from p2pcloop.image.api import never_missing
 from p2pcloop.making.difference import Side, compare
 from p2pcloop.making.local import open_local
 from p2pcloop.store.home import Home
@@ -64,11 +64,7 @@ def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> Si
     with progress_bar("reading", quiet=quiet) as progress:
         image = open_local(target, home.indexes, progress)
     stack.callback(image.close)
-    return Side(image, _never)
-
-
-def _never(missing: Missing) -> None:
-    raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
+    return Side(image, never_missing)
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:

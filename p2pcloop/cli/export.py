@@ -24,7 +24,7 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.stored import Source
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.image.api import Missing
+from p2pcloop.image.api import Missing, never_missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
@@ -140,12 +140,8 @@ def _open(
     """Return an image all of which is here, and who brings what is damaged here."""
     if isinstance(target, ImageFile):
         with progress_bar("reading", quiet=quiet) as progress:
-            return open_local(target, home.indexes, progress), _never
+            return open_local(target, home.indexes, progress), never_missing
     stack.enter_context(target.client)
     source = Source(target, home)  # refuses a private image before anything is fetched
     fetch_all(target, quiet=quiet)
     return source.open(), source.supply
-
-
-def _never(missing: Missing) -> None:
-    raise AssertionError(f"a local image cannot lack anything, yet: {missing}")

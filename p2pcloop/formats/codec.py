@@ -12,7 +12,7 @@ import zstandard
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.lzo import decode_lzo
-from p2pcloop.formats.zlib_stream import decode_block
+from p2pcloop.formats.zlib_stream import check_stream, decode_block
 
 _XZ_MEMORY = 66 << 20
 """What a file of `xz -9` asks for: a dictionary of 64 MiB, and a little. Of it only as much is ever
@@ -73,14 +73,7 @@ def decode_xz(stored: bytes, size: int) -> bytes:
         content = stream.decompress(stored, size + 1)
     except lzma.LZMAError as err:
         raise FormatError(f"an xz stream is damaged: {err}") from err
-    if len(content) > size:
-        raise FormatError(f"an xz stream holds more than {size} bytes")
-    if not stream.eof:
-        raise FormatError("an xz stream is cut off")
-    if len(content) != size:
-        raise FormatError(f"an xz stream holds {len(content)} bytes, not {size}")
-    if stream.unused_data:
-        raise FormatError(f"{len(stream.unused_data)} bytes follow an xz stream")
+    check_stream(stream, content, size, "an xz stream")
     return content
 
 

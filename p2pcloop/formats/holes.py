@@ -1,4 +1,4 @@
-"""Holes in files: fallocate(2), which Python lacks."""
+"""Holes in files: where they are, and fallocate(2), which Python lacks."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
     if code not in _KEEPS_ROOM:
         raise OSError(code, os.strerror(code))
     return False
+
+
+def next_data(descriptor: int, offset: int) -> int:
+    """The next byte of a file that is not in a hole; its end where there is none.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as err:
+        if err.errno != errno.ENXIO:
+            raise
+        return os.fstat(descriptor).st_size
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
-from p2pcloop.formats.holes import punch_hole
+from p2pcloop.formats.holes import next_data, punch_hole
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
 
@@ -189,13 +189,13 @@ class OverlayFile:
             StorageError: no space or a failing disk.
         """
         try:
-            offset = _next_data(source._fd, 0)
+            offset = next_data(source._fd, 0)
             while offset < source.size:
                 end = os.lseek(source._fd, offset, os.SEEK_HOLE)
                 while offset < end:
                     # In the kernel, and where the file system can, without copying anything.
                     offset += os.copy_file_range(source._fd, self._fd, end - offset, offset, offset)
-                offset = _next_data(source._fd, end)
+                offset = next_data(source._fd, end)
         except OSError as err:
             raise _error(err, f"copy {source.path} to", self.path) from err
 
@@ -237,16 +237,6 @@ def _sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _next_data(descriptor: int, offset: int) -> int:
-    """The next byte that is not in a hole; the end where there is none."""
-    try:
-        return os.lseek(descriptor, offset, os.SEEK_DATA)
-    except OSError as err:
-        if err.errno != errno.ENXIO:
-            raise
-        return os.fstat(descriptor).st_size
 
 
 _HINTS = {

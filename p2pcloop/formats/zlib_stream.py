@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from isal import isal_zlib
 
 from p2pcloop.errors import FormatError
@@ -22,12 +24,37 @@ def decode_block(data: bytes | memoryview, block_size: int) -> bytes:
         block = stream.decompress(data, block_size + 1)
     except isal_zlib.error as err:  # type: ignore[misc]  # its stub gives an instance for the class
         raise FormatError(f"a zlib stream is damaged: {err}") from err
-    if len(block) > block_size:
-        raise FormatError(f"a zlib stream holds more than {block_size} bytes")
-    if not stream.eof:
-        raise FormatError("a zlib stream is cut off")
-    if len(block) != block_size:
-        raise FormatError(f"a zlib stream holds {len(block)} bytes, not {block_size}")
-    if stream.unused_data:
-        raise FormatError(f"{len(stream.unused_data)} bytes follow a zlib stream")
+    check_stream(stream, block, block_size, "a zlib stream")
     return block
+
+
+class Stream(Protocol):
+    """A decompressor of the standard library's kind, after it was given all there is."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream ended."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What follows it."""
+
+
+def check_stream(stream: Stream, content: bytes, size: int, what: str) -> None:
+    """Check that a stream ended, nothing follows it, and it held exactly `size` bytes.
+
+    Args:
+        content: what came of it, of which at most `size` + 1 bytes were asked for.
+        what: the stream, for the message.
+
+    Raises:
+        FormatError: cut off, of another size, or followed by something.
+    """
+    if len(content) > size:
+        raise FormatError(f"{what} holds more than {size} bytes")
+    if not stream.eof:
+        raise FormatError(f"{what} is cut off")
+    if len(content) != size:
+        raise FormatError(f"{what} holds {len(content)} bytes, not {size}")
+    if stream.unused_data:
+        raise FormatError(f"{len(stream.unused_data)} bytes follow {what}")

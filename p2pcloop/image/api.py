@@ -48,6 +48,11 @@ class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an e
         super().__init__(f"{len(self.ranges)} ranges are not here")
 
 
+def never_missing(missing: Missing) -> None:
+    """Stand for who brings what is missing of an image all of which is here."""
+    raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
+
+
 class BlockDevice(Protocol):
     """A device of `size` bytes, addressed in sectors of 512 bytes.
 

@@ -1,4 +1,4 @@
-"""An image of zeros: what lies below an overlay that is a device of its own."""
+"""A files overlay is a device of its own: over an image of zeros."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import os
 from pathlib import Path
 
 from p2pcloop.formats.index import build_index, open_index
+from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.content import LocalContent
+from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 
 
-def zero_image(size: int) -> MergedImage:
+def files_device(overlay: Overlay) -> ImageDevice:
+    """Return the device of a files overlay: what it does not hold reads as zeros."""
+    return ImageDevice(_zero_image(overlay.image_size), overlay)
+
+
+def _zero_image(size: int) -> MergedImage:
     """Return an image of `size` bytes, a multiple of 4096, whose layer maps no block: all of it
     reads as zeros, and nothing is ever missing."""
     index = build_index([], [], image_size=size, pack_length=0)

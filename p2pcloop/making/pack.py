@@ -96,6 +96,8 @@ def device_roots(file: ImageFile) -> tuple[Root, ...]:
     Raises:
         FormatError: a cloop that is damaged.
     """
+    if len(file.parts) == 1:
+        return ()  # as `OpenImage` would say, without the index of a cloop having to be read
     with OpenImage(file.path, file.parts) as image:
         return image.roots
 

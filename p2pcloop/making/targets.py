@@ -11,7 +11,7 @@ from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.image.api import BlockDevice, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.zeros import zero_image
+from p2pcloop.image.zeros import files_device
 from p2pcloop.making.build import Read, check_image_size
 from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.units import BLOCK_SIZE
@@ -144,8 +144,7 @@ def files_target(
         last = first + overlay.image_size // BLOCK_SIZE
         stretches = _union(stretches, _within(upper, first, last))
     lower = DeviceTarget(ImageDevice(image), supply, inside)
-    device = ImageDevice(zero_image(overlay.image_size), overlay)
-    return JoinedTarget(lower, DeviceTarget(device, supply, stretches), start)
+    return JoinedTarget(lower, DeviceTarget(files_device(overlay), supply, stretches), start)
 
 
 def _within(stretches: Iterable[Stretch], first: int, end: int) -> Iterator[Stretch]:

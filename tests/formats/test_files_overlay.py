@@ -12,8 +12,9 @@ from p2pcloop.errors import MismatchError, StorageError
 from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
 from p2pcloop.formats.overlay_header import Header
+from p2pcloop.image.zeros import files_device
 from p2pcloop.units import BLOCK_SIZE
-from p2pcloopd.block.files_overlay import files_device, make_file_system
+from p2pcloopd.block.files_overlay import make_file_system
 from tests.support.images import read_views
 
 IMAGE, OTHER, MANIFEST = bytes(range(32)), b"o" * 32, b"m" * 32

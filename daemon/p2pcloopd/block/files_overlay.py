@@ -1,6 +1,6 @@
-"""The second device of a guest: an ext4 file system of its own in a files overlay.
+"""Makes the ext4 file system in a files overlay, the second device of a guest.
 
-`mke2fs` makes it here, and not the guest at its first boot: so an overlay comes into being whole,
+`mke2fs` does it here, and not the guest at its first boot: so an overlay comes into being whole,
 under its name at once or not at all (`Overlay.create`), and a guest never has to tell one that is
 new from one that is damaged.
 """
@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from p2pcloop.errors import GuestError, storage_error
+from p2pcloop.formats.holes import next_data
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.zeros import zero_image
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.programs import find_program
 
@@ -24,11 +23,6 @@ _JOURNAL_MIB = 16
 """Of 8 GiB, mke2fs would make 128: written round and round, it would be most of a small overlay."""
 
 _COPY_SIZE = 1 << 20
-
-
-def files_device(overlay: Overlay) -> ImageDevice:
-    """Return the device of a files overlay: what it does not hold reads as zeros."""
-    return ImageDevice(zero_image(overlay.image_size), overlay)
 
 
 def make_file_system(overlay: Overlay, folder: Path) -> None:
@@ -79,19 +73,16 @@ def _blocks(fd: int) -> Iterator[tuple[int, bytes]]:
     """The blocks of a sparse file that are not zeros, with their offsets."""
     zeros = bytes(BLOCK_SIZE)
     end = os.fstat(fd).st_size
-    offset = _next_data(fd, 0)
+    offset = _next_block(fd, 0)
     while offset < end:
         data = os.pread(fd, _COPY_SIZE, offset)
         for at in range(0, len(data), BLOCK_SIZE):
             if (block := data[at : at + BLOCK_SIZE]) != zeros:
                 yield offset + at, block
-        offset = _next_data(fd, offset + len(data))
+        offset = _next_block(fd, offset + len(data))
 
 
-def _next_data(fd: int, offset: int) -> int:
-    """The next byte that is not in a hole, rounded down to a block; the end where there is none."""
-    try:
-        found = os.lseek(fd, offset, os.SEEK_DATA)
-    except OSError:  # ENXIO: only a hole is left
-        return os.fstat(fd).st_size
+def _next_block(fd: int, offset: int) -> int:
+    """Where the next block begins that is not all in a hole; the end where there is none."""
+    found = next_data(fd, offset)
     return found - found % BLOCK_SIZE

@@ -18,11 +18,12 @@ from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.image.touches import Touches
+from p2pcloop.image.zeros import files_device
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
 from p2pcloopd.block.booted import tell_booted
-from p2pcloopd.block.files_overlay import files_device, make_file_system
+from p2pcloopd.block.files_overlay import make_file_system
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec

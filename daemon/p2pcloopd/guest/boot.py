@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,16 +28,16 @@ _END_SECONDS = 10
 def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
     """Boot; an error is left in `outcome`."""
     try:
-        with _serving(spec, disk) as block:
+        with serve_disks(disk, spec.disks) as block:
             run(partial(_run, spec, block, outcome))
     except P2pcloopError as err:
         outcome.error = err
 
 
-def _serving(spec: GuestSpec, disk: BlockServerSpec) -> BlockServerProcess:
-    """Have the guest's disks served at its sockets."""
+def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerProcess:
+    """Have an image, and the device of a files overlay where it has one, served at sockets."""
     with ExitStack() as stack:
-        first, *more = [stack.enter_context(bind_unix_listener(path)) for path in spec.disks]
+        first, *more = [stack.enter_context(bind_unix_listener(path)) for path in sockets]
         disk = replace(disk, vhost_user=first)
         if disk.files is not None:
             disk = replace(disk, files=replace(disk.files, vhost_user=more[0]))

@@ -13,8 +13,9 @@ from pathlib import Path
 from p2pcloop.cli.refs import StoredRef
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
-from p2pcloop.image.api import Missing
+from p2pcloop.image.api import never_missing
 from p2pcloop.image.reader import DeviceReader
+from p2pcloop.image.zeros import files_device
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.making.rebase import (
     Comparison,
@@ -25,7 +26,6 @@ from p2pcloop.making.rebase import (
 )
 from p2pcloop.store.home import Home
 from p2pcloop.store.overlays import register_overlay
-from p2pcloopd.block.files_overlay import files_device
 from p2pcloopd.guest.comparing import build_changing_initramfs, build_comparing_initramfs
 from p2pcloopd.guest.disk import layer_places
 from p2pcloopd.guest.unseen import run_unseen, unseen_disk
@@ -117,10 +117,6 @@ def _compare(move: Move, copy: Path) -> Comparison:
         run_unseen(disks, build)
         with Overlay.open(answer, image_id=None, read_only=True, mode="files") as overlay:
             device = files_device(overlay)
-            return read_comparison(io.BufferedReader(DeviceReader(device, _never), _BUFFER))
+            return read_comparison(io.BufferedReader(DeviceReader(device, never_missing), _BUFFER))
     finally:
         answer.unlink(missing_ok=True)
-
-
-def _never(missing: Missing) -> None:
-    raise AssertionError(f"a local image cannot lack anything, yet: {missing}")

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +19,11 @@ from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.entry import run
+from p2pcloopd.guest.boot import serve_disks
 from p2pcloopd.guest.disk import disk_of
 from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.uml import run_guest
-from p2pcloopd.unix_listener import bind_unix_listener
 
 _MEMORY = 256 << 20
 
@@ -45,12 +44,8 @@ def run_unseen(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], b
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
         servers, sockets = [], []
         for number, disk in enumerate(disks):
-            assert disk.files is not None
             paths = [folder / f"{number}-{part}" for part in ("image", "files")]
-            with bind_unix_listener(paths[0]) as image, bind_unix_listener(paths[1]) as files:
-                served = replace(disk.files, vhost_user=files)
-                server = BlockServerProcess(replace(disk, vhost_user=image, files=served))
-            servers.append(stack.enter_context(server))
+            servers.append(stack.enter_context(serve_disks(disk, paths)))
             sockets += paths
         spec = GuestSpec(
             sockets[0],
