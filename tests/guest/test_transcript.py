@@ -26,7 +26,12 @@ def transcript(text: bytes) -> Transcript:
         (b"cat: reboot: Power down\r\n x reboot: Restarting system\r\n", 0, "reboot"),
         (b"Kernel panic - not syncing: Attempted to kill init!\r\n", 134, "panic"),
         (b"echo Kernel panic - not syncing\r\nreboot: Power down\r\n", 0, "poweroff"),
+        (b"Kernel panic - not syncing: reboot: System halted\r\n", 0, "poweroff"),
         (b"reboot: Power down\r\n", 139, "crash"),
+        (b"Kernel panic - not syncing\r\nreboot: System halted\r\n\r\n", 134, "poweroff"),
+        (b"reboot: Restarting system\r\n", 134, "reboot"),
+        (b"reboot: System halted\r\nx\r\n", 134, "crash"),
+        (b"reboot: System halted\r\nKernel panic - not syncing: x\r\n", 134, "panic"),
         (b"hello", 0, "crash"),
     ],
 )

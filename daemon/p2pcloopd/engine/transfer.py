@@ -80,7 +80,10 @@ class Transfer:
             return 0
         layout = self.disk.layout
         count = self.disk.have.count + self.arrived
-        return min(count * layout.piece_length, layout.total_size)
+        last = self.disk.have.pieces - 1
+        # The last piece may be a short one.
+        missing = layout.piece_length * (last + 1) - layout.total_size if self.has(last) else 0
+        return count * layout.piece_length - missing
 
     def evictable(self) -> bool:
         """Whether pieces may go: nobody waits for any, and the files are ours alone."""

@@ -268,5 +268,7 @@ def _ending(
             hint="is there room for the guest's memory, and may user namespaces be made here?",
         )
     reason = transcript.ending(code)
+    if reason in ("poweroff", "reboot"):
+        return 0, reason
     # A kernel that ends with 0 but never said that it goes down did not end well.
-    return (1 if reason == "crash" and code == 0 else code), reason
+    return code or 1, reason
