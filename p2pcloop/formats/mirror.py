@@ -5,6 +5,9 @@
     torrents/<info hash hex>.torrent
     data/<torrent name>/index|pack
 
+A node answers one more, which is no file: `handout/<info hash hex>/<pieces>`, a piece of these that
+it gave to nobody else just now, so that many who want all of them get different ones.
+
 The torrent of a layer is called after the layer (`layer_torrent_name`), so `data/` is where BEP 19
 has a web seed's files. docs/formats/mirror.md has the rest.
 """
@@ -23,14 +26,19 @@ from p2pcloop.formats.name import Name, parse_name
 INDEX, PACK = "index", "pack"
 """The two files of a layer, in the order in which they make its torrent."""
 
+MAX_CANDIDATES = 64
+"""Pieces that a handout may be chosen from."""
+
 MAX_METAINFO_SIZE = (8 << 20) + (64 << 10)
 """Bytes of a .torrent file: an info dictionary of at most 8 MiB, and web seeds."""
 
 _TORRENT_NAME_LENGTH = 32
-_MAX_PATH = 256
+_MAX_PATH = 1024
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})")
 _METAINFO = re.compile(r"torrents/([0-9a-f]{40})\.torrent")
 _LAYER_FILE = re.compile(rf"data/([0-9a-f]{{{_TORRENT_NAME_LENGTH}}})/({INDEX}|{PACK})")
+_HANDOUT = re.compile(r"handout/([0-9a-f]{40})/([0-9,-]+)")
+_RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _INFO = b"d4:info"
 _URL_LIST = b"8:url-list"
 
@@ -76,11 +84,30 @@ class LayerFilePath:
         return f"data/{self.torrent_name}/{self.file}"
 
 
-MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath
+@dataclass(frozen=True, slots=True)
+class HandoutPath:
+    """A piece of a torrent, whichever of these was given to nobody else just now.
+
+    What comes is the piece's number (4 bytes, big-endian) and the piece, or nothing where all went
+    to others.
+
+    Attributes:
+        torrent: its info hash, 20 bytes.
+        pieces: 1 to `MAX_CANDIDATES`, the one that is wanted most first.
+    """
+
+    torrent: bytes
+    pieces: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"handout/{self.torrent.hex()}/{_format_runs(self.pieces)}"
+
+
+MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath | HandoutPath
 
 
 def parse_path(text: str) -> MirrorPath | None:
-    """Read a path below a mirror's base; None where it is not exactly one of the four kinds."""
+    """Read a path below a mirror's base; None where it is not exactly one of the five kinds."""
     if len(text) > _MAX_PATH:
         return None
     if found := _MANIFEST.fullmatch(text):
@@ -89,10 +116,38 @@ def parse_path(text: str) -> MirrorPath | None:
         return MetainfoPath(bytes.fromhex(found[1]))
     if found := _LAYER_FILE.fullmatch(text):
         return LayerFilePath(found[1], found[2])
+    if found := _HANDOUT.fullmatch(text):
+        path = HandoutPath(bytes.fromhex(found[1]), _parse_runs(found[2]))
+        return path if str(path) == text else None
     try:
         return RecordPath(parse_name(text))
     except FormatError:
         return None
+
+
+def _format_runs(numbers: tuple[int, ...]) -> str:
+    """Numbers as runs of consecutive ones: `3-5,9`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{a}-{b}" if a < b else str(a) for a, b in runs)
+
+
+def _parse_runs(text: str) -> tuple[int, ...]:
+    """What `_format_runs` wrote; empty where it is anything else, or more than may be asked for."""
+    numbers: list[int] = []
+    for run in text.split(","):
+        found = _RUN.fullmatch(run)
+        if found is None:
+            return ()
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < first + MAX_CANDIDATES - len(numbers):
+            return ()
+        numbers += range(first, last + 1)
+    return tuple(numbers)
 
 
 def layer_torrent_name(layer_id: bytes) -> str:

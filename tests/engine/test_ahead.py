@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ import trio.testing
 from p2pcloopd.engine import ahead as ahead_module
 from p2pcloopd.engine.ahead import RARE, Ahead
 from p2pcloopd.engine.demand import Demand
+from p2pcloopd.engine.handout import Handouts
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
 from p2pcloopd.engine.swarm import Others, Swarm
@@ -31,6 +32,7 @@ class FakeSwarm:
     where: Others = field(default_factory=Others)
     have: list[int] = field(default_factory=lambda: [0] * PIECES)
     crowded: bool = False
+    without: frozenset[str] = frozenset()
 
     def others(self) -> Others:
         return self.where
@@ -38,8 +40,8 @@ class FakeSwarm:
     def copies(self) -> list[int]:
         return self.have
 
-    def crowd(self, *, on: bool) -> None:
-        self.crowded = on
+    def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
+        self.crowded, self.without = on, without
 
 
 class FakeTransfer:
@@ -50,7 +52,7 @@ class FakeTransfer:
         self.pieces = Pieces(self._raise, self._ignore, self._ignore, self._ignore, lambda: None)
         self.demand = Demand()
         self.running = True
-        self.crowded = False
+        self.crowded = self.apart = False
         self.disk = self.stored = self
         self.layout = self
         self.piece_length = PIECE
@@ -74,11 +76,16 @@ class FakePeers:
 
 @asynccontextmanager
 async def expecting(
-    swarm: FakeSwarm, pieces: Iterable[int] = range(PIECES), *, window: int = 8
+    swarm: FakeSwarm,
+    pieces: Iterable[int] = range(PIECES),
+    *,
+    window: int = 8,
+    handout: Handouts | None = None,
 ) -> AsyncIterator[tuple[Ahead, FakeTransfer]]:
     """One torrent, of which some pieces are expected."""
     transfer = FakeTransfer()
-    ahead = Ahead(cast(Transfer, transfer), cast(Peers, FakePeers(window)), cast(Swarm, swarm))
+    parts = (cast(Transfer, transfer), cast(Peers, FakePeers(window)), cast(Swarm, swarm))
+    ahead = Ahead(*parts, handout or Handouts(*parts))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(transfer.pieces.get, pieces, ahead=True))
         await trio.testing.wait_all_tasks_blocked()
@@ -149,6 +156,61 @@ async def test_those_who_boot_together_begin_with_different_pieces() -> None:
             assert shares
             first += shares
     assert len(set(first)) == len(first)
+
+
+class FakeHandouts:
+    """Somebody who hands out; notes what is asked for."""
+
+    hosts = frozenset({"10.0.0.9"})
+    wanted: Sequence[int] = ()
+
+    def ready(self) -> bool:
+        return True
+
+    def want(self, pieces: Sequence[int], crowd: int = 1) -> None:
+        self.wanted, self.crowd = pieces, crowd
+
+
+async def test_where_somebody_hands_out_the_rest_is_asked_of_him_alone() -> None:
+    swarm = FakeSwarm(Others("10.0.0.1", ("10.0.0.2",)))
+    swarm.have = [int(piece % 2 == 0) for piece in range(PIECES)]
+    handout = FakeHandouts()
+    async with expecting(swarm, handout=cast(Handouts, handout)) as (ahead, transfer):
+        ahead.top_up()
+        assert transfer.raised == list(range(0, PIECES, 2))
+        assert handout.wanted == list(range(1, PIECES, 2))
+        assert handout.crowd == 2
+        assert swarm.without == {"10.0.0.9"}
+        assert transfer.apart
+        transfer.pieces.deliver(3, b"")
+        ahead.top_up()
+        assert handout.wanted == [1, *range(5, PIECES, 2)]
+
+
+async def test_whose_address_others_share_stays_a_peer() -> None:
+    swarm = FakeSwarm(Others("10.0.0.1", ("10.0.0.2", "10.0.0.9")))
+    async with expecting(swarm, handout=cast(Handouts, FakeHandouts())) as (ahead, transfer):
+        ahead.top_up()
+        assert not swarm.without
+        assert not transfer.apart
+
+
+async def test_a_crowd_is_one_for_a_while_after_nothing_is_expected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swarm = FakeSwarm(Others("10.0.0.1", ("10.0.0.2",)))
+    handout = FakeHandouts()
+    async with expecting(swarm, [1], handout=cast(Handouts, handout)) as (ahead, transfer):
+        ahead.top_up()
+        transfer.pieces.deliver(1, b"")
+        ahead.top_up()
+        assert transfer.crowded
+        assert swarm.crowded
+        assert not handout.wanted
+        monkeypatch.setattr(ahead_module, "LINGER_SECONDS", 0)
+        ahead.top_up()
+        left = [transfer.crowded, transfer.apart, swarm.crowded, bool(swarm.without)]
+        assert left == [False] * 4
 
 
 async def test_what_nobody_chose_is_asked_for_in_the_end() -> None:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import (
+    MAX_CANDIDATES,
+    HandoutPath,
     LayerFilePath,
     ManifestPath,
     MetainfoPath,
@@ -36,6 +38,8 @@ INFO_HASH = hashlib.sha1(INFO).digest()
         (MetainfoPath(b"\xcd" * 20), f"torrents/{'cd' * 20}.torrent"),
         (LayerFilePath("0" * 32, "index"), f"data/{'0' * 32}/index"),
         (LayerFilePath("0" * 32, "pack"), f"data/{'0' * 32}/pack"),
+        (HandoutPath(b"\xcd" * 20, (7,)), f"handout/{'cd' * 20}/7"),
+        (HandoutPath(b"\xcd" * 20, (7, 8, 9, 3, 5, 4)), f"handout/{'cd' * 20}/7-9,3,5,4"),
     ],
 )
 def test_each_kind_has_one_spelling(path: object, text: str) -> None:
@@ -60,6 +64,17 @@ def test_each_kind_has_one_spelling(path: object, text: str) -> None:
         f"data/{'0' * 32}/peers",
         f"data/{'0' * 32}/../index",
         "data/../../keys/default",
+        f"handout/{'cd' * 20}/",
+        f"handout/{'cd' * 20}/-",
+        f"handout/{'cd' * 20}/07",
+        f"handout/{'cd' * 20}/7-7",
+        f"handout/{'cd' * 20}/9-7",
+        f"handout/{'cd' * 20}/7,8",
+        f"handout/{'cd' * 20}/7,",
+        f"handout/{'cd' * 20}/1234567890",
+        f"handout/{'cd' * 20}/0-{MAX_CANDIDATES}",
+        f"handout/{'cd' * 20}/0-{MAX_CANDIDATES - 1},99",
+        f"handout/{'cd' * 20}/0-999999999",
         f"@{'a' * 52}/Debian",
         f"@{'a' * 52}/..",
         f"@{'a' * 52}/x/y",
@@ -77,6 +92,15 @@ def test_anything_else_is_no_path(text: str) -> None:
 def test_what_is_a_path_is_written_as_it_was_read(text: str) -> None:
     path = parse_path(text)
     assert path is None or str(path) == text
+
+
+@given(
+    st.lists(st.integers(0, 999_999_999), min_size=1, max_size=MAX_CANDIDATES, unique=True)
+    | st.integers(0, 10_000).map(lambda at: list(range(at, at + MAX_CANDIDATES)))
+)
+def test_candidates_come_back_in_their_order(pieces: list[int]) -> None:
+    path = HandoutPath(bytes(20), tuple(pieces))
+    assert parse_path(str(path)) == path
 
 
 @settings(max_examples=50)

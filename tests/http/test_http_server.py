@@ -27,6 +27,7 @@ class Part:
     data: bytes = CONTENT
     present: range = range(1000)
     media_type: str = "application/octet-stream"
+    lasting: bool = True
     gone: bool = False
     reads: list[tuple[int, int]] = field(default_factory=list)
 

@@ -218,6 +218,25 @@ def test_a_node_serves_the_layout_of_mirrors_and_nothing_else(published: Publish
         assert (path, status, body) == (path, 404, b"Not Found\n")
 
 
+def test_a_node_hands_out_each_piece_once(nodes: Nodes, published: Published) -> None:
+    path = f"/handout/{published.layer.torrent.hex()}"
+    length = published.layer.piece_length
+    pieces = [
+        published.content[at : at + length] for at in range(0, len(published.content), length)
+    ]
+    last = len(pieces) - 1
+    handed = [ask(published.node, f"{path}/{last},1-3,0") for _ in range(6)]
+    order = [last, 1, 2, 3, 0]
+    assert handed[:5] == [(200, piece.to_bytes(4, "big") + pieces[piece]) for piece in order]
+    assert handed[5] == (200, b"")
+    assert ask(published.node, f"{path}/5-9,4")[1][4:] == pieces[5]
+    assert ask(published.node, f"{path}/{last + 1}") == (404, b"Not Found\n")
+    assert ask(published.node, f"/handout/{'0' * 40}/1") == (404, b"Not Found\n")
+    reader = nodes.start()
+    reader.call("resolve", ref=str(published.link))
+    assert ask(reader, f"{path}/1") == (404, b"Not Found\n")
+
+
 FAULTS = [fault for fault in Fault if fault not in (Fault.WRONG_BYTES, Fault.HANGS, Fault.STALLS)]
 
 

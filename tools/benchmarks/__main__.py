@@ -29,7 +29,7 @@ from tools.benchmarks import (
 )
 from tools.benchmarks.harness import Outcome, Result, run_measure
 from tools.benchmarks.links import command as links
-from tools.benchmarks.links import crowd_command, download, missing
+from tools.benchmarks.links import crowd_command, download, kept, missing
 from tools.benchmarks.machine import machine_facts
 from tools.benchmarks.session import opened_bench, screen, write_report
 
@@ -61,6 +61,7 @@ SUITES = {
     "links": links.main,
     "crowd": crowd_command.main,
     "missing": missing.main,
+    "kept": kept.main,
     "download": download.main,
 }
 """Measures over slow links, with options of their own; named first, and alone."""

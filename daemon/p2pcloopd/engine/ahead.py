@@ -3,7 +3,7 @@
 In their order, a window at a time. Where others want them at the same time, they are spread: what
 another peer has is asked for in order; of what only a complete peer has, each asks for its own
 share first, so that those who boot together get different pieces of it and have them from each
-other.
+other. Where that peer hands out (handout.py), it says itself whose share a piece is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import trio
 
+from p2pcloopd.engine.handout import Handouts
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.swarm import Others, Swarm
 from p2pcloopd.engine.transfer import Transfer
@@ -23,6 +24,9 @@ LOOK_SECONDS = 0.05
 
 OTHERS_SECONDS = 0.25
 """Between two looks at who they are."""
+
+LINGER_SECONDS = 5.0
+"""A crowd is one until nothing was expected for so long: what its guests read next is the same."""
 
 STALL_SECONDS = 1.0
 """What was asked for stalls where nothing at all comes for so long."""
@@ -38,12 +42,13 @@ asks a peer for in a crowd (settings.py), so that such a peer is asked for nothi
 class Ahead:
     """Asks for what is expected of one torrent."""
 
-    def __init__(self, transfer: Transfer, peers: Peers, swarm: Swarm) -> None:
+    def __init__(self, transfer: Transfer, peers: Peers, swarm: Swarm, handout: Handouts) -> None:
         self._transfer = transfer
         self._peers = peers
         self._swarm = swarm
+        self._handout = handout
         self._others = Others()
-        self._others_at = -math.inf
+        self._others_at = self._expected_at = -math.inf
         self._copies: list[int] = []
         self._copies_at = -math.inf
         self._shares: dict[int, bool] = {}
@@ -53,8 +58,9 @@ class Ahead:
         while True:
             changed = self._transfer.changed
             self.top_up()
-            if not self._asked():
-                await changed.wait()
+            if not self._under_way():
+                with trio.move_on_after(LINGER_SECONDS if self._others.hosts else math.inf):
+                    await changed.wait()
                 continue
             # Not before something was asked for: libtorrent gives up peers of a torrent that wants
             # nothing when they are connected to.
@@ -63,13 +69,19 @@ class Ahead:
 
     async def _keep_up(self) -> None:
         """Ask for more as room comes, until nothing is asked for any more."""
-        while self._asked():
+        while self._under_way():
             changed = self._transfer.changed
             self.top_up()
             with trio.move_on_after(LOOK_SECONDS if self._others.hosts else STALL_SECONDS):
                 await changed.wait()
             if self._peers.stalled() >= STALL_SECONDS:
                 self._transfer.stall(self._asked())
+                if self._handout.busy:
+                    self._handout.pause()
+
+    def _under_way(self) -> bool:
+        """Whether something is asked for that nobody waits for."""
+        return bool(self._asked()) or self._handout.busy
 
     def _asked(self) -> list[int]:
         """What was asked for ahead of its readers and has not come."""
@@ -82,6 +94,7 @@ class Ahead:
             return
         expected = self._transfer.pieces.expected
         self._look(expecting=bool(expected))
+        self._handout.want(())
         if not expected:
             return
         asked = self._asked()
@@ -99,16 +112,22 @@ class Ahead:
     def _look(self, *, expecting: bool) -> None:
         """Note who else wants the torrent, and what they have of it."""
         now = trio.current_time()
-        if expecting and now - self._others_at < OTHERS_SECONDS:
-            others = self._others
+        if expecting:
+            self._expected_at = now
+        if now - self._expected_at >= LINGER_SECONDS:
+            others, self._others_at = Others(), -math.inf
+        elif expecting and now - self._others_at >= OTHERS_SECONDS:
+            others, self._others_at = self._swarm.others(), now
         else:
-            others = self._swarm.others() if expecting else Others()
-            self._others_at = now if expecting else -math.inf
+            others = self._others
         if others != self._others:
             self._others = others
             self._shares.clear()
             self._transfer.crowded = bool(others.hosts)
-            self._swarm.crowd(on=self._transfer.crowded)
+        # Who hands out need not be asked by BitTorrent, which would ask it for what others have.
+        apart = self._handout.hosts.difference(others.hosts) if others.hosts else frozenset()
+        self._transfer.apart = bool(apart)
+        self._swarm.crowd(on=self._transfer.crowded, without=apart)
         if others.hosts and now - self._copies_at >= LOOK_SECONDS:
             self._copies, self._copies_at = self._swarm.copies(), now
 
@@ -119,6 +138,9 @@ class Ahead:
             return []
         shared = [piece for piece in expected if copies[piece]]
         alone = [piece for piece in expected if not copies[piece]]
+        if self._handout.ready():
+            self._handout.want(alone, len(self._others.hosts) + 1)
+            return shared[: max(0, self._pieces(SHARED) - len(asked))]
         rare = sum(not copies[piece] for piece in asked)
         ours = [piece for piece in alone if not self.is_share_of_others(piece)]
         if not ours and not asked:

@@ -45,15 +45,19 @@ class Direct:
         self._wanted, self._to_bring = trio.open_memory_channel[list[int]](math.inf)
 
     def ready(self) -> bool:
-        """Whether a server is asked. In a crowd the swarm is: what one got, others have from it."""
+        """Whether a server is asked. In a crowd the swarm is: what one got, others have from it;
+        but for a server that is not asked by BitTorrent."""
         usable = self.ask is not None and trio.current_time() >= self._not_before
-        return usable and not self._transfer.crowded
+        return usable and (self._transfer.apart or not self._transfer.crowded)
 
     def suits(self, offset: int, length: int) -> bool:
         """Whether a range had better be asked for as it is, and not by its pieces: the metadata is
-        known, somebody can be asked, and none of its pieces is here or on its way."""
+        known, somebody can be asked, none of its pieces is here or on its way, and no crowd is to
+        have them."""
         disk = self._transfer.disk
-        if disk is None or offset + length > disk.layout.total_size or not self.ready():
+        if disk is None or offset + length > disk.layout.total_size:
+            return False
+        if self._transfer.crowded or not self.ready():
             return False
         pieces = disk.layout.pieces_of(offset, length)
         return not any(self._transfer.has(p) or p in self._transfer.pieces for p in pieces)

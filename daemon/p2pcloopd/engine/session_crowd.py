@@ -1,7 +1,8 @@
 """How much each peer is asked for at once: all that is wanted, but for where others want it too.
 
 Alone, a reader is served soonest whose requests are all out. In a crowd a piece that was asked of
-the one who has all would come from there, although another peer has it meanwhile.
+the one who has all would come from there, although another peer has it meanwhile. So each is asked
+for little; or that one is kept out of the swarm, where it is asked otherwise (handout.py).
 """
 
 from __future__ import annotations
@@ -12,21 +13,33 @@ import libtorrent as lt
 
 from p2pcloopd.engine.settings import ALONE, CROWD
 
+_BLOCKED = 1  # ip_filter::blocked
+
 
 class Crowd:
     """The torrents of a session that others want at the same time."""
 
     def __init__(self, session: lt.session) -> None:
         self._session = session
-        self._crowded: set[bytes] = set()
+        self._crowded: dict[bytes, frozenset[str]] = {}
+        self._settings = ALONE
+        self._without: frozenset[str] = frozenset()
 
-    def of(self, info_hash: bytes, *, on: bool) -> None:
-        """Note whether others want a torrent."""
-        before = bool(self._crowded)
+    def of(self, info_hash: bytes, *, on: bool, without: frozenset[str]) -> None:
+        """Note whether others want a torrent, and which hosts are no peers meanwhile."""
         if on:
-            self._crowded.add(info_hash)
+            self._crowded[info_hash] = without
         else:
-            self._crowded.discard(info_hash)
-        if bool(self._crowded) != before:
-            settings: Any = CROWD if self._crowded else ALONE
-            self._session.apply_settings(settings)
+            self._crowded.pop(info_hash, None)
+        settings = CROWD if not all(self._crowded.values()) else ALONE
+        if settings is not self._settings:
+            self._settings = settings
+            values: Any = settings
+            self._session.apply_settings(values)
+        hosts = frozenset().union(*self._crowded.values())
+        if hosts != self._without:
+            self._without = hosts
+            blocked = lt.ip_filter()
+            for host in hosts:
+                blocked.add_rule(host, host, _BLOCKED)
+            self._session.set_ip_filter(blocked)

@@ -117,8 +117,8 @@ class SessionSwarm:
         seeds = sum(bool(info.flags & lt.peer_info.seed) for info in self.handle.get_peer_info())
         return [max(0, count - seeds) for count in self.handle.piece_availability()]
 
-    def crowd(self, *, on: bool) -> None:
-        self._session.crowd.of(self.info_hash, on=on)
+    def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
+        self._session.crowd.of(self.info_hash, on=on, without=without)
 
     def add_piece(self, piece: int, data: bytes) -> None:
         if self._handle is not None:

@@ -133,8 +133,13 @@ class Swarm(Protocol):
     def copies(self) -> list[int]:
         """How many of those have each piece; empty if it is not known."""
 
-    def crowd(self, *, on: bool) -> None:
-        """Ask each peer for little at once while others want the same."""
+    def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
+        """Ask each peer for little at once while others want the same.
+
+        Args:
+            without: addresses of hosts that are no peers meanwhile; of the others each is asked
+                for as much as it is alone.
+        """
 
     def add_piece(self, piece: int, data: bytes) -> None:
         """Have a piece that came otherwise kept and passed on; news follow as for all others."""

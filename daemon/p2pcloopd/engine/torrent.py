@@ -18,6 +18,7 @@ from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageErr
 from p2pcloopd.engine.ahead import Ahead
 from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.early import EarlyParts
+from p2pcloopd.engine.handout import Handouts
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.reads import Reads
@@ -42,6 +43,7 @@ class Torrent:
         peers, transfer, saver: its parts, to which libtorrent's news go.
         ahead: asks for what readers expect.
         direct: brings what readers wait for by exact ranges, where somebody can be asked so.
+        handout: gets what only one has of many who want it.
         early: what was read by exact ranges, of pieces that are not here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
@@ -59,7 +61,8 @@ class Torrent:
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
-        self.ahead = Ahead(self.transfer, self.peers, swarm)
+        self.handout = Handouts(self.transfer, self.peers, swarm)
+        self.ahead = Ahead(self.transfer, self.peers, swarm, self.handout)
         self.direct = Direct(self.transfer, self.peers, swarm)
         self.transfer.direct = self.direct
         self.early = EarlyParts(self.transfer, self.direct, record.directory)
@@ -224,6 +227,7 @@ class Torrent:
                 nursery.start_soon(self.peers.run)
                 nursery.start_soon(self._look_elsewhere)
                 nursery.start_soon(self.ahead.run)
+                nursery.start_soon(self.handout.run)
                 nursery.start_soon(self.direct.run)
                 nursery.start_soon(self.early.run)
                 await self.saver.run()

@@ -28,6 +28,9 @@ SAVE_BYTES = 8 << 20
 CROWD_PATIENCE = 0.25
 """Seconds that a reader in a crowd waits for what another peer is about to have."""
 
+HANDOUT_PATIENCE = 1.0
+"""The same where what one of the crowd is given is given to no other."""
+
 FLUSH_SECONDS = 10
 """How long a flush may take. Nothing depends on it: what is not in the file fails the compare."""
 
@@ -41,6 +44,7 @@ class Transfer:
         pieces: the readers that wait.
         demand: the readers of all torrents; set by the owner.
         crowded: whether others want the same at the same time; set by engine/ahead.py.
+        apart: whether whoever has all is kept out of the swarm meanwhile; set there, too.
         direct: brings pieces that readers wait for otherwise than by the swarm; set by the owner.
     """
 
@@ -50,6 +54,7 @@ class Transfer:
         self.pieces = Pieces(self._raise, self._prioritize, self._lower, self.stall, self.notify)
         self.demand = Demand()
         self.crowded = False
+        self.apart = False
         self.direct: Otherwise = NoOther()
         self._swarm = swarm
         self._peers = peers
@@ -142,7 +147,7 @@ class Transfer:
         with self.demand.waiting():
             if self.crowded:
                 # All who boot together want this now: some of them get it for the others.
-                with trio.move_on_after(CROWD_PATIENCE):
+                with trio.move_on_after(HANDOUT_PATIENCE if self.apart else CROWD_PATIENCE):
                     return await self.pieces.get(missing, keep=keep, ahead=True, first=True)
             with nullcontext() if self.direct.ready() else self._peers.needed():
                 return await self.pieces.get(missing, keep=keep)

@@ -18,6 +18,7 @@ from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, storage_er
 from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, LayerRef
 from p2pcloop.formats.mirror import (
     MAX_METAINFO_SIZE,
+    HandoutPath,
     ManifestPath,
     MetainfoPath,
     MirrorPath,
@@ -142,6 +143,14 @@ class MirrorReader:
         data = b"".join(parts)
         self._on_answer(len(data))
         return data
+
+    async def handout(self, path: HandoutPath, piece_length: int) -> tuple[int, bytes] | None:
+        """A piece that this mirror chose, and its number; not checked. None where others got all.
+
+        That it is no node, and hands out nothing, is no fault.
+        """
+        data = await self._get(path, 4 + piece_length, optional=True)
+        return (int.from_bytes(data[:4], "big"), data[4:]) if data else None
 
     def on_failure(self, error: P2pcloopError) -> None:
         """Note that it failed, or that what it gave was found wrong."""

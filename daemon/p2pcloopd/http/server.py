@@ -50,6 +50,10 @@ class File(Protocol):
     def media_type(self) -> str:
         """For the header Content-Type."""
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the path means the same bytes for ever; if not, no cache is to keep them."""
+
     def here(self, offset: int, length: int) -> bool:
         """Whether all of these bytes are here."""
 
@@ -188,6 +192,8 @@ class _Connection:
         span = _parse_range(wanted, file.size)
         offset, length = span or (0, file.size)
         headers = [("Content-Type", file.media_type), ("Accept-Ranges", "bytes")]
+        if not file.lasting:
+            headers.append(("Cache-Control", "no-store"))
         if span is not None and not length:
             unmet = ("Content-Range", f"bytes */{file.size}")
             await self._status(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, unmet)

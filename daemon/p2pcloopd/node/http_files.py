@@ -1,6 +1,6 @@
 """What a node serves over HTTP: the layout of mirrors, of what is durable here, and nothing else.
 
-A path is taken apart by formats/mirror.py, which knows four kinds; no part of it is ever joined to
+A path is taken apart by formats/mirror.py, which knows five kinds; no part of it is ever joined to
 a path of this machine as it came.
 """
 
@@ -15,6 +15,7 @@ from p2pcloop.errors import FormatError, MismatchError, NotHereError
 from p2pcloop.formats.mirror import (
     INDEX,
     PACK,
+    HandoutPath,
     LayerFilePath,
     ManifestPath,
     MetainfoPath,
@@ -36,6 +37,7 @@ class _Bytes:
 
     data: bytes
     media_type: str = _BINARY
+    lasting: bool = True
 
     @property
     def size(self) -> int:
@@ -56,6 +58,7 @@ class _LayerFile:
     start: int
     size: int
     media_type: str = _BINARY
+    lasting: bool = True
 
     def here(self, offset: int, length: int) -> bool:
         return self.stored.has(self.start + offset, length)
@@ -73,10 +76,13 @@ async def find_file(node: Node, path: str) -> File | None:
     Raises:
         StorageError: the disk refuses.
     """
-    match parse_path(unquote(path)):
+    found = parse_path(unquote(path))
+    match found:
         case RecordPath(name):
             known = node.records.find(name)
-            return None if known is None or known.record is None else _Bytes(known.record)
+            if known is None or known.record is None:
+                return None
+            return _Bytes(known.record, lasting=False)
         case ManifestPath(manifest_id):
             try:
                 signed = await trio.to_thread.run_sync(node.records.manifest, manifest_id)
@@ -89,8 +95,30 @@ async def find_file(node: Node, path: str) -> File | None:
             return None if stored is None else _Bytes(build_metainfo(stored.info), _TORRENT)
         case LayerFilePath(torrent_name, file):
             return _find_layer_file(node, torrent_name, file)
+        case HandoutPath():
+            return await _hand_out(node, found)
         case None:
             return None
+
+
+async def _hand_out(node: Node, asked: HandoutPath) -> File | None:
+    """One of the pieces, or nothing of them; None where none of them is here."""
+    torrent = node.engine.get(asked.torrent)
+    stored = None if torrent is None else torrent.transfer.disk
+    if stored is None:
+        return None
+    count = stored.layout.pieces
+    here = [piece for piece in asked.pieces if piece < count and stored.have.has(piece, piece)]
+    if not here:
+        return None
+    piece = node.handed_out.choose(asked.torrent, here)
+    if piece is None:
+        return _Bytes(b"", lasting=False)
+    offset, length = piece * stored.layout.piece_length, stored.layout.piece_size(piece)
+    data = await trio.to_thread.run_sync(stored.read, offset, length)
+    if not stored.have.has(piece, piece):  # evicted meanwhile
+        return None
+    return _Bytes(piece.to_bytes(4, "big") + data, lasting=False)
 
 
 def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:

@@ -24,6 +24,7 @@ from p2pcloopd.http.wire import Wire
 from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.config import Config
+from p2pcloopd.node.handed_out import HandedOut
 from p2pcloopd.node.parts import EarlyReads
 from p2pcloopd.node.room import Room
 
@@ -46,6 +47,7 @@ class Node:
         http_client: by which mirrors are asked.
         http_listen: (address, port) of each socket on which this node serves over HTTP.
         http_served: what crossed to those who asked there.
+        handed_out: which pieces went to whom of a crowd just now.
         room: keeps the store within its quota.
         stopping: set it to stop the node in order.
     """
@@ -63,6 +65,7 @@ class Node:
         self.early = EarlyReads(self.http_client.wire)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
+        self.handed_out = HandedOut()
         self.room = Room(home, engine, config.quota)
         self.stopping = trio.Event()
         self._started = trio.current_time()
@@ -128,6 +131,7 @@ class Node:
         )
         if readers:
             torrent.direct.ask = partial(self.early.direct, layer.torrent)
+            torrent.handout.ask = partial(self.early.handout, layer.torrent)
         return torrent
 
     async def status(self) -> dict[str, Any]:

@@ -11,15 +11,19 @@ That, and what others want at the same time, goes by the torrent. Parts are kept
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import trio
 
-from p2pcloop.errors import MismatchError, P2pcloopError
+from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
+from p2pcloop.formats.mirror import HandoutPath
+from p2pcloopd.engine.handout import Handed
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.mirrors import MirrorReader
 from p2pcloopd.http.wire import Wire
@@ -71,6 +75,7 @@ class EarlyReads:
         """`wire` counts what crosses to and from mirrors."""
         self._wire = wire
         self._layers: dict[bytes, _Early] = {}
+        self._hosts: dict[str, frozenset[str]] = {}
 
     def know(self, layer: LayerRef, mirrors: Iterable[MirrorReader]) -> None:
         """Know what a torrent is the layer of, and more mirrors that may have it."""
@@ -130,6 +135,29 @@ class EarlyReads:
         early = self._layers.get(info_hash)
         found = None if early is None else await _ask_best(early, (offset, length))
         return None if found is None else found[0]
+
+    async def handout(self, info_hash: bytes, pieces: Sequence[int], size: int) -> Handed | None:
+        """One of these pieces of a layer from the mirror that answered last, not verified.
+
+        For those who boot together (engine/handout.py).
+
+        Args:
+            size: bytes of a piece, at most.
+
+        Returns:
+            What came, or None where others got all of these just now.
+
+        Raises:
+            P2pcloopError: it hands out nothing, or there is none.
+        """
+        early = self._layers.get(info_hash)
+        mirror = None if early is None else _best(early)
+        if mirror is None:
+            raise NotHereError("no mirror can be asked")
+        found = await mirror.handout(HandoutPath(info_hash, tuple(pieces)), size)
+        if mirror.base not in self._hosts:
+            self._hosts[mirror.base] = await _hosts(mirror)
+        return found and Handed(*found, hosts=self._hosts[mirror.base])
 
     async def info(self, info_hash: bytes, *, alone: bool) -> bytes | None:
         """The bencoded info dictionary of a layer's torrent; None where no mirror gives it.
@@ -221,12 +249,30 @@ class EarlyReads:
         return found
 
 
+def _best(early: _Early) -> MirrorReader | None:
+    """The mirror that answered last, if there is one whose bytes are the layer's for certain."""
+    usable = [] if early.disputed else [mirror for mirror in early.mirrors if mirror.usable]
+    return min(usable, key=_order, default=None)
+
+
+async def _hosts(mirror: MirrorReader) -> frozenset[str]:
+    """The addresses of a mirror's host; none of a directory."""
+    host = urlsplit(mirror.base).hostname
+    if not host:
+        return frozenset()
+    try:
+        found = await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return frozenset()
+    addresses = frozenset(str(address[0]) for *_, address in found)
+    return frozenset(address for address in addresses if "%" not in address)  # a scope
+
+
 async def _ask_best(early: _Early, key: _Key) -> _Found | None:
     """A part from the mirror that answered last; None where it fails, or there is none."""
-    usable = [] if early.disputed else [mirror for mirror in early.mirrors if mirror.usable]
-    if not usable:
+    mirror = _best(early)
+    if mirror is None:
         return None
-    mirror = min(usable, key=_order)
     try:
         return await mirror.range(early.layer, *key), mirror
     except P2pcloopError:

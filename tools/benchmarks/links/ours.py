@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,10 +18,12 @@ Publish = Callable[[Rig, Path], str]
 
 
 @contextmanager
-def boot_link(rig: Rig, link: str, home: Path, place: Path) -> Iterator[Console]:
+def boot_link(
+    rig: Rig, link: str, home: Path, place: Path, more: Sequence[str] = ()
+) -> Iterator[Console]:
     """`p2pcloop boot` on the reader, its command and the start of its p2pcloopd included."""
     argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "boot", link, "--home", home]
-    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
+    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu), *more]
     log, errors = place / "guest.log", place / "boot.log"
     try:
         with Console([*map(str, argv)], log=log, errors=errors, patience=0) as console:

@@ -1,0 +1,161 @@
+"""What only one has of those who want the same, which it hands out once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.lowlevel
+
+from p2pcloop.errors import NotHereError
+from p2pcloopd.engine import ahead
+from p2pcloopd.engine.engine import Engine
+from p2pcloopd.engine.handout import Handed
+from p2pcloopd.engine.torrent import Torrent
+from tests.support.engines import Nodes, until
+
+PIECE = 1 << 14
+PATIENCE = 30
+SEEDER = frozenset({"127.0.0.1"})
+
+
+@dataclass
+class Origin:
+    """Hands out each piece once, as whoever has all does.
+
+    Attributes:
+        handed: the pieces, in order.
+        lost: so many of the first are given to nobody.
+        seconds: that it takes for each.
+    """
+
+    content: bytes
+    handed: list[int] = field(default_factory=list)
+    lost: int = 0
+    wrong: bool = False
+    seconds: float = 0.01
+
+    async def ask(self, pieces: Sequence[int], size: int) -> Handed | None:
+        await trio.sleep(self.seconds)
+        for piece in pieces:
+            if piece not in self.handed:
+                self.handed.append(piece)
+                if len(self.handed) <= self.lost:
+                    return None
+                data = self.content[piece * PIECE :][:size]
+                return Handed(piece, bytes(len(data)) if self.wrong else data, SEEDER)
+        return None
+
+
+@asynccontextmanager
+async def crowd(nodes: Nodes, content: bytes) -> AsyncIterator[tuple[Engine, list[Torrent]]]:
+    """A seeder, and three that know it and one another and have the metadata."""
+    async with AsyncExitStack() as stack:
+        seeder = await stack.enter_async_context(nodes.open("1"))
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrents: list[Torrent] = []
+        peers = list(seeder.listen_ports)
+        for name in "234":
+            engine = await stack.enter_async_context(nodes.open(name))
+            torrents.append(await engine.add(seeded.info_hash, peers=peers))
+            peers += engine.listen_ports
+            await torrents[-1].metadata()
+        yield seeder, torrents
+
+
+def connected(torrent: Torrent) -> set[str]:
+    peers = torrent.traffic().peers
+    return {peer.address.split(":")[0] for peer in peers if peer.connected}
+
+
+async def read_all(torrents: list[Torrent], content: bytes) -> None:
+    """Expect all of some first bytes, at the same time."""
+    async with trio.open_nursery() as nursery:
+
+        async def read(torrent: Torrent) -> None:
+            assert await torrent.read(0, len(content), ahead=True) == content
+
+        for torrent in torrents:
+            nursery.start_soon(read, torrent)
+
+
+async def test_each_piece_comes_once_and_the_rest_from_the_others(
+    nodes: Nodes, content: bytes
+) -> None:
+    origin = Origin(content)
+    with trio.fail_after(PATIENCE):
+        async with crowd(nodes, content) as (seeder, torrents):
+            for torrent in torrents:
+                torrent.handout.ask = origin.ask
+            await read_all(torrents, content)
+            assert len(set(origin.handed)) == len(origin.handed)
+            # A few came by BitTorrent, before those who want the same knew of one another.
+            (seeded,) = (await seeder.statistics()).torrents
+            sent = seeded.traffic.payload_sent + len(origin.handed) * PIECE
+            assert len(content) <= sent < 2 * len(content)
+
+
+async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "LINGER_SECONDS", 0.5)
+    origin = Origin(content)
+    with trio.fail_after(PATIENCE):
+        async with crowd(nodes, content) as (_, torrents):
+            for torrent in torrents:
+                torrent.handout.ask = origin.ask
+            first, *_ = torrents
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_all, torrents, content[:1_000_000])
+                await until(lambda: first.transfer.apart)
+                await until(lambda: "127.0.0.1" not in connected(first))
+            assert connected(first) >= {"127.0.0.3", "127.0.0.4"}
+            await until(lambda: not first.transfer.crowded)
+            assert not first.transfer.apart
+            first.handout.ask = None
+            await first.read(len(content) - 3, 3)
+            assert "127.0.0.1" in connected(first)
+
+
+async def test_what_is_handed_out_and_does_not_come_is_asked_of_the_swarm(
+    nodes: Nodes, content: bytes
+) -> None:
+    origin = Origin(content, lost=20)
+    with trio.fail_after(PATIENCE):
+        async with crowd(nodes, content) as (_, torrents):
+            for torrent in torrents:
+                torrent.handout.ask = origin.ask
+            await read_all(torrents, content)
+
+
+async def test_wrong_pieces_and_a_mirror_that_hands_out_nothing(
+    nodes: Nodes, content: bytes
+) -> None:
+    async def nothing(*_: object) -> Handed | None:
+        await trio.lowlevel.checkpoint()
+        raise NotHereError("it is no node")
+
+    liar = Origin(content, wrong=True)
+    with trio.fail_after(PATIENCE):
+        async with crowd(nodes, content) as (_, torrents):
+            torrents[0].handout.ask = liar.ask
+            torrents[1].handout.ask = nothing
+            await read_all(torrents, content)
+            assert len(liar.handed) <= 2
+            assert not torrents[0].handout.ready()
+
+
+async def test_a_guest_is_given_what_it_waits_for_first(nodes: Nodes, content: bytes) -> None:
+    origin = Origin(content)
+    with trio.fail_after(PATIENCE):
+        async with crowd(nodes, content) as (_, torrents):
+            first, *_ = torrents
+            async with trio.open_nursery() as nursery:
+                for torrent in torrents:
+                    torrent.handout.ask = origin.ask
+                nursery.start_soon(read_all, torrents, content)
+                await until(lambda: first.transfer.apart)
+                assert await first.read(len(content) - 3, 3) == content[-3:]

@@ -1,0 +1,143 @@
+"""`tools/bench kept`: what the profile of one version is worth to a boot of the next.
+
+The next version is the demo image with some 30 MB of packages installed in a guest, published on
+top of the optimised one. It is booted by its link with an empty home: as it is, with the profile
+that it has from the version before; with its own, recorded by a boot of it; and without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.table import Table
+
+from tools.benchmarks.guests import LIMIT, PROMPT, boot_initramfs
+from tools.benchmarks.links import options as words
+from tools.benchmarks.links.bar import Bar
+from tools.benchmarks.links.boots import Plan, boot_once
+from tools.benchmarks.links.control import doubts_of_others
+from tools.benchmarks.links.network import network
+from tools.benchmarks.links.ours import boot_link, publish_optimised
+from tools.benchmarks.links.rig import Boot, Rig, node_on
+from tools.benchmarks.links.sample import Figure, Sample, median_bytes, median_seconds
+from tools.benchmarks.links.suite import Suite, run_suite
+from tools.benchmarks.processes import Argument, run, run_json
+from tools.benchmarks.session import write_report
+from tools.benchmarks.upgrade import PLACE
+from tools.benchmarks.upgrade_pair import upgrade_pair
+from tools.console import Console
+
+_BEFORE, _OWN, _NONE = "of the version before", "its own", "none"
+
+
+def parse(args: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    about = "Boot the next version of an image with the profile of the one before."
+    parser = words.parser("kept", about, rounds=5)
+    parser.add_argument(
+        "--link", type=words.link, default=words.link("1507"), help="(default 1507)"
+    )
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str]) -> int:
+    """Boot, print the table, write the JSON; an exit code as `run_suite`."""
+    options = parse(args)
+    return run_suite(options, lambda suite: _measure(suite, options))
+
+
+def _measure(suite: Suite, options: argparse.Namespace) -> bool:
+    bench = suite.bench
+    pair = upgrade_pair(bench, PLACE)
+    suite.tell(f"packages: {sum(pair.packages.values()) / 1e6:.1f} MB")
+    plan = Plan((), options.rounds, LIMIT, suite.group, patience=60.0)
+    samples: dict[str, list[Sample]] = {_BEFORE: [], _OWN: [], _NONE: []}
+    with (
+        network(options.link, ("seeder", "reader"), bench.work) as (seeder, reader),
+        ExitStack() as stack,
+    ):
+        rig = Rig(bench, boot_initramfs(bench), seeder, reader)
+        before = stack.enter_context(node_on(bench, seeder, bench.work / "seeder"))
+        told = _publish_next(rig, before, pair.new)
+        link, own = told["link"], _with_own_profile(rig, before, told["name"])
+        boots: dict[str, Boot] = {
+            _BEFORE: partial(_boot, rig, link),
+            _OWN: partial(_boot, rig, own),
+            _NONE: partial(_boot, rig, link, more=["--no-profile"]),
+        }
+        for number in range(options.rounds):
+            for name, boot in boots.items():
+                sample = boot_once(boot, reader, bench.work / "boot", plan)
+                samples[name].append(sample)
+                line = f"{sample.seconds:.2f} s, {sample.received / 1e6:.2f} MB"
+                suite.tell(f"round {number + 1} of {options.rounds}: profile {name}: {line}")
+    taken = {name: [asdict(sample) for sample in found] for name, found in samples.items()}
+    report = write_report(
+        {"machine": suite.facts, "link": asdict(options.link), "boots": taken}, options.json
+    )
+    suite.tell_facts()
+    suite.console.print(table(samples))
+    return suite.judge([(str(options.link), bar(samples))], report)
+
+
+def _publish_next(rig: Rig, home: Path, image: Path) -> dict[str, str]:
+    """Serve the optimised image, and the next version on top of it; what `publish` told of that."""
+    publish_optimised(rig, home)
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "publish", image]
+    told: dict[str, str] = run_json([*argv, "--name", "bench", "--json", "--home", home])
+    return told
+
+
+def _with_own_profile(rig: Rig, home: Path, name: str) -> str:
+    """Boot the newest version on the seeder and attach what that read; the link of what results."""
+    tool: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop]
+    at: list[Argument] = ["--home", home]
+    argv = [*tool, "boot", name, *at, "--mem", "512M", "--cpu", str(rig.bench.cpu)]
+    log, errors = home.parent / "own.log", home.parent / "own.err"
+    with Console([*map(str, argv)], log=log, errors=errors) as console:
+        console.expect(PROMPT, LIMIT)
+        console.send_line("poweroff")
+        console.wait(LIMIT)
+    profile = home.parent / "own.profile"
+    run([*tool, "profile", "export", name, profile, *at])
+    link: str = run_json([*tool, "profile", "attach", name, profile, "--json", *at])["link"]
+    return link
+
+
+@contextmanager
+def _boot(
+    rig: Rig, link: str, place: Path, _limit: float, *, more: Sequence[str] = ()
+) -> Iterator[Console]:
+    with (
+        node_on(rig.bench, rig.reader, place / "home") as home,
+        boot_link(rig, link, home, place, more) as console,
+    ):
+        yield console
+
+
+def table(samples: dict[str, list[Sample]]) -> Table:
+    """Medians of each."""
+    shown = Table("profile", "seconds", "received MB")
+    for name, found in samples.items():
+        received = median_bytes(found).value / 1e6
+        shown.add_row(name, median_seconds(found).text(2), f"{received:.2f}")
+    return shown
+
+
+def bar(samples: dict[str, list[Sample]]) -> Bar:
+    """How much of the time that its own profile saves is lost with that of the version before."""
+    before, own, none = (
+        statistics.median(sample.seconds for sample in samples[name])
+        for name in (_BEFORE, _OWN, _NONE)
+    )
+    usages = [sample.usage for found in samples.values() for sample in found]
+    lost = Figure((before - own) / (none - own))
+    return Bar(
+        "gain lost with the profile before", lost, 0.2, tuple(doubts_of_others("boots", usages))
+    )
