@@ -92,9 +92,13 @@ class Ahead:
         """Ask for more where there is room."""
         if self._transfer.disk is None or not self._transfer.running:
             return
-        expected = self._transfer.pieces.expected
-        self._look(expecting=bool(expected))
+        pieces = self._transfer.pieces
+        expected = pieces.expected
+        self._look(expecting=bool(pieces.wanted if self._transfer.apart else expected))
         self._handout.want(())
+        if self._transfer.apart:
+            pieces.ask(self._spread_apart(expected))
+            return
         if not expected:
             return
         asked = self._asked()
@@ -103,7 +107,7 @@ class Ahead:
         else:
             size = self._peers.window() // (2 if self._transfer.demand.busy else 1)
             chosen = expected[: max(0, self._pieces(size) - len(asked))]
-        self._transfer.pieces.ask(chosen)
+        pieces.ask(chosen)
 
     def _pieces(self, size: int) -> int:
         """How many pieces so many bytes are, at least 1."""
@@ -147,6 +151,19 @@ class Ahead:
             ours = alone  # whoever is to get them first does not
         room = self._pieces(SHARED) - (len(asked) - rare)
         return shared[: max(0, room)] + ours[: max(0, RARE - rare)]
+
+    def _spread_apart(self, expected: Sequence[int]) -> list[int]:
+        """The same where whoever has all is no peer: what nobody else has is handed out, and asked
+        of the others, too, who give it as soon as they have it."""
+        copies, pieces = self._copies, self._transfer.pieces
+        if not copies:
+            return []
+        alone = [piece for piece in pieces.wanted if not copies[piece]]
+        alone.sort(key=pieces.urgent, reverse=True)
+        self._handout.want(alone, len(self._others.hosts) + 1)
+        room = self._pieces(self._peers.window()) - sum(copies[p] > 0 for p in self._asked())
+        shared = [piece for piece in expected if copies[piece]]
+        return shared[: max(0, room)] + [piece for piece in expected if not copies[piece]]
 
     def is_share_of_others(self, piece: int) -> bool:
         """Whether another peer is to get a piece first: each host draws a number, the highest has

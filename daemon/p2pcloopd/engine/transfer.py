@@ -18,6 +18,7 @@ from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
 from p2pcloopd.engine.stored import Stored
 from p2pcloopd.engine.swarm import AHEAD, BACKGROUND, DEMAND, IDLE, Swarm
+from p2pcloopd.entry import plain_errors
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +146,28 @@ class Transfer:
         if ahead:
             return await self.pieces.get(missing, keep=keep, ahead=True)
         with self.demand.waiting():
+            if self.apart:
+                return await self._get_apart(missing, keep=keep)
             if self.crowded:
                 # All who boot together want this now: some of them get it for the others.
-                with trio.move_on_after(HANDOUT_PATIENCE if self.apart else CROWD_PATIENCE):
+                with trio.move_on_after(CROWD_PATIENCE):
                     return await self.pieces.get(missing, keep=keep, ahead=True, first=True)
             with nullcontext() if self.direct.ready() else self._peers.needed():
                 return await self.pieces.get(missing, keep=keep)
+
+    async def _get_apart(self, missing: list[int], *, keep: bool) -> dict[int, bytes | None]:
+        """Wait for what is handed out to one of a crowd, and asked for otherwise if it is not."""
+
+        async def lose_patience() -> None:
+            await trio.sleep(HANDOUT_PATIENCE)
+            self.direct.take([piece for piece in missing if piece in self.pieces])
+
+        with plain_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lose_patience)
+                found = await self.pieces.get(missing, keep=keep)
+                nursery.cancel_scope.cancel()
+        return found
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""
@@ -219,7 +236,7 @@ class Transfer:
     def _raise(self, pieces: Iterable[int]) -> None:
         absent = self._absent_of(pieces)
         urgent = [piece for piece in absent if self.pieces.urgent(piece)]
-        if urgent and self.direct.ready():
+        if urgent and self.direct.ready() and not self.crowded:
             self.direct.take(urgent)
             absent = [piece for piece in absent if piece not in urgent]
         self._prioritize(absent)

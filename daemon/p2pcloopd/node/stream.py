@@ -48,10 +48,15 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
 
     for torrent in torrents:
         torrent.want_metadata()
+    # In their order: tasks that wait for one event go on in any, as do those that begin at once.
+    if not alone:
+        for torrent in torrents:
+            await torrent.metadata()
     async with trio.open_nursery() as nursery:
         for number, wanted in enumerate(ranges):
             await room.take(wanted[2])
             nursery.start_soon(partial(bring, number, wanted))
+            await trio.lowlevel.checkpoint()
     if failures:
         raise failures[0]
     return {}

@@ -2,7 +2,8 @@
 
 One seeder has the upload of one node. Each node is a p2pcloopd and a block server of its own, whose
 guest is a recorded boot that is replayed through NBD: that many guests would be too much for the
-processors. One more may be a real guest.
+processors. One more may be a real guest. Each p2pcloopd runs already, and knows nothing of the
+image: to start them all at once would take the processors of one machine, not of many.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tools.benchmarks.links.rig import Rig, listen_at, node_on
 from tools.benchmarks.links.torrents import tracker
 from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.nbd_reader import NbdReader
-from tools.benchmarks.processes import Argument, server
+from tools.benchmarks.processes import Argument, run, server
 from tools.benchmarks.replay import Wait, replay
 from tools.benchmarks.trace import Read
 
@@ -114,6 +115,7 @@ def run_crowd(
         ]
         for rig, home in zip(rigs, homes, strict=True):
             listen_at(rig.reader, home, PORT, "[discovery]\ntrackers = true\n")
+            run([*rig.reader.inside, rig.bench.p2pcloop, "daemon", "start", "--home", home])
         meter, before = Meter(shared.group), shared.rig.seeder.traffic()
         real = pool.submit(_real, rigs.pop(), shared.link, homes.pop()) if guest else None
         boots = list(
