@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from pathlib import Path
 
 from tools.benchmarks.harness import BenchError
@@ -27,8 +28,16 @@ class NbdReader:
         self._lengths: dict[int, int] = {}
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(limit)
-        self._socket.connect(str(path))
+        deadline = time.monotonic() + limit
         try:
+            while True:
+                try:
+                    self._socket.connect(str(path))
+                    break
+                except ConnectionRefusedError:  # bound, and about to listen
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(0.001)
             self._negotiate()
         except BaseException:
             self._socket.close()
