@@ -22,7 +22,7 @@ from tools.benchmarks.links.link import Link
 from tools.benchmarks.links.network import Host, network
 from tools.benchmarks.links.ours import Publish, boot_link, publish_optimised
 from tools.benchmarks.links.rig import Rig, listen_at, node_on
-from tools.benchmarks.links.torrents import tracker
+from tools.benchmarks.links.torrents import tell_tracker, tracker
 from tools.benchmarks.links.usage import Meter, Usage
 from tools.benchmarks.nbd_reader import NbdReader
 from tools.benchmarks.processes import Argument, run, server
@@ -89,12 +89,12 @@ def seeded(
 ) -> Iterator[Seeded]:
     """Lay links for a seeder and `count` nodes, and have the seeder serve an image.
 
-    A tracker on the seeder tells each node of all others.
+    A tracker on the seeder tells each node of all others that boot.
     """
     names = ["seeder", *(f"n{number}" for number in range(count))]
     with (
         network(link, names, bench.work) as (seeder, *nodes),
-        tracker(seeder, [(host, PORT) for host in (seeder, *nodes)], bench.work) as url,
+        tracker(seeder, [], bench.work) as url,
         node_on(bench, seeder, bench.work / "seeder") as home,
     ):
         listen_at(seeder, home, PORT, f'[discovery]\nannounce_trackers = ["{url}"]\n')
@@ -107,6 +107,8 @@ def run_crowd(
 ) -> Crowd:
     """Boot so many nodes at once, with empty homes; one of them a real guest where wanted."""
     place.mkdir()
+    there = (shared.rig.seeder, *shared.nodes[:count])
+    tell_tracker(shared.rig.bench.work, [(host, PORT) for host in there])
     rigs = [replace(shared.rig, reader=host) for host in shared.nodes[:count]]
     with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
         homes = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
+from p2pcloop.store.home import replace_file
 from p2pcloopd.engine.content import Content, hash_pieces, scan
 from p2pcloopd.engine.metainfo import bencode, info_dictionary
 from tools.benchmarks.links.network import Host
@@ -62,20 +63,26 @@ def of_file(path: Path, directory: Path) -> Torrent:
 def tracker(host: Host, peers: Iterable[tuple[Host, int]], place: Path) -> Iterator[str]:
     """A tracker on a host that tells everybody, of whatever torrent, of the same peers; its URL.
 
-    That is an answer which never changes (BEP 3, BEP 23), so a web server gives it from a file.
+    That is one answer to all (BEP 3, BEP 23), so a web server gives it from a file.
 
     Args:
         peers: where they listen.
         place: a directory for its files.
     """
+    root = place / "tracker"
+    root.mkdir()
+    tell_tracker(place, peers)
+    with web_server(host, root, place) as url:
+        yield f"{url}announce"
+
+
+def tell_tracker(place: Path, peers: Iterable[tuple[Host, int]]) -> None:
+    """Have the tracker whose files are at `place` tell of these peers from now on."""
     told = b"".join(
         socket.inet_aton(each.address) + port.to_bytes(2, "big") for each, port in peers
     )
-    root = place / "tracker"
-    root.mkdir()
-    (root / "announce").write_bytes(bencode({b"interval": _INTERVAL, b"peers": told}))
-    with web_server(host, root, place) as url:
-        yield f"{url}announce"
+    answer = bencode({b"interval": _INTERVAL, b"peers": told})
+    replace_file(place / "tracker" / "announce", answer)
 
 
 @contextmanager
