@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
@@ -42,6 +43,27 @@ def test_ranges_are_sent_as_they_come_and_then_are_here(nodes: Nodes, content: b
     deadline = time.monotonic() + 30
     while stream(reader, ranges):  # until all of it is durable: then nothing is sent
         assert time.monotonic() < deadline
+
+
+def test_ranges_come_in_their_order_also_where_the_metadata_comes_later(nodes: Nodes) -> None:
+    content = random.Random(1).randbytes(1 << 20)
+    publisher, reader = nodes.start("upload_limit = 400000"), nodes.start()
+    published = publisher.publish(content)
+    reader.call("resolve", ref=published["link"])
+    wanted = range(63, 3, -1)
+    order: list[int] = []
+
+    def take(event: str, fields: dict[str, Any]) -> None:
+        if event == "data":
+            order.append(fields["number"])
+
+    with reader.connect() as client:
+        ranges = [[published["torrent"], piece * PIECE, 1] for piece in wanted]
+        client.call("stream", take, ranges=ranges)
+    assert sorted(order) == list(range(60))
+    # What is asked for at once may come in any order: a window of 128 KiB, of which some are here.
+    window = (128 << 10) // PIECE
+    assert max(abs(at - number) for at, number in enumerate(order)) <= 2 * window
 
 
 @pytest.mark.parametrize(
