@@ -177,14 +177,22 @@ async def test_where_somebody_hands_out_the_rest_is_asked_of_him_alone() -> None
     handout = FakeHandouts()
     async with expecting(swarm, handout=cast(Handouts, handout)) as (ahead, transfer):
         ahead.top_up()
-        assert transfer.raised == list(range(0, PIECES, 2))
-        assert handout.wanted == list(range(1, PIECES, 2))
+        alone = list(range(1, PIECES, 2))
+        assert transfer.raised == [*range(0, 16, 2), *alone]  # what others have: a window of 8
+        assert handout.wanted == alone
         assert handout.crowd == 2
         assert swarm.without == {"10.0.0.9"}
         assert transfer.apart
         transfer.pieces.deliver(3, b"")
+        swarm.have[5] = 1
         ahead.top_up()
-        assert handout.wanted == [1, *range(5, PIECES, 2)]
+        assert handout.wanted == [1, *range(7, PIECES, 2)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(transfer.pieces.get, [31, 32])
+            await trio.testing.wait_all_tasks_blocked()
+            ahead.top_up()
+            assert handout.wanted[:3] == [31, 1, 7]
+            nursery.cancel_scope.cancel()
 
 
 async def test_whose_address_others_share_stays_a_peer() -> None:

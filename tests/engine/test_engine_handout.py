@@ -51,19 +51,21 @@ class Origin:
 
 
 @asynccontextmanager
-async def crowd(nodes: Nodes, content: bytes) -> AsyncIterator[tuple[Engine, list[Torrent]]]:
-    """A seeder, and three that know it and one another and have the metadata."""
+async def crowd(nodes: Nodes, content: bytes) -> AsyncIterator[tuple[list[Engine], list[Torrent]]]:
+    """A seeder, and three that know it and one another and have the metadata: four engines."""
     async with AsyncExitStack() as stack:
         seeder = await stack.enter_async_context(nodes.open("1"))
+        engines = [seeder]
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrents: list[Torrent] = []
         peers = list(seeder.listen_ports)
         for name in "234":
             engine = await stack.enter_async_context(nodes.open(name))
             torrents.append(await engine.add(seeded.info_hash, peers=peers))
+            engines.append(engine)
             peers += engine.listen_ports
             await torrents[-1].metadata()
-        yield seeder, torrents
+        yield engines, torrents
 
 
 def connected(torrent: Torrent) -> set[str]:
@@ -87,13 +89,13 @@ async def test_each_piece_comes_once_and_the_rest_from_the_others(
 ) -> None:
     origin = Origin(content)
     with trio.fail_after(PATIENCE):
-        async with crowd(nodes, content) as (seeder, torrents):
+        async with crowd(nodes, content) as (engines, torrents):
             for torrent in torrents:
                 torrent.handout.ask = origin.ask
             await read_all(torrents, content)
             assert len(set(origin.handed)) == len(origin.handed)
             # A few came by BitTorrent, before those who want the same knew of one another.
-            (seeded,) = (await seeder.statistics()).torrents
+            (seeded,) = (await engines[0].statistics()).torrents
             sent = seeded.traffic.payload_sent + len(origin.handed) * PIECE
             assert len(content) <= sent < 2 * len(content)
 
@@ -118,6 +120,23 @@ async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
             first.handout.ask = None
             await first.read(len(content) - 3, 3)
             assert "127.0.0.1" in connected(first)
+
+
+async def test_who_hands_out_stays_the_peer_of_other_torrents(nodes: Nodes, content: bytes) -> None:
+    origin, more = Origin(content), content[::-1]
+    with trio.fail_after(PATIENCE):
+        async with crowd(nodes, content) as (engines, torrents):
+            seeded = await engines[0].seed(nodes.source("5", more).staging)
+            other = await engines[1].add(seeded.info_hash, peers=engines[0].listen_ports)
+            await other.read(0, 1)
+            for torrent in torrents:
+                torrent.handout.ask = origin.ask
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_all, torrents, content)
+                first = torrents[0]
+                await until(lambda: first.transfer.apart and "127.0.0.1" not in connected(first))
+                assert "127.0.0.1" in connected(other)
+                assert await other.read(0, len(more)) == more
 
 
 async def test_what_is_handed_out_and_does_not_come_is_asked_of_the_swarm(

@@ -178,6 +178,20 @@ async def test_a_server_that_misbehaves_is_one_clear_error(
         assert await client.get_span(f"{web.url}file", SPAN) == CONTENT[1000:6000]
 
 
+async def test_how_fast_a_server_is_does_not_count_the_wait_for_its_answers(
+    directory: Path, client: HttpClient
+) -> None:
+    with nginx(directory, rate=200_000) as web:
+        assert client.rate(web.url) is None
+        await client.get_span(f"{web.url}file", Span(0, 4000))
+        assert client.rate(web.url) is None  # too little to tell
+        for _ in range(2):
+            await client.get_span(f"{web.url}file", Span(0, len(CONTENT)))
+        rate = client.rate(web.url)
+        assert rate is not None
+        assert 100_000 < rate < 400_000
+
+
 async def test_a_range_behind_the_end_is_told(directory: Path, client: HttpClient) -> None:
     with nginx(directory) as web:
         with pytest.raises(FormatError, match="shorter"):

@@ -331,6 +331,30 @@ def test_a_slow_mirror_is_waited_for(nodes: Nodes, published: Published) -> None
         assert state(reader, published)["have_bytes"] == 0
 
 
+@pytest.mark.parametrize(("rate", "comes"), [(0, True), (400_000, False)])
+def test_a_guess_is_brought_over_a_quick_link_and_not_over_a_slow_one(
+    nodes: Nodes, published: Published, rate: int, comes: bool
+) -> None:
+    reader = nodes.start()
+    at = len(INDEX) + 50_000
+    ranges = [[published.layer.torrent, at, 10_000]]
+    came: list[bytes] = []
+
+    def stream(*, guess: bool) -> None:
+        with reader.connect() as client:
+            client.call("stream", lambda _, f: came.append(f["data"]), ranges=ranges, guess=guess)
+
+    with nginx(published.directory, rate=rate) as web:
+        reader.call("resolve", ref=link_to(published, web.url))
+        # Whether it is slow is known once some came.
+        assert read(reader, published, *CHUNK) == published.chunk()
+        assert read(reader, published, len(INDEX) + 150_000, 100_000)
+        stream(guess=True)
+        assert came == ([published.content[at:][:10_000]] if comes else [])
+        stream(guess=False)
+        assert came[-1] == published.content[at:][:10_000]
+
+
 def test_one_range_that_is_streamed_comes_alone_and_many_by_their_pieces(
     nodes: Nodes, published: Published
 ) -> None:

@@ -55,7 +55,7 @@ class Prefetch:
 
         async def bring(wanted: ByteRange, chunk: ChunkKey) -> None:
             try:
-                await self._stream([wanted], {wanted: chunk})
+                await self._stream([wanted], {wanted: chunk}, guess=True)
             except P2pcloopError as err:
                 _log.info("what follows is not brought ahead: %s", err)
 
@@ -91,7 +91,13 @@ class Prefetch:
                 await self._stream(list(missing), missing)
                 return
 
-    async def _stream(self, ranges: Sequence[ByteRange], chunks: dict[ByteRange, ChunkKey]) -> None:
+    async def _stream(
+        self,
+        ranges: Sequence[ByteRange],
+        chunks: dict[ByteRange, ChunkKey],
+        *,
+        guess: bool = False,
+    ) -> None:
         def take(event: str, fields: dict[str, Any]) -> None:
             if event == "data":
                 wanted = ranges[fields["number"]]
@@ -101,7 +107,7 @@ class Prefetch:
 
         if ranges:
             asked = [[wanted.torrent, wanted.offset, wanted.length] for wanted in ranges]
-            await self._client.call("stream", take, ranges=asked)
+            await self._client.call("stream", take, ranges=asked, guess=guess)
 
     def report(self) -> dict[str, Any]:
         """What came ahead of the guest, and what of it was never read; bytes as stored."""

@@ -36,6 +36,7 @@ class SessionSwarm:
         self._save_path = save_path
         self._handle: lt.torrent_handle | None = None
         self._gone = trio.Event()
+        self._filtered = False
         self._nursery: trio.Nursery
         self.torrent: Torrent
 
@@ -52,7 +53,8 @@ class SessionSwarm:
     def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
         params = lt.add_torrent_params()
         params.save_path = str(self._save_path)
-        params.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
+        params.flags = lt.torrent_flags.update_subscribe
+        self._filtered = False
         if not self._session.settings.pex:
             params.flags |= lt.torrent_flags.disable_pex
         # Both mean announcing; who only looks is told all the same (`look_up`, and LSD's news).
@@ -119,6 +121,11 @@ class SessionSwarm:
 
     def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
         self._session.crowd.of(self.info_hash, on=on, without=without)
+        if self._handle is not None and self._filtered != bool(without):
+            # The filter is the session's; of other torrents the same host stays a peer.
+            self._filtered = bool(without)
+            change = self.handle.set_flags if without else self.handle.unset_flags
+            change(lt.torrent_flags.apply_ip_filter)
 
     def add_piece(self, piece: int, data: bytes) -> None:
         if self._handle is not None:
@@ -255,7 +262,7 @@ class SessionSwarm:
                 nodelay.connected(alert.ip)
                 self.torrent.peers.on_connected(alert.ip)
             case lt.peer_disconnected_alert():
-                self.torrent.peers.on_disconnected(alert.ip, alert.error.message())
+                self.torrent.peers.on_disconnected(alert.ip, self._why(alert))
                 code = (alert.error.category().name(), alert.error.value())
                 if code == _PEER_BANNED and not self.torrent.saver.broken:
                     self._blame.banned_by_host(alert.ip)
@@ -264,6 +271,11 @@ class SessionSwarm:
                 self._blame.banned(alert.pid.to_bytes(), alert.ip)
             case lt.hash_failed_alert():
                 self._blame.failed(alert.piece_index)
+
+    def _why(self, alert: lt.peer_disconnected_alert) -> str:
+        if self._filtered and self._session.crowd.without(alert.ip[0]):
+            return "asked over HTTP, while others fetch the same"
+        return alert.error.message()
 
     def _check_metadata(self) -> None:
         """Hand over the bencoded info dictionary once libtorrent has it."""

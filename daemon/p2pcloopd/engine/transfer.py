@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain, islice
 
 import trio
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloopd.engine.background import Background
 from p2pcloopd.engine.demand import Demand
 from p2pcloopd.engine.holes import is_linked
 from p2pcloopd.engine.otherwise import NoOther, Otherwise
@@ -60,9 +59,7 @@ class Transfer:
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
-        self._background: set[int] = set()
-        self._background_users = 0
-        self._scan: Iterator[int] = iter(())
+        self._background = Background()
         self._dirty = trio.Event()
         self._plenty = trio.Event()
         self._flushed = trio.Event()
@@ -93,7 +90,7 @@ class Transfer:
 
     def evictable(self) -> bool:
         """Whether pieces may go: nobody waits for any, and the files are ours alone."""
-        if self.disk is None or not self.running or self.pieces.wanted or self._background_users:
+        if self.disk is None or not self.running or self.pieces.wanted or self._background.users:
             return False
         return not self.disk.in_place and not is_linked(self.disk.content)
 
@@ -126,8 +123,7 @@ class Transfer:
         self.running = True
         self._peers.look_again()
         self._peers.try_again(begun=info is None)
-        self._background.clear()
-        self._scan = iter(())
+        self._background.forget()
         self._raise(self.pieces.asked)
         self.notify()
 
@@ -177,15 +173,14 @@ class Transfer:
     @contextmanager
     def background(self) -> Iterator[None]:
         """Say that somebody wants all that is missing, while the context lasts; see `more`."""
-        self._background_users += 1
+        self._background.users += 1
         try:
             with self._peers.needed():
                 yield
         finally:
-            self._background_users -= 1
-            if not self._background_users:
-                idle, self._background = self._background, set()
-                self._lower(idle)
+            self._background.users -= 1
+            if not self._background.users:
+                self._lower(self._background.forget())
 
     @contextmanager
     def spare(self, pieces: Collection[int]) -> Iterator[None]:
@@ -211,27 +206,10 @@ class Transfer:
         """Fill the window; nothing is added while a reader waits."""
         if self.pieces.wanted or not self.running:
             return
-        window = self._peers.window() // self.stored.layout.piece_length + 1
-        if len(self._background) > window // 2:
-            return  # in batches: a call to libtorrent for each piece would cost more
-        room = window - len(self._background)
-        fresh = list(islice(self._scan, room))
-        if not fresh and not self._background:
-            self._scan = self._absent()
-            fresh = list(islice(self._scan, room))
-        self._background.update(fresh)
-        self._swarm.prioritize(fresh, BACKGROUND)
-
-    def _absent(self) -> Iterator[int]:
-        """Go once through the pieces that are not here when they are come to.
-
-        From anywhere on: so those who fetch the same at once have something to give each other.
-        """
-        pieces = self.stored.layout.pieces
-        start = secrets.randbelow(pieces)
-        for piece in chain(range(start, pieces), range(start)):
-            if not self.has(piece):
-                yield piece
+        layout = self.stored.layout
+        window = self._peers.window() // layout.piece_length + 1
+        chosen = self._background.choose(window, layout.pieces, self.has)
+        self._swarm.prioritize(chosen, BACKGROUND)
 
     def _raise(self, pieces: Iterable[int]) -> None:
         absent = self._absent_of(pieces)
@@ -267,9 +245,9 @@ class Transfer:
     def _lower(self, pieces: Iterable[int]) -> None:
         if self.running:
             unwanted = [p for p in pieces if p not in self._arrived and p not in self.pieces]
-            idle = [piece for piece in unwanted if piece not in self._background]
+            idle = [piece for piece in unwanted if piece not in self._background.asked]
             self._swarm.prioritize(idle, IDLE)
-            self._swarm.prioritize(self._background.intersection(unwanted), BACKGROUND)
+            self._swarm.prioritize(self._background.asked.intersection(unwanted), BACKGROUND)
         self.notify()
 
     def stall(self, pieces: Iterable[int]) -> None:
@@ -319,7 +297,7 @@ class Transfer:
         if not self.running or self.disk is None or self.disk.have.has(piece, piece):
             return
         self._arrived.add(piece)
-        self._background.discard(piece)
+        self._background.asked.discard(piece)
         if piece in self.pieces:
             self._swarm.read_piece(piece)
         self._dirty.set()

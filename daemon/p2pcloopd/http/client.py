@@ -8,6 +8,7 @@ wait and every body has a limit.
 from __future__ import annotations
 
 import ssl
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import h11
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
+from p2pcloopd.http.speed import Speed
 from p2pcloopd.http.wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
 
 CONNECT_SECONDS = 5
@@ -29,6 +31,9 @@ SLOWEST_RATE = 4 << 10
 
 MAX_KEPT = 16
 """Connections that are kept for a next request."""
+
+MAX_TIMED = 64
+"""Servers of which it is known how fast they are."""
 
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"  # pchar of RFC 3986, and what is encoded already
 
@@ -54,6 +59,7 @@ class HttpClient:
     def __init__(self) -> None:
         self.wire = Wire()
         self._idle: list[_Connection] = []
+        self._speeds: OrderedDict[_Place, Speed] = OrderedDict()
 
     async def get(self, url: str, limit: int) -> bytes:
         """Get a whole file of at most `limit` bytes.
@@ -68,6 +74,11 @@ class HttpClient:
     async def get_span(self, url: str, span: Span) -> bytes:
         """Get exactly these bytes of a file. Errors as for `get`."""
         return await self._get(url, span, span.length)
+
+    def rate(self, url: str) -> float | None:
+        """Bytes a second at which answers of this server come, once begun; None where unknown."""
+        speed = self._speeds.get(_take_apart(url)[0])
+        return None if speed is None else speed.rate
 
     async def aclose(self) -> None:
         """Close the connections that are kept."""
@@ -114,7 +125,7 @@ class HttpClient:
         try:
             answer = await connection.send(request)
             _check(answer, span)
-            body = await connection.body(limit)
+            body = await connection.body(limit, self._speed(connection.place))
             if span is not None and len(body) != span.length:
                 raise FormatError(f"answered {len(body)} bytes where {span.length} were asked for")
             keep = connection.again() and len(self._idle) < MAX_KEPT
@@ -124,6 +135,13 @@ class HttpClient:
             else:
                 await trio.aclose_forcefully(connection.stream)
         return body
+
+    def _speed(self, place: _Place) -> Speed:
+        speed = self._speeds.setdefault(place, Speed())
+        self._speeds.move_to_end(place)
+        if len(self._speeds) > MAX_TIMED:
+            self._speeds.popitem(last=False)
+        return speed
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +190,17 @@ class _Connection:
             pass  # an answer that announces another (RFC 9110, 15.2)
         return event
 
-    async def body(self, limit: int) -> bytes:
+    async def body(self, limit: int, speed: Speed) -> bytes:
         """Receive what follows, to its end."""
         data = bytearray()
+        first, begun = 0, 0.0
         while isinstance(event := await self._event(), h11.Data):
             data += event.data
             if len(data) > limit:
                 raise FormatError(f"the answer is longer than {limit} bytes")
+            if not first:
+                first, begun = len(data), trio.current_time()
+        speed.note(len(data) - first, trio.current_time() - begun)
         return bytes(data)
 
     def again(self) -> bool:

@@ -53,6 +53,9 @@ class Files(Protocol):
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
         """Exactly these bytes of a file."""
 
+    def rate(self) -> float | None:
+        """Bytes a second at which they come, once begun; None where that is not known."""
+
 
 class UrlFiles:
     """Files below a URL; see `Files`."""
@@ -68,6 +71,10 @@ class UrlFiles:
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
         """See `Files.get_span`."""
         return await self._client.get_span(f"{self._base}{path}", span)
+
+    def rate(self) -> float | None:
+        """See `Files.rate`."""
+        return self._client.rate(self._base)
 
 
 class DirectoryFiles:
@@ -90,6 +97,10 @@ class DirectoryFiles:
         if len(data) != span.length:
             raise FormatError(f"{where} is shorter than it must be")
         return data
+
+    def rate(self) -> float | None:
+        """See `Files.rate`."""
+        return None
 
 
 class MirrorReader:
@@ -157,6 +168,11 @@ class MirrorReader:
         self.error = str(error)
         if not isinstance(error, NotHereError):  # to have it in part is no fault
             self._failed_at = trio.current_time()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second at which they come, once begun; None where that is not known."""
+        return self._files.rate()
 
     @property
     def usable(self) -> bool:

@@ -41,6 +41,10 @@ FOLLOW_SECONDS = 0.1
 
 RETRY_SECONDS = 2.0
 
+GUESS_SECONDS = 0.012
+"""What takes longer is not brought on a guess: one in five is wrong, and a right one saves no more
+than the pauses between two reads (docs/scheduling.md)."""
+
 MAX_GIVEN = 1024
 """Parts of a layer of which it is remembered who gave them: a reader complains at once."""
 
@@ -126,6 +130,13 @@ class EarlyReads:
             early.not_before = early.not_before or trio.current_time() + FOLLOW_SECONDS
             torrent.want_metadata()
         return data
+
+    def is_cheap(self, info_hash: bytes, length: int) -> bool:
+        """Whether so many bytes of a layer come soon enough to be brought on a guess."""
+        early = self._layers.get(info_hash)
+        mirror = None if early is None else _best(early)
+        rate = None if mirror is None else mirror.rate
+        return rate is None or length <= rate * GUESS_SECONDS
 
     async def direct(self, info_hash: bytes, offset: int, length: int) -> bytes | None:
         """Bytes of a layer from the mirror that answered last, not verified; None where it fails.

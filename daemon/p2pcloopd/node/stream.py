@@ -23,10 +23,21 @@ _Range = tuple[Torrent, int, int]
 
 
 async def stream(node: Node, call: Call) -> dict[str, Any]:
-    """Bring ranges in about this order, behind every reader who is kept waiting, and send them."""
+    """Bring ranges in about this order, behind every reader who is kept waiting, and send them.
+
+    A guess is not brought where it would keep the link busy for long.
+    """
     fields = fields_of(call)
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
+    guess = "guess" in fields and fields.boolean("guess")
     fields.end()
+    if guess:
+        ranges = [each for each in ranges if node.early.is_cheap(each[0].info_hash, each[2])]
+    await _bring_all(node, call, ranges)
+    return {}
+
+
+async def _bring_all(node: Node, call: Call, ranges: list[_Range]) -> None:
     torrents = {torrent.info_hash: torrent for torrent, _, _ in ranges}.values()
     # Of many, peers give the pieces round them; one alone is asked for as what a reader waits for.
     alone = len(ranges) == 1
@@ -59,7 +70,6 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
             await trio.lowlevel.checkpoint()
     if failures:
         raise failures[0]
-    return {}
 
 
 async def _is_here(torrent: Torrent, offset: int, length: int) -> bool:
