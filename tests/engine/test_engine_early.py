@@ -20,6 +20,7 @@ async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
     nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch, same: bool
 ) -> None:
     monkeypatch.setattr(early, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(early, "WRITE_SECONDS", 0.1)
     async with nodes.open("2") as partial, nodes.open("3") as reader:
         async with nodes.open("1") as seeder:
             seeded = await seeder.seed(nodes.source("1", content).staging)
@@ -50,6 +51,34 @@ async def test_they_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
             assert torrent.have_bytes == (10 + 1 + 2 + 3) * PIECE
             assert not torrent.peers.wanted
             assert await torrent.early.read(110 * PIECE, 10) == content[110 * PIECE :][:10]
+
+
+async def test_they_are_written_when_no_reader_waits_or_they_are_many_or_the_node_stops(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early, "WRITE_BYTES", 1000)
+    async with nodes.open("2") as reader:
+        torrent = await reader.add(b"t" * 20)
+
+        def written() -> list[tuple[int, int]]:
+            return Parts(nodes.directory("2", torrent.info_hash)).ranges
+
+        with trio.fail_after(PATIENCE):
+            with reader.demand.waiting():
+                torrent.early.keep(0, content[:600])
+                await trio.sleep(2 * early.WRITE_QUIET_SECONDS)
+                assert written() == []
+                torrent.early.keep(1000, content[1000:1400])
+                await until(lambda: written() == [(0, 600), (1000, 400)])
+                torrent.early.keep(2000, b"x")
+                await trio.sleep(0.1)
+                assert len(written()) == 2
+            await until(lambda: len(written()) == 3)
+            with reader.demand.waiting():
+                torrent.early.keep(3000, b"y")
+                assert await torrent.early.read(3000, 1) == b"y"
+                await trio.sleep(0.1)
+    assert written() == [(0, 600), (1000, 400), (2000, 1), (3000, 1)]
 
 
 async def test_a_part_that_lies_outside_is_dropped(

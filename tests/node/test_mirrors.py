@@ -119,6 +119,11 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+def kept_parts(node: NodeProcess, published: Published) -> list[Path]:
+    directory = node.home.torrents / published.layer.torrent.hex() / "parts"
+    return list(directory.iterdir()) if directory.exists() else []
+
+
 def mirror_state(node: NodeProcess, base: str) -> dict[str, Any]:
     [found] = [each for each in node.call("status")["mirrors"] if each["base"] == base]
     return dict(found)
@@ -479,6 +484,7 @@ def test_what_was_read_once_is_here_when_everybody_is_gone(
             assert read(reader, published, at, size) == published.content[at : at + size]
         wait_until(lambda: state(reader, published)["name"])
     published.node.end(signal.SIGKILL)
+    wait_until(lambda: len(kept_parts(reader, published)) == len(parts))
     for _ in range(2):
         for at, size in parts:
             assert read(reader, published, at, size) == published.content[at : at + size]
@@ -526,7 +532,7 @@ def test_what_was_read_early_is_served_to_others(
     for at, size in parts:
         assert read(pupil, published, at, size) == published.content[at : at + size]
     kept = pupil.home.torrents / published.layer.torrent.hex() / "parts"
-    wait_until(lambda: len(list(kept.iterdir())) == len(parts))
+    wait_until(lambda: len(kept_parts(pupil, published)) == len(parts))
     if killed:
         wait_until(lambda: state(pupil, published)["name"])
         pupil.end(signal.SIGKILL)

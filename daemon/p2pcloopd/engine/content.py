@@ -1,6 +1,6 @@
 """The files of a torrent as one run of bytes: reading, hashing, comparing, syncing.
 
-Everything here blocks on the disk and is meant for a worker thread.
+All but `read_now` blocks on the disk and is meant for a worker thread.
 """
 
 from __future__ import annotations
@@ -56,6 +56,13 @@ class Content:
             StorageError: a file is missing, shorter than it must be, or cannot be read.
         """
         return b"".join(_read_file(*part) for part in self.parts(offset, length))
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """Read what the system has in memory, on any thread; None where it has not, or refuses."""
+        try:
+            return b"".join(_read_cached(*part) for part in self.parts(offset, length))
+        except OSError:
+            return None  # `read` tells why
 
     def parts(self, offset: int, length: int) -> Iterator[tuple[Path, int, int]]:
         """The parts of files that a range consists of: path, offset in the file, bytes."""
@@ -114,6 +121,18 @@ class Content:
                 sync_directory(directory)
         except OSError as err:
             raise storage_error(f"cannot sync {top}", err) from err
+
+
+def _read_cached(path: Path, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Short where not all of it is in the cache (preadv2(2)).
+        if os.preadv(fd, [data], offset, os.RWF_NOWAIT) != length:
+            raise BlockingIOError(errno.EAGAIN, "not in the cache", str(path))
+    finally:
+        os.close(fd)
+    return bytes(data)
 
 
 def _read_file(path: Path, offset: int, length: int) -> bytes:

@@ -18,9 +18,16 @@ import trio
 from p2pcloop.store.parts import MAX_BYTES, Parts, Range
 from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.transfer import Transfer
+from p2pcloopd.engine.unless import unless
 
 QUIET_SECONDS = 2
 """So long no reader must have waited."""
+
+WRITE_QUIET_SECONDS = 0.25
+WRITE_SECONDS = 5
+WRITE_BYTES = 4 << 20
+"""Parts are written once no reader has waited for so long, or so long after the first, or once they
+are so many: each is a file, which takes time that a guest may wait for."""
 
 WINDOW = 64 << 10
 """Bytes that are asked for at once, or a piece: that much a reader may find in its way."""
@@ -39,6 +46,7 @@ class EarlyParts:
         self._parts = Parts(directory)
         self._fresh: dict[Range, bytes] = {}
         self._kept = trio.Event()
+        self._plenty = trio.Event()
         self._written = trio.Event()
 
     @property
@@ -64,11 +72,17 @@ class EarlyParts:
         if len(data) <= self.room:
             self._fresh[offset, len(data)] = data
             self._kept.set()
+            if sum(length for _, length in self._fresh) >= WRITE_BYTES:
+                self._plenty.set()
 
     async def drop(self, offset: int, length: int) -> None:
         """Forget a part."""
         self._fresh.pop((offset, length), None)
         await trio.to_thread.run_sync(self._parts.drop, offset, length)
+
+    def forget(self) -> None:
+        """Write no more: the torrent is about to be removed."""
+        self._fresh.clear()
 
     async def clear(self) -> None:
         """Forget all parts."""
@@ -77,25 +91,36 @@ class EarlyParts:
 
     async def run(self) -> None:
         """Write what is kept, and bring the pieces round it once the metadata is here, for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._write)
-            while self._transfer.disk is None:
-                await self._transfer.change()
-            while True:
-                self._written = trio.Event()
-                await self._complete()
-                await self._written.wait()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                while self._transfer.disk is None:
+                    await self._transfer.change()
+                while True:
+                    self._written = trio.Event()
+                    await self._complete()
+                    await self._written.wait()
+        finally:
+            if self._fresh:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._parts.keep, self._fresh)
 
     async def _write(self) -> None:
         while True:
             await self._kept.wait()
             self._kept = trio.Event()
+            with trio.move_on_after(WRITE_SECONDS):
+                await unless(self._plenty, self._quiet)
+            self._plenty = trio.Event()
             fresh = self._fresh.copy()
             await trio.to_thread.run_sync(self._parts.keep, fresh)
             for part in fresh:
                 if self._fresh.pop(part, None) is None:
                     await self.drop(*part)  # as it was while it was written
             self._written.set()
+
+    async def _quiet(self) -> None:
+        await self._transfer.demand.quiet(WRITE_QUIET_SECONDS, trio.current_time())
 
     async def _complete(self) -> None:
         demand, begun, last = self._transfer.demand, trio.current_time(), -1

@@ -234,6 +234,7 @@ class Torrent:
 
     async def end(self) -> None:
         """Stop for good: it is not known here any more."""
+        self.early.forget()
         self._running.cancel()
         self._failed = NotHereError(f"torrent {self.info_hash.hex()} was removed")
         self._known.set()

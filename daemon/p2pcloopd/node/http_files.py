@@ -27,6 +27,9 @@ from p2pcloopd.engine.stored import Stored
 from p2pcloopd.http.server import File
 from p2pcloopd.node.node import Node
 
+_SMALL = 64 << 10
+"""Bytes that are read without a thread: what a guest waits for is less, and copied in no time."""
+
 _BINARY = "application/octet-stream"
 _TORRENT = "application/x-bittorrent"  # BEP 3
 
@@ -64,10 +67,18 @@ class _LayerFile:
         return self.stored.has(self.start + offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
-        data = await trio.to_thread.run_sync(self.stored.read, self.start + offset, length)
+        data = await _read(self.stored, self.start + offset, length)
         if not self.here(offset, length):  # evicted meanwhile: bits go first, then the bytes
             raise NotHereError("a part of a layer that was being sent is not here any more")
         return data
+
+
+async def _read(stored: Stored, offset: int, length: int) -> bytes:
+    """Bytes that are durable: at once where the system has them in memory, as it mostly does."""
+    data = stored.read_now(offset, length) if length <= _SMALL else None
+    if data is None:
+        data = await trio.to_thread.run_sync(stored.read, offset, length)
+    return data
 
 
 async def find_file(node: Node, path: str) -> File | None:
@@ -115,7 +126,7 @@ async def _hand_out(node: Node, asked: HandoutPath) -> File | None:
     if piece is None:
         return _Bytes(b"", lasting=False)
     offset, length = piece * stored.layout.piece_length, stored.layout.piece_size(piece)
-    data = await trio.to_thread.run_sync(stored.read, offset, length)
+    data = await _read(stored, offset, length)
     if not stored.have.has(piece, piece):  # evicted meanwhile
         return None
     return _Bytes(piece.to_bytes(4, "big") + data, lasting=False)
