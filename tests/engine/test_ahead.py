@@ -52,7 +52,7 @@ class FakeTransfer:
         self.pieces = Pieces(self._raise, self._ignore, self._ignore, self._ignore, lambda: None)
         self.demand = Demand()
         self.running = True
-        self.crowded = self.apart = False
+        self.crowd, self.apart = 0, False
         self.disk = self.stored = self
         self.layout = self
         self.piece_length = PIECE
@@ -212,12 +212,12 @@ async def test_a_crowd_is_one_for_a_while_after_nothing_is_expected(
         ahead.top_up()
         transfer.pieces.deliver(1, b"")
         ahead.top_up()
-        assert transfer.crowded
+        assert transfer.crowd
         assert swarm.crowded
         assert not handout.wanted
         monkeypatch.setattr(ahead_module, "LINGER_SECONDS", 0)
         ahead.top_up()
-        left = [transfer.crowded, transfer.apart, swarm.crowded, bool(swarm.without)]
+        left = [bool(transfer.crowd), transfer.apart, swarm.crowded, bool(swarm.without)]
         assert left == [False] * 4
 
 

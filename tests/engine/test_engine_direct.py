@@ -114,7 +114,7 @@ async def test_of_pieces_that_are_known_in_part_the_rest_is_asked_for(
 
 
 async def test_a_range_suits_where_none_of_its_pieces_is_here_or_wanted(
-    nodes: Nodes, content: bytes
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with reading(nodes, content, serving(content, [])) as (_, torrent):
         direct = torrent.direct
@@ -123,14 +123,19 @@ async def test_a_range_suits_where_none_of_its_pieces_is_here_or_wanted(
         await torrent.read(PIECE, 1)
         await until(lambda: not direct.suits(PIECE - 1, 2))
         assert direct.suits(PIECE - 1, 1)
-        torrent.transfer.crowded = True
+        torrent.transfer.crowd = 1
+        assert not direct.suits(PIECE - 1, 1)
+        # A piece that is large for so few is not brought for one miss.
+        monkeypatch.setattr("p2pcloopd.engine.direct.MISS", PIECE // 4)
+        assert direct.suits(PIECE - 1, 1)
+        torrent.transfer.crowd = 3
         assert not direct.suits(PIECE - 1, 1)
 
 
 async def test_in_a_crowd_the_swarm_is_asked(nodes: Nodes, content: bytes) -> None:
     asked: list[tuple[int, int]] = []
     async with reading(nodes, content, serving(content, asked)) as (_, torrent):
-        torrent.transfer.crowded = True
+        torrent.transfer.crowd = 1
         assert await torrent.read(PIECE, 9, ahead=False) == content[PIECE : PIECE + 9]
         assert not asked
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import trio
@@ -37,6 +38,7 @@ class Origin:
     lost: int = 0
     wrong: bool = False
     seconds: float = 0.01
+    refused: list[int] = field(default_factory=list)
 
     async def ask(self, pieces: Sequence[int], size: int) -> Handed | None:
         await trio.sleep(self.seconds)
@@ -46,7 +48,8 @@ class Origin:
                 if len(self.handed) <= self.lost:
                     return None
                 data = self.content[piece * PIECE :][:size]
-                return Handed(piece, bytes(len(data)) if self.wrong else data, SEEDER)
+                data = bytes(len(data)) if self.wrong else data
+                return Handed(piece, data, SEEDER, partial(self.refused.append, piece))
         return None
 
 
@@ -115,7 +118,7 @@ async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
                 await until(lambda: first.transfer.apart)
                 await until(lambda: "127.0.0.1" not in connected(first))
             assert connected(first) >= {"127.0.0.3", "127.0.0.4"}
-            await until(lambda: not first.transfer.crowded)
+            await until(lambda: not first.transfer.crowd)
             assert not first.transfer.apart
             first.handout.ask = None
             await first.read(len(content) - 3, 3)
@@ -163,7 +166,8 @@ async def test_wrong_pieces_and_a_mirror_that_hands_out_nothing(
             torrents[0].handout.ask = liar.ask
             torrents[1].handout.ask = nothing
             await read_all(torrents, content)
-            assert len(liar.handed) <= 2
+            assert liar.refused
+            assert len(liar.handed) <= 4
             assert not torrents[0].handout.ready()
 
 

@@ -95,19 +95,22 @@ class Ahead:
         pieces = self._transfer.pieces
         expected = pieces.expected
         self._look(expecting=bool(pieces.wanted if self._transfer.apart else expected))
-        self._handout.want(())
-        if self._transfer.apart:
-            pieces.ask(self._spread_apart(expected))
-            return
-        if not expected:
-            return
+        alone: list[int] = []
+        if self._others.hosts and self._handout.ready():
+            wanted = pieces.wanted if self._transfer.apart else expected
+            alone = [piece for piece in wanted if not self._copies[piece]] if self._copies else []
+            alone.sort(key=pieces.urgent, reverse=True)
+        self._handout.want(alone, self._transfer.crowd + 1)
+        if expected:
+            pieces.ask(self._choose(expected))
+
+    def _choose(self, expected: list[int]) -> list[int]:
+        """What to ask for of what is expected and was not asked for."""
         asked = self._asked()
         if self._others.hosts:
-            chosen = self._spread(expected, asked)
-        else:
-            size = self._peers.window() // (2 if self._transfer.demand.busy else 1)
-            chosen = expected[: max(0, self._pieces(size) - len(asked))]
-        pieces.ask(chosen)
+            return self._spread(expected, asked)
+        size = self._peers.window() // (2 if self._transfer.demand.busy else 1)
+        return expected[: max(0, self._pieces(size) - len(asked))]
 
     def _pieces(self, size: int) -> int:
         """How many pieces so many bytes are, at least 1."""
@@ -127,11 +130,11 @@ class Ahead:
         if others != self._others:
             self._others = others
             self._shares.clear()
-            self._transfer.crowded = bool(others.hosts)
+            self._transfer.crowd = len(others.hosts)
         # Who hands out need not be asked by BitTorrent, which would ask it for what others have.
         apart = self._handout.hosts.difference(others.hosts) if others.hosts else frozenset()
         self._transfer.apart = bool(apart)
-        self._swarm.crowd(on=self._transfer.crowded, without=apart)
+        self._swarm.crowd(on=bool(others.hosts), without=apart)
         if others.hosts and now - self._copies_at >= LOOK_SECONDS:
             self._copies, self._copies_at = self._swarm.copies(), now
 
@@ -142,8 +145,11 @@ class Ahead:
             return []
         shared = [piece for piece in expected if copies[piece]]
         alone = [piece for piece in expected if not copies[piece]]
+        if self._transfer.apart:
+            # What nobody else has is asked of them, too: they give it as soon as they have it.
+            room = self._pieces(self._peers.window()) - sum(copies[piece] > 0 for piece in asked)
+            return shared[: max(0, room)] + alone
         if self._handout.ready():
-            self._handout.want(alone, len(self._others.hosts) + 1)
             return shared[: max(0, self._pieces(SHARED) - len(asked))]
         rare = sum(not copies[piece] for piece in asked)
         ours = [piece for piece in alone if not self.is_share_of_others(piece)]
@@ -151,19 +157,6 @@ class Ahead:
             ours = alone  # whoever is to get them first does not
         room = self._pieces(SHARED) - (len(asked) - rare)
         return shared[: max(0, room)] + ours[: max(0, RARE - rare)]
-
-    def _spread_apart(self, expected: Sequence[int]) -> list[int]:
-        """The same where whoever has all is no peer: what nobody else has is handed out, and asked
-        of the others, too, who give it as soon as they have it."""
-        copies, pieces = self._copies, self._transfer.pieces
-        if not copies:
-            return []
-        alone = [piece for piece in pieces.wanted if not copies[piece]]
-        alone.sort(key=pieces.urgent, reverse=True)
-        self._handout.want(alone, len(self._others.hosts) + 1)
-        room = self._pieces(self._peers.window()) - sum(copies[p] > 0 for p in self._asked())
-        shared = [piece for piece in expected if copies[piece]]
-        return shared[: max(0, room)] + [piece for piece in expected if not copies[piece]]
 
     def is_share_of_others(self, piece: int) -> bool:
         """Whether another peer is to get a piece first: each host draws a number, the highest has

@@ -28,6 +28,9 @@ PAUSE_SECONDS = 10.0
 
 MAX_RANGE = 1 << 20
 
+MISS = 32 << 10
+"""Bytes that a guest waits for, as a rule, rounded up."""
+
 
 class Direct:
     """The ranges that are asked for of one torrent.
@@ -47,17 +50,20 @@ class Direct:
     def ready(self) -> bool:
         """Whether a server is asked. In a crowd the swarm is: what one got, others have from it;
         but for a server that is not asked by BitTorrent."""
-        usable = self.ask is not None and trio.current_time() >= self._not_before
-        return usable and (self._transfer.apart or not self._transfer.crowded)
+        return self._usable() and (self._transfer.apart or not self._transfer.crowd)
+
+    def _usable(self) -> bool:
+        return self.ask is not None and trio.current_time() >= self._not_before
 
     def suits(self, offset: int, length: int) -> bool:
         """Whether a range had better be asked for as it is, and not by its pieces: the metadata is
         known, somebody can be asked, none of its pieces is here or on its way, and no crowd is to
-        have them."""
+        have them: one piece for all of it crosses a link once, but a large one takes longer."""
         disk = self._transfer.disk
         if disk is None or offset + length > disk.layout.total_size:
             return False
-        if self._transfer.crowded or not self.ready():
+        crowd = self._transfer.crowd
+        if not self._usable() or (crowd and disk.layout.piece_length <= MISS * (crowd + 1)):
             return False
         pieces = disk.layout.pieces_of(offset, length)
         return not any(self._transfer.has(p) or p in self._transfer.pieces for p in pieces)

@@ -40,11 +40,13 @@ class Handed:
     Attributes:
         data: not verified.
         hosts: addresses of whoever did.
+        refuse: tells that it is wrong: whoever did is not asked again.
     """
 
     piece: int
     data: bytes
     hosts: frozenset[str]
+    refuse: Callable[[], None]
 
 
 Ask = Callable[[Sequence[int], int], Awaitable[Handed | None]]
@@ -85,8 +87,9 @@ class Handouts:
         Args:
             crowd: how many want the same.
         """
+        fresh = not set(pieces).issubset(self._wanted)
         self._wanted, self._at_once = pieces, max(1, AT_ONCE // crowd)
-        if pieces:
+        if fresh:
             self._some.set()
             self._some = trio.Event()
 
@@ -116,10 +119,10 @@ class Handouts:
                 self.pause()
                 continue
             if handed is None:
-                changed = self._transfer.changed
                 with trio.move_on_after(AGAIN_SECONDS):
-                    await changed.wait()
+                    await self._some.wait()
             elif not self._take(handed):
+                handed.refuse()
                 self.pause()
 
     def _take(self, handed: Handed) -> bool:

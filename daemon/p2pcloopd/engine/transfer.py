@@ -43,7 +43,7 @@ class Transfer:
         running: whether the swarm is joined.
         pieces: the readers that wait.
         demand: the readers of all torrents; set by the owner.
-        crowded: whether others want the same at the same time; set by engine/ahead.py.
+        crowd: how many others want the same at the same time; set by engine/ahead.py.
         apart: whether whoever has all is kept out of the swarm meanwhile; set there, too.
         direct: brings pieces that readers wait for otherwise than by the swarm; set by the owner.
     """
@@ -53,7 +53,7 @@ class Transfer:
         self.running = False
         self.pieces = Pieces(self._raise, self._prioritize, self._lower, self.stall, self.notify)
         self.demand = Demand()
-        self.crowded = False
+        self.crowd = 0
         self.apart = False
         self.direct: Otherwise = NoOther()
         self._swarm = swarm
@@ -144,7 +144,7 @@ class Transfer:
         with self.demand.waiting():
             if self.apart:
                 return await self._get_apart(missing, keep=keep)
-            if self.crowded:
+            if self.crowd:
                 # All who boot together want this now: some of them get it for the others.
                 with trio.move_on_after(CROWD_PATIENCE):
                     return await self.pieces.get(missing, keep=keep, ahead=True, first=True)
@@ -214,7 +214,7 @@ class Transfer:
     def _raise(self, pieces: Iterable[int]) -> None:
         absent = self._absent_of(pieces)
         urgent = [piece for piece in absent if self.pieces.urgent(piece)]
-        if urgent and self.direct.ready() and not self.crowded:
+        if urgent and self.direct.ready() and not self.crowd:
             self.direct.take(urgent)
             absent = [piece for piece in absent if piece not in urgent]
         self._prioritize(absent)

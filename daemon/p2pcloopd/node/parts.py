@@ -15,6 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -162,13 +163,13 @@ class EarlyReads:
             P2pcloopError: it hands out nothing, or there is none.
         """
         early = self._layers.get(info_hash)
-        mirror = None if early is None else _best(early)
-        if mirror is None:
+        if early is None or (mirror := _best(early)) is None:
             raise NotHereError("no mirror can be asked")
         found = await mirror.handout(HandoutPath(info_hash, tuple(pieces)), size)
         if mirror.base not in self._hosts:
             self._hosts[mirror.base] = await _hosts(mirror)
-        return found and Handed(*found, hosts=self._hosts[mirror.base])
+        refuse = partial(_refuse, early, mirror)
+        return found and Handed(*found, hosts=self._hosts[mirror.base], refuse=refuse)
 
     async def info(self, info_hash: bytes, *, alone: bool) -> bytes | None:
         """The bencoded info dictionary of a layer's torrent; None where no mirror gives it.
@@ -203,11 +204,8 @@ class EarlyReads:
     def _reject(self, early: _Early | None, key: _Key) -> None:
         """Ask no more of the mirror that gave a part."""
         mirror = early.given.pop(key, None) if early is not None else None
-        if early is None or mirror is None:
-            return
-        mirror.on_failure(MismatchError(f"{mirror.base} has wrong bytes of a layer"))
-        if mirror in early.mirrors:
-            early.mirrors.remove(mirror)
+        if early is not None and mirror is not None:
+            _refuse(early, mirror)
 
     async def _bring(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
         """Get a part, and keep it; None where it is to be had by the torrent."""
@@ -258,6 +256,13 @@ class EarlyReads:
             found = await _first(mirrors, ask)
             nursery.cancel_scope.cancel()
         return found
+
+
+def _refuse(early: _Early, mirror: MirrorReader) -> None:
+    """Ask a mirror for nothing of a layer any more."""
+    mirror.on_failure(MismatchError(f"{mirror.base} has wrong bytes of a layer"))
+    if mirror in early.mirrors:
+        early.mirrors.remove(mirror)
 
 
 def _best(early: _Early) -> MirrorReader | None:
