@@ -75,10 +75,14 @@ async def test_they_are_written_when_no_reader_waits_or_they_are_many_or_the_nod
                 assert len(written()) == 2
             await until(lambda: len(written()) == 3)
             with reader.demand.waiting():
+                torrent.early.keep(2500, b"z")
+                await torrent.early.flush()
+                assert len(written()) == 4
+                await torrent.early.flush()
                 torrent.early.keep(3000, b"y")
                 assert await torrent.early.read(3000, 1) == b"y"
                 await trio.sleep(0.1)
-    assert written() == [(0, 600), (1000, 400), (2000, 1), (3000, 1)]
+    assert written() == [(0, 600), (1000, 400), (2000, 1), (2500, 1), (3000, 1)]
 
 
 async def test_a_part_that_lies_outside_is_dropped(

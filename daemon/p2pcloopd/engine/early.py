@@ -47,6 +47,7 @@ class EarlyParts:
         self._fresh: dict[Range, bytes] = {}
         self._kept = trio.Event()
         self._plenty = trio.Event()
+        self._flushed = trio.Event()
         self._written = trio.Event()
 
     @property
@@ -79,6 +80,12 @@ class EarlyParts:
         """Forget a part."""
         self._fresh.pop((offset, length), None)
         await trio.to_thread.run_sync(self._parts.drop, offset, length)
+
+    async def flush(self) -> None:
+        """Have written what is kept."""
+        while self._fresh:
+            self._plenty.set()
+            await self._flushed.wait()
 
     def forget(self) -> None:
         """Write no more: the torrent is about to be removed."""
@@ -118,6 +125,8 @@ class EarlyParts:
                 if self._fresh.pop(part, None) is None:
                     await self.drop(*part)  # as it was while it was written
             self._written.set()
+            self._flushed.set()
+            self._flushed = trio.Event()
 
     async def _quiet(self) -> None:
         await self._transfer.demand.quiet(WRITE_QUIET_SECONDS, trio.current_time())

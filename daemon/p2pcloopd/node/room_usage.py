@@ -31,6 +31,9 @@ _JUNK = 256 << 10
 
 async def look(home: Home, torrents: Iterable[Torrent]) -> list[TorrentUse]:
     """Look at all torrents; errors as of `look_at_usage`."""
+    torrents = list(torrents)
+    for torrent in torrents:
+        await torrent.early.flush()  # what is on the disk is looked at
     known = [(each.info_hash, each.transfer.disk, each.peers.wanted) for each in torrents]
 
     def work() -> list[TorrentUse]:
