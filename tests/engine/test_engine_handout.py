@@ -106,7 +106,7 @@ async def test_each_piece_comes_once_and_the_rest_from_the_others(
 async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
     nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead, "LINGER_SECONDS", 0.5)
+    monkeypatch.setattr(ahead, "LINGER_SECONDS", 1.5)
     origin = Origin(content)
     with trio.fail_after(PATIENCE):
         async with crowd(nodes, content) as (_, torrents):
