@@ -40,7 +40,7 @@ class FakeSwarm:
     def copies(self) -> list[int]:
         return self.have
 
-    def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
+    def crowd(self, *, on: bool, without: frozenset[str]) -> None:
         self.crowded, self.without = on, without
 
 
@@ -85,7 +85,7 @@ async def expecting(
     """One torrent, of which some pieces are expected."""
     transfer = FakeTransfer()
     parts = (cast(Transfer, transfer), cast(Peers, FakePeers(window)), cast(Swarm, swarm))
-    ahead = Ahead(*parts, handout or Handouts(*parts))
+    ahead = Ahead(*parts, handout or Handouts(*parts[:2]))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(transfer.pieces.get, pieces, ahead=True))
         await trio.testing.wait_all_tasks_blocked()
@@ -167,7 +167,7 @@ class FakeHandouts:
     def ready(self) -> bool:
         return True
 
-    def want(self, pieces: Sequence[int], crowd: int = 1) -> None:
+    def want(self, pieces: Sequence[int], crowd: int) -> None:
         self.wanted, self.crowd = pieces, crowd
 
 

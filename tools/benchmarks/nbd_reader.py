@@ -28,20 +28,21 @@ class NbdReader:
         self._lengths: dict[int, int] = {}
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(limit)
-        deadline = time.monotonic() + limit
         try:
-            while True:
-                try:
-                    self._socket.connect(str(path))
-                    break
-                except ConnectionRefusedError:  # bound, and about to listen
-                    if time.monotonic() >= deadline:
-                        raise
-                    time.sleep(0.001)
+            self._connect(str(path), time.monotonic() + limit)
             self._negotiate()
         except BaseException:
             self._socket.close()
             raise
+
+    def _connect(self, path: str, deadline: float) -> None:
+        while True:
+            try:
+                return self._socket.connect(path)
+            except ConnectionRefusedError:  # bound, and about to listen
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.001)
 
     def fileno(self) -> int:
         """The socket: readable when an answer begins."""

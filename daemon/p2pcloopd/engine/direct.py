@@ -14,7 +14,6 @@ from types import MappingProxyType
 import trio
 
 from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.swarm import Swarm
 from p2pcloopd.engine.transfer import Transfer
 
 Ask = Callable[[int, int], Awaitable[bytes | None]]
@@ -39,11 +38,10 @@ class Direct:
         ask: gets them; None where nobody can be asked.
     """
 
-    def __init__(self, transfer: Transfer, peers: Peers, swarm: Swarm) -> None:
+    def __init__(self, transfer: Transfer, peers: Peers) -> None:
         self.ask: Ask | None = None
         self._transfer = transfer
         self._peers = peers
-        self._swarm = swarm
         self._not_before = -math.inf
         self._wanted, self._to_bring = trio.open_memory_channel[list[int]](math.inf)
 
@@ -137,10 +135,8 @@ class Direct:
         size = self._transfer.stored.layout.piece_length
         for piece in run:
             part = data[(piece - run.start) * size :][:size]
-            if not self._transfer.stored.is_right(piece, part):
+            if not self._transfer.on_piece_brought(piece, part):
                 return False
-            self._transfer.on_piece_brought(piece, part)
-            self._swarm.add_piece(piece, part)
         return True
 
     def pause(self) -> None:

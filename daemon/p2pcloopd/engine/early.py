@@ -47,7 +47,6 @@ class EarlyParts:
         self._fresh: dict[Range, bytes] = {}
         self._kept = trio.Event()
         self._plenty = trio.Event()
-        self._flushed = trio.Event()
         self._written = trio.Event()
 
     @property
@@ -85,7 +84,7 @@ class EarlyParts:
         """Have written what is kept."""
         while self._fresh:
             self._plenty.set()
-            await self._flushed.wait()
+            await self._written.wait()
 
     def forget(self) -> None:
         """Write no more: the torrent is about to be removed."""
@@ -104,9 +103,9 @@ class EarlyParts:
                 while self._transfer.disk is None:
                     await self._transfer.change()
                 while True:
-                    self._written = trio.Event()
+                    written = self._written
                     await self._complete()
-                    await self._written.wait()
+                    await written.wait()
         finally:
             if self._fresh:
                 with trio.CancelScope(shield=True):
@@ -125,8 +124,7 @@ class EarlyParts:
                 if self._fresh.pop(part, None) is None:
                     await self.drop(*part)  # as it was while it was written
             self._written.set()
-            self._flushed.set()
-            self._flushed = trio.Event()
+            self._written = trio.Event()
 
     async def _quiet(self) -> None:
         await self._transfer.demand.quiet(WRITE_QUIET_SECONDS, trio.current_time())

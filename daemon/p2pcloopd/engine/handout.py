@@ -18,7 +18,6 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.mirror import MAX_CANDIDATES
 from p2pcloopd.engine.direct import PAUSE_SECONDS
 from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.swarm import Swarm
 from p2pcloopd.engine.transfer import Transfer
 
 AT_ONCE = 8
@@ -61,12 +60,11 @@ class Handouts:
         hosts: who hands out; empty until somebody did.
     """
 
-    def __init__(self, transfer: Transfer, peers: Peers, swarm: Swarm) -> None:
+    def __init__(self, transfer: Transfer, peers: Peers) -> None:
         self.ask: Ask | None = None
         self.hosts: frozenset[str] = frozenset()
         self._transfer = transfer
         self._peers = peers
-        self._swarm = swarm
         self._not_before = -math.inf
         self._wanted: Sequence[int] = ()
         self._at_once = 0
@@ -81,7 +79,7 @@ class Handouts:
         """Whether something is to be asked for."""
         return bool(self._wanted)
 
-    def want(self, pieces: Sequence[int], crowd: int = 1) -> None:
+    def want(self, pieces: Sequence[int], crowd: int) -> None:
         """Ask for these from now on, and for nothing else; the first is wanted most.
 
         Args:
@@ -127,12 +125,9 @@ class Handouts:
 
     def _take(self, handed: Handed) -> bool:
         """Hand a piece over; whether it is right."""
-        piece, data = handed.piece, handed.data
-        stored = self._transfer.stored
-        if piece >= stored.layout.pieces or not stored.is_right(piece, data):
+        known = handed.piece < self._transfer.stored.layout.pieces
+        if not known or not self._transfer.on_piece_brought(handed.piece, handed.data):
             return False
         self.hosts = handed.hosts
-        self._peers.on_bytes(len(data))
-        self._transfer.on_piece_brought(piece, data)
-        self._swarm.add_piece(piece, data)
+        self._peers.on_bytes(len(handed.data))
         return True

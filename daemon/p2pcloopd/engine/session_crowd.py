@@ -25,10 +25,6 @@ class Crowd:
         self._settings = ALONE
         self._without: frozenset[str] = frozenset()
 
-    def without(self, host: str) -> bool:
-        """Whether a host is no peer at present."""
-        return host in self._without
-
     def of(self, info_hash: bytes, *, on: bool, without: frozenset[str]) -> None:
         """Note whether others want a torrent, and which hosts are no peers meanwhile."""
         if on:

@@ -36,7 +36,7 @@ class SessionSwarm:
         self._save_path = save_path
         self._handle: lt.torrent_handle | None = None
         self._gone = trio.Event()
-        self._filtered = False
+        self._without: frozenset[str] = frozenset()
         self._nursery: trio.Nursery
         self.torrent: Torrent
 
@@ -54,7 +54,7 @@ class SessionSwarm:
         params = lt.add_torrent_params()
         params.save_path = str(self._save_path)
         params.flags = lt.torrent_flags.update_subscribe
-        self._filtered = False
+        self._without = frozenset()
         if not self._session.settings.pex:
             params.flags |= lt.torrent_flags.disable_pex
         # Both mean announcing; who only looks is told all the same (`look_up`, and LSD's news).
@@ -119,11 +119,13 @@ class SessionSwarm:
         seeds = sum(bool(info.flags & lt.peer_info.seed) for info in self.handle.get_peer_info())
         return [max(0, count - seeds) for count in self.handle.piece_availability()]
 
-    def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
+    def crowd(self, *, on: bool, without: frozenset[str]) -> None:
         self._session.crowd.of(self.info_hash, on=on, without=without)
-        if self._handle is not None and self._filtered != bool(without):
+        if self._handle is None:
+            return
+        before, self._without = self._without, without
+        if bool(before) != bool(without):
             # The filter is the session's; of other torrents the same host stays a peer.
-            self._filtered = bool(without)
             change = self.handle.set_flags if without else self.handle.unset_flags
             change(lt.torrent_flags.apply_ip_filter)
 
@@ -273,7 +275,7 @@ class SessionSwarm:
                 self._blame.failed(alert.piece_index)
 
     def _why(self, alert: lt.peer_disconnected_alert) -> str:
-        if self._filtered and self._session.crowd.without(alert.ip[0]):
+        if alert.ip[0] in self._without:
             return "asked over HTTP, while others fetch the same"
         return alert.error.message()
 

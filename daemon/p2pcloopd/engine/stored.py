@@ -74,7 +74,7 @@ class Stored:
     def read_now(self, offset: int, length: int) -> bytes | None:
         """The same where nothing has to wait for the disk; None where it does, or they are not."""
         data = self.content.read_now(offset, length) if self.has(offset, length) else None
-        return data if data is not None and len(data) == length else None
+        return data if data and len(data) == length and self.has(offset, length) else None
 
     def is_right(self, piece: int, data: bytes) -> bool:
         """Whether this is the content of a piece."""

@@ -133,7 +133,7 @@ class Swarm(Protocol):
     def copies(self) -> list[int]:
         """How many of those have each piece; empty if it is not known."""
 
-    def crowd(self, *, on: bool, without: frozenset[str] = frozenset()) -> None:
+    def crowd(self, *, on: bool, without: frozenset[str]) -> None:
         """Ask each peer for little at once while others want the same.
 
         Args:

@@ -61,9 +61,9 @@ class Torrent:
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
-        self.handout = Handouts(self.transfer, self.peers, swarm)
+        self.handout = Handouts(self.transfer, self.peers)
         self.ahead = Ahead(self.transfer, self.peers, swarm, self.handout)
-        self.direct = Direct(self.transfer, self.peers, swarm)
+        self.direct = Direct(self.transfer, self.peers)
         self.transfer.direct = self.direct
         self.early = EarlyParts(self.transfer, self.direct, record.directory)
         self._record = record

@@ -305,10 +305,14 @@ class Transfer:
             self._plenty.set()
         self.notify()
 
-    def on_piece_brought(self, piece: int, data: bytes) -> None:
-        """Take a piece that came otherwise and is right; libtorrent is about to have it, too."""
+    def on_piece_brought(self, piece: int, data: bytes) -> bool:
+        """Take a piece that came otherwise, if it is right, and give it to libtorrent, too."""
+        if not self.stored.is_right(piece, data):
+            return False
         self.pieces.deliver(piece, data)
+        self._swarm.add_piece(piece, data)
         self.notify()
+        return True
 
     def on_piece_read(self, piece: int, data: bytes) -> None:
         """Take a piece that `Swarm.read_piece` was asked for."""

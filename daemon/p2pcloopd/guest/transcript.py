@@ -47,7 +47,7 @@ class Transcript:
         said = {self.tail.rfind(message): reason for message, reason in _ENDINGS.items()}
         last = max(said)
         # Nothing of the guest runs after this word. UML 6.1 as a program was seen to abort behind
-        # it, once in some thousand boots.
+        # it, once.
         is_down = last >= 0 and self.tail[last:].strip() in _ENDINGS
         if exit_code == 0 or (exit_code == _ABORTED and is_down):
             return said[last] if last >= 0 else "crash"

@@ -86,6 +86,7 @@ async def find_file(node: Node, path: str) -> File | None:
 
     Raises:
         StorageError: the disk refuses.
+        NotHereError: a piece that was to be handed out was evicted meanwhile.
     """
     found = parse_path(unquote(path))
     match found:
@@ -127,8 +128,6 @@ async def _hand_out(node: Node, asked: HandoutPath) -> File | None:
         return _Bytes(b"", lasting=False)
     offset, length = piece * stored.layout.piece_length, stored.layout.piece_size(piece)
     data = await _read(stored, offset, length)
-    if not stored.have.has(piece, piece):  # evicted meanwhile
-        return None
     return _Bytes(piece.to_bytes(4, "big") + data, lasting=False)
 
 

@@ -62,8 +62,7 @@ def _names(text: str) -> list[str]:
 
 def main(args: Sequence[str]) -> int:
     """Boot over every link, print tables, write JSON and plots; an exit code as `run_suite`."""
-    options = parse(args)
-    return run_suite(options, lambda suite: _measure(suite, options))
+    return run_suite(parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from rich.table import Table
 
-from tools.benchmarks.guests import LIMIT, PROMPT, boot_initramfs
+from tools.benchmarks.guests import LIMIT, boot_initramfs
 from tools.benchmarks.links import options as words
 from tools.benchmarks.links.bar import Bar
 from tools.benchmarks.links.boots import Plan, boot_once
 from tools.benchmarks.links.control import doubts_of_others
 from tools.benchmarks.links.network import network
-from tools.benchmarks.links.ours import boot_link, publish_optimised
+from tools.benchmarks.links.ours import boot_cold, publish_optimised, record_profile
 from tools.benchmarks.links.rig import Boot, Rig, node_on
 from tools.benchmarks.links.sample import Figure, Sample, median_bytes, median_seconds
 from tools.benchmarks.links.suite import Suite, run_suite
@@ -31,7 +30,6 @@ from tools.benchmarks.processes import Argument, run, run_json
 from tools.benchmarks.session import write_report
 from tools.benchmarks.upgrade import PLACE
 from tools.benchmarks.upgrade_pair import upgrade_pair
-from tools.console import Console
 
 _BEFORE, _OWN, _NONE = "of the version before", "its own", "none"
 
@@ -48,8 +46,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def main(args: Sequence[str]) -> int:
     """Boot, print the table, write the JSON; an exit code as `run_suite`."""
-    options = parse(args)
-    return run_suite(options, lambda suite: _measure(suite, options))
+    return run_suite(parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
@@ -60,16 +57,15 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     samples: dict[str, list[Sample]] = {_BEFORE: [], _OWN: [], _NONE: []}
     with (
         network(options.link, ("seeder", "reader"), bench.work) as (seeder, reader),
-        ExitStack() as stack,
+        node_on(bench, seeder, bench.work / "seeder") as home,
     ):
         rig = Rig(bench, boot_initramfs(bench), seeder, reader)
-        before = stack.enter_context(node_on(bench, seeder, bench.work / "seeder"))
-        told = _publish_next(rig, before, pair.new)
-        link, own = told["link"], _with_own_profile(rig, before, told["name"])
+        told = _publish_next(rig, home, pair.new)
+        link, own = told["link"], _with_own_profile(rig, home, told["name"])
         boots: dict[str, Boot] = {
-            _BEFORE: partial(_boot, rig, link),
-            _OWN: partial(_boot, rig, own),
-            _NONE: partial(_boot, rig, link, more=["--no-profile"]),
+            _BEFORE: partial(boot_cold, rig, link),
+            _OWN: partial(boot_cold, rig, own),
+            _NONE: partial(boot_cold, rig, link, more=["--no-profile"]),
         }
         for number in range(options.rounds):
             for name, boot in boots.items():
@@ -96,29 +92,13 @@ def _publish_next(rig: Rig, home: Path, image: Path) -> dict[str, str]:
 
 def _with_own_profile(rig: Rig, home: Path, name: str) -> str:
     """Boot the newest version on the seeder and attach what that read; the link of what results."""
-    tool: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop]
-    at: list[Argument] = ["--home", home]
-    argv = [*tool, "boot", name, *at, "--mem", "512M", "--cpu", str(rig.bench.cpu)]
-    log, errors = home.parent / "own.log", home.parent / "own.err"
-    with Console([*map(str, argv)], log=log, errors=errors) as console:
-        console.expect(PROMPT, LIMIT)
-        console.send_line("poweroff")
-        console.wait(LIMIT)
+    record_profile(rig, home, name)
+    tool: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "profile"]
     profile = home.parent / "own.profile"
-    run([*tool, "profile", "export", name, profile, *at])
-    link: str = run_json([*tool, "profile", "attach", name, profile, "--json", *at])["link"]
+    run([*tool, "export", name, profile, "--home", home])
+    told = run_json([*tool, "attach", name, profile, "--json", "--home", home])
+    link: str = told["link"]
     return link
-
-
-@contextmanager
-def _boot(
-    rig: Rig, link: str, place: Path, _limit: float, *, more: Sequence[str] = ()
-) -> Iterator[Console]:
-    with (
-        node_on(rig.bench, rig.reader, place / "home") as home,
-        boot_link(rig, link, home, place, more) as console,
-    ):
-        yield console
 
 
 def table(samples: dict[str, list[Sample]]) -> Table:

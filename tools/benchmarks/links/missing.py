@@ -67,8 +67,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def main(args: Sequence[str]) -> int:
     """Read, print the table, write the JSON; an exit code as `run_suite`."""
-    options = parse(args)
-    return run_suite(options, lambda suite: _measure(suite, options))
+    return run_suite(parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tools.benchmarks.guests import LIMIT, PROMPT
@@ -32,23 +33,25 @@ def boot_link(
         raise BenchError(f"p2pcloop boot: {err}: {tail(errors)}") from err
 
 
+@contextmanager
+def boot_cold(
+    rig: Rig, link: str, place: Path, _limit: float, *, more: Sequence[str] = ()
+) -> Iterator[Console]:
+    """The same with an empty home; `more` options of `boot`."""
+    with (
+        node_on(rig.bench, rig.reader, place / "home") as home,
+        boot_link(rig, link, home, place, more) as console,
+    ):
+        yield console
+
+
 def cold(name: str, about: str, publish: Publish) -> Contender:
     """Boots with an empty home, of what a seeder was given to serve."""
 
     @contextmanager
     def serve(rig: Rig, shared: Path) -> Iterator[Boot]:
         with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
-            link = publish(rig, seeder)
-
-            @contextmanager
-            def boot(place: Path, _limit: float) -> Iterator[Console]:
-                with (
-                    node_on(rig.bench, rig.reader, place / "home") as home,
-                    boot_link(rig, link, home, place) as console,
-                ):
-                    yield console
-
-            yield boot
+            yield partial(boot_cold, rig, publish(rig, seeder))
 
     return Contender(name, about, serve)
 
@@ -60,7 +63,12 @@ def publish_plain(rig: Rig, home: Path) -> str:
 
 def _publish_recorded(rig: Rig, home: Path) -> str:
     """The same, booted once on the seeder, so that a profile is attached."""
-    name = seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"]
+    record_profile(rig, home, seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"])
+    return publish_plain(rig, home)
+
+
+def record_profile(rig: Rig, home: Path, name: str) -> None:
+    """Boot an image on the seeder, whose home keeps what that read."""
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
     argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
     log, errors = home.parent / "record.log", home.parent / "record.err"
@@ -68,7 +76,6 @@ def _publish_recorded(rig: Rig, home: Path) -> str:
         console.expect(PROMPT, LIMIT)
         console.send_line("poweroff")
         console.wait(LIMIT)
-    return publish_plain(rig, home)
 
 
 def publish_optimised(rig: Rig, home: Path) -> str:

@@ -60,7 +60,9 @@ class Suite:
         return all(bar.reached for _, bar in bars)
 
 
-def run_suite(options: argparse.Namespace, body: Callable[[Suite], bool]) -> int:
+def run_suite(
+    options: argparse.Namespace, body: Callable[[Suite, argparse.Namespace], bool]
+) -> int:
     """Do what a command is for.
 
     Args:
@@ -78,7 +80,7 @@ def run_suite(options: argparse.Namespace, body: Callable[[Suite], bool]) -> int
         return MACHINE_CANNOT
     try:
         with opened_bench(tiny=options.tiny, cpu=options.cpu) as bench, own_group() as group:
-            reached = body(Suite(bench, group, machine_facts(bench), console))
+            reached = body(Suite(bench, group, machine_facts(bench), console), options)
     except BenchError as err:
         console.print(f"tools/bench: {err}", markup=False)
         return 1
