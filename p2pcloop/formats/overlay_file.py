@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
 from p2pcloop.formats.holes import next_data, punch_hole
+from p2pcloop.formats.named import open_named
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
 
@@ -48,22 +49,20 @@ class OverlayFile:
         """
         # O_NONBLOCK: a FIFO by that name must not hang the open.
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+
+        def take(descriptor: int) -> None:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FormatError(f"{path} is not an overlay: it is not a regular file")
+            if locked:
+                cls(descriptor, path).lock(shared=read_only)
+
         try:
-            descriptor = os.open(path, flags)
+            descriptor = open_named(lambda: os.open(path, flags), take, path)
         except FileNotFoundError as err:
             raise NotHereError(f"there is no overlay {path}") from err
         except OSError as err:
             raise _error(err, "open", path) from err
-        file = cls(descriptor, path)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FormatError(f"{path} is not an overlay: it is not a regular file")
-            if locked:
-                file.lock(shared=read_only)
-        except BaseException:
-            file.close()
-            raise
-        return file
+        return cls(descriptor, path)
 
     @classmethod
     def create_hidden(cls, folder: Path) -> OverlayFile:

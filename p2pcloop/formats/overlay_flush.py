@@ -33,7 +33,9 @@ class Flusher:
         self._snapshot_lock = threading.Lock()  # guards the next one
         self._snapshots: dict[int, bytes] = {}  # pages of the table that wait for a flush
         self._flush_lock = threading.Lock()  # one flush at a time; guards the next two
-        self._synced_writes = 0
+        # Not 0: an earlier process may have died before it synced what this one reads. The first
+        # flush finds that in the page cache and makes it durable.
+        self._synced_writes = -1
         self._failed = False
 
     def check(self) -> None:

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, UsageError, storage_error
+from p2pcloop.formats.named import has_name, open_named
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a unix socket's path (unix(7): `sun_path` has 108 with the final NUL)."""
@@ -181,7 +182,8 @@ class Home:
             BusyError: a p2pcloopd runs on this home.
             StorageError: the system refused.
         """
-        with _open_lock(self.lock_path) as fd:
+
+        def take(fd: int) -> None:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as err:
@@ -189,6 +191,8 @@ class Home:
                     f"a p2pcloopd runs on {self.root} (process {_read_pid(fd)})",
                     hint="stop it with `p2pcloop daemon stop`, or choose another --home",
                 ) from err
+
+        with _locked(self.lock_path, take) as fd:
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
             yield
@@ -201,26 +205,30 @@ class Home:
         """
         if not self.lock_path.exists():
             return None
-        with _open_lock(self.lock_path) as fd:
+        pid: int | None = None
+
+        def take(fd: int) -> None:
+            nonlocal pid
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                pid = None
             except BlockingIOError:
-                return _read_pid(fd)
-        return None
+                pid = _read_pid(fd)
+
+        with _locked(self.lock_path, take):
+            return pid
 
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Wait until nobody else starts p2pcloopd on this home, and keep others from it."""
-        with _open_lock(self.starting_path) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with _locked(self.starting_path, _wait_alone):
             yield
 
     @contextmanager
     def changing_short_names(self) -> Iterator[None]:
         """Wait until no other command changes the short names, and keep others from it."""
         self.create()
-        with _open_lock(self.root / "short-names.lock") as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with _locked(self.root / "short-names.lock", _wait_alone):
             yield
 
     @contextmanager
@@ -232,24 +240,37 @@ class Home:
         """
         self.create()
         at = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7])
-        with _open_lock(self.root / "publishing") as fd:
+
+        def take(fd: int) -> None:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, at)
             except (BlockingIOError, PermissionError):  # fcntl(2): EAGAIN or EACCES
                 on_wait()
                 fcntl.lockf(fd, fcntl.LOCK_EX, 1, at)
+
+        with _locked(self.root / "publishing", take):
             yield
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """A directory in `tmp` for p2pcloopd to take over; what it does not take is deleted."""
-        path = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self.tmp))
-        with _open_directory(path) as fd:
-            fcntl.flock(fd, fcntl.LOCK_SH)  # all that NFS gives to a reader
-            try:
-                yield path
-            finally:
-                shutil.rmtree(path, ignore_errors=True)
+        path, fd = self._new_staging()
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(fd)
+
+    def _new_staging(self) -> tuple[Path, int]:
+        """Make and lock a directory; again, where a p2pcloopd that starts took it for left over."""
+        while True:
+            path = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self.tmp))
+            with suppress(FileNotFoundError):
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(fd, fcntl.LOCK_SH)  # all that NFS gives to a reader
+                if has_name(fd, path):
+                    return path, fd
+                os.close(fd)
 
     def clear_staging(self) -> None:
         """Delete the staging directories that no process holds any more."""
@@ -269,15 +290,21 @@ def _open_directory(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def _open_lock(path: Path) -> Iterator[int]:
+def _locked(path: Path, take: Callable[[int], None]) -> Iterator[int]:
+    """Hold a lock file, made where it does not exist; `take` locks its descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_named(lambda: os.open(path, flags, 0o600), take, path)
     except OSError as err:
         raise storage_error(f"cannot open {path}", err) from err
     try:
         yield fd
     finally:
         os.close(fd)
+
+
+def _wait_alone(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _read_pid(lock: int) -> int | None:

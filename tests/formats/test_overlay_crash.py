@@ -9,6 +9,7 @@ played inside the flush's own disk operations, so that every interleaving can be
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import tempfile
@@ -128,6 +129,7 @@ class Round:
     late: int | None = None  # which flush prepared earlier to run; None for a new one
     full: bool = False  # the flush finds no space for states
     crash: bool = False  # go on from what a crash after it left
+    die: int | None = None  # at which moment of the flush the process is killed; another opens
 
 
 ACTIONS = st.tuples(
@@ -142,7 +144,12 @@ ROUNDS = st.builds(
     late=st.none() | st.integers(0, 3),
     full=st.sampled_from([False, False, False, True]),
     crash=st.sampled_from([False, False, False, True]),
+    die=st.none() | st.integers(0, 5),
 )
+
+
+class KilledError(BaseException):
+    """Stands for SIGKILL: nothing of the overlay's code runs on."""
 
 
 class Machine:
@@ -158,7 +165,8 @@ class Machine:
         self.now = 0
         self.open(path)
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, pages: dict[int, list[bytes]] | None = None) -> None:
+        """Open the file: after a crash of the machine, or with what is not durable yet."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(overlay_module, "OverlayFile", Disk)
             self.overlay = Overlay.open(path, image_id=IMAGE)
@@ -167,7 +175,7 @@ class Machine:
         self.disk = disk
         self.disk.moment = lambda: None
         data = (self.overlay._data_offset // BLOCK_SIZE + block for block in self.history)
-        self.disk.pages = {
+        self.disk.pages = pages or {
             page: [os.pread(disk._fd, BLOCK_SIZE, page * BLOCK_SIZE)]
             for page in (*STATE_PAGES, *data)
         }
@@ -219,9 +227,12 @@ class Machine:
             self.act(("prepare", 0, 0))
         time, call = self.flushes.pop(-1 if turn.late is None else turn.late % len(self.flushes))
         meanwhile = iter(turn.meanwhile)
+        moments = itertools.count()
 
         def moment() -> None:
             self.check_crash()
+            if next(moments) == turn.die:
+                raise KilledError
             if (action := next(meanwhile, None)) is not None:
                 self.act(action)
 
@@ -230,6 +241,8 @@ class Machine:
             call()
         except StorageError:
             assert turn.full
+        except KilledError:
+            self.go_on_in_another_process()
         else:
             self.forget_before(time)
         self.disk.moment, self.disk.full = lambda: None, False
@@ -251,6 +264,15 @@ class Machine:
             block: [(0, data)] for block in self.history for data in content(self.overlay, block, 1)
         }
 
+    def go_on_in_another_process(self) -> None:
+        """The kernel has all that was written; what of it is durable is as it was."""
+        pages = self.disk.pages
+        self.overlay.close()
+        self.open(self.folder / "disk", pages)
+        self.now += 1
+        for block, versions in self.history.items():
+            versions.append((self.now, content(self.overlay, block, 1)[0]))
+
     def check_reads(self) -> None:
         for block, versions in self.history.items():
             assert content(self.overlay, block, 1) == [versions[-1][1]]
@@ -266,6 +288,8 @@ PREPARE = ("prepare", 0, 0)
 @example([Round([A, PREPARE, B], []), Round([PREPARE], [], late=0)])  # an old page comes late
 @example([Round([A], [B, PREPARE], full=True), Round([A], [])])  # or after a failure
 @example([Round([A], []), Round([A], [None, A]), Round([PREPARE], [])])  # no states, only data
+@example([Round([A], [], die=4), Round([PREPARE], [])])  # states that nobody has synced
+@example([Round([A], []), Round([A], [], die=0), Round([PREPARE], [])])  # nor data in place
 @example([Round([("write", 4095, 2)], [])])  # states in two pages
 @example([Round([A], []), Round([("keep", 0, 1)], []), Round([A], [])])  # old data under a ZERO
 @settings(max_examples=50, deadline=None, derandomize=True)

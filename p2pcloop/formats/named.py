@@ -1,0 +1,52 @@
+"""Open files that still have the name by which they were opened.
+
+Between open(2) and flock(2) another process may rename or delete a file: the lock is then held on a
+file that nobody finds any more, beside another holder of the name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_TRIES = 64
+"""More would mean a file system whose inode numbers say nothing."""
+
+
+def has_name(descriptor: int, path: Path) -> bool:
+    """Whether `path` leads to the file that is open.
+
+    Raises:
+        OSError: the system refused.
+    """
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def open_named(open_file: Callable[[], int], take: Callable[[int], None], path: Path) -> int:
+    """Open and lock a file; again, where it lost its name before it was locked.
+
+    Args:
+        open_file: opens `path` and returns the descriptor.
+        take: locks the descriptor.
+        path: the name.
+
+    Raises:
+        OSError: and whatever else `open_file` and `take` raise; nothing stays open. ESTALE: it lost
+            its name again and again.
+    """
+    for _ in range(_TRIES):
+        descriptor = open_file()
+        try:
+            take(descriptor)
+            if has_name(descriptor, path):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))

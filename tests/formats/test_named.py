@@ -1,0 +1,108 @@
+"""Locks on files that lose their names between open(2) and flock(2): the kind of race that leaves
+two holders of one name, or a holder of a file that is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import NotHereError, StorageError
+from p2pcloop.formats.named import open_named
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
+from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE
+
+IMAGE, OTHER = b"i" * 32, b"o" * 32
+
+Meanwhile = Callable[[Callable[[], None]], None]
+
+
+@pytest.fixture
+def before_lock(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
+    """Has something happen between the next open and its lock."""
+    flock = fcntl.flock
+    waiting: list[Callable[[], None]] = []
+
+    def late(fd: int, how: int) -> None:
+        if waiting:
+            waiting.pop()()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    return waiting.append
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.delta"
+    Overlay.create(path, image_id=IMAGE, image_size=8 * BLOCK_SIZE).close()
+    return path
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_overlay_that_was_replaced_before_it_was_locked(
+    overlay: Path, before_lock: Meanwhile, read_only: bool
+) -> None:
+    copy = copy_overlay(overlay, image_id=OTHER, manifest_id=None, name="")
+    before_lock(lambda: replace_overlay(copy, overlay))
+    with Overlay.open(overlay, image_id=OTHER, read_only=read_only) as opened:
+        assert opened.info().image_id == OTHER  # not the file that nobody finds any more
+
+
+def test_what_is_flushed_is_in_the_file_that_has_the_name(
+    overlay: Path, before_lock: Meanwhile
+) -> None:
+    copy = copy_overlay(overlay, image_id=IMAGE, manifest_id=None, name="")
+    before_lock(lambda: replace_overlay(copy, overlay))
+    with Overlay.open(overlay, image_id=IMAGE) as opened:
+        opened.write(0, [memoryview(b"x" * BLOCK_SIZE)])
+        opened.prepare_flush()()
+    assert Overlay.inspect(overlay).data_blocks == 1
+
+
+def test_an_overlay_that_was_deleted_before_it_was_locked(
+    overlay: Path, before_lock: Meanwhile
+) -> None:
+    before_lock(overlay.unlink)
+    with pytest.raises(NotHereError):
+        Overlay.open(overlay, image_id=IMAGE)
+
+
+def test_a_homes_lock_that_was_deleted_before_it_was_taken(
+    tmp_path: Path, before_lock: Meanwhile
+) -> None:
+    home = Home.at(tmp_path)
+    home.lock_path.touch()
+    before_lock(home.lock_path.unlink)
+    with home.locked():
+        assert home.holder() == os.getpid()  # seen by who opens the name
+
+
+def test_a_staging_directory_that_was_cleared_before_it_was_locked(
+    tmp_path: Path, before_lock: Meanwhile
+) -> None:
+    home = Home.at(tmp_path)
+    home.create()
+    before_lock(home.clear_staging)
+    with home.staging() as staging:
+        assert staging.is_dir()
+        home.clear_staging()
+        assert staging.is_dir()
+    assert not list(home.tmp.iterdir())
+
+
+def test_a_file_system_whose_inode_numbers_say_nothing_is_no_endless_loop(
+    overlay: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda _one, _other: False)
+    fds = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="Stale"):
+        open_named(lambda: os.open(overlay, os.O_RDONLY), lambda _fd: None, overlay)
+    with pytest.raises(StorageError, match="Stale"):
+        Overlay.open(overlay, image_id=IMAGE)
+    assert len(list(Path("/proc/self/fd").iterdir())) == fds
