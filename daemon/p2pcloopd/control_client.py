@@ -25,6 +25,7 @@ from p2pcloop.protocol.control import (
     Request,
     encode,
 )
+from p2pcloop.store.socket_path import socket_address
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -77,7 +78,8 @@ class ControlClient:
             DaemonError: before `task_status.started`: it speaks another version.
         """
         try:
-            stream = await trio.open_unix_socket(self._path)
+            with socket_address(self._path) as address:
+                stream = await trio.open_unix_socket(address)
         except OSError as err:
             raise ConnectionLostError(f"cannot connect to {self._path}: {err.strerror}") from err
         try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
-from p2pcloop.store.home import SOCKET_PATH_LIMIT
+from p2pcloop.store.socket_path import socket_address
 
 _BACKLOG = 64
 
@@ -31,29 +31,28 @@ def bind_unix_listener(path: Path) -> socket.socket:
     """Return a listening socket at `path`, mode 0600; a stale one there is replaced.
 
     Raises:
-        UsageError: the path is too long, is taken by something else, or lies in a folder where
-            other users may replace it.
+        UsageError: the socket's name is too long, is taken by something else, or lies in a folder
+            where other users may replace it.
         NotHereError: the folder does not exist.
         BusyError: somebody listens there.
         StorageError: the system refuses.
     """
-    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
-        raise UsageError(
-            f"cannot listen on {path}: it is longer than {SOCKET_PATH_LIMIT} bytes",
-            hint="choose a shorter path",
-        )
     _check_folder(path.parent)
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         os.fchmod(listener.fileno(), 0o600)  # Linux: bind creates the file with this mode
-        listener.bind(os.fspath(path))
+        with socket_address(path) as address:
+            listener.bind(address)
         listener.listen(_BACKLOG)
     except OSError as err:
         listener.close()
         if err.errno == errno.EADDRINUSE:
             raise BusyError(f"somebody listens on {path} already") from err
         raise storage_error(f"cannot listen on {path}", err) from err
+    except UsageError:
+        listener.close()
+        raise
     return listener
 
 
@@ -80,7 +79,8 @@ def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            probe.connect(os.fspath(path))
+            with socket_address(path) as address:
+                probe.connect(address)
         except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import Home
+from p2pcloop.store.socket_path import socket_address
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 _RECEIVE_SIZE = 1 << 18
@@ -55,7 +57,8 @@ class ControlClient:
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(bytes(home.control_socket))
+            with socket_address(home.control_socket) as address:
+                connection.connect(os.fsencode(address))
             client = cls(connection)
             client.pid = client.call("hello", version=CONTROL_VERSION, software=__version__)["pid"]
         except (FileNotFoundError, ConnectionRefusedError) as err:

@@ -41,9 +41,6 @@ from pathlib import Path
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.named import has_name, open_named
 
-SOCKET_PATH_LIMIT = 107
-"""Bytes of a unix socket's path (unix(7): `sun_path` has 108 with the final NUL)."""
-
 _STAGING_PREFIX = "seed-"
 
 SOCKET_SUFFIX = ".new"
@@ -145,16 +142,9 @@ class Home:
         """Make the directories that are missing, for this user only.
 
         Raises:
-            UsageError: the home is not a directory, is somebody else's, is writable by others, or
-                lies too deep for a unix socket.
+            UsageError: the home is not a directory, is somebody else's, or is writable by others.
             StorageError: the system refused.
         """
-        if len(os.fsencode(self.control_socket)) + len(SOCKET_SUFFIX) > SOCKET_PATH_LIMIT:
-            raise UsageError(
-                f"{self.root} is too long a path: the control socket in it would have more than"
-                f" {SOCKET_PATH_LIMIT} bytes",
-                hint="choose a shorter --home",
-            )
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_owner()

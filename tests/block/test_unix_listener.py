@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import BusyError, NotHereError, StorageError, UsageError
+from p2pcloop.store.socket_path import socket_address
 from p2pcloopd.unix_listener import bind_unix_listener, unix_listener
 
 
@@ -69,9 +70,26 @@ def test_nothing_but_a_dead_socket_is_removed(tmp_path: Path, kind: str) -> None
     assert path.lstat() == before
 
 
-def test_place_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="longer"):
+def test_a_socket_may_lie_as_deep_as_a_path_goes(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100) / ("y" * 200)
+    folder.mkdir(parents=True)
+    path = folder / "socket"
+    bind_unix_listener(path).close()  # a dead one, which is replaced
+    with unix_listener(path) as listener:
+        with pytest.raises(BusyError, match="somebody listens"):
+            bind_unix_listener(path)
+        with socket.socket(socket.AF_UNIX) as client, socket_address(path) as address:
+            client.connect(address)
+        listener.accept()[0].close()
+    assert not path.exists()
+
+
+def test_a_socket_whose_own_name_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the name of the socket"):
         bind_unix_listener(tmp_path / ("x" * 108))
+
+
+def test_place_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(NotHereError):
         bind_unix_listener(tmp_path / "none" / "s")
 

@@ -1,0 +1,43 @@
+"""Addresses of unix sockets, however long the path of the socket is.
+
+A unix socket's address holds 107 bytes of path (unix(7): `sun_path` has 108 with the final NUL),
+a path may have 4095. A socket that lies deeper is reached through a descriptor of its directory:
+`/proc/self/fd/<fd>/<name>` (proc(5)), for bind(2) as for connect(2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from p2pcloop.errors import UsageError
+
+SOCKET_PATH_LIMIT = 107
+"""Bytes of a unix socket's address."""
+
+_NAME_LIMIT = SOCKET_PATH_LIMIT - len("/proc/self/fd/1234567/")
+
+
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """An address for the socket at `path`, good inside the block and in this process only.
+
+    Raises:
+        UsageError: the name of the socket itself is too long.
+        OSError: its directory cannot be opened.
+    """
+    if len(os.fsencode(path)) <= SOCKET_PATH_LIMIT:
+        yield os.fspath(path)
+        return
+    if len(os.fsencode(path.name)) > _NAME_LIMIT:
+        raise UsageError(
+            f"the name of the socket {path} has more than {_NAME_LIMIT} bytes",
+            hint="choose a shorter name for it; its folder may lie as deep as you like",
+        )
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
