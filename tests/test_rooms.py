@@ -23,11 +23,11 @@ DAEMON = ROOT / "daemon" / "p2pcloopd"
 MODULES = sorted(LIBRARY.rglob("*.py")) + sorted(DAEMON.rglob("*.py"))
 
 BELOW = {
-    "formats": {"errors", "units", "formats", "parallel"},
-    "store": {"errors", "units", "formats", "store"},
-    "protocol": {"errors", "units", "formats", "protocol", "image.api"},
-    "image": {"errors", "units", "formats", "parallel", "store", "image"},
-    "making": {"errors", "units", "formats", "parallel", "store", "image", "making"},
+    "formats": {"errors", "text", "units", "formats", "parallel"},
+    "store": {"errors", "text", "units", "formats", "store"},
+    "protocol": {"errors", "text", "units", "formats", "protocol", "image.api"},
+    "image": {"errors", "text", "units", "formats", "parallel", "store", "image"},
+    "making": {"errors", "text", "units", "formats", "parallel", "store", "image", "making"},
 }
 """What each room of the library may import of p2pcloop."""
 

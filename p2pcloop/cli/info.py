@@ -22,6 +22,7 @@ from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.pack import device_size, read_start
 from p2pcloop.store.home import Home
+from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
@@ -146,4 +147,4 @@ def _to_text(key: str, value: object) -> str:
     if isinstance(value, int) and key not in ("blocks", "layers", "version", "block_size"):
         size = format_size(value)
         return size if value < 1000 else f"{size} ({value} bytes)"
-    return str(value)
+    return printable(str(value))

@@ -11,7 +11,8 @@ import sys
 
 import click
 
-from p2pcloop.cli.report import report_error
+from p2pcloop.cli.report import report_error, report_usage
+from p2pcloop.cli.streams import open_standard_streams
 from p2pcloop.errors import P2pcloopError, storage_error
 
 _COMMANDS = {
@@ -82,13 +83,14 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every error ends as one line, a hint and its exit code."""
+    open_standard_streams()
+    as_json = "--json" in sys.argv
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except P2pcloopError as err:
-        sys.exit(report_error(err))
+        sys.exit(report_error(err, as_json=as_json))
     except click.ClickException as err:
-        err.show()
-        sys.exit(err.exit_code)
+        sys.exit(report_usage(err, as_json=as_json))
     except click.exceptions.Exit as err:
         sys.exit(err.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -98,4 +100,4 @@ def main() -> None:
         # not try to flush that again. (A pipe that nobody reads is click's: exit code 1.)
         sys.stdout = None
         what = f"cannot use {err.filename}" if err.filename else "the system refused"
-        sys.exit(report_error(storage_error(what, err)))
+        sys.exit(report_error(storage_error(what, err)))  # no JSON: its stream may be what failed

@@ -11,6 +11,7 @@ import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.streams import log_to_stderr
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
@@ -65,7 +66,7 @@ def command(
     """Serve the image REF as a block device until Ctrl-C; what was written is then durable."""
     if vhost_user is None and nbd is None:
         raise UsageError("nowhere to serve", hint="give --vhost-user SOCKET or --nbd ADDRESS")
-    logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s")
+    log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
     home.create()
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):

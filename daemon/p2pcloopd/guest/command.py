@@ -17,6 +17,7 @@ from p2pcloop.cli.options import at_option, home_option
 from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import FILL, SIZE
+from p2pcloop.cli.streams import log_to_stderr
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloopd.block.spec import FilesOverlay
@@ -133,7 +134,7 @@ def command(
     is recorded as the image's profile, and brought ahead of the guest the next time.
     """
     outcome = Outcome(started=time.monotonic())
-    logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s\r")
+    log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
     console_file = None if console == "stdio" else Path(console)
     for output in filter(None, (report, console_file)):
         check_writable(output)

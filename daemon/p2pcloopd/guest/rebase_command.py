@@ -10,11 +10,13 @@ import click
 from p2pcloop.cli.bases import made_on
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.streams import log_to_stderr
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.rebase import Conflict
 from p2pcloop.store.home import Home
+from p2pcloop.text import printable
 from p2pcloopd.guest.rebase import Move, image_id_of, move_overlay
 
 _EPILOG = """
@@ -48,7 +50,7 @@ def command(
 
     What it holds stays, over what the newer image has. Files that both sides changed are told.
     """
-    logging.basicConfig(level=logging.WARNING, format="p2pcloop: %(message)s")
+    log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
     home.create()
     # Held until the end: no guest may write it meanwhile.
     with Overlay.open(overlay, image_id=None, mode="files") as held:
@@ -90,6 +92,5 @@ def _facts(conflict: Conflict) -> dict[str, str]:
 
 def _tell(conflicts: list[Conflict]) -> None:
     for facts in map(_facts, conflicts):
-        # Names come from file systems: none may draw on the terminal.
-        path = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in facts["path"])
+        path = printable(facts["path"])
         click.echo(f"{path}: {facts['ours']} here, {facts['theirs']} there")

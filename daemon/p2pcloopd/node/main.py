@@ -13,6 +13,7 @@ import click
 import trio
 
 from p2pcloop.cli.options import home_option
+from p2pcloop.cli.streams import log_to_stderr, open_standard_streams
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home
@@ -75,11 +76,7 @@ def command(home: Home, log_level: str, ready_fd: int | None) -> None:
     Commands start it by themselves; `p2pcloop daemon stop` stops it.
     """
     os.umask(0o077)
-    logging.basicConfig(
-        level=log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     starter = _Starter(ready_fd)
     try:
         run(partial(_run, home, starter))
@@ -91,4 +88,5 @@ def command(home: Home, log_level: str, ready_fd: int | None) -> None:
 
 def main() -> None:
     """The entry point of the program `p2pcloopd`."""
+    open_standard_streams()
     command()

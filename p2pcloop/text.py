@@ -1,0 +1,12 @@
+"""Text that strangers wrote (names in file systems, a guest's words), as a terminal may show it."""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    r"""Return `text` as one line without a character that a terminal obeys.
+
+    Control characters, line ends, marks that reverse the direction of writing and bytes that are
+    no text (surrogates) become `\x1b`, `\u202e`, …; a backslash stays as it is.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,70 @@
+"""Standard streams that are closed, and what reaches them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+PROGRAM = "from p2pcloop.cli.main import main; main()"
+
+
+def run_closed(closed: set[int], *arguments: str, home: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run p2pcloop with some of its standard streams closed."""
+    keep = [f"{fd}{'<' if fd == 0 else '>'}&-" for fd in sorted(closed)]
+    script = f'exec "$@" {" ".join(keep)}'
+    return subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-c", PROGRAM, *arguments],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"P2PCLOOP_HOME": str(home)},
+    )
+
+
+@pytest.mark.parametrize("closed", [{0}, {1}, {2}, {0, 1}, {0, 2}, {0, 1, 2}])
+def test_a_command_works_with_streams_closed(closed: set[int], home: Path) -> None:
+    """Were one left closed, the next socket or file would be taken for it."""
+    assert run_closed(closed, "key", "new", "mine", home=home).returncode == 0
+    listed = run_closed(closed, "key", "list", "--json", home=home)
+    assert listed.returncode == 0
+    if 1 not in closed:
+        assert len(json.loads(listed.stdout)["keys"]) == 1
+
+
+def test_a_node_starts_and_stops_with_all_streams_closed(home: Path) -> None:
+    closed = {0, 1, 2}
+    try:
+        assert run_closed(closed, "daemon", "start", home=home).returncode == 0
+        status = run_closed({0, 2}, "status", "--json", home=home)
+        assert json.loads(status.stdout)["torrents"] == []
+    finally:
+        assert run_closed(closed, "daemon", "stop", home=home).returncode == 0
+
+
+def test_an_error_shows_no_escapes_of_a_file_name(p2pcloop: Run, tmp_path: Path) -> None:
+    ran = p2pcloop("info", str(tmp_path / "a\x1b]0;owned\x07\nb"))
+    assert ran.code == 7
+    assert r"a\x1b]0;owned\x07\nb" in ran.err
+    assert "\x1b" not in ran.err
+
+
+def test_an_error_is_json_where_that_is_asked_for(p2pcloop: Run, tmp_path: Path) -> None:
+    ran = p2pcloop("info", str(tmp_path / "none"), "--json")
+    assert ran.code == 7
+    error = json.loads(ran.out)["error"]
+    assert (error["class"], error["exit_code"]) == ("NotHereError", 7)
+    assert error["message"] in ran.err
+
+
+def test_a_wrong_word_is_json_too(p2pcloop: Run) -> None:
+    ran = p2pcloop("key", "list", "--nonsense", "--json")
+    assert ran.code == 2
+    assert json.loads(ran.out)["error"]["class"] == "UsageError"
+    assert "--nonsense" in ran.err
