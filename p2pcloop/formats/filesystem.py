@@ -1,45 +1,150 @@
-"""Tells the file system on a device by its superblock."""
+"""Tells what is on a device by its first bytes: a file system, or something that holds none.
+
+Names are those of blkid(8). Offsets of magic numbers: util-linux, libblkid/src/superblocks; of the
+sizes: the kernel's headers (fs/ext4/ext4.h, fs/btrfs/accessors.h, fs/xfs/libxfs/xfs_format.h,
+fs/squashfs/squashfs_fs.h, fs/erofs/erofs_fs.h), ISO 9660 (ECMA-119) section 8.4.
+"""
 
 from __future__ import annotations
 
 import struct
 
-PROBE_SIZE = 64 << 10
-"""Bytes from the start of a device that are looked at."""
+PROBE_SIZE = 68 << 10
+"""Bytes from the start of a device that are looked at: btrfs has its superblock at 64 KiB."""
 
 READ_ONLY_TYPES = ("iso9660", "squashfs", "erofs")
 """What a guest can have as its root only below a files overlay: nothing can write to it."""
 
-ROOT_TYPES = ("ext2", "ext3", "ext4", *READ_ONLY_TYPES)
+ROOT_TYPES = ("ext2", "ext3", "ext4", "btrfs", "xfs", *READ_ONLY_TYPES)
 """What a guest can have as its root."""
 
 ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
 
 _EXT_MAGIC = 0xEF53
 _EXT_HAS_JOURNAL = 0x4
-_EXT4_ONLY = 0x40 | 0x80 | 0x200
+_EXT_JOURNAL_DEVICE = 0x8
+_EXT_64BIT = 0x80
+_EXT4_ONLY = 0x40 | _EXT_64BIT | 0x200
 """Incompatible features extents, 64bit and flex_bg (kernel: fs/ext4/ext4.h)."""
+
+_MAGIC = (
+    (0, b"hsqs", "squashfs"),
+    (32769, b"CD001", "iso9660"),
+    (1024, b"\xe2\xe1\xf5\xe0", "erofs"),
+    (65600, b"_BHRfS_M", "btrfs"),
+    (0, b"XFSB", "xfs"),
+    (0, b"LUKS\xba\xbe", "crypto_LUKS"),
+    (3, b"-FVE-FS-", "BitLocker"),
+    (3, b"NTFS    ", "ntfs"),
+    (3, b"EXFAT   ", "exfat"),
+    (4086, b"SWAPSPACE2", "swap"),
+    (4086, b"SWAP-SPACE", "swap"),
+    *((sector * 512, b"LABELONE", "LVM2_member") for sector in range(4)),
+    (4096, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),
+    (0, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),
+    (1024, b"\x10\x20\xf5\xf2", "f2fs"),
+    (32768, b"JFS1", "jfs"),
+    (65588, b"ReIsEr", "reiserfs"),
+    (4120, b"\xc6\x85\x73\xf6", "bcachefs"),
+    (1030, b"\x34\x34", "nilfs2"),
+    (32, b"NXSB", "apfs"),
+    (1024, b"H+", "hfsplus"),
+    (1024, b"HX", "hfsplus"),
+    (32769, b"BEA01", "udf"),
+    (0, b"\x45\x3d\xcd\x28", "cramfs"),
+    (0, b"-rom1fs-", "romfs"),
+    (82, b"FAT32   ", "vfat"),
+    (54, b"FAT16   ", "vfat"),
+    (54, b"FAT12   ", "vfat"),
+    (512, b"EFI PART", "gpt"),
+    (4096, b"EFI PART", "gpt"),
+)
+"""Offset, bytes, name; what comes first counts: a CD may have a partition table in its head."""
+
+_WORDS = {
+    "": "no file system that is known",
+    "jbd": "a journal of an ext file system, and no file system",
+    "crypto_LUKS": "an encrypted device (LUKS)",
+    "BitLocker": "an encrypted device (BitLocker)",
+    "swap": "a swap area",
+    "LVM2_member": "a physical volume of LVM",
+    "linux_raid_member": "a member of a RAID (md)",
+    "gpt": "a partition table (GPT)",
+    "dos": "a partition table (MBR)",
+}
+
+_BOOT_SIGNATURE = b"\x55\xaa"
 
 
 def detect_filesystem(start: bytes) -> str:
-    """Return "ext2", "ext3", "ext4", "iso9660", "squashfs", "erofs" or "" for anything else.
+    """Return what a device holds: one of `ROOT_TYPES`, or "ntfs", "swap", "crypto_LUKS", "gpt" and
+    the like, of which no guest boots; "" for anything else.
 
     Args:
         start: the first `PROBE_SIZE` bytes of the device, or all of a shorter one.
     """
-    if start[:4] == b"hsqs":
-        return "squashfs"
-    if start[32769:32774] == b"CD001":
-        return "iso9660"
-    if start[1024:1028] == b"\xe2\xe1\xf5\xe0":
-        return "erofs"
+    for offset, magic, name in _MAGIC:
+        if start.startswith(magic, offset):
+            return name
+    return _ext_type(start) or ("dos" if _has_partitions(start) else "")
+
+
+def filesystem_size(start: bytes) -> int | None:
+    """Return how many bytes of the device its file system claims; None where that is not known.
+
+    Args:
+        start: as for `detect_filesystem`.
+    """
+    try:
+        return _claimed(detect_filesystem(start), start)
+    except struct.error:  # its start itself is cut off
+        return None
+
+
+def _claimed(name: str, start: bytes) -> int | None:
+    match name:
+        case "ext2" | "ext3" | "ext4":
+            (low,) = struct.unpack_from("<I", start, 1028)
+            (shift,) = struct.unpack_from("<I", start, 1048)
+            wide = struct.unpack_from("<I", start, 1120)[0] & _EXT_64BIT
+            high = struct.unpack_from("<I", start, 1360)[0] if wide else 0
+            return None if shift > 6 else (high << 32 | low) * (1024 << shift)
+        case "iso9660":
+            (blocks,) = struct.unpack_from("<I", start, 32848)
+            return int(blocks * struct.unpack_from("<H", start, 32896)[0])
+        case "squashfs":
+            return int(struct.unpack_from("<Q", start, 40)[0])
+        case "erofs":
+            (blocks,) = struct.unpack_from("<I", start, 1060)
+            return None if start[1036] > 16 else blocks << start[1036]
+        case "btrfs":
+            return int(struct.unpack_from("<Q", start, 65648)[0])
+        case "xfs":
+            size, blocks = struct.unpack_from(">IQ", start, 4)
+            return int(size * blocks)
+    return None
+
+
+def _ext_type(start: bytes) -> str:
     superblock = start[1024:2048]
     if len(superblock) < 1024 or struct.unpack_from("<H", superblock, 56)[0] != _EXT_MAGIC:
         return ""
     compatible, incompatible = struct.unpack_from("<II", superblock, 92)
+    if incompatible & _EXT_JOURNAL_DEVICE:
+        return "jbd"
     if incompatible & _EXT4_ONLY:
         return "ext4"
     return "ext3" if compatible & _EXT_HAS_JOURNAL else "ext2"
+
+
+def _has_partitions(start: bytes) -> bool:
+    """Whether there is an MBR with an entry that is used: any boot sector has the signature."""
+    entries = [start[at : at + 16] for at in range(446, 510, 16)]
+    return (
+        start[510:512] == _BOOT_SIGNATURE
+        and all(entry[0] in (0, 0x80) for entry in entries)
+        and any(entry[4] and entry[12:16] != bytes(4) for entry in entries)
+    )
 
 
 def overlay_mode(filesystem: str) -> str:
@@ -50,4 +155,4 @@ def overlay_mode(filesystem: str) -> str:
 
 def describe(filesystem: str) -> str:
     """Write what `detect_filesystem` returned for people."""
-    return filesystem or "no file system that is known"
+    return _WORDS.get(filesystem, filesystem)

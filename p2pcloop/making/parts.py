@@ -10,10 +10,8 @@ from p2pcloop.formats.boot import MAX_ROOTS
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.extents import Extents
-from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, describe, detect_filesystem
 from p2pcloop.formats.iso import IsoFile, read_iso
-
-_LUKS_MAGIC = b"LUKS\xba\xbe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,10 @@ def _to_part(fd: int, file: IsoFile) -> Part:
     tail_at = max(0, file.extents.size - CLOOP_HEADER_SIZE)
     if is_cloop(head, file.extents.pread(fd, CLOOP_HEADER_SIZE, tail_at)):
         return Part(file.name, "cloop", file.extents)
-    if detect_filesystem(head):
+    found = detect_filesystem(head)
+    if found in ROOT_TYPES:
         return Part(file.name, "raw", file.extents)
-    what = "is encrypted (LUKS)" if head.startswith(_LUKS_MAGIC) else "may be encrypted"
+    what = f"is {describe(found)}" if found else "may be encrypted"
     raise FormatError(
         f"{file.name} on it is neither a cloop nor a file system that is known: it {what}",
         hint="decrypt or unpack it, and seed what comes out",

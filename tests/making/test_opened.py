@@ -111,7 +111,10 @@ def test_a_file_in_several_places_is_repacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (LUKS + bytes(8000), r"neither a cloop nor a file system that is known: it is encrypted"),
+        (
+            LUKS + bytes(8000),
+            r"neither a cloop nor a file system that is known: it is an encrypted device",
+        ),
         (make_image(9000, 2), "it may be encrypted"),
         (b"PK\3\4" + bytes(2000), "neither a cloop nor a file system"),
         (b"#!/bin/sh\n#V2.0 Format\n" + bytes(200), "block size is 0"),
