@@ -35,7 +35,7 @@ BELOW_DAEMON = {
     "http": {"http"},
     "names": {"names", "engine"},
     "engine": {"engine", "entry"},
-    "node": {"node", "names", "http", "engine", "entry", "unix_listener"},
+    "node": {"node", "names", "http", "engine", "entry", "unix_listener", "resolver"},
     "block": {"block", "control_client", "entry", "programs", "unix_listener"},
     "guest": {"guest", "block", "control_client", "entry", "programs", "unix_listener"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,6 +16,7 @@ from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine import peers, settings
 from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, until
 
@@ -145,6 +147,29 @@ async def test_peer_whose_name_cannot_be_one(nodes: Nodes, content: bytes) -> No
             assert await torrent.read(0, PIECE) == content[:PIECE]
         assert [peer.error is None for peer in torrent.peers.tried()] == [False, False, True]
         assert "the name is not known" in str(torrent.peers.tried()[0])
+
+
+async def test_a_peer_whose_name_is_never_answered_delays_no_other(
+    nodes: Nodes, content: bytes
+) -> None:
+    class DeadNameServer(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: object) -> list[Any]:
+            return await trio.sleep_forever()
+
+        async def getnameinfo(self, *_: object) -> tuple[str, str]:
+            return await trio.sleep_forever()
+
+    trio.socket.set_custom_hostname_resolver(DeadNameServer())
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        peers = [("dead.example", 1), ("dead2.example", 1), *seeder.listen_ports]
+        torrent = await reader.add(seeded.info_hash, peers=peers)
+        with trio.fail_after(PATIENCE):
+            assert await torrent.read(0, PIECE) == content[:PIECE]
+        # Found later, by a source that names it alone.
+        await torrent.add_sources(Sources(peers=(("dead3.example", 1),)))
+        with trio.fail_after(PATIENCE):
+            assert await torrent.read(40 * PIECE, PIECE) == content[40 * PIECE : 41 * PIECE]
 
 
 async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path: Path) -> None:

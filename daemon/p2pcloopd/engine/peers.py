@@ -99,6 +99,7 @@ class Peers:
         self._connected: set[Peer] = set()
         self._errors: dict[Peer, str] = {}
         self._addresses: dict[Peer, set[Peer]] = {}
+        self._resolving: set[Peer] = set()
         self._looked = -math.inf
         self._since = 0.0
         self._lifted = 0.0
@@ -213,6 +214,10 @@ class Peers:
 
     async def run(self) -> None:
         """Try the named peers that are not connected, every second while somebody waits."""
+        async with trio.open_nursery() as nursery:
+            await self._run(nursery)
+
+    async def _run(self, nursery: trio.Nursery) -> None:
         reported = 0.0
         woken = False
         while True:
@@ -221,9 +226,7 @@ class Peers:
             if self._needs:
                 self._look_up()
             alone = woken and self._alone()
-            await self._connect_all()
-            if alone:
-                self._swarm.hurry()
+            self._connect_all(nursery, hurry=alone)
             woken = False
             if not self._needs:
                 await self._wait_for_need()
@@ -278,18 +281,39 @@ class Peers:
             nursery.start_soon(first, self._needed)
             nursery.start_soon(first, self._again)
 
-    async def _connect_all(self) -> None:
+    def _connect_all(self, nursery: trio.Nursery, *, hurry: bool) -> None:
+        """Connect to named peers that are not connected; names are looked up meanwhile.
+
+        Args:
+            hurry: nobody else is on the way.
+        """
+        fresh = False
         for peer in self.sources.peers:
             if self._connected & self._addresses.get(peer, {peer}):
                 continue
             if self._needs:
                 self._dialled = trio.current_time()
-            try:
-                found = await trio.socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError) as err:
-                self._errors[peer] = f"the name is not known: {getattr(err, 'strerror', err)}"
-                continue
-            addresses = {(str(info[4][0]), peer[1]) for info in found}
-            self._addresses[peer] = addresses
-            for address in addresses:
-                self._swarm.connect(address)
+            if is_address(peer[0]):
+                self._swarm.connect(peer)
+                fresh = True
+            elif peer not in self._resolving:
+                self._resolving.add(peer)
+                nursery.start_soon(self._connect_by_name, peer, hurry)
+        if hurry and fresh:
+            self._swarm.hurry()
+
+    async def _connect_by_name(self, peer: Peer, hurry: bool) -> None:
+        try:
+            found = await trio.socket.getaddrinfo(*peer, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as err:
+            self._errors[peer] = f"the name is not known: {getattr(err, 'strerror', err)}"
+            return
+        finally:
+            self._resolving.discard(peer)
+        self._errors.pop(peer, None)
+        addresses = {(str(info[4][0]), peer[1]) for info in found}
+        self._addresses[peer] = addresses
+        for address in addresses:
+            self._swarm.connect(address)
+        if hurry:
+            self._swarm.hurry()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
+import socket
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import libtorrent as lt
 import trio
@@ -21,7 +24,12 @@ from p2pcloopd.engine.session import CLOSE_SECONDS, Session
 from p2pcloopd.engine.swarm import Others, PeerStatistics, Traffic
 from p2pcloopd.engine.torrent import Torrent
 
+log = logging.getLogger(__name__)
+
 BLOCK_SIZE = 1 << 14
+
+TRACKER_RETRY_SECONDS = 60
+"""Between two lookups of a tracker's name that is not found."""
 
 _NOT_OTHERS = lt.peer_info.seed | lt.peer_info.connecting | lt.peer_info.handshake
 _PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
@@ -176,11 +184,28 @@ class SessionSwarm:
             self._handle.force_dht_announce()
 
     def _add_trackers(self, urls: Iterable[str]) -> None:
-        """libtorrent announces the torrent to a tracker at once, and as long as it is joined."""
         for url in urls:
             if url not in self._trackers:
                 self._trackers.add(url)
-                self.handle.add_tracker({"url": url})
+                self._nursery.start_soon(self._add_tracker, url, self.handle)
+
+    async def _add_tracker(self, url: str, handle: lt.torrent_handle) -> None:
+        """Name a tracker, to which libtorrent announces at once and as long as it is joined.
+
+        Not before its name is found: libtorrent looks names up one after another, so a dead one
+        would delay all other trackers.
+        """
+        host = urlsplit(url).hostname or ""
+        while self._handle is handle:
+            try:
+                await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as err:
+                log.warning("tracker %s: the name is not known: %s", url, err)
+                await trio.sleep(TRACKER_RETRY_SECONDS)
+                continue
+            if self._handle is handle:
+                handle.add_tracker({"url": url})
+            return
 
     def here(self) -> list[bool]:
         return [] if self._handle is None else list(self._handle.status().pieces)

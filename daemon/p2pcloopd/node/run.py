@@ -26,6 +26,7 @@ from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.operations import OPERATIONS
 from p2pcloopd.node.ports import choose_ports
+from p2pcloopd.resolver import install as install_resolver
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ async def run_node(home: Home, ready: Callable[[], None]) -> None:
         UsageError: config.toml or the home is not as it must be.
         FormatError, StorageError: the state on disk cannot be used.
     """
+    install_resolver()
     home.create()
     with home.locked():
         config = load_config(home.config)
