@@ -6,7 +6,7 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.refs import words_of_the_user
-from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.link import clean_pasted, is_link, parse_link
 from p2pcloop.formats.name import check_label
 from p2pcloop.formats.place import parse_place
 from p2pcloop.store.home import Home
@@ -47,9 +47,10 @@ def list_(home: Home, as_json: bool) -> None:
 @home_option
 def add(short: str, name: str, home: Home) -> None:
     """Let SHORT stand for NAME: @key/label, or a link, whose name is taken."""
+    pasted = clean_pasted(name)
     with words_of_the_user():
         check_label(short)
-        target = parse_link(name).name if is_link(name) else parse_place(name).name
+        target = parse_link(pasted).name if is_link(pasted) else parse_place(name).name
     ShortNames(home).add(short, target)
     click.echo(f"{short} stands for {target}")
 

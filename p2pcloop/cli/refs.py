@@ -22,7 +22,7 @@ import click
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.errors import FormatError, NotHereError, UsageError
-from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.link import clean_pasted, is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.name import is_label
 from p2pcloop.formats.place import is_url, parse_place
@@ -94,7 +94,7 @@ def resolve_ref(
         MismatchError: a manifest that is not what the REF or its key says, an older version than
             one that was seen, or a fork.
     """
-    with words_of_the_user(_LINK_HINT if is_link(ref) else None):
+    with words_of_the_user(_LINK_HINT if is_link(clean_pasted(ref)) else None):
         asked = read_ref(ref, home)
     if isinstance(asked, Path):
         if at:
@@ -117,10 +117,13 @@ def read_ref(ref: str, home: Home) -> Path | str:
             "REF is empty",
             hint="give a file, a link or @key/label; is a variable of the shell unset?",
         )
-    if is_link(ref):
-        return str(parse_link(ref))
     path = Path(ref)
-    if ref.startswith("@") or is_url(ref):
+    pasted = clean_pasted(ref)
+    if is_link(pasted):
+        return str(parse_link(pasted))
+    if is_url(pasted):
+        return str(parse_place(pasted))
+    if ref.startswith("@"):
         return str(parse_place(ref))
     if _IN_DIRECTORY.search(ref):
         place = parse_place(ref)

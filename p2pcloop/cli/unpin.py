@@ -6,7 +6,7 @@ import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.pin import stored_image
-from p2pcloop.formats.link import is_link
+from p2pcloop.formats.link import clean_pasted, is_link
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
 
@@ -29,10 +29,11 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     Nothing is deleted by this, unless the store is over its quota.
     """
     target = stored_image(ref, home, at)
+    one_version = bool(at) or is_link(clean_pasted(ref))
     unpinned = []
     with target.client:
         for manifest, name in load_pins(home).items():
-            if name != target.name or ((at or is_link(ref)) and manifest != target.signed.id):
+            if name != target.name or (one_version and manifest != target.signed.id):
                 continue
             if target.client.call("unpin", manifest=manifest)["was"]:
                 unpinned.append(manifest)

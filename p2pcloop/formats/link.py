@@ -6,16 +6,19 @@
 `xt`, `dn`, `x.pe`, `tr` and `ws` are those of BEP 9 and BEP 19: a standard client gets the top
 layer's pack. `x.p2pcloop` is `@key/label`, `x.manifest` the manifest's id (SHA-256, hexadecimal),
 `x.mt` the info hash of the manifest's own torrent, `x.mirror` the base URL of a mirror or of a
-node (docs/formats/mirror.md). Parameters of other names are passed over, as BEP 9 has it. The
-secret of a private image stands in the fragment only, which no client sends anywhere.
+node (docs/formats/mirror.md). What is not known is passed over, as BEP 9 has it: parameters of
+other names, other kinds of `xt`, URLs of other schemes (a later client may know them). The secret
+of a private image stands in the fragment only, which no client sends anywhere.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import parse_qsl, quote, urlsplit
+from unicodedata import category
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.name import KEY_CHARACTERS, Name, format_key, parse_key, parse_name
@@ -24,9 +27,15 @@ MAX_LINK_LENGTH = 8192
 MAX_PARTS = 256
 MAX_PEERS = 64
 _BTIH = "urn:btih:"
+_WEB_SCHEMES = ("http", "https")
+_TRACKER_SCHEMES = ("http", "https", "udp")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")  # RFC 3986, 3.1
 _KEY_PART = "key="
-_LABEL = "[0-9A-Za-z]([0-9A-Za-z-]{0,61}[0-9A-Za-z])?"
-_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")  # RFC 1035, 2.3.4
+_LABEL = "[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
+"""RFC 1035, 2.3.4; and the underscore, which names of containers have and resolvers take."""
+
+_BRACKETS = ("<>", "()", "[]", '""', "''", "``", "“”", "‘’", "«»")  # noqa: RUF001  meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,19 @@ def is_link(text: str) -> bool:
     return text[:7].lower() == "magnet:"
 
 
+def clean_pasted(text: str) -> str:
+    """Undo what mail, chats, web pages and shells do to a link on its way to a command line.
+
+    White space and line breaks within, characters without a width, brackets and quotes round it,
+    and backslashes go (a shell puts these before `?` and `&`, in quotes as well): a link has none
+    of them. Only for what becomes a link or a URL by that; a file may be called so.
+    """
+    text = "".join(c for c in text if not (c.isspace() or c == "\\" or category(c) == "Cf"))
+    while len(text) > 1 and text[0] + text[-1] in _BRACKETS:
+        text = text[1:-1]
+    return text
+
+
 def parse_link(text: str) -> Link:
     """Read a link.
 
@@ -117,6 +139,11 @@ def parse_link(text: str) -> Link:
     query, _, fragment = text.partition("?")[2].partition("#")
     if query.count("&") >= MAX_PARTS:
         raise FormatError(f"the link has more than {MAX_PARTS} parts")
+    if "&amp;" in query:
+        raise UsageError(
+            "the link has `&amp;` where a link has `&`: it comes from the source of a web page",
+            hint="write & for each &amp;, or copy the link from the page as it is shown",
+        )
     values: dict[str, list[str]] = {}
     for key, value in parse_qsl(query):
         values.setdefault(key, []).append(value)
@@ -137,26 +164,33 @@ def parse_link(text: str) -> Link:
 
 
 def _parse_values(values: dict[str, list[str]]) -> Link:
-    xt = values.get("xt", [None])[0]
+    topics = [xt for xt in values.get("xt", []) if xt.lower().startswith(_BTIH)]
     return Link(
         name=parse_name(_only(values, "x.p2pcloop")),
         manifest_id=_hexadecimal(_only(values, "x.manifest"), 32, "x.manifest"),
         manifest_torrent=_hexadecimal(_only(values, "x.mt"), 20, "x.mt"),
-        pack_torrent=None if xt is None else _btih(xt),
+        pack_torrent=_btih(topics[0]) if topics else None,
         peers=tuple(parse_peer(peer) for peer in values.get("x.pe", [])[:MAX_PEERS]),
-        trackers=tuple(parse_tracker(url) for url in values.get("tr", [])),
-        web_seeds=tuple(_url(url, ("http", "https")) for url in values.get("ws", [])),
-        mirrors=tuple(parse_mirror(url) for url in values.get("x.mirror", [])),
+        trackers=tuple(map(parse_tracker, _known(values, "tr", _TRACKER_SCHEMES))),
+        web_seeds=tuple(_url(url, _WEB_SCHEMES) for url in _known(values, "ws", _WEB_SCHEMES)),
+        mirrors=tuple(map(parse_mirror, _known(values, "x.mirror", _WEB_SCHEMES))),
     )
 
 
+def _known(values: dict[str, list[str]], key: str, schemes: tuple[str, ...]) -> list[str]:
+    """The URLs of a part, without those of schemes that are not ours (wss, ftp)."""
+    found = ((_SCHEME.match(url), url) for url in values.get(key, []))
+    return [url for scheme, url in found if scheme is None or scheme[1].lower() in schemes]
+
+
 def parse_peer(text: str) -> tuple[str, int]:
-    """Read `host:port`, `[IPv6]:port`.
+    """Read `host:port`, `[IPv6]:port`; an international name is returned as DNS has it.
 
     Raises:
         FormatError: not of that form, or a port outside 1 to 65535.
     """
     host, _, port = text.rpartition(":")
+    host = _to_ascii(host)
     if not (_HOST.fullmatch(host) or _is_ipv6(host)) or not re.fullmatch(r"[0-9]{1,5}", port):
         raise FormatError(f"{text[:80]!r} is not a peer", hint="a peer is written HOST:PORT")
     if not 1 <= int(port) <= 65535:
@@ -170,7 +204,7 @@ def parse_tracker(text: str) -> str:
     Raises:
         FormatError: it is not one.
     """
-    return _url(text, ("http", "https", "udp"))
+    return _url(text, _TRACKER_SCHEMES)
 
 
 def parse_mirror(text: str) -> str:
@@ -179,7 +213,7 @@ def parse_mirror(text: str) -> str:
     Raises:
         FormatError: it is not one.
     """
-    _url(text, ("http", "https"))
+    text = _url(text, _WEB_SCHEMES)
     if urlsplit(text).username is not None:
         # It would be passed on in links, and never sent: nobody is logged in to a mirror.
         raise FormatError("the URL of a mirror has a user's name in it", hint="leave that out")
@@ -232,9 +266,19 @@ def _hexadecimal(text: str, length: int, what: str) -> bytes:
 
 
 def _btih(text: str) -> bytes:
-    if not text.startswith(_BTIH):
-        raise FormatError(f"xt of the link does not begin with {_BTIH}")
-    return _hexadecimal(text.removeprefix(_BTIH), 20, "xt")
+    """Read an info hash: 40 hexadecimal digits, or 32 characters of base32 (BEP 9)."""
+    digits = text[len(_BTIH) :]
+    if re.fullmatch(r"[A-Za-z2-7]{32}", digits):
+        return base64.b32decode(digits.upper())
+    return _hexadecimal(digits, 20, "xt")
+
+
+def _to_ascii(host: str) -> str:
+    """A host's name as DNS has it (RFC 3490); one that has no such form stays as it is."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode()
+    except UnicodeError:
+        return host
 
 
 def _secret(fragment: str) -> bytes:
@@ -262,4 +306,11 @@ def _url(text: str, schemes: tuple[str, ...]) -> str:
     clean = text.isprintable() and " " not in text
     if not clean or parts.scheme not in schemes or not parts.hostname:
         raise FormatError(f"{text[:80]!r} is not a URL of {', '.join(schemes)}")
-    return text
+    if parts.netloc.isascii():
+        return text
+    user, at, place = parts.netloc.rpartition("@")
+    host, colon, port = place.partition(":")
+    host = _to_ascii(host)
+    if not _HOST.fullmatch(host):
+        raise FormatError(f"{text[:80]!r} names no host that DNS could know")
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{host}{colon}{port}"))

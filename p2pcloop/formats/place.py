@@ -50,7 +50,7 @@ def parse_place(text: str) -> Place:
                 f"{text[:120]!r} does not end in a name",
                 hint="an image on the web is written https://HOST/DIR/@<key>/<label>",
             )
-        parse_mirror(base)
+        base = parse_mirror(base)
     elif base and not base.endswith("/"):
         raise FormatError(f"{text[:120]!r} has no `/` before the `@` of a name")
     return Place(parse_name(at + name), base)
