@@ -10,14 +10,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.fetch import fetch_all
-from p2pcloop.cli.image_output import (
-    STDOUT,
-    CloopForm,
-    check_output,
-    choose_form,
-    is_stream,
-    write_image,
-)
+from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
 from p2pcloop.cli.options import at_option, home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
@@ -38,6 +31,7 @@ Examples:
   p2pcloop export @key/debian debian.img
   p2pcloop export @key/debian debian.qcow2
   p2pcloop export debian.cloop mine.cloop --overlay mine.delta
+  p2pcloop export @key/debian /dev/sdX --force
   p2pcloop export @key/debian small.cloop --codec xz
   p2pcloop export @key/debian - --cloop-format 4 | ssh host 'cat > debian.cloop'
 """
@@ -64,7 +58,7 @@ _STEP = 1 << 20
     type=click.Choice(["zlib", "xz", "lz4", "lzo"]),
     help="Compress the cloop with this; all but zlib make it a V4.0.  [default: zlib]",
 )
-@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@click.option("--force", is_flag=True, help="Replace OUT where it exists, or write over a disk.")
 @at_option
 @home_option
 @json_option
@@ -84,13 +78,15 @@ def command(
     given, as a qcow2 if it ends in .qcow2 (needs qemu-img), else as a raw image.
 
     OUT may be - for the standard output, or a pipe. A cloop V4.0 is then written with its header
-    last; V2.0 is kept in a temporary file until its index is known.
+    last; V2.0 is kept in a temporary file until its index is known. OUT may be a disk (a block
+    device that is not mounted), too, with --force. A symbolic link is followed.
     """
-    form = choose_form(out, int(cloop_format) if cloop_format else None, codec)
-    check_output(out, force=force)
+    output = choose_output(out, int(cloop_format) if cloop_format else None, codec, force=force)
     home.create()
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
+    if isinstance(target, StoredRef):
+        output.check_room(target.signed.manifest.size)
     with ExitStack() as stack:
         image, supply = _open(target, home, stack, quiet=as_json)
         changes = None
@@ -98,32 +94,30 @@ def command(
             changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
         device = ImageDevice(image, changes)
         stack.callback(device.close)
-        _write(out, device, supply, form, quiet=as_json)
-    _tell(out, device.size, as_json=as_json)
+        output.check_room(device.size)
+        _write(output, device, supply, quiet=as_json)
+    _tell(output, device.size, as_json=as_json)
 
 
 def _write(
-    out: Path,
-    device: ImageDevice,
-    supply: Callable[[Missing], None],
-    form: CloopForm | None,
-    *,
-    quiet: bool,
+    out: Output, device: ImageDevice, supply: Callable[[Missing], None], *, quiet: bool
 ) -> None:
     reader = io.BufferedReader(DeviceReader(device, supply), _STEP)
     with progress_bar("writing", quiet=quiet) as progress:
         progress(0, device.size)
-        write_image(out, reader, device.size, form, progress)
+        write_image(out, reader, device.size, progress)
 
 
-def _tell(out: Path, size: int, *, as_json: bool) -> None:
+def _tell(out: Output, size: int, *, as_json: bool) -> None:
     """Tell what was written; on the standard output only where that is not the image itself."""
-    stored = None if is_stream(out) else out.stat().st_size
+    stored = out.path.stat().st_size if out.kind == "file" else None
+    to_stderr = out.name == STDOUT
     if as_json:
-        click.echo(to_json({"file": str(out), "size": size, "stored": stored}), err=out == STDOUT)
+        facts = {"file": str(out.name), "size": size, "stored": stored}
+        click.echo(to_json(facts), err=to_stderr)
     else:
         what = "" if stored is None else f"{format_size(stored)} for "
-        click.echo(f"{out}: {what}a device of {format_size(size)}", err=out == STDOUT)
+        click.echo(f"{out.name}: {what}a device of {format_size(size)}", err=to_stderr)
 
 
 def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:

@@ -1,7 +1,8 @@
-"""Writes an image as a raw file, a qcow2 or a cloop: in the place of a file, or into a pipe."""
+"""Writes an image as a raw file, a qcow2 or a cloop: in the place of a file, into a pipe or a disk."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -10,14 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from p2pcloop.cli.output import check_place
 from p2pcloop.cli.qcow2 import pack_qcow2
-from p2pcloop.errors import UsageError, storage_error
+from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
 from p2pcloop.store.home import sync_directory
+from p2pcloop.units import format_size
 
 STDOUT = Path("-")
 
@@ -38,15 +40,85 @@ class CloopForm:
     codec: Codec
 
 
-def choose_form(out: Path, version: int | None, codec: str | None) -> CloopForm | None:
-    """Return which cloop is written, None where it is a raw image: what is given counts, then the
-    name.
+Form = CloopForm | Literal["raw", "qcow2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where an image goes, and as what.
+
+    Attributes:
+        name: OUT, in the user's words.
+        path: the same, with symbolic links followed.
+        kind: "file", which is replaced whole; "stream", written from start to end (a pipe, a
+            character device); "disk", a block device, which is written into.
+        form: what is written.
+    """
+
+    name: Path
+    path: Path
+    kind: Literal["file", "stream", "disk"]
+    form: Form
+
+    def check_room(self, size: int) -> None:
+        """Compare a disk with the image that is to be written to it.
+
+        Args:
+            size: bytes of the image's device.
+
+        Raises:
+            UsageError: the disk is smaller.
+            StorageError: it cannot be looked at.
+        """
+        if self.kind != "disk" or self.form != "raw":
+            return
+        try:
+            with self.path.open("rb") as disk:
+                room = disk.seek(0, os.SEEK_END)
+        except OSError as err:
+            raise storage_error(f"cannot read {self.name}", err) from err
+        if room < size:
+            raise UsageError(
+                f"{self.name} has {format_size(room)} ({room} bytes), and the image has"
+                f" {format_size(size)} ({size} bytes)",
+                hint="take a larger disk",
+            )
+
+
+def choose_output(out: Path, version: int | None, codec: str | None, *, force: bool) -> Output:
+    """Decide where OUT leads and what is written there, before anything is fetched or read.
+
+    Args:
+        version, codec: of a cloop, where given.
+        force: a file that exists may be replaced, a disk written over.
 
     Raises:
-        UsageError: the version has no such codec.
+        UsageError: the version has no such codec; OUT exists and is not to be replaced, is a
+            terminal, a socket or a folder.
+        StorageError: there is no folder for it.
     """
+    form = _choose_form(out, version, codec)
+    kind = _kind(out)
+    if kind == "stream":
+        if out == STDOUT and sys.stdout.isatty():
+            raise UsageError("an image is not written to a terminal", hint="give it a pipe")
+        return Output(out, out, kind, "raw" if form == "qcow2" else form)
+    path = Path(os.path.realpath(out))
+    check_place(path)
+    if kind == "disk" and not force:
+        raise UsageError(
+            f"{out} is a disk: what is on it would be written over",
+            hint="give --force if you mean it",
+        )
+    if path.exists() and not force:
+        raise UsageError(f"{out} exists", hint="choose another name, or give --force")
+    return Output(out, path, kind, form)
+
+
+def _choose_form(out: Path, version: int | None, codec: str | None) -> Form:
+    """Return what is written: what is given counts, then the name."""
     if version is None and codec is None and out.suffix != ".cloop":
-        return None
+        return "qcow2" if out.suffix == ".qcow2" else "raw"
     chosen = Codec[(codec or "zlib").upper()]
     if version == 2 and chosen is not Codec.ZLIB:
         raise UsageError(
@@ -55,60 +127,40 @@ def choose_form(out: Path, version: int | None, codec: str | None) -> CloopForm 
     return CloopForm(version or (2 if chosen is Codec.ZLIB else 4), chosen)
 
 
-def check_output(out: Path, *, force: bool) -> None:
-    """Check that OUT can be written, before anything is fetched or read for nothing.
-
-    Raises:
-        UsageError: it exists and is not to be replaced, or is a terminal.
-        StorageError: there is no folder for it.
-    """
+def _kind(out: Path) -> Literal["file", "stream", "disk"]:
     if out == STDOUT:
-        if sys.stdout.isatty():
-            raise UsageError("an image is not written to a terminal", hint="give it a pipe")
-        return
-    check_place(out)
-    if out.exists() and not is_stream(out) and not force:
-        raise UsageError(f"{out} exists", hint="choose another name, or give --force")
-
-
-def is_stream(out: Path) -> bool:
-    """Whether OUT is written from start to end and cannot be replaced: a pipe, or a device."""
-    if out == STDOUT:
-        return True
+        return "stream"
     mode = out.stat().st_mode if out.exists() else 0
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+    if stat.S_ISSOCK(mode):
+        raise UsageError(f"{out} is a socket", hint="choose a file, a pipe or a disk for OUT")
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return "stream"
+    return "disk" if stat.S_ISBLK(mode) else "file"
 
 
-def write_image(
-    out: Path,
-    source: BinaryIO,
-    size: int,
-    form: CloopForm | None,
-    progress: Callable[[int], None],
-) -> None:
+def write_image(out: Output, source: BinaryIO, size: int, progress: Callable[[int], None]) -> None:
     """Write `size` bytes of an image.
 
-    What it replaces is there until it is whole and durable.
+    A file that it replaces is there until the new one is whole and durable; on a disk it is durable
+    when this returns, and what lies behind it stays.
 
     Raises:
+        BusyError: the disk is in use.
         StorageError: the disk refused, or who reads the pipe went away.
         NeedsPackageError: LZO without its library, qcow2 without qemu-img.
     """
-    streamed = is_stream(out)
-    if form is None and out.suffix == ".qcow2" and not streamed:
-        _write_qcow2(out, source, size, progress)
+    if out.form == "qcow2":
+        _write_qcow2(out.path, source, size, progress)
         return
-    with _stream(out) if streamed else _replacing(out) as file:
-        if form is not None:
+    streamed = out.kind == "stream"
+    opened = {"stream": _stream, "disk": _disk, "file": _replacing}[out.kind]
+    with opened(out.path) as file:
+        if isinstance(out.form, CloopForm):
             write = stream_cloop if streamed else write_cloop
-            write(source, size, file, version=form.version, codec=form.codec, progress=progress)
+            version, codec = out.form.version, out.form.codec
+            write(source, size, file, version=version, codec=codec, progress=progress)
         else:
-            _write_raw(source, size, file, progress, holes=not streamed)
-
-
-def is_qcow2_name(out: Path) -> bool:
-    """Whether OUT becomes a qcow2, by its name."""
-    return out.suffix == ".qcow2"
+            _write_raw(source, size, file, progress, holes=out.kind == "file")
 
 
 def _write_qcow2(out: Path, source: BinaryIO, size: int, progress: Callable[[int], None]) -> None:
@@ -152,6 +204,20 @@ def _stream(out: Path) -> Iterator[BinaryIO]:
             yield file
     except OSError as err:
         raise storage_error(f"cannot write {out}", err) from err
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[BinaryIO]:
+    """A block device that nobody else uses: O_EXCL refuses a mounted one (open(2))."""
+    try:
+        with open(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC), "r+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as err:
+        if err.errno == errno.EBUSY:
+            raise BusyError(f"{path} is in use", hint="unmount it first") from err
+        raise storage_error(f"cannot write {path}", err) from err
 
 
 @contextmanager

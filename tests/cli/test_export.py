@@ -1,8 +1,10 @@
 """`p2pcloop export` of files that lie here: the whole image, or nothing."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from p2pcloop.making.local import inspect_file, open_local
 from tests.cli.conftest import Run
 from tests.support.images import ignore, make_image, padded, write_cloop_file
 from tests.support.programs import tool
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices are root's")
 
 RAW = make_image((3 << 20) + 300_000)
 
@@ -226,3 +230,77 @@ def test_what_is_exported_is_not_replaced(
     assert (ran.code, ran.out) == (2, "")
     assert "is what is exported" in ran.err
     assert (cloop.read_bytes(), overlay.read_bytes()) == before
+
+
+def test_a_symbolic_link_is_followed(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for kept in (True, False):
+        target, link = tmp_path / "images" / f"real-{kept}", tmp_path / f"latest-{kept}"
+        if kept:
+            target.write_bytes(b"old")
+        link.symlink_to(target)
+        assert p2pcloop("export", cloop, link, "--force").code == 0
+        assert link.is_symlink()
+        assert target.read_bytes() == padded(RAW, 65536)
+
+
+def test_a_link_to_nowhere_is_named(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "none" / "out.img")
+    ran = p2pcloop("export", cloop, tmp_path / "link")
+    assert ran.code == 11
+    assert str(tmp_path / "none") in ran.err
+
+
+def test_a_socket_is_refused(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(out))
+        ran = p2pcloop("export", cloop, out, "--force")
+    assert ran.code == 2
+    assert "is a socket" in ran.err
+    assert out.is_socket()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A block device of 4 MiB that holds no zeros."""
+    backing = tmp_path / "disk.img"
+    backing.write_bytes(b"\xff" * (4 << 20))
+    device = tool("losetup", "-f", "--show", backing).strip()
+    try:
+        yield Path(device)
+    finally:
+        tool("losetup", "-d", device)
+
+
+@needs_root
+def test_a_disk_is_written_into(
+    p2pcloop: Run, cloop: Path, overlay: Path, tmp_path: Path, disk: Path
+) -> None:
+    (tmp_path / "stick").symlink_to(disk)
+    refused = p2pcloop("export", cloop, disk)
+    assert refused.code == 2
+    assert "--force" in refused.err
+    ran = p2pcloop("export", cloop, tmp_path / "stick", "--overlay", overlay, "--force")
+    assert (ran.code, ran.err) == (0, "")
+    written = (tmp_path / "disk.img").read_bytes()
+    assert written == changed() + b"\xff" * ((4 << 20) - len(changed()))
+    assert disk.is_block_device()
+
+
+@needs_root
+def test_a_disk_that_is_too_small_or_in_use_is_left_alone(
+    p2pcloop: Run, cloop: Path, tmp_path: Path, disk: Path
+) -> None:
+    (tmp_path / "raw.img").write_bytes(bytes(5 << 20))
+    before = (tmp_path / "disk.img").read_bytes()
+    ran = p2pcloop("export", tmp_path / "raw.img", disk, "--force")
+    assert ran.code == 2
+    assert "4194304 bytes" in ran.err
+    assert "5242880 bytes" in ran.err
+    holder = os.open(disk, os.O_RDONLY | os.O_EXCL)  # as a mount holds it
+    try:
+        assert p2pcloop("export", cloop, disk, "--force").code == 6
+    finally:
+        os.close(holder)
+    assert (tmp_path / "disk.img").read_bytes() == before
