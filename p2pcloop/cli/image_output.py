@@ -1,4 +1,4 @@
-"""Writes an image as a raw file, a qcow2 or a cloop: in the place of a file, into a pipe or a disk."""
+"""Writes an image as a raw file, a qcow2 or a cloop: for a file, into a pipe or a disk."""
 
 from __future__ import annotations
 
