@@ -19,7 +19,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, UnreachableError
 from p2pcloopd.http import client as http_client
-from p2pcloopd.http.client import MAX_KEPT, HttpClient, Span
+from p2pcloopd.http.client import (
+    MAX_KEPT,
+    MAX_REDIRECTS,
+    HttpClient,
+    OverloadedError,
+    RangesIgnoredError,
+    Span,
+)
 from p2pcloopd.http.wire import CountedStream
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, busybox_httpd, misbehaving, nginx, python_http_server
@@ -144,9 +151,9 @@ async def test_connections_that_are_kept_are_few(directory: Path, client: HttpCl
 
 WRONG = {
     Fault.NOT_FOUND: (NotHereError, "not there"),
-    Fault.SERVER_ERROR: (UnreachableError, "status 500"),
-    Fault.HTML: (FormatError, "ignores ranges"),
-    Fault.IGNORES_RANGE: (FormatError, "ignores ranges"),
+    Fault.SERVER_ERROR: (OverloadedError, "status 500"),
+    Fault.HTML: (RangesIgnoredError, "ignores ranges"),
+    Fault.IGNORES_RANGE: (RangesIgnoredError, "ignores ranges"),
     Fault.HALF_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 1000-3499/100000'"),
     Fault.CUT_OFF: (FormatError, "no HTTP"),
     Fault.OTHER_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 999-5998/100000'"),
@@ -176,6 +183,121 @@ async def test_a_server_that_misbehaves_is_one_clear_error(
         assert not client._idle
         web.fault = None
         assert await client.get_span(f"{web.url}file", SPAN) == CONTENT[1000:6000]
+
+
+@asynccontextmanager
+async def answering(*answers: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that gives these answers in turn on one connection, `{url}` being its own URL; and
+    what it was asked for, a new connection being noted as "connected"."""
+    asked: list[str] = []
+    left = list(answers)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        asked.append("connected")
+        with suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                asked.append(data.decode().split()[1])
+                await stream.send_all(left.pop(0).format(url=url).encode())
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        yield url, asked
+        nursery.cancel_scope.cancel()
+
+
+def redirecting(to: str, status: str = "302 Found") -> str:
+    return f"HTTP/1.1 {status}\r\nLocation: {to}\r\nContent-Length: 2\r\n\r\nno"
+
+
+OK = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.mark.parametrize("to", ["{url}/real/x", "/real/x", "../real/x"])
+async def test_a_redirect_on_the_same_host_is_followed(client: HttpClient, to: str) -> None:
+    async with answering(redirecting(to, "308 Permanent Redirect"), OK) as (url, asked):
+        assert await client.get(f"{url}/m/x", 2) == b"ok"
+        assert asked == ["connected", "/m/x", "/real/x"]
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "http://127.0.0.1:9/x",  # another port of the same host: another service
+        "http://127.0.0.2/x",
+        "http://localhost/x",
+        "http://192.168.1.1/x",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::1]/x",
+        "//127.0.0.1/x",
+        "http://2130706433/x",
+        "https://127.0.0.1/x",
+        "ftp://127.0.0.1/x",
+        "file:///etc/passwd",
+        "{url}/x?reboot=1",
+        "{url}@192.168.1.1/x",
+        "http://[bad/x",
+    ],
+)
+async def test_a_redirect_elsewhere_is_not_followed(client: HttpClient, to: str) -> None:
+    async with answering(redirecting(to)) as (url, asked):
+        with pytest.raises(P2pcloopError) as caught:
+            await client.get(f"{url}/x", 2)
+        assert isinstance(caught.value, UnreachableError | FormatError)
+        assert asked == ["connected", "/x"]
+
+
+async def test_redirects_have_an_end(client: HttpClient) -> None:
+    async with answering(*[redirecting("/y")] * (MAX_REDIRECTS + 1)) as (url, asked):
+        with pytest.raises(UnreachableError, match="again and again"):
+            await client.get(f"{url}/x", 2)
+        assert asked == ["connected", "/x", *["/y"] * MAX_REDIRECTS]
+
+
+async def test_plain_http_may_become_tls_on_the_same_host() -> None:
+    follow = http_client._follow
+    assert follow("http://a.example/m/x", "https://a.example/m/x") == "https://a.example/m/x"
+    for there in ("http://a.example/x", "https://b.example/x", "https://a.example:8443/x"):
+        with pytest.raises(UnreachableError, match="not followed"):
+            follow("https://a.example/x" if there[4] == ":" else "http://a.example/x", there)
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "after"),
+    [
+        ("503 Service Unavailable", "Retry-After: 7\r\n", 7.0),
+        ("429 Too Many Requests", "Retry-After: 0\r\n", 0.0),
+        ("429 Too Many Requests", "Retry-After: Thu, 01 Jan 1970 00:00:00 GMT\r\n", 0.0),
+        ("500 Internal Server Error", "Retry-After: soon\r\n", None),
+        ("504 Gateway Timeout", "", None),
+    ],
+)
+async def test_a_server_that_cannot_answer_now_says_until_when(
+    client: HttpClient, status: str, header: str, after: float | None
+) -> None:
+    answer = f"HTTP/1.1 {status}\r\n{header}Content-Length: 2\r\n\r\nno"
+    async with answering(answer, OK) as (url, asked):
+        with pytest.raises(OverloadedError) as caught:
+            await client.get(f"{url}/x", 2)
+        assert caught.value.after == after
+        assert await client.get(f"{url}/x", 2) == b"ok"
+        assert asked == ["connected", "/x", "/x"]  # the connection is kept
+
+
+async def test_an_answer_in_parts_to_a_request_for_one_is_no_range(client: HttpClient) -> None:
+    multipart = (
+        "HTTP/1.1 206 Partial Content\r\nContent-Type: multipart/byteranges; boundary=x\r\n"
+        "Content-Length: 2\r\n\r\nno"
+    )
+    unit = (
+        "HTTP/1.1 206 Partial Content\r\nContent-Range: BYTES 0-1/*\r\nContent-Length: 2\r\n\r\nok"
+    )
+    async with answering(multipart) as (url, _):
+        with pytest.raises(RangesIgnoredError, match="multipart"):
+            await client.get_span(f"{url}/x", Span(0, 2))
+    async with answering(unit) as (url, _):  # RFC 9110, 14.1: units are case-insensitive
+        assert await client.get_span(f"{url}/x", Span(0, 2)) == b"ok"
 
 
 async def test_how_fast_a_server_is_does_not_count_the_wait_for_its_answers(

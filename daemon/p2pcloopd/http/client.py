@@ -1,8 +1,8 @@
 """An HTTP/1.1 client that gets exactly what it asked for, or tells why not.
 
-One GET at a time on a connection; connections are kept a while. No redirect is followed, and
-nothing of the environment (proxies, credentials) is used: a mirror is what its URL says. Every
-wait and every body has a limit.
+One GET at a time on a connection; connections are kept a while. A redirect is followed on the same
+host alone (`_follow`), and nothing of the environment (proxies, credentials) is used: a mirror is
+what its URL says. Every wait and every body has a limit.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import h11
 import trio
@@ -26,11 +28,17 @@ CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10
 """Until an answer begins, and between any two parts of it."""
 
+DRAIN_SECONDS = 1
+"""For what follows an answer that is of no use: longer than a new connection takes is no gain."""
+
 SLOWEST_RATE = 4 << 10
 """Bytes a second: an answer that is slower, all in all, is given up."""
 
 MAX_KEPT = 16
 """Connections that are kept for a next request."""
+
+MAX_REDIRECTS = 3
+"""Redirects that one request follows: to TLS, to another name of the file, and one to spare."""
 
 MAX_TIMED = 64
 """Servers of which it is known how fast they are."""
@@ -47,6 +55,36 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.offset}-{self.offset + self.length - 1}"
+
+
+class OverloadedError(UnreachableError):
+    """A server says that it cannot answer now (429, 5xx), which may be otherwise soon.
+
+    Attributes:
+        after: seconds until it wants to be asked again (Retry-After), None where it does not say.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, after: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.after = after
+
+
+class RangesIgnoredError(FormatError):
+    """A server answers requests for a part of a file with something else: it serves whole files."""
+
+
+class _RedirectedError(Exception):
+    """An answer sends the request elsewhere.
+
+    Attributes:
+        location: where to, as it stands in the answer.
+    """
+
+    def __init__(self, location: str) -> None:
+        super().__init__(location)
+        self.location = location
 
 
 class HttpClient:
@@ -66,13 +104,14 @@ class HttpClient:
 
         Raises:
             NotHereError: the server says that there is none.
-            UnreachableError: no connection, no answer in time, an error or a redirect.
+            UnreachableError: no connection, no answer in time, an error, or a redirect to another
+                host; `OverloadedError` where the server is to be asked again soon.
             FormatError: the answer is not what was asked for, or over the limit.
         """
         return await self._get(url, None, limit)
 
     async def get_span(self, url: str, span: Span) -> bytes:
-        """Get exactly these bytes of a file. Errors as for `get`."""
+        """Get exactly these bytes of a file. Errors as for `get`, and `RangesIgnoredError`."""
         return await self._get(url, span, span.length)
 
     def rate(self, url: str) -> float | None:
@@ -86,6 +125,17 @@ class HttpClient:
             await trio.aclose_forcefully(self._idle.pop().stream)
 
     async def _get(self, url: str, span: Span | None, limit: int) -> bytes:
+        seconds = CONNECT_SECONDS + SILENCE_SECONDS + limit / SLOWEST_RATE
+        with _errors_of(url), trio.fail_after(seconds):
+            at = url
+            for _ in range(MAX_REDIRECTS + 1):
+                try:
+                    return await self._get_there(at, span, limit)
+                except _RedirectedError as err:
+                    at = _follow(at, err.location)
+            raise UnreachableError(f"it redirects again and again, the last time to {at[:200]!r}")
+
+    async def _get_there(self, url: str, span: Span | None, limit: int) -> bytes:
         place, target = _take_apart(url)
         headers = [
             ("Host", place.authority),
@@ -95,16 +145,14 @@ class HttpClient:
         if span is not None:
             headers.append(("Range", f"bytes={span}"))
         request = h11.Request(method="GET", target=target, headers=headers)
-        seconds = CONNECT_SECONDS + SILENCE_SECONDS + limit / SLOWEST_RATE
-        with _errors_of(url), trio.fail_after(seconds):
-            while True:
-                kept = await self._take(place)
-                connection = kept or await _connect(place, self.wire)
-                try:
-                    return await self._ask(connection, request, span, limit)
-                except _HungUpError:
-                    if not kept:
-                        raise UnreachableError(f"{url}: hung up without an answer") from None
+        while True:
+            kept = await self._take(place)
+            connection = kept or await _connect(place, self.wire)
+            try:
+                return await self._ask(connection, request, span, limit)
+            except _HungUpError:
+                if not kept:
+                    raise UnreachableError("it hung up without an answer") from None
 
     async def _take(self, place: _Place) -> _Connection | None:
         """A connection that was kept, the last used first; those that were hung up on go."""
@@ -124,13 +172,17 @@ class HttpClient:
         keep = False
         try:
             answer = await connection.send(request)
-            _check(answer, span)
+            try:
+                _check(answer, span)
+            except (_RedirectedError, NotHereError, OverloadedError):
+                keep = await connection.drain()
+                raise
             body = await connection.body(limit, self._speed(connection.place))
             if span is not None and len(body) != span.length:
                 raise FormatError(f"answered {len(body)} bytes where {span.length} were asked for")
-            keep = connection.again() and len(self._idle) < MAX_KEPT
+            keep = connection.again()
         finally:
-            if keep:
+            if keep and len(self._idle) < MAX_KEPT:
                 self._idle.append(connection)
             else:
                 await trio.aclose_forcefully(connection.stream)
@@ -203,6 +255,17 @@ class _Connection:
         speed.note(len(data) - first, trio.current_time() - begun)
         return bytes(data)
 
+    async def drain(self) -> bool:
+        """Receive the body of an answer that is of no use, if that is short and begins to come;
+        whether the connection is good for another request."""
+        with trio.move_on_after(DRAIN_SECONDS):
+            try:
+                await self.body(MAX_HEADER, Speed())
+            except (FormatError, h11.RemoteProtocolError, trio.BrokenResourceError):
+                return False
+            return self.again()
+        return False
+
     def again(self) -> bool:
         """Make ready for another request; whether the connection is good for one."""
         if self._http.our_state is self._http.their_state is h11.DONE:
@@ -254,6 +317,34 @@ def _take_apart(url: str) -> tuple[_Place, str]:
     return place, quote(parts.path or "/", safe=_PATH_CHARACTERS)
 
 
+def _follow(url: str, location: str) -> str:
+    """The URL to which an answer of `url` redirects.
+
+    The same host, and the same port or the one of TLS in place of the plain one: what a link names
+    is what is asked. So nobody who answers for a mirror sends a request of this node elsewhere,
+    to a service of its own network, say (docs/security.md).
+
+    Raises:
+        UnreachableError: it leads elsewhere.
+    """
+    try:
+        there = urljoin(url, location)
+        parts = urlsplit(there)
+    except ValueError as err:
+        raise FormatError(f"it redirects to {location[:200]!r}, which is no URL") from err
+    place = _take_apart(url)[0]
+    if parts.scheme in ("http", "https") and not parts.query:
+        target = _take_apart(there)[0]
+        secured = _Place(True, place.host, 443) if place.port == 80 else place
+        if target in (place, secured):
+            return there
+    raise UnreachableError(
+        f"it redirects to {there[:200]!r}, which is not followed: it is another place than the"
+        " link names",
+        hint="use the URL to which it redirects, if you trust that",
+    )
+
+
 def _check(answer: h11.Response, span: Span | None) -> None:
     """Refuse any answer but the one that was asked for."""
     headers = {name: value.decode("latin-1") for name, value in answer.headers}
@@ -261,25 +352,48 @@ def _check(answer: h11.Response, span: Span | None) -> None:
         case 404 | 410:
             raise NotHereError(f"not there (status {answer.status_code})")
         case 200 if span is not None:
-            raise FormatError("the server ignores ranges (status 200 where 206 must be)")
+            raise RangesIgnoredError("the server ignores ranges (status 200 where 206 must be)")
         case 206 if span is not None:
-            if headers.get(b"content-range", "").split("/")[0] != f"bytes {span}":
-                told = headers.get(b"content-range", "none")
-                raise FormatError(f"asked for bytes {span}, got {told[:80]!r}")
+            _check_range(headers, span)
         case 200:
             pass
         case 416:
             raise FormatError("the file there is shorter than it must be (status 416)")
-        case status if 300 <= status < 400:
-            raise UnreachableError(
-                f"it redirects to {headers.get(b'location', 'nowhere')[:200]!r}, which is not"
-                " followed",
-                hint="use the URL to which it redirects, if you trust that",
+        case status if 300 <= status < 400 and b"location" in headers:
+            raise _RedirectedError(headers[b"location"])
+        case 408 | 429 | 500 | 502 | 503 | 504 as status:
+            raise OverloadedError(
+                f"the server answers with status {status}",
+                after=_seconds_until(headers.get(b"retry-after", "")),
             )
         case status:
             raise UnreachableError(f"the server answers with status {status}")
     if headers.get(b"content-encoding", "identity") != "identity":
         raise FormatError("the server changes the content (Content-Encoding)")
+
+
+def _check_range(headers: dict[bytes, str], span: Span) -> None:
+    """Compare what a 206 says with what was asked for (RFC 9110, 14.4, 15.3.7)."""
+    if headers.get(b"content-type", "").lower().startswith("multipart/byteranges"):
+        raise RangesIgnoredError(
+            "the server answers a request for one range with multipart/byteranges, against RFC 9110"
+        )
+    told = headers.get(b"content-range", "none")
+    if told.split("/")[0].lower() != f"bytes {span}":
+        raise FormatError(f"asked for bytes {span}, got {told[:80]!r}")
+
+
+def _seconds_until(told: str) -> float | None:
+    """What Retry-After says (RFC 9110, 10.2.3): seconds, or a date."""
+    if told.isascii() and told.isdigit():
+        return float(told[:9])
+    try:
+        then = parsedate_to_datetime(told)
+    except ValueError:
+        return None
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    return max(0.0, (then - datetime.now(UTC)).total_seconds())
 
 
 @contextmanager
@@ -290,7 +404,10 @@ def _errors_of(url: str) -> Iterator[None]:
     except (NotHereError, UnreachableError, FormatError) as err:
         if str(err).startswith(url):
             raise
-        raise type(err)(f"{url}: {err}", hint=err.hint) from err
+        told = type(err)(f"{url}: {err}", hint=err.hint)
+        if isinstance(told, OverloadedError) and isinstance(err, OverloadedError):
+            told.after = err.after
+        raise told from err
     except trio.TooSlowError as err:
         raise UnreachableError(f"{url}: no answer in time") from err
     except h11.RemoteProtocolError as err:

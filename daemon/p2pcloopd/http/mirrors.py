@@ -6,6 +6,7 @@ with the info hash here, and bytes of layers with SHA-256 by whoever reads them.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections import OrderedDict
@@ -14,7 +15,13 @@ from typing import Protocol
 
 import trio
 
-from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, storage_error
+from p2pcloop.errors import (
+    FormatError,
+    NotHereError,
+    P2pcloopError,
+    UnreachableError,
+    storage_error,
+)
 from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, LayerRef
 from p2pcloop.formats.mirror import (
     MAX_METAINFO_SIZE,
@@ -28,10 +35,21 @@ from p2pcloop.formats.mirror import (
 )
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import MAX_RECORD_SIZE
-from p2pcloopd.http.client import HttpClient, Span
+from p2pcloopd.http.client import HttpClient, OverloadedError, Span
 
-PENALTY_SECONDS = 30
-"""How long a mirror that failed is asked last, or not at all where there is another way."""
+RETRY_SECONDS = 1.0
+"""How long a mirror that did not answer, or could not now, is asked for nothing, where it does not
+say itself how long; twice as long after each failure that follows, up to `PENALTY_SECONDS`."""
+
+PENALTY_SECONDS = 30.0
+"""How long a mirror that answered wrongly is asked for nothing; no mirror longer, whatever it
+says."""
+
+MIN_RETRY_SECONDS = 0.1
+"""Whoever says "again at once" is not asked without a pause."""
+
+MAX_FAILURES = 6
+"""Failures that are counted: the pause is at its longest then."""
 
 MAX_KNOWN = 256
 """Mirrors whose behaviour is remembered."""
@@ -122,7 +140,8 @@ class MirrorReader:
         self.error: str | None = None
         self._files = files
         self._answered_at = 0.0
-        self._failed_at = float("-inf")
+        self._not_before = -math.inf
+        self._failures = 0
 
     async def record(self, name: Name) -> bytes:
         """The signed record of a name, not checked. To have none of that name is no fault."""
@@ -166,8 +185,18 @@ class MirrorReader:
     def on_failure(self, error: P2pcloopError) -> None:
         """Note that it failed, or that what it gave was found wrong."""
         self.error = str(error)
-        if not isinstance(error, NotHereError):  # to have it in part is no fault
-            self._failed_at = trio.current_time()
+        if isinstance(error, NotHereError):  # to have it in part is no fault
+            return
+        if self.usable:  # of several requests that fail together, the first counts
+            self._failures = min(self._failures + 1, MAX_FAILURES)
+        if not isinstance(error, UnreachableError):
+            pause = PENALTY_SECONDS
+        elif isinstance(error, OverloadedError) and error.after is not None:
+            pause = max(error.after, MIN_RETRY_SECONDS)
+        else:
+            pause = RETRY_SECONDS * 2.0 ** (self._failures - 1)
+        until = trio.current_time() + min(pause, PENALTY_SECONDS)
+        self._not_before = max(until, self._not_before)
 
     @property
     def rate(self) -> float | None:
@@ -175,9 +204,14 @@ class MirrorReader:
         return self._files.rate()
 
     @property
+    def not_before(self) -> float:
+        """When it may be asked again, in trio's time; in the past where it did not fail lately."""
+        return self._not_before
+
+    @property
     def usable(self) -> bool:
-        """Whether it did not fail lately."""
-        return trio.current_time() - self._failed_at >= PENALTY_SECONDS
+        """Whether it may be asked now."""
+        return trio.current_time() >= self._not_before
 
     @property
     def preference(self) -> float:
@@ -198,7 +232,7 @@ class MirrorReader:
         self.received += size
         self.error = None
         self._answered_at = trio.current_time()
-        self._failed_at = float("-inf")
+        self._failures = 0
 
 
 class Mirrors:

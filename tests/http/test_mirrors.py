@@ -1,0 +1,103 @@
+"""When a mirror that failed is asked again."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pcloop.errors import (
+    FormatError,
+    MismatchError,
+    NotHereError,
+    P2pcloopError,
+    UnreachableError,
+)
+from p2pcloop.formats.mirror import ManifestPath, MirrorPath
+from p2pcloopd.http.client import OverloadedError, Span
+from p2pcloopd.http.mirrors import MirrorReader
+
+MANIFEST = ManifestPath(bytes(32))
+
+
+class Scripted:
+    """Files that answer, or raise, what `next` says (p2pcloopd.http.mirrors.Files)."""
+
+    def __init__(self) -> None:
+        self.next: bytes | P2pcloopError = b""
+
+    async def get(self, _path: MirrorPath, _limit: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if isinstance(self.next, P2pcloopError):
+            raise self.next
+        return self.next
+
+    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
+        return await self.get(path, span.length)
+
+    def rate(self) -> float | None:
+        return None
+
+
+@pytest.fixture
+def files() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def mirror(files: Scripted) -> MirrorReader:
+    return MirrorReader("http://m.example/", files)
+
+
+async def fail(mirror: MirrorReader, files: Scripted, error: P2pcloopError) -> float:
+    """Let a request fail; the seconds until the mirror may be asked again."""
+    files.next = error
+    with pytest.raises(type(error)):
+        await mirror.manifest(bytes(32))
+    assert mirror.error == str(error)
+    return max(0.0, mirror.not_before - trio.current_time())
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (NotHereError("not there"), 0),
+        (OverloadedError("status 503", after=7), 7),
+        (OverloadedError("status 503", after=0), 0.1),
+        (OverloadedError("status 503", after=86400), 30),
+        (OverloadedError("status 500"), 1),
+        (UnreachableError("refused"), 1),
+        (FormatError("nonsense"), 30),
+        (MismatchError("wrong bytes"), 30),
+    ],
+    ids=str,
+)
+async def test_how_long_a_mirror_that_failed_is_left_alone(
+    mirror: MirrorReader,
+    files: Scripted,
+    error: P2pcloopError,
+    seconds: float,
+    mock_clock: MockClock,
+) -> None:
+    assert await fail(mirror, files, error) == pytest.approx(seconds)
+    assert mirror.usable == (seconds == 0)
+    mock_clock.jump(seconds)
+    assert mirror.usable
+    files.next = b"manifest"
+    await mirror.manifest(bytes(32))
+    assert mirror.error is None
+
+
+async def test_who_fails_again_and_again_is_asked_less_often(
+    mirror: MirrorReader, files: Scripted, mock_clock: MockClock
+) -> None:
+    error = UnreachableError("refused")
+    pauses = []
+    for _ in range(7):
+        pauses.append(await fail(mirror, files, error))
+        assert await fail(mirror, files, error) == pytest.approx(pauses[-1])  # at the same time
+        mock_clock.jump(pauses[-1])
+    assert pauses == pytest.approx([1, 2, 4, 8, 16, 30, 30])
+    files.next = b"manifest"
+    await mirror.manifest(bytes(32))
+    assert await fail(mirror, files, error) == pytest.approx(1)
