@@ -94,7 +94,9 @@ def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> N
     except RemoteControlError:
         messages = []
     match messages:
-        case [Event(_, "ready", _)]:
+        case [Event(_, "ready", told)]:
+            for warning in told.get("warnings", []):
+                click.echo(f"p2pcloop: {warning}", err=True)
             return
         case [Failure(_, error)]:
             os.waitpid(pid, 0)

@@ -61,6 +61,7 @@ def _text(node: dict[str, Any]) -> str:
     lines = [
         describe_node(node),
         f"received {format_size(node['received'])}, sent {format_size(node['sent'])}",
+        *node["warnings"],
     ]
     for mirror in node["mirrors"]:
         came = f"{format_size(mirror['received'])} came from it"

@@ -7,6 +7,7 @@ very same bytes.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgpack
@@ -110,6 +111,16 @@ class Fields:
         value: str = self._take(key, str)
         if len(value) > limit or not value.isprintable():
             raise FormatError(f"field {key!r} of {self._what} is too long or not printable")
+        return value
+
+    def path(self, key: str, limit: int) -> str:
+        """A path, or text with one in it: any bytes but NUL, at most `limit` of them.
+
+        Those that are no UTF-8 are surrogates, as Python has them in names of files (PEP 383).
+        """
+        value: str = self._take(key, str)
+        if len(os.fsencode(value)) > limit or "\0" in value:
+            raise FormatError(f"field {key!r} of {self._what} is no path, or too long")
         return value
 
     def items(self, key: str, limit: int) -> list[Any]:

@@ -152,7 +152,8 @@ def encode(message: Message) -> bytes:
         LocalControlError: it holds what msgpack cannot say, or is larger than a frame may be.
     """
     try:
-        body: bytes = msgpack.packb(_to_map(message))
+        # Names of files are no Unicode everywhere: their bytes go as they are (PEP 383).
+        body: bytes = msgpack.packb(_to_map(message), unicode_errors="surrogateescape")
     except (TypeError, ValueError, OverflowError) as err:
         raise LocalControlError(f"a {type(message).__name__} cannot be sent: {err}") from err
     if len(body) > MAX_FRAME:
@@ -170,6 +171,7 @@ def decode(frame: bytes | memoryview) -> Message:
         value = msgpack.unpackb(
             frame,
             raw=False,
+            unicode_errors="surrogateescape",
             strict_map_key=True,
             object_pairs_hook=_unique,
             ext_hook=_no_ext,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,6 +189,21 @@ def test_a_port_that_is_taken_is_told(node: NodeProcess, nodes: Nodes) -> None:
     node.configure(f'listen = ["{address}"]')
     with pytest.raises(BusyError, match=address.rpartition(":")[2]):
         ensure_daemon(node.home)
+
+
+def test_a_kept_port_that_another_program_has_is_told_to_the_user(node: NodeProcess) -> None:
+    """Links name it, and lead nowhere from then on: a line of the log does not do."""
+    command(node, "daemon", "start")
+    [address] = answer(node, "daemon", "status")["listen"]
+    command(node, "daemon", "stop")
+    host, _, port = address.rpartition(":")
+    with socket.socket() as squatter:
+        squatter.bind((host, int(port)))
+        squatter.listen()
+        err = command(node, "daemon", "start")[1]
+        assert f"another program has port {port}" in err
+        assert f"another program has port {port}" in command(node, "status")[0]
+        assert answer(node, "status")["listen"] != [address]
 
 
 def test_run_is_p2pcloopd_in_the_foreground(node: NodeProcess) -> None:

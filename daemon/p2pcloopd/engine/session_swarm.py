@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,7 +61,8 @@ class SessionSwarm:
 
     def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
         params = lt.add_torrent_params()
-        params.save_path = str(self._save_path)
+        # The binding takes text in UTF-8, or bytes as they are: a path may be none.
+        params.save_path = os.fsencode(self._save_path)  # type: ignore[assignment]  # its stub errs
         params.flags = lt.torrent_flags.update_subscribe
         self._without = frozenset()
         if not self._session.settings.pex:

@@ -39,7 +39,7 @@ MAX_REF = MAX_LINK_LENGTH
 async def seed(node: Node, call: Call) -> dict[str, Any]:
     """Make a torrent of what lies in a directory that a command made in tmp/, and serve it."""
     fields = fields_of(call)
-    staging = Path(fields.text("staging", 4096))
+    staging = Path(fields.path("staging", 4096))
     fields.end()
     if staging.parent != node.home.tmp or staging.name in ("", ".", ".."):
         raise UsageError(f"{staging} is not directly in {node.home.tmp}")
@@ -131,7 +131,7 @@ def _key_of(record: Record, seed: bytes) -> Ed25519PrivateKey:
 async def resolve(node: Node, call: Call) -> dict[str, Any]:
     """Find a version of an image by a link, or a name and where to ask; know its layers."""
     fields = fields_of(call)
-    target = parse_target(fields.text("ref", MAX_REF))
+    target = parse_target(fields.path("ref", MAX_REF))
     at = fields.integer("at", 0, MAX_VERSION) if "at" in fields else 0
     look = fields.boolean("look") if "look" in fields else False
     fields.end()

@@ -31,8 +31,8 @@ class _Starter:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
-    def ready(self) -> None:
-        self._tell(encode(Event(0, "ready", {"pid": os.getpid()})))
+    def ready(self, warnings: list[str]) -> None:
+        self._tell(encode(Event(0, "ready", {"pid": os.getpid(), "warnings": warnings})))
 
     def failed(self, error: P2pcloopError) -> None:
         self._tell(encode(Failure(0, error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -50,9 +50,17 @@ class Node:
         handed_out: which pieces went to whom of a crowd just now.
         room: keeps the store within its quota.
         stopping: set it to stop the node in order.
+        warnings: what its user should know since it started.
     """
 
-    def __init__(self, home: Home, config: Config, engine: Engine, records: Records) -> None:
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        engine: Engine,
+        records: Records,
+        warnings: Sequence[str] = (),
+    ) -> None:
         self.home = home
         self.config = config
         self.engine = engine
@@ -68,6 +76,7 @@ class Node:
         self.handed_out = HandedOut()
         self.room = Room(home, engine, config.quota)
         self.stopping = trio.Event()
+        self.warnings = list(warnings)
         self._started = trio.current_time()
 
     def addresses(self) -> list[tuple[str, int]]:
@@ -142,6 +151,7 @@ class Node:
         return {
             "pid": os.getpid(),
             "home": str(self.home.root),
+            "warnings": self.warnings,
             "uptime": trio.current_time() - self._started,
             "listen": [format_peer(peer) for peer in self.engine.listen_ports],
             "http": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, FormatError, storage_error
@@ -25,13 +25,17 @@ Address = tuple[str, int]
 
 
 def choose_ports(
-    path: Path, listen: Sequence[Address], http: Sequence[Address] | None
+    path: Path,
+    listen: Sequence[Address],
+    http: Sequence[Address] | None,
+    warn: Callable[[str], None] = _log.warning,
 ) -> tuple[list[Address], list[Address]]:
     """Put a port in place of each 0: the one kept in `path`, or a free one, which is kept.
 
     Args:
         listen: for BitTorrent.
         http: for HTTP; None stands for the same addresses with ports of their own.
+        warn: told of a kept port that another program has.
 
     Returns:
         Both, with ports.
@@ -49,7 +53,7 @@ def choose_ports(
         chosen[kind] = []
         new[kind] = dict(kept[kind])
         for host, asked in addresses:
-            port = asked or _port(host, kept[kind].get(host), taken)
+            port = asked or _port(host, kept[kind].get(host), taken, warn)
             taken.add(port)
             chosen[kind].append((host, port))
             if not asked:
@@ -63,11 +67,14 @@ def choose_ports(
     return chosen["ports"], chosen["http"]
 
 
-def _port(host: str, kept: int | None, taken: Container[int]) -> int:
+def _port(host: str, kept: int | None, taken: Container[int], warn: Callable[[str], None]) -> int:
     if kept is not None:
         if kept not in taken and _is_free(host, kept):
             return kept
-        _log.warning("port %d of %s is taken: links that name it lead nowhere now", kept, host)
+        warn(
+            f"another program has port {kept} of {host}, so this node takes a new one: links that"
+            " were printed before lead nowhere; print them anew with `p2pcloop seed` or `publish`"
+        )
     for _ in range(_TRIES):
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         if port not in taken and _is_free(host, port):

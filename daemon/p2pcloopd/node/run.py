@@ -31,12 +31,12 @@ from p2pcloopd.resolver import install as install_resolver
 _log = logging.getLogger(__name__)
 
 
-async def run_node(home: Home, ready: Callable[[], None]) -> None:
+async def run_node(home: Home, ready: Callable[[list[str]], None]) -> None:
     """Run a node on `home` until it is stopped or cancelled.
 
     Args:
         home: made if it is not there.
-        ready: called once clients can connect.
+        ready: called once clients can connect, with what the user should know.
 
     Raises:
         BusyError: another p2pcloopd runs on this home, or a port is taken.
@@ -49,10 +49,16 @@ async def run_node(home: Home, ready: Callable[[], None]) -> None:
         config = load_config(home.config)
         records = Records(home)
         _clear_tmp(home)
-        listen, http_listen = choose_ports(home.ports, config.listen, config.http.listen)
+        warnings: list[str] = []
+        listen, http_listen = choose_ports(
+            home.ports, config.listen, config.http.listen, warnings.append
+        )
+        for warning in warnings:
+            _log.warning("%s", warning)
         async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
             await engine.restore()
-            await _serve(Node(home, config, engine, records), http_listen, ready)
+            node = Node(home, config, engine, records, warnings)
+            await _serve(node, http_listen, ready)
 
 
 def _clear_tmp(home: Home) -> None:
@@ -64,7 +70,7 @@ def _clear_tmp(home: Home) -> None:
 
 
 async def _serve(
-    node: Node, http_listen: Iterable[tuple[str, int]], ready: Callable[[], None]
+    node: Node, http_listen: Iterable[tuple[str, int]], ready: Callable[[list[str]], None]
 ) -> None:
     async def perform(call: Call) -> dict[str, Any]:
         operation = OPERATIONS.get(call.op)
@@ -82,7 +88,7 @@ async def _serve(
             await nursery.start(discover, node)
             await nursery.start(serve_control, listener, perform)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
-            ready()
+            ready(node.warnings)
             nursery.start_soon(node.room.run)
             await node.stopping.wait()
             nursery.cancel_scope.cancel()
