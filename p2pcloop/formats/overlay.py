@@ -231,7 +231,7 @@ class Overlay:
         return self._header.image_size
 
     def info(self) -> OverlayInfo:
-        """Tell what it is made on and how full it is; reads the whole state table in memory."""
+        """Tell what it is made on and how full it is; looks through the whole state table."""
         header, counts = self._header, self._table.tally()
         return OverlayInfo(
             mode=header.mode,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from p2pcloop.errors import StorageError
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_header import HEADER_SIZE, PAGE_SIZE
-from p2pcloop.formats.overlay_states import StateTable
+from p2pcloop.formats.overlay_states import StateTable, unpack_page
 
 
 class Flusher:
@@ -31,7 +31,7 @@ class Flusher:
         self._file = file
         self._table = table
         self._snapshot_lock = threading.Lock()  # guards the next one
-        self._snapshots: dict[int, bytes] = {}  # pages of the table that wait for a flush
+        self._snapshots: dict[int, bytes] = {}  # pages of the table that wait for a flush, packed
         self._flush_lock = threading.Lock()  # one flush at a time; guards the next two
         # Not 0: an earlier process may have died before it synced what this one reads. The first
         # flush finds that in the page cache and makes it durable.
@@ -79,7 +79,7 @@ class Flusher:
             try:
                 self._sync()
                 for page in sorted(pages):
-                    self._file.write(HEADER_SIZE + page * PAGE_SIZE, [pages[page]])
+                    self._file.write(HEADER_SIZE + page * PAGE_SIZE, [unpack_page(pages[page])])
                 if pages:
                     self._sync()
             except BaseException:

@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,8 +30,8 @@ from p2pcloop.errors import (
 )
 from p2pcloop.formats import holes, overlay_file
 from p2pcloop.formats.overlay import Overlay, OverlayInfo, State
-from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
-from p2pcloop.formats.overlay_states import StateTable
+from p2pcloop.formats.overlay_header import HEADER_SIZE, PAGE_SIZE, Header
+from p2pcloop.formats.overlay_states import MAX_HOT_PAGES, StateTable, unpack_page
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 IMAGE = bytes(range(32))
@@ -174,6 +175,46 @@ def test_runs_match_a_naive_table(
     states = [state for _, _, state in table.runs(first, count)]
     assert all(left is not right for left, right in itertools.pairwise(states))
     assert table.tally() == {state: naive.count(state) for state in State}
+
+
+TERABYTE = 1 << 28  # blocks
+
+
+def test_memory_of_a_device_that_was_discarded_is_bounded() -> None:
+    tracemalloc.start()
+    try:
+        table = StateTable(TERABYTE, TERABYTE)
+        for first in range(0, TERABYTE, 1 << 18):  # 1 GiB each, the most that a guest may ask for
+            assert not table.set(first, 1 << 18, State.ZERO)
+        changed = table.take_changed()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert table.runs(0, TERABYTE) == ((0, TERABYTE, State.ZERO),)
+    assert table.tally()[State.ZERO] == TERABYTE
+    assert len(changed) == TERABYTE // PAGE_SIZE
+    assert {unpack_page(page) for page in set(changed.values())} == {b"Z" * PAGE_SIZE}
+    assert peak < 24 << 20  # with a byte for each block it was 512 MiB
+
+
+def test_memory_of_a_device_of_which_little_is_left_everywhere_is_bounded() -> None:
+    pages = 4 * MAX_HOT_PAGES
+    table = StateTable(pages * PAGE_SIZE, pages * PAGE_SIZE)
+    tracemalloc.start()
+    try:
+        for page in range(pages):
+            table.set(page * PAGE_SIZE, PAGE_SIZE, State.ZERO)
+            table.set(page * PAGE_SIZE + page % 4000, 3, State.DATA)
+        changed = table.take_changed()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < MAX_HOT_PAGES * (PAGE_SIZE + 512) + pages * 512
+    for page in (0, 1, pages - 1):
+        at = page % 4000
+        expected = (b"Z" * at + b"DDD").ljust(PAGE_SIZE, b"Z")
+        assert unpack_page(changed[page]) == expected
+        assert table[page * PAGE_SIZE + at] is State.DATA
 
 
 # --- the format ----------------------------------------------------------------------------------
