@@ -11,6 +11,7 @@ import enum
 import struct
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
@@ -73,22 +74,53 @@ def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
     )
 
 
-def unpack_chunks(
-    data: bytes, *, pack_lengths: Sequence[int], codecs: Container[int] = frozenset(Codec)
-) -> list[Chunk]:
-    """Read the entries of a page and check each.
+class ChunkPage(Sequence[Chunk]):
+    """The entries of a page, each checked.
 
-    Args:
-        data: 48 bytes an entry.
-        pack_lengths: bytes of the layer's own pack, and of each source's.
-        codecs: those that the index's version has.
-
-    Raises:
-        FormatError: an unknown codec or source, a length over its limit, or an extent outside its
-            pack.
+    They are kept as they are stored, and one is taken apart when it is looked at: 48 bytes, where
+    an object for each takes 235.
     """
-    chunks = []
-    for offset, length, blocks, codec, source, chunk_id in ENTRY.iter_unpack(data):
+
+    __slots__ = ("data",)
+
+    def __init__(
+        self,
+        data: bytes,
+        *,
+        pack_lengths: Sequence[int],
+        codecs: Container[int] = frozenset(Codec),
+    ) -> None:
+        """Check all entries.
+
+        Args:
+            data: 48 bytes an entry.
+            pack_lengths: bytes of the layer's own pack, and of each source's.
+            codecs: those that the index's version has.
+
+        Raises:
+            FormatError: an unknown codec or source, a length over its limit, or an extent outside
+                its pack.
+        """
+        _check_entries(data, pack_lengths, codecs)
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data) // ENTRY.size
+
+    @overload
+    def __getitem__(self, entry: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, entry: slice) -> list[Chunk]: ...
+    def __getitem__(self, entry: int | slice) -> Chunk | list[Chunk]:
+        if isinstance(entry, slice):
+            return [self[each] for each in range(*entry.indices(len(self)))]
+        at = range(len(self))[entry] * ENTRY.size
+        offset, length, blocks, codec, source, chunk_id = ENTRY.unpack_from(self.data, at)
+        return Chunk(offset, length, blocks, Codec(codec), chunk_id, source)
+
+
+def _check_entries(data: bytes, pack_lengths: Sequence[int], codecs: Container[int]) -> None:
+    for offset, length, blocks, codec, source, _ in ENTRY.iter_unpack(data):
         if codec not in codecs:
             raise FormatError(
                 f"a chunk is stored with codec {codec}, which an index of this version cannot have"
@@ -101,5 +133,3 @@ def unpack_chunks(
             )
         if offset + length > pack_lengths[source]:
             raise FormatError("a chunk lies outside its pack")
-        chunks.append(Chunk(offset, length, blocks, Codec(codec), chunk_id, source))
-    return chunks

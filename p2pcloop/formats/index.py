@@ -26,9 +26,9 @@ from p2pcloop.formats.chunk_table import (
     FIRST_CODECS,
     PAGE_SIZE,
     Chunk,
+    ChunkPage,
     Codec,
     pack_chunks,
-    unpack_chunks,
 )
 from p2pcloop.formats.codec import decode_zstd
 from p2pcloop.formats.seal import SALT_SIZE, TAG_SIZE, Seal
@@ -320,7 +320,7 @@ def read_page(
     *,
     source_lengths: Sequence[int] = (),
     seal: Seal | None = None,
-) -> list[Chunk]:
+) -> ChunkPage:
     """Unpack a page of the chunk table, of which the caller has verified the hash.
 
     Args:
@@ -339,4 +339,4 @@ def read_page(
     if seal is not None:
         data = seal.open_page(page, data)
     lengths = (header.pack_length, *source_lengths)
-    return unpack_chunks(data, pack_lengths=lengths, codecs=header.codecs)
+    return ChunkPage(data, pack_lengths=lengths, codecs=header.codecs)

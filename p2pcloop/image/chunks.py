@@ -14,6 +14,7 @@ from typing import Final
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import Missing
+from p2pcloop.image.bits import Bits
 from p2pcloop.image.decode_ahead import DecodeAhead
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.spill import SpillFile
@@ -40,8 +41,7 @@ class DecodedChunks:
     """Gives out the content of chunks by key. All calls come from one thread.
 
     Attributes:
-        touched: the keys of all chunks that were given out so far.
-        bytes_touched: their stored bytes.
+        bytes_touched: stored bytes of all chunks that were given out so far.
         on_touch: called with the key of each when it is given out first.
     """
 
@@ -49,8 +49,8 @@ class DecodedChunks:
         self, layers: Sequence[Layer], *, cache_size: int, spill: SpillFile | None = None
     ) -> None:
         """Keep up to `cache_size` bytes in memory, or the last chunk, and more in `spill`."""
-        self.touched: set[int] = set()
         self.bytes_touched = 0
+        self._touched = [Bits(layer.header.chunk_count) for layer in layers]
         self.on_touch: Callable[[int], None] = _ignore
         self._layers = layers
         self._cache: OrderedDict[int, memoryview] = OrderedDict()
@@ -59,6 +59,14 @@ class DecodedChunks:
         self._spill = spill
         self._ahead = DecodeAhead()
         self._last: deque[int] = deque(maxlen=_READERS)
+
+    def touched(self, key: int) -> bool:
+        """Whether a chunk was given out so far."""
+        return key & 0xFFFFFFFF in self._touched[key >> 32]
+
+    def count_touched(self) -> int:
+        """How many chunks were given out so far."""
+        return sum(bits.count for bits in self._touched)
 
     def part(self, key: int, start: int, length: int) -> memoryview | None:
         """Return bytes of a chunk that is decoded; None where it is not, or is shorter."""
@@ -76,8 +84,7 @@ class DecodedChunks:
             self._cache.move_to_end(key)
             return data
         data = memoryview(self._decode(key))
-        if key not in self.touched:
-            self.touched.add(key)
+        if self._touched[key >> 32].add(key & 0xFFFFFFFF):
             self.bytes_touched += self._layers[key >> 32].chunk(key & 0xFFFFFFFF).length
             self.on_touch(key)
             self._keep(key, data)

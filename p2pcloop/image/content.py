@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol
 from p2pcloop.errors import CorruptError, FormatError, NotHereError, storage_error
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.bits import Bits
 from p2pcloop.store.have import HaveView
 
 ARRIVALS_LIMIT = 16 << 20
@@ -92,7 +93,7 @@ class StoredContent:
         self._index_length = layer.index_length
         self._piece_length = layer.piece_length
         self._pieces = -(-(layer.index_length + layer.pack_length) // layer.piece_length)
-        self._used: set[int] = set()
+        self._used = Bits(self._pieces)
         self._directory = directory
         self._have: HaveView | None = None
         self._fds: dict[str, int] = {}
@@ -135,10 +136,7 @@ class StoredContent:
 
     def used(self) -> bytes:
         """Which pieces were read so far: one bit a piece, most significant bit first."""
-        bits = bytearray((self._pieces + 7) // 8)
-        for piece in self._used:
-            bits[piece >> 3] |= 0x80 >> (piece & 7)
-        return bytes(bits)
+        return self._used.to_bytes()
 
     def has(self, offset: int, length: int) -> bool:
         """Whether these bytes are here and durable."""
@@ -173,7 +171,8 @@ class StoredContent:
 
     def _use(self, offset: int, length: int) -> None:
         size = self._piece_length
-        self._used.update(range(offset // size, (offset + length - 1) // size + 1))
+        for piece in range(offset // size, (offset + length - 1) // size + 1):
+            self._used.add(piece)
 
     def _read_files(self, offset: int, length: int) -> bytes:
         """Return fewer bytes where a file was cut short, none where it was taken away."""

@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 
 from p2pcloop.errors import P2pcloopError, StorageError
-from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, ENTRY, Chunk
+from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, ENTRY, Chunk, ChunkPage
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest, open_manifest
 from p2pcloop.formats.seal import Seal, key_check
@@ -94,7 +94,7 @@ class KnownChunks:
         self._looked = 0
         self._contents: dict[LayerRef, StoredContent] = {}
         self._open: OrderedDict[LayerRef, StoredContent] = OrderedDict()
-        self._parsed: OrderedDict[int, list[Chunk]] = OrderedDict()
+        self._parsed: OrderedDict[int, ChunkPage] = OrderedDict()
         self._leases: dict[bytes, Lease] = {}
 
     def find(self, chunk_id: bytes) -> Iterator[KnownChunk]:
@@ -167,25 +167,26 @@ class KnownChunks:
         pending: list[int] = []
         for manifest in manifests:
             for ref in manifest.all_layers:
-                if ref.layer_id not in self._layers:
-                    pending += self._load_layer(manifest, ref)
-                if len(pending) >= _SORTED_AT_ONCE:
-                    self._keep(pending)
-                    pending = []
+                if ref.layer_id in self._layers:
+                    continue
+                for keys in self._load_layer(manifest, ref):
+                    pending += keys
+                    if len(pending) >= _SORTED_AT_ONCE:
+                        self._keep(pending)
+                        pending = []
         self._keep(pending)
 
-    def _load_layer(self, manifest: Manifest, ref: LayerRef) -> list[int]:
-        """Return the keys of the pages of a layer that are here."""
-        keys: list[int] = []
+    def _load_layer(self, manifest: Manifest, ref: LayerRef) -> Iterator[Iterable[int]]:
+        """The keys of each page of a layer that is here."""
         try:
             content = self._content(ref)
             header = load_header(content, ref.layer_id, ref.header_length)
             seal = self._seal(manifest, header)
         except (Missing, P2pcloopError):
-            return keys
+            return
         sealed_for_others = header.salt is not None and seal is None
         if sealed_for_others or self._looked + len(header.page_hashes) > MAX_PAGES:
-            return keys
+            return
         self._looked += len(header.page_hashes)
         layer = self._layers[ref.layer_id] = _KnownLayer(ref, header, seal)
         for number in range(len(header.page_hashes)):
@@ -195,9 +196,8 @@ class KnownChunks:
                     data = seal.open_page(number, data)
             except (Missing, P2pcloopError):
                 continue
-            keys += _keys(data, len(self._pages))
+            yield _keys(data, len(self._pages))
             self._pages.append((layer, number))
-        return keys
 
     def _seal(self, manifest: Manifest, header: IndexHeader) -> Seal | None:
         secret = self._secrets.get(manifest.key_check or b"")
@@ -235,7 +235,7 @@ class KnownChunks:
             return None
         return KnownChunk(known.ref, replace(chunk, source=0), known.seal)
 
-    def _parse(self, number: int, layer: _KnownLayer, page: int) -> list[Chunk] | None:
+    def _parse(self, number: int, layer: _KnownLayer, page: int) -> ChunkPage | None:
         """The entries of a page, read again; None where it is not here any more or was wrong."""
         chunks = self._parsed.get(number)
         if chunks is None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import LayerMap
-from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, Chunk
+from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, PAGE_SIZE, Chunk, ChunkPage
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
 from p2pcloop.formats.seal import Seal
@@ -76,7 +78,7 @@ def load_page(
     *,
     seal: Seal | None = None,
     source_lengths: Sequence[int] = (),
-) -> list[Chunk]:
+) -> ChunkPage:
     """Read, verify and check a page of the chunk table of a layer.
 
     Args:
@@ -106,6 +108,33 @@ def read_page_bytes(content: Content, header: IndexHeader, number: int) -> bytes
     return _verified(content, offset, length, digest, "a page of a chunk table")
 
 
+class PageCache:
+    """The pages of chunk tables that were read last, of all layers of an image together.
+
+    A page that is dropped is read again when it is needed; where it came by itself and the pieces
+    round it are not here yet, it is fetched again. That meets only images of more than some 170,000
+    chunks.
+    """
+
+    LIMIT: Final = (8 << 20) // PAGE_SIZE
+
+    def __init__(self) -> None:
+        self._pages: OrderedDict[tuple[bytes, int], ChunkPage] = OrderedDict()
+
+    def get(self, layer_id: bytes, number: int) -> ChunkPage | None:
+        """A page that was read; it is then the one used last."""
+        page = self._pages.get((layer_id, number))
+        if page is not None:
+            self._pages.move_to_end((layer_id, number))
+        return page
+
+    def put(self, layer_id: bytes, number: int, page: ChunkPage) -> None:
+        """Keep a page, and drop the one that was not used for longest where there are too many."""
+        self._pages[layer_id, number] = page
+        if len(self._pages) > self.LIMIT:
+            self._pages.popitem(last=False)
+
+
 class Layer:
     """The chunks of one layer.
 
@@ -121,6 +150,7 @@ class Layer:
         seal: Seal | None = None,
         sources: Sequence[Pack] = (),
         elsewhere: Elsewhere = nowhere,
+        pages: PageCache | None = None,
     ) -> None:
         """Read and verify the map.
 
@@ -130,6 +160,7 @@ class Layer:
             seal: where the layer is sealed.
             sources: the packs of the layers that the header names, in that order.
             elsewhere: asked for each chunk that is missing.
+            pages: keeps the pages of the chunk table; shared by the layers of an image.
 
         Raises:
             Missing: the map is not here.
@@ -144,7 +175,7 @@ class Layer:
             content, header.length, header.map_length, header.map_hash, "the map of a layer"
         )
         self._map = read_map(header, stored, seal=seal)
-        self._pages: dict[int, list[Chunk]] = {}
+        self._pages = pages or PageCache()
 
     def take_map(self) -> LayerMap:
         """Return the layer's map, which is forgotten here: once merged, it only costs memory."""
@@ -158,16 +189,18 @@ class Layer:
             Missing: the page of the table is not here.
             FormatError: the page is what was signed and yet cannot be right.
         """
-        page, entry = divmod(number, ENTRIES_PER_PAGE)
-        if page not in self._pages:
-            self._pages[page] = load_page(
+        number, entry = divmod(number, ENTRIES_PER_PAGE)
+        page = self._pages.get(self.header.layer_id, number)
+        if page is None:
+            page = load_page(
                 self._content,
                 self.header,
-                page,
+                number,
                 seal=self._packs[0].seal,
                 source_lengths=[pack.length for pack in self._packs[1:]],
             )
-        return self._pages[page][entry]
+            self._pages.put(self.header.layer_id, number, page)
+        return page[entry]
 
     def stored_chunk(self, number: int) -> tuple[Pack, Chunk, bytes]:
         """Return the pack of a chunk, its entry, and its bytes as they are stored there.

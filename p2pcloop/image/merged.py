@@ -55,7 +55,7 @@ class MergedImage:
     @property
     def chunks_touched(self) -> int:
         """Distinct chunks read so far."""
-        return len(self._chunks.touched)
+        return self._chunks.count_touched()
 
     @property
     def bytes_touched(self) -> int:
@@ -68,7 +68,7 @@ class MergedImage:
 
     def touched(self, layer: int, number: int) -> bool:
         """Whether a chunk of a layer was read so far."""
-        return chunk_key(layer, number) in self._chunks.touched
+        return number >= 0 and self._chunks.touched(chunk_key(layer, number))
 
     def read_into(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
         """Fill the next `length` bytes of `scatter` with the image's bytes from `offset` on.

@@ -22,6 +22,9 @@ from isal.isal_zlib import crc32  # 0.13 µs a block; zlib's takes 1.1
 from p2pcloop.units import BLOCK_SIZE
 
 MAX_SIZE = 1 << 30
+MAX_PLACES = 1 << 15
+"""Chunks that it holds at most: what is noted of each takes up to 600 bytes of memory."""
+
 SHARE_OF_ROOM = 8
 """Of the room on the disk that is free when the file is made, it takes at most this part."""
 
@@ -71,6 +74,8 @@ class SpillFile:
             return False
         self._places.pop(key, None)
         self._places[key] = _Place(offset, len(data), array("I", _checks(data)))
+        if len(self._places) > MAX_PLACES:
+            self._places.popitem(last=False)
         return True
 
     def read(self, key: int, start: int, length: int) -> memoryview | None:

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Self
 
 from p2pcloop.errors import FormatError, MismatchError
-from p2pcloop.formats.index import MAX_RUNS, IndexHeader
+from p2pcloop.formats.index import MAX_HEADER_SIZE, MAX_RUNS, IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.seal import Seal, check_secret
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.known import KnownChunks
-from p2pcloop.image.layer import Layer, Pack, load_header, nowhere
+from p2pcloop.image.layer import Layer, Pack, PageCache, load_header, nowhere
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 from p2pcloop.store.home import Home
+
+MAX_HEADERS_SIZE = 2 * MAX_HEADER_SIZE
+"""Bytes of the index headers of all layers together: hashes of pages of 2^25 chunks."""
 
 
 class StoredImage:
@@ -52,6 +55,7 @@ class StoredImage:
         self._refs = {layer.layer_id: layer for layer in manifest.all_layers}
         self._headers: dict[bytes, IndexHeader] = {}
         self._layers: dict[bytes, Layer] = {}
+        self._pages = PageCache()
 
     @classmethod
     def of_home(cls, manifest: Manifest, home: Home, secret: bytes | None = None) -> Self:
@@ -82,13 +86,17 @@ class StoredImage:
         """
         # How a source's chunks are sealed stands in its header; those of others need none.
         wanted = self._manifest.all_layers if self._manifest.private else self._manifest.layers
+        headers = sum(ref.header_length for ref in wanted)
+        if headers > MAX_HEADERS_SIZE:
+            raise _too_large(
+                f"headers of the image's layers have {headers} bytes in all, over the "
+                f"limit of {MAX_HEADERS_SIZE}"
+            )
         _all_at_once(self._load_header, wanted)
         runs = sum(self._headers[ref.layer_id].run_count for ref in self._manifest.layers)
         if runs > MAX_RUNS:
-            raise FormatError(
-                f"the maps of the image's layers have {runs} runs in all, over the limit of "
-                f"{MAX_RUNS}",
-                hint="ask the publisher for an image of fewer layers",
+            raise _too_large(
+                f"maps of the image's layers have {runs} runs in all, over the limit of {MAX_RUNS}"
             )
         _all_at_once(self._load_layer, self._manifest.layers)
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
@@ -132,6 +140,7 @@ class StoredImage:
             seal=seal,
             sources=sources,
             elsewhere=nowhere if self._known is None else self._known.read,
+            pages=self._pages,
         )
 
     def _pack(self, layer_id: bytes) -> Pack:
@@ -168,6 +177,10 @@ def _all_at_once(load: Callable[[LayerRef], None], refs: Iterable[LayerRef]) -> 
             missing += absent.ranges
     if missing:
         raise Missing(missing)
+
+
+def _too_large(what: str) -> FormatError:
+    return FormatError(f"the {what}", hint="ask the publisher for an image of fewer layers")
 
 
 def _mismatch(message: str) -> MismatchError:

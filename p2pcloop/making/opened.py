@@ -11,7 +11,7 @@ from typing import Self
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.boot import Root
-from p2pcloop.formats.chunk_table import Chunk
+from p2pcloop.formats.chunk_table import Chunk, ChunkPage
 from p2pcloop.formats.cloop import CloopFile, open_cloop
 from p2pcloop.formats.index import IndexHeader, build_index, open_index, read_map, read_page
 from p2pcloop.making.build import Progress, can_stay, check_image_size, index_cloop, index_raw
@@ -187,6 +187,6 @@ def _append(
         chunks += (replace(entry, offset=entry.offset + pack_start) for entry in entries)
 
 
-def _page(header: IndexHeader, page: int, index: bytes) -> list[Chunk]:
+def _page(header: IndexHeader, page: int, index: bytes) -> ChunkPage:
     offset, length = header.page_extent(page)
     return read_page(header, page, index[offset : offset + length])

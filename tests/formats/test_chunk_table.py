@@ -15,9 +15,9 @@ from p2pcloop.formats.chunk_table import (
     MAX_STORED_SIZE,
     PAGE_SIZE,
     Chunk,
+    ChunkPage,
     Codec,
     pack_chunks,
-    unpack_chunks,
 )
 from p2pcloop.units import MAX_CHUNK_SIZE
 
@@ -33,7 +33,7 @@ def test_an_entry_byte_by_byte() -> None:
     chunk = Chunk(0x0102030405, 0x060708, 16, Codec.ZSTD, ID)
     data = pack_chunks([chunk])
     assert data == bytes.fromhex("0504030201000000 08070600 1000 02 00") + ID
-    assert unpack_chunks(data, pack_lengths=[1 << 40]) == [chunk]
+    assert list(ChunkPage(data, pack_lengths=[1 << 40])) == [chunk]
     assert chunk.size == 65536
     assert (ENTRY.size, PAGE_SIZE) == (48, 48 * ENTRIES_PER_PAGE)
 
@@ -46,7 +46,7 @@ def test_the_codecs_have_these_numbers_for_ever() -> None:
 
 def test_entries_at_the_limits_are_taken() -> None:
     data = entry(PACK - 1) + entry(PACK - MAX_STORED_SIZE, MAX_STORED_SIZE, MAX_BLOCKS_PER_CHUNK, 2)
-    first, second = unpack_chunks(data, pack_lengths=[PACK])
+    first, second = ChunkPage(data, pack_lengths=[PACK])
     assert first.offset + first.length == second.offset + second.length == PACK
     assert second.size == MAX_CHUNK_SIZE
 
@@ -69,21 +69,21 @@ def test_entries_at_the_limits_are_taken() -> None:
 )
 def test_lies_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(FormatError, match=message):
-        unpack_chunks(entry() + data, pack_lengths=[PACK])
+        ChunkPage(entry() + data, pack_lengths=[PACK])
 
 
 @pytest.mark.parametrize("codec", [Codec.XZ, Codec.LZ4, Codec.LZO])
 def test_a_codec_that_the_version_does_not_have(codec: Codec) -> None:
-    assert unpack_chunks(entry(codec=codec), pack_lengths=[PACK])[0].codec is codec
+    assert ChunkPage(entry(codec=codec), pack_lengths=[PACK])[0].codec is codec
     with pytest.raises(FormatError, match=f"codec {codec:d}, which an index of this version"):
-        unpack_chunks(entry(codec=codec), pack_lengths=[PACK], codecs=FIRST_CODECS)
+        ChunkPage(entry(codec=codec), pack_lengths=[PACK], codecs=FIRST_CODECS)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(min_size=48, max_size=48))
 def test_any_bytes_are_an_entry_inside_the_pack_or_an_error(data: bytes) -> None:
     try:
-        (chunk,) = unpack_chunks(data, pack_lengths=[PACK])
+        (chunk,) = ChunkPage(data, pack_lengths=[PACK])
     except FormatError:
         return
     assert chunk.offset + chunk.length <= PACK

@@ -78,7 +78,7 @@ def verify(
         raise FormatError("another layer")
     if hashlib.sha256(stored_map(header, index)).digest() != header.map_hash:
         raise FormatError("another map")
-    chunks = []
+    chunks: list[Chunk] = []
     for number, digest in enumerate(header.page_hashes):
         data = page(header, number, index)
         if hashlib.sha256(data).digest() != digest:

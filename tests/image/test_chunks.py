@@ -47,6 +47,12 @@ class Case:
         assert part is not None or self.chunks.read(number) == content_of(number)
 
 
+def touched(case: Case) -> set[int]:
+    found = {number for number in range(COUNT) if case.chunks.touched(number)}
+    assert case.chunks.count_touched() == len(found)
+    return found
+
+
 def test_what_is_decoded_again_goes_into_the_file(tmp_path: Path) -> None:
     case = Case(tmp_path)
     for number in (0, 5, 10, 15):
@@ -60,7 +66,7 @@ def test_what_is_decoded_again_goes_into_the_file(tmp_path: Path) -> None:
             case.read(number)
     # Nor has memory been taken from what is decoded once.
     assert case.decoded() == []
-    assert case.chunks.touched == {0, 5, 10, 15}
+    assert touched(case) == {0, 5, 10, 15}
     assert case.chunks.bytes_touched == 4 * SIZE
     case.chunks.close()
 
@@ -81,7 +87,7 @@ def test_who_reads_chunk_after_chunk_is_decoded_ahead_of() -> None:
     assert case.decoded() == [3]
     case.read(4)
     assert case.decoded() == [4, *range(5, 5 + AHEAD)]
-    assert case.chunks.touched == {3, 4}
+    assert touched(case) == {3, 4}
     case.read(5)
     assert case.decoded() == [5 + AHEAD]
     case.read(0)
@@ -137,5 +143,5 @@ def test_what_cannot_be_decoded_ahead_is_told_to_who_reads_it() -> None:
     with pytest.raises(CorruptError, match="a chunk"):
         case.chunks.read(6)
     case.read(7)
-    assert case.chunks.touched == {0, 1, 2, 3, 4, 5, 7}
+    assert touched(case) == {0, 1, 2, 3, 4, 5, 7}
     case.chunks.close()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, UsageError
-from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.cloop_compress import CODECS
 from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
@@ -146,7 +146,7 @@ def test_the_chunks_of_a_cloop_v4_are_its_blocks(tmp_path: Path, codec: Codec) -
         }
     header = open_index(index)
     assert header.version == (1 if codec is Codec.ZLIB else 3)
-    chunks = []
+    chunks: list[Chunk] = []
     for page in range(len(header.page_hashes)):
         at, length = header.page_extent(page)
         chunks += read_page(header, page, index[at : at + length])

@@ -23,6 +23,7 @@ from p2pcloopd.block.opening import Disk, Ready, open_disk
 from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.block.vhost_server import serve_vhost_user
+from p2pcloopd.block.waits import Waits
 from p2pcloopd.unix_listener import unix_listener
 
 
@@ -131,27 +132,15 @@ def _report(disk: Disk) -> dict[str, Any]:
     report: dict[str, Any] = {
         "chunks_touched": device.image.chunks_touched,
         "bytes_touched": device.image.bytes_touched,
-        "waits": _waits([]),
+        "waits": Waits().report(),
     }
     if device.touches is not None:
         report["image_id"] = device.image.image_id
         report["touches"] = list(map(list, device.touches.found))
     if isinstance(disk.image, StoredBackend):
-        report["waits"] = _waits(disk.image.supplier.waits)
+        report["waits"] = disk.image.supplier.waits.report()
         report["prefetched"] = disk.image.prefetch.report()
     if disk.changes is not None and (overlay := disk.changes.device.overlay) is not None:
         info = overlay.info()
         report["files"] = {"size": info.image_size, "data": info.data_blocks * BLOCK_SIZE}
     return report
-
-
-def _waits(seconds: list[float]) -> dict[str, Any]:
-    if not seconds:
-        return {"count": 0}
-    waits = sorted(seconds)
-    return {
-        "count": len(waits),
-        "p50_ms": round(1000 * waits[len(waits) // 2], 3),
-        "p99_ms": round(1000 * waits[len(waits) * 99 // 100], 3),
-        "max_ms": round(1000 * waits[-1], 3),
-    }

@@ -15,6 +15,7 @@ import trio
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.waiting import describe_slow, describe_waiting
+from p2pcloopd.block.waits import Waits
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Supplier:
     """Brings ranges from p2pcloopd; those that are wanted twice at a time are asked for once.
 
     Attributes:
-        waits: seconds that each range took to come, in the order in which they came.
+        waits: how long each range took to come.
     """
 
     def __init__(self, client: Caller, accept: Callable[[ByteRange, bytes], None]) -> None:
@@ -51,7 +52,7 @@ class Supplier:
         self._client = client
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
-        self.waits: list[float] = []
+        self.waits = Waits()
         self._told = -math.inf
 
     async def supply(self, missing: Missing) -> None:
@@ -86,7 +87,7 @@ class Supplier:
         try:
             with asking.scope:
                 self._accept(wanted, await self._read(wanted))
-            self.waits.append(time.monotonic() - started)
+            self.waits.add(time.monotonic() - started)
         finally:
             del self._under_way[wanted]
             asking.ended.set()
