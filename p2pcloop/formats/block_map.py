@@ -17,10 +17,10 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, count, islice
+from itertools import chain, compress, count, islice, pairwise
 from operator import add, le, ne
 
 from p2pcloop.errors import FormatError
@@ -146,33 +146,69 @@ def merge(layers: Sequence[LayerMap]) -> BlockMap:
     """Join the maps of layers, base first; upper layers hide lower ones.
 
     The borders of all runs cut the device into stretches. Layer by layer each run is written over
-    the stretches that it covers; what stays at last is what is seen.
+    the stretches that it covers; what stays at last is what is seen. Of large maps that is done
+    for one part of the device after the other, so that it takes little memory.
     """
-    borders = [0]
-    for layer in layers:
-        borders += layer.starts
-        borders += layer.ends
-    borders.sort()
-    borders = [0, *compress(islice(borders, 1, None), map(ne, islice(borders, 1, None), borders))]
-    # On a device of usual size every block is a stretch: no table of places has to be looked at.
-    place: Sequence[int] | dict[int, int] = range(borders[-1] + 1)
-    if len(place) > MAX_PAINTED:
-        place = dict(zip(borders, count()))
     columns = _Columns()
+    rows_of = [columns.add(number, layer) for number, layer in enumerate(layers)]
+    starts, rows = array("Q"), array("I")
+    for low, high in _parts_of_device(layers):
+        if starts and starts[-1] == low:
+            del starts[-1:], rows[-1:]  # nothing, behind the part before: it is told now
+        borders, seen = _merge_part(layers, rows_of, low, high)
+        # Stretches of one owner side by side are one.
+        seams = list(map(ne, seen, chain(rows[-1:] or (None,), seen)))
+        starts.extend(compress(borders, seams))
+        rows.extend(compress(seen, seams))
+    return BlockMap(starts or array("Q", (0,)), rows or array("I", (0,)), columns)
+
+
+def _parts_of_device(layers: Sequence[LayerMap]) -> Iterator[tuple[int, int]]:
+    """Cut the device into parts (first block, end) that hold some `_MERGED_AT_ONCE` runs at most
+    and one for each layer that reaches in from before."""
+    step = max(1, _MERGED_AT_ONCE // max(1, len(layers)))
+    borders = {start for layer in layers for start in layer.starts[step::step]}
+    borders |= {layer.ends[-1] for layer in layers if len(layer)}
+    return pairwise([0, *sorted(borders - {0})])
+
+
+def _merge_part(
+    layers: Sequence[LayerMap], rows_of: Sequence[int], low: int, high: int
+) -> tuple[list[int], array[int]]:
+    """Merge what lies in one part of the device: where stretches begin, whose row each one is; the
+    last one, of row 0, begins where the part ends unless it ends with nothing.
+
+    Args:
+        layers: all of them, base first.
+        rows_of: the row of each one's first run.
+        low, high: the first block, and the block after the last one.
+    """
+    borders = [low]
+    parts = []
+    for layer, row in zip(layers, rows_of, strict=True):
+        first, last = bisect_right(layer.ends, low), bisect_left(layer.starts, high)
+        if first < last:
+            starts, ends = layer.starts[first:last], layer.ends[first:last]
+            starts[0], ends[-1] = max(low, starts[0]), min(high, ends[-1])
+            parts.append((starts, ends, row + first))
+            borders += starts
+            borders += ends
+    borders.sort()
+    borders = [low, *compress(islice(borders, 1, None), map(ne, islice(borders, 1, None), borders))]
+    # Where there are many borders, every block is a stretch: that needs no table of places.
+    place: Sequence[int] | dict[int, int] = range(high + 1)
+    if low or high > MAX_PAINTED * len(borders):
+        place = dict(zip(borders, count()))
     owners = array("I", bytes(4 * len(place)))
     owner = array("I", (0,))
-    for number, layer in enumerate(layers):
-        owner[0] = columns.add(number, layer)
-        firsts = map(place.__getitem__, layer.starts)
-        lasts = map(place.__getitem__, layer.ends)
-        for first, last in zip(firsts, lasts, strict=True):
-            owners[first:last] = owner * (last - first)
+    for starts, ends, row in parts:
+        owner[0] = row
+        firsts = map(place.__getitem__, starts)
+        lasts = map(place.__getitem__, ends)
+        for at, stop in zip(firsts, lasts, strict=True):
+            owners[at:stop] = owner * (stop - at)
             owner[0] += 1
-    seen = array("I", map(owners.__getitem__, map(place.__getitem__, borders)))
-    # Stretches of one owner side by side are one.
-    seams = [True, *map(ne, islice(seen, 1, None), seen)]
-    starts, rows = array("Q", compress(borders, seams)), array("I", compress(seen, seams))
-    return BlockMap(starts, rows, columns)
+    return borders, array("I", map(owners.__getitem__, map(place.__getitem__, borders)))
 
 
 def _join(runs: Iterable[Run]) -> Iterator[Run]:
@@ -199,8 +235,11 @@ def _follows(first: Run, second: Run) -> bool:
     return (first.chunk + chunks, within) == (second.chunk, second.within)
 
 
-MAX_PAINTED = 1 << 22
-"""Blocks of the largest device (16 GiB) that is merged block by block: 16 MB for a moment."""
+MAX_PAINTED = 16
+"""Blocks for each border, on a device that is merged block by block."""
+
+_MERGED_AT_ONCE = 1 << 16
+"""Runs of all layers that are merged together: 20 MB for a moment."""
 
 Piece = tuple[int, int, int, int]
 """Layer, chunk, first block within the chunk, number of blocks."""

@@ -15,6 +15,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import zstandard
 
@@ -67,6 +68,35 @@ MAX_INDEX_SIZE = (
 )
 
 
+class HashList(Sequence[bytes]):
+    """Hashes side by side as they are stored: 32 bytes each, where an object takes 105."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        """Take whole hashes."""
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data) // HASH_SIZE
+
+    @overload
+    def __getitem__(self, number: int) -> bytes: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[bytes]: ...
+    def __getitem__(self, number: int | slice) -> bytes | list[bytes]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        at = range(len(self))[number] * HASH_SIZE
+        return self._data[at : at + HASH_SIZE]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HashList) and self._data == other._data
+
+    def __hash__(self) -> int:
+        return hash(self._data)
+
+
 @dataclass(frozen=True, slots=True)
 class IndexHeader:
     """What the header says; offsets are bytes from the start of the index.
@@ -94,7 +124,7 @@ class IndexHeader:
     run_count: int
     map_length: int
     map_hash: bytes
-    page_hashes: tuple[bytes, ...]
+    page_hashes: HashList
     sources: tuple[bytes, ...] = ()
     salt: bytes | None = None
     version: int = PLAIN_VERSION
@@ -241,7 +271,7 @@ def read_header(data: bytes) -> IndexHeader:
         run_count=run_count,
         map_length=map_length,
         map_hash=map_hash,
-        page_hashes=_split(data[at:]),
+        page_hashes=HashList(data[at:]),
         sources=sources,
         salt=salt,
         version=version,

@@ -28,6 +28,9 @@ AHEAD_SIZE: Final = 512 << 10
 LEAST_SIZE: Final = 32 << 10
 """A smaller chunk is decoded sooner than it is handed over."""
 
+_ENTRY_SIZE = 512
+"""Counted for each chunk in memory besides its bytes."""
+
 _READERS = 8
 """So many that read chunk after chunk are told apart."""
 
@@ -117,9 +120,9 @@ class DecodedChunks:
 
     def _keep(self, key: int, data: memoryview) -> None:
         self._cache[key] = data
-        self._cached += len(data)
+        self._cached += len(data) + _ENTRY_SIZE
         while self._cached > self._cache_size and len(self._cache) > 1:
-            self._cached -= len(self._cache.popitem(last=False)[1])
+            self._cached -= len(self._cache.popitem(last=False)[1]) + _ENTRY_SIZE
 
     def _follow(self, key: int) -> None:
         """Decode ahead of one who reads chunk after chunk."""

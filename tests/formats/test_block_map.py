@@ -2,6 +2,8 @@
 
 import itertools
 import struct
+import tracemalloc
+from array import array
 
 import pytest
 from hypothesis import given, settings
@@ -89,9 +91,12 @@ def look_up(block_map: BlockMap, block: int, count: int) -> list[Place]:
 def test_merged_layers_read_as_the_array_model(
     layers: list[list[Run]], data: st.DataObject
 ) -> None:
-    # Painted block by block, and stretch by stretch as on a device too large for that.
+    # Painted block by block, and stretch by stretch as where borders are few.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_map_module, "MAX_PAINTED", data.draw(st.sampled_from((0, 1 << 22))))
+        patch.setattr(block_map_module, "MAX_PAINTED", data.draw(st.sampled_from((0, BLOCKS))))
+        # In one go, and part by part as of large maps.
+        at_once = data.draw(st.sampled_from((1, 3, 1 << 16)))
+        patch.setattr(block_map_module, "_MERGED_AT_ONCE", at_once)
         block_map = merged_map(layers)
     merged = list(block_map)
     model = paint(layers)
@@ -102,6 +107,8 @@ def test_merged_layers_read_as_the_array_model(
     assert held == {block for run in merged for block in range(run.start, run.end)}
     for first, second in itertools.pairwise(merged):
         assert first.end <= second.start
+    rows = list(zip(block_map._borders, block_map._rows, strict=False))
+    assert all(one[0] < two[0] and one[1] != two[1] for one, two in itertools.pairwise(rows))
     block = data.draw(st.integers(0, BLOCKS - 1))
     count = data.draw(st.integers(1, BLOCKS - block))
     assert look_up(block_map, block, count) == model[block : block + count]
@@ -201,3 +208,20 @@ def test_any_bytes_are_a_map_inside_device_and_table_or_an_error(data: bytes) ->
         return
     for _, chunk, within, count in merge([runs]).pieces(0, BLOCKS):
         assert chunk == ZERO_CHUNK or (chunk < CHUNKS and within + count <= MAX_BLOCKS_PER_CHUNK)
+
+
+def test_memory_of_merging_the_largest_maps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, layers, at_once = 1 << 15, 4, 1 << 11
+    monkeypatch.setattr(block_map_module, "_MERGED_AT_ONCE", at_once)
+    words = array("I")
+    for n in range(runs // layers):
+        words.extend((n << 10, 1, n, 1 << 16))
+    maps = [LayerMap(words) for _ in range(layers)]
+    tracemalloc.start()
+    try:
+        merge(maps)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # 40 bytes a run, and what is merged at once; it was 250 bytes a run.
+    assert peak < 40 * runs + 400 * at_once

@@ -8,7 +8,7 @@ import pytest
 
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.block_map import Run
-from p2pcloop.image.chunks import AHEAD_SIZE, DecodedChunks
+from p2pcloop.image.chunks import _ENTRY_SIZE, AHEAD_SIZE, DecodedChunks
 from p2pcloop.image.spill import SpillFile
 from tests.support.images import MemoryContent, make_layer
 
@@ -24,7 +24,9 @@ def content_of(number: int) -> bytes:
 class Case:
     """Chunks of one layer; `decoded` tells which ones were read from the pack since last asked."""
 
-    def __init__(self, spill: Path | None = None, *, cache_size: int = 2 * SIZE) -> None:
+    def __init__(
+        self, spill: Path | None = None, *, cache_size: int = 2 * (SIZE + _ENTRY_SIZE)
+    ) -> None:
         blocks = SIZE // 4096
         chunks = [content_of(number) for number in range(COUNT)]
         self.layer = make_layer([Run(0, COUNT * blocks, 0, 0, blocks)], chunks, COUNT * blocks)
@@ -110,7 +112,7 @@ def test_several_readers_are_told_apart() -> None:
 
 
 def test_several_chunks_at_once_are_started_together_one_is_not() -> None:
-    case = Case(cache_size=COUNT * SIZE)
+    case = Case(cache_size=COUNT * (SIZE + _ENTRY_SIZE))
     case.chunks._ahead.workers = 1
     case.chunks.read_ahead([7, 7])
     assert case.decoded() == []

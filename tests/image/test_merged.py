@@ -12,6 +12,7 @@ from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import build_index, open_index
 from p2pcloop.formats.manifest import compute_image_id
+from p2pcloop.image.chunks import _ENTRY_SIZE
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
@@ -91,7 +92,7 @@ def test_memory_of_decoded_chunks_is_bounded_least_recently_used_first() -> None
     layer = make_layer([Run(0, 10, 0)], [blocks_of(n + 1) for n in range(10)], 10)
     content = layer._content
     assert isinstance(content, MemoryContent)
-    image = MergedImage([layer], cache_size=3 * 4096)
+    image = MergedImage([layer], cache_size=3 * (4096 + _ENTRY_SIZE))
     device = ImageDevice(image)
 
     def decoded(block: int) -> bool:
@@ -102,11 +103,12 @@ def test_memory_of_decoded_chunks_is_bounded_least_recently_used_first() -> None
 
     assert [decoded(block) for block in (0, 1, 2, 0)] == [True, True, True, False]
     assert decoded(3)
-    assert image._chunks._cached == 3 * 4096
+    assert image._chunks._cached == 3 * (4096 + _ENTRY_SIZE)
     # 1 was used longest ago; 0 had been used again.
     assert [decoded(block) for block in (0, 2, 3, 1)] == [False, False, False, True]
     assert read_views(device, 0, [10 * 4096]) == blocks_of(*range(1, 11))
-    assert image._chunks._cached == sum(map(len, image._chunks._cache.values())) == 3 * 4096
+    assert sum(map(len, image._chunks._cache.values())) == 3 * 4096
+    assert image._chunks._cached == 3 * (4096 + _ENTRY_SIZE)
     assert (image.chunks_touched, image.bytes_touched) == (10, 10 * 4096)
 
 

@@ -58,11 +58,24 @@ class NbdReader:
         self._lengths[handle] = length
         self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, handle, offset, length))
 
+    def trim(self, offset: int, length: int) -> None:
+        """Discard a part of the export; nothing else may be outstanding."""
+        self._do(4, offset, length)
+
+    def flush(self) -> None:
+        """Have all made durable; nothing else may be outstanding."""
+        self._do(3, 0, 0)
+
+    def _do(self, command: int, offset: int, length: int) -> None:
+        self._lengths[0] = 0
+        self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, command, 0, offset, length))
+        self.answer()
+
     def answer(self) -> tuple[int, bytes]:
         """Wait for an answer, whichever comes first: its handle and its bytes."""
         magic, error, handle = struct.unpack(">IIQ", self._receive(16))
         if magic != 0x67446698 or error:
-            raise BenchError(f"the NBD server answered a read with error {error}")
+            raise BenchError(f"the NBD server answered with error {error}")
         return handle, self._receive(self._lengths.pop(handle))
 
     def close(self) -> None:
