@@ -33,6 +33,9 @@ RECEIVE_SIZE = 1 << 18
 FIRST_DELAY = 0.05
 LAST_DELAY = 1.0
 
+GONE_SECONDS = 2.0
+"""A call that waits so long for p2pcloopd to come back says so."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -190,8 +193,11 @@ class ReconnectingClient:
     Run `run` in a nursery for as long as calls are made; it never ends by itself.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_gone: Callable[[], None] = lambda: None) -> None:
+        """`on_gone` is called once for each time that a call waits `GONE_SECONDS` for p2pcloopd."""
         self._path = path
+        self._on_gone = on_gone
+        self._told_gone = False
         self._client: ControlClient | None = None
         self._connected = trio.Event()  # set, and replaced, at each new connection
 
@@ -202,12 +208,23 @@ class ReconnectingClient:
         while True:
             client = self._client
             if client is None or client.lost:
-                await self._connected.wait()
+                await self._wait()
                 continue
             try:
                 return await client.call(op, on_event, **args)
             except ConnectionLostError:
                 _log.info("waiting for p2pcloopd to come back for `%s`", op)
+
+    async def _wait(self) -> None:
+        """Return once there is a new connection."""
+        connected = self._connected
+        with trio.move_on_after(GONE_SECONDS):
+            await connected.wait()
+        if not connected.is_set():
+            if not self._told_gone:
+                self._told_gone = True
+                self._on_gone()
+            await connected.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep connected until cancelled; `started` at once, connected or not."""
@@ -220,6 +237,7 @@ class ReconnectingClient:
                     await nursery.start(client.run)
                     delay = FIRST_DELAY
                     self._client = client
+                    self._told_gone = False
                     self._connected.set()
                     self._connected = trio.Event()
             except* P2pcloopError as err:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from p2pcloop.cli.control_client import ControlClient, NotRunningError
-from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
+from p2pcloop.cli.daemon_control import check_unused, ensure_daemon, stop_daemon
 from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.status import describe_node
 from p2pcloop.errors import DaemonError
@@ -57,10 +57,17 @@ def start(home: Home, as_json: bool) -> None:
 
 
 @command.command(short_help="Stop p2pcloopd in order and wait for its end.")
+@click.option("--force", is_flag=True, help="Stop it although guests or commands read from it.")
 @home_option
 @json_option
-def stop(home: Home, as_json: bool) -> None:
-    """Stop p2pcloopd in order and wait for its end. Where none runs, that is no error."""
+def stop(home: Home, force: bool, as_json: bool) -> None:
+    """Stop p2pcloopd in order and wait for its end. Where none runs, that is no error.
+
+    Guests that read from it would wait until it runs again, so it is not stopped while there are
+    any, unless with --force.
+    """
+    if not force and home.holder() is not None:
+        check_unused(home)
     stopped = stop_daemon(home)
     if as_json:
         click.echo(to_json({"stopped": stopped, "home": home.root}))

@@ -17,6 +17,7 @@ from p2pcloop.cli.passphrase import VARIABLE
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
 from p2pcloop.store.home import Home
+from p2pcloop.store.lease import lease_holders
 
 STOP_SECONDS = 60
 MAX_LOG = 8 << 20
@@ -106,6 +107,20 @@ def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> N
         f"p2pcloopd ended while it started (status {os.waitstatus_to_exitcode(status)})",
         hint=f"{home.log} may say why",
     )
+
+
+def check_unused(home: Home) -> None:
+    """Check that nobody reads from the store of `home`.
+
+    Raises:
+        BusyError: guests or commands do; it names them.
+    """
+    holders = lease_holders(home)
+    if holders:
+        raise BusyError(
+            f"they read from this node and would wait until it runs again: {'; '.join(holders)}",
+            hint="end them first, or give --force",
+        )
 
 
 def stop_daemon(home: Home) -> bool:

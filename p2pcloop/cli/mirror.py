@@ -10,7 +10,13 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.fetch import fetch_all
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.options import (
+    at_option,
+    home_option,
+    json_option,
+    running_command,
+    to_json,
+)
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
 from p2pcloop.errors import CorruptError, P2pcloopError, UsageError, storage_error
@@ -65,7 +71,11 @@ def command(
     target = resolve_ref(ref, home, at=at)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file", hint="seed it, and mirror it by its name")
-    with target.client, Lease(home, target.signed.id), open_mirror_directory(directory) as mirror:
+    with (
+        target.client,
+        Lease(home, target.signed.id, running_command()),
+        open_mirror_directory(directory) as mirror,
+    ):
         link, written = _write(target, mirror, home, url, quiet=as_json)
     facts = {"name": target.name, "manifest": target.signed.id, "link": str(link)}
     if as_json:

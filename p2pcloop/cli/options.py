@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -64,6 +65,12 @@ def json_option(command: _Command) -> _Command:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON, for programs to read."
     )(command)
+
+
+def running_command() -> str:
+    """This command in words of the user: "`p2pcloop export`, process 4711"."""
+    context = click.get_current_context(silent=True)
+    return f"`{context.command_path if context else 'p2pcloop'}`, process {os.getpid()}"
 
 
 def to_json(value: object) -> str:

@@ -154,7 +154,15 @@ def words_of_the_user(hint: str | None = None) -> Iterator[None]:
         raise UsageError(str(err), hint=err.hint or hint) from err
 
 
+_told: set[str] = set()
+"""What `report_waiting` said: a command that waits for several layers says it once."""
+
+
 def report_waiting(event: str, fields: dict[str, Any]) -> None:
-    """Tell on stderr that no peer answers, and which ones were tried."""
-    if event == "waiting":
+    """Tell on stderr, once, that no peer answers, and which ones were tried."""
+    if event != "waiting":
+        return
+    told = describe_waiting(fields | {"seconds": 0})
+    if told not in _told:
+        _told.add(told)
         click.echo(describe_waiting(fields), err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from p2pcloop.cli.control_client import ControlClient, OnEvent
+from p2pcloop.cli.options import running_command
 from p2pcloop.cli.refs import StoredRef, report_waiting
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
@@ -23,7 +24,8 @@ class Source:
             UsageError, MismatchError: the image is private; see `StoredRef.check_secret`.
         """
         self._client: ControlClient = ref.client
-        self._lease = Lease(home, ref.signed.id)  # held until this process ends
+        # Held until this process ends.
+        self._lease = Lease(home, ref.signed.id, running_command())
         self._stored = StoredImage.of_home(ref.signed.manifest, home, ref.secret)
 
     def open(self) -> MergedImage:

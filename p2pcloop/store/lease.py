@@ -1,9 +1,9 @@
 """Leases: which images and torrents running readers use, so that nothing of them is evicted.
 
-A lease is an empty file in the home's `leases/`, `<id in hexadecimal>.<random>`, of the id of a
-manifest or the info hash of a single torrent. Who reads that holds it locked (flock(2), shared);
-the kernel lets go of it when that process ends, however it ends. So p2pcloopd need not be told, and
-a lease that nobody holds is left over.
+A lease is a file in the home's `leases/`, `<id in hexadecimal>.<random>`, of the id of a manifest
+or the info hash of a single torrent. It holds one line that says for whom, for people, or nothing.
+The reader holds it locked (flock(2), shared); the kernel lets go of it when that process ends,
+however it ends. So p2pcloopd need not be told, and a lease that nobody holds is left over.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from typing import Self
 
 from p2pcloop.errors import storage_error
 from p2pcloop.store.home import Home
+from p2pcloop.text import printable
 
 _BEGUN = ".new-"
 """Begins the name of a lease that is not locked yet."""
+
+_MAX_HOLDER = 400
+"""Characters that say for whom a lease is held."""
 
 _LEASE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.[^.]+")
 
@@ -28,29 +32,36 @@ _LEASE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.[^.]+")
 class Lease:
     """Holds an image, or a torrent, until it is closed or this process ends."""
 
-    def __init__(self, home: Home, id: bytes) -> None:  # noqa: A002  of whichever kind
+    def __init__(
+        self,
+        home: Home,
+        id: bytes,  # noqa: A002  of whichever kind
+        holder: str = "",
+    ) -> None:
         """Take the lease; from now on nothing of the image's layers and sources is evicted.
 
         Args:
             home: whose store holds it.
             id: of a manifest, 32 bytes, or the info hash of a torrent, 20 bytes.
+            holder: who reads, in words of the user: "the guest of @key/debian, process 4711".
 
         Raises:
             StorageError: the system refused.
         """
         try:
-            while not self._take(home, id.hex()):
+            while not self._take(home, id.hex(), holder):
                 pass
         except OSError as err:
             raise storage_error(f"cannot write in {home.leases}", err) from err
 
-    def _take(self, home: Home, id_text: str) -> bool:
+    def _take(self, home: Home, id_text: str, holder: str) -> bool:
         """Make and lock the file, then give it its name; False where it was taken for left over
         between being made and being locked."""
         home.leases.mkdir(mode=0o700, exist_ok=True)  # a home of before there were leases
         self._fd, begun = tempfile.mkstemp(prefix=_BEGUN, dir=home.leases)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
+            os.write(self._fd, printable(holder)[:_MAX_HOLDER].encode())
             random = Path(begun).name.removeprefix(_BEGUN)
             self._path = home.leases / f"{id_text}.{random}"
             Path(begun).rename(self._path)
@@ -83,7 +94,21 @@ def leased(home: Home) -> set[bytes]:
     Raises:
         StorageError: the system refused.
     """
-    found: set[bytes] = set()
+    return {id_ for id_, _ in _held(home)}
+
+
+def lease_holders(home: Home) -> list[str]:
+    """Who reads from this home now, each in a line for people, in alphabetical order.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    return sorted({holder for _, holder in _held(home) if holder})
+
+
+def _held(home: Home) -> list[tuple[bytes, str]]:
+    """The id and the holder of each lease that is held."""
+    found: list[tuple[bytes, str]] = []
     try:
         for path in home.leases.iterdir() if home.leases.is_dir() else ():
             named = _LEASE.fullmatch(path.name)
@@ -91,7 +116,8 @@ def leased(home: Home) -> set[bytes]:
                 continue  # not ours: NFS keeps what is deleted while it is open under such names
             with suppress(FileNotFoundError):  # its holder has just ended, or given it its name
                 if _is_held(path) and named is not None:
-                    found.add(bytes.fromhex(named[1]))
+                    holder = path.read_text("utf-8", "replace")[:_MAX_HOLDER]
+                    found.append((bytes.fromhex(named[1]), printable(holder)))
     except OSError as err:
         raise storage_error(f"cannot read {home.leases}", err) from err
     return found

@@ -30,7 +30,12 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import Home
-from p2pcloopd.control_client import ConnectionLostError, ControlClient, ReconnectingClient
+from p2pcloopd.control_client import (
+    GONE_SECONDS,
+    ConnectionLostError,
+    ControlClient,
+    ReconnectingClient,
+)
 from p2pcloopd.node import control_server
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
 
@@ -354,6 +359,23 @@ async def test_a_reconnecting_call_waits_for_the_server_and_outlives_it(
                 await done.wait()
                 nursery.cancel_scope.cancel()
     assert results == [{}]
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_call_that_waits_for_the_server_says_so_once(socket_path: Path) -> None:
+    gone: list[float] = []
+    client = ReconnectingClient(socket_path, lambda: gone.append(trio.current_time()))
+    begun = trio.current_time()
+    with trio.fail_after(600):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.run)
+            async with trio.open_nursery() as calls:
+                for _ in range(3):
+                    calls.start_soon(client.call, "echo")
+                await trio.sleep(100)
+                assert [at - begun for at in gone] == [GONE_SECONDS]
+                calls.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
 
 
 async def test_the_commands_client(socket_path: Path, operations: Operations) -> None:

@@ -19,6 +19,7 @@ from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
 from p2pcloop.errors import BusyError, UsageError
 from p2pcloop.protocol.control import ControlReceiver, Failure
 from p2pcloop.store.home import Home
+from p2pcloop.store.lease import Lease
 
 from .conftest import NodeProcess, Nodes
 
@@ -189,6 +190,19 @@ def test_a_port_that_is_taken_is_told(node: NodeProcess, nodes: Nodes) -> None:
     node.configure(f'listen = ["{address}"]')
     with pytest.raises(BusyError, match=address.rpartition(":")[2]):
         ensure_daemon(node.home)
+
+
+def test_a_node_that_guests_read_from_is_stopped_by_force_only(node: NodeProcess) -> None:
+    command(node, "daemon", "start")
+    with Lease(node.home, bytes(32), "the guest of @key/debian, process 4711"):
+        err = command(node, "daemon", "stop", code=6)[1]
+        assert "the guest of @key/debian, process 4711" in err
+        assert "--force" in err
+        assert answer(node, "daemon", "status")["running"] is True
+        assert answer(node, "daemon", "stop", "--force")["stopped"] is True
+        command(node, "daemon", "stop")  # where none runs, nobody is asked
+    command(node, "daemon", "start")
+    command(node, "daemon", "stop")
 
 
 def test_a_kept_port_that_another_program_has_is_told_to_the_user(node: NodeProcess) -> None:

@@ -16,7 +16,7 @@ from p2pcloop.formats.manifest import LayerRef, Manifest, ManifestRef, open_mani
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import load_or_create_key
-from p2pcloop.store.lease import Lease, leased
+from p2pcloop.store.lease import Lease, lease_holders, leased
 from p2pcloop.store.overlays import overlaid_manifests, register_overlay
 from p2pcloop.store.pins import load_pins, save_pins
 from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps
@@ -83,8 +83,9 @@ def test_nothing_must_stay_of_what_is_only_known(home: Home) -> None:
 
 def test_a_lease_holds_layers_and_sources_until_it_is_closed(home: Home) -> None:
     manifest = publish(home, "a", [1, 2], sources=[3])
-    with Lease(home, manifest):
+    with Lease(home, manifest, "a guest\x1b[2J"):
         assert leased(home) == {manifest}
+        assert lease_holders(home) == [r"a guest\x1b[2J"]
         assert kept(home) == dict.fromkeys((1, 2, 3), Keep.RUNNING)
         with Lease(home, manifest):
             pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from p2pcloop.image.stored import StoredImage
 from p2pcloop.image.touches import Touches
 from p2pcloop.image.zeros import files_device
 from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
 from p2pcloopd.block.booted import tell_booted
@@ -71,9 +74,24 @@ async def open_disk(
         StorageError: the disk refused.
     """
     if isinstance(spec.image, SignedManifest):
-        lease = stack.enter_context(Lease(spec.home, spec.image.id))
+        lease = stack.enter_context(Lease(spec.home, spec.image.id, _holder(spec, spec.image)))
         return await _open_stored(spec, spec.image, lease, nursery, ready)
     return _open_file(spec, spec.image, ready)
+
+
+def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
+    """Who reads, as `p2pcloop daemon stop` tells it."""
+    name = signed.manifest.name
+    if spec.once:  # forked by the command that runs the guest
+        return f"the guest of {name}, process {os.getppid()}"
+    return f"`p2pcloop block` of {name}, process {os.getpid()}"
+
+
+def _tell_gone(home: Home) -> None:
+    _log.warning(
+        "the guest waits: no p2pcloopd runs on %s; start it with `p2pcloop daemon start --home %s`",
+        *(home.root, shlex.quote(str(home.root))),
+    )
 
 
 def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
@@ -101,7 +119,7 @@ async def _open_stored(
     )
     over, changes = _place(spec, overlay)
     ready()
-    client = ReconnectingClient(spec.home.control_socket)
+    client = ReconnectingClient(spec.home.control_socket, partial(_tell_gone, spec.home))
     await nursery.start(client.run)
     supplier = Supplier(client, stored.accept)
     while True:

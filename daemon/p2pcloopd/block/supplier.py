@@ -54,6 +54,7 @@ class Supplier:
         self._under_way: dict[ByteRange, _Asking] = {}
         self.waits = Waits()
         self._told = -math.inf
+        self._told_waiting = False
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`."""
@@ -73,7 +74,7 @@ class Supplier:
 
     def deliver(self, wanted: ByteRange, data: bytes) -> None:
         """Take a range that came without having been asked for by `supply`."""
-        self._accept(wanted, data)
+        self._take(wanted, data)
         if wanted in self._under_way:
             self._under_way[wanted].scope.cancel()
 
@@ -86,11 +87,15 @@ class Supplier:
         started = time.monotonic()
         try:
             with asking.scope:
-                self._accept(wanted, await self._read(wanted))
+                self._take(wanted, await self._read(wanted))
             self.waits.add(time.monotonic() - started)
         finally:
             del self._under_way[wanted]
             asking.ended.set()
+
+    def _take(self, wanted: ByteRange, data: bytes) -> None:
+        self._accept(wanted, data)
+        self._told_waiting = False
 
     async def _read(self, wanted: ByteRange) -> bytes:
         parts = []
@@ -101,8 +106,10 @@ class Supplier:
         return b"".join(parts)
 
     def _tell(self, length: int, event: str, fields: dict[str, Any]) -> None:
-        """Tell the user that the guest waits: what for, from whom, how fast; once in a while."""
-        if event == "waiting":
+        """Tell the user that the guest waits: once that nothing comes, however many reads wait for
+        it; once in a while how fast something comes."""
+        if event == "waiting" and not self._told_waiting:
+            self._told_waiting = True
             _log.warning("the guest waits: %s", describe_waiting(fields))
         elif event == "slow" and time.monotonic() - self._told >= _TELL_SECONDS:
             self._told = time.monotonic()

@@ -3,7 +3,7 @@
 listen = ["0.0.0.0:6881"]     # where peers reach this node; default 127.0.0.1, a port kept
 upload_limit = 0              # bytes a second to all peers together; 0: no limit
 download_limit = 0
-waiting_after = 10            # seconds without data until a reader is told who was tried
+waiting_after = 3             # seconds without data until a reader is told who was tried
 quota = "20G"                 # of the disk; what was booted least recently goes; default: no limit
 
 [http]
@@ -94,7 +94,7 @@ class Config:
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 0),)
     upload_limit: int = 0
     download_limit: int = 0
-    waiting_after: float = 10.0
+    waiting_after: float = 3.0
     quota: int | None = None
     discovery: Discovery = field(default_factory=Discovery)
     http: Http = field(default_factory=Http)

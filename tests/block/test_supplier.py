@@ -1,0 +1,50 @@
+"""What a supplier tells the user while a guest waits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloopd.block.supplier import Supplier
+
+WAITING = {"connected": False, "tried": ["192.0.2.1:6881: refused"], "peers": [], "seconds": 3}
+
+
+class SilentNode:
+    """A p2pcloopd that says `waiting` for each read, and answers once it is let."""
+
+    def __init__(self) -> None:
+        self.answer = trio.Event()
+
+    async def call(
+        self, op: str, on_event: Callable[[str, dict[str, Any]], None] | None = None, **args: Any
+    ) -> dict[str, Any]:
+        assert op == "read"
+        assert on_event is not None
+        on_event("waiting", WAITING)
+        await self.answer.wait()
+        return {"data": bytes(args["length"])}
+
+
+def ranges(*offsets: int) -> Missing:
+    return Missing(tuple(ByteRange(bytes(20), offset, 4096) for offset in offsets))
+
+
+async def test_many_reads_that_wait_are_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    node = SilentNode()
+    supplier = Supplier(node, lambda _range, _data: None)
+    for wait in (1, 2):
+        async with trio.open_nursery() as nursery:
+            for offset in range(4):
+                nursery.start_soon(supplier.supply, ranges(offset << 20, (offset << 20) + 8192))
+            await trio.testing.wait_all_tasks_blocked()
+            lines = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+            assert len(lines) == wait, "once for each time that nothing came"
+            node.answer.set()
+        node.answer = trio.Event()
+    assert "192.0.2.1:6881: refused" in lines[-1]
