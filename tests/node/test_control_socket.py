@@ -361,8 +361,10 @@ async def test_a_reconnecting_call_waits_for_the_server_and_outlives_it(
     assert results == [{}]
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_call_that_waits_for_the_server_says_so_once(socket_path: Path) -> None:
+async def test_a_call_that_waits_for_the_server_says_so_once(
+    socket_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.rate == 0
     gone: list[float] = []
     client = ReconnectingClient(socket_path, lambda: gone.append(trio.current_time()))
     begun = trio.current_time()
