@@ -35,6 +35,9 @@ class Scripted:
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
         return await self.get(path, span.length)
 
+    async def post(self, path: MirrorPath, limit: int) -> bytes:
+        return await self.get(path, limit)
+
     def rate(self) -> float | None:
         return None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -10,18 +13,32 @@ from p2pcloopd.node.handed_out import KEPT_SECONDS, HandedOut
 IMAGE, OTHER = b"i" * 20, b"o" * 20
 
 
+def give(handed: HandedOut, info_hash: bytes, pieces: Sequence[int]) -> int | None:
+    with handed.choose(info_hash, pieces) as piece:
+        return piece
+
+
 async def test_who_asks_next_gets_the_next(autojump_clock: MockClock) -> None:  # noqa: ARG001
     handed = HandedOut()
-    assert [handed.choose(IMAGE, [3, 1, 2]) for _ in range(4)] == [3, 1, 2, None]
-    assert handed.choose(OTHER, [1]) == 1
-    assert handed.choose(IMAGE, [1, 4]) == 4
+    assert [give(handed, IMAGE, [3, 1, 2]) for _ in range(4)] == [3, 1, 2, None]
+    assert give(handed, OTHER, [1]) == 1
+    assert give(handed, IMAGE, [1, 4]) == 4
 
 
 async def test_what_was_lost_is_handed_out_again(autojump_clock: MockClock) -> None:  # noqa: ARG001
     handed = HandedOut()
-    assert handed.choose(IMAGE, [1]) == 1
+    assert give(handed, IMAGE, [1]) == 1
     await trio.sleep(KEPT_SECONDS / 2)
-    assert handed.choose(IMAGE, [1, 2]) == 2
+    assert give(handed, IMAGE, [1, 2]) == 2
     await trio.sleep(KEPT_SECONDS / 2)
-    assert handed.choose(IMAGE, [2, 1]) == 1
-    assert handed.choose(IMAGE, [2, 1]) is None
+    assert give(handed, IMAGE, [2, 1]) == 1
+    assert give(handed, IMAGE, [2, 1]) is None
+
+
+async def test_what_could_not_be_read_is_withheld_from_nobody() -> None:
+    handed = HandedOut()
+    with pytest.raises(OSError, match="the disk"), handed.choose(IMAGE, [1, 2]) as piece:
+        assert piece == 1
+        assert give(handed, IMAGE, [1, 2]) == 2  # two who ask at once get different ones
+        raise OSError("the disk refused")
+    assert give(handed, IMAGE, [1]) == 1

@@ -92,6 +92,13 @@ class Record:
         """Keep a bencoded info dictionary, durably."""
         replace_file(self.directory / "torrent", build_metainfo(info))
 
+    def since(self) -> int:
+        """When the metadata came, in seconds since 1970."""
+        try:
+            return int((self.directory / "torrent").stat().st_mtime)
+        except OSError as err:
+            raise storage_error(f"cannot use {self.directory}", err) from err
+
     def freshen(self) -> None:
         """Let it count as new: what nothing names yet is about to be published once more."""
         try:

@@ -16,6 +16,7 @@ class Stored:
 
     Attributes:
         changed: a file that is seeded where it lies was found wrong since the torrent was opened.
+        since: when the metadata came, in seconds since 1970.
 
     Raises:
         CorruptError: a file that is seeded where it lies is gone or has another size.
@@ -28,6 +29,7 @@ class Stored:
         self.content = Content(record.data, meta.layout)
         self.have = record.open_have(info_hash, meta.layout, self.content)
         self.changed = False
+        self.since = record.since()
         self._meta = meta
         self._record = record
         if self.in_place and not self.usable():

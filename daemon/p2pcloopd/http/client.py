@@ -110,6 +110,13 @@ class HttpClient:
         """
         return await self._get(url, None, limit)
 
+    async def post(self, url: str, limit: int) -> bytes:
+        """Ask for something that is not the same twice: at most `limit` bytes. Errors as for `get`.
+
+        Nothing is sent with it. A server that takes no POST has nothing (`NotHereError`).
+        """
+        return await self._get(url, None, limit, method="POST")
+
     async def get_span(self, url: str, span: Span) -> bytes:
         """Get exactly these bytes of a file. Errors as for `get`, and `RangesIgnoredError`."""
         return await self._get(url, span, span.length)
@@ -124,18 +131,18 @@ class HttpClient:
         while self._idle:
             await trio.aclose_forcefully(self._idle.pop().stream)
 
-    async def _get(self, url: str, span: Span | None, limit: int) -> bytes:
+    async def _get(self, url: str, span: Span | None, limit: int, *, method: str = "GET") -> bytes:
         seconds = CONNECT_SECONDS + SILENCE_SECONDS + limit / SLOWEST_RATE
         with _errors_of(url), trio.fail_after(seconds):
             at = url
             for _ in range(MAX_REDIRECTS + 1):
                 try:
-                    return await self._get_there(at, span, limit)
+                    return await self._get_there(at, span, limit, method)
                 except _RedirectedError as err:
                     at = _follow(at, err.location)
             raise UnreachableError(f"it redirects again and again, the last time to {at[:200]!r}")
 
-    async def _get_there(self, url: str, span: Span | None, limit: int) -> bytes:
+    async def _get_there(self, url: str, span: Span | None, limit: int, method: str) -> bytes:
         place, target = _take_apart(url)
         headers = [
             ("Host", place.authority),
@@ -144,7 +151,9 @@ class HttpClient:
         ]
         if span is not None:
             headers.append(("Range", f"bytes={span}"))
-        request = h11.Request(method="GET", target=target, headers=headers)
+        if method == "POST":
+            headers.append(("Content-Length", "0"))
+        request = h11.Request(method=method, target=target, headers=headers)
         while True:
             kept = await self._take(place)
             connection = kept or await _connect(place, self.wire)
@@ -173,7 +182,7 @@ class HttpClient:
         try:
             answer = await connection.send(request)
             try:
-                _check(answer, span)
+                _check(answer, span, request.method)
             except (_RedirectedError, NotHereError, OverloadedError):
                 keep = await connection.drain()
                 raise
@@ -345,12 +354,14 @@ def _follow(url: str, location: str) -> str:
     )
 
 
-def _check(answer: h11.Response, span: Span | None) -> None:
+def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
     """Refuse any answer but the one that was asked for."""
     headers = {name: value.decode("latin-1") for name, value in answer.headers}
     match answer.status_code:
         case 404 | 410:
             raise NotHereError(f"not there (status {answer.status_code})")
+        case 403 | 405 | 413 | 501 if method == b"POST":
+            raise NotHereError(f"nothing is handed out there (status {answer.status_code})")
         case 200 if span is not None:
             raise RangesIgnoredError("the server ignores ranges (status 200 where 206 must be)")
         case 206 if span is not None:

@@ -10,6 +10,7 @@ import math
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol
 
@@ -71,6 +72,9 @@ class Files(Protocol):
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
         """Exactly these bytes of a file."""
 
+    async def post(self, path: MirrorPath, limit: int) -> bytes:
+        """What is no file, and not the same twice; at most `limit` bytes."""
+
     def rate(self) -> float | None:
         """Bytes a second at which they come, once begun; None where that is not known."""
 
@@ -89,6 +93,10 @@ class UrlFiles:
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
         """See `Files.get_span`."""
         return await self._client.get_span(f"{self._base}{path}", span)
+
+    async def post(self, path: MirrorPath, limit: int) -> bytes:
+        """See `Files.post`."""
+        return await self._client.post(f"{self._base}{path}", limit)
 
     def rate(self) -> float | None:
         """See `Files.rate`."""
@@ -115,6 +123,10 @@ class DirectoryFiles:
         if len(data) != span.length:
             raise FormatError(f"{where} is shorter than it must be")
         return data
+
+    async def post(self, path: MirrorPath, limit: int) -> bytes:  # noqa: ARG002
+        """See `Files.post`."""
+        raise NotHereError(f"{self._base} is a directory, and hands out nothing")
 
     def rate(self) -> float | None:
         """See `Files.rate`."""
@@ -145,16 +157,16 @@ class MirrorReader:
 
     async def record(self, name: Name) -> bytes:
         """The signed record of a name, not checked. To have none of that name is no fault."""
-        return await self._get(RecordPath(name), MAX_RECORD_SIZE, optional=True)
+        return await self._get(self._files.get(RecordPath(name), MAX_RECORD_SIZE), optional=True)
 
     async def manifest(self, manifest_id: bytes) -> bytes:
         """A signed manifest, not checked."""
-        return await self._get(ManifestPath(manifest_id), MAX_MANIFEST_SIZE)
+        return await self._get(self._files.get(ManifestPath(manifest_id), MAX_MANIFEST_SIZE))
 
     async def info(self, info_hash: bytes) -> bytes:
         """The bencoded info dictionary of a torrent, which has that info hash."""
         path = MetainfoPath(info_hash)
-        data = await self._get(path, MAX_METAINFO_SIZE)
+        data = await self._get(self._files.get(path, MAX_METAINFO_SIZE))
         try:
             return extract_info(data, info_hash)
         except FormatError as err:
@@ -179,7 +191,7 @@ class MirrorReader:
 
         That it is no node, and hands out nothing, is no fault.
         """
-        data = await self._get(path, 4 + piece_length, optional=True)
+        data = await self._get(self._files.post(path, 4 + piece_length), optional=True)
         return (int.from_bytes(data[:4], "big"), data[4:]) if data else None
 
     def on_failure(self, error: P2pcloopError) -> None:
@@ -218,9 +230,9 @@ class MirrorReader:
         """The one that answered last is asked first: what is smaller comes before."""
         return -self._answered_at
 
-    async def _get(self, path: MirrorPath, limit: int, *, optional: bool = False) -> bytes:
+    async def _get(self, asked: Awaitable[bytes], *, optional: bool = False) -> bytes:
         try:
-            data = await self._files.get(path, limit)
+            data = await asked
         except P2pcloopError as err:
             if not (optional and isinstance(err, NotHereError)):
                 self.on_failure(err)

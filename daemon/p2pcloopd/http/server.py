@@ -1,17 +1,21 @@
-"""An HTTP/1.1 server of files that may be here in part: GET and HEAD, whole or one range.
+"""An HTTP/1.1 server of files that may be here in part: GET, HEAD, and POST of what is handed out.
 
-What a path stands for is told by a function that it is given; it knows no directory. Overload is
-met by refusing: so many connections, a header of so many bytes, so long to send it and so long to
-take an answer. (h11's own state machine says what may follow what.)
+What a path stands for is told by a `Site` that it is given; it knows no directory. Overload is met
+by refusing: so many connections, a header of so many bytes, so long to send it and so long to take
+an answer. (h11's own state machine says what may follow what; semantics.py what is asked for.)
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import re
+import os
+import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
-from http import HTTPStatus
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPMethod, HTTPStatus
 from typing import Protocol
 
 import h11
@@ -19,6 +23,15 @@ import trio
 
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
+from p2pcloopd.http.semantics import (
+    Headers,
+    fields,
+    is_host,
+    parse_range,
+    path_of,
+    precondition,
+    range_applies,
+)
 from p2pcloopd.http.wire import MAX_HEADER, USER_AGENT, CountedStream, Wire
 
 MAX_CONNECTIONS = 256
@@ -28,13 +41,27 @@ IDLE_SECONDS = 30
 TAKE_SECONDS = 30
 """Until a client has taken a part of an answer."""
 
+LINGER_SECONDS = 2
+"""After a refusal: what the client still sends is thrown away, or the system would throw away the
+refusal (RFC 9112, 9.6)."""
+
 RECEIVE_SIZE = 8 << 10
 """Bytes by which a header may be over its limit, if it ends there."""
+
+MAX_BODY = 16 << 10
+"""Bytes of a request's body, which means nothing here."""
 
 PART_SIZE = 256 << 10
 """Bytes of content that an answer keeps in memory."""
 
-_RANGE = re.compile(r"bytes=([0-9]{0,20})-([0-9]{0,20})")
+FOR_EVER = "public, max-age=31536000, immutable"
+"""Cache-Control of what never changes."""
+
+_KNOWN_METHODS = {method.value for method in HTTPMethod}
+_BODIES = {"content-length", "transfer-encoding"}
+
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_NO_ROOM_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +81,14 @@ class File(Protocol):
     def lasting(self) -> bool:
         """Whether the path means the same bytes for ever; if not, no cache is to keep them."""
 
+    @property
+    def etag(self) -> str | None:
+        """What is another for other bytes, without quotes (RFC 9110, 8.8.3); None: unknown."""
+
+    @property
+    def modified(self) -> int | None:
+        """When it became what it is, in seconds since 1970 (UTC); None where that is unknown."""
+
     def here(self, offset: int, length: int) -> bool:
         """Whether all of these bytes are here."""
 
@@ -65,8 +100,21 @@ class File(Protocol):
         """
 
 
-Find = Callable[[str], Awaitable[File | None]]
-"""What a path, without its first slash, stands for."""
+class Site(Protocol):
+    """What paths stand for, each without its first slash."""
+
+    def methods(self, path: str) -> tuple[str, ...]:
+        """What may be asked of a path: GET and HEAD, or POST; empty where nothing can be there."""
+
+    async def find(self, path: str) -> File | None:
+        """The file of a path, or None where there is none; changes nothing.
+
+        Raises:
+            P2pcloopError: it cannot be told.
+        """
+
+    async def post(self, path: str) -> File | None:
+        """What a POST is answered with, or None where there is nothing. Errors as of `find`."""
 
 
 class Pace:
@@ -104,7 +152,7 @@ async def open_http_listener(host: str, port: int) -> trio.SocketListener:
 
 async def serve_http(
     listeners: Sequence[trio.SocketListener],
-    find: Find,
+    site: Site,
     wire: Wire,
     pace: Pace,
     *,
@@ -118,9 +166,9 @@ async def serve_http(
         open_connections += 1
         try:
             async with CountedStream(plain, wire) as stream:
-                connection = _Connection(stream, find, pace)
+                connection = _Connection(stream, site, pace)
                 if open_connections > MAX_CONNECTIONS:
-                    await connection.refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+                    await connection.refuse(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", "1"))
                 else:
                     await connection.run()
         except (trio.BrokenResourceError, trio.TooSlowError):
@@ -131,31 +179,93 @@ async def serve_http(
         finally:
             open_connections -= 1
 
-    await trio.serve_listeners(serve, list(listeners), task_status=task_status)
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            nursery.start_soon(_accept, listener, serve, nursery)
+        task_status.started()
+
+
+async def _accept(
+    listener: trio.SocketListener,
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    nursery: trio.Nursery,
+) -> None:
+    """Take all who connected each time that the loop comes round.
+
+    `trio.serve_listeners` takes one, and then every connection has its turn: with 200 at work, the
+    last of 200 more waited for over a second.
+    """
+    async with listener:
+        plain = socket.socket(fileno=os.dup(listener.socket.fileno()))
+        with plain:
+            plain.setblocking(False)
+            await _accept_all(plain, serve, nursery)
+
+
+async def _accept_all(
+    plain: socket.socket,
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    nursery: trio.Nursery,
+) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(plain)
+        try:
+            for _ in range(MAX_CONNECTIONS):
+                nursery.start_soon(serve, trio.SocketStream(_take(plain)))
+        except (BlockingIOError, ConnectionError):
+            continue  # that was all, or one went away before it was taken
+        except OSError as err:
+            if err.errno not in _NO_ROOM:
+                raise
+            _log.warning("a connection cannot be taken: %s", err)
+            await trio.sleep(_NO_ROOM_SECONDS)
+
+
+def _take(listening: socket.socket) -> trio.socket.SocketType:
+    accepted, _ = listening.accept()
+    return trio.socket.from_stdlib_socket(accepted)
 
 
 class _Connection:
     """One client."""
 
-    def __init__(self, stream: trio.abc.Stream, find: Find, pace: Pace) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, site: Site, pace: Pace) -> None:
         self._stream = stream
-        self._find = find
+        self._site = site
         self._pace = pace
         self._head_only = False
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
+        self._line_ended = False
+        self._http = _new_cycle()
 
     async def run(self) -> None:
         """Answer one request after the other."""
         try:
             while await self._answer_next():
-                self._http.start_next_cycle()
+                # What came already of the next one; h11 itself takes no empty line before it.
+                data, ended = self._http.trailing_data
+                if data:
+                    self._http = _new_cycle()
+                else:
+                    self._http.start_next_cycle()
+                self._line_ended = False
+                self._receive(data)
+                if ended:
+                    self._http.receive_data(b"")
         except h11.RemoteProtocolError as err:
             if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                await self.refuse(HTTPStatus(err.error_status_hint))
+                status = HTTPStatus(err.error_status_hint)
+                if status is HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and not self._line_ended:
+                    status = HTTPStatus.REQUEST_URI_TOO_LONG  # RFC 9112, 3
+                self._head_only = False  # what was asked for before says nothing of this answer
+                await self.refuse(status)
 
     async def refuse(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
         """Answer with a status and a line of text, and have the connection closed."""
         await self._status(status, *headers, ("Connection", "close"))
+        with trio.move_on_after(LINGER_SECONDS):
+            await self._stream.send_eof()
+            while await self._stream.receive_some(RECEIVE_SIZE):
+                pass
 
     async def _answer_next(self) -> bool:
         """Answer a request; whether another may follow."""
@@ -164,80 +274,136 @@ class _Connection:
             request = await self._event()
         if waiting.cancelled_caught or not isinstance(request, h11.Request):
             return False
-        headers = dict(request.headers)
         self._head_only = request.method == b"HEAD"
-        if b"content-length" in headers or b"transfer-encoding" in headers:
+        headers = fields(request.headers)
+        if (fault := _fault(request, headers)) is not None:
+            await self.refuse(fault)
+            return False
+        if not await self._pass_over_body():
             await self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return False
-        await self._event()  # the end of the request, which has no body
-        if request.method == b"GET":
-            wanted = None if b"if-range" in headers else headers.get(b"range")
-            await self._answer(request.target.decode("ascii").removeprefix("/"), wanted)
-        elif self._head_only:
-            await self._answer(request.target.decode("ascii").removeprefix("/"), None)
-        else:
-            await self._status(HTTPStatus.METHOD_NOT_ALLOWED, ("Allow", "GET, HEAD"))
+        await self._dispatch(
+            request.method.decode("ascii"), request.target.decode("ascii"), headers
+        )
         return self._http.our_state is self._http.their_state is h11.DONE
 
-    async def _answer(self, path: str, wanted: bytes | None) -> None:
-        """Answer a GET or HEAD; `wanted` is the header Range."""
+    async def _pass_over_body(self) -> bool:
+        """Receive what follows the header, which means nothing; whether it was little."""
+        if self._http.they_are_waiting_for_100_continue:
+            go_on = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])
+            await self._send(go_on)
+        event = self._http.next_event()
+        size = 0
+        with trio.fail_after(IDLE_SECONDS):
+            while not isinstance(event, h11.EndOfMessage):
+                size += len(event.data) if isinstance(event, h11.Data) else 0
+                if size > MAX_BODY:
+                    return False
+                event = await self._event()
+        return True
+
+    async def _dispatch(self, method: str, target: str, headers: Headers) -> None:
+        path = path_of(target)
+        if method not in _KNOWN_METHODS:
+            await self._status(HTTPStatus.NOT_IMPLEMENTED)
+        elif method == "OPTIONS":
+            allowed = ("GET", "HEAD", "POST") if path is None else self._site.methods(path)
+            head = _head(HTTPStatus.NO_CONTENT, None, [("Allow", ", ".join(allowed))])
+            await self._send(head, h11.EndOfMessage())
+        elif path is None:
+            await self._status(HTTPStatus.BAD_REQUEST)
+        elif (allowed := self._site.methods(path)) and method not in allowed:
+            await self._status(HTTPStatus.METHOD_NOT_ALLOWED, ("Allow", ", ".join(allowed)))
+        else:
+            await self._answer(method, path, headers)
+
+    async def _answer(self, method: str, path: str, headers: Headers) -> None:
+        """Answer a GET, HEAD or POST."""
         try:
-            file = await self._find(path)
+            file = await (self._site.post(path) if method == "POST" else self._site.find(path))
         except P2pcloopError as err:
             _log.warning("cannot serve %s over HTTP: %s", path, err)
             file = None
         if file is None:
-            await self._status(HTTPStatus.NOT_FOUND)
+            await self._nothing()
+        elif method == "POST":
+            await self._send_part(file, None)
+        else:
+            await self._answer_file(file, headers, is_get=method == "GET")
+
+    async def _answer_file(self, file: File, headers: Headers, *, is_get: bool) -> None:
+        etag, modified = _etag(file), file.modified
+        instead = precondition(headers, etag, modified)
+        if instead is HTTPStatus.NOT_MODIFIED:
+            await self._send(_head(instead, None, _validators(file)), h11.EndOfMessage())
             return
-        span = _parse_range(wanted, file.size)
-        offset, length = span or (0, file.size)
-        headers = [("Content-Type", file.media_type), ("Accept-Ranges", "bytes")]
-        if not file.lasting:
-            headers.append(("Cache-Control", "no-store"))
-        if span is not None and not length:
+        if instead is not None:
+            await self._status(instead)
+            return
+        # Of HEAD, Range means nothing (RFC 9110, 14.2).
+        ranged = is_get and range_applies(headers, etag, modified, time.time())
+        span = parse_range(headers.get("range") if ranged else None, file.size)
+        if span is not None and not span[1]:
             unmet = ("Content-Range", f"bytes */{file.size}")
             await self._status(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, unmet)
-        elif not file.here(offset, length):
-            await self._status(HTTPStatus.NOT_FOUND)
-        elif span is None:
-            await self._send_head(HTTPStatus.OK, length, headers)
-            await self._send_file(file, offset, length)
+        elif not file.here(*(span or (0, file.size))):
+            await self._nothing()
         else:
-            headers.append(("Content-Range", f"bytes {offset}-{offset + length - 1}/{file.size}"))
-            await self._send_head(HTTPStatus.PARTIAL_CONTENT, length, headers)
-            await self._send_file(file, offset, length)
+            await self._send_part(file, span)
 
-    async def _send_file(self, file: File, offset: int, length: int) -> None:
-        end = offset if self._head_only else offset + length
-        while offset < end:
-            size = min(PART_SIZE, end - offset)
+    async def _nothing(self) -> None:
+        """Tell that it is not here; it may be in a moment, so no cache is to keep that."""
+        await self._status(HTTPStatus.NOT_FOUND, ("Cache-Control", "no-store"))
+
+    async def _send_part(self, file: File, span: tuple[int, int] | None) -> None:
+        """Answer with a file that is here, or with a part of it: offset and length."""
+        offset, length = span or (0, file.size)
+        headers = [
+            ("Content-Type", file.media_type),
+            ("Accept-Ranges", "bytes"),
+            *_validators(file),
+        ]
+        if span is not None:
+            headers.append(("Content-Range", f"bytes {offset}-{offset + length - 1}/{file.size}"))
+        data = b""
+        if length and not self._head_only:
             try:
-                data = await file.read(offset, size)
+                data = await file.read(offset, min(PART_SIZE, length))
             except P2pcloopError as err:
-                # More was announced than can be sent: only hanging up says so.
-                _log.warning("an answer over HTTP is broken off: %s", err)
-                raise trio.BrokenResourceError from err
-            await self._pace.take(size)
+                _log.warning("not served over HTTP: %s", err)
+                await self._nothing()
+                return
+        status = HTTPStatus.OK if span is None else HTTPStatus.PARTIAL_CONTENT
+        head = _head(status, length, headers)
+        end = offset + length
+        if not data:
+            await self._send(head, h11.EndOfMessage())
+            return
+        await self._pace.take(len(data))
+        await self._send(head, h11.Data(data=data))
+        while (offset := offset + len(data)) < end:
+            data = await self._read_on(file, offset, min(PART_SIZE, end - offset))
+            await self._pace.take(len(data))
             await self._send(h11.Data(data=data))
-            offset += size
         await self._send(h11.EndOfMessage())
+
+    async def _read_on(self, file: File, offset: int, length: int) -> bytes:
+        try:
+            return await file.read(offset, length)
+        except P2pcloopError as err:
+            # More was announced than can be sent: only hanging up says so.
+            _log.warning("an answer over HTTP is broken off: %s", err)
+            raise trio.BrokenResourceError from err
 
     async def _status(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
         """Answer with a status and a line of text."""
         text = f"{status.phrase}\n".encode()
-        await self._send_head(status, len(text), [("Content-Type", "text/plain"), *headers])
-        if not self._head_only:
-            await self._send(h11.Data(data=text))
-        await self._send(h11.EndOfMessage())
+        head = _head(status, len(text), [("Content-Type", "text/plain"), *headers])
+        body = [] if self._head_only else [h11.Data(data=text)]
+        await self._send(head, *body, h11.EndOfMessage())
 
-    async def _send_head(
-        self, status: HTTPStatus, length: int, headers: list[tuple[str, str]]
-    ) -> None:
-        headers = [("Server", USER_AGENT), ("Content-Length", str(length)), *headers]
-        await self._send(h11.Response(status_code=status, headers=headers, reason=status.phrase))
-
-    async def _send(self, event: h11.Event) -> None:
-        data = self._http.send(event)
+    async def _send(self, *events: h11.Event) -> None:
+        data = b"".join(self._http.send(event) or b"" for event in events)
         if data:
             with trio.fail_after(TAKE_SECONDS):
                 await self._stream.send_all(data)
@@ -248,24 +414,72 @@ class _Connection:
             if isinstance(event, h11.Event) or event is h11.PAUSED:
                 return event
             try:
-                self._http.receive_data(bytes(await self._stream.receive_some(RECEIVE_SIZE)))
+                data = bytes(await self._stream.receive_some(RECEIVE_SIZE))
             except trio.BrokenResourceError:
-                self._http.receive_data(b"")
+                data = b""
+            if data:
+                self._receive(data)
+            else:
+                self._http.receive_data(data)
+
+    def _receive(self, data: bytes) -> None:
+        """Give data to h11, but for empty lines before a request (RFC 9112, 2.2)."""
+        if self._http.their_state is h11.IDLE:
+            if not self._http.trailing_data[0]:
+                data = data.lstrip(b"\r\n")
+            self._line_ended = self._line_ended or b"\n" in data
+        if data:
+            self._http.receive_data(data)
 
 
-def _parse_range(wanted: bytes | None, size: int) -> tuple[int, int] | None:
-    """Offset and length of a single range (RFC 9110, 14.1.2); None: the whole is asked for.
+def _new_cycle() -> h11.Connection:
+    """h11's state for one request and its answer."""
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
 
-    A range outside the file has length 0. What is no single range of bytes is passed over (14.2).
-    """
-    found = _RANGE.fullmatch((wanted or b"").decode("latin-1"))
-    if found is None or found[1] == found[2] == "":
-        return None
-    if not found[1]:
-        length = min(int(found[2]), size)
-        return size - length, length
-    first = int(found[1])
-    last = min(int(found[2]), size - 1) if found[2] else size - 1
-    if found[2] and int(found[2]) < first:
-        return None
-    return first, max(0, last + 1 - first)
+
+def _fault(request: h11.Request, headers: Headers) -> HTTPStatus | None:
+    """What is wrong with a request's header that h11 lets pass."""
+    if request.http_version[:2] != b"1.":
+        return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+    if headers.keys() >= _BODIES or (
+        "transfer-encoding" in headers and request.http_version < b"1.1"
+    ):
+        return HTTPStatus.BAD_REQUEST  # somebody on the way may see another end (RFC 9112, 6.1)
+    if not is_host(headers.get("host", "")):
+        return HTTPStatus.BAD_REQUEST
+    expected = headers.get("expect")
+    if expected is not None and expected.lower() != "100-continue":
+        return HTTPStatus.EXPECTATION_FAILED
+    length = headers.get("content-length")
+    if length is not None and int(length) > MAX_BODY:
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return None
+
+
+def _head(status: HTTPStatus, length: int | None, headers: list[tuple[str, str]]) -> h11.Response:
+    first = [("Server", USER_AGENT), ("Date", _date(int(time.time())))]
+    if length is not None:
+        first.append(("Content-Length", str(length)))
+    return h11.Response(status_code=status, headers=[*first, *headers], reason=status.phrase)
+
+
+@lru_cache
+def _date(seconds: int) -> str:
+    """As HTTP tells dates (RFC 9110, 5.6.7)."""
+    return formatdate(seconds, usegmt=True)
+
+
+def _etag(file: File) -> str | None:
+    return None if file.etag is None else f'"{file.etag}"'
+
+
+def _validators(file: File) -> list[tuple[str, str]]:
+    """What caches go by."""
+    headers = [("Cache-Control", FOR_EVER if file.lasting else "no-store")]
+    etag = _etag(file)
+    if etag is not None:
+        headers.append(("ETag", etag))
+    if file.modified is not None:
+        # Never later than now (RFC 9110, 8.8.2.1).
+        headers.append(("Last-Modified", _date(min(file.modified, int(time.time())))))
+    return headers

@@ -8,7 +8,8 @@ piece from the others in time asks for it by its range.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -21,14 +22,26 @@ class HandedOut:
 
     def __init__(self) -> None:
         self._given: OrderedDict[tuple[bytes, int], float] = OrderedDict()
+        self._being_read: set[tuple[bytes, int]] = set()
 
-    def choose(self, info_hash: bytes, pieces: Iterable[int]) -> int | None:
-        """The first of pieces that nobody was given just now; None where all were."""
+    @contextmanager
+    def choose(self, info_hash: bytes, pieces: Iterable[int]) -> Iterator[int | None]:
+        """The first of pieces that nobody was given just now; None where all were.
+
+        It counts as given from the end of the context on, if that ends well: a piece that cannot be
+        read is withheld from nobody.
+        """
         now = trio.current_time()
         while self._given and next(iter(self._given.values())) <= now - KEPT_SECONDS:
             self._given.popitem(last=False)
-        for piece in pieces:
-            if (info_hash, piece) not in self._given:
-                self._given[info_hash, piece] = now
-                return piece
-        return None
+        keys = ((info_hash, piece) for piece in pieces)
+        key = next((k for k in keys if k not in self._given and k not in self._being_read), None)
+        if key is None:
+            yield None
+            return
+        self._being_read.add(key)
+        try:
+            yield key[1]
+            self._given[key] = trio.current_time()
+        finally:
+            self._being_read.remove(key)

@@ -7,6 +7,7 @@ a path of this machine as it came.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from urllib.parse import unquote
 
 import trio
@@ -39,6 +40,8 @@ class _Bytes:
     """A small file (p2pcloopd.http.server.File)."""
 
     data: bytes
+    etag: str | None
+    modified: int | None = None
     media_type: str = _BINARY
     lasting: bool = True
 
@@ -60,8 +63,13 @@ class _LayerFile:
     stored: Stored
     start: int
     size: int
+    etag: str
     media_type: str = _BINARY
     lasting: bool = True
+
+    @property
+    def modified(self) -> int:
+        return self.stored.since
 
     def here(self, offset: int, length: int) -> bool:
         return self.stored.has(self.start + offset, length)
@@ -81,54 +89,80 @@ async def _read(stored: Stored, offset: int, length: int) -> bytes:
     return data
 
 
-async def find_file(node: Node, path: str) -> File | None:
-    """The file of a path below the node's URL, or None where there is none here.
+class NodeFiles:
+    """What a node serves (p2pcloopd.http.server.Site)."""
 
-    Raises:
-        StorageError: the disk refuses.
-        NotHereError: a piece that was to be handed out was evicted meanwhile.
-    """
-    found = parse_path(unquote(path))
-    match found:
-        case RecordPath(name):
-            known = node.records.find(name)
-            if known is None or known.record is None:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def methods(self, path: str) -> tuple[str, ...]:
+        """What may be asked of a path. A handout is no file: who asks for it takes it.
+
+        Nodes up to November 2026 ask for one by GET, and are told that nothing is there: any other
+        error would be a fault of this mirror to them.
+        """
+        match parse_path(unquote(path)):
+            case None:
+                return ()
+            case HandoutPath():
+                return ("GET", "HEAD", "POST")
+            case _:
+                return ("GET", "HEAD")
+
+    async def find(self, path: str) -> File | None:
+        """The file of a path below the node's URL, or None where there is none here.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        match parse_path(unquote(path)):
+            case RecordPath(name):
+                known = self._node.records.find(name)
+                if known is None or known.record is None:
+                    return None
+                return _Bytes(known.record, sha256(known.record).hexdigest(), lasting=False)
+            case ManifestPath(manifest_id):
+                try:
+                    signed = await trio.to_thread.run_sync(self._node.records.manifest, manifest_id)
+                except (NotHereError, FormatError, MismatchError):
+                    return None
+                return _Bytes(signed.data, manifest_id.hex(), signed.manifest.created)
+            case MetainfoPath(info_hash):
+                stored = self._stored(info_hash)
+                if stored is None:
+                    return None
+                data = build_metainfo(stored.info)
+                return _Bytes(data, info_hash.hex(), stored.since, _TORRENT)
+            case LayerFilePath(torrent_name, file):
+                return _find_layer_file(self._node, torrent_name, file)
+            case _:
                 return None
-            return _Bytes(known.record, lasting=False)
-        case ManifestPath(manifest_id):
-            try:
-                signed = await trio.to_thread.run_sync(node.records.manifest, manifest_id)
-            except (NotHereError, FormatError, MismatchError):
-                return None
-            return _Bytes(signed.data)
-        case MetainfoPath(info_hash):
-            torrent = node.engine.get(info_hash)
-            stored = None if torrent is None else torrent.transfer.disk
-            return None if stored is None else _Bytes(build_metainfo(stored.info), _TORRENT)
-        case LayerFilePath(torrent_name, file):
-            return _find_layer_file(node, torrent_name, file)
-        case HandoutPath():
-            return await _hand_out(node, found)
-        case None:
+
+    async def post(self, path: str) -> File | None:
+        """One of the pieces that a handout names, or nothing; None where none of them is here.
+
+        Raises:
+            StorageError: the disk refuses.
+            NotHereError: the piece was evicted meanwhile.
+        """
+        asked = parse_path(unquote(path))
+        stored = self._stored(asked.torrent) if isinstance(asked, HandoutPath) else None
+        if stored is None or not isinstance(asked, HandoutPath):
             return None
+        layout = stored.layout
+        sizes = {p: layout.piece_size(p) for p in asked.pieces if p < layout.pieces}
+        here = [p for p, size in sizes.items() if stored.has(p * layout.piece_length, size)]
+        if not here:
+            return None
+        with self._node.handed_out.choose(asked.torrent, here) as piece:
+            if piece is None:
+                return _Bytes(b"", None, lasting=False)
+            data = await _read(stored, piece * layout.piece_length, sizes[piece])
+            return _Bytes(piece.to_bytes(4, "big") + data, None, lasting=False)
 
-
-async def _hand_out(node: Node, asked: HandoutPath) -> File | None:
-    """One of the pieces, or nothing of them; None where none of them is here."""
-    torrent = node.engine.get(asked.torrent)
-    stored = None if torrent is None else torrent.transfer.disk
-    if stored is None:
-        return None
-    count = stored.layout.pieces
-    here = [piece for piece in asked.pieces if piece < count and stored.have.has(piece, piece)]
-    if not here:
-        return None
-    piece = node.handed_out.choose(asked.torrent, here)
-    if piece is None:
-        return _Bytes(b"", lasting=False)
-    offset, length = piece * stored.layout.piece_length, stored.layout.piece_size(piece)
-    data = await _read(stored, offset, length)
-    return _Bytes(piece.to_bytes(4, "big") + data, lasting=False)
+    def _stored(self, info_hash: bytes) -> Stored | None:
+        torrent = self._node.engine.get(info_hash)
+        return None if torrent is None else torrent.transfer.disk
 
 
 def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
@@ -142,8 +176,11 @@ def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
     ]
     if not found:
         return None
-    stored = max(found, key=lambda torrent: torrent.have_bytes).transfer.stored
+    torrent = max(found, key=lambda torrent: torrent.have_bytes)
+    stored = torrent.transfer.stored
     (_, index_size), (_, pack_size) = stored.layout.files
+    # Not the layer's id: a torrent that is called after a layer may be another.
+    etag = f"{torrent.info_hash.hex()}-{file}"
     if file == INDEX:
-        return _LayerFile(stored, 0, index_size)
-    return _LayerFile(stored, index_size, pack_size)
+        return _LayerFile(stored, 0, index_size, etag)
+    return _LayerFile(stored, index_size, pack_size, etag)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import trio
@@ -21,7 +20,7 @@ from p2pcloopd.node.config import Config, load_config
 from p2pcloopd.node.control_server import Call, open_listener, serve_control
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
-from p2pcloopd.node.http_files import find_file
+from p2pcloopd.node.http_files import NodeFiles
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.operations import OPERATIONS
@@ -83,8 +82,8 @@ async def _serve(
             http = [await open_http_listener(*address) for address in http_listen]
             node.http_listen = [each.socket.getsockname()[:2] for each in http]
             if http:
-                find, pace = partial(find_file, node), Pace(node.config.upload_limit)
-                await nursery.start(serve_http, http, find, node.http_served, pace)
+                site, pace = NodeFiles(node), Pace(node.config.upload_limit)
+                await nursery.start(serve_http, http, site, node.http_served, pace)
             await nursery.start(discover, node)
             await nursery.start(serve_control, listener, perform)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
