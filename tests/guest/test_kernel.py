@@ -122,8 +122,9 @@ def test_users_parameters_come_last(tmp_path: Path) -> None:
     newer = kernel.find_kernel(
         make_kernel(tmp_path, version="7.2.0", built_in="CONFIG_VIRTIO_BLK=y")
     )
+    (tmp_path / "disk").touch()
     spec = GuestSpec(tmp_path / "disk", append="seccomp=off")
-    words = uml._sandboxed_kernel(spec, newer, tmp_path, [])
+    words = uml._sandboxed_kernel(spec, newer, tmp_path, []).arguments
     assert [word for word in words if "seccomp" in word] == ["seccomp=auto", "seccomp=off"]
 
 

@@ -6,11 +6,13 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 import trio
 
+from p2pcloop.errors import GuestError
 from p2pcloopd.guest import addresses, frame_filter, network
 
 Segment = Callable[[bytes], bytes]
@@ -161,23 +163,64 @@ def fragment(packet: bytes) -> bytes:
         (addresses.NAMESERVER_ADDRESS, 53, fragment, False),
         ("127.0.0.53", 53, bytes, False),
         ("0.0.0.0", 53, bytes, False),
+        ("169.254.169.254", 80, bytes, False),
+        ("224.0.0.251", 5353, bytes, False),
+        ("255.255.255.255", 68, bytes, False),
+        ("255.255.255.255", 67, fragment, False),
+        ("198.51.100.7", 80, bytes, False),
+        ("198.51.100.8", 80, bytes, True),
+        ("203.0.113.255", 80, bytes, False),
     ],
 )
 def test_filter(address: str, port: int, change: Callable[[bytes], bytes], passes: bool) -> None:
     guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with guest, helper:
-        frame_filter.install(helper, addresses.NAMESERVER_ADDRESS)
-        destination = socket.inet_aton(address)
-        for protocol, segment in (
-            (socket.IPPROTO_UDP, udp_datagram(1, port)),
-            (socket.IPPROTO_TCP, tcp_syn(1, port)),
-        ):
-            packet = ip_packet(destination, protocol, segment(destination))
-            guest.send(ethernet(b"\x52" * 6, 0x0800, change(packet)))
-        arp = arp_request(destination)
-        guest.send(ethernet(b"\x52" * 6, 0x86DD, bytes(60)))
-        guest.send(arp)
-        received = 0
-        while helper.recv(2048) != arp:
-            received += 1
-        assert received == (2 if passes else 0)
+        frame_filter.install(helper, addresses.NAMESERVER_ADDRESS, OWN)
+        received = protocols_that_pass(guest, helper, address, port, change)
+        assert received == ([socket.IPPROTO_UDP, socket.IPPROTO_TCP] if passes else [])
+
+
+OWN = [IPv4Network("198.51.100.7/32"), IPv4Network("203.0.113.0/24")]
+
+
+def protocols_that_pass(
+    guest: socket.socket,
+    helper: socket.socket,
+    address: str,
+    port: int,
+    change: Callable[[bytes], bytes] = bytes,
+) -> list[int]:
+    destination = socket.inet_aton(address)
+    for protocol, segment in (
+        (socket.IPPROTO_UDP, udp_datagram(1, port)),
+        (socket.IPPROTO_TCP, tcp_syn(1, port)),
+    ):
+        packet = ip_packet(destination, protocol, segment(destination))
+        guest.send(ethernet(b"\x52" * 6, 0x0800, change(packet)))
+    arp = arp_request(destination)
+    guest.send(ethernet(b"\x52" * 6, 0x86DD, bytes(60)))
+    guest.send(arp)
+    received = []
+    while (frame := helper.recv(2048)) != arp:
+        assert frame[12:14] == b"\x08\x00"
+        received.append(frame[23])
+    return received
+
+
+def test_filter_is_replaced_and_lets_dhcp_ask() -> None:
+    guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with guest, helper:
+        for own, passes in ((OWN, False), ([], True), (OWN, False)):
+            frame_filter.install(helper, addresses.NAMESERVER_ADDRESS, own)
+            assert bool(protocols_that_pass(guest, helper, "198.51.100.7", 80)) is passes
+        # The helper itself answers what asks everybody for an address; TCP has no broadcasts.
+        received = protocols_that_pass(guest, helper, "255.255.255.255", 67)
+        assert received == [socket.IPPROTO_UDP]
+
+
+def test_more_addresses_than_a_filter_holds() -> None:
+    guest, helper = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    many = [IPv4Network((n << 8, 32)) for n in range(2000)]
+    with guest, helper, pytest.raises(GuestError, match="too many addresses") as caught:
+        frame_filter.install(helper, addresses.NAMESERVER_ADDRESS, many)
+    assert "--net none" in str(caught.value.hint)

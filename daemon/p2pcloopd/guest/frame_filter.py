@@ -1,9 +1,10 @@
 """What a guest may put on its wire, decided by a socket filter in the host's kernel.
 
 libslirp's `--disable-host-loopback` closes only the host's alias (10.0.2.2): a guest that sends to
-127.0.0.1 or 0.0.0.0 itself, or to any port of the name server's alias where the host's resolver is
-on its loopback, still reaches the host's local services. A classic BPF program on the helper's
-socket drops such frames before the helper sees them, at no cost in throughput.
+127.0.0.1, to 0.0.0.0 or to another address of this machine itself, or to any port of the name
+server's alias where the host's resolver is on its loopback, still reaches the host's services. A
+classic BPF program on the helper's socket drops such frames before the helper sees them, at no cost
+in throughput. IPv6, and with it IPv4 in IPv6's clothes, passes in no form.
 """
 
 from __future__ import annotations
@@ -11,55 +12,104 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from ipaddress import IPv4Address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+
+from p2pcloop.errors import GuestError
 
 _SO_ATTACH_FILTER = 26
-_SO_LOCK_FILTER = 44
+_MAX_INSTRUCTIONS = 4096
 
 # Instruction codes: linux/bpf_common.h. Offsets: Ethernet header (14), then IPv4 (RFC 791).
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _LOAD_HALF_INDEXED, _LOAD_X_HEADER_LENGTH = 0x48, 0xB1
-_SHIFT_RIGHT, _EQUAL, _ANY_BIT, _RETURN = 0x74, 0x15, 0x45, 0x06
-_ARP, _IPV4, _TCP, _UDP, _DNS = 0x0806, 0x0800, 6, 17, 53
+_MASK, _EQUAL, _ANY_BIT, _RETURN = 0x54, 0x15, 0x45, 0x06
+_ARP, _IPV4, _TCP, _UDP, _DNS, _DHCP_SERVER = 0x0806, 0x0800, 6, 17, 53, 67
+
+_EVERYBODY = IPv4Address("255.255.255.255")
+
+NEVER = tuple(
+    IPv4Network(network)
+    for network in (
+        "0.0.0.0/8",  # this host (RFC 1122)
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local: a cloud's metadata service, with its credentials
+        "224.0.0.0/4",  # multicast comes back to this machine's own listeners
+        "240.0.0.0/4",
+    )
+)
+"""Where no frame goes, whatever addresses this machine has."""
+
+_Instruction = tuple[int, int, int, int]
+"""Code, operand, instructions to skip if true, and if false."""
+
+_ACCEPT: _Instruction = (_RETURN, 0xFFFFFFFF, 0, 0)
+_DROP: _Instruction = (_RETURN, 0, 0, 0)
+_LOAD_DESTINATION: _Instruction = (_LOAD_WORD, 30, 0, 0)
 
 
-def install(helper_end: socket.socket, nameserver: str) -> None:
-    """Let `helper_end` receive only ARP, and IPv4 that neither goes to this host's own (0.0.0.0/8,
-    127.0.0.0/8) nor to anything but DNS at `nameserver`; the filter cannot be taken off again."""
-    accept, drop = 16, 17
-    # code, operand, where to go on if true and if false (None: not a jump)
-    program: list[tuple[int, int, int | None, int | None]] = [
-        (_LOAD_HALF, 12, None, None),
-        (_EQUAL, _ARP, accept, 2),
-        (_EQUAL, _IPV4, 3, drop),
-        (_LOAD_WORD, 30, None, None),
-        (_EQUAL, int(IPv4Address(nameserver)), 8, 5),
-        (_SHIFT_RIGHT, 24, None, None),
-        (_EQUAL, 127, drop, 7),
-        (_EQUAL, 0, drop, accept),
-        # To the name server: no fragments, as only the first tells the port.
-        (_LOAD_HALF, 20, None, None),
-        (_ANY_BIT, 0x3FFF, drop, 10),
-        (_LOAD_BYTE, 23, None, None),
-        (_EQUAL, _TCP, 13, 12),
-        (_EQUAL, _UDP, 13, drop),
-        (_LOAD_X_HEADER_LENGTH, 14, None, None),
-        (_LOAD_HALF_INDEXED, 14 + 2, None, None),
-        (_EQUAL, _DNS, accept, drop),
-        (_RETURN, 0xFFFFFFFF, None, None),
-        (_RETURN, 0, None, None),
-    ]
-    code = b"".join(
-        struct.pack(
-            "=HBBI",
-            operation,
-            0 if true is None else true - here - 1,
-            0 if false is None else false - here - 1,
-            operand,
+def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
+    """Let `helper_end` receive only ARP, and IPv4 that goes neither to `own` nor to `NEVER`; at
+    `nameserver` DNS alone, and of broadcasts the guest's DHCP, which the helper answers itself.
+    What was installed before is replaced.
+
+    Raises:
+        GuestError: `own` are more than a filter can hold, about a thousand.
+    """
+    program = _program(int(IPv4Address(nameserver)), [*NEVER, *sorted(set(own))])
+    if len(program) > _MAX_INSTRUCTIONS:
+        raise GuestError(
+            "this machine has too many addresses of its own to keep a guest away from them",
+            hint="boot with `--net none`",
         )
-        for here, (operation, operand, true, false) in enumerate(program)
+    code = b"".join(
+        struct.pack("=HBBI", operation, true, false, operand)
+        for operation, operand, true, false in program
     )
     buffer = ctypes.create_string_buffer(code, len(code))
     program_header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
     helper_end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
-    helper_end.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
+
+
+def _program(nameserver: int, closed: Iterable[IPv4Network]) -> list[_Instruction]:
+    program = [
+        (_LOAD_HALF, 12, 0, 0),
+        (_EQUAL, _ARP, 0, 1),
+        _ACCEPT,
+        (_EQUAL, _IPV4, 1, 0),
+        _DROP,
+        *_only_service(nameserver, (_TCP, _UDP), _DNS),
+        *_only_service(int(_EVERYBODY), (_UDP,), _DHCP_SERVER),
+    ]
+    for network in closed:
+        program += [
+            _LOAD_DESTINATION,
+            (_MASK, int(network.netmask), 0, 0),
+            (_EQUAL, int(network.network_address), 0, 1),
+            _DROP,
+        ]
+    return [*program, _ACCEPT]
+
+
+def _only_service(address: int, protocols: tuple[int, ...], port: int) -> list[_Instruction]:
+    """What goes to `address` passes if it is for `port`, and else is dropped."""
+    only_protocols = [
+        # From a match, over the remaining comparisons and the drop.
+        (_EQUAL, protocol, len(protocols) - number, 0)
+        for number, protocol in enumerate(protocols)
+    ]
+    service = [
+        # No fragments, as only the first tells the port.
+        (_LOAD_HALF, 20, 0, 0),
+        (_ANY_BIT, 0x3FFF, 0, 1),
+        _DROP,
+        (_LOAD_BYTE, 23, 0, 0),
+        *only_protocols,
+        _DROP,
+        (_LOAD_X_HEADER_LENGTH, 14, 0, 0),
+        (_LOAD_HALF_INDEXED, 14 + 2, 0, 0),
+        (_EQUAL, port, 0, 1),
+        _ACCEPT,
+        _DROP,
+    ]
+    return [_LOAD_DESTINATION, (_EQUAL, address, 0, len(service)), *service]

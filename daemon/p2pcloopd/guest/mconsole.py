@@ -1,7 +1,16 @@
-"""Talks to a running UML over its management console (p2pcloop.protocol.mconsole)."""
+"""Talks to a running UML over its management console (p2pcloop.protocol.mconsole).
+
+UML's socket lies where native code of the guest may write. So nothing of its path is believed: a
+symbolic link there would name a socket of the host, since an absolute one is looked up from this
+process's root.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -13,13 +22,14 @@ REPLY_TIMEOUT = 5.0
 _MAX_REPLIES = 64
 
 
-async def send_command(socket_path: Path, reply_path: Path, command: str) -> str:
+async def send_command(root: Path, socket_path: Path, reply_path: Path, command: str) -> str:
     """Send one command and return the text of the answer.
 
     Args:
-        socket_path: UML's socket, as this process sees it.
-        reply_path: where to take the answer; UML must see this socket under the same name.
-            Made here and removed.
+        root: UML's root directory, as this process sees it.
+        socket_path: UML's socket, as UML sees it; absolute.
+        reply_path: where to take the answer; UML must see this socket under the same name, in a
+            directory that others cannot enter. Made here and removed.
         command: `cad`, `version`, ...
 
     Raises:
@@ -28,7 +38,9 @@ async def send_command(socket_path: Path, reply_path: Path, command: str) -> str
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as sock:
         try:
             await sock.bind(str(reply_path))
-            await sock.sendto(mconsole.encode_request(command), str(socket_path))
+            reply_path.chmod(0o666)  # noqa: ASYNC240  UML may run as another user
+            with _opened(root, socket_path) as console:
+                await sock.sendto(mconsole.encode_request(command), console)
             with trio.fail_after(REPLY_TIMEOUT):
                 return await _read_answer(sock, command)
         except OSError as err:
@@ -42,6 +54,28 @@ async def send_command(socket_path: Path, reply_path: Path, command: str) -> str
             ) from err
         finally:
             reply_path.unlink(missing_ok=True)  # noqa: ASYNC240  one name in a directory
+
+
+@contextmanager
+def _opened(root: Path, path: Path) -> Iterator[str]:
+    """Give a name for the socket at `path` below `root`, which no symbolic link has led to.
+
+    Raises:
+        OSError: something on the way is no directory, or what is there no socket.
+    """
+    here = os.open(root, os.O_PATH | os.O_DIRECTORY)
+    try:
+        *directories, name = path.relative_to("/").parts
+        steps = [(part, os.O_DIRECTORY) for part in directories] + [(name, 0)]
+        for part, kind in steps:
+            there = os.open(part, os.O_PATH | os.O_NOFOLLOW | kind, dir_fd=here)
+            os.close(here)
+            here = there
+        if not stat.S_ISSOCK(os.fstat(here).st_mode):
+            raise OSError(f"{path} is no socket")
+        yield f"/proc/self/fd/{here}"
+    finally:
+        os.close(here)
 
 
 async def _read_answer(sock: trio.socket.SocketType, command: str) -> str:

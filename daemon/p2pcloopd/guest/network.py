@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from p2pcloopd.guest import frame_filter, sandbox
+from p2pcloopd.entry import plain_errors
+from p2pcloopd.guest import frame_filter, own_addresses, sandbox
 from p2pcloopd.guest.addresses import (
     GUEST_ADDRESS,
     GUEST_INTERFACE,
@@ -20,6 +22,8 @@ from p2pcloopd.guest.addresses import (
 from p2pcloopd.programs import find_program
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
+_MEMORY = 1 << 30
+_PROCESSES = 16
 
 
 @asynccontextmanager
@@ -27,23 +31,25 @@ async def user_network(resolv_conf: Path = _RESOLV_CONF) -> AsyncIterator[socket
     """Run the helper that opens connections in the host's network for a guest, and yield the
     guest's end of the wire: a datagram socket of Ethernet frames.
 
-    The host's loopback is closed to it. The helper reads what a stranger's guest sends, so it sees
-    no file but its libraries and `resolv_conf`.
+    This machine's own addresses are closed to it, as they are at any moment. The helper reads what
+    a stranger's guest sends, so it sees no file but its libraries and `resolv_conf`.
 
     Raises:
         NeedsPackageError: libslirp-helper or bubblewrap is not installed.
         GuestError: the helper does not start.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs:
-        frame_filter.install(theirs, NAMESERVER_ADDRESS)
-        argv = await trio.to_thread.run_sync(_helper_argv, theirs.fileno(), resolv_conf)
-        async with sandbox.running(argv, pass_fds=[theirs.fileno()]):
-            theirs.close()
-            yield ours
+    with ours, theirs, plain_errors():
+        helper = await trio.to_thread.run_sync(_helper, theirs.fileno(), resolv_conf)
+        close_off = partial(frame_filter.install, theirs, NAMESERVER_ADDRESS)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(own_addresses.follow_own_networks, close_off)
+            async with sandbox.running(helper, pass_fds=[theirs.fileno()]):
+                yield ours
+            nursery.cancel_scope.cancel()
 
 
-def _helper_argv(fd: int, resolv_conf: Path) -> list[str]:
+def _helper(fd: int, resolv_conf: Path) -> sandbox.Sandbox:
     program = find_program("libslirp-helper", "libslirp-helper")
     command = [
         *(str(program), f"--fd={fd}", "--disable-host-loopback", "--disable-ipv6"),
@@ -53,7 +59,9 @@ def _helper_argv(fd: int, resolv_conf: Path) -> list[str]:
     visible = sandbox.program_files(program)
     if resolv_conf.exists():
         visible[_RESOLV_CONF] = resolv_conf.resolve()
-    return sandbox.argv(command, visible=visible, share_network=True)
+    return sandbox.prepare(
+        command, visible=visible, memory=_MEMORY, processes=_PROCESSES, share_network=True
+    )
 
 
 def uml_parameter(fd: int) -> str:

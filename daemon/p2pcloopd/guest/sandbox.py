@@ -1,7 +1,8 @@
 """Processes that read what strangers wrote run in bubblewrap and see only what they are given.
 
 A guest's root may mount hostfs (whose `hostfs=` confinement yields to `..`) or insert a module
-that runs natively: what is not visible here is the only thing it cannot reach.
+that runs natively: what is not visible here is the only thing it cannot reach. docs/guest.md says
+what that is.
 """
 
 from __future__ import annotations
@@ -13,26 +14,65 @@ import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from p2pcloop.errors import GuestError
+from p2pcloopd.guest import syscall_filter
 from p2pcloopd.guest.kernel import find_busybox, shared_libraries
+from p2pcloopd.guest.sandbox_failure import sandbox_failure
+from p2pcloopd.guest.staging import Stage
 from p2pcloopd.programs import find_program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _START_TIMEOUT = 20.0
+_MAX_COMPLAINT = 4096
 
-_GATE = 'echo >&0 && read -r go && exec "$@" < /dev/null'
+_INSIDE = "1000"
+"""User and group that a sandbox believes to be: the numbers outside are none of its business."""
+
+_DEVICES = ("full", "null", "random", "urandom", "zero")
+
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+"""Of what makes the sandbox; what runs in it has its own."""
+
+_LIMITS = (
+    # Of 1 byte, not 0: that alone keeps a guest's memory out of the pipes of dump collectors, too
+    # (core(5): they ignore a limit of 0).
+    "--core=1",
+    "--nofile=4096",
+    "--memlock=8388608",
+    "--msgqueue=0",
+    "--sigpending=4096",
+)
+
+_GATE = 'ulimit -u $1 && shift && echo >&0 && read -r go && exec "$@" < /dev/null 2>&1'
 """Runs a command only when its starter, at the other end of standard input, is still there.
 
 bubblewrap ties the sandbox's life to ours late in its start: were we killed before that, the
-sandbox would stay for ever. Nothing is read then, and the gate ends instead.
+sandbox would stay for ever. Nothing is read then, and the gate ends instead. Processes are counted
+from here on, where a user namespace counts the sandbox's alone. Standard error is what bubblewrap
+complains to until now; the command's is its output.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A command and what it may see and do.
+
+    Attributes:
+        start: the command line up to bubblewrap.
+        arguments: bubblewrap's.
+        syscall_filter: what the host's kernel refuses it.
+    """
+
+    start: list[str]
+    arguments: list[str]
+    syscall_filter: bytes
 
 
 def program_files(program: Path) -> dict[Path, Path]:
@@ -43,42 +83,53 @@ def program_files(program: Path) -> dict[Path, Path]:
     return {path: path for path in [program, *libraries, *filter(Path.exists, unwinders)]}
 
 
-def argv(
+def prepare(
     command: Sequence[str],
     *,
     visible: Mapping[Path, Path],
+    memory: int,
+    processes: int,
     tmpfs: Mapping[str, int] | None = None,
     environment: Mapping[str, str] | None = None,
     share_network: bool = False,
-) -> list[str]:
-    """Return `command` wrapped in bubblewrap: no capability, namespaces of its own, and of the
-    host's files only `visible`, all read-only.
+) -> Sandbox:
+    """Put a sandbox together: no capability, namespaces of its own, and of the host's files only
+    `visible`, all read-only. Where root asks, another user runs it, to whom the sockets of
+    `visible` are given away; it reads the files, but in the directories only what all may read.
 
     Args:
-        visible: place inside the sandbox → file or directory of the host.
-        tmpfs: place → bytes it may hold; writable and executable.
+        command: what runs in it.
+        visible: place inside the sandbox → file, socket or directory of the host.
+        memory: bytes that one process of it may map.
+        processes: how many it may have at once; threads count.
+        tmpfs: place → bytes it may hold, in at most 64 files; writable and executable.
         environment: all the variables it has.
-        share_network: keep the host's network namespace.
+        share_network: keep the host's network namespace, for IPv4.
 
     Raises:
-        NeedsPackageError: bubblewrap is not installed.
+        NeedsPackageError: a program or library that makes the sandbox is not installed.
     """
+    busybox = find_busybox()
+    stage = Stage()
     words = [
-        str(find_program("bwrap", "bubblewrap")),
         *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
-        *("--new-session", "--cap-drop", "ALL", "--clearenv", "--hostname", "guest"),
-        *(("--share-net",) if share_network else ()),
-        *("--proc", "/proc", "--dev", "/dev"),
+        *("--uid", _INSIDE, "--gid", _INSIDE, "--cap-drop", "ALL", "--new-session"),
+        *("--clearenv", "--hostname", "guest", *(("--share-net",) if share_network else ())),
+        *("--proc", "/proc", "--remount-ro", "/proc", "--tmpfs", "/dev"),
     ]
+    for device in _DEVICES:
+        words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for place, size in (tmpfs or {}).items():
-        words += ["--size", str(size), "--tmpfs", place]
-    for inside, outside in visible.items():
-        words += ["--ro-bind", str(outside), str(inside)]
+        words += ["--bind", str(stage.tmpfs(size)), place]
+    for inside, outside in {**visible, busybox: busybox}.items():
+        words += ["--ro-bind", str(stage.hand_in(outside)), str(inside)]
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
-    busybox = str(find_busybox())
-    words += ["--ro-bind", busybox, busybox, "--remount-ro", "/", "--chdir", "/"]
-    return [*words, "--", busybox, "sh", "-c", _GATE, "gate", *command]
+    words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    words += ["--", str(busybox), "sh", "-c", _GATE, "gate", str(processes), *command]
+    limits = [str(find_program("prlimit", "util-linux")), *_LIMITS, f"--as={memory}"]
+    start = [*limits, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
+    return Sandbox(start, words, syscall_filter.build(internet=share_network))
 
 
 class SandboxedProcess:
@@ -92,6 +143,7 @@ class SandboxedProcess:
         self._popen = popen
         self._outer = os.pidfd_open(popen.pid)
         self._inner: int | None = None
+        self._finished = False
         self.init_pid = init_pid
         if init_pid is not None:
             # It may have ended already; then nothing is left to signal.
@@ -105,10 +157,11 @@ class SandboxedProcess:
         return 128 - code if code < 0 else code
 
     def kill(self) -> None:
-        """End everything in the sandbox at once."""
+        """End everything in the sandbox at once; nothing happens once that has ended."""
         # The outer process ends when the inner one has, and takes its exit status along.
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._inner or self._outer, signal.SIGKILL)
+        if not self._finished:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._inner or self._outer, signal.SIGKILL)
 
     async def finish(self) -> None:
         """Kill what still runs, and return when not one process is left."""
@@ -120,30 +173,35 @@ class SandboxedProcess:
                 await trio.lowlevel.wait_readable(self._inner)
                 os.close(self._inner)
             os.close(self._outer)
+            self._finished = True
 
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str],
+    sandbox: Sandbox,
     *,
     pass_fds: Iterable[int] = (),
     output: int = subprocess.DEVNULL,
     cpu: int | None = None,
 ) -> AsyncIterator[SandboxedProcess]:
-    """Run a command that `argv` made; when the block is left nothing of it is left.
+    """Run a sandbox; when the block is left nothing of it is left.
 
     Args:
+        sandbox: as `prepare` made it.
         pass_fds: descriptors that the command inherits under their numbers.
         output: descriptor for its standard output and error.
         cpu: the only CPU it may use.
 
     Raises:
-        GuestError: the sandbox does not start.
+        GuestError: the sandbox does not start; the message says what failed.
     """
     info_read, info_write = os.pipe()
+    complaint_read, complaint_write = os.pipe()
+    filter_read = _readable(sandbox.syscall_filter)
     gate, gate_inside = socket.socketpair()
-    bwrap, *rest = command
-    words = [bwrap, "--info-fd", str(info_write), *rest]
+    ours_inside = (info_write, filter_read)
+    options = ["--info-fd", str(info_write), "--seccomp", str(filter_read)]
+    words = [*sandbox.start, *options, *sandbox.arguments]
     if cpu is not None:
         words = [str(find_program("taskset", "util-linux")), "-c", str(cpu), *words]
     try:
@@ -152,32 +210,58 @@ async def running(
             words,
             stdin=gate_inside.fileno(),
             stdout=output,
-            stderr=output,
-            pass_fds=[*pass_fds, info_write],
+            stderr=complaint_write,
+            pass_fds=[*pass_fds, *ours_inside],
+            env=_ENVIRONMENT,
             start_new_session=True,
         )
     except OSError as err:
         os.close(info_read)
+        os.close(complaint_read)
         gate.close()
-        raise GuestError(f"{words[0]} does not start: {err.strerror}") from err
+        raise sandbox_failure(f"{words[0]}: {err.strerror}") from err
     finally:
-        os.close(info_write)
+        for fd in (*ours_inside, complaint_write):
+            os.close(fd)
         gate_inside.close()
     with trio.CancelScope(shield=True):
+        complaints = trio.lowlevel.FdStream(complaint_read)
         process = SandboxedProcess(popen, await _read_init_pid(info_read))
     try:
-        await _open_gate(gate)
+        async with complaints:
+            await _open_gate(gate, complaints)
         yield process
     finally:
         await process.finish()
 
 
-async def _open_gate(gate: socket.socket) -> None:
-    """Let the command run once the sandbox is ready; one that failed has hung up instead, and its
-    exit status tells."""
-    with trio.socket.from_stdlib_socket(gate) as stream, suppress(BrokenPipeError):
-        if await stream.recv(1):
-            await stream.send(b"go\n")
+def _readable(data: bytes) -> int:
+    """Return a pipe's end that gives some kilobytes."""
+    read_end, write_end = os.pipe()
+    with open(write_end, "wb") as pipe:
+        pipe.write(data)
+    return read_end
+
+
+async def _open_gate(gate: socket.socket, complaints: trio.lowlevel.FdStream) -> None:
+    """Let the command run once the sandbox is ready.
+
+    Raises:
+        GuestError: it hung up instead, or did not come in time.
+    """
+    with trio.socket.from_stdlib_socket(gate) as stream:
+        with trio.move_on_after(_START_TIMEOUT) as waiting:
+            if await stream.recv(1):
+                # The gate may have been killed since: its exit status tells.
+                with suppress(BrokenPipeError):
+                    await stream.send(b"go\n")
+                return
+    text = b""
+    with trio.move_on_after(1 if waiting.cancelled_caught else _START_TIMEOUT):
+        async for piece in complaints:
+            text = (text + piece)[-_MAX_COMPLAINT:]
+    late = f"it was not ready within {_START_TIMEOUT:g} s\n" if waiting.cancelled_caught else ""
+    raise sandbox_failure(late + text.decode(errors="replace"))
 
 
 async def _read_init_pid(info: int) -> int | None:

@@ -33,6 +33,12 @@ SHUTDOWN_SECONDS = 60.0
 _STDIN = 0
 _MEMORY_SLACK = 64 << 20
 _RUN_SIZE = 1 << 20
+_MEMORY_PER_TASK = 128 << 10
+"""A Linux kernel has at most a task for each so many bytes of its memory (threads-max), and UML a
+process of the host for each of them that has memory of its own."""
+_NATIVE_TASKS = 64
+_NATIVE_MEMORY = 1 << 30
+"""What a process may map besides the guest's memory; that it may map twice."""
 _NATIVE_TAIL = 4096
 _SOCKETS = Path("/run/disks")
 _SHIM = Path("/run/xsave.so")
@@ -66,9 +72,10 @@ class RunningGuest:
             self.kill()
             return
         self.shutdown_asked = True
-        inside = f"/proc/{self._process.init_pid}/root{_UML_DIRECTORY}/{_UMID}/mconsole"
+        root = Path(f"/proc/{self._process.init_pid}/root")
+        socket = Path(_UML_DIRECTORY, _UMID, "mconsole")
         try:
-            await mconsole.send_command(Path(inside), self._reply, "cad")
+            await mconsole.send_command(root, socket, self._reply, "cad")
         except (GuestError, FormatError):
             self.kill()
 
@@ -108,7 +115,7 @@ async def run_guest(
     native = _NativeOutput()
     async with AsyncExitStack() as stack:
         stack.callback(native.close)
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
+        directory = _guest_directory(stack)
         pty = console.Pty()
         stack.callback(pty.close)
         if spec.console == "stdio":
@@ -118,9 +125,11 @@ async def run_guest(
             card = await stack.enter_async_context(network.user_network())
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))
-        argv = await trio.to_thread.run_sync(_sandboxed_kernel, spec, kernel, directory, parameters)
+        boxed = await trio.to_thread.run_sync(
+            _sandboxed_kernel, spec, kernel, directory, parameters
+        )
         process = await stack.enter_async_context(
-            sandbox.running(argv, pass_fds=fds, output=native.write_end, cpu=spec.cpu)
+            sandbox.running(boxed, pass_fds=fds, output=native.write_end, cpu=spec.cpu)
         )
         pty.close_slave()
         native.close_write_end()
@@ -153,14 +162,25 @@ async def run_guest(
     return GuestResult(code, reason, kernel, seconds, transcript.boot_seconds)
 
 
+def _guest_directory(stack: AsyncExitStack) -> Path:
+    """Make a directory that is handed in: others cannot come to it, and whoever runs the sandbox,
+    which root leaves to another user, can read it."""
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-"))) / "guest"
+    directory.mkdir()
+    directory.chmod(0o755)
+    return directory
+
+
 def _sandboxed_kernel(
     spec: GuestSpec, kernel: Kernel, directory: Path, parameters: list[str]
-) -> list[str]:
-    """Return the command that boots; puts what it needs into the private `directory`."""
+) -> sandbox.Sandbox:
+    """Return the command that boots; puts what it needs into `directory`."""
     initrd = directory / "initramfs.cpio"
     initrd.write_bytes(spec.initramfs(kernel))
+    initrd.chmod(0o644)
     empty = directory / "empty"
     empty.mkdir()
+    empty.chmod(0o755)
     sockets = {_SOCKETS / str(n): disk.absolute() for n, disk in enumerate(spec.disks)}
     visible = sandbox.program_files(kernel.path) | sockets
     # Answers of the management console go to a socket in it, by the name that we bound.
@@ -183,7 +203,14 @@ def _sandboxed_kernel(
         *spec.append_words(),
     ]
     tmpfs = {"/run": _RUN_SIZE, "/dev/shm": spec.memory + _MEMORY_SLACK}  # noqa: S108  inside
-    return sandbox.argv(words, visible=visible, tmpfs=tmpfs, environment=environment)
+    return sandbox.prepare(
+        words,
+        visible=visible,
+        memory=2 * spec.memory + _NATIVE_MEMORY,
+        processes=spec.memory // _MEMORY_PER_TASK + _NATIVE_TASKS,
+        tmpfs=tmpfs,
+        environment=environment,
+    )
 
 
 def _terminal_type(spec: GuestSpec) -> list[str]:
@@ -265,7 +292,7 @@ def _ending(
         said = native.tail.decode(errors="replace").strip().splitlines()[-4:]
         raise GuestError(
             f"the kernel did not start (exit status {code}): {' / '.join(said)}",
-            hint="is there room for the guest's memory, and may user namespaces be made here?",
+            hint="is there room for the guest's memory?",
         )
     reason = transcript.ending(code)
     if reason in ("poweroff", "reboot"):

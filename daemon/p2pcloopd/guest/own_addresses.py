@@ -1,0 +1,97 @@
+"""The addresses that are this machine's own, and word of their changes, from the kernel itself.
+
+Asked is the local routing table: it decides whether a packet stays on this machine, and knows whole
+networks that are this machine's besides single addresses. Over netlink (rtnetlink(7)) a change is
+an event; getifaddrs and the libraries on top of it (ifaddr) neither tell networks nor changes.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
+
+import trio
+
+# linux/rtnetlink.h, linux/netlink.h
+_IPV4_ROUTES = 0x40
+_DUMP_ROUTES, _A_ROUTE, _ERROR, _DONE = 26, 24, 2, 3
+_REQUEST, _DUMP = 0x1, 0x300
+_LOCAL_TABLE, _DESTINATION, _TABLE = 255, 1, 15
+_OWN_TYPES = (2, 3, 4)  # local, broadcast, anycast
+_HEADER = struct.Struct("=IHHII")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE = struct.Struct("=HH")
+_MAX_MESSAGE = 1 << 16
+
+
+def own_networks() -> list[IPv4Network]:
+    """Return what of IPv4 is delivered to this machine itself, broadcasts included.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+        size = _HEADER.size + len(body)
+        sock.sendto(_HEADER.pack(size, _DUMP_ROUTES, _REQUEST | _DUMP, 1, 0) + body, (0, 0))
+        found: list[IPv4Network] = []
+        while True:
+            for kind, message in _messages(sock.recv(_MAX_MESSAGE)):
+                if kind == _DONE:
+                    return found
+                if kind == _ERROR:
+                    code = -struct.unpack_from("=i", message)[0]
+                    raise OSError(code, "the routing table cannot be read")
+                if kind == _A_ROUTE and (network := _own_network(message)) is not None:
+                    found.append(network)
+
+
+async def follow_own_networks(
+    changed: Callable[[list[IPv4Network]], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Call `changed` with `own_networks()` now, and again after every change of routes; never ends.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    with trio.socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        # First listen, then ask: nothing that changes in between is missed.
+        await sock.bind((0, _IPV4_ROUTES))
+        changed(own_networks())
+        task_status.started()
+        while True:
+            try:
+                await sock.recv(_MAX_MESSAGE)
+            except OSError as err:
+                if err.errno != errno.ENOBUFS:  # there was more than the socket holds: look again
+                    raise
+            changed(own_networks())
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    while data:
+        size, kind, *_ = _HEADER.unpack_from(data)
+        yield kind, data[_HEADER.size : size]
+        data = data[(size + 3) & ~3 :]
+
+
+def _own_network(message: bytes) -> IPv4Network | None:
+    _, prefix, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message)
+    destination = bytes(4)
+    rest = message[_ROUTE.size :]
+    while rest:
+        size, attribute = _ATTRIBUTE.unpack_from(rest)
+        value = rest[_ATTRIBUTE.size : size]
+        if attribute == _DESTINATION:
+            destination = value
+        elif attribute == _TABLE:
+            (table,) = struct.unpack("=I", value)
+        rest = rest[(size + 3) & ~3 :]
+    if table != _LOCAL_TABLE or kind not in _OWN_TYPES:
+        return None
+    return IPv4Network((destination, prefix))

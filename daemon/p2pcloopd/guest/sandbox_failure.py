@@ -1,0 +1,54 @@
+"""Why a sandbox did not start: what the programs that make it said, and what can be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from p2pcloop.errors import GuestError
+
+_LINES = 3
+
+_SWITCHES = (
+    ("kernel/unprivileged_userns_clone", "0", "only root may make user namespaces here", "1"),
+    ("user/max_user_namespaces", "0", "no user namespaces may be made here", "10000"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "AppArmor keeps programs without a profile of their own from using user namespaces here",
+        "0",
+    ),
+)
+"""What a system sets to keep its users from making user namespaces: the file below /proc/sys, what
+it holds then, what that means, and what it should hold."""
+
+_CONTAINER = (
+    "in a container, namespaces must be allowed: "
+    "`docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined`, as root "
+    "with `--cap-add SYS_ADMIN`; or run p2pcloop outside of it"
+)
+
+
+def sandbox_failure(complaint: str, root: Path = Path("/")) -> GuestError:
+    """Return the error that tells what `complaint`, the output of unshare, mount or bwrap, means.
+
+    Args:
+        complaint: some lines of text, or none.
+        root: where /proc is.
+    """
+    lines = [line.strip() for line in complaint.splitlines() if line.strip()]
+    said = "; ".join(lines[-_LINES:]) or "it ended without a word"
+    return GuestError(
+        f"the sandbox round the guest does not start: {said}", hint=_remedy(said, root)
+    )
+
+
+def _remedy(said: str, root: Path) -> str | None:
+    if "No space left" in said or "not permitted" in said or "ermission denied" in said:
+        for name, value, meaning, better in _SWITCHES:
+            switch = root / "proc/sys" / name
+            if switch.exists() and switch.read_text().strip() == value:
+                return f"{meaning}: `sysctl {name.replace('/', '.')}={better}`, as root"
+        return _CONTAINER
+    if "Cannot allocate memory" in said or "temporarily unavailable" in said:
+        return "the machine is short of memory, or this user has as many processes as it may"
+    return None

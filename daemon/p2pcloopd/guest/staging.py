@@ -1,0 +1,140 @@
+"""The mount namespace in which bubblewrap is started, and as whom.
+
+It is made ready with tmpfs whose files are counted, too: a million empty files fill a machine's
+memory as well, and bubblewrap bounds bytes alone. And, where root starts the sandbox, with all that
+is handed in at places that another user can reach: root has its sandboxes run as a user that
+nothing else runs as. For who is root by number owns the files of /proc and /sys, whatever namespace
+and however few capabilities it has.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import random
+import stat
+from pathlib import Path
+
+from p2pcloopd.guest.kernel import find_busybox
+from p2pcloopd.programs import find_program
+
+_UNPRIVILEGED_IDS = range(61184, 65520)
+"""Users and groups that exist only while something runs as them (systemd's `DynamicUser=`)."""
+
+_STAGE = Path("/sys")
+"""Where the namespace has what is handed in: every system has this directory, every user can enter
+it, and nothing that is handed in lies below it."""
+
+_SLACK = 1 << 20
+_TMPFS_FILES = 64
+_OOM_SCORE = 500
+
+_SCRIPT = f"""\
+set -e
+# What fills the machine's memory is ended before the user's other programs are.
+echo {_OOM_SCORE} > /proc/self/oom_score_adj || :
+owner=$1
+mount -t tmpfs -o mode=755,nr_inodes=1024,size=$2 p2pcloop {_STAGE}
+cd {_STAGE}
+shift 2
+while [ "$1" != -- ]; do
+    case $1 in
+        tmpfs)
+            mkdir $3
+            own=mode=700,uid=$owner,gid=$owner
+            mount -t tmpfs -o $own,nr_inodes={_TMPFS_FILES},size=$2 p2pcloop $3
+            ;;
+        copy)
+            cat "$2" > $3
+            chmod 555 $3
+            ;;
+        bind)
+            if [ -d "$2" ]; then mkdir $3; else : > $3; fi
+            mount -o rbind "$2" $3
+            ;;
+    esac
+    shift 3
+done
+shift
+cd /
+exec "$@"
+"""
+"""Arguments: the owner of the tmpfs, bytes that the copies take, triples of what to make (a kind;
+a source, or bytes; a name), `--`, and what to run then."""
+
+
+class Stage:
+    """What a sandbox is to see, put together; `words` is the command that makes it and goes on."""
+
+    def __init__(self) -> None:
+        self._user = _another_user()
+        self._room = _SLACK
+        self._made: list[str] = []
+
+    def tmpfs(self, size: int) -> Path:
+        """Return the place of a new tmpfs of at most `size` bytes and 64 files: the sandbox's."""
+        return self._make("tmpfs", str(size))
+
+    def hand_in(self, path: Path) -> Path:
+        """Return a place at which the sandbox's user reaches `path`: a file of the host, which it
+        can read then; a socket, which is given away to it; a directory as it is."""
+        if self._user is not None:
+            status = path.stat()
+            if stat.S_ISSOCK(status.st_mode):
+                os.chown(path, self._user, self._user)
+            elif stat.S_ISREG(status.st_mode) and not _is_for_all(status.st_mode):
+                self._room += status.st_size
+                return self._make("copy", str(path))
+        return self._make("bind", str(path))
+
+    def _make(self, kind: str, what: str) -> Path:
+        name = str(len(self._made) // 3)
+        self._made += [kind, what, name]
+        return _STAGE / name
+
+    def words(self) -> list[str]:
+        """Return the command line that makes the stage and runs what is appended to it."""
+        owner, room = str(self._user or 0), str(self._room)
+        script = [str(find_busybox()), "sh", "-c", _SCRIPT, "stage", owner, room, *self._made, "--"]
+        namespace = [str(find_program("unshare", "util-linux")), "--mount"]
+        namespace += ["--propagation", "private"]
+        if self._user is None:
+            # Only who is root in a user namespace may mount.
+            return [*namespace, "--user", "--map-root-user", *script]
+        ids = [f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"]
+        become = [str(find_program("setpriv", "util-linux")), *ids, "--no-new-privs"]
+        return [*namespace, *script, *become, "--inh-caps=-all", "--bounding-set=-all"]
+
+
+def _is_for_all(mode: int) -> bool:
+    """Whether everybody may read a file, and run it where its owner may."""
+    wanted = stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
+    return mode & wanted == wanted
+
+
+def _another_user() -> int | None:
+    """Return the number of a user and a group that root's sandbox can run as; None for who is not
+    root, and where root has none to become: in a user namespace that maps none of them."""
+    if os.geteuid() != 0:
+        return None
+    mapped = [_mapped_ids(Path("/proc/self", name)) for name in ("uid_map", "gid_map")]
+    for candidate in random.sample(_UNPRIVILEGED_IDS, len(_UNPRIVILEGED_IDS)):
+        if all(any(candidate in ids for ids in each) for each in mapped) and _is_free(candidate):
+            return candidate
+    return None
+
+
+def _mapped_ids(table: Path) -> list[range]:
+    lines = [list(map(int, line.split())) for line in table.read_text().splitlines()]
+    return [range(first, first + count) for first, _, count in lines]
+
+
+def _is_free(number: int) -> bool:
+    for find in (pwd.getpwuid, grp.getgrgid):
+        try:
+            find(number)
+        except KeyError:
+            continue
+        return False
+    return True
