@@ -107,6 +107,8 @@ class Session:
             ProtocolError: it was refused and there is no way to say so.
         """
         acknowledge = message.needs_reply and self.protocol_features & ProtocolFeature.REPLY_ACK
+        if refused and message.code == Code.GET_CONFIG:
+            return encode_reply(message, b"")  # of no length: how that request is refused
         if refused and (message.code in _ANSWERS or not acknowledge):
             raise ProtocolError(f"a request {message.code} that cannot be answered")
         if message.code in _ANSWERS:

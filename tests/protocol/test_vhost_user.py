@@ -197,8 +197,8 @@ def test_configuration_beyond_its_end(session: Session, offset: int, size: int, 
     question = message(Code.GET_CONFIG, struct.pack("<III", offset, size, 0) + bytes(sent))
     with pytest.raises(RefusedError):
         session.handle(question)
-    with pytest.raises(ProtocolError):
-        session.reply(question, refused=True)
+    reply = session.reply(question, refused=True)
+    assert reply == struct.pack("<III", Code.GET_CONFIG, 1 | 4, 0)  # of no length: an error
 
 
 def test_acknowledgement(session: Session) -> None:

@@ -62,6 +62,8 @@ async def serve_nbd(
     places = trio.Semaphore(MAX_CONNECTIONS)
 
     async def handle(stream: trio.SocketStream) -> None:
+        if not places.value:
+            _log.warning("NBD: %d clients are served: the next one waits", MAX_CONNECTIONS)
         async with places:
             # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
             with socket.socket(fileno=stream.socket.detach()) as sock:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import mmap
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -43,18 +44,52 @@ _log = logging.getLogger(__name__)
 async def serve_vhost_user(
     backend: Backend, listener: trio.socket.SocketType, *, once: bool = False
 ) -> None:
-    """Serve a device to one front end after the other.
+    """Serve a device to one front end after the other; a second one at a time is refused.
 
     Args:
         backend: what is served; it is not closed.
-        listener: a listening unix socket, which is left open.
+        listener: a listening unix socket, which is closed at the end.
         once: return when the first front end has gone.
     """
-    while True:
-        connection, _ = await listener.accept()
-        await serve_front_end(backend, connection)
+    served: _Served | None = None
+
+    async def handle(stream: trio.SocketStream) -> None:
+        nonlocal served
+        while served is not None:
+            if not served.has_gone():
+                _log.warning("vhost-user: a second front end was refused: one is connected already")
+                await stream.aclose()
+                return
+            await served.ended.wait()
+        served = _Served(stream.socket)
+        try:
+            await serve_front_end(backend, stream.socket)
+        finally:
+            served.ended.set()
+            served = None
         if once:
-            return
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        # It goes on where a connection cannot be accepted: that is told and tried again.
+        await trio.serve_listeners(handle, [trio.SocketListener(listener)])
+
+
+class _Served:
+    """The front end that is connected now.
+
+    Attributes:
+        ended: set when nothing of it is left here.
+    """
+
+    def __init__(self, connection: trio.socket.SocketType) -> None:
+        self.ended = trio.Event()
+        self._hang_up = select.poll()
+        self._hang_up.register(connection, select.POLLRDHUP)
+
+    def has_gone(self) -> bool:
+        """Whether it has hung up, even if that was not read yet."""
+        return bool(self._hang_up.poll(0))
 
 
 async def serve_front_end(backend: Backend, connection: trio.socket.SocketType) -> None:
@@ -125,13 +160,19 @@ class _FrontEnd:
             for level, kind, value in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     fds.frombytes(value[: len(value) - len(value) % _FD_SIZE])
-            for fd in fds:
-                os.set_blocking(fd, False)  # nobody may make us wait in a read or write
+            if not data or flags & socket.MSG_CTRUNC:
+                _close(fds)
             if not data:
                 return None
-            message = self._reader.receive(data, fds)
             if flags & socket.MSG_CTRUNC:
-                raise ProtocolError(f"a message with more than {MAX_REGIONS} descriptors")
+                raise ProtocolError(
+                    f"a message with more than {MAX_REGIONS} descriptors, or than can be open here"
+                )
+            for fd in fds:
+                # Nobody may make us wait in a read or write; one of O_PATH takes neither.
+                with contextlib.suppress(OSError):
+                    os.set_blocking(fd, False)
+            message = self._reader.receive(data, fds)
             if message is not None:
                 return message
 
@@ -170,7 +211,7 @@ class _FrontEnd:
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
         """Cancel `scope` if the front end goes; what it says meanwhile is kept for later."""
-        with contextlib.suppress(ProtocolError, ConnectionError):
+        with contextlib.suppress(ProtocolError, OSError):
             while len(self._ahead) < _MAX_AHEAD and (message := await self._receive()) is not None:
                 self._ahead.append(message)
         scope.cancel()
@@ -238,4 +279,5 @@ class _Mapping:
 
 def _close(fds: Sequence[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # it is closed, whatever its file system says of it
+            os.close(fd)
