@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -57,3 +58,24 @@ async def test_an_answer_that_is_none_ends_the_guest(
                 await console.sendto(answer, sender)
     assert guest.killed is killed
     assert not killed or process.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("place", ["guest/mconsole", "guest"])
+async def test_a_link_in_the_sockets_place_is_not_followed(
+    place: str, directory: Path, process: subprocess.Popen[bytes], pty: Pty
+) -> None:
+    """An absolute link would be looked up from the host's root, not the guest's."""
+    (directory / "guest").rmdir()
+    (directory / "other").mkdir()
+    path = directory / place
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(directory / "other" / ("mconsole" if "/" in place else ""))
+    guest = uml.RunningGuest(SandboxedProcess(process, process.pid), pty, directory)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
+        another.bind(str(directory / "other/mconsole"))
+        another.setblocking(False)
+        with trio.fail_after(20):
+            await guest.shutdown()
+        with pytest.raises(BlockingIOError):
+            another.recv(1024)
+    assert guest.killed

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Literal
 
 import trio
+
+from p2pcloopd.guest.screen_filter import ScreenFilter
 
 _CHUNK = 4096
 """Bytes a turn: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
@@ -87,7 +90,8 @@ class Pty:
 async def pump(
     pty: Pty, console: Literal["stdio"] | Path, on_output: Callable[[bytes], None]
 ) -> None:
-    """Carry the guest's output to `console` and to `on_output` until the guest has ended.
+    """Carry the guest's output to `console` and to `on_output` until the guest has ended; a
+    terminal gets what may be shown there (screen_filter.py).
 
     A standard output that is closed early, or a terminal that is gone, is no reason to end a
     guest: the rest is dropped.
@@ -98,19 +102,29 @@ async def pump(
     else:
         out, close = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), True
     open_ = True
+    screen = ScreenFilter(utf8=_takes_utf8()) if os.isatty(out) else None
     try:
         while data := await pty.receive():
             on_output(data)
             if open_:
                 try:
-                    await _write(out, data)
+                    await _write(out, screen.feed(data) if screen else data)
                 except OSError as err:
                     if close or err.errno not in (errno.EPIPE, errno.EIO):
                         raise
                     open_ = False
     finally:
+        if screen:
+            with suppress(OSError):  # the terminal may be gone
+                os.write(out, screen.undo())
         if close:
             os.close(out)
+
+
+def _takes_utf8() -> bool:
+    """Whether the terminal takes UTF-8, as its user's locale tells (setlocale(3))."""
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    return re.search("utf-?8", next(filter(None, names), ""), re.IGNORECASE) is not None
 
 
 async def _write(fd: int, data: bytes) -> None:
@@ -183,4 +197,5 @@ def guest_keys(fd: int) -> Iterator[None]:
         yield
     finally:
         with suppress(termios.error):  # the terminal may be gone
-            termios.tcsetattr(fd, termios.TCSANOW, before)
+            # What nobody has read was meant for the guest: keys, and a terminal's answers to it.
+            termios.tcsetattr(fd, termios.TCSAFLUSH, before)
