@@ -54,9 +54,9 @@ def never_missing(missing: Missing) -> None:
 
 
 class BlockDevice(Protocol):
-    """A device of `size` bytes, addressed in sectors of 512 bytes.
+    """A device of `size` bytes.
 
-    Offsets and lengths are multiples of 512 and inside the device: the front ends check every
+    Offsets and lengths are bytes, of any alignment, inside the device: the front ends check every
     request whole before they call. All methods but the callable that `prepare_flush` returns run
     on one thread. A `StorageError` carries the errno that the client is told; any other
     `P2pcloopError` is an I/O error to the client and a line in the log.

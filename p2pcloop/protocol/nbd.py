@@ -5,13 +5,14 @@ No socket, clock or log here. Whoever owns the connection sends `GREETING` first
     match server.next_event():
         NEED_DATA   receive into `server.receive_buffer()`, then `server.received(count)`
         Reply       send its bytes as they are
+        START_TLS   shake hands; what is received and sent from now on goes through TLS
         NEGOTIATED  haggling is over, requests follow
         Request     do it; answer with what `server.replies` makes
         DISCONNECT  answer what is in flight, then close
 
-A `Request` has been checked whole: its range lies in the device, is aligned to sectors and not
-empty, its flags belong to its command, and a read-only export gets no changes. What fails a check
-comes out as the `Reply` that refuses it. Requests may be answered in any order.
+A `Request` has been checked whole: its range lies in the device and is not empty, its flags belong
+to its command, and a read-only export gets no changes. What fails a check comes out as the `Reply`
+that refuses it. Requests may be answered in any order.
 
 Memory: `INPUT_SIZE` for whatever comes in, and for a WRITE of more than `MAX_INPUT_PAYLOAD` one
 buffer, at most `MAX_PAYLOAD`; up to `MAX_KEPT_PAYLOAD` it is kept for the next such WRITE. A
@@ -55,6 +56,7 @@ class Signal(enum.Enum):
     """Events that carry nothing."""
 
     NEED_DATA = enum.auto()
+    START_TLS = enum.auto()
     NEGOTIATED = enum.auto()
     DISCONNECT = enum.auto()
 
@@ -95,6 +97,7 @@ class _State(enum.Enum):
     CLIENT_FLAGS = enum.auto()
     OPTION = enum.auto()
     OPTION_DATA = enum.auto()
+    START_TLS = enum.auto()
     NEGOTIATED = enum.auto()
     REQUEST = enum.auto()
     PAYLOAD = enum.auto()
@@ -108,7 +111,8 @@ class _State(enum.Enum):
 _NEXT: Final[dict[_State, tuple[_State, ...]]] = {
     _State.CLIENT_FLAGS: (_State.OPTION,),
     _State.OPTION: (_State.OPTION_DATA, _State.SKIP),
-    _State.OPTION_DATA: (_State.OPTION, _State.NEGOTIATED, _State.CLOSED),
+    _State.OPTION_DATA: (_State.OPTION, _State.START_TLS, _State.NEGOTIATED, _State.CLOSED),
+    _State.START_TLS: (_State.OPTION,),
     _State.NEGOTIATED: (_State.REQUEST,),
     _State.REQUEST: (_State.PAYLOAD, _State.SKIP, _State.CLOSED),
     _State.PAYLOAD: (_State.REQUEST,),
@@ -119,6 +123,7 @@ _NEXT: Final[dict[_State, tuple[_State, ...]]] = {
 
 _AFTER_OPTION: Final = {
     Then.NEXT_OPTION: _State.OPTION,
+    Then.TLS: _State.START_TLS,
     Then.TRANSMISSION: _State.NEGOTIATED,
     Then.END: _State.CLOSED,
 }
@@ -252,6 +257,14 @@ class NbdServer:
         self._enter(_AFTER_OPTION[then])
         return Reply(reply)
 
+    def _start_tls(self) -> Event:
+        if self._end > self._start:
+            # Somebody on the way may have put it there; it must not count as said under TLS.
+            raise RemoteProtocolError("the client sent more before the TLS handshake")
+        self._agreed = Agreed(no_zeroes=self._agreed.no_zeroes, tls=True)
+        self._enter(_State.OPTION)
+        return Signal.START_TLS
+
     def _begin_transmission(self) -> Event:
         self._enter(_State.REQUEST)
         self.replies = Replies(structured=self._agreed.structured)
@@ -321,6 +334,7 @@ class NbdServer:
         _State.CLIENT_FLAGS: _parse_client_flags,
         _State.OPTION: _parse_option,
         _State.OPTION_DATA: _parse_option_data,
+        _State.START_TLS: _start_tls,
         _State.NEGOTIATED: _begin_transmission,
         _State.REQUEST: _parse_request,
         _State.PAYLOAD: _parse_payload,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from p2pcloop.protocol import nbd_wire as wire
-from p2pcloop.units import BLOCK_SIZE, SECTOR_SIZE
+from p2pcloop.units import BLOCK_SIZE
 
 MAX_PAYLOAD: Final = 32 << 20
 """The largest READ or WRITE, as the specification recommends ("Size constraints")."""
@@ -28,10 +28,19 @@ _CHANGES: Final = (wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES)
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is served: `size` in bytes, a multiple of 512."""
+    """What is served.
+
+    Attributes:
+        size: bytes of the device.
+        read_only: changes are refused.
+        names: under which it may be asked for, all of one device.
+        tls: nothing is told and nothing served before TLS was started (FORCEDTLS).
+    """
 
     size: int
     read_only: bool
+    names: tuple[str, ...] = ("",)
+    tls: bool = False
 
 
 @dataclass(slots=True)
@@ -40,13 +49,17 @@ class Agreed:
 
     Attributes:
         no_zeroes: no padding behind the answer to EXPORT_NAME.
+        tls: TLS was started; what had been agreed on before is forgotten.
         structured: READ is answered in chunks.
         block_status: `base:allocation` may be asked for.
+        context_name: the export's name with which that was selected.
     """
 
     no_zeroes: bool = False
+    tls: bool = False
     structured: bool = False
     block_status: bool = False
+    context_name: bytes = b""
 
 
 class Refusal(NamedTuple):
@@ -84,8 +97,8 @@ def check_request(
 
 
 def _check_range(export: Export, command: int, offset: int, length: int) -> Refusal | None:
-    if not length or (offset | length) % SECTOR_SIZE:
-        return Refusal(wire.EINVAL, f"a range is empty or not in units of {SECTOR_SIZE} bytes")
+    if not length:
+        return Refusal(wire.EINVAL, "a range is empty")
     if offset + length > export.size:
         writes = command in (wire.CMD_WRITE, wire.CMD_WRITE_ZEROES)
         error = wire.ENOSPC if writes else wire.EINVAL

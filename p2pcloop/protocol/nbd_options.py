@@ -1,7 +1,8 @@
 """How the options of an NBD client are answered, one after the other, before requests follow.
 
-There is one export, under the empty name, with one metadata context, `base:allocation`. Source:
-doc/proto.md of NetworkBlockDevice/nbd ("Option types", "Metadata querying").
+There is one export, under the empty name and those of its image, with one metadata context,
+`base:allocation`. Source: doc/proto.md of NetworkBlockDevice/nbd ("Option types", "Metadata
+querying", "TLS support").
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from typing import Final
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Agreed, Export, transmission_flags
 from p2pcloop.protocol.nbd_wire import RemoteProtocolError
-from p2pcloop.units import BLOCK_SIZE, SECTOR_SIZE
+from p2pcloop.units import BLOCK_SIZE
 
 ALLOCATION: Final = b"base:allocation"
 ALLOCATION_ID: Final = 1
 """Under which `base:allocation` is selected; that of a list is reserved and 0."""
 
 _LENGTH = struct.Struct(">I")
+_TLS_FIRST: Final = b"this server asks for TLS (NBD_OPT_STARTTLS)"
 
 
 class Then(enum.Enum):
     """How the haggling goes on after an option."""
 
     NEXT_OPTION = enum.auto()
+    TLS = enum.auto()
     TRANSMISSION = enum.auto()
     END = enum.auto()
 
@@ -36,14 +39,16 @@ def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> t
     Raises:
         RemoteProtocolError: EXPORT_NAME with a name that is not served has no other answer.
     """
+    if option == wire.OPT_ABORT:
+        return wire.option_reply(option, wire.REP_ACK), Then.END
+    if export.tls and (option == wire.OPT_STARTTLS or not agreed.tls):
+        return _insist_on_tls(agreed, option, data)
     if option == wire.OPT_EXPORT_NAME:
         return _choose_export(export, agreed, data), Then.TRANSMISSION
     if option in (wire.OPT_INFO, wire.OPT_GO):
         return _describe_export(export, agreed, option, data)
-    if option == wire.OPT_ABORT:
-        return wire.option_reply(option, wire.REP_ACK), Then.END
     if option in (wire.OPT_LIST_META_CONTEXT, wire.OPT_SET_META_CONTEXT):
-        return _answer_contexts(agreed, option, data), Then.NEXT_OPTION
+        return _answer_contexts(export, agreed, option, data), Then.NEXT_OPTION
     if option not in (wire.OPT_LIST, wire.OPT_STRUCTURED_REPLY):
         return wire.option_reply(option, wire.REP_ERR_UNSUP), Then.NEXT_OPTION
     if data:
@@ -51,13 +56,28 @@ def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> t
     if option == wire.OPT_STRUCTURED_REPLY:
         agreed.structured = True
         return wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
-    empty_name = wire.option_reply(option, wire.REP_SERVER, bytes(4))
-    return empty_name + wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
+    names = [name.encode() for name in export.names]
+    told = b"".join(
+        wire.option_reply(option, wire.REP_SERVER, _LENGTH.pack(len(name)) + name) for name in names
+    )
+    return told + wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
+
+
+def _insist_on_tls(agreed: Agreed, option: int, data: bytes) -> tuple[bytes, Then]:
+    if option == wire.OPT_EXPORT_NAME:
+        raise RemoteProtocolError("the client asked for an export before TLS was started")
+    if option != wire.OPT_STARTTLS:
+        return wire.option_reply(option, wire.REP_ERR_TLS_REQD, _TLS_FIRST), Then.NEXT_OPTION
+    if data or agreed.tls:
+        return wire.option_reply(option, wire.REP_ERR_INVALID), Then.NEXT_OPTION
+    agreed.tls = True
+    return wire.option_reply(option, wire.REP_ACK), Then.TLS
 
 
 def _choose_export(export: Export, agreed: Agreed, name: bytes) -> bytes:
-    if name:
-        raise RemoteProtocolError(f"the client asked for export {_quoted(name)}: only '' is served")
+    if not _is_known(export, name):
+        raise RemoteProtocolError(f"the client asked for export {_quoted(name)}: {_served(export)}")
+    agreed.block_status = agreed.block_status and name == agreed.context_name
     chosen = wire.EXPORT_NAME_REPLY.pack(export.size, transmission_flags(export, agreed))
     return chosen if agreed.no_zeroes else chosen + wire.EXPORT_NAME_PADDING
 
@@ -69,15 +89,15 @@ def _describe_export(
     if parsed is None:
         return wire.option_reply(option, wire.REP_ERR_INVALID), Then.NEXT_OPTION
     name, wanted = parsed
-    if name:
-        return _unknown_export(option, name), Then.NEXT_OPTION
+    if not _is_known(export, name):
+        return _unknown_export(export, option, name), Then.NEXT_OPTION
+    if option == wire.OPT_GO:
+        agreed.block_status = agreed.block_status and name == agreed.context_name
     flags = transmission_flags(export, agreed)
     info = wire.INFO_EXPORT_REPLY.pack(wire.INFO_EXPORT, export.size, flags)
     replies = wire.option_reply(option, wire.REP_INFO, info)
     if wire.INFO_BLOCK_SIZE in wanted:
-        sizes = wire.INFO_BLOCK_SIZE_REPLY.pack(
-            wire.INFO_BLOCK_SIZE, SECTOR_SIZE, BLOCK_SIZE, MAX_PAYLOAD
-        )
+        sizes = wire.INFO_BLOCK_SIZE_REPLY.pack(wire.INFO_BLOCK_SIZE, 1, BLOCK_SIZE, MAX_PAYLOAD)
         replies += wire.option_reply(option, wire.REP_INFO, sizes)
     then = Then.TRANSMISSION if option == wire.OPT_GO else Then.NEXT_OPTION
     return replies + wire.option_reply(option, wire.REP_ACK), then
@@ -96,7 +116,7 @@ def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
     return data[4:name_end], struct.unpack_from(f">{count}H", data, name_end + 2)
 
 
-def _answer_contexts(agreed: Agreed, option: int, data: bytes) -> bytes:
+def _answer_contexts(export: Export, agreed: Agreed, option: int, data: bytes) -> bytes:
     """LIST_META_CONTEXT tells what there is, SET_META_CONTEXT selects of it anew."""
     selects = option == wire.OPT_SET_META_CONTEXT
     if selects:
@@ -105,10 +125,11 @@ def _answer_contexts(agreed: Agreed, option: int, data: bytes) -> bytes:
     if parsed is None:
         return wire.option_reply(option, wire.REP_ERR_INVALID)
     name, queries = parsed
-    if name:
-        return _unknown_export(option, name)
+    if not _is_known(export, name):
+        return _unknown_export(export, option, name)
     if selects:
         agreed.block_status = found = ALLOCATION in queries
+        agreed.context_name = name
     else:
         found = not queries or b"base:" in queries or ALLOCATION in queries
     ack = wire.option_reply(option, wire.REP_ACK)
@@ -142,9 +163,17 @@ def _parse_string(data: bytes, at: int) -> tuple[bytes, int]:
     return data[start : start + length], start + length
 
 
-def _unknown_export(option: int, name: bytes) -> bytes:
-    told = f"no export {_quoted(name)}: the device has the empty name".encode()
-    return wire.option_reply(option, wire.REP_ERR_UNKNOWN, told)
+def _is_known(export: Export, name: bytes) -> bool:
+    return name in [known.encode() for known in export.names]
+
+
+def _unknown_export(export: Export, option: int, name: bytes) -> bytes:
+    told = f"no export {_quoted(name)}: {_served(export)}".encode()
+    return wire.option_reply(option, wire.REP_ERR_UNKNOWN, told[: wire.MAX_STRING])
+
+
+def _served(export: Export) -> str:
+    return "served are " + ", ".join(map(repr, export.names))
 
 
 def _quoted(name: bytes) -> str:

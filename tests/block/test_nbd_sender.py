@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from p2pcloopd.block.nbd_sender import BATCH_SIZE, MAX_KEPT_BATCH, ReplySender
+from p2pcloopd.block.nbd_transport import PlainTransport
 
 Pair = tuple[socket.socket, trio.SocketStream]
 
@@ -36,7 +37,7 @@ def never() -> None:
 
 
 async def test_gathered_replies_go_out_together(pair: Pair) -> None:
-    sender = ReplySender(pair[0], never)
+    sender = ReplySender(PlainTransport(pair[0]), never)
     await sender.add(b"one")
     room = await sender.reserve(8)
     room[:3] = b"two"
@@ -50,7 +51,7 @@ async def test_gathered_replies_go_out_together(pair: Pair) -> None:
 
 
 async def test_batch_is_sent_when_it_is_full(pair: Pair) -> None:
-    sender = ReplySender(pair[0], never)
+    sender = ReplySender(PlainTransport(pair[0]), never)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(sender.add, b"a" * BATCH_SIZE)
         await trio.testing.wait_all_tasks_blocked()
@@ -65,14 +66,14 @@ async def test_batch_is_sent_when_it_is_full(pair: Pair) -> None:
     [(MAX_KEPT_BATCH, MAX_KEPT_BATCH), (MAX_KEPT_BATCH + 1, BATCH_SIZE)],
 )
 async def test_only_a_small_buffer_is_kept(pair: Pair, size: int, kept: int) -> None:
-    sender = ReplySender(pair[0], never)
+    sender = ReplySender(PlainTransport(pair[0]), never)
     await sender.reserve(size)
     await sender.send_batch()
     assert len(sender._batch) == kept
 
 
 async def test_replies_of_several_tasks_are_not_mixed(pair: Pair) -> None:
-    sender = ReplySender(pair[0], never)
+    sender = ReplySender(PlainTransport(pair[0]), never)
     replies = [bytes([n]) * 1_000_000 for n in range(4)]
     async with trio.open_nursery() as nursery:
         for reply in replies:
@@ -83,7 +84,7 @@ async def test_replies_of_several_tasks_are_not_mixed(pair: Pair) -> None:
 
 async def test_loss_of_the_client_is_told_once(pair: Pair) -> None:
     told: list[bool] = []
-    sender = ReplySender(pair[0], lambda: told.append(True))
+    sender = ReplySender(PlainTransport(pair[0]), lambda: told.append(True))
     await pair[1].aclose()
     for _ in range(3):
         await sender.send(b"reply")
@@ -91,7 +92,7 @@ async def test_loss_of_the_client_is_told_once(pair: Pair) -> None:
 
 
 async def test_nothing_is_sent_after_stop(pair: Pair) -> None:
-    sender = ReplySender(pair[0], never)
+    sender = ReplySender(PlainTransport(pair[0]), never)
     sender.stop()
     await sender.send(b"reply")
     pair[0].shutdown(socket.SHUT_WR)

@@ -296,6 +296,7 @@ async def test_half_a_request_then_gone(tmp_path: Path, sent: int) -> None:
     async with serving(MemoryBackend(device), tmp_path) as served:
         async with served.client() as client:
             await client.stream.send_all(client.pack(WRITE, 0, payload=b"x" * 512)[:sent])
+            assert isinstance(client.stream, trio.SocketStream)
             await client.stream.send_eof()
             assert await client.ended()
         assert device.calls == []

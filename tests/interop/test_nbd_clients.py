@@ -22,6 +22,9 @@ MIB = 1 << 20
 SIZE = 16 * MIB
 
 
+NAMES = ("debian", "@key/debian")
+
+
 class Exported:
     """A served device and what foreign clients call it."""
 
@@ -57,7 +60,11 @@ async def exported(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     backend = MemoryBackend(device, automatic=True)
     address = f"unix:{tmp_path / 's'}" if request.param == "unix" else "127.0.0.1:0"
     async with open_nbd_listeners(address) as listeners, trio.open_nursery() as nursery:
-        await nursery.start(serve_nbd, backend, listeners)
+
+        async def serve(task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
+            await serve_nbd(backend, listeners, names=NAMES, task_status=task_status)
+
+        await nursery.start(serve)
         if request.param == "unix":
             uri = f"nbd+unix:///?socket={tmp_path / 's'}"
         else:
@@ -77,12 +84,22 @@ async def test_nbdinfo(exported: Exported) -> None:
     for ability in ("cache", "df", "fast_zero", "fua", "flush", "trim", "zero", "multi_conn"):
         assert export[f"can_{ability}"]
     sizes = [export[f"block_size_{kind}"] for kind in ("minimum", "preferred", "maximum")]
-    assert sizes == [512, 4096, 32 * MIB]
+    assert sizes == [1, 4096, 32 * MIB]
 
 
 async def test_nbdinfo_lists_the_export(exported: Exported) -> None:
     told = json.loads(await exported.run("nbdinfo", "--json", "--list", exported.uri))
-    assert [(each["export-name"], each["export-size"]) for each in told["exports"]] == [("", SIZE)]
+    listed = [(each["export-name"], each["export-size"]) for each in told["exports"]]
+    assert listed == [(name, SIZE) for name in ("", *NAMES)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_nbdinfo_of_its_names(exported: Exported, name: str) -> None:
+    base, _, socket = exported.uri.partition("?")
+    uri = f"{base}{name}?{socket}" if socket else f"{base}/{name}"
+    told = json.loads(await exported.run("nbdinfo", "--json", uri))
+    assert told["exports"][0]["export-name"] == name
+    assert told["exports"][0]["export-size"] == SIZE
 
 
 async def test_nbdinfo_of_another_name(exported: Exported) -> None:
@@ -154,6 +171,36 @@ async def test_nbdsh(exported: Exported) -> None:
     assert ("require", 0, 4 * MIB) in exported.device.calls
     assert ("write", 2 * MIB, MIB) in exported.device.calls
     assert exported.device.durable[:MIB] == bytes(MIB)
+
+
+UNALIGNED = """
+size = h.get_size()
+h.set_strict_mode(0)
+assert h.get_block_size(nbd.SIZE_MINIMUM) == 1
+for offset, length in ((0, 1), (size - 1, 1), (511, 2), (4095, 8194), (1 << 20, 65537)):
+    before = h.pread(length + 2, max(0, offset - 1)) if offset + length < size else None
+    data = bytes(n % 255 + 1 for n in range(length))
+    h.pwrite(data, offset)
+    assert h.pread(length, offset) == data
+    if before and offset:
+        after = h.pread(length + 2, offset - 1)
+        assert (after[0], after[-1]) == (before[0], before[-1])
+h.zero(3, 4094)
+assert h.pread(5, 4093)[1:4] == bytes(3)
+h.trim(4097, 1)
+h.cache(1, 8191)
+"""
+
+
+async def test_unaligned_requests(exported: Exported) -> None:
+    shell = ("/usr/bin/python3", "-m", "nbd")
+    await exported.run(*shell, "-u", exported.uri, "-c", UNALIGNED)
+    told = await exported.run(
+        *("qemu-io", "-f", "raw", exported.uri, "-c", "write -P 0xa5 4095 3"),
+        *("-c", "read -P 0xa5 4095 3", "-c", "read -P 0xa5 4097 1", "-c", "flush"),
+    )
+    assert "failed" not in told
+    assert exported.device.durable[4095:4098] == b"\xa5" * 3
 
 
 @pytest.mark.parametrize("connections", [1, 4])

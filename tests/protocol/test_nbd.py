@@ -117,7 +117,7 @@ def test_go_with_block_sizes() -> None:
     asked = b"IHAVEOPT" + bytes.fromhex("00000007 00000008 00000000 0001 0003")
     reply = bytes.fromhex(
         "0003e889045565a9 00000007 00000003 0000000c 0000 0000000040000000 0d6d"
-        "0003e889045565a9 00000007 00000003 0000000e 0003 00000200 00001000 02000000"
+        "0003e889045565a9 00000007 00000003 0000000e 0003 00000001 00001000 02000000"
         "0003e889045565a9 00000007 00000001 00000000"
     )
     seen = feed(NbdServer(EXPORT), [CLIENT_FLAGS + asked])
@@ -148,6 +148,81 @@ def test_list_names_the_one_empty_name() -> None:
         "0003e889045565a9 00000003 00000001 00000000"
     )
     assert feed(NbdServer(EXPORT), [CLIENT_FLAGS + option(wire.OPT_LIST)]) == [("reply", reply)]
+
+
+NAMED = Export(SIZE, read_only=False, names=("", "debian", "@key/debian"))
+
+
+def test_all_names_are_listed_and_lead_to_the_one_device() -> None:
+    ((_, told),) = feed(NbdServer(NAMED), [CLIENT_FLAGS + option(wire.OPT_LIST)])
+    reply = wire.option_reply
+    assert told == b"".join(
+        [
+            reply(wire.OPT_LIST, wire.REP_SERVER, struct.pack(">I", len(name)) + name)
+            for name in (b"", b"debian", b"@key/debian")
+        ]
+    ) + reply(wire.OPT_LIST, wire.REP_ACK)
+    for name in (b"", b"debian", b"@key/debian"):
+        seen = feed(NbdServer(NAMED), [CLIENT_FLAGS + option(wire.OPT_GO, info(name))])
+        assert seen[-1] == (Signal.NEGOTIATED,)
+        seen = feed(NbdServer(NAMED), [CLIENT_FLAGS + option(wire.OPT_EXPORT_NAME, name)])
+        assert seen[-1] == (Signal.NEGOTIATED,)
+
+
+@pytest.mark.parametrize("number", [wire.OPT_GO, wire.OPT_INFO])
+def test_another_name_is_refused_with_those_that_there_are(number: int) -> None:
+    server = NbdServer(NAMED)
+    ((_, told),) = feed(server, [CLIENT_FLAGS + option(number, info(b"ubuntu"))])
+    assert isinstance(told, bytes)
+    assert told[12:16] == struct.pack(">I", wire.REP_ERR_UNKNOWN)
+    assert b"'ubuntu'" in told
+    assert b"'debian'" in told
+    assert feed(server, [GO])[-1] == (Signal.NEGOTIATED,)
+
+
+def test_a_context_counts_for_the_name_with_which_it_was_selected() -> None:
+    selected = option(wire.OPT_SET_META_CONTEXT, queries(b"debian", b"base:allocation"))
+    for name, error in ((b"debian", None), (b"", wire.EINVAL)):
+        go = option(wire.OPT_GO, info(name))
+        server = NbdServer(NAMED)
+        assert feed(server, [CLIENT_FLAGS + STRUCTURED + selected + go])[-1] == (Signal.NEGOTIATED,)
+        (told,) = feed(server, [request(wire.CMD_BLOCK_STATUS, 0, 4096)])
+        assert (told[0] == "reply") == (error is not None)
+
+
+TLS_EXPORT = Export(SIZE, read_only=False, tls=True)
+STARTTLS = option(wire.OPT_STARTTLS)
+
+
+def test_nothing_is_told_before_tls() -> None:
+    server = NbdServer(TLS_EXPORT)
+    asked = [wire.OPT_LIST, wire.OPT_INFO, wire.OPT_GO, wire.OPT_STRUCTURED_REPLY, 10, 99]
+    seen = feed(server, [CLIENT_FLAGS, *(option(number, info()) for number in asked)])
+    for number, (_, told) in zip(asked, seen, strict=True):
+        assert isinstance(told, bytes)
+        assert told[8:16] == struct.pack(">II", number, wire.REP_ERR_TLS_REQD)
+    sent = CLIENT_FLAGS + option(wire.OPT_EXPORT_NAME)
+    assert feed(NbdServer(TLS_EXPORT), [sent])[-1][0] == "broken"
+    seen = feed(NbdServer(TLS_EXPORT), [CLIENT_FLAGS + option(wire.OPT_ABORT)])
+    assert seen[-1] == (Signal.DISCONNECT,)
+
+
+def test_after_the_handshake_the_haggling_begins_anew() -> None:
+    server = NbdServer(TLS_EXPORT)
+    acknowledged = ("reply", wire.option_reply(wire.OPT_STARTTLS, wire.REP_ACK))
+    assert feed(server, [CLIENT_FLAGS + STARTTLS]) == [acknowledged, (Signal.START_TLS,)]
+    ((_, told),) = feed(server, [STARTTLS])  # a second time
+    assert isinstance(told, bytes)
+    assert told[12:16] == struct.pack(">I", wire.REP_ERR_INVALID)
+    assert feed(server, [GO])[-1] == (Signal.NEGOTIATED,)
+
+
+def test_what_is_said_before_the_handshake_does_not_count_after_it() -> None:
+    seen = feed(NbdServer(TLS_EXPORT), [CLIENT_FLAGS + STARTTLS + GO])
+    assert [kind for kind, _ in seen] == ["reply", "broken"]
+    ((_, told),) = feed(NbdServer(TLS_EXPORT), [CLIENT_FLAGS + option(wire.OPT_STARTTLS, b"x")])
+    assert isinstance(told, bytes)
+    assert told[12:16] == struct.pack(">I", wire.REP_ERR_INVALID)
 
 
 def test_abort_is_acknowledged_then_over() -> None:
@@ -279,11 +354,11 @@ def test_golden_structured_replies() -> None:
 
 def test_a_refused_read_is_told_in_the_way_that_was_agreed_on() -> None:
     server = transmitting(EXPORT, STRUCTURED)
-    ((_, told),) = feed(server, [request(wire.CMD_READ, 1, 512)])
+    ((_, told),) = feed(server, [request(wire.CMD_READ, SIZE, 512)])
     assert isinstance(told, bytes)
     assert told[:8] == bytes.fromhex("668e33ef 0001 8001")
     assert told[20:24] == bytes.fromhex("00000016")
-    assert feed(transmitting(), [request(wire.CMD_READ, 1, 512)]) == [refusal(wire.EINVAL)]
+    assert feed(transmitting(), [request(wire.CMD_READ, SIZE, 512)]) == [refusal(wire.EINVAL)]
 
 
 def test_structured_replies_come_with_unfragmented_reads() -> None:
@@ -352,8 +427,14 @@ def test_what_selects_nothing_drops_what_was_selected(data: bytes, reply: int) -
         (wire.CMD_READ, 0, SIZE - 512, 1024, wire.EINVAL),
         (wire.CMD_READ, 0, (1 << 64) - 512, 512, wire.EINVAL),
         (wire.CMD_READ, 0, 0, 0, wire.EINVAL),
-        (wire.CMD_READ, 0, 1, 512, wire.EINVAL),
-        (wire.CMD_READ, 0, 0, 511, wire.EINVAL),
+        (wire.CMD_READ, 0, 1, 512, 0),
+        (wire.CMD_READ, 0, 0, 511, 0),
+        (wire.CMD_READ, 0, SIZE - 1, 1, 0),
+        (wire.CMD_READ, 0, SIZE - 1, 2, wire.EINVAL),
+        (wire.CMD_WRITE, 0, 7, 3, 0),
+        (wire.CMD_WRITE, 0, SIZE - 1, 2, wire.ENOSPC),
+        (wire.CMD_TRIM, 0, 1, 1, 0),
+        (wire.CMD_WRITE_ZEROES, 0, 1, 1, 0),
         (wire.CMD_READ, wire.CMD_FLAG_NO_HOLE, 0, 512, wire.EINVAL),
         (wire.CMD_READ, 1 << 5, 0, 512, wire.EINVAL),
         (wire.CMD_READ, wire.CMD_FLAG_DF, 0, MAX_PAYLOAD, 0),

@@ -26,7 +26,7 @@ context, [(length, flags), ...]) or ("error", error, message). A simple reply is
 class NbdClient:
     """One connection in the transmission phase; cookies count from 0."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._cookies = 0
         self._reads: dict[int, int] = {}
@@ -46,6 +46,10 @@ class NbdClient:
             await self._option(10, struct.pack(">III", 0, 1, len(query)) + query)
             told = await self.receive(20 + 4 + len(query) + 20)
             assert told[20:-20] == bytes.fromhex("00000001") + query
+        await self.choose()
+
+    async def choose(self) -> None:
+        """Choose the export with the empty name."""
         await self._option(7, bytes(6))
         assert len(await self.receive(20 + 12 + 20)) == 52
 

@@ -15,6 +15,8 @@ from p2pcloop.cli.streams import log_to_stderr
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
+from p2pcloopd.block.nbd_listen import check_nbd_address
+from p2pcloopd.block.nbd_tls import NbdTls
 from p2pcloopd.block.server import serve, wait_for_signal
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
@@ -24,6 +26,7 @@ _EPILOG = """
 Examples:
   p2pcloop block debian.cloop --nbd unix:/tmp/debian.nbd
   nbdcopy 'nbd+unix:///?socket=/tmp/debian.nbd' debian.img
+  p2pcloop block debian.cloop --nbd 0.0.0.0:10809 --tls-certificates pki --tls-verify-peer
   p2pcloop block 'magnet:?xt=...' --vhost-user /tmp/disk.sock --overlay mine.delta
 """
 
@@ -38,7 +41,21 @@ Examples:
     help="Serve vhost-user-blk at this unix socket.",
 )
 @click.option(
-    "--nbd", metavar="unix:PATH|HOST:PORT", help="Serve NBD there; HOST is best 127.0.0.1."
+    "--nbd",
+    metavar="unix:PATH|HOST:PORT",
+    help="Serve NBD there; HOST:PORT needs --tls-certificates or --insecure.",
+)
+@click.option(
+    "--tls-certificates",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="NBD clients must use TLS; server-cert.pem, server-key.pem and ca-cert.pem lie in DIR.",
+)
+@click.option(
+    "--tls-verify-peer", is_flag=True, help="Clients must have a certificate of that ca-cert.pem."
+)
+@click.option(
+    "--insecure", is_flag=True, help="Serve NBD over TCP without TLS, to whoever reaches it."
 )
 @click.option(
     "--overlay",
@@ -60,12 +77,16 @@ def command(
     at: int,
     home: Home,
     *,
+    tls_certificates: Path | None,
+    tls_verify_peer: bool,
+    insecure: bool,
     profile: bool,
     as_json: bool,
 ) -> None:
     """Serve the image REF as a block device until Ctrl-C; what was written is then durable."""
     if vhost_user is None and nbd is None:
         raise UsageError("nowhere to serve", hint="give --vhost-user SOCKET or --nbd ADDRESS")
+    tls = _check_nbd(nbd, tls_certificates, verify_peer=tls_verify_peer, insecure=insecure)
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
     home.create()
     target = resolve_ref(ref, home, at=at)
@@ -79,6 +100,7 @@ def command(
         overlay=overlay,
         vhost_user=vhost_user,
         nbd=nbd,
+        nbd_tls=tls,
     )
     if profile and isinstance(target, StoredRef):
         spec = replace(spec, profile=expected_touches(home, target.signed.manifest))
@@ -88,3 +110,23 @@ def command(
     report = run(partial(serve, spec, ready, wait_for_signal))
     if as_json:
         click.echo(to_json(report))
+
+
+def _check_nbd(
+    nbd: str | None, certificates: Path | None, *, verify_peer: bool, insecure: bool
+) -> NbdTls | None:
+    """Refuse what would let in whom the user did not name, and certificates that are of no use."""
+    if certificates is None and verify_peer:
+        raise UsageError("--tls-verify-peer needs --tls-certificates DIR")
+    if nbd is None:
+        if certificates is not None or insecure:
+            raise UsageError("--tls-certificates and --insecure are for --nbd")
+        return None
+    warning = check_nbd_address(nbd, tls=certificates is not None, insecure=insecure)
+    if warning is not None:
+        click.echo(f"p2pcloop: {warning}", err=True)
+    if certificates is None:
+        return None
+    tls = NbdTls(certificates, verify_peer)
+    tls.context()
+    return tls

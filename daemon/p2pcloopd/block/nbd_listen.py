@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -38,6 +39,44 @@ async def open_nbd_listeners(address: str) -> AsyncIterator[list[trio.SocketList
     finally:
         for each in listeners:
             each.socket.close()
+
+
+def check_nbd_address(address: str, *, tls: bool, insecure: bool) -> str | None:
+    """Refuse what should not be listened on; return a warning, where one is due.
+
+    Args:
+        address: as for `open_nbd_listeners`.
+        tls: clients must start TLS.
+        insecure: the user wants TCP without.
+
+    Raises:
+        UsageError: the address cannot be parsed, or is TCP and neither is wanted.
+    """
+    if address.startswith("unix:"):
+        _parse_path(address)
+        return None
+    host, _ = _parse_host_port(address)
+    if tls:
+        return None
+    if not insecure:
+        raise UsageError(
+            f"NBD over TCP at {address} would let every user of this machine, and whoever else"
+            " reaches it, read the image and write to the overlay",
+            hint="serve at unix:PATH, ask for TLS with --tls-certificates DIR, or say --insecure",
+        )
+    return (
+        f"whoever reaches {address} reads the image, and writes to the overlay if there is one;"
+        " nothing is encrypted"
+        + ("" if is_loopback(host) else ", and it can be reached from other machines")
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own, seen from nowhere else."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _parse_path(address: str) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import Final
 
 import trio
+
+from p2pcloopd.block.nbd_transport import Transport
 
 BATCH_SIZE: Final = 256 << 10
 """Replies gather in a buffer of this size until it is full or the batch is ended."""
@@ -16,14 +17,17 @@ MAX_KEPT_BATCH: Final = 2 << 20
 
 
 class ReplySender:
-    """The sending half of a connection's socket (non-blocking, not owned).
+    """The sending half of a connection.
 
     One task gathers replies (`reserve`, `commit`, `add`, `send_batch`); any may `send` its own.
     When the client no longer receives, `lost` is called once and everything sent is dropped.
+
+    Attributes:
+        transport: how it is sent; replaced when TLS is started.
     """
 
-    def __init__(self, sock: socket.socket, lost: Callable[[], None]) -> None:
-        self._sock = sock
+    def __init__(self, transport: Transport, lost: Callable[[], None]) -> None:
+        self.transport = transport
         self._lost = lost
         self._gone = False
         self._lock = trio.Lock()
@@ -62,12 +66,8 @@ class ReplySender:
         except trio.WouldBlock:
             await self._lock.acquire()
         try:
-            rest = memoryview(data)
-            while rest and not self._gone:
-                try:
-                    rest = rest[self._sock.send(rest) :]
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._sock)
+            if not self._gone:
+                await self.transport.send_all(memoryview(data))
         except OSError:
             self._gone = True
             self._lost()

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -36,6 +37,7 @@ from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
 from p2pcloopd.block.nbd_read import SPARSE_READ, ReadReply
 from p2pcloopd.block.nbd_sender import ReplySender
+from p2pcloopd.block.nbd_transport import PlainTransport, TlsTransport, Transport
 from p2pcloopd.block.nbd_waiting import Waiting
 
 MAX_CONNECTIONS: Final = 16
@@ -53,13 +55,24 @@ async def serve_nbd(
     backend: Backend,
     listeners: list[trio.SocketListener],
     *,
+    names: Sequence[str] = (),
+    tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `backend` on `listeners` until cancelled; closes them at the end.
 
+    Args:
+        backend: what is served.
+        listeners: where clients connect.
+        names: under which it may be asked for besides the empty one.
+        tls: what every client must start first, or None.
+        task_status: see below.
+
     `task_status.started` gets the listeners once clients can connect.
     """
     places = trio.Semaphore(MAX_CONNECTIONS)
+    device = backend.device
+    export = Export(device.size, device.read_only, ("", *names), tls=tls is not None)
 
     async def handle(stream: trio.SocketStream) -> None:
         if not places.value:
@@ -68,19 +81,23 @@ async def serve_nbd(
             # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
             with socket.socket(fileno=stream.socket.detach()) as sock:
                 sock.setblocking(False)
-                await _Connection(backend, sock).run()
+                await _Connection(backend, sock, export, tls).run()
 
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
 
 class _Connection:
-    def __init__(self, backend: Backend, sock: socket.socket) -> None:
+    def __init__(
+        self, backend: Backend, sock: socket.socket, export: Export, tls: ssl.SSLContext | None
+    ) -> None:
         self._backend = backend
         self._device = backend.device
         self._sock = sock
-        self._protocol = NbdServer(Export(self._device.size, self._device.read_only))
+        self._tls = tls
+        self._transport: Transport = PlainTransport(sock)
+        self._protocol = NbdServer(export)
         self._session = trio.CancelScope()
-        self._sender = ReplySender(sock, lost=self._session.cancel)
+        self._sender = ReplySender(self._transport, lost=self._session.cancel)
         self._tasks: trio.Nursery
         self._waiting = Waiting()
         self._waiting_reads: set[trio.CancelScope] = set()
@@ -88,17 +105,21 @@ class _Connection:
 
     async def run(self) -> None:
         """Serve the client until it leaves; what it does wrong ends here with a line in the log."""
-        async with trio.open_nursery() as self._tasks:
-            orderly = False
-            try:
-                with self._session:
-                    orderly = await self._serve()
-            except wire.RemoteProtocolError as err:
-                _log.warning("NBD client dropped: %s", err)
-            if orderly:
-                await self._finish()
-            else:
-                self._tasks.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as self._tasks:
+                orderly = False
+                try:
+                    with self._session:
+                        orderly = await self._serve()
+                except wire.RemoteProtocolError as err:
+                    _log.warning("NBD client dropped: %s", err)
+                if orderly:
+                    await self._finish()
+                else:
+                    self._tasks.cancel_scope.cancel()
+        finally:
+            if isinstance(self._transport, TlsTransport):
+                self._transport.close()
 
     async def _serve(self) -> bool:
         """Return whether the client took its leave (DISC) rather than vanished."""
@@ -119,6 +140,10 @@ class _Connection:
                     return False
             elif isinstance(event, Reply):
                 await self._sender.send(event.data)
+            elif event is Signal.START_TLS:
+                assert self._tls is not None, "the protocol starts TLS only where it is wanted"
+                self._transport = await TlsTransport.accept(self._sock, self._tls)
+                self._sender.transport = self._transport
             else:
                 return event is Signal.NEGOTIATED
 
@@ -161,7 +186,7 @@ class _Connection:
             nursery.cancel_scope.cancel()
 
     async def _forget_reads_when_gone(self) -> None:
-        await trio.lowlevel.wait_readable(self._sock)
+        await self._transport.wait_gone()
         self._sender.stop()
         for scope in self._waiting_reads:
             scope.cancel()
@@ -290,13 +315,7 @@ class _Connection:
 
     async def _receive(self) -> bool:
         """Take in what has come; return False when the client is gone."""
-        await trio.lowlevel.wait_readable(self._sock)
-        try:
-            count = self._sock.recv_into(self._protocol.receive_buffer())
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        count = await self._transport.receive_into(self._protocol.receive_buffer())
         if count:
             self._protocol.received(count)
         return count > 0

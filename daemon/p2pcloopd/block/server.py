@@ -6,6 +6,7 @@ One process serves one guest, so that a guest's disk does not die with p2pcloopd
 from __future__ import annotations
 
 import signal
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ class _Listeners:
     vhost_user: trio.socket.SocketType | None
     changes: trio.socket.SocketType | None
     nbd: list[trio.SocketListener]
+    tls: ssl.SSLContext | None
 
 
 async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
@@ -83,6 +85,7 @@ async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
     if isinstance(vhost_user, Path):
         vhost_user = stack.enter_context(unix_listener(vhost_user))
     nbd: list[trio.SocketListener] = []
+    tls = None if spec.nbd_tls is None else spec.nbd_tls.context()
     if spec.nbd is not None:
         nbd = await stack.enter_async_context(open_nbd_listeners(spec.nbd))
     changes = None if spec.files is None else spec.files.vhost_user
@@ -91,6 +94,7 @@ async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
         None if vhost_user is None else wrap(vhost_user),
         None if changes is None else wrap(changes),
         nbd,
+        tls,
     )
 
 
@@ -110,13 +114,14 @@ async def _serve_front_ends(spec: BlockServerSpec, disk: Disk, listeners: _Liste
     served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
     async with trio.open_nursery() as nursery:
         if listeners.nbd:
-            nursery.start_soon(serve_nbd, disk.image, listeners.nbd)
+            serve = partial(serve_nbd, names=spec.names, tls=listeners.tls)
+            nursery.start_soon(serve, disk.image, listeners.nbd)
         if listeners.vhost_user is not None:
             async with trio.open_nursery() as guest:
                 for backend, listener in served:
                     if backend is not None and listener is not None:
-                        serve = partial(serve_vhost_user, backend, listener, once=spec.once)
-                        guest.start_soon(serve)
+                        once = partial(serve_vhost_user, backend, listener, once=spec.once)
+                        guest.start_soon(once)
             nursery.cancel_scope.cancel()
 
 

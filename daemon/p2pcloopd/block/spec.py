@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from p2pcloop.formats.profile import Touch
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
+from p2pcloopd.block.nbd_tls import NbdTls
 
 TEMPORARY = "temporary"
 
@@ -42,6 +44,7 @@ class BlockServerSpec:
             them until the end only; None serves read-only.
         vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
         nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
+        nbd_tls: how NBD clients must start TLS, or None.
         once: end when the first vhost-user front end has gone.
         cache_size: bytes of decoded chunks that are kept in memory.
         secret: what opens a private image.
@@ -58,6 +61,7 @@ class BlockServerSpec:
     overlay: Path | str | None = None
     vhost_user: socket.socket | Path | None = None
     nbd: str | None = None
+    nbd_tls: NbdTls | None = None
     once: bool = False
     cache_size: int = DEFAULT_CACHE_SIZE
     secret: bytes | None = field(default=None, repr=False)
@@ -65,6 +69,15 @@ class BlockServerSpec:
     fill: int | None = None
     note_touches: bool = False
     files: FilesOverlay | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the image is called, the shortest first: NBD clients may ask for it so."""
+        if isinstance(self.image, SignedManifest):
+            name = self.image.manifest.name
+            return name.label, str(name)
+        # Names of the protocol are UTF-8, those of files any bytes.
+        return (os.fsencode(self.image.path.name).decode("utf-8", "replace"),)
 
     @property
     def mode(self) -> str:
