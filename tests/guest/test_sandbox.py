@@ -6,8 +6,10 @@ out. All that it tries is harmless: files are opened for writing and closed, pro
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest import sandbox, sandbox_failure, staging, syscall_filter
+from p2pcloopd.guest import sandbox, sandbox_failure, scope, staging, syscall_filter
 from p2pcloopd.guest.kernel import find_busybox, shared_libraries
 from p2pcloopd.programs import find_program
 from tests.support.users import AS_ANOTHER_USER, CHECKOUT, NOBODY_ELSE, needs_another_user
@@ -116,6 +118,8 @@ found["root"] = sorted(os.listdir("/"))
 found["devices"] = sorted(os.listdir("/dev"))
 found["processes"] = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 found["settings"] = writable("/proc/sys") + writable("/proc/sysrq-trigger") + writable("/proc/irq")
+for name in ("cmdline", "keys", "interrupts"):
+    tried(name, lambda: open(f"/proc/{name}").read())
 found["own settings"] = writable("/proc/self/oom_score_adj") + writable("/proc/self/uid_map")
 found["core"] = list(resource.getrlimit(resource.RLIMIT_CORE))
 for place in ("/", "/dev", "/proc", "/run", "/dev/shm"):
@@ -238,6 +242,8 @@ async def test_nothing_is_within_reach(tmp_path: Path, stranger: dict[str, Any])
     found = await attack(secret, stranger)
     assert {name: found[name] for name in CLOSED} == CLOSED
     assert found["settings"] == found["own settings"] == []
+    hidden = [found[name] for name in ("cmdline", "keys", "interrupts")]
+    assert set(hidden) <= {"EACCES", "ENOENT"}
     assert found["ids"] == [1000, 1000, []]
     assert set(found["environment"]) <= {"HOME", "PATH", "PWD", "SHLVL"}
     assert len(found["descriptors"]) == 3, "standard input, output and error"
@@ -413,7 +419,7 @@ async def test_a_sandbox_that_takes_too_long_ends(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sandbox, "_START_TIMEOUT", 0.05)
     boxed = sleeper()
     late = ["/bin/sh", "-c", "sleep 60"]
-    slow = sandbox.Sandbox(late, [], boxed.syscall_filter)
+    slow = sandbox.Sandbox([], late, [], boxed.syscall_filter)
     with trio.fail_after(30), pytest.raises(GuestError, match="was not ready within"):
         async with sandbox.running(slow):
             pass
@@ -443,8 +449,63 @@ def test_what_can_be_done(complaint: str, switch: str, hint: str, tmp_path: Path
     assert hint in str(sandbox_failure.sandbox_failure(complaint, tmp_path).hint)
 
 
+def systemd(folder: Path, cgroup: str) -> None:
+    (folder / "run/systemd/system").mkdir(parents=True)
+    (folder / "proc/self").mkdir(parents=True)
+    (folder / "proc/self/cgroup").write_text(f"0::{cgroup}\n")
+
+
+@pytest.mark.parametrize(
+    ("user", "cgroup", "manager"),
+    [
+        (0, "/user.slice/user-0.slice/session-1.scope", "--system"),
+        (1000, "/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope", "--user"),
+        # A user's systemd ends with the last login, and its groups with it.
+        (1000, "/user.slice/user-1000.slice/session-1.scope", None),
+        (1000, "/user.slice/user-0.slice/user@0.service/app.slice/x.scope", None),
+    ],
+)
+def test_who_gives_a_control_group(
+    user: int, cgroup: str, manager: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    for name in ("getuid", "geteuid"):
+        monkeypatch.setattr(os, name, lambda: user)
+    assert scope.scope_words(1 << 30, 99, tmp_path) == [], "systemd does not run here"
+    systemd(tmp_path, cgroup)
+    words = scope.scope_words(1 << 30, 99, tmp_path)
+    if manager is None:
+        assert words == []
+    else:
+        assert words[:2] == ["/usr/bin/systemd-run", manager]
+        assert {"--scope", "--property=MemoryMax=1073741824", "--property=TasksMax=99"} < {*words}
+        assert words[-1] == "--"
+
+
+@pytest.mark.parametrize(
+    ("script", "grouped"),
+    [
+        ('until [ "$1" = -- ]; do shift; done; shift; echo group > @LOG@; exec "$@"', True),
+        ("echo Failed to connect to bus: No such file or directory >&2; exit 1", False),
+    ],
+)
+async def test_it_starts_with_a_control_group_or_without(
+    script: str, grouped: bool, tmp_path: Path
+) -> None:
+    """Played by a script: that it starts what follows in a group is systemd's part."""
+    log = tmp_path / "log"
+    boxed = dataclasses.replace(
+        sandbox.prepare(
+            [str(find_busybox()), "echo", "runs"], visible={}, memory=MEMORY, processes=9
+        ),
+        scope=["/bin/sh", "-c", script.replace("@LOG@", str(log)), "scope", "--scope", "--"],
+    )
+    assert await output_of(boxed) == b"runs\n"
+    assert log.exists() is grouped
+
+
 def test_filter_is_what_bubblewrap_takes() -> None:
-    alone, internet = (syscall_filter.build(internet=asked) for asked in (False, True))
+    alone, internet = map(syscall_filter.build, (socket.AF_UNIX, socket.AF_INET))
     assert alone != internet
     assert len(alone) % 8 == 0, "struct sock_filter"
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from p2pcloop.errors import GuestError
 from p2pcloopd.guest import syscall_filter
 from p2pcloopd.guest.kernel import find_busybox, shared_libraries
 from p2pcloopd.guest.sandbox_failure import sandbox_failure
+from p2pcloopd.guest.scope import scope_words
 from p2pcloopd.guest.staging import Stage
 from p2pcloopd.programs import find_program
 
@@ -32,13 +34,20 @@ if TYPE_CHECKING:
 _START_TIMEOUT = 20.0
 _MAX_COMPLAINT = 4096
 
+_TASKS_OUTSIDE = 8
+"""Of bubblewrap and what starts it, in the same control group."""
+
 _INSIDE = "1000"
 """User and group that a sandbox believes to be: the numbers outside are none of its business."""
 
 _DEVICES = ("full", "null", "random", "urandom", "zero")
 
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-"""Of what makes the sandbox; what runs in it has its own."""
+_HIDDEN = (
+    *("/proc/cmdline", "/proc/interrupts", "/proc/kcore", "/proc/key-users", "/proc/keys"),
+    *("/proc/latency_stats", "/proc/sched_debug", "/proc/timer_list", "/proc/vmallocinfo"),
+)
+"""What a process may read of the host's kernel and has no need of: names of keys, how the host was
+booted, the rhythm of its keyboard."""
 
 _LIMITS = (
     # Of 1 byte, not 0: that alone keeps a guest's memory out of the pipes of dump collectors, too
@@ -65,11 +74,13 @@ class Sandbox:
     """A command and what it may see and do.
 
     Attributes:
+        scope: words before it that give it a control group, where one can be had.
         start: the command line up to bubblewrap.
         arguments: bubblewrap's.
         syscall_filter: what the host's kernel refuses it.
     """
 
+    scope: list[str]
     start: list[str]
     arguments: list[str]
     syscall_filter: bytes
@@ -100,11 +111,11 @@ def prepare(
     Args:
         command: what runs in it.
         visible: place inside the sandbox → file, socket or directory of the host.
-        memory: bytes that one process of it may map.
+        memory: bytes that one process of it may map; and all may take, in a control group.
         processes: how many it may have at once; threads count.
         tmpfs: place → bytes it may hold, in at most 64 files; writable and executable.
         environment: all the variables it has.
-        share_network: keep the host's network namespace, for IPv4.
+        share_network: keep the host's network namespace, for IPv4 alone; not even AF_UNIX then.
 
     Raises:
         NeedsPackageError: a program or library that makes the sandbox is not installed.
@@ -115,8 +126,11 @@ def prepare(
         *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
         *("--uid", _INSIDE, "--gid", _INSIDE, "--cap-drop", "ALL", "--new-session"),
         *("--clearenv", "--hostname", "guest", *(("--share-net",) if share_network else ())),
-        *("--proc", "/proc", "--remount-ro", "/proc", "--tmpfs", "/dev"),
+        *("--proc", "/proc"),
     ]
+    for hidden in filter(os.path.exists, _HIDDEN):
+        words += ["--ro-bind", "/dev/null", hidden]
+    words += ["--remount-ro", "/proc", "--tmpfs", "/dev"]
     for device in _DEVICES:
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for place, size in (tmpfs or {}).items():
@@ -129,7 +143,9 @@ def prepare(
     words += ["--", str(busybox), "sh", "-c", _GATE, "gate", str(processes), *command]
     limits = [str(find_program("prlimit", "util-linux")), *_LIMITS, f"--as={memory}"]
     start = [*limits, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
-    return Sandbox(start, words, syscall_filter.build(internet=share_network))
+    family = socket.AF_INET if share_network else socket.AF_UNIX
+    scope = scope_words(memory, processes + _TASKS_OUTSIDE)
+    return Sandbox(scope, start, words, syscall_filter.build(family))
 
 
 class SandboxedProcess:
@@ -195,13 +211,36 @@ async def running(
     Raises:
         GuestError: the sandbox does not start; the message says what failed.
     """
+    # What cannot be said beforehand: whether systemd gives us a group.
+    process = None
+    if sandbox.scope:
+        with suppress(GuestError):
+            process = await _started(
+                [*sandbox.scope, *sandbox.start], sandbox, pass_fds, output, cpu
+            )
+    if process is None:
+        process = await _started(sandbox.start, sandbox, pass_fds, output, cpu)
+    try:
+        yield process
+    finally:
+        await process.finish()
+
+
+async def _started(
+    start: list[str], sandbox: Sandbox, pass_fds: Iterable[int], output: int, cpu: int | None
+) -> SandboxedProcess:
+    """Start a sandbox, and return once its command runs.
+
+    Raises:
+        GuestError: it does not start; nothing of it is left.
+    """
     info_read, info_write = os.pipe()
     complaint_read, complaint_write = os.pipe()
     filter_read = _readable(sandbox.syscall_filter)
     gate, gate_inside = socket.socketpair()
     ours_inside = (info_write, filter_read)
     options = ["--info-fd", str(info_write), "--seccomp", str(filter_read)]
-    words = [*sandbox.start, *options, *sandbox.arguments]
+    words = [*start, *options, *sandbox.arguments]
     if cpu is not None:
         words = [str(find_program("taskset", "util-linux")), "-c", str(cpu), *words]
     try:
@@ -212,7 +251,7 @@ async def running(
             stdout=output,
             stderr=complaint_write,
             pass_fds=[*pass_fds, *ours_inside],
-            env=_ENVIRONMENT,
+            env=_environment(),
             start_new_session=True,
         )
     except OSError as err:
@@ -230,9 +269,17 @@ async def running(
     try:
         async with complaints:
             await _open_gate(gate, complaints)
-        yield process
-    finally:
+    except BaseException:
         await process.finish()
+        raise
+    return process
+
+
+def _environment() -> dict[str, str]:
+    """Of what makes the sandbox; what runs in it has its own."""
+    bus = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+    return path | {name: os.environ[name] for name in bus if name in os.environ}
 
 
 def _readable(data: bytes) -> int:

@@ -27,7 +27,7 @@ _LIBRARY = "libseccomp.so.2"
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _ATTRIBUTE_BAD_ARCHITECTURE = 2
-_COMPARE_GREATER, _COMPARE_MASKED_EQUAL = 6, 7
+_COMPARE_UNEQUAL, _COMPARE_MASKED_EQUAL = 1, 7
 
 _NEW_NAMESPACES = (
     0x00020000,  # CLONE_NEWNS
@@ -70,11 +70,11 @@ class _Comparison(ctypes.Structure):
 
 
 @cache
-def build(*, internet: bool) -> bytes:
+def build(family: socket.AddressFamily) -> bytes:
     """Return the program, as `bwrap --seccomp` takes it.
 
     Args:
-        internet: sockets may be of IPv4, too, and not of AF_UNIX alone.
+        family: the only one of which sockets can be made.
 
     Raises:
         NeedsPackageError: libseccomp is not installed.
@@ -96,9 +96,8 @@ def build(*, internet: bool) -> bytes:
         for flag in _NEW_NAMESPACES:
             new = _Comparison(0, _COMPARE_MASKED_EQUAL, flag, flag)
             _add(context, "clone", errno.EPERM, new)
-        # AF_UNIX is 1 and AF_INET 2; of the others, AF_VSOCK knows no network namespace.
-        last = socket.AF_INET if internet else socket.AF_UNIX
-        _add(context, "socket", errno.EAFNOSUPPORT, _Comparison(0, _COMPARE_GREATER, last, 0))
+        # AF_VSOCK knows no network namespace; nor do abstract AF_UNIX ones where that is shared.
+        _add(context, "socket", errno.EAFNOSUPPORT, _Comparison(0, _COMPARE_UNEQUAL, family, 0))
         return _export(context)
     finally:
         library.seccomp_release(context)

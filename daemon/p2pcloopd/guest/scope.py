@@ -1,0 +1,35 @@
+"""A control group for a sandbox, where systemd keeps one for us: it bounds all processes together.
+
+systemd is asked (systemd.scope(5), by systemd-run(1)), since it alone may write its tree of groups
+(https://systemd.io/CGROUP_DELEGATION). Root asks the system's; others their own, but only where
+they run below it already: from a terminal of a desktop, say, and not from a login by SSH. For the
+groups of a user's systemd end with the user's last login, and a guest in tmux must not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def scope_words(memory: int, processes: int, root: Path = Path("/")) -> list[str]:
+    """Return the words before a command that give it a group; none where there is none to have.
+
+    Args:
+        memory: bytes that all of it may take, and once more of swap.
+        processes: how many it may have at once; threads count.
+        root: where /run and /proc are.
+    """
+    program = shutil.which("systemd-run")
+    # As sd_booted(3) finds out whether systemd runs this system.
+    if program is None or not (root / "run/systemd/system").is_dir():
+        return []
+    manager = "--system"
+    if os.geteuid() != 0:
+        manager = "--user"
+        if f"/user@{os.getuid()}.service/" not in (root / "proc/self/cgroup").read_text():
+            return []
+    limits = {"MemoryMax": memory, "MemorySwapMax": memory, "TasksMax": processes}
+    properties = [f"--property={name}={value}" for name, value in limits.items()]
+    return [program, manager, "--scope", "--quiet", "--collect", *properties, "--"]
