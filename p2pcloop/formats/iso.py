@@ -1,51 +1,35 @@
-"""Finds on a CD image (ISO 9660) the files that are images of a live system (docs/formats/iso.md).
-
-pycdlib reads the directories, through a file that gives it only so many bytes in so much time: it
-looks at all directories at once, and a damaged or hostile image may lead it anywhere. What it makes
-of one is checked here before it is used.
-"""
+"""Finds on a CD image (ISO 9660) the images of a live system (docs/formats/iso.md)."""
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.extents import Extents
+from p2pcloop.formats.iso9660 import AGAIN, SYSTEM_AREA, Entry, Tree, is_iso, read_volume
 
-if TYPE_CHECKING:
-    from pycdlib import PyCdlib
-    from pycdlib.dr import DirectoryRecord
+__all__ = ["NESTED", "Iso", "IsoFile", "is_iso", "read_iso"]
 
-SYSTEM_AREA = 32768
-"""Bytes before the first volume descriptor (ECMA-119, 6.2.1)."""
+NESTED = "LiveOS/squashfs.img"
+"""A squashfs that may hold, instead of a root, a file that is an ext4 (dracut, dmsquash-live)."""
 
-MAGIC = b"CD001"
-MAX_READ = 256 << 10
-"""Bytes of one directory or path table: some 1,500 files with Rock Ridge names. pycdlib may take
-time that grows with the square of it."""
+_KNOPPIX = re.compile(r"knoppix([1-9][0-9]?)?")
+_LAYER = re.compile(r".+\.(squashfs|squ|erofs|ero|ext[234])")
+"""Images that live-boot and casper join, with the names that ISO 9660 alone leaves of them."""
 
-MAX_DIRECTORIES = 8 << 20
-"""Bytes of all directories together: 30,000 files with both extensions, 80 MB of memory."""
+_LANGUAGE = re.compile(r"[a-z]{2}(-[a-z]+)?|no-languages")
+"""Layers of Ubuntu's with a language's packages, or none's."""
 
-MAX_SECONDS = 10.0
-MAX_EXTENTS = 4096
-"""16 TiB in extents of 4 GiB."""
+_LIKE_AN_IMAGE = re.compile(r"linuxfs|.+\.(squashfs|squ|sfs|erofs|xzm|lzm|sb|cloop)")
+_MAX_LISTED = 8
+_MAX_FOLDERS = 200
+_MAX_MODULE_FILE = 64 << 10
 
-_SQUASHFS = re.compile(r"filesystem\.squashfs|filesyst\.squ")
-_PLACES = (
-    ("knoppix", re.compile(r"knoppix([1-9][0-9]?)?")),
-    ("live", _SQUASHFS),
-    ("casper", _SQUASHFS),
-)
-"""Folder and files of the live systems that are known: KNOPPIX's, Debian's, Ubuntu's."""
-
-_AGAIN = "fetch or copy it again"
+_Named = list[tuple[str, Entry]]
+"""Files with their paths, from base to top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,202 +54,240 @@ class Iso:
         names: whose file names it has: "Rock Ridge", "Joliet" or "ISO 9660".
         boots: whether it can be booted from (El Torito).
         images: the files that make up the live system, from base to top; empty where none is known.
+        unknown: where none is known, paths of files that look like images.
+        notes: what the user should know of what was left out.
     """
 
     volume: str
     names: str
     boots: bool
-    images: tuple[IsoFile, ...]
-
-
-def is_iso(head: bytes) -> bool:
-    """Tell whether a file claims to be a CD image, by its first 32,774 bytes."""
-    return head[SYSTEM_AREA + 1 : SYSTEM_AREA + 1 + len(MAGIC)] == MAGIC
+    images: tuple[IsoFile, ...] = ()
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_iso(fd: int, size: int) -> Iso:
-    """Read the directories of a CD image and find the live system's files.
+    """Read the directories of a CD image that matter, and find the live system's files.
 
     Args:
         fd: of the CD image.
         size: its bytes.
 
     Raises:
-        FormatError: it is damaged, or says what cannot be.
+        FormatError: what is needed of it is damaged, or it is cut off.
+        OSError: the system refused.
     """
-    # 25 ms that nothing but a CD image needs.
-    from pycdlib import PyCdlib  # noqa: PLC0415
-    from pycdlib.pycdlibexception import PyCdlibException  # noqa: PLC0415
-
-    file = _Limited(fd, size)
-    iso = PyCdlib()
-    try:
-        iso.open_fp(cast(BinaryIO, file))
-        return _describe(iso, size)
-    except FormatError:
-        raise
-    except Exception as err:
-        # Of a damaged image pycdlib raises IndexError, KeyError, struct.error and others, too.
-        if file.exceeded and iso.eltorito_boot_catalog is None and iso.pvds:
-            # Not a CD to boot from: a file system with more in it than any live CD has.
-            return Iso(_text(iso.pvd.volume_identifier), "ISO 9660", boots=False, images=())
-        said = str(err) if isinstance(err, PyCdlibException) else f"damaged ({type(err).__name__})"
+    volume = read_volume(fd, size)
+    if volume.claimed > size:
         raise FormatError(
-            f"its directories cannot be read: {file.exceeded or said}",
-            hint="fetch it again; or mount it, and seed the file in it that is the image",
-        ) from err
+            f"it is cut off: it says that it has {volume.claimed} bytes, and {size} are here",
+            hint=AGAIN,
+        )
+    for tree in volume.trees:
+        cd = _Cd(fd, tree)
+        for layout in _LAYOUTS:
+            if found := layout(cd):
+                images = _take_once([_to_file(name, entry, size) for name, entry in found])
+                _check(images)
+                return Iso(volume.name, tree.names, volume.boots, images, (), tuple(cd.notes))
+    tree = volume.trees[0]
+    return Iso(volume.name, tree.names, volume.boots, (), tuple(_like_images(_Cd(fd, tree))))
 
 
-class _Limited:
-    """A file of which only so much can be read.
+class _Cd:
+    """One tree of a CD, in which a layout is looked for.
 
     Attributes:
-        exceeded: which limit was, or "" where none.
+        tree: its directories.
+        notes: what was left out.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
-        self.exceeded = ""
+    def __init__(self, fd: int, tree: Tree) -> None:
+        self.tree = tree
+        self.notes: list[str] = []
         self._fd = fd
-        self._size = size
-        self._at = 0
-        self._left = MAX_DIRECTORIES
-        self._deadline = time.monotonic() + MAX_SECONDS
 
-    def read(self, length: int = -1) -> bytes:
-        length = self._size if length < 0 else length
-        if length > MAX_READ:
-            self._exceed(f"one of them is longer than {MAX_READ} bytes")
-        if length > self._left:
-            self._exceed(f"they are longer than {MAX_DIRECTORIES} bytes")
-        if time.monotonic() > self._deadline:
-            self._exceed(f"that takes longer than {MAX_SECONDS:.0f} s")
-        self._left -= length
-        data = os.pread(self._fd, length, self._at)
-        self._at += len(data)
-        return data
+    def files(self, folder: str, wanted: re.Pattern[str]) -> dict[str, tuple[str, Entry]]:
+        """Files of a folder whose whole name in lower case matches, with their paths.
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("a place before the start of the file")
-        self._at = base + offset
-        return self._at
+        Raises:
+            FormatError: one is a symbolic link to what is not on the CD.
+        """
+        found = {}
+        for name, entry in self.tree.entries(folder).items():
+            if wanted.fullmatch(name):
+                path = self._path(folder, entry)
+                file = entry if entry.link is None else self.tree.find(f"{folder}/{entry.name}")
+                if file is None:
+                    where = f"to {entry.link}" if entry.link else "that is written badly"
+                    raise FormatError(
+                        f"{path} is a symbolic link {where}: that is no file on it", hint=AGAIN
+                    )
+                if not file.directory:
+                    found[name] = (path, file)
+        return found
 
-    def tell(self) -> int:
-        return self._at
+    def read(self, file: Entry, limit: int) -> bytes:
+        """The first bytes of a file, none of one that has a fault."""
+        where = Extents(file.extents)
+        return b"" if file.fault else where.pread(self._fd, min(limit, where.size), 0)
 
-    def _exceed(self, what: str) -> NoReturn:
-        self.exceeded = what
-        raise OSError(what)
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One of the directory trees of a CD, and what its files are called there."""
-
-    names: str
-    root: DirectoryRecord
-    name_of: Callable[[DirectoryRecord], str]
-
-    def entries(self, folder: DirectoryRecord) -> Iterator[tuple[str, DirectoryRecord]]:
-        """The entries of a folder; of a file of several extents, the first one's."""
-        known = set()
-        for record in folder.children:
-            name = self.name_of(record)
-            if name not in known and not record.is_dot() and not record.is_dotdot():
-                known.add(name)
-                yield name, record
-
-    def images(self) -> list[tuple[str, DirectoryRecord]]:
-        """What makes up the live system, with its path on the CD, from base to top."""
-        for place, pattern in _PLACES:
-            found = {
-                name.lower(): (f"{folder_name}/{name}", record)
-                for folder_name, folder in self.entries(self.root)
-                if folder.is_dir() and folder_name.lower() == place
-                for name, record in self.entries(folder)
-                if not record.is_dir() and pattern.fullmatch(name.lower())
-            }
-            if found:
-                # knoppix, knoppix2, knoppix10
-                return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
-        return []
+    def _path(self, folder: str, entry: Entry) -> str:
+        """As the CD spells it."""
+        at, names = "", []
+        for name in filter(None, folder.split("/")):
+            known = self.tree.entries(at).get(name.lower())
+            names.append(name if known is None else known.name)
+            at = f"{at}/{name}"
+        return "/".join([*names, entry.name])
 
 
-def _views(iso: PyCdlib) -> Iterator[_View]:
-    """The trees of a CD, the one with the fullest names first, as Linux prefers them."""
-    primary = iso.pvd.root_directory_record()
-    if iso.has_rock_ridge():
-        yield _View("Rock Ridge", primary, _rock_ridge_name)
-    if iso.joliet_vd is not None:
-        yield _View("Joliet", iso.joliet_vd.root_directory_record(), _joliet_name)
-    yield _View("ISO 9660", primary, _plain_name)
+def _knoppix(cd: _Cd) -> _Named:
+    """KNOPPIX, then KNOPPIX1 to KNOPPIX99 by their numbers."""
+    found = cd.files("knoppix", _KNOPPIX)
+    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
 
 
-def _rock_ridge_name(record: DirectoryRecord) -> str:
-    return "" if record.rock_ridge is None else _text(record.rock_ridge.name())
+def _live(cd: _Cd) -> _Named:
+    """Debian's: what filesystem.module lists, else all, by name (live-boot, 9990-overlay.sh)."""
+    lists = cd.files("live", re.compile(r"filesystem\.module|filesyst\.mod"))
+    found = cd.files("live", _LAYER)
+    if not lists or not found:
+        return [found[name] for name in sorted(found)]
+    path, file = next(iter(lists.values()))
+    listed = cd.read(file, _MAX_MODULE_FILE).decode("utf-8", "replace").split()
+    if absent := [name for name in listed if name.lower() not in found]:
+        raise FormatError(f"{path} lists {_some(absent)}: not on it", hint=AGAIN)
+    wanted = list(dict.fromkeys(name.lower() for name in listed))
+    _note_left(cd, [found[name][0] for name in found if name not in wanted])
+    return [found[name] for name in wanted]
 
 
-def _joliet_name(record: DirectoryRecord) -> str:
-    return _text(record.file_identifier(), "utf-16-be").partition(";")[0]
+def _casper(cd: _Cd) -> _Named:
+    """Ubuntu's: where names are layers of one base, those of one branch; else all, by name.
+
+    `a.b.c.squashfs` lies on `a.b.squashfs`, and that on `a.squashfs` (casper, LAYERFS_PATH). Which
+    branch is meant is written in the initrd alone; by default it is one for live sessions.
+    """
+    found = cd.files("casper", _LAYER)
+    layers = {tuple(name.split(".")[:-1]): found[name] for name in sorted(found)}
+    base = min(layers, key=len, default=())
+    if len(layers) < 2 or any(layer[: len(base)] != base for layer in layers):
+        return [found[name] for name in sorted(found)]
+    whole = [
+        layer
+        for layer in layers
+        if layer == base
+        or (_chain(base, layer) <= layers.keys() and not _LANGUAGE.fullmatch(layer[-1]))
+    ]
+    live = [layer for layer in whole if "live" in layer[len(base) :]]
+    deepest = max(map(len, live or whole))
+    # Where several are as deep (kernels), what they have in common.
+    chains = [_chain(base, layer) for layer in live or whole if len(layer) == deepest]
+    chosen = sorted(frozenset.intersection(*chains), key=len)
+    _note_left(cd, [path for layer, (path, _) in layers.items() if layer not in chosen])
+    return [layers[layer] for layer in chosen]
 
 
-def _plain_name(record: DirectoryRecord) -> str:
-    """Without the version and the dot of an empty extension (ECMA-119, 7.5)."""
-    return _text(record.file_identifier()).partition(";")[0].rstrip(".")
+def _chain(base: tuple[str, ...], layer: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
+    """A layer and those that it lies on."""
+    return frozenset(layer[:length] for length in range(len(base), len(layer) + 1))
 
 
-def _text(data: bytes, encoding: str = "utf-8") -> str:
-    """Bytes of a CD as one line of text."""
-    text = data.decode(encoding, "replace").strip()
-    return "".join(char if char.isprintable() else "?" for char in text)
+def _live_os(cd: _Cd) -> _Named:
+    """Fedora's, openSUSE's, Void's (dracut's dmsquash-live)."""
+    found = cd.files("liveos", re.compile(r"squashfs\.img|(rootfs|ext3fs)\.img"))
+    return [found[name] for name in sorted(found, reverse=True)][:1]
 
 
-def _describe(iso: PyCdlib, size: int) -> Iso:
-    volume, boots = _text(iso.pvd.volume_identifier), iso.eltorito_boot_catalog is not None
-    claimed = iso.pvd.space_size * iso.pvd.logical_block_size()
-    views = list(_views(iso))
-    for view in views:
-        if found := view.images():
-            images = [IsoFile(name, _extents(name, record, iso, size)) for name, record in found]
-            _check(images, size, claimed)
-            return Iso(volume, view.names, boots, tuple(images))
-    return Iso(volume, views[0].names, boots, ())
+def _arch(cd: _Cd) -> _Named:
+    """Arch Linux's (archiso), of the architecture that runs here."""
+    for folder in ("arch/x86_64", "arch/i686"):
+        found = cd.files(folder, re.compile(r"airootfs\.(sfs|erofs|ero)"))
+        if found:
+            return [found[max(found)]]
+    return []
 
 
-def _extents(name: str, first: DirectoryRecord, iso: PyCdlib, size: int) -> Extents:
-    """Where a file lies. One above 4 GiB has a directory record for each extent."""
-    extents: list[tuple[int, int]] = []
-    record: DirectoryRecord | None = first
-    while record is not None:
-        if record.file_unit_size or record.interleave_gap_size:
-            raise FormatError(f"{name} is interleaved with other files, which is not read")
-        offset = (record.extent_location() + record.xattr_len) * iso.pvd.logical_block_size()
-        length = record.get_data_length()
-        if offset < SYSTEM_AREA or length < 0 or offset + length > size:
-            raise FormatError(f"{name} lies outside the {size} bytes of the file", hint=_AGAIN)
-        extents.append((offset, length))
-        if len(extents) > MAX_EXTENTS:
-            raise FormatError(f"{name} lies in more than {MAX_EXTENTS} extents")
-        record = record.data_continuation
-    return Extents(extents)
+def _antix(cd: _Cd) -> _Named:
+    """antiX's and MX Linux's."""
+    return list(cd.files("antix", re.compile("linuxfs")).values())
 
 
-def _check(images: list[IsoFile], size: int, claimed: int) -> None:
-    """Compare the places of files with each other, and with the end of the CD image.
+_LAYOUTS: tuple[Callable[[_Cd], _Named], ...] = (
+    _knoppix,
+    _live,
+    _casper,
+    _live_os,
+    _arch,
+    _antix,
+)
+
+
+def _note_left(cd: _Cd, paths: list[str]) -> None:
+    if paths:
+        cd.notes.append(f"left out: {_some(paths)}")
+
+
+def _some(names: list[str]) -> str:
+    """At most so many of them as a line holds."""
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _like_images(cd: _Cd) -> list[str]:
+    """Files that look like images, in the first two levels of folders; what is damaged there does
+    not matter."""
+    folders, found = [""], []
+    for folder in folders:
+        try:
+            entries = cd.tree.entries(folder)
+        except FormatError:
+            continue
+        for name, entry in entries.items():
+            path = f"{folder}/{entry.name}".lstrip("/")
+            if entry.directory and folder.count("/") < 2 and len(folders) < _MAX_FOLDERS:
+                folders.append(path)
+            elif _LIKE_AN_IMAGE.fullmatch(name) and _begins_like_one(cd, entry):
+                found.append(path)
+    return found
+
+
+def _begins_like_one(cd: _Cd, entry: Entry) -> bool:
+    head = b"" if entry.directory or entry.link is not None else cd.read(entry, 2048)
+    return head[:4] == b"hsqs" or head[1024:1028] == b"\xe2\xe1\xf5\xe0" or b"V2.0" in head[:128]
+
+
+def _to_file(name: str, entry: Entry, size: int) -> IsoFile:
+    """Where a file lies. One above 4 GiB lies in several extents."""
+    if entry.fault:
+        raise FormatError(f"{name} {entry.fault}", hint=AGAIN)
+    for offset, length in entry.extents:
+        if offset < SYSTEM_AREA or offset + length > size:
+            raise FormatError(f"{name} lies outside the {size} bytes of the file", hint=AGAIN)
+    return IsoFile(name, Extents(entry.extents))
+
+
+def _take_once(files: Iterable[IsoFile]) -> tuple[IsoFile, ...]:
+    """Of several names of one file the first."""
+    known: dict[Extents, IsoFile] = {}
+    for file in files:
+        known.setdefault(file.extents, file)
+    return tuple(known.values())
+
+
+def _check(images: Iterable[IsoFile]) -> None:
+    """Compare the places of files with each other.
 
     Raises:
-        FormatError: one is empty, they overlap, or the CD image ends within one.
+        FormatError: one is empty, or they overlap.
     """
     taken: list[tuple[int, int, str]] = []
     for image in images:
         if not image.extents.size:
-            raise FormatError(f"{image.name} is empty")
-        if image.extents.end == size < claimed:
-            # pycdlib lets a file end where the CD image does.
-            raise FormatError(f"it is cut off: it has {size} of {claimed} bytes", hint=_AGAIN)
+            raise FormatError(f"{image.name} is empty", hint=AGAIN)
         taken += [(offset, offset + length, image.name) for offset, length in image.extents]
     taken.sort()
     for (_, end, first), (start, _, second) in pairwise(taken):
         if start < end:
-            raise FormatError(f"{first} and {second} overlap", hint=_AGAIN)
+            raise FormatError(f"{first} and {second} overlap", hint=AGAIN)

@@ -17,8 +17,13 @@ def make_iso(out: Path, files: dict[str, bytes], *options: str) -> Path:
             path = Path(scratch) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        command = ["genisoimage", "-quiet", "-no-pad", *options, "-o", str(out), scratch]
-        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        return make_iso_of(Path(scratch), out, *options)
+
+
+def make_iso_of(tree: Path, out: Path, *options: str) -> Path:
+    """Write a CD image with what is in a folder, links too."""
+    command = ["genisoimage", "-quiet", "-no-pad", *options, "-o", str(out), str(tree)]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
     return out
 
 
