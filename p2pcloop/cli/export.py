@@ -11,7 +11,7 @@ import click
 
 from p2pcloop.cli.fetch import fetch_all
 from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.stored import Source
@@ -60,6 +60,7 @@ _STEP = 1 << 20
 )
 @click.option("--force", is_flag=True, help="Replace OUT where it exists, or write over a disk.")
 @at_option
+@file_options
 @home_option
 @json_option
 def command(
@@ -122,7 +123,7 @@ def _tell(out: Output, size: int, *, as_json: bool) -> None:
 
 def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:
     """What is exported must outlive it: peers and overlays rely on the very bytes of an image."""
-    sources = [target.path] if isinstance(target, ImageFile) else []
+    sources = [target.name] if isinstance(target, ImageFile) else []
     sources += [] if overlay is None else [overlay]
     if any(source.exists() and out.exists() and out.samefile(source) for source in sources):
         raise UsageError(f"{out} is what is exported", hint="choose another name for OUT")

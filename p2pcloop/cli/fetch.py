@@ -27,7 +27,7 @@ Examples:
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     """Bring all of REF here, so that it boots without peers and is served to others."""
-    target = resolve_ref(ref, home, at=at)
+    target = resolve_ref(ref, home, at=at, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file that is here already", hint="give a link or @key/label")
     with target.client:

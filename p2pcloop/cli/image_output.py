@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from p2pcloop.cli.output import check_place
-from p2pcloop.cli.qcow2 import pack_qcow2
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
 

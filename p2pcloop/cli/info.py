@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from p2pcloop.cli.info_iso import image_text, iso_facts
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.errors import UsageError
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
@@ -38,6 +39,7 @@ Examples:
 @click.command(epilog=_EPILOG)
 @click.argument("ref", metavar="REF|FILE")
 @at_option
+@file_options
 @home_option
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
@@ -53,22 +55,31 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for key, value in facts.items():
+        if value == []:
+            continue
         click.echo(f"{key.replace('_', ' '):{width}}  {_to_text(key, value)}")
 
 
 def _file_facts(file: ImageFile) -> dict[str, Any]:
-    facts: dict[str, Any] = {"file": str(file.path), "format": file.kind}
+    facts: dict[str, Any] = {"file": str(file.name), "format": file.kind}
     if file.kind == "overlay":
         return facts | _overlay_facts(file)
-    facts["stored"] = file.size
+    if file.kind == "profile":
+        raise UsageError(f"{file.name} is a profile", hint=f"p2pcloop profile show {file.name}")
+    stored = file.size if file.given is None else file.given.stat().st_size
+    facts |= {"container": list(file.packed), "stored": stored}
     if file.kind == "cloop":
         facts |= _cloop_facts(file)
     elif file.kind == "iso":
         facts |= iso_facts(file) | {"size": device_size(file)}
     else:
-        facts["size"] = check_image_size(file.size)
+        if file.kind == "disk":
+            facts["partition"] = file.inside[0].name
+        facts["size"] = device_size(file)
     facts |= _root_facts(detect_filesystem(read_start(file, PROBE_SIZE)))
-    facts["stored_share"] = file.size / facts["size"]
+    facts["stored_share"] = stored / facts["size"]
+    if file.doubt:
+        facts["doubt"] = file.doubt
     return facts
 
 
@@ -88,7 +99,7 @@ def _cloop_facts(file: ImageFile) -> dict[str, Any]:
             "block_size": index.header.block_size,
             "blocks": index.header.block_count,
             "codecs": {codec.name.lower(): count for codec, count in index.codecs().items()},
-            "seeded_in_place": can_stay(cloop),
+            "seeded_in_place": file.can_stay and can_stay(cloop),
         }
 
 
@@ -138,6 +149,8 @@ def _to_text(key: str, value: object) -> str:
         return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
     if key == "images" and isinstance(value, list):
         return "; ".join(map(image_text, value))
+    if isinstance(value, list):
+        return printable(", ".join(value))
     if isinstance(value, float):
         return f"{value:.1%}"
     if isinstance(value, dict):

@@ -20,18 +20,19 @@ def iso_facts(file: ImageFile) -> dict[str, Any]:
     """
     with file.path.open("rb") as opened:
         iso = read_iso(opened.fileno(), file.size)
-    with OpenImage(file.path, file.parts) as image:
+    with OpenImage(file.path, file.parts, file.name) as image:
         return {
             "volume": iso.volume,
             "names": iso.names,
             "boots": iso.boots,
             "images": [_image_facts(file, part) for part in file.parts],
-            "seeded_in_place": not image.why_not_in_place(),
+            "notes": list(file.notes),
+            "seeded_in_place": file.can_stay and not image.why_not_in_place(),
         }
 
 
 def _image_facts(file: ImageFile, part: Part) -> dict[str, Any]:
-    with OpenImage(file.path, (part,)) as image:
+    with OpenImage(file.path, (part,), file.name) as image:
         filesystem = detect_filesystem(image.read(0, min(PROBE_SIZE, image.size)))
         return {
             "name": part.name,

@@ -43,7 +43,7 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
     Also what a version was made from, if that is neither the version before nor what that was made
     from. What cannot be had is told.
     """
-    target = resolve_ref(ref, home, at=at)
+    target = resolve_ref(ref, home, at=at, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
     with target.client:

@@ -12,7 +12,16 @@ import click
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.delta import open_stored
 from p2pcloop.cli.hot import HotMaker, Optimized
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.image_file import check_publishable
+from p2pcloop.cli.options import (
+    file_options,
+    home_option,
+    json_option,
+    key_option,
+    new_version_option,
+    public_option,
+    to_json,
+)
 from p2pcloop.cli.profiles import Subject, read_profile
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Content, Publisher, newest_of
@@ -22,6 +31,7 @@ from p2pcloop.formats.profile import Profile
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, fit_profile
+from p2pcloop.store.sources import remember_source
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
@@ -50,6 +60,8 @@ Examples:
     metavar="TEXT",
     help="What to say about it.",
 )
+@new_version_option
+@file_options
 @key_option
 @public_option
 @home_option
@@ -62,10 +74,11 @@ def command(
     key_name: str | None,
     home: Home,
     *,
+    as_new_version: bool,
     public: bool,
     as_json: bool,
 ) -> None:
-    """Publish REF, or IMAGE (.cloop, raw), with what a boot reads packed together once more.
+    """Publish REF, or IMAGE (as of `seed`), with what a boot reads packed together once more.
 
     The new version has the layers of its base, whose peers serve them on, and on top one small
     layer: the blocks of a boot's profile, in order of first touch, compressed hard. What the image
@@ -78,8 +91,9 @@ def command(
         who = stack.enter_context(Publisher.of(home, client, label, key_name))
         maker = HotMaker(who, home, as_json)
         if isinstance(target, ImageFile):
+            check_publishable(target)
             profile = profile or _known_profile(target, maker)
-            target = _seed(target, maker, public=public)
+            target = _seed(target, maker, public=public, as_new_version=as_new_version)
             who = replace(who, newest=target)
         else:
             stack.enter_context(target.client)
@@ -108,13 +122,14 @@ def _known_profile(file: ImageFile, maker: HotMaker) -> Profile:
     return Subject.of_stored(maker.who.newest).find(maker.home).profile
 
 
-def _seed(file: ImageFile, maker: HotMaker, *, public: bool) -> StoredRef:
+def _seed(file: ImageFile, maker: HotMaker, *, public: bool, as_new_version: bool) -> StoredRef:
     """Publish an image file, unless the newest version is that, or that with a layer on top."""
     who, home = maker.who, maker.home
-    content, _ = seed_content(file, who, home, quiet=maker.quiet)
+    content, _ = seed_content(file, who, home, quiet=maker.quiet, as_new_version=as_new_version)
     if who.newest is not None and _stands_on(who.newest, content, maker):
         return who.newest
     who.release(content, public=public)
+    remember_source(home, who.name, file.name)
     seeded = newest_of(who.client, who.name)
     assert seeded is not None, "it was published just now"
     return seeded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +12,8 @@ import click
 from p2pcloop.store.home import Home
 
 _MAX_VERSION = 1 << 53  # formats/signed.py, which takes some time to import
+
+_PARTITION, _RAW = "p2pcloop.partition", "p2pcloop.raw"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -38,6 +41,63 @@ def at_option(command: _Command) -> _Command:
         metavar="VERSION",
         callback=lambda _context, _parameter, value: value or 0,
         help="This version of the image, by its number.  [default: the newest that is known]",
+    )(command)
+
+
+@dataclass(frozen=True, slots=True)
+class FileChoice:
+    """What of an image file the user wants.
+
+    Attributes:
+        partition: of a disk, 0 for the one that holds the root.
+        raw: the file is a device, whatever is on it.
+    """
+
+    partition: int = 0
+    raw: bool = False
+
+    @classmethod
+    def current(cls) -> FileChoice:
+        """That of the command that runs."""
+        context = click.get_current_context(silent=True)
+        meta = {} if context is None else context.meta
+        return cls(meta.get(_PARTITION, 0), meta.get(_RAW, False))
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(context: click.Context, _parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401
+        if value:
+            context.meta[name] = value
+
+    return keep
+
+
+def file_options(command: _Command) -> _Command:
+    """Add `--partition N` and `--raw`, which `FileChoice.current` tells: they are no parameters."""
+    partition = click.option(
+        "--partition",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        expose_value=False,
+        callback=_keep(_PARTITION),
+        help="Of a disk, take this partition.  [default: the one that holds the root]",
+    )
+    raw = click.option(
+        "--raw",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep(_RAW),
+        help="Take a file as a whole device, whatever is on it.",
+    )
+    return partition(raw(command))
+
+
+def new_version_option(command: _Command) -> _Command:
+    """Add `--as-new-version`, passed as `as_new_version: bool`."""
+    return click.option(
+        "--as-new-version",
+        is_flag=True,
+        help="It is the next version under that name, though made of another file.",
     )(command)
 
 

@@ -54,7 +54,7 @@ def stored_image(ref: str, home: Home, at: int) -> StoredRef:
         UsageError: it is one.
         P2pcloopError: as for `resolve_ref`.
     """
-    target = resolve_ref(ref, home, at=at)
+    target = resolve_ref(ref, home, at=at, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(
             f"{ref} is a file of yours, which nothing deletes", hint="give a link or @key/label"

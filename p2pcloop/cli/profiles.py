@@ -79,7 +79,7 @@ class Subject:
         with progress_bar("reading", quiet=quiet) as progress:
             image = open_local(target, home.indexes, progress)
         stack.callback(image.close)
-        return cls(str(target.path), image.image_id, image.size, local=image)
+        return cls(str(target.name), image.image_id, image.size, local=image)
 
     @classmethod
     def of_stored(cls, ref: StoredRef) -> Subject:

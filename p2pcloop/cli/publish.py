@@ -13,8 +13,15 @@ from p2pcloop.cli.bases import made_on
 from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.delta import Maker, Opened, open_stored
 from p2pcloop.cli.files_overlay import joined_boot, open_files_target
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
-from p2pcloop.cli.qcow2 import is_qcow2, unpack_qcow2
+from p2pcloop.cli.image_file import check_publishable, open_image_file
+from p2pcloop.cli.options import (
+    file_options,
+    home_option,
+    json_option,
+    key_option,
+    public_option,
+    to_json,
+)
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Publisher, reference
 from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
@@ -26,10 +33,11 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target
 from p2pcloop.making.delta import Delta
-from p2pcloop.making.local import ImageFile, inspect_file, unchanged
+from p2pcloop.making.local import ImageFile, unchanged
 from p2pcloop.making.pack import device_roots, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
+from p2pcloop.store.sources import remember_source
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
@@ -49,6 +57,7 @@ Examples:
     "--append", metavar="ARGS", help="Words for the guest kernel's command line, not the base's."
 )
 @click.option("--private", is_flag=True, help="Only who has the whole link can read it.")
+@file_options
 @key_option
 @public_option
 @home_option
@@ -66,15 +75,16 @@ def command(
     public: bool,
     as_json: bool,
 ) -> None:
-    """Serve CHANGED, an overlay or an image (.cloop, raw, qcow2), as what differs from its base.
+    """Serve CHANGED, an overlay or an image (as of `seed`), as what differs from its base.
 
     An overlay knows its base; of an image it is what --base names, else the newest version under
     LABEL, and where there is none, the whole image is served (as by `seed`). Prints the name and a
     link that others boot with.
     """
-    file = inspect_file(changed)
+    file = open_image_file(changed, home, quiet=as_json)
     if file.kind == "overlay":
         _check_overlay(changed)
+    check_publishable(file)
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
         who = stack.enter_context(Publisher.of(home, client, label, key_name))
@@ -108,7 +118,7 @@ class _Request:
 
 def _find_base(file: ImageFile, base: str | None, who: Publisher, home: Home) -> StoredRef | None:
     if base is not None:
-        found = resolve_ref(base, home)
+        found = resolve_ref(base, home, unpack=False)
         if not isinstance(found, StoredRef):
             raise UsageError(
                 f"{base} is a file: others cannot have it from this node",
@@ -122,11 +132,6 @@ def _find_base(file: ImageFile, base: str | None, who: Publisher, home: Home) ->
 
 def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) -> dict[str, Any]:
     file = request.file
-    if file.kind == "raw" and is_qcow2(file.path):
-        raw = stack.enter_context(home.staging()) / "raw"
-        with unchanged(file):
-            unpack_qcow2(file.path, raw)
-        file = inspect_file(raw)
     base = request.base
     secret = _choose_secret(request, who)
     who.check_secret(secret)
@@ -139,6 +144,7 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
             message=request.message,
             public=request.public,
             quiet=request.quiet,
+            as_new_version=True,
         )
         return answer | {"base": None}
     grown = base is not None and _stands_on(who.newest, base.signed.manifest)
@@ -156,6 +162,8 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
         public=request.public,
         secret=secret,
     )
+    if file.kind != "overlay":
+        remember_source(home, who.name, file.name)
     return answer | {
         "base": None if base is None else base.name,
         "filesystem": content.boot.root_type,

@@ -21,6 +21,8 @@ import click
 
 from p2pcloop.cli.control_client import ControlClient
 from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.image_file import open_image_file
+from p2pcloop.cli.options import FileChoice
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
@@ -79,6 +81,7 @@ def resolve_ref(
     at: int = 0,
     look: bool = False,
     meanwhile: Callable[[], object] | None = None,
+    unpack: bool = True,
 ) -> ImageFile | StoredRef:
     """Find what a REF stands for; all but files start p2pcloopd where it does not run.
 
@@ -86,6 +89,7 @@ def resolve_ref(
         at: the version that is wanted; 0 for that of a link, or the newest known of a name.
         look: ask everybody for the newest version of a name, whatever is known here.
         meanwhile: see `ensure_daemon`.
+        unpack: open what is in a container; not for those who refuse files.
 
     Raises:
         UsageError: not a REF of the right form, or one that can be meant in two ways.
@@ -99,7 +103,11 @@ def resolve_ref(
     if isinstance(asked, Path):
         if at:
             raise UsageError(f"{ref} is a file: it has no versions", hint="leave out --at")
-        return inspect_file(asked)
+        if not unpack:
+            return inspect_file(asked, raw=True)  # that it is there is all that matters
+        return open_image_file(asked, home)
+    if unpack and FileChoice.current() != FileChoice():
+        raise UsageError("--partition and --raw are for files", hint="leave them out")
     client = ensure_daemon(home, meanwhile)
     answer = client.call("resolve", report_waiting, ref=asked, at=at, look=look)
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)

@@ -34,6 +34,7 @@ from p2pcloop.formats.seal import key_check
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key
 from p2pcloop.store.profiles import find_profile
+from p2pcloop.store.sources import is_source, known_source
 from p2pcloop.units import BLOCK_SIZE
 
 
@@ -132,6 +133,32 @@ class Publisher:
                 + ("for everybody" if secret is None else "under another key"),
                 hint="its older versions could not be read any more: choose another --name",
             )
+
+    def is_other_source(self, path: Path) -> bool:
+        """Whether there are versions under this name, made of another file as far as is known."""
+        return self.newest is not None and not is_source(self.home, self.name, path)
+
+    def check_same(self, size: int, layer_id: bytes | None, path: Path) -> None:
+        """Refuse another image under a name that stands for one: it may have the same stem only.
+
+        Args:
+            size: bytes of the device.
+            layer_id: of what was made of the file, None where it is not known yet.
+            path: of the file.
+
+        Raises:
+            UsageError: it is not the image of the newest version.
+        """
+        assert self.newest is not None, "asked for only where there is one"
+        newest = self.newest.signed.manifest
+        if size == newest.size and layer_id in (None, newest.layers[0].layer_id):
+            return
+        known = known_source(self.home, self.name)
+        made = "was not made of this file here" if known is None else f"was made of {known}"
+        raise UsageError(
+            f"{self.name}, version {newest.version}, {made}, and {path} holds another image",
+            hint="give --name OTHER, or --as-new-version if it is the next version of that image",
+        )
 
     def check_newest(self, ref: StoredRef, *, hint: str) -> None:
         """Refuse to go on from a version that is not the newest under this name.

@@ -9,12 +9,22 @@ from typing import Any
 import click
 
 from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.image_file import check_publishable, open_image_file
+from p2pcloop.cli.options import (
+    file_options,
+    home_option,
+    json_option,
+    key_option,
+    new_version_option,
+    public_option,
+    to_json,
+)
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.cli.release import Content, Publisher
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.boot import BootParameters
+from p2pcloop.formats.containers import COMPRESSED
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     ROOT_HINT,
@@ -24,9 +34,10 @@ from p2pcloop.formats.filesystem import (
 )
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.name import check_label, suggest_label
-from p2pcloop.making.local import ImageFile, inspect_file, unchanged
-from p2pcloop.making.pack import device_roots, read_start, write_layer
+from p2pcloop.making.local import ImageFile, unchanged
+from p2pcloop.making.pack import device_roots, device_size, read_start, write_layer
 from p2pcloop.store.home import Home
+from p2pcloop.store.sources import remember_source
 from p2pcloop.units import format_size
 
 _EPILOG = """
@@ -34,7 +45,8 @@ _EPILOG = """
 Examples:
   p2pcloop seed KNOPPIX.iso
   p2pcloop seed KNOPPIX.cloop --name knoppix
-  p2pcloop seed disk.img --name my-disk --json
+  p2pcloop seed debian-12.qcow2 --name debian
+  p2pcloop seed disk.img.xz --partition 2 --name my-disk --json
 """
 
 
@@ -46,6 +58,8 @@ Examples:
 @click.option(
     "--append", default="", metavar="ARGS", help="Words for the guest kernel's command line."
 )
+@new_version_option
+@file_options
 @key_option
 @public_option
 @home_option
@@ -57,27 +71,38 @@ def command(
     key_name: str | None,
     home: Home,
     *,
+    as_new_version: bool,
     public: bool,
     as_json: bool,
 ) -> None:
-    """Serve IMAGE, a .cloop, a CD or a raw image, to peers, under LABEL and your key.
+    """Serve IMAGE to peers, under LABEL and your key; prints its name and a link to boot with.
 
     A .cloop is served where it lies: no second copy, no repacking; leave it there unchanged. So is
-    a CD (.iso): what is booted is the KNOPPIX/KNOPPIX on it, with KNOPPIX/KNOPPIX2 and so on, or a
-    Debian live CD's live/filesystem.squashfs, or else the CD itself. A raw image is packed (zstd)
-    into the node's home. Prints the name and a link that others boot with; by default only this
-    machine reaches the node (docs/daemon.md tells how to serve others).
+    a CD (.iso): what is booted is the live system on it (KNOPPIX, Debian, Ubuntu, Fedora, Arch,
+    antiX), or else the CD itself. All else is packed (zstd) into the node's home: a raw image or a
+    block device; of a disk the partition with the root; what is in a qcow2, VMDK, VDI, VHD or VHDX
+    (read by qemu-img), or compressed by gzip, xz, zstd or bzip2. By default only this machine
+    reaches the node (docs/daemon.md tells how to serve others).
     """
     with words_of_the_user():
-        label = check_label(label or suggest_label(image.stem))
-    file = inspect_file(image)
+        label = check_label(suggest_label(_stem(image)) if label is None else label)
+    file = open_image_file(image, home, quiet=as_json)
     if file.kind == "overlay":
         raise UsageError(
             f"{image} is an overlay, not an image",
             hint="seed the image below it, and publish the overlay: `p2pcloop publish`",
         )
+    check_publishable(file)
     with ensure_daemon(home) as client, Publisher.of(home, client, label, key_name) as who:
-        answer = seed_image(file, who, home, append=append, public=public, quiet=as_json)
+        answer = seed_image(
+            file,
+            who,
+            home,
+            append=append,
+            public=public,
+            quiet=as_json,
+            as_new_version=as_new_version,
+        )
     tell_seeded(answer, home, as_json=as_json)
 
 
@@ -90,22 +115,50 @@ def seed_image(
     message: str = "",
     public: bool = False,
     quiet: bool = False,
+    as_new_version: bool = False,
 ) -> dict[str, Any]:
-    """Publish a whole image as it lies, or packed where it cannot stay; tell what became of it."""
-    content, facts = seed_content(file, who, home, append=append, quiet=quiet)
-    return who.release(content, message=message, public=public) | facts
+    """Publish a whole image as it lies, or packed where it cannot stay; tell what became of it.
+
+    Errors as of `seed_content`.
+    """
+    content, facts = seed_content(
+        file, who, home, append=append, quiet=quiet, as_new_version=as_new_version
+    )
+    answer = who.release(content, message=message, public=public) | facts
+    remember_source(home, who.name, file.name)
+    return answer
 
 
 def seed_content(
-    file: ImageFile, who: Publisher, home: Home, *, append: str = "", quiet: bool = False
+    file: ImageFile,
+    who: Publisher,
+    home: Home,
+    *,
+    append: str = "",
+    quiet: bool = False,
+    as_new_version: bool = False,
 ) -> tuple[Content, dict[str, Any]]:
-    """Serve the layer of a whole image; return what a version of it consists of, and facts."""
+    """Serve the layer of a whole image; return what a version of it consists of, and facts.
+
+    Args:
+        as_new_version: it may be another file than that of the versions before.
+
+    Raises:
+        UsageError: it is another file, and holds another image.
+    """
     who.check_secret(None)
+    other = not as_new_version and who.is_other_source(file.name)
+    if other:
+        who.check_same(device_size(file), None, file.name)  # before all of it is read
+    for note in file.notes:
+        click.echo(f"{file.name}: {note}", err=True)
     with unchanged(file), home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             header, note = write_layer(file, staging, progress)
         if note:
             click.echo(note, err=True)
+        if other:
+            who.check_same(header.image_size, header.layer_id, file.name)
         layer = who.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
         boot = BootParameters(filesystem, append, device_roots(file))
@@ -114,9 +167,17 @@ def seed_content(
         "size": header.image_size,
         "filesystem": boot.root_type,
         "stored": header.pack_length,
+        "format": file.kind,
+        "container": list(file.packed),
         "images": [part.name for part in file.inside],
-        "in_place": str(file.path) if not note and file.kind in ("cloop", "iso") else None,
+        "in_place": str(file.path) if not note and file.can_stay else None,
     }
+
+
+def _stem(image: Path) -> str:
+    """A file's name without what says how it is compressed, and without what says of what kind."""
+    packed = {f".{each}" for each in COMPRESSED}
+    return Path(image.stem).stem if image.suffix.lower() in packed else image.stem
 
 
 def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
@@ -133,7 +194,9 @@ def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     where = f", read from {place}: leave it there, unchanged" if place else ""
     click.echo(f"  {_to_size(answer)}{where}")
     if answer["images"]:
-        click.echo(f"  from that CD: {', '.join(filter(None, answer['images'])) or 'all of it'}")
+        outer = "disk" if answer["format"] == "disk" else "CD"
+        names = ", ".join(filter(None, answer["images"])) or "all of it"
+        click.echo(f"  from that {outer}: {names}")
     click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
 
 

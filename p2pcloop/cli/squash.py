@@ -60,7 +60,7 @@ def command(
     What the layers between still show of their packs is referred to there; chunks of which little
     shows are packed anew. The content stays what it is.
     """
-    target = resolve_ref(ref, home)
+    target = resolve_ref(ref, home, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file: it has no layers", hint="give @key/label")
     target.check_secret()

@@ -69,7 +69,7 @@ def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]
 
 
 def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
-    facts: dict[str, Any] = {"file": str(file.path), "format": file.kind}
+    facts: dict[str, Any] = {"file": str(file.name), "format": file.kind}
     if file.kind == "overlay":
         with Overlay.open(file.path, image_id=None, read_only=True, mode=None) as overlay:
             info = overlay.info()

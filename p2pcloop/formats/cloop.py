@@ -111,12 +111,13 @@ class CloopFile:
             raise storage_error(f"cannot read {self.path}", err) from err
 
 
-def open_cloop(path: Path, extents: Extents | None = None) -> CloopFile:
+def open_cloop(path: Path, extents: Extents | None = None, name: Path | None = None) -> CloopFile:
     """Open a cloop file or block device for reading and check header and index.
 
     Args:
         path: of the cloop, or of the file in which it lies.
         extents: where in it, if not from start to end.
+        name: for messages, if not `path`.
 
     Raises:
         FormatError: see `read_cloop_header`.
@@ -131,7 +132,7 @@ def open_cloop(path: Path, extents: Extents | None = None) -> CloopFile:
     except OSError as err:
         raise storage_error(f"cannot read {path}", err) from err
     try:
-        return CloopFile(path, fd, extents)
+        return CloopFile(name or path, fd, extents)
     except BaseException:
         os.close(fd)
         raise

@@ -20,6 +20,9 @@ ROOT_TYPES = ("ext2", "ext3", "ext4", "btrfs", "xfs", *READ_ONLY_TYPES)
 
 ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
 
+NO_FILE_SYSTEM = ("jbd", "crypto_LUKS", "BitLocker", "swap", "LVM2_member", "linux_raid_member")
+"""What holds none, or none that can be read as it is."""
+
 _EXT_MAGIC = 0xEF53
 _EXT_HAS_JOURNAL = 0x4
 _EXT_JOURNAL_DEVICE = 0x8

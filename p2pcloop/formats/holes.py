@@ -36,12 +36,16 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
 def next_data(descriptor: int, offset: int) -> int:
     """The next byte of a file that is not in a hole; its end where there is none.
 
+    Where holes are not told (block devices, some file systems), all is data.
+
     Raises:
         OSError: the disk failed.
     """
     try:
         return os.lseek(descriptor, offset, os.SEEK_DATA)
     except OSError as err:
+        if err.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return offset
         if err.errno != errno.ENXIO:
             raise
         return os.fstat(descriptor).st_size

@@ -33,6 +33,16 @@ _BATCH_SIZE = 1 << 20
 Read = Callable[[int, int], bytes]
 """Returns the bytes at an offset, of a length; fewer where the file has become shorter."""
 
+NextData = Callable[[int], int]
+"""Returns the next byte, from an offset on, that is not known to be zero: holes are not read.
+Called on one thread."""
+
+
+def no_holes(offset: int) -> int:
+    """`NextData` of what may have data everywhere."""
+    return offset
+
+
 _Encode = Callable[[bytes], tuple[Codec, bytes]]
 
 Progress = Callable[[int], None]
@@ -145,13 +155,14 @@ class _BlockHasher:
         return Chunk(offset, length, blocks, codec, hashlib.sha256(data).digest())
 
 
-def index_raw(read: Read, size: int, progress: Progress) -> bytes:
+def index_raw(read: Read, size: int, progress: Progress, next_data: NextData = no_holes) -> bytes:
     """Return the index of a raw image as it lies: chunks of 64 KiB, stored plainly.
 
     Args:
         read: called with offset and length on worker threads.
         size: bytes; where it is not a multiple of 4 KiB, the device ends in zeros.
         progress: is told how far it is.
+        next_data: see `NextData`.
 
     Raises:
         UsageError: the image is empty or larger than 16 TiB.
@@ -159,13 +170,19 @@ def index_raw(read: Read, size: int, progress: Progress) -> bytes:
     """
     image_size = check_image_size(size)
     table = _Table()
-    for piece in _scan(read, size, _plain, progress):
+    for piece in _scan(read, size, _plain, progress, next_data):
         chunk = Chunk(piece.offset, len(piece.stored), piece.blocks, piece.codec, piece.digest)
         table.add(chunk, piece.offset // BLOCK_SIZE, _PER_CHUNK)
     return build_index(table.runs, table.chunks, image_size=image_size, pack_length=size)
 
 
-def pack_raw(read: Read, size: int, pack: BinaryIO, progress: Progress) -> bytes:
+def pack_raw(
+    read: Read,
+    size: int,
+    pack: BinaryIO,
+    progress: Progress,
+    next_data: NextData = no_holes,
+) -> bytes:
     """Write a pack of zstd chunks of 64 KiB in the order of the device; return its index.
 
     Equal chunks are stored once.
@@ -177,7 +194,7 @@ def pack_raw(read: Read, size: int, pack: BinaryIO, progress: Progress) -> bytes
     table = _Table()
     known: dict[bytes, int] = {}
     length = 0
-    for piece in _scan(read, size, _compress, progress):
+    for piece in _scan(read, size, _compress, progress, next_data):
         block = piece.offset // BLOCK_SIZE
         number = known.setdefault(piece.digest, len(table.chunks))
         if number < len(table.chunks):
@@ -212,10 +229,12 @@ class _Piece:
     stored: bytes
 
 
-def _scan(read: Read, size: int, encode: _Encode, progress: Progress) -> Iterator[_Piece]:
+def _scan(
+    read: Read, size: int, encode: _Encode, progress: Progress, next_data: NextData
+) -> Iterator[_Piece]:
     """Cut an image into chunks, hash and encode them on all cores; zeros are left out."""
 
-    def scan_batch(start: int) -> list[_Piece]:
+    def scan_batch(start: int) -> tuple[int, list[_Piece]]:
         length = min(_BATCH_SIZE, size - start)
         data = read(start, length)
         if len(data) != length:
@@ -232,13 +251,23 @@ def _scan(read: Read, size: int, encode: _Encode, progress: Progress) -> Iterato
             blocks = -(-len(content) // BLOCK_SIZE)
             digest = hashlib.sha256(content.ljust(blocks * BLOCK_SIZE, b"\0")).digest()
             pieces.append(_Piece(start + at, blocks, digest, *encode(content)))
-        return pieces
+        return start + length, pieces
 
     done = 0
-    for batch in ordered_map(scan_batch, range(0, size, _BATCH_SIZE)):
+    for done, batch in ordered_map(scan_batch, _batches(size, next_data)):
         yield from batch
-        done = min(size, done + _BATCH_SIZE)
         progress(done)
+    if done < size:
+        progress(size)
+
+
+def _batches(size: int, next_data: NextData) -> Iterator[int]:
+    """Where the batches begin that hold more than holes."""
+    at = 0
+    while (at := next_data(at)) < size:
+        at -= at % _BATCH_SIZE
+        yield at
+        at += _BATCH_SIZE
 
 
 def _plain(content: bytes) -> tuple[Codec, bytes]:

@@ -56,6 +56,9 @@ class Target(Protocol):
     def stretches(self) -> Iterable[Stretch]:
         """Where it may differ from the base, in order, none over another."""
 
+    def next_data(self, block: int) -> int:
+        """The next block from here on that is not known to be zeros."""
+
 
 class Base:
     """The image that a delta lies on, or nothing: then all reads as zeros."""
@@ -184,7 +187,6 @@ def find_changes(target: Target, base: Base, progress: Progress) -> Changes:
         P2pcloopError: of the target's reading, and CorruptError where the base is damaged.
     """
     changes = Changes(target.size)
-    done = 0
     for batch, differing in ordered_map(partial(_examine, target), _batches(target, base)):
         for part, data in differing:
             if part.zero:
@@ -193,8 +195,7 @@ def find_changes(target: Target, base: Base, progress: Progress) -> Changes:
                 # Zeros cost nothing: nothing is fetched to find out whether they are new.
                 below = base.read(part.first, part.count, ask=not _is_zero(data))
             changes.note(part.first, memoryview(data), below)
-        done += sum(part.count for part in batch)
-        progress(done * BLOCK_SIZE)
+        progress((batch[-1].first + batch[-1].count) * BLOCK_SIZE)
     return changes
 
 
@@ -243,7 +244,8 @@ def _parts(target: Target, base: Base) -> Iterator[_Part]:
             for piece in pieces:
                 zero, size = piece[1] == ZERO_CHUNK, piece[3]
                 step = _BATCH_BLOCKS if zero else size
-                for at in range(block, block + size, step):
-                    part = min(step, block + size - at)
+                at, block = block, block + size
+                while (at := target.next_data(at) if zero else at) < block:
+                    part = min(step, block - at)
                     yield _Part(at, part, zero, None if zero else base.chunk_id(piece))
-                block += size
+                    at += part

@@ -11,23 +11,32 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
+from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import is_cloop
+from p2pcloop.formats.containers import CONTAINERS, TAIL_SIZE, describe_other, detect_container
 from p2pcloop.formats.extents import Extents
-from p2pcloop.formats.filesystem import PROBE_SIZE
+from p2pcloop.formats.filesystem import (
+    NO_FILE_SYSTEM,
+    PROBE_SIZE,
+    describe,
+    detect_filesystem,
+    filesystem_size,
+)
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.iso import is_iso
 from p2pcloop.formats.overlay_header import MAGIC as OVERLAY_MAGIC
+from p2pcloop.formats.profile import is_profile
 from p2pcloop.image.content import LocalContent
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 from p2pcloop.making.build import Progress
 from p2pcloop.making.opened import OpenImage
-from p2pcloop.making.parts import Part, find_parts
+from p2pcloop.making.parts import Part, find_partition, find_parts
+from p2pcloop.units import SECTOR_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,56 +44,150 @@ class ImageFile:
     """An image file and what it is.
 
     Attributes:
-        path: absolute.
-        kind: "cloop", "iso", "raw" or "overlay".
+        path: absolute; of what is read: of a container an unpacked copy.
+        kind: "cloop", "iso", "disk" (with partitions), "raw", "overlay" or "profile", or one of
+            `formats.containers.CONTAINERS`, which has to be unpacked before it is opened.
         size: bytes of the file.
-        inside: of a CD image, what on it is the image.
+        inside: of a CD image or a disk, what in it is the image.
+        given: the user's file, where `path` is an unpacked copy of its content.
+        packed: the containers that were unpacked, the outer one first.
+        notes: what the user should know of how it was read.
+        doubt: why it may be no image at all, "" where it is one: such a file is published only if
+            the user insists.
+        is_device: a block device, which can be read alone.
     """
 
     path: Path
     kind: str
     size: int
     inside: tuple[Part, ...] = ()
+    given: Path | None = None
+    packed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    doubt: str = field(default="", compare=False)
+    is_device: bool = field(default=False, compare=False)
+
+    @property
+    def name(self) -> Path:
+        """What the user calls it."""
+        return self.given or self.path
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What in it is the image, from base to top: parts of a CD image, or all of the file."""
+        """What in it is the image, from base to top: parts of it, or all of the file."""
         return self.inside or (Part("", self.kind, Extents([(0, self.size)])),)
 
+    @property
+    def can_stay(self) -> bool:
+        """Whether it is of a kind that is seeded where it lies."""
+        return self.kind in ("cloop", "iso") and self.given is None and not self.is_device
 
-def inspect_file(path: Path) -> ImageFile:
-    """Tell what a file is by its first and last bytes, and what on a CD image is the image.
+
+def inspect_file(path: Path, *, partition: int = 0, raw: bool = False) -> ImageFile:
+    """Tell what a file or a block device is by its bytes, and what in it is the image.
+
+    Args:
+        partition: of a disk, 0 for the one with the root.
+        raw: take it, or what a container or a cloop holds, as a device, whatever is on it.
 
     Raises:
         NotHereError: there is no such file.
-        UsageError: it is not a file, or empty.
-        FormatError: a CD image that is damaged.
+        UsageError: it is not a file, or empty; it is known to be no image; or which part of it is
+            the image is not clear.
+        FormatError: it is damaged, or holds less than it says.
     """
+    return inspect_copy(path, None, (), partition=partition, raw=raw)
+
+
+def inspect_copy(
+    path: Path,
+    given: Path | None,
+    packed: tuple[str, ...],
+    *,
+    partition: int = 0,
+    raw: bool = False,
+) -> ImageFile:
+    """`inspect_file` of an unpacked copy.
+
+    Args:
+        given: the user's file, None where `path` is that.
+        packed: see `ImageFile`.
+    """
+    name = given or path
     try:
         # Before it is opened: opening a FIFO waits for a writer.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"{path} is not a file: a regular one is needed")
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise UsageError(f"{name} is not a file: a regular one or a block device is needed")
         with path.open("rb") as file:
-            start = file.read(PROBE_SIZE)
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - CLOOP_HEADER_SIZE))
-            end = file.read(CLOOP_HEADER_SIZE)
-            inside = find_parts(path, file.fileno(), size) if is_iso(start) else ()
+            size = os.lseek(file.fileno(), 0, os.SEEK_END)
+            found = ImageFile(
+                path.resolve(),
+                "raw",
+                size,
+                given=given and given.resolve(),
+                packed=packed,
+                is_device=stat.S_ISBLK(mode),
+            )
+            if not size:
+                raise UsageError(f"{name} is empty: an image holds at least one byte")
+            if raw and partition:
+                raise UsageError("--raw takes the whole disk, --partition a part of it")
+            found = _identify(found, file.fileno(), partition, raw=raw)
     except FileNotFoundError as err:
         raise NotHereError(
-            f"there is no file {path}", hint="a name is written @key/label, a link magnet:?…"
+            f"there is no file {name}", hint="a name is written @key/label, a link magnet:?…"
         ) from err
     except OSError as err:
-        raise UsageError(f"{path} cannot be read: {err.strerror}") from err
-    if not start:
-        raise UsageError(f"{path} is empty: an image holds at least one byte")
-    if start.startswith(OVERLAY_MAGIC):
-        kind = "overlay"
-    elif inside:
-        kind = "iso"
-    else:
-        kind = "cloop" if is_cloop(start, end) else "raw"
-    return ImageFile(path.resolve(), kind, size, inside)
+        raise UsageError(f"{name} cannot be read: {err.strerror}") from err
+    if partition and found.kind not in ("disk", *CONTAINERS):
+        raise UsageError(f"{name} has no partitions", hint="leave out --partition")
+    if found.kind in ("cloop", "iso", "disk"):
+        with OpenImage(found.path, found.parts, found.name) as image:
+            image.check_whole()
+    return found
+
+
+def _identify(file: ImageFile, fd: int, partition: int, *, raw: bool) -> ImageFile:
+    """What it is, found out in the order in which one kind may look like another."""
+    head = os.pread(fd, PROBE_SIZE, 0)
+    tail = os.pread(fd, TAIL_SIZE, max(0, file.size - TAIL_SIZE))
+    if head.startswith(OVERLAY_MAGIC):
+        return replace(file, kind="overlay")
+    if is_cloop(head, tail[-CLOOP_HEADER_SIZE:]) and not is_iso(head):
+        return replace(file, kind="cloop")
+    if raw:
+        return replace(file, kind=detect_container(head, tail) or "raw")
+    if is_profile(head):
+        return replace(file, kind="profile")
+    if is_iso(head):
+        parts, notes = find_parts(fd, file.size, file.name)
+        return replace(file, kind="iso", inside=parts, notes=notes)
+    if container := detect_container(head, tail):
+        return replace(file, kind=container)
+    holds = detect_filesystem(head)
+    if holds in ("gpt", "dos"):
+        part = find_partition(fd, file.size, partition, file.name)
+        return replace(file, kind="disk", inside=(part,))
+    claimed = filesystem_size(head) or 0
+    if claimed > file.size:
+        raise FormatError(
+            f"{file.name} is cut off: its {describe(holds)} says that it has {claimed} bytes, and"
+            f" {file.size} are here",
+            hint="fetch or copy it again",
+        )
+    if holds in NO_FILE_SYSTEM:
+        return replace(file, doubt=f"it is {describe(holds)}")
+    return file if holds else _doubtful(file, head, tail)
+
+
+def _doubtful(file: ImageFile, head: bytes, tail: bytes) -> ImageFile:
+    what, hint = describe_other(head, tail)
+    if what:
+        raise UsageError(f"{file.name} is no disk image: it is {what}", hint=hint)
+    if file.size < SECTOR_SIZE:
+        return replace(file, doubt=f"it has {file.size} bytes, and a sector of a disk has 512")
+    return replace(file, doubt=f"it holds {describe('')}")
 
 
 @contextmanager
@@ -99,7 +202,7 @@ def unchanged(file: ImageFile) -> Iterator[None]:
     yield
     if _facts(file.path) != before:
         raise BusyError(
-            f"{file.path} was written to while it was read",
+            f"{file.name} was written to while it was read",
             hint="end what uses it, and try again",
         )
 
@@ -127,11 +230,16 @@ def open_local(
     """
     if file.kind == "overlay":
         raise UsageError(
-            f"{file.path} is an overlay, not an image",
+            f"{file.name} is an overlay, not an image",
             hint="name the image that it was made on, and the overlay with --overlay",
         )
+    if file.kind == "profile":
+        raise UsageError(f"{file.name} is a profile, not an image")
     try:
-        index = _cached_index(file, cache, progress) if cache else make_index(file, progress)
+        if cache is None or file.is_device:  # a device that changes looks as it did
+            index = make_index(file, progress)
+        else:
+            index = _cached_index(file, cache, progress)
     except OSError as err:
         raise storage_error(f"cannot use {err.filename or file.path}", err) from err
     layer = Layer(LocalContent(file.path, index), open_index(index))
@@ -146,7 +254,7 @@ def make_index(file: ImageFile, progress: Progress) -> bytes:
             in several places of a CD image.
         FormatError: it is damaged.
     """
-    with OpenImage(file.path, file.parts) as image:
+    with OpenImage(file.path, file.parts, file.name) as image:
         if why := image.why_not_in_place():
             raise UsageError(
                 why,
@@ -183,5 +291,6 @@ def _facts(path: Path) -> tuple[int, ...]:
 
 def _cache_name(file: ImageFile) -> str:
     names = (part.name for part in file.inside)
-    facts = (str(file.path), *_facts(file.path), *names)
+    # Of a copy: what was unpacked, since the copy is another one each time.
+    facts = (str(file.name), *_facts(file.name), *file.packed, *names)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from p2pcloop.errors import storage_error
+from p2pcloop.errors import FormatError, storage_error
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.boot import Root
 from p2pcloop.formats.chunk_table import Chunk, ChunkPage
 from p2pcloop.formats.cloop import CloopFile, open_cloop
+from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem, filesystem_size
+from p2pcloop.formats.holes import next_data
 from p2pcloop.formats.index import IndexHeader, build_index, open_index, read_map, read_page
 from p2pcloop.making.build import Progress, can_stay, check_image_size, index_cloop, index_raw
 from p2pcloop.making.parts import Part
@@ -32,21 +34,23 @@ class OpenPart:
         start: where on the joined device it begins.
     """
 
-    def __init__(self, path: Path, part: Part, start: int, stack: ExitStack) -> None:
-        """Open it; `stack` will close it.
+    def __init__(
+        self, path: Path, part: Part, start: int, stack: ExitStack, name: Path | None = None
+    ) -> None:
+        """Open it; `stack` will close it, and `name` is for messages.
 
         Raises:
             FormatError: a cloop that is damaged.
         """
         self._extents = part.extents
-        self._what = f"{part.name} on {path}" if part.name else f"{path}"
+        self._what = f"{part.name} on {name or path}" if part.name else f"{name or path}"
         self._cloop: CloopFile | None = None
         self.format = part.kind
         self.start = start
         if part.kind == "cloop":
             # A whole file is as long as it is now, whatever it was when it was looked at.
             where = part.extents if part.name else None
-            self._cloop = stack.enter_context(open_cloop(path, where))
+            self._cloop = stack.enter_context(open_cloop(path, where, name))
             self.size = self._cloop.index.header.size
             self.format = f"cloop {self._cloop.index.version}"
         else:
@@ -64,6 +68,33 @@ class OpenPart:
             return self._cloop.read(offset, length)
         return self._extents.pread(self._fd, length, offset)
 
+    def next_data(self, offset: int) -> int:
+        """Return the next byte of its device that is not known to be zero, for one thread alone;
+        its end where there is none.
+
+        Raises:
+            OSError: the system refused.
+        """
+        if self._cloop is not None or len(self._extents) != 1:
+            return offset
+        start = self._extents.start
+        return min(max(offset, next_data(self._fd, start + offset) - start), self.size)
+
+    def check_whole(self) -> None:
+        """Compare what its file system says of its size with what is there.
+
+        Raises:
+            FormatError: it is cut off, or damaged.
+        """
+        head = self.read(0, min(PROBE_SIZE, self.size))
+        claimed = filesystem_size(head) or 0
+        if claimed > self.size:
+            raise FormatError(
+                f"{self._what} is cut off: its {detect_filesystem(head)} says that it has {claimed}"
+                f" bytes, and {self.size} are there",
+                hint="fetch or copy it again",
+            )
+
     def why_not_in_place(self) -> str:
         """Why its bytes as they lie are no chunks of an index; "" where they are."""
         if self._cloop is not None and not can_stay(self._cloop):
@@ -77,7 +108,7 @@ class OpenPart:
         """Return the index of its device as it lies; offsets count from the part's first byte."""
         if self._cloop is not None:
             return index_cloop(self._cloop, self._extents.size, progress)
-        return index_raw(self.read, self.size, progress)
+        return index_raw(self.read, self.size, progress, self.next_data)
 
     @property
     def pack_start(self) -> int:
@@ -92,8 +123,8 @@ class OpenImage:
         size: bytes of the device; not rounded up to whole blocks.
     """
 
-    def __init__(self, path: Path, parts: tuple[Part, ...]) -> None:
-        """Open the parts.
+    def __init__(self, path: Path, parts: tuple[Part, ...], name: Path | None = None) -> None:
+        """Open the parts; `name` is the file's for messages, where it is not `path`.
 
         Raises:
             FormatError: a cloop that is damaged.
@@ -105,10 +136,10 @@ class OpenImage:
             try:
                 for part in parts:
                     start = -(-self.size // ALIGNMENT) * ALIGNMENT
-                    self._parts.append(OpenPart(path, part, start, stack))
+                    self._parts.append(OpenPart(path, part, start, stack, name))
                     self.size = start + self._parts[-1].size
             except OSError as err:
-                raise storage_error(f"cannot read {path}", err) from err
+                raise storage_error(f"cannot read {name or path}", err) from err
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -143,6 +174,24 @@ class OpenImage:
                     break
                 at = stop
         return found[0] if len(found) == 1 else b"".join(found)
+
+    def next_data(self, offset: int) -> int:
+        """The next byte of the device that is not known to be zero; see `OpenPart.next_data`."""
+        for part in self._parts:
+            if offset < part.start + part.size:
+                at = part.start + part.next_data(max(0, offset - part.start))
+                if at < part.start + part.size:
+                    return at
+        return self.size
+
+    def check_whole(self) -> None:
+        """Compare what each file system says of its size with what is there.
+
+        Raises:
+            FormatError: one is cut off, or damaged.
+        """
+        for part in self._parts:
+            part.check_whole()
 
     def why_not_in_place(self) -> str:
         """Why it cannot be seeded as it lies; "" where it can."""

@@ -36,24 +36,23 @@ def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[Ind
 
 def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
     work = begin_layer(staging)
-    with OpenImage(file.path, file.parts) as image:
-        why = image.why_not_in_place()
-        if file.kind == "raw" or why:
-            with (work / "pack").open("wb") as pack:
-                index = pack_raw(image.read, image.size, pack, progress)
-        else:
+    with OpenImage(file.path, file.parts, file.name) as image:
+        why = image.why_not_in_place() if file.can_stay else ""
+        if file.can_stay and not why:
             index = image.index(file.size, progress)
             (work / "pack").symlink_to(file.path)
-    return finish_layer(staging, index), _remark(file, why)
+        else:
+            with (work / "pack").open("wb") as pack:
+                index = pack_raw(image.read, image.size, pack, progress, image.next_data)
+        remark = _remark(file, image.size, why)
+    return finish_layer(staging, index), remark
 
 
-def _remark(file: ImageFile, why: str) -> str:
+def _remark(file: ImageFile, size: int, why: str) -> str:
     if why:
         return f"{why}: it is repacked into the node's home"
-    if file.kind == "raw" and file.size % BLOCK_SIZE:
-        return (
-            f"{file.path} has {file.size} bytes, not a multiple of 4 KiB: the device ends in zeros"
-        )
+    if not file.can_stay and size % BLOCK_SIZE:
+        return f"{file.name} has {size} bytes, not a multiple of 4 KiB: the device ends in zeros"
     return ""
 
 
@@ -75,7 +74,7 @@ def finish_layer(staging: Path, index: bytes) -> IndexHeader:
 
 def read_start(file: ImageFile, length: int) -> bytes:
     """Return the first bytes of the device in an image file, fewer where it is shorter."""
-    with OpenImage(file.path, file.parts) as image:
+    with OpenImage(file.path, file.parts, file.name) as image:
         return image.read(0, min(length, image.size))
 
 
@@ -86,7 +85,7 @@ def device_size(file: ImageFile) -> int:
         FormatError: a cloop that is damaged.
         UsageError: the image is empty or too large.
     """
-    with OpenImage(file.path, file.parts) as image:
+    with OpenImage(file.path, file.parts, file.name) as image:
         return check_image_size(image.size)
 
 
@@ -98,7 +97,7 @@ def device_roots(file: ImageFile) -> tuple[Root, ...]:
     """
     if len(file.parts) == 1:
         return ()  # as `OpenImage` would say, without the index of a cloop having to be read
-    with OpenImage(file.path, file.parts) as image:
+    with OpenImage(file.path, file.parts, file.name) as image:
         return image.roots
 
 
@@ -109,5 +108,5 @@ def open_target(file: ImageFile, stack: ExitStack) -> FileTarget:
         FormatError: a cloop that is damaged.
         UsageError: the image is empty or too large.
     """
-    image = stack.enter_context(OpenImage(file.path, file.parts))
-    return FileTarget(image.read, image.size)
+    image = stack.enter_context(OpenImage(file.path, file.parts, file.name))
+    return FileTarget(image.read, image.size, image.next_data)

@@ -1,17 +1,22 @@
-"""What in an image file is the image: the file itself, or files on a CD image in it."""
+"""What in an image file is the image: the file itself, files on a CD image, or a partition."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.errors import FormatError, storage_error
+from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.boot import MAX_ROOTS
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, describe, detect_filesystem
 from p2pcloop.formats.iso import IsoFile, read_iso
+from p2pcloop.formats.partitions import Partition, read_partitions
+from p2pcloop.units import format_size
+
+_MAX_LISTED = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class Part:
     """A device that lies in an image file.
 
     Attributes:
-        name: its path on the CD; "" where it is the image file itself.
+        name: its path on the CD, "partition 1" of a disk; "" where it is the image file itself.
         kind: "cloop" or "raw".
         extents: where it lies in the image file.
     """
@@ -29,28 +34,40 @@ class Part:
     extents: Extents
 
 
-def find_parts(path: Path, fd: int, size: int) -> tuple[Part, ...]:
+def find_parts(fd: int, size: int, name: Path) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """Find what on a CD image is the image, from base to top; the CD itself where nothing is.
 
     Args:
-        path: of the CD image, for messages.
-        fd: of it.
+        fd: of the CD image.
         size: its bytes.
+        name: of it, for messages.
+
+    Returns:
+        The parts, and remarks on what was left out.
 
     Raises:
-        FormatError: it is damaged, or holds a KNOPPIX that cannot be read.
-        StorageError: the disk refused.
+        FormatError: it is damaged or cut off, or holds a KNOPPIX that cannot be read.
+        UsageError: it is a live CD of a kind that is not known.
+        OSError: the system refused.
     """
     try:
-        files = read_iso(fd, size).images
-        if len(files) > MAX_ROOTS:
-            raise FormatError(f"it has {len(files)} images, and at most {MAX_ROOTS} are joined")
-        parts = tuple(_to_part(fd, file) for file in files)
+        iso = read_iso(fd, size)
+        if len(iso.images) > MAX_ROOTS:
+            raise FormatError(
+                f"it has {len(iso.images)} images, and at most {MAX_ROOTS} are joined",
+                hint="mount it, and seed the one that is its root",
+            )
+        parts = tuple(_to_part(fd, file) for file in iso.images)
     except FormatError as err:
-        raise FormatError(f"{path}: {err}", hint=err.hint) from err
-    except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
-    return parts or (Part("", "raw", Extents([(0, size)])),)
+        raise FormatError(f"{name}: {err}", hint=err.hint) from err
+    if iso.unknown:
+        more = len(iso.unknown) - _MAX_LISTED
+        found = ", ".join(iso.unknown[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+        raise UsageError(
+            f"{name} is a live CD of a kind that is not known: {found}",
+            hint="mount it, and seed the one of these that is its root; --raw takes the CD itself",
+        )
+    return parts or (Part("", "raw", Extents([(0, size)])),), iso.notes
 
 
 def _to_part(fd: int, file: IsoFile) -> Part:
@@ -66,3 +83,61 @@ def _to_part(fd: int, file: IsoFile) -> Part:
         f"{file.name} on it is neither a cloop nor a file system that is known: it {what}",
         hint="decrypt or unpack it, and seed what comes out",
     )
+
+
+def find_partition(fd: int, size: int, number: int, name: Path) -> Part:
+    """Find the partition of a disk that holds the root.
+
+    Args:
+        fd: of the disk.
+        size: its bytes.
+        number: of the partition, 0 where it is to be found.
+        name: of the disk, for messages.
+
+    Raises:
+        FormatError: its table is damaged, or it is cut off.
+        UsageError: there is no such partition, or none or several could be the root.
+        OSError: the system refused.
+    """
+    try:
+        table = read_partitions(lambda at, length: os.pread(fd, length, at), size)
+    except FormatError as err:
+        raise FormatError(f"{name}: {err}", hint=err.hint) from err
+    heads = {each.number: os.pread(fd, PROBE_SIZE, each.offset) for each in table}
+    if number:
+        chosen = [each for each in table if each.number == number]
+    else:
+        chosen = _may_be_root(table, heads)
+    if len(chosen) == 1:
+        part = chosen[0]
+        return Part(f"partition {part.number}", "raw", Extents([(part.offset, part.size)]))
+    listed = "; ".join(_describe(each, heads[each.number]) for each in table[:_MAX_LISTED])
+    what = f"has no partition {number}" if number else "has several partitions that may be the root"
+    if not chosen and not number:
+        what = f"has no partition with a root ({', '.join(ROOT_TYPES)})"
+    raise UsageError(
+        f"{name} {what}: {listed or 'none at all'}",
+        hint="choose one with --partition N; --raw takes the whole disk",
+    )
+
+
+def _may_be_root(table: tuple[Partition, ...], heads: dict[int, bytes]) -> list[Partition]:
+    """What the table calls a root; else all that can be one, and are for nothing else."""
+    found = [each for each in table if detect_filesystem(heads[each.number]) in ROOT_TYPES]
+    named = [each for each in found if each.use == "root"]
+    return named or [each for each in found if not each.use and not _is_boot(heads[each.number])]
+
+
+def _is_boot(head: bytes) -> bool:
+    """Whether an ext file system was mounted on /boot when it was written last, or is called so
+    (kernel, fs/ext4/ext4.h: s_last_mounted, s_volume_name)."""
+    if not detect_filesystem(head).startswith("ext"):
+        return False
+    label, mounted = (head[at : at + 64].partition(b"\0")[0] for at in (1144, 1160))
+    return mounted == b"/boot" or label[:16].lower() == b"boot"
+
+
+def _describe(partition: Partition, head: bytes) -> str:
+    found = describe(detect_filesystem(head))
+    use = f", {partition.use}" if partition.use else ""
+    return f"{partition.number} ({found}{use}, {format_size(partition.size)})"

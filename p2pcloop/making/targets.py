@@ -12,7 +12,7 @@ from p2pcloop.image.api import BlockDevice, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.zeros import files_device
-from p2pcloop.making.build import Read, check_image_size
+from p2pcloop.making.build import NextData, Read, check_image_size, no_holes
 from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.units import BLOCK_SIZE
 
@@ -23,19 +23,28 @@ _SPAN = 1 << 20
 class FileTarget:
     """An image file; all of it may differ."""
 
-    def __init__(self, read: Read, size: int) -> None:
+    def __init__(self, read: Read, size: int, next_data: NextData = no_holes) -> None:
         """Take what `read` returns of `size` bytes; the device ends in zeros up to a block's end.
+
+        Args:
+            next_data: see `NextData`.
 
         Raises:
             UsageError: the image is empty or larger than 16 TiB.
         """
         self.size = check_image_size(size)
         self._read = read
+        self._next_data = next_data
         self._length = size
 
     def stretches(self) -> Iterable[Stretch]:
         """See `Target.stretches`."""
         return [(0, self.size // BLOCK_SIZE)]
+
+    def next_data(self, block: int) -> int:
+        """See `Target.next_data`."""
+        offset = block * BLOCK_SIZE
+        return self._next_data(offset) // BLOCK_SIZE if offset < self._length else block
 
     def read(self, block: int, count: int) -> bytes:
         """See `Target.read`.
@@ -69,6 +78,10 @@ class DeviceTarget:
         """See `Target.stretches`."""
         return self._stretches
 
+    def next_data(self, block: int) -> int:
+        """See `Target.next_data`."""
+        return block
+
     def read(self, block: int, count: int) -> bytes:
         """See `Target.read`.
 
@@ -101,6 +114,10 @@ class JoinedTarget:
         yield from self._lower.stretches()
         for first, count in self._upper.stretches():
             yield first + self._start, count
+
+    def next_data(self, block: int) -> int:
+        """See `Target.next_data`."""
+        return block
 
     def read(self, block: int, count: int) -> bytes:
         """See `Target.read`."""

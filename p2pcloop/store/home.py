@@ -16,6 +16,7 @@
     torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, when used, data
     leases/                   what running readers use, a file each, locked as long as they run
     overlays/                 overlays that lie on images of this home, a file each
+    sources/                  of which file the versions of a name were made, a file each
     indexes/                  indexes of cloop files that are used where they lie
     tmp/                      what is being made; on the same file system as torrents/
 
@@ -125,6 +126,10 @@ class Home:
     @property
     def torrents(self) -> Path:
         return self.root / "torrents"
+
+    @property
+    def sources(self) -> Path:
+        return self.root / "sources"
 
     @property
     def indexes(self) -> Path:

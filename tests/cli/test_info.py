@@ -23,6 +23,7 @@ def test_a_cloop(p2pcloop: Run, tmp_path: Path) -> None:
     assert p2pcloop("info", path, "--json").json == {
         "file": str(path),
         "format": "cloop V2.0",
+        "container": [],
         "stored": stored,
         "size": 5 * 65536,
         "header": "first",

@@ -146,7 +146,7 @@ def test_a_hint_names_the_home_it_is_about(p2pcloop: Run, home: Path) -> None:
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "raw.img").write_bytes(b"1")
+    (tmp_path / "raw.img").write_bytes(b"\1")
     command = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

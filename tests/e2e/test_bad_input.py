@@ -56,9 +56,9 @@ def test_an_empty_image(node: Node, tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 1000, 512 * 1001, 4096 * 100 + 1])
 def test_an_odd_size_is_padded_and_that_is_said(node: Node, tmp_path: Path, size: int) -> None:
     image, out = tmp_path / "odd.img", tmp_path / "out.img"
-    data = (b"not a multiple of anything. " * (size // 28 + 1))[:size]
+    data = (b"not a multiple of anything\0\1" * (size // 28 + 1))[:size]
     image.write_bytes(data)
-    seeded = node.run("seed", image, "--name", f"odd-{size}", "--json")
+    seeded = node.run("seed", image, "--raw", "--name", f"odd-{size}", "--json")
     assert "4 KiB" in seeded.err
     assert "zeros" in seeded.err
     node.run("export", json.loads(seeded.out)["name"], out)
@@ -126,7 +126,7 @@ def test_no_file_system_that_boots(node: Node, tmp_path: Path, content: bytes, f
     image = tmp_path / "other.img"
     image.write_bytes(content)
     refused(node, "boot", image, error=GuestError, says=f"{image} cannot boot: it holds {found}")
-    seeded = node.run("seed", image, "--name", "unbootable", "--json")
+    seeded = node.run("seed", image, "--raw", "--name", "unbootable", "--json")
     assert f"a guest cannot boot it: it holds {found}" in seeded.err
     name = json.loads(seeded.out)["name"]
     # Nobody knows before it has looked.

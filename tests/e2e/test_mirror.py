@@ -85,7 +85,7 @@ def test_two_images_and_a_new_version_share_a_directory(
 
     # A new version replaces the record and the line, and leaves the rest.
     copy.write_bytes(b"x" * 4096 * 50)
-    seeder.seed(copy, "one")
+    seeder.seed(copy, "one", "--as-new-version")
     write(seeder, one, directory)
     now = files(directory)
     assert open_record(now[one]).record.version == 2

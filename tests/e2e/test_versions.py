@@ -37,7 +37,9 @@ def nodes() -> Iterator[Nodes]:
 def publish(node: Node, tmp_path: Path, version: int, *options: str) -> dict[str, Any]:
     path = tmp_path / f"v{version}.img"
     path.write_bytes(image(version))
-    return node.json("publish", path, "--name", "disk", "-m", f"change {version}", *options)
+    return node.json(
+        "publish", path, "--raw", "--name", "disk", "-m", f"change {version}", *options
+    )
 
 
 def test_publishes_at_once_under_one_label_are_one_after_the_other(
@@ -51,12 +53,12 @@ def test_publishes_at_once_under_one_label_are_one_after_the_other(
             for version in (2, 3):
                 path = tmp_path / f"v{version}.img"
                 path.write_bytes(image(version))
-                words = ("publish", path, "--name", "disk", "--json")
+                words = ("publish", path, "--raw", "--name", "disk", "--json")
                 running.append(stack.enter_context(node.started(*words)))
             for process in running:
                 assert process.stderr is not None
                 assert name in next(line for line in process.stderr if line.startswith("waiting"))
-            node.json("publish", tmp_path / "v1.img", "--name", "another")
+            node.json("publish", tmp_path / "v1.img", "--raw", "--name", "another")
         told = [json.loads(process.communicate(timeout=BOUND)[0]) for process in running]
     assert sorted(each["version"] for each in told) == [2, 3]
     assert [each["version"] for each in node.json("log", name)["versions"]] == [3, 2, 1]
@@ -116,7 +118,7 @@ def test_a_mirror_in_a_directory_tells_the_history(nodes: Nodes, tmp_path: Path)
     for version in (2, 3):
         path = tmp_path / f"v{version}.img"
         path.write_bytes(image(version))
-        made = publisher.json("publish", path, "--name", "other", "--base", base["name"])
+        made = publisher.json("publish", path, "--raw", "--name", "other", "--base", base["name"])
     name = made["name"]
     told = publisher.json("log", name)["versions"]
     publisher.run("mirror", name, tmp_path / "www")
@@ -168,7 +170,7 @@ def test_a_protected_key_signs_with_its_passphrase_alone(nodes: Nodes, tmp_path:
     node.run("key", "new", "default", "--passphrase")
     assert publish(node, tmp_path, 1)["version"] == 1
     (tmp_path / "v.img").write_bytes(image(2))
-    words = ("publish", tmp_path / "v.img", "--name", "disk")
+    words = ("publish", tmp_path / "v.img", "--raw", "--name", "disk")
     node.environment["P2PCLOOP_PASSPHRASE"] = "wrong"
     refused = node.run(*words, code=MismatchError.exit_code)
     assert refused.err.startswith("p2pcloop: that is not the passphrase of the key")

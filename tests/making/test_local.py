@@ -53,7 +53,7 @@ def test_kinds_of_files(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPat
     assert inspect_file(raw) == ImageFile(raw, "raw", len(RAW))
     assert inspect_file(cloop) == ImageFile(cloop, "cloop", cloop.stat().st_size)
     assert inspect_file(tmp_path / "o.delta").kind == "overlay"
-    (tmp_path / "one").write_bytes(b"x")
+    (tmp_path / "one").write_bytes(b"\0")
     assert inspect_file(tmp_path / "one") == ImageFile(tmp_path / "one", "raw", 1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("raw.img")
@@ -65,10 +65,8 @@ def test_a_cloop_with_its_header_at_the_end_is_no_raw_image(tmp_path: Path) -> N
     tail = b"#!/bin/sh\n#V4.0 Format\n".ljust(128, b"\0") + bytes(8)
     path = tmp_path / "v4.cloop"
     path.write_bytes(RAW[:10_000] + tail)
-    file = inspect_file(path)
-    assert file.kind == "cloop"
     with pytest.raises(FormatError, match="block size is 0"):
-        open_local(file, None, ignore)
+        inspect_file(path)
 
 
 def test_what_is_no_image_file(tmp_path: Path) -> None:
@@ -192,11 +190,11 @@ def test_a_file_that_went_away_or_may_not_be_read(tmp_path: Path, raw: Path) -> 
 def test_what_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
     """Else an image would be published that there never was."""
     path = tmp_path / "disk.img"
-    path.write_bytes(b"a" * 8192)
+    path.write_bytes(b"\1" * 8192)
     os.utime(path, ns=(0, 0))
     file = inspect_file(path)
     with unchanged(file):
-        assert path.read_bytes() == b"a" * 8192
+        assert path.read_bytes() == b"\1" * 8192
     with pytest.raises(BusyError, match="while it was read"), unchanged(file):
         path.write_bytes(b"b" * 8192)
     other = tmp_path / "other"

@@ -77,9 +77,9 @@ class Node:
         answer: dict[str, Any] = json.loads(self.run(*words, "--json", code=code).out)
         return answer
 
-    def seed(self, image: Path, label: str = "image") -> dict[str, Any]:
-        """Seed an image; return what the command said."""
-        return self.json("seed", image, "--name", label)
+    def seed(self, image: Path, label: str = "image", *options: str) -> dict[str, Any]:
+        """Seed an image, which may be noise; return what the command said."""
+        return self.json("seed", image, "--name", label, "--raw", *options)
 
     def torrents(self) -> dict[str, dict[str, Any]]:
         """What `status` tells of each torrent, by its info hash in hexadecimal."""

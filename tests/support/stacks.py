@@ -32,6 +32,9 @@ class BytesTarget:
         self.size = len(data)
         self._stretches = [(0, len(data) // 4096)] if stretches is None else list(stretches)
 
+    def next_data(self, block: int) -> int:
+        return block
+
     def stretches(self) -> Iterable[Stretch]:
         return self._stretches
 

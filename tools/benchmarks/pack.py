@@ -62,7 +62,17 @@ def _by_p2pcloop(bench: Bench, image: Path) -> Values:
         with node(bench, home):
             start = time.monotonic()
             told = run_json(
-                [bench.p2pcloop, "seed", image, "--name", "bench", "--home", home, "--json"]
+                [
+                    bench.p2pcloop,
+                    "seed",
+                    image,
+                    "--raw",
+                    "--name",
+                    "bench",
+                    "--home",
+                    home,
+                    "--json",
+                ]
             )
             return {"seconds": time.monotonic() - start, "bytes": told["stored"]}
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.streams import log_to_stderr
 from p2pcloop.errors import UsageError
@@ -67,6 +67,7 @@ Examples:
     "--profile", is_flag=True, help="Read ahead what a boot reads, as `p2pcloop boot` does."
 )
 @at_option
+@file_options
 @home_option
 @json_option
 def command(

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option
+from p2pcloop.cli.options import at_option, file_options, home_option
 from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.size import FILL, SIZE
@@ -109,6 +109,7 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     "--no-profile", is_flag=True, help="Read nothing ahead of the guest, and record no profile."
 )
 @at_option
+@file_options
 @home_option
 def command(
     ref: str,

@@ -72,7 +72,7 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
     found = _file_system_of(target)
     if found is None:
         return asked or "block"  # the guest finds out
-    name = target.name if isinstance(target, StoredRef) else str(target.path)
+    name = str(target.name)
     if found not in ROOT_TYPES:
         raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
     several = len(layer_places(target)) > 1

@@ -71,7 +71,7 @@ def image_facts(
     """
     if isinstance(target, ImageFile):
         return {
-            "image": str(target.path),
+            "image": str(target.name),
             "image_size": device_size(target),
             "image_stored": target.size,
             "bytes_received": 0,

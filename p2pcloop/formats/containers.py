@@ -1,0 +1,281 @@
+"""Tells files that hold a disk image in another form, and files that hold none, by their bytes.
+
+Sources: QEMU (docs/interop/qcow2.rst, block/vmdk.c, block/vdi.c), VMware "Virtual Disk Format 5.0",
+Microsoft "Virtual Hard Disk Image Format Specification" and [MS-VHDX]; RFC 1952, RFC 8878, the .xz
+and bzip2 formats; file(1) for the rest.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import struct
+from collections.abc import Callable
+from uuid import UUID
+
+from p2pcloop.errors import FormatError, UsageError
+
+DISK_FORMATS = {
+    "qcow2": "qcow2",
+    "vmdk": "vmdk",
+    "vdi": "vdi",
+    "vhd": "vpc",
+    "vhdx": "vhdx",
+}
+"""Disk images of virtual machines, and what QEMU calls their drivers."""
+
+COMPRESSED = ("gz", "xz", "zst", "bz2")
+
+CONTAINERS = (*DISK_FORMATS, *COMPRESSED)
+
+TAIL_SIZE = 512
+"""Bytes at the end of a file that are looked at."""
+
+Read = Callable[[int, int], bytes]
+"""Returns the bytes at an offset, of a length; fewer where the file ends."""
+
+_MAGIC = (
+    (b"QFI\xfb\0\0\0\2", "qcow2"),
+    (b"QFI\xfb\0\0\0\3", "qcow2"),
+    (b"KDMV", "vmdk"),
+    (b"conectix", "vhd"),
+    (b"vhdxfile", "vhdx"),
+    (b"\x1f\x8b\x08", "gz"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zst"),
+    *((b"BZh%d1AY&SY" % level, "bz2") for level in range(1, 10)),
+)
+_VDI_MAGIC = struct.pack("<I", 0xBEDA107F)
+_VHD_COOKIE = b"conectix"
+
+_OTHERS = (
+    (257, b"ustar", "a tar archive"),
+    (0, b"PK\3\4", "a zip archive"),
+    (0, b"PK\5\6", "a zip archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!\x1a\x07", "a rar archive"),
+    (0, b"MSCF", "a cabinet archive"),
+    (0, b"MSWIM\0\0\0", "a Windows image (WIM)"),
+    (0, b"!<arch>\n", "a Debian package, or another ar archive"),
+    (0, b"\xed\xab\xee\xdb", "an RPM package"),
+    (0, b"xar!", "a xar archive"),
+    (0, b"070701", "a cpio archive"),
+    (0, b"070702", "a cpio archive"),
+    (0, b"070707", "a cpio archive"),
+    (0, b"\x7fELF", "a program (ELF)"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"\x89PNG\r\n", "a picture (PNG)"),
+    (0, b"\xff\xd8\xff", "a picture (JPEG)"),
+    (0, b"GIF8", "a picture (GIF)"),
+    (0, b"SQLite format 3\0", "a database (SQLite)"),
+    (4, b"ftyp", "a film"),
+    (0, b"\x1aE\xdf\xa3", "a film (Matroska)"),
+    (0, b"OggS", "a recording (Ogg)"),
+    (0, b"\x04\x22\x4d\x18", "compressed by lz4"),
+    (0, b"LZIP", "compressed by lzip"),
+    (0, b"\x89LZO\0\r\n\x1a\n", "compressed by lzop"),
+    (0, b"\x5d\0\0", "compressed by lzma"),
+    (0, b"\x1f\x9d", "compressed by compress"),
+    (0, b"d8:announce", "a torrent file"),
+    (0, b"d4:info", "a torrent file"),
+    (0, b"QFI\xfb", "a qcow image of an old version"),
+    (0, b"QED\0", "a QED disk image"),
+    (0, b"COWD", "a part of a VMware disk image"),
+    (0, b"WithoutFreeSpace", "a Parallels disk image"),
+    (0, b"WithouFreSpacExt", "a Parallels disk image"),
+    (0, b"Bochs Virtual HD Image", "a Bochs disk image"),
+    (0, b"EVF\x09\x0d\x0a\xff\0", "a forensic disk image (EWF)"),
+    (0, b"AFF10\r\n", "a forensic disk image (AFF)"),
+    (0, b"\x3a\xff\x26\xed", "an Android sparse image"),
+    (0, b"sprs", "a sparse image of macOS"),
+    (0, b"P2PC", "a file of p2pcloop, and no image"),
+)
+"""Offset, bytes, what it is: of files that hold no device, or one that is not read."""
+
+_UNPACK = "unpack it, and give the image that is in it"
+_CONVERT = "convert it: `qemu-img convert -O raw IN OUT`"
+_TEXT = re.compile(rb"[\t\n\v\f\r\x1b\x08\x20-\x7e\x80-\xff]*")
+_CONTINUATIONS = bytes(range(0x80, 0xC0))
+_DESCRIPTOR = re.compile(rb"\s*# Disk DescriptorFile", re.IGNORECASE)
+_MAX_DESCRIPTOR = 1 << 20
+
+
+def detect_container(head: bytes, tail: bytes) -> str:
+    """Return one of `CONTAINERS`, or "" for anything else.
+
+    Args:
+        head: the first bytes of the file, 512 or more where it has them.
+        tail: its last `TAIL_SIZE` bytes.
+    """
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[64:68] == _VDI_MAGIC:
+        return "vdi"
+    return "vhd" if tail.startswith(_VHD_COOKIE) and len(tail) == TAIL_SIZE else ""
+
+
+def describe_other(head: bytes, tail: bytes) -> tuple[str, str]:
+    """Say what a file is that is no image, and what to do; "" twice where it may be one.
+
+    Args:
+        head: the first bytes of the file; of a short one all.
+        tail: its last `TAIL_SIZE` bytes.
+    """
+    if _DESCRIPTOR.match(head):
+        return "a VMware descriptor, which only names the files with the content", _CONVERT
+    for offset, magic, what in _OTHERS:
+        if head.startswith(magic, offset):
+            hint = _CONVERT if "disk image" in what or "qcow" in what else _UNPACK
+            return what, hint
+    if tail.startswith(b"koly"):
+        return "a disk image of macOS (dmg)", _CONVERT
+    if _is_text(head) and _is_text(tail):
+        return "text", "an image is a device's content: a .cloop, a CD, a raw image, a qcow2, …"
+    return "", ""
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether these are lines of UTF-8, whose first and last characters may be cut off."""
+    if not data or not _TEXT.fullmatch(data):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data.lstrip(_CONTINUATIONS))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def check_alone(kind: str, read: Read, size: int, name: str) -> None:
+    """Check that a disk image is whole and takes no content from other files.
+
+    Whoever made it would else choose which of this machine's files are published.
+
+    Args:
+        kind: one of `DISK_FORMATS`.
+        read: reads the file.
+        size: its bytes.
+        name: of it, for messages.
+
+    Raises:
+        UsageError: it takes content from another file.
+        FormatError: it is damaged or cut off.
+    """
+    try:
+        if _CHECKS[kind](read, size, name):
+            raise UsageError(
+                f"{name} takes a part of its content from another file",
+                hint="make one image of them first: `qemu-img convert -O raw IN OUT`",
+            )
+    except (struct.error, KeyError) as err:
+        raise FormatError(
+            f"{name} is damaged or cut off: its header is not whole", hint=_AGAIN
+        ) from err
+
+
+_AGAIN = "fetch or copy it again"
+
+
+def _check_qcow2(read: Read, _size: int, _name: str) -> bool:
+    """A backing file, or an external data file (incompatible feature 2)."""
+    header = read(0, 80).ljust(80, b"\0")
+    version, backing = struct.unpack_from(">4xIQ", header)
+    features = struct.unpack_from(">Q", header, 72)[0] if version > 2 else 0
+    return bool(backing or features & 1 << 2)
+
+
+def _check_vmdk(read: Read, size: int, name: str) -> bool:
+    """Without a capacity only the descriptor counts, which names other files; it may name a parent.
+
+    Header: magic, version, flags, capacity, grain size, descriptor's place and length, in sectors.
+    """
+    header = read(0, 512)
+    capacity, _, start, length = struct.unpack_from("<QQQQ", header, 12)
+    if not capacity:
+        return True
+    if (start + length) * 512 > size or length * 512 > _MAX_DESCRIPTOR:
+        raise FormatError(f"{name} is cut off, or its descriptor is too long", hint=_AGAIN)
+    descriptor = read(start * 512, length * 512)
+    parent = re.search(
+        rb"^\s*parentCID\s*=\s*([0-9a-f]+)", descriptor, re.MULTILINE | re.IGNORECASE
+    )
+    child = parent is not None and int(parent[1], 16) != 0xFFFFFFFF
+    return child or b"parentfilenamehint" in descriptor.lower()
+
+
+def _check_vdi(read: Read, size: int, name: str) -> bool:
+    """Type 1 grows, 2 is of fixed size, others hold differences; so does one with a parent's id."""
+    header = read(0, 512)
+    (kind,) = struct.unpack_from("<I", header, 76)
+    (data,) = struct.unpack_from("<I", header, 344)
+    block, _, _, allocated = struct.unpack_from("<IIII", header, 376)
+    if data + allocated * block > size:
+        raise FormatError(
+            f"{name} is cut off: it says that it has {data + allocated * block} bytes, and {size}"
+            " are here",
+            hint=_AGAIN,
+        )
+    return kind not in (1, 2) or any(header[424:456])
+
+
+def _check_vhd(read: Read, size: int, name: str) -> bool:
+    """Its last 512 bytes are the footer: type 2 is of fixed size, 3 grows, 4 holds differences."""
+    footer = read(max(0, size - 512), 512)
+    if not footer.startswith(_VHD_COOKIE):
+        raise FormatError(f"{name} is cut off: its last 512 bytes are no VHD footer", hint=_AGAIN)
+    (current,) = struct.unpack_from(">Q", footer, 48)
+    (kind,) = struct.unpack_from(">I", footer, 60)
+    if kind == 2 and current + 512 > size:
+        raise FormatError(
+            f"{name} is cut off: it says that it has {current + 512} bytes, and {size} are here",
+            hint=_AGAIN,
+        )
+    return kind not in (2, 3)
+
+
+def _check_vhdx(read: Read, size: int, name: str) -> bool:
+    """Whether its file parameters name a parent; QEMU finds blocks that begin behind the end, but
+    not one that ends there ([MS-VHDX] 2.2.3 and 2.6.2.1)."""
+    regions = _vhdx_table(read(192 << 10, 64 << 10), b"regi", 16)
+    (metadata, _), (table, length) = regions[_VHDX_METADATA], regions[_VHDX_BLOCKS]
+    items = _vhdx_table(read(metadata, 64 << 10), b"metadata", 32)
+    where, _ = items[_VHDX_PARAMETERS]
+    block, flags = struct.unpack("<II", read(metadata + (where & 0xFFFFFFFF), 8))
+    end = 0
+    for at in range(table, table + min(length, _MAX_BLOCK_TABLE), 1 << 20):
+        data = read(at, min(1 << 20, table + length - at))
+        for (entry,) in struct.iter_unpack("<Q", data[: len(data) // 8 * 8]):
+            if entry & 7 == _VHDX_PRESENT:
+                end = max(end, (entry >> 20 << 20) + block)
+    if end > size:
+        raise FormatError(
+            f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
+        )
+    return bool(flags & 2)
+
+
+def _vhdx_table(data: bytes, signature: bytes, entries: int) -> dict[bytes, tuple[int, int]]:
+    """A region table (32-bit length), or the one of the metadata (offset and length of 32 bits):
+    by GUID what follows it."""
+    if not data.startswith(signature):
+        raise struct.error("another signature")
+    found = {}
+    for at in range(entries, len(data) - 31, 32):
+        guid, offset, length = struct.unpack_from("<16sQI", data, at)
+        found[guid] = offset, length
+    return found
+
+
+_VHDX_BLOCKS = UUID("2dc27766-f623-4200-9d64-115e9bfd4a08").bytes_le
+_VHDX_METADATA = UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e").bytes_le
+_VHDX_PARAMETERS = UUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b").bytes_le
+_VHDX_PRESENT = 6
+_MAX_BLOCK_TABLE = 256 << 20
+
+_CHECKS = {
+    "qcow2": _check_qcow2,
+    "vmdk": _check_vmdk,
+    "vdi": _check_vdi,
+    "vhd": _check_vhd,
+    "vhdx": _check_vhdx,
+}

@@ -1,0 +1,214 @@
+"""Disk images of virtual machines, which qemu-img (package qemu-utils) reads and writes for us."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import resource
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from p2pcloop.errors import FormatError, NeedsPackageError, StorageError
+from p2pcloop.formats.containers import DISK_FORMATS, check_alone
+from p2pcloop.making.build import Progress, check_image_size
+
+_MEMORY = 2 << 30
+"""Bytes of address space that qemu-img gets: a stranger's image decides what it asks for."""
+
+_PATIENCE = 60.0
+"""Seconds for reading a header."""
+
+_LEAKS, _NO_CHECK = 3, 63
+"""Exit codes of `qemu-img check`: room is lost, but no content; the format has no check."""
+
+_AGAIN = "fetch or copy it again"
+_OUR_NAME = re.compile(r"qemu-img: |Could not open 'json:\{.*\}': |'?json:\{.*\}'?:? ?")
+_MAPPED = re.compile(rb'"length": (\d+),.*"data": true,.*"offset": (\d+)')
+_PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
+
+
+def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: Path) -> None:
+    """Write the device in a disk image to a sparse raw file.
+
+    No other file is opened: neither a backing file nor one with data, whatever the image names. The
+    image is given by descriptor and with its driver, never by a name that QEMU would interpret.
+
+    Args:
+        kind: one of `DISK_FORMATS`.
+        path: the disk image.
+        out: absolute; is made.
+        progress: is told how many bytes of the device are done.
+        name: of the disk image, for messages.
+
+    Raises:
+        UsageError: it takes content from other files.
+        FormatError: it is damaged or cut off.
+        StorageError: there is no room for it.
+        NeedsPackageError: qemu-img is not on this system.
+    """
+    with path.open("rb") as file:
+        fd = file.fileno()
+        size = os.lseek(fd, 0, os.SEEK_END)
+        check_alone(kind, lambda at, length: os.pread(fd, length, at), size, str(name))
+        source = _as_json(kind, fd)
+        device = _device_size(source, fd, name)
+        checked = _run(["check", "-q", source], fd, timeout=None)
+        if checked.returncode not in (0, _LEAKS, _NO_CHECK):
+            raise FormatError(f"{name} is damaged or cut off: {_said(checked)}", hint=_AGAIN)
+        _check_end(source, fd, size, name)
+        _convert(source, fd, out, lambda share: progress(int(share * device)), name)
+
+
+def pack_qcow2(raw: Path, out: Path) -> None:
+    """Write a raw file as a qcow2 image; what is a hole or zeros takes no room.
+
+    Raises:
+        StorageError: qemu-img could not write it.
+        NeedsPackageError: qemu-img is not on this system.
+    """
+    with raw.open("rb") as file:
+        done = _run(
+            ["convert", "-O", "qcow2", _as_json("raw", file.fileno()), str(out.absolute())],
+            file.fileno(),
+            timeout=None,
+        )
+    if done.returncode:
+        raise StorageError(f"qemu-img cannot write {out}: {_said(done)}", errno=errno.EIO)
+
+
+def _as_json(kind: str, fd: int) -> str:
+    """An image as QEMU's pseudo-protocol takes it, so that nothing of it is guessed."""
+    is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+    file = {"driver": "host_device" if is_device else "file", "filename": f"/proc/self/fd/{fd}"}
+    node: dict[str, Any] = {"driver": DISK_FORMATS.get(kind, kind), "file": file, "read-only": True}
+    if kind == "vhd":
+        node["force_size_calc"] = "current_size"  # by their geometry some would lose their end
+    if kind in DISK_FORMATS:
+        node["backing"] = None
+    return f"json:{json.dumps(node)}"
+
+
+def _device_size(source: str, fd: int, name: Path) -> int:
+    done = _run(["info", "--output=json", source], fd, timeout=_PATIENCE)
+    try:
+        size = int(json.loads(done.stdout)["virtual-size"])
+    except (ValueError, KeyError, TypeError) as err:
+        raise FormatError(f"qemu-img cannot read {name}: {_said(done)}", hint=_AGAIN) from err
+    check_image_size(size)
+    return size
+
+
+def _check_end(source: str, fd: int, size: int, name: Path) -> None:
+    """Find data that begins within the file and ends behind it: QEMU would read zeros there."""
+    end = 0
+    with tempfile.TemporaryFile() as errors:
+        with _start(["map", "--output=json", source], fd, errors) as process:
+            assert process.stdout is not None, "it is a pipe"
+            for line in process.stdout:  # one for each stretch
+                if found := _MAPPED.search(line):
+                    end = max(end, int(found[1]) + int(found[2]))
+        errors.seek(0)
+        if process.returncode:
+            said = _words(errors.read(4096), process.returncode)
+            raise FormatError(f"qemu-img cannot read {name}: {said}", hint=_AGAIN)
+    if end > size:
+        raise FormatError(
+            f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
+        )
+
+
+def _convert(
+    source: str, fd: int, out: Path, progress: Callable[[float], None], name: Path
+) -> None:
+    command = ["convert", "-p", "-O", "raw", source, str(out.absolute())]
+    with tempfile.TemporaryFile() as errors, _start(command, fd, errors) as process:
+        assert process.stdout is not None, "it is a pipe"
+        while data := os.read(process.stdout.fileno(), 4096):
+            if found := _PERCENT.findall(data):
+                progress(float(found[-1]) / 100)
+        process.wait()
+        errors.seek(0)
+        said = errors.read(4096)
+    if process.returncode:
+        message = _words(said, process.returncode)
+        if os.strerror(errno.ENOSPC) in message:
+            raise StorageError(
+                f"there is no room for the content of {name}",
+                errno=errno.ENOSPC,
+                hint=f"free some space where {out.parent} is, or choose another --home",
+            )
+        raise FormatError(f"qemu-img cannot read {name}: {message}", hint=_AGAIN)
+
+
+def _run(
+    command: Sequence[str], fd: int, *, timeout: float | None
+) -> subprocess.CompletedProcess[bytes]:
+    with _start(command, fd) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as late:
+            process.kill()
+            raise FormatError(
+                f"qemu-img needs more than {timeout:.0f} s for a header", hint=_AGAIN
+            ) from late
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _start(
+    command: Sequence[str], fd: int, errors: IO[bytes] | int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
+    return start_tool(
+        ["qemu-img", *command], fd, package="qemu-utils", memory=_MEMORY, errors=errors
+    )
+
+
+def start_tool(
+    command: Sequence[str],
+    fd: int,
+    *,
+    package: str,
+    memory: int,
+    errors: IO[bytes] | int = subprocess.PIPE,
+) -> subprocess.Popen[bytes]:
+    """Start a program on a stranger's file, which it gets as a descriptor, with bounded memory.
+
+    Raises:
+        NeedsPackageError: it is not on this system.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=(fd,),
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except FileNotFoundError as err:
+        raise NeedsPackageError(
+            f"{command[0]} is needed for this image", hint=f"apt install {package}"
+        ) from err
+    with suppress(OSError):  # it is gone already, or a container forbids it: a second guard
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
+    return process
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    return _words(done.stderr, done.returncode)
+
+
+def _words(said: bytes, code: int) -> str:
+    """The first of what it said, without the name that stands for the descriptor."""
+    lines = said.decode("utf-8", "replace").splitlines()
+    text = next((line.strip() for line in lines if line.strip()), f"it ended with {code}")
+    return _OUR_NAME.sub("", text)[:300]

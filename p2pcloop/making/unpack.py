@@ -1,0 +1,303 @@
+"""Writes what is in a container (a disk image, a compressed file, a nested root) as a raw file."""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import lzma
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO, Protocol, Self
+
+import zstandard
+
+from p2pcloop.errors import FormatError, StorageError, UsageError, storage_error
+from p2pcloop.formats.cloop import is_cloop
+from p2pcloop.formats.containers import DISK_FORMATS, describe_other, detect_container
+from p2pcloop.formats.filesystem import PROBE_SIZE
+from p2pcloop.making.build import Progress
+from p2pcloop.making.qemu_img import start_tool, unpack_disk
+from p2pcloop.units import MAX_IMAGE_SIZE, format_size
+
+_IN = 64 << 10
+_ZSTD_IN = 2 << 10
+"""zstd has no bound for its output, and 4 bytes may become 128 KiB: this much becomes 64 MiB."""
+
+_OUT = 1 << 20
+_MEMORY = 1 << 30
+"""Bytes that a decoder may take for its window."""
+
+_RESERVE = 256 << 20
+"""Bytes that stay free on the disk, for whatever else needs some."""
+
+_CHECK_ROOM = 64 << 20
+_BLOCK = 64 << 10
+_ZEROS = bytes(_BLOCK)
+_NESTED = ("LiveOS/rootfs.img", "LiveOS/ext3fs.img")
+_AGAIN = "fetch or copy it again"
+
+
+def unpack(
+    kind: str, path: Path, out: Path, progress: Progress, *, name: Path, raw: bool = False
+) -> None:
+    """Write the content of a container to a raw file with holes where it has zeros.
+
+    Args:
+        kind: one of `CONTAINERS`.
+        path: the container.
+        out: absolute; is made.
+        progress: is told how many bytes are done.
+        name: of the container, for messages.
+        raw: take what it holds, whatever that is.
+
+    Raises:
+        UsageError: it takes content from other files, or holds no image.
+        FormatError: it is damaged or cut off.
+        StorageError: there is no room for what it holds, or the disk refused.
+        NeedsPackageError: a program that reads it is not on this system.
+    """
+    try:
+        if kind in DISK_FORMATS:
+            unpack_disk(kind, path, out, progress, name=name)
+            return
+        with path.open("rb") as file, SparseFile(out, name) as sparse:
+            for data in _decompress(kind, file, name):
+                if not sparse.size and not raw:
+                    _check_start(data, name)
+                sparse.write(data)
+                progress(sparse.size)
+    except OSError as err:
+        raise storage_error(f"cannot use {err.filename or name}", err) from err
+
+
+def _check_start(data: bytes, name: Path) -> None:
+    """Refuse an archive before all of it is unpacked."""
+    head = data[:PROBE_SIZE]
+    what, hint = describe_other(head, b"")
+    if what and not detect_container(head, b"") and not is_cloop(head):
+        raise UsageError(f"{name} is no disk image: it holds {what}", hint=hint)
+
+
+class SparseFile:
+    """A file that is written from start to end, with holes for zeros.
+
+    Attributes:
+        size: bytes so far.
+    """
+
+    def __init__(self, path: Path, name: Path) -> None:
+        """`name`: of what is written into it, for messages."""
+        self.size = 0
+        self._path = path
+        self._name = name
+        self._file: BinaryIO | None = None
+        self._unchecked = _CHECK_ROOM
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("xb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None, "it was entered"
+        self._file.truncate(self.size)
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        """Append.
+
+        Raises:
+            StorageError: there is too little room.
+            FormatError: it is more than an image may have.
+        """
+        assert self._file is not None, "it was entered"
+        if self.size + len(data) > MAX_IMAGE_SIZE:
+            raise FormatError(f"{self._name} holds more than the 16 TiB that an image may have")
+        for at in range(0, len(data), _BLOCK):
+            block = data[at : at + _BLOCK]
+            if block != _ZEROS[: len(block)]:
+                self._check_room(len(block))
+                self._file.seek(self.size + at)
+                self._file.write(block)
+        self.size += len(data)
+
+    def _check_room(self, length: int) -> None:
+        self._unchecked += length
+        if self._unchecked < _CHECK_ROOM:
+            return
+        self._unchecked = 0
+        free = shutil.disk_usage(self._path.parent).free
+        if free < _RESERVE + _CHECK_ROOM:
+            raise StorageError(
+                f"there is no room for the content of {self._name}: {format_size(self.size)} are"
+                f" unpacked, and {format_size(free)} are free",
+                errno=errno.ENOSPC,
+                hint=f"free some space where {self._path.parent} is, or choose another --home",
+            )
+
+
+class _Decoder(Protocol):
+    """What the standard library's decompressors have in common, made alike."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Decode; pieces of bounded size."""
+
+
+class _Zlib:
+    def __init__(self) -> None:
+        self._decoder = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data and not self.eof:
+            yield self._decoder.decompress(data, _OUT)
+            data = self._decoder.unconsumed_tail
+
+
+class _Bounded:
+    """bz2 and lzma, whose decoders keep what they have not decoded yet."""
+
+    def __init__(self, decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor) -> None:
+        self._decoder = decoder
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        yield self._decoder.decompress(data, _OUT)
+        while not self.eof and not self._decoder.needs_input:
+            yield self._decoder.decompress(b"", _OUT)
+
+
+class _Zstd:
+    def __init__(self) -> None:
+        self._decoder = zstandard.ZstdDecompressor(max_window_size=_MEMORY).decompressobj()
+
+    @property
+    def eof(self) -> bool:
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._decoder.unused_data
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        yield self._decoder.decompress(data)
+
+
+_DECODERS: dict[str, Callable[[], _Decoder]] = {
+    "gz": _Zlib,
+    "bz2": lambda: _Bounded(bz2.BZ2Decompressor()),
+    "xz": lambda: _Bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)),
+    "zst": _Zstd,
+}
+
+
+def _decompress(kind: str, file: BinaryIO, name: Path) -> Iterator[bytes]:
+    """The content of a compressed file, of all its members one after the other."""
+    make = _DECODERS[kind]
+    decoder = make()
+    ended = False
+    try:
+        for data in _pieces(file, _ZSTD_IN if kind == "zst" else _IN):
+            left = data
+            while left:
+                if decoder.eof:
+                    # Between members there may be zeros (xz: stream padding; gzip: of tapes).
+                    left = left.lstrip(b"\0")
+                    if not left:
+                        break
+                    decoder = make()
+                yield from filter(None, decoder.feed(left))
+                left = decoder.unused_data if decoder.eof else b""
+            ended = decoder.eof
+    except MemoryError as err:
+        raise FormatError(f"{name} needs too much memory to be unpacked") from err
+    except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError) as err:
+        if isinstance(err, OSError) and err.errno:
+            raise
+        raise FormatError(f"{name} is damaged, and cannot be unpacked: {err}", hint=_AGAIN) from err
+    if not ended:
+        raise FormatError(
+            f"{name} is cut off: its compressed data does not end within the file", hint=_AGAIN
+        )
+
+
+def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+    while data := file.read(size):
+        yield data
+
+
+def unpack_nested(path: Path, offset: int, out: Path, progress: Progress, *, name: Path) -> bool:
+    """Write the file system that lies as a file in a squashfs (Fedora's live CDs) to a raw file.
+
+    Args:
+        path: a file in which the squashfs lies.
+        offset: where in it.
+        out: is made where there is such a file.
+        progress: is told how many bytes are done.
+        name: of the file, for messages.
+
+    Returns:
+        Whether there was one; else the squashfs is the root itself.
+
+    Raises:
+        FormatError: it is damaged.
+        NeedsPackageError: unsquashfs is not on this system.
+        StorageError: there is no room.
+    """
+    try:
+        with path.open("rb") as file:
+            fd = file.fileno()
+            listed = b"".join(_unsquashfs(fd, ["-l"], offset, _NESTED, name))
+            inner = [each for each in _NESTED if f"squashfs-root/{each}".encode() in listed.split()]
+            if not inner:
+                return False
+            with SparseFile(out, name) as sparse:
+                for data in _unsquashfs(fd, ["-cat"], offset, inner[:1], name):
+                    sparse.write(data)
+                    progress(sparse.size)
+            return True
+    except OSError as err:
+        raise storage_error(f"cannot use {err.filename or name}", err) from err
+
+
+def _unsquashfs(
+    fd: int, what: list[str], offset: int, files: tuple[str, ...] | list[str], name: Path
+) -> Iterator[bytes]:
+    """What `unsquashfs` (package squashfs-tools) writes, in pieces."""
+    command = ["unsquashfs", "-p", "1", "-o", str(offset), *what, f"/proc/self/fd/{fd}", *files]
+    with (
+        tempfile.TemporaryFile() as errors,
+        start_tool(command, fd, package="squashfs-tools", memory=_MEMORY, errors=errors) as process,
+    ):
+        assert process.stdout is not None, "it is a pipe"
+        try:
+            yield from _pieces(process.stdout, _OUT)
+        except BaseException:
+            process.kill()
+            raise
+        if process.wait():
+            errors.seek(0)
+            said = " ".join(errors.read(4096).decode("utf-8", "replace").split())[:300]
+            raise FormatError(f"{name} is damaged: unsquashfs says: {said}", hint=_AGAIN)

@@ -1,0 +1,175 @@
+"""What `seed` and its kin take for an image, and under which name: one node, no guest."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.formats.filesystem import detect_filesystem
+from tests.support.cds import make_iso
+from tests.support.disks import EFI, LINUX, make_gpt
+from tests.support.images import make_image
+from tests.support.programs import Node, Nodes, tool
+
+pytestmark = pytest.mark.e2e
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Nodes() as nodes:
+        yield nodes.make()
+
+
+@pytest.fixture(scope="module")
+def ext4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file system of 2 MiB."""
+    path = tmp_path_factory.mktemp("ext4") / "fs.img"
+    path.touch()
+    os.truncate(path, 2 * MIB)
+    tool("mke2fs", "-q", "-t", "ext4", path)
+    return path
+
+
+def exported(node: Node, ref: str | Path, out: Path) -> bytes:
+    node.run("export", ref, out, "--force")
+    return out.read_bytes()
+
+
+def test_one_image_in_many_forms_is_one_version(node: Node, ext4: Path, tmp_path: Path) -> None:
+    """Wherever it lies, and however it is packed: it is the same image."""
+    qcow2, disk = tmp_path / "form.qcow2", tmp_path / "form.disk"
+    tool("qemu-img", "convert", "-O", "qcow2", ext4, qcow2)
+    packed = tmp_path / "form.img.gz"
+    packed.write_bytes(gzip.compress(ext4.read_bytes()))
+    both = {1: (LINUX, ext4.read_bytes()), 15: (EFI, bytes(MIB))}
+    disk.write_bytes(make_gpt(both))
+    seeded = [node.json("seed", path) for path in (qcow2, packed, disk)]
+    assert [each["version"] for each in seeded] == [1, 1, 1]
+    assert [each["changed"] for each in seeded] == [True, False, False]
+    assert {each["name"] for each in seeded} == {seeded[0]["name"]}
+    assert seeded[2]["images"] == ["partition 1"]
+    for ref in (qcow2, packed, disk, seeded[0]["name"]):
+        assert exported(node, ref, tmp_path / "out.img") == ext4.read_bytes()
+    assert node.json("info", packed)["container"] == ["gz"]
+    assert node.json("info", disk)["partition"] == "partition 1"
+    assert node.json("verify", qcow2)["file"] == str(qcow2)
+    # What was unpacked for a command goes with it.
+    assert not list(node.home.tmp.iterdir())
+
+
+def test_another_image_of_the_same_stem_is_refused(node: Node, ext4: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "t.img", tmp_path / "t.raw"
+    shutil.copy(ext4, first)
+    other = bytearray(ext4.read_bytes())
+    other[-MIB:] = os.urandom(MIB)
+    second.write_bytes(other)
+    assert node.json("seed", first)["version"] == 1
+    refused = node.run("seed", second, code=2)
+    assert f"version 1, was made of {first}, and {second} holds another image" in refused.err
+    assert "--name OTHER" in refused.err
+    assert "--as-new-version" in refused.err
+    larger = tmp_path / "t.qcow2"
+    tool("qemu-img", "convert", "-O", "qcow2", second, larger)
+    tool("qemu-img", "resize", "-q", larger, "3M")
+    node.run("seed", larger, "--name", "t", code=2)
+    assert node.json("seed", second, "--as-new-version")["version"] == 2
+    assert node.json("seed", second)["version"] == 2
+    node.run("seed", first, code=2)
+    # The same file with new content is the next version, and so is a link to it.
+    other[-10:] = b"x" * 10
+    second.write_bytes(other)
+    (tmp_path / "current").symlink_to(second)
+    assert node.json("seed", tmp_path / "current", "--name", "t")["version"] == 3
+    # The same image elsewhere is no new version, and from then on it is made of that.
+    second.rename(tmp_path / "moved.img")
+    assert not node.json("seed", tmp_path / "moved.img", "--name", "t")["changed"]
+    other[-5:] = b"y" * 5
+    (tmp_path / "moved.img").write_bytes(other)
+    assert node.json("seed", tmp_path / "moved.img", "--name", "t")["version"] == 4
+
+
+def test_an_empty_label_is_refused(node: Node, ext4: Path) -> None:
+    for words in (("seed", ext4), ("publish", ext4)):
+        assert "'' is not a label" in node.run(*words, "--name", "", code=2).err
+
+
+def test_what_is_no_image_is_refused_and_named(node: Node, tmp_path: Path) -> None:
+    noise, text, tar = tmp_path / "noise", tmp_path / "text", tmp_path / "x.tar"
+    noise.write_bytes(make_image(200_000, seed=2))
+    text.write_bytes(b"root:x:0:0:root:/root:/bin/bash\n")
+    tool("tar", "-cf", tar, "-C", tmp_path, "text")
+    for command in (("seed", "--name", "x"), ("publish", "--name", "x")):
+        said = node.run(command[0], noise, *command[1:], code=2).err
+        assert f"{noise} may be no disk image: it holds no file system that is known" in said
+        assert "--raw" in said
+    for path, what in ((text, "text"), (tar, "a tar archive")):
+        for words in (
+            *(("seed",), ("info",), ("boot",)),
+            *(("export", str(tmp_path / "out")), ("block", "--nbd", f"unix:{tmp_path}/s")),
+        ):
+            said = node.run(words[0], path, *words[1:], code=2).err
+            assert f"{path} is no disk image: it is {what}" in said
+    assert node.json("seed", noise, "--raw", "--name", "noise")["version"] == 1
+
+
+def test_a_download_that_broke_off_is_refused(node: Node, ext4: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.img"
+    cut.write_bytes(ext4.read_bytes()[:MIB])
+    for words in (("seed",), ("publish", "--name", "x"), ("info",), ("boot",)):
+        said = node.run(words[0], cut, *words[1:], code=3).err
+        assert f"{cut} is cut off" in said
+        assert f"{2 * MIB} bytes, and {MIB} are here" in said
+
+
+def test_messages_name_the_users_file(node: Node, tmp_path: Path) -> None:
+    raw, odd = tmp_path / "raw", tmp_path / "odd.qcow2"
+    raw.write_bytes(make_image(100_352, seed=2))  # 24.5 blocks of 4 KiB
+    tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, odd)
+    for words in (("seed", "--name", "odd"), ("publish", "--name", "odder")):
+        said = node.run(words[0], odd, "--raw", *words[1:]).err
+        assert f"{odd} has 100352 bytes, not a multiple of 4 KiB" in said
+        assert "tmp/seed-" not in said
+
+
+def test_layers_of_a_live_cd_are_joined(node: Node, tmp_path: Path) -> None:
+    layers = {}
+    for name in ("minimal", "minimal.standard", "minimal.de"):
+        tree = tmp_path / name
+        tree.mkdir()
+        (tree / name).write_bytes(os.urandom(100_000))
+        tool("mksquashfs", tree, tmp_path / "sq", "-quiet", "-no-progress", "-noappend")
+        layers[f"casper/{name}.squashfs"] = (tmp_path / "sq").read_bytes()
+    cd = make_iso(tmp_path / "ubuntu.iso", layers, "-r", "-J", "-joliet-long")
+    said = node.run("seed", cd)
+    assert "from that CD: casper/minimal.squashfs, casper/minimal.standard.squashfs" in said.out
+    assert "left out: casper/minimal.de.squashfs" in said.err
+    unknown = make_iso(tmp_path / "slax.iso", {"slax/1.sb": layers["casper/minimal.squashfs"]})
+    said = node.run("seed", unknown, code=2)
+    assert f"{unknown} is a live CD of a kind that is not known: SLAX/1.SB" in said.err
+
+
+def test_a_root_within_a_squashfs_on_a_cd(node: Node, ext4: Path, tmp_path: Path) -> None:
+    tree, out = tmp_path / "tree", tmp_path / "out.img"
+    (tree / "LiveOS").mkdir(parents=True)
+    shutil.copy(ext4, tree / "LiveOS/rootfs.img")
+    tool("mksquashfs", tree, tmp_path / "sq", "-quiet", "-no-progress")
+    files = {"LiveOS/squashfs.img": (tmp_path / "sq").read_bytes()}
+    cd = make_iso(tmp_path / "fedora.iso", files, "-r")
+    seeded = node.json("seed", cd)
+    assert (seeded["filesystem"], seeded["in_place"]) == ("ext4", False)
+    assert exported(node, cd, out) == ext4.read_bytes()
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "init").write_bytes(b"#!")
+    tool("mksquashfs", plain, tmp_path / "sq2", "-quiet", "-no-progress")
+    cd = make_iso(tmp_path / "void.iso", {"LiveOS/squashfs.img": (tmp_path / "sq2").read_bytes()})
+    seeded = node.json("seed", cd)
+    assert (seeded["filesystem"], seeded["in_place"]) == ("squashfs", True)
+    assert detect_filesystem(exported(node, cd, out)) == "squashfs"
