@@ -427,7 +427,7 @@ async def test_shim(spec: GuestSpec, tmp_path: Path, monkeypatch: pytest.MonkeyP
 async def test_disk_without_a_file_system(tmp_path: Path) -> None:
     (tmp_path / "blank").write_bytes(bytes(1 << 20))
     with serve(tmp_path / "blank") as spec, trio.fail_after(BOUND):
-        with pytest.raises(GuestError, match="no ext2, ext3 or ext4"):
+        with pytest.raises(GuestError, match="no ext2, ext3, ext4, btrfs or xfs"):
             await run_guest(spec)
 
 

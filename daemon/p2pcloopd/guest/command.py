@@ -23,7 +23,7 @@ from p2pcloop.store.home import Home
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
-from p2pcloopd.guest.initramfs import build_initramfs
+from p2pcloopd.guest.initramfs import AUTOLOGIN, build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
@@ -77,6 +77,11 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
     help="A User-Mode Linux kernel; `system` is this system's.  [env: P2PCLOOP_KERNEL]  [default:"
     " what tools/get-uml-kernel unpacked, or else this system's]",
 )
+@click.option(
+    "--autologin",
+    is_flag=True,
+    help="Log root in at the console, for this boot; the image is not changed.",
+)
 @click.option("--append", default="", metavar="ARGS", help="Words for the kernel's command line.")
 @click.option(
     "--console",
@@ -127,6 +132,7 @@ def command(
     at: int,
     home: Home,
     *,
+    autologin: bool,
     no_profile: bool,
 ) -> None:
     """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux.
@@ -140,10 +146,8 @@ def command(
     for output in filter(None, (report, console_file)):
         check_writable(output)
     home.create()
-    target = resolve_ref(ref, home, at=at, meanwhile=_load)
-    if isinstance(target, StoredRef):
-        target.check_secret()
-    files = choose_files(target, overlay, overlay_mode, overlay_size)
+    target = _find(ref, home, at)
+    files = choose_files(target, overlay, overlay_mode, overlay_size, home)
     before = _status(target)
     disk = disk_of(target, overlay, home, ahead=not no_profile, fill=fill, files=files)
     fresh = overlay is None or not overlay.exists()
@@ -155,7 +159,7 @@ def command(
             memory=mem,
             network="user" if net == "user" else "none",
             kernel=kernel,
-            append=f"{_published_append(target)} {append}".strip(),
+            append=_append(target, append, autologin=autologin),
             console=console_file or "stdio",
             cpu=None if cpu == -1 else last_allowed_cpu() if cpu is None else cpu,
         )
@@ -178,6 +182,13 @@ def _load() -> ModuleType:
     return importlib.import_module("p2pcloopd.guest.boot")
 
 
+def _find(ref: str, home: Home, at: int) -> ImageFile | StoredRef:
+    target = resolve_ref(ref, home, at=at, meanwhile=_load)
+    if isinstance(target, StoredRef):
+        target.check_secret()
+    return target
+
+
 def _first_root(
     target: ImageFile | StoredRef, files: FilesOverlay | None
 ) -> Callable[[Kernel], bytes]:
@@ -187,8 +198,10 @@ def _first_root(
     return partial(build_files_initramfs, places=layer_places(target))
 
 
-def _published_append(target: ImageFile | StoredRef) -> str:
-    return target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
+def _append(target: ImageFile | StoredRef, append: str, *, autologin: bool) -> str:
+    """Words for the kernel: the publisher's, ours, and the user's, of which the last one counts."""
+    published = target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
+    return " ".join(filter(None, (published, AUTOLOGIN if autologin else "", append)))
 
 
 def _status(target: ImageFile | StoredRef) -> dict[str, Any] | None:

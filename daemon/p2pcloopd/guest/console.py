@@ -1,4 +1,4 @@
-"""The guest's console: a pty whose slave is UML's con0, bridged to this process's terminal or a
+"""The guest's console: a pty whose slave is UML's con1, bridged to this process's terminal or a
 file."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -85,6 +85,35 @@ class Pty:
 
     def _set_size(self, size: bytes) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
+
+
+class UnseenConsoles:
+    """The guest's consoles beside the one that the user sees: no key ever comes from them, and what
+    is printed there is dropped. Images have logins on tty2 to tty6.
+
+    UML's own way to have a console that leads nowhere, `null`, makes its kernel complain at length
+    on the one that is seen: it waits for what is open, and /dev/null cannot be waited for.
+
+    Attributes:
+        fds: the guest's ends, by the number of the console.
+    """
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._ours, theirs = trio.socket.socketpair()
+        with theirs:
+            # One each: the kernel takes none twice.
+            self.fds = {number: os.dup(theirs.fileno()) for number in numbers}
+
+    async def drop_output(self) -> None:
+        """Read what the guest prints there, so that nothing in it ever waits."""
+        while await self._ours.recv(_CHUNK):
+            pass
+
+    def close(self) -> None:
+        """Close both ends."""
+        self._ours.close()
+        for fd in self.fds.values():
+            os.close(fd)
 
 
 async def pump(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 
 from p2pcloop.cli.refs import StoredRef
+from p2pcloop.cli.stored import Source
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
@@ -17,6 +20,8 @@ from p2pcloop.formats.filesystem import (
     overlay_mode,
 )
 from p2pcloop.formats.overlay import Overlay
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.pack import device_roots, device_size, read_start
 from p2pcloop.store.home import Home
@@ -27,7 +32,11 @@ from p2pcloopd.guest.files_root import WHOLE
 
 
 def choose_files(
-    target: ImageFile | StoredRef, overlay: Path | None, asked: str | None, size: int
+    target: ImageFile | StoredRef,
+    overlay: Path | None,
+    asked: str | None,
+    size: int,
+    home: Home,
 ) -> FilesOverlay | None:
     """Tell whether a guest's changes are kept as files, on a second device; None: as blocks.
 
@@ -41,12 +50,13 @@ def choose_files(
     Raises:
         MismatchError: the overlay that exists is of another mode than is asked for.
         UsageError: what is asked for cannot be with this image, or not of this size.
-        GuestError: the image is known to hold no root for a guest.
+        GuestError: the image holds no root for a guest.
+        P2pcloopError: what it holds cannot be read.
     """
     if overlay is not None and overlay.exists():
         mode = _mode_of(overlay, asked)
     else:
-        mode = _mode_for(target, asked)
+        mode = _mode_for(target, asked, home)
     if mode == "block":
         return None
     if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
@@ -68,8 +78,8 @@ def _mode_of(overlay: Path, asked: str | None) -> str:
     return mode
 
 
-def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
-    found = _file_system_of(target)
+def _mode_for(target: ImageFile | StoredRef, asked: str | None, home: Home) -> str:
+    found = _file_system_of(target, home)
     if found is None:
         return asked or "block"  # the guest finds out
     name = str(target.name)
@@ -87,13 +97,21 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None) -> str:
     return asked or ("files" if several else overlay_mode(found))
 
 
-def _file_system_of(target: ImageFile | StoredRef) -> str | None:
+def _file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
     """What the image holds, or None where that is not known here."""
     if isinstance(target, StoredRef):
-        return target.signed.manifest.boot.root_type or None
+        told = target.signed.manifest.boot.root_type
+        return told or detect_filesystem(_read_stored_start(target, home))
     if target.kind == "overlay":
         return None  # the block server says what to do with it
     return detect_filesystem(read_start(target, PROBE_SIZE))
+
+
+def _read_stored_start(target: StoredRef, home: Home) -> bytes:
+    """The first bytes of a device whose publisher did not say what it holds; they are fetched."""
+    source = Source(target, home)
+    with closing(source.open()) as image:
+        return BufferedReader(DeviceReader(ImageDevice(image), source.supply)).read(PROBE_SIZE)
 
 
 def disk_of(

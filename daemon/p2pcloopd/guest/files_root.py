@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from p2pcloop.errors import NeedsPackageError
-from p2pcloopd.guest.initramfs import HAND_OVER, make_initramfs
+from p2pcloopd.guest.initramfs import hand_over, make_initramfs
 from p2pcloopd.guest.kernel import Kernel, load_modules
 
-LAYER_APPLETS = ("losetup", "mkdir", "tr")
-_APPLETS = (*LAYER_APPLETS, "chmod", "hostname", "ln", "readlink")
+LAYER_APPLETS = ("losetup",)
+_APPLETS = (*LAYER_APPLETS, "hostname")
 
 _FILE_SYSTEMS = {"squashfs": "squashfs", "iso9660": "isofs", "erofs": "erofs"}
 """Type for `mount`, and module; ext4 is built in."""
@@ -34,19 +34,6 @@ load() {
     done
 }
 
-magic() {
-    dd if=$1 bs=1 skip=$2 count=$3 2>/dev/null | od -An -tx1 | tr -d ' \\n'
-}
-
-# Tells as p2pcloop/formats/filesystem.py does.
-file_system_on() {
-    if [ "$(magic $1 0 4)" = 68737173 ]; then echo squashfs
-    elif [ "$(magic $1 32769 5)" = 4344303031 ]; then echo iso9660
-    elif [ "$(magic $1 1024 4)" = e2e1f5e0 ]; then echo erofs
-    elif [ "$(magic $1 1080 2)" = 53ef ]; then echo ext4
-    fi
-}
-
 # mount_layers DIRECTORY DISK PLACE...: mounts what begins at these bytes, base first, and sets
 # `layers` as overlayfs wants it, and `types` to what they are. BYTE/upper is a layer in a folder.
 mount_layers() {
@@ -61,7 +48,7 @@ mount_layers() {
         fi
         type=$(file_system_on $device)
         case $type in
-            ext4) options=ro,noload ;;
+            ext4 | btrfs | xfs) options=$(without_journal $type) ;;
 @CASES@
             '') fail "the image holds no file system that is known at byte $byte" ;;
             *) fail "this kernel has no $type, which the image holds" ;;
@@ -128,7 +115,7 @@ def build_files_initramfs(kernel: Kernel, places: Sequence[str] = WHOLE) -> byte
     """
     functions, modules = layer_functions(kernel)
     mount_root = _MOUNT_ROOT.replace("@PLACES@", " ".join(places))
-    script = functions + mount_root + HAND_OVER
+    script = functions + mount_root + hand_over()
     return make_initramfs(kernel, script, applets=_APPLETS, modules=modules)
 
 

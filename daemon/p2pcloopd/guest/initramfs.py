@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from importlib import resources
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
@@ -19,6 +20,12 @@ from p2pcloopd.guest.kernel import Kernel, find_busybox, load_modules
 FAILURE_MARK = "p2pcloop: cannot boot: "
 """Begins the console line that says why the initramfs gave up; it powers off after it."""
 
+START_MARK = "p2pcloop: starts "
+"""Begins the console line that says which init is handed over to."""
+
+AUTOLOGIN = "p2pcloop.autologin"
+"""A word of the kernel's command line: root is logged in at the console, for this boot."""
+
 READ_AHEAD_KB = 16
 """What the guest reads ahead on its disk (measured: docs/performance.md). Kernels set up to 8192 on
 virtio-blk, which drags megabytes over the wire for each miss."""
@@ -26,8 +33,8 @@ virtio-blk, which drags megabytes over the wire for each miss."""
 _SEED_SIZE = 64
 _MODULES = ("virtio_blk",)
 _APPLETS = (
-    *("sh", "cat", "dd", "insmod", "ip", "mount", "od", "poweroff", "rm", "sleep"),
-    "switch_root",
+    *("sh", "awk", "cat", "chmod", "cut", "dd", "grep", "insmod", "ip", "ln", "ls", "mkdir"),
+    *("mknod", "mount", "od", "poweroff", "readlink", "rm", "sed", "sleep", "switch_root", "tr"),
 )
 
 _HEAD = """\
@@ -51,11 +58,13 @@ rm -f /dev/watchdog /dev/watchdog0
 # Without it all who boot one image would begin with the same random numbers.
 cat /seed > /dev/urandom
 
-mode=rw init=
+mode=rw init= autologin= root_flags=
 for word in $(cat /proc/cmdline); do
     case $word in
         ro|rw) mode=$word ;;
         init=*) init=${word#init=} ;;
+        rootflags=*) root_flags=,${word#rootflags=} ;;
+        @AUTOLOGIN@) autologin=yes ;;
     esac
 done
 
@@ -72,20 +81,39 @@ disk_is_there() {
     done
     echo @READ_AHEAD_KB@ > /sys/block/${1#/dev/}/queue/read_ahead_kb
 }
-"""
-"""What every first root begins with: `fail`, and disks that can be waited for."""
 
-HAND_OVER = """\
-if [ -z "$init" ]; then
-    for candidate in /sbin/init /etc/init /bin/init /bin/sh; do
-        # Absolute links point into the root that is not ours yet.
-        if [ -e /root$candidate ] || [ -L /root$candidate ]; then
-            init=$candidate
-            break
-        fi
-    done
-fi
-[ -e "/root$init" ] || [ -L "/root$init" ] || fail "the root file system has no ${init:-init}"
+magic() {
+    dd if=$1 bs=$4 skip=$2 count=$3 2>/dev/null | od -An -tx1 | tr -d ' \\n'
+}
+
+# Tells as p2pcloop/formats/filesystem.py does.
+file_system_on() {
+    if [ "$(magic $1 540 1 2)" = 53ef ]; then echo ext4
+    elif [ "$(magic $1 0 4 1)" = 68737173 ]; then echo squashfs
+    elif [ "$(magic $1 0 4 1)" = 58465342 ]; then echo xfs
+    elif [ "$(magic $1 8200 1 8)" = 5f42485266535f4d ]; then echo btrfs
+    elif [ "$(magic $1 32769 5 1)" = 4344303031 ]; then echo iso9660
+    elif [ "$(magic $1 256 1 4)" = e2e1f5e0 ]; then echo erofs
+    fi
+}
+
+# without_journal TYPE: how to mount what cannot be written, and whose journal cannot be replayed.
+without_journal() {
+    case $1 in
+        ext4) echo ro,noload ;;
+        btrfs) echo ro,rescue=nologreplay ;;
+        xfs) echo ro,norecovery ;;
+        *) echo ro ;;
+    esac
+}
+"""
+"""What every first root begins with: `fail`, disks that can be waited for, and what is on them."""
+
+_HAND_OVER = """\
+choose_init
+check_program "$init" "$init"
+arrange_login
+echo "@START_MARK@$init${kind:+ ($kind)}"
 
 if [ -e /sys/class/net/@INTERFACE@ ]; then
     ip address add @ADDRESS@/@PREFIX@ dev @INTERFACE@
@@ -105,7 +133,6 @@ unset mem hostfs uml_dir umid
 [ "$1" != noreboot ] || shift
 exec switch_root /root "$init" "$@"
 """
-"""Hands over to the init of the root that is mounted at /root."""
 
 _MOUNT_ROOT = """\
 disk_is_there /dev/vda
@@ -114,15 +141,25 @@ disk_is_there /dev/vda
 options=$mode
 [ $mode = ro ] || options=rw,discard
 
-# The magic number of ext2, ext3 and ext4: bytes 1080 and 1081 of the device.
-if [ "$(dd if=/dev/vda bs=2 skip=540 count=1 2>/dev/null | od -An -tx1)" != " 53 ef" ]; then
-    fail "the disk holds no ext2, ext3 or ext4 file system"
-fi
+type=$(file_system_on /dev/vda)
+case $type in
+    ext4|btrfs|xfs) ;;
+    '') fail "the disk holds no ext2, ext3, ext4, btrfs or xfs file system" ;;
+    *) fail "the disk holds $type, whose changes can only be kept as files" ;;
+esac
 # A read-only disk cannot replay its journal.
-mount -t ext4 -o $options /dev/vda /root ||
-    { [ $mode = ro ] && mount -t ext4 -o ro,noload /dev/vda /root; } ||
-    fail "the root file system does not mount"
+mount -t $type -o $options$root_flags /dev/vda /root ||
+    { [ $mode = ro ] && mount -t $type -o $(without_journal $type)$root_flags /dev/vda /root; } ||
+    fail "the root file system ($type) does not mount"
 """
+
+
+def hand_over() -> str:
+    """Return the script that hands over to the init of the root that is mounted at /root: it looks
+    at that init first (init.sh), and sees to a login on the console (logins.sh)."""
+    here = resources.files("p2pcloopd.guest")
+    parts = [here.joinpath(name).read_text() for name in ("init.sh", "logins.sh")]
+    return "".join(parts) + _HAND_OVER
 
 
 def build_initramfs(kernel: Kernel) -> bytes:
@@ -131,7 +168,7 @@ def build_initramfs(kernel: Kernel) -> bytes:
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    return make_initramfs(kernel, _MOUNT_ROOT + HAND_OVER)
+    return make_initramfs(kernel, _MOUNT_ROOT + hand_over())
 
 
 def make_initramfs(
@@ -162,7 +199,10 @@ def make_initramfs(
             # The kernel opens it for init before anything is mounted.
             newc.char_device("dev/console", 5, 1),
             newc.regular_file("bin/busybox", _busybox(), 0o755),
-            *(newc.symlink(f"bin/{applet}", "busybox") for applet in (*_APPLETS, *applets)),
+            *(
+                newc.symlink(f"bin/{applet}", "busybox")
+                for applet in dict.fromkeys((*_APPLETS, *applets))
+            ),
             *(newc.regular_file(f"modules/{name}.ko", data) for name, data in inserted),
             *(newc.regular_file(f"modules/{name}.ko", data) for name, data in modules),
             *(newc.regular_file(name, data) for name, data in files),
@@ -184,6 +224,8 @@ def _busybox() -> bytes:
 def _fill_in(script: str, modules: list[str]) -> bytes:
     values = {
         "FAILURE_MARK": FAILURE_MARK,
+        "START_MARK": START_MARK,
+        "AUTOLOGIN": AUTOLOGIN,
         "MODULES": " ".join(modules),
         "READ_AHEAD_KB": str(READ_AHEAD_KB),
         "INTERFACE": GUEST_INTERFACE,

@@ -6,12 +6,14 @@ import re
 import signal
 from collections.abc import Callable
 
-from p2pcloopd.guest.initramfs import FAILURE_MARK
+from p2pcloopd.guest.initramfs import FAILURE_MARK, START_MARK
 from p2pcloopd.guest.spec import Reason
 
 _TAIL = 8192
 _PROMPT = re.compile(rb"login: ?")
 _FAILURE = re.compile(rb"^" + re.escape(FAILURE_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
+_STARTED = re.compile(rb"^" + re.escape(START_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
+_CONTROLS = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[^\[]|[\x00-\x09\x0b-\x1f]")
 _PANIC = b"Kernel panic - not syncing"
 _ABORTED = 128 + signal.SIGABRT
 # UML has no power switch: its kernel makes a power-off a halt before it says so.
@@ -28,18 +30,27 @@ class Transcript:
     Attributes:
         tail: the last bytes printed.
         boot_seconds: `clock()` at the first login prompt, or None.
+        started: the init that was handed over to, as the initramfs names it; "" before.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.tail = b""
         self.boot_seconds: float | None = None
+        self.started = ""
 
     def take(self, data: bytes) -> None:
         """Add what was printed next."""
         self.tail = (self.tail + data)[-_TAIL:]
+        if not self.started and (found := _STARTED.search(self.tail)):
+            self.started = found[1].decode(errors="replace")
         if self.boot_seconds is None and _PROMPT.search(self.tail):
             self.boot_seconds = self._clock()
+
+    def asks(self) -> bool:
+        """Whether the last line is one that was begun and not ended, as a prompt is."""
+        text = _CONTROLS.sub(b"", self.tail)
+        return bool(text) and not text.endswith(b"\n")
 
     def ending(self, exit_code: int) -> Reason:
         """Say how the guest ended; a guest may print anything, so the exit code has the say on

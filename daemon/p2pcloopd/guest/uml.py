@@ -24,6 +24,7 @@ from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
 from p2pcloopd.guest.kernel import Kernel, find_kernel
 from p2pcloopd.guest.sandbox import SandboxedProcess
 from p2pcloopd.guest.signals import counted_signals
+from p2pcloopd.guest.silence import Silence
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
 from p2pcloopd.guest.transcript import Transcript
 
@@ -31,6 +32,8 @@ SHUTDOWN_SECONDS = 60.0
 """Who sends SIGTERM or SIGHUP does not come back: a guest that then hangs is ended."""
 
 _STDIN = 0
+_CONSOLE = 1  # /dev/tty1, where a PC has its first login
+_UNSEEN_CONSOLES = range(2, 16)
 _MEMORY_SLACK = 64 << 20
 _RUN_SIZE = 1 << 20
 _MEMORY_PER_TASK = 128 << 10
@@ -120,7 +123,11 @@ async def run_guest(
         stack.callback(pty.close)
         if spec.console == "stdio":
             pty.copy_window_size(_STDIN)
-        fds, parameters = [pty.slave], [f"con0=fd:{pty.slave},fd:{pty.slave}"]
+        unseen = console.UnseenConsoles(_UNSEEN_CONSOLES)
+        stack.callback(unseen.close)
+        consoles = {_CONSOLE: pty.slave, **unseen.fds}
+        fds = list(consoles.values())
+        parameters = [f"con{number}=fd:{fd},fd:{fd}" for number, fd in consoles.items()]
         if spec.network == "user":
             card = await stack.enter_async_context(network.user_network())
             fds.append(card.fileno())
@@ -134,9 +141,11 @@ async def run_guest(
         pty.close_slave()
         native.close_write_end()
         guest = RunningGuest(process, pty, directory)
+        silence = Silence(transcript, _say)
 
         def on_output(data: bytes) -> None:
             transcript.take(data)
+            silence.heard()
             if on_console is not None:
                 on_console(data)
 
@@ -148,11 +157,13 @@ async def run_guest(
         ):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(native.collect)
+                nursery.start_soon(unseen.drop_output)
                 nursery.start_soon(_obey_signals, signals, guest, pty)
                 if spec.console == "stdio":
                     if console.is_our_terminal(_STDIN):
                         stack.enter_context(console.guest_keys(_STDIN))
                     nursery.start_soon(console.forward_input, pty, _STDIN)
+                    nursery.start_soon(silence.watch)
                 task_status.started(guest)
                 await console.pump(pty, spec.console, on_output)
                 exit_code = await process.wait()
@@ -196,7 +207,7 @@ def _sandboxed_kernel(
         *(f"virtio_uml.device={socket}:{virtio_blk.DEVICE_ID}" for socket in sockets),
         f"initrd={initrd}",
         *("root=/dev/vda", "ro" if spec.read_only else "rw"),
-        *("con=null", *parameters, "console=tty0", *_terminal_type(spec)),
+        *("con=null", *parameters, f"console=tty{_CONSOLE}", *_terminal_type(spec)),
         *(f"uml_dir={_UML_DIRECTORY}", f"umid={_UMID}", f"hostfs={empty}"),
         # A reboot and a panic end the program.
         *("noreboot", "panic=1", *kernel.parameters),

@@ -1,0 +1,267 @@
+# shellcheck shell=dash
+# A part of the guest's first root (initramfs.py): sees to it that the login which the image's own
+# init starts is on the console that the user sees. Nothing is written to the image: what differs
+# is device nodes, a tmpfs at /run, and files that are mounted over others.
+#
+# The console is tty1, where a PC shows it, and so do nearly all images. /dev/tty0 is the same. An
+# image that has its login on /dev/console and on tty1 gets the first alone: two that read one
+# terminal share its keys. One that has it elsewhere (a serial line) gets that as another name of
+# the console.
+
+HIDDEN=15 # a terminal of UML that leads nowhere, and that no image has a login on
+
+# same_console NAME...: makes /dev/NAME the console.
+same_console() {
+    for device in "$@"; do
+        case $device in */*) mkdir -p "/dev/${device%/*}" ;; esac
+        rm -f "/dev/$device"
+        mknod "/dev/$device" c 4 1
+    done
+}
+
+# has WORD LIST
+has() {
+    case " $2 " in *" $1 "*) return 0 ;; *) return 1 ;; esac
+}
+
+# show_one TTY...: where the image has its logins; makes one of them the console.
+show_one() {
+    onto=''
+    for device in console tty0 tty vc/0; do
+        ! has $device "$*" || onto=console
+    done
+    if [ -n "$onto" ]; then
+        rm -f /dev/tty1
+        mknod /dev/tty1 c 4 $HIDDEN
+    elif has tty1 "$*"; then
+        onto=tty1
+    elif [ $# != 0 ]; then
+        onto=$1
+        same_console "$1"
+    fi
+}
+
+# mount_run: a tmpfs at /run, as inits find it where an initramfs needed one; sets `run`.
+mount_run() {
+    [ -z "$run" ] || return 0
+    find_real /run && [ "$real" = /run ] || return 1
+    mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs /root/run && run=/root/run
+}
+run=''
+
+# below_run FILE: writes standard input to a file below /run, once that is mounted.
+below_run() {
+    mkdir -p "$run/${1%/*}"
+    cat >"$run/$1"
+}
+
+# Whether somebody can log in with a password, as far as the image's own files tell.
+takes_passwords() {
+    find_real /etc/shadow && shadow=/root$real || shadow=/dev/null
+    find_real /etc/passwd || return 0
+    awk -F: '
+        FILENAME == ARGV[1] { hash[$1] = $2; next }
+        {
+            word = $2
+            if (word == "x") word = ($1 in hash) ? hash[$1] : "*"
+            if (word !~ /^[!*]/ && $7 !~ /(nologin|false|sync)$/) found = 1
+        }
+        END { exit !found }
+    ' "$shadow" "/root$real"
+}
+
+LOCKED="root is locked in this image, and nobody else has a password: boot it with --autologin, or
+p2pcloop: run commands with \`p2pcloop run\`"
+
+say() {
+    echo "p2pcloop: $*"
+}
+
+# --- systemd ---
+
+UNITS="/root/etc/systemd/system /root/usr/lib/systemd/system /root/lib/systemd/system"
+
+# wants UNIT: whether a target wants it, and nobody has masked it.
+wants() {
+    [ "$(readlink "/root/etc/systemd/system/$1")" != /dev/null ] || return 1
+    for units in $UNITS; do
+        for target in getty multi-user default graphical basic sysinit; do
+            units_link=$units/$target.target.wants/$1
+            if [ -e "$units_link" ] || [ -L "$units_link" ]; then return 0; fi
+        done
+    done
+    return 1
+}
+
+# drop_in UNIT TTY: gives a getty the user's kind of terminal, and answers its question or says
+# above it that there is no answer.
+drop_in() {
+    {
+        echo '[Service]'
+        [ "$TERM" = linux ] || echo "Environment=TERM=$TERM"
+        [ -z "$notice" ] || echo "ExecStartPre=-/bin/cat /run/p2pcloop/notice"
+        [ -z "$autologin" ] || printf '%s\n' ExecStart= \
+            "ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud $2 115200 $TERM"
+    } | below_run "systemd/system/$1.d/zz-p2pcloop.conf"
+}
+
+# At a first boot the presets enable getty@tty1 (machine-id(5)).
+is_first_boot() {
+    ! find_real /etc/machine-id || grep -qx uninitialized "/root$real"
+}
+
+systemd_logins() {
+    kind=systemd
+    if wants console-getty.service; then
+        onto=console
+        # A unit that is empty is one that is masked.
+        ! wants getty@tty1.service || ! mount_run ||
+            below_run systemd/system/getty@tty1.service </dev/null
+    elif wants getty@tty1.service || is_first_boot; then
+        onto=tty1
+    elif mount_run; then
+        onto=console
+        mkdir -p "$run/systemd/system/getty.target.wants"
+        ln -s /lib/systemd/system/console-getty.service "$run/systemd/system/getty.target.wants/"
+    fi
+    notice=''
+    set +f
+    if [ -z "$autologin" ] && ! takes_passwords &&
+        ! grep -rqs -e autologin -e '/login -f' /root/etc/systemd/system/*getty*; then
+        notice=yes
+    fi
+    set -f
+    [ -n "$notice$autologin" ] || [ "$TERM" != linux ] || return 0
+    if mount_run; then
+        say "$LOCKED" | below_run p2pcloop/notice
+        drop_in getty@tty1.service tty1
+        drop_in console-getty.service console
+    fi
+}
+
+# --- inittab: that of System V (id:levels:action:process) and of busybox (tty::action:process) ---
+
+# logins_of TABLE: a line for each login: its number, its tty, whether it asks ("asks" or "open").
+logins_of() {
+    awk -F: '
+        function tty_of(word) {
+            sub(/^\/dev\//, "", word)
+            if (word ~ /^(console|tty|tty[0-9]+|tty[A-Z]+[0-9]+|hvc[0-9]+|xvc[0-9]+|(vc|tts)\/[0-9]+)$/)
+                return word
+            return ""
+        }
+        /^[ \t]*#/ || NF < 4 { next }
+        $3 == "initdefault" { level = $2; next }
+        $3 !~ /^(respawn|askfirst|once|wait)$/ || $2 ~ /^[S0]+$/ { next }
+        {
+            process = $0
+            sub(/^[^:]*:[^:]*:[^:]*:/, "", process)
+            tty = $2 == "" ? tty_of($1) : ""
+            count = split(process, words, /[ \t]+/)
+            for (i = 2; i <= count; i++)
+                if (tty_of(words[i]) != "") tty = tty_of(words[i])
+            if (tty == "" && $1 $2 == "" && words[1] ~ /(sh|login|getty)$/) tty = "console"
+            if (tty == "") next
+            asks = process ~ /getty/ && process !~ /autologin| -a | -n / ? "asks" : "open"
+            found[NR] = $2
+            text[NR] = NR " " tty " " asks
+        }
+        END {
+            for (n = 1; n <= NR; n++)
+                if (n in found && (found[n] == "" || level == "" || index(found[n], level)))
+                    print text[n]
+        }
+    ' "$1"
+}
+
+inittab_logins() {
+    table=/root$real
+    kind=inittab
+    found=$(logins_of "$table")
+    # shellcheck disable=SC2046  # words
+    show_one $(echo "$found" | cut -d ' ' -f 2)
+    line=$(echo "$found" | awk -v tty="$onto" '
+        $2 == tty || (tty == "console" && $2 ~ /^(console|tty0?|vc\/0)$/) { print; exit }')
+    case $line in *' asks') ;; *) return ;; esac
+    if [ -z "$autologin" ]; then
+        takes_passwords || say "$LOCKED"
+        return
+    fi
+    number=${line%% *}
+    # It goes once init has read it: the image's own is there again to be changed.
+    if find_real /sbin/getty && [ "${real##*/}" = busybox ]; then
+        tty=${line#* }
+        new="s|^\([^:]*:[^:]*:[^:]*:\).*|${tty%% *}::respawn:/bin/login -f root|"
+        echo "::sysinit:/bin/umount /etc/inittab"
+    else
+        new="s|^\([^:]*:[^:]*:[^:]*:[^ 	]*\)|\1 --autologin root|"
+        echo "p2pc::sysinit:/bin/umount /etc/inittab"
+    fi >/inittab
+    sed "$number$new" "$table" >>/inittab
+    mount --bind /inittab "$table"
+    autologin=done
+}
+
+# --- runit ---
+
+# A service that does nothing, in the place of one that is of no use here.
+idle_service() {
+    printf '#!/bin/sh\numount -l "$PWD/run"\nexec sleep 2147483647\n' >/idle
+    chmod 755 /idle
+    find_real "$1/run" && mount --bind /idle "/root$real"
+}
+
+runit_logins() {
+    kind=runit
+    for services in /etc/runit/runsvdir/current /etc/service /var/service /service; do
+        ! find_real $services || break
+    done
+    services=$real ttys='' first=''
+    set +f
+    for service in "/root$services"/*getty-*; do
+        set -f
+        tty=${service##*getty-}
+        find_real "${service#/root}/run" || continue
+        # Debian's takes the console that the kernel's command line names.
+        if grep -qs 'console=.*cmdline' "/root$real"; then
+            serial=${service#/root}
+        else
+            ttys="$ttys $tty"
+        fi
+    done
+    set -f
+    # shellcheck disable=SC2086  # words
+    show_one $ttys
+    if [ -n "$onto" ] && [ -n "$serial" ]; then idle_service "$serial"; fi
+    [ -n "$onto" ] || [ -z "$serial" ] || onto=${serial##*getty-}
+    find_real "$services/getty-$onto/run" || find_real "$services/agetty-$onto/run" || return
+    ! grep -q autologin "/root$real" || return
+    if [ -z "$autologin" ]; then
+        takes_passwords || say "$LOCKED"
+        return
+    fi
+    sed '/exec.*getty /s/getty /getty --autologin root /' "/root$real" >/getty
+    chmod 755 /getty
+    mount --bind /getty "/root$real"
+    autologin=done
+}
+serial=''
+
+# arrange_login: what the init of the root starts is shown.
+arrange_login() {
+    same_console tty0
+    kind='' onto=''
+    case $init in *sh) return ;; esac # it has the console for itself
+    find_real "$init"
+    case $real in
+        */systemd)
+            systemd_logins
+            autologin=${autologin:+done}
+            ;;
+        */runit-init | */runit) runit_logins ;;
+        *) ! find_real /etc/inittab || inittab_logins ;;
+    esac
+    case $autologin in '' | done) return ;; esac
+    say "--autologin has found no login to answer here: use \`p2pcloop run\`, or" \
+        "--append init=/bin/sh"
+}

@@ -1,0 +1,40 @@
+"""Tells the user what runs when a guest prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from p2pcloopd.guest.transcript import Transcript
+
+SILENT_SECONDS = 20.0
+"""After so long without a word the user is told what runs."""
+
+
+class Silence:
+    """Waits for the first time that a guest prints nothing for `SILENT_SECONDS`."""
+
+    def __init__(self, transcript: Transcript, say: Callable[[str], None]) -> None:
+        """What `say` gets begins with what the guest has done."""
+        self._transcript = transcript
+        self._say = say
+        self._scope = trio.CancelScope()
+
+    def heard(self) -> None:
+        """The guest has printed something."""
+        self._scope.deadline = trio.current_time() + SILENT_SECONDS
+
+    async def watch(self) -> None:
+        """Return after the first silence; it is told, unless the guest waits for its user."""
+        self.heard()
+        with self._scope:
+            await trio.sleep_forever()
+        if self._transcript.boot_seconds is not None or self._transcript.asks():
+            return
+        self._say(
+            f"has printed nothing for {SILENT_SECONDS:g} s; it runs "
+            f"{self._transcript.started or 'the kernel alone, no init yet'}. It may wait for data"
+            " (`p2pcloop status` tells), or print elsewhere: with --append init=/bin/sh it gives a"
+            " shell"
+        )
