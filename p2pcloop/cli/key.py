@@ -134,13 +134,16 @@ def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
     """Keep the key in FILE (- for standard input) as NAME; what `export` wrote.
 
     A key that is there is never replaced. One that is protected stays so.
+
+    What was published under it elsewhere is not known here: `p2pcloop update LINK` of each image
+    before it is published again, or two versions of one number would be signed.
     """
     with words_of_the_user():
         key_path(home.keys, name)
     text = _read(file)
     home.create()
     try:
-        key = store_key(home.keys, name, text)
+        key = store_key(home.keys, name, text, imported=True)
     except FormatError as err:
         what = "standard input" if str(file) == "-" else file
         raise FormatError(f"{what} is not a key of p2pcloop, or is damaged") from err

@@ -43,7 +43,7 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
     Also what a version was made from, if that is neither the version before nor what that was made
     from. What cannot be had is told.
     """
-    target = resolve_ref(ref, home, at=at, unpack=False)
+    target = resolve_ref(ref, home, at=at, withdrawn=True, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
     with target.client:
@@ -122,6 +122,7 @@ def _facts(
         "manifest": signed.id,
         "layers": len(manifest.layers),
         "private": manifest.private,
+        "withdrawn": manifest.withdrawn,
         "parent": None,
         "missing": problem or None,
     }
@@ -146,7 +147,8 @@ def _facts(
 
 def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
     date = datetime.fromtimestamp(facts["created"], UTC).isoformat(" ", "minutes")
-    line = f"  {facts['version']:>4}  {date}  {format_size(facts['added']):>9}  {facts['message']}"
+    added = "withdrawn" if facts["withdrawn"] else format_size(facts["added"])
+    line = f"  {facts['version']:>4}  {date}  {added:>9}  {facts['message']}"
     lines = [line.rstrip()]
     parent = facts["parent"]
     if parent is not None and (before is None or not _is_told(parent, before)):

@@ -18,6 +18,7 @@ from p2pcloop.errors import P2pcloopError, storage_error
 _COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
     "publish": ("p2pcloop.cli.publish", "Serve what was changed of an image as a new version."),
+    "unpublish": ("p2pcloop.cli.unpublish", "Withdraw an image that was published from here."),
     "squash": ("p2pcloop.cli.squash", "Publish an image again, in fewer layers."),
     "optimize": ("p2pcloop.cli.optimize", "Publish an image so that it boots sooner."),
     "profile": ("p2pcloop.cli.profile", "Show, export, attach and forget what boots read."),
@@ -28,6 +29,7 @@ _COMMANDS = {
         "Move a files overlay to a newer version of its image.",
     ),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),
+    "images": ("p2pcloop.cli.images", "List the images that are known here."),
     "fetch": ("p2pcloop.cli.fetch", "Bring all of an image here."),
     "export": ("p2pcloop.cli.export", "Write an image, with an overlay or not, to a file."),
     "verify": ("p2pcloop.cli.verify", "Compare what is here with its hashes."),
@@ -38,6 +40,7 @@ _COMMANDS = {
     "block": ("p2pcloopd.block.command", "Serve an image as a block device (NBD, vhost-user)."),
     "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
     "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
+    "rm": ("p2pcloop.cli.rm", "Remove an image from this home."),
     "pin": ("p2pcloop.cli.pin", "Let nothing of an image be evicted."),
     "unpin": ("p2pcloop.cli.unpin", "Let a pinned image be evicted again."),
     "gc": ("p2pcloop.cli.gc", "Give back room on the disk, down to a quota."),

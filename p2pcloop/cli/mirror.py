@@ -68,7 +68,7 @@ def command(
     if url is not None:
         with words_of_the_user():
             url = parse_mirror(url if url.endswith("/") else f"{url}/")
-    target = resolve_ref(ref, home, at=at, unpack=False)
+    target = resolve_ref(ref, home, at=at, withdrawn=True, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file", hint="seed it, and mirror it by its name")
     with (

@@ -7,9 +7,10 @@ import click
 from p2pcloop.cli.options import home_option, json_option, to_json
 from p2pcloop.cli.refs import words_of_the_user
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
-from p2pcloop.formats.name import check_label
-from p2pcloop.formats.place import parse_place
+from p2pcloop.formats.name import Name, check_label
+from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.store.home import Home
+from p2pcloop.store.known_names import find_name
 from p2pcloop.store.names import ShortNames
 
 
@@ -50,9 +51,15 @@ def add(short: str, name: str, home: Home) -> None:
     pasted = clean_pasted(name)
     with words_of_the_user():
         check_label(short)
-        target = parse_link(pasted).name if is_link(pasted) else parse_place(name).name
+        target = _read(pasted if is_link(pasted) or is_url(pasted) else name, home)
     ShortNames(home).add(short, target)
     click.echo(f"{short} stands for {target}")
+
+
+def _read(text: str, home: Home) -> Name:
+    if is_link(text):
+        return parse_link(text).name
+    return find_name(text, home) if text.startswith("@") else parse_place(text).name
 
 
 @command.command()

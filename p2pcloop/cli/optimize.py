@@ -15,6 +15,7 @@ from p2pcloop.cli.hot import HotMaker, Optimized
 from p2pcloop.cli.image_file import check_publishable
 from p2pcloop.cli.options import (
     file_options,
+    first_option,
     home_option,
     json_option,
     key_option,
@@ -63,6 +64,7 @@ Examples:
 @new_version_option
 @file_options
 @key_option
+@first_option
 @public_option
 @home_option
 @json_option
@@ -75,6 +77,7 @@ def command(
     home: Home,
     *,
     as_new_version: bool,
+    first: bool,
     public: bool,
     as_json: bool,
 ) -> None:
@@ -88,7 +91,7 @@ def command(
     profile = None if profile_file is None else read_profile(profile_file)[1]
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
-        who = stack.enter_context(Publisher.of(home, client, label, key_name))
+        who = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
         maker = HotMaker(who, home, as_json)
         if isinstance(target, ImageFile):
             check_publishable(target)
@@ -117,17 +120,17 @@ def _known_profile(file: ImageFile, maker: HotMaker) -> Profile:
         try:
             return Subject.open(file, maker.home, stack, quiet=maker.quiet).find(maker.home).profile
         except (NotHereError, UsageError):  # or a cloop that has to be repacked
-            if maker.who.newest is None:
+            if maker.who.image is None:
                 raise
-    return Subject.of_stored(maker.who.newest).find(maker.home).profile
+    return Subject.of_stored(maker.who.image).find(maker.home).profile
 
 
 def _seed(file: ImageFile, maker: HotMaker, *, public: bool, as_new_version: bool) -> StoredRef:
     """Publish an image file, unless the newest version is that, or that with a layer on top."""
     who, home = maker.who, maker.home
     content, _ = seed_content(file, who, home, quiet=maker.quiet, as_new_version=as_new_version)
-    if who.newest is not None and _stands_on(who.newest, content, maker):
-        return who.newest
+    if who.image is not None and _stands_on(who.image, content, maker):
+        return who.image
     who.release(content, public=public)
     remember_source(home, who.name, file.name)
     seeded = newest_of(who.client, who.name)

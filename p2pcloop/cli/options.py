@@ -111,6 +111,16 @@ def key_option(command: _Command) -> _Command:
     )(command)
 
 
+def first_option(command: _Command) -> _Command:
+    """Add `--first-version`, passed as `first: bool`."""
+    return click.option(
+        "--first-version",
+        "first",
+        is_flag=True,
+        help="With an imported key: nothing was published under this name yet.",
+    )(command)
+
+
 def public_option(command: _Command) -> _Command:
     """Add `--public`, passed as `public: bool`."""
     return click.option(

@@ -16,6 +16,7 @@ from p2pcloop.cli.files_overlay import joined_boot, open_files_target
 from p2pcloop.cli.image_file import check_publishable, open_image_file
 from p2pcloop.cli.options import (
     file_options,
+    first_option,
     home_option,
     json_option,
     key_option,
@@ -59,6 +60,7 @@ Examples:
 @click.option("--private", is_flag=True, help="Only who has the whole link can read it.")
 @file_options
 @key_option
+@first_option
 @public_option
 @home_option
 @json_option
@@ -71,6 +73,7 @@ def command(
     key_name: str | None,
     home: Home,
     *,
+    first: bool,
     private: bool,
     public: bool,
     as_json: bool,
@@ -87,9 +90,9 @@ def command(
     check_publishable(file)
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
-        who = stack.enter_context(Publisher.of(home, client, label, key_name))
+        who = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
         found = _find_base(file, base, who, home)
-        if found is not None and found is not who.newest:
+        if found is not None and found is not who.image:
             stack.enter_context(found.client)
         request = _Request(file, found, append, message, private, public, as_json)
         answer = _publish(request, who, home, stack)
@@ -126,7 +129,7 @@ def _find_base(file: ImageFile, base: str | None, who: Publisher, home: Home) ->
             )
         return found
     if file.kind != "overlay":
-        return who.newest
+        return who.image
     return made_on(file.path, home)
 
 

@@ -29,7 +29,7 @@ def serve_version(
         secret: of a private image; it goes into the link that is kept and returned.
 
     Returns:
-        `id`, `name`, `link` and `manifest_torrent`, as of the operation `seed_manifest`.
+        `id`, `name`, `link`, `manifest_torrent` and so on, as of the operation `seed_manifest`.
 
     Raises:
         MismatchError: another manifest is known under that version, or a newer one.
@@ -52,6 +52,6 @@ def serve_version(
         manifest_torrent=answer["manifest_torrent"],
     )
     # p2pcloopd puts a public record into the DHT every hour, and cannot ask for a passphrase.
-    handed = key.private_bytes_raw() if public else None
+    handed = key.private_bytes_raw() if answer["public"] else None
     client.call("seed_record", record=sign_record(record, key), key=handed)
     return answer

@@ -2,7 +2,8 @@
 
 image.cloop                  a local file
 magnet:?…                    a link
-@key/label                   a name
+@key/label                   a name; of a key that is known here its first characters do
+label                        a name of the user's own
 https://host/dir/@key/label  a name, and the mirror where its record lies
 DIR/@key/label               the same, of a mirror in a directory
 knoppix                      a short name of the user's own (`p2pcloop name`)
@@ -32,6 +33,7 @@ from p2pcloop.formats.seal import check_secret
 from p2pcloop.making.local import ImageFile, inspect_file
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
+from p2pcloop.store.known_names import find_name, own_name
 from p2pcloop.store.names import ShortNames
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
@@ -80,6 +82,7 @@ def resolve_ref(
     *,
     at: int = 0,
     look: bool = False,
+    withdrawn: bool = False,
     meanwhile: Callable[[], object] | None = None,
     unpack: bool = True,
 ) -> ImageFile | StoredRef:
@@ -88,6 +91,7 @@ def resolve_ref(
     Args:
         at: the version that is wanted; 0 for that of a link, or the newest known of a name.
         look: ask everybody for the newest version of a name, whatever is known here.
+        withdrawn: a withdrawal is an answer, too.
         meanwhile: see `ensure_daemon`.
         unpack: open what is in a container; not for those who refuse files.
 
@@ -109,7 +113,9 @@ def resolve_ref(
     if unpack and FileChoice.current() != FileChoice():
         raise UsageError("--partition and --raw are for files", hint="leave them out")
     client = ensure_daemon(home, meanwhile)
-    answer = client.call("resolve", report_waiting, ref=asked, at=at, look=look)
+    answer = client.call(
+        "resolve", report_waiting, ref=asked, at=at, look=look, withdrawn=withdrawn
+    )
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
 
 
@@ -132,21 +138,21 @@ def read_ref(ref: str, home: Home) -> Path | str:
     if is_url(pasted):
         return str(parse_place(pasted))
     if ref.startswith("@"):
-        return str(parse_place(ref))
+        return str(find_name(ref, home))
     if _IN_DIRECTORY.search(ref):
         place = parse_place(ref)
         if not Path(place.base).is_dir():
             raise NotHereError(f"{place.base} is not a directory that is here")
         return f"{Path(place.base).absolute()}/{place.name}"
     short = ShortNames(home).find(ref) if is_label(ref) else None
-    if short is None:
-        return path
-    if path.exists():
+    if short is not None and path.exists():
         raise UsageError(
             f"{ref} is a file here, and a short name of {short}",
             hint=f"write ./{ref} for the file, or the name itself",
         )
-    return str(short)
+    if short is None and not path.exists():
+        short = own_name(ref, home)
+    return path if short is None else str(short)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.profile import fit_touches
 from p2pcloop.formats.seal import key_check
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key
+from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key, was_imported
 from p2pcloop.store.profiles import find_profile
 from p2pcloop.store.sources import is_source, known_source
 from p2pcloop.units import BLOCK_SIZE
@@ -81,19 +81,34 @@ class Publisher:
     name: Name
     newest: StoredRef | None
 
+    @property
+    def image(self) -> StoredRef | None:
+        """The newest version, unless it is a withdrawal: that holds nothing to go on from."""
+        newest = self.newest
+        return None if newest is None or newest.signed.manifest.withdrawn else newest
+
     @classmethod
     @contextmanager
     def of(
-        cls, home: Home, client: ControlClient, label: str, key_name: str | None
+        cls,
+        home: Home,
+        client: ControlClient,
+        label: str,
+        key_name: str | None,
+        *,
+        first: bool = False,
     ) -> Iterator[Publisher]:
         """Get the key, which is made at its first use if it is the default one.
 
         While it is used no other command publishes under that label here: two would sign two
         manifests as one version.
 
+        Args:
+            first: the user says that nothing was published under that name yet.
+
         Raises:
-            UsageError: the label has not the form of one, or the key is protected and nobody
-                can be asked.
+            UsageError: the label has not the form of one; the key is protected and nobody can be
+                asked; or it was imported and nothing is known of that name.
             NotHereError: there is no key of that name.
             MismatchError: the passphrase is another one.
         """
@@ -104,7 +119,15 @@ class Publisher:
         key = load(home.keys, key_name or DEFAULT_KEY, ask_passphrase)
         name = Name(key.public_key().public_bytes_raw(), label)
         with home.publishing(label, lambda: _tell_waiting(name)):
-            yield cls(home, client, key, name, newest_of(client, name))
+            newest = newest_of(client, name)
+            if newest is None and not first and was_imported(home.keys, key_name or DEFAULT_KEY):
+                raise UsageError(
+                    f"the key of {name} was imported, and what it signed under that name elsewhere"
+                    " is not known here: two versions of one number would be signed",
+                    hint="`p2pcloop update LINK` with the link of its newest version; or"
+                    " --first-version, where nothing was published under that name",
+                )
+            yield cls(home, client, key, name, newest)
 
     def serve_layer(self, staging: Path, header: IndexHeader) -> LayerRef:
         """Have p2pcloopd take over a layer that lies in `staging`, and serve it."""
@@ -239,6 +262,45 @@ class Publisher:
             "changed": changed,
         }
 
+    def withdraw(self, message: str) -> dict[str, Any]:
+        """Sign a version that takes the image back, and have it served.
+
+        Args:
+            message: one line that says why, or "".
+
+        Returns:
+            `name`, `manifest`, `version` and `changed`: False where it is withdrawn already.
+
+        Raises:
+            NotHereError: nothing is known under this name.
+            UsageError: the message is no line of text.
+            P2pcloopError: p2pcloopd could not serve it.
+        """
+        if self.newest is None:
+            raise NotHereError(f"{self.name} was never published, as far as is known here")
+        before = self.newest.signed.manifest
+        changed = not before.withdrawn
+        signed = self.newest.signed
+        if changed:
+            manifest = Manifest(
+                key=self.name.key,
+                label=self.name.label,
+                version=before.version + 1,
+                created=int(time.time()),
+                size=before.size,
+                layers=(),
+                message=message,
+                previous=reference(self.newest),
+                key_check=before.key_check,
+                withdrawn=True,
+            )
+            with words_of_the_user():
+                signed = open_manifest(sign_manifest(manifest, self.key))
+        secret = self.newest.secret
+        answer = serve_version(self.client, signed, self.key, secret=secret)
+        facts = {"manifest": answer["id"], "version": signed.manifest.version, "changed": changed}
+        return {"name": answer["name"], **facts}
+
     def _draft(
         self, content: Content, message: str, parent: ManifestRef | None, secret: bytes | None
     ) -> Manifest:
@@ -284,7 +346,7 @@ def _tell_waiting(name: Name) -> None:
 def newest_of(client: ControlClient, name: Name) -> StoredRef | None:
     """The newest version of a name that is known here, or that somebody tells."""
     try:
-        answer = client.call("resolve", ref=str(name))
+        answer = client.call("resolve", ref=str(name), withdrawn=True)
     except NotHereError:
         return None
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)

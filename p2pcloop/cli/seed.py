@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.image_file import check_publishable, open_image_file
 from p2pcloop.cli.options import (
     file_options,
+    first_option,
     home_option,
     json_option,
     key_option,
@@ -61,6 +63,7 @@ Examples:
 @new_version_option
 @file_options
 @key_option
+@first_option
 @public_option
 @home_option
 @json_option
@@ -72,6 +75,7 @@ def command(
     home: Home,
     *,
     as_new_version: bool,
+    first: bool,
     public: bool,
     as_json: bool,
 ) -> None:
@@ -93,7 +97,9 @@ def command(
             hint="seed the image below it, and publish the overlay: `p2pcloop publish`",
         )
     check_publishable(file)
-    with ensure_daemon(home) as client, Publisher.of(home, client, label, key_name) as who:
+    with ExitStack() as stack:
+        client = stack.enter_context(ensure_daemon(home))
+        who = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
         answer = seed_image(
             file,
             who,

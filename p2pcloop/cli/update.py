@@ -48,7 +48,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
         report_waiting(event, fields)
 
     with ensure_daemon(home) as client:
-        answer = client.call("resolve", on_event, ref=asked, at=0, look=True)
+        answer = client.call("resolve", on_event, ref=asked, at=0, look=True, withdrawn=True)
     manifest = open_manifest(answer["manifest"]).manifest
     facts = {
         "name": answer["name"],
@@ -56,6 +56,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
         "before": answer["before"],
         "created": manifest.created,
         "message": manifest.message,
+        "withdrawn": manifest.withdrawn,
         "manifest": answer["id"],
         "link": answer["link"],
         "problems": problems,
@@ -71,5 +72,7 @@ def _text(facts: dict[str, Any], *, found: bool) -> str:
         why = "no newer one was found" if found else "nobody could tell its newest one"
         return f"{name} stays at version {version}: {why}"
     what = f"{name} is at version {version}"
+    if facts["withdrawn"]:
+        what = f"{name} was withdrawn by its publisher, as version {version}"
     what += f" (it was at {before})" if before else ""
     return what + (f": {facts['message']}" if facts["message"] else "")

@@ -3,7 +3,10 @@
 A signed manifest is an envelope (formats/signed.py) round a canonical msgpack map. The manifest's
 id is the SHA-256 of the body. Of the formats the first is written that can say it, so that what was
 published once keeps its id: format 3 only where there is a profile, format 4 only where a root
-is made of several file systems.
+is made of several file systems, format 5 only for a withdrawal.
+
+A withdrawal is a version that holds nothing. So all that passes versions on passes it on, too:
+records, mirrors, the DHT, histories; and a later version may follow it.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from p2pcloop.formats.signed import (
 )
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
-FORMATS = (1, 2, 3, 4)
+FORMATS = (1, 2, 3, 4, 5)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
 ID_SIZE = 32
 INFO_HASH_SIZE = 20
@@ -89,7 +92,7 @@ class Manifest:
         version: counts up from 1 with every manifest under one name.
         created: seconds since 1970, UTC.
         size: bytes of the device, a multiple of 4096.
-        layers: from base to top, at least one.
+        layers: from base to top, at least one; none of a withdrawal.
         boot: for the guest.
         message: what the publisher says about this version, one line.
         previous: the version before, under the same name; None for the first.
@@ -98,6 +101,7 @@ class Manifest:
             to.
         key_check: not None where layers are sealed: what a secret must match (formats/seal.py).
         profile: packed touches of a boot (formats/profile.py), or b"" where none is attached.
+        withdrawn: the publisher takes the image back; `message` may say why.
     """
 
     key: bytes
@@ -113,11 +117,17 @@ class Manifest:
     sources: tuple[LayerRef, ...] = ()
     key_check: bytes | None = None
     profile: bytes = b""
+    withdrawn: bool = False
 
     @property
     def private(self) -> bool:
         """Whether it can be read only with the secret that its link carries."""
         return self.key_check is not None
+
+    @property
+    def pack_torrent(self) -> bytes | None:
+        """The top layer's torrent, which other BitTorrent clients get; None of a withdrawal."""
+        return self.layers[-1].torrent if self.layers else None
 
     @property
     def all_layers(self) -> tuple[LayerRef, ...]:
@@ -202,6 +212,8 @@ def _to_map(manifest: Manifest) -> dict[str, Any]:
 
 def _format_of(manifest: Manifest, later: dict[str, Any]) -> int:
     """The first format that can say it."""
+    if manifest.withdrawn:
+        return 5
     if manifest.boot.roots:
         return 4
     if manifest.profile:
@@ -222,6 +234,8 @@ def _later_fields(manifest: Manifest) -> dict[str, Any]:
         fields["sources"] = [_pack_layer(layer) for layer in manifest.sources]
     if manifest.key_check is not None:
         fields["key_check"] = manifest.key_check
+    if manifest.withdrawn:
+        fields["withdrawn"] = True
     later = bool(fields or manifest.boot.roots)
     if manifest.parent is not None and (later or manifest.parent.torrent is not None):
         fields["parent"] = {"id": manifest.parent.id, "torrent": manifest.parent.torrent}
@@ -254,6 +268,7 @@ def _from_map(values: dict[str, Any]) -> Manifest:
         boot=read_boot(fields.map("boot"), size),
         **(_read_parent(fields) if number == 1 else _read_later(fields)),
         profile=_read_profile(fields) if number >= 3 else b"",
+        withdrawn=fields.boolean("withdrawn") if "withdrawn" in fields else False,
     )
     fields.end()
     _check(manifest)
@@ -266,7 +281,10 @@ def _from_map(values: dict[str, Any]) -> Manifest:
 def _check(manifest: Manifest) -> None:
     if manifest.size % BLOCK_SIZE:
         raise FormatError(f"the manifest's size is not a multiple of {BLOCK_SIZE} bytes")
-    if not manifest.layers:
+    if manifest.withdrawn:
+        if manifest.all_layers or manifest.profile or manifest.boot != BootParameters():
+            raise FormatError("the manifest withdraws an image, and holds one")
+    elif not manifest.layers:
         raise FormatError("the manifest has no layers")
     if manifest.profile:
         unpack_touches(manifest.profile, blocks=manifest.size // BLOCK_SIZE)

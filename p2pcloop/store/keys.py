@@ -1,5 +1,7 @@
 """The user's signing keys: `keys/<name>.key`, mode 0600, one Ed25519 key (RFC 8032) each.
 
+Beside a key that was imported lies an empty `<name>.imported`: it may have signed elsewhere.
+
 What is in such a file: p2pcloop/formats/key_file.py. The public key stands in it so that a damaged
 seed is noticed: it would be another key, and all that was published under this one could not be
 carried on.
@@ -22,6 +24,7 @@ from p2pcloop.store.home import sync_directory
 
 DEFAULT_KEY = "default"
 _SUFFIX = ".key"
+_IMPORTED = ".imported"
 
 AskPassphrase = Callable[[str], str]
 """Gets the passphrase of the key that it is told of, or raises a `P2pcloopError`."""
@@ -89,8 +92,11 @@ def list_keys(keys_dir: Path) -> list[str]:
     )
 
 
-def store_key(keys_dir: Path, name: str, text: bytes) -> KeyText:
+def store_key(keys_dir: Path, name: str, text: bytes, *, imported: bool = False) -> KeyText:
     """Keep a new or an imported key under a name that is free.
+
+    Args:
+        imported: it may have signed elsewhere what is not known here (`was_imported`).
 
     Raises:
         FormatError: the name is no label, or the text no key.
@@ -99,12 +105,23 @@ def store_key(keys_dir: Path, name: str, text: bytes) -> KeyText:
     """
     path = key_path(keys_dir, name)
     key = parse_key_text(text, "what is to be imported")
+    if imported and not path.exists():
+        _put(_mark_of(path), b"")  # first: an imported key must not be taken for one made here
     if not _put(path, text):
         raise UsageError(
             f"there is a key {name!r} already, and it is never replaced",
             hint="give another name, or move the file away yourself",
         )
     return key
+
+
+def was_imported(keys_dir: Path, name: str) -> bool:
+    """Whether the key of that name was made elsewhere, where it may have signed."""
+    return _mark_of(key_path(keys_dir, name)).exists()
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_suffix(_IMPORTED)
 
 
 def key_path(keys_dir: Path, name: str) -> Path:

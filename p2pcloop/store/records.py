@@ -171,6 +171,33 @@ class Records:
             self._names = names
         return new
 
+    def forget(self, name: Name, ids: set[bytes]) -> None:
+        """Forget versions of a name; it points to the newest of those that are left, if any is.
+
+        Raises:
+            StorageError: the system refused; what was kept before is still there.
+        """
+        known = self.name(name)
+        names = {key: each for key, each in self._names.items() if key != name}
+        gone = {ref for ref in known.versions.values() if ref.id in ids}
+        left = {version: ref for version, ref in known.versions.items() if ref.id not in ids}
+        if known.version in left:
+            names[name] = replace(known, history=_history(left)[:-1])
+        elif left:
+            version, ref = max(left.items())
+            assert ref.torrent is not None, "told by a link"
+            link = replace(
+                known.link, manifest_id=ref.id, manifest_torrent=ref.torrent, pack_torrent=None
+            )
+            names[name] = NameRecord(version, link, history=_history(left)[:-1])
+        replace_file(self._home.names, pack_names(names.values()))
+        self._names = names
+        for ref in gone:
+            try:
+                (self._home.manifests / ref.id.hex()).unlink(missing_ok=True)
+            except OSError as err:
+                raise storage_error(f"cannot delete the manifest {ref.id.hex()}", err) from err
+
     def _keep_manifest(self, signed: SignedManifest) -> None:
         path = self._home.manifests / signed.id.hex()
         try:

@@ -61,7 +61,7 @@ def look_at_usage(home: Home) -> Usage:
             since nobody knows what it would have said.
         StorageError: the system refused.
     """
-    manifests = dict(_manifests(home))
+    manifests = dict(known_manifests(home))
     in_use = leased(home)
     keep = {torrent: Keep.RUNNING for torrent in in_use if len(torrent) == INFO_HASH_SIZE}
     running = [(manifest_id, Keep.RUNNING) for manifest_id in in_use]
@@ -116,7 +116,7 @@ def published_layers(
     return [layer for layer in manifest.all_layers if layer.torrent not in theirs]
 
 
-def _manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
+def known_manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
     """Every manifest that is known here, by its id."""
     try:
         paths = sorted(home.manifests.iterdir())

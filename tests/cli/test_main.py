@@ -14,6 +14,7 @@ from tests.cli.conftest import Run
 COMMANDS = [
     "seed",
     "publish",
+    "unpublish",
     "squash",
     "optimize",
     "profile",
@@ -21,6 +22,7 @@ COMMANDS = [
     "boot",
     "rebase",
     "info",
+    "images",
     "fetch",
     "export",
     "verify",
@@ -31,6 +33,7 @@ COMMANDS = [
     "block",
     "key",
     "name",
+    "rm",
     "pin",
     "unpin",
     "gc",

@@ -35,6 +35,7 @@ GOLDEN = (DATA / "manifest-v1.bin").read_bytes()
 GOLDEN_2 = (DATA / "manifest-v2.bin").read_bytes()
 GOLDEN_3 = (DATA / "manifest-v3.bin").read_bytes()
 GOLDEN_4 = (DATA / "manifest-v4.bin").read_bytes()
+GOLDEN_5 = (DATA / "manifest-v5.bin").read_bytes()
 LAYERS = (
     LayerRef(bytes(range(32)), bytes(range(20)), 365, 112, 12345, 1 << 14),
     LayerRef(bytes(range(32, 64)), bytes(range(20, 40)), 1 << 20, 4096, 0, 1 << 24),
@@ -60,6 +61,15 @@ MANIFEST_2 = replace(
 MANIFEST_3 = replace(MANIFEST_2, profile=bytes.fromhex(GOLDEN_TOUCHES))
 ROOTS = (Root(0, 500 << 20), Root(501 << 20, 4096))
 MANIFEST_4 = replace(MANIFEST_3, boot=BootParameters("iso9660", "quiet", ROOTS))
+MANIFEST_5 = replace(
+    MANIFEST_2,
+    layers=(),
+    boot=BootParameters(),
+    message="it had my keys in it",
+    parent=None,
+    sources=(),
+    withdrawn=True,
+)
 
 
 def sign(fields: object) -> bytes:
@@ -106,6 +116,35 @@ def test_the_golden_manifest_of_format_4() -> None:
     assert open_manifest(GOLDEN_4).manifest == MANIFEST_4
     assert sign_manifest(MANIFEST_4, PRIVATE) == GOLDEN_4
     assert MANIFEST_4.image_id == MANIFEST.image_id
+
+
+def test_the_golden_withdrawal_of_format_5() -> None:
+    assert open_manifest(GOLDEN_5).manifest == MANIFEST_5
+    assert sign_manifest(MANIFEST_5, PRIVATE) == GOLDEN_5
+    assert MANIFEST_5.pack_torrent is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": MANIFEST.layers},
+        {"sources": MANIFEST_2.sources},
+        {"profile": MANIFEST_3.profile},
+        {"boot": MANIFEST.boot},
+    ],
+)
+def test_a_withdrawal_holds_nothing(changes: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match="withdraws an image, and holds one"):
+        sign_manifest(replace(MANIFEST_5, **changes), PRIVATE)
+
+
+def test_a_withdrawal_is_told_to_older_programs_by_its_format(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("p2pcloop.formats.manifest.FORMATS", (1, 2, 3, 4))
+    with pytest.raises(FormatError, match="of format 5; this program reads") as caught:
+        open_manifest(GOLDEN_5)
+    assert "newer p2pcloop" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +313,7 @@ def test_a_wrong_signature_is_refused() -> None:
         assert caught.value.hint
 
 
-@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2, GOLDEN_4])
+@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2, GOLDEN_4, GOLDEN_5])
 def test_any_flipped_byte_is_noticed(golden: bytes) -> None:
     for at in range(len(golden)):
         damaged = bytearray(golden)
@@ -294,7 +333,7 @@ def test_cut_off_anywhere_or_followed_by_something() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 5}, "of format 5; this program reads 1 and 2 and 3 and 4"),
+        ({"format": 6}, "of format 6; this program reads 1 and 2 and 3 and 4 and 5"),
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"extra": 1}, "unknown fields: 'extra'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from p2pcloop.formats.manifest import (
     ID_SIZE,
     INFO_HASH_SIZE,
     MAX_MANIFEST_SIZE,
+    Manifest,
     ManifestRef,
     open_manifest,
 )
@@ -87,6 +89,11 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
         torrent = await serve_manifest(node, signed, public=public)
         served = node.engine.get(torrent)
         public |= served is not None and served.peers.sources.public  # it stays so
+        if manifest.withdrawn and manifest.previous is not None and manifest.previous.torrent:
+            # Told to all who were told of what it withdraws.
+            before = node.engine.get(manifest.previous.torrent)
+            public |= before is not None and before.peers.sources.public
+            await node.engine.add(torrent, public=public)
         link = make_link(node, signed, torrent, layers, public=public, secret=secret)
         kept = await trio.to_thread.run_sync(node.records.keep, signed, link)
     if public:
@@ -97,6 +104,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
         "name": str(link.name),
         "link": str(kept.link),
         "manifest_torrent": torrent,
+        "public": public,
         "announced": public and node.announces(),
     }
 
@@ -134,10 +142,13 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
     target = parse_target(fields.path("ref", MAX_REF))
     at = fields.integer("at", 0, MAX_VERSION) if "at" in fields else 0
     look = fields.boolean("look") if "look" in fields else False
+    withdrawn = fields.boolean("withdrawn") if "withdrawn" in fields else False
     fields.end()
     known = node.records.find(target.place.name)
     found = await find_version(node, target, call, at=at, look=look)
     signed, link = found.signed, found.link
+    if signed.manifest.withdrawn and not withdrawn:
+        raise _withdrawn_error(signed.manifest)
     await know_layers(node, found)
     return {
         "id": signed.id,
@@ -148,6 +159,15 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
         "manifest": signed.data,
         "peers": [list(peer) for peer in link.peers],
     }
+
+
+def _withdrawn_error(manifest: Manifest) -> NotHereError:
+    day = datetime.fromtimestamp(manifest.created, UTC).date()
+    why = f": {manifest.message}" if manifest.message else ", without a word why"
+    return NotHereError(
+        f"{manifest.name} was withdrawn by its publisher on {day}{why}",
+        hint=f"older versions by number: --at {manifest.version - 1}; `p2pcloop log` has them",
+    )
 
 
 async def manifest(node: Node, call: Call) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def make_link(
         name=manifest.name,
         manifest_id=signed.id,
         manifest_torrent=manifest_torrent,
-        pack_torrent=manifest.layers[-1].torrent,
+        pack_torrent=manifest.pack_torrent,
         peers=(*peers, *others[:MAX_PEERS_OF_OTHERS]),
         trackers=node.config.discovery.announce_trackers if public else (),
         web_seeds=tuple(web_seeds[:MAX_WEB_SEEDS]),

@@ -21,6 +21,7 @@ from p2pcloopd.node.image_operations import (
     seed_record,
 )
 from p2pcloopd.node.node import Node
+from p2pcloopd.node.removal import remove
 from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
 from p2pcloopd.node.stream import stream
 from p2pcloopd.node.torrent_operations import add, fetch, fill, layout, read, verify
@@ -51,6 +52,6 @@ OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     operation.__name__: operation
     for operation in (
         add, layout, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
-        resolve, manifest, pin, unpin, booted, released, gc, status, watch, stop,
+        resolve, manifest, remove, pin, unpin, booted, released, gc, status, watch, stop,
     )
 }  # fmt: skip

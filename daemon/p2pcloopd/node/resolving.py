@@ -200,9 +200,8 @@ async def _get(
         )
     if link.secret is not None:
         check_secret(manifest.key_check, link.secret)
-    return Found(
-        signed, replace(link, pack_torrent=manifest.layers[-1].torrent), record, tuple(mirrors)
-    )
+    link = replace(link, pack_torrent=manifest.pack_torrent)
+    return Found(signed, link, record, tuple(mirrors))
 
 
 async def _take(

@@ -51,13 +51,18 @@ class Collected:
 
 
 class Room:
-    """Keeps the store of a home within its quota."""
+    """Keeps the store of a home within its quota.
+
+    Attributes:
+        quota: bytes, or None for no limit.
+        collecting: held while it is decided what may go, and while that goes.
+    """
 
     def __init__(self, home: Home, engine: Engine, quota: int | None) -> None:
         self.quota = quota
         self._home = home
         self._engine = engine
-        self._collecting = trio.Lock()
+        self.collecting = trio.Lock()
         self._noting = trio.Lock()
         self._news = trio.Event()
         self._beside = 0
@@ -77,7 +82,7 @@ class Room:
             FormatError, MismatchError, UsageError: it cannot be told what may go.
             StorageError: the disk refused.
         """
-        async with self._collecting:
+        async with self.collecting:
             first = choice = await self._choose(quota)
             if dry_run:
                 evict = {torrent: set(pieces) for torrent, pieces in choice.evict.items()}
@@ -112,7 +117,7 @@ class Room:
 
     async def pin(self, manifest_id: bytes, name: str | None) -> bool:
         """Pin a manifest, or unpin it where `name` is None; tell whether it was pinned before."""
-        async with self._collecting:  # when this is answered, nothing more of it goes
+        async with self.collecting:  # when this is answered, nothing more of it goes
             pins = await trio.to_thread.run_sync(load_pins, self._home)
             before = pins.pop(manifest_id, None) is not None
             if name is not None:

@@ -1,0 +1,96 @@
+"""`p2pcloop images`: what images are known here, and how much of each lies here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.store.home import Home
+from p2pcloop.store.inventory import StoredVersion, list_versions
+from p2pcloop.store.names import ShortNames
+from p2pcloop.text import printable
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop images
+  p2pcloop images --all      # older versions, too
+  p2pcloop images --json | jq '.images[] | select(.here_share < 1).name'
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--all", "every", is_flag=True, help="Older versions of each name, too.")
+@home_option
+@json_option
+def command(home: Home, *, every: bool, as_json: bool) -> None:
+    """List the images that are known here: version, size, how much of it is here, whose it is.
+
+    Works without p2pcloopd, which seeds what is here whenever it runs.
+    """
+    shorts = {name: short for short, name in ShortNames(home).all().items()}
+    serves = home.holder() is not None
+    images = [
+        _facts(version, shorts.get(version.signed.manifest.name), serves=serves)
+        for version in list_versions(home)
+        if every or version.newest
+    ]
+    if as_json:
+        click.echo(to_json({"images": images}))
+        return
+    if not images:
+        click.echo(f"no image is known in {home.root}: `p2pcloop seed` or `boot` one")
+    for facts in images:
+        for line in _text(facts):
+            click.echo(line)
+
+
+def _facts(version: StoredVersion, short: str | None, *, serves: bool) -> dict[str, Any]:
+    manifest = version.signed.manifest
+    return {
+        "name": str(manifest.name),
+        "short": short,
+        "version": manifest.version,
+        "newest": version.newest,
+        "created": manifest.created,
+        "message": manifest.message,
+        "manifest": version.signed.id,
+        "size": manifest.size,
+        "stored": version.stored,
+        "here": version.here,
+        "here_share": version.here / version.stored if version.stored else 0.0,
+        "from": "published here" if version.ours else "others",
+        "in_place": [str(path) for path in version.in_place],
+        "seeded": serves and version.here > 0,
+        "private": manifest.private,
+        "withdrawn": manifest.withdrawn,
+        "pinned": version.pinned,
+        "overlays": [str(path) for path in version.overlays],
+    }
+
+
+def _text(facts: dict[str, Any]) -> Iterator[str]:
+    day = datetime.fromtimestamp(facts["created"], UTC).date()
+    short = f" ({facts['short']})" if facts["short"] else ""
+    yield f"{facts['name']}{short}"
+    if facts["withdrawn"]:
+        why = f": {printable(facts['message'])}" if facts["message"] else ""
+        yield f"  version {facts['version']} of {day}: withdrawn by its publisher{why}"
+        return
+    # Rounded down: "100 %" means all of it.
+    share = 100 * facts["here"] // facts["stored"]
+    notes = [facts["from"] if facts["from"] == "published here" else "from others"]
+    notes += [each for each in ("private", "pinned", "seeded") if facts[each]]
+    yield (
+        f"  version {facts['version']} of {day}: {share} % of {format_size(facts['stored'])} here,"
+        f" for a device of {format_size(facts['size'])}; {', '.join(notes)}"
+    )
+    for path in facts["in_place"]:
+        yield f"  read from {printable(path)}"
+    for path in facts["overlays"]:
+        yield f"  below the overlay {printable(path)}"

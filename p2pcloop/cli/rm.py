@@ -1,0 +1,91 @@
+"""`p2pcloop rm`: take an image out of this home."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.refs import read_ref, words_of_the_user
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.link import is_link, parse_link
+from p2pcloop.formats.name import Name
+from p2pcloop.formats.place import parse_place
+from p2pcloop.store.home import Home
+from p2pcloop.store.inventory import StoredVersion, list_versions
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop rm @key/debian
+  p2pcloop rm @key/debian --at 3       # this version only
+  p2pcloop rm my-debian --published    # what was published from here, too
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.option("--at", type=click.IntRange(1), metavar="VERSION", help="This version only.")
+@click.option(
+    "--published",
+    is_flag=True,
+    help="Also what was published from here: others may have it from nowhere else.",
+)
+@home_option
+@json_option
+def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: bool) -> None:
+    """Remove the image REF from this home: its data, its profile, and its name.
+
+    What other images here need of it stays, and so do files that are served where they lie. It is
+    not removed while a guest reads from it, an overlay lies on it, or it is pinned. A name of your
+    own stays known, so that its next version is numbered on; `p2pcloop unpublish` takes an image
+    back from others.
+    """
+    with words_of_the_user():
+        asked = read_ref(ref, home)
+        if not isinstance(asked, str):
+            raise UsageError(f"{ref} is a file: delete it yourself", hint="REF is a name or a link")
+        name = parse_link(asked).name if is_link(asked) else parse_place(asked).name
+    versions = _versions(home, name, at)
+    with ensure_daemon(home) as client:
+        done = client.call(
+            "remove",
+            name=str(name),
+            manifests=[version.signed.id for version in versions],
+            published=published,
+        )
+    facts = {
+        "name": str(name),
+        "versions": [version.signed.manifest.version for version in versions],
+        "freed": done["freed"],
+        "removed": done["removed"],
+        "known": done["known"],
+    }
+    click.echo(to_json(facts) if as_json else _text(facts, versions))
+
+
+def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:
+    found = [each for each in list_versions(home) if each.signed.manifest.name == name]
+    if not found:
+        raise NotHereError(f"{name} is not here", hint="`p2pcloop images` lists what is")
+    chosen = [each for each in found if at in (None, each.signed.manifest.version)]
+    if not chosen:
+        raise NotHereError(
+            f"version {at} of {name} is not here", hint="see `p2pcloop images --all`"
+        )
+    return chosen
+
+
+def _text(facts: dict[str, Any], versions: list[StoredVersion]) -> str:
+    numbers = ", ".join(map(str, facts["versions"]))
+    lines = [f"{facts['name']}, version {numbers}: removed, {format_size(facts['freed'])} freed"]
+    files = sorted({path for version in versions for path in version.in_place})
+    lines += [f"  {path} is no longer served; the file stays" for path in files]
+    if facts["known"]:
+        lines.append(
+            "  the name stays known: `p2pcloop seed` gives a later version the next number"
+        )
+    return "\n".join(lines)

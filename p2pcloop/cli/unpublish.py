@@ -1,0 +1,63 @@
+"""`p2pcloop unpublish`: take an image back, by a signed withdrawal that its name passes on."""
+
+from __future__ import annotations
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.release import Publisher
+from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import list_keys, read_key
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop unpublish @key/debian -m 'it had my keys in it'
+  p2pcloop unpublish my-debian
+  p2pcloop rm my-debian --published    # then, to stop serving its data
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.option("--message", "-m", default="", metavar="TEXT", help="One line that says why.")
+@home_option
+@json_option
+def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
+    """Withdraw REF, an image of yours: sign a version that says so, and pass it on by its name.
+
+    Whoever asks for the newest version learns of it, and is not given the image. Nobody can be made
+    to forget: who has the image keeps it, and who has the link of an old version may still find
+    somebody who serves it. A later version may be published again.
+    """
+    target = resolve_ref(ref, home, withdrawn=True)
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file", hint="give the name under which it was published")
+    with target.client:
+        name = target.signed.manifest.name
+        key_name = _key_of(home, name.key)
+        with Publisher.of(home, target.client, name.label, key_name) as who:
+            answer = who.withdraw(message)
+    if as_json:
+        click.echo(to_json(answer))
+    elif not answer["changed"]:
+        click.echo(f"{answer['name']} is withdrawn already, since version {answer['version']}")
+    else:
+        click.echo(
+            f"{answer['name']} is withdrawn, as version {answer['version']}\n"
+            "  its data is served to who has an older link until `p2pcloop rm --published`;\n"
+            "  mirrors on web servers learn of it when `p2pcloop mirror` writes them again"
+        )
+
+
+def _key_of(home: Home, public: bytes) -> str:
+    """The name of the key in this home that signs for a name."""
+    for key_name in list_keys(home.keys):
+        if read_key(home.keys, key_name).public == public:
+            return key_name
+    raise MismatchError(
+        "it is not yours: no key of this home signed it",
+        hint="`p2pcloop rm` removes it from this home",
+    )

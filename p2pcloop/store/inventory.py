@@ -1,0 +1,106 @@
+"""What images are here: every version that is known, how much of it lies here, and whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
+from p2pcloop.formats.manifest import LayerRef, SignedManifest
+from p2pcloop.store.have import HaveView
+from p2pcloop.store.home import Home
+from p2pcloop.store.keys import list_keys, read_key
+from p2pcloop.store.overlays import overlaid_manifests
+from p2pcloop.store.pins import load_pins
+from p2pcloop.store.records import Records
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version of an image that is known here.
+
+    Attributes:
+        signed: its manifest.
+        newest: it is the newest known of its name.
+        ours: a key of this home signed it.
+        here: bytes of its layers and sources that are here, verified and durable.
+        stored: bytes of all of them.
+        in_place: files that are served where they lie, outside of the home.
+        overlays: overlays that lie on it, by their absolute paths.
+        pinned: nothing of it is evicted.
+    """
+
+    signed: SignedManifest
+    newest: bool
+    ours: bool
+    here: int
+    stored: int
+    in_place: tuple[Path, ...]
+    overlays: tuple[Path, ...]
+    pinned: bool
+
+
+def our_keys(home: Home) -> set[bytes]:
+    """The public keys, 32 bytes each, of this home. Errors as of `read_key`."""
+    return {read_key(home.keys, name).public for name in list_keys(home.keys)}
+
+
+def list_versions(home: Home) -> Iterator[StoredVersion]:
+    """Every version that is known here, by name, the newest of each first.
+
+    Works whether p2pcloopd runs or not.
+
+    Raises:
+        FormatError, UsageError: pins, keys or names cannot be read.
+        StorageError: the system refused.
+    """
+    records = Records(home)
+    pins, ours = load_pins(home), our_keys(home)
+    overlays: dict[bytes, list[Path]] = {}
+    for path, ids in overlaid_manifests(home):
+        for manifest_id in ids:
+            overlays.setdefault(manifest_id, []).append(path)
+    for record in records.names():
+        for version, ref in sorted(record.versions.items(), reverse=True):
+            try:
+                signed = records.manifest(ref.id)
+            except (NotHereError, FormatError, MismatchError):
+                continue  # only its number is known, from a history
+            layers = signed.manifest.all_layers
+            yield StoredVersion(
+                signed,
+                newest=version == record.version,
+                ours=record.name.key in ours,
+                here=sum(_here(home, layer) for layer in layers),
+                stored=sum(map(_size, layers)),
+                in_place=tuple(path for layer in layers for path in _in_place(home, layer)),
+                overlays=tuple(overlays.get(signed.id, ())),
+                pinned=signed.id in pins,
+            )
+
+
+def _size(layer: LayerRef) -> int:
+    return layer.index_length + layer.pack_length
+
+
+def _here(home: Home, layer: LayerRef) -> int:
+    """Bytes of a layer that its have file tells of."""
+    try:
+        with HaveView(home.torrents / layer.torrent.hex() / "have") as have:
+            pieces = sum(have.has(piece, piece) for piece in range(have.pieces))
+            last = have.has(have.pieces - 1, have.pieces - 1)
+            short = have.pieces * layer.piece_length - _size(layer) if last else 0
+            return pieces * layer.piece_length - short
+    except (NotHereError, FormatError):
+        return 0
+
+
+def _in_place(home: Home, layer: LayerRef) -> Iterator[Path]:
+    data = home.torrents / layer.torrent.hex() / "data"
+    try:
+        for path in data.rglob("*"):
+            if path.is_symlink():
+                yield path.readlink()
+    except OSError as err:
+        raise storage_error(f"cannot read {data}", err) from err

@@ -1,0 +1,71 @@
+"""Names as people type them: a key by its first characters, an image of one's own by its label."""
+
+from __future__ import annotations
+
+import re
+
+from p2pcloop.errors import NotHereError, UsageError
+from p2pcloop.formats.name import (
+    KEY_CHARACTERS,
+    Name,
+    check_label,
+    format_key,
+    is_label,
+    parse_name,
+)
+from p2pcloop.store.home import Home
+from p2pcloop.store.inventory import our_keys
+from p2pcloop.store.names import ShortNames
+from p2pcloop.store.records import Records
+
+_PREFIX = re.compile(r"@([a-z2-7]{1,51})/(.+)")
+
+
+def find_name(text: str, home: Home) -> Name:
+    """Read `@<key>/<label>`; of a key that is known here its first characters will do.
+
+    Known are the keys of this home and of the names that were used here.
+
+    Raises:
+        FormatError: it is not of that form.
+        NotHereError: no key that is known begins so.
+        UsageError: the names of several keys do.
+    """
+    begun = _PREFIX.fullmatch(text)
+    if begun is None:
+        return parse_name(text)
+    prefix, label = begun[1], check_label(begun[2])
+    known = {record.name for record in Records(home).names()} | set(ShortNames(home).all().values())
+    names = {name for name in known if name.label == label and _begins(name.key, prefix)}
+    if not names:
+        names = {Name(key, label) for key in our_keys(home) if _begins(key, prefix)}
+    if len(names) > 1:
+        found = ", ".join(sorted(map(str, names)))
+        raise UsageError(f"{text} may be one of {found}", hint="give more characters of the key")
+    if not names:
+        raise NotHereError(
+            f"no name that begins with {text} is known here",
+            hint=f"a key has {KEY_CHARACTERS} characters: give all of them, or the link",
+        )
+    return names.pop()
+
+
+def own_name(label: str, home: Home) -> Name | None:
+    """The name of an image that was published from this home under a label, if there is one.
+
+    Raises:
+        UsageError: several keys of this home published under it.
+    """
+    if not is_label(label) or not home.names.exists():
+        return None
+    ours = our_keys(home)
+    names = [each.name for each in Records(home).names() if each.name.label == label]
+    own = [name for name in names if name.key in ours]
+    if len(own) > 1:
+        found = ", ".join(map(str, own))
+        raise UsageError(f"{label} may be one of {found}", hint="give the name with its key")
+    return own[0] if own else None
+
+
+def _begins(key: bytes, prefix: str) -> bool:
+    return format_key(key).startswith(prefix)
