@@ -47,7 +47,7 @@ def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: b
     with words_of_the_user():
         asked = read_ref(ref, home)
         if not isinstance(asked, str):
-            raise UsageError(f"{ref} is a file: delete it yourself", hint="REF is a name or a link")
+            raise UsageError(f"{ref} is a file: delete it yourself", hint="give a name or a link")
         name = parse_link(asked).name if is_link(asked) else parse_place(asked).name
     versions = _versions(home, name, at)
     with ensure_daemon(home) as client:
