@@ -112,7 +112,7 @@ def test_version(p2pcloop: Run) -> None:
         ("export /nonexistent/a.cloop /dev/out.img", 7, "there is no file"),
         ("info magnet:?xt=urn:btih:00", 2, "no x.p2pcloop part"),
         ("info magnet:?x.p2pcloop=@a/b&x.p2pcloop=@a/b", 2, "has 2 parts"),
-        ("info @key/debian", 2, "is not a key"),
+        ("info @k1y/debian", 2, "is not a key"),
         ("info @nothing", 2, "is not a name"),
         ("info /", 2, "is not a file"),
         ("daemon run --log-level loud", 2, "'loud' is not one of"),
