@@ -59,7 +59,7 @@ def test_a_short_name_that_is_a_file_too(node: Home, tmp_path: Path) -> None:
     [
         ("", UsageError),
         ("@", FormatError),
-        ("@nobody/debian", FormatError),
+        ("@nob0dy/debian", FormatError),
         (f"{NAME}/..", FormatError),
         (f"{str(NAME)[:-6]}..", FormatError),
         (f"{str(NAME)[:-6]}DEBIAN", FormatError),
@@ -69,7 +69,7 @@ def test_a_short_name_that_is_a_file_too(node: Home, tmp_path: Path) -> None:
         ("http://127.0.0.1/image.cloop", FormatError),
         (f"http://127.0.0.1/?x/{NAME}", FormatError),
         (f"there/{NAME}", NotHereError),
-        ("./@nobody/debian", FormatError),
+        ("./@nob0dy/debian", FormatError),
         (f"{LINK}#key=short", FormatError),
         (f"{LINK}#key={'a' * 51}b", FormatError),
         (f"{LINK}#nonsense", FormatError),
