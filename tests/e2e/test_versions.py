@@ -139,7 +139,9 @@ def test_a_version_whose_history_nobody_has_says_so(nodes: Nodes, tmp_path: Path
     assert only.endswith("change 2")
     assert "what came before it cannot be told" in " ".join(reason)
     gone = reader.run("info", name, "--at", "1", code=NotHereError.exit_code)
-    assert len(gone.err.splitlines()) == 1
+    *waited, why = gone.err.splitlines()
+    assert len(waited) == 1, "within 3 s it says that it waits"
+    assert "nobody who is asked has it" in why
     assert reader.json("info", name)["version"] == 2
 
 
