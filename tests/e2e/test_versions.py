@@ -151,7 +151,7 @@ def test_one_key_in_two_homes_makes_a_fork(nodes: Nodes, tmp_path: Path) -> None
     one.run("key", "export", "default", tmp_path / "key")
     other.run("key", "import", "default", tmp_path / "key")
     first = publish(one, tmp_path, 1)
-    second = publish(other, tmp_path, 2)
+    second = publish(other, tmp_path, 2, "--first-version")  # which is not so
     assert first["name"] == second["name"]
     reader.run("info", first["link"])
     before = reader.home.names.read_bytes()
