@@ -47,7 +47,7 @@ def published(node: Node, tmp_path: Path, number: int) -> dict[str, Any]:
     data[:4096] = bytes([number]) * 4096
     path = tmp_path / "disk.img"
     path.write_bytes(data)
-    return node.json("publish", path, "--name", "disk")
+    return node.json("publish", path, "--name", "disk", "--raw")
 
 
 def test_images_tells_what_is_here_of_whom_with_p2pcloopd_or_without(
@@ -146,7 +146,7 @@ def test_what_was_published_goes_by_order_only_and_its_numbers_go_on(
     assert publisher.json("rm", name, "--published")["known"] is True
     assert images(publisher)[1]["here_share"] == 0
     (tmp_path / "disk.img").write_bytes(RAW)
-    assert publisher.json("seed", tmp_path / "disk.img")["version"] == 2
+    assert publisher.json("seed", tmp_path / "disk.img", "--raw")["version"] == 2
 
 
 def test_a_withdrawal_is_passed_on_by_the_name(
@@ -195,15 +195,15 @@ def test_a_key_that_was_imported_signs_no_second_version_1(
     other.run("key", "import", "default", tmp_path / "backup.key")
     image = tmp_path / "disk.img"
     for command in ("publish", "seed"):
-        refused = other.run(command, image, "--name", "disk", code=UsageError.exit_code)
+        refused = other.run(command, image, "--name", "disk", "--raw", code=UsageError.exit_code)
         assert "p2pcloop update LINK" in refused.err
     assert images(other) == {}
     other.run("update", first["link"])
     assert published(other, tmp_path, 2)["version"] == 2
-    fresh = other.json("seed", image, "--name", "fresh", "--first-version")
+    fresh = other.json("seed", image, "--name", "fresh", "--raw", "--first-version")
     assert fresh["version"] == 1
     image.write_bytes(RAW)
-    assert other.json("seed", image, "--name", "fresh")["version"] == 2
+    assert other.json("seed", image, "--name", "fresh", "--raw")["version"] == 2
 
 
 def test_a_key_by_its_first_characters_and_an_image_of_ones_own_by_its_label(
