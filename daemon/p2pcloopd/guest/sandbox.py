@@ -121,7 +121,7 @@ def prepare(
         NeedsPackageError: a program or library that makes the sandbox is not installed.
     """
     busybox = find_busybox()
-    stage = Stage()
+    stage = Stage(busybox)
     words = [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
         *("--uid", _INSIDE, "--gid", _INSIDE, "--cap-drop", "ALL", "--new-session"),

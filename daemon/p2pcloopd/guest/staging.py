@@ -12,11 +12,10 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import random
+import secrets
 import stat
 from pathlib import Path
 
-from p2pcloopd.guest.kernel import find_busybox
 from p2pcloopd.programs import find_program
 
 _UNPRIVILEGED_IDS = range(61184, 65520)
@@ -35,23 +34,23 @@ set -e
 # What fills the machine's memory is ended before the user's other programs are.
 echo {_OOM_SCORE} > /proc/self/oom_score_adj || :
 owner=$1
-mount -t tmpfs -o mode=755,nr_inodes=1024,size=$2 p2pcloop {_STAGE}
+"$0" mount -t tmpfs -o mode=755,nr_inodes=1024,size=$2 p2pcloop {_STAGE}
 cd {_STAGE}
 shift 2
 while [ "$1" != -- ]; do
     case $1 in
         tmpfs)
-            mkdir $3
+            "$0" mkdir $3
             own=mode=700,uid=$owner,gid=$owner
-            mount -t tmpfs -o $own,nr_inodes={_TMPFS_FILES},size=$2 p2pcloop $3
+            "$0" mount -t tmpfs -o $own,nr_inodes={_TMPFS_FILES},size=$2 p2pcloop $3
             ;;
         copy)
-            cat "$2" > $3
-            chmod 555 $3
+            "$0" cat "$2" > $3
+            "$0" chmod 555 $3
             ;;
         bind)
-            if [ -d "$2" ]; then mkdir $3; else : > $3; fi
-            mount -o rbind "$2" $3
+            if [ -d "$2" ]; then "$0" mkdir $3; else : > $3; fi
+            "$0" mount -o rbind "$2" $3
             ;;
     esac
     shift 3
@@ -60,14 +59,15 @@ shift
 cd /
 exec "$@"
 """
-"""Arguments: the owner of the tmpfs, bytes that the copies take, triples of what to make (a kind;
-a source, or bytes; a name), `--`, and what to run then."""
+"""Arguments: busybox; the owner of the tmpfs, bytes that the copies take, triples of what to make
+(a kind; a source, or bytes; a name), `--`, and what to run then."""
 
 
 class Stage:
     """What a sandbox is to see, put together; `words` is the command that makes it and goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, busybox: Path) -> None:
+        self._busybox = str(busybox)
         self._user = _another_user()
         self._room = _SLACK
         self._made: list[str] = []
@@ -79,13 +79,16 @@ class Stage:
     def hand_in(self, path: Path) -> Path:
         """Return a place at which the sandbox's user reaches `path`: a file of the host, which it
         can read then; a socket, which is given away to it; a directory as it is."""
-        if self._user is not None:
-            status = path.stat()
-            if stat.S_ISSOCK(status.st_mode):
-                os.chown(path, self._user, self._user)
-            elif stat.S_ISREG(status.st_mode) and not _is_for_all(status.st_mode):
-                self._room += status.st_size
-                return self._make("copy", str(path))
+        if self._user is None:
+            return path
+        status = path.stat()
+        if stat.S_ISSOCK(status.st_mode):
+            os.chown(path, self._user, self._user)
+        elif stat.S_ISREG(status.st_mode) and not _is_for_all(status.st_mode):
+            self._room += status.st_size
+            return self._make("copy", str(path))
+        if all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents):
+            return path
         return self._make("bind", str(path))
 
     def _make(self, kind: str, what: str) -> Path:
@@ -96,7 +99,8 @@ class Stage:
     def words(self) -> list[str]:
         """Return the command line that makes the stage and runs what is appended to it."""
         owner, room = str(self._user or 0), str(self._room)
-        script = [str(find_busybox()), "sh", "-c", _SCRIPT, "stage", owner, room, *self._made, "--"]
+        script = [self._busybox, "sh", "-c", _SCRIPT, self._busybox, owner, room]
+        script += [*self._made, "--"]
         namespace = [str(find_program("unshare", "util-linux")), "--mount"]
         namespace += ["--propagation", "private"]
         if self._user is None:
@@ -119,7 +123,10 @@ def _another_user() -> int | None:
     if os.geteuid() != 0:
         return None
     mapped = [_mapped_ids(Path("/proc/self", name)) for name in ("uid_map", "gid_map")]
-    for candidate in random.sample(_UNPRIVILEGED_IDS, len(_UNPRIVILEGED_IDS)):
+    # Any, and the next ones if that is taken.
+    first = secrets.randbelow(len(_UNPRIVILEGED_IDS))
+    candidates: list[int] = [*_UNPRIVILEGED_IDS[first:], *_UNPRIVILEGED_IDS[:first]]
+    for candidate in candidates:
         if all(any(candidate in ids for ids in each) for each in mapped) and _is_free(candidate):
             return candidate
     return None
