@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest import addresses, frame_filter, network
+from p2pcloopd.guest import addresses, frame_filter, network, sandbox
+from p2pcloopd.guest.kernel import find_busybox
 
 Segment = Callable[[bytes], bytes]
 """What an IP packet carries, given its destination."""
@@ -94,7 +95,7 @@ async def open_wire(tmp_path: Path) -> AsyncIterator[Wire]:
     # Many hosts' resolver is on their loopback.
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 127.0.0.1\n")
-    async with network.user_network(resolv_conf) as ours:
+    async with network.user_network(pytest.fail, resolv_conf) as ours:
         with (
             trio.fail_after(20),
             trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock,
@@ -224,3 +225,26 @@ def test_more_addresses_than_a_filter_holds() -> None:
     with guest, helper, pytest.raises(GuestError, match="too many addresses") as caught:
         frame_filter.install(helper, addresses.NAMESERVER_ADDRESS, many)
     assert "--net none" in str(caught.value.hint)
+
+
+async def test_the_end_of_the_helper_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its program cannot be run, or a guest's frames were too much for it."""
+    busybox = str(find_busybox())
+    broken = sandbox.prepare(
+        [busybox, "sh", "-c", "echo no such $1 >&2; exit 3", "sh", "thing"],
+        visible={},
+        memory=1 << 28,
+        processes=9,
+    )
+    monkeypatch.setattr(network, "_helper", lambda *_: broken)
+    said = trio.Event()
+    words = []
+
+    def say(text: str) -> None:
+        words.append(text)
+        said.set()
+
+    with trio.fail_after(20):
+        async with network.user_network(say):
+            await said.wait()
+    assert words == ["has no network any more: its helper ended (exit status 3): no such thing"]

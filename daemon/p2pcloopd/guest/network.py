@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import frame_filter, own_addresses, sandbox
 from p2pcloopd.guest.addresses import (
@@ -19,6 +20,7 @@ from p2pcloopd.guest.addresses import (
     NAMESERVER_ADDRESS,
     PREFIX_LENGTH,
 )
+from p2pcloopd.guest.native_output import NativeOutput
 from p2pcloopd.programs import find_program
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -27,26 +29,46 @@ _PROCESSES = 16
 
 
 @asynccontextmanager
-async def user_network(resolv_conf: Path = _RESOLV_CONF) -> AsyncIterator[socket.socket]:
+async def user_network(
+    say: Callable[[str], None], resolv_conf: Path = _RESOLV_CONF
+) -> AsyncIterator[socket.socket]:
     """Run the helper that opens connections in the host's network for a guest, and yield the
     guest's end of the wire: a datagram socket of Ethernet frames.
 
     This machine's own addresses are closed to it, as they are at any moment. The helper reads what
     a stranger's guest sends, so it sees no file but its libraries and `resolv_conf`.
 
+    Args:
+        say: told when the helper ends before the block is left; the guest then has no network.
+        resolv_conf: names the name servers that answer the guest.
+
     Raises:
         NeedsPackageError: libslirp-helper or bubblewrap is not installed.
         GuestError: the helper does not start.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs, plain_errors():
+    native = NativeOutput()
+    with ours, theirs, closing(native), plain_errors():
         helper = await trio.to_thread.run_sync(_helper, theirs.fileno(), resolv_conf)
         close_off = partial(frame_filter.install, theirs, NAMESERVER_ADDRESS)
         async with trio.open_nursery() as nursery:
             await nursery.start(own_addresses.follow_own_networks, close_off)
-            async with sandbox.running(helper, pass_fds=[theirs.fileno()]):
+            async with sandbox.running(
+                helper, pass_fds=[theirs.fileno()], output=native.write_end
+            ) as process:
+                native.close_write_end()
+                nursery.start_soon(_tell_end, process, native, say)
                 yield ours
-            nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+
+
+async def _tell_end(
+    process: sandbox.SandboxedProcess, native: NativeOutput, say: Callable[[str], None]
+) -> None:
+    await native.collect()
+    code = await process.wait()
+    said = f": {printable(native.last_words)}" if native.tail else ""
+    say(f"has no network any more: its helper ended (exit status {code}){said}")
 
 
 def _helper(fd: int, resolv_conf: Path) -> sandbox.Sandbox:

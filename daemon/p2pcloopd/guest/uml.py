@@ -22,6 +22,7 @@ from p2pcloop.protocol import virtio_blk
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
 from p2pcloopd.guest.kernel import Kernel, find_kernel
+from p2pcloopd.guest.native_output import NativeOutput
 from p2pcloopd.guest.sandbox import SandboxedProcess
 from p2pcloopd.guest.signals import counted_signals
 from p2pcloopd.guest.silence import Silence
@@ -42,7 +43,6 @@ process of the host for each of them that has memory of its own."""
 _NATIVE_TASKS = 64
 _NATIVE_MEMORY = 1 << 30
 """What a process may map besides the guest's memory; that it may map twice."""
-_NATIVE_TAIL = 4096
 _SOCKETS = Path("/run/disks")
 _SHIM = Path("/run/xsave.so")
 _UML_DIRECTORY = "/run/uml"
@@ -115,7 +115,7 @@ async def run_guest(
     spec.check()
     transcript = Transcript(lambda: trio.current_time() - started)
     kernel = await trio.to_thread.run_sync(find_kernel, spec.kernel)
-    native = _NativeOutput()
+    native = NativeOutput()
     async with AsyncExitStack() as stack:
         stack.callback(native.close)
         directory = _guest_directory(stack)
@@ -129,7 +129,7 @@ async def run_guest(
         fds = list(consoles.values())
         parameters = [f"con{number}=fd:{fd},fd:{fd}" for number, fd in consoles.items()]
         if spec.network == "user":
-            card = await stack.enter_async_context(network.user_network())
+            card = await stack.enter_async_context(network.user_network(_say))
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))
         boxed = await trio.to_thread.run_sync(
@@ -269,40 +269,16 @@ def _say(done: str) -> None:
         sys.stderr.flush()
 
 
-class _NativeOutput:
-    """A pipe for what the kernel says as a program, before it has a console: only its end is kept,
-    for the error message."""
-
-    def __init__(self) -> None:
-        read_end, self.write_end = os.pipe()
-        self._stream = trio.lowlevel.FdStream(read_end)
-        self.tail = b""
-
-    async def collect(self) -> None:
-        async for data in self._stream:
-            self.tail = (self.tail + data)[-_NATIVE_TAIL:]
-
-    def close_write_end(self) -> None:
-        if self.write_end >= 0:
-            os.close(self.write_end)
-            self.write_end = -1
-
-    def close(self) -> None:
-        self.close_write_end()
-        self._stream.close()
-
-
 def _ending(
-    guest: RunningGuest, transcript: Transcript, native: _NativeOutput, code: int
+    guest: RunningGuest, transcript: Transcript, native: NativeOutput, code: int
 ) -> tuple[int, Reason]:
     if guest.killed:
         return code, "killed"
     if (failure := transcript.initramfs_failure()) is not None:
         raise GuestError(f"the guest cannot boot: {failure}")
     if not transcript.tail:
-        said = native.tail.decode(errors="replace").strip().splitlines()[-4:]
         raise GuestError(
-            f"the kernel did not start (exit status {code}): {' / '.join(said)}",
+            f"the kernel did not start (exit status {code}): {native.last_words}",
             hint="is there room for the guest's memory?",
         )
     reason = transcript.ending(code)
