@@ -104,11 +104,13 @@ def _traffic(torrents: list[dict[str, Any]]) -> str:
         return format_size(sum(one[field] for one in traffic))
 
     # Rounded down: "100 %" means all of it.
+    reasons = [one["reason"] for one in torrents if one.get("reason")]
     share = f"{100 * here // size} % of {format_size(size)} here" if size else "nothing here yet"
+    told = "".join(f"\n  {reason}" for reason in reasons)
     return (
         f"{share}, {len(peers)} peer{'' if len(peers) == 1 else 's'};"
         f" received {total('payload_received')} ({total('down_rate')}/s),"
-        f" sent {total('payload_sent')} ({total('up_rate')}/s)"
+        f" sent {total('payload_sent')} ({total('up_rate')}/s){told}"
     )
 
 

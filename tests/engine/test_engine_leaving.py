@@ -113,7 +113,7 @@ async def test_metadata_that_comes_while_the_engine_ends_is_let_go(
         async with trio.open_nursery() as nursery:
             swarm.attach(torrent, nursery)
             nursery.cancel_scope.cancel()
-        swarm.start(record.load_torrent(info_hash), [False] * 123, Sources())
+        swarm.start(record.load_torrent(info_hash), [False] * 123, Sources(), {})
         swarm.look_again()
         assert torrent.layout is None
         await swarm.stop()

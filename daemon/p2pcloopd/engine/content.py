@@ -9,13 +9,15 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from p2pcloop.errors import FormatError, StorageError, storage_error
 from p2pcloop.store.home import sync_directory
+from p2pcloop.store.in_place import HeldFile, Stamp
 from p2pcloopd.engine.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
 
 _READ_SIZE = 1 << 20
@@ -26,7 +28,9 @@ class Content:
     """Reads a torrent's content below `root` (the directory that libtorrent saves into)."""
 
     def __init__(self, root: Path, layout: TorrentLayout) -> None:
+        self._root = root
         self._layout = layout
+        self._held: Mapping[Path, HeldFile] = {}
         self._files: list[tuple[Path, int, int]] = []
         start = 0
         for path, size in layout.files:
@@ -42,6 +46,38 @@ class Content:
         """The files that lie elsewhere, by symbolic link: read, and never written."""
         return [path for path in self.paths if path.is_symlink()]
 
+    def find(self) -> dict[Path, HeldFile]:
+        """Open the files that lie elsewhere, by their paths here, under their names.
+
+        Raises:
+            StorageError: one is gone, is no regular file, or its path leads through a link.
+        """
+        return {path: HeldFile(path.readlink()) for path in self.foreign()}
+
+    def hold(self, files: Mapping[Path, HeldFile]) -> None:
+        """Read these from now on; without them, nothing is read of what lies elsewhere."""
+        self._held = files
+
+    def stamps(self, files: Mapping[Path, HeldFile] | None = None) -> dict[str, Stamp]:
+        """What files that lie elsewhere are, by their paths below `root`; else those in use."""
+        files = self._held if files is None else files
+        return {str(path.relative_to(self._root)): held.stamp() for path, held in files.items()}
+
+    def all_stamps(self) -> list[Stamp | None]:
+        """What every file is; None for one that is not there."""
+        held = self._held
+        return [_stamp(held.get(path), path) for path in self.paths]
+
+    def held(self) -> dict[int, HeldFile]:
+        """The open files that lie elsewhere, by their number among the files."""
+        return {
+            number: held for number, path in enumerate(self.paths) if (held := self._held.get(path))
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """What the sizes of the files must be, by their paths below `root`."""
+        return {str(path): size for path, size in self._layout.files}
+
     def whole(self) -> bool:
         """Whether every file is there and has its size."""
         try:
@@ -55,12 +91,18 @@ class Content:
         Raises:
             StorageError: a file is missing, shorter than it must be, or cannot be read.
         """
-        return b"".join(_read_file(*part) for part in self.parts(offset, length))
+        held = self._held
+        return b"".join(
+            _read_file(held.get(path), path, *at) for path, *at in self.parts(offset, length)
+        )
 
     def read_now(self, offset: int, length: int) -> bytes | None:
         """Read what the system has in memory, on any thread; None where it has not, or refuses."""
+        held = self._held
         try:
-            return b"".join(_read_cached(*part) for part in self.parts(offset, length))
+            return b"".join(
+                _read_cached(held.get(path), path, *at) for path, *at in self.parts(offset, length)
+            )
         except OSError:
             return None  # `read` tells why
 
@@ -123,32 +165,46 @@ class Content:
             raise storage_error(f"cannot sync {top}", err) from err
 
 
-def _read_cached(path: Path, offset: int, length: int) -> bytes:
-    data = bytearray(length)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+@contextmanager
+def _opened(held: HeldFile | None, path: Path) -> Iterator[int]:
+    """A file that is held, else one of ours: what lies elsewhere is never opened by its name."""
+    if held is not None:
+        yield held.fd
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _stamp(held: HeldFile | None, path: Path) -> Stamp | None:
+    try:
+        return Stamp.of(path.lstat() if held is None else os.fstat(held.fd))
+    except OSError:
+        return None
+
+
+def _read_cached(held: HeldFile | None, path: Path, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    with _opened(held, path) as fd:
         # Short where not all of it is in the cache (preadv2(2)).
         if os.preadv(fd, [data], offset, os.RWF_NOWAIT) != length:
             raise BlockingIOError(errno.EAGAIN, "not in the cache", str(path))
-    finally:
-        os.close(fd)
     return bytes(data)
 
 
-def _read_file(path: Path, offset: int, length: int) -> bytes:
+def _read_file(held: HeldFile | None, path: Path, offset: int, length: int) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with _opened(held, path) as fd:
             data = os.pread(fd, length, offset)
             while data and len(data) < length:
                 more = os.pread(fd, length - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
-        finally:
-            os.close(fd)
     except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
+        raise storage_error(f"cannot read {held.path if held else path}", err) from err
     if len(data) < length:
         raise StorageError(f"{path} is shorter than its torrent says", errno=errno.ENODATA)
     return data

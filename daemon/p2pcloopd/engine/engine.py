@@ -187,6 +187,7 @@ class Engine:
                 layout.name if layout else None,
                 layout.total_size if layout else None,
                 torrent.have_bytes,
+                *torrent.trouble(),
                 torrent.traffic(),
             )
             for torrent in self.torrents

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
-from p2pcloop.errors import StorageError
+from p2pcloop.errors import CorruptError, StorageError
 from p2pcloopd.engine.transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Saver:
                     self._transfer.join()
         return True
 
-    async def verify(self, pieces: range) -> list[int]:
+    async def verify(self, pieces: Collection[int]) -> list[int]:
         """Compare those of `pieces` that are here with their hashes; drop and return wrong ones.
 
         Raises:
@@ -100,7 +100,12 @@ class Saver:
             CorruptError: a file seeded where it lies changed since.
         """
         async with self.lock:
-            wrong = await trio.to_thread.run_sync(self._transfer.stored.drop_wrong, pieces)
+            stored = self._transfer.stored
+            try:
+                wrong = await trio.to_thread.run_sync(stored.drop_wrong, pieces)
+            except CorruptError:
+                await self._transfer.leave()  # nothing of such files is served
+                raise
             if wrong:
                 log.warning(
                     "torrent %s: pieces %s are wrong on the disk and fetched again",

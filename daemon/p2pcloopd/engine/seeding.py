@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from p2pcloop.errors import storage_error
+from p2pcloop.errors import BusyError, storage_error
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import sync_directory
+from p2pcloop.store.in_place import save_stamps
 from p2pcloopd.engine.content import Content, hash_pieces, scan
 from p2pcloopd.engine.metainfo import bencode, info_dictionary, parse_info
 from p2pcloopd.engine.record import Record
@@ -31,16 +32,27 @@ def make_torrent(staging: Path, progress: Callable[[int, int], None]) -> bytes:
     Raises:
         FormatError: there is nothing to seed, or more than one file or directory.
         StorageError: the disk refused.
+        BusyError: a file that lies elsewhere was written to meanwhile.
     """
     record = Record(staging)
     layout = scan(record.data)
     content = Content(record.data, layout)
+    content.hold(content.find())
+    before = content.stamps()
     info = info_dictionary(layout, hash_pieces(content, layout, progress))
     parse_info(info)  # what we make must be what we would take from others
     encoded = bencode(info)
     info_hash = hashlib.sha1(encoded, usedforsecurity=False).digest()
+    if content.stamps() != before:
+        files = ", ".join(str(path.readlink()) for path in content.foreign())
+        raise BusyError(
+            f"{files} was written to while it was read",
+            hint="end what uses it, and try again",
+        )
     content.sync()
     content.sync_names(staging)
+    if before:
+        save_stamps(staging, before)
     record.save_torrent(encoded)
     HaveFile.create(staging / "have", info_hash, layout.pieces, complete=True).close()
     return info_hash

@@ -40,6 +40,7 @@ _ALERTS = (
     | lt.alert_category.peer
     | lt.alert_category.piece_progress
     | lt.alert_category.block_progress
+    | lt.alert_category.upload
 )
 
 

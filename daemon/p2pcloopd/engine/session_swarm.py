@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from p2pcloop.errors import StorageError, storage_error
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
 from p2pcloop.store.have import MAX_PIECES
+from p2pcloop.store.in_place import HeldFile
 from p2pcloopd.engine import nodelay
 from p2pcloopd.engine.blame import Blame
 from p2pcloopd.engine.peers import is_address
@@ -46,6 +47,7 @@ class SessionSwarm:
         self._handle: lt.torrent_handle | None = None
         self._gone = trio.Event()
         self._without: frozenset[str] = frozenset()
+        self._held: Mapping[int, HeldFile] = {}
         self._nursery: trio.Nursery
         self.torrent: Torrent
 
@@ -59,7 +61,13 @@ class SessionSwarm:
         assert self._handle is not None, "the torrent is not in the session"
         return self._handle
 
-    def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
+    def start(
+        self,
+        info: bytes | None,
+        have: list[bool] | None,
+        sources: Sources,
+        held: Mapping[int, HeldFile],
+    ) -> None:
         params = lt.add_torrent_params()
         # The binding takes text in UTF-8, or bytes as they are: a path may be none.
         params.save_path = os.fsencode(self._save_path)  # type: ignore[assignment]  # its stub errs
@@ -84,11 +92,16 @@ class SessionSwarm:
             params.ti = lt.torrent_info(build_metainfo(info))
             pieces = params.ti.num_pieces()
         if have is None:
-            # upload_mode: whatever happens to a file that lies elsewhere, it is never written.
-            params.flags |= lt.torrent_flags.seed_mode | lt.torrent_flags.upload_mode
+            # libtorrent compares each piece with its hash before it sends the first of it.
+            params.flags |= lt.torrent_flags.seed_mode
         else:
             params.piece_priorities = [0] * pieces
             params.have_pieces = have
+        if held:
+            # Whatever happens to a file that lies elsewhere, it is never written.
+            params.flags |= lt.torrent_flags.upload_mode
+            params.renamed_files = {number: file.link for number, file in held.items()}
+        self._held = held  # open until libtorrent lets go of the torrent
         self._gone = trio.Event()
         self._blame = Blame(self.torrent.peers)
         self._handle = self._session.lt.add_torrent(params)
@@ -259,6 +272,8 @@ class SessionSwarm:
                     left = layout.piece_size(alert.piece_index) - alert.block_index * BLOCK_SIZE
                     self.torrent.peers.on_received(alert.ip, min(left, BLOCK_SIZE))
                 self._blame.sent(alert.piece_index, alert.pid.to_bytes())
+            case lt.block_uploaded_alert():
+                self.torrent.audit.sent(alert.piece_index)
             case lt.piece_finished_alert():
                 self._blame.passed(alert.piece_index)
                 self.torrent.transfer.on_piece_arrived(alert.piece_index)
@@ -284,8 +299,9 @@ class SessionSwarm:
                 self.torrent.transfer.on_checked()
             case lt.file_error_alert():
                 error = _storage_error(alert.error, f"cannot use {alert.filename()}")
-                self.torrent.saver.on_storage_error(error)
+                self.torrent.on_storage_error(error)
             case lt.torrent_removed_alert():
+                self._held = {}
                 self._gone.set()
             case lt.peer_connect_alert():
                 nodelay.connected(alert.ip)
@@ -300,6 +316,7 @@ class SessionSwarm:
                 self._blame.banned(alert.pid.to_bytes(), alert.ip)
             case lt.hash_failed_alert():
                 self._blame.failed(alert.piece_index)
+                self.torrent.on_hash_failed(alert.piece_index)
 
     def _why(self, alert: lt.peer_disconnected_alert) -> str:
         if alert.ip[0] in self._without:

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
 
-from p2pcloop.errors import CorruptError, NotHereError
+from p2pcloop.errors import CorruptError, NotHereError, StorageError
+from p2pcloop.store.in_place import HeldFile, Stamp, load_stamps, save_stamps
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.holes import give_back
 from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
 from p2pcloopd.engine.record import Record
+
+COMPARED_SECONDS = 60
+"""So long it counts that a piece was compared with its hash: the same ones are asked for often."""
+
+_SMALL = 128 << 10
+"""Bytes that are read and compared without a thread: 0.15 ms."""
+
+
+class Fault(Enum):
+    """Why files that are seeded where they lie are not served."""
+
+    GONE = "gone"
+    CHANGED = "changed"
+    UNCHECKED = "checking"
 
 
 class Stored:
     """Content, have bits and metadata of one torrent. Its methods block on the disk.
 
     Attributes:
-        changed: a file that is seeded where it lies was found wrong since the torrent was opened.
+        in_place: whether files of it lie elsewhere: they are read and never written.
+        fault: why those are not served, or None where they are; `look` and `compare` set it.
         since: when the metadata came, in seconds since 1970.
 
     Raises:
-        CorruptError: a file that is seeded where it lies is gone or has another size.
         StorageError: the disk refused; so do the methods.
     """
 
@@ -27,23 +46,62 @@ class Stored:
         self.info = info
         self.layout: TorrentLayout = meta.layout
         self.content = Content(record.data, meta.layout)
+        self.in_place = bool(self.content.foreign())
         self.have = record.open_have(info_hash, meta.layout, self.content)
-        self.changed = False
         self.since = record.since()
+        self.fault: Fault | None = None
+        self._why = ""
         self._meta = meta
         self._record = record
-        if self.in_place and not self.usable():
-            self.have.close()
-            raise self.changed_error()
-
-    @property
-    def in_place(self) -> bool:
-        """Whether files of it lie elsewhere: they are read and never written."""
-        return bool(self.content.foreign())
+        self._right = load_stamps(record.directory) if self.in_place else {}
+        self._wrong: dict[str, Stamp] = {}
+        self._compared: dict[int, float] = {}
+        self._compared_as: list[Stamp | None] = []
+        if self.in_place:
+            self.look()
 
     def usable(self) -> bool:
-        """Whether everything is here, with nothing known to be wrong."""
-        return not self.changed and self.have.complete() and self.content.whole()
+        """Whether everything is here, with nothing known to be wrong. Looks at the disk."""
+        if self.in_place:
+            return self.fault is None and self._see()[0] is None and self.have.complete()
+        return self.have.complete() and self.content.whole()
+
+    def look(self) -> None:
+        """See whether the files that lie elsewhere are what they were when they were compared."""
+        self.fault, files = self._see()
+        if self.fault is not None or self.content.stamps() != self._right:
+            self.content.hold(files)
+
+    def _see(self) -> tuple[Fault | None, dict[Path, HeldFile]]:
+        """What is to be said of the files under their names, and these files."""
+        try:
+            files = self.content.find()
+            now = self.content.stamps(files)
+        except StorageError as err:
+            self._why = str(err)
+            return Fault.GONE, {}
+        sizes = self.content.sizes()
+        if now == self._wrong or any(stamp.size != sizes[name] for name, stamp in now.items()):
+            return Fault.CHANGED, files
+        return None if now == self._right else Fault.UNCHECKED, files
+
+    def approve(self) -> None:
+        """Serve the files that lie elsewhere: all pieces were compared since `look`, and right."""
+        now = self.content.stamps()
+        self.look()
+        if self.fault is Fault.UNCHECKED and self.content.stamps() == now:
+            save_stamps(self._record.directory, now)
+            self._right = now
+            self.fault = None
+
+    def found_wrong(self) -> None:
+        """Note that files that lie elsewhere do not hold what they must; until they change."""
+        self._wrong = self.content.stamps()
+        self.fault = Fault.CHANGED
+
+    def lose(self, error: StorageError) -> None:
+        """Note that files that lie elsewhere cannot be read."""
+        self._why, self.fault = str(error), Fault.GONE
 
     def save(self, pieces: list[int]) -> list[int]:
         """Make pieces durable and set their bits; return those that the files do not hold."""
@@ -57,7 +115,7 @@ class Stored:
 
     def has(self, offset: int, length: int) -> bool:
         """Whether these bytes of the content are durable here, as far as is known."""
-        if self.changed or offset < 0 or offset + length > self.layout.total_size:
+        if self.fault or offset < 0 or offset + length > self.layout.total_size:
             return False
         pieces = self.layout.pieces_of(offset, length) if length else range(0)
         return not pieces or self.have.has(pieces[0], pieces[-1])
@@ -73,10 +131,47 @@ class Stored:
             return data
         raise NotHereError(f"bytes {offset} to {offset + length} are not here any more")
 
-    def read_now(self, offset: int, length: int) -> bytes | None:
-        """The same where nothing has to wait for the disk; None where it does, or they are not."""
-        data = self.content.read_now(offset, length) if self.has(offset, length) else None
-        return data if data and len(data) == length and self.has(offset, length) else None
+    def read_right(self, offset: int, length: int, *, now: bool = False) -> bytes | None:
+        """The same for others: of pieces that were compared with their hashes just now.
+
+        A comparison counts for `COMPARED_SECONDS`, unless the files were written to.
+
+        Args:
+            now: None where something has to wait for the disk, or is much work.
+
+        Raises:
+            NotHereError: as of `read`.
+            CorruptError: a piece is wrong.
+        """
+        if not length or not self.has(offset, length):
+            return None if now else self.read(offset, length)
+        pieces = self.layout.pieces_of(offset, length)
+        stale = self._stale(pieces)
+        start, end = offset, offset + length
+        if stale:
+            start = pieces[0] * self.layout.piece_length
+            end = min(self.layout.total_size, (pieces[-1] + 1) * self.layout.piece_length)
+        if now:
+            cached = self.content.read_now(start, end - start) if end - start <= _SMALL else None
+            if cached is None or not self.has(offset, length):
+                return None
+            data = cached
+        else:
+            data = self.read(start, end - start)
+        for piece in stale:
+            at = piece * self.layout.piece_length - start
+            if not self.is_right(piece, data[at : at + self.layout.piece_size(piece)]):
+                raise CorruptError(f"piece {piece} of {self.layout.name} is wrong on this disk")
+        self._compared.update(dict.fromkeys(stale, time.monotonic()))
+        return data[offset - start :][:length]
+
+    def _stale(self, pieces: range) -> list[int]:
+        """Those of pieces that are to be compared with their hashes before they leave."""
+        stamps = self.content.all_stamps()
+        if stamps != self._compared_as:
+            self._compared_as, self._compared = stamps, {}
+        since = time.monotonic() - COMPARED_SECONDS
+        return [piece for piece in pieces if self._compared.get(piece, -math.inf) < since]
 
     def is_right(self, piece: int, data: bytes) -> bool:
         """Whether this is the content of a piece."""
@@ -94,8 +189,8 @@ class Stored:
         """
         wrong = self.wrong(piece for piece in pieces if self.have.has(piece, piece))
         if wrong and self.in_place:
-            self.changed = True
-            raise self.changed_error()
+            self.found_wrong()
+            raise self.error()
         self.have.drop(*wrong)
         return wrong
 
@@ -107,9 +202,18 @@ class Stored:
         """Give back the room of all pieces that are not here."""
         give_back(self.content, self.layout, self.have.to_list())
 
-    def changed_error(self) -> CorruptError:
-        """What to say of files that are not what they were when they were seeded."""
+    def error(self) -> CorruptError:
+        """What to say of files that are not served."""
         files = ", ".join(str(path.readlink()) for path in self.content.foreign())
-        return CorruptError(
-            f"{files} changed since it was seeded", hint="put the old file back, or seed it again"
-        )
+        again = "put the old file back, or seed it again"
+        match self.fault:
+            case Fault.GONE:
+                return CorruptError(
+                    f"{files}, which is seeded from there, is gone: {self._why}", hint=again
+                )
+            case Fault.UNCHECKED:
+                return CorruptError(
+                    f"{files} is being compared with its hashes again", hint="try again"
+                )
+            case _:
+                return CorruptError(f"{files} changed since it was seeded", hint=again)

@@ -6,10 +6,11 @@ handle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from p2pcloop.store.in_place import HeldFile
 from p2pcloopd.engine.record import Peer, Sources
 
 DEMAND = 7
@@ -63,6 +64,9 @@ class TorrentStatistics:
     Attributes:
         name, size: None until the metadata is known.
         have_bytes: bytes of the content that are here.
+        trouble: why they are not, in a word: "gone", "changed" or "checking" files that are seeded
+            where they lie, "damaged" ones of the store; None where nothing is known to be wrong.
+        reason: the same in a sentence.
         traffic: what was transferred, and the peers.
     """
 
@@ -70,6 +74,8 @@ class TorrentStatistics:
     name: str | None
     size: int | None
     have_bytes: int
+    trouble: str | None
+    reason: str | None
     traffic: Traffic
 
 
@@ -104,13 +110,21 @@ class Others:
 class Swarm(Protocol):
     """One torrent in the session. Nothing here waits but `stop`."""
 
-    def start(self, info: bytes | None, have: list[bool] | None, sources: Sources) -> None:
+    def start(
+        self,
+        info: bytes | None,
+        have: list[bool] | None,
+        sources: Sources,
+        held: Mapping[int, HeldFile],
+    ) -> None:
         """Join the swarm, wanting nothing yet.
 
         Args:
             info: the bencoded info dictionary, or None to get it from peers.
-            have: which pieces are here (one item a piece); None: all are, in files that are
-                never to be written.
+            have: which pieces are here (one item a piece); None: all are, and each is compared
+                with its hash before it leaves for the first time.
+            held: files that lie elsewhere, by their numbers: these very ones are read, whatever
+                has their names, and nothing is ever written.
             sources: web seeds to use, and whether others may be told of the torrent; peers come
                 by `connect`, trackers by `look_up`.
         """

@@ -16,9 +16,11 @@ import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.ahead import Ahead
+from p2pcloopd.engine.audit import Audit
 from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.early import EarlyParts
 from p2pcloopd.engine.handout import Handouts
+from p2pcloopd.engine.in_place import InPlace
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.reads import Reads
@@ -44,6 +46,8 @@ class Torrent:
         ahead: asks for what readers expect.
         direct: brings what readers wait for by exact ranges, where somebody can be asked so.
         handout: gets what only one has of many who want it.
+        audit: compares what others are given with its hashes.
+        in_place: watches files that are seeded where they lie.
         early: what was read by exact ranges, of pieces that are not here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
@@ -61,6 +65,9 @@ class Torrent:
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers)
         self.saver = Saver(info_hash, self.transfer)
+        self.in_place = InPlace(self.transfer, self.saver.lock)
+        self.audit = Audit(self.transfer, self.peers, self.saver.verify, self.in_place.wake)
+        self.transfer.suspect = self.audit.suspect
         self.handout = Handouts(self.transfer, self.peers)
         self.ahead = Ahead(self.transfer, self.peers, swarm, self.handout)
         self.direct = Direct(self.transfer, self.peers)
@@ -95,6 +102,10 @@ class Torrent:
                 await self._known.wait()
         if self._failed is not None:
             raise self._failed
+        if self._stored.fault is not None:
+            await self.in_place.look()
+        if self._stored.fault is not None:
+            raise self._stored.error()
         return self._stored.layout
 
     def want_metadata(self) -> None:
@@ -198,6 +209,17 @@ class Torrent:
         """Bytes that are here: durable, or arrived and about to be."""
         return self.transfer.have_bytes
 
+    def trouble(self) -> tuple[str | None, str | None]:
+        """What is wrong with what was here: a word and a sentence (`TorrentStatistics`)."""
+        disk = self.transfer.disk
+        if disk is None:
+            return None, None
+        if disk.fault is not None:
+            return disk.fault.value, str(disk.error())
+        if not (lost := len(self.audit.lost())):
+            return None, None
+        return "damaged", f"{lost} pieces were wrong on this disk, and are asked of others"
+
     def traffic(self) -> Traffic:
         """What was transferred."""
         return self._swarm.traffic() if self.transfer.running else Traffic()
@@ -225,6 +247,8 @@ class Torrent:
         with self._running:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.peers.run)
+                nursery.start_soon(self.in_place.run)
+                nursery.start_soon(self.audit.run)
                 nursery.start_soon(self._look_elsewhere)
                 nursery.start_soon(self.ahead.run)
                 nursery.start_soon(self.handout.run)
@@ -277,6 +301,20 @@ class Torrent:
             if self._failed is not None or not of_swarm:
                 await self.transfer.leave()
 
+    def on_storage_error(self, error: StorageError) -> None:
+        """Note that libtorrent cannot use a file."""
+        disk = self.transfer.disk
+        if disk is not None and disk.in_place:
+            disk.lose(error)  # and it is looked at again soon
+        else:
+            self.saver.on_storage_error(error)
+
+    def on_hash_failed(self, piece: int) -> None:
+        """Note that a piece was wrong: ours, where it was here, and a peer's else."""
+        disk = self.transfer.disk
+        if disk is not None and disk.have.has(piece, piece):
+            self.transfer.suspect([piece])
+
     # --- inside -----------------------------------------------------------------------------
 
     @property
@@ -308,6 +346,7 @@ class Torrent:
         except P2pcloopError as err:
             self._fail(err)
         self._known.set()
+        self.in_place.wake()
         self.transfer.notify()
 
     def _fail(self, error: P2pcloopError) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import trio
@@ -46,6 +47,8 @@ class Transfer:
         crowd: how many others want the same at the same time; set by engine/ahead.py.
         apart: whether whoever has all is kept out of the swarm meanwhile; set there, too.
         direct: brings pieces that readers wait for otherwise than by the swarm; set by the owner.
+        compared_since: since when no piece is sent to others that was not compared with its hash.
+        suspect: is told of pieces that are here and may be wrong; set by the owner.
     """
 
     def __init__(self, swarm: Swarm, peers: Peers) -> None:
@@ -56,6 +59,8 @@ class Transfer:
         self.crowd = 0
         self.apart = False
         self.direct: Otherwise = NoOther()
+        self.compared_since = -math.inf
+        self.suspect: Callable[[Iterable[int]], None] = lambda _pieces: None
         self._swarm = swarm
         self._peers = peers
         self._arrived: set[int] = set()
@@ -79,7 +84,7 @@ class Transfer:
     @property
     def have_bytes(self) -> int:
         """Bytes that are here: durable, or arrived and about to be."""
-        if self.disk is None:
+        if self.disk is None or self.disk.fault is not None:
             return 0
         layout = self.disk.layout
         count = self.disk.have.count + self.arrived
@@ -115,11 +120,19 @@ class Transfer:
     # --- the swarm --------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Join the swarm with what is durable, and ask again for what readers wait for."""
+        """Join the swarm with what is durable, and ask again for what readers wait for.
+
+        Not with files that lie elsewhere and are not what they were: see engine/in_place.py.
+        """
         disk = self.disk
+        if disk is not None and disk.fault is not None:
+            return
         info = None if disk is None else disk.info
-        have = [] if disk is None else None if disk.in_place else disk.have.to_list()
-        self._swarm.start(info, have, self._peers.sources)
+        whole = disk is not None and disk.have.complete()
+        have = None if whole else [] if disk is None else disk.have.to_list()
+        held = {} if disk is None else disk.content.held()
+        self._swarm.start(info, have, self._peers.sources, held)
+        self.compared_since = trio.current_time() if whole else -math.inf
         self.running = True
         self._peers.look_again()
         self._peers.try_again(begun=info is None)
@@ -334,10 +347,10 @@ class Transfer:
         here, disk = self._swarm.here(), self.disk
         if disk is None or len(here) != disk.layout.pieces:
             return
+        lost = [p for p, right in enumerate(here) if not right and disk.have.has(p, p)]
+        if lost:
+            self.suspect(lost)
         if disk.in_place:
-            if not all(here):
-                log.error("%s", disk.changed_error())
-                disk.changed = True
             return
         for piece, right in enumerate(here):
             if right:

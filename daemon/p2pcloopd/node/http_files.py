@@ -25,11 +25,9 @@ from p2pcloop.formats.mirror import (
     parse_path,
 )
 from p2pcloopd.engine.stored import Stored
+from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.server import File
 from p2pcloopd.node.node import Node
-
-_SMALL = 64 << 10
-"""Bytes that are read without a thread: what a guest waits for is less, and copied in no time."""
 
 _BINARY = "application/octet-stream"
 _TORRENT = "application/x-bittorrent"  # BEP 3
@@ -60,6 +58,7 @@ class _Bytes:
 class _LayerFile:
     """A file of a layer's torrent, of which parts may be missing (see `File`)."""
 
+    torrent: Torrent
     stored: Stored
     start: int
     size: int
@@ -75,18 +74,10 @@ class _LayerFile:
         return self.stored.has(self.start + offset, length)
 
     async def read(self, offset: int, length: int) -> bytes:
-        data = await _read(self.stored, self.start + offset, length)
+        data = await self.torrent.audit.read(self.start + offset, length)
         if not self.here(offset, length):  # evicted meanwhile: bits go first, then the bytes
             raise NotHereError("a part of a layer that was being sent is not here any more")
         return data
-
-
-async def _read(stored: Stored, offset: int, length: int) -> bytes:
-    """Bytes that are durable: at once where the system has them in memory, as it mostly does."""
-    data = stored.read_now(offset, length) if length <= _SMALL else None
-    if data is None:
-        data = await trio.to_thread.run_sync(stored.read, offset, length)
-    return data
 
 
 class NodeFiles:
@@ -146,8 +137,10 @@ class NodeFiles:
             NotHereError: the piece was evicted meanwhile.
         """
         asked = parse_path(unquote(path))
-        stored = self._stored(asked.torrent) if isinstance(asked, HandoutPath) else None
-        if stored is None or not isinstance(asked, HandoutPath):
+        if not isinstance(asked, HandoutPath):
+            return None
+        torrent, stored = self._node.engine.get(asked.torrent), self._stored(asked.torrent)
+        if torrent is None or stored is None:
             return None
         layout = stored.layout
         sizes = {p: layout.piece_size(p) for p in asked.pieces if p < layout.pieces}
@@ -157,7 +150,7 @@ class NodeFiles:
         with self._node.handed_out.choose(asked.torrent, here) as piece:
             if piece is None:
                 return _Bytes(b"", None, lasting=False)
-            data = await _read(stored, piece * layout.piece_length, sizes[piece])
+            data = await torrent.audit.read(piece * layout.piece_length, sizes[piece])
             return _Bytes(piece.to_bytes(4, "big") + data, None, lasting=False)
 
     def _stored(self, info_hash: bytes) -> Stored | None:
@@ -182,5 +175,5 @@ def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
     # Not the layer's id: a torrent that is called after a layer may be another.
     etag = f"{torrent.info_hash.hex()}-{file}"
     if file == INDEX:
-        return _LayerFile(stored, 0, index_size, etag)
-    return _LayerFile(stored, index_size, pack_size, etag)
+        return _LayerFile(torrent, stored, 0, index_size, etag)
+    return _LayerFile(torrent, stored, index_size, pack_size, etag)

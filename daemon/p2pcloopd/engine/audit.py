@@ -1,0 +1,153 @@
+"""A seeder notices its own rot: what others are given is compared with its hash.
+
+Nobody tells a seeder that a piece of it is wrong: who got it hangs up, and asks no more. So:
+
+- Over HTTP nothing leaves before its pieces were compared (`Stored.read_right`).
+- Of a torrent that is whole, libtorrent compares each piece before it sends the first of it (its
+  seed mode), once for each time that it is joined.
+- Any other piece that was sent over BitTorrent is compared right afterwards, unless it was within
+  the last day. The first who gets it may get it wrong, and nobody else.
+
+Where a piece is wrong, all are compared, since a disk that lost one may have lost others; those
+that are wrong are dropped, and asked of whoever has them. There is no scrub of what nobody asks
+for: it would keep disks awake, and what is wrong there hurts nobody yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable
+
+import trio
+from trio.lowlevel import RunVar
+
+from p2pcloop.errors import CorruptError, NotHereError, P2pcloopError, StorageError
+from p2pcloopd.engine.peers import Peers
+from p2pcloopd.engine.transfer import Transfer
+
+log = logging.getLogger(__name__)
+
+HOLDS_SECONDS = 24 * 3600
+"""So long a comparison counts: disks rot slowly."""
+
+RETRY_SECONDS = 60
+STEP_BYTES = 64 << 20
+
+
+_limiter = RunVar[trio.CapacityLimiter]("audit reads")
+
+
+def _reading() -> trio.CapacityLimiter:
+    """Who reads for others: pieces have up to 16 MiB, and a range may touch two."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(4)
+        _limiter.set(limiter)
+        return limiter
+
+
+class Audit:
+    """Of one torrent.
+
+    Args:
+        verify: compares pieces, drops those that are wrong and returns them (`Saver.verify`).
+        wake: called where a file that lies elsewhere was found wrong.
+    """
+
+    def __init__(
+        self,
+        transfer: Transfer,
+        peers: Peers,
+        verify: Callable[[Collection[int]], Awaitable[list[int]]],
+        wake: Callable[[], None],
+    ) -> None:
+        self._transfer = transfer
+        self._peers = peers
+        self._verify = verify
+        self._wake = wake
+        self._suspects: set[int] = set()
+        self._some = trio.Event()
+        self._compared: dict[int, float] = {}
+        self._lost: set[int] = set()
+        self._lost_some = trio.Event()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Bytes that are durable here, for others: compared with their hashes.
+
+        Raises:
+            NotHereError: they are not, or were found wrong.
+            StorageError: the disk refuses.
+        """
+        stored = self._transfer.stored
+        try:
+            data = stored.read_right(offset, length, now=True)
+            if data is None:
+                data = await trio.to_thread.run_sync(
+                    stored.read_right, offset, length, limiter=_reading()
+                )
+        except CorruptError as err:
+            self.suspect(stored.layout.pieces_of(offset, length))
+            raise NotHereError(str(err)) from err
+        assert data is not None, "only a read that must not wait gives nothing"
+        return data
+
+    def suspect(self, pieces: Iterable[int]) -> None:
+        """Have pieces that are here compared with their hashes now."""
+        self._suspects.update(pieces)
+        self._some.set()
+
+    def sent(self, piece: int) -> None:
+        """Note that somebody was given a part of a piece over BitTorrent."""
+        since = self._compared.get(piece, self._transfer.compared_since)
+        if trio.current_time() - since >= HOLDS_SECONDS:
+            self._compared[piece] = trio.current_time()
+            self.suspect([piece])
+
+    def lost(self) -> list[int]:
+        """The pieces that were found wrong, and are not here again."""
+        self._lost = {piece for piece in self._lost if not self._transfer.has(piece)}
+        return sorted(self._lost)
+
+    async def run(self) -> None:
+        """Compare what is suspected, and get again what is wrong, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heal)
+            while True:
+                await self._some.wait()
+                self._some = trio.Event()
+                suspects, self._suspects = self._suspects, set()
+                try:
+                    if await self._compare(sorted(suspects)):
+                        await self._compare_all()
+                except CorruptError:
+                    self._wake()
+                except StorageError as err:
+                    log.error("cannot compare pieces with their hashes: %s", err)
+
+    async def _compare_all(self) -> None:
+        layout = self._transfer.stored.layout
+        step = max(1, STEP_BYTES // layout.piece_length)
+        for first in range(0, layout.pieces, step):
+            await self._compare(range(first, min(first + step, layout.pieces)))
+
+    async def _compare(self, pieces: Collection[int]) -> list[int]:
+        wrong = await self._verify(pieces)
+        self._compared.update(dict.fromkeys(pieces, trio.current_time()))
+        if wrong:
+            self._lost.update(wrong)
+            self._lost_some.set()
+        return wrong
+
+    async def _heal(self) -> None:
+        """Get pieces again that were wrong, behind what readers wait for."""
+        while True:
+            await self._lost_some.wait()
+            self._lost_some = trio.Event()
+            while missing := self.lost():
+                try:
+                    with self._peers.needed():
+                        await self._transfer.get(missing, keep=False, ahead=True)
+                except P2pcloopError as err:
+                    log.warning("what was wrong on the disk does not come again: %s", err)
+                    await trio.sleep(RETRY_SECONDS)

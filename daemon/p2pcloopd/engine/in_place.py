@@ -1,0 +1,98 @@
+"""Files that are seeded where they lie: watched, and served as long as they are what was hashed.
+
+They belong to the user, who moves them, unplugs the disk that they are on, or writes to them; and
+others may be able to write in their directory. So every few seconds, and whenever a reader asks,
+each is looked at under its name (`Stored.look`). Where it is another file than the one that was
+compared with its hashes, the swarm is left, all of it is compared again, and it is served once it
+is right. No event would do: inotify tells nothing of NFS or of a disk that is unplugged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import trio
+
+from p2pcloop.errors import StorageError
+from p2pcloopd.engine.stored import Fault, Stored
+from p2pcloopd.engine.transfer import Transfer
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 3
+STEP_BYTES = 64 << 20
+"""Compared at once; then it may be cancelled."""
+
+
+class InPlace:
+    """Those of one torrent.
+
+    Args:
+        lock: held while the membership in the swarm changes.
+    """
+
+    def __init__(self, transfer: Transfer, lock: trio.Lock) -> None:
+        self._transfer = transfer
+        self._lock = lock
+        self._looking = trio.Lock()
+        self._woken = trio.Event()
+
+    async def run(self) -> None:
+        """Look at them every few seconds, for ever; a torrent of our own files needs none of it."""
+        while True:
+            self._woken = trio.Event()
+            await self.look()
+            disk = self._transfer.disk
+            seconds = LOOK_SECONDS if disk is not None and disk.in_place else math.inf
+            with trio.move_on_after(seconds):
+                await self._woken.wait()
+
+    def wake(self) -> None:
+        """Look at them now: something was found wrong, or there are other files."""
+        self._woken.set()
+
+    async def look(self) -> None:
+        """Look at them, compare what is to be compared, and serve them or not."""
+        async with self._looking:
+            disk = self._transfer.disk
+            if disk is None or not disk.in_place:
+                return
+            before = disk.fault if disk.fault is not None or self._transfer.running else disk
+            # A file system that does not answer holds nobody up.
+            await trio.to_thread.run_sync(disk.look, abandon_on_cancel=True)
+            if disk.fault is not None:
+                await self._leave(disk)
+            if disk.fault is Fault.UNCHECKED:
+                await self._compare(disk)
+            if disk.fault is None:
+                await self._join(disk)
+            if disk.fault not in (before, None):
+                log.error("%s", disk.error())
+            elif disk.fault is None and before is not None:
+                log.info("%s is served", disk.layout.name)
+
+    async def _compare(self, disk: Stored) -> None:
+        layout = disk.layout
+        step = max(1, STEP_BYTES // layout.piece_length)
+        log.info("%s", disk.error())
+        try:
+            for first in range(0, layout.pieces, step):
+                pieces = range(first, min(first + step, layout.pieces))
+                if await trio.to_thread.run_sync(disk.wrong, pieces):
+                    disk.found_wrong()
+                    return
+            await trio.to_thread.run_sync(disk.approve)
+        except StorageError as err:
+            disk.lose(err)
+
+    async def _leave(self, disk: Stored) -> None:
+        async with self._lock:
+            if self._transfer.disk is disk and self._transfer.running:
+                await self._transfer.leave()
+                self._transfer.notify()
+
+    async def _join(self, disk: Stored) -> None:
+        async with self._lock:
+            if self._transfer.disk is disk and not self._transfer.running:
+                self._transfer.join()

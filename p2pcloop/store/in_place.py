@@ -1,0 +1,202 @@
+"""Files that are served where they lie: opened without a detour, and known again later.
+
+A node serves a user's file under the user's own rights, and others may be able to write in its
+directory. So a name is believed once: no part of the path may be a symbolic link, the file is
+regular, and it is read through the descriptor that was opened then. What it was when its pieces
+were compared with their hashes is kept (device, inode, size, times): a file that is another one
+now, or was written to, is not served before its pieces were compared again.
+
+    torrents/<info hash>/in-place   msgpack: {"format": 1, "files": {path below data/: stamp}}
+
+`stamp` is [device, inode, size, modified, changed], times in nanoseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Self
+
+import msgpack
+
+from p2pcloop.errors import MismatchError, StorageError, storage_error
+from p2pcloop.store.home import replace_file
+
+STAMPS = "in-place"
+
+_FORMAT = 1
+_MAX_SIZE = 1 << 20
+_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_OPENAT2 = 437  # the same on every architecture (include/uapi/asm-generic/unistd.h)
+_RESOLVE_NO_SYMLINKS = 0x04  # openat2(2)
+_OPEN_HOW = struct.Struct("=QQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a file was at one moment: another one where it may have other content.
+
+    Attributes:
+        modified, changed: mtime and ctime, nanoseconds since 1970.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Self:
+        """The stamp of a file that was looked at."""
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
+
+
+class HeldFile:
+    """A regular file that is open for reading, and closed once nobody holds on to it any more.
+
+    So a thread that reads it needs no lock against one that lets go of it.
+
+    Attributes:
+        path: where it was found.
+        fd: its descriptor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file at an absolute path of which no part is a symbolic link.
+
+        Raises:
+            StorageError: there is none, it is not a regular file, or the system refuses.
+        """
+        self.fd = -1
+        self.path = path
+        try:
+            # Without O_PATH, to open a device or a FIFO might do something.
+            found = _open_plainly(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                if not stat.S_ISREG(os.fstat(found).st_mode):
+                    raise StorageError(f"{path} is not a regular file", errno=errno.EINVAL)
+                self.fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | _FLAGS)
+            finally:
+                os.close(found)
+        except OSError as err:
+            if err.errno == errno.ELOOP:
+                raise StorageError(
+                    f"a symbolic link is on the way to {path}", errno=errno.ELOOP
+                ) from err
+            raise storage_error(f"cannot open {path}", err) from err
+
+    @property
+    def link(self) -> str:
+        """A path by which this process opens this very file again, whatever became of its name."""
+        return f"/proc/self/fd/{self.fd}"
+
+    def stamp(self) -> Stamp:
+        """What it is now.
+
+        Raises:
+            StorageError: the system refuses.
+        """
+        try:
+            return Stamp.of(os.fstat(self.fd))
+        except OSError as err:
+            raise storage_error(f"cannot look at {self.path}", err) from err
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def load_stamps(directory: Path) -> dict[str, Stamp]:
+    """What a torrent's files were when they were compared with their hashes; else nothing."""
+    try:
+        with open(directory / STAMPS, "rb") as file:
+            kept = msgpack.unpackb(file.read(_MAX_SIZE))
+        if kept["format"] != _FORMAT:
+            return {}
+        return {str(name): Stamp(*map(int, stamp)) for name, stamp in kept["files"].items()}
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        raise storage_error(f"cannot read {directory / STAMPS}", err) from err
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException):
+        return {}  # damaged: they are compared again
+
+
+def save_stamps(directory: Path, stamps: Mapping[str, Stamp]) -> None:
+    """Keep what a torrent's files are, durably.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    files = {name: astuple(stamp) for name, stamp in stamps.items()}
+    replace_file(directory / STAMPS, msgpack.packb({"format": _FORMAT, "files": files}))
+
+
+def hold_served(directory: Path, name: str) -> HeldFile:
+    """Open a file of a torrent's `data/` to pass it on: elsewhere only what was compared.
+
+    Args:
+        directory: of the torrent.
+        name: the file's path below `data/`.
+
+    Raises:
+        MismatchError: it is another file now, or was written to.
+        StorageError: it is gone, or cannot be opened.
+    """
+    path = directory / "data" / name
+    if not path.is_symlink():
+        return HeldFile(path.resolve())  # the home itself may be reached by a link
+    held = HeldFile(path.readlink())
+    if load_stamps(directory).get(name) != held.stamp():
+        raise MismatchError(
+            f"{held.path} is not what was seeded, or was not compared with it yet",
+            hint="put the old file back, or seed it again",
+        )
+    return held
+
+
+def _open_plainly(path: Path, flags: int) -> int:
+    """Open an absolute path of which no part is a symbolic link (ELOOP)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    how = _OPEN_HOW.pack(flags, 0, _RESOLVE_NO_SYMLINKS)
+    fd = libc.syscall(
+        ctypes.c_long(_OPENAT2),
+        ctypes.c_int(-1),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_char_p(how),
+        ctypes.c_size_t(len(how)),
+    )
+    if fd >= 0:
+        return int(fd)
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EPERM):  # a kernel before 5.6, or a filter of containers
+        return _walk(path, flags)
+    raise OSError(number, os.strerror(number), str(path))
+
+
+def _walk(path: Path, flags: int) -> int:
+    """The same, one directory after the other."""
+    at = os.open(path.anchor, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in path.parts[1:-1]:
+            inner = os.open(
+                part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at
+            )
+            os.close(at)
+            at = inner
+        fd = os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=at)
+    finally:
+        os.close(at)
+    if stat.S_ISLNK(os.fstat(fd).st_mode):  # O_PATH opens the link itself
+        os.close(fd)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return fd
