@@ -218,7 +218,7 @@ class Torrent:
             return disk.fault.value, str(disk.error())
         if not (lost := len(self.audit.lost())):
             return None, None
-        return "damaged", f"{lost} pieces were wrong on this disk, and are asked of others"
+        return "damaged", f"pieces that were wrong on this disk, and are asked of others: {lost}"
 
     def traffic(self) -> Traffic:
         """What was transferred."""
