@@ -12,6 +12,7 @@ import click
 from p2pcloop.cli.fetch import fetch_all
 from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
 from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
+from p2pcloop.cli.output import check_not_served
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.stored import Source
@@ -84,6 +85,8 @@ def command(
     """
     output = choose_output(out, int(cloop_format) if cloop_format else None, codec, force=force)
     home.create()
+    if output.kind != "stream":
+        check_not_served(out, home)
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
     if isinstance(target, StoredRef):

@@ -33,6 +33,7 @@ from p2pcloop.formats.mirror import (
 from p2pcloop.formats.record import open_record
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
+from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory, web_seed
 from p2pcloop.store.records import Records
@@ -102,7 +103,7 @@ def _write(
     for layer in missing:
         for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
             store = home.torrents / layer.torrent.hex()
-            source = store / "data" / path.torrent_name / path.file
+            source = hold_served(store, f"{path.torrent_name}/{path.file}")
             # Eviction that had begun before the lease clears bits first, then makes holes.
             mirror.copy(path, source, size, partial(is_whole, store / "have"))
     # What an earlier run was told holds for this one.

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 from p2pcloop.errors import UsageError, storage_error
+from p2pcloop.store.home import Home
+from p2pcloop.store.in_place import serves
 
 
 def check_place(path: Path) -> None:
@@ -33,3 +35,21 @@ def check_writable(path: Path) -> None:
     check_place(path)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise storage_error(f"cannot write {path}", PermissionError(errno.EACCES, ""))
+
+
+def check_not_served(path: Path, home: Home) -> None:
+    """Check that nothing is written to what a node serves, or to its home.
+
+    Raises:
+        UsageError: it would be.
+        StorageError: it cannot be looked at.
+    """
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home.root)):
+        raise UsageError(
+            f"{path} lies in the node's home, {home.root}", hint="choose another place"
+        )
+    if serves(home.torrents, path):
+        raise UsageError(
+            f"{path}: this node serves it, and its readers rely on every byte",
+            hint="choose another name for OUT",
+        )

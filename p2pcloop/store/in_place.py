@@ -164,6 +164,33 @@ def hold_served(directory: Path, name: str) -> HeldFile:
     return held
 
 
+def serves(torrents: Path, path: Path) -> bool:
+    """Whether a path leads to a file that a node serves: of its own, or where it lies.
+
+    Args:
+        torrents: the home's.
+        path: may be any name of the file: a hard link, a symbolic link, a path in /proc.
+
+    Raises:
+        StorageError: the system refuses.
+    """
+    try:
+        status = path.stat()
+        served = (file for file in torrents.glob("*/data/**/*") if not file.is_dir())
+        return any(_is_file(file, status) for file in served)
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise storage_error(f"cannot look at {path}", err) from err
+
+
+def _is_file(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), status)
+    except OSError:
+        return False  # it is gone, or its disk is
+
+
 def _open_plainly(path: Path, flags: int) -> int:
     """Open an absolute path of which no part is a symbolic link (ELOOP)."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +23,16 @@ from p2pcloop.formats.mirror import MirrorPath, RecordPath
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import SignedRecord, open_record
 from p2pcloop.store.home import sync_directory
+from p2pcloop.store.in_place import HeldFile
 
 LINKS = "link.txt"
 """A line for each name: the link to its newest version in this mirror."""
 
-_NEW = ".new-"
+_NEW = ".p2pcloop-new-"
+_NEW_NAME = re.compile(re.escape(_NEW) + r"[0-9a-f]{16}")
+_OURS = ("@*", "manifests", "torrents", "data/*")
+"""Where files are written besides the root, and so where one may be left over."""
+
 _COPY_SIZE = 64 << 20
 _MODE = 0o644
 _MAX_LINKS_SIZE = 16 << 20
@@ -55,7 +62,7 @@ class MirrorDirectory:
             raise storage_error(f"cannot write {where}", err) from err
 
     def copy(
-        self, path: MirrorPath, source: Path, size: int, still_here: Callable[[], bool]
+        self, path: MirrorPath, source: HeldFile, size: int, still_here: Callable[[], bool]
     ) -> None:
         """Put a copy of a file there, which shares its blocks where the file system can.
 
@@ -65,21 +72,24 @@ class MirrorDirectory:
             still_here: asked when all is copied; where it says no, room was given back meanwhile.
 
         Raises:
-            MismatchError: the file has another size, or was not all there; nothing was put there.
+            MismatchError: the file has another size, was not all there, or was written to
+                meanwhile; nothing was put there.
         """
         where = self.root / str(path)
+        before = source.stamp()
         try:
-            with open(source, "rb") as file, self._beside(where) as fd:
-                if os.fstat(file.fileno()).st_size != size or _copy(file.fileno(), fd, size):
+            with self._beside(where) as fd:
+                if before.size != size or _copy(source.fd, fd, size):
                     raise MismatchError(
-                        f"{source} does not have {size} bytes", hint="put the old file back"
+                        f"{source.path} does not have {size} bytes", hint="put the old file back"
                     )
-                if not still_here():
+                if not still_here() or source.stamp() != before:
                     raise MismatchError(
-                        f"a part of {source} went away while it was copied", hint="try again"
+                        f"a part of {source.path} went away while it was copied, or changed",
+                        hint="try again",
                     )
         except OSError as err:
-            raise storage_error(f"cannot copy {source} to {where}", err) from err
+            raise storage_error(f"cannot copy {source.path} to {where}", err) from err
 
     def check(self, signed: SignedRecord) -> None:
         """Refuse a record that is older than the one that is there, or another of its version.
@@ -143,11 +153,15 @@ class MirrorDirectory:
 
     @contextmanager
     def _beside(self, where: Path) -> Iterator[int]:
-        """A new file, which takes its place when the context ends well, durably."""
+        """A new file, which takes its place when the context ends well, durably.
+
+        It is locked as long as it is being written.
+        """
         where.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=_NEW, dir=where.parent)
-        new = Path(name)
+        new = where.with_name(f"{_NEW}{secrets.token_hex(8)}")
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield fd
             os.fchmod(fd, _MODE)  # for whatever user the web server runs as
             os.fsync(fd)
@@ -177,9 +191,40 @@ def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
         raise storage_error(f"cannot use {root}", err) from err
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        for left in root.rglob(f"{_NEW}*"):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        _clear(root)
         yield MirrorDirectory(root)
+    finally:
+        os.close(fd)
+
+
+def _clear(root: Path) -> None:
+    """Delete what a process of ours left that was killed, and nothing of anybody else.
+
+    Told by name, place, owner and kind; one that is locked is being written.
+    """
+    inner = (path for pattern in _OURS for path in root.glob(pattern) if _is_folder(path))
+    for directory in (root, *inner):
+        for left in directory.iterdir():
+            if _NEW_NAME.fullmatch(left.name):
+                _delete_unlocked(left)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _delete_unlocked(path: Path) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # a link, or not ours to read
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+    except BlockingIOError:
+        pass
     finally:
         os.close(fd)
 
@@ -191,15 +236,16 @@ def web_seed(base: str) -> str:
 
 def _copy(source: int, target: int, size: int) -> int:
     """Copy a file to an empty one; return how many bytes it was too short."""
-    left = size
-    while left:
+    done = 0
+    while done < size:
+        length = min(size - done, _COPY_SIZE)
         try:
-            copied = os.copy_file_range(source, target, min(left, _COPY_SIZE))
+            copied = os.copy_file_range(source, target, length, done)
         except OSError as err:
             if err.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            copied = os.sendfile(target, source, None, min(left, _COPY_SIZE))
+            copied = os.sendfile(target, source, done, length)
         if not copied:
             break
-        left -= copied
-    return left
+        done += copied
+    return size - done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -9,28 +11,68 @@ import pytest
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.mirror import LayerFilePath
 from p2pcloop.store.have import HaveFile, is_whole
+from p2pcloop.store.in_place import HeldFile
 from p2pcloop.store.mirror import open_mirror_directory
 
 PATH = LayerFilePath("0" * 32, "pack")
+LEFT = ".p2pcloop-new-0123456789abcdef"
 
 
 def test_what_lost_a_part_while_it_was_copied_is_not_put_there(tmp_path: Path) -> None:
     source, root = tmp_path / "pack", tmp_path / "mirror"
     source.write_bytes(b"x" * 100_000)
+    held = HeldFile(source.resolve())
     have = HaveFile.create(tmp_path / "have", bytes(20), 7, complete=True)
 
     def evicted_meanwhile() -> bool:
         have.drop(3)
         return is_whole(tmp_path / "have")
 
+    def written_meanwhile() -> bool:
+        source.write_bytes(b"y" * 100_000)
+        return True
+
     with open_mirror_directory(root) as mirror:
         with pytest.raises(MismatchError, match="went away"):
-            mirror.copy(PATH, source, 100_000, evicted_meanwhile)
+            mirror.copy(PATH, held, 100_000, evicted_meanwhile)
+        with pytest.raises(MismatchError, match="changed"):
+            mirror.copy(PATH, held, 100_000, written_meanwhile)
         assert not [path for path in root.rglob("*") if path.is_file()]
         have.add([3])
-        mirror.copy(PATH, source, 100_000, lambda: is_whole(tmp_path / "have"))
+        mirror.copy(PATH, held, 100_000, lambda: is_whole(tmp_path / "have"))
         with pytest.raises(MismatchError, match="does not have"):
-            mirror.copy(PATH, source, 99_999, lambda: True)
+            mirror.copy(PATH, held, 99_999, lambda: True)
     have.close()
     assert (root / str(PATH)).read_bytes() == source.read_bytes()
     assert not is_whole(tmp_path / "nothing")
+
+
+def test_only_what_a_killed_process_of_ours_left_is_deleted(tmp_path: Path) -> None:
+    ours = [
+        tmp_path / LEFT,
+        tmp_path / "manifests" / LEFT,
+        tmp_path / "torrents" / LEFT,
+        tmp_path / f"@{'a' * 52}" / LEFT,
+        tmp_path / "data" / ("0" * 32) / LEFT,
+    ]
+    others = [
+        tmp_path / ".new-report",
+        tmp_path / ".p2pcloop-new-notes",
+        tmp_path / "manifests" / ".new-01234567",
+        tmp_path / "elsewhere" / LEFT,
+        tmp_path / "data" / "a" / "b" / LEFT,
+        tmp_path / "torrents" / (LEFT[:-1] + "0"),
+    ]
+    for path in (*ours, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (tmp_path / "manifests" / (LEFT[:-1] + "1")).symlink_to(tmp_path / ".new-report")
+    (tmp_path / "manifests" / (LEFT[:-1] + "2")).mkdir()
+    os.mkfifo(tmp_path / "manifests" / (LEFT[:-1] + "3"))
+    with open(others[-1], "rb") as being_written:
+        fcntl.flock(being_written, fcntl.LOCK_EX)
+        with open_mirror_directory(tmp_path):
+            pass
+    assert [path for path in ours if path.exists()] == []
+    assert all(path.exists() for path in others)
+    assert len(list((tmp_path / "manifests").iterdir())) == 4
