@@ -140,14 +140,15 @@ class StoredContent:
 
     def has(self, offset: int, length: int) -> bool:
         """Whether these bytes are here and durable."""
-        if self._have is None:
-            try:
-                self._have = HaveView(self._directory / "have")
-            except (NotHereError, FormatError):
-                # Not begun, or torn by a crash: p2pcloopd makes it anew, and is asked meanwhile.
-                return False
         size = self._piece_length
-        return self._have.has(offset // size, (offset + length - 1) // size)
+        try:
+            if self._have is None:
+                self._have = HaveView(self._directory / "have")
+            return self._have.has(offset // size, (offset + length - 1) // size)
+        except (NotHereError, FormatError):
+            # Not begun, torn by a crash, or cut short: p2pcloopd, which makes it anew, is asked.
+            self._close_have()
+            return False
 
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
         """See `Content.reject`."""
@@ -165,6 +166,9 @@ class StoredContent:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+        self._close_have()
+
+    def _close_have(self) -> None:
         if self._have is not None:
             self._have.close()
             self._have = None

@@ -1,5 +1,6 @@
 """Where a layer's bytes come from: local files, the store, what has just arrived."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -124,6 +125,23 @@ def test_a_have_file_that_appears_later_is_seen(stored: StoredLayer) -> None:
     moved.rename(have)
     stored.store([0])
     assert content.read(0, 112) == stored.content[:112]
+    content.close()
+
+
+@pytest.mark.parametrize("size", [0, 39, 41])
+def test_a_have_file_that_is_cut_short_while_in_use_means_that_nothing_is_here(
+    stored: StoredLayer, size: int
+) -> None:
+    have = stored.directory / "have"
+    stored.store(range(stored.pieces))
+    content = content_of(stored)
+    assert content.read(0, 112) == stored.content[:112]
+    whole = have.read_bytes()
+    os.truncate(have, size)
+    last = len(stored.content) - 1
+    assert missing_of(content, last, 1) == ByteRange(stored.ref.torrent, last, 1)
+    have.write_bytes(whole)
+    assert content.read(last, 1) == stored.content[-1:]
     content.close()
 
 

@@ -54,6 +54,35 @@ def test_view_is_live(tmp_path: Path) -> None:
     have.close()
 
 
+@pytest.mark.parametrize("size", [0, 8, HEADER_SIZE, HEADER_SIZE + 5])
+def test_a_file_that_is_cut_short_while_in_use_is_an_error_then_whole_again(
+    tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "have"
+    have = HaveFile.create(path, INFO_HASH, 100)
+    have.add(range(60))
+    with HaveView(path) as view:
+        os.truncate(path, size)
+        with pytest.raises(FormatError, match="cut short"):
+            view.has(40, 59)  # a mapping would end the process
+        have.add([70])
+        assert view.has(0, 59)
+        assert view.has(70, 70)
+        assert not view.has(60, 60)
+    have.close()
+    have = HaveFile.open(path, INFO_HASH, 100)
+    assert have.count == 61
+    have.close()
+
+
+def test_a_reader_maps_no_file(tmp_path: Path) -> None:
+    """Some file systems have no shared mappings: FUSE with `direct_io`."""
+    HaveFile.create(tmp_path / "have", INFO_HASH, 100, complete=True).close()
+    with HaveView(tmp_path / "have") as view:
+        assert view.has(0, 99)
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 def test_piece_outside_is_our_bug(tmp_path: Path) -> None:
     have = HaveFile.create(tmp_path / "have", INFO_HASH, 10)
     for piece in (-1, 10):
