@@ -154,3 +154,24 @@ def fetch_again(node: Node, link: str) -> None:
             return
         assert fetching.returncode == StorageError.exit_code, err
     raise AssertionError(err)
+
+
+def test_files_of_the_store_that_are_cut_short_under_a_reader_are_healed(
+    nodes: Nodes, image: Path, cloop: Path
+) -> None:
+    """No I/O error, and no SIGBUS for who looks into an emptied have file."""
+    seeder, reader = nodes.make(), nodes.make()
+    seeded = seeder.seed(cloop)
+    reader.run("fetch", seeded["link"])
+    pack = pack_of(reader, seeded["torrent"])
+    socket, out = nodes.directory / "nbd", nodes.directory / "out.img"
+    uri = f"nbd+unix:///?socket={socket}"
+    with reader.started("block", seeded["name"], "--nbd", f"unix:{socket}") as serving:
+        read_until(serving, "serving at")
+        tool("/usr/bin/python3", "-m", "nbd", "-u", uri, "-c", "h.pread(4096, 0)")
+        os.truncate(pack.parents[2] / "have", 0)
+        os.truncate(pack, pack.stat().st_size // 10)
+        os.truncate(pack.with_name("index"), 0)
+        tool("nbdcopy", uri, out)
+        assert serving.poll() is None
+    assert out.read_bytes() == image.read_bytes()

@@ -41,6 +41,31 @@ async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
         assert pack.read_bytes() == content[50_001:]
 
 
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "deleted"])
+async def test_file_that_is_cut_short_while_in_use_is_healed_for_who_reads(
+    nodes: Nodes, content: bytes, damage: str
+) -> None:
+    """Also for who does not ask to heal: whoever has lost the have file knows of no wrong byte."""
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await fetch_all(torrent)
+            pack = nodes.files("2", seeded.info_hash) / "pack"
+            if damage == "deleted":
+                pack.unlink()
+            else:
+                os.truncate(pack, 20 * PIECE if damage == "cut short" else 0)
+            offset = 60 * PIECE + 77
+            assert await torrent.read(offset, 3 * PIECE) == content[offset:][: 3 * PIECE]
+            await torrent.save()
+            await fetch_all(torrent)
+            assert await torrent.read(0, len(content)) == content
+            await torrent.save()
+        assert torrent.usable()
+        assert pack.read_bytes() == content[50_001:]
+
+
 async def test_heal_of_right_data_changes_nothing(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder:
         torrent = await seeder.seed(nodes.source("1", content).staging)

@@ -8,6 +8,7 @@ to arrived, saver.py to the rest.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 MAX_READ = 16 << 20
 """Bytes that one read may ask for."""
+
+_NOT_THERE = (errno.ENODATA, errno.ENOENT)
+"""What a read of a file tells that was cut short, or deleted."""
 
 
 class Torrent:
@@ -138,6 +142,13 @@ class Torrent:
             FormatError: as for `metadata`.
         """
         pieces, missing = await self._look(offset, length, heal=heal)
+        try:
+            return await self._reads.read(offset, length, pieces, missing, ahead=ahead)
+        except StorageError as err:
+            # Files that were cut short or deleted behind our back, as `heal` finds them.
+            if heal or err.errno not in _NOT_THERE:
+                raise
+        pieces, missing = await self._look(offset, length, heal=True)
         return await self._reads.read(offset, length, pieces, missing, ahead=ahead)
 
     async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
