@@ -120,7 +120,11 @@ def test_write_error_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @given(damage=st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_damaged_header_is_refused(tmp_path: Path, damage: st.DataObject) -> None:
     path = tmp_path / "have"
     HaveFile.create(path, INFO_HASH, 21, complete=True).close()
@@ -175,7 +179,11 @@ _steps = st.lists(
 
 
 @given(steps=_steps, data=st.data())
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_crash_between_steps(
     tmp_path: Path, steps: list[tuple[str, list[int] | int]], data: st.DataObject
 ) -> None:
