@@ -34,10 +34,14 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
         before = target.client.call("status")
         fetch_all(target, quiet=as_json)
         facts = measure_traffic(before, target.client.call("status"))
+    sealed = target.signed.manifest.private and target.secret is None
     if as_json:
-        click.echo(to_json({"name": target.name, "manifest": target.signed.id} | facts))
-    else:
-        click.echo(f"{target.name} is here; {format_size(facts['bytes_received'])} came in")
+        told = {"name": target.name, "manifest": target.signed.id, "readable": not sealed}
+        click.echo(to_json(told | facts))
+        return
+    what = "is here, sealed: without its key (#key= of its link) it" if sealed else "is here"
+    can = " is seeded, not read" if sealed else ""
+    click.echo(f"{target.name} {what}{can}; {format_size(facts['bytes_received'])} came in")
 
 
 def fetch_all(ref: StoredRef, *, quiet: bool) -> None:

@@ -135,6 +135,7 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
         "here": here,
         "here_share": here / ref.stored,
         "layers": len(manifest.layers),
+        "private": manifest.private,
         **_root_facts(manifest.boot.root_type),
         "append": manifest.boot.append,
         "link": ref.link,

@@ -35,9 +35,9 @@ def command(home: Home, *, watch: bool, as_json: bool) -> None:
     with ControlClient.connect(home) as client:
         if not watch:
             node = client.call("status")
-            click.echo(to_json(node) if as_json else _text(node))
+            click.echo(to_json(_facts(node)) if as_json else _text(node))
         elif as_json:
-            client.call("watch", lambda _event, node: click.echo(to_json(node)))
+            client.call("watch", lambda _event, node: click.echo(to_json(_facts(node))))
         else:
             client.call("watch", lambda _event, node: _show(_text(node)))
 
@@ -45,6 +45,24 @@ def command(home: Home, *, watch: bool, as_json: bool) -> None:
 def _show(text: str) -> None:
     click.clear()
     click.echo(text)
+
+
+def _facts(node: dict[str, Any]) -> dict[str, Any]:
+    """What the node tells of torrents, and which images these are of."""
+    torrents = {torrent["info_hash"]: torrent for torrent in node["torrents"]}
+    images = []
+    for name, layers, manifest in _images(Home.at(node["home"])):
+        found = [torrents[layer] for layer in layers if layer in torrents]
+        images.append(
+            {
+                "name": name,
+                "torrents": layers,
+                "manifest_torrent": manifest,
+                "size": sum(torrent["size"] or 0 for torrent in found),
+                "have_bytes": sum(torrent["have_bytes"] for torrent in found),
+            }
+        )
+    return node | {"images": images}
 
 
 def describe_node(node: dict[str, Any]) -> str:

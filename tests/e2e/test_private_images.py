@@ -28,7 +28,9 @@ def test_with_the_key_it_boots_and_without_it_is_only_seeded(
     overlay = tmp_path / "mine.delta"
 
     # Somebody without the key fetches all of it, and none of it is in what they have.
-    carrier.json("fetch", public)
+    assert carrier.json("fetch", public)["readable"] is False
+    assert "sealed" in carrier.run("fetch", public).out
+    assert carrier.json("info", public)["private"] is True
     stored = b"".join(path.read_bytes() for path in carrier.home.torrents.rglob("pack"))
     assert len(stored) > len(DATA)
     for at in range(0, len(DATA), 65536):

@@ -57,6 +57,8 @@ def test_images_tells_what_is_here_of_whom_with_p2pcloopd_or_without(
     assert "no image is known" in reader.run("images").out
     [facts] = images(publisher).values()
     assert (facts["name"], facts["here_share"], facts["seeded"]) == (seeded["name"], 1, True)
+    [listed] = publisher.json("status")["images"]
+    assert (listed["name"], listed["have_bytes"]) == (seeded["name"], listed["size"])
     assert (facts["from"], facts["in_place"]) == ("published here", [str(tmp_path / "disk.cloop")])
     reader.json("info", seeded["link"])
     assert images(reader)[1]["here_share"] == 0

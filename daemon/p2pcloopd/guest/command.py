@@ -58,9 +58,8 @@ Keys: Ctrl-C shuts the guest down in order, once more ends it; Ctrl-\\ is the gu
 @click.option(
     "--overlay-size",
     type=SIZE,
-    default="8G",
-    show_default=True,
-    help="What a new files overlay may hold; it takes room only for what is written.",
+    help="What a new files overlay may hold; it takes room only for what is written."
+    "  [default: 8G]",
 )
 @click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory.")
 @click.option(
@@ -120,7 +119,7 @@ def command(
     ref: str,
     overlay: Path | None,
     overlay_mode: str | None,
-    overlay_size: int,
+    overlay_size: int | None,
     mem: int,
     net: str,
     kernel: Path | None,

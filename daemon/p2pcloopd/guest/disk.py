@@ -30,12 +30,15 @@ from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
 from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
 from p2pcloopd.guest.files_root import WHOLE
 
+DEFAULT_FILES_SIZE = 8 << 30
+"""Bytes of a new files overlay, which takes room only for what is written."""
+
 
 def choose_files(
     target: ImageFile | StoredRef,
     overlay: Path | None,
     asked: str | None,
-    size: int,
+    size: int | None,
     home: Home,
 ) -> FilesOverlay | None:
     """Tell whether a guest's changes are kept as files, on a second device; None: as blocks.
@@ -45,7 +48,7 @@ def choose_files(
 
     Args:
         asked: "block" or "files", the user's word, or None.
-        size: bytes of the device, where it has to be made.
+        size: bytes of the device, where it has to be made; None for `DEFAULT_FILES_SIZE`.
 
     Raises:
         MismatchError: the overlay that exists is of another mode than is asked for.
@@ -57,14 +60,36 @@ def choose_files(
         mode = _mode_of(overlay, asked)
     else:
         mode = _mode_for(target, asked, home)
+    _check_size_counts(overlay, mode, size)
     if mode == "block":
         return None
+    size = DEFAULT_FILES_SIZE if size is None else size
     if not MIN_FILES_SIZE <= size <= MAX_IMAGE_SIZE:
         raise UsageError(
             f"a files overlay cannot have {format_size(size)}",
             hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
         )
     return FilesOverlay(size - size % BLOCK_SIZE)
+
+
+def _check_size_counts(overlay: Path | None, mode: str, size: int | None) -> None:
+    """Refuse a size that would be ignored."""
+    if size is None:
+        return
+    if mode == "block":
+        raise UsageError(
+            "an overlay of blocks is as large as its image: --overlay-size says nothing",
+            hint="leave it out, or add --overlay-mode files",
+        )
+    if overlay is None or not overlay.exists():
+        return
+    kept = Overlay.inspect(overlay).image_size
+    if size - size % BLOCK_SIZE != kept:
+        raise UsageError(
+            f"{overlay} exists, has {format_size(kept)}, and keeps that: --overlay-size is for a"
+            " new one",
+            hint="leave it out, or give another file name to start anew",
+        )
 
 
 def _mode_of(overlay: Path, asked: str | None) -> str:

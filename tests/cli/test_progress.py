@@ -1,0 +1,73 @@
+"""How far a command is, in numbers that are right."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from p2pcloop.cli.progress import Pace, progress_bar
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_is_left_follows_the_rate_of_late() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    total = 100_000_000
+    assert pace.tell(0, total) == ""
+    for second in range(1, 11):  # 5 MB/s
+        clock.now = second
+        told = pace.tell(second * 5_000_000, total)
+    assert told == "5.0 MB/s, 0:00:10 left"
+    for second in range(11, 31):  # a tenth of it
+        clock.now = second
+        told = pace.tell(50_000_000 + (second - 10) * 500_000, total)
+    assert told == "500.0 kB/s, 0:01:20 left"
+
+
+def test_a_standstill_is_told_and_no_old_guess_stays() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.tell(0, 1000)
+    clock.now = 2
+    assert "left" in pace.tell(500, 1000)
+    for second in range(3, 20):
+        clock.now = second
+        told = pace.tell(500, 1000)
+    assert told == "nothing for 10 s"
+
+
+def test_the_end_is_no_guess() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    pace.tell(0, 1000)
+    clock.now = 2
+    assert "left" not in pace.tell(1000, 1000)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_ends_at_the_whole_where_all_went_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is skipped (holes, what is here already), and nobody tells that it is done."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("reading") as show:
+        show(0, 1000)
+        show(210)
+    assert "100%" in terminal.getvalue().splitlines()[-1]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(KeyError), progress_bar("reading") as show:
+        show(210, 1000)
+        raise KeyError
+    assert "100%" not in terminal.getvalue()
