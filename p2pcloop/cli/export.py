@@ -106,10 +106,11 @@ def command(
 def _write(
     out: Output, device: ImageDevice, supply: Callable[[Missing], None], *, quiet: bool
 ) -> None:
-    reader = io.BufferedReader(DeviceReader(device, supply), _STEP)
+    raw = DeviceReader(device, supply)
+    reader = io.BufferedReader(raw, _STEP)
     with progress_bar("writing", quiet=quiet) as progress:
         progress(0, device.size)
-        write_image(out, reader, device.size, progress)
+        write_image(out, reader, device.size, progress, raw.skip_zeros)
 
 
 def _tell(out: Output, size: int, *, as_json: bool) -> None:

@@ -138,8 +138,18 @@ def _kind(out: Path) -> Literal["file", "stream", "disk"]:
     return "disk" if stat.S_ISBLK(mode) else "file"
 
 
-def write_image(out: Output, source: BinaryIO, size: int, progress: Callable[[int], None]) -> None:
+def write_image(
+    out: Output,
+    source: BinaryIO,
+    size: int,
+    progress: Callable[[int], None],
+    skip_zeros: Callable[[], int] = lambda: 0,
+) -> None:
     """Write `size` bytes of an image.
+
+    Args:
+        skip_zeros: goes over zeros of the source that need not be read, and tells how many; called
+            between whole reads of 1 MiB.
 
     A file that it replaces is there until the new one is whole and durable; on a disk it is durable
     when this returns, and what lies behind it stays.
@@ -150,7 +160,7 @@ def write_image(out: Output, source: BinaryIO, size: int, progress: Callable[[in
         NeedsPackageError: LZO without its library, qcow2 without qemu-img.
     """
     if out.form == "qcow2":
-        _write_qcow2(out.path, source, size, progress)
+        _write_qcow2(out.path, source, size, progress, skip_zeros)
         return
     streamed = out.kind == "stream"
     opened = {"stream": _stream, "disk": _disk, "file": _replacing}[out.kind]
@@ -160,16 +170,23 @@ def write_image(out: Output, source: BinaryIO, size: int, progress: Callable[[in
             version, codec = out.form.version, out.form.codec
             write(source, size, file, version=version, codec=codec, progress=progress)
         else:
-            _write_raw(source, size, file, progress, holes=out.kind == "file")
+            holes = out.kind == "file"
+            _write_raw(source, size, file, progress, skip_zeros if holes else None)
 
 
-def _write_qcow2(out: Path, source: BinaryIO, size: int, progress: Callable[[int], None]) -> None:
+def _write_qcow2(
+    out: Path,
+    source: BinaryIO,
+    size: int,
+    progress: Callable[[int], None],
+    skip_zeros: Callable[[], int],
+) -> None:
     """By way of a raw file beside it, with holes where the image has zeros."""
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
             with raw.open("wb") as file:
-                _write_raw(source, size, file, progress, holes=True)
+                _write_raw(source, size, file, progress, skip_zeros)
             pack_qcow2(raw, packed)
             with packed.open("rb") as made:
                 os.fsync(made.fileno())
@@ -179,10 +196,21 @@ def _write_qcow2(out: Path, source: BinaryIO, size: int, progress: Callable[[int
 
 
 def _write_raw(
-    source: BinaryIO, size: int, file: BinaryIO, progress: Callable[[int], None], *, holes: bool
+    source: BinaryIO,
+    size: int,
+    file: BinaryIO,
+    progress: Callable[[int], None],
+    skip_zeros: Callable[[], int] | None,
 ) -> None:
+    """Without `skip_zeros` zeros are written, too."""
+    holes = skip_zeros is not None
     done = 0
-    while data := source.read(_STEP):
+    while True:
+        if skip_zeros is not None and (zeros := skip_zeros()):
+            file.seek(zeros, os.SEEK_CUR)
+            done += zeros
+        if not (data := source.read(_STEP)):
+            break
         if holes and data == _ZEROS[: len(data)]:
             file.seek(len(data), os.SEEK_CUR)
         else:

@@ -35,7 +35,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
     with words_of_the_user():
         asked = read_ref(ref, home)
     if not isinstance(asked, str):
-        inspect_file(asked)
+        inspect_file(asked, raw=True)  # is it there?
         raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
     problems: list[str] = []
     found = False

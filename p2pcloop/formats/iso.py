@@ -238,12 +238,15 @@ def _some(names: list[str]) -> str:
 def _like_images(cd: _Cd) -> list[str]:
     """Files that look like images, in the first two levels of folders; what is damaged there does
     not matter."""
-    folders, found = [""], []
+    folders, found, seen = [""], list[str](), set[int]()
     for folder in folders:
         try:
             entries = cd.tree.entries(folder)
         except FormatError:
             continue
+        if id(entries) in seen:  # two names of one folder, which the tree has read once
+            continue
+        seen.add(id(entries))
         for name, entry in entries.items():
             path = f"{folder}/{entry.name}".lstrip("/")
             if entry.directory and folder.count("/") < 2 and len(folders) < _MAX_FOLDERS:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from p2pcloop.image.api import BlockDevice, Missing
 
+_WINDOW = 1 << 30
+"""Bytes of the device whose zeros are looked for at once."""
+
 
 class DeviceReader(io.RawIOBase):
     """The content of a device as a readable stream.
@@ -19,10 +22,23 @@ class DeviceReader(io.RawIOBase):
         self._device = device
         self._supply = supply
         self._offset = 0
+        self._data_until = 0
 
     def readable(self) -> bool:
         """See `io.RawIOBase.readable`."""
         return True
+
+    def skip_zeros(self) -> int:
+        """Go on to the next byte that is not known to be zero; return how many were left out."""
+        start = self._offset
+        while self._data_until <= self._offset < self._device.size:
+            length = min(_WINDOW, self._device.size - self._offset)
+            stop, zeros = next(iter(self._device.extents(self._offset, length)))
+            if zeros:
+                self._offset += stop
+            else:
+                self._data_until = self._offset + stop
+        return self._offset - start
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # Buffer is 3.12's
         """See `io.RawIOBase.readinto`."""

@@ -94,6 +94,7 @@ def inspect_file(path: Path, *, partition: int = 0, raw: bool = False) -> ImageF
         NotHereError: there is no such file.
         UsageError: it is not a file, or empty; it is known to be no image; or which part of it is
             the image is not clear.
+        BusyError: a device that is mounted for writing.
         FormatError: it is damaged, or holds less than it says.
     """
     return inspect_copy(path, None, (), partition=partition, raw=raw)
@@ -133,6 +134,11 @@ def inspect_copy(
                 raise UsageError(f"{name} is empty: an image holds at least one byte")
             if raw and partition:
                 raise UsageError("--raw takes the whole disk, --partition a part of it")
+            if found.is_device and (where := _written_at(found.path)):
+                raise BusyError(
+                    f"{name} is mounted at {where} and may be written while it is read",
+                    hint="unmount it, mount it read-only, or take a snapshot (LVM)",
+                )
             found = _identify(found, file.fileno(), partition, raw=raw)
     except FileNotFoundError as err:
         raise NotHereError(
@@ -146,6 +152,23 @@ def inspect_copy(
         with OpenImage(found.path, found.parts, found.name) as image:
             image.check_whole()
     return found
+
+
+def _written_at(device: Path) -> str:
+    """Where a block device is mounted for writing, "" where it is not (proc(5), mountinfo)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    number = device.stat().st_rdev
+    for mount in mounts:
+        fields, _, of_system = mount.partition(" - ")
+        _, _, numbers, _, where, *_ = fields.split()
+        _, source, options = of_system.split(" ", 2)
+        same = numbers == f"{os.major(number)}:{os.minor(number)}" or source == str(device)
+        if same and "rw" in options.split(","):
+            return where
+    return ""
 
 
 def _identify(file: ImageFile, fd: int, partition: int, *, raw: bool) -> ImageFile:

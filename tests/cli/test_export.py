@@ -55,6 +55,23 @@ def test_a_raw_image(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
     assert out.stat().st_mode & 0o111 == 0
 
 
+@pytest.mark.parametrize("suffix", ["img", "qcow2"])
+def test_holes_are_neither_read_nor_written(p2pcloop: Run, tmp_path: Path, suffix: str) -> None:
+    """An image of 3 TiB is written in the time that its data takes, not in hours."""
+    sparse, out = tmp_path / "sparse", tmp_path / f"out.{suffix}"
+    with sparse.open("wb") as file:
+        file.seek(2 << 40)
+        file.write(b"\1far away")
+        file.truncate(3 << 40)
+    assert p2pcloop("export", sparse, out).code == 0
+    assert out.stat().st_blocks * 512 < 8 << 20
+    if suffix == "img":
+        with out.open("rb") as file:
+            file.seek(2 << 40)
+            assert file.read(9) == b"\1far away"
+        assert out.stat().st_size == 3 << 40
+
+
 def test_a_qcow2(p2pcloop: Run, cloop: Path, overlay: Path, tmp_path: Path) -> None:
     out, back = tmp_path / "out.qcow2", tmp_path / "back.img"
     p2pcloop("export", cloop, out, "--overlay", overlay)

@@ -14,7 +14,8 @@ from p2pcloop.formats.filesystem import detect_filesystem
 from tests.support.cds import make_iso
 from tests.support.disks import EFI, LINUX, make_gpt
 from tests.support.images import make_image
-from tests.support.programs import Node, Nodes, tool
+from tests.support.programs import Guest, Node, Nodes, tool
+from tools.tiny_image import fill_root
 
 pytestmark = pytest.mark.e2e
 
@@ -173,3 +174,37 @@ def test_a_root_within_a_squashfs_on_a_cd(node: Node, ext4: Path, tmp_path: Path
     seeded = node.json("seed", cd)
     assert (seeded["filesystem"], seeded["in_place"]) == ("squashfs", True)
     assert detect_filesystem(exported(node, cd, out)) == "squashfs"
+
+
+def test_a_guest_of_a_packed_disk_keeps_its_changes(
+    node: Node, image: Path, tmp_path: Path
+) -> None:
+    """Unpacked anew for each boot, it is the same image for the overlay."""
+    disk, packed = tmp_path / "disk", tmp_path / "disk.qcow2.gz"
+    disk.write_bytes(make_gpt({1: (LINUX, image.read_bytes()), 15: (EFI, bytes(MIB))}))
+    tool("qemu-img", "convert", "-O", "qcow2", disk, tmp_path / "q")
+    packed.write_bytes(gzip.compress((tmp_path / "q").read_bytes(), 1))
+    overlay = tmp_path / "mine.delta"
+    for command, expected in (("echo kept > /root/note; sync", ""), ("cat /root/note", "kept")):
+        with Guest(node, packed, "--overlay", overlay) as guest:
+            guest.prompt()
+            assert guest.sh(command).strip() == expected
+            guest.power_off()
+    assert not list(node.home.tmp.glob("seed-*"))
+
+
+def test_layers_of_a_live_cd_are_one_root_for_a_guest(node: Node, tmp_path: Path) -> None:
+    root, more = tmp_path / "root", tmp_path / "more"
+    fill_root(root)
+    (more / "root").mkdir(parents=True)
+    (more / "root/note").write_text("from the layer above")
+    layers = {}
+    for name, tree in (("minimal", root), ("minimal.standard", more)):
+        squashfs = tmp_path / name
+        tool("mksquashfs", tree, squashfs, "-quiet", "-no-progress", "-all-root")
+        layers[f"casper/{name}.squashfs"] = squashfs.read_bytes()
+    cd = make_iso(tmp_path / "ubuntu.iso", layers, "-r", "-J", "-joliet-long")
+    with Guest(node, cd) as guest:
+        guest.prompt()
+        assert guest.sh("cat /root/note").strip() == "from the layer above"
+        guest.power_off()

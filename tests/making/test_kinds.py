@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import FormatError, UsageError
+from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.local import inspect_file, open_local
 from p2pcloop.making.opened import OpenImage
@@ -17,6 +17,8 @@ from tests.support.images import ignore, make_image, read_views, write_cloop_fil
 from tests.support.programs import tool
 
 pytestmark = pytest.mark.interop
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop devices are root's")
 
 MIB = 1 << 20
 
@@ -193,6 +195,27 @@ def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     device.close()
 
 
+@needs_root
+def test_a_device_that_is_mounted_for_writing_is_refused(tmp_path: Path, ext4: bytes) -> None:
+    """What is read while somebody writes it is an image that there never was."""
+    device = Path(tool("losetup", "-f", "--show", written(tmp_path / "backing", ext4)).strip())
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    try:
+        tool("mount", device, folder)
+        try:
+            with pytest.raises(BusyError, match=f"is mounted at {folder}") as caught:
+                inspect_file(device)
+            assert caught.value.hint
+            tool("mount", "-o", "remount,ro", device, folder)
+            assert inspect_file(device).kind == "raw"
+        finally:
+            tool("umount", folder)
+    finally:
+        tool("losetup", "-d", device)
+
+
+@needs_root
 def test_a_block_device_is_copied(tmp_path: Path, ext4: bytes) -> None:
     backing = written(tmp_path / "backing", ext4)
     device = Path(tool("losetup", "-f", "--show", backing).strip())
