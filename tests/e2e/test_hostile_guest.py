@@ -77,7 +77,7 @@ for address in 127.0.0.1 127.1.2.3 10.0.2.2 10.0.2.3 10.0.2.255 192.0.2.255 224.
     ip route add $address via 10.0.2.2 2> /dev/null
     # Whoever is connected waits to be told something, for ever.
     {
-        timeout 3 nc -w 2 $address $port < /dev/null 2> /dev/null
+        timeout 20 nc -w 2 $address $port < /dev/null 2> /dev/null
         [ $? = 1 ] || say reached $address
     } &
 done

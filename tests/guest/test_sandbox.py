@@ -26,7 +26,13 @@ from p2pcloop.errors import GuestError
 from p2pcloopd.guest import sandbox, sandbox_failure, scope, staging, syscall_filter
 from p2pcloopd.guest.kernel import find_busybox, shared_libraries
 from p2pcloopd.programs import find_program
-from tests.support.users import AS_ANOTHER_USER, CHECKOUT, NOBODY_ELSE, needs_another_user
+from tests.support.users import (
+    AS_ANOTHER_USER,
+    CHECKOUT,
+    NOBODY_ELSE,
+    can_be_another_user,
+    needs_another_user,
+)
 
 PYTHON = Path(sys.executable).resolve()
 PROCESSES = 40
@@ -355,6 +361,12 @@ NO_NAMESPACES = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
 
 def test_it_starts() -> None:
     assert why_it_does_not_start() == "started 0\n"
+
+
+def test_it_starts_where_the_users_limits_are_lower() -> None:
+    limits = ["--core=0", "--nofile=512", "--memlock=65536", "--sigpending=100"]
+    other = AS_ANOTHER_USER if can_be_another_user() is None else ()
+    assert why_it_does_not_start("prlimit", *limits, *other) == "started 0\n"
 
 
 def test_it_starts_where_root_has_no_other_user_to_become() -> None:

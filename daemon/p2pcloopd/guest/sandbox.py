@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -49,15 +50,16 @@ _HIDDEN = (
 """What a process may read of the host's kernel and has no need of: names of keys, how the host was
 booted, the rhythm of its keyboard."""
 
-_LIMITS = (
+_LIMITS = {
     # Of 1 byte, not 0: that alone keeps a guest's memory out of the pipes of dump collectors, too
     # (core(5): they ignore a limit of 0).
-    "--core=1",
-    "--nofile=4096",
-    "--memlock=8388608",
-    "--msgqueue=0",
-    "--sigpending=4096",
-)
+    "core": 1,
+    "nofile": 4096,
+    "memlock": 8 << 20,
+    "msgqueue": 0,
+    "sigpending": 4096,
+}
+"""Names as in prlimit(1)."""
 
 _GATE = 'ulimit -u $1 && shift && echo >&0 && read -r go && exec "$@" < /dev/null 2>&1'
 """Runs a command only when its starter, at the other end of standard input, is still there.
@@ -140,12 +142,21 @@ def prepare(
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
-    words += ["--", str(busybox), "sh", "-c", _GATE, "gate", str(processes), *command]
-    limits = [str(find_program("prlimit", "util-linux")), *_LIMITS, f"--as={memory}"]
-    start = [*limits, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
+    limits = {name: _lowered(name, value) for name, value in (_LIMITS | {"as": memory}).items()}
+    tasks = str(_lowered("nproc", processes))
+    words += ["--", str(busybox), "sh", "-c", _GATE, "gate", tasks, *command]
+    limiter = [str(find_program("prlimit", "util-linux"))]
+    limiter += [f"--{name}={value}" for name, value in limits.items()]
+    start = [*limiter, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
     family = socket.AF_INET if share_network else socket.AF_UNIX
     scope = scope_words(memory, processes + _TASKS_OUTSIDE)
     return Sandbox(scope, start, words, syscall_filter.build(family))
+
+
+def _lowered(name: str, wanted: int) -> int:
+    """Return a limit that nobody needs a privilege to set."""
+    hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 class SandboxedProcess:

@@ -22,7 +22,7 @@ _SWITCHES = (
 it holds then, what that means, and what it should hold."""
 
 _CONTAINER = (
-    "in a container, namespaces must be allowed: "
+    "in a chroot user namespaces cannot be made; in a container they must be allowed: "
     "`docker run --security-opt seccomp=unconfined --security-opt systempaths=unconfined`, as root "
     "with `--cap-add SYS_ADMIN`; or run p2pcloop outside of it"
 )
