@@ -1,90 +1,137 @@
-"""Parts of a layer that a reader was given before all of their pieces were here.
+"""Provisional ranges on disk: bytes of a torrent's content that no piece of it vouches for yet.
 
-`torrents/<info hash>/parts/<offset>-<length>`: bytes of the torrent's content, as a mirror gave
-them. Nothing vouches for them here: who reads them compares them with their SHA-256. So they are
-written without ceremony, and what a crash tears is asked for again.
+`torrents/<info hash>/parts` is a log (docs/formats/parts.md): a header, then each range with its
+bytes. Nothing is synced: what a crash tears fails its checksum or ends the log, and is asked for
+again. A range that is forgotten is marked so, and its room given back as a hole.
+
+All of this blocks on the disk. Whoever makes the object is the only one who uses it, by one thread
+at a time.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from p2pcloop.formats.holes import punch_hole
+from p2pcloop.store.ranges import Range
+
 MAX_BYTES = 64 << 20
-"""Of all parts of a torrent together; what comes later is not kept."""
+"""Of all provisional ranges of a torrent together; what comes later is not kept."""
 
 PARTS = "parts"
-"""What the directory is called."""
+"""What the file is called."""
 
-Range = tuple[int, int]
-"""Offset and length, in bytes of the torrent's content."""
-
-_NAME = re.compile(r"([0-9]{1,20})-([1-9][0-9]{0,19})")
+_HEADER = struct.Struct("<8sI")
+_RECORD = struct.Struct("<B3xIQII")
+_CHECKED = struct.Struct("<IQI")
+_MAGIC = _HEADER.pack(b"P2PCPART", 1)
+_HERE, _FORGOTTEN = 1, 0
 
 
 class Parts:
-    """The parts of one torrent. The disk is only asked a favour: its errors lose a part.
+    """The log of one torrent.
 
-    Whoever made this object is the only one who changes them.
-
-    Attributes:
-        size: bytes of all of them.
+    The disk is asked a favour only: its errors lose ranges, and nobody is told but by `keep`.
     """
 
     def __init__(self, torrent: Path) -> None:
-        """`torrent` is the torrent's directory in the store."""
-        self._directory = torrent / PARTS
-        self._ranges = self._list()
-        self.size = sum(length for _, length in self._ranges)
+        """`torrent` is the torrent's directory in the store. Nothing is made before `keep`."""
+        self._path = torrent / PARTS
+        self._places: dict[int, tuple[int, int, int]] = {}
+        self._end = 0
+        with suppress(OSError):
+            self._open()
 
     @property
     def ranges(self) -> list[Range]:
-        """The parts that were kept, in order."""
-        return sorted(self._ranges)
+        """The ranges that are kept, in order."""
+        return sorted((offset, length) for offset, (_, length, _) in self._places.items())
 
-    def has(self, offset: int, length: int) -> bool:
-        """Whether just this range was kept."""
-        return (offset, length) in self._ranges
-
-    def read(self, offset: int, length: int) -> bytes | None:
-        """The part of just this range, if it was kept."""
-        with suppress(OSError):
-            data = self._path(offset, length).read_bytes()
-            if len(data) == length:
+    def read(self, offset: int) -> bytes | None:
+        """The bytes of the range that begins here; None where they are not, or torn."""
+        if offset not in self._places:
+            return None
+        place, length, check = self._places[offset]
+        with suppress(OSError), open(self._path, "rb") as file:
+            file.seek(place)
+            data = file.read(length)
+            if len(data) == length and zlib.crc32(data) == check:
                 return data
         return None
 
-    def keep(self, parts: Mapping[Range, bytes]) -> None:
-        """Keep parts, as many as there is room for."""
+    def keep(self, parts: Mapping[int, bytes]) -> None:
+        """Keep ranges, by offset; none may overlap one that is kept.
+
+        Raises:
+            OSError: the system refused; those that were written before are kept.
+        """
+        if not parts:
+            return
+        with open(self._path, "r+b" if self._end else "wb", buffering=0) as file:
+            try:
+                if not self._end:
+                    self._end = _write(file.fileno(), _MAGIC, 0)
+                for offset, data in parts.items():
+                    self._append(file.fileno(), offset, data)
+            except OSError:
+                os.ftruncate(file.fileno(), self._end)
+                raise
+
+    def forget(self, offsets: Iterable[int]) -> None:
+        """Forget the ranges that begin here; the file goes with the last."""
+        places = [self._places.pop(offset) for offset in offsets if offset in self._places]
         with suppress(OSError):
-            self._directory.mkdir(mode=0o700, exist_ok=True)
-            for (offset, length), data in parts.items():
-                if (offset, length) not in self._ranges and self.size + length <= MAX_BYTES:
-                    self._path(offset, length).write_bytes(data)
-                    self._ranges.add((offset, length))
-                    self.size += length
+            if not self._places:
+                self._end = 0
+                self._path.unlink(missing_ok=True)
+            elif places:
+                with open(self._path, "r+b", buffering=0) as file:
+                    for place, length, _ in places:
+                        os.pwrite(file.fileno(), bytes([_FORGOTTEN]), place - _RECORD.size)
+                        punch_hole(file.fileno(), place, length)
 
-    def drop(self, offset: int, length: int) -> None:
-        """Forget a part; the directory goes with the last."""
-        if (offset, length) in self._ranges:
-            self._ranges.remove((offset, length))
-            self.size -= length
-        with suppress(OSError):
-            self._path(offset, length).unlink()
-            self._directory.rmdir()
+    def _append(self, fd: int, offset: int, data: bytes) -> None:
+        check = zlib.crc32(data)
+        checked = zlib.crc32(_CHECKED.pack(len(data), offset, check))
+        record = _RECORD.pack(_HERE, len(data), offset, check, checked)
+        place = self._end + _RECORD.size
+        self._end = _write(fd, record + data, self._end)
+        self._places[offset] = place, len(data), check
 
-    def clear(self) -> None:
-        """Forget all parts."""
-        for part in self.ranges:
-            self.drop(*part)
+    def _open(self) -> None:
+        if self._path.is_dir():  # before there was a log: a file for each range
+            shutil.rmtree(self._path, ignore_errors=True)
+        with open(self._path, "r+b", buffering=0) as file:
+            if os.pread(file.fileno(), _HEADER.size, 0) == _MAGIC:
+                self._end = _HEADER.size
+                for state, offset, place in _records(file.fileno()):
+                    self._end = place[0] + place[1]
+                    if state == _HERE:
+                        self._places[offset] = place
+            os.ftruncate(file.fileno(), self._end)
 
-    def _list(self) -> set[Range]:
-        with suppress(OSError):
-            found = [_NAME.fullmatch(path.name) for path in self._directory.iterdir()]
-            return {(int(name[1]), int(name[2])) for name in found if name}
-        return set()
 
-    def _path(self, offset: int, length: int) -> Path:
-        return self._directory / f"{offset}-{length}"
+def _records(fd: int) -> Iterator[tuple[int, int, tuple[int, int, int]]]:
+    """Each whole record up to the first that is not: state, offset, (place, length, checksum)."""
+    size, at = os.fstat(fd).st_size, _HEADER.size
+    while len(head := os.pread(fd, _RECORD.size, at)) == _RECORD.size:
+        state, length, offset, check, checked = _RECORD.unpack(head)
+        place = at + _RECORD.size
+        at = place + length
+        if zlib.crc32(_CHECKED.pack(length, offset, check)) != checked or at > size or not length:
+            return
+        yield state, offset, (place, length, check)
+
+
+def _write(fd: int, data: bytes, at: int) -> int:
+    """Write all; return where it ends."""
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written
+    return at

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 import trio.lowlevel
+import trio.testing
 
 from p2pcloopd.engine import direct
 from p2pcloopd.engine.direct import Ask
 from p2pcloopd.engine.engine import Engine
+from p2pcloopd.engine.fill import fetch_all, fill
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, until
 
@@ -99,18 +101,88 @@ async def test_who_does_not_answer_keeps_no_reader_waiting(
         assert await torrent.read(PIECE, 9) == content[PIECE : PIECE + 9]
 
 
-async def test_of_pieces_that_are_known_in_part_the_rest_is_asked_for(
+async def test_of_pieces_that_are_here_in_part_the_rest_is_asked_for(
     nodes: Nodes, content: bytes
 ) -> None:
     asked: list[tuple[int, int]] = []
-    async with reading(nodes, content, serving(content, asked)) as (_, torrent):
+    async with reading(nodes, content, serving(content, asked)) as (reader, torrent):
         ranges = [(4 * PIECE - 7, 100), (5 * PIECE, PIECE), (6 * PIECE - 3, 50), (9 * PIECE, 9)]
-        known = {at: content[at : at + size] for at, size in ranges}
-        assert await torrent.direct.complete([4, 5, 8], known)
+        for at, size in ranges:
+            torrent.provisional.keep(at, content[at : at + size])
+        assert await torrent.read(4 * PIECE, 2 * PIECE) == content[4 * PIECE :][: 2 * PIECE]
+        assert asked == [(4 * PIECE + 93, PIECE - 93)]
+        assert await torrent.read(8 * PIECE, 1, ahead=True) == content[8 * PIECE :][:1]
         await until(lambda: torrent.have_bytes == 3 * PIECE)
-        assert asked == [(4 * PIECE + 93, PIECE - 93), (8 * PIECE, PIECE)]
-        assert not await torrent.direct.complete([20], {20 * PIECE: b"wrong"})
-        assert torrent.have_bytes == 3 * PIECE
+        # Nothing of the last was here: peers give it, as of all that nobody waits for.
+        [told] = (await reader.statistics()).torrents
+        assert (len(asked), told.traffic.payload_received) == (1, PIECE)
+        assert torrent.transfer.received.again == 0
+
+
+@pytest.mark.parametrize("who", ["a reader who waits", "one ahead", "all", "spare time"])
+async def test_whoever_wants_a_piece_the_rest_of_it_is_asked_of_a_server(
+    nodes: Nodes, content: bytes, who: str
+) -> None:
+    asked: list[tuple[int, int]] = []
+    async with reading(nodes, content, serving(content, asked)) as (reader, torrent):
+        torrent.provisional.keep(3 * PIECE + 100, content[3 * PIECE + 100 :][:PIECE])
+        match who:
+            case "all":
+                await fetch_all(torrent)
+            case "spare time":
+                await fill(torrent, 0)
+            case _:
+                await torrent.read(3 * PIECE, 2 * PIECE, ahead=who == "one ahead")
+        await until(lambda: {3, 4} <= set(filter(torrent.transfer.has, range(100))))
+        assert asked == [(3 * PIECE, 100), (4 * PIECE + 100, PIECE - 100)]
+        [told] = (await reader.statistics()).torrents
+        received = torrent.transfer.received
+        came = len(content) - PIECE if who in ("all", "spare time") else PIECE
+        assert (received.bytes, received.again, received.hedged) == (came, 0, 0)
+        assert told.traffic.payload_received == came - PIECE
+
+
+async def test_a_range_that_is_on_its_way_is_waited_for(nodes: Nodes, content: bytes) -> None:
+    asked: list[tuple[int, int]] = []
+    async with reading(nodes, content, serving(content, asked)) as (_, torrent):
+        async with trio.open_nursery() as nursery:
+            with torrent.provisional.claim(PIECE + 100, 50):
+                nursery.start_soon(torrent.read, PIECE, 10)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert asked == []
+                torrent.provisional.keep(PIECE + 100, content[PIECE + 100 :][:50])
+        assert asked == [(PIECE, 100), (PIECE + 150, PIECE - 150)]
+
+
+@pytest.mark.parametrize("known", ["wrong", "right"])
+async def test_what_is_here_and_wrong_is_asked_for_anew_and_nothing_else(
+    nodes: Nodes, content: bytes, known: str
+) -> None:
+    asked: list[tuple[int, int]] = []
+    part = (PIECE + 10, 100)
+    async with reading(nodes, content, serving(content, asked)) as (_, torrent):
+        right = content[part[0] :][: part[1]]
+        torrent.provisional.keep(part[0], b"w" * part[1] if known == "wrong" else right)
+        assert await torrent.read(PIECE, PIECE) == content[PIECE:][:PIECE]
+        rest = [(PIECE, 10), (PIECE + 110, PIECE - 110)]
+        assert asked == (rest if known == "right" else [*rest, part])
+
+
+async def test_what_a_peer_was_asked_for_is_not_asked_of_a_server(
+    nodes: Nodes, content: bytes
+) -> None:
+    """A guest that boots while its image is fetched."""
+    asked: list[tuple[int, int]] = []
+    async with reading(nodes, content, serving(content, asked)) as (reader, torrent):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch_all, torrent)
+            for place in (70, 3, 40):
+                data = await torrent.read(place * PIECE + 7, PIECE)
+                assert data == content[place * PIECE + 7 :][:PIECE]
+        [told] = (await reader.statistics()).torrents
+        received = torrent.transfer.received
+        assert (received.bytes, received.again, received.hedged) == (len(content), 0, 0)
+        assert told.traffic.payload_received == len(content) - sum(size for _, size in asked)
 
 
 async def test_a_range_suits_where_none_of_its_pieces_is_here_or_wanted(

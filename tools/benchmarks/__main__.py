@@ -25,6 +25,7 @@ from tools.benchmarks import (
     seed,
     stack,
     startup,
+    twice,
     upgrade,
 )
 from tools.benchmarks.harness import Outcome, Result, run_measure
@@ -54,6 +55,7 @@ MEASURES = {
         memory.MEMORY,
         stack.STACK,
         startup.HELP,
+        twice.TWICE,
     )
 }
 

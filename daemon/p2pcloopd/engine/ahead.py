@@ -98,7 +98,8 @@ class Ahead:
         alone: list[int] = []
         if self._others.hosts and self._handout.ready():
             wanted = pieces.wanted if self._transfer.apart else expected
-            alone = [piece for piece in wanted if not self._copies[piece]] if self._copies else []
+            if self._copies:
+                alone = [p for p in wanted if not (self._copies[p] or self._transfer.in_part(p))]
             alone.sort(key=pieces.urgent, reverse=True)
         self._handout.want(alone, self._transfer.crowd + 1)
         if expected:

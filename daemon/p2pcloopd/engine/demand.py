@@ -23,7 +23,7 @@ class Demand:
     def __init__(self) -> None:
         self.spare = trio.Semaphore(MAX_SPARE)
         self._waiting = 0
-        self._waited_at = -math.inf
+        self._waited_at = self._read_at = -math.inf
         self.some = trio.Event()
         self._none = trio.Event()
         self._none.set()
@@ -48,6 +48,19 @@ class Demand:
             if not self._waiting:
                 self._none.set()
                 self.some = trio.Event()
+
+    def note_read(self) -> None:
+        """Note that somebody reads, or is about to, whether it must wait or not."""
+        self._read_at = trio.current_time()
+
+    async def idle(self, seconds: float, since: float) -> None:
+        """Wait until nobody has read anything for so long, counted from `since` at the earliest."""
+        while True:
+            await self._none.wait()
+            idle_at = max(since, self._read_at, self._waited_at) + seconds
+            if trio.current_time() >= idle_at:
+                return
+            await trio.sleep_until(idle_at)
 
     async def quiet(self, seconds: float, since: float) -> None:
         """Wait until no reader has waited for so long, counted from `since` at the earliest."""

@@ -13,14 +13,14 @@ import trio
 from p2pcloop.errors import MismatchError
 from p2pcloopd.engine.content import links
 from p2pcloopd.engine.demand import Demand
-from p2pcloopd.engine.metainfo import HASH_SIZE
+from p2pcloopd.engine.metainfo import HASH_SIZE, TorrentLayout
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place, remove_directory
 from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
 from p2pcloopd.engine.session_dht import Dht
 from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.settings import EngineSettings
-from p2pcloopd.engine.swarm import EngineStatistics, TorrentStatistics
+from p2pcloopd.engine.swarm import EngineStatistics
 from p2pcloopd.engine.torrent import Torrent
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Engine:
         self.dht = Dht(session, session.settings.dht_nodes) if session.settings.dht else None
         self.on_saved: Callable[[], None] = lambda: None
         self._torrents: dict[bytes, Torrent] = {}
+        self._named: dict[str, dict[bytes, Torrent]] = {}
         self._adding = trio.Lock()
         self.demand = Demand()
         self._nursery: trio.Nursery
@@ -61,6 +62,10 @@ class Engine:
     def get(self, info_hash: bytes) -> Torrent | None:
         """The torrent, if it was added."""
         return self._torrents.get(info_hash)
+
+    def named(self, name: str) -> tuple[Torrent, ...]:
+        """Those of which it is known that they are called so."""
+        return tuple(self._named.get(name, {}).values())
 
     async def add(
         self,
@@ -113,6 +118,8 @@ class Engine:
                 return False
             with trio.CancelScope(shield=True):
                 del self._torrents[info_hash]
+                for known in self._named.values():
+                    known.pop(info_hash, None)
                 await torrent.end()
                 directory = self._store / info_hash.hex()
                 await trio.to_thread.run_sync(remove_directory, directory, tmp)
@@ -181,18 +188,7 @@ class Engine:
     async def statistics(self) -> EngineStatistics:
         """What the session does and did."""
         totals = await self._session.totals()
-        torrents = tuple(
-            TorrentStatistics(
-                torrent.info_hash,
-                layout.name if layout else None,
-                layout.total_size if layout else None,
-                torrent.have_bytes,
-                *torrent.trouble(),
-                torrent.traffic(),
-            )
-            for torrent in self.torrents
-            for layout in (torrent.layout,)
-        )
+        torrents = tuple(torrent.statistics() for torrent in self.torrents)
         return EngineStatistics(
             torrents,
             totals["net.recv_bytes"] + totals["net.recv_ip_overhead_bytes"],
@@ -212,6 +208,7 @@ class Engine:
         swarm = SessionSwarm(self._session, info_hash, record.data)
         torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
         torrent.elsewhere = elsewhere
+        torrent.on_known = self._note_name
         torrent.saver.on_saved = self._tell_saved
         torrent.transfer.demand = self.demand
         swarm.attach(torrent, self._nursery)
@@ -219,6 +216,9 @@ class Engine:
         self._torrents[info_hash] = torrent
         self._nursery.start_soon(torrent.run)
         return torrent
+
+    def _note_name(self, torrent: Torrent, layout: TorrentLayout) -> None:
+        self._named.setdefault(layout.name, {})[torrent.info_hash] = torrent
 
     def _tell_saved(self) -> None:
         self.on_saved()

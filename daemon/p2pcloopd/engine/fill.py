@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from itertools import filterfalse, islice
 
 import trio
 
@@ -29,7 +31,7 @@ async def fetch_all(torrent: Torrent, progress: Callable[[int, int], None] | Non
     with transfer.background():
         while not transfer.stored.have.complete():
             await torrent.saver.mend()
-            if transfer.stored.have.count + transfer.arrived == layout.pieces:
+            if transfer.complete():
                 await torrent.save()
                 continue
             await transfer.more()
@@ -53,13 +55,17 @@ async def fill(torrent: Torrent, rate: int) -> None:
     """
     layout = await torrent.metadata()
     transfer = torrent.transfer
+    absent: Iterator[int] = iter(())
     with torrent.peers.needed():
-        while absent := [piece for piece in range(layout.pieces) if not transfer.has(piece)]:
+        while not transfer.complete():
             begun = trio.current_time()
             await transfer.demand.quiet(QUIET_SECONDS, begun - QUIET_SECONDS)
             window = torrent.peers.window()
             asked = min(window, rate) if rate else window
-            batch = absent[: max(1, asked // layout.piece_length)]
+            batch = list(islice(absent, max(1, asked // layout.piece_length)))
+            if not batch:
+                absent = filterfalse(transfer.has, range(layout.pieces))
+                continue
             with transfer.spare(batch):
                 await unless(transfer.demand.some, partial(_all_here, transfer, batch))
             if rate:
@@ -69,5 +75,9 @@ async def fill(torrent: Torrent, rate: int) -> None:
 
 
 async def _all_here(transfer: Transfer, pieces: Collection[int]) -> None:
-    while not all(map(transfer.has, pieces)):
-        await transfer.change()
+    left = deque(pieces)
+    while left:
+        while left and transfer.has(left[0]):
+            left.popleft()
+        if left:
+            await transfer.change()

@@ -125,8 +125,13 @@ class Handouts:
 
     def _take(self, handed: Handed) -> bool:
         """Hand a piece over; whether it is right."""
-        known = handed.piece < self._transfer.stored.layout.pieces
-        if not known or not self._transfer.on_piece_brought(handed.piece, handed.data):
+        layout = self._transfer.stored.layout
+        if handed.piece >= layout.pieces:
+            return False
+        self._transfer.received.on_range(
+            handed.piece * layout.piece_length, len(handed.data), layout.piece_length
+        )
+        if not self._transfer.on_piece_brought(handed.piece, handed.data):
             return False
         self.hosts = handed.hosts
         self._peers.on_bytes(len(handed.data))

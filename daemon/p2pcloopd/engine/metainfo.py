@@ -69,6 +69,10 @@ class TorrentLayout:
         """Bytes of a piece: the last one may be shorter."""
         return min(self.piece_length, self.total_size - piece * self.piece_length)
 
+    def range_of(self, piece: int) -> tuple[int, int]:
+        """Offset and length of a piece's bytes."""
+        return piece * self.piece_length, self.piece_size(piece)
+
     def pieces_of(self, offset: int, length: int) -> range:
         """The pieces that the bytes `offset` to `offset + length` touch; `length` is positive."""
         return range(offset // self.piece_length, (offset + length - 1) // self.piece_length + 1)

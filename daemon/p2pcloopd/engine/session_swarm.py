@@ -23,17 +23,20 @@ from p2pcloopd.engine.blame import Blame
 from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.session import CLOSE_SECONDS, Session
+from p2pcloopd.engine.settings import FINGERPRINT
 from p2pcloopd.engine.swarm import Others, PeerStatistics, Traffic
 from p2pcloopd.engine.torrent import Torrent
 
 log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 1 << 14
+OURS = FINGERPRINT[:3].encode()  # of whatever version
 
 TRACKER_RETRY_SECONDS = 60
 """Between two lookups of a tracker's name that is not found."""
 
-_NOT_OTHERS = lt.peer_info.seed | lt.peer_info.connecting | lt.peer_info.handshake
+_NOT_THERE = lt.peer_info.connecting | lt.peer_info.handshake
+_NOT_OTHERS = lt.peer_info.seed | _NOT_THERE
 _PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
 
 
@@ -112,6 +115,7 @@ class SessionSwarm:
     async def stop(self) -> None:
         if self._handle is None:
             return
+        self.traffic()
         handle, self._handle = self._handle, None
         self._session.lt.remove_torrent(handle)
         with trio.move_on_after(CLOSE_SECONDS):
@@ -151,6 +155,22 @@ class SessionSwarm:
             # The filter is the session's; of other torrents the same host stays a peer.
             change = self.handle.set_flags if without else self.handle.unset_flags
             change(lt.torrent_flags.apply_ip_filter)
+
+    def foreign(self) -> bool:
+        if self._handle is None:
+            return False
+        there = [info for info in self._handle.get_peer_info() if not info.flags & _NOT_THERE]
+        return bool(there) and not any(info.pid.to_bytes().startswith(OURS) for info in there)
+
+    def requested(self) -> set[int]:
+        if self._handle is None:
+            return set()
+        queue = self._handle.get_download_queue()
+        return {
+            part["piece_index"]
+            for part in queue
+            if any(block["state"] for block in part["blocks"])  # 0: block_state_t::none
+        }
 
     def add_piece(self, piece: int, data: bytes) -> None:
         if self._handle is not None:
@@ -227,6 +247,8 @@ class SessionSwarm:
 
     def traffic(self) -> Traffic:
         status = self.handle.status(0)
+        if self.torrent.layout is not None:
+            self.torrent.transfer.received.on_redundant(status.total_redundant_bytes)
         received = self.torrent.peers.received
         peers = {
             address: PeerStatistics(format_peer(address), False, count)
@@ -269,8 +291,13 @@ class SessionSwarm:
             case lt.block_finished_alert():
                 layout = self.torrent.layout
                 if layout is not None:
-                    left = layout.piece_size(alert.piece_index) - alert.block_index * BLOCK_SIZE
-                    self.torrent.peers.on_received(alert.ip, min(left, BLOCK_SIZE))
+                    start, size = layout.range_of(alert.piece_index)
+                    skip = alert.block_index * BLOCK_SIZE
+                    length = min(size - skip, BLOCK_SIZE)
+                    self.torrent.peers.on_received(alert.ip, length)
+                    self.torrent.transfer.received.on_block(
+                        alert.piece_index, alert.block_index, start + skip, length
+                    )
                 self._blame.sent(alert.piece_index, alert.pid.to_bytes())
             case lt.block_uploaded_alert():
                 self.torrent.audit.sent(alert.piece_index)
@@ -316,6 +343,7 @@ class SessionSwarm:
                 self._blame.banned(alert.pid.to_bytes(), alert.ip)
             case lt.hash_failed_alert():
                 self._blame.failed(alert.piece_index)
+                self.torrent.transfer.received.on_piece(alert.piece_index)
                 self.torrent.on_hash_failed(alert.piece_index)
 
     def _why(self, alert: lt.peer_disconnected_alert) -> str:
@@ -328,8 +356,10 @@ class SessionSwarm:
         ended = self._nursery.cancel_scope.cancel_called
         if ended or self._handle is None or self.torrent.layout is not None:
             return
-        metadata = self._handle.status().torrent_file
+        status = self._handle.status()
+        metadata = status.torrent_file
         if metadata is not None:
+            self.torrent.transfer.received.on_metadata(status.total_redundant_bytes)
             self._nursery.start_soon(self.torrent.on_metadata, metadata.info_section())
 
 

@@ -14,6 +14,9 @@ from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE
 from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer
 
+FINGERPRINT = "-PC0100-"
+"""How the peer ids of our nodes begin (BEP 20)."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -69,7 +72,7 @@ def _network(settings: EngineSettings) -> dict[str, object]:
         "download_rate_limit": settings.download_rate,
         "upload_rate_limit": settings.upload_rate,
         "user_agent": settings.user_agent,
-        "peer_fingerprint": "-PC0100-",
+        "peer_fingerprint": FINGERPRINT,
     }
 
 

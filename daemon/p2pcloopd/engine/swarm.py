@@ -67,7 +67,11 @@ class TorrentStatistics:
         trouble: why they are not, in a word: "gone", "changed" or "checking" files that are seeded
             where they lie, "damaged" ones of the store; None where nothing is known to be wrong.
         reason: the same in a sentence.
-        traffic: what was transferred, and the peers.
+        traffic: what was transferred by BitTorrent, and the peers.
+        provisional_bytes: bytes that are here of pieces that are not.
+        received: bytes of the content that came, from peers and over HTTP.
+        received_again: of them, those that were here; received_hedged: those that were here since
+            a second source was asked (engine/received.py).
     """
 
     info_hash: bytes
@@ -77,6 +81,10 @@ class TorrentStatistics:
     trouble: str | None
     reason: str | None
     traffic: Traffic
+    provisional_bytes: int
+    received: int
+    received_again: int
+    received_hedged: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,12 @@ class Swarm(Protocol):
             without: addresses of hosts that are no peers meanwhile; of the others each is asked
                 for as much as it is alone.
         """
+
+    def foreign(self) -> bool:
+        """Whether a peer is connected that is no node of ours, and none that is."""
+
+    def requested(self) -> set[int]:
+        """Pieces of which a block was asked of a peer, or came: they are not whole yet."""
 
     def add_piece(self, piece: int, data: bytes) -> None:
         """Have a piece that came otherwise kept and passed on; news follow as for all others."""

@@ -18,17 +18,18 @@ import trio
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.ahead import Ahead
 from p2pcloopd.engine.audit import Audit
+from p2pcloopd.engine.completion import Completion
 from p2pcloopd.engine.direct import Direct
-from p2pcloopd.engine.early import EarlyParts
 from p2pcloopd.engine.handout import Handouts
 from p2pcloopd.engine.in_place import InPlace
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
+from p2pcloopd.engine.provisional import Provisional
 from p2pcloopd.engine.reads import Reads
 from p2pcloopd.engine.record import Record, Sources
 from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
 from p2pcloopd.engine.stored import Stored
-from p2pcloopd.engine.swarm import Swarm, Traffic
+from p2pcloopd.engine.swarm import Swarm, TorrentStatistics, Traffic
 from p2pcloopd.engine.transfer import Transfer
 from p2pcloopd.engine.unless import unless
 
@@ -48,13 +49,14 @@ class Torrent:
         info_hash: v1, 20 bytes.
         peers, transfer, saver: its parts, to which libtorrent's news go.
         ahead: asks for what readers expect.
-        direct: brings what readers wait for by exact ranges, where somebody can be asked so.
+        direct: brings pieces by exact ranges, where somebody can be asked so.
+        completion: completes pieces of which some bytes are provisional.
         handout: gets what only one has of many who want it.
         audit: compares what others are given with its hashes.
         in_place: watches files that are seeded where they lie.
-        early: what was read by exact ranges, of pieces that are not here.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
             or None; `offer` sets it. Where that is before the start, the swarm waits for a need.
+        on_known: called with the torrent and its layout once that is known.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Torrent:
     ) -> None:
         self.info_hash = info_hash
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
-        self.transfer = Transfer(swarm, self.peers)
+        self.transfer = Transfer(swarm, self.peers, record.directory)
         self.saver = Saver(info_hash, self.transfer)
         self.in_place = InPlace(self.transfer, self.saver.lock)
         self.audit = Audit(self.transfer, self.peers, self.saver.verify, self.in_place.wake)
@@ -76,11 +78,12 @@ class Torrent:
         self.ahead = Ahead(self.transfer, self.peers, swarm, self.handout)
         self.direct = Direct(self.transfer, self.peers)
         self.transfer.direct = self.direct
-        self.early = EarlyParts(self.transfer, self.direct, record.directory)
+        self.completion = Completion(self.transfer)
         self._record = record
         self._swarm = swarm
         self._decode = decode
         self.elsewhere: Callable[[], Awaitable[bytes | None]] | None = None
+        self.on_known: Callable[[Torrent, TorrentLayout], None] = lambda _torrent, _layout: None
         self._wanted = trio.Event()
         self._offered = trio.Event()
         self._reads = Reads(self.transfer, self.saver.mend)
@@ -151,6 +154,45 @@ class Torrent:
         pieces, missing = await self._look(offset, length, heal=True)
         return await self._reads.read(offset, length, pieces, missing, ahead=ahead)
 
+    @property
+    def provisional(self) -> Provisional:
+        """What was read by exact ranges, of pieces that are not here."""
+        return self.transfer.provisional
+
+    async def read_provisional(self, offset: int, length: int) -> bytes | None:
+        """Bytes of which some are provisional and the others in pieces that are here.
+
+        Returns:
+            What nothing vouches for; None where bytes are missing, or where none is provisional.
+
+        Raises:
+            StorageError, CorruptError: as for `read`.
+        """
+        if not self.provisional.overlapping(offset, length):
+            return None
+        layout = self.layout
+        if layout is None or offset + length > layout.total_size:
+            return await self.provisional.read(offset, length)
+        spans: list[tuple[bool, int, int]] = []
+        for piece in layout.pieces_of(offset, length):
+            first, size = layout.range_of(piece)
+            first, last = max(first, offset), min(first + size, offset + length)
+            whole = self.transfer.has(piece)
+            if not whole and self.provisional.gaps(first, last - first):
+                return None
+            if spans and spans[-1][0] == whole:
+                first = spans.pop()[1]
+            spans.append((whole, first, last - first))
+        if all(whole for whole, _, _ in spans):
+            return None
+        found = []
+        for whole, first, size in spans:
+            part = await (self.read if whole else self.provisional.read)(first, size)
+            if part is None:
+                return None
+            found.append(part)
+        return b"".join(found)
+
     async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
         """Wait until a read of these bytes is answered at once, keeping none of them in memory.
 
@@ -177,7 +219,8 @@ class Torrent:
         """See `Saver.evict`; parts go, too."""
         gone = await self.saver.evict(pieces, self._reads.unread)
         if gone:
-            await self.early.clear()
+            self.provisional.clear()
+            await self.provisional.flush()
         return gone
 
     async def verify(self, pieces: range) -> list[int]:
@@ -235,6 +278,22 @@ class Torrent:
         """What was transferred."""
         return self._swarm.traffic() if self.transfer.running else Traffic()
 
+    def statistics(self) -> TorrentStatistics:
+        """Its state, and what was transferred."""
+        traffic, layout, received = self.traffic(), self.layout, self.transfer.received
+        return TorrentStatistics(
+            self.info_hash,
+            layout.name if layout else None,
+            layout.total_size if layout else None,
+            self.have_bytes,
+            *self.trouble(),
+            traffic,
+            self.transfer.provisional_bytes,
+            received.bytes,
+            received.again,
+            received.hedged,
+        )
+
     # --- what the engine uses ---------------------------------------------------------------
 
     async def start(self, sources: Sources) -> None:
@@ -264,12 +323,13 @@ class Torrent:
                 nursery.start_soon(self.ahead.run)
                 nursery.start_soon(self.handout.run)
                 nursery.start_soon(self.direct.run)
-                nursery.start_soon(self.early.run)
+                nursery.start_soon(self.provisional.run)
+                nursery.start_soon(self.completion.run)
                 await self.saver.run()
 
     async def end(self) -> None:
         """Stop for good: it is not known here any more."""
-        self.early.forget()
+        self.provisional.close()
         self._running.cancel()
         self._failed = NotHereError(f"torrent {self.info_hash.hex()} was removed")
         self._known.set()
@@ -354,6 +414,7 @@ class Torrent:
             self.transfer.disk = await trio.to_thread.run_sync(
                 Stored, self._record, self.info_hash, info, meta
             )
+            self.on_known(self, meta.layout)
         except P2pcloopError as err:
             self._fail(err)
         self._known.set()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import trio
 
@@ -16,6 +18,8 @@ from p2pcloopd.engine.holes import is_linked
 from p2pcloopd.engine.otherwise import NoOther, Otherwise
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.pieces import Pieces
+from p2pcloopd.engine.provisional import Provisional
+from p2pcloopd.engine.received import Received
 from p2pcloopd.engine.stored import Stored
 from p2pcloopd.engine.swarm import AHEAD, BACKGROUND, DEMAND, IDLE, Swarm
 from p2pcloopd.entry import plain_errors
@@ -39,6 +43,10 @@ FLUSH_SECONDS = 10
 class Transfer:
     """What one torrent asks of its swarm, and what has come of it and is not durable yet.
 
+    It is the one place that knows what is here, in whatever form, and what is on its way: durable
+    (`disk`), arrived, provisional, asked of the swarm, asked for otherwise. Nothing of these is
+    asked for again (docs/scheduling.md, "What is here").
+
     Attributes:
         disk: what is here, or None until the metadata is known; set by the owner.
         running: whether the swarm is joined.
@@ -46,12 +54,17 @@ class Transfer:
         demand: the readers of all torrents; set by the owner.
         crowd: how many others want the same at the same time; set by engine/ahead.py.
         apart: whether whoever has all is kept out of the swarm meanwhile; set there, too.
-        direct: brings pieces that readers wait for otherwise than by the swarm; set by the owner.
+        direct: brings pieces otherwise than by the swarm; set by the owner.
         compared_since: since when no piece is sent to others that was not compared with its hash.
         suspect: is told of pieces that are here and may be wrong; set by the owner.
+        provisional: bytes that are here, of pieces that are not.
+        read: set when somebody reads what is not here; read_at: when that was last, last_read: the
+            first piece of it.
+        received: counts what came.
     """
 
-    def __init__(self, swarm: Swarm, peers: Peers) -> None:
+    def __init__(self, swarm: Swarm, peers: Peers, directory: Path) -> None:
+        """`directory` is the torrent's in the store."""
         self.disk: Stored | None = None
         self.running = False
         self.pieces = Pieces(self._raise, self._prioritize, self._lower, self.stall, self.notify)
@@ -61,8 +74,16 @@ class Transfer:
         self.direct: Otherwise = NoOther()
         self.compared_since = -math.inf
         self.suspect: Callable[[Iterable[int]], None] = lambda _pieces: None
+        self.provisional = Provisional(directory, lambda: self.demand, self.notify)
+        self.received = Received(self._known)
         self._swarm = swarm
         self._peers = peers
+        self.read = trio.Event()
+        self.read_at = -math.inf
+        self.last_read = 0
+        self._asked: set[int] = set()
+        self._handed: set[int] = set()
+        self._spare: Counter[int] = Counter()
         self._arrived: set[int] = set()
         self._background = Background()
         self._dirty = trio.Event()
@@ -93,6 +114,27 @@ class Transfer:
         missing = layout.piece_length * (last + 1) - layout.total_size if self.has(last) else 0
         return count * layout.piece_length - missing
 
+    @property
+    def provisional_bytes(self) -> int:
+        """Bytes that are here of pieces that are not."""
+        total = self.provisional.size
+        if self.disk is not None:
+            for start, size in self.provisional.ranges:
+                total -= sum(self._whole(start, size))
+        return total
+
+    def _whole(self, offset: int, length: int) -> Iterator[int]:
+        """How many bytes of a range lie in each of its pieces that is here."""
+        layout = self.stored.layout
+        for piece in layout.pieces_of(offset, length):
+            start, size = layout.range_of(piece)
+            if start < offset + length and self.has(piece):
+                yield min(offset + length, start + size) - max(offset, start)
+
+    def complete(self) -> bool:
+        """Whether all pieces are here, durable or not."""
+        return self.stored.have.count + self.arrived == self.stored.layout.pieces
+
     def evictable(self) -> bool:
         """Whether pieces may go: nobody waits for any, and the files are ours alone."""
         if self.disk is None or not self.running or self.pieces.wanted or self._background.users:
@@ -116,6 +158,61 @@ class Transfer:
     def has(self, piece: int) -> bool:
         """Whether a piece is here, durable or not."""
         return self.stored.have.has(piece, piece) or piece in self._arrived
+
+    def is_coming(self, piece: int) -> bool:
+        """Whether a piece is here, or was given to libtorrent, which is about to say so."""
+        return self.has(piece) or piece in self._handed
+
+    def under_way(self, pieces: Collection[int]) -> bool:
+        """Whether one of pieces is wanted by a reader, or on its way to become whole.
+
+        Where none is, the swarm does not ask for any until it is told so again: those that are
+        wanted in the background come otherwise.
+        """
+        if any(piece in self.pieces or self.direct.brings(piece) for piece in pieces):
+            return True
+        asked = self._asked.intersection(pieces)
+        requested = self._requested(asked)
+        self.ask_swarm(requested)
+        self.direct.take(asked - requested)
+        return bool(requested)
+
+    def in_part(self, piece: int) -> bool:
+        """Whether the rest of a piece is brought by its exact bytes: some are here, or coming."""
+        if not self.direct.usable():
+            return False
+        layout = self.stored.layout
+        return self.provisional.touches(*layout.range_of(piece)) or self.direct.brings(piece)
+
+    def _requested(self, pieces: Iterable[int]) -> set[int]:
+        """Those of pieces that a peer was asked for, or has sent in part.
+
+        The others are not asked for any more. libtorrent may have been told of them and have asked
+        nobody yet: so it is told of them before it is looked at for the last time.
+        """
+        asked = self._asked.intersection(pieces)
+        if not (asked and self.running):
+            return set()
+        idle = asked - self._swarm.requested()
+        if idle:
+            self._swarm.prioritize(idle, IDLE)
+            idle -= self._swarm.requested()
+            self._asked -= idle
+        return asked - idle
+
+    def _known(self, offset: int, length: int) -> int:
+        """How many bytes of a range are here in whole pieces, or provisional."""
+        layout = None if self.disk is None else self.disk.layout
+        if layout is None or offset + length > layout.total_size:
+            return length - sum(size for _, size in self.provisional.gaps(offset, length))
+        known = 0
+        for piece in layout.pieces_of(offset, length):
+            start, size = layout.range_of(piece)
+            first, last = max(offset, start), min(offset + length, start + size)
+            known += last - first
+            if not self.has(piece):
+                known -= sum(size for _, size in self.provisional.gaps(first, last - first))
+        return known
 
     # --- the swarm --------------------------------------------------------------------------
 
@@ -145,6 +242,9 @@ class Transfer:
         self.running = False
         await self._swarm.stop()
         self._arrived.clear()
+        self._asked.clear()
+        self._handed.clear()
+        self.received.on_left()
 
     # --- those who want pieces --------------------------------------------------------------
 
@@ -152,6 +252,8 @@ class Transfer:
         self, missing: list[int], *, keep: bool, ahead: bool = False
     ) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile, if they are needed."""
+        self.read_at, self.last_read = trio.current_time(), missing[0]
+        self.read.set()
         if ahead:
             return await self.pieces.get(missing, keep=keep, ahead=True)
         with self.demand.waiting():
@@ -202,12 +304,23 @@ class Transfer:
         Whoever is at hand may give them: nobody is said to wait, and no peer is tried for them.
         """
         wanted = [piece for piece in pieces if piece not in self.pieces and not self.has(piece)]
-        if self.running:
-            self._swarm.prioritize(wanted, BACKGROUND)
+        self.ask_spare(wanted)
         try:
             yield
         finally:
-            self._lower(wanted)
+            self.let_go(wanted)
+
+    def ask_spare(self, pieces: Collection[int]) -> None:
+        """Ask for pieces behind everything else, until `let_go`."""
+        if pieces:
+            self._spare.update(pieces)
+            self._ask([piece for piece in pieces if piece not in self.pieces], BACKGROUND)
+
+    def let_go(self, pieces: Collection[int]) -> None:
+        """Ask for pieces no more that `ask_spare` was called with."""
+        self._spare.subtract(pieces)
+        self._spare += Counter()  # those that nobody wants are gone
+        self._lower(pieces)
 
     async def more(self) -> None:
         """Keep a window of background pieces asked for, and return when something changed."""
@@ -222,19 +335,42 @@ class Transfer:
         layout = self.stored.layout
         window = self._peers.window() // layout.piece_length + 1
         chosen = self._background.choose(window, layout.pieces, self.has)
-        self._swarm.prioritize(chosen, BACKGROUND)
+        self._ask(chosen, BACKGROUND)
+
+    def _ask(self, pieces: Collection[int], priority: int) -> None:
+        """Ask for pieces: of those that are here in part for the rest, the swarm for others."""
+        if not self.running:
+            return
+        pieces = [piece for piece in pieces if piece not in self._handed]
+        in_part = {piece for piece in pieces if self.in_part(piece)}
+        in_part -= self._requested(in_part)
+        if in_part:
+            self.direct.take(in_part)
+        self._ask_swarm([piece for piece in pieces if piece not in in_part], priority)
+
+    def _ask_swarm(self, pieces: Collection[int], priority: int) -> None:
+        self._asked.update(pieces)
+        self._swarm.prioritize(pieces, priority)
 
     def _raise(self, pieces: Iterable[int]) -> None:
         absent = self._absent_of(pieces)
-        urgent = [piece for piece in absent if self.pieces.urgent(piece)]
+        urgent = {piece for piece in absent if self.pieces.urgent(piece)}
         if urgent and self.direct.ready() and not self.crowd:
+            urgent -= self._requested(urgent)
             self.direct.take(urgent)
             absent = [piece for piece in absent if piece not in urgent]
         self._prioritize(absent)
 
     def ask_swarm(self, pieces: Iterable[int]) -> None:
-        """Ask the swarm for pieces, each as urgently as it is wanted."""
-        self._prioritize(self._absent_of(pieces))
+        """Ask the swarm for what was not had otherwise, each piece as urgently as it is wanted."""
+        if not self.running:
+            return
+        absent = self._absent_of(pieces)
+        wanted = [piece for piece in absent if piece in self.pieces]
+        self._ask_swarm([p for p in wanted if self.pieces.urgent(p)], DEMAND)
+        self._ask_swarm([p for p in wanted if not self.pieces.urgent(p)], AHEAD)
+        spare = [p for p in absent if p in self._spare or p in self._background.asked]
+        self._ask_swarm([p for p in spare if p not in self.pieces], BACKGROUND)
 
     def _absent_of(self, pieces: Iterable[int]) -> list[int]:
         """Those of pieces that are not here; the others are handed over."""
@@ -250,17 +386,15 @@ class Transfer:
 
     def _prioritize(self, wanted: Collection[int]) -> None:
         """Ask the swarm for pieces, each as urgently as it is wanted."""
-        if not self.running:
-            return
-        self._swarm.prioritize([p for p in wanted if self.pieces.urgent(p)], DEMAND)
-        self._swarm.prioritize([p for p in wanted if not self.pieces.urgent(p)], AHEAD)
+        self._ask([p for p in wanted if self.pieces.urgent(p)], DEMAND)
+        self._ask([p for p in wanted if not self.pieces.urgent(p)], AHEAD)
 
     def _lower(self, pieces: Iterable[int]) -> None:
         if self.running:
             unwanted = [p for p in pieces if p not in self._arrived and p not in self.pieces]
-            idle = [piece for piece in unwanted if piece not in self._background.asked]
-            self._swarm.prioritize(idle, IDLE)
-            self._swarm.prioritize(self._background.asked.intersection(unwanted), BACKGROUND)
+            wanted = self._background.asked | self._spare.keys()
+            self._swarm.prioritize([piece for piece in unwanted if piece not in wanted], IDLE)
+            self._swarm.prioritize(self._asked.intersection(unwanted) & wanted, BACKGROUND)
         self.notify()
 
     def stall(self, pieces: Iterable[int]) -> None:
@@ -269,6 +403,10 @@ class Transfer:
             return
         absent = [piece for piece in pieces if not self.has(piece)]
         self._swarm.insist()
+        for piece in absent:
+            self.received.hedge(piece)
+        if self.direct.ready():
+            self.direct.take([piece for piece in absent if self.pieces.urgent(piece)])
         # Peers are looked through at once only for a piece that was not wanted before.
         self._swarm.prioritize(absent, IDLE)
         self._prioritize(absent)
@@ -296,9 +434,18 @@ class Transfer:
     def settle(self, batch: list[int]) -> None:
         """Let go of pieces: each is durable now, or did not reach the disk."""
         self._arrived.difference_update(batch)
+        self.forget_whole(batch)
         if self.running:
             have = self.stored.have
             self._swarm.prioritize([piece for piece in batch if have.has(piece, piece)], IDLE)
+
+    def forget_whole(self, pieces: Iterable[int]) -> None:
+        """Forget provisional ranges that touch these pieces, and have only durable ones by now."""
+        stored = self.stored
+        for piece in pieces:
+            for part in self.provisional.overlapping(*stored.layout.range_of(piece)):
+                if stored.has(*part):
+                    self.provisional.drop(*part)
 
     # --- what libtorrent tells --------------------------------------------------------------
 
@@ -310,6 +457,9 @@ class Transfer:
         if not self.running or self.disk is None or self.disk.have.has(piece, piece):
             return
         self._arrived.add(piece)
+        self._asked.discard(piece)
+        self._handed.discard(piece)
+        self.received.on_piece(piece)
         self._background.asked.discard(piece)
         if piece in self.pieces:
             self._swarm.read_piece(piece)
@@ -323,7 +473,9 @@ class Transfer:
         if not self.stored.is_right(piece, data):
             return False
         self.pieces.deliver(piece, data)
-        self._swarm.add_piece(piece, data)
+        if self.running and not self.is_coming(piece):
+            self._handed.add(piece)
+            self._swarm.add_piece(piece, data)
         self.notify()
         return True
 

@@ -162,7 +162,7 @@ def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
     """Of several torrents of one name, the one of which the most is here."""
     found = [
         torrent
-        for torrent in node.engine.torrents
+        for torrent in node.engine.named(torrent_name)
         if torrent.layout is not None
         and [path.parts for path, _ in torrent.layout.files]
         == [(torrent_name, INDEX), (torrent_name, PACK)]

@@ -81,6 +81,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
         known = node.engine.get(layer.torrent)
         if known is None:
             raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
+        known.completion.hurry()  # whoever gets the link comes here for it
         layers.append(known)
     if secret is not None:
         check_secret(manifest.key_check, secret)

@@ -139,8 +139,10 @@ class Node:
             elsewhere=elsewhere,
         )
         if readers:
+            torrent.direct.heard = lambda: self.http_client.wire.received
             torrent.direct.ask = partial(self.early.direct, layer.torrent)
             torrent.handout.ask = partial(self.early.handout, layer.torrent)
+            torrent.transfer.notify()
         return torrent
 
     async def status(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ metadata is got afterwards, once the first chunk was answered. Later, what a gue
 asked for in the same way: the pieces round a chunk are twice as long as it. Nothing of this is
 verified here: who reads compares every part with its SHA-256, and asks to heal what does not match.
 That, and what others want at the same time, goes by the torrent. Parts are kept
-(engine/early.py): what was read once is here, whoever is gone.
+(engine/provisional.py): what was read once is here, whoever is gone.
 """
 
 from __future__ import annotations
@@ -61,14 +61,12 @@ class _Early:
         disputed: manifests say different things of the layer, so that it cannot be told which of
             a mirror's bytes are whose: it is read by its torrent, which is not a matter of trust.
         given: from whom parts came, by offset and length.
-        under_way: what is being asked for.
         not_before: when the metadata may be asked for.
     """
 
     layer: LayerRef
     mirrors: list[MirrorReader] = field(default_factory=list)
     given: dict[_Key, MirrorReader] = field(default_factory=dict)
-    under_way: dict[_Key, trio.Event] = field(default_factory=dict)
     not_before: float = 0.0
     disputed: bool = False
 
@@ -108,25 +106,20 @@ class EarlyReads:
         key = (offset, length)
         early = self._layers.get(torrent.info_hash)
         if heal:
-            await torrent.early.drop(offset, length)
+            torrent.provisional.drop(offset, length)
             self._reject(early, key)
             return None
         stored = torrent.transfer.disk
         if stored is not None and stored.has(offset, length):
             return None
         if early is None:
-            return await torrent.early.read(offset, length)
-        while key in early.under_way:
-            await early.under_way[key].wait()
-        done = early.under_way[key] = trio.Event()
-        try:
-            data = await torrent.early.read(offset, length)
+            return await torrent.read_provisional(offset, length)
+        with nullcontext() if ahead else torrent.transfer.demand.waiting():
+            while (coming := torrent.provisional.claimed(offset, length)) is not None:
+                await coming.wait()
+            data = await torrent.read_provisional(offset, length)
             if data is None and not early.disputed:
-                with nullcontext() if ahead else torrent.transfer.demand.waiting():
-                    data = await self._bring(torrent, early, key)
-        finally:
-            del early.under_way[key]
-            done.set()
+                data = await self._bring_rest(torrent, early, key)
         if data is not None and offset >= early.layer.index_length:
             early.not_before = early.not_before or trio.current_time() + FOLLOW_SECONDS
             torrent.want_metadata()
@@ -202,16 +195,30 @@ class EarlyReads:
         scope.cancel()
 
     def _reject(self, early: _Early | None, key: _Key) -> None:
-        """Ask no more of the mirror that gave a part."""
-        mirror = early.given.pop(key, None) if early is not None else None
-        if early is not None and mirror is not None:
-            _refuse(early, mirror)
+        """Ask no more of the mirror that gave a part, or a part of it."""
+        if early is None:
+            return
+        offset, length = key
+        found = [at for at in early.given if at[0] < offset + length and offset < sum(at)]
+        mirrors = {early.given.pop(at) for at in found}
+        if len(mirrors) == 1:  # of several it cannot be told which
+            _refuse(early, mirrors.pop())
+
+    async def _bring_rest(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
+        """Get what of a part is not here; None where it is to be had by the torrent."""
+        gaps = torrent.provisional.gaps(*key)
+        for gap in gaps:
+            with torrent.provisional.claim(*gap):
+                data = await self._bring(torrent, early, gap)
+            if data is None:
+                return None
+        return data if gaps == [key] else await torrent.read_provisional(*key)
 
     async def _bring(self, torrent: Torrent, early: _Early, key: _Key) -> bytes | None:
         """Get a part, and keep it; None where it is to be had by the torrent."""
         if torrent.layout is None:
             found = await self._bring_first(torrent, early, key)
-        elif key[1] <= torrent.early.room and torrent.direct.suits(*key):
+        elif key[1] <= torrent.provisional.room and torrent.direct.suits(*key):
             found = await self._bring_alone(torrent, early, key)
         else:
             return None
@@ -221,7 +228,10 @@ class EarlyReads:
         if len(early.given) > MAX_GIVEN:
             del early.given[next(iter(early.given))]
         torrent.peers.on_bytes(len(data))
-        torrent.early.keep(key[0], data)
+        layout = torrent.layout
+        piece_length = 0 if layout is None else layout.piece_length
+        torrent.transfer.received.on_range(key[0], len(data), piece_length)
+        torrent.provisional.keep(key[0], data)
         return data
 
     async def _bring_alone(self, torrent: Torrent, early: _Early, key: _Key) -> _Found | None:

@@ -6,7 +6,8 @@ secret); then it is kept. What is known is changed by nothing that is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from p2pcloop.formats.record import SignedRecord
 from p2pcloop.formats.seal import check_secret
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
+from p2pcloopd.entry import plain_errors
 from p2pcloopd.names.lookup import HISTORY_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.directories import use_directory
@@ -191,7 +193,8 @@ async def _get(
 ) -> Found:
     """Get the manifest of a link and compare it with what was said of it."""
     ref = ManifestRef(link.manifest_id, link.manifest_torrent)
-    signed = await get_manifest(node, ref, link, call, node.mirrors(mirrors))
+    async with _pack_begun(node, link):
+        signed = await get_manifest(node, ref, link, call, node.mirrors(mirrors))
     manifest = signed.manifest
     if manifest.name != link.name:
         raise MismatchError(
@@ -202,6 +205,30 @@ async def _get(
         check_secret(manifest.key_check, link.secret)
     link = replace(link, pack_torrent=manifest.pack_torrent)
     return Found(signed, link, record, tuple(mirrors))
+
+
+@asynccontextmanager
+async def _pack_begun(node: Node, link: Link) -> AsyncIterator[None]:
+    """Have the metadata of the image's last layer on its way while its manifest comes from peers.
+
+    Foreign clients unchoke who is connected every 10 s only: so both torrents wait for that at
+    once. Where a mirror may have it there is no need.
+    """
+    torrent = link.pack_torrent
+    if torrent is None or link.mirrors or not link.peers or node.engine.get(torrent) is not None:
+        yield
+        return
+    pack = await node.add(torrent, link.peers, link.trackers, link.web_seeds)
+
+    async def begin() -> None:
+        with suppress(P2pcloopError):  # whoever reads is told
+            await pack.metadata()
+
+    with plain_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+            yield
+            nursery.cancel_scope.cancel()
 
 
 async def _take(
@@ -223,7 +250,8 @@ async def _take(
     Raises:
         MismatchError: as of `Records.keep`, or it cannot be the version before; nothing is kept.
     """
-    new = node.engine.get(link.manifest_torrent) is None
+    wanted = (link.manifest_torrent, link.pack_torrent)
+    new = [torrent for torrent in wanted if torrent and node.engine.get(torrent) is None]
     try:
         found = await _get(node, link, call, record, mirrors)
         manifest = found.signed.manifest
@@ -234,10 +262,13 @@ async def _take(
         for base in found.mirrors:
             if not is_url(base):
                 await use_directory(node, base, manifest)
+        named = {layer.torrent for layer in manifest.all_layers}
+        for torrent in set(new) - named - {link.manifest_torrent}:  # the link was wrong there
+            await node.engine.remove(torrent, node.home.tmp)
         return await _keep(node, found, old=old)
     except P2pcloopError:
-        if new:
-            await node.engine.remove(link.manifest_torrent, node.home.tmp)
+        for torrent in new:
+            await node.engine.remove(torrent, node.home.tmp)
         raise
 
 

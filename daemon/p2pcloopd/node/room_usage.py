@@ -33,7 +33,7 @@ async def look(home: Home, torrents: Iterable[Torrent]) -> list[TorrentUse]:
     """Look at all torrents; errors as of `look_at_usage`."""
     torrents = list(torrents)
     for torrent in torrents:
-        await torrent.early.flush()  # what is on the disk is looked at
+        await torrent.provisional.flush()  # what is on the disk is looked at
     known = [(each.info_hash, each.transfer.disk, each.peers.wanted) for each in torrents]
 
     def work() -> list[TorrentUse]:
@@ -86,9 +86,12 @@ def _kept_by_files(disk: Stored, layer: bool) -> Keep | None:
 
 def _beside(directory: Path) -> tuple[int, int, float]:
     """Bytes on the disk of all but the content and of parts, and when any of it changed last."""
-    sizes, changed = [], []
-    for pattern in ("*", f"{PARTS}/*"):
-        statuses = [path.lstat() for path in directory.glob(pattern)]
-        sizes.append(sum(_STAT_UNIT * each.st_blocks for each in statuses if S_ISREG(each.st_mode)))
-        changed += [status.st_mtime for status in statuses]
-    return sizes[0], sizes[1], max(changed, default=time.time())
+    records = parts = 0
+    changed = []
+    for path in directory.glob("*"):
+        status = path.lstat()
+        changed.append(status.st_mtime)
+        if S_ISREG(status.st_mode):
+            size = _STAT_UNIT * status.st_blocks
+            records, parts = (records, size) if path.name == PARTS else (records + size, parts)
+    return records, parts, max(changed, default=time.time())

@@ -31,6 +31,7 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
     guess = "guess" in fields and fields.boolean("guess")
     fields.end()
+    node.engine.demand.note_read()
     if guess:
         ranges = [each for each in ranges if node.early.is_cheap(each[0].info_hash, each[2])]
     await _bring_all(node, call, ranges)
@@ -48,9 +49,7 @@ async def _bring_all(node: Node, call: Call, ranges: list[_Range]) -> None:
         torrent, offset, length = wanted
         try:
             if not await _is_here(torrent, offset, length):
-                data = await node.early.read(torrent, offset, length, ahead=True) if alone else None
-                if data is None:
-                    data = await torrent.read(offset, length, ahead=True)
+                data = await _read(node, wanted, alone=alone)
                 await call.emit("data", number=number, data=data)
         except P2pcloopError as err:
             failures.append(err)
@@ -70,6 +69,16 @@ async def _bring_all(node: Node, call: Call, ranges: list[_Range]) -> None:
             await trio.lowlevel.checkpoint()
     if failures:
         raise failures[0]
+
+
+async def _read(node: Node, wanted: _Range, *, alone: bool) -> bytes:
+    """A range: what is provisional of it is not asked for again."""
+    torrent, offset, length = wanted
+    if alone:
+        data = await node.early.read(torrent, offset, length, ahead=True)
+    else:
+        data = await torrent.read_provisional(offset, length)
+    return data or await torrent.read(offset, length, ahead=True)
 
 
 async def _is_here(torrent: Torrent, offset: int, length: int) -> bool:

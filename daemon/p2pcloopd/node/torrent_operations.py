@@ -53,6 +53,7 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     length = fields.integer("length", 1, MAX_READ)
     heal = fields.boolean("heal")
     fields.end()
+    node.engine.demand.note_read()
     early = partial(node.early.read, torrent, offset, length, heal=heal)
     data = await tell_if_waiting(torrent, call, node.config.waiting_after, early)
     if data is not None:
