@@ -311,6 +311,8 @@ async def test_what_root_alone_can_reach_is_handed_in(tmp_path: Path) -> None:
     (home / "program").chmod(0o700)
     (home / "folder").mkdir(mode=0o755)
     (home / "folder/file").write_text("inside")
+    for path, mode in ((home / "folder", 0o755), (home / "folder/file", 0o644)):
+        path.chmod(mode)
     busybox = str(find_busybox())
     with socket.socket(socket.AF_UNIX) as listener:
         os.chdir(home)
