@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcloopd.guest import uml
 from p2pcloopd.guest.screen_filter import ScreenFilter
 
 PASSES = [
@@ -132,3 +133,11 @@ def test_where_output_is_cut_does_not_matter(pieces: list[bytes], data: st.DataO
     whole, cut = ScreenFilter(), ScreenFilter()
     assert whole.feed(text) == cut.feed(text[:at]) + cut.feed(text[at:])
     assert whole.undo() == cut.undo()
+
+
+def test_what_is_told_of_a_guest_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of its init, say, which the image chose."""
+    uml._say("runs /sbin/\x1b]52;c;cm0=\x07init")
+    assert capsys.readouterr().err == (
+        "\r\np2pcloop: the guest runs /sbin/\\x1b]52;c;cm0=\\x07init\r\n"
+    )

@@ -19,6 +19,7 @@ import trio
 
 from p2pcloop.errors import FormatError, GuestError
 from p2pcloop.protocol import virtio_blk
+from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
 from p2pcloopd.guest.kernel import Kernel, find_kernel
@@ -265,7 +266,7 @@ async def _end_late(guest: RunningGuest) -> None:
 def _say(done: str) -> None:
     with suppress(OSError):  # the terminal may be gone
         # The terminal makes no carriage returns while it is the guest's.
-        sys.stderr.write(f"\r\np2pcloop: the guest {done}\r\n")
+        sys.stderr.write(f"\r\np2pcloop: the guest {printable(done)}\r\n")
         sys.stderr.flush()
 
 
