@@ -34,7 +34,7 @@ from p2pcloop.formats.seal import key_check
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key, was_imported
 from p2pcloop.store.profiles import find_profile
-from p2pcloop.store.sources import is_source, known_source
+from p2pcloop.store.sources import known_source
 from p2pcloop.units import BLOCK_SIZE
 
 
@@ -159,7 +159,7 @@ class Publisher:
 
     def is_other_source(self, path: Path) -> bool:
         """Whether there are versions under this name, made of another file as far as is known."""
-        return self.newest is not None and not is_source(self.home, self.name, path)
+        return self.newest is not None and known_source(self.home, self.name) != path.resolve()
 
     def check_same(self, size: int, layer_id: bytes | None, path: Path) -> None:
         """Refuse another image under a name that stands for one: it may have the same stem only.

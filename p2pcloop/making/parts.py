@@ -17,6 +17,8 @@ from p2pcloop.formats.partitions import Partition, read_partitions
 from p2pcloop.units import format_size
 
 _MAX_LISTED = 12
+_CLOSED = ("LVM2_member", "crypto_LUKS", "BitLocker", "linux_raid_member")
+"""Partitions with file systems that are not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +114,32 @@ def find_partition(fd: int, size: int, number: int, name: Path) -> Part:
         part = chosen[0]
         return Part(f"partition {part.number}", "raw", Extents([(part.offset, part.size)]))
     listed = "; ".join(_describe(each, heads[each.number]) for each in table[:_MAX_LISTED])
-    what = f"has no partition {number}" if number else "has several partitions that may be the root"
-    if not chosen and not number:
-        what = f"has no partition with a root ({', '.join(ROOT_TYPES)})"
-    raise UsageError(
-        f"{name} {what}: {listed or 'none at all'}",
-        hint="choose one with --partition N; --raw takes the whole disk",
-    )
+    if number:
+        what = f"has no partition {number}"
+    elif chosen:
+        what = "has several partitions that may be the root"
+    else:
+        what = f"has no partition that is known to be a root ({', '.join(ROOT_TYPES)})"
+    hint = "choose one with --partition N; --raw takes the whole disk"
+    if any(detect_filesystem(head) == "LVM2_member" for head in heads.values()):
+        hint += "; of LVM seed the volume (`losetup -fP`, `vgchange -ay`, /dev/GROUP/VOLUME)"
+    raise UsageError(f"{name} {what}: {listed or 'none at all'}", hint=hint)
 
 
 def _may_be_root(table: tuple[Partition, ...], heads: dict[int, bytes]) -> list[Partition]:
-    """What the table calls a root; else all that can be one, and are for nothing else."""
-    found = [each for each in table if detect_filesystem(heads[each.number]) in ROOT_TYPES]
-    named = [each for each in found if each.use == "root"]
-    return named or [each for each in found if not each.use and not _is_boot(heads[each.number])]
+    """What the table calls a root; else all that can be one, and are for nothing else.
+
+    None where the root may be in what cannot be read: what is left could be its /boot or /home.
+    """
+    kinds = {each.number: detect_filesystem(heads[each.number]) for each in table}
+    named = [each for each in table if each.use == "root"]
+    if named or any(kinds[each.number] in _CLOSED for each in table):
+        return [each for each in named if kinds[each.number] in ROOT_TYPES]
+    return [
+        each
+        for each in table
+        if kinds[each.number] in ROOT_TYPES and not each.use and not _is_boot(heads[each.number])
+    ]
 
 
 def _is_boot(head: bytes) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from typing import IO, Any
 from p2pcloop.errors import FormatError, NeedsPackageError, StorageError
 from p2pcloop.formats.containers import DISK_FORMATS, check_alone
 from p2pcloop.making.build import Progress, check_image_size
+from p2pcloop.units import format_size
 
 _MEMORY = 2 << 30
 """Bytes of address space that qemu-img gets: a stranger's image decides what it asks for."""
@@ -25,12 +27,15 @@ _MEMORY = 2 << 30
 _PATIENCE = 60.0
 """Seconds for reading a header."""
 
+RESERVE = 256 << 20
+"""Bytes that stay free on the disk, for whatever else needs some."""
+
 _LEAKS, _NO_CHECK = 3, 63
 """Exit codes of `qemu-img check`: room is lost, but no content; the format has no check."""
 
 _AGAIN = "fetch or copy it again"
 _OUR_NAME = re.compile(r"qemu-img: |Could not open 'json:\{.*\}': |'?json:\{.*\}'?:? ?")
-_MAPPED = re.compile(rb'"length": (\d+),.*"data": true,.*"offset": (\d+)')
+_MAPPED = re.compile(rb'"length": (\d+),.*"data": true(?:.*"offset": (\d+))?')
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 
 
@@ -62,7 +67,7 @@ def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: P
         checked = _run(["check", "-q", source], fd, timeout=None)
         if checked.returncode not in (0, _LEAKS, _NO_CHECK):
             raise FormatError(f"{name} is damaged or cut off: {_said(checked)}", hint=_AGAIN)
-        _check_end(source, fd, size, name)
+        check_room(out.parent, _data_size(source, fd, size, name), name)
         _convert(source, fd, out, lambda share: progress(int(share * device)), name)
 
 
@@ -105,15 +110,33 @@ def _device_size(source: str, fd: int, name: Path) -> int:
     return size
 
 
-def _check_end(source: str, fd: int, size: int, name: Path) -> None:
-    """Find data that begins within the file and ends behind it: QEMU would read zeros there."""
-    end = 0
+def check_room(folder: Path, needed: int, name: Path) -> None:
+    """Refuse to unpack what there is no room for; some stays free, for whatever else needs it.
+
+    Raises:
+        StorageError: there is too little.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + RESERVE:
+        raise StorageError(
+            f"there is no room for the content of {name}: it needs {format_size(needed)} more, and"
+            f" of {format_size(free)} that are free, {format_size(RESERVE)} stay so",
+            errno=errno.ENOSPC,
+            hint=f"free some space where {folder} is, or choose another --home",
+        )
+
+
+def _data_size(source: str, fd: int, size: int, name: Path) -> int:
+    """Return how many bytes of the device are no zeros, and refuse data that begins within the file
+    and ends behind it: QEMU would read zeros there."""
+    end = data = 0
     with tempfile.TemporaryFile() as errors:
         with _start(["map", "--output=json", source], fd, errors) as process:
             assert process.stdout is not None, "it is a pipe"
             for line in process.stdout:  # one for each stretch
                 if found := _MAPPED.search(line):
-                    end = max(end, int(found[1]) + int(found[2]))
+                    data += int(found[1])
+                    end = max(end, int(found[1]) + int(found[2] or 0))
         errors.seek(0)
         if process.returncode:
             said = _words(errors.read(4096), process.returncode)
@@ -122,6 +145,7 @@ def _check_end(source: str, fd: int, size: int, name: Path) -> None:
         raise FormatError(
             f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
         )
+    return data
 
 
 def _convert(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import bz2
-import errno
 import lzma
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,13 +12,13 @@ from typing import IO, BinaryIO, Protocol, Self
 
 import zstandard
 
-from p2pcloop.errors import FormatError, StorageError, UsageError, storage_error
+from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.containers import DISK_FORMATS, describe_other, detect_container
 from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.making.build import Progress
-from p2pcloop.making.qemu_img import start_tool, unpack_disk
-from p2pcloop.units import MAX_IMAGE_SIZE, format_size
+from p2pcloop.making.qemu_img import check_room, start_tool, unpack_disk
+from p2pcloop.units import MAX_IMAGE_SIZE
 
 _IN = 64 << 10
 _ZSTD_IN = 2 << 10
@@ -29,9 +27,6 @@ _ZSTD_IN = 2 << 10
 _OUT = 1 << 20
 _MEMORY = 1 << 30
 """Bytes that a decoder may take for its window."""
-
-_RESERVE = 256 << 20
-"""Bytes that stay free on the disk, for whatever else needs some."""
 
 _CHECK_ROOM = 64 << 20
 _BLOCK = 64 << 10
@@ -128,14 +123,7 @@ class SparseFile:
         if self._unchecked < _CHECK_ROOM:
             return
         self._unchecked = 0
-        free = shutil.disk_usage(self._path.parent).free
-        if free < _RESERVE + _CHECK_ROOM:
-            raise StorageError(
-                f"there is no room for the content of {self._name}: {format_size(self.size)} are"
-                f" unpacked, and {format_size(free)} are free",
-                errno=errno.ENOSPC,
-                hint=f"free some space where {self._path.parent} is, or choose another --home",
-            )
+        check_room(self._path.parent, _CHECK_ROOM, self._name)
 
 
 class _Decoder(Protocol):

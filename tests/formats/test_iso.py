@@ -1,14 +1,26 @@
 """CD images: what on them is the image, whatever their names are, and where it lies."""
 
+import functools
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats import iso9660
 from p2pcloop.formats.iso import Iso, is_iso, read_iso
-from tests.support.cds import NAMES, block_of, join_files, make_iso, move_file, resize_file
+from tests.support.cds import (
+    NAMES,
+    block_of,
+    join_files,
+    make_iso,
+    make_iso_of,
+    move_file,
+    resize_file,
+)
 from tools.knoppix_cd import make_cd
 
 pytestmark = pytest.mark.interop
@@ -195,3 +207,38 @@ def test_what_only_begins_like_a_cd(tmp_path: Path, size: int) -> None:
     ) as caught:
         read_bytes(tmp_path / "cd.iso", (bytes(32768) + b"\1CD001\1").ljust(size, b"\0"))
     assert caught.value.hint
+
+
+@given(data=st.data())
+def test_any_damage_is_an_error_of_ours_or_harmless(data: st.DataObject) -> None:
+    """Of a CD with all kinds of names, links and continuation areas."""
+    damaged = bytearray(_with_all())
+    places = st.integers(32768, len(damaged) - 1)
+    for at in data.draw(st.lists(places, max_size=20)):
+        damaged[at] = data.draw(st.integers(0, 255))
+    size = data.draw(st.one_of(st.just(len(damaged)), st.integers(32768, len(damaged))))
+    with tempfile.TemporaryFile() as file:
+        file.write(damaged[:size])
+        file.flush()
+        try:
+            found = read_iso(file.fileno(), size)
+        except FormatError as err:
+            assert err.hint, err
+            assert str(err).isprintable()
+            return
+    for image in found.images:
+        assert image.extents.size
+        assert image.extents.end <= size
+    assert all(text.isprintable() for text in (found.volume, *found.unknown, *found.notes))
+
+
+@functools.cache
+def _with_all() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        for name in ("KNOPPIX/KNOPPIX", f"KNOPPIX/{'long' * 40}", "live/filesystem.squashfs"):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(FIRST[:99])
+        (tree / "KNOPPIX/KNOPPIX2").symlink_to("../live/filesystem.squashfs")
+        (tree / "link").symlink_to("/".join(["far"] * 60))
+        return make_iso_of(tree, Path(folder, "cd.iso"), "-R", "-J").read_bytes()

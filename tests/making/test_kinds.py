@@ -157,8 +157,18 @@ def test_partitions_that_could_all_be_it_are_listed(tmp_path: Path, ext4: bytes)
     with pytest.raises(UsageError, match=r"several partitions .* 1 \(ext4, 1.0 MB\); 2 ") as caught:
         inspect_file(path)
     assert "--partition" in (caught.value.hint or "")
+    # Of a root in LVM or LUKS the file system beside it is /boot or /home, whatever it says.
+    lvm, luks = bytes(512) + b"LABELONE" + bytes(MIB), b"LUKS\xba\xbe" + bytes(MIB)
+    for closed, kind in ((lvm, LINUX), (luks, LINUX), (luks, ROOT)):
+        path.write_bytes(make_gpt({1: (LINUX, ext4), 2: (kind, closed)}))
+        with pytest.raises(UsageError, match="no partition that is known to be a root") as caught:
+            inspect_file(path)
+        assert ("vgchange" in (caught.value.hint or "")) == (closed == lvm)
+        assert inspect_file(path, partition=1).parts[0].name == "partition 1"
+    path.write_bytes(make_gpt({1: (ROOT, ext4), 2: (LINUX, lvm)}))
+    assert inspect_file(path).parts[0].name == "partition 1"
     path.write_bytes(make_gpt({1: (EFI, b"e" * MIB), 2: (SWAP, b"s" * MIB)}))
-    with pytest.raises(UsageError, match=r"no partition with a root .* 1 .*EFI.*; 2 .*swap"):
+    with pytest.raises(UsageError, match=r"no partition that .* root .* 1 .*EFI.*; 2 .*swap"):
         inspect_file(path)
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, StorageError, UsageError
 from p2pcloop.formats.containers import DISK_FORMATS
+from p2pcloop.making import qemu_img
 from p2pcloop.making import unpack as unpack_module
 from p2pcloop.making.unpack import unpack, unpack_nested
 from tests.support.images import ignore, make_image
@@ -87,10 +88,14 @@ def test_an_archive_is_refused_before_it_is_unpacked(tmp_path: Path, kind: str) 
 
 
 def test_a_bomb_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack_module, "_RESERVE", 1 << 60)
-    with pytest.raises(StorageError, match="no room for the content of given") as caught:
-        unpacked(tmp_path, "gz", gzip.compress(RAW))
-    assert caught.value.hint
+    qcow2 = tmp_path / "qcow2"
+    (tmp_path / "raw").write_bytes(RAW)
+    tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", qcow2)
+    monkeypatch.setattr(qemu_img, "RESERVE", 1 << 60)
+    for kind, data in (("gz", gzip.compress(RAW)), ("qcow2", qcow2.read_bytes())):
+        with pytest.raises(StorageError, match="no room for the content of given") as caught:
+            unpacked(tmp_path, kind, data)
+        assert caught.value.hint
     monkeypatch.setattr(unpack_module, "MAX_IMAGE_SIZE", 100_000)
     with pytest.raises(FormatError, match="more than the 16 TiB"):
         unpacked(tmp_path, "gz", gzip.compress(bytes(1 << 20)))
