@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 HOLDS_SECONDS = 24 * 3600
 """So long a comparison counts: disks rot slowly."""
 
-RETRY_SECONDS = 60
+HEAL_SECONDS, PAUSE_SECONDS = 60, 600
+"""So long what was lost is asked for, and then not: what is asked for keeps a torrent from giving
+room back."""
+
 STEP_BYTES = 64 << 20
 
 
@@ -71,6 +74,12 @@ class Audit:
         self._compared: dict[int, float] = {}
         self._lost: set[int] = set()
         self._lost_some = trio.Event()
+        self._peers_named = trio.Event()
+
+    def look_again(self) -> None:
+        """Ask for what was lost now: there are more places where it may be had."""
+        self._peers_named.set()
+        self._peers_named = trio.Event()
 
     async def read(self, offset: int, length: int) -> bytes:
         """Bytes that are durable here, for others: compared with their hashes.
@@ -145,9 +154,12 @@ class Audit:
             await self._lost_some.wait()
             self._lost_some = trio.Event()
             while missing := self.lost():
-                try:
-                    with self._peers.needed():
-                        await self._transfer.get(missing, keep=False, ahead=True)
-                except P2pcloopError as err:
-                    log.warning("what was wrong on the disk does not come again: %s", err)
-                    await trio.sleep(RETRY_SECONDS)
+                with trio.move_on_after(HEAL_SECONDS):
+                    try:
+                        with self._peers.needed():
+                            await self._transfer.get(missing, keep=False, ahead=True)
+                            continue
+                    except P2pcloopError as err:
+                        log.warning("what was wrong on the disk does not come again: %s", err)
+                with trio.move_on_after(PAUSE_SECONDS):
+                    await self._peers_named.wait()

@@ -251,6 +251,7 @@ class Torrent:
                 self._swarm.add_sources(merged)
             await trio.to_thread.run_sync(self._record.save_sources, merged)
         self.peers.try_again()
+        self.audit.look_again()
 
     @property
     def layout(self) -> TorrentLayout | None:

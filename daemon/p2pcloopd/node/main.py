@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 from functools import partial
@@ -46,6 +47,15 @@ class _Starter:
         self._fd = None
 
 
+_MAX_FILES = 1 << 16
+
+
+def _allow_many_files() -> None:
+    """A file that is seeded where it lies stays open, and so do connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
+
+
 async def _run(home: Home, starter: _Starter) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
@@ -76,6 +86,7 @@ def command(home: Home, log_level: str, ready_fd: int | None) -> None:
     Commands start it by themselves; `p2pcloop daemon stop` stops it.
     """
     os.umask(0o077)
+    _allow_many_files()
     log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     starter = _Starter(ready_fd)
     try:
