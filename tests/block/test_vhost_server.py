@@ -312,8 +312,8 @@ async def test_one_front_end_after_the_other(
 ) -> None:
     path = tmp_path / "s"
     with unix_listener(path) as listener:
-        accepting = trio.socket.from_stdlib_socket(listener)
-        nursery.start_soon(serve_vhost_user, backend, accepting)
+        accepting, came = trio.socket.from_stdlib_socket(listener), list[bool]()
+        nursery.start_soon(serve_vhost_user, backend, accepting, came.append)
         for _ in range(2):
             with trio.socket.socket(socket.AF_UNIX) as client:
                 await client.connect(os.fspath(path))
@@ -323,12 +323,5 @@ async def test_one_front_end_after_the_other(
                     assert (await guest.request(Kind.IN, wanted=512))[0] == Status.OK
                 finally:
                     guest.close()
+        assert came[:3] == [True, False, True]
         nursery.cancel_scope.cancel()
-
-
-async def test_once(backend: MemoryBackend, tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    with unix_listener(path) as listener, trio.fail_after(20):
-        with trio.socket.socket(socket.AF_UNIX) as client:
-            await client.connect(os.fspath(path))
-        await serve_vhost_user(backend, trio.socket.from_stdlib_socket(listener), once=True)

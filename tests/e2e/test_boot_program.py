@@ -6,12 +6,14 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +109,7 @@ def test_a_second_interrupt_ends_it_at_once(node: Node, cloop: Path, temporary: 
             guest.process.send_signal(signal.SIGINT)
             assert guest.wait(BOUND) == 128 + signal.SIGKILL
         assert [line for line in guest.said.splitlines() if line] == [
-            "p2pcloop: the guest shuts down (again: end it)",
+            "p2pcloop: the guest shuts down (again: end it; it is ended after 60 s)",
             "p2pcloop: the guest is ended",
         ]
 
@@ -143,7 +145,7 @@ def test_a_guest_that_hangs_on_a_read_is_ended_after_a_while(
         seeder.run("daemon", "stop")
         guest.send_line("cat /root/data > /dev/null")
         with nothing_left(guest, node, temporary):
-            guest.process.send_signal(signal.SIGTERM)
+            guest.process.send_signal(signal.SIGINT)
             assert guest.wait(BOUND) == 128 + signal.SIGKILL
         assert "the guest did not shut down within 0.5 s and is ended" in guest.said
     node.run("export", cloop, merged, "--overlay", overlay)
@@ -191,8 +193,44 @@ def is_python(pid: int) -> bool:
     return Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve()
 
 
-def test_the_terminal_is_as_it_was(node: Node, cloop: Path) -> None:
-    """On a controlling terminal: Ctrl-C comes as a key."""
+def test_a_reboot_boots_again(node: Node, cloop: Path, temporary: Path, tmp_path: Path) -> None:
+    """With the same disk, whose server goes on; without an overlay file, too."""
+    report = tmp_path / "report"
+    with Guest(node, cloop, "--report", report) as guest:
+        guest.prompt()
+        with nothing_left(guest, node, temporary):
+            guest.sh("echo kept > /root/mine")
+            guest.send_line("reboot")
+            guest.expect("reboot: Restarting system", BOUND)
+            guest.prompt()
+            assert guest.sh("cat /root/mine") == "kept\n"
+            guest.power_off()
+    told = json.loads(report.read_text())
+    assert (told["exit"], told["exit_code"], told["reboots"]) == ("poweroff", 0, 1)
+    assert told["boot_seconds"] < told["seconds"]
+    assert told["block_server"]["bytes_touched"] > 0
+
+
+def test_piped_input_is_held_and_its_end_ends_the_guest(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    """What is there before the guest runs is lost nowhere; `--no-reboot` ends at a reboot."""
+    overlay, report = tmp_path / "o", tmp_path / "report"
+    words = ("boot", cloop, "--append", "quiet", "--overlay", overlay, "--report", report)
+    piped: dict[str, Any] = {"stdin": subprocess.PIPE}
+    with node.started(*words, **piped) as boot:
+        out, err = boot.communicate("cat > /root/mine\nfirst\nlast", timeout=BOUND)
+        assert (boot.returncode, json.loads(report.read_text())["exit"]) == (0, "reboot"), out
+        assert "the guest has read all of its input" in err
+    with node.started(*words, "--no-reboot", **piped) as boot:
+        out, err = boot.communicate("cat /root/mine\nreboot\n", timeout=BOUND)
+        assert (boot.returncode, json.loads(report.read_text())["reboots"]) == (0, 0), (out, err)
+        assert "\nfirst\nlast\n" in out.replace("\r", "")
+
+
+@pytest.mark.parametrize("end", ["escape", "SIGTERM"])
+def test_the_terminal_is_as_it_was(node: Node, cloop: Path, end: str) -> None:
+    """On a controlling terminal: Ctrl-C and all other keys are the guest's, but for the escape."""
     master, terminal = os.openpty()
     before = termios.tcgetattr(terminal)
     login = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
@@ -210,9 +248,20 @@ def test_the_terminal_is_as_it_was(node: Node, cloop: Path) -> None:
         [sys.executable, "-c", login, *command],
         env=node.environment, stdin=terminal, stdout=terminal, stderr=terminal,
     ) as boot:  # fmt: skip
-        wait_for(SHELL_PROMPT)
-        assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+        wait_for("Ctrl-] is the escape")
+        wait_for("no overlay: changes last for this boot")
+        # Typed long before the guest's shell is there.
+        os.write(master, b"sh -c \"echo go''ing; exec sleep 1000\"\r")
+        wait_for("going\r")
+        assert not termios.tcgetattr(terminal)[3] & (termios.ECHO | termios.ISIG)
         os.write(master, b"\x03")
+        wait_for(SHELL_PROMPT)
+        if end == "escape":
+            os.write(master, b"\x1d?")
+            wait_for("send Ctrl-] to the guest")
+            os.write(master, b"\x1ds")
+        else:
+            boot.terminate()
         wait_for("the guest shuts down")
         wait_for("reboot: Restarting system")
         assert boot.wait(BOUND) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import termios
-import tty
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +29,10 @@ async def test_output_to_a_file_ends_with_the_guest(pty: console.Pty, tmp_path: 
         pty.close_slave()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(console.pump, pty, tmp_path / "log", pieces.append)
+        sink = console.Sink(tmp_path / "log")
+        nursery.start_soon(console.pump, pty, sink, pieces.append)
         nursery.start_soon(guest)
+    sink.close()
     assert b"".join(pieces) == text
     assert (tmp_path / "log").read_bytes() == text
 
@@ -45,7 +46,7 @@ async def test_reader_that_hangs_up_does_not_end_the_guest(
     pieces: list[bytes] = []
     os.write(pty.slave, b"one")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(console.pump, pty, "stdio", pieces.append)
+        nursery.start_soon(console.pump, pty, console.Sink("stdio"), pieces.append)
         while not pieces:
             await trio.testing.wait_all_tasks_blocked()
         os.write(pty.slave, b"two")
@@ -54,36 +55,27 @@ async def test_reader_that_hangs_up_does_not_end_the_guest(
     os.close(write_end)
 
 
-async def test_input_from_a_pipe_and_from_a_file_is_as_it_is(
-    pty: console.Pty, tmp_path: Path
-) -> None:
-    typed = b"\x1c\x03 ls\n"
-    (tmp_path / "typed").write_bytes(typed)
-    source = os.open(tmp_path / "typed", os.O_RDONLY)
-    await console.forward_input(pty, source)
-    os.close(source)
-    assert os.read(pty.slave, 100) == typed
-
-
-async def test_terminal_keys(pty: console.Pty) -> None:
-    """Every key reaches the guest at once; Ctrl-backslash as Ctrl-C; then all is as it was."""
+def test_terminal_keys() -> None:
+    """Every key is text, and what the terminal was before comes back; SIGCONT's wish, too."""
     master, terminal = os.openpty()
     before = termios.tcgetattr(terminal)
-    with console.guest_keys(terminal):
+    with console.guest_keys(terminal) as set_up:
         now = termios.tcgetattr(terminal)
-        assert now[tty.LFLAG] & termios.ISIG
-        assert now[tty.CC][termios.VINTR] == b"\x03"
-        os.write(master, b"a\x1a\x1c\r")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(console.forward_input, pty, terminal)
-            got = b""
-            while len(got) < 4:
-                await trio.lowlevel.wait_readable(pty.slave)
-                got += os.read(pty.slave, 10)
-            nursery.cancel_scope.cancel()
-        assert got == b"a\x1a\x03\r"
+        os.write(master, b"a\x03\x1a\x1c\x13\x04\r")
+        assert os.read(terminal, 10) == b"a\x03\x1a\x1c\x13\x04\r"
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        set_up()
+        assert termios.tcgetattr(terminal) == now
     assert termios.tcgetattr(terminal) == before
     os.close(master)
+    os.close(terminal)
+
+
+def test_a_terminal_that_is_gone_is_no_error() -> None:
+    master, terminal = os.openpty()
+    with console.guest_keys(terminal) as set_up:
+        os.close(master)
+        set_up()
     os.close(terminal)
 
 

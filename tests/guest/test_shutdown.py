@@ -48,7 +48,8 @@ def pty() -> Iterator[Pty]:
 async def test_an_answer_that_is_none_ends_the_guest(
     directory: Path, process: subprocess.Popen[bytes], pty: Pty, answer: bytes, killed: bool
 ) -> None:
-    guest = uml.RunningGuest(SandboxedProcess(process, process.pid), pty, directory)
+    guest = uml.RunningGuest()
+    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
         await console.bind(str(directory / "guest" / "mconsole"))
         with trio.fail_after(20):
@@ -70,7 +71,8 @@ async def test_a_link_in_the_sockets_place_is_not_followed(
     path = directory / place
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(directory / "other" / ("mconsole" if "/" in place else ""))
-    guest = uml.RunningGuest(SandboxedProcess(process, process.pid), pty, directory)
+    guest = uml.RunningGuest()
+    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
         another.bind(str(directory / "other/mconsole"))
         another.setblocking(False)
@@ -79,3 +81,13 @@ async def test_a_link_in_the_sockets_place_is_not_followed(
         with pytest.raises(BlockingIOError):
             another.recv(1024)
     assert guest.killed
+
+
+async def test_what_was_asked_before_the_kernel_runs_holds_when_it_does(
+    directory: Path, process: subprocess.Popen[bytes], pty: Pty
+) -> None:
+    """Before its first start, and between a reboot's two kernels."""
+    guest = uml.RunningGuest()
+    assert not await guest.shutdown()
+    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
+    assert process.wait(20) == -signal.SIGKILL

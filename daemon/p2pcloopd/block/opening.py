@@ -82,7 +82,7 @@ async def open_disk(
 def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
     """Who reads, as `p2pcloop daemon stop` tells it."""
     name = signed.manifest.name
-    if spec.once:  # forked by the command that runs the guest
+    if spec.for_guest:  # forked by the command that runs the guest
         return f"the guest of {name}, process {os.getppid()}"
     return f"`p2pcloop block` of {name}, process {os.getpid()}"
 

@@ -2,7 +2,8 @@
 
 Forked, not started anew: the modules are loaded already, so that it serves a third of a second
 earlier. Two pipes hold parent and child together. Over one the child speaks the control protocol's
-messages: an event when it is ready, at last its report or its error. The other carries nothing:
+messages: an event when it is ready, one when a vhost-user front end comes or goes, at last its
+report or its error. The other carries nothing:
 when its end comes, the parent wants no more, or is gone, and the child makes all durable and ends.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn, Self
 
@@ -23,6 +25,8 @@ from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
 
 _RECEIVE_SIZE = 65536
+_ATTACHED = ("detached", "attached")
+"""Names of the events, by whether a front end has come."""
 
 
 class BlockServerProcess:
@@ -66,8 +70,12 @@ class BlockServerProcess:
         while not isinstance(await self._next(), Event):
             pass
 
-    async def finish(self) -> dict[str, Any]:
+    async def finish(self, attached: Callable[[bool], None] = lambda _: None) -> dict[str, Any]:
         """Wait until it has made all durable; return its report.
+
+        Args:
+            attached: called with True when a vhost-user front end has come, with False when it has
+                gone.
 
         Raises:
             P2pcloopError: what made it end.
@@ -76,6 +84,8 @@ class BlockServerProcess:
             message = await self._next()
             if isinstance(message, Reply):
                 return message.result
+            if isinstance(message, Event) and message.event in _ATTACHED:
+                attached(message.event == _ATTACHED[True])
 
     async def _next(self) -> Message:
         while not self._received:
@@ -111,8 +121,12 @@ def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoRetu
 def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure:
     ready = partial(_send, output, Event(0, "ready"))
     stopped = partial(trio.lowlevel.wait_readable, lifeline)
+
+    def attached(has_come: bool) -> None:
+        _send(output, Event(0, _ATTACHED[has_come]))
+
     try:
-        return Reply(0, run(partial(serve, spec, ready, stopped)))
+        return Reply(0, run(partial(serve, spec, ready, stopped, attached)))
     except P2pcloopError as err:
         return Failure(0, err)
 

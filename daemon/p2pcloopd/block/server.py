@@ -29,14 +29,19 @@ from p2pcloopd.unix_listener import unix_listener
 
 
 async def serve(
-    spec: BlockServerSpec, ready: Ready, stopped: Callable[[], Awaitable[None]]
+    spec: BlockServerSpec,
+    ready: Ready,
+    stopped: Callable[[], Awaitable[None]],
+    attached: Callable[[bool], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Serve until the front ends have gone (`once`) or `stopped` returns; then make all durable.
+    """Serve until `stopped` returns; then make all durable.
 
     Args:
         ready: called when the overlay is open and the image is known; from then on a front end
             may connect, and is answered as soon as the layers' maps are here.
         stopped: awaited; when it returns, serving ends.
+        attached: called with True when a vhost-user front end has come, with False when it has
+            gone.
 
     Returns:
         What was read, for a boot's report; where touches are noted, also `image_id` and
@@ -58,7 +63,7 @@ async def serve(
                 nursery.start_soon(disk.image.prefetch.follow)
             nursery.start_soon(_read_ahead, spec, disk.image)
         try:
-            await _serve_front_ends(spec, disk, listeners)
+            await _serve_front_ends(spec, disk, listeners, attached)
         finally:
             with trio.CancelScope(shield=True):
                 await (disk.changes or disk.image).flush()
@@ -110,19 +115,17 @@ async def wait_for_signal() -> None:
             return
 
 
-async def _serve_front_ends(spec: BlockServerSpec, disk: Disk, listeners: _Listeners) -> None:
+async def _serve_front_ends(
+    spec: BlockServerSpec, disk: Disk, listeners: _Listeners, attached: Callable[[bool], None]
+) -> None:
     served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
     async with trio.open_nursery() as nursery:
         if listeners.nbd:
             serve = partial(serve_nbd, names=spec.names, tls=listeners.tls)
             nursery.start_soon(serve, disk.image, listeners.nbd)
-        if listeners.vhost_user is not None:
-            async with trio.open_nursery() as guest:
-                for backend, listener in served:
-                    if backend is not None and listener is not None:
-                        once = partial(serve_vhost_user, backend, listener, once=spec.once)
-                        guest.start_soon(once)
-            nursery.cancel_scope.cancel()
+        for backend, listener in served:
+            if backend is not None and listener is not None:
+                nursery.start_soon(serve_vhost_user, backend, listener, attached)
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:

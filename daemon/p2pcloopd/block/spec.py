@@ -45,7 +45,7 @@ class BlockServerSpec:
         vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
         nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
         nbd_tls: how NBD clients must start TLS, or None.
-        once: end when the first vhost-user front end has gone.
+        for_guest: whether `boot` or the like has it for its guest.
         cache_size: bytes of decoded chunks that are kept in memory.
         secret: what opens a private image.
         profile: what is read ahead of the front end, in this order.
@@ -62,7 +62,7 @@ class BlockServerSpec:
     vhost_user: socket.socket | Path | None = None
     nbd: str | None = None
     nbd_tls: NbdTls | None = None
-    once: bool = False
+    for_guest: bool = False
     cache_size: int = DEFAULT_CACHE_SIZE
     secret: bytes | None = field(default=None, repr=False)
     profile: tuple[Touch, ...] = ()

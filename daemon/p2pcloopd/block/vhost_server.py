@@ -14,7 +14,7 @@ import os
 import select
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -42,14 +42,16 @@ _log = logging.getLogger(__name__)
 
 
 async def serve_vhost_user(
-    backend: Backend, listener: trio.socket.SocketType, *, once: bool = False
+    backend: Backend,
+    listener: trio.socket.SocketType,
+    attached: Callable[[bool], None] = lambda _: None,
 ) -> None:
     """Serve a device to one front end after the other; a second one at a time is refused.
 
     Args:
         backend: what is served; it is not closed.
         listener: a listening unix socket, which is closed at the end.
-        once: return when the first front end has gone.
+        attached: called with True when a front end has come, with False when it has gone.
     """
     served: _Served | None = None
 
@@ -62,17 +64,16 @@ async def serve_vhost_user(
                 return
             await served.ended.wait()
         served = _Served(stream.socket)
+        attached(True)
         try:
             await serve_front_end(backend, stream.socket)
         finally:
             served.ended.set()
             served = None
-        if once:
-            nursery.cancel_scope.cancel()
+            attached(False)
 
-    async with trio.open_nursery() as nursery:
-        # It goes on where a connection cannot be accepted: that is told and tried again.
-        await trio.serve_listeners(handle, [trio.SocketListener(listener)])
+    # It goes on where a connection cannot be accepted: that is told and tried again.
+    await trio.serve_listeners(handle, [trio.SocketListener(listener)])
 
 
 class _Served:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,12 +19,21 @@ from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
+from p2pcloopd.guest.console import is_our_terminal
+from p2pcloopd.guest.escape import BRIEF
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
 
 _END_SECONDS = 10
+
+
+def tell_keys(overlay: Path | None) -> None:
+    """On a terminal, say what a user must know before anything is typed."""
+    if is_our_terminal(sys.stdin.fileno()):
+        told = [BRIEF, *(["no overlay: changes last for this boot"] if overlay is None else [])]
+        print(*(f"p2pcloop: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
 
 
 def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
@@ -47,33 +58,27 @@ def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerPr
 async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:
     await block.wait_ready()
     outcome.begun = time.monotonic()
-    disk_gone = trio.Event()
+    stuck = trio.CancelScope()
+
+    def on_disk(attached: bool) -> None:
+        # A guest that ends lets go of its disk just before; one that goes on without it spins.
+        stuck.deadline = math.inf if attached else trio.current_time() + _END_SECONDS
 
     async def wait_for_block_server() -> None:
-        outcome.block = await block.finish()
-        disk_gone.set()
+        outcome.block = await block.finish(on_disk)
 
     async with trio.open_nursery() as serving:
         serving.start_soon(wait_for_block_server)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_when_stuck, disk_gone, nursery.cancel_scope)
+        with stuck:
             # A guest that cannot boot has read something all the same: the report tells.
             try:
                 with plain_errors():
-                    outcome.guest = await run_guest(spec)
+                    outcome.guest = await run_guest(spec, on_boot=partial(on_disk, attached=True))
             except P2pcloopError as err:
                 outcome.error = err
-            nursery.cancel_scope.cancel()
         block.stop()
     if outcome.guest is None and outcome.error is None:
         raise GuestError("the guest let go of its disk and did not end; it was killed")
-
-
-async def _end_when_stuck(disk_gone: trio.Event, scope: trio.CancelScope) -> None:
-    """A guest that ends lets go of its disk just before; one that goes on without it spins."""
-    await disk_gone.wait()
-    await trio.sleep(_END_SECONDS)
-    scope.cancel()
 
 
 @contextmanager

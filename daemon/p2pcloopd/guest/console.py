@@ -21,14 +21,11 @@ import trio
 
 from p2pcloopd.guest.screen_filter import ScreenFilter
 
-_CHUNK = 4096
+CHUNK = 4096
 """Bytes a turn: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
 
 _STDOUT = 1
 _DEFAULT_SIZE = struct.pack("4H", 24, 80, 0, 0)
-_CTRL_C = b"\x03"
-_CTRL_BACKSLASH = b"\x1c"
-_DISABLED = b"\x00"
 
 
 class Pty:
@@ -56,7 +53,7 @@ class Pty:
         """Return what the guest prints next; empty when nobody holds the slave any more."""
         while True:
             try:
-                return os.read(self.master, _CHUNK)
+                return os.read(self.master, CHUNK)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.master)
             except OSError as err:
@@ -106,7 +103,7 @@ class UnseenConsoles:
 
     async def drop_output(self) -> None:
         """Read what the guest prints there, so that nothing in it ever waits."""
-        while await self._ours.recv(_CHUNK):
+        while await self._ours.recv(CHUNK):
             pass
 
     def close(self) -> None:
@@ -116,38 +113,46 @@ class UnseenConsoles:
             os.close(fd)
 
 
-async def pump(
-    pty: Pty, console: Literal["stdio"] | Path, on_output: Callable[[bytes], None]
-) -> None:
-    """Carry the guest's output to `console` and to `on_output` until the guest has ended; a
-    terminal gets what may be shown there (screen_filter.py).
+class Sink:
+    """Where a guest's output goes: standard output, or a file that is written anew."""
 
-    A standard output that is closed early, or a terminal that is gone, is no reason to end a
-    guest: the rest is dropped.
-    """
-    if console == "stdio":
-        sys.stdout.flush()
-        out, close = _STDOUT, False
-    else:
-        out, close = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), True
-    open_ = True
-    screen = ScreenFilter(utf8=_takes_utf8()) if os.isatty(out) else None
-    try:
-        while data := await pty.receive():
-            on_output(data)
-            if open_:
-                try:
-                    await _write(out, screen.feed(data) if screen else data)
-                except OSError as err:
-                    if close or err.errno not in (errno.EPIPE, errno.EIO):
-                        raise
-                    open_ = False
-    finally:
-        if screen:
+    def __init__(self, console: Literal["stdio"] | Path) -> None:
+        self._is_ours = console == "stdio"
+        self._open = True
+        if isinstance(console, Path):
+            self._fd = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        else:
+            sys.stdout.flush()
+            self._fd = _STDOUT
+        # A terminal gets what may be shown there.
+        self._screen = ScreenFilter(utf8=_takes_utf8()) if os.isatty(self._fd) else None
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it.
+
+        A standard output that is closed early, or a terminal that is gone, is no reason to end a
+        guest: the rest is dropped.
+        """
+        if self._screen is not None:
+            data = self._screen.feed(data)
+        while data and self._open:
+            await ready(trio.lowlevel.wait_writable, self._fd)
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:
+                continue
+            except OSError as err:
+                if not self._is_ours or err.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                    raise
+                self._open = False
+
+    def close(self) -> None:
+        """Leave a terminal's screen as it was, and close what is a file."""
+        if self._screen is not None:
             with suppress(OSError):  # the terminal may be gone
-                os.write(out, screen.undo())
-        if close:
-            os.close(out)
+                os.write(self._fd, self._screen.undo())
+        if not self._is_ours:
+            os.close(self._fd)
 
 
 def _takes_utf8() -> bool:
@@ -156,43 +161,23 @@ def _takes_utf8() -> bool:
     return re.search("utf-?8", next(filter(None, names), ""), re.IGNORECASE) is not None
 
 
-async def _write(fd: int, data: bytes) -> None:
-    while data:
-        await _ready(trio.lowlevel.wait_writable, fd)
-        with suppress(BlockingIOError):
-            data = data[os.write(fd, data) :]
+async def pump(pty: Pty, sink: Sink, on_output: Callable[[bytes], None]) -> None:
+    """Carry the guest's output to `sink` and to `on_output` until the guest has ended."""
+    while data := await pty.receive():
+        on_output(data)
+        await sink.write(data)
 
 
-async def forward_input(pty: Pty, fd: int) -> None:
-    """Type on the guest's keyboard what `fd` brings, until its end.
-
-    On a terminal Ctrl-C belongs to this program, so Ctrl-backslash stands for it in the guest.
-    """
-    terminal = os.isatty(fd)
-    while True:
-        await _ready(trio.lowlevel.wait_readable, fd)
-        try:
-            data = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            continue
-        except OSError as err:
-            if err.errno != errno.EIO:  # the terminal is gone
-                raise
-            return
-        if not data:
-            return
-        await pty.send(data.replace(_CTRL_BACKSLASH, _CTRL_C) if terminal else data)
-
-
-async def _ready(wait: Callable[[int], object], fd: int) -> None:
+async def ready(wait: Callable[[int], object], fd: int) -> None:
     """Wait until `fd` is ready; what epoll does not know (a regular file) always is."""
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        await trio.lowlevel.checkpoint()
-        return
     try:
-        await wait(fd)  # type: ignore[misc]  # both of trio's functions are coroutines
-    except PermissionError:  # a device without poll, such as /dev/null
-        await trio.lowlevel.checkpoint()
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            await wait(fd)  # type: ignore[misc]  # both of trio's functions are coroutines
+            return
+    except OSError as err:  # a device without poll, such as /dev/null; or the use will tell
+        if err.errno not in (errno.EPERM, errno.EBADF):
+            raise
+    await trio.lowlevel.checkpoint()
 
 
 def is_our_terminal(fd: int) -> bool:
@@ -205,26 +190,33 @@ def is_our_terminal(fd: int) -> bool:
 
 
 @contextmanager
-def guest_keys(fd: int) -> Iterator[None]:
-    """Pass every key of the terminal `fd` on as it is typed, but for Ctrl-C, which stays a signal
-    to this process; what the terminal was before is restored."""
+def guest_keys(fd: int) -> Iterator[Callable[[], None]]:
+    """Pass every key of the terminal `fd` on as it is typed; what the terminal was before is
+    restored.
+
+    Yields:
+        What does it again, for a shell that gave us a terminal of its own making: after SIGCONT.
+    """
     before = termios.tcgetattr(fd)
     wanted = termios.tcgetattr(fd)
+    # As tty.setraw does, but that the bytes a terminal sends keep their parity and size.
     wanted[tty.IFLAG] &= ~(
         termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR | termios.ISTRIP
         | termios.IXON
     )  # fmt: skip
     # The guest's own terminal driver has made its line ends already.
     wanted[tty.OFLAG] &= ~termios.OPOST
-    wanted[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
-    wanted[tty.LFLAG] |= termios.ISIG
-    for key in (termios.VQUIT, termios.VSUSP):
-        wanted[tty.CC][key] = _DISABLED
+    wanted[tty.LFLAG] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN | termios.ISIG)
     wanted[tty.CC][termios.VMIN], wanted[tty.CC][termios.VTIME] = 1, 0
-    termios.tcsetattr(fd, termios.TCSANOW, wanted)
-    try:
-        yield
-    finally:
+
+    def set_up() -> None:
         with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(fd, termios.TCSANOW, wanted)
+
+    set_up()
+    try:
+        yield set_up
+    finally:
+        with suppress(termios.error):
             # What nobody has read was meant for the guest: keys, and a terminal's answers to it.
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)

@@ -161,7 +161,7 @@ def disk_of(
     """
     image = target if isinstance(target, ImageFile) else target.signed
     spec = BlockServerSpec(
-        home, image, overlay or TEMPORARY, once=True, note_touches=ahead, files=files
+        home, image, overlay or TEMPORARY, for_guest=True, note_touches=ahead, files=files
     )
     if isinstance(target, ImageFile):
         return spec

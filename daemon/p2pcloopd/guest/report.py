@@ -36,6 +36,11 @@ class Outcome:
     block: dict[str, Any] = field(default_factory=dict)
     error: P2pcloopError | None = None
 
+    def check(self) -> None:
+        """Raise the boot's error, if there was one; of two errors it is the one to tell."""
+        if self.error is not None:
+            raise self.error
+
     def facts(self) -> dict[str, Any]:
         """The part of the report that is about time and end."""
         facts: dict[str, Any] = {
@@ -52,6 +57,7 @@ class Outcome:
             facts["boot_seconds"] = self.begun - self.started + self.guest.boot_seconds
         return facts | {
             "exit": self.guest.reason,
+            "reboots": self.guest.reboots,
             "exit_code": self.guest.exit_code,
             "kernel": str(self.guest.kernel.path),
             "kernel_release": self.guest.kernel.release,

@@ -54,6 +54,7 @@ class GuestSpec:
         cpu: the only CPU that the guest runs on, or None for any.
         more_disks: sockets of further disks: /dev/vdb and so on.
         initramfs: makes the guest's first root for a kernel.
+        reboot: a guest that reboots is started again; else that is its end.
     """
 
     vhost_socket: Path
@@ -66,6 +67,7 @@ class GuestSpec:
     cpu: int | None = field(default_factory=last_allowed_cpu)
     more_disks: tuple[Path, ...] = ()
     initramfs: Callable[[Kernel], bytes] = build_initramfs
+    reboot: bool = False
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -131,6 +133,7 @@ class GuestResult:
         kernel: what it ran.
         seconds: from the call to the end.
         boot_seconds: from the call to the first login prompt, or None if there was none.
+        reboots: how often it was started again.
     """
 
     exit_code: int
@@ -138,3 +141,4 @@ class GuestResult:
     kernel: Kernel
     seconds: float
     boot_seconds: float | None
+    reboots: int = 0

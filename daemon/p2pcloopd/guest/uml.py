@@ -12,7 +12,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -22,8 +23,11 @@ from p2pcloop.protocol import virtio_blk
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
+from p2pcloopd.guest.escape import HELP, Command
 from p2pcloopd.guest.kernel import Kernel, find_kernel
+from p2pcloopd.guest.keyboard import Keyboard
 from p2pcloopd.guest.native_output import NativeOutput
+from p2pcloopd.guest.prompts import PromptWatch
 from p2pcloopd.guest.sandbox import SandboxedProcess
 from p2pcloopd.guest.signals import counted_signals
 from p2pcloopd.guest.silence import Silence
@@ -31,7 +35,10 @@ from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
 from p2pcloopd.guest.transcript import Transcript
 
 SHUTDOWN_SECONDS = 60.0
-"""Who sends SIGTERM or SIGHUP does not come back: a guest that then hangs is ended."""
+"""A guest that was asked to shut down and hangs is ended after this: it may wait for data of peers
+that are gone, and whoever sent the signal may not come back."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT)
 
 _STDIN = 0
 _CONSOLE = 1  # /dev/tty1, where a PC has its first login
@@ -51,30 +58,48 @@ _UMID = "guest"
 
 
 class RunningGuest:
-    """A guest while it runs: what its owner may do to it.
+    """A guest while it runs, also across its reboots: what its owner may do to it.
 
     Attributes:
         shutdown_asked: it was asked to shut down.
         killed: it was ended at once rather than shut down.
     """
 
-    def __init__(self, process: SandboxedProcess, pty: console.Pty, directory: Path) -> None:
+    def __init__(self) -> None:
+        self.shutdown_asked = False
+        self.killed = False
+        self._process: SandboxedProcess | None = None
+        self._pty: console.Pty | None = None
+        self._reply = Path()
+
+    def runs_as(self, process: SandboxedProcess, pty: console.Pty, directory: Path) -> None:
+        """Tell what it runs as from now on. What was asked of it before holds."""
         self._process = process
         self._pty = pty
         self._reply = directory / "reply"
-        self.shutdown_asked = False
-        self.killed = False
+        if self.shutdown_asked or self.killed:
+            self.kill()
 
     async def send_console(self, data: bytes) -> None:
         """Type `data` on the guest's keyboard."""
+        assert self._pty is not None
         await self._pty.send(data)
 
-    async def shutdown(self) -> None:
+    def copy_window_size(self) -> None:
+        """Give the guest's console the size of our terminal."""
+        if self._pty is not None:
+            self._pty.copy_window_size(_STDIN)
+
+    async def shutdown(self) -> bool:
         """Press Ctrl-Alt-Del: the image's init shuts down in order. Asked again, or where no
-        proper answer comes back, the guest ends at once."""
-        if self.shutdown_asked:
+        proper answer comes back, the guest ends at once.
+
+        Returns:
+            Whether it shuts down in order.
+        """
+        if self.shutdown_asked or self._process is None:
             self.kill()
-            return
+            return False
         self.shutdown_asked = True
         root = Path(f"/proc/{self._process.init_pid}/root")
         socket = Path(_UML_DIRECTORY, _UMID, "mconsole")
@@ -82,28 +107,33 @@ class RunningGuest:
             await mconsole.send_command(root, socket, self._reply, "cad")
         except (GuestError, FormatError):
             self.kill()
+            return False
+        return True
 
     def kill(self) -> None:
         """End the guest at once, as pulling the plug does."""
         self.killed = True
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
 
 async def run_guest(
     spec: GuestSpec,
     *,
     on_console: Callable[[bytes], None] | None = None,
+    on_boot: Callable[[], None] | None = None,
     task_status: trio.TaskStatus[RunningGuest] = trio.TASK_STATUS_IGNORED,
 ) -> GuestResult:
     """Boot a guest and return when it has ended.
 
     While it runs this owns SIGINT and SIGTERM (the first shuts the guest down in order, the second
     ends it), SIGHUP (shuts it down) and, with console `stdio`, the terminal. A guest that goes on
-    for `SHUTDOWN_SECONDS` after SIGTERM or SIGHUP is ended. It must be called from the main
+    for `SHUTDOWN_SECONDS` after it was asked to shut down is ended. It must be called from the main
     thread. Cancelled, it kills the guest; however it is left, no process of the guest is.
 
     Args:
         on_console: called with every piece of what the guest prints.
+        on_boot: called before each start of the kernel: the first, and those of reboots.
         task_status: gets the `RunningGuest` once it runs.
 
     Raises:
@@ -114,11 +144,108 @@ async def run_guest(
     """
     started = trio.current_time()
     spec.check()
-    transcript = Transcript(lambda: trio.current_time() - started)
     kernel = await trio.to_thread.run_sync(find_kernel, spec.kernel)
-    native = NativeOutput()
-    async with AsyncExitStack() as stack:
-        stack.callback(native.close)
+    with plain_errors(), ExitStack() as stack:
+        # Given back last: no signal may end us while the terminal is the guest's.
+        signals = stack.enter_context(counted_signals(*_SIGNALS))
+        async with trio.open_nursery() as nursery:
+            attended = _Attended(spec, stack, nursery, on_console)
+            nursery.start_soon(attended.obey_signals, signals)
+            if attended.keyboard is not None:
+                nursery.start_soon(attended.keyboard.read)
+            reboots, boot_seconds = 0, None
+            while True:
+                if on_boot is not None:
+                    on_boot()
+                begun = trio.current_time() - started
+                end = await attended.boot(kernel, task_status if not reboots else None)
+                if boot_seconds is None and end.prompt_seconds is not None:
+                    boot_seconds = begun + end.prompt_seconds
+                if not (spec.reboot and end.reason == "reboot" and not attended.is_ending):
+                    break
+                reboots += 1
+            nursery.cancel_scope.cancel()
+    seconds = trio.current_time() - started
+    return GuestResult(end.exit_code, end.reason, kernel, seconds, boot_seconds, reboots)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How one boot of a guest ended; seconds count from that boot's start."""
+
+    exit_code: int
+    reason: Reason
+    prompt_seconds: float | None
+
+
+class _Attended:
+    """A guest and who attends to it: signals, the terminal or pipe that it is typed on, the sink of
+    its output.
+
+    Attributes:
+        keyboard: None where nothing is typed.
+    """
+
+    def __init__(
+        self,
+        spec: GuestSpec,
+        stack: ExitStack,
+        nursery: trio.Nursery,
+        on_console: Callable[[bytes], None] | None,
+    ) -> None:
+        self.keyboard: Keyboard | None = None
+        self._spec = spec
+        self._nursery = nursery
+        self._on_console = on_console
+        self._guest = RunningGuest()
+        self._set_up_terminal: Callable[[], None] = lambda: None
+        if spec.console == "stdio":
+            ours = console.is_our_terminal(_STDIN)
+            if ours:
+                self._set_up_terminal = stack.enter_context(console.guest_keys(_STDIN))
+            self.keyboard = Keyboard(_STDIN, on_command=self._take_command if ours else None)
+        self._sink = console.Sink(spec.console)
+        stack.callback(self._sink.close)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the guest was asked to end."""
+        return self._guest.shutdown_asked or self._guest.killed
+
+    async def boot(self, kernel: Kernel, task_status: trio.TaskStatus[RunningGuest] | None) -> _End:
+        """Run the guest's kernel once, to its end."""
+        started = trio.current_time()
+        transcript = Transcript(lambda: trio.current_time() - started)
+        watch, silence = PromptWatch(), Silence(transcript, _say)
+        native = NativeOutput()
+
+        def on_output(data: bytes) -> None:
+            transcript.take(data)
+            watch.take(data)
+            silence.heard()
+            if self._on_console is not None:
+                self._on_console(data)
+
+        async with AsyncExitStack() as stack:
+            stack.callback(native.close)
+            process, pty, unseen = await self._start(kernel, native, stack)
+            if task_status is not None:
+                task_status.started(self._guest)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(native.collect)
+                nursery.start_soon(unseen.drop_output)
+                if self.keyboard is not None:
+                    nursery.start_soon(silence.watch)
+                    nursery.start_soon(self._type, self.keyboard, pty, watch)
+                await console.pump(pty, self._sink, on_output)
+                exit_code = await process.wait()
+                nursery.cancel_scope.cancel()
+        return _End(*_ending(self._guest, transcript, native, exit_code), transcript.boot_seconds)
+
+    async def _start(
+        self, kernel: Kernel, native: NativeOutput, stack: AsyncExitStack
+    ) -> tuple[SandboxedProcess, console.Pty, console.UnseenConsoles]:
+        spec = self._spec
         directory = _guest_directory(stack)
         pty = console.Pty()
         stack.callback(pty.close)
@@ -141,37 +268,53 @@ async def run_guest(
         )
         pty.close_slave()
         native.close_write_end()
-        guest = RunningGuest(process, pty, directory)
-        silence = Silence(transcript, _say)
+        self._guest.runs_as(process, pty, directory)
+        return process, pty, unseen
 
-        def on_output(data: bytes) -> None:
-            transcript.take(data)
-            silence.heard()
-            if on_console is not None:
-                on_console(data)
+    async def _type(self, keyboard: Keyboard, pty: console.Pty, watch: PromptWatch) -> None:
+        await keyboard.type_on(pty, watch)
+        if not self.is_ending:
+            _say("has read all of its input")
+            await self._shut_down()
 
-        with (
-            plain_errors(),
-            counted_signals(
-                signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH
-            ) as signals,
-        ):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(native.collect)
-                nursery.start_soon(unseen.drop_output)
-                nursery.start_soon(_obey_signals, signals, guest, pty)
-                if spec.console == "stdio":
-                    if console.is_our_terminal(_STDIN):
-                        stack.enter_context(console.guest_keys(_STDIN))
-                    nursery.start_soon(console.forward_input, pty, _STDIN)
-                    nursery.start_soon(silence.watch)
-                task_status.started(guest)
-                await console.pump(pty, spec.console, on_output)
-                exit_code = await process.wait()
-                nursery.cancel_scope.cancel()
-    seconds = trio.current_time() - started
-    code, reason = _ending(guest, transcript, native, exit_code)
-    return GuestResult(code, reason, kernel, seconds, transcript.boot_seconds)
+    def _take_command(self, command: Command) -> None:
+        if command == "shutdown":
+            self._nursery.start_soon(self._shut_down)
+        elif command == "kill":
+            self._guest.kill()
+            _say("is ended")
+        else:
+            _tell(HELP)
+
+    async def obey_signals(self, signals: AsyncIterator[int]) -> None:
+        """Do what signals ask for, until cancelled."""
+        async for number in signals:
+            if number in (signal.SIGWINCH, signal.SIGCONT):
+                if number == signal.SIGCONT and console.is_our_terminal(_STDIN):
+                    self._set_up_terminal()
+                self._guest.copy_window_size()
+            # A shell whose terminal closes may send SIGHUP besides the system: it counts once.
+            elif number != signal.SIGHUP or not self.is_ending:
+                # The next signal is heard while the guest's answer is waited for.
+                self._nursery.start_soon(self._shut_down)
+
+    async def _shut_down(self) -> None:
+        """Shut the guest down in order, or end it where that was asked for before."""
+        if self._guest.killed:
+            return
+        if not self._guest.shutdown_asked:
+            self._nursery.start_soon(self._end_late)
+        if not await self._guest.shutdown():
+            _say("is ended")
+        else:
+            _say(f"shuts down (again: end it; it is ended after {SHUTDOWN_SECONDS:g} s)")
+
+    async def _end_late(self) -> None:
+        """End a guest that does not shut down; its own end cancels this."""
+        await trio.sleep(SHUTDOWN_SECONDS)
+        if not self._guest.killed:
+            self._guest.kill()
+            _say(f"did not shut down within {SHUTDOWN_SECONDS:g} s and is ended")
 
 
 def _guest_directory(stack: AsyncExitStack) -> Path:
@@ -233,40 +376,16 @@ def _terminal_type(spec: GuestSpec) -> list[str]:
     return []
 
 
-async def _obey_signals(signals: AsyncIterator[int], guest: RunningGuest, pty: console.Pty) -> None:
-    async with trio.open_nursery() as nursery:
-        async for number in signals:
-            if number == signal.SIGWINCH:
-                pty.copy_window_size(_STDIN)
-                continue
-            # A shell whose terminal closes may send SIGHUP besides the system: it counts once.
-            if number != signal.SIGHUP or not guest.shutdown_asked:
-                # The next signal is heard while the guest's answer is waited for.
-                nursery.start_soon(_shut_down, guest)
-            if number != signal.SIGINT:
-                nursery.start_soon(_end_late, guest)
-
-
-async def _shut_down(guest: RunningGuest) -> None:
-    """Do what Ctrl-C asks for, and say what was done."""
-    if guest.killed:
-        return
-    await guest.shutdown()
-    _say("is ended" if guest.killed else "shuts down (again: end it)")
-
-
-async def _end_late(guest: RunningGuest) -> None:
-    """End a guest that does not shut down; its own end cancels this."""
-    await trio.sleep(SHUTDOWN_SECONDS)
-    if not guest.killed:
-        guest.kill()
-        _say(f"did not shut down within {SHUTDOWN_SECONDS:g} s and is ended")
-
-
 def _say(done: str) -> None:
+    _tell(f"p2pcloop: the guest {printable(done)}")
+
+
+def _tell(text: str) -> None:
+    # The guest may be in the middle of a line, and its terminal makes no carriage returns.
+    end = "\r\n" if sys.stderr.isatty() else "\n"
+    lines = ["" if sys.stderr.isatty() else None, *text.splitlines(), ""]
     with suppress(OSError):  # the terminal may be gone
-        # The terminal makes no carriage returns while it is the guest's.
-        sys.stderr.write(f"\r\np2pcloop: the guest {printable(done)}\r\n")
+        sys.stderr.write(end.join(line for line in lines if line is not None))
         sys.stderr.flush()
 
 

@@ -1,0 +1,113 @@
+"""The options of commands that run a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import at_option, file_options, home_option
+from p2pcloop.cli.size import FILL, SIZE
+from p2pcloop.store.home import Home
+
+_OPTIONS = (
+    click.option(
+        "--overlay",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Keep changes in FILE, which is made where it does not exist; without, they are lost.",
+    ),
+    click.option(
+        "--overlay-mode",
+        type=click.Choice(["block", "files"]),
+        help="Keep changed blocks, or changed files beside the image.  [default: files where the"
+        " image cannot be written (iso9660, squashfs, erofs), else block]",
+    ),
+    click.option(
+        "--overlay-size",
+        type=SIZE,
+        help="What a new files overlay may hold; it takes room only for what is written."
+        "  [default: 8G]",
+    ),
+    click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory."),
+    click.option(
+        "--net",
+        type=click.Choice(["user", "none"]),
+        default="none",
+        show_default=True,
+        help="`user` lets the guest open connections outside, but not to the host's loopback.",
+    ),
+    click.option(
+        "--kernel",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="A User-Mode Linux kernel; `system` is this system's.  [env: P2PCLOOP_KERNEL]"
+        "  [default: what tools/get-uml-kernel unpacked, or else this system's]",
+    ),
+    click.option(
+        "--append", default="", metavar="ARGS", help="Words for the kernel's command line."
+    ),
+    click.option(
+        "--cpu",
+        type=int,
+        metavar="N",
+        help="The CPU the guest runs on (it is one CPU's worth of work); -1: any.  [last allowed]",
+    ),
+    click.option(
+        "--report",
+        type=click.Path(path_type=Path),
+        metavar="FILE.json",
+        help="Write what was measured to this file.",
+    ),
+    click.option(
+        "--fill",
+        type=FILL,
+        default="off",
+        show_default=True,
+        metavar="off|RATE|full",
+        help="Bring the rest of the image when there is time: RATE bytes a second (500K), or all.",
+    ),
+    click.option(
+        "--no-profile", is_flag=True, help="Read nothing ahead of the guest, and record no profile."
+    ),
+    at_option,
+    file_options,
+    home_option,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """What the options of `guest_options` were given; `--help` tells what they mean."""
+
+    overlay: Path | None
+    overlay_mode: str | None
+    overlay_size: int | None
+    mem: int
+    net: str
+    kernel: Path | None
+    append: str
+    cpu: int | None
+    report: Path | None
+    fill: int
+    no_profile: bool
+    at: int
+    home: Home
+
+
+def guest_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command these options, and its function a `GuestOptions` as `options`."""
+
+    @wraps(function)
+    def wrapped(**values: Any) -> None:  # noqa: ANN401  click's values are of all types
+        names = [field.name for field in fields(GuestOptions)]
+        given = GuestOptions(**{name: values.pop(name) for name in names})
+        function(options=given, **values)
+
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped

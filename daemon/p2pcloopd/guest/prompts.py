@@ -1,0 +1,83 @@
+"""When a guest waits for a line to be typed, as far as its console's output tells.
+
+A guest loses what is typed before it reads: `getty`, `login` and PAM discard what came ahead of
+their prompts (`tcflush`, `TCSAFLUSH`), and systemd hangs the console up before a login starts
+there. Nothing of that can be seen from outside, nor whether a process reads: UML takes the bytes
+as soon as the console is open. A prompt can be seen: a line that ends like one, without a line end,
+behind which nothing comes for a moment. It is printed after the discarding.
+"""
+
+from __future__ import annotations
+
+import re
+from math import inf
+from typing import Literal
+
+import trio
+
+Prompt = Literal["login", "shell", "other"]
+"""Asks for a name or password, behind which another program reads; a shell's; or a line of another
+look that has no end, and stands for long."""
+
+QUIET_SECONDS = 0.3
+"""How long a prompt stands. What prints a text in two pieces does so faster."""
+
+UNKNOWN_SECONDS = 3.0
+"""How long an unfinished line stands that does not look like a prompt. Programs that tell what they
+do, `Starting foo: `, are mostly faster; systemd's running stars move four times a second."""
+
+_TAIL = 1024
+_CONTROLS = re.compile(
+    rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b.|[\x00\x07]"
+)
+_LINE_END = re.compile(rb"\r*\n|\r(?!\r*\n|\r*$)")
+_KERNEL_MESSAGE = re.compile(rb"\[ *\d+\.\d{6}\] ")
+_LOGIN = re.compile(rb"(login|password|passphrase|continue\)?):[ \t]*$", re.IGNORECASE)
+_SHELL = re.compile(rb"[#$>][ \t]*$")
+
+
+class PromptWatch:
+    """Takes the console's output and tells when a prompt stands at its end."""
+
+    def __init__(self) -> None:
+        self._line = b""
+        self._changed = trio.Event()
+
+    def take(self, data: bytes) -> None:
+        """Add what was printed next."""
+        # A carriage return begins the line anew, unless it is one of the line's end.
+        *before, self._line = _LINE_END.split((self._line + data)[-_TAIL:])
+        # A message of the kernel that came behind a prompt does not answer it.
+        if not self._line and before and (message := _KERNEL_MESSAGE.search(before[-1])):
+            self._line = before[-1][: message.start()]
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def forget(self) -> None:
+        """Something was typed: the prompt that stands there was answered."""
+        self._line = b""
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What stands at the end of the output; None after a line's end."""
+        text = _CONTROLS.sub(b"", self._line)
+        if not text.strip():
+            return None
+        if _LOGIN.search(text):
+            return "login"
+        return "shell" if _SHELL.search(text) else "other"
+
+    async def changed(self) -> None:
+        """Return when something more was printed."""
+        await self._changed.wait()
+
+    async def wait(self, quiet: float = QUIET_SECONDS) -> Prompt:
+        """Return once a prompt has stood for `quiet` seconds, or an unfinished line for long."""
+        while True:
+            prompt = self.prompt
+            patience = {None: inf, "other": max(quiet, UNKNOWN_SECONDS)}.get(prompt, quiet)
+            with trio.move_on_after(patience):
+                await self._changed.wait()
+                continue
+            assert prompt is not None
+            return prompt
