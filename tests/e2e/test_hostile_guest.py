@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcloop.errors import GuestError
 from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
 from tests.support.programs import BOUND, Guest, Node, Nodes, tool
 from tests.support.users import AS_ANOTHER_USER, NOBODY_ELSE, can_be_another_user
@@ -213,3 +214,13 @@ def check_attacks(printed: str) -> None:
     # And nothing else: no file, no setting opened, nothing written, nobody reached.
     got = {"escaped", "root", "process", "settings", "files", "bytes", "replaced", "done"}
     assert set(by_kind) == got
+
+
+def test_where_no_sandbox_can_be_made_nothing_boots(nodes: Nodes, hostile_image: Path) -> None:
+    """As in most containers: what failed, why, and what to do."""
+    forbidden = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    node = nodes.make(inside=["unshare", "-Ur", "sh", "-c", forbidden, "sh"])
+    for net in ("none", "user"):
+        said = node.run("boot", hostile_image, "--net", net, code=GuestError.exit_code).err
+        assert "the sandbox round the guest does not start: unshare" in said
+        assert "hint: no user namespaces may be made here: `sysctl user.max_user_namesp" in said
