@@ -23,6 +23,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.making.pack import odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.units import format_size
 
@@ -90,13 +91,17 @@ def command(
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
     if isinstance(target, StoredRef):
-        output.check_room(target.signed.manifest.size)
+        output.check_room(target.signed.manifest.device_length)
     with ExitStack() as stack:
         image, supply = _open(target, home, stack, quiet=as_json)
         changes = None
         if overlay is not None:
             changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
-        device = ImageDevice(image, changes)
+        if isinstance(target, StoredRef):
+            length = target.signed.manifest.length
+        else:
+            length = odd_length(target)
+        device = ImageDevice(image, changes, length=length)
         stack.callback(device.close)
         output.check_room(device.size)
         _write(output, device, supply, quiet=as_json)

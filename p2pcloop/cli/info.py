@@ -21,7 +21,7 @@ from p2pcloop.formats.filesystem import (
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_size, read_start
+from p2pcloop.making.pack import device_size, odd_length, read_start
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
@@ -71,11 +71,11 @@ def _file_facts(file: ImageFile) -> dict[str, Any]:
     if file.kind == "cloop":
         facts |= _cloop_facts(file)
     elif file.kind == "iso":
-        facts |= iso_facts(file) | {"size": device_size(file)}
+        facts |= iso_facts(file) | {"size": odd_length(file) or device_size(file)}
     else:
         if file.kind == "disk":
             facts["partition"] = file.inside[0].name
-        facts["size"] = device_size(file)
+        facts["size"] = odd_length(file) or device_size(file)
     facts |= _root_facts(detect_filesystem(read_start(file, PROBE_SIZE)))
     facts["stored_share"] = stored / facts["size"]
     if file.doubt:
@@ -130,7 +130,7 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
         "created": manifest.created,
         "manifest": ref.signed.id,
         "image_id": manifest.image_id,
-        "size": manifest.size,
+        "size": manifest.device_length,
         "stored": ref.stored,
         "here": here,
         "here_share": here / ref.stored,

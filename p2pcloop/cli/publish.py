@@ -35,7 +35,7 @@ from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target
 from p2pcloop.making.delta import Delta
 from p2pcloop.making.local import ImageFile, unchanged
-from p2pcloop.making.pack import device_roots, open_target
+from p2pcloop.making.pack import device_roots, odd_length, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
 from p2pcloop.store.sources import remember_source
@@ -157,7 +157,7 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
         target = _open_target(file, base, below, home, stack)
         made = Maker(who, home, secret, request.quiet).over(below, target)
         boot = _boot(request, target, base)
-    content = replace(made.content, boot=boot)
+        content = replace(made.content, boot=boot, length=_length(request, base))
     answer = who.release(
         content,
         message=request.message,
@@ -170,7 +170,7 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
     return answer | {
         "base": None if base is None else base.name,
         "filesystem": content.boot.root_type,
-        "size": content.size,
+        "size": content.length or content.size,
         "layers": len(content.layers),
         "unknown_blocks": made.changes.unknown,
         **_facts(made.delta),
@@ -226,6 +226,15 @@ def _boot(request: _Request, target: Target, base: StoredRef | None) -> BootPara
         return boot
     start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
     return replace(boot, root_type=detect_filesystem(start), roots=device_roots(request.file))
+
+
+def _length(request: _Request, base: StoredRef | None) -> int:
+    """As `Content.length`: the base's, where its blocks are what was changed."""
+    if request.file.kind != "overlay":
+        return odd_length(request.file)
+    if base is None or Overlay.inspect(request.file.path).mode == "files":
+        return 0
+    return base.signed.manifest.length
 
 
 def _facts(delta: Delta | None) -> dict[str, Any]:

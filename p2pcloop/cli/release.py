@@ -48,6 +48,7 @@ class Content:
         sources: other layers, in whose packs chunks lie that the layers refer to.
         boot: for the guest.
         profile: packed touches of a boot; b"" for the one that fits, if any is known.
+        length: bytes of the device where they are no multiple of 4096; else 0.
     """
 
     size: int
@@ -55,12 +56,14 @@ class Content:
     sources: tuple[LayerRef, ...] = ()
     boot: BootParameters = field(default_factory=BootParameters)
     profile: bytes = b""
+    length: int = 0
 
     @classmethod
     def of(cls, manifest: Manifest) -> Content:
         """What a manifest says."""
         layers, sources = manifest.layers, manifest.sources
-        return cls(manifest.size, layers, sources, manifest.boot, manifest.profile)
+        boot, profile = manifest.boot, manifest.profile
+        return cls(manifest.size, layers, sources, boot, profile, manifest.length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +323,7 @@ class Publisher:
             sources=content.sources,
             key_check=None if secret is None else key_check(secret),
             profile=content.profile,
+            length=content.length,
         )
         if not manifest.profile:
             manifest = replace(manifest, profile=self._profile_for(manifest))

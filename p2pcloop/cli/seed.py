@@ -37,7 +37,7 @@ from p2pcloop.formats.filesystem import (
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.name import check_label, suggest_label
 from p2pcloop.making.local import ImageFile, unchanged
-from p2pcloop.making.pack import device_roots, device_size, read_start, write_layer
+from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
 from p2pcloop.store.home import Home
 from p2pcloop.store.sources import remember_source
 from p2pcloop.units import format_size
@@ -168,9 +168,10 @@ def seed_content(
         layer = who.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
         boot = BootParameters(filesystem, append, device_roots(file))
-    return Content(header.image_size, (layer,), boot=boot), {
+        content = Content(header.image_size, (layer,), boot=boot, length=odd_length(file))
+    return content, {
         "torrent": layer.torrent,
-        "size": header.image_size,
+        "size": content.length or content.size,
         "filesystem": boot.root_type,
         "stored": header.pack_length,
         "format": file.kind,

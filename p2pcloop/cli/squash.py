@@ -75,7 +75,7 @@ def command(
         else:
             fetch_all(target, quiet=as_json)
             made = _squash(target, who, home, stack, whole=whole, quiet=as_json)
-            content = replace(made.content, boot=manifest.boot)
+            content = replace(made.content, boot=manifest.boot, length=manifest.length)
             answer = who.release(
                 content,
                 message=message,

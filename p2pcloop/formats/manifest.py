@@ -3,7 +3,8 @@
 A signed manifest is an envelope (formats/signed.py) round a canonical msgpack map. The manifest's
 id is the SHA-256 of the body. Of the formats the first is written that can say it, so that what was
 published once keeps its id: format 3 only where there is a profile, format 4 only where a root
-is made of several file systems, format 5 only for a withdrawal.
+is made of several file systems, format 5 only for a withdrawal, format 6 only for a device whose
+length is no multiple of 4096 bytes.
 
 A withdrawal is a version that holds nothing. So all that passes versions on passes it on, too:
 records, mirrors, the DHT, histories; and a later version may follow it.
@@ -33,7 +34,7 @@ from p2pcloop.formats.signed import (
 )
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
-FORMATS = (1, 2, 3, 4, 5)
+FORMATS = (1, 2, 3, 4, 5, 6)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
 ID_SIZE = 32
 INFO_HASH_SIZE = 20
@@ -91,7 +92,7 @@ class Manifest:
         label: what the publisher calls it.
         version: counts up from 1 with every manifest under one name.
         created: seconds since 1970, UTC.
-        size: bytes of the device, a multiple of 4096.
+        size: bytes of the device in whole blocks: a multiple of 4096.
         layers: from base to top, at least one; none of a withdrawal.
         boot: for the guest.
         message: what the publisher says about this version, one line.
@@ -102,6 +103,7 @@ class Manifest:
         key_check: not None where layers are sealed: what a secret must match (formats/seal.py).
         profile: packed touches of a boot (formats/profile.py), or b"" where none is attached.
         withdrawn: the publisher takes the image back; `message` may say why.
+        length: bytes of the device, where these are no multiple of 4096; else 0.
     """
 
     key: bytes
@@ -118,6 +120,12 @@ class Manifest:
     key_check: bytes | None = None
     profile: bytes = b""
     withdrawn: bool = False
+    length: int = 0
+
+    @property
+    def device_length(self) -> int:
+        """Bytes of the device as its readers see it; behind them its last block ends in zeros."""
+        return self.length or self.size
 
     @property
     def private(self) -> bool:
@@ -212,6 +220,8 @@ def _to_map(manifest: Manifest) -> dict[str, Any]:
 
 def _format_of(manifest: Manifest, later: dict[str, Any]) -> int:
     """The first format that can say it."""
+    if manifest.length:
+        return 6
     if manifest.withdrawn:
         return 5
     if manifest.boot.roots:
@@ -236,6 +246,8 @@ def _later_fields(manifest: Manifest) -> dict[str, Any]:
         fields["key_check"] = manifest.key_check
     if manifest.withdrawn:
         fields["withdrawn"] = True
+    if manifest.length:
+        fields["length"] = manifest.length
     later = bool(fields or manifest.boot.roots)
     if manifest.parent is not None and (later or manifest.parent.torrent is not None):
         fields["parent"] = {"id": manifest.parent.id, "torrent": manifest.parent.torrent}
@@ -269,6 +281,9 @@ def _from_map(values: dict[str, Any]) -> Manifest:
         **(_read_parent(fields) if number == 1 else _read_later(fields)),
         profile=_read_profile(fields) if number >= 3 else b"",
         withdrawn=fields.boolean("withdrawn") if "withdrawn" in fields else False,
+        length=fields.integer("length", size - BLOCK_SIZE + 1, size - 1)
+        if "length" in fields
+        else 0,
     )
     fields.end()
     _check(manifest)

@@ -36,16 +36,23 @@ class ImageDevice:
     """
 
     def __init__(
-        self, image: MergedImage, overlay: Overlay | None = None, touches: Touches | None = None
+        self,
+        image: MergedImage,
+        overlay: Overlay | None = None,
+        touches: Touches | None = None,
+        *,
+        length: int = 0,
     ) -> None:
+        """`length`: bytes of the device, where these are no multiple of 4096; else 0."""
         self.image = image
         self.overlay = overlay
         self.touches = touches
+        self._length = length
 
     @property
     def size(self) -> int:
         """See `BlockDevice.size`."""
-        return self.image.size
+        return self._length or self.image.size
 
     @property
     def read_only(self) -> bool:

@@ -44,16 +44,8 @@ def _write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[In
         else:
             with (work / "pack").open("wb") as pack:
                 index = pack_raw(image.read, image.size, pack, progress, image.next_data)
-        remark = _remark(file, image.size, why)
+    remark = f"{why}: it is repacked into the node's home" if why else ""
     return finish_layer(staging, index), remark
-
-
-def _remark(file: ImageFile, size: int, why: str) -> str:
-    if why:
-        return f"{why}: it is repacked into the node's home"
-    if not file.can_stay and size % BLOCK_SIZE:
-        return f"{file.name} has {size} bytes, not a multiple of 4 KiB: the device ends in zeros"
-    return ""
 
 
 def begin_layer(staging: Path) -> Path:
@@ -87,6 +79,16 @@ def device_size(file: ImageFile) -> int:
     """
     with OpenImage(file.path, file.parts, file.name) as image:
         return check_image_size(image.size)
+
+
+def odd_length(file: ImageFile) -> int:
+    """Return the bytes of the device in an image file if they are no multiple of 4096, else 0.
+
+    Raises:
+        FormatError: a cloop that is damaged.
+    """
+    with OpenImage(file.path, file.parts, file.name) as image:
+        return image.size if image.size % BLOCK_SIZE else 0
 
 
 def device_roots(file: ImageFile) -> tuple[Root, ...]:

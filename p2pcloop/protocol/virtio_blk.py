@@ -90,7 +90,7 @@ def config_space(device: BlockDevice) -> bytes:
     """Return `struct virtio_blk_config` (5.2.4) up to `write_zeroes_may_unmap`, 60 bytes."""
     blocks = BLOCK_SIZE // SECTOR_SIZE
     return _CONFIG.pack(
-        device.size // SECTOR_SIZE,
+        _sectors(device),
         *(0, MAX_SEGMENTS),  # size_max (not offered), seg_max
         *(0, 0, 0),  # geometry: not offered
         SECTOR_SIZE,
@@ -197,9 +197,14 @@ def _check_transfer(
     return _check_range(device, sector, length)
 
 
+def _sectors(device: BlockDevice) -> int:
+    """The device in sectors: it may end within one, whose rest reads as zeros."""
+    return -(-device.size // SECTOR_SIZE)
+
+
 def _check_range(device: BlockDevice, sector: int, length: int) -> int:
     offset = sector * SECTOR_SIZE
-    if offset + length > device.size:
+    if offset + length > _sectors(device) * SECTOR_SIZE:
         raise RefusedError(
             Status.IOERR, f"{length} bytes at sector {sector}, on a device of {device.size} bytes"
         )

@@ -36,6 +36,7 @@ GOLDEN_2 = (DATA / "manifest-v2.bin").read_bytes()
 GOLDEN_3 = (DATA / "manifest-v3.bin").read_bytes()
 GOLDEN_4 = (DATA / "manifest-v4.bin").read_bytes()
 GOLDEN_5 = (DATA / "manifest-v5.bin").read_bytes()
+GOLDEN_6 = (DATA / "manifest-v6.bin").read_bytes()
 LAYERS = (
     LayerRef(bytes(range(32)), bytes(range(20)), 365, 112, 12345, 1 << 14),
     LayerRef(bytes(range(32, 64)), bytes(range(20, 40)), 1 << 20, 4096, 0, 1 << 24),
@@ -70,6 +71,7 @@ MANIFEST_5 = replace(
     sources=(),
     withdrawn=True,
 )
+MANIFEST_6 = replace(MANIFEST_4, length=(600 << 20) - 2048)
 
 
 def sign(fields: object) -> bytes:
@@ -122,6 +124,20 @@ def test_the_golden_withdrawal_of_format_5() -> None:
     assert open_manifest(GOLDEN_5).manifest == MANIFEST_5
     assert sign_manifest(MANIFEST_5, PRIVATE) == GOLDEN_5
     assert MANIFEST_5.pack_torrent is None
+
+
+def test_the_golden_manifest_of_format_6() -> None:
+    assert open_manifest(GOLDEN_6).manifest == MANIFEST_6
+    assert sign_manifest(MANIFEST_6, PRIVATE) == GOLDEN_6
+    assert MANIFEST_6.device_length == (600 << 20) - 2048
+    assert MANIFEST_4.device_length == MANIFEST_4.size
+    assert MANIFEST_6.image_id == MANIFEST_4.image_id, "overlays know blocks"
+
+
+@pytest.mark.parametrize("length", [1, (600 << 20) - 4096, 600 << 20, -1])
+def test_a_length_lies_within_the_last_block(length: int) -> None:
+    with pytest.raises(FormatError, match="'length'"):
+        sign_manifest(replace(MANIFEST_4, length=length), PRIVATE)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +329,7 @@ def test_a_wrong_signature_is_refused() -> None:
         assert caught.value.hint
 
 
-@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2, GOLDEN_4, GOLDEN_5])
+@pytest.mark.parametrize("golden", [GOLDEN, GOLDEN_2, GOLDEN_4, GOLDEN_5, GOLDEN_6])
 def test_any_flipped_byte_is_noticed(golden: bytes) -> None:
     for at in range(len(golden)):
         damaged = bytearray(golden)
@@ -333,7 +349,7 @@ def test_cut_off_anywhere_or_followed_by_something() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 6}, "of format 6; this program reads 1 and 2 and 3 and 4 and 5"),
+        ({"format": 7}, "of format 7; this program reads 1 and 2 and 3 and 4 and 5 and 6"),
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"extra": 1}, "unknown fields: 'extra'"),

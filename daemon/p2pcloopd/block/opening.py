@@ -22,6 +22,7 @@ from p2pcloop.image.stored import StoredImage
 from p2pcloop.image.touches import Touches
 from p2pcloop.image.zeros import files_device
 from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.making.pack import odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
@@ -101,7 +102,8 @@ def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
     overlay = _open_overlay(spec, image.image_id, image.size)
     ready()
     over, changes = _place(spec, overlay)
-    return Disk(LocalBackend(ImageDevice(image, over, _touches(spec))), changes)
+    device = ImageDevice(image, over, _touches(spec), length=odd_length(file))
+    return Disk(LocalBackend(device), changes)
 
 
 async def _open_stored(
@@ -132,7 +134,7 @@ async def _open_stored(
             async def tell() -> None:
                 await tell_booted(spec.home, lease, stored.used())
 
-            device = ImageDevice(image, over, _touches(spec))
+            device = ImageDevice(image, over, _touches(spec), length=manifest.length)
             prefetch = Prefetch(device, client, supplier)
             return Disk(StoredBackend(device, supplier, prefetch, tell), changes)
 
