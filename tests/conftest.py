@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+# Tests assert no times: a busy machine makes any of them late.
+hypothesis.settings.register_profile("p2pcloop", deadline=None)
+hypothesis.settings.load_profile("p2pcloop")
 
 # The same guests whether or not tools/get-uml-kernel was run here; by hand, another can be chosen.
 os.environ.setdefault("P2PCLOOP_KERNEL", "system")

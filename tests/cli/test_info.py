@@ -123,7 +123,7 @@ def test_a_raw_image_of_any_size(p2pcloop: Run, tmp_path: Path) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(RAW)
     facts = p2pcloop("info", path, "--json").json
-    assert (facts["stored"], facts["size"]) == (300_000, 74 * 4096)
+    assert (facts["stored"], facts["size"]) == (300_000, 300_000)
 
 
 def test_an_overlay_tells_how_full_it_is(p2pcloop: Run, tmp_path: Path) -> None:

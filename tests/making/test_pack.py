@@ -11,7 +11,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.local import ImageFile, inspect_file
-from p2pcloop.making.pack import read_start, write_layer
+from p2pcloop.making.pack import odd_length, read_start, write_layer
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 
 RAW = make_image(300_000, seed=2)
@@ -56,11 +56,12 @@ def test_a_raw_image_is_packed(tmp_path: Path) -> None:
     assert read_layer(folder) == RAW[: 73 * 4096]
 
 
-def test_a_raw_image_of_any_size_is_padded_and_that_is_said(tmp_path: Path) -> None:
+def test_a_raw_image_of_any_size_lies_in_whole_blocks(tmp_path: Path) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(RAW)
     header, note = write_layer(inspect_file(path), tmp_path / "staging", ignore)
-    assert "not a multiple of 4 KiB: the device ends in zeros" in note
+    assert note == ""
+    assert odd_length(inspect_file(path)) == len(RAW)
     assert read_layer(folder_of(tmp_path / "staging", header)) == padded(RAW)
 
 
