@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from p2pcloop.errors import BusyError, CorruptError, NotHereError
 from p2pcloop.store.have import HaveFile
@@ -27,6 +28,11 @@ PATIENCE = 30
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_place, "LOOK_SECONDS", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def _told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
 
 
 def state(torrent: Torrent) -> str | None:
@@ -181,6 +187,31 @@ async def test_what_is_written_to_while_it_is_hashed_is_refused(
         with pytest.raises(BusyError, match="written to"):
             await seeder.seed(source.staging)
         assert seeder.torrents == ()
+
+
+async def test_a_file_that_cannot_be_read_is_not_served_for_a_while(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """libtorrent tells of it before anybody looks, and gives the torrent up until it is joined."""
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(source.staging)
+        await until(lambda: seeded.transfer.running)
+        monkeypatch.setattr(in_place, "LOOK_SECONDS", 1000)
+        seeded.in_place.wake()
+        await trio.testing.wait_all_tasks_blocked()
+        os.truncate(source.pack, 1_000_000)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch_all, torrent)
+            with trio.fail_after(PATIENCE):
+                await until(lambda: state(seeded) is not None)
+            with pytest.raises(CorruptError, match="changed since it was seeded"):
+                await seeded.read(0, PIECE)
+            source.pack.write_bytes(content[50_001:])
+            assert await seeded.read(0, PIECE) == content[:PIECE]
+        assert torrent.usable()
+    assert "is served again" in caplog.text
 
 
 async def test_rot_of_a_file_in_place_is_told(nodes: Nodes, content: bytes) -> None:

@@ -37,6 +37,7 @@ class InPlace:
         self._lock = lock
         self._looking = trio.Lock()
         self._woken = trio.Event()
+        self._told: Fault | None = None
 
     async def run(self) -> None:
         """Look at them every few seconds, for ever; a torrent of our own files needs none of it."""
@@ -58,7 +59,6 @@ class InPlace:
             disk = self._transfer.disk
             if disk is None or not disk.in_place:
                 return
-            before = disk.fault if disk.fault is not None or self._transfer.running else disk
             # A file system that does not answer holds nobody up.
             await trio.to_thread.run_sync(disk.look, abandon_on_cancel=True)
             if disk.fault is not None:
@@ -67,10 +67,12 @@ class InPlace:
                 await self._compare(disk)
             if disk.fault is None:
                 await self._join(disk)
-            if disk.fault not in (before, None):
-                log.error("%s", disk.error())
-            elif disk.fault is None and before is not None:
-                log.info("%s is served", disk.layout.name)
+            if disk.fault is not self._told:
+                self._told = disk.fault
+                if disk.fault is None:
+                    log.info("%s is served again", disk.layout.name)
+                else:
+                    log.error("%s", disk.error())
 
     async def _compare(self, disk: Stored) -> None:
         layout = disk.layout

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
@@ -377,7 +378,8 @@ class Torrent:
         """Note that libtorrent cannot use a file."""
         disk = self.transfer.disk
         if disk is not None and disk.in_place:
-            disk.lose(error)  # and it is looked at again soon
+            why = os.strerror(error.errno) if error.errno else str(error)
+            disk.lose(StorageError(why, errno=error.errno or errno.EIO))  # looked at again soon
         else:
             self.saver.on_storage_error(error)
 

@@ -167,6 +167,8 @@ async def serve_http(
         try:
             async with CountedStream(plain, wire) as stream:
                 connection = _Connection(stream, site, pace)
+                if open_connections > 2 * MAX_CONNECTIONS:
+                    return  # refusals take a moment, too
                 if open_connections > MAX_CONNECTIONS:
                     await connection.refuse(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", "1"))
                 else:
