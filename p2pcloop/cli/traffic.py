@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 
@@ -12,11 +13,11 @@ def measure_traffic(before: dict[str, Any], after: dict[str, Any]) -> dict[str, 
 
     Returns:
         `bytes_received`: all bytes that came in, protocol and estimated headers included;
-        `sources`: content bytes that came, by the peer's address, or the mirror's URL for what
-            came before the metadata was here; where there are any.
+        `sources`: content bytes that came, by the peer's address, or by the URL of the HTTP server;
+            where there are any.
     """
     if before["pid"] != after["pid"]:
-        before = {"received": 0, "torrents": [], "mirrors": []}
+        before = {"received": 0, "torrents": []}
     then, now = _sources(before), _sources(after)
     sources = {peer: count - then.get(peer, 0) for peer, count in now.items()}
     return {
@@ -26,8 +27,10 @@ def measure_traffic(before: dict[str, Any], after: dict[str, Any]) -> dict[str, 
 
 
 def _sources(status: dict[str, Any]) -> dict[str, int]:
-    found = {mirror["base"]: mirror["received"] for mirror in status["mirrors"]}
+    found: Counter[str] = Counter()
     for torrent in status["torrents"]:
         for peer in torrent["traffic"]["peers"]:
-            found[peer["address"]] = found.get(peer["address"], 0) + peer["received"]
+            found[peer["address"]] += peer["received"]
+        for server in torrent["traffic"]["servers"]:
+            found[server["base"]] += server["received"]
     return found

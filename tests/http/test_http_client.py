@@ -155,7 +155,7 @@ WRONG = {
     Fault.HTML: (RangesIgnoredError, "ignores ranges"),
     Fault.IGNORES_RANGE: (RangesIgnoredError, "ignores ranges"),
     Fault.HALF_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 1000-3499/100000'"),
-    Fault.CUT_OFF: (FormatError, "no HTTP"),
+    Fault.CUT_OFF: (UnreachableError, "hung up before the end"),
     Fault.OTHER_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 999-5998/100000'"),
     Fault.TOO_MUCH: (FormatError, "longer than 5000 bytes"),
     Fault.LONG_HEADER: (FormatError, "no HTTP"),

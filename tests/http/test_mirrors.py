@@ -14,7 +14,7 @@ from p2pcloop.errors import (
     UnreachableError,
 )
 from p2pcloop.formats.mirror import ManifestPath, MirrorPath
-from p2pcloopd.http.client import OverloadedError, Span
+from p2pcloopd.http.client import OverloadedError, Span, Take
 from p2pcloopd.http.mirrors import MirrorReader
 
 MANIFEST = ManifestPath(bytes(32))
@@ -37,6 +37,9 @@ class Scripted:
 
     async def post(self, path: MirrorPath, limit: int) -> bytes:
         return await self.get(path, limit)
+
+    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
+        await take(await self.get(path, size))
 
     def rate(self) -> float | None:
         return None

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import math
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.formats.link import format_peer
 from p2pcloopd.engine.record import Peer, Sources
-from p2pcloopd.engine.swarm import Swarm
+from p2pcloopd.engine.swarm import ServerStatistics, Swarm, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,15 @@ LOOK_SECONDS = 60
 """Between two searches for peers that nobody named; `STALL_SECONDS` where nothing comes."""
 
 MIN_WINDOW = 128 << 10
-WEB_WINDOW = 1 << 20
-"""The least where there are web seeds: libtorrent comes back to an idle one only after a second."""
-
 MAX_WINDOW = 16 << 20
 WINDOW_SECONDS = 0.25
 """A link is kept busy by what comes in a round trip, and a reader who wants something else waits
 for all that was asked for. So this is more than round trips take, and little more."""
 
 RATE_SECONDS = 0.1
+HTTP_RATE_SECONDS = 3.0
+"""What counts as present: an answer is counted when all of it came."""
+
 MAX_COUNTED = 1024
 
 
@@ -81,6 +81,10 @@ class Peers:
         sources: where to look.
         banned: those who sent wrong bytes.
         received: bytes of content by address, of this run.
+        received_total: bytes of content that came from all peers.
+        by_http: bytes of content by the URL of the server that sent them, of this run.
+        heard_at: when a peer sent content last.
+        connected_at: when one was connected last.
     """
 
     def __init__(
@@ -89,6 +93,10 @@ class Peers:
         self.sources = Sources()
         self.banned: set[Peer] = set()
         self.received: Counter[Peer] = Counter()
+        self.received_total = 0
+        self.by_http: Counter[str] = Counter()
+        self._http_recent: deque[tuple[float, str, int]] = deque()
+        self.heard_at = self.connected_at = -math.inf
         self._swarm = swarm
         self._on_stall = on_stall
         self._rejoin = rejoin
@@ -128,6 +136,15 @@ class Peers:
         """Whether somebody waits."""
         return self._needs > 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether any peer is."""
+        return bool(self._connected)
+
+    def hopeful(self) -> bool:
+        """Whether a peer is connected, or one that was named may be yet."""
+        return self.connected or any(peer.error is None for peer in self.tried())
+
     def try_again(self, *, begun: bool = False) -> None:
         """Connect now: the swarm was joined anew, or there are new peers to try.
 
@@ -156,8 +173,7 @@ class Peers:
 
     def window(self) -> int:
         """Bytes that may be asked for where nobody waits: what comes in a quarter of a second."""
-        least = WEB_WINDOW if self.sources.web_seeds else MIN_WINDOW
-        return int(min(max(self._rate * WINDOW_SECONDS, least), MAX_WINDOW))
+        return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))
 
     def is_silent(self, address: Peer) -> bool:
         """Whether nothing came from a peer for a second."""
@@ -169,6 +185,7 @@ class Peers:
 
     def on_connected(self, address: Peer) -> None:
         self._connected.add(address)
+        self.connected_at = trio.current_time()
         self._errors.pop(address, None)
 
     def on_disconnected(self, address: Peer, error: str) -> None:
@@ -191,10 +208,38 @@ class Peers:
 
     def on_received(self, address: Peer, size: int) -> None:
         """Count bytes of content by where they came from."""
-        now = self.on_bytes(size)
+        now = self.heard_at = self.on_bytes(size)
+        self.received_total += size
         if address in self.received or len(self.received) < MAX_COUNTED:
             self.received[address] += size
             self._heard[address] = now
+
+    def on_http(self, base: str, size: int) -> None:
+        """Count bytes of content that an HTTP server sent, by its URL; `on_bytes` says when."""
+        self.by_http[base] += size
+        self._http_recent.append((trio.current_time(), base, size))
+        self._forget_old()
+
+    def http_rates(self) -> Counter[str]:
+        """Bytes a second that came of late from each HTTP server that sent any."""
+        self._forget_old()
+        rates: Counter[str] = Counter()
+        for _, base, size in self._http_recent:
+            rates[base] += int(size / HTTP_RATE_SECONDS)
+        return rates
+
+    def traffic(self) -> Traffic:
+        """What came of content by HTTP, and before the swarm was left."""
+        return Traffic(
+            payload_received=self.received_total + self.by_http.total(),
+            down_rate=self.http_rates().total(),
+            servers=tuple(ServerStatistics(*each) for each in self.by_http.items()),
+        )
+
+    def _forget_old(self) -> None:
+        old = trio.current_time() - HTTP_RATE_SECONDS
+        while self._http_recent and self._http_recent[0][0] < old:
+            self._http_recent.popleft()
 
     def on_bytes(self, size: int) -> float:
         """Note that bytes of content came, from wherever; return when."""
@@ -255,7 +300,7 @@ class Peers:
         """
         sources = self.sources
         announced = sources.public or sources.trackers  # a pause would be told there
-        if not self._needs or self._connected or announced or sources.web_seeds:
+        if not self._needs or self._connected or announced:
             return False
         return trio.current_time() - self._dialled >= RETRY_SECONDS
 

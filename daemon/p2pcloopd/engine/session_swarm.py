@@ -83,7 +83,6 @@ class SessionSwarm:
         self._trackers: set[str] = set()
         if not self._public:
             params.flags |= lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd
-        params.url_seeds = list(sources.web_seeds)
         # These are connected to at once, others at the next full second.
         banned = self.torrent.peers.banned
         params.peers = [p for p in sources.peers if is_address(p[0]) and p not in banned]
@@ -107,6 +106,7 @@ class SessionSwarm:
         self._held = held  # open until libtorrent lets go of the torrent
         self._gone = trio.Event()
         self._blame = Blame(self.torrent.peers)
+        self.torrent.http.clear()
         self._handle = self._session.lt.add_torrent(params)
         self._session.swarms[self._handle] = self
         if self._public:
@@ -117,14 +117,18 @@ class SessionSwarm:
             return
         self.traffic()
         handle, self._handle = self._handle, None
+        self.torrent.http.clear()
         self._session.lt.remove_torrent(handle)
         with trio.move_on_after(CLOSE_SECONDS):
             await self._gone.wait()
         self._session.swarms.pop(handle, None)
 
     def prioritize(self, pieces: Iterable[int], priority: int) -> None:
+        self.ask_peers(self.torrent.http.share(list(pieces), priority), priority)
+
+    def ask_peers(self, pieces: Iterable[int], priority: int) -> None:
         pairs = [(piece, priority) for piece in pieces]
-        if pairs:
+        if pairs and self._handle is not None:
             self._session.end_game.lapse()
             self.handle.prioritize_pieces(pairs)
 
@@ -195,8 +199,6 @@ class SessionSwarm:
             self._handle.resume()
 
     def add_sources(self, sources: Sources) -> None:
-        for url in sources.web_seeds:
-            self.handle.add_url_seed(url)
         if sources.public and not self._public:
             self._public = True
             self.handle.unset_flags(lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd)
@@ -263,12 +265,15 @@ class SessionSwarm:
                 info.payload_down_speed,
                 info.payload_up_speed,
             )
+        # libtorrent counts some of what `add_piece` gives it as received.
+        other = self.torrent.peers.traffic()
         return Traffic(
-            status.total_payload_download,
+            other.payload_received,
             status.total_payload_upload,
-            status.download_payload_rate,
+            sum(peer.down_rate for peer in peers.values()) + other.down_rate,
             status.upload_payload_rate,
             tuple(peers.values()),
+            other.servers,
         )
 
     # --- what libtorrent tells --------------------------------------------------------------
@@ -303,6 +308,7 @@ class SessionSwarm:
                 self.torrent.audit.sent(alert.piece_index)
             case lt.piece_finished_alert():
                 self._blame.passed(alert.piece_index)
+                self.torrent.http.arrived(alert.piece_index)
                 self.torrent.transfer.on_piece_arrived(alert.piece_index)
             case lt.read_piece_alert() if not alert.error.value():
                 self.torrent.transfer.on_piece_read(alert.piece, alert.buffer)

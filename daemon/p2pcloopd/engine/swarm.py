@@ -47,14 +47,34 @@ class PeerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerStatistics:
+    """An HTTP server of one torrent.
+
+    Attributes:
+        base: the URL of a mirror or of a web seed.
+        received: bytes of content that came from it, since p2pcloopd started.
+    """
+
+    base: str
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
-    """What libtorrent counts for one torrent, in bytes since it was added."""
+    """What crossed for one torrent, in bytes since it was added, headers not counted.
+
+    Attributes:
+        payload_received: of content, by whatever way.
+        peers: BitTorrent peers.
+        servers: HTTP servers.
+    """
 
     payload_received: int = 0
     payload_sent: int = 0
     down_rate: int = 0
     up_rate: int = 0
     peers: tuple[PeerStatistics, ...] = ()
+    servers: tuple[ServerStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +153,8 @@ class Swarm(Protocol):
                 with its hash before it leaves for the first time.
             held: files that lie elsewhere, by their numbers: these very ones are read, whatever
                 has their names, and nothing is ever written.
-            sources: web seeds to use, and whether others may be told of the torrent; peers come
-                by `connect`, trackers by `look_up`.
+            sources: whether others may be told of the torrent; peers come by `connect`, trackers
+                by `look_up`, and HTTP servers are no part of the swarm.
         """
 
     async def stop(self) -> None:
@@ -145,6 +165,9 @@ class Swarm(Protocol):
 
         Pieces that are here are to be `IDLE`.
         """
+
+    def ask_peers(self, pieces: Iterable[int], priority: int) -> None:
+        """The same, of peers alone: `prioritize` leaves a part to HTTP servers (http_pieces.py)."""
 
     def insist(self) -> None:
         """Ask idle peers as well for what others were asked for, for a while, if one is silent."""
@@ -185,7 +208,7 @@ class Swarm(Protocol):
         """Connect now to those that `connect` named, where nobody is connected."""
 
     def add_sources(self, sources: Sources) -> None:
-        """Use more web seeds; tell others of the torrent, if they may be told from now on."""
+        """Tell others of the torrent, if they may be told from now on."""
 
     def look_up(self) -> None:
         """Ask for peers whom the user may ask: trackers, DHT, neighbours; `connect` to them."""

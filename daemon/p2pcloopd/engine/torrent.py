@@ -22,6 +22,7 @@ from p2pcloopd.engine.audit import Audit
 from p2pcloopd.engine.completion import Completion
 from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.handout import Handouts
+from p2pcloopd.engine.http_pieces import HttpPieces
 from p2pcloopd.engine.in_place import InPlace
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
@@ -52,6 +53,7 @@ class Torrent:
         ahead: asks for what readers expect.
         direct: brings pieces by exact ranges, where somebody can be asked so.
         completion: completes pieces of which some bytes are provisional.
+        http: brings pieces from HTTP servers, where peers do not or are not to alone.
         handout: gets what only one has of many who want it.
         audit: compares what others are given with its hashes.
         in_place: watches files that are seeded where they lie.
@@ -71,6 +73,7 @@ class Torrent:
         self.info_hash = info_hash
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
         self.transfer = Transfer(swarm, self.peers, record.directory)
+        self.http = HttpPieces(self.transfer, self.peers, swarm)
         self.saver = Saver(info_hash, self.transfer)
         self.in_place = InPlace(self.transfer, self.saver.lock)
         self.audit = Audit(self.transfer, self.peers, self.saver.verify, self.in_place.wake)
@@ -278,7 +281,7 @@ class Torrent:
 
     def traffic(self) -> Traffic:
         """What was transferred."""
-        return self._swarm.traffic() if self.transfer.running else Traffic()
+        return self._swarm.traffic() if self.transfer.running else self.peers.traffic()
 
     def statistics(self) -> TorrentStatistics:
         """Its state, and what was transferred."""
@@ -325,6 +328,7 @@ class Torrent:
                 nursery.start_soon(self.ahead.run)
                 nursery.start_soon(self.handout.run)
                 nursery.start_soon(self.direct.run)
+                nursery.start_soon(self.http.run)
                 nursery.start_soon(self.provisional.run)
                 nursery.start_soon(self.completion.run)
                 await self.saver.run()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,6 +46,10 @@ MAX_TIMED = 64
 _PATH_CHARACTERS = "/%:@!$&'()*+,;=~"  # pchar of RFC 3986, and what is encoded already
 
 
+Take = Callable[[bytes], Awaitable[None]]
+"""Takes bytes as they come."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Bytes of a file: `offset` to `offset + length`."""
@@ -55,6 +59,22 @@ class Span:
 
     def __str__(self) -> str:
         return f"{self.offset}-{self.offset + self.length - 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a request asks for.
+
+    Attributes:
+        limit: bytes of the answer, at most.
+        span: the part of the file, None for all of it.
+        take: takes the answer as it comes; None to have it returned.
+    """
+
+    limit: int
+    span: Span | None = None
+    method: str = "GET"
+    take: Take | None = None
 
 
 class OverloadedError(UnreachableError):
@@ -108,18 +128,31 @@ class HttpClient:
                 host; `OverloadedError` where the server is to be asked again soon.
             FormatError: the answer is not what was asked for, or over the limit.
         """
-        return await self._get(url, None, limit)
+        return await self._get(url, _Wanted(limit))
 
     async def post(self, url: str, limit: int) -> bytes:
         """Ask for something that is not the same twice: at most `limit` bytes. Errors as for `get`.
 
         Nothing is sent with it. A server that takes no POST has nothing (`NotHereError`).
         """
-        return await self._get(url, None, limit, method="POST")
+        return await self._get(url, _Wanted(limit, method="POST"))
 
     async def get_span(self, url: str, span: Span) -> bytes:
         """Get exactly these bytes of a file. Errors as for `get`, and `RangesIgnoredError`."""
-        return await self._get(url, span, span.length)
+        return await self._get(url, _Wanted(span.length, span))
+
+    async def get_parts(self, url: str, size: int, take: Take) -> None:
+        """Have a whole file of exactly `size` bytes handed over as it comes. Errors as of `get`."""
+        length = 0
+
+        async def count(data: bytes) -> None:
+            nonlocal length
+            length += len(data)
+            await take(data)
+
+        await self._get(url, _Wanted(size, take=count))
+        if length != size:
+            raise FormatError(f"{url}: the file there has {length} bytes, and must have {size}")
 
     def rate(self, url: str) -> float | None:
         """Bytes a second at which answers of this server come, once begun; None where unknown."""
@@ -131,34 +164,34 @@ class HttpClient:
         while self._idle:
             await trio.aclose_forcefully(self._idle.pop().stream)
 
-    async def _get(self, url: str, span: Span | None, limit: int, *, method: str = "GET") -> bytes:
-        seconds = CONNECT_SECONDS + SILENCE_SECONDS + limit / SLOWEST_RATE
+    async def _get(self, url: str, wanted: _Wanted) -> bytes:
+        seconds = CONNECT_SECONDS + SILENCE_SECONDS + wanted.limit / SLOWEST_RATE
         with _errors_of(url), trio.fail_after(seconds):
             at = url
             for _ in range(MAX_REDIRECTS + 1):
                 try:
-                    return await self._get_there(at, span, limit, method)
+                    return await self._get_there(at, wanted)
                 except _RedirectedError as err:
                     at = _follow(at, err.location)
             raise UnreachableError(f"it redirects again and again, the last time to {at[:200]!r}")
 
-    async def _get_there(self, url: str, span: Span | None, limit: int, method: str) -> bytes:
+    async def _get_there(self, url: str, wanted: _Wanted) -> bytes:
         place, target = _take_apart(url)
         headers = [
             ("Host", place.authority),
             ("User-Agent", USER_AGENT),
             ("Accept-Encoding", "identity"),
         ]
-        if span is not None:
-            headers.append(("Range", f"bytes={span}"))
-        if method == "POST":
+        if wanted.span is not None:
+            headers.append(("Range", f"bytes={wanted.span}"))
+        if wanted.method == "POST":
             headers.append(("Content-Length", "0"))
-        request = h11.Request(method=method, target=target, headers=headers)
+        request = h11.Request(method=wanted.method, target=target, headers=headers)
         while True:
             kept = await self._take(place)
             connection = kept or await _connect(place, self.wire)
             try:
-                return await self._ask(connection, request, span, limit)
+                return await self._ask(connection, request, wanted)
             except _HungUpError:
                 if not kept:
                     raise UnreachableError("it hung up without an answer") from None
@@ -175,20 +208,20 @@ class HttpClient:
                 return connection
             await trio.aclose_forcefully(connection.stream)  # others take theirs meanwhile
 
-    async def _ask(
-        self, connection: _Connection, request: h11.Request, span: Span | None, limit: int
-    ) -> bytes:
+    async def _ask(self, connection: _Connection, request: h11.Request, wanted: _Wanted) -> bytes:
         keep = False
         try:
             answer = await connection.send(request)
             try:
-                _check(answer, span, request.method)
+                _check(answer, wanted.span, wanted.method)
             except (_RedirectedError, NotHereError, OverloadedError):
                 keep = await connection.drain()
                 raise
-            body = await connection.body(limit, self._speed(connection.place))
-            if span is not None and len(body) != span.length:
-                raise FormatError(f"answered {len(body)} bytes where {span.length} were asked for")
+            body = await connection.body(wanted, self._speed(connection.place))
+            if wanted.span is not None and len(body) != wanted.span.length:
+                raise FormatError(
+                    f"answered {len(body)} bytes where {wanted.span.length} were asked for"
+                )
             keep = connection.again()
         finally:
             if keep and len(self._idle) < MAX_KEPT:
@@ -251,17 +284,21 @@ class _Connection:
             pass  # an answer that announces another (RFC 9110, 15.2)
         return event
 
-    async def body(self, limit: int, speed: Speed) -> bytes:
-        """Receive what follows, to its end."""
+    async def body(self, wanted: _Wanted, speed: Speed) -> bytes:
+        """Receive what follows, to its end; hand it over as it comes, or return it all."""
         data = bytearray()
-        first, begun = 0, 0.0
+        length, first, begun = 0, 0, 0.0
         while isinstance(event := await self._event(), h11.Data):
-            data += event.data
-            if len(data) > limit:
-                raise FormatError(f"the answer is longer than {limit} bytes")
+            length += len(event.data)
+            if length > wanted.limit:
+                raise FormatError(f"the answer is longer than {wanted.limit} bytes")
             if not first:
-                first, begun = len(data), trio.current_time()
-        speed.note(len(data) - first, trio.current_time() - begun)
+                first, begun = length, trio.current_time()
+            if wanted.take is None:
+                data += event.data
+            else:
+                await wanted.take(bytes(event.data))
+        speed.note(length - first, trio.current_time() - begun)
         return bytes(data)
 
     async def drain(self) -> bool:
@@ -269,8 +306,13 @@ class _Connection:
         whether the connection is good for another request."""
         with trio.move_on_after(DRAIN_SECONDS):
             try:
-                await self.body(MAX_HEADER, Speed())
-            except (FormatError, h11.RemoteProtocolError, trio.BrokenResourceError):
+                await self.body(_Wanted(MAX_HEADER), Speed())
+            except (
+                FormatError,
+                UnreachableError,
+                h11.RemoteProtocolError,
+                trio.BrokenResourceError,
+            ):
                 return False
             return self.again()
         return False
@@ -283,8 +325,14 @@ class _Connection:
         return False
 
     async def _event(self) -> h11.Event:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            await self._receive()
+        more = True
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                more = await self._receive()
+        except h11.RemoteProtocolError as err:
+            if more:
+                raise
+            raise UnreachableError("it hung up before the end of its answer") from err
         assert not isinstance(event, type), "the protocol is not switched, and answers are read on"
         return event
 

@@ -10,7 +10,8 @@ import math
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, LayerRef
 from p2pcloop.formats.mirror import (
     MAX_METAINFO_SIZE,
     HandoutPath,
+    LayerFilePath,
     ManifestPath,
     MetainfoPath,
     MirrorPath,
@@ -36,7 +38,7 @@ from p2pcloop.formats.mirror import (
 )
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import MAX_RECORD_SIZE
-from p2pcloopd.http.client import HttpClient, OverloadedError, Span
+from p2pcloopd.http.client import HttpClient, OverloadedError, RangesIgnoredError, Span, Take
 
 RETRY_SECONDS = 1.0
 """How long a mirror that did not answer, or could not now, is asked for nothing, where it does not
@@ -54,6 +56,15 @@ MAX_FAILURES = 6
 
 MAX_KNOWN = 256
 """Mirrors whose behaviour is remembered."""
+
+MAX_WHOLE = 1 << 30
+"""Bytes of a layer up to which whole files are taken of a server that ignores ranges: a reader of
+the last of them waits for all, and what breaks off begins anew. A CD fits, a DVD does not."""
+
+FORGET_RANGES_SECONDS = 300.0
+"""A server that ignored a range is taken to do so for so long; it may be mended."""
+
+_PART_SIZE = 1 << 20
 
 _SCHEMES = ("http://", "https://")
 
@@ -74,6 +85,9 @@ class Files(Protocol):
 
     async def post(self, path: MirrorPath, limit: int) -> bytes:
         """What is no file, and not the same twice; at most `limit` bytes."""
+
+    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
+        """Have a whole file of exactly `size` bytes handed over as it comes."""
 
     def rate(self) -> float | None:
         """Bytes a second at which they come, once begun; None where that is not known."""
@@ -98,9 +112,36 @@ class UrlFiles:
         """See `Files.post`."""
         return await self._client.post(f"{self._base}{path}", limit)
 
+    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
+        """See `Files.get_parts`."""
+        await self._client.get_parts(f"{self._base}{path}", size, take)
+
     def rate(self) -> float | None:
         """See `Files.rate`."""
         return self._client.rate(self._base)
+
+
+class SeedFiles(UrlFiles):
+    """Files of a web seed (BEP 19): those of layers alone, which lie below its URL by the names
+    that their torrents have; see `Files`."""
+
+    async def get(self, path: MirrorPath, limit: int) -> bytes:
+        """See `Files.get`."""
+        return await self._client.get(self._url(path), limit)
+
+    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
+        """See `Files.get_span`."""
+        return await self._client.get_span(self._url(path), span)
+
+    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
+        """See `Files.get_parts`."""
+        await self._client.get_parts(self._url(path), size, take)
+
+    def _url(self, path: MirrorPath) -> str:
+        if not isinstance(path, LayerFilePath):
+            raise NotHereError(f"{self._base} is a web seed, which has content alone")
+        base = self._base if self._base.endswith("/") else f"{self._base}/"
+        return f"{base}{path.torrent_name}/{path.file}"
 
 
 class DirectoryFiles:
@@ -128,6 +169,11 @@ class DirectoryFiles:
         """See `Files.post`."""
         raise NotHereError(f"{self._base} is a directory, and hands out nothing")
 
+    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
+        """See `Files.get_parts`."""
+        for offset in range(0, size, _PART_SIZE):
+            await take(await self.get_span(path, Span(offset, min(_PART_SIZE, size - offset))))
+
     def rate(self) -> float | None:
         """See `Files.rate`."""
         return None
@@ -144,15 +190,18 @@ class MirrorReader:
         base: its URL or its absolute directory; ends in "/".
         received: bytes of records, manifests, metadata and layers that came from it.
         error: what went wrong last, or None where it answered last.
+        asked: requests for content that are under way.
     """
 
     def __init__(self, base: str, files: Files) -> None:
         self.base = base
         self.received = 0
         self.error: str | None = None
+        self._of_content = False
         self._files = files
         self._answered_at = 0.0
-        self._not_before = -math.inf
+        self.asked = 0
+        self._not_before = self._whole_until = -math.inf
         self._failures = 0
 
     async def record(self, name: Name) -> bytes:
@@ -176,15 +225,35 @@ class MirrorReader:
     async def range(self, layer: LayerRef, offset: int, length: int) -> bytes:
         """Bytes of a layer's torrent, its files end to end; not checked."""
         parts = []
-        for path, start, size in layer_parts(layer, offset, length):
-            try:
+        with self._asking_content():
+            for path, start, size in layer_parts(layer, offset, length):
                 parts.append(await self._files.get_span(path, Span(start, size)))
-            except P2pcloopError as err:
-                self.on_failure(err)
-                raise
         data = b"".join(parts)
-        self._on_answer(len(data))
+        self._on_answer(len(data), of_content=True)
         return data
+
+    async def whole(self, layer: LayerRef, take: Take) -> None:
+        """Have all of a layer's torrent handed over, its files end to end; not checked."""
+
+        async def count(data: bytes) -> None:
+            self.received += len(data)
+            await take(data)
+
+        with self._asking_content():
+            for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
+                await self._files.get_parts(path, size, count)
+        self._answered_at, self._failures = trio.current_time(), 0  # its fault stays told
+
+    @contextmanager
+    def _asking_content(self) -> Iterator[None]:
+        self.asked += 1
+        try:
+            yield
+        except P2pcloopError as err:
+            self.on_failure(err, of_content=True)
+            raise
+        finally:
+            self.asked -= 1
 
     async def handout(self, path: HandoutPath, piece_length: int) -> tuple[int, bytes] | None:
         """A piece that this mirror chose, and its number; not checked. None where others got all.
@@ -194,10 +263,13 @@ class MirrorReader:
         data = await self._get(self._files.post(path, 4 + piece_length), optional=True)
         return (int.from_bytes(data[:4], "big"), data[4:]) if data else None
 
-    def on_failure(self, error: P2pcloopError) -> None:
+    def on_failure(self, error: P2pcloopError, *, of_content: bool = False) -> None:
         """Note that it failed, or that what it gave was found wrong."""
-        self.error = str(error)
+        self.error, self._of_content = str(error), of_content
         if isinstance(error, NotHereError):  # to have it in part is no fault
+            return
+        if isinstance(error, RangesIgnoredError):  # it may be asked for whole files
+            self._whole_until = trio.current_time() + FORGET_RANGES_SECONDS
             return
         if self.usable:  # of several requests that fail together, the first counts
             self._failures = min(self._failures + 1, MAX_FAILURES)
@@ -226,6 +298,11 @@ class MirrorReader:
         return trio.current_time() >= self._not_before
 
     @property
+    def whole_only(self) -> bool:
+        """Whether it ignores requests for parts of a file."""
+        return trio.current_time() < self._whole_until
+
+    @property
     def preference(self) -> float:
         """The one that answered last is asked first: what is smaller comes before."""
         return -self._answered_at
@@ -240,9 +317,11 @@ class MirrorReader:
         self._on_answer(len(data))
         return data
 
-    def _on_answer(self, size: int) -> None:
+    def _on_answer(self, size: int, *, of_content: bool = False) -> None:
         self.received += size
-        self.error = None
+        # Who serves small files may be at fault with ranges all the same.
+        if of_content or not self._of_content:
+            self.error = None
         self._answered_at = trio.current_time()
         self._failures = 0
 
@@ -261,10 +340,16 @@ class Mirrors:
 
     def open(self, base: str) -> MirrorReader:
         """The reader of the mirror at a URL or in an absolute directory, which ends in "/"."""
+        is_url = base.lower().startswith(_SCHEMES)
+        return self._reader(base, UrlFiles(self._client, base) if is_url else DirectoryFiles(base))
+
+    def open_seed(self, url: str) -> MirrorReader:
+        """A web seed, which is a mirror of layers' content alone."""
+        return self._reader(url, SeedFiles(self._client, url))
+
+    def _reader(self, base: str, files: Files) -> MirrorReader:
         reader = self._readers.get(base)
         if reader is None:
-            is_url = base.lower().startswith(_SCHEMES)
-            files: Files = UrlFiles(self._client, base) if is_url else DirectoryFiles(base)
             reader = self._readers[base] = MirrorReader(base, files)
             if len(self._readers) > MAX_KNOWN:
                 self._readers.popitem(last=False)

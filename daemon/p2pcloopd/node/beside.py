@@ -55,7 +55,7 @@ async def _tell_stalls(torrent: Torrent, call: Call, after: float) -> None:
             "waiting",
             connected=any(peer.connected for peer in torrent.traffic().peers),
             peers=[peer.address for peer in tried],
-            tried=[str(peer) for peer in tried],
+            tried=[*map(str, tried), *torrent.http.servers.faults()],
             seconds=int(trio.current_time() - begun),
         )
         pause = 3 * after
@@ -67,6 +67,7 @@ async def _tell_pace(torrent: Torrent, call: Call) -> None:
         traffic = torrent.traffic()
         if traffic.down_rate:
             giving = [peer.address for peer in traffic.peers if peer.down_rate]
+            giving += torrent.peers.http_rates()
             await call.emit("slow", rate=traffic.down_rate, peers=giving)
 
 

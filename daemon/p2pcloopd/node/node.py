@@ -70,7 +70,7 @@ class Node:
         self.announcer: Announcer | None = None
         self.http_client = HttpClient()
         self.readers = Mirrors(self.http_client)
-        self.early = EarlyReads(self.http_client.wire)
+        self.early = EarlyReads(self.http_client.wire, self.readers)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
         self.handed_out = HandedOut()
@@ -127,8 +127,8 @@ class Node:
         """
         readers = self.mirrors(dict.fromkeys([*mirrors, *link.mirrors]))
         elsewhere = None
+        self.early.know(layer, readers)
         if readers:
-            self.early.know(layer, readers)
             alone = not link.peers and not self.finds_peers(link)
             elsewhere = partial(self.early.info, layer.torrent, alone=alone)
         torrent = await self.engine.add(
@@ -138,10 +138,13 @@ class Node:
             web_seeds=link.web_seeds,
             elsewhere=elsewhere,
         )
-        if readers:
+        web_seeds = torrent.peers.sources.web_seeds  # those of earlier links, too
+        torrent.http.servers = self.early.know(layer, (), web_seeds)
+        if readers or web_seeds:
             torrent.direct.heard = lambda: self.http_client.wire.received
-            torrent.direct.ask = partial(self.early.direct, layer.torrent)
-            torrent.handout.ask = partial(self.early.handout, layer.torrent)
+            torrent.direct.ask = partial(self.early.direct, torrent)
+        if readers:
+            torrent.handout.ask = partial(self.early.handout, torrent)
             torrent.transfer.notify()
         return torrent
 

@@ -11,6 +11,7 @@ That, and what others want at the same time, goes by the torrent. Parts are kept
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -21,12 +22,14 @@ from urllib.parse import urlsplit
 
 import trio
 
-from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError
+from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError, UnreachableError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import HandoutPath
+from p2pcloop.units import format_size
 from p2pcloopd.engine.handout import Handed
+from p2pcloopd.engine.http_pieces import Came, Servers
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.http.mirrors import MirrorReader
+from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader, Mirrors
 from p2pcloopd.http.wire import Wire
 
 Result = TypeVar("Result")
@@ -55,9 +58,12 @@ _Found = tuple[bytes, MirrorReader]
 
 @dataclass(slots=True)
 class _Early:
-    """A layer, and who has it.
+    """A layer, and who has it (p2pcloopd.engine.http_pieces.Servers).
 
     Attributes:
+        mirrors: those that have it, or a part of it, and its metadata.
+        web_seeds: those that have its content alone, all of it.
+        whole: those of `mirrors` that are web seeds, too.
         disputed: manifests say different things of the layer, so that it cannot be told which of
             a mirror's bytes are whose: it is read by its torrent, which is not a matter of trust.
         given: from whom parts came, by offset and length.
@@ -66,27 +72,114 @@ class _Early:
 
     layer: LayerRef
     mirrors: list[MirrorReader] = field(default_factory=list)
+    web_seeds: list[MirrorReader] = field(default_factory=list)
+    whole: list[MirrorReader] = field(default_factory=list)
     given: dict[_Key, MirrorReader] = field(default_factory=dict)
     not_before: float = 0.0
     disputed: bool = False
+
+    @property
+    def with_ranges(self) -> list[MirrorReader]:
+        """Those that may be asked for ranges, some day."""
+        every = [] if self.disputed else [*self.mirrors, *self.web_seeds]
+        return [mirror for mirror in every if not mirror.whole_only]
+
+    @property
+    def with_files(self) -> list[MirrorReader]:
+        """Those that may be asked for whole files alone, where these are small enough."""
+        small = self.layer.index_length + self.layer.pack_length <= MAX_WHOLE
+        every = [*self.mirrors, *self.web_seeds] if small and not self.disputed else []
+        return [mirror for mirror in every if mirror.whole_only]
+
+    @property
+    def seeds(self) -> bool:
+        """See `Servers.seeds`."""
+        seeds = [*self.web_seeds, *self.whole]
+        return any(mirror.usable and not mirror.whole_only for mirror in seeds)
+
+    @property
+    def rate(self) -> float | None:
+        """See `Servers.rate`."""
+        best = _best(self)
+        return None if best is None else best.rate
+
+    def ready_at(self) -> float:
+        """See `Servers.ready_at`."""
+        return min((mirror.not_before for mirror in self.with_ranges), default=math.inf)
+
+    def whole_ready_at(self) -> float:
+        """See `Servers.whole_ready_at`."""
+        return min((mirror.not_before for mirror in self.with_files), default=math.inf)
+
+    async def get(self, offset: int, length: int) -> Came:
+        """See `Servers.get`: whoever is asked for least now, then whoever answered last."""
+        error: P2pcloopError = NotHereError("no server can be asked")
+        usable = [mirror for mirror in self.with_ranges if mirror.usable]
+        for mirror in sorted(usable, key=lambda mirror: (mirror.asked, mirror.preference)):
+            try:
+                data = await mirror.range(self.layer, offset, length)
+            except NotHereError as err:
+                error = error if isinstance(error, UnreachableError) else err
+            except P2pcloopError as err:
+                error = UnreachableError(str(err), hint=err.hint)
+            else:
+                return Came(data, mirror.base, partial(_refuse, self, mirror))
+        raise error
+
+    async def get_whole(self, take: Callable[[Came], Awaitable[None]]) -> None:
+        """See `Servers.get_whole`."""
+        usable = [mirror for mirror in self.with_files if mirror.usable]
+        if not usable:
+            raise NotHereError("no server can be asked")
+        mirror = min(usable, key=_order)
+        refuse = partial(_refuse, self, mirror)
+        await mirror.whole(self.layer, lambda data: take(Came(data, mirror.base, refuse)))
+
+    def faults(self) -> list[str]:
+        """See `Servers.faults`."""
+        size = self.layer.index_length + self.layer.pack_length
+        told = []
+        for mirror in (*self.mirrors, *self.web_seeds):
+            error = (mirror.error or "").removeprefix(mirror.base)
+            if mirror.whole_only and size > MAX_WHOLE:
+                error += (
+                    f"; a layer of {format_size(size)} is not taken whole for a part of it (at most"
+                    f" {format_size(MAX_WHOLE)} are)"
+                )
+            if error:
+                told.append(f"{mirror.base} ({error})")
+        return told
 
 
 class EarlyReads:
     """The layers that mirrors are known of."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, readers: Mirrors) -> None:
         """`wire` counts what crosses to and from mirrors."""
         self._wire = wire
+        self._readers = readers
         self._layers: dict[bytes, _Early] = {}
         self._hosts: dict[str, frozenset[str]] = {}
 
-    def know(self, layer: LayerRef, mirrors: Iterable[MirrorReader]) -> None:
-        """Know what a torrent is the layer of, and more mirrors that may have it."""
+    def know(
+        self,
+        layer: LayerRef,
+        mirrors: Iterable[MirrorReader],
+        web_seeds: Iterable[str] = (),
+    ) -> Servers:
+        """Know what a torrent is the layer of, and more mirrors and web seeds that may have it."""
         early = self._layers.setdefault(layer.torrent, _Early(layer))
         if early.layer != layer:
             early.disputed = True
             early.given.clear()  # what was asked for wrongly is no mirror's fault
         early.mirrors += [mirror for mirror in mirrors if mirror not in early.mirrors]
+        seeds = {f"{mirror.base}data/": mirror for mirror in early.mirrors}
+        for url in web_seeds:
+            mirror = seeds.get(url) or self._readers.open_seed(url)
+            known = early.whole if url in seeds else early.web_seeds
+            if mirror not in known:
+                known.append(mirror)
+        return early
 
     def bases(self, layers: Iterable[LayerRef]) -> list[str]:
         """Where layers may be had: bases of mirrors, those that answered last first."""
@@ -132,16 +225,20 @@ class EarlyReads:
         rate = None if mirror is None else mirror.rate
         return rate is None or length <= rate * GUESS_SECONDS
 
-    async def direct(self, info_hash: bytes, offset: int, length: int) -> bytes | None:
+    async def direct(self, torrent: Torrent, offset: int, length: int) -> bytes | None:
         """Bytes of a layer from the mirror that answered last, not verified; None where it fails.
 
         For pieces that a reader waits for once the metadata is here (engine/direct.py).
         """
-        early = self._layers.get(info_hash)
+        early = self._layers.get(torrent.info_hash)
         found = None if early is None else await _ask_best(early, (offset, length))
-        return None if found is None else found[0]
+        if found is None:
+            return None
+        data, mirror = found
+        torrent.peers.on_http(mirror.base, len(data))
+        return data
 
-    async def handout(self, info_hash: bytes, pieces: Sequence[int], size: int) -> Handed | None:
+    async def handout(self, torrent: Torrent, pieces: Sequence[int], size: int) -> Handed | None:
         """One of these pieces of a layer from the mirror that answered last, not verified.
 
         For those who boot together (engine/handout.py).
@@ -155,10 +252,13 @@ class EarlyReads:
         Raises:
             P2pcloopError: it hands out nothing, or there is none.
         """
-        early = self._layers.get(info_hash)
-        if early is None or (mirror := _best(early)) is None:
+        early = self._layers.get(torrent.info_hash)
+        mirror = None if early is None else _best(early)
+        if early is None or mirror is None or mirror in early.web_seeds:
             raise NotHereError("no mirror can be asked")
-        found = await mirror.handout(HandoutPath(info_hash, tuple(pieces)), size)
+        found = await mirror.handout(HandoutPath(torrent.info_hash, tuple(pieces)), size)
+        if found is not None:
+            torrent.peers.on_http(mirror.base, len(found[1]))
         if mirror.base not in self._hosts:
             self._hosts[mirror.base] = await _hosts(mirror)
         refuse = partial(_refuse, early, mirror)
@@ -224,7 +324,9 @@ class EarlyReads:
             return None
         if found is None:
             return None
-        data, early.given[key] = found
+        data, mirror = found
+        early.given[key] = mirror
+        torrent.peers.on_http(mirror.base, len(data))
         if len(early.given) > MAX_GIVEN:
             del early.given[next(iter(early.given))]
         torrent.peers.on_bytes(len(data))
@@ -247,7 +349,7 @@ class EarlyReads:
 
     async def _bring_first(self, torrent: Torrent, early: _Early, key: _Key) -> _Found | None:
         """Get a part from the first mirror that answers, unless the metadata comes before."""
-        mirrors = sorted((m for m in early.mirrors if m.usable), key=_order)
+        mirrors = sorted((m for m in early.with_ranges if m.usable), key=_order)
 
         async def ask(mirror: MirrorReader) -> _Found:
             return await mirror.range(early.layer, *key), mirror
@@ -270,14 +372,16 @@ class EarlyReads:
 
 def _refuse(early: _Early, mirror: MirrorReader) -> None:
     """Ask a mirror for nothing of a layer any more."""
-    mirror.on_failure(MismatchError(f"{mirror.base} has wrong bytes of a layer"))
-    if mirror in early.mirrors:
-        early.mirrors.remove(mirror)
+    error = MismatchError(f"{mirror.base} has wrong bytes of a layer")
+    mirror.on_failure(error, of_content=True)
+    for known in (early.mirrors, early.web_seeds, early.whole):
+        if mirror in known:
+            known.remove(mirror)
 
 
 def _best(early: _Early) -> MirrorReader | None:
-    """The mirror that answered last, if there is one whose bytes are the layer's for certain."""
-    usable = [] if early.disputed else [mirror for mirror in early.mirrors if mirror.usable]
+    """The server that answered last, if there is one whose bytes are the layer's for certain."""
+    usable = [mirror for mirror in early.with_ranges if mirror.usable]
     return min(usable, key=_order, default=None)
 
 
