@@ -213,7 +213,7 @@ class HttpClient:
         try:
             answer = await connection.send(request)
             try:
-                _check(answer, wanted.span, wanted.method)
+                _check(answer, wanted.span, request.method)
             except (_RedirectedError, NotHereError, OverloadedError):
                 keep = await connection.drain()
                 raise
