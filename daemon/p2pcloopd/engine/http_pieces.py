@@ -149,6 +149,7 @@ class HttpPieces:
         self._swarm = swarm
         self._wanted: dict[int, _Wanted] = {}
         self._wanted_since = 0.0
+        self._silent = False
         self._kept: set[int] = set()
         self._absent: dict[int, float] = {}
         self._single: set[int] = set()
@@ -297,12 +298,14 @@ class HttpPieces:
         return self._servers.seeds and not self._transfer.crowd and self._peers_bring(now)
 
     def _peers_bring(self, now: float) -> bool:
-        """Whether peers send, or may be about to."""
-        peers = self._peers
-        if now - peers.heard_at < SILENT_SECONDS:
+        """Whether peers send, or may be about to: they are given a second, once, until they have
+        sent something. Where BitTorrent is blocked connections come up, and break, for ever."""
+        if now - self._peers.heard_at < SILENT_SECONDS:
+            self._silent = False
             return True
-        since = max(self._wanted_since, peers.connected_at)
-        return now - since < SILENT_SECONDS and peers.hopeful()
+        waiting = now - self._wanted_since < SILENT_SECONDS and self._peers.hopeful()
+        self._silent = self._silent or not waiting
+        return not self._silent
 
     async def _bring(self, run: range) -> None:
         """Have a server asked for pieces; what does not come is asked of peers."""
@@ -390,6 +393,7 @@ class HttpPieces:
 
         try:
             await self._servers.get_whole(take)
+            await self._taken(0)
         except P2pcloopError:
             self._not_before = trio.current_time() + RETRY_SECONDS
 
@@ -402,6 +406,9 @@ class HttpPieces:
         if not self._take(range(piece, piece + 1), came):
             self.claimed.discard(piece)
             raise NotHereError(f"{came.base} has wrong bytes")
-        most = max(1, UNSAVED_BYTES // transfer.stored.layout.piece_length)
-        while len(self.claimed) > most and transfer.running:
-            await transfer.change()
+        await self._taken(max(1, UNSAVED_BYTES // transfer.stored.layout.piece_length))
+
+    async def _taken(self, most: int) -> None:
+        """Return when libtorrent has taken all but so many pieces of what was handed over."""
+        while len(self.claimed) > most and self._transfer.running:
+            await self._transfer.change()

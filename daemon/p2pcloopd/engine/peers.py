@@ -84,7 +84,6 @@ class Peers:
         received_total: bytes of content that came from all peers.
         by_http: bytes of content by the URL of the server that sent them, of this run.
         heard_at: when a peer sent content last.
-        connected_at: when one was connected last.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class Peers:
         self.received_total = 0
         self.by_http: Counter[str] = Counter()
         self._http_recent: deque[tuple[float, str, int]] = deque()
-        self.heard_at = self.connected_at = -math.inf
+        self.heard_at = -math.inf
         self._swarm = swarm
         self._on_stall = on_stall
         self._rejoin = rejoin
@@ -185,7 +184,6 @@ class Peers:
 
     def on_connected(self, address: Peer) -> None:
         self._connected.add(address)
-        self.connected_at = trio.current_time()
         self._errors.pop(address, None)
 
     def on_disconnected(self, address: Peer, error: str) -> None:
