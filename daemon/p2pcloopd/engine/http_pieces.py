@@ -270,7 +270,8 @@ class HttpPieces:
         return [p for p in free if p in self._kept or self._wanted[p].since <= late]
 
     def _may_ask(self, piece: int, now: float) -> bool:
-        return self._absent.get(piece, -math.inf) <= now and not self._transfer.has(piece)
+        coming = self._transfer.is_coming(piece) or self._transfer.direct.brings(piece)
+        return self._absent.get(piece, -math.inf) <= now and not coming
 
     def _run_of(self, chosen: list[int]) -> range:
         """The first of pieces, and those that follow it and are as urgent."""
@@ -312,6 +313,9 @@ class HttpPieces:
         layout = self._transfer.stored.layout
         offset = run.start * layout.piece_length
         length = min(run.stop * layout.piece_length, layout.total_size) - offset
+        if self._peers.connected:
+            for piece in self._swarm.requested().intersection(run):
+                self._transfer.received.hedge(piece)
         self.claimed.update(run)
         self._kept.difference_update(run)
         self._swarm.ask_peers(list(run), IDLE)
@@ -322,7 +326,7 @@ class HttpPieces:
                     nursery.start_soon(self._hedge, run)
                     came = await self._servers.get(offset, length)
                     nursery.cancel_scope.cancel()
-            self._count(came)
+            self._count(offset, came)
             given = self._take(run, came)
         except NotHereError:
             self._note_absent(run)
@@ -339,7 +343,10 @@ class HttpPieces:
         """Ask peers, too, for what a server does not bring soon."""
         await trio.sleep(HEDGE_SECONDS)
         if self._peers.connected:
-            self._ask_peers(piece for piece in run if not self._transfer.has(piece))
+            late = [piece for piece in run if not self._transfer.is_coming(piece)]
+            for piece in late:
+                self._transfer.received.hedge(piece)
+            self._ask_peers(late)
 
     def _note_absent(self, run: range) -> None:
         """Ask for the pieces of a run one by one, and for one that nobody has not for a while."""
@@ -348,8 +355,10 @@ class HttpPieces:
         else:
             self._absent[run.start] = trio.current_time() + ABSENT_SECONDS
 
-    def _count(self, came: Came) -> None:
-        self._peers.on_bytes(len(came.data))
+    def _count(self, offset: int, came: Came) -> None:
+        size = len(came.data)
+        self._transfer.received.on_range(offset, size, self._transfer.stored.layout.piece_length)
+        self._peers.on_bytes(size)
         self._peers.on_http(came.base, len(came.data))
 
     def _take(self, run: range, came: Came) -> set[int]:
@@ -358,7 +367,8 @@ class HttpPieces:
         given: set[int] = set()
         for piece in run:
             part = came.data[(piece - run.start) * size :][:size]
-            if not (self._transfer.has(piece) or self._transfer.on_piece_brought(piece, part)):
+            coming = self._transfer.is_coming(piece)
+            if not (coming or self._transfer.on_piece_brought(piece, part)):
                 came.refuse()
                 break
             given.add(piece)
@@ -377,13 +387,16 @@ class HttpPieces:
     async def _bring_whole(self) -> None:
         """Take all of the content from a server that serves whole files alone, to its end: begun
         anew, it would be sent anew."""
-        size = self._transfer.stored.layout.piece_length
-        total = self._transfer.stored.layout.total_size
-        left, at = bytearray(), 0
+        layout = self._transfer.stored.layout
+        size, total = layout.piece_length, layout.total_size
+        left, at, offset = bytearray(), 0, 0
 
         async def take(came: Came) -> None:
-            nonlocal at
-            self._count(came)
+            nonlocal at, offset
+            for piece in layout.pieces_of(offset, len(came.data)):
+                self._transfer.received.hedge(piece)  # there is no asking for a part
+            self._count(offset, came)
+            offset += len(came.data)
             left.extend(came.data)
             while len(left) >= min(size, total - at * size) > 0:
                 piece, at = at, at + 1
@@ -400,7 +413,7 @@ class HttpPieces:
     async def _give(self, piece: int, came: Came) -> None:
         """Hand over a piece of a whole file; wait while much is not taken yet."""
         transfer = self._transfer
-        if transfer.has(piece):
+        if transfer.is_coming(piece):
             return
         self.claimed.add(piece)
         if not self._take(range(piece, piece + 1), came):

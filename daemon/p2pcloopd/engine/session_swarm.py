@@ -170,7 +170,7 @@ class SessionSwarm:
         if self._handle is None:
             return set()
         queue = self._handle.get_download_queue()
-        return {
+        return self.torrent.http.claimed | {
             part["piece_index"]
             for part in queue
             if any(block["state"] for block in part["blocks"])  # 0: block_state_t::none
