@@ -8,6 +8,7 @@ a path may have 4095. A socket that lies deeper is reached through a descriptor 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,24 @@ SOCKET_PATH_LIMIT = 107
 """Bytes of a unix socket's address."""
 
 _NAME_LIMIT = SOCKET_PATH_LIMIT - len("/proc/self/fd/1234567/")
+
+
+_ROOM_BELOW = 48
+"""Bytes for the name of a temporary directory and of a socket in it."""
+
+
+def socket_folder() -> str:
+    """Where to make a temporary directory for a socket whose path another program must hold.
+
+    That is where temporary files go, unless its path is too long (TMPDIR of a build system): then
+    the user's own runtime directory, else /tmp.
+    """
+    folders = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", "")]
+    for folder in folders:
+        short = len(os.fsencode(folder)) + _ROOM_BELOW <= SOCKET_PATH_LIMIT
+        if short and Path(folder).is_absolute() and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return "/tmp"  # noqa: S108  a directory of our own is made in it
 
 
 @contextmanager

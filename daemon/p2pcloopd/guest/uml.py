@@ -20,6 +20,7 @@ import trio
 
 from p2pcloop.errors import FormatError, GuestError
 from p2pcloop.protocol import virtio_blk
+from p2pcloop.store.socket_path import socket_folder
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, mconsole, network, sandbox, xsave
@@ -320,7 +321,8 @@ class _Attended:
 def _guest_directory(stack: AsyncExitStack) -> Path:
     """Make a directory that is handed in: others cannot come to it, and whoever runs the sandbox,
     which root leaves to another user, can read it."""
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-"))) / "guest"
+    made = tempfile.TemporaryDirectory(prefix="p2pcloop-", dir=socket_folder())
+    directory = Path(stack.enter_context(made)) / "guest"
     directory.mkdir()
     directory.chmod(0o755)
     return directory
