@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from p2pcloop.cli.daemon_control import ensure_daemon
 from p2pcloop.cli.fetch import fetch_all
 from p2pcloop.cli.options import (
     at_option,
@@ -19,7 +20,13 @@ from p2pcloop.cli.options import (
 )
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
-from p2pcloop.errors import CorruptError, P2pcloopError, UsageError, storage_error
+from p2pcloop.errors import (
+    CorruptError,
+    P2pcloopError,
+    UnreachableError,
+    UsageError,
+    storage_error,
+)
 from p2pcloop.formats.link import Link, parse_link, parse_mirror
 from p2pcloop.formats.manifest import LayerRef, Manifest, ManifestRef, SignedManifest
 from p2pcloop.formats.mirror import (
@@ -30,6 +37,7 @@ from p2pcloop.formats.mirror import (
     extract_info,
     layer_parts,
 )
+from p2pcloop.formats.place import parse_place
 from p2pcloop.formats.record import open_record
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
@@ -37,6 +45,7 @@ from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory, web_seed
 from p2pcloop.store.records import Records
+from p2pcloop.text import printable
 from p2pcloop.units import format_size
 
 _MAX_HISTORY = 4096
@@ -48,24 +57,47 @@ Examples:
   p2pcloop mirror @key/debian /srv/www/images --url https://example.org/images/
   p2pcloop mirror 'magnet:?xt=...' /media/stick/images
   p2pcloop boot https://example.org/images/@key/debian
+  p2pcloop mirror --check https://example.org/images/
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("ref", required=False)
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False), required=False)
 @click.option("--url", metavar="URL", help="Where DIRECTORY is served; prints a link that says so.")
+@click.option(
+    "--check",
+    metavar="URL",
+    help="Look at a mirror as its readers will; URL, or URL/@key/label. Writes nothing.",
+)
 @at_option
 @home_option
 @json_option
 def command(
-    ref: str, directory: Path, url: str | None, at: int, home: Home, *, as_json: bool
+    ref: str | None,
+    directory: Path | None,
+    url: str | None,
+    check: str | None,
+    at: int,
+    home: Home,
+    *,
+    as_json: bool,
 ) -> None:
     """Write REF into DIRECTORY as files that any web server can serve, and any disk can carry.
 
     All of the image is fetched and verified first. Several images, and several versions of one,
     may share a DIRECTORY; what is there already is not written again. Each file appears whole.
+
+    With --check, tell what readers will meet at a mirror: signatures, ranges, wrong bytes. Exit
+    code 12 where there is a fault.
     """
+    if check is not None:
+        if ref is not None or url is not None or at:
+            raise UsageError("--check takes nothing but the URL of a mirror")
+        _check(check, home, as_json=as_json)
+        return
+    if ref is None or directory is None:
+        raise UsageError("what is to be written, and where? REF and DIRECTORY", hint="see --help")
     if url is not None:
         with words_of_the_user():
             url = parse_mirror(url if url.endswith("/") else f"{url}/")
@@ -85,6 +117,33 @@ def command(
     click.echo(f"{target.name} is in {directory}; {format_size(written)} were written")
     if url is not None:
         click.echo(f"boot it with:\n  p2pcloop boot {url}{target.name}\n  p2pcloop boot '{link}'")
+
+
+def _check(url: str, home: Home, *, as_json: bool) -> None:
+    """Tell what p2pcloopd finds at a mirror.
+
+    Raises:
+        UnreachableError: there is a fault; all were told.
+    """
+    with words_of_the_user():
+        if "@" in url:
+            parse_place(url)
+        else:
+            parse_mirror(url if url.endswith("/") else f"{url}/")
+    with ensure_daemon(home) as client:
+        found = client.call("check_mirror", url=url)
+    faults = sum(len(image["faults"]) for image in found["images"])
+    if as_json:
+        click.echo(to_json(found))
+    else:
+        for image in found["images"]:
+            what = f"{image['name']}, version {image['version'] or 'unknown'}"
+            click.echo(f"{what}: {printable('; '.join(image['faults'])) or 'all is well'}")
+    if faults:
+        raise UnreachableError(
+            f"{found['base']}: {faults} fault{'' if faults == 1 else 's'}",
+            hint="docs/publishing.md, Mirrors, says what a server must be able to do",
+        )
 
 
 def _write(

@@ -14,8 +14,8 @@ from p2pcloop.errors import (
     UnreachableError,
 )
 from p2pcloop.formats.mirror import ManifestPath, MirrorPath
-from p2pcloopd.http.client import OverloadedError, Span, Take
-from p2pcloopd.http.mirrors import MirrorReader
+from p2pcloopd.http.client import OverloadedError, RangesIgnoredError, Span, Take
+from p2pcloopd.http.mirrors import ERROR_SECONDS, FORGET_RANGES_SECONDS, MirrorReader
 
 MANIFEST = ManifestPath(bytes(32))
 
@@ -60,7 +60,7 @@ async def fail(mirror: MirrorReader, files: Scripted, error: P2pcloopError) -> f
     files.next = error
     with pytest.raises(type(error)):
         await mirror.manifest(bytes(32))
-    assert mirror.error == str(error)
+    assert mirror.fault == str(error)
     return max(0.0, mirror.not_before - trio.current_time())
 
 
@@ -107,3 +107,22 @@ async def test_who_fails_again_and_again_is_asked_less_often(
     files.next = b"manifest"
     await mirror.manifest(bytes(32))
     assert await fail(mirror, files, error) == pytest.approx(1)
+
+
+async def test_a_fault_is_told_while_it_is_one(
+    mirror: MirrorReader, files: Scripted, mock_clock: MockClock
+) -> None:
+    def told() -> str | None:
+        return mirror.error
+
+    await fail(mirror, files, NotHereError("not there"))
+    assert told() is None  # it may have a part; whoever waits for it is told of `fault`
+    await fail(mirror, files, UnreachableError("refused"))
+    assert told() == "refused"
+    mock_clock.jump(ERROR_SECONDS)
+    assert told() is None
+    await fail(mirror, files, RangesIgnoredError("ignores ranges"))
+    mock_clock.jump(ERROR_SECONDS)
+    assert told() == "ignores ranges"  # it does so for good
+    mock_clock.jump(FORGET_RANGES_SECONDS)
+    assert told() is None

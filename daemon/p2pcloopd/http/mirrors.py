@@ -54,6 +54,9 @@ MIN_RETRY_SECONDS = 0.1
 MAX_FAILURES = 6
 """Failures that are counted: the pause is at its longest then."""
 
+ERROR_SECONDS = 60.0
+"""A failure counts as one of now for so long, where nobody waits for what it was about."""
+
 MAX_KNOWN = 256
 """Mirrors whose behaviour is remembered."""
 
@@ -189,15 +192,16 @@ class MirrorReader:
     Attributes:
         base: its URL or its absolute directory; ends in "/".
         received: bytes of records, manifests, metadata and layers that came from it.
-        error: what went wrong last, or None where it answered last.
+        fault: what went wrong last, or None where it answered last.
         asked: requests for content that are under way.
     """
 
     def __init__(self, base: str, files: Files) -> None:
         self.base = base
         self.received = 0
-        self.error: str | None = None
-        self._of_content = False
+        self.fault: str | None = None
+        self._failed_at = -math.inf
+        self._absent = self._of_content = False
         self._files = files
         self._answered_at = 0.0
         self.asked = 0
@@ -265,8 +269,10 @@ class MirrorReader:
 
     def on_failure(self, error: P2pcloopError, *, of_content: bool = False) -> None:
         """Note that it failed, or that what it gave was found wrong."""
-        self.error, self._of_content = str(error), of_content
-        if isinstance(error, NotHereError):  # to have it in part is no fault
+        self.fault, self._of_content = str(error), of_content
+        self._failed_at = trio.current_time()
+        self._absent = isinstance(error, NotHereError)
+        if self._absent:  # to have it in part is no fault
             return
         if isinstance(error, RangesIgnoredError):  # it may be asked for whole files
             self._whole_until = trio.current_time() + FORGET_RANGES_SECONDS
@@ -286,6 +292,13 @@ class MirrorReader:
     def rate(self) -> float | None:
         """Bytes a second at which they come, once begun; None where that is not known."""
         return self._files.rate()
+
+    @property
+    def error(self) -> str | None:
+        """Its fault, as far as it is one now: that it lacked something is none once nobody waits
+        for it, and what failed a while ago may be well again."""
+        lately = trio.current_time() - self._failed_at < ERROR_SECONDS and not self._absent
+        return self.fault if lately or self.whole_only else None
 
     @property
     def not_before(self) -> float:
@@ -321,7 +334,7 @@ class MirrorReader:
         self.received += size
         # Who serves small files may be at fault with ranges all the same.
         if of_content or not self._of_content:
-            self.error = None
+            self.fault = None
         self._answered_at = trio.current_time()
         self._failures = 0
 

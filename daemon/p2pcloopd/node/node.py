@@ -153,6 +153,7 @@ class Node:
         statistics = asdict(await self.engine.statistics())
         statistics["received"] += self.http_client.wire.received + self.http_served.received
         statistics["sent"] += self.http_client.wire.sent + self.http_served.sent
+        awaited = self.early.awaited(self.engine.torrents)
         return {
             "pid": os.getpid(),
             "home": str(self.home.root),
@@ -165,7 +166,11 @@ class Node:
                 "sent": self.http_served.sent,
             },
             "mirrors": [
-                {"base": each.base, "received": each.received, "error": each.error}
+                {
+                    "base": each.base,
+                    "received": each.received,
+                    "error": each.fault if each.base in awaited else each.error,
+                }
                 for each in self.readers.known
             ],
         } | statistics

@@ -20,6 +20,7 @@ from p2pcloopd.node.image_operations import (
     seed_manifest,
     seed_record,
 )
+from p2pcloopd.node.mirror_check import check_mirror
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.removal import remove
 from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
@@ -52,6 +53,7 @@ OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     operation.__name__: operation
     for operation in (
         add, layout, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
-        resolve, manifest, remove, pin, unpin, booted, released, gc, status, watch, stop,
+        resolve, manifest, remove, check_mirror, pin, unpin, booted, released, gc, status, watch,
+        stop,
     )
 }  # fmt: skip

@@ -79,16 +79,21 @@ class _Early:
     disputed: bool = False
 
     @property
+    def servers(self) -> list[MirrorReader]:
+        """All of them."""
+        return [*self.mirrors, *self.web_seeds]
+
+    @property
     def with_ranges(self) -> list[MirrorReader]:
         """Those that may be asked for ranges, some day."""
-        every = [] if self.disputed else [*self.mirrors, *self.web_seeds]
+        every = [] if self.disputed else self.servers
         return [mirror for mirror in every if not mirror.whole_only]
 
     @property
     def with_files(self) -> list[MirrorReader]:
         """Those that may be asked for whole files alone, where these are small enough."""
         small = self.layer.index_length + self.layer.pack_length <= MAX_WHOLE
-        every = [*self.mirrors, *self.web_seeds] if small and not self.disputed else []
+        every = self.servers if small and not self.disputed else []
         return [mirror for mirror in every if mirror.whole_only]
 
     @property
@@ -139,8 +144,8 @@ class _Early:
         """See `Servers.faults`."""
         size = self.layer.index_length + self.layer.pack_length
         told = []
-        for mirror in (*self.mirrors, *self.web_seeds):
-            error = (mirror.error or "").removeprefix(mirror.base)
+        for mirror in self.servers:
+            error = (mirror.fault or "").removeprefix(mirror.base)
             if mirror.whole_only and size > MAX_WHOLE:
                 error += (
                     f"; a layer of {format_size(size)} is not taken whole for a part of it (at most"
@@ -180,6 +185,12 @@ class EarlyReads:
             if mirror not in known:
                 known.append(mirror)
         return early
+
+    def awaited(self, torrents: Iterable[Torrent]) -> set[str]:
+        """The bases of all servers that may have what readers wait for now."""
+        waiting = [torrent for torrent in torrents if torrent.peers.wanted]
+        known = [self._layers[t.info_hash] for t in waiting if t.info_hash in self._layers]
+        return {mirror.base for early in known for mirror in early.servers}
 
     def bases(self, layers: Iterable[LayerRef]) -> list[str]:
         """Where layers may be had: bases of mirrors, those that answered last first."""
