@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import trio
 
+from p2pcloop.errors import StorageError
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloopd.block.supplier import Supplier
+from p2pcloopd.block.supplier import FULL_RETRY_SECONDS, Supplier
 
 WAITING = {"connected": False, "tried": ["192.0.2.1:6881: refused"], "peers": [], "seconds": 3}
 
@@ -48,3 +50,42 @@ async def test_many_reads_that_wait_are_one_line(caplog: pytest.LogCaptureFixtur
             node.answer.set()
         node.answer = trio.Event()
     assert "192.0.2.1:6881: refused" in lines[-1]
+
+
+class FullNode:
+    """A p2pcloopd on a disk that has no room, `tries` times."""
+
+    def __init__(self, tries: int, code: int) -> None:
+        self.tries = tries
+        self.code = code
+
+    async def call(
+        self, op: str, on_event: Callable[[str, dict[str, Any]], None] | None = None, **args: Any
+    ) -> dict[str, Any]:
+        assert (op, on_event is None) == ("read", False)
+        await trio.lowlevel.checkpoint()
+        if self.tries:
+            self.tries -= 1
+            raise StorageError("cannot write there", errno=self.code, hint="make room")
+        return {"data": bytes(args["length"])}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_keeps_a_guest_waiting_and_is_told_once(
+    caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock, code: int
+) -> None:
+    taken: list[int] = []
+    supplier = Supplier(FullNode(5, code), lambda wanted, _data: taken.append(wanted.offset))
+    begun = autojump_clock.current_time()
+    await supplier.supply(ranges(4096))
+    assert taken == [4096]
+    # Room is seen at the next try.
+    assert autojump_clock.current_time() - begun == pytest.approx(5 * FULL_RETRY_SECONDS)
+    lines = [r.getMessage() for r in caplog.records]
+    assert lines == ["the guest waits for room: cannot write there; make room"]
+
+
+async def test_another_error_of_the_disk_is_one() -> None:
+    supplier = Supplier(FullNode(1, errno.EIO), lambda _range, _data: None)
+    with pytest.raises(StorageError, match="cannot write there"):
+        await supplier.supply(ranges(0))

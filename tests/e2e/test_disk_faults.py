@@ -175,3 +175,45 @@ def test_files_of_the_store_that_are_cut_short_under_a_reader_are_healed(
         tool("nbdcopy", uri, out)
         assert serving.poll() is None
     assert out.read_bytes() == image.read_bytes()
+
+
+def test_reads_go_on_from_memory_while_the_store_is_full(
+    nodes: Nodes, image: Path, cloop: Path
+) -> None:
+    seeder = nodes.make()
+    link = seeder.seed(cloop)["link"]
+    with small_disk(nodes.directory / "small", "2M") as disk:
+        reader = nodes.make(inside=disk.inside, root=disk.place)
+        reader.run("daemon", "start")
+        socket, out = nodes.directory / "nbd", nodes.directory / "out.img"
+        try:
+            with reader.started("block", link, "--nbd", f"unix:{socket}") as serving:
+                read_until(serving, "serving at")
+                tool("nbdcopy", f"nbd+unix:///?socket={socket}", out)
+        finally:
+            reader.run("daemon", "stop")
+    assert out.read_bytes() == image.read_bytes()
+
+
+def test_reads_that_need_the_full_store_wait_for_room_and_say_so(
+    nodes: Nodes, image: Path, cloop: Path
+) -> None:
+    """A seeder without HTTP: its pieces go through the store's files. No read fails."""
+    seeder = nodes.make("[http]\nlisten = []\n")
+    link = seeder.seed(cloop)["link"]
+    with small_disk(nodes.directory / "small", "2M") as disk:
+        reader = nodes.make(inside=disk.inside, root=disk.place)
+        reader.run("daemon", "start")
+        socket, out = nodes.directory / "nbd", nodes.directory / "out.img"
+        try:
+            with reader.started("block", link, "--nbd", f"unix:{socket}") as serving:
+                read_until(serving, "serving at")
+                with started(["nbdcopy", f"nbd+unix:///?socket={socket}", out]) as copying:
+                    said = read_until(serving, "the guest waits for room")
+                    assert copying.poll() is None
+                    disk.resize("64M")
+                    assert copying.wait(BOUND) == 0
+                assert "No space left on device; free some space" in said
+        finally:
+            reader.run("daemon", "stop")
+    assert out.read_bytes() == image.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -12,13 +13,19 @@ from typing import Any, Protocol
 
 import trio
 
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.waiting import describe_slow, describe_waiting
 from p2pcloopd.block.waits import Waits
 
 _log = logging.getLogger(__name__)
 
+FULL_RETRY_SECONDS = 1.0
+"""Between two tries while the disk of the home is full: no event tells that it is not any more."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_TELL_FULL_SECONDS = 60.0
 _TELL_SECONDS = 10.0
 """Between two lines about a slow link: a guest's terminal is the guest's."""
 
@@ -53,7 +60,7 @@ class Supplier:
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
         self.waits = Waits()
-        self._told = -math.inf
+        self._told = self._told_full = -math.inf
         self._told_waiting = False
 
     async def supply(self, missing: Missing) -> None:
@@ -98,12 +105,30 @@ class Supplier:
         self._told_waiting = False
 
     async def _read(self, wanted: ByteRange) -> bytes:
-        parts = []
-        for part in wanted.parts():
-            tell = partial(self._tell, wanted.length)
-            answer = await self._client.call("read", tell, **asdict(part))
-            parts.append(answer["data"])
-        return b"".join(parts)
+        tell = partial(self._tell, wanted.length)
+        return b"".join([await self._read_part(part, tell) for part in wanted.parts()])
+
+    async def _read_part(
+        self, part: ByteRange, tell: Callable[[str, dict[str, Any]], None]
+    ) -> bytes:
+        """Read until there is room: a guest's file system takes no I/O error for a disk that is
+        full just now, and p2pcloopd tries anew each time."""
+        while True:
+            try:
+                answer = await self._client.call("read", tell, **asdict(part))
+            except StorageError as err:
+                if err.errno not in _FULL:
+                    raise
+                self._tell_full(err)
+                await trio.sleep(FULL_RETRY_SECONDS)
+            else:
+                data: bytes = answer["data"]
+                return data
+
+    def _tell_full(self, error: StorageError) -> None:
+        if time.monotonic() - self._told_full >= _TELL_FULL_SECONDS:
+            self._told_full = time.monotonic()
+            _log.warning("the guest waits for room: %s; %s", error, error.hint or "free some")
 
     def _tell(self, length: int, event: str, fields: dict[str, Any]) -> None:
         """Tell the user that the guest waits: once that nothing comes, however many reads wait for

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from typing import Any
 
 import trio
 
+from p2pcloop.errors import StorageError
 from p2pcloop.formats.link import MAX_PEERS
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_READ
@@ -60,7 +62,16 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
         await call.hold(length)
         return {"data": data}
     bring = partial(torrent.bring, offset, length, heal=heal)
-    await tell_how_fast(torrent, call, node.config.waiting_after, bring)
+    try:
+        await tell_how_fast(torrent, call, node.config.waiting_after, bring)
+    except StorageError as err:
+        # On a full disk nothing is kept; what a server gives goes through memory alone.
+        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+        data = await node.early.direct(torrent.info_hash, offset, length) if full else None
+        if data is None:
+            raise
+        await call.hold(length)
+        return {"data": data}
     await call.hold(length)  # of the answer alone: who waits for peers takes no room from others
     return {"data": await torrent.read(offset, length)}
 
