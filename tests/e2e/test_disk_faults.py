@@ -137,9 +137,9 @@ def test_no_room_in_the_store(nodes: Nodes, image: Path, cloop: Path) -> None:
             disk.resize("64M")
             fetch_again(reader, link)
             assert reader.json("verify", link)["bad"] == 0
-            out = disk.place / "out.img"
+            out = nodes.directory / "out.img"
             reader.run("export", link, out)
-            assert (disk.outside / "out.img").read_bytes() == image.read_bytes()
+            assert out.read_bytes() == image.read_bytes()
         finally:
             reader.run("daemon", "stop")
 
