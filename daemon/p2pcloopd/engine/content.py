@@ -78,6 +78,16 @@ class Content:
         """What the sizes of the files must be, by their paths below `root`."""
         return {str(path): size for path, size in self._layout.files}
 
+    def lacking(self) -> Iterator[tuple[int, int]]:
+        """The ranges of the content, offset and length, for which files are too short, or gone."""
+        for path, start, size in self._files:
+            try:
+                there = path.stat().st_size
+            except OSError:
+                there = 0
+            if there < size:
+                yield start + there, size - there
+
     def whole(self) -> bool:
         """Whether every file is there and has its size."""
         try:

@@ -184,15 +184,22 @@ class Stored:
     def drop_wrong(self, pieces: Iterable[int]) -> list[int]:
         """Clear the bits of those of `pieces` that are wrong on the disk, and return them.
 
+        Where some are, those behind the ends of files that were cut short go with them: all that
+        is found wrong at once costs one departure from the swarm.
+
         Raises:
             CorruptError: some are, and the files are not ours to write.
         """
-        wrong = self.wrong(piece for piece in pieces if self.have.has(piece, piece))
+        wrong = set(self.wrong(piece for piece in pieces if self.have.has(piece, piece)))
         if wrong and self.in_place:
             self.found_wrong()
             raise self.error()
+        if wrong:
+            for offset, length in self.content.lacking():
+                beyond = self.layout.pieces_of(offset, length)
+                wrong.update(piece for piece in beyond if self.have.has(piece, piece))
         self.have.drop(*wrong)
-        return wrong
+        return sorted(wrong)
 
     def evict(self, pieces: Iterable[int]) -> None:
         """Clear the bits of pieces, durably: from now on they are fetched again."""
