@@ -67,7 +67,7 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     except StorageError as err:
         # On a full disk nothing is kept; what a server gives goes through memory alone.
         full = err.errno in (errno.ENOSPC, errno.EDQUOT)
-        data = await node.early.direct(torrent.info_hash, offset, length) if full else None
+        data = await node.early.direct(torrent, offset, length) if full else None
         if data is None:
             raise
         await call.hold(length)
