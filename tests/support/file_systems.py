@@ -18,3 +18,29 @@ def make_read_only(kind: str, tree: Path, out: Path) -> None:
             tool("genisoimage", "-quiet", "-r", "-o", out, tree)
         case "erofs":
             tool("mkfs.erofs", "--all-root", "-zlz4hc", out, tree)
+
+
+def make_writable(kind: str, tree: Path, out: Path) -> None:
+    """Write a btrfs or an xfs of 320 MiB, which takes room only for the files below `tree`."""
+    with out.open("wb") as file:
+        file.truncate(320 << 20)
+    match kind:
+        case "btrfs":
+            tool("mkfs.btrfs", "-q", "--rootdir", tree, out)
+        case "xfs":
+            prototype = out.with_name(f"{out.name}.proto")
+            prototype.write_text("\n".join(["-", "0 0", *_prototype(tree), "$", ""]))
+            tool("mkfs.xfs", "-q", "-p", prototype, out)
+
+
+def _prototype(path: Path, name: str = "") -> list[str]:
+    """A file or directory in the language of mkfs.xfs(8), option -p; all of it root's."""
+    mode = f"{path.lstat().st_mode & 0o777:03o} 0 0"
+    if path.is_symlink():
+        return [f"{name} l--777 0 0 {path.readlink()}"]
+    if path.is_dir():
+        inside = [
+            line for entry in sorted(path.iterdir()) for line in _prototype(entry, entry.name)
+        ]
+        return [f"{name} d--{mode}", *inside, *(["$"] if name else [])]
+    return [f"{name} ---{mode} {path}"]

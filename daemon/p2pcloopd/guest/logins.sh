@@ -141,7 +141,8 @@ systemd_logins() {
 
 # --- inittab: that of System V (id:levels:action:process) and of busybox (tty::action:process) ---
 
-# logins_of TABLE: a line for each login: its number, its tty, whether it asks ("asks" or "open").
+# logins_of TABLE: a line for each login: its number, its tty, its program, and whether that asks
+# ("asks" or "open").
 logins_of() {
     awk -F: '
         function tty_of(word) {
@@ -164,7 +165,7 @@ logins_of() {
             if (tty == "") next
             asks = process ~ /getty/ && process !~ /autologin| -a | -n / ? "asks" : "open"
             found[NR] = $2
-            text[NR] = NR " " tty " " asks
+            text[NR] = NR " " tty " " words[1] " " asks
         }
         END {
             for (n = 1; n <= NR; n++)
@@ -187,17 +188,17 @@ inittab_logins() {
         takes_passwords || say "$LOCKED"
         return
     fi
-    number=${line%% *}
+    # shellcheck disable=SC2086  # words
+    set -- $line
     # It goes once init has read it: the image's own is there again to be changed.
-    if find_real /sbin/getty && [ "${real##*/}" = busybox ]; then
-        tty=${line#* }
-        new="s|^\([^:]*:[^:]*:[^:]*:\).*|${tty%% *}::respawn:/bin/login -f root|"
+    if find_real "$3" && [ "${real##*/}" = busybox ]; then
+        new="s|^\([^:]*:[^:]*:[^:]*:\).*|$2::respawn:/bin/login -f root|"
         echo "::sysinit:/bin/umount /etc/inittab"
     else
         new="s|^\([^:]*:[^:]*:[^:]*:[^ 	]*\)|\1 --autologin root|"
         echo "p2pc::sysinit:/bin/umount /etc/inittab"
     fi >/inittab
-    sed "$number$new" "$table" >>/inittab
+    sed "$1$new" "$table" >>/inittab
     mount --bind /inittab "$table"
     autologin=done
 }

@@ -1,0 +1,67 @@
+"""Images that nobody made for p2pcloop: each gives its login on the console that its user sees, and
+what is changed in it goes from node to node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.programs import Guest, Node, Nodes
+from tests.support.stock_images import STOCK, stock_images
+
+pytestmark = pytest.mark.e2e
+
+SLOW = 150.0
+"""Seconds after which a boot or an end has failed, on a busy machine as well."""
+
+READ = "cat /root/kept; grep -rl autologin /etc; echo o > /proc/sysrq-trigger; sleep 60"
+"""Shows what was kept, and files that would have been changed to log somebody in."""
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, Path]:
+    return stock_images()
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[list[Node]]:
+    """A publisher, one who changes, and one who reads."""
+    with Nodes() as nodes:
+        yield [nodes.make() for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_stock_image_is_changed_and_passed_on(
+    images: dict[str, Path], three: list[Node], tmp_path: Path, name: str
+) -> None:
+    publisher, changer, reader = three
+    link = publisher.seed(images[name], name)["link"]
+    overlay = tmp_path / "mine.delta"
+    with Guest(changer, link, "--overlay", overlay, "--autologin") as guest:
+        guest.expect(r"# (\x1b\[6n)?$", SLOW)
+        assert guest.run("tty", SLOW).strip() in ("/dev/tty1", "/dev/console")
+        guest.run("echo mine > /root/kept && sync", SLOW)
+        if name == "openrc":
+            guest.kill()  # its scripts take half a minute to end
+        else:
+            guest.send_line("poweroff")
+            assert guest.wait(SLOW) == 0, guest.said
+    made = changer.json("publish", overlay, "--name", f"my-{name}")
+    assert made["layers"] == 2
+    with Guest(reader, made["link"], "--append", f"quiet init=/bin/sh -- -c '{READ}'") as guest:
+        assert guest.wait(SLOW) == 0, guest.said
+    said = [line.strip() for line in guest.printed.splitlines()]
+    assert "mine" in said
+    assert not [line for line in said if line.startswith("/etc/")]
+
+
+@pytest.mark.parametrize("name", ["bookworm", "busybox"])
+def test_a_locked_root_is_told_before_the_prompt(
+    images: dict[str, Path], three: list[Node], name: str
+) -> None:
+    with Guest(three[1], images[name]) as guest:
+        guest.expect("p2pcloop: root is locked in this image", SLOW)
+        guest.expect("login: $", SLOW)
+        guest.kill()
