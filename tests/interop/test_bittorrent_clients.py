@@ -58,6 +58,25 @@ def test_the_only_source(client: Run, nodes: Nodes, published: Published) -> Non
         assert reader.json("verify", link)["bad"] == 0
 
 
+def test_a_client_that_chokes_who_wants_nothing_sees_us_interested(
+    nodes: Nodes, published: Published
+) -> None:
+    """aria2 looks again after 10 s where "interested" comes right behind "not interested"."""
+    log = nodes.directory / "aria2.log"
+    with_log = ("sh", "-c", f'exec "$@" --log={log} --log-level=info', "aria2")
+    with aria2(with_log) as foreign:
+        for content in published.contents():
+            seeding(foreign, content)
+        published.node.run("daemon", "stop")
+        out = nodes.directory / "out.img"
+        nodes.make().run("export", published.link_with(peers=(foreign.address,), mirrors=()), out)
+        assert out.read_bytes() == published.raw
+    said = log.read_text()
+    assert " interested" in said
+    # Of each torrent once when its metadata is here, and once when all is.
+    assert said.count(" not interested") <= 4
+
+
 @every_client
 def test_takes_from_us(client: Run, nodes: Nodes, published: Published) -> None:
     """From a node that is fetching itself: transmission connects to no address of loopback.

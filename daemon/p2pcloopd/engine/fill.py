@@ -60,7 +60,7 @@ async def fill(torrent: Torrent, rate: int) -> None:
         while not transfer.complete():
             begun = trio.current_time()
             await transfer.demand.quiet(QUIET_SECONDS, begun - QUIET_SECONDS)
-            window = torrent.peers.window()
+            window = transfer.window()
             asked = min(window, rate) if rate else window
             batch = list(islice(absent, max(1, asked // layout.piece_length)))
             if not batch:

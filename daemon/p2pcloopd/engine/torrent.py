@@ -24,6 +24,7 @@ from p2pcloopd.engine.direct import Direct
 from p2pcloopd.engine.handout import Handouts
 from p2pcloopd.engine.http_pieces import HttpPieces
 from p2pcloopd.engine.in_place import InPlace
+from p2pcloopd.engine.interest import Interest
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
 from p2pcloopd.engine.provisional import Provisional
@@ -83,6 +84,7 @@ class Torrent:
         self.direct = Direct(self.transfer, self.peers)
         self.transfer.direct = self.direct
         self.completion = Completion(self.transfer)
+        self._interest = Interest(self.transfer)
         self._record = record
         self._swarm = swarm
         self._decode = decode
@@ -331,6 +333,7 @@ class Torrent:
                 nursery.start_soon(self.http.run)
                 nursery.start_soon(self.provisional.run)
                 nursery.start_soon(self.completion.run)
+                nursery.start_soon(self._interest.run)
                 await self.saver.run()
 
     async def end(self) -> None:

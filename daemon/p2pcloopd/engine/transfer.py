@@ -30,6 +30,15 @@ SAVE_SECONDS = 1
 SAVE_BYTES = 8 << 20
 """Arrived pieces are made durable after so long, or once they are so many."""
 
+SMALL = 4 << 20
+FOREIGN_WINDOW = 1 << 20
+"""Foreign clients choke whoever wants nothing, if only for the moment until the window is filled
+again: of them a small torrent is asked for whole, and of others so many bytes at the least."""
+
+FOREIGN_SECONDS = 1.0
+UNKNOWN_SECONDS = 0.05
+"""Between two looks at who is connected, where foreign clients are, and where none is yet."""
+
 CROWD_PATIENCE = 0.25
 """Seconds that a reader in a crowd waits for what another peer is about to have."""
 
@@ -78,6 +87,7 @@ class Transfer:
         self.received = Received(self._known)
         self._swarm = swarm
         self._peers = peers
+        self._foreign, self._foreign_at = False, -math.inf
         self.read = trio.Event()
         self.read_at = -math.inf
         self.last_read = 0
@@ -322,6 +332,21 @@ class Transfer:
         self._spare += Counter()  # those that nobody wants are gone
         self._lower(pieces)
 
+    def foreign(self) -> bool:
+        """Whether the peers that are connected are all of other programs."""
+        since = trio.current_time() - self._foreign_at
+        if since >= (FOREIGN_SECONDS if self._foreign else UNKNOWN_SECONDS):
+            self._foreign = self.running and self._swarm.foreign()
+            self._foreign_at = trio.current_time()
+        return self._foreign
+
+    def window(self) -> int:
+        """Bytes that are asked for at once where nobody waits."""
+        window = self._peers.window()
+        if not self.foreign():
+            return window
+        return max(window, SMALL if self.stored.layout.total_size <= SMALL else FOREIGN_WINDOW)
+
     async def more(self) -> None:
         """Keep a window of background pieces asked for, and return when something changed."""
         changed = self._changed
@@ -333,7 +358,7 @@ class Transfer:
         if self.pieces.wanted or not self.running:
             return
         layout = self.stored.layout
-        window = self._peers.window() // layout.piece_length + 1
+        window = self.window() // layout.piece_length + 1
         chosen = self._background.choose(window, layout.pieces, self.has)
         self._ask(chosen, BACKGROUND)
 

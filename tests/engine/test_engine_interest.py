@@ -1,0 +1,78 @@
+"""Where only foreign clients can be asked, we stay interested while somebody reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcloopd.engine import interest, transfer
+from p2pcloopd.engine.session_swarm import SessionSwarm
+from p2pcloopd.engine.torrent import Torrent
+from tests.support.engines import Nodes, until
+
+PIECE = 1 << 14
+PATIENCE = 30
+
+
+@asynccontextmanager
+async def reading(nodes: Nodes, content: bytes) -> AsyncIterator[Torrent]:
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            yield torrent
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own nodes pass for foreign clients."""
+    monkeypatch.setattr(SessionSwarm, "foreign", lambda _: True)
+
+
+async def test_of_nodes_of_ours_what_is_read_is_asked_for(nodes: Nodes, content: bytes) -> None:
+    async with reading(nodes, content) as torrent:
+        await torrent.read(50 * PIECE, 1)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert torrent.have_bytes == PIECE
+
+
+@pytest.mark.usefixtures("foreign")
+async def test_a_small_torrent_is_asked_for_whole(nodes: Nodes, content: bytes) -> None:
+    async with reading(nodes, content) as torrent:
+        await torrent.read(50 * PIECE, 1)
+        await until(lambda: torrent.have_bytes == len(content))
+
+
+@pytest.mark.usefixtures("foreign")
+async def test_of_a_larger_one_a_window_from_what_was_read_on_and_not_for_long(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "SMALL", 0)
+    monkeypatch.setattr(interest, "LINGER_SECONDS", 0)
+    async with reading(nodes, content) as torrent:
+        await torrent.read(50 * PIECE, 1)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert torrent.have_bytes == PIECE
+        monkeypatch.setattr(interest, "LINGER_SECONDS", 3600)
+        await torrent.read(60 * PIECE, 1)
+        await until(lambda: all(map(torrent.transfer.has, range(60, 70))))
+        await until(lambda: torrent.have_bytes == len(content))
+
+
+@pytest.mark.usefixtures("foreign")
+async def test_where_a_server_can_be_asked_there_is_no_need(nodes: Nodes, content: bytes) -> None:
+    async def ask(offset: int, length: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return content[offset : offset + length]
+
+    async with reading(nodes, content) as torrent:
+        await torrent.metadata()
+        torrent.direct.ask = ask
+        await torrent.read(50 * PIECE, 1)
+        await until(lambda: torrent.have_bytes == PIECE)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert torrent.have_bytes == PIECE
