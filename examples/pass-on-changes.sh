@@ -24,37 +24,13 @@ fact() {
     python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"
 }
 
-# Show what the guest prints up to the prompt of its shell.
-read_to_prompt() {
-    local said=''
-    until [[ $said =~ (tiny|root@p2pcloop:~)$ ]]; do
-        IFS= read -r -t 120 -d '#' -u "$1" said
-        printf '%s#' "$said"
-    done
-}
-
-# Boot with the words given, type one command in the guest, and shut it down.
-in_guest() {
-    local command=$1
-    shift
-    coproc guest { exec timeout 300 p2pcloop boot "$@" --mem 256M --append quiet; }
-    local process=$guest_PID keyboard=${guest[1]} screen=${guest[0]}
-    read_to_prompt "$screen"
-    echo "$command" >&"$keyboard"
-    read_to_prompt "$screen"
-    echo poweroff >&"$keyboard"
-    cat <&"$screen"
-    wait "$process"
-}
-
 say "the teacher offers $image"
 seeded=$(p2pcloop seed "$image" --name class --home "$work/teacher" --json)
 link=$(fact link <<<"$seeded")
 echo "$(fact name <<<"$seeded"): $link"
 
 say "the pupil boots it by that link, and installs a package; the overlay keeps the change"
-in_guest "dpkg -i /root/hello.deb && sync" "$link" \
-    --overlay "$work/mine.delta" --home "$work/pupil"
+p2pcloop run "$link" --overlay "$work/mine.delta" --home "$work/pupil" -- dpkg -i /root/hello.deb
 
 say "the pupil publishes what changed"
 published=$(p2pcloop publish "$work/mine.delta" --name homework -m "with hello-p2pcloop" \
@@ -64,7 +40,7 @@ echo "$(fact name <<<"$published"): $link"
 p2pcloop log "$(fact name <<<"$published")" --home "$work/pupil"
 
 say "somebody else boots the pupil's version by its link, and has the package"
-in_guest hello-p2pcloop "$link" --home "$work/reader" --report "$work/report.json"
+p2pcloop run "$link" --home "$work/reader" --report "$work/report.json" -- hello-p2pcloop
 
 python3 - "$work/report.json" <<'END'
 import json, sys

@@ -24,6 +24,7 @@ _COMMANDS = {
     "profile": ("p2pcloop.cli.profile", "Show, export, attach and forget what boots read."),
     "diff": ("p2pcloop.cli.diff", "Tell how much two images differ."),
     "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
+    "run": ("p2pcloopd.guest.run", "Run one command in a guest; its output, its exit code."),
     "rebase": (
         "p2pcloopd.guest.rebase_command",
         "Move a files overlay to a newer version of its image.",

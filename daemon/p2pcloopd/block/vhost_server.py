@@ -15,6 +15,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 
@@ -93,14 +94,65 @@ class _Served:
         return bool(self._hang_up.poll(0))
 
 
+class ServedQueue(Protocol):
+    """A queue that is being served, as `QueueServer` is."""
+
+    queue: Virtqueue
+
+    async def run(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class VhostDevice(Protocol):
+    """A virtio device that can be served here.
+
+    Attributes:
+        features: of the device; those of its queues are added.
+        config: its configuration space.
+        queues: how many it has at most.
+    """
+
+    @property
+    def features(self) -> int: ...
+
+    @property
+    def config(self) -> bytes: ...
+
+    @property
+    def queues(self) -> int: ...
+
+    def serve_queue(self, index: int, queue: Virtqueue, vring: Vring) -> ServedQueue:
+        """Return what serves a queue once its `run` is called."""
+
+
+class _BlockDevice:
+    """A virtio-blk device in front of a backend."""
+
+    queues = virtio_blk.MAX_QUEUES
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.features = virtio_blk.offered_features(backend.device)
+        self.config = virtio_blk.config_space(backend.device)
+
+    def serve_queue(self, index: int, queue: Virtqueue, vring: Vring) -> QueueServer:  # noqa: ARG002  all are alike
+        return QueueServer(self._backend, queue, vring)
+
+
 async def serve_front_end(backend: Backend, connection: trio.socket.SocketType) -> None:
+    """Serve a block device to the front end at the other end of a socket; see `serve_device`."""
+    await serve_device(_BlockDevice(backend), connection)
+
+
+async def serve_device(device: VhostDevice, connection: trio.socket.SocketType) -> None:
     """Serve the front end at the other end of a socket until it goes, then close the socket.
 
     Requests that still wait for bytes when it goes are dropped. A front end that breaks the
     protocol is logged and dropped.
     """
     with connection:
-        front_end = _FrontEnd(backend, connection)
+        front_end = _FrontEnd(device, connection)
         try:
             async with trio.open_nursery() as nursery:
                 await front_end.converse(nursery)
@@ -112,21 +164,20 @@ async def serve_front_end(backend: Backend, connection: trio.socket.SocketType) 
 class _FrontEnd:
     """One connection: its session, the memory it shares and the queues being served."""
 
-    def __init__(self, backend: Backend, connection: trio.socket.SocketType) -> None:
-        device = backend.device
-        self._backend = backend
+    def __init__(self, device: VhostDevice, connection: trio.socket.SocketType) -> None:
+        self._device = device
         self._socket = connection
         self._reader = MessageReader()
         self._session = Session(
-            offered=virtio_blk.offered_features(device)
+            offered=device.features
             | virtqueue.F_INDIRECT_DESC
             | virtqueue.F_EVENT_IDX
             | vhost_session.F_PROTOCOL_FEATURES,
-            config=virtio_blk.config_space(device),
-            vrings=tuple(Vring() for _ in range(virtio_blk.MAX_QUEUES)),
+            config=device.config,
+            vrings=tuple(Vring() for _ in range(device.queues)),
         )
         self._memory = _Mapping([])
-        self._queues: dict[int, QueueServer] = {}
+        self._queues: dict[int, ServedQueue] = {}
         self._ahead: deque[Message] = deque()
 
     async def converse(self, nursery: trio.Nursery) -> None:
@@ -243,7 +294,7 @@ class _FrontEnd:
             next_available=vring.base,
             features=self._session.features,
         )
-        self._queues[index] = QueueServer(self._backend, queue, vring)
+        self._queues[index] = self._device.serve_queue(index, queue, vring)
         nursery.start_soon(self._queues[index].run)
 
 

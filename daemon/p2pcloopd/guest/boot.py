@@ -7,11 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -21,8 +22,9 @@ from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console import is_our_terminal
 from p2pcloopd.guest.escape import BRIEF
+from p2pcloopd.guest.execution import ports_path, run_command
 from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -36,11 +38,19 @@ def tell_keys(overlay: Path | None) -> None:
         print(*(f"p2pcloop: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
 
 
-def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+class Live(Protocol):
+    """Runs a guest to its end, as `run_guest` does."""
+
+    async def __call__(
+        self, spec: GuestSpec, *, on_boot: Callable[[], None] | None = None
+    ) -> GuestResult: ...
+
+
+def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, live: Live = run_guest) -> None:
     """Boot; an error is left in `outcome`."""
     try:
         with serve_disks(disk, spec.disks) as block:
-            run(partial(_run, spec, block, outcome))
+            run(partial(_run, spec, block, outcome, live))
     except P2pcloopError as err:
         outcome.error = err
 
@@ -55,7 +65,7 @@ def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerPr
         return BlockServerProcess(disk)
 
 
-async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> None:
+async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, live: Live) -> None:
     await block.wait_ready()
     outcome.begun = time.monotonic()
     stuck = trio.CancelScope()
@@ -73,12 +83,22 @@ async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome) -> 
             # A guest that cannot boot has read something all the same: the report tells.
             try:
                 with plain_errors():
-                    outcome.guest = await run_guest(spec, on_boot=partial(on_disk, attached=True))
+                    outcome.guest = await live(spec, on_boot=partial(on_disk, attached=True))
             except P2pcloopError as err:
                 outcome.error = err
         block.stop()
     if outcome.guest is None and outcome.error is None:
         raise GuestError("the guest let go of its disk and did not end; it was killed")
+
+
+def run_one(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+    """Run the command that is in the guest's first root; as `boot`."""
+    path = ports_path(spec)
+    # Bound before the block server is forked, and not left to it.
+    with bind_unix_listener(path) as listener:
+        listener.setblocking(False)
+        live = partial(run_command, listener)
+        boot(replace(spec, ports_socket=path), disk, outcome, live)
 
 
 @contextmanager

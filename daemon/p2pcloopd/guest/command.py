@@ -9,9 +9,11 @@ from types import ModuleType
 import click
 
 from p2pcloop.cli.output import check_writable
+from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.guest.escape import HELP
 from p2pcloopd.guest.initramfs import AUTOLOGIN
 from p2pcloopd.guest.options import GuestOptions, guest_options
+from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.session import run_session
 from p2pcloopd.guest.spec import GuestSpec
 
@@ -50,8 +52,17 @@ SIGINT, SIGTERM and SIGHUP shut it down; the second SIGINT or SIGTERM ends it, o
     is_flag=True,
     help="Log root in at the console, for this boot; the image is not changed.",
 )
+@click.option(
+    "--no-profile", is_flag=True, help="Read nothing ahead of the guest, and record no profile."
+)
 def command(
-    ref: str, options: GuestOptions, console: str, *, no_reboot: bool, autologin: bool
+    ref: str,
+    options: GuestOptions,
+    console: str,
+    *,
+    no_reboot: bool,
+    autologin: bool,
+    no_profile: bool,
 ) -> None:
     """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux.
 
@@ -62,10 +73,14 @@ def command(
     if file is not None:
         check_writable(file)
 
-    def tailor(spec: GuestSpec, booting: ModuleType) -> GuestSpec:
+    def start(
+        booting: ModuleType, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome
+    ) -> None:
         if file is None:
             booting.tell_keys(options.overlay)
-        return replace(spec, console=file or "stdio", reboot=not no_reboot)
+        spec = replace(spec, console=file or "stdio", reboot=not no_reboot)
+        booting.boot(spec, disk, outcome)
 
-    guest = run_session(ref, options, tailor, words=AUTOLOGIN if autologin else "")
+    words = AUTOLOGIN if autologin else ""
+    guest = run_session(ref, options, start, words=words, ahead=not no_profile)
     raise click.exceptions.Exit(guest.exit_code)

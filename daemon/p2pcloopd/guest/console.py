@@ -114,16 +114,20 @@ class UnseenConsoles:
 
 
 class Sink:
-    """Where a guest's output goes: standard output, or a file that is written anew."""
+    """Where a guest's output goes: a descriptor of ours, or a file that is written anew.
 
-    def __init__(self, console: Literal["stdio"] | Path) -> None:
-        self._is_ours = console == "stdio"
-        self._open = True
+    Attributes:
+        is_open: whether anybody takes it.
+    """
+
+    def __init__(self, console: Literal["stdio"] | Path | int) -> None:
+        self._is_ours = not isinstance(console, Path)
+        self.is_open = True
         if isinstance(console, Path):
             self._fd = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         else:
             sys.stdout.flush()
-            self._fd = _STDOUT
+            self._fd = _STDOUT if console == "stdio" else console
         # A terminal gets what may be shown there.
         self._screen = ScreenFilter(utf8=_takes_utf8()) if os.isatty(self._fd) else None
 
@@ -135,7 +139,7 @@ class Sink:
         """
         if self._screen is not None:
             data = self._screen.feed(data)
-        while data and self._open:
+        while data and self.is_open:
             await ready(trio.lowlevel.wait_writable, self._fd)
             try:
                 data = data[os.write(self._fd, data) :]
@@ -144,7 +148,7 @@ class Sink:
             except OSError as err:
                 if not self._is_ours or err.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
                     raise
-                self._open = False
+                self.is_open = False
 
     def close(self) -> None:
         """Leave a terminal's screen as it was, and close what is a file."""

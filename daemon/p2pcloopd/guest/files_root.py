@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from p2pcloop.errors import NeedsPackageError
-from p2pcloopd.guest.initramfs import hand_over, make_initramfs
+from p2pcloopd.guest.initramfs import Ending, end_initramfs
 from p2pcloopd.guest.kernel import Kernel, load_modules
 
 LAYER_APPLETS = ("losetup",)
@@ -102,21 +102,23 @@ hostname "${name:-p2pcloop}"
 """
 
 
-def build_files_initramfs(kernel: Kernel, places: Sequence[str] = WHOLE) -> bytes:
+def build_files_initramfs(
+    kernel: Kernel, places: Sequence[str] = WHOLE, ending: Ending | None = None
+) -> bytes:
     """Return the archive that boots a joined root with `kernel`.
 
     Args:
         kernel: what it is for.
         places: where the image's file systems begin on /dev/vda, in bytes, from base to top; of a
             published files overlay followed by `/upper`.
+        ending: as for `build_initramfs`.
 
     Raises:
         NeedsPackageError: busybox, or a module that every such root needs, is not on this system.
     """
     functions, modules = layer_functions(kernel)
     mount_root = _MOUNT_ROOT.replace("@PLACES@", " ".join(places))
-    script = functions + mount_root + hand_over()
-    return make_initramfs(kernel, script, applets=_APPLETS, modules=modules)
+    return end_initramfs(kernel, functions + mount_root, ending, applets=_APPLETS, modules=modules)
 
 
 def layer_functions(kernel: Kernel) -> tuple[str, list[tuple[str, bytes]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 from p2pcloop.errors import NeedsPackageError
@@ -109,12 +110,7 @@ without_journal() {
 """
 """What every first root begins with: `fail`, disks that can be waited for, and what is on them."""
 
-_HAND_OVER = """\
-choose_init
-check_program "$init" "$init"
-arrange_login
-echo "@START_MARK@$init${kind:+ ($kind)}"
-
+_NETWORK = """\
 if [ -e /sys/class/net/@INTERFACE@ ]; then
     ip address add @ADDRESS@/@PREFIX@ dev @INTERFACE@
     ip link set @INTERFACE@ up
@@ -124,6 +120,14 @@ if [ -e /sys/class/net/@INTERFACE@ ]; then
         echo "nameserver @NAMESERVER@" > $resolv
     fi
 fi
+"""
+"""Sets up the network card, where there is one."""
+
+_HAND_OVER = """\
+choose_init
+check_program "$init" "$init"
+arrange_login
+echo "@START_MARK@$init${kind:+ ($kind)}"
 
 for directory in dev proc sys; do
     [ -d /root/$directory ] && mount --move /$directory /root/$directory
@@ -162,13 +166,56 @@ def hand_over() -> str:
     return "".join(parts) + _HAND_OVER
 
 
-def build_initramfs(kernel: Kernel) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a first root does once the guest's root is mounted at /root.
+
+    Attributes:
+        script: for busybox's shell, behind that which sets up the network.
+        applets: of busybox, that it uses besides those that every first root has.
+        modules: that it inserts itself, with what they need: `@ENDING_MODULES@` in the script.
+        files: names and content of what it takes along.
+    """
+
+    script: str
+    applets: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+def build_initramfs(kernel: Kernel, ending: Ending | None = None) -> bytes:
     """Return the archive that boots the file system on /dev/vda with `kernel`.
+
+    Args:
+        kernel: what it is for.
+        ending: what follows once the root is there; None: it is handed over to its init.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    return make_initramfs(kernel, _MOUNT_ROOT + hand_over())
+    return end_initramfs(kernel, _MOUNT_ROOT, ending)
+
+
+def end_initramfs(
+    kernel: Kernel,
+    script: str,
+    ending: Ending | None,
+    *,
+    applets: Sequence[str] = (),
+    modules: Sequence[tuple[str, bytes]] = (),
+) -> bytes:
+    """Return an archive whose /init does what `script` says, then what the ending does; the rest
+    as for `make_initramfs`."""
+    ending = ending or Ending(hand_over())
+    more = load_modules(kernel, ending.modules) if ending.modules else []
+    text = ending.script.replace("@ENDING_MODULES@", " ".join(name for name, _ in more))
+    return make_initramfs(
+        kernel,
+        script + _NETWORK + text,
+        applets=(*applets, *ending.applets),
+        modules=[*modules, *more],
+        files=ending.files,
+    )
 
 
 def make_initramfs(

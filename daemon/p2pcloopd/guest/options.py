@@ -71,9 +71,6 @@ _OPTIONS = (
         metavar="off|RATE|full",
         help="Bring the rest of the image when there is time: RATE bytes a second (500K), or all.",
     ),
-    click.option(
-        "--no-profile", is_flag=True, help="Read nothing ahead of the guest, and record no profile."
-    ),
     at_option,
     file_options,
     home_option,
@@ -94,7 +91,6 @@ class GuestOptions:
     cpu: int | None
     report: Path | None
     fill: int
-    no_profile: bool
     at: int
     home: Home
 

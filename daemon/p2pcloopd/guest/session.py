@@ -14,10 +14,10 @@ from p2pcloop.cli.output import check_writable
 from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.streams import log_to_stderr
 from p2pcloop.making.local import ImageFile
-from p2pcloopd.block.spec import FilesOverlay
+from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
-from p2pcloopd.guest.initramfs import build_initramfs
+from p2pcloopd.guest.initramfs import Ending, build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.options import GuestOptions
 from p2pcloopd.guest.recording import keep_recording
@@ -28,8 +28,10 @@ from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
 def run_session(
     ref: str,
     options: GuestOptions,
-    tailor: Callable[[GuestSpec, ModuleType], GuestSpec],
+    start: Callable[[ModuleType, GuestSpec, BlockServerSpec, Outcome], None],
     *,
+    ahead: bool,
+    ending: Ending | None = None,
     words: str = "",
 ) -> GuestResult:
     """Run a guest to its end; keep what it read first as a profile, and write the report.
@@ -37,8 +39,10 @@ def run_session(
     Args:
         ref: what is booted.
         options: how.
-        tailor: makes the command's own guest of what the options ask for; it gets
-            `p2pcloopd.guest.boot`, which is loaded while p2pcloopd starts.
+        start: runs the guest; it gets `p2pcloopd.guest.boot`, which is loaded while p2pcloopd
+            starts.
+        ahead: bring what the image's profile has before it is read, and note one.
+        ending: what its first root does once the root is there; None: as for a boot.
         words: the command's own for the kernel.
 
     Raises:
@@ -55,22 +59,20 @@ def run_session(
         target.check_secret()
     files = choose_files(target, overlay, options.overlay_mode, options.overlay_size, home)
     before = _status(target)
-    disk = disk_of(
-        target, overlay, home, ahead=not options.no_profile, fill=options.fill, files=files
-    )
+    disk = disk_of(target, overlay, home, ahead=ahead, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
     with (booting := _load()).socket_folder() as folder:
         spec = GuestSpec(
             vhost_socket=folder / "vda",
             more_disks=() if files is None else (folder / "vdb",),
-            initramfs=_first_root(target, files),
+            initramfs=_first_root(target, files, ending),
             memory=options.mem,
             network="user" if options.net == "user" else "none",
             kernel=options.kernel,
             append=_append(target, words, options.append),
             cpu=_cpu(options.cpu),
         )
-        booting.boot(tailor(spec, booting), disk, outcome)
+        start(booting, spec, disk, outcome)
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if options.report is not None:
@@ -94,12 +96,12 @@ def _load() -> ModuleType:
 
 
 def _first_root(
-    target: ImageFile | StoredRef, files: FilesOverlay | None
+    target: ImageFile | StoredRef, files: FilesOverlay | None, ending: Ending | None
 ) -> Callable[[Kernel], bytes]:
     """What makes the guest's initramfs."""
     if files is None:
-        return build_initramfs
-    return partial(build_files_initramfs, places=layer_places(target))
+        return partial(build_initramfs, ending=ending)
+    return partial(build_files_initramfs, places=layer_places(target), ending=ending)
 
 
 def _append(target: ImageFile | StoredRef, *words: str) -> str:

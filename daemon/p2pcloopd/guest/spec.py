@@ -16,7 +16,7 @@ from p2pcloop.units import format_size
 from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 
-Reason = Literal["poweroff", "reboot", "panic", "crash", "killed"]
+Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done"]
 
 MIN_MEMORY = 64 << 20
 """Below this a kernel with its initramfs does not come up."""
@@ -54,6 +54,7 @@ class GuestSpec:
         cpu: the only CPU that the guest runs on, or None for any.
         more_disks: sockets of further disks: /dev/vdb and so on.
         initramfs: makes the guest's first root for a kernel.
+        ports_socket: a vhost-user socket of a console device with ports, or None.
         reboot: a guest that reboots is started again; else that is its end.
     """
 
@@ -68,6 +69,7 @@ class GuestSpec:
     more_disks: tuple[Path, ...] = ()
     initramfs: Callable[[Kernel], bytes] = build_initramfs
     reboot: bool = False
+    ports_socket: Path | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -91,9 +93,9 @@ class GuestSpec:
                 f"{format_size(self.memory)} of memory for a guest are more than this machine has",
                 hint=f"give at most {machine_memory() >> 20}M",
             )
-        for socket in self.disks:
+        for socket in filter(None, (*self.disks, self.ports_socket)):
             if not (socket.exists() and stat.S_ISSOCK(socket.stat().st_mode)):
-                raise UsageError(f"{socket} is not a socket that serves a disk")
+                raise UsageError(f"{socket} is not a socket that serves a device")
         allowed = os.sched_getaffinity(0)
         if self.cpu is not None and self.cpu not in allowed:
             raise UsageError(
@@ -129,7 +131,8 @@ class GuestResult:
     Attributes:
         exit_code: 0 after an orderly end; otherwise UML's exit status, or 128 + the signal.
         reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
-            is a kernel that ended without saying why.
+            is a kernel that ended without saying why, `done` the end of the command that the guest
+            was for.
         kernel: what it ran.
         seconds: from the call to the end.
         boot_seconds: from the call to the first login prompt, or None if there was none.

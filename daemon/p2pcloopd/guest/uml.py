@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import FormatError, GuestError
-from p2pcloop.protocol import virtio_blk
+from p2pcloop.protocol import virtio_blk, virtio_console
 from p2pcloop.store.socket_path import socket_folder
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
@@ -53,9 +53,14 @@ _NATIVE_TASKS = 64
 _NATIVE_MEMORY = 1 << 30
 """What a process may map besides the guest's memory; that it may map twice."""
 _SOCKETS = Path("/run/disks")
+_PORTS = Path("/run/ports")
 _SHIM = Path("/run/xsave.so")
 _UML_DIRECTORY = "/run/uml"
 _UMID = "guest"
+
+
+Interrupt = Callable[[int], bool]
+"""Hands a signal on to what runs in a guest; False where nothing there can take it yet."""
 
 
 class RunningGuest:
@@ -66,8 +71,9 @@ class RunningGuest:
         killed: it was ended at once rather than shut down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interrupt: Interrupt | None = None) -> None:
         self.shutdown_asked = False
+        self._interrupt = interrupt
         self.killed = False
         self._process: SandboxedProcess | None = None
         self._pty: console.Pty | None = None
@@ -91,9 +97,12 @@ class RunningGuest:
         if self._pty is not None:
             self._pty.copy_window_size(_STDIN)
 
-    async def shutdown(self) -> bool:
+    async def shutdown(self, number: int = signal.SIGTERM) -> bool:
         """Press Ctrl-Alt-Del: the image's init shuts down in order. Asked again, or where no
         proper answer comes back, the guest ends at once.
+
+        Args:
+            number: the signal that asks for it.
 
         Returns:
             Whether it shuts down in order.
@@ -102,6 +111,10 @@ class RunningGuest:
             self.kill()
             return False
         self.shutdown_asked = True
+        if self._interrupt is not None:
+            if not self._interrupt(number):
+                self.kill()
+            return not self.killed
         root = Path(f"/proc/{self._process.init_pid}/root")
         socket = Path(_UML_DIRECTORY, _UMID, "mconsole")
         try:
@@ -123,6 +136,7 @@ async def run_guest(
     *,
     on_console: Callable[[bytes], None] | None = None,
     on_boot: Callable[[], None] | None = None,
+    interrupt: Interrupt | None = None,
     task_status: trio.TaskStatus[RunningGuest] = trio.TASK_STATUS_IGNORED,
 ) -> GuestResult:
     """Boot a guest and return when it has ended.
@@ -135,6 +149,7 @@ async def run_guest(
     Args:
         on_console: called with every piece of what the guest prints.
         on_boot: called before each start of the kernel: the first, and those of reboots.
+        interrupt: asks the guest to end, in place of Ctrl-Alt-Del.
         task_status: gets the `RunningGuest` once it runs.
 
     Raises:
@@ -150,7 +165,7 @@ async def run_guest(
         # Given back last: no signal may end us while the terminal is the guest's.
         signals = stack.enter_context(counted_signals(*_SIGNALS))
         async with trio.open_nursery() as nursery:
-            attended = _Attended(spec, stack, nursery, on_console)
+            attended = _Attended(spec, stack, nursery, on_console, interrupt)
             nursery.start_soon(attended.obey_signals, signals)
             if attended.keyboard is not None:
                 nursery.start_soon(attended.keyboard.read)
@@ -193,12 +208,14 @@ class _Attended:
         stack: ExitStack,
         nursery: trio.Nursery,
         on_console: Callable[[bytes], None] | None,
+        interrupt: Interrupt | None,
     ) -> None:
         self.keyboard: Keyboard | None = None
         self._spec = spec
         self._nursery = nursery
         self._on_console = on_console
-        self._guest = RunningGuest()
+        self._interrupt = interrupt
+        self._guest = RunningGuest(interrupt)
         self._set_up_terminal: Callable[[], None] = lambda: None
         if spec.console == "stdio":
             ours = console.is_our_terminal(_STDIN)
@@ -297,17 +314,17 @@ class _Attended:
             # A shell whose terminal closes may send SIGHUP besides the system: it counts once.
             elif number != signal.SIGHUP or not self.is_ending:
                 # The next signal is heard while the guest's answer is waited for.
-                self._nursery.start_soon(self._shut_down)
+                self._nursery.start_soon(self._shut_down, number)
 
-    async def _shut_down(self) -> None:
+    async def _shut_down(self, number: int = signal.SIGTERM) -> None:
         """Shut the guest down in order, or end it where that was asked for before."""
         if self._guest.killed:
             return
         if not self._guest.shutdown_asked:
             self._nursery.start_soon(self._end_late)
-        if not await self._guest.shutdown():
+        if not await self._guest.shutdown(number):
             _say("is ended")
-        else:
+        elif self._interrupt is None:
             _say(f"shuts down (again: end it; it is ended after {SHUTDOWN_SECONDS:g} s)")
 
     async def _end_late(self) -> None:
@@ -340,6 +357,10 @@ def _sandboxed_kernel(
     empty.chmod(0o755)
     sockets = {_SOCKETS / str(n): disk.absolute() for n, disk in enumerate(spec.disks)}
     visible = sandbox.program_files(kernel.path) | sockets
+    devices = [f"virtio_uml.device={socket}:{virtio_blk.DEVICE_ID}" for socket in sockets]
+    if spec.ports_socket is not None:
+        visible[_PORTS] = spec.ports_socket.absolute()
+        devices.append(f"virtio_uml.device={_PORTS}:{virtio_console.DEVICE_ID}")
     # Answers of the management console go to a socket in it, by the name that we bound.
     visible[directory] = directory
     environment = {"HOME": "/", "PATH": "/usr/bin"}
@@ -350,7 +371,7 @@ def _sandboxed_kernel(
         str(kernel.path),
         f"mem={spec.memory >> 10}K",
         # In their order: the first one is /dev/vda.
-        *(f"virtio_uml.device={socket}:{virtio_blk.DEVICE_ID}" for socket in sockets),
+        *devices,
         f"initrd={initrd}",
         *("root=/dev/vda", "ro" if spec.read_only else "rw"),
         *("con=null", *parameters, f"console=tty{_CONSOLE}", *_terminal_type(spec)),

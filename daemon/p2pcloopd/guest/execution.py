@@ -1,0 +1,155 @@
+"""One command in a guest, with the streams of this process: the host's side of command.sh.
+
+Four ports lead into the guest: standard input, output and error, and one for control, on which
+names of signals go in as lines (`INT`) and at last `exit CODE` comes out. By then all that the
+guest wrote is durable; it is ended as it stands.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import GuestError
+from p2pcloopd.block.vhost_server import serve_device
+from p2pcloopd.guest.console import CHUNK, Sink, ready
+from p2pcloopd.guest.ports import Port, PortsDevice
+from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.uml import RunningGuest, run_guest
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_MAX_LINE = 4096
+
+
+async def run_command(
+    listener: socket.socket, spec: GuestSpec, *, on_boot: Callable[[], None] | None = None
+) -> GuestResult:
+    """Run the guest of a command until the command has ended; its exit code is the result's.
+
+    SIGINT, SIGTERM and SIGHUP are handed on to the command. A second one ends the guest.
+
+    Args:
+        listener: what the spec's `ports_socket` is.
+        spec: of a guest whose first root has a `command_ending`.
+        on_boot: as for `run_guest`.
+
+    Raises:
+        GuestError: the guest ended before the command did, or as for `run_guest`.
+    """
+    execution = _Execution()
+    results: list[GuestResult] = []
+
+    async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
+        results.append(
+            await run_guest(
+                spec, on_boot=on_boot, interrupt=execution.interrupt, task_status=task_status
+            )
+        )
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(execution.serve, listener)
+        guest: RunningGuest = await nursery.start(live)
+        nursery.start_soon(execution.forward_input)
+        await execution.finish()
+        guest.kill()
+    (result,) = results
+    if execution.code is not None:
+        return replace(result, exit_code=execution.code, reason="done")
+    if result.reason == "killed":
+        return result
+    raise GuestError(
+        f"the guest ended ({result.reason}) before the command did",
+        hint="give --console FILE to see what its kernel says",
+    )
+
+
+class _Execution:
+    """The ports of one command.
+
+    Attributes:
+        code: its exit code, once it has ended.
+    """
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+        self._input = Port("stdin")
+        self._control = Port("control", self._take_control)
+        self._outputs = [self._output("stdout", _STDOUT), self._output("stderr", _STDERR)]
+        self._device = PortsDevice([self._input, *self._outputs, self._control])
+        self._said = b""
+        self._ended = trio.Event()
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve the device to the one guest that connects."""
+        sock = trio.socket.from_stdlib_socket(listener)
+        connection, _ = await sock.accept()
+        await serve_device(self._device, connection)
+
+    async def forward_input(self) -> None:
+        """Carry standard input into the guest until its end, or until nobody reads it there."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_when_unread, nursery.cancel_scope)
+            while True:
+                await ready(trio.lowlevel.wait_readable, _STDIN)
+                try:
+                    data = os.read(_STDIN, CHUNK)
+                except BlockingIOError:
+                    continue
+                except OSError:  # closed, or not to be read, or a terminal that is gone
+                    data = b""
+                if not data:
+                    break
+                await self._input.send(data)
+            self._input.end()
+            nursery.cancel_scope.cancel()
+
+    async def finish(self) -> None:
+        """Return once the command has ended and all that it wrote was written here."""
+        await self._ended.wait()
+        for port in self._outputs:
+            await self._device.drain(port)
+
+    def interrupt(self, number: int) -> bool:
+        """Hand a signal on to the command; False before there is one."""
+        if not self._control.opened.is_set():
+            return False
+        self._control.put(signal.Signals(number).name.removeprefix("SIG").encode() + b"\n")
+        return True
+
+    async def _stop_when_unread(self, scope: trio.CancelScope) -> None:
+        await self._input.closed.wait()
+        scope.cancel()
+
+    def _output(self, name: str, fd: int) -> Port:
+        sink = Sink(fd)
+        return Port(name, partial(self._write, name, sink))
+
+    async def _write(self, name: str, sink: Sink, data: bytes) -> None:
+        await sink.write(data)
+        if not sink.is_open:
+            # Whoever writes there is told, as a process is whose pipe nobody reads.
+            for port in self._outputs:
+                if port.name == name:
+                    self._device.remove(port)
+
+    async def _take_control(self, data: bytes) -> None:
+        self._said = (self._said + data)[-_MAX_LINE:]
+        *lines, self._said = self._said.split(b"\n")
+        for line in lines:
+            word, _, code = line.partition(b" ")
+            if word == b"exit" and code.isdigit():
+                self.code = int(code) & 0xFF
+                self._ended.set()
+
+
+def ports_path(spec: GuestSpec) -> Path:
+    """Where the socket of a guest's ports is: beside that of its disk."""
+    return spec.vhost_socket.with_name("ports")

@@ -1,0 +1,67 @@
+"""`p2pcloop run`: one command in a guest, as if it ran here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from p2pcloop.cli.output import check_writable
+from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.guest.command_ending import command_ending
+from p2pcloopd.guest.options import GuestOptions, guest_options
+from p2pcloopd.guest.report import Outcome
+from p2pcloopd.guest.session import run_session
+from p2pcloopd.guest.spec import GuestSpec
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop run debian.cloop -- cat /etc/os-release
+  p2pcloop run @key/debian --overlay mine.delta -- dpkg -i /root/hello.deb
+  tar -c src | p2pcloop run debian.cloop -- tar -xC /tmp
+  p2pcloop run debian.cloop --net user -- sh -c 'apt-get update && apt-get -s upgrade'
+
+The exit code is the command's: 127 where the guest has no such command, 128 and the signal's number
+where a signal ended it. Standard input, if it is not the command's, is read all the same, as ssh
+does: in a loop that reads, add </dev/null.
+
+SIGINT, SIGTERM and SIGHUP are handed on to the command; a second one ends the guest at once, and so
+do 60 seconds.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref")
+@click.argument(
+    "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
+)
+@guest_options
+@click.option(
+    "--console",
+    type=click.Path(path_type=Path),
+    default=os.devnull,
+    metavar="FILE",
+    help="Where to write what the guest's kernel says.  [default: nowhere]",
+)
+def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, console: Path) -> None:
+    """Run CMD as root in a guest of REF, without a terminal, and return its output and exit code.
+
+    The command runs in place of the image's init, so any image will do, and no service is started.
+    /proc, /sys, /dev and an empty /run are there, and root's home is where it begins. What it
+    leaves running ends with it. Without --overlay its changes are lost.
+    """
+    check_writable(console)
+
+    def start(
+        booting: ModuleType, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome
+    ) -> None:
+        booting.run_one(replace(spec, console=console), disk, outcome)
+
+    guest = run_session(
+        ref, options, start, ahead=False, ending=command_ending(command_words), words="quiet"
+    )
+    raise click.exceptions.Exit(guest.exit_code)

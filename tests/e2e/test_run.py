@@ -1,0 +1,122 @@
+"""`p2pcloop run`: a command in a guest, as if it ran here."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from p2pcloop.errors import GuestError
+from tests.support.programs import BOUND, Node, Nodes, descendants, tool
+
+pytestmark = pytest.mark.e2e
+
+
+class Ran(NamedTuple):
+    """What a command in a guest came to."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+@pytest.fixture
+def node(nodes: Nodes) -> Node:
+    return nodes.make()
+
+
+def run(node: Node, image: str | Path, *words: str | Path, typed: bytes | None = None) -> Ran:
+    """Run `p2pcloop run`; input that is not given is /dev/null."""
+    given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if typed is None else {"input": typed}
+    done = subprocess.run(
+        node.command("run", image, "--mem", "128M", *words),
+        env=node.environment, capture_output=True, timeout=BOUND, check=False, **given,
+    )  # fmt: skip
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_output_is_exact_and_the_exit_code_is_the_commands(node: Node, cloop: Path) -> None:
+    script = """
+        printf 'a\\r\\n\\0b'
+        echo one >&2
+        echo two >/dev/stderr
+        sleep 1000 &
+        [ -t 0 ] || [ -t 1 ] || [ -e /proc/2000 ] || [ "$(id -u)$PWD" != 0/root ] || exit 3
+    """
+    assert run(node, cloop, "--", "sh", "-c", script) == Ran(3, b"a\r\n\0b", b"one\ntwo\n")
+
+
+def test_words_are_passed_as_they_are(node: Node, cloop: Path) -> None:
+    words = ("it's", "a  b", "$HOME", "", "new\nline", "*", "-n", "ü")
+    ran = run(node, cloop, "--", "printf", "%s|", *words)
+    assert ran == Ran(0, "".join(f"{word}|" for word in words).encode(), b"")
+
+
+def test_input_is_piped_through_and_changes_are_kept(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    data = random.Random(1).randbytes(1 << 20)
+    overlay, merged, report = tmp_path / "o", tmp_path / "merged.img", tmp_path / "report"
+    words = ("--overlay", overlay, "--report", report, "--", "tee", "mine")
+    assert run(node, cloop, *words, typed=data) == Ran(0, data, b"")
+    told = json.loads(report.read_text())
+    assert (told["exit"], told["exit_code"]) == ("done", 0)
+    node.run("export", cloop, merged, "--overlay", overlay)
+    tool("e2fsck", "-fn", merged)
+    tool("debugfs", "-R", f"dump /root/mine {tmp_path}/mine", merged)
+    assert (tmp_path / "mine").read_bytes() == data
+
+
+def test_a_stock_image_without_an_init_from_a_peer(
+    nodes: Nodes, node: Node, image: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.img"
+    bare.write_bytes(image.read_bytes())
+    for name in ("sbin/init", "bin/init", "etc/inittab"):
+        tool("debugfs", "-w", "-R", f"rm /{name}", bare)
+    link = nodes.make().seed(bare)["link"]
+    ran = run(node, link, "--", "no-such-command")
+    assert (ran.code, ran.out) == (127, b"")
+    assert b"no-such-command" in ran.err
+
+
+def test_signals_reach_the_command(node: Node, cloop: Path) -> None:
+    script = "trap 'echo interrupted; exit 5' INT; echo ready; while :; do sleep 0.1; done"
+    with node.started("run", cloop, "--", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=BOUND)[0] == "interrupted\n"
+        assert process.returncode == 5
+
+
+def test_a_second_signal_ends_a_command_that_does_not_listen(node: Node, cloop: Path) -> None:
+    script = "trap '' TERM; echo ready; sleep 1000"
+    with node.started("run", cloop, "--", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        others = descendants(process.pid)[1:]
+        process.terminate()
+        process.terminate()
+        process.communicate(timeout=BOUND)
+        assert process.returncode == 128 + signal.SIGKILL
+    assert not any(other.runs() for other in others)
+
+
+def test_a_reader_that_hangs_up_ends_the_command(node: Node, cloop: Path) -> None:
+    with node.started("run", cloop, "--", "yes") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "y\n"
+        process.stdout.close()
+        assert process.wait(BOUND) == 128 + signal.SIGPIPE
+
+
+def test_a_guest_that_ends_before_its_command_is_an_error(node: Node, cloop: Path) -> None:
+    ran = run(node, cloop, "--", "poweroff", "-f")
+    assert (ran.code, ran.out) == (GuestError.exit_code, b"")
+    assert b"before the command did" in ran.err

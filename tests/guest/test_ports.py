@@ -1,0 +1,144 @@
+"""Ports into a guest; the guest's driver is played by rings in memory."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from p2pcloop.protocol import virtio_console as vc
+from p2pcloop.protocol.vhost_state import Vring
+from p2pcloop.protocol.virtio_console import Control, Event
+from p2pcloopd.guest.ports import Port, PortsDevice
+from tests.support.vring import WRITE, Driver
+
+
+class Guest:
+    """One queue of a device, from the guest's side."""
+
+    def __init__(self, device: PortsDevice, index: int, nursery: trio.Nursery) -> None:
+        self.driver = Driver(memoryview(bytearray(1 << 20)))
+        self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        vring = Vring(kick=self._kick_fd)
+        self.server = device.serve_queue(index, self.driver.virtqueue(0), vring)
+        nursery.start_soon(self._live)
+
+    async def _live(self) -> None:
+        try:
+            await self.server.run()
+        finally:
+            os.close(self._kick_fd)
+
+    async def write(self, data: bytes) -> None:
+        """Hand over a buffer."""
+        address = self.driver.allocate(len(data), data)
+        self.driver.offer([(address, len(data), 0)])
+        await self._kick()
+
+    async def read(self, room: int = 64) -> int:
+        """Offer a buffer; its address."""
+        address = self.driver.allocate(room)
+        self.driver.offer([(address, room, WRITE)])
+        await self._kick()
+        return address
+
+    async def _kick(self) -> None:
+        os.eventfd_write(self._kick_fd, 1)
+        await wait_all_tasks_blocked()
+
+
+async def test_what_is_sent_waits_until_the_guest_has_opened_the_port() -> None:
+    """Linux's driver throws away what comes sooner. The end comes behind the rest."""
+    port = Port("stdin")
+    device = PortsDevice([port])
+    async with trio.open_nursery() as nursery:
+        data, control = Guest(device, 0, nursery), Guest(device, vc.CONTROL_TO_GUEST, nursery)
+        told = Guest(device, vc.CONTROL_FROM_GUEST, nursery)
+        port.put(b"abc")
+        port.end()
+        first = await data.read()
+        assert data.driver.bytes_at(first, 4) == bytes(4)
+        await told.write(Control(0, Event.PORT_OPEN).encode())
+        assert data.driver.bytes_at(first, 4) == b"abc\0"
+        await data.read()
+        closed = await control.read()
+        assert control.driver.bytes_at(closed, 8) == Control(0, Event.PORT_OPEN, 0).encode()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_is_open_before_it_has_a_name() -> None:
+    device = PortsDevice([Port("stdout")])
+    async with trio.open_nursery() as nursery:
+        control = Guest(device, vc.CONTROL_TO_GUEST, nursery)
+        told = Guest(device, vc.CONTROL_FROM_GUEST, nursery)
+        buffers = [await control.read() for _ in range(3)]
+        await told.write(Control(0, Event.DEVICE_READY).encode())
+        await told.write(Control(0, Event.PORT_READY).encode())
+        sent = [
+            Control(0, Event.PORT_ADD),
+            Control(0, Event.PORT_OPEN),
+            Control(0, Event.PORT_NAME, name="stdout"),
+        ]
+        for address, message in zip(buffers, sent, strict=True):
+            data = message.encode()
+            assert control.driver.bytes_at(address, len(data)) == data
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_is_drained_when_all_of_it_was_delivered() -> None:
+    """The guest closes the port while the reader of its output is slow."""
+    got, may_read = b"", trio.Event()
+
+    async def receive(data: bytes) -> None:
+        nonlocal got
+        await may_read.wait()
+        got += data
+
+    port = Port("stdout", receive)
+    device = PortsDevice([port])
+    drained = trio.Event()
+
+    async def drain() -> None:
+        await device.drain(port)
+        drained.set()
+
+    async with trio.open_nursery() as nursery:
+        data = Guest(device, 1, nursery)
+        told = Guest(device, vc.CONTROL_FROM_GUEST, nursery)
+        nursery.start_soon(drain)
+        for piece in (b"one ", b"two"):
+            await data.write(piece)
+        await told.write(Control(0, Event.PORT_OPEN, 0).encode())
+        assert port.closed.is_set()
+        assert not drained.is_set()
+        may_read.set()
+        await drained.wait()
+        assert got == b"one two"
+        nursery.cancel_scope.cancel()
+
+
+async def test_whoever_sends_waits_for_a_slow_guest() -> None:
+    port = Port("stdin")
+    port.opened.set()
+    with trio.move_on_after(0.05) as scope:
+        await port.send(bytes(1 << 20))
+    assert scope.cancelled_caught
+    assert await port.take(10) == bytes(10)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(port.send, b"more")
+        await wait_all_tasks_blocked()
+        port.note_closed()  # nobody will read it
+
+
+@pytest.mark.parametrize("message", [b"short", Control(7, Event.PORT_READY).encode()])
+async def test_nonsense_stops_the_queue_alone(
+    message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = PortsDevice([Port("stdin")])
+    async with trio.open_nursery() as nursery:
+        told = Guest(device, vc.CONTROL_FROM_GUEST, nursery)
+        await told.write(message)
+        await told.server.stop()
+    assert "queue stopped" in caplog.text
