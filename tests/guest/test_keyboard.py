@@ -4,6 +4,7 @@ for what it gets."""
 from __future__ import annotations
 
 import os
+import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -197,3 +198,23 @@ async def test_what_is_held_can_be_sent(autojump_clock: MockClock) -> None:
             os.write(keys, b"n")
             await trio.sleep(0.1)
             assert guest.got == b"y\rn"
+
+
+async def test_a_terminal_that_is_not_ours_has_no_escape_and_is_no_script(
+    autojump_clock: MockClock,
+) -> None:
+    """That of a program which waits for prompts itself: nothing is paced once one stood there."""
+    guest = FakeGuest()
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    async with typed_on(guest, Keyboard(slave)):
+        os.write(master, b"a\x1ds")
+        await trio.sleep(100)
+        assert guest.got == b""
+        guest.show("# ")
+        await trio.sleep(1)
+        os.write(master, b"b\rc\rd")
+        await trio.sleep(0.001)
+        assert guest.got == b"a\x1dsb\rc\rd"
+    os.close(master)
+    os.close(slave)

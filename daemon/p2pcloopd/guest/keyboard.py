@@ -50,6 +50,7 @@ class Keyboard:
             on_command: called with the escape's commands; None where `fd` is no terminal of ours,
                 and every byte is the guest's.
         """
+        self._is_script = not os.isatty(fd) and on_command is None
         self._fd = fd
         self._on_command = on_command
         self._escape = EscapeFilter()
@@ -72,7 +73,7 @@ class Keyboard:
             self._tell()
             while len(self._held) >= _LIMIT:
                 await self._changed.wait()
-        if self._on_command is None and last not in b"\r\n\x04":
+        if self._is_script and last not in b"\r\n\x04":
             self._held += b"\n"  # a script's last line is one without it, too
         self._ended = True
         self._tell()
@@ -106,7 +107,7 @@ class Keyboard:
                 self._held += piece
 
     async def _follow_prompts(self, watch: PromptWatch) -> None:
-        by_line = self._on_command is None
+        by_line = self._is_script
         while by_line or self._gate != "open":
             match self._gate:
                 case "closed":
