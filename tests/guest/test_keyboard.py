@@ -4,6 +4,7 @@ for what it gets."""
 from __future__ import annotations
 
 import os
+import select
 import tty
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -207,13 +208,18 @@ async def test_a_terminal_that_is_not_ours_has_no_escape_and_is_no_script(
     guest = FakeGuest()
     master, slave = os.openpty()
     tty.setraw(slave)
+
+    def press(keys: bytes) -> None:
+        os.write(master, keys)
+        assert select.select([slave], [], [], 20)[0]  # it comes there a little later
+
     async with typed_on(guest, Keyboard(slave)):
-        os.write(master, b"a\x1ds")
+        press(b"a\x1ds")
         await trio.sleep(100)
         assert guest.got == b""
         guest.show("# ")
         await trio.sleep(1)
-        os.write(master, b"b\rc\rd")
+        press(b"b\rc\rd")
         await trio.sleep(0.001)
         assert guest.got == b"a\x1dsb\rc\rd"
     os.close(master)
