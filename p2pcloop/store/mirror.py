@@ -21,6 +21,7 @@ from p2pcloop.errors import MismatchError, UsageError, storage_error
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.mirror import MirrorPath, RecordPath
 from p2pcloop.formats.name import Name
+from p2pcloop.formats.named import open_named
 from p2pcloop.formats.record import SignedRecord, open_record
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import HeldFile
@@ -182,15 +183,18 @@ def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
         StorageError: the system refused.
         UsageError: it is not a directory.
     """
-    try:
+
+    def open_root() -> int:
         root.mkdir(parents=True, exist_ok=True)
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    try:
+        fd = open_named(open_root, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX), root)
     except (FileExistsError, NotADirectoryError) as err:
         raise UsageError(f"{root} is not a directory", hint="choose another") from err
     except OSError as err:
         raise storage_error(f"cannot use {root}", err) from err
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         _clear(root)
         yield MirrorDirectory(root)
     finally:

@@ -15,6 +15,7 @@ from p2pcloop.formats.named import open_named
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
 from p2pcloop.store.home import Home
+from p2pcloop.store.mirror import open_mirror_directory
 from p2pcloop.units import BLOCK_SIZE
 
 IMAGE, OTHER = b"i" * 32, b"o" * 32
@@ -94,6 +95,22 @@ def test_a_staging_directory_that_was_cleared_before_it_was_locked(
         home.clear_staging()
         assert staging.is_dir()
     assert not list(home.tmp.iterdir())
+
+
+def test_a_mirror_that_was_moved_away_before_it_was_locked(
+    tmp_path: Path, before_lock: Meanwhile
+) -> None:
+    root = tmp_path / "mirror"
+    root.mkdir()
+
+    def move() -> None:
+        root.rename(tmp_path / "old")
+
+    before_lock(move)
+    with open_mirror_directory(root) as mirror:
+        mirror.write("file", b"of the mirror")
+    assert (root / "file").read_bytes() == b"of the mirror"
+    assert not list((tmp_path / "old").iterdir())
 
 
 def test_a_file_system_whose_inode_numbers_say_nothing_is_no_endless_loop(
