@@ -168,8 +168,16 @@ choose_init
 arrange_login
 echo "$kind shows $onto"
 """
-LOCKED: Files = {"etc/passwd": "root:x:0:0::/root:/bin/sh\n", "etc/shadow": "root:*:1::::::\n"}
-OPEN: Files = {"etc/passwd": "root:x:0:0::/root:/bin/sh\n", "etc/shadow": "root::1::::::\n"}
+LOCKED: Files = {
+    "bin/login": GOOD,
+    "etc/passwd": "root:x:0:0::/root:/bin/sh\n",
+    "etc/shadow": "root:*:1::::::\n",
+}
+OPEN: Files = {
+    "bin/login": GOOD,
+    "etc/passwd": "root:x:0:0::/root:/bin/sh\n",
+    "etc/shadow": "root::1::::::\n",
+}
 TTY0 = "node /dev/tty0 c 4 1"
 NO_TTY1 = "node /dev/tty1 c 4 15"
 
@@ -249,6 +257,15 @@ def test_autologin_where_getty_is_busybox(tree: Tree) -> None:
     said = run_functions(root, f"autologin=yes{LOGIN}cat /inittab\n")
     assert said[3] == "::sysinit:/bin/umount /etc/inittab"
     assert said[5:] == ["tty1::respawn:/bin/login -f root", lines[1]]
+
+
+def test_a_root_without_a_login_gives_a_shell(tree: Tree) -> None:
+    root = tree(inittab("1:2345:respawn:/sbin/getty 38400 tty1"))
+    (root / "bin/login").unlink()
+    assert "p2pcloop: this image has no program `login`" in run_functions(root, LOGIN)[1]
+    assert "1:2345:respawn:/sbin/getty --skip-login --login-program /bin/sh 38400 tty1" in (
+        run_functions(root, f"autologin=yes{LOGIN}cat /inittab\n")
+    )
 
 
 def test_autologin_that_is_of_no_avail_is_told(tree: Tree) -> None:

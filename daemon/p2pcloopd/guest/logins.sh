@@ -55,8 +55,21 @@ below_run() {
     cat >"$run/$1"
 }
 
+has_login() {
+    find_real /bin/login || find_real /usr/bin/login
+}
+
+# answer: what makes agetty ask for nothing; Debian's smallest roots have no login.
+answer() {
+    if has_login; then echo --autologin root; else echo --skip-login --login-program /bin/sh; fi
+}
+
 # Whether somebody can log in with a password, as far as the image's own files tell.
 takes_passwords() {
+    if ! has_login; then
+        LOCKED="$NO_LOGIN"
+        return 1
+    fi
     find_real /etc/shadow && shadow=/root$real || shadow=/dev/null
     find_real /etc/passwd || return 0
     awk -F: '
@@ -70,8 +83,10 @@ takes_passwords() {
     ' "$shadow" "/root$real"
 }
 
-LOCKED="root is locked in this image, and nobody else has a password: boot it with --autologin, or
+WAY_IN="boot it with --autologin, or
 p2pcloop: run commands with \`p2pcloop run\`"
+LOCKED="root is locked in this image, and nobody else has a password: $WAY_IN"
+NO_LOGIN="this image has no program \`login\`: $WAY_IN"
 
 say() {
     echo "p2pcloop: $*"
@@ -101,7 +116,7 @@ drop_in() {
         [ "$TERM" = linux ] || echo "Environment=TERM=$TERM"
         [ -z "$notice" ] || echo "ExecStartPre=-/bin/cat /run/p2pcloop/notice"
         [ -z "$autologin" ] || printf '%s\n' ExecStart= \
-            "ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud $2 115200 $TERM"
+            "ExecStart=-/sbin/agetty $(answer) --noclear --keep-baud $2 115200 $TERM"
     } | below_run "systemd/system/$1.d/zz-p2pcloop.conf"
 }
 
@@ -192,10 +207,12 @@ inittab_logins() {
     set -- $line
     # It goes once init has read it: the image's own is there again to be changed.
     if find_real "$3" && [ "${real##*/}" = busybox ]; then
-        new="s|^\([^:]*:[^:]*:[^:]*:\).*|$2::respawn:/bin/login -f root|"
+        program='/bin/login -f root'
+        has_login || program=-/bin/sh
+        new="s|^\([^:]*:[^:]*:[^:]*:\).*|$2::respawn:$program|"
         echo "::sysinit:/bin/umount /etc/inittab"
     else
-        new="s|^\([^:]*:[^:]*:[^:]*:[^ 	]*\)|\1 --autologin root|"
+        new="s|^\([^:]*:[^:]*:[^:]*:[^ 	]*\)|\1 $(answer)|"
         echo "p2pc::sysinit:/bin/umount /etc/inittab"
     fi >/inittab
     sed "$1$new" "$table" >>/inittab
@@ -241,9 +258,10 @@ runit_logins() {
         takes_passwords || say "$LOCKED"
         return
     fi
-    sed '/exec.*getty /s/getty /getty --autologin root /' "/root$real" >/getty
+    service=/root$real
+    sed "/exec.*getty /s|getty |getty $(answer) |" "$service" >/getty
     chmod 755 /getty
-    mount --bind /getty "/root$real"
+    mount --bind /getty "$service"
     autologin=done
 }
 serial=''
