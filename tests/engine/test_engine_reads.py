@@ -47,6 +47,24 @@ async def test_ranges_from_a_peer(nodes: Nodes, content: bytes) -> None:
                 await torrent.read(offset, length)
 
 
+async def test_what_was_just_brought_is_read_from_memory(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the operation `read` does: it waits first, and takes the bytes once there is room."""
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.bring(PIECE + 5, 2 * PIECE)
+            await torrent.save()
+
+            def refuse(_offset: int, _length: int) -> bytes:
+                raise AssertionError("read from the files")
+
+            monkeypatch.setattr(torrent.transfer.stored.content, "read", refuse)
+            assert await torrent.read(PIECE + 5, 2 * PIECE) == content[PIECE + 5 :][: 2 * PIECE]
+
+
 async def test_only_what_is_asked_for_crosses(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)

@@ -81,6 +81,21 @@ class Pieces:
     def __contains__(self, piece: int) -> bool:
         return piece in self._wanted
 
+    def recent(self, pieces: Iterable[int]) -> list[bytes] | None:
+        """All of these, where each came lately."""
+        found = []
+        for piece in pieces:
+            if piece not in self._recent:
+                return None
+            self._recent.move_to_end(piece)
+            found.append(self._recent[piece])
+        return found
+
+    def forget(self, pieces: Iterable[int]) -> None:
+        """Keep pieces no longer."""
+        for piece in pieces:
+            self._recent_bytes -= len(self._recent.pop(piece, b""))
+
     def ask(self, pieces: Iterable[int]) -> None:
         """Have expected pieces asked for."""
         fresh = [piece for piece in pieces if piece in self._expected]

@@ -1,4 +1,5 @@
-"""Reads of a torrent's content: from its files where pieces are durable, else from the swarm.
+"""Reads of a torrent's content: from memory what came lately, from its files what is durable, else
+from the swarm.
 
 Room is given back only when no read of the files is under way that began while the bits still said
 that all was there: see `unread`.
@@ -33,11 +34,15 @@ class Reads:
     ) -> bytes:
         """Read a range, of whose pieces some were missing a moment ago. Errors: `Torrent.read`."""
         stored = self._transfer.stored
+        start = offset - pieces[0] * stored.layout.piece_length
+        recent = self._transfer.pieces.recent(pieces)
+        if recent is not None:
+            await trio.lowlevel.checkpoint()
+            return b"".join(recent)[start : start + length]
         if not missing:
             return await self._from_files(stored.content.read, offset, length)
         fetched = await self.fetch(missing, keep=True, ahead=ahead)
         data = [fetched.get(piece) or await self._read_piece(piece) for piece in pieces]
-        start = offset - pieces[0] * stored.layout.piece_length
         return b"".join(data)[start : start + length]
 
     async def fetch(

@@ -225,6 +225,7 @@ class Torrent:
         """See `Saver.evict`; parts go, too."""
         gone = await self.saver.evict(pieces, self._reads.unread)
         if gone:
+            self.transfer.pieces.forget(pieces)
             self.provisional.clear()
             await self.provisional.flush()
         return gone
