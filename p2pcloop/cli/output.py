@@ -38,16 +38,15 @@ def check_writable(path: Path) -> None:
 
 
 def check_not_served(path: Path, home: Home) -> None:
-    """Check that nothing is written to what a node serves, or to its home.
+    """Check that nothing is written over that a node serves, or that is in its home.
 
     Raises:
         UsageError: it would be.
         StorageError: it cannot be looked at.
     """
-    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home.root)):
-        raise UsageError(
-            f"{path} lies in the node's home, {home.root}", hint="choose another place"
-        )
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home.root))
+    if inside and path.exists():
+        raise UsageError(f"{path} lies in the node's home, {home.root}", hint="choose another name")
     if serves(home.torrents, path):
         raise UsageError(
             f"{path}: this node serves it, and its readers rely on every byte",
