@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import libtorrent as lt
 import pytest
@@ -266,6 +267,23 @@ async def test_a_reader_asks_trackers_when_it_waits_and_only_if_it_may(
             await silent.restore()
             assert len(silent.torrents) == 1
     assert {one.info_hash for one in announced.announces} == {shown.info_hash}
+
+
+async def test_a_tracker_whose_name_is_never_answered_delays_no_other(
+    tmp_path: Path, nodes: Nodes, content: bytes, announced: Tracker
+) -> None:
+    class DeadNameServer(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *_: object) -> list[Any]:
+            return await trio.sleep_forever()
+
+        async def getnameinfo(self, *_: object) -> tuple[str, str]:
+            return await trio.sleep_forever()
+
+    trio.socket.set_custom_hostname_resolver(DeadNameServer())
+    urls = ("http://dead.example/announce", "udp://dead2.example:1/", announced.url)
+    async with node(tmp_path, 81, announce_trackers=urls) as seeder:
+        await seeder.seed(nodes.source("81", content).staging, public=True)
+        await trio.to_thread.run_sync(announced.wait, lambda one: one.event == "started")
 
 
 async def test_neighbours_are_tried_for_what_is_missing(
