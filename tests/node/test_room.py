@@ -229,7 +229,7 @@ def test_files_that_are_seeded_in_place_are_not_touched(
     for key in publisher.home.keys.iterdir():
         key.unlink()
     before = (tmp_path / "a.cloop").read_bytes()
-    collect(publisher, "1K", code=FULL)
+    publisher.run("gc", "--quota", "1K", code=FULL)
     assert (tmp_path / "a.cloop").read_bytes() == before
     assert publisher.json("info", link)["here_share"] == 1
 
