@@ -1,0 +1,55 @@
+"""What a node does for one piece or one request does not grow with how many there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloopd.engine import peers
+from p2pcloopd.engine.fill import fill
+from p2pcloopd.engine.transfer import Transfer
+from tests.support.engines import Nodes
+
+PATIENCE = 30
+
+
+async def test_a_fill_looks_at_each_piece_a_few_times(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "MIN_WINDOW", 1)
+    monkeypatch.setattr(peers, "MAX_WINDOW", 1)  # a piece at a time
+    looks, has = [0], Transfer.has
+
+    def counted(transfer: Transfer, piece: int) -> bool:
+        looks[0] += 1
+        return has(transfer, piece)
+
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            layout = await torrent.metadata()
+            monkeypatch.setattr(Transfer, "has", counted)
+            await fill(torrent, 0)
+    assert layout.pieces > 100
+    assert looks[0] < 30 * layout.pieces
+
+
+async def test_torrents_are_found_by_their_name(
+    nodes: Nodes, content: bytes, tmp_path: Path
+) -> None:
+    """As each range request does."""
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        name = (await seeded.metadata()).name
+        assert (seeder.named(name), seeder.named("another")) == ((seeded,), ())
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        assert reader.named(name) == ()
+        with trio.fail_after(PATIENCE):
+            await torrent.metadata()
+        assert reader.named(name) == (torrent,)
+        (tmp_path / "tmp").mkdir()
+        assert await reader.remove(torrent.info_hash, tmp_path / "tmp")
+        assert reader.named(name) == ()
