@@ -16,9 +16,12 @@ class P2pcloopError(Exception):
     Attributes:
         hint: one sentence that says what to do, or None where the message already does.
         exit_code: what the command line exits with.
+        facts_told: the command has told its facts, as JSON where that is wanted, and ends with
+            this error all the same; then it is told to people alone.
     """
 
     exit_code = 1
+    facts_told = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

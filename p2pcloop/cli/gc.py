@@ -53,11 +53,13 @@ def command(quota: int | None, home: Home, *, dry_run: bool, as_json: bool) -> N
             click.echo(line)
     if done["quota"] is not None and done["left"] > done["quota"]:
         used, limit = format_size(done["left"]), format_size(done["quota"])
-        raise StorageError(
+        error = StorageError(
             f"{used} cannot be brought below the quota of {limit}: {describe_kept(kept)}",
             errno=errno.EDQUOT,
             hint="`p2pcloop unpin`, end guests, delete overlays, or allow more: docs/storage.md",
         )
+        error.facts_told = True
+        raise error
 
 
 def _facts(done: dict[str, Any], *, dry_run: bool) -> dict[str, Any]:

@@ -85,10 +85,17 @@ def cli() -> None:
     """Boot compressed block images from peers, keep the changes in an overlay, pass them on."""
 
 
+def _wants_json(words: list[str]) -> bool:
+    """Whether errors are told as JSON, too: not where an image goes to the standard output. Words
+    behind `--` are a guest's."""
+    ours = words[: words.index("--")] if "--" in words else words
+    return "--json" in ours and not (ours[0] == "export" and "-" in ours)
+
+
 def main() -> None:
     """Run the command line; every error ends as one line, a hint and its exit code."""
     open_standard_streams()
-    as_json = "--json" in sys.argv
+    as_json = _wants_json(sys.argv[1:])
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except P2pcloopError as err:

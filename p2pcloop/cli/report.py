@@ -15,7 +15,7 @@ def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
     Args:
         as_json: tell it on the standard output as well, as JSON (docs/commands.md).
     """
-    if as_json:
+    if as_json and not err.facts_told:
         _tell_json(type(err).__name__, str(err), err.hint, err.exit_code)
     # A message may hold what strangers wrote: names of files, words of a guest or a server.
     click.echo(f"p2pcloop: {printable(str(err))}", err=True)

@@ -63,6 +63,16 @@ def test_an_error_is_json_where_that_is_asked_for(p2pcloop: Run, tmp_path: Path)
     assert error["message"] in ran.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["run", "/nonexistent", "--", "jq", "--json"], ["export", "/nonexistent", "-", "--json"]],
+)
+def test_the_standard_output_of_others_holds_no_error(p2pcloop: Run, words: list[str]) -> None:
+    ran = p2pcloop(*words)
+    assert ran.code == 7
+    assert ran.out == ""
+
+
 def test_a_wrong_word_is_json_too(p2pcloop: Run) -> None:
     ran = p2pcloop("key", "list", "--nonsense", "--json")
     assert ran.code == 2

@@ -71,10 +71,12 @@ def command(
     else:
         _tell(conflicts)
     if conflicts and not moved:
-        raise MismatchError(
+        error = MismatchError(
             f"{overlay} and {onto} both changed what stands above; nothing was moved",
             hint="--ours keeps the overlay's side of each, --theirs takes the other's",
         )
+        error.facts_told = True
+        raise error
     if not as_json:
         click.echo(f"{overlay} {'now lies' if moved else 'lies'} on {onto}")
 
