@@ -262,8 +262,7 @@ class Transfer:
         self, missing: list[int], *, keep: bool, ahead: bool = False
     ) -> dict[int, bytes | None]:
         """Wait for pieces, as `Pieces.get`; peers are tried meanwhile, if they are needed."""
-        self.read_at, self.last_read = trio.current_time(), missing[0]
-        self.read.set()
+        self.note_read(missing[0])
         if ahead:
             return await self.pieces.get(missing, keep=keep, ahead=True)
         with self.demand.waiting():
@@ -289,6 +288,11 @@ class Transfer:
                 found = await self.pieces.get(missing, keep=keep)
                 nursery.cancel_scope.cancel()
         return found
+
+    def note_read(self, piece: int) -> None:
+        """Note that a piece is read, or about to be: see engine/interest.py."""
+        self.read_at, self.last_read = trio.current_time(), piece
+        self.read.set()
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all who wait that their pieces cannot be had."""
