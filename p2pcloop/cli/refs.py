@@ -33,10 +33,11 @@ from p2pcloop.formats.seal import check_secret
 from p2pcloop.making.local import ImageFile, inspect_file
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
-from p2pcloop.store.known_names import find_name, own_name
+from p2pcloop.store.known_names import find_name, known_names, own_name, short_key
 from p2pcloop.store.names import ShortNames
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
+_FORMS_HINT = "a name is written @key/label, a link magnet:?…"
 _IN_DIRECTORY = re.compile(r"/@[^/]*/[^/]*$")
 
 
@@ -124,7 +125,7 @@ def read_ref(ref: str, home: Home) -> Path | str:
 
     Raises:
         FormatError, UsageError: it is of no form that a REF has, or can be meant in two ways.
-        NotHereError: a directory that is not there.
+        NotHereError: there is no such file or directory, and no image of that label.
     """
     if not ref:
         raise UsageError(
@@ -133,6 +134,7 @@ def read_ref(ref: str, home: Home) -> Path | str:
         )
     path = Path(ref)
     pasted = clean_pasted(ref)
+    _check_whole(pasted)
     if is_link(pasted):
         return str(parse_link(pasted))
     if is_url(pasted):
@@ -152,7 +154,34 @@ def read_ref(ref: str, home: Home) -> Path | str:
         )
     if short is None and not path.exists():
         short = own_name(ref, home)
+        if short is None:
+            raise _not_here(ref, home)
     return path if short is None else str(short)
+
+
+def _check_whole(pasted: str) -> None:
+    """Refuse a link or name that documents have shortened with `…`."""
+    if (is_link(pasted) or pasted.startswith("@")) and "…" in pasted:
+        raise UsageError(
+            f"{pasted} is shortened: `…` stands for what was left out",
+            hint="give all of it; of a key its first characters do, as in @kbth/debian",
+        )
+
+
+def _not_here(ref: str, home: Home) -> NotHereError:
+    """The error for words that are neither a file nor a label or short name of the user's."""
+    if not is_label(ref):
+        return NotHereError(f"there is no file {ref}", hint=_FORMS_HINT)
+    others = [short_key(name) for name in known_names(home) if name.label == ref]
+    if others:
+        return NotHereError(
+            f"there is no file {ref}, and you have published no image as {ref}",
+            hint=f"somebody else has: write {' or '.join(others)}",
+        )
+    return NotHereError(
+        f"there is no file {ref}, and no image of that name is known here",
+        hint=f"`p2pcloop images` lists what is known; {_FORMS_HINT}",
+    )
 
 
 @contextmanager

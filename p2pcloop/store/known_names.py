@@ -21,6 +21,20 @@ from p2pcloop.store.records import Records
 _PREFIX = re.compile(r"@([a-z2-7]{1,51})/(.+)")
 
 
+SHOWN_CHARACTERS = 4
+
+
+def known_names(home: Home) -> list[Name]:
+    """The names that were used here or have a short name, in order."""
+    known = {record.name for record in Records(home).names()} | set(ShortNames(home).all().values())
+    return sorted(known, key=str)
+
+
+def short_key(name: Name) -> str:
+    """Write a name with the first characters of its key, as `find_name` reads it."""
+    return f"@{format_key(name.key)[:SHOWN_CHARACTERS]}/{name.label}"
+
+
 def find_name(text: str, home: Home) -> Name:
     """Read `@<key>/<label>`; of a key that is known here its first characters will do.
 
@@ -35,8 +49,9 @@ def find_name(text: str, home: Home) -> Name:
     if begun is None:
         return parse_name(text)
     prefix, label = begun[1], check_label(begun[2])
-    known = {record.name for record in Records(home).names()} | set(ShortNames(home).all().values())
-    names = {name for name in known if name.label == label and _begins(name.key, prefix)}
+    names = {
+        each for each in known_names(home) if each.label == label and _begins(each.key, prefix)
+    }
     if not names:
         names = {Name(key, label) for key in our_keys(home) if _begins(key, prefix)}
     if len(names) > 1:

@@ -20,6 +20,7 @@ COMMANDS = [
     "profile",
     "diff",
     "boot",
+    "run",
     "rebase",
     "info",
     "images",

@@ -42,7 +42,47 @@ def test_each_form(node: Home, tmp_path: Path) -> None:
         assert asked.startswith("/")
         assert asked.endswith(f"mirror/{NAME}")
     for file in ("a.cloop", "./knoppix", "other", "a/b", "a@b", "x/a@b.img", "a/@b"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).touch()
         assert read_ref(file, node) == Path(file)
+
+
+def test_words_that_are_known_nowhere(node: Home) -> None:
+    with pytest.raises(NotHereError, match="no file debian, and no image of that name") as caught:
+        read_ref("debian", node)
+    assert "`p2pcloop images` lists" in str(caught.value.hint)
+    with pytest.raises(NotHereError, match=r"there is no file \./debian$"):
+        read_ref("./debian", node)
+
+
+def test_the_label_of_somebody_elses_image_tells_how_to_name_it(node: Home) -> None:
+    ShortNames(node).add("knoppix", NAME)
+    with pytest.raises(NotHereError, match="you have published no image as debian") as caught:
+        read_ref("debian", node)
+    short = f"@{str(NAME)[1:5]}/debian"
+    assert short in str(caught.value.hint)
+    assert read_ref(short, node) == str(NAME)
+
+
+@pytest.mark.parametrize("ref", [f"{str(NAME)[:9]}…/debian", "magnet:?xt=…", f"{LINK}"[:40] + "…"])
+def test_a_shortened_ref_is_told_as_such(node: Home, ref: str) -> None:
+    with pytest.raises(UsageError, match="is shortened"):
+        read_ref(ref, node)
+
+
+@pytest.mark.parametrize("command", ["rm", "unpublish", "boot", "pin"])
+def test_what_is_not_here_is_not_called_a_file(p2pcloop: Run, command: str) -> None:
+    ran = p2pcloop(command, "debian")
+    assert ran.code == errors.NotHereError.exit_code
+    assert "no image of that name is known here" in ran.err
+
+
+def test_run_tells_where_the_guests_command_stands(p2pcloop: Run) -> None:
+    ran = p2pcloop("run", "debian.cloop", "ls", "-l")
+    assert ran.code == errors.UsageError.exit_code
+    assert "No such option '-l'" in ran.err
+    assert "REF -- ls -l" in ran.err
+    assert "REF -- ls" not in p2pcloop("run", "--ovrlay", "a", "debian.cloop", "--", "ls").err
 
 
 def test_a_short_name_that_is_a_file_too(node: Home, tmp_path: Path) -> None:

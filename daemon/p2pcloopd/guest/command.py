@@ -32,7 +32,8 @@ Input that comes before the guest shows a prompt is held until then. When a pipe
 the input has ended, the guest is shut down once it waits at its prompt. With --console FILE nothing
 is read, and the guest runs until it ends or a signal comes.
 
-SIGINT, SIGTERM and SIGHUP shut it down; the second SIGINT or SIGTERM ends it, or 60 seconds do.
+SIGINT, SIGTERM and SIGHUP shut the guest down in order; a second SIGINT or SIGTERM ends it at once.
+A guest that still runs 60 seconds after the first signal is ended, too.
 """
 
 

@@ -29,12 +29,26 @@ The exit code is the command's: 127 where the guest has no such command, 128 and
 where a signal ended it. Standard input, if it is not the command's, is read all the same, as ssh
 does: in a loop that reads, add </dev/null.
 
-SIGINT, SIGTERM and SIGHUP are handed on to the command; a second one ends the guest at once, and so
-do 60 seconds.
+SIGINT, SIGTERM and SIGHUP are handed on to the command; a second one ends the guest at once. If it
+still runs 60 seconds after the first one, it is ended, too. Without a signal there is no limit.
 """
 
 
-@click.command(epilog=_EPILOG)
+class _RunCommand(click.Command):
+    """Tells who forgot the `--` before the guest's command where it belongs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)  # click takes words out of `args`
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as err:
+            if "--" in given:
+                raise
+            told = f"{err.format_message()} The guest's command stands behind `--`: REF -- ls -l"
+            raise click.UsageError(told, ctx) from err
+
+
+@click.command(cls=_RunCommand, epilog=_EPILOG)
 @click.argument("ref")
 @click.argument(
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
