@@ -14,6 +14,7 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.image.api import never_missing
 from p2pcloop.making.difference import Side, compare
 from p2pcloop.making.local import open_local
+from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 
@@ -62,6 +63,7 @@ def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> Si
         opened = open_stored(target, home, stack)
         return Side(opened.image, opened.supply)
     with progress_bar("reading", quiet=quiet) as progress:
+        progress(0, device_size(target))
         image = open_local(target, home.indexes, progress)
     stack.callback(image.close)
     return Side(image, never_missing)

@@ -23,7 +23,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.local import ImageFile, open_local
-from p2pcloop.making.pack import odd_length
+from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.units import format_size
 
@@ -144,6 +144,7 @@ def _open(
     """Return an image all of which is here, and who brings what is damaged here."""
     if isinstance(target, ImageFile):
         with progress_bar("reading", quiet=quiet) as progress:
+            progress(0, device_size(target))
             return open_local(target, home.indexes, progress), never_missing
     stack.enter_context(target.client)
     source = Source(target, home)  # refuses a private image before anything is fetched

@@ -24,6 +24,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile
 
@@ -77,6 +78,7 @@ class Subject:
             return cls.of_stored(target)
         home.create()
         with progress_bar("reading", quiet=quiet) as progress:
+            progress(0, device_size(target))
             image = open_local(target, home.indexes, progress)
         stack.callback(image.close)
         return cls(str(target.name), image.image_id, image.size, local=image)

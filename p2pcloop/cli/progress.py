@@ -55,7 +55,8 @@ def _duration(seconds: float) -> str:
 def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Yield a function that is told `done` and, at the first call at least, `total` in bytes.
 
-    Without a total it only counts. Where the block ends well all is done, whatever was told last.
+    Without a total it counts, and the bar shows only that something goes on. Where the block ends
+    well all is done, whatever was told last.
     Nothing is shown when `quiet`, or where stderr is no terminal.
     """
     if quiet or not sys.stderr.isatty():
@@ -65,11 +66,15 @@ def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., No
     bar = click.progressbar(
         length=0, label=what, file=sys.stderr, show_eta=False, item_show_func=lambda text: text
     )
+    known = 0
     with bar:
 
         def show(done: int, total: int = 0) -> None:
-            bar.length = total or max(done, bar.length or 0)
-            bar.update(done - bar.pos, pace.tell(done, total or bar.length))
+            nonlocal known
+            known = total or known
+            bar.length = known or None  # click shows no share of None
+            told = pace.tell(done, known)
+            bar.update(done - bar.pos, told if known else f"{format_size(done)}  {told}")
 
         yield show
-        bar.update((bar.length or 0) - bar.pos, "")
+        bar.update((bar.length or bar.pos) - bar.pos, "")

@@ -160,6 +160,7 @@ def seed_content(
         click.echo(f"{file.name}: {note}", err=True)
     with unchanged(file), home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
+            progress(0, device_size(file))
             header, note = write_layer(file, staging, progress)
         if note:
             click.echo(note, err=True)

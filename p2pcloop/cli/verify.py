@@ -12,6 +12,7 @@ from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import ImageFile, make_index
+from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE, format_size
 
@@ -77,6 +78,7 @@ def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
         text = f"its tables are whole: {format_size(changed)} changed, {format_size(zeroed)} zeroed"
         return facts | {"changed": changed, "zeroed": zeroed}, text
     with progress_bar("verifying", quiet=quiet) as progress:
+        progress(0, device_size(file))
         make_index(file, progress)
     text = f"{format_size(file.size)} read"
     if any(part.kind == "cloop" for part in file.parts):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from p2pcloop.cli.progress import Pace, progress_bar
+from tests.cli.conftest import Run
 
 
 class Clock:
@@ -71,3 +75,33 @@ def test_a_bar_ends_at_the_whole_where_all_went_well(monkeypatch: pytest.MonkeyP
         show(210, 1000)
         raise KeyError
     assert "100%" not in terminal.getvalue()
+
+
+def test_a_bar_without_a_total_claims_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("unpacking") as show:
+        show(1_000_000)
+        show(210_000_000)
+        assert "%" not in terminal.getvalue().rpartition("0%")[2]
+        assert "100%" not in terminal.getvalue()
+    assert "210.0 MB" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("words", [("verify",), ("export", "-"), ("diff", "a.img")])
+def test_what_reads_a_file_tells_first_how_much_there_is(
+    p2pcloop: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    told: list[tuple[int, ...]] = []
+
+    @contextmanager
+    def bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:  # noqa: ARG001
+        yield lambda *numbers: told.append(numbers)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.img").write_bytes(bytes(8192))
+    command, *rest = words
+    out = [tmp_path / "out" if word == "-" else word for word in rest]
+    monkeypatch.setattr(f"p2pcloop.cli.{command}.progress_bar", bar)
+    assert p2pcloop(command, "a.img", *out).code == 0
+    assert told[0] == (0, 8192)
