@@ -173,14 +173,19 @@ class Publisher:
             path: of the file.
 
         Raises:
-            UsageError: it is not the image of the newest version.
+            UsageError: it is not the image of the newest version, or that is a withdrawal.
         """
         assert self.newest is not None, "asked for only where there is one"
         newest = self.newest.signed.manifest
-        if size == newest.size and layer_id in (None, newest.layers[0].layer_id):
-            return
         known = known_source(self.home, self.name)
         made = "was not made of this file here" if known is None else f"was made of {known}"
+        if newest.withdrawn:  # nothing is left to compare it with
+            raise UsageError(
+                f"{self.name} is withdrawn, by version {newest.version}; before it {made}",
+                hint="give --name OTHER, or --as-new-version to publish it under this name again",
+            )
+        if size == newest.size and layer_id in (None, newest.layers[0].layer_id):
+            return
         raise UsageError(
             f"{self.name}, version {newest.version}, {made}, and {path} holds another image",
             hint="give --name OTHER, or --as-new-version if it is the next version of that image",

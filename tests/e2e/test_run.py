@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import GuestError, StorageError
 from tests.support.programs import BOUND, Node, Nodes, descendants, tool
 
 pytestmark = pytest.mark.e2e
@@ -49,6 +49,19 @@ def test_output_is_exact_and_the_exit_code_is_the_commands(node: Node, cloop: Pa
         [ -t 0 ] || [ -t 1 ] || [ -e /proc/2000 ] || [ "$(id -u)$PWD" != 0/root ] || exit 3
     """
     assert run(node, cloop, "--", "sh", "-c", script) == Ran(3, b"a\r\n\0b", b"one\ntwo\n")
+
+
+def test_output_that_cannot_be_written_is_an_error(node: Node, cloop: Path) -> None:
+    script = "echo lost; echo kept >&2"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            node.command("run", cloop, "--mem", "128M", "--", "sh", "-c", script),
+            env=node.environment, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE,
+            timeout=BOUND, check=False,
+        )  # fmt: skip
+    assert done.returncode == StorageError.exit_code
+    assert b"kept\n" in done.stderr
+    assert b"cannot write the command's standard output: No space left" in done.stderr
 
 
 def test_words_are_passed_as_they_are(node: Node, cloop: Path) -> None:

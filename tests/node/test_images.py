@@ -182,6 +182,13 @@ def test_a_withdrawal_is_passed_on_by_the_name(
     place = f"{mirror}/{first['name']}"
     assert "withdrawn" in third.run("info", place, code=NotHereError.exit_code).err
 
+    other = tmp_path / "other.img"
+    other.write_bytes(RAW)
+    words = ("seed", other, "--name", "disk", "--raw")
+    err = publisher.run(*words, code=UsageError.exit_code).err
+    assert "is withdrawn" in err
+    assert "--as-new-version" in err
+
     again = published(publisher, tmp_path, 3)
     assert again["version"] == 3
     assert reader.json("update", first["name"])["withdrawn"] is False

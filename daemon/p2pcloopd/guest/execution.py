@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import GuestError, StorageError, storage_error
 from p2pcloopd.block.vhost_server import serve_device
 from p2pcloopd.guest.console import CHUNK, Sink, ready
 from p2pcloopd.guest.ports import Port, PortsDevice
@@ -25,6 +25,7 @@ from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import RunningGuest, run_guest
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
+_NAMES = {"stdout": "standard output", "stderr": "standard error"}
 _MAX_LINE = 4096
 
 
@@ -42,6 +43,8 @@ async def run_command(
 
     Raises:
         GuestError: the guest ended before the command did, or as for `run_guest`.
+        StorageError: its output could not be written, to a full disk perhaps. The
+            command was told at once, as of a pipe that nobody reads.
     """
     execution = _Execution()
     results: list[GuestResult] = []
@@ -61,6 +64,8 @@ async def run_command(
         await execution.finish()
         guest.kill()
     (result,) = results
+    if execution.refused is not None:
+        raise execution.refused
     if execution.code is not None:
         return replace(result, exit_code=execution.code, reason="done")
     if result.reason == "killed":
@@ -76,10 +81,12 @@ class _Execution:
 
     Attributes:
         code: its exit code, once it has ended.
+        refused: why not all of its output could be written here.
     """
 
     def __init__(self) -> None:
         self.code: int | None = None
+        self.refused: StorageError | None = None
         self._input = Port("stdin")
         self._control = Port("control", self._take_control)
         self._outputs = [self._output("stdout", _STDOUT), self._output("stderr", _STDERR)]
@@ -133,8 +140,13 @@ class _Execution:
         return Port(name, partial(self._write, name, sink))
 
     async def _write(self, name: str, sink: Sink, data: bytes) -> None:
-        await sink.write(data)
-        if not sink.is_open:
+        refused = False
+        try:
+            await sink.write(data)
+        except OSError as err:  # a full disk, say
+            refused = True
+            self.refused = storage_error(f"cannot write the command's {_NAMES[name]}", err)
+        if refused or not sink.is_open:
             # Whoever writes there is told, as a process is whose pipe nobody reads.
             for port in self._outputs:
                 if port.name == name:
