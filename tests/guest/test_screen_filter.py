@@ -138,6 +138,5 @@ def test_where_output_is_cut_does_not_matter(pieces: list[bytes], data: st.DataO
 def test_what_is_told_of_a_guest_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     """The name of its init, say, which the image chose."""
     uml._say("runs /sbin/\x1b]52;c;cm0=\x07init")
-    assert capsys.readouterr().err == (
-        "\r\np2pcloop: the guest runs /sbin/\\x1b]52;c;cm0=\\x07init\r\n"
-    )
+    told = capsys.readouterr().err
+    assert told == "p2pcloop: the guest runs /sbin/\\x1b]52;c;cm0=\\x07init\n"

@@ -53,9 +53,11 @@ def of_file(path: Path, directory: Path) -> Torrent:
     ones.
     """
     directory.mkdir()
-    (directory / path.name).symlink_to(path)
+    (directory / path.name).symlink_to(path.resolve())
     layout = replace(scan(directory), piece_length=_PIECE)
-    hashes = hash_pieces(Content(directory, layout), layout, lambda _done, _all: None)
+    content = Content(directory, layout)
+    content.hold(content.find())
+    hashes = hash_pieces(content, layout, lambda _done, _all: None)
     return Torrent(bencode({b"info": info_dictionary(layout, hashes)}), directory)
 
 
