@@ -62,7 +62,7 @@ def guest(
     # of a process namespace ends all of it.
     argv = [*inside, "bwrap", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/"]
     argv += ["taskset", "-c", str(bench.cpu), str(kernel.path), "mem=512M", f"uml_dir={bench.work}"]
-    argv += ["con=null", "con0=fd:0,fd:1", "console=tty0", "noreboot", *kernel.parameters]
+    argv += ["con=null", "con1=fd:0,fd:1", "console=tty1", "noreboot", *kernel.parameters]
     argv += map(str, arguments)
     console = Console(
         argv, log=log, errors=log.with_suffix(".err"), env=_environment(kernel), patience=0
