@@ -147,14 +147,15 @@ def read_ref(ref: str, home: Home) -> Path | str:
             raise NotHereError(f"{place.base} is not a directory that is here")
         return f"{Path(place.base).absolute()}/{place.name}"
     short = ShortNames(home).find(ref) if is_label(ref) else None
-    if short is not None and path.exists():
+    is_file = path.exists() and not path.is_dir()  # a directory alone is never an image
+    if short is not None and is_file:
         raise UsageError(
             f"{ref} is a file here, and a short name of {short}",
             hint=f"write ./{ref} for the file, or the name itself",
         )
-    if short is None and not path.exists():
+    if short is None and not is_file:
         short = own_name(ref, home)
-        if short is None:
+        if short is None and not path.exists():
             raise _not_here(ref, home)
     return path if short is None else str(short)
 

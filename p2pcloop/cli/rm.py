@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,7 +65,7 @@ def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: b
         "removed": done["removed"],
         "known": done["known"],
     }
-    click.echo(to_json(facts) if as_json else _text(facts, versions))
+    click.echo(to_json(facts) if as_json else _text(facts, _released(home, versions)))
 
 
 def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:
@@ -79,10 +80,17 @@ def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:
     return chosen
 
 
-def _text(facts: dict[str, Any], versions: list[StoredVersion]) -> str:
+def _released(home: Home, removed: list[StoredVersion]) -> list[Path]:
+    """The files that were served where they lie for these versions, and are needed by no other."""
+    kept = {path for version in list_versions(home) for path in version.in_place}
+    return sorted({path for version in removed for path in version.in_place} - kept)
+
+
+def _text(facts: dict[str, Any], files: list[Path]) -> str:
+    word = "version" if len(facts["versions"]) == 1 else "versions"
     numbers = ", ".join(map(str, facts["versions"]))
-    lines = [f"{facts['name']}, version {numbers}: removed, {format_size(facts['freed'])} freed"]
-    files = sorted({path for version in versions for path in version.in_place})
+    freed = format_size(facts["freed"])
+    lines = [f"{facts['name']}, {word} {numbers}: removed, {freed} freed"]
     lines += [f"  {path} is no longer served; the file stays" for path in files]
     if facts["known"]:
         lines.append(

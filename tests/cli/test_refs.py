@@ -47,6 +47,14 @@ def test_each_form(node: Home, tmp_path: Path) -> None:
         assert read_ref(file, node) == Path(file)
 
 
+def test_a_directory_does_not_hide_a_short_name(node: Home, tmp_path: Path) -> None:
+    ShortNames(node).add("knoppix", NAME)
+    (tmp_path / "knoppix").mkdir()
+    assert read_ref("knoppix", node) == str(NAME)
+    (tmp_path / "debian").mkdir()
+    assert read_ref("debian", node) == Path("debian")
+
+
 def test_words_that_are_known_nowhere(node: Home) -> None:
     with pytest.raises(NotHereError, match="no file debian, and no image of that name") as caught:
         read_ref("debian", node)

@@ -151,6 +151,19 @@ def test_what_was_published_goes_by_order_only_and_its_numbers_go_on(
     assert publisher.json("seed", tmp_path / "disk.img", "--raw")["version"] == 2
 
 
+def test_a_file_that_another_image_needs_is_not_told_as_served_no_more(
+    nodes: Nodes, tmp_path: Path
+) -> None:
+    node = nodes.make()
+    image, other = (
+        write_cloop_file(tmp_path / f"{seed}.cloop", make_image(70_000, seed)) for seed in (1, 2)
+    )
+    for path, label in ((image, "one"), (image, "two"), (other, "other")):
+        node.run("seed", path, "--raw", "--name", label)
+    assert str(image) not in node.run("rm", "one", "--published").out
+    assert f"{other} is no longer served" in node.run("rm", "other", "--published").out
+
+
 def test_a_withdrawal_is_passed_on_by_the_name(
     nodes: Nodes, publisher: Node, tmp_path: Path
 ) -> None:
@@ -163,6 +176,9 @@ def test_a_withdrawal_is_passed_on_by_the_name(
     done = publisher.json("unpublish", "disk", "-m", "it had my keys in it")
     assert (done["version"], done["changed"]) == (2, True)
     assert publisher.json("unpublish", "disk")["changed"] is False
+    err = publisher.run("rm", "disk", code=UsageError.exit_code).err
+    assert "it is withdrawn; --published" in err
+    assert "`p2pcloop unpublish`" not in err
     err = publisher.run("boot", "disk", code=NotHereError.exit_code).err
     assert "withdrawn" in err
     assert "it had my keys in it" in err

@@ -6,13 +6,13 @@ from typing import Any
 
 import trio
 
-from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.errors import BusyError, FormatError, MismatchError, NotHereError, UsageError
 from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.formats.name import parse_name
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import our_keys
 from p2pcloop.store.lease import leased
-from p2pcloop.store.name_table import MAX_HISTORY
+from p2pcloop.store.name_table import MAX_HISTORY, NameRecord
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 from p2pcloop.store.profiles import forget_profile
@@ -22,6 +22,8 @@ from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 
 _MAX_NAME = 128
+_PUBLISHED_HINT = "take it back from them first (`p2pcloop unpublish`), or give --published"
+_WITHDRAWN_HINT = "it is withdrawn; --published stops serving it to those who have an older link"
 
 
 async def remove(node: Node, call: Call) -> dict[str, Any]:
@@ -43,7 +45,7 @@ async def remove(node: Node, call: Call) -> dict[str, Any]:
         if ours and not published:
             raise UsageError(
                 f"{name} was published from here: others may have it from nowhere else",
-                hint="take it back from them first (`p2pcloop unpublish`), or give --published",
+                hint=_WITHDRAWN_HINT if _is_withdrawn(node, known) else _PUBLISHED_HINT,
             )
         await trio.to_thread.run_sync(_check_unused, node.home, ids)
         removed, freed = await _remove_data(node, ids, keep_manifests=ours)
@@ -51,6 +53,14 @@ async def remove(node: Node, call: Call) -> dict[str, Any]:
             await trio.to_thread.run_sync(node.records.forget, name, ids)
     node.room.look_again()
     return {"removed": removed, "freed": freed, "known": ours}
+
+
+def _is_withdrawn(node: Node, known: NameRecord) -> bool:
+    """Whether the newest version that is known of a name takes it back."""
+    try:
+        return node.records.manifest(known.manifest_id).manifest.withdrawn
+    except (NotHereError, FormatError, MismatchError):
+        return False  # only its number is known
 
 
 def _id(item: object) -> bytes:
