@@ -39,7 +39,14 @@ def choose_passphrase(what: str) -> str:
         _check_terminal("a passphrase is wanted")
         question = f"new passphrase of {what}"
         given = str(
-            click.prompt(question, hide_input=True, confirmation_prompt=True, err=True, default="")
+            click.prompt(
+                question,
+                default="",  # so that an empty one comes here, and is refused with a reason
+                show_default=False,
+                hide_input=True,
+                confirmation_prompt=True,
+                err=True,
+            )
         )
     if not given:
         raise UsageError("an empty passphrase protects nothing", hint="leave out --passphrase")

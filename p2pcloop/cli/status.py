@@ -88,7 +88,8 @@ def _text(node: dict[str, Any]) -> str:
     told = set()
     for name, layers, manifest in _images(Home.at(node["home"])):
         found = [torrents[layer] for layer in layers if layer in torrents]
-        lines += ["", name, f"  {_traffic(found)}"]
+        # Only a withdrawal has no layers.
+        lines += ["", name, f"  {_traffic(found) if layers else 'withdrawn by its publisher'}"]
         told |= {*layers, manifest}
     others = [torrent for info_hash, torrent in torrents.items() if info_hash not in told]
     if others:

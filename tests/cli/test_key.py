@@ -133,7 +133,8 @@ def test_a_key_comes_by_a_pipe_and_a_passphrase_by_a_terminal(home: Path) -> Non
         ) as process:
             try:
                 seen = b""
-                for prompt in (b"passphrase of the key", b"new passphrase", b"epeat"):
+                new = b"new passphrase of the copy of the key safe: "
+                for prompt in (b"passphrase of the key", new, b"epeat"):
                     while prompt not in seen:
                         seen += os.read(ours, 1000)
                     seen = b""

@@ -176,6 +176,7 @@ def test_a_withdrawal_is_passed_on_by_the_name(
     done = publisher.json("unpublish", "disk", "-m", "it had my keys in it")
     assert (done["version"], done["changed"]) == (2, True)
     assert publisher.json("unpublish", "disk")["changed"] is False
+    assert "withdrawn by its publisher" in publisher.run("status").out
     err = publisher.run("rm", "disk", code=UsageError.exit_code).err
     assert "it is withdrawn; --published" in err
     assert "`p2pcloop unpublish`" not in err
