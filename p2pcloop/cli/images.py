@@ -66,6 +66,7 @@ def _facts(version: StoredVersion, short: str | None, *, serves: bool) -> dict[s
         "here_share": version.here / version.stored if version.stored else 0.0,
         "from": "published here" if version.ours else "others",
         "in_place": [str(path) for path in version.in_place],
+        "unserved": list(version.unserved),
         "seeded": serves and version.here > 0,
         "private": manifest.private,
         "withdrawn": manifest.withdrawn,
@@ -92,5 +93,7 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
     )
     for path in facts["in_place"]:
         yield f"  read from {printable(path)}"
+    for why in facts["unserved"]:
+        yield f"  {printable(why)}"
     for path in facts["overlays"]:
         yield f"  below the overlay {printable(path)}"

@@ -16,6 +16,7 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
+from p2pcloop.text import printable
 from p2pcloop.units import format_size
 
 _EPILOG = """
@@ -91,7 +92,7 @@ def _text(facts: dict[str, Any], files: list[Path]) -> str:
     numbers = ", ".join(map(str, facts["versions"]))
     freed = format_size(facts["freed"])
     lines = [f"{facts['name']}, {word} {numbers}: removed, {freed} freed"]
-    lines += [f"  {path} is no longer served; the file stays" for path in files]
+    lines += [f"  {printable(str(path))} is no longer served; the file stays" for path in files]
     if facts["known"]:
         lines.append(
             "  the name stays known: `p2pcloop seed` gives a later version the next number"

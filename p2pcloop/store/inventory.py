@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.errors import FormatError, MismatchError, NotHereError, storage_error
+from p2pcloop.errors import (
+    FormatError,
+    MismatchError,
+    NotHereError,
+    StorageError,
+    storage_error,
+)
 from p2pcloop.formats.manifest import LayerRef, SignedManifest
 from p2pcloop.store.have import HaveView
 from p2pcloop.store.home import Home
+from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.keys import list_keys, read_key
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
@@ -27,6 +34,7 @@ class StoredVersion:
         here: bytes of its layers and sources that are here, verified and durable.
         stored: bytes of all of them.
         in_place: files that are served where they lie, outside of the home.
+        unserved: why some of those are not served now: gone, or not what was compared.
         overlays: overlays that lie on it, by their absolute paths.
         pinned: nothing of it is evicted.
     """
@@ -37,6 +45,7 @@ class StoredVersion:
     here: int
     stored: int
     in_place: tuple[Path, ...]
+    unserved: tuple[str, ...]
     overlays: tuple[Path, ...]
     pinned: bool
 
@@ -68,13 +77,15 @@ def list_versions(home: Home) -> Iterator[StoredVersion]:
             except (NotHereError, FormatError, MismatchError):
                 continue  # only its number is known, from a history
             layers = signed.manifest.all_layers
+            unserved = {layer: tuple(_unserved(home, layer)) for layer in layers}
             yield StoredVersion(
                 signed,
                 newest=version == record.version,
                 ours=record.name.key in ours,
-                here=sum(_here(home, layer) for layer in layers),
+                here=sum(_here(home, layer) for layer in layers if not unserved[layer]),
                 stored=sum(map(_size, layers)),
-                in_place=tuple(path for layer in layers for path in _in_place(home, layer)),
+                in_place=tuple(path.readlink() for layer in layers for path in _links(home, layer)),
+                unserved=tuple(why for layer in layers for why in unserved[layer]),
                 overlays=tuple(overlays.get(signed.id, ())),
                 pinned=signed.id in pins,
             )
@@ -96,11 +107,21 @@ def _here(home: Home, layer: LayerRef) -> int:
         return 0
 
 
-def _in_place(home: Home, layer: LayerRef) -> Iterator[Path]:
+def _links(home: Home, layer: LayerRef) -> Iterator[Path]:
     data = home.torrents / layer.torrent.hex() / "data"
     try:
         for path in data.rglob("*"):
             if path.is_symlink():
-                yield path.readlink()
+                yield path
     except OSError as err:
         raise storage_error(f"cannot read {data}", err) from err
+
+
+def _unserved(home: Home, layer: LayerRef) -> Iterator[str]:
+    """What p2pcloopd finds, too, when it looks at the files that lie elsewhere."""
+    directory = home.torrents / layer.torrent.hex()
+    for path in _links(home, layer):
+        try:
+            hold_served(directory, str(path.relative_to(directory / "data")))
+        except (MismatchError, StorageError) as err:
+            yield str(err)

@@ -74,6 +74,22 @@ def test_images_tells_what_is_here_of_whom_with_p2pcloopd_or_without(
     assert "(mine)" in told
 
 
+@pytest.mark.usefixtures("seeded")
+def test_files_in_place_that_are_changed_or_gone_are_told(publisher: Node, tmp_path: Path) -> None:
+    cloop = tmp_path / "disk.cloop"
+    kept = cloop.read_bytes()
+    cloop.unlink()
+    cloop.write_bytes(bytes(len(kept)))
+    for _ in range(2):
+        [facts] = images(publisher).values()
+        assert (facts["here_share"], facts["seeded"]) == (0, False)
+        assert str(cloop) in facts["unserved"][0]
+        assert "0 % of" in publisher.run("images").out
+        publisher.run("daemon", "stop")
+    cloop.unlink()
+    assert "No such file" in publisher.run("images").out
+
+
 def test_what_is_removed_is_gone_and_can_be_had_again(nodes: Nodes, seeded: dict[str, Any]) -> None:
     reader = nodes.make()
     reader.run("fetch", seeded["link"])
