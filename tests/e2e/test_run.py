@@ -92,7 +92,16 @@ def test_a_stock_image_without_an_init_from_a_peer(
     bare.write_bytes(image.read_bytes())
     for name in ("sbin/init", "bin/init", "etc/inittab"):
         tool("debugfs", "-w", "-R", f"rm /{name}", bare)
+    program, requests = tmp_path / "program", tmp_path / "requests"
+    program.write_text('#!/bin/sh\necho "the image has $0 $*"; env | sort\n')
+    requests.write_text(  # busybox has a dpkg, too
+        f"rm bin/dpkg\ncd bin\nwrite {program} dpkg\nset_inode_field dpkg mode 0100755\n"
+    )
+    tool("debugfs", "-w", "-f", requests, bare)
     link = nodes.make().seed(bare)["link"]
+    ran = run(node, link, "--", "dpkg", "-i")
+    assert ran.code == 0
+    assert ran.out.decode().startswith("the image has /bin/dpkg -i\nHOME=/root\nLOGNAME=root\n")
     ran = run(node, link, "--", "no-such-command")
     assert (ran.code, ran.out) == (127, b"")
     assert b"no-such-command" in ran.err

@@ -30,6 +30,29 @@ while read -r name <&3; do
 done &
 signals=$!
 
+# Becomes the image's program of a name. busybox looks among its own programs first, also where `env`
+# starts one; not where it is given a path.
+cat >$place/become <<'END'
+name=$1
+shift
+case $name in
+*/*) program=$name ;;
+*)
+    for directory in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do
+        [ -f "$directory/$name" ] || continue
+        program=$directory/$name
+        [ ! -x "$program" ] || break
+    done
+    ;;
+esac
+if [ -z "$program" ]; then
+    echo "$name: not found" >&2
+    exit 127
+fi
+unset PWD OLDPWD SHLVL
+exec -a "$name" -- "$program" "$@"
+END
+
 . $place/command # sets the parameters
 # In a process of its own: opening a pipe waits for its other end, and where a child of ours ends
 # meanwhile, that breaks off.
@@ -39,7 +62,8 @@ signals=$!
     echo $$ >$place/leader
     cd /root 2>/dev/null || cd /
     exec $place/busybox setsid $place/busybox env -i HOME=/root USER=root LOGNAME=root \
-        SHELL=/bin/sh PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+        SHELL=/bin/sh PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        $place/busybox sh $place/become "$@"
 ' sh $place "$@") <$place/in >$place/out 2>$place/err 3>&-
 code=$?
 
