@@ -142,7 +142,7 @@ def inspect_copy(
             found = _identify(found, file.fileno(), partition, raw=raw)
     except FileNotFoundError as err:
         raise NotHereError(
-            f"there is no file {name}", hint="a name is written @key/label, a link magnet:?…"
+            f"there is no file {name}", hint="give the path of a file that is here"
         ) from err
     except OSError as err:
         raise UsageError(f"{name} cannot be read: {err.strerror}") from err
