@@ -112,7 +112,7 @@ class ControlClient:
                             on_event(event, fields)
         except (OSError, EOFError, RemoteControlError) as err:
             raise DaemonError(
-                f"lost p2pcloopd during `{op}`: {err or 'it went away'}",
+                f"lost p2pcloopd during `{op}`: {str(err) or 'it went away'}",
                 hint="daemon.log in the node's home says why",
             ) from err
 

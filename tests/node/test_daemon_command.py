@@ -16,7 +16,7 @@ import pytest
 
 from p2pcloop.cli.control_client import ControlClient, NotRunningError
 from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
-from p2pcloop.errors import BusyError, UsageError
+from p2pcloop.errors import BusyError, DaemonError, UsageError
 from p2pcloop.protocol.control import ControlReceiver, Failure
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
@@ -118,6 +118,14 @@ def test_a_start_after_sigkill_works(node: NodeProcess) -> None:
     with pytest.raises(NotRunningError):
         ControlClient.connect(node.home)
     command(node, "daemon", "start")
+
+
+def test_a_command_whose_daemon_dies_says_so(node: NodeProcess) -> None:
+    node.start()
+    with ControlClient.connect(node.home) as client:
+        node.end(signal.SIGKILL)
+        with pytest.raises(DaemonError, match=r"during `status`: (it went away|.*Broken pipe)"):
+            client.call("status")
 
 
 def test_watch_goes_on_until_it_is_ended(node: NodeProcess) -> None:

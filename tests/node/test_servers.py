@@ -93,5 +93,7 @@ async def test_who_lies_is_asked_for_nothing_of_the_layer_again() -> None:
     early, [first, second] = servers(1 << 20, count=2)
     came = await early.get(0, 10)
     came.refuse()
+    came.refuse()
     assert (await early.get(0, 10)).base != came.base
     assert {first.asked, second.asked} == {1}
+    assert early.faults() == [f"{came.base} (has wrong bytes of it)"]

@@ -66,6 +66,7 @@ class _Early:
         whole: those of `mirrors` that are web seeds, too.
         disputed: manifests say different things of the layer, so that it cannot be told which of
             a mirror's bytes are whose: it is read by its torrent, which is not a matter of trust.
+        refused: those whose bytes were wrong, and which are asked no more.
         given: from whom parts came, by offset and length.
         not_before: when the metadata may be asked for.
     """
@@ -74,6 +75,7 @@ class _Early:
     mirrors: list[MirrorReader] = field(default_factory=list)
     web_seeds: list[MirrorReader] = field(default_factory=list)
     whole: list[MirrorReader] = field(default_factory=list)
+    refused: list[MirrorReader] = field(default_factory=list)
     given: dict[_Key, MirrorReader] = field(default_factory=dict)
     not_before: float = 0.0
     disputed: bool = False
@@ -143,7 +145,7 @@ class _Early:
     def faults(self) -> list[str]:
         """See `Servers.faults`."""
         size = self.layer.index_length + self.layer.pack_length
-        told = []
+        told = [f"{mirror.base} (has wrong bytes of it)" for mirror in self.refused]
         for mirror in self.servers:
             error = (mirror.fault or "").removeprefix(mirror.base)
             if mirror.whole_only and size > MAX_WHOLE:
@@ -385,6 +387,8 @@ def _refuse(early: _Early, mirror: MirrorReader) -> None:
     """Ask a mirror for nothing of a layer any more."""
     error = MismatchError(f"{mirror.base} has wrong bytes of a layer")
     mirror.on_failure(error, of_content=True)
+    if mirror not in early.refused:
+        early.refused.append(mirror)
     for known in (early.mirrors, early.web_seeds, early.whole):
         if mirror in known:
             known.remove(mirror)
