@@ -18,6 +18,7 @@ from p2pcloop.cli.options import (
     running_command,
     to_json,
 )
+from p2pcloop.cli.output import check_outside_store
 from p2pcloop.cli.progress import progress_bar
 from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
 from p2pcloop.errors import (
@@ -101,6 +102,7 @@ def command(
     if url is not None:
         with words_of_the_user():
             url = parse_mirror(url if url.endswith("/") else f"{url}/")
+    check_outside_store(directory, home)
     target = resolve_ref(ref, home, at=at, withdrawn=True, unpack=False)
     if not isinstance(target, StoredRef):
         raise UsageError(f"{ref} is a file", hint="seed it, and mirror it by its name")

@@ -132,7 +132,7 @@ def _seed(file: ImageFile, maker: HotMaker, *, public: bool, as_new_version: boo
     if who.image is not None and _stands_on(who.image, content, maker):
         return who.image
     who.release(content, public=public)
-    remember_source(home, who.name, file.name)
+    remember_source(home, who.name, file.source)
     seeded = newest_of(who.client, who.name)
     assert seeded is not None, "it was published just now"
     return seeded

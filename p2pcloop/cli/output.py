@@ -52,3 +52,19 @@ def check_not_served(path: Path, home: Home) -> None:
             f"{path}: this node serves it, and its readers rely on every byte",
             hint="choose another name for OUT",
         )
+
+
+def check_outside_store(directory: Path, home: Home) -> None:
+    """Check that a mirror is not mixed with a store: they have directories of the same names.
+
+    Raises:
+        UsageError: it is the node's home, or in one of the directories of its store.
+    """
+    place = Path(os.path.realpath(directory))
+    store = (home.torrents, home.manifests, home.indexes, home.profiles, home.tmp)
+    inside = any(place.is_relative_to(os.path.realpath(each)) for each in store)
+    if inside or place == Path(os.path.realpath(home.root)):
+        raise UsageError(
+            f"{directory} is the node's own, of its home {home.root}",
+            hint="choose another directory, such as one in it of a name of its own",
+        )

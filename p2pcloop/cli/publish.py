@@ -166,7 +166,7 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
         secret=secret,
     )
     if file.kind != "overlay":
-        remember_source(home, who.name, file.name)
+        remember_source(home, who.name, file.source)
     return answer | {
         "base": None if base is None else base.name,
         "filesystem": content.boot.root_type,

@@ -131,7 +131,7 @@ def seed_image(
         file, who, home, append=append, quiet=quiet, as_new_version=as_new_version
     )
     answer = who.release(content, message=message, public=public) | facts
-    remember_source(home, who.name, file.name)
+    remember_source(home, who.name, file.source)
     return answer
 
 
@@ -153,9 +153,9 @@ def seed_content(
         UsageError: it is another file, and holds another image.
     """
     who.check_secret(None)
-    other = not as_new_version and who.is_other_source(file.name)
+    other = not as_new_version and who.is_other_source(file.source)
     if other:
-        who.check_same(device_size(file), None, file.name)  # before all of it is read
+        who.check_same(device_size(file), None, file.source)  # before all of it is read
     for note in file.notes:
         click.echo(f"{file.name}: {note}", err=True)
     with unchanged(file), home.staging() as staging:
@@ -165,7 +165,7 @@ def seed_content(
         if note:
             click.echo(note, err=True)
         if other:
-            who.check_same(header.image_size, header.layer_id, file.name)
+            who.check_same(header.image_size, header.layer_id, file.source)
         layer = who.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
         boot = BootParameters(filesystem, append, device_roots(file))

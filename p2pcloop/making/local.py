@@ -73,6 +73,11 @@ class ImageFile:
         return self.given or self.path
 
     @property
+    def source(self) -> Path:
+        """The file; of a disk the partition in it: two of these are two images."""
+        return self.name / self.inside[0].name if self.kind == "disk" else self.name
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """What in it is the image, from base to top: parts of it, or all of the file."""
         return self.inside or (Part("", self.kind, Extents([(0, self.size)])),)

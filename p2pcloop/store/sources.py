@@ -1,7 +1,8 @@
 """From which file the versions of a name were made here: another file is another image, until the
 user says that it is the next version.
 
-`sources/<key hex>-<label>` in the home holds its path, absolute and without symbolic links.
+`sources/<key hex>-<label>` in the home holds its path, absolute and without symbolic links; of a
+disk with the partition's name below it (`p2pcloop.making.local.ImageFile.source`).
 """
 
 from __future__ import annotations

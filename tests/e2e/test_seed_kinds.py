@@ -66,6 +66,20 @@ def test_one_image_in_many_forms_is_one_version(node: Node, ext4: Path, tmp_path
     assert not list(node.home.tmp.iterdir())
 
 
+def test_another_partition_of_a_disk_is_another_image(
+    node: Node, ext4: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "two.disk"
+    data = ext4.read_bytes()
+    disk.write_bytes(make_gpt({1: (LINUX, data), 2: (LINUX, data + bytes(MIB))}))
+    assert node.json("seed", disk, "--partition", "1")["version"] == 1
+    refused = node.run("seed", disk, "--partition", "2", code=2).err
+    assert f"was made of {disk}/partition 1, and {disk}/partition 2 holds another" in refused
+    node.run("seed", disk, "--raw", code=2)
+    disk.write_bytes(make_gpt({1: (LINUX, data[:-1] + b"x"), 2: (LINUX, data)}))
+    assert node.json("seed", disk, "--partition", "1")["version"] == 2
+
+
 def test_another_image_of_the_same_stem_is_refused(node: Node, ext4: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "t.img", tmp_path / "t.raw"
     shutil.copy(ext4, first)

@@ -189,6 +189,9 @@ def test_a_withdrawal_is_passed_on_by_the_name(
     assert reader.run("unpublish", first["name"], code=MismatchError.exit_code)
     publisher.run("mirror", first["name"], mirror)
 
+    for store in (publisher.home.root, publisher.home.torrents, publisher.home.manifests / "x"):
+        assert "node's own" in publisher.run("mirror", "disk", store, code=UsageError.exit_code).err
+
     done = publisher.json("unpublish", "disk", "-m", "it had my keys in it")
     assert (done["version"], done["changed"]) == (2, True)
     assert publisher.json("unpublish", "disk")["changed"] is False
