@@ -22,6 +22,7 @@ from p2pcloop.store.keys import list_keys, read_key
 from p2pcloop.store.lease import leased
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
+from p2pcloop.store.removed import is_removed
 
 _MANIFEST = re.compile(rf"[0-9a-f]{{{2 * ID_SIZE}}}")
 
@@ -61,7 +62,8 @@ def look_at_usage(home: Home) -> Usage:
             since nobody knows what it would have said.
         StorageError: the system refused.
     """
-    manifests = dict(known_manifests(home))
+    known = known_manifests(home)
+    manifests = {id_: manifest for id_, manifest in known if not is_removed(home, id_)}
     in_use = leased(home)
     keep = {torrent: Keep.RUNNING for torrent in in_use if len(torrent) == INFO_HASH_SIZE}
     running = [(manifest_id, Keep.RUNNING) for manifest_id in in_use]

@@ -32,6 +32,12 @@ def transcript(text: bytes) -> Transcript:
         (b"reboot: Restarting system\r\n", 134, "reboot"),
         (b"reboot: System halted\r\nx\r\n", 134, "crash"),
         (b"reboot: System halted\r\nKernel panic - not syncing: x\r\n", 134, "panic"),
+        (
+            b"reboot: Power down\r\nEXT4-fs error (vda)\r\nKernel panic - not syncing: init!\r\n",
+            134,
+            "poweroff",
+        ),
+        (b"EXT4-fs error (device vda)\r\nKernel panic - not syncing\r\n", 134, "panic"),
         (b"hello", 0, "crash"),
     ],
 )

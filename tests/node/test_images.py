@@ -180,6 +180,21 @@ def test_a_file_that_another_image_needs_is_not_told_as_served_no_more(
     assert f"{other} is no longer served" in node.run("rm", "other", "--published").out
 
 
+def test_two_names_of_one_file_are_served_until_both_are_removed(
+    publisher: Node, seeded: dict[str, Any], tmp_path: Path
+) -> None:
+    """What stays known of a removed version needs no data any more."""
+    publisher.json("seed", tmp_path / "disk.cloop", "--name", "other")
+    torrent = publisher.home.torrents / seeded["torrent"]
+    assert publisher.json("rm", seeded["name"], "--published")["freed"] == 0
+    assert torrent.exists(), "the other name needs it"
+    assert publisher.json("rm", "other", "--published")["freed"] > 0
+    assert not torrent.exists()
+    again = publisher.json("seed", tmp_path / "disk.cloop", "--name", "other")
+    assert (again["version"], again["changed"]) == (1, False)
+    assert publisher.json("gc", "--quota", "0", code=11)["kept"]["published"] > 0
+
+
 def test_a_withdrawal_is_passed_on_by_the_name(
     nodes: Nodes, publisher: Node, tmp_path: Path
 ) -> None:

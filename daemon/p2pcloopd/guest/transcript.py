@@ -15,6 +15,7 @@ _FAILURE = re.compile(rb"^" + re.escape(FAILURE_MARK.encode()) + rb"(.*?)\r*$", 
 _STARTED = re.compile(rb"^" + re.escape(START_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
 _CONTROLS = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[^\[]|[\x00-\x09\x0b-\x1f]")
 _PANIC = b"Kernel panic - not syncing"
+_NO_DISK = re.compile(rb"EXT4-fs error|I/O error|IO failure|Aborting journal|Bus error")
 _ABORTED = 128 + signal.SIGABRT
 # UML has no power switch: its kernel makes a power-off a halt before it says so.
 _ENDINGS: dict[bytes, Reason] = {
@@ -57,9 +58,11 @@ class Transcript:
         whether the end was a good one, and of the kernel's messages the last counts."""
         said = {self.tail.rfind(message): reason for message, reason in _ENDINGS.items()}
         last = max(said)
-        # Nothing of the guest runs after this word. UML 6.1 as a program was seen to abort behind
-        # it, once.
-        is_down = last >= 0 and self.tail[last:].strip() in _ENDINGS
+        # Behind this word the guest has let go of its disk. UML 6.1 as a program was seen to abort
+        # there; and a program that still runs for a moment may fail for the lack of the disk, init
+        # itself, too, which is a panic. The guest is down all the same.
+        behind = self.tail[last:].partition(b"\n")[2].strip()
+        is_down = last >= 0 and (not behind or _NO_DISK.search(behind) is not None)
         if exit_code == 0 or (exit_code == _ABORTED and is_down):
             return said[last] if last >= 0 else "crash"
         return "panic" if _PANIC in self.tail else "crash"

@@ -25,6 +25,7 @@ from p2pcloop.formats.place import is_url
 from p2pcloop.formats.record import MAX_RECORD_SIZE, Record, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
+from p2pcloop.store.removed import unmark_removed
 from p2pcloopd.names.lookup import HISTORY_SECONDS
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.beside import REPORT_SECONDS, beside
@@ -97,6 +98,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
             await node.engine.add(torrent, public=public)
         link = make_link(node, signed, torrent, layers, public=public, secret=secret)
         kept = await trio.to_thread.run_sync(node.records.keep, signed, link)
+        await trio.to_thread.run_sync(unmark_removed, node.home, signed.id)
     if public:
         for layer in manifest.all_layers:
             await node.engine.add(layer.torrent, public=True)

@@ -16,6 +16,7 @@ from p2pcloop.store.name_table import MAX_HISTORY, NameRecord
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 from p2pcloop.store.profiles import forget_profile
+from p2pcloop.store.removed import is_removed, mark_removed
 from p2pcloop.store.usage import known_manifests
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.control_server import Call
@@ -48,6 +49,8 @@ async def remove(node: Node, call: Call) -> dict[str, Any]:
                 hint=_WITHDRAWN_HINT if _is_withdrawn(node, known) else _PUBLISHED_HINT,
             )
         await trio.to_thread.run_sync(_check_unused, node.home, ids)
+        if ours:  # first: cut off in the middle, the rest goes with the next `rm` or `gc`
+            await trio.to_thread.run_sync(mark_removed, node.home, ids)
         removed, freed = await _remove_data(node, ids, keep_manifests=ours)
         if not ours:
             await trio.to_thread.run_sync(node.records.forget, name, ids)
@@ -93,7 +96,11 @@ async def _remove_data(
     """
     manifests = await trio.to_thread.run_sync(lambda: dict(known_manifests(node.home)))
     going = [manifest for id_, manifest in manifests.items() if id_ in ids]
-    staying = [manifest for id_, manifest in manifests.items() if id_ not in ids]
+    staying = [
+        manifest
+        for id_, manifest in manifests.items()
+        if id_ not in ids and not is_removed(node.home, id_)
+    ]
     needed = {layer.torrent for manifest in staying for layer in manifest.all_layers}
     torrents = {layer.torrent for manifest in going for layer in manifest.all_layers} - needed
     if not keep_manifests:
