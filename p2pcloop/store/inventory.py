@@ -17,7 +17,7 @@ from p2pcloop.formats.manifest import LayerRef, SignedManifest
 from p2pcloop.store.have import HaveView
 from p2pcloop.store.home import Home
 from p2pcloop.store.in_place import hold_served
-from p2pcloop.store.keys import list_keys, read_key
+from p2pcloop.store.keys import our_keys
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
 from p2pcloop.store.records import Records
@@ -50,11 +50,6 @@ class StoredVersion:
     pinned: bool
 
 
-def our_keys(home: Home) -> set[bytes]:
-    """The public keys, 32 bytes each, of this home. Errors as of `read_key`."""
-    return {read_key(home.keys, name).public for name in list_keys(home.keys)}
-
-
 def list_versions(home: Home) -> Iterator[StoredVersion]:
     """Every version that is known here, by name, the newest of each first.
 
@@ -65,7 +60,7 @@ def list_versions(home: Home) -> Iterator[StoredVersion]:
         StorageError: the system refused.
     """
     records = Records(home)
-    pins, ours = load_pins(home), our_keys(home)
+    pins, ours = load_pins(home), our_keys(home.keys)
     overlays: dict[bytes, list[Path]] = {}
     for path, ids in overlaid_manifests(home):
         for manifest_id in ids:

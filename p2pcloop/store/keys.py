@@ -92,6 +92,11 @@ def list_keys(keys_dir: Path) -> list[str]:
     )
 
 
+def our_keys(keys_dir: Path) -> set[bytes]:
+    """The public keys, 32 bytes each. Errors as of `read_key`."""
+    return {read_key(keys_dir, name).public for name in list_keys(keys_dir)}
+
+
 def store_key(keys_dir: Path, name: str, text: bytes, *, imported: bool = False) -> KeyText:
     """Keep a new or an imported key under a name that is free.
 

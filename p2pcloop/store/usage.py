@@ -18,7 +18,7 @@ from p2pcloop.formats.manifest import (
     open_manifest,
 )
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import list_keys, read_key
+from p2pcloop.store.keys import our_keys
 from p2pcloop.store.lease import leased
 from p2pcloop.store.overlays import overlaid_manifests
 from p2pcloop.store.pins import load_pins
@@ -71,7 +71,7 @@ def look_at_usage(home: Home) -> Usage:
         if manifest_id in manifests:
             for layer in manifests[manifest_id].all_layers:
                 keep.setdefault(layer.torrent, reason)
-    ours = {read_key(home.keys, name).public for name in list_keys(home.keys)}
+    ours = our_keys(home.keys)
     for manifest in manifests.values():
         if manifest.key in ours:
             for layer in published_layers(manifest, manifests, ours):

@@ -10,7 +10,7 @@ from p2pcloop.errors import BusyError, FormatError, MismatchError, NotHereError,
 from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.formats.name import parse_name
 from p2pcloop.store.home import Home
-from p2pcloop.store.inventory import our_keys
+from p2pcloop.store.keys import our_keys
 from p2pcloop.store.lease import leased
 from p2pcloop.store.name_table import MAX_HISTORY, NameRecord
 from p2pcloop.store.overlays import overlaid_manifests
@@ -42,7 +42,7 @@ async def remove(node: Node, call: Call) -> dict[str, Any]:
         known = node.records.name(name)
         if strange := ids - {ref.id for ref in known.versions.values()}:
             raise NotHereError(f"{name} has no manifest {min(strange).hex()} here")
-        ours = name.key in await trio.to_thread.run_sync(our_keys, node.home)
+        ours = name.key in await trio.to_thread.run_sync(our_keys, node.home.keys)
         if ours and not published:
             raise UsageError(
                 f"{name} was published from here: others may have it from nowhere else",
