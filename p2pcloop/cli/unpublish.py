@@ -9,7 +9,7 @@ from p2pcloop.cli.refs import StoredRef, resolve_ref
 from p2pcloop.cli.release import Publisher
 from p2pcloop.errors import MismatchError, UsageError
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import list_keys, read_key
+from p2pcloop.store.keys import name_of_key
 
 _EPILOG = """
 \b
@@ -54,9 +54,9 @@ def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
 
 def _key_of(home: Home, public: bytes) -> str:
     """The name of the key in this home that signs for a name."""
-    for key_name in list_keys(home.keys):
-        if read_key(home.keys, key_name).public == public:
-            return key_name
+    key_name = name_of_key(home.keys, public)
+    if key_name is not None:
+        return key_name
     raise MismatchError(
         "it is not yours: no key of this home signed it",
         hint="`p2pcloop rm` removes it from this home",

@@ -92,6 +92,13 @@ def list_keys(keys_dir: Path) -> list[str]:
     )
 
 
+def name_of_key(keys_dir: Path, public: bytes) -> str | None:
+    """The name of the key whose public half, 32 bytes, this is; None where it is not ours. Errors
+    as of `read_key`."""
+    names = list_keys(keys_dir)
+    return next((name for name in names if read_key(keys_dir, name).public == public), None)
+
+
 def our_keys(keys_dir: Path) -> set[bytes]:
     """The public keys, 32 bytes each. Errors as of `read_key`."""
     return {read_key(keys_dir, name).public for name in list_keys(keys_dir)}

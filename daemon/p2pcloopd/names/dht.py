@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import Record, open_record
-from p2pcloop.store.keys import list_keys, load_key, read_key
+from p2pcloop.store.keys import load_key, name_of_key
 from p2pcloop.store.records import Records
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.session_dht import Dht
@@ -149,9 +149,9 @@ class Announcer:
             return self._keys[name.key]
         why = "its key is not in this home"
         try:
-            for label in list_keys(self._keys_dir):
-                if read_key(self._keys_dir, label).public == name.key:
-                    return load_key(self._keys_dir, label)
+            label = name_of_key(self._keys_dir, name.key)
+            if label is not None:
+                return load_key(self._keys_dir, label)
         except P2pcloopError as err:
             why = str(err)
         _log.warning("%s cannot be kept in the DHT until it is published again: %s", name, why)
