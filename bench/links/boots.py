@@ -1,0 +1,117 @@
+"""Boot every contender over one link, turn about, and take what each boot came to."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.guests import LOGIN, boot_initramfs
+from bench.harness import Bench
+from bench.links.contender import Contender
+from bench.links.contenders import LOCAL
+from bench.links.control import Control, plain_transfer, wait_until_quiet
+from bench.links.link import Link
+from bench.links.network import Host, network
+from bench.links.rig import Boot, Rig, TookTooLongError
+from bench.links.sample import Sample
+from bench.links.usage import Meter
+from tools.console import NotInTimeError
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to boot, and how often.
+
+    Attributes:
+        limit: seconds after which a boot is ended and counts as "more than" that.
+        group: the control group of this program, for its processor time.
+        patience: seconds to wait for a quiet machine, at most, before each boot.
+    """
+
+    contenders: Sequence[Contender]
+    rounds: int
+    limit: float
+    group: Path | None
+    patience: float = 0.0
+
+
+@dataclass(slots=True)
+class LinkRun:
+    """All that was measured on one link.
+
+    Attributes:
+        samples: of each contender by its name, in order; "local" is one of them.
+    """
+
+    link: Link
+    control: Control
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+
+def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
+    """Lay the link, run the control, then `plan.rounds` boots of each contender.
+
+    Raises:
+        BenchError: a contender failed; one that is slow does not.
+    """
+    with network(link, ("seeder", "reader"), bench.work) as (seeder, reader), ExitStack() as stack:
+        rig = Rig(bench, boot_initramfs(bench), seeder, reader)
+        result = LinkRun(link, plain_transfer(rig, link, bench.work / "transfer.log"))
+        control = result.control
+        tell(f"{link}: {control.share:.1%} of the rate, {control.round_trip * 1000:.1f} ms")
+        boots: dict[str, Boot] = {}
+        for contender in (LOCAL, *plan.contenders):
+            shared = bench.work / contender.name
+            shared.mkdir()
+            boots[contender.name] = stack.enter_context(contender.serve(rig, shared))
+        names = list(boots)
+        for number in range(plan.rounds):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                sample = boot_once(boots[name], reader, bench.work / "boot", plan)
+                result.samples.setdefault(name, []).append(sample)
+                tell(f"{link}: round {number + 1} of {plan.rounds}: {name}: {_told(sample)}")
+    return result
+
+
+def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
+    """Boot and count until the login prompt, or until `plan.limit`; then end it.
+
+    Args:
+        place: a directory to make, and to remove at the end.
+    """
+    place.mkdir()
+    running = boot(place, plan.limit)
+    wait_until_quiet(plan.group, plan.patience)
+    meter, before, start = Meter(plan.group), reader.traffic(), time.monotonic()
+
+    def sample(*, exceeded: bool) -> Sample:
+        seconds = plan.limit if exceeded else time.monotonic() - start
+        traffic = reader.traffic().since(before)
+        return Sample(seconds, exceeded, traffic.received, traffic.sent, meter.usage())
+
+    try:
+        with running as console:
+            try:
+                console.expect(LOGIN, max(0.0, plan.limit - (time.monotonic() - start)))
+                return sample(exceeded=False)
+            except NotInTimeError:
+                return sample(exceeded=True)
+    except TookTooLongError:
+        return sample(exceeded=True)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _told(sample: Sample) -> str:
+    seconds = f"{'more than ' if sample.exceeded else ''}{sample.seconds:.2f} s"
+    text = f"{seconds}, {sample.received / 1e6:.2f} MB received, {sample.sent / 1e6:.2f} sent"
+    if sample.usage:
+        text += f", {sample.usage.own:.1f} s of processor, others {sample.usage.others:.0%}"
+    return text

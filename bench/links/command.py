@@ -1,0 +1,110 @@
+"""`tools/bench links`: boots over slow links, ours and others'."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.harness import BenchError
+from bench.links import options as words
+from bench.links.boots import LinkRun, Plan, run_link
+from bench.links.contenders import CONTENDERS
+from bench.links.figures import LinkFigures, bars, figures
+from bench.links.least import least_of, record_boot
+from bench.links.plots import bytes_against_link, time_against_link
+from bench.links.report import as_json, table
+from bench.links.suite import Suite, run_suite
+from bench.session import write_report
+
+_LINKS = "8748,1507,613,25Mbit+20ms"
+
+
+def parse(args: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    listed = "\n".join(f"  {c.name:14} {c.about}" for c in CONTENDERS.values())
+    parser = words.parser(
+        "links",
+        "Boot the same guest over slow links, by p2pcloop and by others, turn about.",
+        rounds=5,
+        epilog=f"contenders (all of them by default):\n{listed}",
+    )
+    parser.add_argument(
+        "--links",
+        type=words.links,
+        default=words.links(_LINKS),
+        metavar="LINK,...",
+        help=f"rates in KB/s of 1000 bytes or in Mbit, and round trips (default {_LINKS})",
+    )
+    parser.add_argument("--contenders", type=_names, default=list(CONTENDERS), metavar="NAME,...")
+    parser.add_argument(
+        "--limit",
+        type=words.within(1, 3600, float),
+        default=120.0,
+        help="seconds after which a boot is ended and counts as more than that (default 120)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=words.within(0, 3600, float),
+        default=60.0,
+        help="seconds to wait for a quiet machine, at most, before each boot (default 60)",
+    )
+    return parser.parse_args(args)
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(CONTENDERS):
+        raise argparse.ArgumentTypeError(f"no such contender: {', '.join(sorted(unknown))}")
+    return names
+
+
+def main(args: Sequence[str]) -> int:
+    """Boot over every link, print tables, write JSON and plots; an exit code as `run_suite`."""
+    return run_suite(parse(args), _measure)
+
+
+def _measure(suite: Suite, options: argparse.Namespace) -> bool:
+    suite.tell("a boot whose reads are recorded, for what it cannot do without")
+    least = least_of(suite.bench, record_boot(suite.bench))
+    chosen = [CONTENDERS[name] for name in options.contenders]
+    plan = Plan(chosen, options.rounds, options.limit, suite.group, options.patience)
+    runs = _run_links(suite, options, plan)
+    found = [figures(run, least) for run in runs]
+    suite.tell_facts()
+    for link in found:
+        suite.console.print(table(link))
+    judged = [(str(link.link), bar) for link in found for bar in bars(link)]
+    reached = suite.judge(judged, _write(suite, options, runs, found))
+    return reached and len(runs) == len(options.links)
+
+
+def _run_links(suite: Suite, options: argparse.Namespace, plan: Plan) -> list[LinkRun]:
+    """Run each link; one that fails is told and left out."""
+    runs = []
+    for number, link in enumerate(options.links):
+        place = suite.bench.work / str(number)
+        place.mkdir()
+        try:
+            runs.append(run_link(link, plan, replace(suite.bench, work=place), suite.tell))
+        except BenchError as err:
+            suite.tell(f"{link}: not measured: {err}")
+    return runs
+
+
+def _write(
+    suite: Suite,
+    options: argparse.Namespace,
+    runs: Sequence[LinkRun],
+    found: Sequence[LinkFigures],
+) -> Path:
+    """Write the JSON, and the plots beside it."""
+    links = [as_json(run, link) for run, link in zip(runs, found, strict=True)]
+    about = {name: CONTENDERS[name].about for name in options.contenders}
+    told = {"machine": suite.facts, "rounds": options.rounds, "contenders": about, "links": links}
+    report = write_report(told, options.json)
+    if found:
+        time_against_link(found, report.with_suffix(".time.svg"))
+        bytes_against_link(found, report.with_suffix(".bytes.svg"))
+    return report

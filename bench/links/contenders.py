@@ -1,0 +1,38 @@
+"""Who boots the same guest over the same link, each given what it is best with."""
+
+from __future__ import annotations
+
+from bench.links import attached, ours, swarm
+
+LOCAL = attached.LOCAL
+"""The control: no link at all. Always runs."""
+
+PLAIN, WARM = ours.COLD.name, ours.WARM.name
+PROFILED = ours.PROFILED.name
+"""An optimised image whose manifest carries a profile; figures.py has its bars."""
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        ours.COLD,
+        ours.RECORDED,
+        ours.PROFILED,
+        ours.WARM,
+        swarm.DOWNLOAD,
+        attached.NBDKIT_FILE,
+        attached.QEMU_CLOOP,
+        swarm.NBDKIT_TORRENT,
+        swarm.BTFS,
+    )
+}
+
+RIVALS = tuple(
+    contender.name
+    for contender in (
+        attached.NBDKIT_FILE,
+        attached.QEMU_CLOOP,
+        swarm.NBDKIT_TORRENT,
+        swarm.BTFS,
+    )
+)
+"""Those that p2pcloop is to be sooner than from a plain cloop."""

@@ -1,0 +1,124 @@
+"""p2pcloop's own boots over a link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from bench.guests import LIMIT, PROMPT
+from bench.harness import BenchError
+from bench.links.contender import Contender
+from bench.links.rig import Boot, Rig, listen_at, node_on, seed
+from bench.processes import Argument, run, run_json, tail
+from tools.console import Console, ConsoleError
+
+Publish = Callable[[Rig, Path], str]
+"""Has the node of a home, on the seeder, serve an image; its link."""
+
+
+@contextmanager
+def boot_link(
+    rig: Rig, link: str, home: Path, place: Path, more: Sequence[str] = ()
+) -> Iterator[Console]:
+    """`p2pcloop boot` on the reader, its command and the start of its p2pcloopd included."""
+    argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "boot", link, "--home", home]
+    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu), *more]
+    log, errors = place / "guest.log", place / "boot.log"
+    try:
+        with Console([*map(str, argv)], log=log, errors=errors, patience=0) as console:
+            yield console
+    except ConsoleError as err:
+        raise BenchError(f"p2pcloop boot: {err}: {tail(errors)}") from err
+
+
+@contextmanager
+def boot_cold(
+    rig: Rig, link: str, place: Path, _limit: float, *, more: Sequence[str] = ()
+) -> Iterator[Console]:
+    """The same with an empty home; `more` options of `boot`."""
+    with (
+        node_on(rig.bench, rig.reader, place / "home") as home,
+        boot_link(rig, link, home, place, more) as console,
+    ):
+        yield console
+
+
+def cold(name: str, about: str, publish: Publish) -> Contender:
+    """Boots with an empty home, of what a seeder was given to serve."""
+
+    @contextmanager
+    def serve(rig: Rig, shared: Path) -> Iterator[Boot]:
+        with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+            yield partial(boot_cold, rig, publish(rig, seeder))
+
+    return Contender(name, about, serve)
+
+
+def publish_plain(rig: Rig, home: Path) -> str:
+    """The cloop as it lies, without a profile."""
+    return seed(rig.bench, rig.seeder, home, rig.bench.cloop)["link"]
+
+
+def _publish_recorded(rig: Rig, home: Path) -> str:
+    """The same, booted once on the seeder, so that a profile is attached."""
+    record_profile(rig, home, seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"])
+    return publish_plain(rig, home)
+
+
+def record_profile(rig: Rig, home: Path, name: str) -> None:
+    """Boot an image on the seeder, whose home keeps what that read."""
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
+    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
+    log, errors = home.parent / "record.log", home.parent / "record.err"
+    with Console([*map(str, argv)], log=log, errors=errors) as console:
+        console.expect(PROMPT, LIMIT)
+        console.send_line("poweroff")
+        console.wait(LIMIT)
+
+
+def publish_optimised(rig: Rig, home: Path) -> str:
+    """The same with what its boot reads packed in that order, announced to the node's trackers."""
+    _publish_recorded(rig, home)
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "optimize", rig.bench.cloop]
+    told = run_json([*argv, "--name", "bench", "--public", "--json", "--home", home])
+    if not isinstance(told, dict) or not isinstance(told.get("link"), str):
+        raise BenchError("p2pcloop optimize --json told no link")
+    link: str = told["link"]
+    return link
+
+
+@contextmanager
+def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
+    home = shared / "reader"
+    with node_on(rig.bench, rig.seeder, home):
+        # On the seeder's own loopback: over the link it would take its time.
+        with node_on(rig.bench, rig.seeder, shared / "seeder") as seeder:
+            link = publish_plain(rig, seeder)
+            run([*rig.seeder.inside, rig.bench.p2pcloop, "fetch", link, "--home", home])
+        stop: list[Argument] = [rig.bench.p2pcloop, "daemon", "stop", "--home", home]
+        run(stop)
+        listen_at(rig.reader, home)
+
+        @contextmanager
+        def boot(place: Path, _limit: float) -> Iterator[Console]:
+            try:
+                with boot_link(rig, link, home, place) as console:
+                    yield console
+            finally:
+                run(stop)  # cold boots start it, too
+
+        yield boot
+
+
+COLD = cold(
+    "p2pcloop", "p2pcloop boot of a plain cloop by its link, with an empty home", publish_plain
+)
+RECORDED = cold(
+    "p2pcloop-recorded", "the same with a profile attached, recorded by one boot", _publish_recorded
+)
+PROFILED = cold(
+    "p2pcloop-profile", "the same, with `p2pcloop optimize` of that profile", publish_optimised
+)
+WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)

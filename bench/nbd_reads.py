@@ -1,0 +1,98 @@
+"""Reads over a whole image through NBD, by fio: at random and in a row, one and many at a time.
+
+Every server starts anew for every job, with the image file in the page cache: so p2pcloop begins
+each with nothing decoded. Servers and fio share the same processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
+from bench.processes import Argument, run_json, server
+
+SECONDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What fio reads: `pattern` is its `--rw`, `size` bytes at once, `depth` of them in flight."""
+
+    pattern: str
+    size: int
+    depth: int
+
+
+JOBS = {
+    "random_1": Job("randread", 4096, 1),
+    "random_32": Job("randread", 4096, 32),
+    "sequential_1": Job("read", 128 << 10, 1),
+    "sequential_32": Job("read", 128 << 10, 32),
+}
+
+
+def read_rate(socket: Path, job: Job) -> float:
+    """Reads a second from the NBD server at `socket`."""
+    told = run_json(
+        [
+            *("fio", "--name=reads", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}"),
+            *(f"--rw={job.pattern}", f"--bs={job.size}", f"--iodepth={job.depth}"),
+            *("--randrepeat=1", "--time_based", f"--runtime={SECONDS}", "--output-format=json"),
+        ]
+    )
+    try:
+        return float(told["jobs"][0]["read"]["iops"])
+    except (KeyError, IndexError, TypeError) as err:
+        raise BenchError(f"fio told no rate: {err}") from err
+
+
+@contextmanager
+def _contenders(bench: Bench) -> Iterator[Contenders]:
+    def rates(label: str, argv: list[Argument], socket: Path) -> Values:
+        values = {}
+        for name, job in JOBS.items():
+            with server(argv, socket, bench.work / f"{label}.log"):
+                values[name] = read_rate(socket, job)
+        return values
+
+    def qemu(form: str, image: Path) -> list[Argument]:
+        argv: list[Argument] = ["qemu-nbd", "-f", form, "--read-only", "--persistent"]
+        return [*argv, "--shared=4", f"--socket={socket}", image]
+
+    socket = bench.work / "nbd.sock"
+    for image in (bench.image, bench.cloop):
+        image.read_bytes()  # into the page cache
+    block: list[Argument] = [bench.p2pcloop, "block", bench.cloop, "--nbd", f"unix:{socket}"]
+    nbdkit: list[Argument] = ["nbdkit", "-f", "-r", "-U", socket, "file", bench.image]
+    yield {
+        "p2pcloop": lambda: rates("p2pcloop", block, socket),
+        "qemu-nbd -f raw": lambda: rates("raw", qemu("raw", bench.image), socket),
+        "qemu-nbd -f cloop": lambda: rates("cloop", qemu("cloop", bench.cloop), socket),
+        "nbdkit file": lambda: rates("nbdkit", nbdkit, socket),
+    }
+
+
+def _row(job: str, title: str, other: str, bar: float | None = None) -> Row:
+    title = f"{title} / {other}"
+    return Row(title, "/s", ("p2pcloop", job), bar, (other, job), at_least=True)
+
+
+READS = Measure(
+    "nbd-reads",
+    "reads over the whole cloop by fio over NBD, against qemu-nbd (raw, cloop) and nbdkit (raw)",
+    [
+        _row("random_32", "4 KiB random, depth 32", "qemu-nbd -f raw", 1.0),
+        _row("random_32", "4 KiB random, depth 32", "qemu-nbd -f cloop", 10.0),
+        _row("random_32", "4 KiB random, depth 32", "nbdkit file"),
+        _row("random_1", "4 KiB random, depth 1", "qemu-nbd -f raw"),
+        _row("random_1", "4 KiB random, depth 1", "nbdkit file"),
+        _row("sequential_1", "128 KiB sequential, depth 1", "qemu-nbd -f raw", 1.0),
+        _row("sequential_1", "128 KiB sequential, depth 1", "nbdkit file"),
+        _row("sequential_32", "128 KiB sequential, depth 32", "qemu-nbd -f raw", 1.0),
+        _row("sequential_32", "128 KiB sequential, depth 32", "nbdkit file"),
+    ],
+    _contenders,
+)

@@ -1,0 +1,135 @@
+"""What it costs a node to compare what it serves with its hashes: first, and when it was just done.
+
+The first time that a piece leaves it is read, compared and sent; then it is sent. The difference is
+what the comparison costs.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+
+from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
+from bench.processes import Argument, daemon_pid, node, run_json
+from p2pcloop.formats.link import parse_link, parse_peer
+
+_SPAN = 16 << 10
+_REQUESTS = 2000
+_LIMIT = 120
+
+
+class _Seeder:
+    """A node that seeds the cloop, started anew for each round."""
+
+    def __init__(self, bench: Bench, home: Path) -> None:
+        argv: list[Argument] = [bench.p2pcloop, "seed", bench.cloop, "--name", "bench", "--json"]
+        told = run_json([*argv, "--home", home])
+        status = run_json([bench.p2pcloop, "status", "--json", "--home", home])
+        self._pid = daemon_pid(home)
+        self._torrent = (home / "torrents" / told["torrent"] / "torrent").read_bytes()
+        self._peer = parse_link(told["link"]).peers[0]
+        self._http = parse_peer(status["http"]["listen"][0])
+        self._size = bench.cloop.stat().st_size
+
+    def _processor_seconds(self) -> float:
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def by_bittorrent(self) -> Values:
+        """A stock client fetches all of it."""
+        folder = tempfile.mkdtemp(prefix="p2pcloop-serve-")
+        settings: Any = {
+            "listen_interfaces": "127.0.0.1:0",
+            "enable_dht": False,
+            "enable_lsd": False,
+        }
+        settings |= {"enable_upnp": False, "enable_natpmp": False}
+        session = lt.session(settings)
+        try:
+            params = lt.add_torrent_params()
+            params.ti = lt.torrent_info(self._torrent)
+            params.save_path = folder
+            busy, start = self._processor_seconds(), time.monotonic()
+            handle = session.add_torrent(params)
+            handle.connect_peer(self._peer)
+            while not handle.status().is_seeding:
+                if time.monotonic() - start > _LIMIT:
+                    raise BenchError("the client did not get all of it in time")
+                time.sleep(0.02)
+            gigabytes = self._size / 1e9
+            return {
+                "processor": (self._processor_seconds() - busy) / gigabytes,
+                "rate": self._size / 1e6 / (time.monotonic() - start),
+            }
+        finally:
+            del session
+            shutil.rmtree(folder)
+
+    def by_http(self) -> Values:
+        """Ranges of 16 KiB at random places, the same each time."""
+        [name] = lt.torrent_info(self._torrent).name().split("/")
+        places = random.Random(1)
+        connection = http.client.HTTPConnection(*self._http, timeout=10)
+        busy, start = self._processor_seconds(), time.monotonic()
+        for _ in range(_REQUESTS):
+            at = places.randrange(self._size - _SPAN)
+            connection.request(
+                "GET", f"/data/{name}/pack", headers={"Range": f"bytes={at}-{at + _SPAN - 1}"}
+            )
+            if len(connection.getresponse().read()) != _SPAN:
+                raise BenchError("the node did not answer a range")
+        connection.close()
+        return {
+            "processor": (self._processor_seconds() - busy) / _REQUESTS * 1e6,
+            "latency": (time.monotonic() - start) / _REQUESTS * 1e6,
+        }
+
+
+@contextmanager
+def _contenders(bench: Bench) -> Iterator[Contenders]:
+    def serve() -> Values:
+        home = bench.work / "serving"
+        try:
+            with node(bench, home):
+                seeder = _Seeder(bench, home)
+                took = {
+                    "first by BitTorrent": seeder.by_bittorrent(),
+                    "again by BitTorrent": seeder.by_bittorrent(),
+                    "first over HTTP": seeder.by_http(),
+                    "again over HTTP": seeder.by_http(),
+                }
+        finally:
+            shutil.rmtree(home, ignore_errors=True)
+        return {
+            f"{k}, {what}": value for k, values in took.items() for what, value in values.items()
+        }
+
+    yield {"p2pcloop": serve}
+
+
+def _row(title: str, unit: str, way: str, what: str) -> Row:
+    ours, base = (("p2pcloop", f"{when} {way}, {what}") for when in ("first", "again"))
+    return Row(title, unit, ours, None, base)
+
+
+SERVE = Measure(
+    "serve",
+    "pieces that leave a seeder for the first time, compared with their hashes, against again",
+    [
+        _row("processor of p2pcloopd, BitTorrent", "s/GB", "by BitTorrent", "processor"),
+        _row("rate, BitTorrent", "MB/s", "by BitTorrent", "rate"),
+        _row("processor of p2pcloopd, 16 KiB over HTTP", "us", "over HTTP", "processor"),
+        _row("time of 16 KiB over HTTP", "us", "over HTTP", "latency"),
+    ],
+    _contenders,
+)
