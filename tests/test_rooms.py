@@ -1,9 +1,11 @@
 """The arrows between the rooms, and the sizes of modules and functions.
 
-p2pcloop: errors, units ← formats ← store, protocol ← image ← making ← cli. An arrow points to
-what is known: formats know neither store nor protocol; image reads the store's have file, since
+p2pcloop: errors, units ← formats ← store, protocol ← image ← making ← client ← cli. An arrow points
+to what is known: formats know neither store nor protocol; image reads the store's have file, since
 that says what of a layer is here; store keeps manifests and links, and knows no image. The block
-protocols speak to a device (image/api.py). p2pcloopd knows p2pcloop, never the other way round.
+protocols speak to a device (image/api.py). client is what a program can do with a node, cli is
+commands, their options and their output. p2pcloopd knows p2pcloop, never the other way round; of
+the daemon only the commands, and the program p2pcloopd itself, know cli.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ BELOW = {
     "protocol": {"errors", "text", "units", "formats", "protocol", "image.api"},
     "image": {"errors", "text", "units", "formats", "parallel", "store", "image"},
     "making": {"errors", "text", "units", "formats", "parallel", "store", "image", "making"},
+    "client": {
+        *("__version__", "errors", "text", "units", "formats", "store", "protocol"),
+        *("image", "making", "client"),
+    },
 }
 """What each room of the library may import of p2pcloop."""
 
@@ -38,8 +44,12 @@ BELOW_DAEMON = {
     "node": {"node", "names", "http", "engine", "entry", "unix_listener", "resolver"},
     "block": {"block", "control_client", "entry", "programs", "unix_listener"},
     "guest": {"guest", "block", "control_client", "entry", "programs", "unix_listener"},
+    "commands": {"commands", "guest", "block", "entry"},
 }
 """What each room of the daemon may import of p2pcloopd."""
+
+KNOW_CLI = {DAEMON / "node" / "main.py", *(DAEMON / "commands").glob("*.py")}
+"""What of the daemon may import p2pcloop.cli: its commands, and the program p2pcloopd."""
 
 MAX_MODULE = 600  # one concept may take so many; slices of one concept are worse
 MAX_FUNCTION = 60
@@ -50,7 +60,7 @@ LONG = {
 
 
 def name_of(path: Path) -> str:
-    root = LIBRARY.parent if path.is_relative_to(LIBRARY) else DAEMON.parent
+    root = DAEMON.parent if path.is_relative_to(DAEMON) else ROOT
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -77,7 +87,8 @@ def test_there_is_something_to_look_at() -> None:
 
 
 def test_importing_the_library_loads_no_event_loop_no_engine_and_no_sockets() -> None:
-    modules = [name_of(path) for room in BELOW for path in sorted((LIBRARY / room).rglob("*.py"))]
+    rooms = [room for room in BELOW if room != "client"]
+    modules = [name_of(path) for room in rooms for path in sorted((LIBRARY / room).rglob("*.py"))]
     code = (
         "import importlib, sys\n"
         f"for name in ['p2pcloop', 'p2pcloop.parallel', *{modules!r}]:\n"
@@ -93,7 +104,7 @@ def test_importing_the_library_loads_no_event_loop_no_engine_and_no_sockets() ->
 
 def test_the_boot_command_is_light_until_p2pcloopd_starts() -> None:
     """What needs trio is loaded while p2pcloopd starts: an eighth of a second of each boot."""
-    code = "import sys, p2pcloopd.guest.command\nprint(*{'trio', 'libtorrent'} & set(sys.modules))"
+    code = "import sys, p2pcloopd.commands.boot\nprint(*{'trio', 'libtorrent'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
@@ -137,10 +148,10 @@ def test_rooms_know_only_what_lies_below(place: Path, below: set[str]) -> None:
             assert any(within(module, each) for each in allowed), f"{path} imports {module}"
 
 
-def test_the_cli_is_imported_by_nobody_below() -> None:
-    for room in BELOW:
-        for path in (LIBRARY / room).rglob("*.py"):
-            assert not any(within(module, "p2pcloop.cli") for module in imports_of(path)), path
+def test_only_commands_import_the_cli() -> None:
+    tools = [path for room in ("tools", "bench") for path in (ROOT / room).rglob("*.py")]
+    for path in {*MODULES, *tools} - KNOW_CLI - set((LIBRARY / "cli").glob("*.py")):
+        assert not any(within(module, "p2pcloop.cli") for module in imports_of(path)), path
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -7,12 +7,13 @@ import sys
 
 import click
 
-from p2pcloop.cli.control_client import ControlClient, NotRunningError
-from p2pcloop.cli.daemon_control import check_unused, ensure_daemon, stop_daemon
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.cli.status import describe_node
+from p2pcloop.client.control_client import ControlClient, NotRunningError
+from p2pcloop.client.daemon import check_unused, ensure_daemon, stop_daemon
 from p2pcloop.errors import DaemonError
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 
 
 @click.group("daemon")

@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.delta import open_stored
-from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.stored import open_stored
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.image.api import never_missing
 from p2pcloop.making.difference import Side, compare
 from p2pcloop.making.local import open_local
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.fetch import fetch_all
 from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
-from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
+from p2pcloop.cli.options import at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_not_served
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.stored import Source
+from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.stored import Source
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing, never_missing
@@ -25,6 +25,7 @@ from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.local import ImageFile, open_local
 from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
-from p2pcloop.cli.traffic import measure_traffic
+from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.traffic import measure_traffic
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """
@@ -42,21 +43,3 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     what = "is here, sealed: without its key (#key= of its link) it" if sealed else "is here"
     can = " is seeded, not read" if sealed else ""
     click.echo(f"{target.name} {what}{can}; {format_size(facts['bytes_received'])} came in")
-
-
-def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
-    """Have p2pcloopd fetch every layer of an image, and show how far it is."""
-    total = ref.stored
-    fetched = 0
-    with progress_bar("fetching", quiet=quiet) as show:
-        show(0, total)
-        for layer in ref.signed.manifest.all_layers:
-
-            def on_event(event: str, fields: dict[str, int], done: int = fetched) -> None:
-                if event == "progress":
-                    show(done + fields["have"], total)
-                report_waiting(event, fields)
-
-            ref.client.call("fetch", on_event, torrent=layer.torrent)
-            fetched += layer.index_length + layer.pack_length
-            show(fetched, total)

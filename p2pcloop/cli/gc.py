@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.size import SIZE
+from p2pcloop.cli.options import SIZE, home_option, json_option
+from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.store.eviction import describe_kept
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.store.usage import Keep
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.store.names import ShortNames
-from p2pcloop.text import printable
+from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

@@ -7,23 +7,26 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.info_iso import image_text, iso_facts
-from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
-from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.options import at_option, file_options, home_option, json_option
+from p2pcloop.client.refs import StoredRef, resolve_ref
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     ROOT_TYPES,
+    describe,
     detect_filesystem,
     overlay_mode,
 )
+from p2pcloop.formats.iso import read_iso
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.local import ImageFile
+from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.pack import device_size, odd_length, read_start
+from p2pcloop.making.parts import Part
 from p2pcloop.store.home import Home
-from p2pcloop.text import printable
+from p2pcloop.text import printable, to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """
@@ -162,3 +165,41 @@ def _to_text(key: str, value: object) -> str:
         size = format_size(value)
         return size if value < 1000 else f"{size} ({value} bytes)"
     return printable(str(value))
+
+
+def iso_facts(file: ImageFile) -> dict[str, Any]:
+    """Tell what is on a CD image, and which of it is the image.
+
+    Raises:
+        FormatError: it is damaged.
+    """
+    with file.path.open("rb") as opened:
+        iso = read_iso(opened.fileno(), file.size)
+    with OpenImage(file.path, file.parts, file.name) as image:
+        return {
+            "volume": iso.volume,
+            "names": iso.names,
+            "boots": iso.boots,
+            "images": [_image_facts(file, part) for part in file.parts],
+            "notes": list(file.notes),
+            "seeded_in_place": file.can_stay and not image.why_not_in_place(),
+        }
+
+
+def _image_facts(file: ImageFile, part: Part) -> dict[str, Any]:
+    with OpenImage(file.path, (part,), file.name) as image:
+        filesystem = detect_filesystem(image.read(0, min(PROBE_SIZE, image.size)))
+        return {
+            "name": part.name,
+            "format": image.formats[0],
+            "stored": part.extents.size,
+            "size": image.size,
+            "filesystem": filesystem,
+        }
+
+
+def image_text(facts: dict[str, Any]) -> str:
+    """Write the facts of one image on a CD for people."""
+    name = facts["name"] or "the CD itself"
+    stored, size = format_size(facts["stored"]), format_size(facts["size"])
+    return f"{name}: {facts['format']}, {stored} for {size}, {describe(facts['filesystem'])}"

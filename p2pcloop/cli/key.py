@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.cli.output import check_place
-from p2pcloop.cli.passphrase import ask_passphrase, choose_passphrase
-from p2pcloop.cli.refs import words_of_the_user
+from p2pcloop.client.refs import words_of_the_user
+from p2pcloop.client.terminal import ask_passphrase, choose_passphrase
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text
 from p2pcloop.formats.name import format_key
@@ -25,6 +25,7 @@ from p2pcloop.store.keys import (
     read_key,
     store_key,
 )
+from p2pcloop.text import to_json
 
 _passphrase_option = click.option(
     "--passphrase",

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
-from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
+from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref
 from p2pcloop.errors import MismatchError, P2pcloopError, UsageError
 from p2pcloop.formats.lineage import check_previous
 from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

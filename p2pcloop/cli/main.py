@@ -11,8 +11,7 @@ import sys
 
 import click
 
-from p2pcloop.cli.report import report_error, report_usage
-from p2pcloop.cli.streams import open_standard_streams
+from p2pcloop.client.terminal import open_standard_streams, report_error, report_usage
 from p2pcloop.errors import P2pcloopError, storage_error
 
 _COMMANDS = {
@@ -23,10 +22,10 @@ _COMMANDS = {
     "optimize": ("p2pcloop.cli.optimize", "Publish an image so that it boots sooner."),
     "profile": ("p2pcloop.cli.profile", "Show, export, attach and forget what boots read."),
     "diff": ("p2pcloop.cli.diff", "Tell how much two images differ."),
-    "boot": ("p2pcloopd.guest.command", "Boot an image in User-Mode Linux while it arrives."),
-    "run": ("p2pcloopd.guest.run", "Run one command in a guest; its output, its exit code."),
+    "boot": ("p2pcloopd.commands.boot", "Boot an image in User-Mode Linux while it arrives."),
+    "run": ("p2pcloopd.commands.run", "Run one command in a guest; its output, its exit code."),
     "rebase": (
-        "p2pcloopd.guest.rebase_command",
+        "p2pcloopd.commands.rebase",
         "Move a files overlay to a newer version of its image.",
     ),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),
@@ -38,7 +37,7 @@ _COMMANDS = {
     "update": ("p2pcloop.cli.update", "Find the newest version of an image."),
     "mirror": ("p2pcloop.cli.mirror", "Write an image as static files, for any web server."),
     "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
-    "block": ("p2pcloopd.block.command", "Serve an image as a block device (NBD, vhost-user)."),
+    "block": ("p2pcloopd.commands.block", "Serve an image as a block device (NBD, vhost-user)."),
     "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
     "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
     "rm": ("p2pcloop.cli.rm", "Remove an image from this home."),

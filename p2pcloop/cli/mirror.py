@@ -9,18 +9,12 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.fetch import fetch_all
-from p2pcloop.cli.options import (
-    at_option,
-    home_option,
-    json_option,
-    running_command,
-    to_json,
-)
+from p2pcloop.cli.options import at_option, home_option, json_option
 from p2pcloop.cli.output import check_outside_store
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
+from p2pcloop.client.terminal import progress_bar, running_command
 from p2pcloop.errors import (
     CorruptError,
     P2pcloopError,
@@ -46,7 +40,7 @@ from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.mirror import MirrorDirectory, open_mirror_directory, web_seed
 from p2pcloop.store.records import Records
-from p2pcloop.text import printable
+from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
 
 _MAX_HISTORY = 4096

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.refs import words_of_the_user
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
 from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.store.home import Home
 from p2pcloop.store.known_names import find_name
 from p2pcloop.store.names import ShortNames
+from p2pcloop.text import to_json
 
 
 @click.group("name")

@@ -9,10 +9,6 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.delta import open_stored
-from p2pcloop.cli.hot import HotMaker, Optimized
-from p2pcloop.cli.image_file import check_publishable
 from p2pcloop.cli.options import (
     file_options,
     first_option,
@@ -21,18 +17,23 @@ from p2pcloop.cli.options import (
     key_option,
     new_version_option,
     public_option,
-    to_json,
 )
-from p2pcloop.cli.profiles import Subject, read_profile
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.release import Content, Publisher, newest_of
-from p2pcloop.cli.seed import seed_content, warn_if_only_here
+from p2pcloop.cli.seed import warn_if_only_here
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.hot import HotMaker, Optimized
+from p2pcloop.client.image_file import check_publishable
+from p2pcloop.client.profiles import Subject, read_profile
+from p2pcloop.client.publisher import Content, Publisher, newest_of
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.seed import seed_content
+from p2pcloop.client.stored import open_stored
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.profile import Profile
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, fit_profile
 from p2pcloop.store.sources import remember_source
+from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """

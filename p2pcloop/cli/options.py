@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
+from p2pcloop.client.image_file import PARTITION, RAW
 from p2pcloop.store.home import Home
+from p2pcloop.units import parse_size
 
 _MAX_VERSION = 1 << 53  # formats/signed.py, which takes some time to import
-
-_PARTITION, _RAW = "p2pcloop.partition", "p2pcloop.raw"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -44,26 +42,6 @@ def at_option(command: _Command) -> _Command:
     )(command)
 
 
-@dataclass(frozen=True, slots=True)
-class FileChoice:
-    """What of an image file the user wants.
-
-    Attributes:
-        partition: of a disk, 0 for the one that holds the root.
-        raw: the file is a device, whatever is on it.
-    """
-
-    partition: int = 0
-    raw: bool = False
-
-    @classmethod
-    def current(cls) -> FileChoice:
-        """That of the command that runs."""
-        context = click.get_current_context(silent=True)
-        meta = {} if context is None else context.meta
-        return cls(meta.get(_PARTITION, 0), meta.get(_RAW, False))
-
-
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def keep(context: click.Context, _parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401
         if value:
@@ -79,14 +57,14 @@ def file_options(command: _Command) -> _Command:
         type=click.IntRange(1, 1024),
         metavar="N",
         expose_value=False,
-        callback=_keep(_PARTITION),
+        callback=_keep(PARTITION),
         help="Of a disk, take this partition.  [default: the one that holds the root]",
     )
     raw = click.option(
         "--raw",
         is_flag=True,
         expose_value=False,
-        callback=_keep(_RAW),
+        callback=_keep(RAW),
         help="Take a file as a whole device, whatever is on it.",
     )
     return partition(raw(command))
@@ -137,16 +115,34 @@ def json_option(command: _Command) -> _Command:
     )(command)
 
 
-def running_command() -> str:
-    """This command in words of the user: "`p2pcloop export`, process 4711"."""
-    context = click.get_current_context(silent=True)
-    return f"`{context.command_path if context else 'p2pcloop'}`, process {os.getpid()}"
+class _Size(click.ParamType[int]):
+    """A number of bytes with K, M, G or T (of 1024) behind it."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """See `click.ParamType.convert`."""
+        try:
+            return parse_size(str(value))
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
 
 
-def to_json(value: object) -> str:
-    """One line of JSON; bytes are written in hexadecimal, objects by their text."""
-    import json  # noqa: PLC0415  only those who print it pay for it
+class _Fill(_Size):
+    """A size is that many bytes a second, `full` is 0 for as many as come, `off` is -1."""
 
-    return json.dumps(
-        value, default=lambda item: item.hex() if isinstance(item, bytes) else str(item)
-    )
+    name = "fill"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """See `click.ParamType.convert`."""
+        if value in ("off", "full"):
+            return -1 if value == "off" else 0
+        return max(1, super().convert(value, param, ctx))
+
+
+SIZE = _Size()
+FILL = _Fill()

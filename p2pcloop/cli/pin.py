@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
-from p2pcloop.cli.refs import StoredRef, resolve_ref
+from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.client.refs import StoredRef, resolve_ref
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
+from p2pcloop.cli.options import home_option, json_option, key_option, public_option
 from p2pcloop.cli.output import check_place
-from p2pcloop.cli.passphrase import ask_passphrase
-from p2pcloop.cli.profile_facts import profile_facts, profile_lines
-from p2pcloop.cli.profiles import FoundProfile, Subject, read_if_profile, read_profile
-from p2pcloop.cli.refs import StoredRef, resolve_ref, words_of_the_user
-from p2pcloop.cli.release import Content, Publisher
+from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, read_profile
+from p2pcloop.client.publisher import Content, Publisher
+from p2pcloop.client.refs import StoredRef, resolve_ref, words_of_the_user
+from p2pcloop.client.terminal import ask_passphrase
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
-from p2pcloop.formats.name import check_label
-from p2pcloop.formats.profile import sign_profile
+from p2pcloop.formats.name import check_label, format_key
+from p2pcloop.formats.profile import sign_profile, unpack_touches
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, list_keys, load_key, load_or_create_key, read_key
 from p2pcloop.store.profiles import fit_profile, forget_profile, keep_profile
-from p2pcloop.units import format_size
+from p2pcloop.text import to_json
+from p2pcloop.units import BLOCK_SIZE, format_size
 
 
 @click.group("profile")
@@ -211,3 +212,59 @@ def _key(home: Home, name: str | None) -> Ed25519PrivateKey:
         check_label(name or DEFAULT_KEY)
     load = load_or_create_key if name is None else load_key
     return load(home.keys, name or DEFAULT_KEY, ask_passphrase)
+
+
+def profile_facts(name: str, found: FoundProfile) -> dict[str, Any]:
+    """The facts of a profile (docs/commands.md).
+
+    Args:
+        name: of the image or file that was asked for.
+        found: its profile.
+    """
+    profile, of = found.profile, found.of
+    touches = unpack_touches(profile.touches)
+    blocks = sum(touch.count for touch in touches)
+    return {
+        "name": name,
+        "origin": found.origin,
+        "key": None if profile.key is None else format_key(profile.key),
+        "of": None if of is None else {"name": str(of.name), "version": of.version},
+        "image_id": profile.image_id,
+        "size": profile.size,
+        "created": profile.created,
+        "touches": len(touches),
+        "blocks": blocks,
+        "bytes": blocks * BLOCK_SIZE,
+        "seconds": touches[-1].after / 1000 if touches else 0.0,
+        "fetched": None,
+    }
+
+
+def profile_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The facts for people."""
+    yield (
+        "profile",
+        {
+            "recorded": "recorded here, by a boot",
+            "kept": f"attached here, signed by @{facts['key']}",
+            "attached": f"attached by the publisher, @{facts['key']}",
+            "file": f"in a file, signed by @{facts['key']}"
+            if facts["key"]
+            else "in a file, not signed",
+        }[facts["origin"]],
+    )
+    of = facts["of"]
+    if of is None:
+        yield "of", facts["name"] if facts["origin"] != "file" else facts["image_id"].hex()
+    else:
+        yield "of", f"{of['name']}, version {of['version']}, which it was made from"
+    yield "created", datetime.fromtimestamp(facts["created"], UTC).isoformat(sep=" ")
+    yield (
+        "reads",
+        (
+            f"{format_size(facts['bytes'])} in {facts['blocks']} blocks of 4 KiB,"
+            f" {facts['touches']} touches, within {facts['seconds']:.1f} s"
+        ),
+    )
+    if facts["fetched"] is not None:
+        yield "fetches", f"{format_size(facts['fetched'])}, the compressed chunks of these"

@@ -9,11 +9,6 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.bases import made_on
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.delta import Maker, Opened, open_stored
-from p2pcloop.cli.files_overlay import joined_boot, open_files_target
-from p2pcloop.cli.image_file import check_publishable, open_image_file
 from p2pcloop.cli.options import (
     file_options,
     first_option,
@@ -21,11 +16,16 @@ from p2pcloop.cli.options import (
     json_option,
     key_option,
     public_option,
-    to_json,
 )
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.release import Publisher, reference
-from p2pcloop.cli.seed import seed_image, tell_seeded, warn_if_only_here
+from p2pcloop.cli.seed import tell_seeded, warn_if_only_here
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.delta import Maker
+from p2pcloop.client.files_overlay import joined_boot, open_files_target
+from p2pcloop.client.image_file import check_publishable, open_image_file
+from p2pcloop.client.publisher import Publisher, reference
+from p2pcloop.client.refs import StoredRef, made_on, resolve_ref
+from p2pcloop.client.seed import seed_image
+from p2pcloop.client.stored import Opened, open_stored
 from p2pcloop.errors import BusyError, UsageError
 from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
@@ -39,6 +39,7 @@ from p2pcloop.making.pack import device_roots, odd_length, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home
 from p2pcloop.store.sources import remember_source
+from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.refs import read_ref, words_of_the_user
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.refs import read_ref, words_of_the_user
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
-from p2pcloop.text import printable
+from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.image_file import check_publishable, open_image_file
 from p2pcloop.cli.options import (
     file_options,
     first_option,
@@ -19,27 +17,23 @@ from p2pcloop.cli.options import (
     key_option,
     new_version_option,
     public_option,
-    to_json,
 )
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import words_of_the_user
-from p2pcloop.cli.release import Content, Publisher
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.image_file import check_publishable, open_image_file
+from p2pcloop.client.publisher import Publisher
+from p2pcloop.client.refs import words_of_the_user
+from p2pcloop.client.seed import seed_image
 from p2pcloop.errors import UsageError
-from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.containers import COMPRESSED
 from p2pcloop.formats.filesystem import (
-    PROBE_SIZE,
     ROOT_HINT,
     ROOT_TYPES,
     describe,
-    detect_filesystem,
 )
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.name import check_label, suggest_label
-from p2pcloop.making.local import ImageFile, unchanged
-from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
 from p2pcloop.store.home import Home
-from p2pcloop.store.sources import remember_source
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """
@@ -110,76 +104,6 @@ def command(
             as_new_version=as_new_version,
         )
     tell_seeded(answer, home, as_json=as_json)
-
-
-def seed_image(
-    file: ImageFile,
-    who: Publisher,
-    home: Home,
-    *,
-    append: str = "",
-    message: str = "",
-    public: bool = False,
-    quiet: bool = False,
-    as_new_version: bool = False,
-) -> dict[str, Any]:
-    """Publish a whole image as it lies, or packed where it cannot stay; tell what became of it.
-
-    Errors as of `seed_content`.
-    """
-    content, facts = seed_content(
-        file, who, home, append=append, quiet=quiet, as_new_version=as_new_version
-    )
-    answer = who.release(content, message=message, public=public) | facts
-    remember_source(home, who.name, file.source)
-    return answer
-
-
-def seed_content(
-    file: ImageFile,
-    who: Publisher,
-    home: Home,
-    *,
-    append: str = "",
-    quiet: bool = False,
-    as_new_version: bool = False,
-) -> tuple[Content, dict[str, Any]]:
-    """Serve the layer of a whole image; return what a version of it consists of, and facts.
-
-    Args:
-        as_new_version: it may be another file than that of the versions before.
-
-    Raises:
-        UsageError: it is another file, and holds another image.
-    """
-    who.check_secret(None)
-    other = not as_new_version and who.is_other_source(file.source)
-    if other:
-        who.check_same(device_size(file), None, file.source)  # before all of it is read
-    for note in file.notes:
-        click.echo(f"{file.name}: {note}", err=True)
-    with unchanged(file), home.staging() as staging:
-        with progress_bar("reading", quiet=quiet) as progress:
-            progress(0, device_size(file))
-            header, note = write_layer(file, staging, progress)
-        if note:
-            click.echo(note, err=True)
-        if other:
-            who.check_same(header.image_size, header.layer_id, file.source)
-        layer = who.serve_layer(staging, header)
-        filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
-        boot = BootParameters(filesystem, append, device_roots(file))
-        content = Content(header.image_size, (layer,), boot=boot, length=odd_length(file))
-    return content, {
-        "torrent": layer.torrent,
-        "size": content.length or content.size,
-        "filesystem": boot.root_type,
-        "stored": header.pack_length,
-        "format": file.kind,
-        "container": list(file.packed),
-        "images": [part.name for part in file.inside],
-        "in_place": str(file.path) if not note and file.can_stay else None,
-    }
 
 
 def _stem(image: Path) -> str:

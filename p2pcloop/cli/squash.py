@@ -8,18 +8,20 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.delta import Made, Maker, Opened, open_stored
-from p2pcloop.cli.fetch import fetch_all
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option, to_json
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.release import Publisher
+from p2pcloop.cli.options import home_option, json_option, key_option, public_option
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.delta import Made, Maker
+from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.publisher import Publisher
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.stored import Opened, open_stored
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.moved import LivePlaces
 from p2pcloop.making.targets import DeviceTarget, upper_stretches
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.control_client import ControlClient
-from p2pcloop.cli.options import home_option, json_option, to_json
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.control_client import ControlClient
 from p2pcloop.errors import NotHereError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
+from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
 _EPILOG = """

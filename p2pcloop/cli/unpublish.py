@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.release import Publisher
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.publisher import Publisher
+from p2pcloop.client.refs import StoredRef, resolve_ref
 from p2pcloop.errors import MismatchError, UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import name_of_key
+from p2pcloop.text import to_json
 
 _EPILOG = """
 \b

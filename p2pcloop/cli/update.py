@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.options import home_option, json_option, to_json
-from p2pcloop.cli.refs import read_ref, report_waiting, words_of_the_user
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.refs import read_ref, report_waiting, words_of_the_user
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 
 _EPILOG = """
 \b

@@ -6,14 +6,15 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import StoredRef, report_waiting, resolve_ref
+from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import ImageFile, make_index
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
 _EPILOG = """

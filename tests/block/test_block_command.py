@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from p2pcloop.errors import NotHereError, P2pcloopError, UsageError
-from p2pcloopd.block.command import command
 from p2pcloopd.block.nbd_listen import check_nbd_address, is_loopback
 from p2pcloopd.block.nbd_tls import NbdTls
+from p2pcloopd.commands.block import command
 from tests.support.certificates import Authority
 
 

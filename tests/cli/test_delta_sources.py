@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.cli.delta import _Others
+from p2pcloop.client.delta import _Others
 from p2pcloop.formats.manifest import Manifest, open_manifest, sign_manifest
 from p2pcloop.store.home import Home
 from tests.support.shared_layers import SharedLayer, manifest_of

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.cli.progress import Pace, progress_bar
+from p2pcloop.client.terminal import Pace, progress_bar
 from tests.cli.conftest import Run
 
 

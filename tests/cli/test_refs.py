@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop import errors
-from p2pcloop.cli.refs import read_ref
+from p2pcloop.client.refs import read_ref
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import Link
 from p2pcloop.formats.name import Name

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import pytest
 
-from p2pcloop.cli.control_client import ControlClient
-from p2pcloop.cli.daemon_control import ensure_daemon
+from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.daemon import ensure_daemon
 from tests.support.foreign import (
     Client,
     aria2,

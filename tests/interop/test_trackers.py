@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.link import Link
 from tests.support.foreign import aria2, libtorrent, seeding, wait_until
 from tests.support.programs import Node, Nodes

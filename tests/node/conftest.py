@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.home import Home

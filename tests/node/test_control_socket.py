@@ -14,8 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcloop.cli.control_client import ControlClient as CommandClient
-from p2pcloop.cli.control_client import NotRunningError
+from p2pcloop.client.control_client import ControlClient as CommandClient
+from p2pcloop.client.control_client import NotRunningError
 from p2pcloop.errors import BusyError, DaemonError, NotHereError, StorageError
 from p2pcloop.protocol.control import (
     CONTROL_VERSION,

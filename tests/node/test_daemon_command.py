@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.cli.control_client import ControlClient, NotRunningError
-from p2pcloop.cli.daemon_control import ensure_daemon, stop_daemon
+from p2pcloop.client.control_client import ControlClient, NotRunningError
+from p2pcloop.client.daemon import ensure_daemon, stop_daemon
 from p2pcloop.errors import BusyError, DaemonError, UsageError
 from p2pcloop.protocol.control import ControlReceiver, Failure
 from p2pcloop.store.home import Home

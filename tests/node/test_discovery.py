@@ -14,7 +14,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from zeroconf import ServiceInfo
 
-from p2pcloop.cli.publishing import serve_version
+from p2pcloop.client.publisher import serve_version
 from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.key_file import format_key_text
 from p2pcloop.formats.link import Link

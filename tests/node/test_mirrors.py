@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.link import Link, parse_link, parse_peer
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.formats.mirror import (

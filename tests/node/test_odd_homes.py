@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.cli.daemon_control import stop_daemon
+from p2pcloop.client.daemon import stop_daemon
 from p2pcloop.store.home import Home
 from tests.support.images import make_image, padded, write_cloop_file
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from p2pcloop.cli.control_client import ControlClient
+from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.link import parse_link
 from p2pcloop.store.parts import Parts
 from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps

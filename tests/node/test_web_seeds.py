@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.cli.traffic import measure_traffic
+from p2pcloop.client.traffic import measure_traffic
 from tests.support.ports import free_port
 from tests.support.static_server import (
     Fault,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from io import BufferedReader
 from pathlib import Path
 
-from p2pcloop.cli.refs import StoredRef
-from p2pcloop.cli.stored import Source
+from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored import Source
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,

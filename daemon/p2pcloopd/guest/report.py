@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.options import to_json
-from p2pcloop.cli.refs import StoredRef
-from p2pcloop.cli.traffic import measure_traffic
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.traffic import measure_traffic
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
 from p2pcloopd.guest.spec import GuestResult
 
 

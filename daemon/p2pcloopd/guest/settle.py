@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from p2pcloop.cli.report import report_error
+from p2pcloop.client.terminal import report_error
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.overlay_copy import copy_overlay
 from p2pcloop.making.local import inspect_file

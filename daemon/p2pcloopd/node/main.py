@@ -14,7 +14,7 @@ import click
 import trio
 
 from p2pcloop.cli.options import home_option
-from p2pcloop.cli.streams import log_to_stderr, open_standard_streams
+from p2pcloop.client.terminal import log_to_stderr, open_standard_streams
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import FileChoice
-from p2pcloop.cli.progress import progress_bar
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import CONTAINERS
 from p2pcloop.formats.filesystem import detect_filesystem
@@ -19,6 +19,30 @@ from p2pcloop.store.home import Home
 
 _MAX_DEPTH = 3
 """Containers in each other: a disk image that is compressed, and the like."""
+
+
+PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
+"""Where a command's context holds what the user chose."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileChoice:
+    """What of an image file the user wants.
+
+    Attributes:
+        partition: of a disk, 0 for the one that holds the root.
+        raw: the file is a device, whatever is on it.
+    """
+
+    partition: int = 0
+    raw: bool = False
+
+    @classmethod
+    def current(cls) -> FileChoice:
+        """That of the command that runs."""
+        context = click.get_current_context(silent=True)
+        meta = {} if context is None else context.meta
+        return cls(meta.get(PARTITION, 0), meta.get(RAW, False))
 
 
 def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile:

@@ -11,15 +11,15 @@ from types import ModuleType
 from typing import Any
 
 from p2pcloop.cli.output import check_writable
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.streams import log_to_stderr
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.making.local import ImageFile
 from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
+from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
 from p2pcloopd.guest.initramfs import Ending, build_initramfs
 from p2pcloopd.guest.kernel import Kernel
-from p2pcloopd.guest.options import GuestOptions
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu

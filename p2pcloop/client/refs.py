@@ -20,14 +20,14 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.control_client import ControlClient
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.image_file import open_image_file
-from p2pcloop.cli.options import FileChoice
+from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.image_file import FileChoice, open_image_file
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
-from p2pcloop.formats.manifest import SignedManifest, open_manifest
+from p2pcloop.formats.manifest import Manifest, SignedManifest, open_manifest
 from p2pcloop.formats.name import is_label
+from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.formats.seal import check_secret
 from p2pcloop.making.local import ImageFile, inspect_file
@@ -35,6 +35,7 @@ from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
 from p2pcloop.store.known_names import find_name, known_names, own_name, short_key
 from p2pcloop.store.names import ShortNames
+from p2pcloop.store.records import Records
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
 _FORMS_HINT = "a name is written @key/label, a link magnet:?…"
@@ -183,6 +184,33 @@ def _not_here(ref: str, home: Home) -> NotHereError:
         f"there is no file {ref}, and no image of that name is known here",
         hint=f"`p2pcloop images` lists what is known; {_FORMS_HINT}",
     )
+
+
+def made_on(overlay: Path, home: Home) -> StoredRef:
+    """Return the image that an overlay names, which must be known here.
+
+    Raises:
+        NotHereError: it names none, or one that is not.
+        FormatError: it is no overlay, or a damaged one.
+    """
+    info = Overlay.inspect(overlay)
+    manifest = None if info.manifest_id is None else _known_manifest(info.manifest_id, home)
+    if manifest is None:
+        what = f"a version of {info.name} that is" if info.name else "an image that is"
+        raise NotHereError(
+            f"{overlay} was made on {what} not known here",
+            hint="name it with --base: a link, or @key/label",
+        )
+    known = resolve_ref(str(manifest.name), home, at=manifest.version)
+    assert isinstance(known, StoredRef)
+    return known
+
+
+def _known_manifest(manifest_id: bytes, home: Home) -> Manifest | None:
+    try:
+        return Records(home).manifest(manifest_id).manifest
+    except NotHereError:
+        return None
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from p2pcloop.cli.delta import Opened, check_runs, open_stored
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.release import Content, Publisher, reference
+from p2pcloop.client.delta import check_runs
+from p2pcloop.client.publisher import Content, Publisher, reference
+from p2pcloop.client.stored import Opened, open_stored
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import LayerRef, ManifestRef

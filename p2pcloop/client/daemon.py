@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import click
 
-from p2pcloop.cli.control_client import ControlClient, NotRunningError
-from p2pcloop.cli.passphrase import VARIABLE
+from p2pcloop.client.control_client import ControlClient, NotRunningError
+from p2pcloop.client.terminal import VARIABLE
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
 from p2pcloop.store.home import Home

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from p2pcloop.cli.daemon_control import ensure_daemon
-from p2pcloop.cli.progress import progress_bar
-from p2pcloop.cli.refs import StoredRef, report_waiting
-from p2pcloop.cli.release import Content, Publisher
-from p2pcloop.cli.stored import Source
+from p2pcloop.client.publisher import Content, Publisher
+from p2pcloop.client.stored import Opened
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.formats.index import MAX_RUNS, open_index
@@ -38,50 +36,6 @@ from p2pcloop.making.pack import begin_layer, finish_layer
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
-
-
-class _NobodyAnswersError(Exception):
-    """A peer is waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A stored image that a delta is compared with.
-
-    Attributes:
-        ref: the image.
-        image: opened.
-        supply: brings what is missing, however long it takes.
-        try_supply: brings it, unless nobody answers.
-    """
-
-    ref: StoredRef
-    image: MergedImage
-    supply: Callable[[Missing], None]
-    try_supply: Callable[[Missing], bool]
-
-
-def open_stored(ref: StoredRef, home: Home, stack: ExitStack) -> Opened:
-    """Open an image over a connection of its own: two images are read on two threads."""
-    client = stack.enter_context(ensure_daemon(home))
-    source = Source(replace(ref, client=client), home)
-    image = source.open()
-    stack.callback(image.close)
-
-    def try_supply(missing: Missing) -> bool:
-        try:
-            source.supply(missing, give_up)
-        except _NobodyAnswersError:
-            client.close()  # in the midst of a call: it says no more
-            return False
-        return True
-
-    def give_up(event: str, fields: dict[str, Any]) -> None:
-        report_waiting(event, fields)
-        if event == "waiting":
-            raise _NobodyAnswersError
-
-    return Opened(ref, image, source.supply, try_supply)
 
 
 @dataclass(frozen=True, slots=True)

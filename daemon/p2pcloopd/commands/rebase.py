@@ -7,16 +7,15 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.bases import made_on
-from p2pcloop.cli.options import at_option, home_option, json_option, to_json
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.streams import log_to_stderr
+from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.client.refs import StoredRef, made_on, resolve_ref
+from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.rebase import Conflict
 from p2pcloop.store.home import Home
-from p2pcloop.text import printable
+from p2pcloop.text import printable, to_json
 from p2pcloopd.guest.rebase import Move, image_id_of, move_overlay
 
 _EPILOG = """

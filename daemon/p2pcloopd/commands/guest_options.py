@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, file_options, home_option
-from p2pcloop.cli.size import FILL, SIZE
+from p2pcloop.cli.options import FILL, SIZE, at_option, file_options, home_option
 from p2pcloop.store.home import Home
 
 _OPTIONS = (

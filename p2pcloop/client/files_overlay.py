@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from p2pcloop.cli.delta import Opened
+from p2pcloop.client.stored import Opened
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.boot import MAX_ROOTS, BootParameters, Root
 from p2pcloop.formats.manifest import Manifest

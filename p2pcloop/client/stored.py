@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from p2pcloop.cli.control_client import ControlClient, OnEvent
-from p2pcloop.cli.options import running_command
-from p2pcloop.cli.refs import StoredRef, report_waiting
+from p2pcloop.client.control_client import ControlClient, OnEvent
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.refs import StoredRef, report_waiting
+from p2pcloop.client.terminal import running_command
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
@@ -52,3 +56,47 @@ class Source:
                 for part in wanted.parts()
             )
             self._stored.accept(wanted, data)
+
+
+class _NobodyAnswersError(Exception):
+    """A peer is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A stored image that a delta is compared with.
+
+    Attributes:
+        ref: the image.
+        image: opened.
+        supply: brings what is missing, however long it takes.
+        try_supply: brings it, unless nobody answers.
+    """
+
+    ref: StoredRef
+    image: MergedImage
+    supply: Callable[[Missing], None]
+    try_supply: Callable[[Missing], bool]
+
+
+def open_stored(ref: StoredRef, home: Home, stack: ExitStack) -> Opened:
+    """Open an image over a connection of its own: two images are read on two threads."""
+    client = stack.enter_context(ensure_daemon(home))
+    source = Source(replace(ref, client=client), home)
+    image = source.open()
+    stack.callback(image.close)
+
+    def try_supply(missing: Missing) -> bool:
+        try:
+            source.supply(missing, give_up)
+        except _NobodyAnswersError:
+            client.close()  # in the midst of a call: it says no more
+            return False
+        return True
+
+    def give_up(event: str, fields: dict[str, Any]) -> None:
+        report_waiting(event, fields)
+        if event == "waiting":
+            raise _NobodyAnswersError
+
+    return Opened(ref, image, source.supply, try_supply)

@@ -11,10 +11,10 @@ import click
 
 from p2pcloop.cli.output import check_writable
 from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.commands.guest_options import GuestOptions, guest_options
+from p2pcloopd.commands.session import run_session
 from p2pcloopd.guest.command_ending import command_ending
-from p2pcloopd.guest.options import GuestOptions, guest_options
 from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.session import run_session
 from p2pcloopd.guest.spec import GuestSpec
 
 _EPILOG = """

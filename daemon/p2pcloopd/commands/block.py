@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import at_option, file_options, home_option, json_option, to_json
-from p2pcloop.cli.refs import StoredRef, resolve_ref
-from p2pcloop.cli.streams import log_to_stderr
+from p2pcloop.cli.options import at_option, file_options, home_option, json_option
+from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
+from p2pcloop.text import to_json
 from p2pcloopd.block.nbd_listen import check_nbd_address
 from p2pcloopd.block.nbd_tls import NbdTls
 from p2pcloopd.block.server import serve, wait_for_signal

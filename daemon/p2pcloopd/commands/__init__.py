@@ -1,0 +1,1 @@
+"""The commands that need trio or a guest, one file a command."""

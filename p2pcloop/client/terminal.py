@@ -1,0 +1,217 @@
+"""How long-running commands show how far they are: a bar on stderr, where that is a terminal."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from p2pcloop.errors import P2pcloopError, UsageError
+from p2pcloop.text import printable, to_json
+from p2pcloop.units import format_size
+
+_WINDOW = 10.0
+"""Seconds of the past from which the rate is taken: peers come and go."""
+
+
+class Pace:
+    """How fast something goes lately, and how long the rest takes at that rate."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def tell(self, done: int, total: int) -> str:
+        """Take note of how much is done, and return what to show beside the bar.
+
+        Args:
+            done: bytes; they may be told again while nothing comes.
+            total: bytes, or 0 where it is not known.
+        """
+        now = self._clock()
+        self._marks.append((now, done))
+        while len(self._marks) > 2 and self._marks[1][0] <= now - _WINDOW:
+            self._marks.popleft()
+        begun, before = self._marks[0]
+        if now - begun < 1:
+            return ""
+        rate = max(0, done - before) / (now - begun)
+        if not rate:
+            return f"nothing for {now - begun:.0f} s"
+        left = f", {_duration((total - done) / rate)} left" if done < total else ""
+        return f"{format_size(rate)}/s{left}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(math.ceil(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Yield a function that is told `done` and, at the first call at least, `total` in bytes.
+
+    Without a total it counts, and the bar shows only that something goes on. Where the block ends
+    well all is done, whatever was told last.
+    Nothing is shown when `quiet`, or where stderr is no terminal.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total=0: None  # noqa: ARG005  nobody looks
+        return
+    pace = Pace()
+    bar = click.progressbar(
+        length=0, label=what, file=sys.stderr, show_eta=False, item_show_func=lambda text: text
+    )
+    known = 0
+    with bar:
+
+        def show(done: int, total: int = 0) -> None:
+            nonlocal known
+            known = total or known
+            bar.length = known or None  # click shows no share of None
+            told = pace.tell(done, known)
+            bar.update(done - bar.pos, told if known else f"{format_size(done)}  {told}")
+
+        yield show
+        bar.update((bar.length or bar.pos) - bar.pos, "")
+
+
+def running_command() -> str:
+    """This command in words of the user: "`p2pcloop export`, process 4711"."""
+    context = click.get_current_context(silent=True)
+    return f"`{context.command_path if context else 'p2pcloop'}`, process {os.getpid()}"
+
+
+def open_standard_streams() -> None:
+    """Open those of the descriptors 0 to 2 that are closed on the null device.
+
+    Otherwise the next file or socket that is opened would be taken for a standard stream: by us
+    and by the programs that we start. Called first, before anything is opened.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:  # a lower one was opened by whoever started Python
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  for good
+    # Names of files may be no text at all (surrogates): they are told as `\udcff`.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:  # else a test's
+            reconfigure(errors="backslashreplace")
+
+
+class _OneLine(logging.Formatter):
+    """Messages hold what peers, servers and guests said: none of it may draw on a terminal."""
+
+    def __init__(self, form: str, end: str) -> None:
+        super().__init__(form)
+        self._end = end
+
+    def format(self, record: logging.LogRecord) -> str:
+        message, _, traceback = super().format(record).partition("\nTraceback")
+        line = printable(message)
+        return (f"{line}\nTraceback{traceback}" if traceback else line) + self._end
+
+
+def log_to_stderr(level: int | str, form: str, *, end: str = "") -> None:
+    """Write the log of this process to stderr.
+
+    Args:
+        form: as of logging.Formatter, in the style of `%`.
+        end: behind each line, before the line's end.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine(form, end))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
+    """Tell an error on stderr; return what to exit with.
+
+    Args:
+        as_json: tell it on the standard output as well, as JSON (docs/commands.md).
+    """
+    if as_json and not err.facts_told:
+        _tell_json(type(err).__name__, str(err), err.hint, err.exit_code)
+    # A message may hold what strangers wrote: names of files, words of a guest or a server.
+    click.echo(f"p2pcloop: {printable(str(err))}", err=True)
+    if err.hint:
+        click.echo(f"  hint: {printable(err.hint)}", err=True)
+    return err.exit_code
+
+
+def report_usage(err: click.ClickException, *, as_json: bool = False) -> int:
+    """Tell what is wrong with the words of the command line, as `report_error` does."""
+    if as_json:
+        _tell_json("UsageError", err.format_message(), None, err.exit_code)
+    err.show()
+    return err.exit_code
+
+
+def _tell_json(kind: str, message: str, hint: str | None, exit_code: int) -> None:
+    facts = {"class": kind, "message": message, "hint": hint, "exit_code": exit_code}
+    click.echo(to_json({"error": facts}))
+
+
+VARIABLE = "P2PCLOOP_PASSPHRASE"
+
+
+def ask_passphrase(what: str) -> str:
+    """The passphrase of a key that is protected.
+
+    Args:
+        what: the key, for the question.
+
+    Raises:
+        UsageError: there is nobody to ask.
+    """
+    given = os.environ.get(VARIABLE)
+    if given is not None:
+        return given
+    _check_terminal(f"{what} is protected by a passphrase")
+    return str(click.prompt(f"passphrase of {what}", hide_input=True, err=True))
+
+
+def choose_passphrase(what: str) -> str:
+    """A new passphrase, typed twice where it is typed.
+
+    Raises:
+        UsageError: it is empty, or there is nobody to ask.
+    """
+    given = os.environ.get(VARIABLE)
+    if given is None:
+        _check_terminal("a passphrase is wanted")
+        question = f"new passphrase of {what}"
+        given = str(
+            click.prompt(
+                question,
+                default="",  # so that an empty one comes here, and is refused with a reason
+                show_default=False,
+                hide_input=True,
+                confirmation_prompt=True,
+                err=True,
+            )
+        )
+    if not given:
+        raise UsageError("an empty passphrase protects nothing", hint="leave out --passphrase")
+    return given
+
+
+def _check_terminal(why: str) -> None:
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"{why}, and there is no terminal to ask at", hint=f"set {VARIABLE} for this command"
+        )
