@@ -2,7 +2,7 @@
 
 Its pack holds them in order of first touch and compressed hard, so that a boot fetches one file
 from end to end; what the device reads as stays what it was, block by block. All other blocks, and
-whoever has them, stay where they are (docs/design.md, Booting soon).
+whoever has them, stay where they are (docs/design.md, "An optimized image").
 """
 
 from __future__ import annotations
