@@ -10,6 +10,11 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[1]
 PAGES = sorted([*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")])
+MODULES = [
+    path.relative_to(CHECKOUT).as_posix()
+    for room in ("p2pcloop", "daemon", "bench", "tools", "tests", "findings")
+    for path in CHECKOUT.glob(f"{room}/**/*.py")
+]
 LINK = re.compile(r"\[[^\]\[]*\]\(([^)\s]+)\)")
 
 
@@ -40,3 +45,12 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         there = page.parent / path if path else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_modules_that_are_named_exist(page: Path) -> None:
+    if page.parent.name == "measurements":
+        return  # dated: a module may have gone since
+    for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
+        found = [path for path in MODULES if f"/{path}".endswith(f"/{name}")]
+        assert found, f"{page.name} names {name}"
