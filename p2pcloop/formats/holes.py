@@ -51,6 +51,20 @@ def next_data(descriptor: int, offset: int) -> int:
         return os.fstat(descriptor).st_size
 
 
+def next_hole(descriptor: int, offset: int) -> int:
+    """The next byte of a file that is in a hole, from one on that is data; its end where none is.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_HOLE)
+    except OSError as err:
+        if err.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return os.fstat(descriptor).st_size
+
+
 @functools.cache
 def _fallocate() -> Callable[[int, int, int, int], int] | None:
     """The C library's function; None where it has none for 64 bits."""

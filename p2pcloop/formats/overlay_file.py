@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, StorageError, storage_error
-from p2pcloop.formats.holes import next_data, punch_hole
+from p2pcloop.formats.holes import next_data, next_hole, punch_hole
 from p2pcloop.formats.named import open_named
 
 _View: TypeAlias = "memoryview | bytearray | bytes"
@@ -190,7 +190,7 @@ class OverlayFile:
         try:
             offset = next_data(source._fd, 0)
             while offset < source.size:
-                end = os.lseek(source._fd, offset, os.SEEK_HOLE)
+                end = next_hole(source._fd, offset)
                 while offset < end:
                     # In the kernel, and where the file system can, without copying anything.
                     offset += os.copy_file_range(source._fd, self._fd, end - offset, offset, offset)

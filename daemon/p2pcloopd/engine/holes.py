@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from p2pcloop.errors import storage_error
-from p2pcloop.formats.holes import punch_hole
+from p2pcloop.formats.holes import next_data, next_hole, punch_hole
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.metainfo import TorrentLayout
 
@@ -34,6 +34,46 @@ def give_back(content: Content, layout: TorrentLayout, here: Sequence[bool]) -> 
     for start, end in _runs(layout, here, wanted=False):
         for path, offset, length in content.parts(start, end - start):
             _punch(path, offset, length)
+
+
+def written(content: Content, layout: TorrentLayout) -> Iterator[tuple[int, int]]:
+    """Runs of the content, first byte and end, in which files that are ours have no hole.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    run = start = 0
+    for path, (_, size) in zip(content.paths, layout.files, strict=True):
+        end = start
+        for first, last in _data(path):
+            if start + first > end:
+                yield run, end
+                run = start + first
+            end = start + min(last, size)
+        start += size
+        if end < start:
+            yield run, end
+            run = start
+    yield run, start
+
+
+def _data(path: Path) -> Iterator[tuple[int, int]]:
+    """Where a file is no hole: first byte and end."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise storage_error(f"cannot open {path}", err) from err
+    try:
+        size, end = os.fstat(fd).st_size, 0
+        while (offset := next_data(fd, end)) < size:
+            end = next_hole(fd, offset)
+            yield offset, end
+    except OSError as err:
+        raise storage_error(f"cannot look for holes in {path}", err) from err
+    finally:
+        os.close(fd)
 
 
 def allocated(content: Content) -> int:

@@ -4,6 +4,7 @@
     torrents/<info hash>/have      docs/formats/have.md
     torrents/<info hash>/peers     msgpack: the peers, trackers and web seeds that the user named,
                                    and whether others may be told of the torrent
+    torrents/<info hash>/open      empty; there while p2pcloopd may write to the content
     torrents/<info hash>/data/     the content
 
 Everything here blocks on the disk and is meant for a worker thread.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -148,6 +150,27 @@ class Record:
             log.warning("%s: %d pieces are gone from the disk", self.data, len(lost))
             have.drop(*lost)
         return have
+
+    def mark_open(self) -> bool:
+        """Note that the content may be written to, until `mark_closed`.
+
+        Nothing waits for the disk: data that a power cut leaves there is written later than this.
+
+        Returns:
+            Whether it was noted already: the last who did it was killed.
+        """
+        try:
+            (self.directory / "open").touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return True
+        except OSError as err:
+            log.warning("%s: %s; a crash may cost a second", self.directory / "open", err)
+        return False
+
+    def mark_closed(self) -> None:
+        """Note that all that arrived is durable, and no more is written."""
+        with suppress(OSError):
+            (self.directory / "open").unlink(missing_ok=True)
 
     def _read(self, name: str, limit: int) -> bytes | None:
         path = self.directory / name

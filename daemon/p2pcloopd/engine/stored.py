@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 
 from p2pcloop.errors import CorruptError, NotHereError, StorageError
 from p2pcloop.store.in_place import HeldFile, Stamp, load_stamps, save_stamps
 from p2pcloopd.engine.content import Content
-from p2pcloopd.engine.holes import give_back
+from p2pcloopd.engine.holes import give_back, written
 from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
 from p2pcloopd.engine.record import Record
 
+log = logging.getLogger(__name__)
+
 COMPARED_SECONDS = 60
 """So long it counts that a piece was compared with its hash: the same ones are asked for often."""
+
+RECOVERED_BYTES = 64 << 20
+"""Compared with their hashes after a crash, in 0.1 s: eight times what arrives between two saves,
+and not all of a torrent on a file system that does not tell holes."""
 
 _SMALL = 128 << 10
 """Bytes that are read and compared without a thread: 0.15 ms."""
@@ -59,6 +67,30 @@ class Stored:
         self._compared_as: list[Stamp | None] = []
         if self.in_place:
             self.look()
+        elif record.mark_open() and not self.have.complete():
+            self._recover()
+
+    def _recover(self) -> None:
+        """After a crash: set the bits of pieces that are right in the files, and were not saved."""
+        count = self.have.count
+        try:
+            self.save(self._unsaved())
+        except StorageError as err:
+            log.warning("%s: what was not saved is fetched again: %s", self.layout.name, err)
+        if self.have.count > count:
+            found = self.have.count - count
+            log.info("%s: %d pieces were here and not saved", self.layout.name, found)
+
+    def _unsaved(self) -> list[int]:
+        """Pieces without a bit in which the files have no hole, up to `RECOVERED_BYTES`."""
+        length, total = self.layout.piece_length, self.layout.total_size
+        found = (
+            piece
+            for start, end in written(self.content, self.layout)
+            for piece in range(-(-start // length), -(-end // length))
+            if min((piece + 1) * length, total) <= end and not self.have.has(piece, piece)
+        )
+        return list(islice(found, RECOVERED_BYTES // length or 1))
 
     def usable(self) -> bool:
         """Whether everything is here, with nothing known to be wrong. Looks at the disk."""
@@ -208,6 +240,12 @@ class Stored:
     def give_back(self) -> None:
         """Give back the room of all pieces that are not here."""
         give_back(self.content, self.layout, self.have.to_list())
+
+    def close(self, *, saved: bool) -> None:
+        """Let go of the files; `saved` where nothing that arrived is lost by that."""
+        self.have.close()
+        if saved:
+            self._record.mark_closed()
 
     def error(self) -> CorruptError:
         """What to say of files that are not served."""

@@ -465,6 +465,7 @@ class Torrent:
         await self.saver.rejoin()
 
     async def _leave(self) -> None:
+        saved = self.transfer.running and self.transfer.saved
         await self.transfer.leave()
         if self.transfer.disk is not None:
-            self.transfer.disk.have.close()
+            await trio.to_thread.run_sync(partial(self.transfer.disk.close, saved=saved))

@@ -113,6 +113,11 @@ class Transfer:
         return len(self._arrived)
 
     @property
+    def saved(self) -> bool:
+        """Whether nothing has come, or is about to, that is not durable."""
+        return not (self._arrived or self._handed or self._asked)
+
+    @property
     def have_bytes(self) -> int:
         """Bytes that are here: durable, or arrived and about to be."""
         if self.disk is None or self.disk.fault is not None:
