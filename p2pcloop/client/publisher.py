@@ -32,6 +32,7 @@ from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.profile import fit_touches
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.formats.seal import key_check
+from p2pcloop.image.stored import check_headers
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key, was_imported
 from p2pcloop.store.profiles import find_profile
@@ -244,7 +245,8 @@ class Publisher:
             `name`, `link`, `manifest` (its id), `version` and `changed`.
 
         Raises:
-            UsageError: too many layers, the message is no line of text, or as of `check_secret`.
+            UsageError: too many layers, or their headers are too large; the message is no line
+                of text; as of `check_secret`.
             P2pcloopError: p2pcloopd could not serve it.
         """
         self.check_secret(secret)
@@ -253,6 +255,7 @@ class Publisher:
                 f"an image has at most {MAX_LAYERS} layers",
                 hint="join them first: `p2pcloop squash`",
             )
+        check_headers(content.layers if secret is None else content.layers + content.sources)
         manifest = self._draft(content, message, parent, secret)
         changed = not self.has(Content.of(manifest))
         if self.newest is None or changed:

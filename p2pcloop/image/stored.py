@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.errors import FormatError, MismatchError, UsageError
 from p2pcloop.formats.index import MAX_HEADER_SIZE, MAX_RUNS, IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.seal import Seal, check_secret
@@ -86,17 +86,16 @@ class StoredImage:
         """
         # How a source's chunks are sealed stands in its header; those of others need none.
         wanted = self._manifest.all_layers if self._manifest.private else self._manifest.layers
-        headers = sum(ref.header_length for ref in wanted)
-        if headers > MAX_HEADERS_SIZE:
-            raise _too_large(
-                f"headers of the image's layers have {headers} bytes in all, over the "
-                f"limit of {MAX_HEADERS_SIZE}"
-            )
+        try:
+            check_headers(wanted)
+        except UsageError as err:
+            raise _too_large(str(err)) from err
         _all_at_once(self._load_header, wanted)
         runs = sum(self._headers[ref.layer_id].run_count for ref in self._manifest.layers)
         if runs > MAX_RUNS:
             raise _too_large(
-                f"maps of the image's layers have {runs} runs in all, over the limit of {MAX_RUNS}"
+                f"the maps of the image's layers have {runs} runs in all, over the limit of"
+                f" {MAX_RUNS}"
             )
         _all_at_once(self._load_layer, self._manifest.layers)
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
@@ -179,8 +178,26 @@ def _all_at_once(load: Callable[[LayerRef], None], refs: Iterable[LayerRef]) -> 
         raise Missing(missing)
 
 
+def check_headers(wanted: Iterable[LayerRef]) -> None:
+    """Refuse layers whose headers no reader loads.
+
+    Args:
+        wanted: the layers of an image; of a private one its sources, too.
+
+    Raises:
+        UsageError: the headers are too large together.
+    """
+    size = sum(ref.header_length for ref in wanted)
+    if size > MAX_HEADERS_SIZE:
+        raise UsageError(
+            f"the headers of the image's layers have {size} bytes in all, over the limit of"
+            f" {MAX_HEADERS_SIZE}",
+            hint="join the layers first: `p2pcloop squash`",
+        )
+
+
 def _too_large(what: str) -> FormatError:
-    return FormatError(f"the {what}", hint="ask the publisher for an image of fewer layers")
+    return FormatError(what, hint="ask the publisher for an image of fewer layers")
 
 
 def _mismatch(message: str) -> MismatchError:
