@@ -33,7 +33,7 @@ from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.links import make_link
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.resolving import Found, find_version, parse_target
+from p2pcloopd.node.resolving import Found, VersionFinder, parse_target
 
 MAX_REF = MAX_LINK_LENGTH
 """Characters of a link, or of a directory's path with a name."""
@@ -82,7 +82,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
         known = node.engine.get(layer.torrent)
         if known is None:
             raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
-        known.completion.hurry()  # whoever gets the link comes here for it
+        known.completion.hurry()  # clients that get the link ask this node for it
         layers.append(known)
     if secret is not None:
         check_secret(manifest.key_check, secret)
@@ -140,7 +140,7 @@ def _key_of(record: Record, seed: bytes) -> Ed25519PrivateKey:
 
 
 async def resolve(node: Node, call: Call) -> dict[str, Any]:
-    """Find a version of an image by a link, or a name and where to ask; know its layers."""
+    """Find a version of an image by a link, or by a name and where to ask; know its layers."""
     fields = fields_of(call)
     target = parse_target(fields.path("ref", MAX_REF))
     at = fields.integer("at", 0, MAX_VERSION) if "at" in fields else 0
@@ -148,8 +148,8 @@ async def resolve(node: Node, call: Call) -> dict[str, Any]:
     withdrawn = fields.boolean("withdrawn") if "withdrawn" in fields else False
     fields.end()
     known = node.records.find(target.place.name)
-    found = await find_version(node, target, call, at=at, look=look)
-    signed, link = found.signed, found.link
+    found = await VersionFinder(node, call).find(target, at=at, look=look)
+    signed, link = found.signed, found.lead.link
     if signed.manifest.withdrawn and not withdrawn:
         raise _withdrawn_error(signed.manifest)
     await know_layers(node, found)
@@ -194,4 +194,4 @@ async def manifest(node: Node, call: Call) -> dict[str, Any]:
 async def know_layers(node: Node, found: Found) -> None:
     """Know the torrents of all layers, and where they may be had."""
     for layer in found.signed.manifest.all_layers:
-        await node.add_layer(layer, found.link, found.mirrors)
+        await node.add_layer(layer, found.lead.link, found.lead.mirrors)
