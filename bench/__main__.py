@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.table import Table
-
 from bench import (
     boot,
-    boot_bytes,
-    boot_read_only,
-    cloop,
+    compare,
     fetch,
     first_block,
     guest_reads,
     memory,
     nbd_reads,
-    pack,
-    publish,
+    packing,
     seed,
     serve,
     stack,
@@ -29,30 +24,27 @@ from bench import (
     twice,
     upgrade,
 )
-from bench.harness import Outcome, Result, run_measure
-from bench.links import command as links
-from bench.links import crowd_command, download, kept, missing
-from bench.machine import machine_facts
-from bench.session import opened_bench, screen, write_report
+from bench.figure import Started, bar_table, write_report
+from bench.harness import run_measure
+from bench.links import boot_command, crowd, download, kept, missing
+from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
 MEASURES = {
     measure.name: measure
     for measure in (
-        boot.COLD,
-        boot.WARM,
-        boot_bytes.BYTES,
-        boot_read_only.READ_ONLY,
+        boot.BOOT,
+        boot.READ_ONLY,
         fetch.FETCH,
         first_block.FIRST_BLOCK,
         guest_reads.READS,
         nbd_reads.READS,
+        nbd_reads.CLOOP_READS,
         seed.SEED,
+        seed.CLOOP_SEED,
         serve.SERVE,
-        pack.PACK,
-        cloop.WRITE,
-        cloop.READS,
-        cloop.SEED,
-        publish.PUBLISH,
+        packing.PACK,
+        packing.CLOOP_WRITE,
+        upgrade.PUBLISH,
         upgrade.UPGRADE,
         memory.MEMORY,
         stack.STACK,
@@ -62,28 +54,38 @@ MEASURES = {
 }
 
 SUITES = {
-    "links": links.main,
-    "crowd": crowd_command.main,
+    "links": boot_command.main,
+    "crowd": crowd.main,
     "missing": missing.main,
     "kept": kept.main,
     "download": download.main,
 }
 """Measures over slow links, with options of their own; named first, and alone."""
 
+OTHERS = {"compare": compare.main}
+"""Commands that work with the reports of measures; named first, with options of their own."""
+
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     listed = "\n".join(f"  {m.name:13} {m.about}" for m in MEASURES.values())
+    others = "\n".join(f"  tools/bench {name} --help" for name in (*SUITES, *OTHERS))
     parser = argparse.ArgumentParser(
         prog="tools/bench",
         description="Measure p2pcloop against its bars. Contenders run turn about; a figure is the"
         " median of all rounds, a ratio is of two medians of the same run.",
-        epilog=f"measures (all of them when none is named):\n{listed}",
+        epilog=f"measures (all of these if none is named):\n{listed}\n"
+        f"over slow links, and with what was measured:\n{others}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("measures", nargs="*", metavar="MEASURE", help="what to measure")
+    parser.add_argument("measures", nargs="*", metavar="MEASURE", help="measures to take")
     parser.add_argument("--rounds", type=int, default=5, help="samples of each (default 5)")
-    parser.add_argument("--json", type=Path, help="where the JSON goes (default build/bench/)")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder for the JSON (default build/bench/)"
+    )
+    parser.add_argument(
+        "--p2pcloop", type=Path, default=PROGRAM, help="the program to measure (default: our own)"
+    )
     options = parser.parse_args(args)
     unknown = set(options.measures) - set(MEASURES)
     if unknown:
@@ -93,41 +95,11 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def show(results: Iterable[Result]) -> Table:
-    """The table of all rows."""
-    table = Table("measure", "p2pcloop", "against", "ratio", "bar", "")
-    for result in results:
-        if result.error:
-            table.add_row(result.name, "", "", "", "", "[red]not measured[/red]")
-        for outcome in result.outcomes:
-            row = outcome.row
-            table.add_row(row.title, *_figures(outcome), *_verdict(outcome))
-    return table
-
-
-def _figures(outcome: Outcome) -> tuple[str, str, str]:
-    unit = outcome.row.unit
-    ours = f"{outcome.ours:,.4g} {unit}" if outcome.ours < 1e4 else f"{outcome.ours:,.0f} {unit}"
-    if outcome.base is None:
-        return ours, "", ""
-    base = f"{outcome.base:,.4g} {unit}" if outcome.base < 1e4 else f"{outcome.base:,.0f} {unit}"
-    return ours, base, f"{outcome.compared:.2f}"
-
-
-def _verdict(outcome: Outcome) -> tuple[str, str]:
-    row = outcome.row
-    if row.bar is None:
-        return "", ""
-    sign = "≥" if row.at_least else "≤"
-    bar = f"{sign} {row.bar:g}" + (f" {row.unit}" if outcome.base is None else " times")
-    return bar, "[green]reached[/green]" if outcome.reached else "[red]missed[/red]"
-
-
 def main(args: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; 0 when every bar is reached."""
+    """Measure, print the table, write the JSON; 0 if every bar is reached."""
     words = sys.argv[1:] if args is None else args
-    if words and words[0] in SUITES:
-        return SUITES[words[0]](words[1:])
+    if words and words[0] in SUITES | OTHERS:
+        return (SUITES | OTHERS)[words[0]](words[1:])
     options = parse(words)
     wanted = [MEASURES[name] for name in options.measures or MEASURES]
     console = screen()
@@ -135,22 +107,23 @@ def main(args: Sequence[str] | None = None) -> int:
     def tell(text: str) -> None:
         console.print(text, markup=False)
 
-    results = []
-    with opened_bench() as bench:
+    reports = []
+    with opened_bench(program=options.p2pcloop) as bench:
         facts = machine_facts(bench)
         for number, measure in enumerate(wanted):
-            place = bench.work / str(number)
-            place.mkdir()
-            own = replace(bench, work=place)
-            results.append(run_measure(measure, own, options.rounds, tell))
-    told = {"machine": facts, "rounds": options.rounds}
-    report = write_report(told | {"results": [r.as_json() for r in results]}, options.json)
+            own = replace(bench, work=bench.work / str(number))
+            own.work.mkdir()
+            command = f"tools/bench {measure.name} --rounds {options.rounds}"
+            started = Started.now(command, facts)
+            reports.append(run_measure(measure, own, options.rounds, started, tell))
+            tell(f"written to {write_report(reports[-1], options.out)}")
     for key, value in facts.items():
         tell(f"{key}: {value}")
-    console.print(show(results))
-    tell(f"written to {report}")
-    reached = all(not r.error and all(o.reached for o in r.outcomes) for r in results)
-    return 0 if reached else 1
+    console.print(bar_table([bar for report in reports for bar in report.bars]))
+    for report in reports:
+        if report.error:
+            tell(f"{report.name}: not measured: {report.error}")
+    return 0 if all(report.reached for report in reports) else 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.guests import (
@@ -30,6 +31,7 @@ from bench.processes import (
     storage_daemon_argv,
     tail,
 )
+from p2pcloopd.programs import find_program
 from tools.console import Console, ConsoleError
 
 
@@ -68,8 +70,10 @@ def by_p2pcloop(bench: Bench, link: str, home: Path, *options: str) -> Values:
 
 
 @contextmanager
-def _cold(bench: Bench) -> Iterator[Contenders]:
-    with seeding(bench) as link:
+def _contenders(bench: Bench) -> Iterator[Contenders]:
+    warm_home = bench.work / "warm"
+    with seeding(bench) as link, node(bench, warm_home):
+        run([bench.p2pcloop, "fetch", link, "--home", warm_home])
 
         def cold() -> Values:
             home = bench.work / "reader"
@@ -81,43 +85,69 @@ def _cold(bench: Bench) -> Iterator[Contenders]:
 
         yield {
             "p2pcloop, empty store": cold,
-            "qemu-storage-daemon": lambda: from_storage_daemon(bench),
-        }
-
-
-@contextmanager
-def _warm(bench: Bench) -> Iterator[Contenders]:
-    with seeding(bench) as link, node(bench, bench.work / "reader") as home:
-        run([bench.p2pcloop, "fetch", link, "--home", home])
-        yield {
-            "p2pcloop, all here": lambda: by_p2pcloop(bench, link, home),
+            "p2pcloop, all here": lambda: by_p2pcloop(bench, link, warm_home),
             "qemu-storage-daemon": lambda: from_storage_daemon(bench),
             "ubd": lambda: from_ubd(bench),
         }
 
 
-COLD = Measure(
-    "boot-cold",
-    "boot over loopback from one peer, against qemu-storage-daemon with the raw file",
+_COLD, _WARM = ("p2pcloop, empty store", "seconds"), ("p2pcloop, all here", "seconds")
+_QEMU = ("qemu-storage-daemon", "seconds")
+
+BOOT = Measure(
+    "boot",
+    "boot over loopback from one peer, and with all here, against qemu and ubd with the raw file",
+    {"seconds": "s"},
     [
-        Row(
-            "cold boot / qemu-storage-daemon",
-            "s",
-            ("p2pcloop, empty store", "seconds"),
-            1.4,
-            ("qemu-storage-daemon", "seconds"),
-        )
+        Row("cold boot / qemu-storage-daemon", _COLD, 1.4, _QEMU),
+        Row("warm boot / qemu-storage-daemon", _WARM, 1.1, _QEMU),
+        Row("warm boot / ubd", _WARM, 1.25, ("ubd", "seconds")),
     ],
-    _cold,
+    _contenders,
 )
 
-_OURS = ("p2pcloop, all here", "seconds")
-WARM = Measure(
-    "boot-warm",
-    "boot with all chunks here, against qemu-storage-daemon and ubd with the raw file",
-    [
-        Row("warm boot / qemu-storage-daemon", "s", _OURS, 1.1, ("qemu-storage-daemon", "seconds")),
-        Row("warm boot / ubd", "s", _OURS, 1.25, ("ubd", "seconds")),
-    ],
-    _warm,
+_EXT4 = "ext4, block overlay"
+_KINDS = ("squashfs", "iso9660", "erofs")
+
+
+@contextmanager
+def _read_only(bench: Bench) -> Iterator[Contenders]:
+    tree = bench.work / "tree"
+    tree.mkdir()
+    # As an ordinary user debugfs cannot give files to others: all are root's in the copies.
+    run([find_program("debugfs", "e2fsprogs"), "-R", f"rdump / {tree}", bench.image])
+    images = {_EXT4: bench.image}
+    for kind in _KINDS:
+        image = images[kind] = bench.work / kind
+        _make(kind, tree, image)
+    yield {name: partial(_boot_with_overlay, bench, image) for name, image in images.items()}
+
+
+def _make(kind: str, tree: Path, image: Path) -> None:
+    match kind:
+        case "squashfs":
+            program = find_program("mksquashfs", "squashfs-tools")
+            run([program, tree, image, "-all-root", "-quiet", "-no-progress"])
+        case "iso9660":
+            run([find_program("genisoimage", "genisoimage"), "-quiet", "-r", "-o", image, tree])
+        case "erofs":
+            program = find_program("mkfs.erofs", "erofs-utils")
+            run([program, "--all-root", "-zlz4hc", image, tree])
+
+
+def _boot_with_overlay(bench: Bench, image: Path) -> Values:
+    overlay = bench.work / "mine.delta"
+    try:
+        return by_p2pcloop(bench, str(image), bench.work / "home", "--overlay", str(overlay))
+    finally:
+        overlay.unlink(missing_ok=True)
+
+
+READ_ONLY = Measure(
+    "boot-readonly",
+    "boot of squashfs, iso9660 and erofs with a files overlay, against ext4 with a block overlay",
+    {"seconds": "s"},
+    [Row(f"boot of {kind} / ext4", (kind, "seconds"), 1.3, (_EXT4, "seconds")) for kind in _KINDS],
+    _read_only,
 )
+"""All hold the same files, and the overlay is a new file at each boot."""

@@ -1,13 +1,13 @@
-"""Run contenders turn about, take medians, compare within one run."""
+"""Run contenders turn about, and hold medians of the same run against bars."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from bench.figure import Bar, Figure, Report, Started
 
 Values = Mapping[str, float]
 Contenders = Mapping[str, Callable[[], Values]]
@@ -24,7 +24,7 @@ class Bench:
     Attributes:
         image: the raw image.
         cloop: the same image as a cloop file.
-        p2pcloop: the program.
+        p2pcloop: the program that is measured.
         work: an empty directory for this run, on a disk.
         cpu: the one processor that every guest is pinned to.
     """
@@ -38,18 +38,16 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table: a value of ours, held against another's or against a number.
+    """A bar to judge: a value of ours, divided by another contender's if there is a `base`.
 
     Attributes:
         ours: contender and value.
-        base: contender and value to divide by; None where the bar is on the value itself.
-        bar: the limit of the ratio, or of the value where there is no base; None for a figure that
-            is told and not judged.
+        bar: the limit of the ratio, or of the value without a base; None for no limit.
+        base: contender and value.
         at_least: whether the bar is a lower limit.
     """
 
     title: str
-    unit: str
     ours: tuple[str, str]
     bar: float | None
     base: tuple[str, str] | None = None
@@ -61,64 +59,31 @@ class Measure:
     """Something to measure.
 
     Attributes:
+        units: of each value that a contender returns, by its name.
         contenders: enters what all rounds share (a seeder, a server) and yields a callable for
             each contender, which runs it once and returns its values.
     """
 
     name: str
     about: str
+    units: Mapping[str, str]
     rows: Sequence[Row]
     contenders: Callable[[Bench], AbstractContextManager[Contenders]]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A row with its figures: medians over all rounds."""
-
-    row: Row
-    ours: float
-    base: float | None
-
-    @property
-    def compared(self) -> float:
-        """What the bar is held against."""
-        return self.ours if self.base is None else self.ours / self.base
-
-    @property
-    def reached(self) -> bool:
-        """Whether the bar is reached, if there is one."""
-        if self.row.bar is None:
-            return True
-        if self.row.at_least:
-            return self.compared >= self.row.bar
-        return self.compared <= self.row.bar
+Samples = dict[str, list[dict[str, float]]]
+"""Of each contender, the values of each round."""
 
 
-@dataclass(slots=True)
-class Result:
-    """What came of one measure: every sample, and the rows; or why there are none."""
-
-    name: str
-    samples: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    outcomes: list[Outcome] = field(default_factory=list)
-    error: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """The result in JSON's types."""
-        rows = [
-            asdict(o.row) | {"value": o.ours, "base_value": o.base}
-            | {"compared": o.compared, "reached": o.reached}
-            for o in self.outcomes
-        ]  # fmt: skip
-        return {"name": self.name, "error": self.error, "rows": rows, "samples": self.samples}
-
-
-def run_measure(measure: Measure, bench: Bench, rounds: int, tell: Callable[[str], None]) -> Result:
+def run_measure(
+    measure: Measure, bench: Bench, rounds: int, started: Started, tell: Callable[[str], None]
+) -> Report:
     """Take `rounds` samples of every contender, the order turning by one each round.
 
-    An error of the measure is kept in the result: others can still be taken.
+    An error of the measure is kept in the report, so that others can still be taken.
     """
-    result = Result(measure.name)
+    samples: Samples = {}
+    error = None
     try:
         with measure.contenders(bench) as contenders:
             labels = list(contenders)
@@ -127,23 +92,37 @@ def run_measure(measure: Measure, bench: Bench, rounds: int, tell: Callable[[str
                 for label in labels[turn:] + labels[:turn]:
                     tell(f"{measure.name}: round {number + 1} of {rounds}: {label}")
                     values = dict(contenders[label]())
-                    result.samples.setdefault(label, []).append(values)
+                    samples.setdefault(label, []).append(values)
                     tell("    " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
-        result.outcomes = [_outcome(row, result) for row in measure.rows]
     except BenchError as err:
-        result.error = str(err)
+        error = str(err)
         tell(f"{measure.name}: {err}")
-    return result
+    figures = _figures(measure, samples)
+    bars = () if error else _bars(measure, figures)
+    return Report(measure.name, started.over(), tuple(figures.values()), bars, error)
 
 
-def _outcome(row: Row, result: Result) -> Outcome:
-    return Outcome(
-        row,
-        _median(result, row.ours),
-        None if row.base is None else _median(result, row.base),
+Figures = dict[tuple[str, str], Figure]
+"""By contender and value."""
+
+
+def _figures(measure: Measure, samples: Samples) -> Figures:
+    return {
+        (label, name): Figure(name, label, measure.units[name], tuple(each[name] for each in taken))
+        for label, taken in samples.items()
+        for name in taken[0]
+    }
+
+
+def _bars(measure: Measure, figures: Figures) -> tuple[Bar, ...]:
+    return tuple(
+        Bar(
+            row.title,
+            figures[row.ours].unit,
+            figures[row.ours].median,
+            None if row.base is None else figures[row.base].median,
+            row.bar,
+            row.at_least,
+        )
+        for row in measure.rows
     )
-
-
-def _median(result: Result, value: tuple[str, str]) -> float:
-    label, key = value
-    return statistics.median(sample[key] for sample in result.samples[label])

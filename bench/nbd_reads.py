@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, run_json, server
+from bench.processes import Argument, export_cloop, run_json, server
 
 SECONDS = 6
 
@@ -49,14 +49,18 @@ def read_rate(socket: Path, job: Job) -> float:
         raise BenchError(f"fio told no rate: {err}") from err
 
 
+def _rates(argv: list[Argument], socket: Path, log: Path) -> Values:
+    values = {}
+    for name, job in JOBS.items():
+        with server(argv, socket, log):
+            values[name] = read_rate(socket, job)
+    return values
+
+
 @contextmanager
 def _contenders(bench: Bench) -> Iterator[Contenders]:
-    def rates(label: str, argv: list[Argument], socket: Path) -> Values:
-        values = {}
-        for name, job in JOBS.items():
-            with server(argv, socket, bench.work / f"{label}.log"):
-                values[name] = read_rate(socket, job)
-        return values
+    def rates(label: str, argv: list[Argument]) -> Values:
+        return _rates(argv, socket, bench.work / f"{label}.log")
 
     def qemu(form: str, image: Path) -> list[Argument]:
         argv: list[Argument] = ["qemu-nbd", "-f", form, "--read-only", "--persistent"]
@@ -68,21 +72,22 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
     block: list[Argument] = [bench.p2pcloop, "block", bench.cloop, "--nbd", f"unix:{socket}"]
     nbdkit: list[Argument] = ["nbdkit", "-f", "-r", "-U", socket, "file", bench.image]
     yield {
-        "p2pcloop": lambda: rates("p2pcloop", block, socket),
-        "qemu-nbd -f raw": lambda: rates("raw", qemu("raw", bench.image), socket),
-        "qemu-nbd -f cloop": lambda: rates("cloop", qemu("cloop", bench.cloop), socket),
-        "nbdkit file": lambda: rates("nbdkit", nbdkit, socket),
+        "p2pcloop": lambda: rates("p2pcloop", block),
+        "qemu-nbd -f raw": lambda: rates("raw", qemu("raw", bench.image)),
+        "qemu-nbd -f cloop": lambda: rates("cloop", qemu("cloop", bench.cloop)),
+        "nbdkit file": lambda: rates("nbdkit", nbdkit),
     }
 
 
 def _row(job: str, title: str, other: str, bar: float | None = None) -> Row:
     title = f"{title} / {other}"
-    return Row(title, "/s", ("p2pcloop", job), bar, (other, job), at_least=True)
+    return Row(title, ("p2pcloop", job), bar, (other, job), at_least=True)
 
 
 READS = Measure(
     "nbd-reads",
     "reads over the whole cloop by fio over NBD, against qemu-nbd (raw, cloop) and nbdkit (raw)",
+    dict.fromkeys(JOBS, "/s"),
     [
         _row("random_32", "4 KiB random, depth 32", "qemu-nbd -f raw", 1.0),
         _row("random_32", "4 KiB random, depth 32", "qemu-nbd -f cloop", 10.0),
@@ -95,4 +100,33 @@ READS = Measure(
         _row("sequential_32", "128 KiB sequential, depth 32", "nbdkit file"),
     ],
     _contenders,
+)
+
+
+@contextmanager
+def _readers(bench: Bench) -> Iterator[Contenders]:
+    socket = bench.work / "nbd.sock"
+
+    def rates(cloop: Path) -> Values:
+        argv: list[Argument] = [bench.p2pcloop, "block", cloop, "--nbd", f"unix:{socket}"]
+        return _rates(argv, socket, bench.work / "block.log")
+
+    xz = export_cloop(bench, bench.work / "xz.cloop", "--codec", "xz")
+    yield {"V4.0 xz": lambda: rates(xz), "V2.0": lambda: rates(bench.cloop)}
+
+
+CLOOP_READS = Measure(
+    "cloop-reads",
+    "reads over the whole image by fio over NBD, from a cloop V4.0 of xz and from V2.0",
+    dict.fromkeys(JOBS, "/s"),
+    [
+        Row(f"V4.0 xz / V2.0, {title}", ("V4.0 xz", job), None, ("V2.0", job))
+        for job, title in (
+            ("random_1", "4 KiB random, depth 1"),
+            ("random_32", "4 KiB random, depth 32"),
+            ("sequential_1", "128 KiB sequential, depth 1"),
+            ("sequential_32", "128 KiB sequential, depth 32"),
+        )
+    ],
+    _readers,
 )

@@ -137,3 +137,9 @@ def fresh_copy(image: Path, copy: Path) -> None:
     """Copy an image and write it to the disk: a guest's first flush must not do that."""
     run(["cp", "--sparse=always", image, copy])
     os.sync()
+
+
+def export_cloop(bench: Bench, cloop: Path, *options: str) -> Path:
+    """Write the image as another cloop, by `p2pcloop export` with `options`."""
+    run([bench.p2pcloop, "export", bench.image, cloop, "--force", *options])
+    return cloop

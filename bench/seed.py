@@ -1,15 +1,25 @@
-"""From a cloop file to a node that serves it, against unpacking and hashing it once."""
+"""From a cloop file to a node that serves it, against reading and hashing it once."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from bench.harness import Bench, Contenders, Measure, Row, Values
-from bench.processes import node, run
+from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
+from bench.processes import Argument, export_cloop, node, run
+from p2pcloop.formats.cloop import open_cloop
+
+CODECS = ("zlib", "xz", "lz4", "lzo")
+SEED_SIZE = 300_000_000
+"""Bytes of the cloops that are seeded."""
+
+_UNITS = {"seconds": "s", "cores": "", "memory": "B"}
 
 
 def _busy_seconds() -> float:
@@ -19,14 +29,22 @@ def _busy_seconds() -> float:
     return (user + nice + system) / 100
 
 
-def _seed(bench: Bench) -> Values:
+def _seed(bench: Bench, cloop: Path) -> Values:
+    """Seconds until the node serves a cloop, processors busy meanwhile, memory of the command."""
     home = bench.work / "seeder"
+    argv: list[Argument] = [bench.p2pcloop, "seed", cloop, "--name", "bench", "--home", home]
+    quiet = subprocess.DEVNULL
     try:
         with node(bench, home):
             busy, start = _busy_seconds(), time.monotonic()
-            run([bench.p2pcloop, "seed", bench.cloop, "--name", "bench", "--home", home])
+            process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise BenchError(f"p2pcloop seed {cloop.name} ended with {process.returncode}")
             seconds = time.monotonic() - start
-            return {"seconds": seconds, "cores": (_busy_seconds() - busy) / seconds}
+            cores = (_busy_seconds() - busy) / seconds
+            return {"seconds": seconds, "cores": cores, "memory": usage.ru_maxrss * 1024}
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -40,21 +58,87 @@ def _unpack_and_hash(bench: Bench) -> Values:
 
 @contextmanager
 def _contenders(bench: Bench) -> Iterator[Contenders]:
-    yield {"p2pcloop": lambda: _seed(bench), "extract + sha256sum": lambda: _unpack_and_hash(bench)}
+    yield {
+        "p2pcloop": lambda: _seed(bench, bench.cloop),
+        "extract + sha256sum": lambda: _unpack_and_hash(bench),
+    }
 
 
 SEED = Measure(
     "seed",
     "p2pcloop seed until it serves, against extract_compressed_fs plus sha256sum",
+    _UNITS,
     [
         Row(
             "seed / extract + sha256sum",
-            "s",
             ("p2pcloop", "seconds"),
             1.2,
             ("extract + sha256sum", "seconds"),
         ),
-        Row("processors busy while seeding", "", ("p2pcloop", "cores"), 1.2, at_least=True),
+        Row("processors busy while seeding", ("p2pcloop", "cores"), 1.2, at_least=True),
     ],
     _contenders,
+)
+
+
+def repeat_cloop(source: Path, dest: Path, size: int) -> None:
+    """Write a cloop V4.0 of at least `size` bytes: the blocks of a smaller one, again and again.
+
+    Its header is last; each block lies there by itself, so nobody can know that some are equal.
+    """
+    with open_cloop(source) as cloop:
+        entries, start = cloop.index.entries, cloop.index.extent(0)[0]
+        last = len(entries) - 1
+        blocks = source.read_bytes()[start : sum(cloop.index.extent(last))]
+    header = bytearray(source.read_bytes()[:136])
+    times = -(-size // len(blocks))
+    header[132:] = (len(entries) * times).to_bytes(4, "big")
+    first = b"blocks of a cloop, repeated\n"
+    with dest.open("wb") as file:
+        file.write(first)
+        for _ in range(times):
+            file.write(blocks)
+        for turn in range(times):
+            moved = len(first) + turn * len(blocks) - start
+            file.write(b"".join((entry + moved).to_bytes(8, "big") for entry in entries))
+        file.write((len(first) + times * len(blocks)).to_bytes(8, "big") + header)
+
+
+def _hash(cloop: Path) -> Values:
+    start = time.monotonic()
+    run(["sha256sum", cloop])
+    return {"seconds": time.monotonic() - start}
+
+
+@contextmanager
+def _seeders(bench: Bench) -> Iterator[Contenders]:
+    contenders: dict[str, Callable[[], Values]] = {}
+    for codec in CODECS:
+        small, large = bench.work / "small.cloop", bench.work / f"{codec}.cloop"
+        export_cloop(bench, small, "--cloop-format", "4", "--codec", codec)
+        repeat_cloop(small, large, SEED_SIZE)
+        large.read_bytes()  # into the page cache
+        contenders[codec] = partial(_seed, bench, large)
+        contenders[f"sha256sum {codec}"] = partial(_hash, large)
+    yield contenders
+
+
+def _seed_rows(codec: str) -> list[Row]:
+    return [
+        Row(
+            f"seed of a cloop V4.0, {codec} / sha256sum",
+            (codec, "seconds"),
+            2.5,
+            (f"sha256sum {codec}", "seconds"),
+        ),
+        Row(f"its memory, {codec}", (codec, "memory"), 200e6),
+    ]
+
+
+CLOOP_SEED = Measure(
+    "cloop-seed",
+    "p2pcloop seed of cloops V4.0 of 300 MB, by codec, against sha256sum of the file",
+    _UNITS,
+    [row for codec in CODECS for row in _seed_rows(codec)],
+    _seeders,
 )

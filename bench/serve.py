@@ -117,19 +117,32 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
     yield {"p2pcloop": serve}
 
 
-def _row(title: str, unit: str, way: str, what: str) -> Row:
+_UNITS = {
+    ("by BitTorrent", "processor"): "s/GB",
+    ("by BitTorrent", "rate"): "MB/s",
+    ("over HTTP", "processor"): "µs",
+    ("over HTTP", "latency"): "µs",
+}
+
+
+def _row(title: str, way: str, what: str) -> Row:
     ours, base = (("p2pcloop", f"{when} {way}, {what}") for when in ("first", "again"))
-    return Row(title, unit, ours, None, base)
+    return Row(title, ours, None, base)
 
 
 SERVE = Measure(
     "serve",
     "pieces that leave a seeder for the first time, compared with their hashes, against again",
+    {
+        f"{when} {way}, {what}": unit
+        for when in ("first", "again")
+        for (way, what), unit in _UNITS.items()
+    },
     [
-        _row("processor of p2pcloopd, BitTorrent", "s/GB", "by BitTorrent", "processor"),
-        _row("rate, BitTorrent", "MB/s", "by BitTorrent", "rate"),
-        _row("processor of p2pcloopd, 16 KiB over HTTP", "us", "over HTTP", "processor"),
-        _row("time of 16 KiB over HTTP", "us", "over HTTP", "latency"),
+        _row("processor of p2pcloopd, BitTorrent", "by BitTorrent", "processor"),
+        _row("rate, BitTorrent", "by BitTorrent", "rate"),
+        _row("processor of p2pcloopd, 16 KiB over HTTP", "over HTTP", "processor"),
+        _row("time of 16 KiB over HTTP", "over HTTP", "latency"),
     ],
     _contenders,
 )

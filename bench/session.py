@@ -1,37 +1,46 @@
-"""What a run of `tools/bench` begins and ends with: an image, a directory to work in, a report."""
+"""What a run of `tools/bench` starts with: an image, a folder, facts about the machine."""
 
 from __future__ import annotations
 
-import json
+import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from bench.guests import pinned_cpu
 from bench.harness import Bench, BenchError
+from p2pcloopd.guest.kernel import find_kernel
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RESULTS = CHECKOUT / "build/bench"
+PROGRAM = CHECKOUT / ".venv/bin/p2pcloop"
 
 
 @contextmanager
-def opened_bench(*, tiny: bool = False, cpu: int | None = None) -> Iterator[Bench]:
-    """The demo image, built where it is not there yet, and an empty directory.
+def opened_bench(
+    *, tiny: bool = False, cpu: int | None = None, program: Path = PROGRAM
+) -> Iterator[Bench]:
+    """The demo image, built if it is not there yet, and an empty directory.
 
     Args:
         tiny: busybox instead of Debian.
         cpu: the processor for guests; None: the last one.
+        program: the p2pcloop to measure.
 
     Raises:
-        BenchError: the image could not be built; tools/build-image has told why.
+        BenchError: the image could not be built (tools/build-image has printed the reason), or
+            there is no such program.
     """
+    if not os.access(program, os.X_OK):
+        raise BenchError(f"{program} is no program: run tools/setup in its checkout")
     words = [str(CHECKOUT / "tools/build-image"), *(["--tiny"] if tiny else [])]
     built = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode != 0:
@@ -41,22 +50,39 @@ def opened_bench(*, tiny: bool = False, cpu: int | None = None) -> Iterator[Benc
     chosen = pinned_cpu() if cpu is None else cpu
     # A short name: sockets in it must keep within 108 bytes.
     with tempfile.TemporaryDirectory(prefix="w-", dir=RESULTS) as work:
-        program = CHECKOUT / ".venv/bin/p2pcloop"
-        yield Bench(cloop.with_suffix(".img"), cloop, program, Path(work), chosen)
+        yield Bench(cloop.with_suffix(".img"), cloop, program.absolute(), Path(work), chosen)
 
 
 def screen() -> Console:
-    """Where a run tells how it goes and what came of it."""
+    """The console for progress and results."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
-def write_report(told: Mapping[str, Any], target: Path | None) -> Path:
-    """Write a report as JSON, `when` added; where it went.
+def machine_facts(bench: Bench) -> dict[str, str | int]:
+    """Processor, memory, programs and images; no path of this machine is among them."""
+    model = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
+    checkout = bench.p2pcloop.resolve().parents[2]
+    return {
+        "processor": model[1] if model else platform.machine(),
+        "processors": len(os.sched_getaffinity(0)),
+        "guest_cpu": bench.cpu,
+        "memory_bytes": int(memory[1]) * 1024 if memory else 0,
+        "host_kernel": platform.release(),
+        "guest_kernel": find_kernel().release,
+        "python": platform.python_version(),
+        "libtorrent": version("libtorrent"),
+        "qemu": _first_line("qemu-storage-daemon", "--version"),
+        "fio": _first_line("fio", "--version"),
+        "commit": _first_line("git", "-C", str(checkout), "describe", "--always", "--dirty"),
+        "image_bytes": bench.image.stat().st_size,
+        "cloop_bytes": bench.cloop.stat().st_size,
+    }
 
-    Args:
-        target: a file; None: a new one in build/bench/, named by the time.
-    """
-    now = datetime.now(UTC)
-    path = target or RESULTS / f"{now:%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps({"when": now.isoformat(), **told}, indent=1))
-    return path
+
+def _first_line(*argv: str) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20)
+    except FileNotFoundError:
+        return "not installed"
+    return done.stdout.partition("\n")[0].strip() or "unknown"

@@ -24,6 +24,7 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
 HELP = Measure(
     "help",
     "p2pcloop --help",
-    [Row("p2pcloop --help", "s", ("p2pcloop", "seconds"), 0.2)],
+    {"seconds": "s"},
+    [Row("p2pcloop --help", ("p2pcloop", "seconds"), 0.2)],
     _contenders,
 )

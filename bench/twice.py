@@ -158,6 +158,7 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
 TWICE = Measure(
     "twice",
     "bytes of the image that come although they are here, in six scenarios",
-    [Row(f"received twice: {name}", "B", (name, "twice"), 0) for name in SCENARIOS],
+    dict.fromkeys(("twice", "hedged", "received"), "B"),
+    [Row(f"received twice: {name}", (name, "twice"), 0) for name in SCENARIOS],
     _contenders,
 )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import resource
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +18,8 @@ from bench.guests import LIMIT, PROMPT
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
 from bench.processes import Argument, node, run_json, tail
 from bench.upgrade_pair import PROGRAMS, Pair, upgrade_pair
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.units import BLOCK_SIZE
 from tools.boot_report import ReportError, read_report
 from tools.console import Console, ConsoleError
 
@@ -97,13 +104,69 @@ _STREAM = ("zstd -19", "bytes")
 UPGRADE = Measure(
     "upgrade",
     "packages installed in a guest: bytes to a peer that has the base (half an hour)",
+    dict.fromkeys(("pack", "index", "run", "all", "bytes"), "B"),
     [
-        Row("pack of the delta / zstd -19", "B", ("p2pcloop", "pack"), 1.15, _STREAM),
-        Row("fetched to boot and run it / zstd -19", "B", _RUN, 1.1, _STREAM),
-        Row("fetched to have all of it / zstd -19", "B", ("p2pcloop", "all"), 1.2, _STREAM),
-        Row("fetched to boot and run it / rsync", "B", _RUN, 1, ("rsync", "bytes")),
-        Row("fetched to boot and run it / casync", "B", _RUN, 1, ("casync", "bytes")),
-        Row("fetched to boot and run it / xdelta3", "B", _RUN, 1, ("xdelta3", "bytes")),
+        Row("pack of the delta / zstd -19", ("p2pcloop", "pack"), 1.15, _STREAM),
+        Row("fetched to boot and run it / zstd -19", _RUN, 1.1, _STREAM),
+        Row("fetched to have all of it / zstd -19", ("p2pcloop", "all"), 1.2, _STREAM),
+        Row("fetched to boot and run it / rsync", _RUN, 1, ("rsync", "bytes")),
+        Row("fetched to boot and run it / casync", _RUN, 1, ("casync", "bytes")),
+        Row("fetched to boot and run it / xdelta3", _RUN, 1, ("xdelta3", "bytes")),
     ],
     _contenders,
+)
+
+
+CHANGED = 50_000_000
+"""Bytes that differ: of those that an installation of packages changed, every fourth MiB."""
+
+
+def write_overlay(path: Path, pair: Pair, image_id: bytes) -> None:
+    """Make an overlay that holds `CHANGED` bytes of what the pair differs in."""
+    numbered = enumerate(rivals.changed_blocks(pair.old, pair.new))
+    spread = (block for number, block in numbered if number // 256 % 4 == 0)
+    blocks = itertools.islice(spread, CHANGED // BLOCK_SIZE)
+    size = pair.old.stat().st_size
+    with Overlay.create(path, image_id=image_id, image_size=size) as overlay:
+        for offset, block in blocks:
+            overlay.write(offset, [memoryview(block)])
+        overlay.prepare_flush()()
+    os.sync()
+
+
+def _busy_seconds() -> float:
+    """Processor time of the commands that this process has run to their end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _publish(bench: Bench, pair: Pair, overlay: Path) -> Values:
+    home = bench.work / "publisher"
+    try:
+        # A node of its own each round: what it has published before it would only refer to.
+        with publishing(bench, pair.cloop) as (base, publish):
+            if not overlay.exists():
+                write_overlay(overlay, pair, bytes.fromhex(base["image_id"]))
+            busy, start = _busy_seconds(), time.monotonic()
+            told = publish(overlay, "changed")
+            seconds = time.monotonic() - start
+            used = _busy_seconds() - busy
+            return {"seconds": seconds, "processor": used, "pack": told["stored"]}
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _publishers(bench: Bench) -> Iterator[Contenders]:
+    pair = upgrade_pair(bench, PLACE)
+    overlay = bench.work / "mine.delta"
+    yield {"p2pcloop": lambda: _publish(bench, pair, overlay)}
+
+
+PUBLISH = Measure(
+    "publish",
+    "publish of an overlay with 50 MB of changes, until it is served",
+    {"seconds": "s", "processor": "s", "pack": "B"},
+    [Row("publish of 50 MB of changes", ("p2pcloop", "seconds"), 5)],
+    _publishers,
 )

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from bench.links.contender import Contender
 from bench.links.network import Host
-from bench.links.rig import Boot, Rig, disk_guest, listening, overlay_on
+from bench.links.rig import Boot, Contender, Rig, disk_guest, listening, overlay_on
 from bench.processes import Argument, fresh_copy
 from tools.console import Console
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from bench.guests import LOGIN, boot_initramfs
 from bench.harness import Bench
-from bench.links.contender import Contender
 from bench.links.contenders import LOCAL
 from bench.links.control import Control, plain_transfer, wait_until_quiet
 from bench.links.link import Link
 from bench.links.network import Host, network
-from bench.links.rig import Boot, Rig, TookTooLongError
+from bench.links.rig import Boot, Contender, Rig, TookTooLongError
 from bench.links.sample import Sample
 from bench.links.usage import Meter
 from tools.console import NotInTimeError

@@ -9,23 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
+from bench.figure import Bar, Figure, Quantity
 from bench.harness import Bench
-from bench.links import options as words
-from bench.links.bar import Bar
+from bench.links import suite as words
 from bench.links.control import doubts_of_usage
 from bench.links.network import Host, network
 from bench.links.rig import listen_at, node_on, seed
-from bench.links.sample import Figure
 from bench.links.suite import Suite, run_suite
 from bench.links.torrents import tracker, web_server
 from bench.links.usage import Meter, Usage
 from bench.processes import Argument, run
-from bench.session import write_report
 
 _LINK, _CLIENTS = "8748", "1,4"
 _LIMIT = 1800.0
@@ -72,7 +70,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def main(args: Sequence[str]) -> int:
     """Download, print the table, write the JSON; an exit code as `run_suite`."""
-    return run_suite(parse(args), _measure)
+    return run_suite("download", args, parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
@@ -90,17 +88,10 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
                     found.setdefault(count, {}).setdefault(name, []).append(one)
                     told = f"{count} at once, round {number + 1} of {options.rounds}: {name}"
                     suite.tell(f"{told}: {one.seconds:.2f} s, {one.sent / 1e6:.2f} MB sent")
-    link = asdict(options.link)
-    downloads = {
-        count: {name: [asdict(one) for one in rounds] for name, rounds in each.items()}
-        for count, each in found.items()
-    }
-    report = write_report(
-        {"machine": suite.facts, "link": link, "downloads": downloads}, options.json
-    )
-    suite.tell_facts()
+    judged = bars(found)
+    suite.write(figures(found), judged)
     suite.console.print(table(found))
-    return suite.judge([(str(options.link), bar) for bar in bars(found)], report)
+    return suite.judge(judged)
 
 
 @contextmanager
@@ -169,13 +160,26 @@ def _seconds(rounds: Sequence[Download]) -> float:
     return statistics.median(one.seconds for one in rounds)
 
 
+def figures(found: Downloads) -> list[Figure]:
+    """Everything for the report."""
+    made = []
+    for count, each in found.items():
+        where = "1 client" if count == 1 else f"{count} clients"
+        for name, rounds in each.items():
+            seconds = tuple(one.seconds for one in rounds)
+            sent = tuple(float(one.sent) for one in rounds)
+            made.append(Figure("until the last client has all", name, "s", seconds, where))
+            made.append(Figure("sent by the server", name, "B", sent, where))
+    return made
+
+
 def bars(found: Downloads) -> list[Bar]:
     """p2pcloop's time by that of HTTP: at most 1.1 for one client, sooner for several."""
     made = []
     for count, each in found.items():
         usages = [one.usage for rounds in each.values() for one in rounds]
         doubts = tuple(doubts_of_usage(f"{count} downloaded", usages))
-        times = Figure(_seconds(each["p2pcloop"]) / _seconds(each["HTTP"]))
+        ours, base = (Quantity(_seconds(each[name])) for name in ("p2pcloop", "HTTP"))
         title = f"p2pcloop / HTTP, clients at once: {count}"
-        made.append(Bar(title, times, 1.1 if count == 1 else 1.0, doubts))
+        made.append(Bar(title, "s", ours, base, 1.1 if count == 1 else 1.0, doubts=doubts))
     return made

@@ -10,24 +10,20 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from rich.table import Table
-
+from bench.figure import Bar, Quantity
 from bench.guests import LIMIT, boot_initramfs
-from bench.links import options as words
-from bench.links.bar import Bar
+from bench.links import suite as words
 from bench.links.boots import Plan, boot_once
 from bench.links.control import doubts_of_others
 from bench.links.network import network
 from bench.links.ours import boot_cold, publish_optimised, record_profile
 from bench.links.rig import Boot, Rig, node_on
-from bench.links.sample import Figure, Sample, median_bytes, median_seconds
+from bench.links.sample import Sample, boot_figures
 from bench.links.suite import Suite, run_suite
 from bench.processes import Argument, run, run_json
-from bench.session import write_report
 from bench.upgrade import PLACE
 from bench.upgrade_pair import upgrade_pair
 
@@ -46,7 +42,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def main(args: Sequence[str]) -> int:
     """Boot, print the table, write the JSON; an exit code as `run_suite`."""
-    return run_suite(parse(args), _measure)
+    return run_suite("kept", args, parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
@@ -62,24 +58,24 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
         rig = Rig(bench, boot_initramfs(bench), seeder, reader)
         told = _publish_next(rig, home, pair.new)
         link, own = told["link"], _with_own_profile(rig, home, told["name"])
-        boots: dict[str, Boot] = {
+        ways: dict[str, Boot] = {
             _BEFORE: partial(boot_cold, rig, link),
             _OWN: partial(boot_cold, rig, own),
             _NONE: partial(boot_cold, rig, link, more=["--no-profile"]),
         }
         for number in range(options.rounds):
-            for name, boot in boots.items():
+            for name, boot in ways.items():
                 sample = boot_once(boot, reader, bench.work / "boot", plan)
                 samples[name].append(sample)
                 line = f"{sample.seconds:.2f} s, {sample.received / 1e6:.2f} MB"
                 suite.tell(f"round {number + 1} of {options.rounds}: profile {name}: {line}")
-    taken = {name: [asdict(sample) for sample in found] for name, found in samples.items()}
-    report = write_report(
-        {"machine": suite.facts, "link": asdict(options.link), "boots": taken}, options.json
-    )
-    suite.tell_facts()
-    suite.console.print(table(samples))
-    return suite.judge([(str(options.link), bar(samples))], report)
+    found = [
+        figure
+        for name, boots in samples.items()
+        for figure in boot_figures(f"profile {name}", str(options.link), boots)
+    ]
+    suite.write(found, [bar(samples)])
+    return suite.judge([bar(samples)])
 
 
 def _publish_next(rig: Rig, home: Path, image: Path) -> dict[str, str]:
@@ -101,15 +97,6 @@ def _with_own_profile(rig: Rig, home: Path, name: str) -> str:
     return link
 
 
-def table(samples: dict[str, list[Sample]]) -> Table:
-    """Medians of each."""
-    shown = Table("profile", "seconds", "received MB")
-    for name, found in samples.items():
-        received = median_bytes(found).value / 1e6
-        shown.add_row(name, median_seconds(found).text(2), f"{received:.2f}")
-    return shown
-
-
 def bar(samples: dict[str, list[Sample]]) -> Bar:
     """How much of the time that its own profile saves is lost with that of the version before."""
     before, own, none = (
@@ -117,7 +104,11 @@ def bar(samples: dict[str, list[Sample]]) -> Bar:
         for name in (_BEFORE, _OWN, _NONE)
     )
     usages = [sample.usage for found in samples.values() for sample in found]
-    lost = Figure((before - own) / (none - own))
     return Bar(
-        "gain lost with the profile before", lost, 0.2, tuple(doubts_of_others("boots", usages))
+        "gain lost with the profile before",
+        "s",
+        Quantity(before - own),
+        Quantity(none - own),
+        0.2,
+        doubts=tuple(doubts_of_others("boots ran", usages)),
     )

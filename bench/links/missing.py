@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.fetch import scattered_data, wait_times
+from bench.figure import Bar, Figure, Quantity
 from bench.guests import boot_initramfs
 from bench.harness import BenchError
-from bench.links import options as words
-from bench.links.bar import Bar
+from bench.links import suite as words
 from bench.links.control import (
     Control,
     doubts_of_others,
@@ -27,12 +27,10 @@ from bench.links.control import (
 from bench.links.link import Link
 from bench.links.network import network
 from bench.links.rig import Rig, node_on, seed
-from bench.links.sample import Figure
 from bench.links.suite import Suite, run_suite
 from bench.links.usage import Meter, Usage
 from bench.nbd_reader import NbdReader
 from bench.processes import Argument, server
-from bench.session import write_report
 
 _LINK = "100Mbit+20ms"
 
@@ -67,7 +65,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 
 def main(args: Sequence[str]) -> int:
     """Read, print the table, write the JSON; an exit code as `run_suite`."""
-    return run_suite(parse(args), _measure)
+    return run_suite("missing", args, parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
@@ -86,12 +84,9 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
         for number in range(options.rounds):
             rounds.append(_read_all(rig, link, blocks, number, suite.group))
             suite.tell(f"round {number + 1} of {options.rounds}: {_told(rounds[-1], control)}")
-    told = {"link": asdict(options.link), "control": asdict(control)}
-    misses = [asdict(one) for one in rounds]
-    report = write_report({"machine": suite.facts, **told, "rounds": misses}, options.json)
-    suite.tell_facts()
-    found = bars(rounds, control, options.link)
-    return suite.judge([(str(options.link), bar) for bar in found], report)
+    judged = bars(rounds, control, options.link)
+    suite.write(figures(rounds, control, options.link), judged)
+    return suite.judge(judged)
 
 
 def _read_all(
@@ -121,14 +116,30 @@ def _told(misses: Misses, control: Control) -> str:
     )
 
 
+def figures(rounds: Sequence[Misses], control: Control, link: Link) -> list[Figure]:
+    """Everything for the report."""
+
+    def figure(what: str, unit: str, values: Iterable[float]) -> Figure:
+        return Figure(what, "p2pcloop", unit, tuple(values), str(link))
+
+    return [
+        figure("wait for a missing chunk, p50", "s", (one.p50 for one in rounds)),
+        figure("wait for a missing chunk, p99", "s", (one.p99 for one in rounds)),
+        figure("wait for a missing chunk, the longest", "s", (one.longest for one in rounds)),
+        figure("received for a missing chunk", "B", (one.received for one in rounds)),
+        Figure("round trip", "TCP", "s", (control.round_trip,), str(link)),
+    ]
+
+
 def bars(rounds: Sequence[Misses], control: Control, link: Link) -> list[Bar]:
     """The medians over all rounds, in round trips."""
     usages = [one.usage for one in rounds]
     doubts = (*doubts_of_transfer(link, control), *doubts_of_others("reads waited", usages))
-    p50 = statistics.median(one.p50 for one in rounds) / control.round_trip
-    p99 = statistics.median(one.p99 for one in rounds) / control.round_trip
-    title = "a missing chunk, {}, in round trips"
+    trip = Quantity(control.round_trip)
+    p50 = Quantity(statistics.median(one.p50 for one in rounds))
+    p99 = Quantity(statistics.median(one.p99 for one in rounds))
+    title = "a missing chunk, {} / a round trip"
     return [
-        Bar(title.format("p50"), Figure(p50), 1.5, doubts),
-        Bar(title.format("p99"), Figure(p99), 3.0, doubts),
+        Bar(title.format("p50"), "s", p50, trip, 1.5, doubts=doubts),
+        Bar(title.format("p99"), "s", p99, trip, 3.0, doubts=doubts),
     ]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from bench.guests import LIMIT, PROMPT
 from bench.harness import BenchError
-from bench.links.contender import Contender
-from bench.links.rig import Boot, Rig, listen_at, node_on, seed
+from bench.links.rig import Boot, Contender, Rig, listen_at, node_on, seed
 from bench.processes import Argument, run, run_json, tail
 from tools.console import Console, ConsoleError
 

@@ -1,4 +1,4 @@
-"""The figures as SVG, for docs/performance.md. The same figures always make the same bytes."""
+"""Figures as SVG, beside the JSON. The same figures always make the same bytes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Sheet
 
+from bench.figure import Quantity
+from bench.links.boot_figures import LinkFigures
 from bench.links.contenders import LOCAL
-from bench.links.figures import LinkFigures
-from bench.links.sample import Figure
+from bench.links.sample import RECEIVED, TIME
 
 Point = tuple[float, float]
 Series = Mapping[str, Sequence[Point]]
@@ -22,17 +23,19 @@ _MARKERS = "osDvP<>pX*"
 
 def time_against_link(links: Sequence[LinkFigures], path: Path) -> None:
     """Seconds to the login prompt, of each contender; an arrow stands on what is a bound."""
-    names = list(links[0].lines)
-    values = {name: [found.lines[name].seconds for found in links] for name in names}
-    values["limit"] = [Figure(found.limit) for found in links]
+    names = links[0].names
+    values = {name: [found.median(name, TIME) for found in links] for name in names}
+    values["limit"] = [Quantity(found.limit) for found in links]
     _over_links(links, values, "seconds to the login prompt", path)
 
 
 def bytes_against_link(links: Sequence[LinkFigures], path: Path) -> None:
     """Megabytes that the reader received until then."""
-    names = [name for name in links[0].lines if name != LOCAL.name]
-    values = {name: [_mega(found.lines[name].received) for found in links] for name in names}
-    values["W"] = [Figure(found.least.packed / 1e6) for found in links]
+    names = [name for name in links[0].names if name != LOCAL.name]
+    values = {
+        name: [found.median(name, RECEIVED) / Quantity(1e6) for found in links] for name in names
+    }
+    values["W"] = [Quantity(found.least.packed / 1e6) for found in links]
     _over_links(links, values, "MB received until the login prompt", path)
 
 
@@ -52,12 +55,8 @@ def misses_over_time(series: Series, path: Path) -> None:
     _save(sheet, axes, path)
 
 
-def _mega(figure: Figure) -> Figure:
-    return Figure(figure.value / 1e6, figure.bound)
-
-
 def _over_links(
-    links: Sequence[LinkFigures], values: Mapping[str, Sequence[Figure]], label: str, path: Path
+    links: Sequence[LinkFigures], values: Mapping[str, Sequence[Quantity]], label: str, path: Path
 ) -> None:
     sheet, axes = _sheet("link", label)
     points = {

@@ -33,6 +33,21 @@ class Rig:
     reader: Host
 
 
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to boot over a link; `contenders` has the table of them.
+
+    Attributes:
+        about: what it is given, for the report.
+        serve: enters what all of its boots share (servers on the seeder) and gives its boot;
+            takes the rig and an empty directory.
+    """
+
+    name: str
+    about: str
+    serve: Callable[[Rig, Path], AbstractContextManager[Boot]]
+
+
 class TookTooLongError(Exception):
     """What comes before a guest was not over in the time that the boot may take."""
 

@@ -11,9 +11,9 @@ from bench.guests import guest
 from bench.harness import BenchError
 from bench.links import torrents
 from bench.links.attached import attached
-from bench.links.contender import Contender
 from bench.links.rig import (
     Boot,
+    Contender,
     Rig,
     TookTooLongError,
     disk_guest,

@@ -15,21 +15,21 @@ import pytest
 
 from bench import rivals
 from bench.__main__ import MEASURES, parse
-from bench.boot_bytes import touched_bytes
 from bench.fetch import scattered_data
+from bench.figure import Report, Started
 from bench.harness import (
     Bench,
     BenchError,
     Contenders,
     Measure,
-    Result,
     Row,
     Values,
     run_measure,
 )
+from bench.links.least import touched_bytes
 from bench.memory import resident_mb
 from bench.nbd_reader import NbdReader
-from bench.pack import sample_files
+from bench.packing import sample_files
 from bench.processes import run, run_json, server
 from bench.rivals import (
     casync_bytes,
@@ -47,11 +47,12 @@ def measure(contenders: Contenders, *rows: Row) -> Measure:
     def entered(_bench: Bench) -> Iterator[Contenders]:
         yield contenders
 
-    return Measure("measure", "about", rows, entered)
+    return Measure("measure", "about", {"s": "s"}, rows, entered)
 
 
-def taken(measured: Measure, rounds: int) -> Result:
-    return run_measure(measured, BENCH, rounds, lambda _line: None)
+def taken(measured: Measure, rounds: int) -> Report:
+    started = Started.now("tools/bench measure", {})
+    return run_measure(measured, BENCH, rounds, started, lambda _line: None)
 
 
 def test_contenders_take_turns_and_the_first_changes() -> None:
@@ -68,20 +69,21 @@ def test_contenders_take_turns_and_the_first_changes() -> None:
 def test_a_ratio_is_of_medians_and_held_against_the_bar() -> None:
     ours, theirs = iter([3, 100, 1, 4, 5]), iter([2, 2, 50, 1, 2])
     rows = (
-        Row("most", "s", ("ours", "s"), 2.0, ("theirs", "s")),
-        Row("least", "s", ("ours", "s"), 2.1, ("theirs", "s"), at_least=True),
-        Row("plain", "s", ("ours", "s"), 3.9),
+        Row("most", ("ours", "s"), 2.0, ("theirs", "s")),
+        Row("least", ("ours", "s"), 2.1, ("theirs", "s"), at_least=True),
+        Row("plain", ("ours", "s"), 3.9),
     )
     contenders = {"ours": lambda: {"s": next(ours)}, "theirs": lambda: {"s": next(theirs)}}
     result = taken(measure(contenders, *rows), 5)
-    assert [(o.ours, o.base, o.compared, o.reached) for o in result.outcomes] == [
-        (4, 2, 2.0, True),
-        (4, 2, 2.0, False),
-        (4, None, 4, False),
+    found = [
+        (bar.ours.value, bar.base and bar.base.value, bar.value.value, bar.reached)
+        for bar in result.bars
     ]
-    told = result.as_json()
-    assert told["samples"]["ours"] == [{"s": value} for value in (3, 100, 1, 4, 5)]
-    assert [row["reached"] for row in told["rows"]] == [True, False, False]
+    assert found == [(4, 2, 2.0, True), (4, 2, 2.0, False), (4, None, 4, False)]
+    [ours_figure, theirs_figure] = result.figures
+    assert (ours_figure.by, ours_figure.values) == ("ours", (3, 100, 1, 4, 5))
+    assert (theirs_figure.by, theirs_figure.unit) == ("theirs", "s")
+    assert not result.reached
 
 
 def test_a_measure_that_fails_is_told_and_keeps_what_it_had() -> None:
@@ -92,9 +94,9 @@ def test_a_measure_that_fails_is_told_and_keeps_what_it_had() -> None:
             return value
         raise BenchError("the server went away")
 
-    result = taken(measure({"a": contender}, Row("row", "s", ("a", "s"), 1)), 2)
-    assert (result.error, result.outcomes) == ("the server went away", [])
-    assert result.samples == {"a": [{"s": 1.0}]}
+    result = taken(measure({"a": contender}, Row("row", ("a", "s"), 1)), 2)
+    assert (result.error, result.bars, result.reached) == ("the server went away", (), False)
+    assert [figure.values for figure in result.figures] == [(1.0,)]
 
 
 def test_the_command_knows_its_measures() -> None:
@@ -107,6 +109,10 @@ def test_the_command_knows_its_measures() -> None:
 
 def test_rows_name_a_bar_for_each_measure() -> None:
     assert all(m.rows and m.name == name for name, m in MEASURES.items())
+    named = [
+        (m, pair) for m in MEASURES.values() for row in m.rows for pair in (row.ours, row.base)
+    ]
+    assert all(pair is None or pair[1] in m.units for m, pair in named)
 
 
 def test_a_program_that_fails_is_told_with_its_words() -> None:

@@ -1,4 +1,4 @@
-"""From a raw image of 1 GB to a node that serves it, against the cloop tool on all processors."""
+"""Making a pack and a cloop V2.0, against cloop's own tool on all processors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ CONTENT = 880_000_000
 """Bytes of files in it, in whole blocks; the rest is the file system's own, and free."""
 
 SOURCE = Path("/usr")
+_UNITS = {"seconds": "s", "bytes": "B"}
 _LARGEST = 64 << 20
 """Bytes of a file: no single one makes up the image."""
 
@@ -56,7 +57,7 @@ def _make_image(bench: Bench) -> Path:
     return image
 
 
-def _by_p2pcloop(bench: Bench, image: Path) -> Values:
+def _pack_by_p2pcloop(bench: Bench, image: Path) -> Values:
     home = bench.work / "seeder"
     try:
         with node(bench, home):
@@ -79,7 +80,7 @@ def _by_p2pcloop(bench: Bench, image: Path) -> Values:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _by_cloop_utils(bench: Bench, image: Path) -> Values:
+def _pack_by_cloop_utils(bench: Bench, image: Path) -> Values:
     cloop = bench.work / "usr.cloop"
     threads = str(len(os.sched_getaffinity(0)))
     start = time.monotonic()
@@ -91,24 +92,57 @@ def _by_cloop_utils(bench: Bench, image: Path) -> Values:
 
 
 @contextmanager
-def _contenders(bench: Bench) -> Iterator[Contenders]:
+def _packers(bench: Bench) -> Iterator[Contenders]:
     image = _make_image(bench)
     yield {
-        "p2pcloop": lambda: _by_p2pcloop(bench, image),
-        "create_compressed_fs": lambda: _by_cloop_utils(bench, image),
+        "p2pcloop": lambda: _pack_by_p2pcloop(bench, image),
+        "create_compressed_fs": lambda: _pack_by_cloop_utils(bench, image),
     }
 
 
-def _row(title: str, unit: str, key: str) -> Row:
-    return Row(title, unit, ("p2pcloop", key), 1, ("create_compressed_fs", key))
+def _row(title: str, key: str) -> Row:
+    return Row(title, ("p2pcloop", key), 1, ("create_compressed_fs", key))
 
 
 PACK = Measure(
     "pack",
     "seed of a raw image of 1 GB, against create_compressed_fs -L 6",
+    _UNITS,
     [
-        _row("seed of 1 GB / create_compressed_fs -L 6", "s", "seconds"),
-        _row("its pack / the cloop", "B", "bytes"),
+        _row("seed of 1 GB / create_compressed_fs -L 6", "seconds"),
+        _row("its pack / the cloop", "bytes"),
     ],
-    _contenders,
+    _packers,
+)
+
+
+def _timed_write(cloop: Path, argv: list[Argument]) -> Values:
+    start = time.monotonic()
+    run(argv)
+    seconds = time.monotonic() - start
+    size = cloop.stat().st_size
+    cloop.unlink()
+    return {"seconds": seconds, "bytes": size}
+
+
+@contextmanager
+def _writers(bench: Bench) -> Iterator[Contenders]:
+    bench.image.read_bytes()  # into the page cache
+    ours, theirs = bench.work / "ours.cloop", bench.work / "theirs.cloop"
+    tool: list[Argument] = ["create_compressed_fs", "-q", "-B", "65536", "-L", "9", "-t", "2"]
+    yield {
+        "p2pcloop": lambda: _timed_write(ours, [bench.p2pcloop, "export", bench.image, ours]),
+        "create_compressed_fs": lambda: _timed_write(theirs, [*tool, bench.image, theirs]),
+    }
+
+
+CLOOP_WRITE = Measure(
+    "cloop-write",
+    "p2pcloop export to a cloop V2.0, against create_compressed_fs -L 9 -t 2",
+    _UNITS,
+    [
+        _row("cloop V2.0 of the image / create_compressed_fs -L 9 -t 2", "seconds"),
+        _row("its size / that of theirs", "bytes"),
+    ],
+    _writers,
 )

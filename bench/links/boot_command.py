@@ -1,22 +1,19 @@
-"""`tools/bench links`: boots over slow links, ours and others'."""
+"""`tools/bench links`: boots over slow links, by p2pcloop and by other programs."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from bench.harness import BenchError
-from bench.links import options as words
+from bench.links import suite as words
+from bench.links.boot_figures import bars, link_figures, table
 from bench.links.boots import LinkRun, Plan, run_link
 from bench.links.contenders import CONTENDERS
-from bench.links.figures import LinkFigures, bars, figures
-from bench.links.least import least_of, record_boot
+from bench.links.least import least_of, recorded_boot
 from bench.links.plots import bytes_against_link, time_against_link
-from bench.links.report import as_json, table
 from bench.links.suite import Suite, run_suite
-from bench.session import write_report
 
 _LINKS = "8748,1507,613,25Mbit+20ms"
 
@@ -26,7 +23,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     listed = "\n".join(f"  {c.name:14} {c.about}" for c in CONTENDERS.values())
     parser = words.parser(
         "links",
-        "Boot the same guest over slow links, by p2pcloop and by others, turn about.",
+        "Boot the same guest over slow links, by p2pcloop and by other programs, turn about.",
         rounds=5,
         epilog=f"contenders (all of them by default):\n{listed}",
     )
@@ -38,6 +35,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         help=f"rates in KB/s of 1000 bytes or in Mbit, and round trips (default {_LINKS})",
     )
     parser.add_argument("--contenders", type=_names, default=list(CONTENDERS), metavar="NAME,...")
+    words.add_recorded(parser)
     parser.add_argument(
         "--limit",
         type=words.within(1, 3600, float),
@@ -62,26 +60,27 @@ def _names(text: str) -> list[str]:
 
 def main(args: Sequence[str]) -> int:
     """Boot over every link, print tables, write JSON and plots; an exit code as `run_suite`."""
-    return run_suite(parse(args), _measure)
+    return run_suite("links", args, parse(args), _measure)
 
 
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
-    suite.tell("a boot whose reads are recorded, for what it cannot do without")
-    least = least_of(suite.bench, record_boot(suite.bench))
+    suite.tell("a boot is recorded, for the bytes that it cannot do without")
+    least = least_of(suite.bench, recorded_boot(suite.bench, options.recorded))
     chosen = [CONTENDERS[name] for name in options.contenders]
     plan = Plan(chosen, options.rounds, options.limit, suite.group, options.patience)
-    runs = _run_links(suite, options, plan)
-    found = [figures(run, least) for run in runs]
-    suite.tell_facts()
+    found = [link_figures(run, least) for run in _run_links(suite, options, plan)]
+    judged = [bar for link in found for bar in bars(link)]
+    report = suite.write([figure for link in found for figure in link.all_figures()], judged)
+    if found:
+        time_against_link(found, report.with_suffix(".time.svg"))
+        bytes_against_link(found, report.with_suffix(".bytes.svg"))
     for link in found:
         suite.console.print(table(link))
-    judged = [(str(link.link), bar) for link in found for bar in bars(link)]
-    reached = suite.judge(judged, _write(suite, options, runs, found))
-    return reached and len(runs) == len(options.links)
+    return suite.judge(judged) and len(found) == len(options.links)
 
 
 def _run_links(suite: Suite, options: argparse.Namespace, plan: Plan) -> list[LinkRun]:
-    """Run each link; one that fails is told and left out."""
+    """Run each link; one that fails is reported and left out."""
     runs = []
     for number, link in enumerate(options.links):
         place = suite.bench.work / str(number)
@@ -91,20 +90,3 @@ def _run_links(suite: Suite, options: argparse.Namespace, plan: Plan) -> list[Li
         except BenchError as err:
             suite.tell(f"{link}: not measured: {err}")
     return runs
-
-
-def _write(
-    suite: Suite,
-    options: argparse.Namespace,
-    runs: Sequence[LinkRun],
-    found: Sequence[LinkFigures],
-) -> Path:
-    """Write the JSON, and the plots beside it."""
-    links = [as_json(run, link) for run, link in zip(runs, found, strict=True)]
-    about = {name: CONTENDERS[name].about for name in options.contenders}
-    told = {"machine": suite.facts, "rounds": options.rounds, "contenders": about, "links": links}
-    report = write_report(told, options.json)
-    if found:
-        time_against_link(found, report.with_suffix(".time.svg"))
-        bytes_against_link(found, report.with_suffix(".bytes.svg"))
-    return report
