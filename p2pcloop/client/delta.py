@@ -26,7 +26,7 @@ from p2pcloop.making.delta import (
     MIN_REFERRED,
     Delta,
     Find,
-    nothing_known,
+    Reuse,
     nothing_moved,
     pack_delta,
 )
@@ -114,18 +114,23 @@ class Maker:
         """Pack changes and serve the layer."""
         manifest = None if below is None else below.ref.signed.manifest
         others = _Others(self.home, manifest, self.secret)
+        reuse = Reuse()
+        if found_in is not None and manifest is not None:
+            reuse = Reuse(
+                found_in.image,
+                find,
+                in_a_row=MIN_REFERRED if found_in is below else 1,
+                known=others.find,
+                layers=others.stack,
+                more_sources=MAX_SOURCES - len(manifest.sources),
+            )
         pack = partial(
             pack_delta,
             changes,
             target,
-            base=None if found_in is None else found_in.image,
-            find=find,
-            known=nothing_known if below is None else others.find,
-            layers=others.stack,
-            more_sources=MAX_SOURCES - (0 if manifest is None else len(manifest.sources)),
+            reuse=reuse,
             seal=None if self.secret is None else Seal.new(self.secret),
             shape=WHOLE if below is None else DELTA,
-            in_a_row=MIN_REFERRED if found_in is below else 1,
         )
         with closing(others), self.home.staging() as staging:
             with progress_bar("packing", quiet=self.quiet) as progress:

@@ -1,8 +1,8 @@
 """Packs the blocks that differ from a base: the map and the pack of a delta.
 
-New blocks are put together in chunks of up to 512 KiB that end where their content says, so that
-equal runs of blocks give equal chunks; each block is stored once. What the base has elsewhere is
-referred to, and so are whole chunks that a known layer has.
+New blocks are put together in chunks of up to 512 KiB. A chunk ends at a block that its content
+selects, so that equal runs of blocks give equal chunks. Each block is stored once. The delta refers
+to blocks that the base has at other places, and to whole chunks that a known layer has.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from p2pcloop.units import BLOCK_SIZE
 
 _READ_BLOCKS = 256
 MIN_REFERRED = 2
-"""Blocks in a row: a single one that the base happens to have costs its reader a whole chunk."""
+"""Blocks in a row: to read a single block of the base, a reader must fetch a whole chunk."""
 
 Find = Callable[[int, memoryview, int, Place | None], Place | None]
-"""Tells in which chunk of the base a block lies: its number, content, checksum, and where the block
-before it leads one to expect it."""
+"""Finds the chunk of the base that holds a block. It is given the block's number, its content, its
+checksum, and the place that follows the one of the block before it."""
 
 KnownChunk = Callable[[bytes], tuple[bytes, Chunk] | None]
-"""Tells a layer, by its id, in whose pack a chunk lies, by its id, and how."""
+"""Finds a chunk by its id: returns the id of the layer whose pack holds it, and its entry there."""
 
 
 def nothing_moved(_block: int, _content: memoryview, _crc: int, _expected: Place | None) -> None:
@@ -47,9 +47,30 @@ def nothing_known(_chunk_id: bytes) -> None:
     """Knows no chunk of other layers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What a delta refers to in packs of other layers, instead of packing it.
+
+    Attributes:
+        base: the image whose chunks `find` finds blocks in; None for none.
+        find: finds single blocks.
+        in_a_row: blocks that must lie in `base` one after the other to be referred to.
+        known: finds whole chunks.
+        layers: ids of the layers that the image names already; the new layer is none of them.
+        more_sources: how many other layers it may name.
+    """
+
+    base: MergedImage | None = None
+    find: Find = nothing_moved
+    in_a_row: int = MIN_REFERRED
+    known: KnownChunk = nothing_known
+    layers: Sequence[bytes] = ()
+    more_sources: int = MAX_SOURCES
+
+
 @dataclass
 class Delta:
-    """What was packed.
+    """A delta that was packed.
 
     Attributes:
         index: bytes of the layer's index.
@@ -75,15 +96,10 @@ def pack_delta(
     target: Target,
     pack: BinaryIO,
     progress: Progress,
+    reuse: Reuse,
     *,
-    base: MergedImage | None = None,
-    find: Find = nothing_moved,
-    known: KnownChunk = nothing_known,
-    layers: Sequence[bytes] = (),
-    more_sources: int = MAX_SOURCES,
     seal: Seal | None = None,
     shape: Shape = DELTA,
-    in_a_row: int = MIN_REFERRED,
 ) -> Delta:
     """Write the pack of a delta and return its index.
 
@@ -92,21 +108,16 @@ def pack_delta(
         target: read again where it differs, on this thread.
         pack: where the pack is written, from its start.
         progress: is told how many bytes of the target are packed.
-        base: what `find` finds blocks in.
-        find: which blocks are referred to in chunks of `base`.
-        known: which whole chunks are referred to.
-        layers: ids of the layers that the image names already; this one will be none of them.
-        more_sources: how many others it may name.
+        reuse: what need not be packed.
         seal: seals the layer of a private image.
         shape: of the chunks.
-        in_a_row: blocks that must lie in `base` one after the other to be referred to.
 
     Raises:
         FormatError: more runs or chunks than a layer may have.
-        P2pcloopError: of the target's reading.
+        P2pcloopError: the target could not be read.
     """
-    sources = Sources(layers, more_sources)
-    work = _Packer(changes, target, base, find, known, sources, shape, in_a_row)
+    sources = Sources(reuse.layers, reuse.more_sources)
+    work = _Packer(changes, target, reuse, sources, shape)
     level = choose_level(shape, changes.blocks * BLOCK_SIZE)
     length = done = 0
     for new, codec, encoded in ordered_map(partial(_encode, level), work.new_chunks()):
@@ -147,24 +158,18 @@ class _Packer:
         self,
         changes: Changes,
         target: Target,
-        base: MergedImage | None,
-        find: Find,
-        known: KnownChunk,
+        reuse: Reuse,
         sources: Sources,
         shape: Shape,
-        in_a_row: int,
     ) -> None:
         self.chunks: list[Chunk] = []
         self.runs: list[Run] = []
         self.referred = 0
         self._changes = changes
         self._target = target
-        self._base = base
-        self._find = find
-        self._known = known
+        self._reuse = reuse
         self._sources = sources
         self._shape = shape
-        self._in_a_row = in_a_row
         self._open = bytearray()
         self._number = -1
         self._seen: dict[bytes, tuple[int, int]] = {}
@@ -177,7 +182,7 @@ class _Packer:
         return len(self._later)
 
     def new_chunks(self) -> Iterator[_New]:
-        """Yield what has to be packed; runs and all other chunks are kept here on the way."""
+        """Yield the chunks that have to be packed; keep runs and all other chunks on the way."""
         for first, content in self._in_order():
             for block, part in enumerate(_blocks(content), first):
                 yield from self._append(block, part)
@@ -186,7 +191,7 @@ class _Packer:
             self._map(block, *self._seen[digest], MAX_BLOCKS_PER_CHUNK)
 
     def _in_order(self) -> Iterator[Row]:
-        """What is new, in the order of the pack."""
+        """Rows of new blocks, in the order of the pack."""
         if self._shape is not DELTA:
             yield from self._new_rows()
             return
@@ -194,7 +199,7 @@ class _Packer:
             yield first, memoryview(self._target.read(first, count))
 
     def _new_rows(self) -> Iterator[Row]:
-        """What is new, in the order of the device; all else of the changes is mapped on the way."""
+        """Rows of new blocks, in the order of the device; map all other changes on the way."""
         for first, count in stretches_of(self._changes.data):
             for at in range(first, first + count, _READ_BLOCKS):
                 content = memoryview(self._target.read(at, min(_READ_BLOCKS, first + count - at)))
@@ -243,7 +248,7 @@ class _Packer:
         content = bytes(self._open)
         self._open.clear()
         chunk_id = hashlib.sha256(content).digest()
-        known = self._known(chunk_id)
+        known = self._reuse.known(chunk_id)
         source = None if known is None else self._sources.number(known[0])
         if known is None or source is None:
             yield _New(self._number, chunk_id, content)
@@ -254,32 +259,33 @@ class _Packer:
     def _find_places(
         self, first: int, blocks: Sequence[memoryview], crcs: Sequence[int]
     ) -> list[Place | None]:
-        """Where blocks lie in the base, at least so many in a row as is worth it."""
+        """Where blocks lie in the base; None for those of a row that is too short."""
+        base = self._reuse.base
         places: list[Place | None] = []
         expected: Place | None = None
         row = 0
         for block, (content, crc) in enumerate(zip(blocks, crcs, strict=True), first):
-            place = self._find(block, content, crc, expected)
+            place = self._reuse.find(block, content, crc, expected)
             if place is None or place != expected:
                 self._forget_short(places, row)
                 row = 0
             row += place is not None
             places.append(place)
-            expected = None if place is None or self._base is None else place.following(self._base)
+            expected = None if place is None or base is None else place.following(base)
         self._forget_short(places, row)
         return places
 
     def _forget_short(self, places: list[Place | None], row: int) -> None:
-        """Take back the last places where fewer follow each other than are worth it."""
-        if 0 < row < self._in_a_row:
+        """Drop the last places if too few follow each other to be worth a reference."""
+        if 0 < row < self._reuse.in_a_row:
             places[-row:] = [None] * row
 
     def _refer(self, place: Place) -> int | None:
         """The number here of a chunk of the base; None where no more sources may be named."""
         key = place.layer, place.chunk
         if key not in self._numbers:
-            assert self._base is not None
-            layer = self._base.layers[place.layer]
+            assert self._reuse.base is not None
+            layer = self._reuse.base.layers[place.layer]
             chunk = layer.chunk(place.chunk)
             header = layer.header
             owner = header.sources[chunk.source - 1] if chunk.source else header.layer_id

@@ -13,7 +13,7 @@ from p2pcloop.formats.index import open_index
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.changes import Base, find_changes
-from p2pcloop.making.delta import pack_delta
+from p2pcloop.making.delta import Reuse, pack_delta
 from p2pcloop.making.encoding import DELTA
 from p2pcloop.making.moved import LivePlaces
 from p2pcloop.making.targets import DeviceTarget, FileTarget, JoinedTarget, upper_stretches
@@ -159,7 +159,7 @@ def test_a_base_that_cannot_be_had_counts_as_changed() -> None:
     assert 2 <= changes.blocks == changes.unknown < 8
     assert len(asked) == 1
     pack = io.BytesIO()
-    delta = pack_delta(changes, target, pack, ignore)
+    delta = pack_delta(changes, target, pack, ignore, Reuse())
     del content.read  # it is back
     stack.push(delta, pack.getvalue())
     assert stack.read() == target.data
@@ -224,7 +224,7 @@ def test_a_stack_is_squashed_by_what_shows() -> None:
     changes = flat.changes(target)
     pack = io.BytesIO()
     find = LivePlaces(image, 1).find
-    delta = pack_delta(changes, target, pack, ignore, base=image, find=find, in_a_row=1)
+    delta = pack_delta(changes, target, pack, ignore, Reuse(image, find, in_a_row=1))
     assert (delta.zero_blocks, delta.stored_blocks + delta.referred_blocks) == (1, 10)
     assert delta.referred_blocks >= 8
     header = open_index(delta.index)
@@ -251,17 +251,9 @@ def test_no_more_sources_are_named_than_a_manifest_has_room_for() -> None:
         )
         changes = Stack(stack.layers[:1]).changes(target)
         pack = io.BytesIO()
-        delta = pack_delta(
-            changes,
-            target,
-            pack,
-            ignore,
-            base=image,
-            find=LivePlaces(image, 1).find,
-            layers=layers,
-            more_sources=more,
-            in_a_row=1,
-        )
+        find = LivePlaces(image, 1).find
+        reuse = Reuse(image, find, in_a_row=1, layers=layers, more_sources=more)
+        delta = pack_delta(changes, target, pack, ignore, reuse)
         assert len(delta.sources) == named
         assert delta.stored_blocks == 24 - 4 * named
         joined = Stack([*stack.layers])

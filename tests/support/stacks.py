@@ -15,8 +15,8 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer, Pack
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.changes import Base, Changes, Stretch, Target, find_changes
-from p2pcloop.making.delta import Delta, pack_delta
-from p2pcloop.making.encoding import Shape
+from p2pcloop.making.delta import Delta, Reuse, pack_delta
+from p2pcloop.making.encoding import DELTA, Shape
 from p2pcloop.making.hot import HotLayer
 from p2pcloop.making.moved import MovedBlocks
 from tests.support.images import MemoryContent, ignore, read_views
@@ -75,15 +75,17 @@ class Stack:
         """What of a target differs from the stack."""
         return find_changes(target, Base(self.open() if self.layers else None, refuse), ignore)
 
-    def add(self, target: Target, *, secret: bytes | None = None, **options: Any) -> Delta:
-        """Lay the delta of a target on top."""
+    def add(
+        self, target: Target, *, secret: bytes | None = None, shape: Shape = DELTA, **reuse: Any
+    ) -> Delta:
+        """Lay the delta of a target on top; `reuse` are fields of `Reuse`."""
         changes = self.changes(target)
         pack = io.BytesIO()
         seal = None if secret is None else Seal.new(secret)
         if self.layers:
             image = self.open()
-            options = {"base": image, "find": MovedBlocks(image, changes).find} | options
-        delta = pack_delta(changes, target, pack, ignore, seal=seal, **options)
+            reuse = {"base": image, "find": MovedBlocks(image, changes).find} | reuse
+        delta = pack_delta(changes, target, pack, ignore, Reuse(**reuse), seal=seal, shape=shape)
         self.push(delta, pack.getvalue(), seal)
         return delta
 
