@@ -16,7 +16,7 @@ from typing import BinaryIO, Literal
 from p2pcloop.cli.output import check_place
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
-from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
 from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
@@ -25,19 +25,6 @@ STDOUT = Path("-")
 
 _STEP = 1 << 20
 _ZEROS = bytes(_STEP)
-
-
-@dataclass(frozen=True, slots=True)
-class CloopForm:
-    """Which cloop is written.
-
-    Attributes:
-        version: 2 or 4.
-        codec: of its blocks.
-    """
-
-    version: int
-    codec: Codec
 
 
 Form = CloopForm | Literal["raw", "qcow2"]
@@ -167,8 +154,7 @@ def write_image(
     with opened(out.path) as file:
         if isinstance(out.form, CloopForm):
             write = stream_cloop if streamed else write_cloop
-            version, codec = out.form.version, out.form.codec
-            write(source, size, file, version=version, codec=codec, progress=progress)
+            write(source, size, file, out.form, progress=progress)
         else:
             holes = out.kind == "file"
             _write_raw(source, size, file, progress, skip_zeros if holes else None)

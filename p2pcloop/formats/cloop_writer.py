@@ -1,8 +1,11 @@
-"""Write cloops: V2.0, byte for byte what create_compressed_fs writes at the same level of zlib, and
-V4.0, as the kernel module of Debian's package cloop-src reads it.
+"""Write cloops of two versions.
 
-Equal blocks are stored each by itself. Equal offsets for equal blocks are read (cloop_entries.py),
-and not written: the kernel module takes the next entry for the end of a block, whatever that says.
+A V2.0 is byte for byte the file that create_compressed_fs writes at the same level of zlib. A V4.0
+is one that the kernel module of Debian's package cloop-src reads.
+
+Every block is stored, also one that is equal to another. cloop_entries.py reads files in which
+equal blocks have equal offsets. This module does not write such files: the kernel module takes the
+offset of the next entry for the end of a block.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
@@ -47,39 +51,95 @@ _PREAMBLE = (
 )
 
 _AHEAD_SIZE = 4 << 20
-"""Bytes of blocks a worker that are compressed or wait to be. Of a file system zeros are done at
-once, and other blocks take up to ten times as long as the next."""
+"""Bytes of blocks per worker that are compressed or wait to be. Blocks take very different times:
+zeros none, others up to ten times as long as the next."""
 
 _STREAM_START = b"cloop V4.0, its header is at its end\n"
 """A file with its header last begins with this: the kernel module takes no block at offset 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloopForm:
+    """Which cloop is written.
+
+    Attributes:
+        version: 2 or 4.
+        codec: zlib; in V4.0 also xz, LZ4 or LZO.
+        block_size: bytes; a multiple of 512, at most 1 MiB.
+        level: of zlib, 0 (stored) to 9 (smallest).
+    """
+
+    version: int = 2
+    codec: Codec = Codec.ZLIB
+    block_size: int = 65536
+    level: int = 9
+
+    def compressor(self) -> Compress:
+        """What compresses its blocks.
+
+        Raises:
+            UsageError: a version, codec or level that the format or zlib does not have.
+            NeedsPackageError: LZO without its library.
+        """
+        if self.version not in VERSIONS:
+            raise UsageError(f"cloop V{self.version}.0 is not written, only V2.0 and V4.0 are")
+        if self.codec not in (CODECS if self.version > VERSIONS[0] else CODECS[:1]):
+            raise UsageError(
+                f"cloop V{self.version}.0 has no {self.codec.name.lower()}",
+                hint="take V4.0, with zlib, xz, lz4 or lzo",
+            )
+        if not 0 <= self.level <= zlib.Z_BEST_COMPRESSION:
+            raise UsageError(f"a compression level of {self.level} is not from 0 to 9")
+        if self.version == VERSIONS[0]:
+            return zlib_compressor(self.level)
+        return smallest_compressor(self.codec, self.level)
+
+    def header(self, size: int) -> CloopHeader:
+        """The header of a cloop of `size` bytes.
+
+        Raises:
+            UsageError: a block size that the format does not have.
+            FormatError: the image is empty or too large.
+        """
+        block_size = self.block_size
+        if not SECTOR_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % SECTOR_SIZE:
+            raise UsageError(f"a block size of {block_size} is not a multiple of 512 up to 1 MiB")
+        if size <= 0:
+            raise FormatError("the image is empty: there is nothing to compress")
+        header = CloopHeader(block_size, -(-size // block_size))
+        if header.block_count > MAX_BLOCK_COUNT:
+            limit = format_size(MAX_BLOCK_COUNT * block_size)
+            raise FormatError(
+                f"an image of {format_size(size)} is over the limit of {limit} "
+                f"for blocks of {block_size} bytes",
+                hint="take a larger block size, up to 1 MiB",
+            )
+        return header
+
+
+_DEFAULT = CloopForm()
 
 
 def write_cloop(
     source: BinaryIO,
     size: int,
     dest: BinaryIO,
+    form: CloopForm = _DEFAULT,
     *,
-    version: int = 2,
-    codec: Codec = Codec.ZLIB,
-    block_size: int = 65536,
-    level: int = 9,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CloopHeader:
     """Compress a raw image into a cloop with its header first.
 
-    The header is written last, so that what an error or a crash leaves is no cloop. Of blocks at
-    most 4 MiB a worker are in memory, or three.
+    The header is written last, so that an error or a crash leaves a file that is no cloop. At most
+    4 MiB of blocks per worker are in memory, or three blocks.
 
     Args:
-        source: the raw image, read from where it stands; may be a pipe.
+        source: the raw image, read from its current position; may be a pipe.
         size: bytes of the image, at least 1. Zeros fill the last block up.
         dest: empty or to be overwritten from its start; seekable. Neither flushed nor synced.
-        version: 2 or 4.
-        codec: zlib; in V4.0 also xz, LZ4 or LZO.
-        block_size: bytes; a multiple of 512, at most 1 MiB.
-        level: zlib's, 0 (stored) to 9 (smallest).
-        workers: compressing threads; as many as this process may use CPUs when not given.
+        form: which cloop.
+        workers: threads that compress. [default: as many as this process may use CPUs]
         progress: called with the bytes of the image done so far, after each block.
 
     Raises:
@@ -88,19 +148,18 @@ def write_cloop(
         NeedsPackageError: LZO without its library.
         StorageError: reading or writing failed.
     """
-    compress = _compressor(version, codec, level)
-    header = _header_for(size, block_size)
+    compress, header = form.compressor(), form.header(size)
     start = HEADER_SIZE + 8 * (header.block_count + 1)
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
         dest.truncate()
         dest.seek(start)
-    blocks = _compressed(_read_blocks(source, size, block_size), block_size, compress, workers)
+    blocks = _compressed(_read_blocks(source, size, form.block_size), form, compress, workers)
     with closing(blocks):
-        index = _write_blocks(blocks, dest, start, lambda n: _tell(progress, size, n * block_size))
+        index = _write_blocks(blocks, dest, start, _tell(progress, size, form))
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
-        dest.write(_pack_header(version, header) + index)
+        dest.write(_pack_header(form, header) + index)
     return header
 
 
@@ -108,75 +167,35 @@ def stream_cloop(
     source: BinaryIO,
     size: int,
     dest: BinaryIO,
+    form: CloopForm = _DEFAULT,
     *,
-    version: int = 2,
-    codec: Codec = Codec.ZLIB,
-    block_size: int = 65536,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CloopHeader:
     """Compress a raw image into a cloop that is written from its start to its end, as to a pipe.
 
-    V4.0 has its header last and takes no room. The index of V2.0 comes first and is known when all
-    is compressed: until then the blocks are in a temporary file (in TMPDIR).
+    A V4.0 has its header last and takes no room. The index of a V2.0 comes first, and is known only
+    when all is compressed: until then the blocks are in a temporary file (in TMPDIR).
 
     Args and raises: as for `write_cloop`; and
         dest: need not be seekable.
     """
-    if version == VERSIONS[0]:
+    if form.version == VERSIONS[0]:
         with _storage_errors("cannot write a temporary file"), tempfile.TemporaryFile() as spool:
-            header = write_cloop(
-                source,
-                size,
-                spool,
-                codec=codec,
-                block_size=block_size,
-                workers=workers,
-                progress=progress,
-            )
+            header = write_cloop(source, size, spool, form, workers=workers, progress=progress)
             spool.seek(0)
             with _storage_errors("cannot write the cloop"):
                 shutil.copyfileobj(spool, dest, 1 << 20)
         return header
-    compress = _compressor(version, codec, zlib.Z_BEST_COMPRESSION)
-    header = _header_for(size, block_size)
+    compress, header = form.compressor(), form.header(size)
     with _storage_errors("cannot write the cloop"):
         dest.write(_STREAM_START)
     start = len(_STREAM_START)
-    blocks = _compressed(_read_blocks(source, size, block_size), block_size, compress, workers)
+    blocks = _compressed(_read_blocks(source, size, form.block_size), form, compress, workers)
     with closing(blocks):
-        index = _write_blocks(blocks, dest, start, lambda n: _tell(progress, size, n * block_size))
+        index = _write_blocks(blocks, dest, start, _tell(progress, size, form))
     with _storage_errors("cannot write the cloop"):
-        dest.write(index + _pack_header(version, header))
-    return header
-
-
-def _compressor(version: int, codec: Codec, level: int) -> Compress:
-    if version not in VERSIONS:
-        raise UsageError(f"cloop V{version}.0 is not written, only V2.0 and V4.0 are")
-    if codec not in (CODECS if version > VERSIONS[0] else CODECS[:1]):
-        raise UsageError(
-            f"cloop V{version}.0 has no {codec.name.lower()}",
-            hint="take V4.0, with zlib, xz, lz4 or lzo",
-        )
-    if not 0 <= level <= zlib.Z_BEST_COMPRESSION:
-        raise UsageError(f"a compression level of {level} is not from 0 to 9")
-    return zlib_compressor(level) if version == VERSIONS[0] else smallest_compressor(codec, level)
-
-
-def _header_for(size: int, block_size: int) -> CloopHeader:
-    if not SECTOR_SIZE <= block_size <= MAX_BLOCK_SIZE or block_size % SECTOR_SIZE:
-        raise UsageError(f"a block size of {block_size} is not a multiple of 512 up to 1 MiB")
-    if size <= 0:
-        raise FormatError("the image is empty: there is nothing to compress")
-    header = CloopHeader(block_size, -(-size // block_size))
-    if header.block_count > MAX_BLOCK_COUNT:
-        limit = format_size(MAX_BLOCK_COUNT * block_size)
-        raise FormatError(
-            f"an image of {format_size(size)} is over the limit of {limit} "
-            f"for blocks of {block_size} bytes",
-            hint="take a larger block size, up to 1 MiB",
-        )
+        dest.write(index + _pack_header(form, header))
     return header
 
 
@@ -198,16 +217,16 @@ _Compressed = Generator[tuple[Codec, bytes]]
 
 
 def _compressed(
-    blocks: Iterator[bytes], block_size: int, compress: Compress, workers: int | None
+    blocks: Iterator[bytes], form: CloopForm, compress: Compress, workers: int | None
 ) -> _Compressed:
     """Yield each block compressed, in order; blocks of zeros are compressed once."""
-    zeros = bytes(block_size)
+    zeros = bytes(form.block_size)
     compressed_zeros = compress(zeros)
     return ordered_map(
         lambda block: compressed_zeros if block == zeros else compress(block),
         blocks,
         workers=workers,
-        ahead=max(3, _AHEAD_SIZE // block_size),
+        ahead=max(3, _AHEAD_SIZE // form.block_size),
     )
 
 
@@ -232,14 +251,21 @@ def _write_blocks(
     return entries.tobytes()
 
 
-def _pack_header(version: int, header: CloopHeader) -> bytes:
+def _pack_header(form: CloopForm, header: CloopHeader) -> bytes:
     sizes = struct.pack(">II", header.block_size, header.block_count)
-    return (_PREAMBLE % version).ljust(PREAMBLE_SIZE, b"\0") + sizes
+    return (_PREAMBLE % form.version).ljust(PREAMBLE_SIZE, b"\0") + sizes
 
 
-def _tell(progress: Callable[[int], None] | None, size: int, done: int) -> None:
-    if progress:
-        progress(min(size, done))
+def _tell(
+    progress: Callable[[int], None] | None, size: int, form: CloopForm
+) -> Callable[[int], None]:
+    """What turns a number of blocks that are written into bytes of the image, for `progress`."""
+
+    def tell(blocks: int) -> None:
+        if progress is not None:
+            progress(min(size, blocks * form.block_size))
+
+    return tell
 
 
 @contextmanager

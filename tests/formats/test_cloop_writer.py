@@ -16,7 +16,7 @@ from p2pcloop.errors import FormatError, StorageError, UsageError
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_compress import CODECS
 from p2pcloop.formats.cloop_index import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
-from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
 from p2pcloop.formats.codec import decode
 
 
@@ -57,7 +57,11 @@ def images(draw: st.DrawFn) -> bytes:
 def test_round_trip(image: bytes, block_size: int, level: int, workers: int) -> None:
     dest = io.BytesIO()
     header = write_cloop(
-        io.BytesIO(image), len(image), dest, block_size=block_size, level=level, workers=workers
+        io.BytesIO(image),
+        len(image),
+        dest,
+        CloopForm(block_size=block_size, level=level),
+        workers=workers,
     )
     padded = -(-len(image) // block_size) * block_size
     assert (header.block_size, header.size) == (block_size, padded)
@@ -76,7 +80,10 @@ def test_round_trip_of_all_versions_and_codecs(
     dest = Pipe() if streamed else io.BytesIO()
     write = stream_cloop if streamed else write_cloop
     header = write(
-        io.BytesIO(image), len(image), dest, version=version, codec=codec, block_size=block_size
+        io.BytesIO(image),
+        len(image),
+        dest,
+        CloopForm(version=version, codec=codec, block_size=block_size),
     )
     file = dest.getvalue()
     assert content(file) == image.ljust(header.size, b"\0")
@@ -87,8 +94,8 @@ def test_round_trip_of_all_versions_and_codecs(
 
 def test_a_stream_of_v2_is_what_a_file_is() -> None:
     image, pipe, file = random.Random(2).randbytes(9000), Pipe(), io.BytesIO()
-    stream_cloop(io.BytesIO(image), len(image), pipe, block_size=512)
-    write_cloop(io.BytesIO(image), len(image), file, block_size=512)
+    stream_cloop(io.BytesIO(image), len(image), pipe, CloopForm(block_size=512))
+    write_cloop(io.BytesIO(image), len(image), file, CloopForm(block_size=512))
     assert pipe.getvalue() == file.getvalue()
 
 
@@ -96,7 +103,7 @@ def test_a_stream_of_v2_is_what_a_file_is() -> None:
 def test_what_does_not_shrink_is_stored_by_zlib(codec: Codec) -> None:
     image = random.Random(2).randbytes(65536) + bytes(65536)
     dest = io.BytesIO()
-    write_cloop(io.BytesIO(image), len(image), dest, version=4, codec=codec)
+    write_cloop(io.BytesIO(image), len(image), dest, CloopForm(version=4, codec=codec))
     file = dest.getvalue()
     index = read_cloop_header(lambda at, size: file[at : at + size], len(file))
     assert [index.codec(0), index.codec(1)] == [Codec.ZLIB, codec]
@@ -117,17 +124,17 @@ def test_versions_and_codecs_that_there_are_not(
     write: Callable[..., object], version: int, codec: Codec, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        write(io.BytesIO(bytes(512)), 512, io.BytesIO(), version=version, codec=codec)
+        write(io.BytesIO(bytes(512)), 512, io.BytesIO(), CloopForm(version=version, codec=codec))
 
 
 def test_a_stream_that_breaks_off_is_no_cloop() -> None:
     pipe = Pipe()
     with pytest.raises(FormatError, match="ends after 700 of 1024 bytes"):
-        stream_cloop(io.BytesIO(bytes(700)), 1024, pipe, version=4, block_size=512)
+        stream_cloop(io.BytesIO(bytes(700)), 1024, pipe, CloopForm(version=4, block_size=512))
     assert not is_cloop(pipe.getvalue()[:128], pipe.getvalue()[-136:])
     pipe = Pipe()
     with pytest.raises(FormatError):
-        stream_cloop(io.BytesIO(bytes(700)), 1024, pipe, version=2, block_size=512)
+        stream_cloop(io.BytesIO(bytes(700)), 1024, pipe, CloopForm(version=2, block_size=512))
     assert pipe.getvalue() == b""
 
 
@@ -138,7 +145,7 @@ def test_a_reader_that_went_away_is_told() -> None:
 
     for version in (2, 4):
         with pytest.raises(StorageError, match="cannot write the cloop: Broken pipe"):
-            stream_cloop(io.BytesIO(bytes(512)), 512, Gone(), version=version)
+            stream_cloop(io.BytesIO(bytes(512)), 512, Gone(), CloopForm(version=version))
 
 
 def test_workers_and_their_order_change_nothing() -> None:
@@ -147,7 +154,9 @@ def test_workers_and_their_order_change_nothing() -> None:
     files = []
     for workers in (1, 2, 5):
         dest = io.BytesIO()
-        write_cloop(io.BytesIO(image), len(image), dest, block_size=1024, workers=workers)
+        write_cloop(
+            io.BytesIO(image), len(image), dest, CloopForm(block_size=1024), workers=workers
+        )
         files.append(dest.getvalue())
     assert files[0] == files[1] == files[2]
 
@@ -156,7 +165,7 @@ def test_only_size_bytes_are_taken_from_where_the_source_stands() -> None:
     source = io.BytesIO(b"before" + b"x" * 600 + b"after")
     source.seek(6)
     dest = io.BytesIO()
-    write_cloop(source, 600, dest, block_size=512)
+    write_cloop(source, 600, dest, CloopForm(block_size=512))
     assert content(dest.getvalue()) == (b"x" * 600).ljust(1024, b"\0")
     assert source.read() == b"after"
 
@@ -167,13 +176,15 @@ def test_a_source_that_gives_little_at_a_time() -> None:
             return super().read(min(size or 0, 100))
 
     dest = io.BytesIO()
-    write_cloop(Trickle(b"y" * 5000), 5000, dest, block_size=4096)
+    write_cloop(Trickle(b"y" * 5000), 5000, dest, CloopForm(block_size=4096))
     assert content(dest.getvalue()) == (b"y" * 5000).ljust(8192, b"\0")
 
 
 def test_progress_counts_bytes_of_the_image() -> None:
     done: list[int] = []
-    write_cloop(io.BytesIO(bytes(1300)), 1300, io.BytesIO(), block_size=512, progress=done.append)
+    write_cloop(
+        io.BytesIO(bytes(1300)), 1300, io.BytesIO(), CloopForm(block_size=512), progress=done.append
+    )
     assert done == [512, 1024, 1300]
 
 
@@ -181,7 +192,7 @@ def test_what_was_in_the_file_before_is_gone(tmp_path: Path) -> None:
     path = tmp_path / "image.cloop"
     path.write_bytes(b"old" * 10000)
     with path.open("r+b") as dest:
-        write_cloop(io.BytesIO(b"z" * 512), 512, dest, block_size=512)
+        write_cloop(io.BytesIO(b"z" * 512), 512, dest, CloopForm(block_size=512))
     assert content(path.read_bytes()) == b"z" * 512
 
 
@@ -203,7 +214,9 @@ def test_memory_is_bounded_by_the_workers() -> None:
 
     image = bytes(size * 24)
     dest = io.BytesIO()
-    write_cloop(Source(image), len(image), dest, block_size=size, workers=2, progress=count)
+    write_cloop(
+        Source(image), len(image), dest, CloopForm(block_size=size), workers=2, progress=count
+    )
     assert 0 < ahead <= 8
 
 
@@ -216,25 +229,27 @@ def test_an_empty_image(size: int) -> None:
 def test_an_image_shorter_than_said_leaves_no_cloop() -> None:
     dest = io.BytesIO()
     with pytest.raises(FormatError, match="ends after 700 of 1024 bytes"):
-        write_cloop(io.BytesIO(bytes(700)), 1024, dest, block_size=512)
+        write_cloop(io.BytesIO(bytes(700)), 1024, dest, CloopForm(block_size=512))
     assert not is_cloop(dest.getvalue()[:128])
 
 
 @pytest.mark.parametrize("block_size", [0, -512, 511, 1000, (1 << 20) + 512])
 def test_block_sizes_that_the_format_does_not_have(block_size: int) -> None:
     with pytest.raises(UsageError, match="block size"):
-        write_cloop(io.BytesIO(bytes(512)), 512, io.BytesIO(), block_size=block_size)
+        write_cloop(io.BytesIO(bytes(512)), 512, io.BytesIO(), CloopForm(block_size=block_size))
 
 
 @pytest.mark.parametrize("level", [-1, 10])
 def test_levels_that_zlib_does_not_have(level: int) -> None:
     with pytest.raises(UsageError, match="level"):
-        write_cloop(io.BytesIO(bytes(512)), 512, io.BytesIO(), level=level)
+        write_cloop(io.BytesIO(bytes(512)), 512, io.BytesIO(), CloopForm(level=level))
 
 
 def test_too_many_blocks() -> None:
     with pytest.raises(FormatError, match=r"over the limit of 8\.6 GB") as caught:
-        write_cloop(io.BytesIO(), MAX_BLOCK_COUNT * 512 + 1, io.BytesIO(), block_size=512)
+        write_cloop(
+            io.BytesIO(), MAX_BLOCK_COUNT * 512 + 1, io.BytesIO(), CloopForm(block_size=512)
+        )
     assert caught.value.hint == "take a larger block size, up to 1 MiB"
 
 
@@ -249,7 +264,7 @@ def test_a_full_disk_is_told_and_leaves_no_cloop() -> None:
     dest = Full()
     image = random.Random(1).randbytes(8192)
     with pytest.raises(StorageError, match="No space left") as caught:
-        write_cloop(io.BytesIO(image), len(image), dest, block_size=512)
+        write_cloop(io.BytesIO(image), len(image), dest, CloopForm(block_size=512))
     assert caught.value.errno == errno.ENOSPC
     assert not is_cloop(dest.getvalue()[:128])
 

@@ -18,7 +18,7 @@ import pytest
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.cloop_compress import CODECS
-from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
 from tests.support.cloops import V4_CONTENT, build_v4
 
 pytestmark = pytest.mark.interop
@@ -82,7 +82,12 @@ def test_what_we_write(
 ) -> None:
     raw, path = make_raw(), tmp_path / "ours.cloop"
     with path.open("wb") as dest:
-        write(io.BytesIO(raw), len(raw), dest, version=4, codec=codec, block_size=block_size)
+        write(
+            io.BytesIO(raw),
+            len(raw),
+            dest,
+            CloopForm(version=4, codec=codec, block_size=block_size),
+        )
     padded = raw.ljust(-(-len(raw) // block_size) * block_size, b"\0")
     assert module(path) == padded
     with open_cloop(path) as cloop:
@@ -109,7 +114,7 @@ def test_blocks_of_all_codecs_side_by_side(
 def test_zlib_alone_is_read_by_extract_compressed_fs_too(tmp_path: Path) -> None:
     raw, path = b"text\n" * 30_000, tmp_path / "ours.cloop"
     with path.open("wb") as dest:
-        header = write_cloop(io.BytesIO(raw), len(raw), dest, version=4, block_size=4096)
+        header = write_cloop(io.BytesIO(raw), len(raw), dest, CloopForm(version=4, block_size=4096))
     done = subprocess.run(
         ["extract_compressed_fs", path, "-"], capture_output=True, timeout=60, check=True
     )

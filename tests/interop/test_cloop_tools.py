@@ -9,7 +9,7 @@ import pytest
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.cloop_index import CloopHeader
-from p2pcloop.formats.cloop_writer import write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, write_cloop
 
 pytestmark = pytest.mark.interop
 
@@ -121,7 +121,7 @@ def test_files_of_create_compressed_fs_that_are_refused(image: Path) -> None:
 def test_our_files_in_their_tools(image: Path, block_size: int, level: int) -> None:
     ours = image.with_name("ours.cloop")
     with image.open("rb") as source, ours.open("wb") as dest:
-        header = write_cloop(source, SIZE, dest, block_size=block_size, level=level)
+        header = write_cloop(source, SIZE, dest, CloopForm(block_size=block_size, level=level))
     theirs = image.with_name("theirs.cloop")
     run("create_compressed_fs", "-q", "-B", str(block_size), "-L", str(level), image, theirs)
     assert ours.read_bytes() == theirs.read_bytes()
@@ -137,14 +137,14 @@ def test_our_files_in_their_tools(image: Path, block_size: int, level: int) -> N
 def test_our_large_blocks_in_qemu(image: Path, block_size: int) -> None:
     ours = image.with_name("ours.cloop")
     with image.open("rb") as source, ours.open("wb") as dest:
-        write_cloop(source, SIZE, dest, block_size=block_size)
+        write_cloop(source, SIZE, dest, CloopForm(block_size=block_size))
     run("qemu-img", "compare", "-f", "cloop", "-F", "raw", ours, image)
 
 
 def test_qemu_reads_the_same_from_a_file_padded_as_on_freebsd(image: Path) -> None:
     ours = image.with_name("ours.cloop")
     with image.open("rb") as source, ours.open("wb") as dest:
-        write_cloop(source, SIZE, dest, block_size=4096)
+        write_cloop(source, SIZE, dest, CloopForm(block_size=4096))
     with ours.open("ab") as dest:
         padding = -ours.stat().st_size % 512
         assert padding > 0

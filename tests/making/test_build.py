@@ -15,7 +15,7 @@ from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.cloop_compress import CODECS
-from p2pcloop.formats.cloop_writer import stream_cloop, write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import open_index, read_map, read_page
 from p2pcloop.image import layer
@@ -68,7 +68,9 @@ def as_cloop(path: Path, raw: bytes) -> tuple[Path, bytes]:
 def as_cloop_v4(path: Path, raw: bytes) -> tuple[Path, bytes]:
     """Of xz, with its header last."""
     with path.open("wb") as file:
-        stream_cloop(io.BytesIO(raw), len(raw), file, version=4, codec=Codec.XZ, block_size=16384)
+        stream_cloop(
+            io.BytesIO(raw), len(raw), file, CloopForm(version=4, codec=Codec.XZ, block_size=16384)
+        )
     with open_cloop(path) as cloop:
         return path, index_cloop(cloop, path.stat().st_size, ignore)
 
@@ -136,7 +138,9 @@ def test_equal_images_make_equal_layers(tmp_path: Path, make: Make) -> None:
 def test_the_chunks_of_a_cloop_v4_are_its_blocks(tmp_path: Path, codec: Codec) -> None:
     raw, path = make_image(200_000), tmp_path / "a.cloop"
     with path.open("wb") as file:
-        write_cloop(io.BytesIO(raw), len(raw), file, version=4, codec=codec, block_size=4096)
+        write_cloop(
+            io.BytesIO(raw), len(raw), file, CloopForm(version=4, codec=codec, block_size=4096)
+        )
     with open_cloop(path) as cloop:
         index = index_cloop(cloop, path.stat().st_size, ignore)
         data = [cloop.read_block(block) for block in range(cloop.index.header.block_count)]
@@ -182,7 +186,7 @@ def test_a_sequential_read_decodes_each_block_once(
     raw, path = hashlib.shake_256(b"noise").digest(40 * 65536), tmp_path / "a.cloop"
     raw = b"".join(raw[at : at + 32768] * 2 for at in range(0, len(raw), 65536))
     with path.open("wb") as file:
-        write_cloop(io.BytesIO(raw), len(raw), file, version=4, codec=Codec.XZ)
+        write_cloop(io.BytesIO(raw), len(raw), file, CloopForm(version=4, codec=Codec.XZ))
     with open_cloop(path) as cloop:
         device = open_image(path, index_cloop(cloop, path.stat().st_size, ignore))
     decoded: Counter[bytes] = Counter()

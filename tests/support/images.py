@@ -12,7 +12,7 @@ from typing import NoReturn, Protocol, Self
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.block_map import Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
-from p2pcloop.formats.cloop_writer import write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, write_cloop
 from p2pcloop.formats.index import build_index, open_index
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.image.api import ByteRange, Missing
@@ -48,7 +48,7 @@ def padded(raw: bytes, unit: int = 4096) -> bytes:
 
 def write_cloop_file(path: Path, raw: bytes, block_size: int = 65536) -> Path:
     with path.open("wb") as file:
-        write_cloop(io.BytesIO(raw), len(raw), file, block_size=block_size)
+        write_cloop(io.BytesIO(raw), len(raw), file, CloopForm(block_size=block_size))
     return path
 
 
