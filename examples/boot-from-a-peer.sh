@@ -9,10 +9,13 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 # Each node keeps its state in a home of its own, and has its own p2pcloopd.
 work=$(mktemp -d)
-trap 'for node in alice bob; do
-          p2pcloop daemon stop --home "$work/$node"
-      done
-      rm -rf "$work"' EXIT
+clean_up() {
+    for node in alice bob; do
+        p2pcloop daemon stop --home "$work/$node"
+    done
+    rm -rf "$work"
+}
+trap clean_up EXIT
 
 # Alice serves the image where it lies. The last line that `seed` prints is the command for others;
 # a program takes the link from --json.

@@ -10,10 +10,13 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 # Each node keeps its state in a home of its own, and has its own p2pcloopd.
 work=$(mktemp -d)
-trap 'for node in teacher pupil reader; do
-          p2pcloop daemon stop --home "$work/$node"
-      done
-      rm -rf "$work"' EXIT
+clean_up() {
+    for node in teacher pupil reader; do
+        p2pcloop daemon stop --home "$work/$node"
+    done
+    rm -rf "$work"
+}
+trap clean_up EXIT
 
 say() {
     printf '\n== %s\n' "$*"

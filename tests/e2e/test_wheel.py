@@ -30,6 +30,7 @@ for module in modules:
     assert module.__file__.startswith(sys.prefix), module
 shim = resources.files("p2pcloopd.guest").joinpath("xsave_shim.c")
 assert "PTRACE_SETREGSET" in shim.read_text()
+assert p2pcloopd.guest.scripts.script("init").startswith("#!/bin/sh")
 print(*(module.__name__ for module in modules))
 """
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 import struct
 import subprocess
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from p2pcloopd.guest import initramfs
+from p2pcloopd.guest import initramfs, scripts
 from p2pcloopd.guest.kernel import find_busybox
 
 _BOUND = 30
@@ -38,11 +37,10 @@ Tree = Callable[[Files], Path]
 
 def run_functions(root: Path, script: str) -> list[str]:
     """Run a script behind the functions, with the applets of a first root; its output's lines."""
-    here = resources.files("p2pcloopd.guest")
-    parts = [here.joinpath(name).read_text() for name in ("init.sh", "logins.sh")]
+    parts = [scripts.script(name) for name in ("programs", "logins")]
     applets = root.parent / "bin"
     applets.mkdir(exist_ok=True)
-    for name in initramfs._APPLETS:
+    for name in (*initramfs._COMMON.applets, *initramfs.HAND_OVER.applets):
         if not (applets / name).is_symlink():
             (applets / name).symlink_to("/busybox")
     done = subprocess.run(

@@ -33,22 +33,8 @@ _CACHE = Path(__file__).parents[2] / "build" / "stock"
 _BOUND = 900
 """Seconds after which mmdebstrap has failed; on a quiet machine it takes 15."""
 
-_DEBIAN = """
-mmdebstrap --mode="$mode" --variant=essential --format=tar --include="$2" \
-    --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/doc/*' \
-    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --aptopt='Acquire::Languages "none"' --aptopt='Acquire::Check-Valid-Until "false"' \
-    --aptopt='Acquire::Retries "3"' "$1" root.tar
-"""
-_IMAGE = """
-if [ -e root.tar ]; then
-    mkdir root
-    tar -xf root.tar -C root --numeric-owner --exclude='./dev/*'
-fi
-mke2fs -q -t ext4 -m 0 -E root_owner=0:0 -d root image 256M
-rm -rf root
-create_compressed_fs -B 65536 -L 1 -t 2 image image.cloop
-"""
+_MAKE_ROOT = Path(__file__).with_name("stock-root.sh")
+_MAKE_IMAGE = Path(__file__).with_name("stock-image.sh")
 
 _INITTAB = """\
 ::sysinit:/etc/start
@@ -70,7 +56,8 @@ def stock_images(names: Iterable[str] = STOCK) -> dict[str, Path]:
 
 
 def _recipe(name: str) -> str:
-    words = (*STOCK[name], _DEBIAN, _IMAGE, "" if STOCK[name][0] else _INITTAB)
+    scripts = (_MAKE_ROOT.read_text(), _MAKE_IMAGE.read_text())
+    words = (*STOCK[name], *scripts, "" if STOCK[name][0] else _INITTAB)
     return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
 
@@ -79,12 +66,13 @@ def _make(name: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=_CACHE, prefix=".making-") as directory:
         work = Path(directory)
         if suite:
-            _run(work, [], _DEBIAN, suite, packages)
+            mode = "root" if os.getuid() == 0 else "unshare"
+            _run(work, _MAKE_ROOT, mode, suite, packages)
         else:
             _fill_busybox(work / "root")
         # mke2fs must see the files' true owners (tools/build-image).
         owner = [] if os.getuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
-        _run(work, owner, _IMAGE)
+        _run(work, *owner, _MAKE_IMAGE)
         (work / "image.cloop").chmod(0o444)
         shutil.move(work / "image.cloop", path)
 
@@ -96,11 +84,9 @@ def _fill_busybox(root: Path) -> None:
     (root / "etc/shadow").write_text("root:*:20000:0:99999:7:::\n")
 
 
-def _run(work: Path, prefix: list[str], script: str, *arguments: str) -> None:
+def _run(work: Path, *command: str | Path) -> None:
     done = subprocess.run(
-        [*prefix, "sh", "-euc", script, "sh", *arguments], cwd=work,
-        env=os.environ | {"mode": "root" if os.getuid() == 0 else "unshare"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=_BOUND, check=False,
+        command, cwd=work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=_BOUND, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

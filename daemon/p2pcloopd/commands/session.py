@@ -18,7 +18,7 @@ from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
-from p2pcloopd.guest.initramfs import Ending, build_initramfs
+from p2pcloopd.guest.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
@@ -31,7 +31,7 @@ def run_session(
     start: Callable[[ModuleType, GuestSpec, BlockServerSpec, Outcome], None],
     *,
     ahead: bool,
-    ending: Ending | None = None,
+    ending: Part = HAND_OVER,
     words: str = "",
 ) -> GuestResult:
     """Run a guest to its end; keep what it read first as a profile, and write the report.
@@ -42,7 +42,7 @@ def run_session(
         start: runs the guest; it gets `p2pcloopd.guest.boot`, which is loaded while p2pcloopd
             starts.
         ahead: bring what the image's profile has before it is read, and note one.
-        ending: what its first root does once the root is there; None: as for a boot.
+        ending: what its first root does once the root is there.
         words: the command's own for the kernel.
 
     Raises:
@@ -96,7 +96,7 @@ def _load() -> ModuleType:
 
 
 def _first_root(
-    target: ImageFile | StoredRef, files: FilesOverlay | None, ending: Ending | None
+    target: ImageFile | StoredRef, files: FilesOverlay | None, ending: Part
 ) -> Callable[[Kernel], bytes]:
     """What makes the guest's initramfs."""
     if files is None:

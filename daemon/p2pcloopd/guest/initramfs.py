@@ -1,11 +1,17 @@
-"""The guest's first root: inserts what the disk needs, mounts the disk, hands over to its init."""
+"""The guest's first root: the archive from which a kernel starts, before it has a disk.
+
+Its /init (resources/init.sh) runs steps: shell scripts of resources/, which are the same for every
+guest. What differs is in /settings, which `make_initramfs` writes. A normal boot inserts the driver
+of the disk, mounts the disk, and hands over to its init.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib import resources
+import shlex
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
@@ -17,6 +23,7 @@ from p2pcloopd.guest.addresses import (
     PREFIX_LENGTH,
 )
 from p2pcloopd.guest.kernel import Kernel, find_busybox, load_modules
+from p2pcloopd.guest.scripts import script
 
 FAILURE_MARK = "p2pcloop: cannot boot: "
 """Begins the console line that says why the initramfs gave up; it powers off after it."""
@@ -32,231 +39,134 @@ READ_AHEAD_KB = 16
 virtio-blk, which drags megabytes over the wire for each miss."""
 
 _SEED_SIZE = 64
-_MODULES = ("virtio_blk",)
-_APPLETS = (
-    *("sh", "awk", "cat", "chmod", "cut", "dd", "grep", "insmod", "ip", "ln", "ls", "mkdir"),
-    *("mknod", "mount", "od", "poweroff", "readlink", "rm", "sed", "sleep", "switch_root", "tr"),
-)
-
-_HEAD = """\
-#!/bin/sh
-export PATH=/bin
-# Words of the kernel's command line are not patterns.
-set -f
-
-fail() {
-    echo "@FAILURE_MARK@$*"
-    poweroff -f
-    sleep 60
-}
-
-mount -t proc proc /proc
-mount -t sysfs sysfs /sys
-mount -t devtmpfs devtmpfs /dev
-
-# UML's watchdog needs a program on the host: an init that opens it gets a kernel warning.
-rm -f /dev/watchdog /dev/watchdog0
-# Without it all who boot one image would begin with the same random numbers.
-cat /seed > /dev/urandom
-
-mode=rw init= autologin= root_flags=
-for word in $(cat /proc/cmdline); do
-    case $word in
-        ro|rw) mode=$word ;;
-        init=*) init=${word#init=} ;;
-        rootflags=*) root_flags=,${word#rootflags=} ;;
-        @AUTOLOGIN@) autologin=yes ;;
-    esac
-done
-
-for module in @MODULES@; do
-    insmod /modules/$module.ko || fail "the module $module does not load"
-done
-
-disk_is_there() {
-    tries=0
-    until [ -b $1 ]; do
-        tries=$((tries + 1))
-        [ $tries -le 100 ] || fail "there is no disk $1"
-        sleep 0.1
-    done
-    echo @READ_AHEAD_KB@ > /sys/block/${1#/dev/}/queue/read_ahead_kb
-}
-
-magic() {
-    dd if=$1 bs=$4 skip=$2 count=$3 2>/dev/null | od -An -tx1 | tr -d ' \\n'
-}
-
-# Tells as p2pcloop/formats/filesystem.py does.
-file_system_on() {
-    if [ "$(magic $1 540 1 2)" = 53ef ]; then echo ext4
-    elif [ "$(magic $1 0 4 1)" = 68737173 ]; then echo squashfs
-    elif [ "$(magic $1 0 4 1)" = 58465342 ]; then echo xfs
-    elif [ "$(magic $1 8200 1 8)" = 5f42485266535f4d ]; then echo btrfs
-    elif [ "$(magic $1 32769 5 1)" = 4344303031 ]; then echo iso9660
-    elif [ "$(magic $1 256 1 4)" = e2e1f5e0 ]; then echo erofs
-    fi
-}
-
-# without_journal TYPE: how to mount what cannot be written, and whose journal cannot be replayed.
-without_journal() {
-    case $1 in
-        ext4) echo ro,noload ;;
-        btrfs) echo ro,rescue=nologreplay ;;
-        xfs) echo ro,norecovery ;;
-        *) echo ro ;;
-    esac
-}
-"""
-"""What every first root begins with: `fail`, disks that can be waited for, and what is on them."""
-
-_NETWORK = """\
-if [ -e /sys/class/net/@INTERFACE@ ]; then
-    ip address add @ADDRESS@/@PREFIX@ dev @INTERFACE@
-    ip link set @INTERFACE@ up
-    ip route add default via @GATEWAY@
-    resolv=/root/etc/resolv.conf
-    if [ $mode = rw ] && [ -d /root/etc ] && [ ! -e $resolv ] && [ ! -L $resolv ]; then
-        echo "nameserver @NAMESERVER@" > $resolv
-    fi
-fi
-"""
-"""Sets up the network card, where there is one."""
-
-_HAND_OVER = """\
-choose_init
-check_program "$init" "$init"
-arrange_login
-echo "@START_MARK@$init${kind:+ ($kind)}"
-
-for directory in dev proc sys; do
-    [ -d /root/$directory ] && mount --move /$directory /root/$directory
-done
-# What the kernel does not know it hands to init, although UML has used it.
-unset mem hostfs uml_dir umid
-[ "$1" != noreboot ] || shift
-exec switch_root /root "$init" "$@"
-"""
-
-_MOUNT_ROOT = """\
-disk_is_there /dev/vda
-[ "$(cat /sys/block/vda/ro)" = 0 ] || mode=ro
-# What the guest deletes leaves the overlay, and so is not published.
-options=$mode
-[ $mode = ro ] || options=rw,discard
-
-type=$(file_system_on /dev/vda)
-case $type in
-    ext4|btrfs|xfs) ;;
-    '') fail "the disk holds no ext2, ext3, ext4, btrfs or xfs file system" ;;
-    *) fail "the disk holds $type, whose changes can only be kept as files" ;;
-esac
-# A read-only disk cannot replay its journal.
-mount -t $type -o $options$root_flags /dev/vda /root ||
-    { [ $mode = ro ] && mount -t $type -o $(without_journal $type)$root_flags /dev/vda /root; } ||
-    fail "the root file system ($type) does not mount"
-"""
-
-
-def hand_over() -> str:
-    """Return the script that hands over to the init of the root that is mounted at /root: it looks
-    at that init first (init.sh), and sees to a login on the console (logins.sh)."""
-    here = resources.files("p2pcloopd.guest")
-    parts = [here.joinpath(name).read_text() for name in ("init.sh", "logins.sh")]
-    return "".join(parts) + _HAND_OVER
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """What a first root does once the guest's root is mounted at /root.
+class Part:
+    """What a first root has of scripts, and what these need.
 
     Attributes:
-        script: for busybox's shell, behind that which sets up the network.
-        applets: of busybox, that it uses besides those that every first root has.
-        modules: that it inserts itself, with what they need: `@ENDING_MODULES@` in the script.
-        files: names and content of what it takes along.
+        steps: names of scripts in resources/, which /init runs in their order.
+        scripts: names of further ones that the steps use.
+        applets: programs of busybox.
+        modules: modules of the kernel; `load NAME` inserts one, with those that it needs.
+        optional: modules that the first root does without where the kernel has none.
+        settings: variables of the steps, in upper case.
+        files: names and content of further files.
     """
 
-    script: str
+    steps: tuple[str, ...]
+    scripts: tuple[str, ...] = ()
     applets: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
     files: tuple[tuple[str, bytes], ...] = ()
 
 
-def build_initramfs(kernel: Kernel, ending: Ending | None = None) -> bytes:
+_COMMON = Part(
+    steps=("disks",),
+    applets=(
+        *("sh", "cat", "dd", "insmod", "mkdir", "mount", "od", "poweroff", "rm", "sleep", "tr"),
+    ),
+    modules=("virtio_blk",),
+    settings={
+        "FAILURE_MARK": FAILURE_MARK,
+        "AUTOLOGIN_WORD": AUTOLOGIN,
+        "READ_AHEAD_KB": str(READ_AHEAD_KB),
+    },
+)
+"""What all first roots have."""
+
+NETWORK = Part(
+    steps=("network",),
+    applets=("ip",),
+    settings={
+        "INTERFACE": GUEST_INTERFACE,
+        "ADDRESS": f"{GUEST_ADDRESS}/{PREFIX_LENGTH}",
+        "GATEWAY": HOST_ADDRESS,
+        "NAMESERVER": NAMESERVER_ADDRESS,
+    },
+)
+"""Sets up the network card, where there is one."""
+
+DISK_ROOT = Part(steps=("disk-root",))
+"""Mounts the file system of /dev/vda at /root."""
+
+HAND_OVER = Part(
+    steps=("programs", "logins", "hand-over"),
+    applets=(
+        *("awk", "chmod", "cut", "grep", "ln", "ls", "mknod", "readlink", "sed", "switch_root"),
+    ),
+    settings={"START_MARK": START_MARK},
+)
+"""Hands over to the init of the root at /root: looks at that init first, and sees to a login on the
+console."""
+
+
+def build_initramfs(kernel: Kernel, ending: Part = HAND_OVER) -> bytes:
     """Return the archive that boots the file system on /dev/vda with `kernel`.
 
     Args:
-        kernel: what it is for.
-        ending: what follows once the root is there; None: it is handed over to its init.
+        kernel: the kernel that boots it.
+        ending: what follows once the root is mounted at /root.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    return end_initramfs(kernel, _MOUNT_ROOT, ending)
+    return make_initramfs(kernel, DISK_ROOT, NETWORK, ending)
 
 
-def end_initramfs(
-    kernel: Kernel,
-    script: str,
-    ending: Ending | None,
-    *,
-    applets: Sequence[str] = (),
-    modules: Sequence[tuple[str, bytes]] = (),
-) -> bytes:
-    """Return an archive whose /init does what `script` says, then what the ending does; the rest
-    as for `make_initramfs`."""
-    ending = ending or Ending(hand_over())
-    more = load_modules(kernel, ending.modules) if ending.modules else []
-    text = ending.script.replace("@ENDING_MODULES@", " ".join(name for name, _ in more))
-    return make_initramfs(
-        kernel,
-        script + _NETWORK + text,
-        applets=(*applets, *ending.applets),
-        modules=[*modules, *more],
-        files=ending.files,
-    )
-
-
-def make_initramfs(
-    kernel: Kernel,
-    script: str,
-    *,
-    applets: Sequence[str] = (),
-    modules: Iterable[tuple[str, bytes]] = (),
-    files: Iterable[tuple[str, bytes]] = (),
-) -> bytes:
-    """Return an archive whose /init waits for no disk yet and goes on with `script`.
+def make_initramfs(kernel: Kernel, *parts: Part) -> bytes:
+    """Return an archive whose /init runs the steps of some parts, one after the other.
 
     Args:
-        kernel: what it is for.
-        script: for busybox's shell; on top of it, `fail WHY` and `disk_is_there DEVICE`.
-        applets: of busybox, besides those that every first root has.
-        modules: names and content of further modules; /modules/NAME.ko, not inserted yet.
-        files: names and content of further files.
+        kernel: the kernel that boots it.
+        parts: what it has besides that which every first root has.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    inserted = load_modules(kernel, _MODULES)
-    init = _fill_in(_HEAD + script, [name for name, _ in inserted])
+    all_parts = (_COMMON, *parts)
+    applets = dict.fromkeys(applet for part in all_parts for applet in part.applets)
+    modules = _module_files(kernel, all_parts)
+    scripts = [name for part in all_parts for name in (*part.steps, *part.scripts)]
     return newc.build_archive(
         [
-            *map(newc.directory, ("bin", "dev", "modules", "proc", "root", "sys")),
+            *map(newc.directory, ("bin", "dev", "lib", "modules", "proc", "root", "sys")),
             # The kernel opens it for init before anything is mounted.
             newc.char_device("dev/console", 5, 1),
             newc.regular_file("bin/busybox", _busybox(), 0o755),
-            *(
-                newc.symlink(f"bin/{applet}", "busybox")
-                for applet in dict.fromkeys((*_APPLETS, *applets))
-            ),
-            *(newc.regular_file(f"modules/{name}.ko", data) for name, data in inserted),
-            *(newc.regular_file(f"modules/{name}.ko", data) for name, data in modules),
-            *(newc.regular_file(name, data) for name, data in files),
+            *(newc.symlink(f"bin/{applet}", "busybox") for applet in applets),
+            *(newc.regular_file(name, data) for name, data in modules.items()),
+            *(newc.regular_file(f"lib/{name}.sh", script(name).encode()) for name in scripts),
+            *(newc.regular_file(name, data) for part in parts for name, data in part.files),
+            newc.regular_file("settings", _settings(all_parts)),
             newc.regular_file("seed", os.urandom(_SEED_SIZE)),
-            newc.regular_file("init", init, 0o755),
+            newc.regular_file("init", script("init").encode(), 0o755),
         ]
     )
+
+
+def _module_files(kernel: Kernel, parts: Iterable[Part]) -> dict[str, bytes]:
+    """Name and content of the modules, and of the files that tell their order (init.sh)."""
+    orders = {name: load_modules(kernel, [name]) for part in parts for name in part.modules}
+    for name in (name for part in parts for name in part.optional):
+        with suppress(NeedsPackageError):
+            orders[name] = load_modules(kernel, [name])
+    files = {f"modules/{name}.ko": data for order in orders.values() for name, data in order}
+    for name, order in orders.items():
+        files[f"modules/{name}.order"] = " ".join(each for each, _ in order).encode() + b"\n"
+    return files
+
+
+def _settings(parts: Iterable[Part]) -> bytes:
+    """Assignments for the shell: the settings of the parts, and STEPS."""
+    steps = [step for part in parts for step in part.steps]
+    settings = {name: value for part in parts for name, value in part.settings.items()}
+    settings["STEPS"] = " ".join(steps)
+    lines = (f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
+    return "".join(lines).encode()
 
 
 def _busybox() -> bytes:
@@ -266,21 +176,3 @@ def _busybox() -> bytes:
         raise NeedsPackageError(
             f"{err.filename} cannot be read: {err.strerror}", hint="apt-get install busybox-static"
         ) from err
-
-
-def _fill_in(script: str, modules: list[str]) -> bytes:
-    values = {
-        "FAILURE_MARK": FAILURE_MARK,
-        "START_MARK": START_MARK,
-        "AUTOLOGIN": AUTOLOGIN,
-        "MODULES": " ".join(modules),
-        "READ_AHEAD_KB": str(READ_AHEAD_KB),
-        "INTERFACE": GUEST_INTERFACE,
-        "ADDRESS": GUEST_ADDRESS,
-        "PREFIX": str(PREFIX_LENGTH),
-        "GATEWAY": HOST_ADDRESS,
-        "NAMESERVER": NAMESERVER_ADDRESS,
-    }
-    for name, value in values.items():
-        script = script.replace(f"@{name}@", value)
-    return script.encode()

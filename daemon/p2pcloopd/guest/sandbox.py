@@ -26,6 +26,7 @@ from p2pcloopd.guest import syscall_filter
 from p2pcloopd.guest.kernel import find_busybox, shared_libraries
 from p2pcloopd.guest.sandbox_failure import sandbox_failure
 from p2pcloopd.guest.scope import scope_words
+from p2pcloopd.guest.scripts import script
 from p2pcloopd.guest.staging import Stage
 from p2pcloopd.programs import find_program
 
@@ -60,15 +61,6 @@ _LIMITS = {
     "sigpending": 4096,
 }
 """Names as in prlimit(1)."""
-
-_GATE = 'ulimit -u $1 && shift && echo >&0 && read -r go && exec "$@" < /dev/null 2>&1'
-"""Runs a command only when its starter, at the other end of standard input, is still there.
-
-bubblewrap ties the sandbox's life to ours late in its start: were we killed before that, the
-sandbox would stay for ever. Nothing is read then, and the gate ends instead. Processes are counted
-from here on, where a user namespace counts the sandbox's alone. Standard error is what bubblewrap
-complains to until now; the command's is its output.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +136,7 @@ def prepare(
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     limits = {name: _lowered(name, value) for name, value in (_LIMITS | {"as": memory}).items()}
     tasks = str(_lowered("nproc", processes))
-    words += ["--", str(busybox), "sh", "-c", _GATE, "gate", tasks, *command]
+    words += ["--", str(busybox), "sh", "-c", script("gate"), "gate", tasks, *command]
     limiter = [str(find_program("prlimit", "util-linux"))]
     limiter += [f"--{name}={value}" for name, value in limits.items()]
     start = [*limiter, *stage.words(), str(find_program("bwrap", "bubblewrap"))]

@@ -16,6 +16,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from p2pcloopd.guest.scripts import script
 from p2pcloopd.programs import find_program
 
 _UNPRIVILEGED_IDS = range(61184, 65520)
@@ -26,41 +27,6 @@ _STAGE = Path("/sys")
 it, and nothing that is handed in lies below it."""
 
 _SLACK = 1 << 20
-_TMPFS_FILES = 64
-_OOM_SCORE = 500
-
-_SCRIPT = f"""\
-set -e
-# What fills the machine's memory is ended before the user's other programs are.
-echo {_OOM_SCORE} > /proc/self/oom_score_adj || :
-owner=$1
-"$0" mount -t tmpfs -o mode=755,nr_inodes=1024,size=$2 p2pcloop {_STAGE}
-cd {_STAGE}
-shift 2
-while [ "$1" != -- ]; do
-    case $1 in
-        tmpfs)
-            "$0" mkdir $3
-            own=mode=700,uid=$owner,gid=$owner
-            "$0" mount -t tmpfs -o $own,nr_inodes={_TMPFS_FILES},size=$2 p2pcloop $3
-            ;;
-        copy)
-            "$0" cat "$2" > $3
-            "$0" chmod 555 $3
-            ;;
-        bind)
-            if [ -d "$2" ]; then "$0" mkdir $3; else : > $3; fi
-            "$0" mount -o rbind "$2" $3
-            ;;
-    esac
-    shift 3
-done
-shift
-cd /
-exec "$@"
-"""
-"""Arguments: busybox; the owner of the tmpfs, bytes that the copies take, triples of what to make
-(a kind; a source, or bytes; a name), `--`, and what to run then."""
 
 
 class Stage:
@@ -99,16 +65,16 @@ class Stage:
     def words(self) -> list[str]:
         """Return the command line that makes the stage and runs what is appended to it."""
         owner, room = str(self._user or 0), str(self._room)
-        script = [self._busybox, "sh", "-c", _SCRIPT, self._busybox, owner, room]
-        script += [*self._made, "--"]
+        words = [self._busybox, "sh", "-c", script("stage"), self._busybox]
+        words += [str(_STAGE), owner, room, *self._made, "--"]
         namespace = [str(find_program("unshare", "util-linux")), "--mount"]
         namespace += ["--propagation", "private"]
         if self._user is None:
             # Only who is root in a user namespace may mount.
-            return [*namespace, "--user", "--map-root-user", *script]
+            return [*namespace, "--user", "--map-root-user", *words]
         ids = [f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"]
         become = [str(find_program("setpriv", "util-linux")), *ids, "--no-new-privs"]
-        return [*namespace, *script, *become, "--inh-caps=-all", "--bounding-set=-all"]
+        return [*namespace, *words, *become, "--inh-caps=-all", "--bounding-set=-all"]
 
 
 def _is_for_all(mode: int) -> bool:

@@ -1,6 +1,5 @@
 # shellcheck shell=dash
-# A part of the guest's first root (initramfs.py): the init of the root at /root, looked at before
-# it is handed over to. `fail WHY` is there.
+# A step of the first root: functions that look at the init of the root at /root.
 
 # find_real PATH: sets `real` to where PATH leads, its links followed as from inside the root.
 # Returns 1 where it leads nowhere; `real/name/rest` is then what is not there.
@@ -48,10 +47,10 @@ check_program() {
     program=/root$real
     [ -f "$program" ] || fail "$2 is no file"
     [ -x "$program" ] || fail "$2 is not executable"
-    any=??????????????????????????
+    # Of an ELF file, the byte behind its magic tells 32 or 64 bits, and the last two the processor.
     case $(numbers "$program" 1 0 20 x1 | tr -d ' \n') in
-        7f454c4602${any}3e00) check_loader "$2" ;;
-        7f454c4601${any}*) fail "$2 is a 32-bit program, and this kernel runs 64-bit ones alone" ;;
+        7f454c4602??????????????????????????3e00) check_loader "$2" ;;
+        7f454c4601*) fail "$2 is a 32-bit program, and this kernel runs 64-bit ones alone" ;;
         7f454c46*) fail "$2 is a program for another kind of processor" ;;
         2321*)
             read -r line <"$program"
@@ -87,8 +86,9 @@ choose_init() {
             return
         fi
     done
-    found=$(ls -A /root | grep -vx lost+found)
-    [ -n "$found" ] || fail "its root file system is empty"
+    case $(ls -A /root) in
+        '' | lost+found) fail "its root file system is empty" ;;
+    esac
     for volume in @rootfs @; do
         [ ! -d /root/$volume/etc ] || fail "its root has no /sbin/init, but a subvolume $volume:\
  try --append rootflags=subvol=$volume"

@@ -1,12 +1,15 @@
 # shellcheck shell=dash
-# A part of the guest's first root (initramfs.py): sees to it that the login which the image's own
-# init starts is on the console that the user sees. Nothing is written to the image: what differs
-# is device nodes, a tmpfs at /run, and files that are mounted over others.
+# A step of the first root: functions that bring the login of the image's own init to the console
+# that the user sees. Nothing is written to the image: only device nodes, a tmpfs at /run, and files
+# that are mounted over others differ.
 #
 # The console is tty1, where a PC shows it, and so do nearly all images. /dev/tty0 is the same. An
 # image that has its login on /dev/console and on tty1 gets the first alone: two that read one
 # terminal share its keys. One that has it elsewhere (a serial line) gets that as another name of
 # the console.
+
+# shellcheck disable=SC2034  # hand-over.sh tells `kind`
+# shellcheck disable=SC2154  # find_real sets `real`, choose_init sets `init` (programs.sh)
 
 HIDDEN=15 # a terminal of UML that leads nowhere, and that no image has a login on
 
@@ -217,13 +220,14 @@ inittab_logins() {
     fi >/inittab
     sed "$1$new" "$table" >>/inittab
     mount --bind /inittab "$table"
-    autologin=done
+    autologin=answered
 }
 
 # --- runit ---
 
 # A service that does nothing, in the place of one that is of no use here.
 idle_service() {
+    # shellcheck disable=SC2016  # the service expands it
     printf '#!/bin/sh\numount -l "$PWD/run"\nexec sleep 2147483647\n' >/idle
     chmod 755 /idle
     find_real "$1/run" && mount --bind /idle "/root$real"
@@ -234,7 +238,7 @@ runit_logins() {
     for services in /etc/runit/runsvdir/current /etc/service /var/service /service; do
         ! find_real $services || break
     done
-    services=$real ttys='' first=''
+    services=$real ttys=''
     set +f
     for service in "/root$services"/*getty-*; do
         set -f
@@ -262,7 +266,7 @@ runit_logins() {
     sed "/exec.*getty /s|getty |getty $(answer) |" "$service" >/getty
     chmod 755 /getty
     mount --bind /getty "$service"
-    autologin=done
+    autologin=answered
 }
 serial=''
 
@@ -275,12 +279,12 @@ arrange_login() {
     case $real in
         */systemd)
             systemd_logins
-            autologin=${autologin:+done}
+            autologin=${autologin:+answered}
             ;;
         */runit-init | */runit) runit_logins ;;
         *) ! find_real /etc/inittab || inittab_logins ;;
     esac
-    case $autologin in '' | done) return ;; esac
+    case $autologin in '' | answered) return ;; esac
     say "--autologin has found no login to answer here: use \`p2pcloop run\`, or" \
         "--append init=/bin/sh"
 }
