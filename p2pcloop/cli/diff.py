@@ -14,7 +14,7 @@ from p2pcloop.client.terminal import progress_bar
 from p2pcloop.image.api import never_missing
 from p2pcloop.making.difference import Side, compare
 from p2pcloop.making.local import open_local
-from p2pcloop.making.pack import device_size
+from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
@@ -41,14 +41,14 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
     """
     home.create()
     with ExitStack() as stack:
-        left = _open(one, at or 0, home, stack, quiet=as_json)
-        right = _open(other, 0, home, stack, quiet=as_json)
+        left, before = _open(one, at or 0, home, stack, quiet=as_json)
+        right, after = _open(other, 0, home, stack, quiet=as_json)
         found = compare(left, right)
     answer: dict[str, Any] = {
         "blocks": found.blocks,
         "bytes": found.blocks * BLOCK_SIZE,
         "exact": found.exact,
-        "sizes": [left.image.size, right.image.size],
+        "sizes": [before, after],
     }
     if as_json:
         click.echo(to_json(answer))
@@ -57,17 +57,18 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
         click.echo(line)
 
 
-def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> Side:
+def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> tuple[Side, int]:
+    """An image, and the bytes of its device."""
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         stack.enter_context(target.client)
         opened = open_stored(target, home, stack)
-        return Side(opened.image, opened.supply)
+        return Side(opened.image, opened.supply), target.signed.manifest.device_length
     with progress_bar("reading", quiet=quiet) as progress:
         progress(0, device_size(target))
         image = open_local(target, home.indexes, progress)
     stack.callback(image.close)
-    return Side(image, never_missing)
+    return Side(image, never_missing), odd_length(target) or image.size
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:

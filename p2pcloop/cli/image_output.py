@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from p2pcloop.cli.output import check_place
+from p2pcloop.client.terminal import check_output_open
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
@@ -87,6 +88,8 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
     form = _choose_form(out, version, codec)
     kind = _kind(out)
     if kind == "stream":
+        if out == STDOUT:
+            check_output_open()
         if out == STDOUT and sys.stdout.isatty():
             raise UsageError("an image is not written to a terminal", hint="give it a pipe")
         return Output(out, out, kind, "raw" if form == "qcow2" else form)
@@ -217,7 +220,8 @@ def _stream(out: Path) -> Iterator[BinaryIO]:
         with out.open("wb") as file:
             yield file
     except OSError as err:
-        raise storage_error(f"cannot write {out}", err) from err
+        name = "the standard output" if out == STDOUT else out
+        raise storage_error(f"cannot write {name}", err) from err
 
 
 @contextmanager

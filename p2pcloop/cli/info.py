@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from p2pcloop.cli.options import at_option, file_options, home_option, json_option
 from p2pcloop.client.refs import StoredRef, resolve_ref
-from p2pcloop.errors import UsageError
+from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
@@ -19,13 +20,14 @@ from p2pcloop.formats.filesystem import (
     overlay_mode,
 )
 from p2pcloop.formats.iso import read_iso
-from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.overlay import Overlay, OverlayInfo
 from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.local import ImageFile
 from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.pack import device_size, odd_length, read_start
 from p2pcloop.making.parts import Part
 from p2pcloop.store.home import Home
+from p2pcloop.store.records import Records
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
 
@@ -52,7 +54,7 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
         with target.client:
             facts = _stored_facts(target)
     else:
-        facts = _file_facts(target)
+        facts = _file_facts(target, home)
     if as_json:
         click.echo(to_json(facts))
         return
@@ -63,10 +65,10 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
         click.echo(f"{key.replace('_', ' '):{width}}  {_to_text(key, value)}")
 
 
-def _file_facts(file: ImageFile) -> dict[str, Any]:
+def _file_facts(file: ImageFile, home: Home) -> dict[str, Any]:
     facts: dict[str, Any] = {"file": str(file.name), "format": file.kind}
     if file.kind == "overlay":
-        return facts | _overlay_facts(file)
+        return facts | _overlay_facts(file, home)
     if file.kind == "profile":
         raise UsageError(f"{file.name} is a profile", hint=f"p2pcloop profile show {file.name}")
     stored = file.size if file.given is None else file.given.stat().st_size
@@ -106,7 +108,7 @@ def _cloop_facts(file: ImageFile) -> dict[str, Any]:
         }
 
 
-def _overlay_facts(file: ImageFile) -> dict[str, Any]:
+def _overlay_facts(file: ImageFile, home: Home) -> dict[str, Any]:
     info = Overlay.inspect(file.path)
     changed = info.data_blocks + info.zero_blocks
     return {
@@ -115,13 +117,21 @@ def _overlay_facts(file: ImageFile) -> dict[str, Any]:
         "image_id": info.image_id,
         "manifest": info.manifest_id,
         "created": info.created,
-        "size": info.image_size,
+        "size": _device_length(info, home),
         "changed": info.data_blocks * BLOCK_SIZE,
         "zeroed": info.zero_blocks * BLOCK_SIZE,
         "changed_share": changed * BLOCK_SIZE / info.image_size,
         "room_on_disk": info.allocated,
         "in_use": info.in_use,
     }
+
+
+def _device_length(info: OverlayInfo, home: Home) -> int:
+    """Bytes of the device that an overlay lies on, or is: an overlay knows whole blocks alone."""
+    if info.mode == "block" and info.manifest_id is not None:
+        with suppress(P2pcloopError):
+            return Records(home).manifest(info.manifest_id).manifest.device_length
+    return info.image_size
 
 
 def _stored_facts(ref: StoredRef) -> dict[str, Any]:

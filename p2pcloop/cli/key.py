@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.refs import words_of_the_user
-from p2pcloop.client.terminal import ask_passphrase, choose_passphrase
+from p2pcloop.client.terminal import ask_passphrase, check_output_open, choose_passphrase
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text
 from p2pcloop.formats.name import format_key
@@ -112,6 +112,7 @@ def export(name: str, out: Path, protect: bool, home: Home) -> None:
         key = load_key(home.keys, name, ask_passphrase)
         text = format_key_text(key, choose_passphrase(f"the copy of the key {name}"))
     if str(out) == "-":
+        check_output_open()
         click.echo(text, nl=False)
         return
     check_place(out)

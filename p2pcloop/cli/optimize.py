@@ -166,7 +166,7 @@ def _touches(target: StoredRef, profile: Profile | None, home: Home, *, tell: bo
 
 def _facts(made: Optimized) -> dict[str, Any]:
     return {
-        "size": made.content.size,
+        "size": made.content.device_length,
         "layers": len(made.content.layers),
         "stored": made.layer.pack_length,
         "index": len(made.layer.index),

@@ -171,7 +171,7 @@ def _publish(request: _Request, who: Publisher, home: Home, stack: ExitStack) ->
     return answer | {
         "base": None if base is None else base.name,
         "filesystem": content.boot.root_type,
-        "size": content.length or content.size,
+        "size": content.device_length,
         "layers": len(content.layers),
         "unknown_blocks": made.changes.unknown,
         **_facts(made.delta),

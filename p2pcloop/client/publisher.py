@@ -60,6 +60,11 @@ class Content:
     profile: bytes = b""
     length: int = 0
 
+    @property
+    def device_length(self) -> int:
+        """Bytes of the device, whatever they are a multiple of."""
+        return self.length or self.size
+
     @classmethod
     def of(cls, manifest: Manifest) -> Content:
         """What a manifest says."""

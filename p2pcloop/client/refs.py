@@ -39,6 +39,7 @@ from p2pcloop.store.records import Records
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
 _FORMS_HINT = "a name is written @key/label, a link magnet:?…"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _IN_DIRECTORY = re.compile(r"/@[^/]*/[^/]*$")
 
 
@@ -135,7 +136,7 @@ def read_ref(ref: str, home: Home) -> Path | str:
         )
     path = Path(ref)
     pasted = clean_pasted(ref)
-    _check_whole(pasted)
+    _check_words(pasted, path)
     if is_link(pasted):
         return str(parse_link(pasted))
     if is_url(pasted):
@@ -145,7 +146,10 @@ def read_ref(ref: str, home: Home) -> Path | str:
     if _IN_DIRECTORY.search(ref):
         place = parse_place(ref)
         if not Path(place.base).is_dir():
-            raise NotHereError(f"{place.base} is not a directory that is here")
+            raise NotHereError(
+                f"{place.base} is not a directory that is here",
+                hint="the URL of a mirror begins with https:// or http://",
+            )
         return f"{Path(place.base).absolute()}/{place.name}"
     short = ShortNames(home).find(ref) if is_label(ref) else None
     is_file = path.exists() and not path.is_dir()  # a directory alone is never an image
@@ -161,13 +165,20 @@ def read_ref(ref: str, home: Home) -> Path | str:
     return path if short is None else str(short)
 
 
-def _check_whole(pasted: str) -> None:
-    """Refuse a link or name that documents have shortened with `…`."""
+def _check_words(pasted: str, path: Path) -> None:
+    """Refuse links and names that documents have shortened with `…`, and URLs of no mirror."""
     if (is_link(pasted) or pasted.startswith("@")) and "…" in pasted:
         raise UsageError(
             f"{pasted} is shortened: `…` stands for what was left out",
             hint="give all of it; of a key its first characters do, as in @kbth/debian",
         )
+    scheme, _, rest = pasted.partition("://")
+    if not rest or is_url(pasted) or not _SCHEME.fullmatch(scheme) or path.exists():
+        return
+    hint = "an image on the web is written https://HOST/DIR/@<key>/<label>, or as a link magnet:?…"
+    if scheme.lower() == "file":
+        hint = f"give the path: {rest}"
+    raise UsageError(f"{pasted}: p2pcloop does not read {scheme}:// URLs", hint=hint)
 
 
 def _not_here(ref: str, home: Home) -> NotHereError:

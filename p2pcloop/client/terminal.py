@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -10,12 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.text import printable, to_json
 from p2pcloop.units import format_size
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _WINDOW = 10.0
 """Seconds of the past from which the rate is taken: peers come and go."""
@@ -90,6 +95,37 @@ def running_command() -> str:
     return f"`{context.command_path if context else 'p2pcloop'}`, process {os.getpid()}"
 
 
+class _Named(io.FileIO):
+    """A standard stream whose errors name it, as those of files name these."""
+
+    def __init__(self, number: int, name: str) -> None:
+        super().__init__(number, "w", closefd=False)
+        self._told_as = name
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as err:
+            err.filename = self._told_as
+            raise
+
+
+_closed: set[int] = set()
+
+
+def check_output_open() -> None:
+    """Refuse to write what is asked for to a standard output that is closed.
+
+    Raises:
+        UsageError: it was closed when the command started.
+    """
+    if 1 in _closed:
+        raise UsageError(
+            "the standard output is closed: what is to be written there would be lost",
+            hint="give it a file or a pipe, or give OUT",
+        )
+
+
 def open_standard_streams() -> None:
     """Open those of the descriptors 0 to 2 that are closed on the null device.
 
@@ -100,17 +136,30 @@ def open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
+            _closed.add(number)
             null = os.open(os.devnull, os.O_RDWR)
             if null != number:  # a lower one was opened by whoever started Python
                 os.dup2(null, number)
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  for good
+    _name_output()
     # Names of files may be no text at all (surrogates): they are told as `\udcff`.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # else a test's
             reconfigure(errors="backslashreplace")
+
+
+def _name_output() -> None:
+    """Have errors of the standard output name it."""
+    old = sys.stdout
+    if old is sys.__stdout__ and isinstance(old, io.TextIOWrapper):  # else a test's
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Named(1, "the standard output")),
+            encoding=old.encoding,
+            line_buffering=old.line_buffering,
+        )
 
 
 class _OneLine(logging.Formatter):
@@ -147,9 +196,13 @@ def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
     if as_json and not err.facts_told:
         _tell_json(type(err).__name__, str(err), err.hint, err.exit_code)
     # A message may hold what strangers wrote: names of files, words of a guest or a server.
-    click.echo(f"p2pcloop: {printable(str(err))}", err=True)
+    told = f"p2pcloop: {printable(str(err))}"
     if err.hint:
-        click.echo(f"  hint: {printable(err.hint)}", err=True)
+        told += f"\n  hint: {printable(err.hint)}"
+    try:
+        click.echo(told, err=True)
+    except OSError:  # the exit code still tells
+        sys.stderr = None
     return err.exit_code
 
 
@@ -157,13 +210,19 @@ def report_usage(err: click.ClickException, *, as_json: bool = False) -> int:
     """Tell what is wrong with the words of the command line, as `report_error` does."""
     if as_json:
         _tell_json("UsageError", err.format_message(), None, err.exit_code)
-    err.show()
+    try:
+        err.show()
+    except OSError:
+        sys.stderr = None
     return err.exit_code
 
 
 def _tell_json(kind: str, message: str, hint: str | None, exit_code: int) -> None:
     facts = {"class": kind, "message": message, "hint": hint, "exit_code": exit_code}
-    click.echo(to_json({"error": facts}))
+    try:
+        click.echo(to_json({"error": facts}))
+    except OSError:  # the standard error still tells
+        sys.stdout = None
 
 
 VARIABLE = "P2PCLOOP_PASSPHRASE"

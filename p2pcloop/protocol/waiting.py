@@ -11,8 +11,9 @@ from p2pcloop.units import format_size
 def describe_waiting(fields: dict[str, Any]) -> str:
     """Say what a `waiting` event says: for how long nothing came, and how it went with whom."""
     what = "no peer sends anything" if fields["connected"] else "no peer reachable"
-    peers = printable(", ".join(map(str, fields["tried"]))) or "none: no peer is known"
-    return f"{what} for {fields['seconds']:.0f} s, still trying; peers tried: {peers}"
+    tried = printable(", ".join(map(str, fields["tried"])))
+    told = f"tried: {tried}" if tried else "no peer is known"
+    return f"{what} for {fields['seconds']:.0f} s, still trying; {told}"
 
 
 def describe_slow(fields: dict[str, Any], length: int) -> str:

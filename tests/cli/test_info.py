@@ -1,17 +1,23 @@
 """`p2pcloop info` of files that lie here."""
 
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop import errors
 from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.manifest import open_manifest, sign_manifest
 from p2pcloop.formats.overlay import Overlay
+from p2pcloop.store.home import Home
 from tests.cli.conftest import Run
 from tests.support.cds import make_iso
 from tests.support.cloops import FLAGS, build_old, build_v4
 from tests.support.images import make_image, write_cloop_file
+from tests.support.shared_layers import SharedLayer, manifest_of
 from tools.knoppix_cd import make_cd
 
 RAW = make_image(300_000)
@@ -126,6 +132,13 @@ def test_a_raw_image_of_any_size(p2pcloop: Run, tmp_path: Path) -> None:
     assert (facts["stored"], facts["size"]) == (300_000, 300_000)
 
 
+def test_a_difference_tells_the_true_sizes(p2pcloop: Run, tmp_path: Path) -> None:
+    for name, size in (("a.img", 5000), ("b.img", 8000)):
+        (tmp_path / name).write_bytes(bytes(size))
+    facts = p2pcloop("diff", tmp_path / "a.img", tmp_path / "b.img", "--json").json
+    assert facts["sizes"] == [5000, 8000]
+
+
 def test_an_overlay_tells_how_full_it_is(p2pcloop: Run, tmp_path: Path) -> None:
     path = tmp_path / "mine.delta"
     with Overlay.create(path, image_id=bytes(range(32)), image_size=64 * 4096) as overlay:
@@ -141,6 +154,38 @@ def test_an_overlay_tells_how_full_it_is(p2pcloop: Run, tmp_path: Path) -> None:
     text = p2pcloop("info", path).out
     assert "7.8%" in text
     assert "an image file" in text
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"), [(None, 64 * 4096 - 700), (lambda _: None, 64 * 4096)], ids=["block", "files"]
+)
+def test_an_overlay_tells_the_true_size_of_its_image(
+    p2pcloop: Run,
+    home: Path,
+    tmp_path: Path,
+    fill: Callable[[Overlay], None] | None,
+    told: int,
+) -> None:
+    """It holds whole blocks; the manifest knows the device. One of files is a device of its own."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    layer = SharedLayer(tmp_path, 0, {0: 1}, size=64)
+    manifest = replace(
+        manifest_of([layer]), key=key.public_key().public_bytes_raw(), length=64 * 4096 - 700
+    )
+    signed = open_manifest(sign_manifest(manifest, key))
+    Home.at(home).create()
+    (Home.at(home).manifests / signed.id.hex()).write_bytes(signed.data)
+    path = tmp_path / "mine.delta"
+    Overlay.create(
+        path,
+        image_id=manifest.image_id,
+        image_size=manifest.size,
+        manifest_id=signed.id,
+        fill=fill,
+    ).close()
+    assert p2pcloop("info", path, "--json").json["size"] == told
+    (Home.at(home).manifests / signed.id.hex()).unlink()
+    assert p2pcloop("info", path, "--json").json["size"] == 64 * 4096
 
 
 def test_an_overlay_in_use_tells_its_last_flush(p2pcloop: Run, tmp_path: Path) -> None:

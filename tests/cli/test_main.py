@@ -162,7 +162,9 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
             check=False,
         )
     assert done.returncode == errors.StorageError.exit_code
-    assert done.stderr.splitlines()[0] == "p2pcloop: the system refused: No space left on device"
+    assert done.stderr.splitlines()[0] == (
+        "p2pcloop: cannot use the standard output: No space left on device"
+    )
     assert "Traceback" not in done.stderr
 
 

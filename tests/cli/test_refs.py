@@ -93,6 +93,32 @@ def test_run_tells_where_the_guests_command_stands(p2pcloop: Run) -> None:
     assert "REF -- ls" not in p2pcloop("run", "--ovrlay", "a", "debian.cloop", "--", "ls").err
 
 
+@pytest.mark.parametrize(
+    "ref",
+    [f"ftp://x/{NAME}", "sftp://x/y.img", f"rsync://x/{NAME}", "ed2k://|file|x|", "file:///a.img"],
+)
+def test_a_url_of_another_scheme_is_no_file(node: Home, ref: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"does not read {ref.partition(':')[0]}:// URLs"
+    ) as caught:
+        read_ref(ref, node)
+    wanted = "give the path: /a.img" if ref.startswith("file") else "https://HOST/DIR/"
+    assert wanted in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("base", ["www.example.org", "https:/example.org"])
+def test_a_mirror_whose_url_has_no_scheme_is_told_so(node: Home, base: str) -> None:
+    with pytest.raises(NotHereError, match="not a directory") as caught:
+        read_ref(f"{base}/{NAME}", node)
+    assert "begins with https://" in str(caught.value.hint)
+
+
+def test_a_file_may_be_called_like_a_url(node: Home, tmp_path: Path) -> None:
+    (tmp_path / "ftp:").mkdir()
+    (tmp_path / "ftp:/x.img").touch()
+    assert read_ref("ftp://x.img", node) == Path("ftp:/x.img")
+
+
 def test_a_short_name_that_is_a_file_too(node: Home, tmp_path: Path) -> None:
     ShortNames(node).add("knoppix", NAME)
     (tmp_path / "knoppix").touch()

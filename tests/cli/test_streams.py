@@ -78,3 +78,64 @@ def test_a_wrong_word_is_json_too(p2pcloop: Run) -> None:
     assert ran.code == 2
     assert json.loads(ran.out)["error"]["class"] == "UsageError"
     assert "--nonsense" in ran.err
+
+
+def run_into(out: str, *arguments: object, home: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run p2pcloop with its standard output in a file."""
+    with open(out, "wb") as file:
+        return subprocess.run(
+            [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+            env=os.environ | {"P2PCLOOP_HOME": str(home)},
+        )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["key", "list"], ["key", "list", "--json"], ["images"], ["export", "IMAGE", "-"]],
+    ids=" ".join,
+)
+def test_an_output_that_takes_nothing_is_named(
+    home: Path, tmp_path: Path, words: list[str]
+) -> None:
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(range(256)) * 64)
+    assert run_closed(set(), "key", "new", "mine", home=home).returncode == 0
+    ran = run_into("/dev/full", *(image if w == "IMAGE" else w for w in words), home=home)
+    assert ran.returncode == 11
+    assert b"the standard output: No space left on device" in ran.stderr
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("words", [["info", "/nonexistent"], ["key", "list", "--nonsense"]])
+def test_an_error_keeps_its_code_where_its_json_cannot_be_written(
+    home: Path, words: list[str]
+) -> None:
+    ran = run_into("/dev/full", *words, "--json", home=home)
+    assert ran.returncode == (7 if words[0] == "info" else 2)
+    assert words[-1].encode() in ran.stderr
+    assert b"Traceback" not in ran.stderr
+
+
+def test_an_error_keeps_its_code_where_nobody_can_be_told(home: Path) -> None:
+    script = f'exec "{sys.executable}" -c "$0" info /nonexistent 2>/dev/full'
+    env = os.environ | {"P2PCLOOP_HOME": str(home)}
+    ran = subprocess.run(["sh", "-c", script, PROGRAM], timeout=120, check=False, env=env)
+    assert ran.returncode == 7
+
+
+@pytest.mark.parametrize("words", [["export", "IMAGE", "-"], ["key", "export", "mine"]])
+def test_nothing_is_written_to_a_standard_output_that_is_closed(
+    home: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """It ended well, and what was asked for was lost."""
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(range(256)) * 64)
+    assert run_closed({1}, "key", "new", "mine", home=home).returncode == 0
+    ran = run_closed({1}, *(str(image) if w == "IMAGE" else w for w in words), home=home)
+    assert ran.returncode == 2
+    assert b"the standard output is closed" in ran.stderr

@@ -34,6 +34,7 @@ def test_a_disk_keeps_its_last_sectors(nodes: Nodes, image: Path, tmp_path: Path
             f"dd if=/dev/zero of=/dev/vda bs={SECTOR_SIZE} seek={length // SECTOR_SIZE - 1}; sync"
         )
         guest.power_off()
+    assert reader.json("info", overlay)["size"] == length
 
     socket = tmp_path / "s"
     with reader.started("block", link, "--nbd", f"unix:{socket}") as block:

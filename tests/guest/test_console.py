@@ -37,6 +37,25 @@ async def test_output_to_a_file_ends_with_the_guest(pty: console.Pty, tmp_path: 
     assert (tmp_path / "log").read_bytes() == text
 
 
+async def test_a_file_that_takes_nothing_is_named() -> None:
+    sink = console.Sink(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left") as caught:
+        await sink.write(b"boot")
+    sink.close()
+    assert caught.value.filename == "/dev/full"
+
+
+async def test_a_standard_output_that_takes_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(console, "_STDOUT", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        await console.Sink("stdio").write(b"boot")
+    os.close(full)
+    assert caught.value.filename == "the standard output"
+
+
 async def test_reader_that_hangs_up_does_not_end_the_guest(
     pty: console.Pty, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,5 +9,13 @@ def test_a_slow_read_is_told_with_its_size_its_pace_and_its_peers() -> None:
 def test_nobody_answering_is_told_with_who_was_tried() -> None:
     fields = {"connected": False, "seconds": 12.3, "tried": []}
     assert describe_waiting(fields) == (
-        "no peer reachable for 12 s, still trying; peers tried: none: no peer is known"
+        "no peer reachable for 12 s, still trying; no peer is known"
+    )
+
+
+def test_servers_that_were_tried_are_not_called_peers() -> None:
+    tried = ["10.0.0.1:6881 (connection refused)", "http://10.0.0.2/: it ignores ranges"]
+    assert describe_waiting({"connected": True, "seconds": 3, "tried": tried}) == (
+        "no peer sends anything for 3 s, still trying; tried: 10.0.0.1:6881 (connection refused),"
+        " http://10.0.0.2/: it ignores ranges"
     )

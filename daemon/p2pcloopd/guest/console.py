@@ -123,6 +123,7 @@ class Sink:
     def __init__(self, console: Literal["stdio"] | Path | int) -> None:
         self._is_ours = not isinstance(console, Path)
         self.is_open = True
+        self._name = "the standard output" if console == "stdio" else str(console)
         if isinstance(console, Path):
             self._fd = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         else:
@@ -147,6 +148,7 @@ class Sink:
                 continue
             except OSError as err:
                 if not self._is_ours or err.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                    err.filename = self._name
                     raise
                 self.is_open = False
 

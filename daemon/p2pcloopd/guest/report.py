@@ -12,7 +12,7 @@ from p2pcloop.client.refs import StoredRef
 from p2pcloop.client.traffic import measure_traffic
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_size
+from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloopd.guest.spec import GuestResult
@@ -78,7 +78,7 @@ def image_facts(
     if isinstance(target, ImageFile):
         return {
             "image": str(target.name),
-            "image_size": device_size(target),
+            "image_size": odd_length(target) or device_size(target),
             "image_stored": target.size,
             "bytes_received": 0,
             "sources": {},
@@ -87,7 +87,7 @@ def image_facts(
     facts = {
         "image": target.name,
         "manifest": target.signed.id,
-        "image_size": manifest.size,
+        "image_size": manifest.device_length,
         "image_stored": sum(layer.pack_length for layer in manifest.layers),
     }
     assert before is not None
