@@ -7,6 +7,8 @@ import os
 import hypothesis
 import pytest
 
+from tests.support.order import deal
+
 # Tests assert no times: a busy machine makes any of them late.
 hypothesis.settings.register_profile("p2pcloop", deadline=None)
 hypothesis.settings.load_profile("p2pcloop")
@@ -15,12 +17,26 @@ hypothesis.settings.load_profile("p2pcloop")
 os.environ.setdefault("P2PCLOOP_KERNEL", "system")
 
 _LATER = ("interop", "e2e")
+_FOLDERS_THAT_WAIT = ("engine", "interop", "node")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the quick tests first, then those with foreign programs, then the boots."""
-    items.sort(key=_rank)
+    """Run the quick tests first, then those with foreign programs, then the boots.
+
+    Where several workers share the tests, each begins with boots instead.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        items[:] = deal(items, workers, _weight, lambda item: item.path)
+    else:
+        items.sort(key=_rank)
 
 
 def _rank(item: pytest.Item) -> int:
     return max((n for n, mark in enumerate(_LATER, 1) if item.get_closest_marker(mark)), default=0)
+
+
+def _weight(item: pytest.Item) -> int:
+    if item.get_closest_marker("e2e"):
+        return 20
+    return 3 if item.path.parent.name in _FOLDERS_THAT_WAIT else 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs import Guest, Node, Nodes
-from tests.support.stock_images import STOCK, stock_images
+from tests.support.stock_images import STOCK, stock_image
 
 pytestmark = pytest.mark.e2e
 
@@ -21,11 +21,6 @@ READ = "cat /root/kept; grep -rl autologin /etc; echo o > /proc/sysrq-trigger; s
 
 
 @pytest.fixture(scope="module")
-def images() -> dict[str, Path]:
-    return stock_images()
-
-
-@pytest.fixture(scope="module")
 def three() -> Iterator[list[Node]]:
     """A publisher, one who changes, and one who reads."""
     with Nodes() as nodes:
@@ -34,10 +29,10 @@ def three() -> Iterator[list[Node]]:
 
 @pytest.mark.parametrize("name", STOCK)
 def test_a_stock_image_is_changed_and_passed_on(
-    images: dict[str, Path], three: list[Node], tmp_path: Path, name: str
+    three: list[Node], tmp_path: Path, name: str
 ) -> None:
     publisher, changer, reader = three
-    link = publisher.seed(images[name], name)["link"]
+    link = publisher.seed(stock_image(name), name)["link"]
     overlay = tmp_path / "mine.delta"
     with Guest(changer, link, "--overlay", overlay, "--autologin") as guest:
         guest.expect(r"# (\x1b\[6n)?$", SLOW)
@@ -58,10 +53,8 @@ def test_a_stock_image_is_changed_and_passed_on(
 
 
 @pytest.mark.parametrize("name", ["bookworm", "busybox"])
-def test_a_locked_root_is_told_before_the_prompt(
-    images: dict[str, Path], three: list[Node], name: str
-) -> None:
-    with Guest(three[1], images[name]) as guest:
+def test_a_locked_root_is_told_before_the_prompt(three: list[Node], name: str) -> None:
+    with Guest(three[1], stock_image(name)) as guest:
         guest.expect("p2pcloop: root is locked in this image", SLOW)
         guest.expect("login: $", SLOW)
         guest.kill()

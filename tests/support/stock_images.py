@@ -2,32 +2,35 @@
 
 Nothing in them is made for p2pcloop; root is locked, as mmdebstrap leaves it. They are made once,
 and kept in build/stock under the hash of their recipe: without them, the first run needs a Debian
-mirror and some minutes.
+mirror and a minute. `python -m tests.support.stock_images` makes all of them beside other work:
+a test waits for its image only, and makes it where that failed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from tools.tiny_image import fill_root
 
 STOCK = {
-    "bookworm": ("bookworm", "systemd-sysv,login"),
-    "trixie": ("trixie", "systemd-sysv,login"),
-    "sid": ("sid", "systemd-sysv,login"),
-    "sysvinit": ("bookworm", "sysvinit-core,login"),
-    "openrc": ("bookworm", "sysvinit-core,openrc,login"),
-    "runit": ("bookworm", "runit-init,login"),
+    "bookworm": ("bookworm", "systemd-sysv"),
+    "trixie": ("trixie", "systemd-sysv"),
+    "sid": ("sid", "systemd-sysv"),
+    "sysvinit": ("bookworm", "sysvinit-core"),
+    "openrc": ("bookworm", "sysvinit-core,openrc"),
+    "runit": ("bookworm", "runit-init"),
     "busybox": ("", ""),
 }
-"""Suite and packages of each; none for the busybox."""
+"""Suite and init of each; none for the busybox."""
 
 _CACHE = Path(__file__).parents[2] / "build" / "stock"
 _BOUND = 900
@@ -35,6 +38,13 @@ _BOUND = 900
 
 _MAKE_ROOT = Path(__file__).with_name("stock-root.sh")
 _MAKE_IMAGE = Path(__file__).with_name("stock-image.sh")
+
+# usr-is-merged: else bookworm installs perl, to merge /usr in a system that runs.
+_BASE = (
+    "--variant=essential", "--include=login,usr-is-merged",
+    "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+)  # fmt: skip
+_GROWN = ("--variant=custom", "--setup-hook=tar-in base.tar /")
 
 _INITTAB = """\
 ::sysinit:/etc/start
@@ -45,36 +55,60 @@ tty2::respawn:/bin/getty 38400 tty2
 """
 
 
-def stock_images(names: Iterable[str] = STOCK) -> dict[str, Path]:
-    """Return a cloop of each, made where it is not here yet."""
-    paths = {name: _CACHE / f"{name}-{_recipe(name)[:12]}.cloop" for name in names}
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    missing = [name for name, path in paths.items() if not path.exists()]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(_make, missing, [paths[name] for name in missing]))
-    return paths
-
-
-def _recipe(name: str) -> str:
+def stock_image(name: str) -> Path:
+    """Return the cloop of one of `STOCK`; make it where it is not here yet."""
     scripts = (_MAKE_ROOT.read_text(), _MAKE_IMAGE.read_text())
-    words = (*STOCK[name], *scripts, "" if STOCK[name][0] else _INITTAB)
-    return hashlib.sha256("\0".join(words).encode()).hexdigest()
+    recipe = (*STOCK[name], *scripts, *_BASE, *_GROWN, "" if STOCK[name][0] else _INITTAB)
+    return _made(name, recipe, ".cloop", lambda work: _make_image(name, work))
 
 
-def _make(name: str, path: Path) -> None:
-    suite, packages = STOCK[name]
-    with tempfile.TemporaryDirectory(dir=_CACHE, prefix=".making-") as directory:
-        work = Path(directory)
-        if suite:
-            mode = "root" if os.getuid() == 0 else "unshare"
-            _run(work, _MAKE_ROOT, mode, suite, packages)
-        else:
-            _fill_busybox(work / "root")
-        # mke2fs must see the files' true owners (tools/build-image).
-        owner = [] if os.getuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
-        _run(work, *owner, _MAKE_IMAGE)
-        (work / "image.cloop").chmod(0o444)
-        shutil.move(work / "image.cloop", path)
+def _base(suite: str) -> Path:
+    """Return a Debian without an init, as a tar file: what several images share."""
+    recipe = (suite, _MAKE_ROOT.read_text(), *_BASE)
+    return _made(f"base-{suite}", recipe, ".tar", lambda work: _debian(work, *_BASE, suite))
+
+
+def _made(name: str, recipe: tuple[str, ...], suffix: str, make: Callable[[Path], Path]) -> Path:
+    """Return the file of a recipe: what `make` wrote into a scratch directory, now or before."""
+    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()
+    path = _CACHE / f"{name}-{digest[:12]}{suffix}"
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    with _locked(_CACHE / f".{name}.lock"):
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=_CACHE, prefix=".making-") as work:
+                made = make(Path(work))
+                made.chmod(0o444)
+                shutil.move(made, path)
+    return path
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes, and threads of this one, from making the same."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make_image(name: str, work: Path) -> Path:
+    suite, init = STOCK[name]
+    if not suite:
+        _fill_busybox(work / "root")
+    elif sum(suite == other for other, _ in STOCK.values()) == 1:
+        _debian(work, *_BASE, f"--include={init}", suite)
+    else:
+        (work / "base.tar").symlink_to(_base(suite))
+        _debian(work, *_GROWN, f"--include={init}", suite)
+    # mke2fs must see the files' true owners (tools/build-image).
+    owner = [] if os.getuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
+    _run(work, *owner, _MAKE_IMAGE)
+    return work / "image.cloop"
+
+
+def _debian(work: Path, *arguments: str) -> Path:
+    mode = "root" if os.getuid() == 0 else "unshare"
+    _run(work, _MAKE_ROOT, f"--mode={mode}", *arguments)
+    return work / "root.tar"
 
 
 def _fill_busybox(root: Path) -> None:
@@ -90,3 +124,8 @@ def _run(work: Path, *command: str | Path) -> None:
         stderr=subprocess.STDOUT, text=True, timeout=_BOUND, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(stock_image, STOCK))

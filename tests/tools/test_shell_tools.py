@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.programs import read_until, started
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = [
@@ -115,6 +119,17 @@ def test_a_tiny_image_is_built_once_and_its_cloop_holds_it(tmp_path: Path) -> No
     assert second.stdout == first.stdout
     assert cloop.stat().st_ino == built.st_ino
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.cloop", "tiny.img", "tiny.log"]
+
+
+def test_what_another_call_builds_is_waited_for(tmp_path: Path) -> None:
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    command = (CHECKOUT / "tools/build-image", "--tiny", "--out", tmp_path)
+    with started(command) as build:
+        assert str(tmp_path) in read_until(build, "waiting for another build-image")
+        (tmp_path / "tiny.cloop").touch()
+        os.close(lock)
+        assert build.communicate(timeout=60)[0] == f"{tmp_path}/tiny.cloop\n"
 
 
 @pytest.mark.interop
