@@ -17,6 +17,7 @@ from bench import (
     memory,
     nbd_reads,
     packing,
+    page,
     seed,
     serve,
     stack,
@@ -62,7 +63,7 @@ SUITES = {
 }
 """Measures over slow links, with options of their own; named first, and alone."""
 
-OTHERS = {"compare": compare.main}
+OTHERS = {"compare": compare.main, "page": page.main}
 """Commands that work with the reports of measures; named first, with options of their own."""
 
 

@@ -56,7 +56,8 @@ class Quantity:
 
 def _digits(value: float) -> str:
     size = abs(value)
-    return f"{value:,.{0 if size >= 100 else 1 if size >= 20 else 2}f}"
+    text = f"{value:,.{0 if size >= 100 else 1 if size >= 20 else 2}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _scaled(value: float, unit: str, text: Callable[[float], str]) -> str:
@@ -223,11 +224,17 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def as_json(report: Report) -> str:
-    """A report as JSON; ratios and verdicts are added for other readers."""
+    """A report as JSON, a line for each figure; ratios and verdicts are added for other readers."""
     told = asdict(report)
     for bar, fields in zip(report.bars, told["bars"], strict=True):
         fields |= {"ratio": round(bar.value.value, 4), "reached": bar.reached}
-    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    figures, bars = (",\n".join(map(_line, told.pop(name))) for name in ("figures", "bars"))
+    head = _line(told).removesuffix("}").replace(', "run": ', ',\n"run": ')
+    return f'{head},\n"figures": [\n{figures}\n],\n"bars": [\n{bars}\n]}}\n'
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_report(path: Path) -> Report:

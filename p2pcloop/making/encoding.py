@@ -82,7 +82,7 @@ _ZSTD = {
         19, source_size=HOT_BLOCKS * BLOCK_SIZE
     ),
 }
-"""`Level.DELTA` makes 20 to 30 MB/s on two cores; measured in docs/performance.md."""
+"""`Level.DELTA` makes 20 to 30 MB/s on two cores (docs/measurements/2026-11-packing.md)."""
 
 
 class _Compressors(threading.local):

@@ -35,8 +35,8 @@ AUTOLOGIN = "p2pcloop.autologin"
 """A word of the kernel's command line: root is logged in at the console, for this boot."""
 
 READ_AHEAD_KB = 16
-"""What the guest reads ahead on its disk (measured: docs/performance.md). Kernels set up to 8192 on
-virtio-blk, which drags megabytes over the wire for each miss."""
+"""KiB that the guest reads ahead on its disk (docs/measurements/2026-11-guest-kernel.md). The
+kernel's own choice is up to 8192 on virtio-blk: each miss would fetch megabytes."""
 
 _SEED_SIZE = 64
 
