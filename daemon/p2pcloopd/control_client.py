@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ LAST_DELAY = 1.0
 
 GONE_SECONDS = 2.0
 """A call that waits so long for p2pcloopd to come back says so."""
+
+BACK_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -186,6 +188,10 @@ class ControlClient:
         self._calls.clear()
 
 
+async def _nothing(_client: ControlClient) -> None:
+    pass
+
+
 class ReconnectingClient:
     """A connection that outlives p2pcloopd: calls wait for it to come back and are asked again.
 
@@ -193,10 +199,23 @@ class ReconnectingClient:
     Run `run` in a nursery for as long as calls are made; it never ends by itself.
     """
 
-    def __init__(self, path: Path, on_gone: Callable[[], None] = lambda: None) -> None:
-        """`on_gone` is called once for each time that a call waits `GONE_SECONDS` for p2pcloopd."""
+    def __init__(
+        self,
+        path: Path,
+        on_gone: Callable[[], None] = lambda: None,
+        on_back: Callable[[ControlClient], Awaitable[None]] = _nothing,
+    ) -> None:
+        """Nothing is done before `run`.
+
+        Args:
+            path: of the control socket.
+            on_gone: called once for each time that a call waits `GONE_SECONDS` for p2pcloopd.
+            on_back: called with each connection but the first, before calls go on: the new
+                p2pcloopd knows nothing of what was said before. Takes `BACK_SECONDS` at most.
+        """
         self._path = path
         self._on_gone = on_gone
+        self._on_back = on_back
         self._told_gone = False
         self._client: ControlClient | None = None
         self._connected = trio.Event()  # set, and replaced, at each new connection
@@ -236,6 +255,9 @@ class ReconnectingClient:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(client.run)
                     delay = FIRST_DELAY
+                    if self._client is not None:
+                        with trio.move_on_after(BACK_SECONDS):
+                            await self._on_back(client)
                     self._client = client
                     self._told_gone = False
                     self._connected.set()

@@ -20,7 +20,16 @@ import pytest
 
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.link import Link, parse_link, parse_peer
-from tests.support.programs import BOUND, Guest, Node, Nodes, read_until, started, wait_readable
+from tests.support.programs import (
+    BOUND,
+    Guest,
+    Node,
+    Nodes,
+    read_until,
+    started,
+    tool,
+    wait_readable,
+)
 from tools.tiny_image import SHELL_PROMPT
 
 from .conftest import DATA
@@ -264,3 +273,25 @@ def tracker(host: str, port: int) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_p2pcloopd_that_comes_back_under_a_reader_asks_servers(
+    nodes: Nodes, cloop: Path, tmp_path: Path
+) -> None:
+    """It knew of no mirror until a command named the image again, and asked peers for all."""
+    seeder, reader = nodes.make(), nodes.make()
+    link = seeder.seed(cloop)["link"]
+    socket = tmp_path / "s"
+    with reader.started("block", link, "--nbd", f"unix:{socket}") as block:
+        read_until(block, "serving")
+        read = ("qemu-io", "-r", "-f", "raw", f"nbd+unix:///?socket={socket}", "-c")
+        tool(*read, "read 8M 64k")
+        reader.signal(signal.SIGKILL)
+        reader.run("daemon", "start")
+        for at in range(9, 14):
+            tool(*read, f"read {at}M 64k")
+        torrents = [each for each in reader.torrents().values() if each["traffic"]["servers"]]
+        assert len(torrents) == 1, "the pack's"
+        traffic = torrents[0]["traffic"]
+        assert sum(peer["received"] for peer in traffic["peers"]) == 0
+        assert torrents[0]["received_again"] == 0

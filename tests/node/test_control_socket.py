@@ -30,6 +30,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import Home
+from p2pcloopd import control_client
 from p2pcloopd.control_client import (
     GONE_SECONDS,
     ConnectionLostError,
@@ -359,6 +360,44 @@ async def test_a_reconnecting_call_waits_for_the_server_and_outlives_it(
                 await done.wait()
                 nursery.cancel_scope.cancel()
     assert results == [{}]
+
+
+async def test_a_server_that_comes_back_is_told_first(
+    socket_path: Path, operations: Operations
+) -> None:
+    """Not the first one: who makes the connection has just told it."""
+    told: list[dict[str, Any]] = []
+
+    async def tell(client: ControlClient) -> None:
+        told.append(await client.call("echo", number=len(told)))
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            client = ReconnectingClient(socket_path, on_back=tell)
+            await nursery.start(client.run)
+            for count in range(3):
+                async with serving(socket_path, operations):
+                    await client.call("echo")
+                    assert len(told) == count
+            nursery.cancel_scope.cancel()
+    assert told == [{"number": 0}, {"number": 1}]
+
+
+async def test_one_that_says_nothing_to_that_holds_calls_up_for_a_while(
+    socket_path: Path, operations: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def tell(client: ControlClient) -> None:
+        await client.call("wait")
+
+    monkeypatch.setattr(control_client, "BACK_SECONDS", 0)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            client = ReconnectingClient(socket_path, on_back=tell)
+            await nursery.start(client.run)
+            for _ in range(2):
+                async with serving(socket_path, operations):
+                    assert await client.call("echo", data=b"1") == {"data": b"1"}
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_call_that_waits_for_the_server_says_so_once(

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import trio
 
-from p2pcloop.errors import StorageError
-from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.errors import P2pcloopError, StorageError
+from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
@@ -32,7 +32,7 @@ from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
 from p2pcloopd.block.supplier import Supplier
-from p2pcloopd.control_client import ReconnectingClient
+from p2pcloopd.control_client import ControlClient, ReconnectingClient
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,17 @@ def _tell_gone(home: Home) -> None:
     )
 
 
+async def _know_again(manifest: Manifest, client: ControlClient) -> None:
+    """Have a p2pcloopd that came back know where the image may be had.
+
+    Else it would read by BitTorrent alone, which takes longer and brings whole blocks.
+    """
+    try:
+        await client.call("resolve", ref=str(manifest.name), at=manifest.version)
+    except P2pcloopError as err:  # its layers are had from where they were before
+        _log.debug("p2pcloopd knows nothing of %s any more: %s", manifest.name, err)
+
+
 def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
     image = open_local(
         *(file, spec.home.indexes, _no_progress), cache_size=spec.cache_size, spill=spec.home.tmp
@@ -121,7 +132,9 @@ async def _open_stored(
     )
     over, changes = _place(spec, overlay)
     ready()
-    client = ReconnectingClient(spec.home.control_socket, partial(_tell_gone, spec.home))
+    client = ReconnectingClient(
+        spec.home.control_socket, partial(_tell_gone, spec.home), partial(_know_again, manifest)
+    )
     await nursery.start(client.run)
     supplier = Supplier(client, stored.accept)
     while True:
