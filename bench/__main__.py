@@ -16,6 +16,7 @@ from bench import (
     guest_reads,
     memory,
     nbd_reads,
+    only_source,
     packing,
     page,
     seed,
@@ -36,6 +37,7 @@ MEASURES = {
         boot.BOOT,
         boot.READ_ONLY,
         fetch.FETCH,
+        only_source.ONLY_SOURCE,
         first_block.FIRST_BLOCK,
         guest_reads.READS,
         nbd_reads.READS,
@@ -76,7 +78,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
         description="Measure p2pcloop against its bars. Contenders run turn about; a figure is the"
         " median of all rounds, a ratio is of two medians of the same run.",
         epilog=f"measures (all of these if none is named):\n{listed}\n"
-        f"over slow links, and with what was measured:\n{others}",
+        f"over slow links, and with reports:\n{others}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help="measures to take")

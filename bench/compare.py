@@ -26,8 +26,8 @@ _OWN = "p2pcloop,p2pcloop-profile,p2pcloop-warm"
 """The contenders of `links` that run p2pcloop."""
 
 _WITH_RECORDED = ("links", "crowd")
-_IN_PROCESS = {"first-block", "memory", "stack"}
-"""Measures that run code of this checkout, whatever program they are given."""
+_IN_PROCESS = {"first-block", "memory", "only-source", "stack"}
+"""Measures that run code of this checkout even if they are given another program."""
 
 _MORE_IS_BETTER = ("/s", "MB/s")
 _STOP_SECONDS = 60.0
@@ -147,7 +147,7 @@ def _one_run(argv: Sequence[str | Path], folder: Path, limit: float) -> Report:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a run and what it started: it cleans up on SIGINT."""
+    """End a run with SIGINT, on which it ends its children."""
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         try:

@@ -1,4 +1,4 @@
-"""How long a read waits for a chunk that is not here, over loopback from one peer.
+"""The wait of a read for a chunk that is not here, over loopback from one peer.
 
 Reads of 4 KiB through NBD, one after the other, each in another chunk and far enough from the last
 that no piece is asked for twice.
@@ -36,7 +36,7 @@ def scattered_data(image: Path) -> dict[int, bytes]:
 
 
 def wait_times(reader: NbdReader, blocks: dict[int, bytes]) -> list[float]:
-    """Milliseconds for each block; what comes is compared."""
+    """Milliseconds for each block; the content is compared."""
     times = []
     for offset, block in blocks.items():
         start = time.perf_counter()
@@ -64,7 +64,7 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
                     server([*argv, "--nbd", f"unix:{path}"], path, bench.work / "block.log"),
                 ):
                     reader = NbdReader(path)
-                    reader.read(0)  # what is needed once: manifest, maps, the connection
+                    reader.read(0)  # everything needed once: manifest, maps, connection
                     times = wait_times(reader, blocks)
                     reader.close()
             finally:

@@ -1,4 +1,4 @@
-"""A figure: what was measured, its value in each round, and the run that it is of. And its JSON.
+"""A figure: the thing measured, its value in each round, and its run. And the JSON of all that.
 
 All commands of `tools/bench` write the same file, a `Report`: one run (command, date, load,
 machine), its figures, and the bars that they were held against. `bench/page.py` makes
@@ -89,7 +89,7 @@ class Figure:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What identifies a figure within a report."""
+        """Identifies a figure within a report."""
         return self.what, self.by, self.where
 
     @property
@@ -122,7 +122,7 @@ class Bar:
 
     @property
     def value(self) -> Quantity:
-        """What the limit is about."""
+        """The value that the limit applies to."""
         return self.ours if self.base is None else self.ours / self.base
 
     @property
@@ -238,7 +238,7 @@ def _line(value: object) -> str:
 
 
 def read_report(path: Path) -> Report:
-    """Read what `write_report` wrote.
+    """Read a report that `write_report` wrote.
 
     Raises:
         ValueError: it is no report; the message names the file.

@@ -1,4 +1,4 @@
-"""What crosses before the first block of a large image can be read, from nothing but its link.
+"""Bytes that cross before the first block of a large image can be read, by its link alone.
 
 A 2 GB image of 28,000 chunks is seeded by one node and read by another with an empty home, both in
 a network namespace of their own: its loopback counts every packet, both ways, of 1500 bytes at

@@ -110,7 +110,7 @@ static void measure_random(int depth)
 		if (end - start >= SECONDS)
 			break;
 	}
-	syscall(SYS_io_destroy, context); /* waits for what is in flight */
+	syscall(SYS_io_destroy, context); /* waits for the reads in flight */
 	printf("random_%d_us %.2f\n", depth, (end - start) * 1e6 / done);
 }
 

@@ -19,7 +19,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every measure works with.
+    """The means of every measure.
 
     Attributes:
         image: the raw image.
@@ -60,8 +60,8 @@ class Measure:
 
     Attributes:
         units: of each value that a contender returns, by its name.
-        contenders: enters what all rounds share (a seeder, a server) and yields a callable for
-            each contender, which runs it once and returns its values.
+        contenders: enters the servers that all rounds share and yields a callable for each
+            contender, which runs it once and returns its values.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Images as large as the formats allow, written straight into a home: a publisher may claim them.
+"""Images as large as the formats allow, written straight into a home: a publisher can claim them.
 
 The module itself serves one: `python -m bench.limits HOME SOCKET [OVERLAY]`.
 """

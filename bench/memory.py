@@ -1,7 +1,7 @@
 """Memory of p2pcloopd and of the block server after a cold boot and a sweep over the image.
 
-Counted are a process's own pages and those of files (RssAnon, RssFile), not the guest's memory,
-which the block server shares (RssShmem).
+This counts a process's own pages and those of files (RssAnon, RssFile). It does not count the
+guest's memory, which the block server shares (RssShmem).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def resident_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     sizes = re.findall(r"^Rss(?:Anon|File):\s*(\d+) kB$", status, re.MULTILINE)
     if len(sizes) != 2:
-        raise BenchError(f"/proc/{pid}/status tells no RssAnon and RssFile")
+        raise BenchError(f"/proc/{pid}/status has no RssAnon and RssFile")
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return sum(map(int, sizes)) * 1024 / 1e6 + sum(resident_mb(int(child)) for child in children)
 
 
 def peak_mb(pid: int) -> float:
-    """The most megabytes that a process alone has had so far, shared memory included."""
+    """The largest memory of a process alone so far, in megabytes, shared memory included."""
     status = Path(f"/proc/{pid}/status").read_text()
     (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     return int(peak) * 1024 / 1e6
@@ -72,7 +72,7 @@ def _after_sweep(bench: Bench) -> Values:
 def _at_limit(
     bench: Bench, write: Callable[[Home], None], use: Callable[[NbdReader], None], *arguments: Path
 ) -> Values:
-    """Memory of a block server over an image that is as large as may be, once it was used."""
+    """Memory of a block server that has served an image as large as the formats allow."""
     folder = bench.work / "limits"
     shutil.rmtree(folder, ignore_errors=True)
     write(Home.at(folder))

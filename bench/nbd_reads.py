@@ -1,4 +1,4 @@
-"""Reads over a whole image through NBD, by fio: at random and in a row, one and many at a time.
+"""Reads over a whole image through NBD, by fio: random and sequential, one and many at a time.
 
 Every server starts anew for every job, with the image file in the page cache: so p2pcloop begins
 each with nothing decoded. Servers and fio share the same processors.
@@ -19,7 +19,7 @@ SECONDS = 6
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What fio reads: `pattern` is its `--rw`, `size` bytes at once, `depth` of them in flight."""
+    """Reads by fio: `pattern` is its `--rw`, `size` bytes at once, `depth` of them in flight."""
 
     pattern: str
     size: int
@@ -46,7 +46,7 @@ def read_rate(socket: Path, job: Job) -> float:
     try:
         return float(told["jobs"][0]["read"]["iops"])
     except (KeyError, IndexError, TypeError) as err:
-        raise BenchError(f"fio told no rate: {err}") from err
+        raise BenchError(f"fio reported no rate: {err}") from err
 
 
 def _rates(argv: list[Argument], socket: Path, log: Path) -> Values:

@@ -23,6 +23,7 @@ SECTIONS = {
     "crowd": "Many nodes that boot at once",
     "missing": "One missing chunk, over a link with a round trip",
     "fetch": "One missing chunk, over loopback",
+    "only-source": "A foreign client as the only source",
     "kept": "The next version of an image, with the profile of the one before",
     "download": "A whole image",
     "twice": "Bytes that are received although they are here",
@@ -34,7 +35,7 @@ SECTIONS = {
     "cloop-reads": "Reads of a cloop V4.0 over NBD",
     "stack": "A stack of 20 layers",
     "memory": "Memory",
-    "serve": "What it costs to compare what is served",
+    "serve": "The cost of comparing pieces before they are served",
     "seed": "Seeding a cloop",
     "cloop-seed": "Seeding a cloop V4.0",
     "pack": "Packing a raw image",
@@ -52,8 +53,8 @@ _HEAD = """\
 <!-- Made by `tools/bench page` of docs/measurements/current/. Do not edit it. -->
 
 The newest figure of each measure, with the command that repeats it. [measuring.md](measuring.md)
-says how each is taken and what a bar is; [measurements/](measurements/README.md) has what was
-tried before, by date. Every figure is the median of its rounds. A ratio is of two medians of the
+says how each is taken and what a bar is; [measurements/](measurements/README.md) has older
+measurements by date. Every figure is the median of its rounds. A ratio is of two medians of the
 same run, and `—` stands for one that other work on the machine made meaningless.
 
 The load is the load average of one minute at the start and at the end of a run. From a load of

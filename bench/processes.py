@@ -1,4 +1,4 @@
-"""Start what is measured, wait until it is ready, and end all of it by process id."""
+"""Start programs, wait until they are ready, and end them by process id."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def serving(
 
 
 def run(argv: Sequence[Argument], *, limit: float = 600) -> str:
-    """Run a program to its end; what it printed.
+    """Run a program to its end; returns its output.
 
     Raises:
         BenchError: it failed, or did not end in time.
@@ -74,10 +74,10 @@ def run(argv: Sequence[Argument], *, limit: float = 600) -> str:
 
 
 def run_json(argv: Sequence[Argument], *, limit: float = 600) -> Any:  # noqa: ANN401  any JSON
-    """Run a program that prints JSON; what it told."""
+    """Run a program that prints JSON; returns the value."""
     output = run(argv, limit=limit)
     try:
-        return json.loads(output[output.index("{") :])  # fio's NBD engine says hello first
+        return json.loads(output[output.index("{") :])  # fio's NBD engine prints a line before
     except ValueError as err:
         raise BenchError(f"{argv[0]} printed no JSON: {output[:200]!r}") from err
 
@@ -121,16 +121,16 @@ def seeding(bench: Bench) -> Iterator[str]:
         argv: list[Argument] = [bench.p2pcloop, "seed", bench.cloop, "--name", "bench"]
         told = run_json([*argv, "--json", "--home", home])
         if not isinstance(told, dict) or not isinstance(told.get("link"), str):
-            raise BenchError("p2pcloop seed --json told no link")
+            raise BenchError("p2pcloop seed --json printed no link")
         yield told["link"]
 
 
 def daemon_pid(home: Path) -> int:
-    """The process id of the p2pcloopd that holds a home (its lock file tells it)."""
+    """The process id of the p2pcloopd that holds a home, from its lock file."""
     try:
         return int((home / "lock").read_text())
     except (OSError, ValueError) as err:
-        raise BenchError(f"{home}/lock tells no process id: {err}") from err
+        raise BenchError(f"{home}/lock has no process id: {err}") from err
 
 
 def fresh_copy(image: Path, copy: Path) -> None:

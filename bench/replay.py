@@ -1,4 +1,4 @@
-"""Read from a block server as a recorded guest did: closed loop, with the guest's own pauses."""
+"""Replay a recorded guest's reads from a block server: a closed loop, with the guest's pauses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Wait:
     """How long a read waited.
 
     Attributes:
-        at: seconds since the replay began when it was asked for.
-        seconds: until its answer.
+        at: when it was issued, in seconds since the replay began.
+        seconds: from then until its answer.
     """
 
     at: float
@@ -25,9 +25,9 @@ class Wait:
 
 
 def replay(reader: NbdReader, reads: Sequence[Read]) -> list[Wait]:
-    """Ask for each read once as many are answered as had been when it was recorded, and the
-    recorded pause has passed. So what was asked for at one time is so again, and what waited for an
-    answer waits for it however long that takes.
+    """Issue each read once as many reads are answered as at its recording, and the recorded pause
+    has passed. So parallel reads are parallel again, and a read that depended on an answer waits
+    for that answer, however long it takes.
 
     Raises:
         BenchError, TimeoutError: as NbdReader.
@@ -51,7 +51,7 @@ def replay(reader: NbdReader, reads: Sequence[Read]) -> list[Wait]:
     while len(waits) < len(reads):
         pause = ask_what_is_due()
         if len(asked) == len(waits):
-            assert pause is not None, "a read waits for answers that nobody asked for"
+            assert pause is not None, "a read waits for answers that were never requested"
             time.sleep(pause)
         elif pause is None or select.select([reader], [], [], pause)[0]:
             handle, _ = reader.answer()

@@ -1,6 +1,6 @@
-"""What others move between two raw images, each at the setting that moves least.
+"""Bytes that other programs move between two raw images, each at the setting that moves least.
 
-Their bytes do not vary, so each is asked once a run.
+Their bytes do not vary, so each runs once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def rsync_bytes(old: Path, new: Path, work: Path) -> int:
     target.unlink()
     counts = re.findall(r"^Total bytes (?:sent|received): ([\d,]+)", said, re.MULTILINE)
     if len(counts) != 2:
-        raise BenchError(f"rsync --stats told {counts}")
+        raise BenchError(f"rsync --stats printed {counts}")
     return sum(int(count.replace(",", "")) for count in counts)
 
 

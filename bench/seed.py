@@ -84,7 +84,8 @@ SEED = Measure(
 def repeat_cloop(source: Path, dest: Path, size: int) -> None:
     """Write a cloop V4.0 of at least `size` bytes: the blocks of a smaller one, again and again.
 
-    Its header is last; each block lies there by itself, so nobody can know that some are equal.
+    Its header is last. Each copy of a block is an entry of its own, so a reader cannot know that
+    some are equal.
     """
     with open_cloop(source) as cloop:
         entries, start = cloop.index.entries, cloop.index.extent(0)[0]

@@ -1,7 +1,7 @@
-"""What it costs a node to compare what it serves with its hashes: first, and when it was just done.
+"""The cost of comparing pieces with their hashes before a node serves them.
 
-The first time that a piece leaves it is read, compared and sent; then it is sent. The difference is
-what the comparison costs.
+When a piece leaves for the first time it is read, compared and sent. Later it is read and sent. The
+difference is the cost of the comparison.
 """
 
 from __future__ import annotations

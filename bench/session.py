@@ -1,4 +1,4 @@
-"""What a run of `tools/bench` starts with: an image, a folder, facts about the machine."""
+"""The start of a run of `tools/bench`: an image, a folder, facts about the machine."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a stack of 20 layers costs: to open, to keep in memory, and to read.
+"""The cost of a stack of 20 layers: to open it, to keep it in memory, to read it.
 
 The base is a 2 GB image of 28,000 chunks in an order of its own, as a pack ordered by a boot has
 them: a run for each. On it lie 19 deltas of 50 MB, each in 3,000 runs of a few blocks. Everything
-is here. All chunks hold 16 blocks, so that reads differ by the stack and not by what they decode.
+is here. All chunks hold 16 blocks, so that reads differ by the stack alone and decode the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CONTENTS = 64
 COLD_READS = 8_000
 WARM_READS = 100_000
 WARM_BLOCKS = 32 * PER_CHUNK
-"""Few enough that all their chunks stay decoded, whatever lies over them."""
+"""Few enough that all their chunks stay decoded, with any layers over them."""
 
 
 def _base_runs(rng: random.Random) -> list[Run]:

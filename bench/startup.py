@@ -17,7 +17,7 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
         run([bench.p2pcloop, "--help"])
         return {"seconds": time.monotonic() - start}
 
-    help_text()  # compiles to bytecode what was never imported
+    help_text()  # compiles modules that were never imported
     yield {"p2pcloop": help_text}
 
 

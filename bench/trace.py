@@ -1,4 +1,4 @@
-"""What a guest reads and when, by the log of an nbdkit that serves it."""
+"""The reads of a guest and their times, from the log of an nbdkit that serves it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Read:
 
 
 def parse_log(text: str) -> list[Read]:
-    """The reads that an nbdkit log tells, in order.
+    """The reads in an nbdkit log, in order.
 
     Raises:
-        BenchError: it tells none.
+        BenchError: there are none.
     """
     reads: list[Read] = []
     answered, last = 0, None
@@ -51,12 +51,12 @@ def parse_log(text: str) -> list[Read]:
             think = (time - last).total_seconds() if last else 0.0
             reads.append(Read(int(match[4], 16), int(match[5], 16), answered, think))
     if not reads:
-        raise BenchError("nbdkit's log tells no reads")
+        raise BenchError("nbdkit's log has no reads")
     return reads
 
 
 def record(bench: Bench, until: Callable[[Console], object]) -> list[Read]:
-    """Boot a copy of the raw image, use its console as `until` does, and tell what it read.
+    """Boot a copy of the raw image, use its console as `until` does, and return its reads.
 
     Raises:
         BenchError: it did not boot, or `until` failed.

@@ -1,7 +1,8 @@
 """`tools/bench twice`: bytes that a node receives although they are here.
 
-Boots of the image from a seeder, on one home each scenario. What came of its content in all runs of
-p2pcloopd is held against what of it is here in the end; the difference came twice, or was lost.
+Each scenario boots or fetches the image from a seeder, with one home. The bytes of its content that
+all runs of p2pcloopd received are compared with the bytes that are here at the end. The difference
+was received twice, or was lost.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tools.console import Console, ConsoleError
 
 
 class Reader:
-    """A home that boots the image, and what came of it in runs of p2pcloopd that are over."""
+    """A home that boots the image, and the bytes that earlier runs of p2pcloopd received."""
 
     def __init__(self, bench: Bench, link: str, home: Path) -> None:
         self._bench = bench
@@ -47,7 +48,7 @@ class Reader:
             raise BenchError(f"p2pcloop boot: {err}: {tail(errors)}") from err
 
     def fetch(self) -> None:
-        """Bring all of it."""
+        """Fetch all of it."""
         run([self._bench.p2pcloop, "fetch", self._link, "--home", self._home])
 
     def at_once(self, *works: Callable[[], object]) -> None:
@@ -72,10 +73,10 @@ class Reader:
             os.close(process)
 
     def values(self) -> Values:
-        """What came twice, and what came."""
+        """Bytes received twice, in reply to a hedged request, and in all."""
         status = self._status()
         received = self._before + self._received(status)
-        # A manifest that came from a mirror is no content that came.
+        # A manifest from a mirror is not part of the received content.
         here = sum(
             each["have_bytes"] + each["provisional_bytes"]
             for each in status["torrents"]
@@ -157,7 +158,7 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
 
 TWICE = Measure(
     "twice",
-    "bytes of the image that come although they are here, in six scenarios",
+    "bytes of the image that are received although they are here, in six scenarios",
     dict.fromkeys(("twice", "hedged", "received"), "B"),
     [Row(f"received twice: {name}", (name, "twice"), 0) for name in SCENARIOS],
     _contenders,

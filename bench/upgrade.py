@@ -1,4 +1,4 @@
-"""A new version of an image: what a peer with the old one must fetch, against what others move."""
+"""A new version of an image: its publishing, and the bytes that a peer with the old one fetches."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _fetch(bench: Bench, link: str, home: Path) -> int:
 
 @contextmanager
 def publishing(bench: Bench, cloop: Path) -> Iterator[tuple[dict[str, Any], Callable[..., Any]]]:
-    """A node that seeds `cloop`; what `seed` told, and how to publish an overlay there."""
+    """A node that seeds `cloop`: the JSON of `seed`, and a function that publishes an overlay."""
     with node(bench, bench.work / "publisher") as home:
         command: list[Argument] = [
             bench.p2pcloop,
@@ -118,11 +118,11 @@ UPGRADE = Measure(
 
 
 CHANGED = 50_000_000
-"""Bytes that differ: of those that an installation of packages changed, every fourth MiB."""
+"""Bytes that differ: every fourth MiB of the bytes that an installation of packages changed."""
 
 
 def write_overlay(path: Path, pair: Pair, image_id: bytes) -> None:
-    """Make an overlay that holds `CHANGED` bytes of what the pair differs in."""
+    """Make an overlay that holds `CHANGED` bytes of the difference of a pair."""
     numbered = enumerate(rivals.changed_blocks(pair.old, pair.new))
     spread = (block for number, block in numbered if number // 256 % 4 == 0)
     blocks = itertools.islice(spread, CHANGED // BLOCK_SIZE)
@@ -143,7 +143,7 @@ def _busy_seconds() -> float:
 def _publish(bench: Bench, pair: Pair, overlay: Path) -> Values:
     home = bench.work / "publisher"
     try:
-        # A node of its own each round: what it has published before it would only refer to.
+        # A new node each round: it would only refer to a delta that it has published before.
         with publishing(bench, pair.cloop) as (base, publish):
             if not overlay.exists():
                 write_overlay(overlay, pair, bytes.fromhex(base["image_id"]))

@@ -1,8 +1,8 @@
 """An image and its next version: the demo image before and after a guest installed packages.
 
-The guest is p2pcloop's own but for one thing: a second disk, an ext4 image of the packages, stands
-for the network. All that a user's guest leaves behind is left behind here: a journal, logs, the
-caches of apt as `apt-get clean` leaves them.
+The guest is p2pcloop's own with one difference: a second disk, an ext4 image of the packages,
+replaces the network. It leaves behind everything that a user's guest leaves behind: a journal,
+logs, the caches of apt after `apt-get clean`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from bench.harness import Bench, BenchError
 from bench.processes import Argument, fresh_copy, node, run, run_json, server
 
 PACKAGES = ("git", "python3", "ruby", "vim")
-"""Some 30 MB of packages with what they depend on: a workplace for somebody who programs."""
+"""Some 30 MB of packages with their dependencies: a workplace for a programmer."""
 
 PROGRAMS = "git --version && python3 -V && ruby -v && vim --version | head -n 1"
-"""Runs all four; what a reader of the new version would do first."""
+"""Runs all four, as a reader of the new version would do first."""
 
 _APT = "DEBIAN_FRONTEND=noninteractive apt-get -o APT::Install-Recommends=false"
 _INSTALL = " && ".join(
@@ -45,10 +45,10 @@ class Pair:
 
     Attributes:
         cloop: the old version as it was seeded.
-        overlay: what the guest wrote, on the old version.
+        overlay: the guest's writes, over the old version.
         old: the old version as a raw image.
         new: the new version as a raw image: old and overlay.
-        packages: what was installed: file name and bytes.
+        packages: the installed ones: file name and bytes.
     """
 
     cloop: Path
@@ -59,7 +59,7 @@ class Pair:
 
 
 def upgrade_pair(bench: Bench, place: Path) -> Pair:
-    """Make the pair in the directory `place`, or take what was made there of the same image.
+    """Make the pair in the directory `place`, or take one that was made there of the same image.
 
     Raises:
         BenchError: a program failed.
@@ -100,7 +100,7 @@ def _make(bench: Bench, place: Path) -> dict[str, int]:
 
 
 def _download(image: Path, place: Path) -> dict[str, int]:
-    """Get what this machine's apt would install in the image, by the image's own list."""
+    """Download the packages that this machine's apt would install in the image, by its own list."""
     place.mkdir()
     with tempfile.TemporaryDirectory(prefix="p2pcloop-apt-") as scratch:
         status = Path(scratch) / "status"

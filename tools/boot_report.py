@@ -9,18 +9,18 @@ from typing import Any
 
 
 class ReportError(Exception):
-    """The report is absent, or lacks what it must hold."""
+    """The report is absent or lacks a field."""
 
 
 @dataclass(frozen=True, slots=True)
 class BootReport:
-    """What a boot measured.
+    """The figures of a boot.
 
     Attributes:
         boot_seconds: from the command's start to the first login prompt; None: never seen.
         seconds: from the command's start to its end.
         exit: how the guest ended.
-        bytes_received: what crossed the wire for this boot.
+        bytes_received: bytes that crossed the wire for this boot.
         sources: bytes by the peer ("host:port") that they came from.
         image_size: bytes of the device.
         image_stored: bytes of the image's packs.

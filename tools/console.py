@@ -24,11 +24,11 @@ _KEEP = 1 << 20  # characters of unread output to search in; a console says far 
 
 
 class ConsoleError(Exception):
-    """The program at the other end ended, or did not say in time what was waited for."""
+    """The program ended, or its output did not match in time."""
 
 
 class NotInTimeError(ConsoleError):
-    """The program runs on, but did not say in time what was waited for."""
+    """The program runs on, but its output did not match in time."""
 
 
 class Console:
@@ -92,7 +92,7 @@ class Console:
         self._close()
 
     def expect(self, pattern: str, timeout: float) -> re.Match[str]:
-        """Wait until the output since the last match matches `pattern`; forget what led up to it.
+        """Wait until the output since the last match matches `pattern`; forget what precedes it.
 
         Raises:
             NotInTimeError: `timeout` seconds passed without it.
@@ -115,7 +115,7 @@ class Console:
             data = data[os.write(self._master, data) :]
 
     def run(self, command: str, timeout: float) -> str:
-        """Have the shell at the other end run `command`; return what it printed.
+        """Have the shell at the other end run `command`; return its output.
 
         Raises:
             ConsoleError: it failed, or did not end in time.
@@ -159,13 +159,13 @@ class Console:
         self.process.wait()
 
     def _read(self, timeout: float) -> bool:
-        """Take in what the terminal shows, waiting up to `timeout` seconds; False at its end."""
+        """Read output of the terminal, waiting up to `timeout` seconds; False at its end."""
         ready, _, _ = select.select([self._master], [], [], timeout)
         if not ready:
             return True
         try:
             data = os.read(self._master, 65536)
-        except OSError:  # EIO: nobody holds the other end any more
+        except OSError:  # EIO: no process holds the other end any more
             return False
         if not data:
             return False

@@ -2,7 +2,7 @@
 
 apt itself does it, with lists and a cache of its own in a folder that goes at the end: the mirror
 and the keyring are those of the system's own sources, and nothing of the system changes. It needs
-no root. What apt verifies: InRelease by the keyring, Packages by the SHA-256 in InRelease, each
+no root. apt verifies InRelease by the keyring, Packages by the SHA-256 in InRelease, each
 .deb by the SHA-256 in Packages (apt-secure(8)).
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 _TIMEOUT = 1200.0
 
 _CONFIGURATION = """\
-// What others hooked into `apt-get update` is about the system's lists.
+// Hooks that other packages added to `apt-get update` are about the system's lists.
 #clear APT::Update;
 Dir::State "@WORK@/state";
 Dir::State::status "@WORK@/status";
@@ -39,12 +39,12 @@ APT::Get::AllowUnauthenticated "false";
 """
 
 _KEPT_OPTIONS = ("signed-by", "check-valid-until")
-"""What of the system's entry holds for another suite of its mirror, too. `trusted` does not: it
-would turn the verification off."""
+"""Options of the system's entry that hold for another suite of its mirror, too. `trusted` is not
+among them: it would turn the verification off."""
 
 
 class AptError(Exception):
-    """apt has no mirror, cannot fetch, or refuses what it fetched; the message holds its words."""
+    """apt has no mirror, cannot fetch, or refuses what it fetched; the message is its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from tools.debian_suite import AptError, debian_mirror, packages
 
 _SUITE = "sid"
 _PACKAGES = ("user-mode-linux", "libc6", "libgcc-s1")
-"""What a kernel runs with: glibc opens libgcc_s.so.1 at the first pthread_cancel."""
+"""The kernel and its libraries: glibc opens libgcc_s.so.1 at the first pthread_cancel."""
 
 _PROGRAM = Path("usr/bin/linux.uml")
 
@@ -40,7 +40,7 @@ _TIMEOUT = 300.0
 
 
 class KernelError(Exception):
-    """The packages hold no kernel that would do."""
+    """The packages hold no usable kernel."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -116,7 +116,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _install(suite: str, link: Path) -> Kernel:
     """Fetch, unpack and try a kernel; `link` leads to it once it is whole, and the old one goes."""
     if link.exists() and not link.is_symlink():
-        raise KernelError(f"{link} is not of this tool's making: choose another --out")
+        raise KernelError(f"{link} was not made by this tool: choose another --out")
     find_program("patchelf", "patchelf")
     mirror = debian_mirror()
     _say(f"fetching {', '.join(_PACKAGES)} of {suite} from {mirror.uri} (about 50 MB)")
@@ -137,8 +137,8 @@ def _install(suite: str, link: Path) -> Kernel:
 
 
 def _lead_to(program: Path, link: Path) -> None:
-    """Make `link` lead to `program`, and delete what it led to before: that alone is known to be
-    of this tool's making. Guests that run it have it open."""
+    """Make `link` lead to `program`, and delete its former target: that alone is known to be made
+    by this tool. Guests that run it have it open."""
     before = link.readlink() if link.is_symlink() else None
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=link.parent)) / link.name
     new.symlink_to(program.relative_to(link.parent))
@@ -167,7 +167,7 @@ def _use_own_libraries(root: Path) -> Kernel:
 
 
 def _check(kernel: Kernel, suite: str) -> None:
-    """See that the kernel is one to gain by, and has what a guest needs."""
+    """Check that the kernel is faster than the system's, and has the modules of a guest."""
     if kernel.version < FIRST_WITH_SECCOMP:
         least = ".".join(map(str, FIRST_WITH_SECCOMP))
         raise KernelError(

@@ -47,7 +47,7 @@ DISPLAY boot.msg
 
 
 def fill_tiny(root: Path) -> None:
-    """Fill a new folder with a busybox root whose init does what KNOPPIX's does."""
+    """Fill a new folder with a busybox root with an init like KNOPPIX's."""
     fill_root(root)
     subprocess.run([_CUSTOMISE, root], check=True)
 
@@ -62,7 +62,7 @@ def make_cd(out: Path, images: Sequence[Path], *, options: Sequence[str] = _CD_O
 
     Args:
         out: the CD image.
-        images: cloops, or whatever is to lie there.
+        images: cloops, or other files.
         options: of genisoimage.
     """
     with tempfile.TemporaryDirectory(prefix="knoppix-", dir=out.parent) as scratch:
@@ -84,7 +84,7 @@ def _genisoimage(folder: Path, out: Path, options: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the command line."""
     match sys.argv[1:]:
         case ["fill-tiny", root]:
             fill_tiny(Path(root))

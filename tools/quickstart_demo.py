@@ -1,4 +1,4 @@
-"""The quickstart: seed an image on one node, boot it on another, keep what the guest changed.
+"""The quickstart: seed an image on one node, boot it on another, keep the guest's changes.
 
 Two nodes on this machine and nothing but the loopback network. Run through `tools/quickstart`.
 """
@@ -40,7 +40,7 @@ class DemoError(Exception):
 
 
 class Teller:
-    """Says what is going on: a line a step, and on a terminal what happens within it."""
+    """Prints the progress: a line a step, and on a terminal the progress within it."""
 
     def __init__(self) -> None:
         self._terminal = Terminal(highlight=False)
@@ -51,7 +51,7 @@ class Teller:
 
     @contextmanager
     def step(self, text: str) -> Iterator[Callable[[str], None]]:
-        """Announce a step; what is yielded shows a passing line while the step goes on."""
+        """Announce a step; the yielded function shows a passing line while the step goes on."""
         elapsed = time.monotonic() - self._start
         self.say(f"[{elapsed:5.1f} s] {text}")
         with self._terminal.status("") as status:
@@ -60,7 +60,7 @@ class Teller:
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """What `p2pcloop seed` told, and of which file."""
+    """The JSON of `p2pcloop seed`, and the file that it is about."""
 
     name: str
     link: str
@@ -102,7 +102,7 @@ class Demo:
         """Boot on the second node, run `command` in the guest, power it off.
 
         Returns:
-            The boot's report and what the command printed.
+            The boot's report and the output of the command.
         """
         report = self.work / f"boot-{number}.json"
         log, errors = self.work / f"console-{number}.log", self.work / f"boot-{number}.log"
@@ -147,7 +147,7 @@ class Demo:
         shutil.rmtree(self.reader, ignore_errors=True)
 
     def keep_foreign_overlay(self) -> None:
-        """Put aside an overlay of an image that was replaced since; it may hold somebody's work."""
+        """Put aside an overlay of an image that was replaced since; it may hold a user's work."""
         marker = self.work / "mine.delta.image"
         source = json.dumps(self._source())
         if self.overlay.exists() and (not marker.exists() or marker.read_text() != source):
@@ -179,12 +179,12 @@ class Demo:
 
 
 def read_seed(path: Path) -> Seeded:
-    """What a seed said, from where the demonstration keeps it."""
+    """The JSON of an earlier seed, from the file in which the demonstration keeps it."""
     facts = json.loads(path.read_text())
     try:
         return Seeded(str(facts["name"]), str(facts["link"]), list(facts["source"]))
     except (KeyError, TypeError) as err:
-        raise DemoError(f"what p2pcloop seed --json said lacks {err}", path) from err
+        raise DemoError(f"the output of p2pcloop seed --json lacks {err}", path) from err
 
 
 def shown(path: Path) -> str:
@@ -193,10 +193,10 @@ def shown(path: Path) -> str:
 
 
 def tell_measures(teller: Teller, first: BootReport, second: BootReport) -> None:
-    """Print what the two boots measured."""
+    """Print the figures of the two boots."""
     share = 100 * first.bytes_received / first.image_stored if first.image_stored else 0.0
     teller.say()
-    teller.say("What was measured:")
+    teller.say("The figures:")
     teller.say(f"  first boot, from an empty store: {first.boot_text}")
     teller.say(
         f"    {format_size(first.bytes_received)} crossed, {share:.1f} % of the image's "
@@ -213,7 +213,7 @@ def tell_next(teller: Teller, demo: Demo, seeded: Seeded) -> None:
     p2pcloop, reader = shown(P2PCLOOP), shown(demo.reader)
     overlay = shown(demo.overlay)
     teller.say()
-    teller.say("Both nodes are stopped. What you could type next:")
+    teller.say("Both nodes are stopped. Commands to try next:")
     teller.say(f"  {p2pcloop} daemon start --home {shown(demo.seeder)}")
     teller.say(f"  {p2pcloop} boot {seeded.name} --overlay {overlay} --home {reader}")
     teller.say(f"  {p2pcloop} info {overlay}")
@@ -252,7 +252,7 @@ def build_image(tiny: bool) -> Path:
         command.append("--tiny")
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if run.returncode != 0:
-        raise DemoError("tools/build-image failed; what it said is above")
+        raise DemoError("tools/build-image failed; its messages are above")
     return CHECKOUT / run.stdout.strip()
 
 

@@ -62,7 +62,7 @@ _SBIN = ("halt", "init", "poweroff", "reboot")
 
 
 def build_tiny_image(path: Path, *, size: int = DEFAULT_SIZE) -> None:
-    """Write the image of `size` bytes to `path`; whatever was there is replaced.
+    """Write the image of `size` bytes to `path`; an older one is replaced.
 
     Raises:
         NeedsPackageError: busybox-static or e2fsprogs is not installed.

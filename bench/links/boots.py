@@ -1,4 +1,4 @@
-"""Boot every contender over one link, turn about, and take what each boot came to."""
+"""Boot every contender over one link, turn about, and count the seconds and bytes of each boot."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to boot, and how often.
+    """The boots to make.
 
     Attributes:
         limit: seconds after which a boot is ended and counts as "more than" that.
@@ -54,7 +54,7 @@ class LinkRun:
 
 
 def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
-    """Lay the link, run the control, then `plan.rounds` boots of each contender.
+    """Make the link, run the control, then `plan.rounds` boots of each contender.
 
     Raises:
         BenchError: a contender failed; one that is slow does not.

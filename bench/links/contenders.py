@@ -1,4 +1,4 @@
-"""Who boots the same guest over the same link, each given what it is best with."""
+"""The programs that boot the same guest over the same link, each with the input that suits it."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ RIVALS = tuple(
         swarm.BTFS,
     )
 )
-"""Those that p2pcloop is to be sooner than from a plain cloop."""
+"""Contenders that p2pcloop must beat when it boots a plain cloop."""

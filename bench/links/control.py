@@ -1,7 +1,7 @@
-"""Whether a ratio would tell of the contenders, or of the machine that they ran on.
+"""Doubts: whether a ratio would describe the contenders, or the machine that they ran on.
 
-Before the boots a plain transfer must reach the link's rate and its round trip. With them runs the
-local boot, whose time may not vary; and nothing else may have used the processors.
+Before the boots a plain transfer must reach the link's rate and its round trip. The local boot runs
+among them, and its time must not vary. Other programs must not have used the processors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST_OTHERS = 0.05
 of the one that the guest is pinned to."""
 
 MOST_BUSY = 0.9
-"""Share of all processors that may be used by anything: with more, they are what is slow."""
+"""Share of all processors that may be in use: with more, the processors are the limit."""
 
 _PORT = 5001
 _SETTLE, _SECONDS, _LOOK = 1.0, 2.0, 1.0
@@ -43,7 +43,7 @@ _SETTLE, _SECONDS, _LOOK = 1.0, 2.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """What the plain transfer came to.
+    """The result of the plain transfer.
 
     Attributes:
         share: of the link's rate.
@@ -67,7 +67,7 @@ def plain_transfer(rig: Rig, link: Link, log: Path) -> Control:
             assert receiver.stdout is not None
             told = receiver.stdout.readline()
             if not told:
-                raise BenchError("the control transfer found no seeder; what it said is above")
+                raise BenchError("the control transfer found no seeder; its messages are above")
             time.sleep(_SETTLE)
             start, before = time.monotonic(), rig.reader.traffic()
             time.sleep(_SECONDS)
@@ -93,7 +93,7 @@ def wait_until_quiet(group: Path | None, patience: float) -> None:
 
 
 def doubts_of_transfer(link: Link, control: Control) -> list[str]:
-    """Why the link is not what it should be; empty where it is."""
+    """Why the link is not as it should be; empty if it is."""
     doubts = []
     if not LEAST_RATE <= control.share <= MOST_RATE:
         doubts.append(f"a plain transfer had {control.share:.0%} of the link's rate")
@@ -103,7 +103,7 @@ def doubts_of_transfer(link: Link, control: Control) -> list[str]:
 
 
 def doubts_of_local(local: Sequence[Sample]) -> list[str]:
-    """Why the machine was not the same throughout; empty where it was."""
+    """Why the machine was not equally quick throughout; empty if it was."""
     times = [sample.seconds for sample in local]
     if max(times) > MOST_SPREAD * min(times):
         return [f"the local boot took {min(times):.1f} to {max(times):.1f} s"]
@@ -111,10 +111,10 @@ def doubts_of_local(local: Sequence[Sample]) -> list[str]:
 
 
 def doubts_of_others(what: str, usages: Sequence[Usage | None]) -> list[str]:
-    """Why times cannot be told: something else used the processors.
+    """Why times cannot be judged: other programs used the processors.
 
     Args:
-        what: happened meanwhile, for the text.
+        what: the event meanwhile, for the text.
     """
     shares = [usage.others for usage in usages if usage]
     if shares and (share := statistics.median(shares)) > MOST_OTHERS:

@@ -1,9 +1,9 @@
 """`tools/bench crowd`: many nodes that boot the same image at once, each on a slow link of its own.
 
-One seeder has the upload of one node. Each node is a p2pcloopd and a block server of its own, whose
-guest is a recorded boot that is replayed through NBD: that many guests would be too much for the
-processors. One more may be a real guest. Each p2pcloopd runs already, and knows nothing of the
-image: to start them all at once would take the processors of one machine, not of many.
+One seeder has the upload of one node. Each node is a p2pcloopd and a block server of its own. Its
+guest is a recorded boot, replayed through NBD: so many real guests would be too much for the
+processors. One node can be a real guest. Each p2pcloopd runs already and knows nothing of the
+image: starting them all at once would measure the processors of this one machine.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """What one crowd came to.
+    """One crowd of a round.
 
     Attributes:
         boots: of the nodes that replay.
-        guest: seconds to the prompt of the real one; None where there was none.
+        guest: seconds to the prompt of the real one; None if there was none.
         sent: bytes at the seeder's interface meanwhile.
-        usage: of the processors meanwhile; None where unknown.
+        usage: of the processors meanwhile; None if it is unknown.
     """
 
     boots: tuple[Replayed, ...]
@@ -87,7 +87,7 @@ Crowds = Mapping[int, Sequence[Crowd]]
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """What all crowds of a run share.
+    """The means that all crowds of a run share.
 
     Attributes:
         link: p2pcloop's, to the image.
@@ -107,7 +107,7 @@ def seeded(
 ) -> Iterator[Seeded]:
     """Lay links for a seeder and `count` nodes, and have the seeder serve an image.
 
-    A tracker on the seeder tells each node of all others that boot.
+    A tracker on the seeder names to each node all others that boot.
     """
     names = ["seeder", *(f"n{number}" for number in range(count))]
     with (
@@ -123,7 +123,7 @@ def seeded(
 def run_crowd(
     shared: Seeded, count: int, reads: Sequence[Read], place: Path, *, guest: bool = False
 ) -> Crowd:
-    """Boot so many nodes at once, with empty homes; one of them a real guest where wanted."""
+    """Boot so many nodes at once, with empty homes; with `guest` one of them is a real guest."""
     place.mkdir()
     there = (shared.rig.seeder, *shared.nodes[:count])
     tell_tracker(shared.rig.bench.work, [(host, PORT) for host in there])

@@ -3,7 +3,7 @@
  *
  * For kernels without netem. Frames pass as they are, so TCP's handshakes, acknowledgements and
  * losses are those of the hosts. Nothing is reordered, shaped or dropped here; when a queue is
- * full its device is not read, and the kernel's own queue drops what is too much.
+ * full its device is not read, and the kernel's own queue drops the excess.
  *
  * usage: delay TAP TAP MICROSECONDS; says "ready" and runs until it is killed.
  */
@@ -65,7 +65,7 @@ static int open_tap(const char *name)
 	return fd;
 }
 
-/* Take in what has come; frames are due `delay` ns from now. */
+/* Receive the frames that are there; they are due `delay` ns from now. */
 static void take(struct queue *queue, uint64_t delay)
 {
 	uint64_t due = now() + delay;
@@ -84,7 +84,7 @@ static void take(struct queue *queue, uint64_t delay)
 	}
 }
 
-/* Hand on what is due. */
+/* Send the frames that are due. */
 static void give(struct queue *queue)
 {
 	uint64_t time = now();

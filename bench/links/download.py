@@ -35,7 +35,7 @@ Fetch = Callable[[Host, Path], AbstractContextManager[Callable[[], None]]]
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What all clients together came to.
+    """A download by all clients together.
 
     Attributes:
         seconds: until the last had all of it.
@@ -48,12 +48,12 @@ class Download:
 
 
 Downloads = Mapping[int, Mapping[str, Sequence[Download]]]
-"""By the number of clients and by what they use, one for each round."""
+"""By the number of clients and by their program, one for each round."""
 
 
 def parse(args: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    about = "Bring a whole image to clients, by p2pcloop and by HTTP from the same host."
+    about = "Fetch a whole image to clients, by p2pcloop and by HTTP from the same host."
     parser = words.parser("download", about, rounds=3)
     parser.add_argument(
         "--link", type=words.link, default=words.link(_LINK), help=f"of each host ({_LINK})"
@@ -132,7 +132,7 @@ def _run(argv: Sequence[Argument]) -> None:
 
 
 def _download(fetch: Fetch, host: Host, clients: Sequence[Host], suite: Suite) -> Download:
-    """Download by all clients at once; who has finished first goes on seeding to the others."""
+    """Download by all clients at once; a node that is finished seeds to the others."""
     work = suite.bench.work
     with ExitStack() as stack, ThreadPoolExecutor(len(clients)) as pool:
         downloads = [stack.enter_context(fetch(client, work / client.name)) for client in clients]

@@ -1,8 +1,8 @@
-"""`tools/bench kept`: what the profile of one version is worth to a boot of the next.
+"""`tools/bench kept`: the worth of the profile of one version for a boot of the next.
 
 The next version is the demo image with some 30 MB of packages installed in a guest, published on
-top of the optimised one. It is booted by its link with an empty home: as it is, with the profile
-that it has from the version before; with its own, recorded by a boot of it; and without any.
+top of the optimised one. It is booted by its link with an empty home in three ways: with the
+profile of the version before, which it has anyway; with its own, recorded by a boot; without one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
 
 
 def _publish_next(rig: Rig, home: Path, image: Path) -> dict[str, str]:
-    """Serve the optimised image, and the next version on top of it; what `publish` told of that."""
+    """Serve the optimised image and its next version; returns the JSON of `publish`."""
     publish_optimised(rig, home)
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "publish", image]
     told: dict[str, str] = run_json([*argv, "--name", "bench", "--json", "--home", home])
@@ -87,7 +87,7 @@ def _publish_next(rig: Rig, home: Path, image: Path) -> dict[str, str]:
 
 
 def _with_own_profile(rig: Rig, home: Path, name: str) -> str:
-    """Boot the newest version on the seeder and attach what that read; the link of what results."""
+    """Boot the newest version on the seeder and attach its profile; returns the new link."""
     record_profile(rig, home, name)
     tool: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "profile"]
     profile = home.parent / "own.profile"

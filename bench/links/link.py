@@ -1,4 +1,4 @@
-"""What a slow link is: its rate, its round-trip delay, and what follows for tc-tbf(8)."""
+"""A slow link: its rate, its round-trip delay, and the settings of tc-tbf(8) that follow."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Link:
     def burst(self) -> int:
         """Bytes that tbf lets pass at once: 2 ms of the rate, at least 4 frames.
 
-        A boot is thousands of times that, so that it hides nothing of the rate; and with less,
-        tbf's timer would have to be exact to some 100 µs to reach the rate at all.
+        A boot is thousands of times as much, so this hides nothing of the rate. With less, tbf's
+        timer would have to be exact to some 100 µs to reach the rate at all.
         """
         return max(_BURST_FRAMES * FRAME, int(self.rate * _BURST_SECONDS))
 
@@ -62,7 +62,7 @@ class Link:
     def queue(self) -> float:
         """Seconds that a packet may wait in tbf before it is dropped: 100 ms and the delay.
 
-        TCP needs a queue of one round trip to fill a link; much more would be what is called
-        bufferbloat, and every demand read would wait behind it.
+        TCP needs a queue of one round trip to fill a link. Much more would be bufferbloat, and
+        every demand read would wait behind it.
         """
         return _QUEUE_SECONDS + self.delay

@@ -1,8 +1,8 @@
 """`tools/bench missing`: how many round trips a read waits for a chunk that is not here.
 
 Reads of 4 KiB through NBD, one after the other, each in another chunk and far from the last, from
-one peer. A round trip is that of a TCP handshake on the same link. What a read fetches takes time
-of its own at the link's rate; it is told, and not taken off.
+one peer. A round trip is that of a TCP handshake on the same link. The bytes of a read take time of
+their own at the link's rate. They are reported, and that time is not subtracted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LINK = "100Mbit+20ms"
 
 @dataclass(frozen=True, slots=True)
 class Misses:
-    """What the reads of one round came to.
+    """The reads of one round.
 
     Attributes:
         p50, p99, longest: seconds.
@@ -72,7 +72,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     bench = suite.bench
     blocks = scattered_data(bench.image)
     if not options.link.delay:
-        raise BenchError("a link without a round trip has nothing to count in: say +20ms")
+        raise BenchError("a link without a round trip gives no unit to count in: add +20ms")
     with (
         network(options.link, ("seeder", "reader"), bench.work) as (seeder, reader),
         node_on(bench, seeder, bench.work / "seeder") as home,
@@ -98,7 +98,7 @@ def _read_all(
         argv += ["--home", home, "--nbd", f"unix:{socket}"]
         with server(argv, socket, bench.work / "block.log"):
             reader = NbdReader(socket)
-            reader.read(0)  # what is needed once: manifest, maps, the connection
+            reader.read(0)  # fetches everything that is needed once: manifest, maps, the connection
             before, meter = rig.reader.traffic(), Meter(group)
             times = [time / 1000 for time in wait_times(reader, blocks)]
             received, usage = rig.reader.traffic().since(before).received, meter.usage()

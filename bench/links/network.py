@@ -46,7 +46,7 @@ class Traffic(NamedTuple):
     sent: int
 
     def since(self, before: Traffic) -> Traffic:
-        """What crossed after `before`."""
+        """The bytes that crossed after `before`."""
         return Traffic(self.received - before.received, self.sent - before.sent)
 
 
@@ -97,7 +97,7 @@ def is_listening(table: str, port: int) -> bool:
 
 
 def why_not() -> str | None:
-    """What this machine or user lacks for namespaces; None where they can be made."""
+    """Why this machine or user cannot make namespaces; None if they can be made."""
     missing = [f"{name} (package {p})" for name, p in _PROGRAMS.items() if not shutil.which(name)]
     if missing:
         return f"it lacks {', '.join(missing)}: run tools/setup"
@@ -191,7 +191,7 @@ def _delay(seconds: float, middle: int, work: Path) -> Iterator[None]:
     try:
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
-            raise BenchError("delay.c did not start; what it said is above")
+            raise BenchError("delay.c did not start; its messages are above")
         yield
     finally:
         process.kill()

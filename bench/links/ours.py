@@ -14,7 +14,7 @@ from bench.processes import Argument, run, run_json, tail
 from tools.console import Console, ConsoleError
 
 Publish = Callable[[Rig, Path], str]
-"""Has the node of a home, on the seeder, serve an image; its link."""
+"""Makes the node of a home, on the seeder, serve an image; returns its link."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def boot_cold(
 
 
 def cold(name: str, about: str, publish: Publish) -> Contender:
-    """Boots with an empty home, of what a seeder was given to serve."""
+    """Boots with an empty home, of an image that `publish` has a seeder serve."""
 
     @contextmanager
     def serve(rig: Rig, shared: Path) -> Iterator[Boot]:
@@ -67,7 +67,7 @@ def _publish_recorded(rig: Rig, home: Path) -> str:
 
 
 def record_profile(rig: Rig, home: Path, name: str) -> None:
-    """Boot an image on the seeder, whose home keeps what that read."""
+    """Boot an image on the seeder; its home keeps the profile."""
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
     argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
     log, errors = home.parent / "record.log", home.parent / "record.err"
@@ -78,12 +78,12 @@ def record_profile(rig: Rig, home: Path, name: str) -> None:
 
 
 def publish_optimised(rig: Rig, home: Path) -> str:
-    """The same with what its boot reads packed in that order, announced to the node's trackers."""
+    """The same, optimised: the blocks that a boot reads lie packed in that order. It is public."""
     _publish_recorded(rig, home)
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "optimize", rig.bench.cloop]
     told = run_json([*argv, "--name", "bench", "--public", "--json", "--home", home])
     if not isinstance(told, dict) or not isinstance(told.get("link"), str):
-        raise BenchError("p2pcloop optimize --json told no link")
+        raise BenchError("p2pcloop optimize --json printed no link")
     link: str = told["link"]
     return link
 
@@ -92,7 +92,7 @@ def publish_optimised(rig: Rig, home: Path) -> str:
 def _warm(rig: Rig, shared: Path) -> Iterator[Boot]:
     home = shared / "reader"
     with node_on(rig.bench, rig.seeder, home):
-        # On the seeder's own loopback: over the link it would take its time.
+        # On the seeder's own loopback: over the link the fetch would be slow.
         with node_on(rig.bench, rig.seeder, shared / "seeder") as seeder:
             link = publish_plain(rig, seeder)
             run([*rig.seeder.inside, rig.bench.p2pcloop, "fetch", link, "--home", home])
@@ -120,4 +120,4 @@ RECORDED = cold(
 PROFILED = cold(
     "p2pcloop-profile", "the same, with `p2pcloop optimize` of that profile", publish_optimised
 )
-WARM = Contender("p2pcloop-warm", "the same where all of the image is here", _warm)
+WARM = Contender("p2pcloop-warm", "the same with all of the image here", _warm)

@@ -22,7 +22,7 @@ _MARKERS = "osDvP<>pX*"
 
 
 def time_against_link(links: Sequence[LinkFigures], path: Path) -> None:
-    """Seconds to the login prompt, of each contender; an arrow stands on what is a bound."""
+    """Seconds to the login prompt, of each contender; an arrow marks a bound."""
     names = links[0].names
     values = {name: [found.median(name, TIME) for found in links] for name in names}
     values["limit"] = [Quantity(found.limit) for found in links]

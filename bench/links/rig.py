@@ -1,4 +1,4 @@
-"""A seeder and a reader on one link, and what contenders need on either side."""
+"""A seeder and a reader on one link, and the servers and guests that contenders run there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from bench.processes import Argument, node, run, run_json, server, serving
 from tools.console import Console
 
 Boot = Callable[[Path, float], AbstractContextManager[Console]]
-"""Prepares one boot when called (with an empty directory, and the seconds that it may take), which
-is not part of its time. Starts it when entered, and gives its console; ends it when left."""
+"""Called with an empty directory and the seconds that it may take, it prepares one boot; that is
+not part of the boot's time. When entered it starts the boot and gives its console; when left it
+ends the boot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Rig:
     """Where a contender runs.
 
     Attributes:
-        initramfs: what guests boot a virtio disk with.
+        initramfs: with it guests boot a virtio disk.
         seeder, reader: the two hosts; one contender at a time uses the link.
     """
 
@@ -38,9 +39,9 @@ class Contender:
     """A way to boot over a link; `contenders` has the table of them.
 
     Attributes:
-        about: what it is given, for the report.
-        serve: enters what all of its boots share (servers on the seeder) and gives its boot;
-            takes the rig and an empty directory.
+        about: its input, for the report.
+        serve: takes the rig and an empty directory, enters the servers on the seeder that all of
+            its boots share, and gives its boot.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Contender:
 
 
 class TookTooLongError(Exception):
-    """What comes before a guest was not over in the time that the boot may take."""
+    """The preparation of a guest took longer than the boot may take."""
 
 
 @contextmanager
@@ -77,11 +78,11 @@ def listen_at(host: Host, home: Path, port: int = 0, more: str = "") -> None:
 
 
 def seed(bench: Bench, host: Host, home: Path, image: Path, *more: str) -> dict[str, str]:
-    """Seed an image on a host, with `more` options; what `p2pcloop seed --json` tells."""
+    """Seed an image on a host, with `more` options; returns the JSON of `p2pcloop seed`."""
     argv: list[Argument] = [*host.inside, bench.p2pcloop, "seed", image, "--name", "bench", *more]
     told = run_json([*argv, "--json", "--home", home])
     if not isinstance(told, dict) or not isinstance(told.get("link"), str):
-        raise BenchError("p2pcloop seed --json told no link")
+        raise BenchError("p2pcloop seed --json printed no link")
     return told
 
 
@@ -107,8 +108,8 @@ def disk_guest(rig: Rig, blockdevs: Sequence[str], place: Path) -> Iterator[Cons
 def overlay_on(backing: str, place: Path, size: int) -> str:
     """Make a qcow2 overlay; the blockdev `disk` that puts it over the node `backing`.
 
-    What the guest writes stays with the reader. In clusters of 4 KiB, so that a write of part of a
-    larger one fetches nothing.
+    The guest's writes stay with the reader. Clusters have 4 KiB: a write into part of a larger one
+    would fetch the rest of it.
     """
     path = place / "overlay.qcow2"
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", path, str(size)])

@@ -9,7 +9,7 @@ from bench.figure import Figure
 from bench.links.usage import Usage
 
 TIME, RECEIVED, SENT, PROCESSOR = "boot", "received", "sent", "processor time"
-"""What the figures of boots are called."""
+"""The names of the figures of boots."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Torrents for foreign clients, and a tracker that tells them of those who are there."""
+"""Torrents for foreign clients, and a tracker that names their peers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Torrent:
     """A .torrent file without a tracker.
 
     Attributes:
-        metainfo: what it holds: a bencoded dictionary.
+        metainfo: its content: a bencoded dictionary.
         files: the directory in which the top of its content lies.
     """
 
@@ -41,7 +41,7 @@ class Torrent:
 
 
 def of_node(home: Path, info_hash: str) -> Torrent:
-    """What a node seeds."""
+    """The torrent that a node seeds."""
     directory = home / "torrents" / info_hash
     return Torrent((directory / "torrent").read_bytes(), directory / "data")
 
@@ -49,8 +49,7 @@ def of_node(home: Path, info_hash: str) -> Torrent:
 def of_file(path: Path, directory: Path) -> Torrent:
     """A torrent of one file, in pieces of 64 KiB; `directory`, a new one, gets a link to it.
 
-    Larger pieces are usual for a file of some 600 MB; but what reads at random waits for whole
-    ones.
+    Larger pieces are usual for a file of some 600 MB. But a random read waits for a whole piece.
     """
     directory.mkdir()
     (directory / path.name).symlink_to(path.resolve())
@@ -63,9 +62,9 @@ def of_file(path: Path, directory: Path) -> Torrent:
 
 @contextmanager
 def tracker(host: Host, peers: Iterable[tuple[Host, int]], place: Path) -> Iterator[str]:
-    """A tracker on a host that tells everybody, of whatever torrent, of the same peers; its URL.
+    """A tracker on a host that names the same peers to each client, for any torrent; its URL.
 
-    That is one answer to all (BEP 3, BEP 23), so a web server gives it from a file.
+    All requests have the same answer (BEP 3, BEP 23), so a web server gives it from a file.
 
     Args:
         peers: where they listen.
@@ -79,7 +78,7 @@ def tracker(host: Host, peers: Iterable[tuple[Host, int]], place: Path) -> Itera
 
 
 def tell_tracker(place: Path, peers: Iterable[tuple[Host, int]]) -> None:
-    """Have the tracker whose files are at `place` tell of these peers from now on."""
+    """Have the tracker with its files at `place` name these peers from now on."""
     told = b"".join(
         socket.inet_aton(each.address) + port.to_bytes(2, "big") for each, port in peers
     )

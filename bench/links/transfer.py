@@ -1,8 +1,8 @@
-"""A plain TCP transfer between two hosts: what the link carries when nothing else is in the way.
+"""A plain TCP transfer between two hosts: it shows the rate of the link without our programs.
 
 Run as a program on either host, so it imports nothing of ours: `transfer.py send ADDRESS PORT`,
-`transfer.py receive ADDRESS PORT`. The receiver tells the round trip, the median time of a TCP
-handshake, as a line of seconds; then it reads until it is ended.
+`transfer.py receive ADDRESS PORT`. The receiver prints the round trip, the median time of a TCP
+handshake, as a line of seconds. Then it reads until it is ended.
 """
 
 from __future__ import annotations

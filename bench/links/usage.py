@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was used between two moments.
+    """Processor time between two moments.
 
     Attributes:
         own: seconds of processor time of this program and all that it started, ended ones too.
@@ -28,11 +28,11 @@ class Usage:
 
 
 class Meter:
-    """Tells processor time since it was made.
+    """Measures processor time from when it is made.
 
     Args:
         group: a control group that this process and its children are in; None where there is no
-            version 2 of them, and nothing can be told.
+            version 2 of them, and nothing can be measured.
     """
 
     def __init__(self, group: Path | None) -> None:
@@ -40,7 +40,7 @@ class Meter:
         self._start = self._now()
 
     def usage(self) -> Usage | None:
-        """What was used since."""
+        """The use since the meter was made."""
         if self._group is None:
             return None
         wall, busy, own = (end - start for end, start in zip(self._now(), self._start, strict=True))
@@ -72,7 +72,7 @@ def own_seconds(stat: str) -> float:
 def own_group() -> Iterator[Path | None]:
     """Put this process into a new control group while the context lasts; None where that fails.
 
-    Whatever of what it started is left in the group at the end is ended.
+    Its children that are still in the group at the end are ended.
     """
     mount = re.search(r"^\S+ (\S+) cgroup2 ", Path("/proc/mounts").read_text(), re.MULTILINE)
     before = re.search(r"^0::(\S+)", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
@@ -95,7 +95,7 @@ def own_group() -> Iterator[Path | None]:
 
 
 def _remove(group: Path) -> None:
-    """End what is left in a group, and remove it; that may take a moment."""
+    """End the processes that are left in a group, and remove it; that may take a moment."""
     with suppress(OSError):  # the kernel has had it since 5.14
         (group / "cgroup.kill").write_text("1")
     for _ in range(100):

@@ -113,7 +113,7 @@ def test_a_users_own_file_is_left_alone(
     own.parent.mkdir()
     own.write_text("mine")
     assert get("--force", "--out", str(own.parent)) == 1
-    assert "not of this tool's making" in capsys.readouterr().err
+    assert "not made by this tool" in capsys.readouterr().err
     assert (own.read_text(), list(own.parent.iterdir())) == ("mine", [own])
 
 
