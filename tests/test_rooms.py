@@ -148,6 +148,11 @@ def test_rooms_know_only_what_lies_below(place: Path, below: set[str]) -> None:
             assert any(within(module, each) for each in allowed), f"{path} imports {module}"
 
 
+def test_two_modules_of_the_client_know_that_a_command_runs() -> None:
+    found = {p.name for p in (LIBRARY / "client").rglob("*.py") if "click" in set(imports_of(p))}
+    assert found == {"invocation.py", "terminal.py"}
+
+
 def test_only_commands_import_the_cli() -> None:
     tools = [path for room in ("tools", "bench") for path in (ROOT / room).rglob("*.py")]
     for path in {*MODULES, *tools} - KNOW_CLI - set((LIBRARY / "cli").glob("*.py")):

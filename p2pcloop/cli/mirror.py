@@ -13,8 +13,9 @@ from p2pcloop.cli.options import at_option, home_option, json_option
 from p2pcloop.cli.output import check_outside_store
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.invocation import running_command
 from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref, words_of_the_user
-from p2pcloop.client.terminal import progress_bar, running_command
+from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import (
     CorruptError,
     P2pcloopError,

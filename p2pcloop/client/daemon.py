@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import click
-
 from p2pcloop.client.control_client import ControlClient, NotRunningError
-from p2pcloop.client.terminal import VARIABLE
+from p2pcloop.client.terminal import VARIABLE, notify
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
 from p2pcloop.store.home import Home
@@ -45,10 +43,9 @@ def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> 
         return ControlClient.connect(home)
     except NotRunningError:
         pass
-    click.echo(
+    notify(
         f"starting p2pcloopd on {home.root} (log: {home.log.name});"
-        " it seeds until `p2pcloop daemon stop`",
-        err=True,
+        " it seeds until `p2pcloop daemon stop`"
     )
     with home.starting():
         for attempt in range(_ATTEMPTS):
@@ -97,7 +94,7 @@ def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> N
     match messages:
         case [Event(_, "ready", told)]:
             for warning in told.get("warnings", []):
-                click.echo(f"p2pcloop: {warning}", err=True)
+                notify(f"p2pcloop: {warning}")
             return
         case [Failure(_, error)]:
             os.waitpid(pid, 0)

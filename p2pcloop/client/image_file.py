@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
-
+from p2pcloop.client.invocation import chosen, until_command_ends
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import CONTAINERS
@@ -40,9 +39,7 @@ class FileChoice:
     @classmethod
     def current(cls) -> FileChoice:
         """That of the command that runs."""
-        context = click.get_current_context(silent=True)
-        meta = {} if context is None else context.meta
-        return cls(meta.get(PARTITION, 0), meta.get(RAW, False))
+        return cls(chosen(PARTITION, 0), chosen(RAW, False))
 
 
 def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile:
@@ -99,7 +96,7 @@ def _is_nested(file: ImageFile) -> bool:
 def _unpack(file: ImageFile, home: Home, *, raw: bool, quiet: bool) -> Path | None:
     """Return where the content lies; None where nothing is nested."""
     home.create()
-    folder = click.get_current_context().with_resource(home.staging())
+    folder = until_command_ends(home.staging())
     out = folder / "image"
     with progress_bar("unpacking", quiet=quiet) as progress, unchanged(file):
         if file.kind != "iso":

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.client.refs import StoredRef, words_of_the_user
-from p2pcloop.client.terminal import ask_passphrase
+from p2pcloop.client.terminal import ask_passphrase, notify
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.index import IndexHeader
@@ -377,10 +376,9 @@ def serve_version(
     """
     answer = client.call("seed_manifest", manifest=signed.data, public=public, secret=secret)
     if public and not answer["announced"]:
-        click.echo(
+        notify(
             "it is public, but announced nowhere: turn on `dht` or `announce_trackers` in"
-            " config.toml (docs/daemon.md) and restart p2pcloopd",
-            err=True,
+            " config.toml (docs/daemon.md) and restart p2pcloopd"
         )
     manifest = signed.manifest
     record = Record(
@@ -403,7 +401,7 @@ def reference(ref: StoredRef) -> ManifestRef:
 
 
 def _tell_waiting(name: Name) -> None:
-    click.echo(f"waiting for another command that publishes {name}", err=True)
+    notify(f"waiting for another command that publishes {name}")
 
 
 def newest_of(client: ControlClient, name: Name) -> StoredRef | None:

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
-
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.image_file import FileChoice, open_image_file
+from p2pcloop.client.terminal import notify
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
 from p2pcloop.formats.manifest import Manifest, SignedManifest, open_manifest
@@ -248,4 +247,4 @@ def report_waiting(event: str, fields: dict[str, Any]) -> None:
     told = describe_waiting(fields | {"seconds": 0})
     if told not in _told:
         _told.add(told)
-        click.echo(describe_waiting(fields), err=True)
+        notify(describe_waiting(fields))

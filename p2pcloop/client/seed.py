@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from p2pcloop.client.publisher import Content, Publisher
-from p2pcloop.client.terminal import progress_bar
+from p2pcloop.client.terminal import notify, progress_bar
 from p2pcloop.formats.boot import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
@@ -64,13 +62,13 @@ def seed_content(
     if other:
         who.check_same(device_size(file), None, file.source)  # before all of it is read
     for note in file.notes:
-        click.echo(f"{file.name}: {note}", err=True)
+        notify(f"{file.name}: {note}")
     with unchanged(file), home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             progress(0, device_size(file))
             header, note = write_layer(file, staging, progress)
         if note:
-            click.echo(note, err=True)
+            notify(note)
         if other:
             who.check_same(header.image_size, header.layer_id, file.source)
         layer = who.serve_layer(staging, header)

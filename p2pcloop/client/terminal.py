@@ -26,6 +26,11 @@ _WINDOW = 10.0
 """Seconds of the past from which the rate is taken: peers come and go."""
 
 
+def notify(text: str) -> None:
+    """Tell the user a line on stderr."""
+    click.echo(text, err=True)
+
+
 class Pace:
     """How fast something goes lately, and how long the rest takes at that rate."""
 
@@ -87,12 +92,6 @@ def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., No
 
         yield show
         bar.update((bar.length or bar.pos) - bar.pos, "")
-
-
-def running_command() -> str:
-    """This command in words of the user: "`p2pcloop export`, process 4711"."""
-    context = click.get_current_context(silent=True)
-    return f"`{context.command_path if context else 'p2pcloop'}`, process {os.getpid()}"
 
 
 class _Named(io.FileIO):

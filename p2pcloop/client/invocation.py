@@ -1,0 +1,28 @@
+"""The command that runs, as click knows it: its name, its choices, and its end."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import click
+
+_Resource = TypeVar("_Resource")
+
+
+def running_command() -> str:
+    """The name of this command for messages: "`p2pcloop export`, process 4711"."""
+    context = click.get_current_context(silent=True)
+    return f"`{context.command_path if context else 'p2pcloop'}`, process {os.getpid()}"
+
+
+def chosen(option: str, default: Any) -> Any:  # noqa: ANN401  options are of all types
+    """What the user chose for an option that is no parameter of the command."""
+    context = click.get_current_context(silent=True)
+    return default if context is None else context.meta.get(option, default)
+
+
+def until_command_ends(resource: AbstractContextManager[_Resource]) -> _Resource:
+    """Enter a context that is left when the command ends."""
+    return click.get_current_context().with_resource(resource)
