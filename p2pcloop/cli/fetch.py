@@ -6,9 +6,8 @@ import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
 from p2pcloop.client.fetch import fetch_all
-from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.refs import resolve_stored
 from p2pcloop.client.traffic import measure_traffic
-from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
@@ -28,9 +27,9 @@ Examples:
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
     """Bring all of REF here, so that it boots without peers and is served to others."""
-    target = resolve_ref(ref, home, at=at, unpack=False)
-    if not isinstance(target, StoredRef):
-        raise UsageError(f"{ref} is a file that is here already", hint="give a link or @key/label")
+    target = resolve_stored(
+        ref, home, at=at, why_no_file="it is here already", hint="give a link or @key/label"
+    )
     with target.client:
         before = target.client.call("status")
         fetch_all(target, quiet=as_json)

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
-from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref
-from p2pcloop.errors import MismatchError, P2pcloopError, UsageError
+from p2pcloop.client.refs import StoredRef, report_waiting, resolve_stored
+from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.lineage import check_previous
 from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest
 from p2pcloop.store.home import Home
@@ -44,9 +44,8 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
     Also what a version was made from, if that is neither the version before nor what that was made
     from. What cannot be had is told.
     """
-    target = resolve_ref(ref, home, at=at, withdrawn=True, unpack=False)
-    if not isinstance(target, StoredRef):
-        raise UsageError(f"{ref} is a file: it has no versions", hint="give a link or @key/label")
+    why, hint = "it has no versions", "give a link or @key/label"
+    target = resolve_stored(ref, home, at=at, withdrawn=True, why_no_file=why, hint=hint)
     with target.client:
         history = _History(target)
         versions = [_facts(history, *row) for row in _walk(history, number)]

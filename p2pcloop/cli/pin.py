@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
-from p2pcloop.client.refs import StoredRef, resolve_ref
-from p2pcloop.errors import UsageError
+from p2pcloop.client.refs import StoredRef, resolve_stored
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
 from p2pcloop.text import to_json
@@ -49,18 +48,9 @@ def command(ref: str | None, at: int, home: Home, *, as_json: bool) -> None:
 
 
 def stored_image(ref: str, home: Home, at: int) -> StoredRef:
-    """Resolve a REF that must not be a file.
-
-    Raises:
-        UsageError: it is one.
-        P2pcloopError: as for `resolve_ref`.
-    """
-    target = resolve_ref(ref, home, at=at, unpack=False)
-    if not isinstance(target, StoredRef):
-        raise UsageError(
-            f"{ref} is a file of yours, which nothing deletes", hint="give a link or @key/label"
-        )
-    return target
+    """The image that is pinned or unpinned; errors as of `resolve_stored`."""
+    why, hint = "it is yours, and nothing deletes it", "give a link or @key/label"
+    return resolve_stored(ref, home, at=at, why_no_file=why, hint=hint)
 
 
 def _list(home: Home, *, as_json: bool) -> None:

@@ -138,11 +138,11 @@ def attach(
             click.echo(f"{remark}: it is signed anew, by you", err=True)
             fitted = replace(profile, image_id=subject.image_id, size=subject.size, touches=touches)
             data = sign_profile(fitted, _key(home, key_name))
-        who = stack.enter_context(_publisher(subject, home, key_name))
+        publisher = stack.enter_context(_publisher(subject, home, key_name))
         keep_profile(home, data)
         answer: dict[str, Any] = {"name": subject.what, "changed": False}
-        if who is not None and subject.ref is not None:
-            answer |= _release(subject.ref, touches, who, message, public=public)
+        if publisher is not None and subject.ref is not None:
+            answer |= _release(subject.ref, touches, publisher, message, public=public)
     if as_json:
         click.echo(to_json(answer))
         return
@@ -177,9 +177,9 @@ def _publisher(subject: Subject, home: Home, key_name: str | None) -> Iterator[P
     if ref is None or owner is None:
         yield None
         return
-    with Publisher.of(home, ref.client, ref.signed.manifest.label, owner) as who:
-        who.check_newest(ref, hint="or leave it to its publisher")
-        yield who
+    with Publisher.of(home, ref.client, ref.signed.manifest.label, owner) as publisher:
+        publisher.check_newest(ref, hint="or leave it to its publisher")
+        yield publisher
 
 
 def _owner(public: bytes, home: Home, key_name: str | None) -> str | None:
@@ -190,7 +190,7 @@ def _owner(public: bytes, home: Home, key_name: str | None) -> str | None:
 
 
 def _release(
-    ref: StoredRef, touches: bytes, who: Publisher, message: str, *, public: bool
+    ref: StoredRef, touches: bytes, publisher: Publisher, message: str, *, public: bool
 ) -> dict[str, Any]:
     """Publish the next version of an image, which carries a profile."""
     manifest = ref.signed.manifest
@@ -201,7 +201,7 @@ def _release(
             err=True,
         )
     content = replace(Content.of(manifest), profile=touches)
-    return who.release(
+    return publisher.release(
         content, message=message, parent=manifest.parent, public=public, secret=ref.secret
     )
 

@@ -93,11 +93,10 @@ def command(
     check_publishable(file)
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
-        who = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
+        publisher = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
         answer = seed_image(
             file,
-            who,
-            home,
+            publisher,
             append=append,
             public=public,
             quiet=as_json,

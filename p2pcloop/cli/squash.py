@@ -10,19 +10,13 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option
 from p2pcloop.client.daemon import ensure_daemon
-from p2pcloop.client.delta import Made, Maker
+from p2pcloop.client.delta import squash
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.publisher import Publisher
-from p2pcloop.client.refs import StoredRef, resolve_ref
-from p2pcloop.client.stored import Opened, open_stored
-from p2pcloop.errors import UsageError
-from p2pcloop.formats.manifest import Manifest
-from p2pcloop.image.device import ImageDevice
-from p2pcloop.making.moved import LivePlaces
-from p2pcloop.making.targets import DeviceTarget, upper_stretches
+from p2pcloop.client.refs import resolve_stored
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
-from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloop.units import format_size
 
 _EPILOG = """
 \b
@@ -62,23 +56,21 @@ def command(
     What the layers between still show of their packs is referred to there; chunks of which little
     shows are packed anew. The content stays what it is.
     """
-    target = resolve_ref(ref, home, unpack=False)
-    if not isinstance(target, StoredRef):
-        raise UsageError(f"{ref} is a file: it has no layers", hint="give @key/label")
+    target = resolve_stored(ref, home, why_no_file="it has no layers", hint="give @key/label")
     target.check_secret()
     with ExitStack() as stack:
         client = stack.enter_context(ensure_daemon(home))
         manifest = target.signed.manifest
-        who = stack.enter_context(Publisher.of(home, client, manifest.label, key_name))
-        who.check_newest(target, hint="what is not yours can be joined by `p2pcloop export`")
+        publisher = stack.enter_context(Publisher.of(home, client, manifest.label, key_name))
+        publisher.check_newest(target, hint="what is not yours can be joined by `p2pcloop export`")
         if len(manifest.layers) <= (1 if whole else 2):
             answer: dict[str, Any] = {"name": target.name, "version": manifest.version}
             answer |= {"link": target.link, "changed": False, "layers": len(manifest.layers)}
         else:
             fetch_all(target, quiet=as_json)
-            made = _squash(target, who, home, stack, whole=whole, quiet=as_json)
+            made = squash(target, publisher, stack, whole=whole, quiet=as_json)
             content = replace(made.content, boot=manifest.boot, length=manifest.length)
-            answer = who.release(
+            answer = publisher.release(
                 content,
                 message=message,
                 parent=manifest.parent,
@@ -88,34 +80,6 @@ def command(
             stored = 0 if made.delta is None else made.delta.pack_length
             answer |= {"layers": len(content.layers), "stored": stored}
     _tell(answer, as_json=as_json)
-
-
-def _squash(
-    target: StoredRef, who: Publisher, home: Home, stack: ExitStack, *, whole: bool, quiet: bool
-) -> Made:
-    maker = Maker(who, home, target.secret, quiet)
-    opened = open_stored(target, home, stack)
-    image = opened.image
-    device = ImageDevice(image)
-    if whole:
-        everything = [(0, image.size // BLOCK_SIZE)]
-        return maker.over(None, DeviceTarget(device, opened.supply, everything))
-    base = open_stored(_lowest(target, opened), home, stack)
-    shown = upper_stretches(image, 1, image.size)
-    made_of = LivePlaces(image, 1)
-    return maker.over(
-        base, DeviceTarget(device, opened.supply, shown), found_in=opened, find=made_of.find
-    )
-
-
-def _lowest(ref: StoredRef, opened: Opened) -> StoredRef:
-    """The lowest layer alone, as an image."""
-    manifest, header = ref.signed.manifest, opened.image.layers[0].header
-    others = [layer for layer in manifest.all_layers[1:] if layer.layer_id in header.sources]
-    alone: Manifest = replace(
-        manifest, size=header.image_size, layers=manifest.layers[:1], sources=tuple(others)
-    )
-    return replace(ref, signed=replace(ref.signed, manifest=alone))
 
 
 def _tell(answer: dict[str, Any], *, as_json: bool) -> None:

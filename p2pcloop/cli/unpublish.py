@@ -6,8 +6,8 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.publisher import Publisher
-from p2pcloop.client.refs import StoredRef, resolve_ref
-from p2pcloop.errors import MismatchError, UsageError
+from p2pcloop.client.refs import resolve_stored
+from p2pcloop.errors import MismatchError
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import name_of_key
 from p2pcloop.text import to_json
@@ -33,14 +33,13 @@ def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
     to forget: who has the image keeps it, and who has the link of an old version may still find
     somebody who serves it. A later version may be published again.
     """
-    target = resolve_ref(ref, home, withdrawn=True)
-    if not isinstance(target, StoredRef):
-        raise UsageError(f"{ref} is a file", hint="give the name under which it was published")
+    why, hint = "it has no name", "give the name under which it was published"
+    target = resolve_stored(ref, home, withdrawn=True, why_no_file=why, hint=hint)
     with target.client:
         name = target.signed.manifest.name
         key_name = _key_of(home, name.key)
-        with Publisher.of(home, target.client, name.label, key_name) as who:
-            answer = who.withdraw(message)
+        with Publisher.of(home, target.client, name.label, key_name) as publisher:
+            answer = publisher.withdraw(message)
     if as_json:
         click.echo(to_json(answer))
     elif not answer["changed"]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from p2pcloop.client.publisher import Content, Publisher
-from p2pcloop.client.stored import Opened
+from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored import Opened, open_stored
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.chunk_table import Chunk
@@ -18,6 +19,7 @@ from p2pcloop.formats.index import MAX_RUNS, open_index
 from p2pcloop.formats.manifest import MAX_SOURCES, LayerRef, Manifest
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
+from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.known import KnownChunks
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.build import Progress
@@ -31,8 +33,9 @@ from p2pcloop.making.delta import (
     pack_delta,
 )
 from p2pcloop.making.encoding import DELTA, WHOLE
-from p2pcloop.making.moved import MovedBlocks
+from p2pcloop.making.moved import LivePlaces, MovedBlocks
 from p2pcloop.making.pack import begin_layer, finish_layer
+from p2pcloop.making.targets import DeviceTarget, upper_stretches
 from p2pcloop.store.have import is_whole
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
@@ -58,13 +61,13 @@ class Maker:
     """Makes deltas for one publisher.
 
     Attributes:
-        who: publishes.
+        publisher: signs and has the layer served.
         home: of the node.
         secret: of a private image.
         quiet: show no progress.
     """
 
-    who: Publisher
+    publisher: Publisher
     home: Home
     secret: bytes | None
     quiet: bool
@@ -140,7 +143,7 @@ class Maker:
             if below is not None:
                 check_runs(below.image, header.run_count)
             finish_layer(staging, delta.index)
-            layer = self.who.serve_layer(staging, header)
+            layer = self.publisher.serve_layer(staging, header)
         layers = () if manifest is None else manifest.layers
         known = [] if found_in is None else [*found_in.ref.signed.manifest.all_layers]
         refs = {ref.layer_id: ref for ref in (*known, *others.found.values())}
@@ -149,6 +152,44 @@ class Maker:
         wanted = dict.fromkeys(key for key in (*kept, *delta.sources) if key not in stack)
         sources = tuple(refs[layer_id] for layer_id in wanted)
         return Made(Content(target.size, (*layers, layer), sources), changes, delta)
+
+
+def squash(
+    target: StoredRef, publisher: Publisher, stack: ExitStack, *, whole: bool, quiet: bool
+) -> Made:
+    """Make and serve one layer in place of the upper layers of an image, all of which is here.
+
+    Args:
+        stack: closes what is opened.
+        whole: in place of all layers.
+        quiet: show no progress.
+
+    Raises:
+        P2pcloopError: see `Maker.over`.
+    """
+    maker = Maker(publisher, publisher.home, target.secret, quiet)
+    opened = open_stored(target, publisher.home, stack)
+    image = opened.image
+    device = ImageDevice(image)
+    if whole:
+        everything = [(0, image.size // BLOCK_SIZE)]
+        return maker.over(None, DeviceTarget(device, opened.supply, everything))
+    base = open_stored(_lowest(target, opened), publisher.home, stack)
+    shown = upper_stretches(image, 1, image.size)
+    made_of = LivePlaces(image, 1)
+    return maker.over(
+        base, DeviceTarget(device, opened.supply, shown), found_in=opened, find=made_of.find
+    )
+
+
+def _lowest(ref: StoredRef, opened: Opened) -> StoredRef:
+    """The lowest layer alone, as an image."""
+    manifest, header = ref.signed.manifest, opened.image.layers[0].header
+    others = [layer for layer in manifest.all_layers[1:] if layer.layer_id in header.sources]
+    alone: Manifest = replace(
+        manifest, size=header.image_size, layers=manifest.layers[:1], sources=tuple(others)
+    )
+    return replace(ref, signed=replace(ref.signed, manifest=alone))
 
 
 def _write(

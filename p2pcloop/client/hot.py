@@ -5,21 +5,28 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from p2pcloop.client.delta import check_runs
-from p2pcloop.client.publisher import Content, Publisher, reference
+from p2pcloop.client.profiles import Subject
+from p2pcloop.client.publisher import Content, Publisher, newest_of, reference
+from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.seed import seed_content
 from p2pcloop.client.stored import Opened, open_stored
-from p2pcloop.client.terminal import progress_bar
-from p2pcloop.errors import storage_error
+from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import LayerRef, ManifestRef
-from p2pcloop.formats.profile import unpack_touches
+from p2pcloop.formats.profile import Profile, unpack_touches
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.hot import HotLayer, adds_nothing, has_chunks, pack_hot
+from p2pcloop.making.local import ImageFile
 from p2pcloop.making.pack import begin_layer, finish_layer
 from p2pcloop.making.targets import DeviceTarget
 from p2pcloop.store.home import Home
+from p2pcloop.store.profiles import ancestors, fit_profile
+from p2pcloop.store.sources import remember_source
 from p2pcloop.units import BLOCK_SIZE
 
 
@@ -39,18 +46,30 @@ class Optimized:
     layer: HotLayer
     replaced: bool
 
+    def facts(self) -> dict[str, Any]:
+        """What `optimize` tells of it (docs/commands.md)."""
+        return {
+            "size": self.content.device_length,
+            "layers": len(self.content.layers),
+            "stored": self.layer.pack_length,
+            "index": len(self.layer.index),
+            "stored_blocks": self.layer.stored_blocks,
+            "zero_blocks": self.layer.zero_blocks,
+            "replaced": self.replaced,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class HotMaker:
     """Makes hot layers for one publisher.
 
     Attributes:
-        who: publishes.
+        publisher: signs and has the layer served.
         home: of the node.
         quiet: show no progress.
     """
 
-    who: Publisher
+    publisher: Publisher
     home: Home
     quiet: bool
 
@@ -79,7 +98,7 @@ class HotMaker:
                 header = open_index(hot.index)
                 check_runs(opened.image, header.run_count)
                 finish_layer(staging, hot.index)
-                same = self.who.serve_layer(staging, header)
+                same = self.publisher.serve_layer(staging, header)
         layers = below.layers if same in below.layers else (*below.layers, same)
         # Which blocks of a private image a boot reads is told only where it was told before.
         told = touches if not manifest.private or manifest.profile else b""
@@ -102,6 +121,44 @@ class HotMaker:
             below = open_stored(replace(opened.ref, signed=signed), self.home, stack)
             nothing = adds_nothing(image, below.image, _target(opened), _target(below))
         return Content.of(lower) if nothing else None
+
+    def known_profile(self, file: ImageFile) -> Profile:
+        """The profile that boots of a file recorded, or boots of the newest version.
+
+        A raw image file has another id than the layer that is packed of it, and so another profile.
+
+        Raises:
+            NotHereError: none is known, so that nothing need be seeded.
+        """
+        with ExitStack() as stack:
+            try:
+                return (
+                    Subject.open(file, self.home, stack, quiet=self.quiet).find(self.home).profile
+                )
+            except (NotHereError, UsageError):  # or a cloop that has to be repacked
+                if self.publisher.image is None:
+                    raise
+        return Subject.of_stored(self.publisher.image).find(self.home).profile
+
+    def seed(self, file: ImageFile, *, public: bool, as_new_version: bool) -> StoredRef:
+        """Publish an image file, unless the newest version has that content, optimized or not."""
+        publisher, home = self.publisher, self.home
+        content, _ = seed_content(file, publisher, quiet=self.quiet, as_new_version=as_new_version)
+        if publisher.image is not None and self._stands_on(publisher.image, content):
+            return publisher.image
+        publisher.release(content, public=public)
+        remember_source(home, publisher.name, file.source)
+        published = newest_of(publisher.client, publisher.name)
+        assert published is not None, "it was published just now"
+        return published
+
+    def _stands_on(self, newest: StoredRef, content: Content) -> bool:
+        """Whether a version has exactly that content, with or without a hot layer."""
+        layers = newest.signed.manifest.layers
+        if layers[:-1] != content.layers:
+            return layers == content.layers
+        with ExitStack() as stack:
+            return self.without_top(open_stored(newest, self.home, stack)) is not None
 
     def _pack(self, opened: Opened, touches: bytes, staging: Path) -> HotLayer:
         secret = opened.ref.secret if opened.ref.signed.manifest.private else None
@@ -129,3 +186,19 @@ def _find_same(opened: Opened, hot: HotLayer) -> LayerRef | None:
         if has_chunks(layer, hot.chunks, opened.supply):
             return ref
     return None
+
+
+def fitting_touches(target: StoredRef, profile: Profile | None, home: Home, *, tell: bool) -> bytes:
+    """The packed touches of a profile, by default of the one that is known.
+
+    Args:
+        tell: tell where it is of another image.
+    """
+    manifest = target.signed.manifest
+    if profile is None:
+        profile = Subject.of_stored(target).find(home).profile
+    before = (manifest, *ancestors(home, manifest))
+    touches, remark = fit_profile(profile, manifest.image_id, manifest.size, before)
+    if remark and tell:
+        notify(remark)
+    return touches

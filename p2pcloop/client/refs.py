@@ -121,6 +121,26 @@ def resolve_ref(
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
 
 
+def resolve_stored(
+    ref: str, home: Home, *, why_no_file: str, hint: str, at: int = 0, withdrawn: bool = False
+) -> StoredRef:
+    """Find the stored image of a REF that must not be a file.
+
+    Args:
+        why_no_file: for the error: "it has no versions".
+        hint: for the error, too.
+        at, withdrawn: as for `resolve_ref`.
+
+    Raises:
+        UsageError: it is a file.
+        P2pcloopError: as for `resolve_ref`.
+    """
+    target = resolve_ref(ref, home, at=at, withdrawn=withdrawn, unpack=False)
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file: {why_no_file}", hint=hint)
+    return target
+
+
 def read_ref(ref: str, home: Home) -> Path | str:
     """Tell a file, returned as a path, from what p2pcloopd is asked for, returned in its words.
 

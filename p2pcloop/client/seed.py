@@ -13,14 +13,12 @@ from p2pcloop.formats.filesystem import (
 )
 from p2pcloop.making.local import ImageFile, unchanged
 from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
-from p2pcloop.store.home import Home
 from p2pcloop.store.sources import remember_source
 
 
 def seed_image(
     file: ImageFile,
-    who: Publisher,
-    home: Home,
+    publisher: Publisher,
     *,
     append: str = "",
     message: str = "",
@@ -33,17 +31,16 @@ def seed_image(
     Errors as of `seed_content`.
     """
     content, facts = seed_content(
-        file, who, home, append=append, quiet=quiet, as_new_version=as_new_version
+        file, publisher, append=append, quiet=quiet, as_new_version=as_new_version
     )
-    answer = who.release(content, message=message, public=public) | facts
-    remember_source(home, who.name, file.source)
+    answer = publisher.release(content, message=message, public=public) | facts
+    remember_source(publisher.home, publisher.name, file.source)
     return answer
 
 
 def seed_content(
     file: ImageFile,
-    who: Publisher,
-    home: Home,
+    publisher: Publisher,
     *,
     append: str = "",
     quiet: bool = False,
@@ -57,21 +54,21 @@ def seed_content(
     Raises:
         UsageError: it is another file, and holds another image.
     """
-    who.check_secret(None)
-    other = not as_new_version and who.is_other_source(file.source)
+    publisher.check_secret(None)
+    other = not as_new_version and publisher.is_other_source(file.source)
     if other:
-        who.check_same(device_size(file), None, file.source)  # before all of it is read
+        publisher.check_same(device_size(file), None, file.source)  # before all of it is read
     for note in file.notes:
         notify(f"{file.name}: {note}")
-    with unchanged(file), home.staging() as staging:
+    with unchanged(file), publisher.home.staging() as staging:
         with progress_bar("reading", quiet=quiet) as progress:
             progress(0, device_size(file))
             header, note = write_layer(file, staging, progress)
         if note:
             notify(note)
         if other:
-            who.check_same(header.image_size, header.layer_id, file.source)
-        layer = who.serve_layer(staging, header)
+            publisher.check_same(header.image_size, header.layer_id, file.source)
+        layer = publisher.serve_layer(staging, header)
         filesystem = detect_filesystem(read_start(file, PROBE_SIZE))
         boot = BootParameters(filesystem, append, device_roots(file))
         content = Content(header.image_size, (layer,), boot=boot, length=odd_length(file))

@@ -1,0 +1,153 @@
+"""Writing an image into a mirror: static files, for any web server or a disk to carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.refs import StoredRef, report_waiting
+from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.errors import (
+    CorruptError,
+    P2pcloopError,
+    storage_error,
+)
+from p2pcloop.formats.link import Link, parse_link
+from p2pcloop.formats.manifest import LayerRef, Manifest, ManifestRef, SignedManifest
+from p2pcloop.formats.mirror import (
+    ManifestPath,
+    MetainfoPath,
+    RecordPath,
+    build_metainfo,
+    extract_info,
+    layer_parts,
+)
+from p2pcloop.formats.record import open_record
+from p2pcloop.store.have import is_whole
+from p2pcloop.store.home import Home
+from p2pcloop.store.in_place import hold_served
+from p2pcloop.store.mirror import MirrorDirectory, web_seed
+from p2pcloop.store.records import Records
+
+_MAX_HISTORY = 4096
+"""Manifests of older versions that are written too, for `log` to tell."""
+
+
+def write_mirror(
+    ref: StoredRef, mirror: MirrorDirectory, home: Home, url: str | None, *, quiet: bool
+) -> tuple[Link, int]:
+    """Write the files of an image; return the link to it, and the bytes of layers written."""
+    manifest = ref.signed.manifest
+    known = Records(home).find(manifest.name)
+    newest = known is not None and known.manifest_id == ref.signed.id
+    record = open_record(known.record) if newest and known and known.record else None
+    if record is not None:
+        mirror.check(record)
+    missing = [layer for layer in manifest.all_layers if not _is_there(layer, mirror)]
+    if missing:
+        _bring(ref, missing, quiet=quiet)
+    for layer in missing:
+        for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
+            store = home.torrents / layer.torrent.hex()
+            source = hold_served(store, f"{path.torrent_name}/{path.file}")
+            # Eviction that had begun before the lease clears bits first, then makes holes.
+            mirror.copy(path, source, size, partial(is_whole, store / "have"))
+    # What an earlier run was told holds for this one.
+    urls = mirror.urls(manifest.name) if url is None else (url,)
+    for layer in manifest.all_layers:
+        _write_metainfo(layer, mirror, home, urls)
+    for manifest_id, signed in {each.id: each for each in _history(manifest, home)}.items():
+        mirror.write(ManifestPath(manifest_id), signed.data)
+    mirror.write(ManifestPath(ref.signed.id), ref.signed.data)
+    link = parse_link(ref.link)
+    link = replace(
+        link,
+        mirrors=tuple(dict.fromkeys([*urls, *link.mirrors])),
+        web_seeds=tuple(dict.fromkeys([*map(web_seed, urls), *link.web_seeds])),
+    ).fitted()
+    if newest:
+        mirror.write_link(link)
+    if record is not None:
+        mirror.write(RecordPath(manifest.name), record.data)
+    else:
+        notify(
+            f"no signed record of this version of {ref.name} is known here: the mirror can be used"
+            " by link only, not by name"
+        )
+    return link, sum(layer.index_length + layer.pack_length for layer in missing)
+
+
+def _is_there(layer: LayerRef, mirror: MirrorDirectory) -> bool:
+    whole = layer.index_length + layer.pack_length
+    files = all(mirror.has(path, size) for path, _, size in layer_parts(layer, 0, whole))
+    return files and (mirror.root / str(MetainfoPath(layer.torrent))).is_file()
+
+
+def _bring(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> None:
+    """Have all of the image here, and compare the layers with their hashes: they are passed on.
+
+    Raises:
+        CorruptError: what was fetched anew is wrong again.
+    """
+    for _ in range(2):
+        fetch_all(ref, quiet=quiet)
+        if not sum(_verify(ref, layer, quiet=quiet) for layer in layers):
+            return
+    raise CorruptError(
+        f"pieces of {ref.name} are wrong on this disk again after they were fetched",
+        hint="check the disk",
+    )
+
+
+def _verify(ref: StoredRef, layer: LayerRef, *, quiet: bool) -> int:
+    with progress_bar("verifying", quiet=quiet) as show:
+
+        def on_event(event: str, fields: dict[str, int]) -> None:
+            if event == "progress":
+                show(fields["checked"], fields["pieces"])
+            report_waiting(event, fields)
+
+        return len(ref.client.call("verify", on_event, torrent=layer.torrent)["bad"])
+
+
+def _write_metainfo(
+    layer: LayerRef, mirror: MirrorDirectory, home: Home, urls: tuple[str, ...]
+) -> None:
+    """Write a layer's .torrent, which names the mirror's URLs as web seeds where any are known."""
+    path = MetainfoPath(layer.torrent)
+    there = mirror.root / str(path)
+    if not urls and there.is_file():
+        return
+    source = there if there.is_file() else home.torrents / layer.torrent.hex() / "torrent"
+    try:
+        info = extract_info(source.read_bytes(), layer.torrent)
+    except OSError as err:
+        raise storage_error(f"cannot read {source}", err) from err
+    mirror.write(path, build_metainfo(info, [web_seed(url) for url in urls]))
+
+
+def _history(manifest: Manifest, home: Home) -> Iterator[SignedManifest]:
+    """Older versions, and what each was made from, as far as they are known here; for `log`."""
+    records = Records(home)
+    seen: set[bytes] = set()
+    while len(seen) < _MAX_HISTORY:
+        parent = _find(records, manifest.parent)
+        if parent is not None:
+            yield parent
+        before = _find(records, manifest.previous)
+        if before is None or before.id in seen:
+            return
+        seen.add(before.id)
+        yield before
+        manifest = before.manifest
+
+
+def _find(records: Records, ref: ManifestRef | None) -> SignedManifest | None:
+    if ref is None:
+        return None
+    try:
+        return records.manifest(ref.id)
+    except P2pcloopError:
+        return None  # not known here, which `log` tells as well

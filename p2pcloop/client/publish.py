@@ -1,0 +1,197 @@
+"""Publishes what was changed of an image: an overlay, or an image file beside its base."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from p2pcloop.client.delta import Maker
+from p2pcloop.client.files_overlay import joined_boot, open_files_target
+from p2pcloop.client.publisher import Publisher, reference
+from p2pcloop.client.refs import StoredRef, made_on, resolve_stored
+from p2pcloop.client.seed import seed_image
+from p2pcloop.client.stored import Opened, open_stored
+from p2pcloop.client.terminal import notify
+from p2pcloop.errors import BusyError
+from p2pcloop.formats.boot import BootParameters
+from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
+from p2pcloop.formats.manifest import Manifest
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.seal import new_secret
+from p2pcloop.making.changes import Target
+from p2pcloop.making.delta import Delta
+from p2pcloop.making.local import ImageFile, unchanged
+from p2pcloop.making.pack import device_roots, odd_length, open_target
+from p2pcloop.making.targets import overlay_target
+from p2pcloop.store.home import Home
+from p2pcloop.store.sources import remember_source
+from p2pcloop.units import BLOCK_SIZE
+
+
+def check_overlay(path: Path) -> None:
+    """Refuse an overlay that cannot be published, before anything is started for it."""
+    info = Overlay.inspect(path)
+    if info.in_use:
+        raise BusyError(f"{path} is in use", hint="shut its guest down first")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be published, and how; `base` is None for a whole image."""
+
+    file: ImageFile
+    base: StoredRef | None
+    append: str | None
+    message: str
+    private: bool
+    public: bool
+    quiet: bool
+
+
+def find_base(file: ImageFile, base: str | None, publisher: Publisher) -> StoredRef | None:
+    """The image that a file is compared with; None for a whole image.
+
+    Args:
+        base: the user's REF; None for the image that an overlay names, or the newest version.
+
+    Raises:
+        UsageError: the REF is a file.
+        P2pcloopError: as for `resolve_ref` and `made_on`.
+    """
+    if base is not None:
+        return resolve_stored(
+            base,
+            publisher.home,
+            why_no_file="others cannot have it from this node",
+            hint="seed it first, and give its name",
+        )
+    if file.kind != "overlay":
+        return publisher.image
+    return made_on(file.path, publisher.home)
+
+
+def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[str, Any]:
+    """Publish a file as a delta over its base, or whole; return facts (docs/commands.md).
+
+    Args:
+        stack: closes what is opened.
+
+    Raises:
+        UsageError: see `Publisher.check_secret`, `Maker.over` and `Publisher.release`.
+        P2pcloopError: the target cannot be read, or p2pcloopd could not serve the version.
+    """
+    file, home = request.file, publisher.home
+    base = request.base
+    secret = _choose_secret(request, publisher)
+    publisher.check_secret(secret)
+    if base is None and secret is None:
+        answer = seed_image(
+            file,
+            publisher,
+            append=request.append or "",
+            message=request.message,
+            public=request.public,
+            quiet=request.quiet,
+            as_new_version=True,
+        )
+        return answer | {"base": None}
+    grown = base is not None and _stands_on(publisher.newest, base.signed.manifest)
+    lower = publisher.newest if grown else base
+    below = None if lower is None else open_stored(lower, home, stack)
+    with unchanged(file):
+        target = _open_target(file, base, below, home, stack)
+        made = Maker(publisher, home, secret, request.quiet).over(below, target)
+        boot = _boot(request, target, base)
+        content = replace(made.content, boot=boot, length=_length(request, base))
+    answer = publisher.release(
+        content,
+        message=request.message,
+        parent=None if base is None else reference(base),
+        public=request.public,
+        secret=secret,
+    )
+    if file.kind != "overlay":
+        remember_source(home, publisher.name, file.source)
+    return answer | {
+        "base": None if base is None else base.name,
+        "filesystem": content.boot.root_type,
+        "size": content.device_length,
+        "layers": len(content.layers),
+        "unknown_blocks": made.changes.unknown,
+        **_facts(made.delta),
+    }
+
+
+def _choose_secret(request: Request, publisher: Publisher) -> bytes | None:
+    """That of the base, else of the version before; what was private stays so."""
+    for ref in (request.base, publisher.newest):
+        if ref is not None and ref.signed.manifest.private:
+            ref.check_secret()
+            if not request.private:
+                notify(f"it is private, as {ref.name} is")
+            return ref.secret
+    return new_secret() if request.private else None
+
+
+def _stands_on(newest: StoredRef | None, base: Manifest) -> bool:
+    layers = () if newest is None else newest.signed.manifest.layers
+    return layers[: len(base.layers)] == base.layers
+
+
+def _open_target(
+    file: ImageFile,
+    base: StoredRef | None,
+    below: Opened | None,
+    home: Home,
+    stack: ExitStack,
+) -> Target:
+    if file.kind != "overlay":
+        return open_target(file, stack)
+    assert base is not None and below is not None, "an overlay has a base"
+    same = below.ref.signed.manifest.image_id == base.signed.manifest.image_id
+    opened = below if same else open_stored(base, home, stack)
+    if Overlay.inspect(file.path).mode == "files":
+        other = None if same else below.image
+        return open_files_target(file.path, opened, other, home, stack)
+    overlay = Overlay.open(file.path, image_id=opened.image.image_id, read_only=True)
+    stack.callback(overlay.close)
+    return overlay_target(opened.image, overlay, opened.supply, None if same else below.image)
+
+
+def _boot(request: Request, target: Target, base: StoredRef | None) -> BootParameters:
+    """The base's, but for what was given; the file system of an image is looked at anew."""
+    boot = BootParameters() if base is None else base.signed.manifest.boot
+    if request.append is not None:
+        boot = replace(boot, append=request.append)
+    if request.file.kind == "overlay":
+        info = Overlay.inspect(request.file.path)
+        if info.mode == "files" and base is not None:
+            joined = joined_boot(base.signed.manifest, info.image_size)
+            return replace(joined, append=boot.append)
+        return boot
+    start = target.read(0, min(PROBE_SIZE, target.size) // BLOCK_SIZE)
+    return replace(boot, root_type=detect_filesystem(start), roots=device_roots(request.file))
+
+
+def _length(request: Request, base: StoredRef | None) -> int:
+    """As `Content.length`: the base's, where its blocks are what was changed."""
+    if request.file.kind != "overlay":
+        return odd_length(request.file)
+    if base is None or Overlay.inspect(request.file.path).mode == "files":
+        return 0
+    return base.signed.manifest.length
+
+
+def _facts(delta: Delta | None) -> dict[str, Any]:
+    if delta is None:
+        return {"stored": 0}
+    return {
+        "stored": delta.pack_length,
+        "index": len(delta.index),
+        "stored_blocks": delta.stored_blocks,
+        "repeated_blocks": delta.repeated_blocks,
+        "referred_blocks": delta.referred_blocks,
+        "zero_blocks": delta.zero_blocks,
+    }
