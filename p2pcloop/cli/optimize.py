@@ -9,21 +9,11 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import (
-    file_options,
-    first_option,
-    home_option,
-    json_option,
-    key_option,
-    new_version_option,
-    public_option,
-)
-from p2pcloop.cli.seed import warn_if_only_here
-from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.cli.options import PublishOptions, new_version_option, publish_options
+from p2pcloop.cli.published import publisher_of, tell_link, tell_version, warn_if_only_here
 from p2pcloop.client.hot import HotMaker, fitting_touches
 from p2pcloop.client.image_file import check_publishable
 from p2pcloop.client.profiles import read_profile
-from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored import open_stored
 from p2pcloop.making.local import ImageFile
@@ -58,24 +48,15 @@ Examples:
     help="What to say about it.",
 )
 @new_version_option
-@file_options
-@key_option
-@first_option
-@public_option
-@home_option
-@json_option
+@publish_options
 def command(
     ref: str,
     label: str,
     profile_file: Path | None,
     message: str,
-    key_name: str | None,
-    home: Home,
+    options: PublishOptions,
     *,
     as_new_version: bool,
-    first: bool,
-    public: bool,
-    as_json: bool,
 ) -> None:
     """Publish REF, or IMAGE (as of `seed`), with what a boot reads packed together once more.
 
@@ -83,11 +64,11 @@ def command(
     layer: the blocks of a boot's profile, in order of first touch, compressed hard. What the image
     holds is not changed. An IMAGE is seeded first, as by `seed`.
     """
+    home, public, as_json = options.home, options.public, options.as_json
     target = resolve_ref(ref, home)
     profile = None if profile_file is None else read_profile(profile_file)[1]
     with ExitStack() as stack:
-        client = stack.enter_context(ensure_daemon(home))
-        publisher = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
+        publisher = stack.enter_context(publisher_of(label, options))
         maker = HotMaker(publisher, home, as_json)
         if isinstance(target, ImageFile):
             check_publishable(target)
@@ -110,16 +91,12 @@ def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
         return
-    if not answer["changed"]:
-        click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
-    else:
-        click.echo(f"serving {answer['name']}, version {answer['version']}")
-        blocks = format_size(answer["stored_blocks"] * BLOCK_SIZE)
-        packed = format_size(answer["stored"])
-        where = "in place of what was packed before" if answer["replaced"] else "on top of its base"
-        click.echo(f"  {packed} packed, of {blocks} that a boot reads, {where}")
+    blocks = format_size(answer["stored_blocks"] * BLOCK_SIZE)
+    packed = format_size(answer["stored"])
+    where = "in place of what was packed before" if answer["replaced"] else "on top of its base"
+    tell_version(answer, f"{packed} packed, of {blocks} that a boot reads, {where}")
     if not answer["profile"]:
         click.echo(
             "it is private, so its profile is not attached: `p2pcloop profile attach` does so"
         )
-    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+    tell_link(answer)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
@@ -113,6 +115,45 @@ def json_option(command: _Command) -> _Command:
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON, for programs to read."
     )(command)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """The values of the options of `publish_options`; `--help` explains them."""
+
+    key_name: str | None
+    first: bool
+    public: bool
+    home: Home
+    as_json: bool
+
+
+def as_one(kind: type, options: Sequence[Callable[..., Any]]) -> Callable[[_Command], Any]:
+    """Add options whose values a command gets as one object, the parameter `options`.
+
+    Args:
+        kind: a dataclass with a field for each option, of the name of its parameter.
+        options: decorators, in the order of `--help`.
+    """
+    names = [field.name for field in fields(kind)]
+
+    def add(command: _Command) -> Any:  # noqa: ANN401  click's decorators are of all types
+        @wraps(command)
+        def wrapped(**values: Any) -> None:  # noqa: ANN401  click's values are of all types
+            command(options=kind(**{name: values.pop(name) for name in names}), **values)
+
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return add
+
+
+publish_options = as_one(
+    PublishOptions,
+    (file_options, key_option, first_option, public_option, home_option, json_option),
+)
+"""Add the options of commands that publish a file; see `PublishOptions` and `file_options`."""
 
 
 class _Size(click.ParamType[int]):

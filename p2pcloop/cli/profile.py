@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, read_profile
-from p2pcloop.client.publisher import Content, Publisher
+from p2pcloop.client.publisher import Content, Publisher, signing_key
 from p2pcloop.client.refs import StoredRef, resolve_ref, words_of_the_user
-from p2pcloop.client.terminal import ask_passphrase
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
 from p2pcloop.formats.profile import sign_profile, unpack_touches
 from p2pcloop.making.local import ImageFile
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import DEFAULT_KEY, list_keys, load_key, load_or_create_key, read_key
+from p2pcloop.store.keys import name_of_key, read_key
 from p2pcloop.store.profiles import fit_profile, forget_profile, keep_profile
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
@@ -82,7 +80,7 @@ def export(ref: str, out: Path, key_name: str | None, home: Home, as_json: bool)
     with ExitStack() as stack:
         subject = Subject.of(ref, home, stack, quiet=as_json)
         found = subject.find(home)
-    data = sign_profile(found.profile, _key(home, key_name))
+    data = sign_profile(found.profile, signing_key(home, key_name))
     try:
         with out.open("xb") as file:
             file.write(data)
@@ -137,7 +135,7 @@ def attach(
         if remark:
             click.echo(f"{remark}: it is signed anew, by you", err=True)
             fitted = replace(profile, image_id=subject.image_id, size=subject.size, touches=touches)
-            data = sign_profile(fitted, _key(home, key_name))
+            data = sign_profile(fitted, signing_key(home, key_name))
         publisher = stack.enter_context(_publisher(subject, home, key_name))
         keep_profile(home, data)
         answer: dict[str, Any] = {"name": subject.what, "changed": False}
@@ -167,7 +165,7 @@ def forget(ref: str, home: Home) -> None:
 
 @contextmanager
 def _publisher(subject: Subject, home: Home, key_name: str | None) -> Iterator[Publisher | None]:
-    """Whoever may publish the next version of an image, if that is the user.
+    """The publisher of the next version of an image; None if the image is not the user's.
 
     Raises:
         UsageError: there is a newer version.
@@ -184,9 +182,11 @@ def _publisher(subject: Subject, home: Home, key_name: str | None) -> Iterator[P
 
 def _owner(public: bytes, home: Home, key_name: str | None) -> str | None:
     """The name of the user's key that an image is published under, if it is one of theirs."""
+    if key_name is None:
+        return name_of_key(home.keys, public)
     with words_of_the_user():
-        names = list_keys(home.keys) if key_name is None else [check_label(key_name)]
-    return next((name for name in names if read_key(home.keys, name).public == public), None)
+        check_label(key_name)
+    return key_name if read_key(home.keys, key_name).public == public else None
 
 
 def _release(
@@ -204,14 +204,6 @@ def _release(
     return publisher.release(
         content, message=message, parent=manifest.parent, public=public, secret=ref.secret
     )
-
-
-def _key(home: Home, name: str | None) -> Ed25519PrivateKey:
-    """The key that signs; the default one is made at its first use."""
-    with words_of_the_user():
-        check_label(name or DEFAULT_KEY)
-    load = load_or_create_key if name is None else load_key
-    return load(home.keys, name or DEFAULT_KEY, ask_passphrase)
 
 
 def profile_facts(name: str, found: FoundProfile) -> dict[str, Any]:

@@ -8,19 +8,16 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import (
-    file_options,
-    first_option,
-    home_option,
-    json_option,
-    key_option,
-    public_option,
+from p2pcloop.cli.options import PublishOptions, publish_options
+from p2pcloop.cli.published import (
+    publisher_of,
+    tell_link,
+    tell_seeded,
+    tell_version,
+    warn_if_only_here,
 )
-from p2pcloop.cli.seed import tell_seeded, warn_if_only_here
-from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.image_file import check_publishable, open_image_file
 from p2pcloop.client.publish import Request, check_overlay, find_base, publish
-from p2pcloop.client.publisher import Publisher
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
@@ -42,25 +39,16 @@ Examples:
     "--append", metavar="ARGS", help="Words for the guest kernel's command line, not the base's."
 )
 @click.option("--private", is_flag=True, help="Only who has the whole link can read it.")
-@file_options
-@key_option
-@first_option
-@public_option
-@home_option
-@json_option
+@publish_options
 def command(
     changed: Path,
     label: str,
     message: str,
     base: str | None,
     append: str | None,
-    key_name: str | None,
-    home: Home,
+    options: PublishOptions,
     *,
-    first: bool,
     private: bool,
-    public: bool,
-    as_json: bool,
 ) -> None:
     """Serve CHANGED, an overlay or an image (as of `seed`), as what differs from its base.
 
@@ -68,19 +56,19 @@ def command(
     LABEL, and where there is none, the whole image is served (as by `seed`). Prints the name and a
     link that others boot with.
     """
-    file = open_image_file(changed, home, quiet=as_json)
+    home, quiet = options.home, options.as_json
+    file = open_image_file(changed, home, quiet=quiet)
     if file.kind == "overlay":
         check_overlay(changed)
     check_publishable(file)
     with ExitStack() as stack:
-        client = stack.enter_context(ensure_daemon(home))
-        publisher = stack.enter_context(Publisher.of(home, client, label, key_name, first=first))
+        publisher = stack.enter_context(publisher_of(label, options))
         found = find_base(file, base, publisher)
         if found is not None and found is not publisher.image:
             stack.enter_context(found.client)
-        request = Request(file, found, append, message, private, public, as_json)
+        request = Request(file, found, append, message, private, options.public, quiet)
         answer = publish(request, publisher, stack)
-    _tell(answer, home, as_json=as_json)
+    _tell(answer, home, as_json=quiet)
 
 
 def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
@@ -97,10 +85,6 @@ def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
         return
-    if not answer["changed"]:
-        click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
-    else:
-        click.echo(f"serving {answer['name']}, version {answer['version']}")
-        base = f", made from {answer['base']}" if answer["base"] else ""
-        click.echo(f"  {format_size(answer['stored'])} packed{base}")
-    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+    base = f", made from {answer['base']}" if answer["base"] else ""
+    tell_version(answer, f"{format_size(answer['stored'])} packed{base}")
+    tell_link(answer)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option
+from p2pcloop.cli.published import tell_link
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.delta import squash
 from p2pcloop.client.fetch import fetch_all
@@ -90,7 +91,7 @@ def _tell(answer: dict[str, Any], *, as_json: bool) -> None:
     else:
         click.echo(f"serving {answer['name']}, version {answer['version']}")
         click.echo(f"  {_layers(answer['layers'])}, {format_size(answer['stored'])} packed anew")
-        click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+        tell_link(answer)
 
 
 def _layers(count: int) -> str:

@@ -123,9 +123,7 @@ class Publisher:
         """
         with words_of_the_user():
             check_label(label)
-            check_label(key_name or DEFAULT_KEY)
-        load = load_or_create_key if key_name is None else load_key
-        key = load(home.keys, key_name or DEFAULT_KEY, ask_passphrase)
+        key = signing_key(home, key_name)
         name = Name(key.public_key().public_bytes_raw(), label)
         with home.publishing(label, lambda: _tell_waiting(name)):
             newest = newest_of(client, name)
@@ -349,6 +347,21 @@ class Publisher:
             return newest.profile
         found = None if manifest.private else find_profile(self.home, manifest)
         return b"" if found is None else fit_touches(found.touches, manifest.size // BLOCK_SIZE)
+
+
+def signing_key(home: Home, name: str | None) -> Ed25519PrivateKey:
+    """The key that signs; None is the default one, which is made at its first use.
+
+    Raises:
+        UsageError: the name is not of the form of a label; or the key is protected and there is no
+            terminal to ask at.
+        NotHereError: there is no key of that name.
+        MismatchError: the passphrase is another one.
+    """
+    with words_of_the_user():
+        check_label(name or DEFAULT_KEY)
+    load = load_or_create_key if name is None else load_key
+    return load(home.keys, name or DEFAULT_KEY, ask_passphrase)
 
 
 def serve_version(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
-from p2pcloop.cli.options import FILL, SIZE, at_option, file_options, home_option
+from p2pcloop.cli.options import FILL, SIZE, as_one, at_option, file_options, home_option
 from p2pcloop.store.home import Home
 
 _OPTIONS = (
@@ -78,7 +75,7 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class GuestOptions:
-    """What the options of `guest_options` were given; `--help` tells what they mean."""
+    """The values of the options of `guest_options`; `--help` explains them."""
 
     overlay: Path | None
     overlay_mode: str | None
@@ -94,15 +91,5 @@ class GuestOptions:
     home: Home
 
 
-def guest_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these options, and its function a `GuestOptions` as `options`."""
-
-    @wraps(function)
-    def wrapped(**values: Any) -> None:  # noqa: ANN401  click's values are of all types
-        names = [field.name for field in fields(GuestOptions)]
-        given = GuestOptions(**{name: values.pop(name) for name in names})
-        function(options=given, **values)
-
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+guest_options = as_one(GuestOptions, _OPTIONS)
+"""Give a command these options, and its function a `GuestOptions` as `options`."""

@@ -1,0 +1,90 @@
+"""What commands that publish share: the publisher, and what they tell of a new version."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import PublishOptions
+from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.publisher import Publisher
+from p2pcloop.formats.filesystem import (
+    ROOT_HINT,
+    ROOT_TYPES,
+    describe,
+)
+from p2pcloop.formats.link import parse_link
+from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
+from p2pcloop.units import format_size
+
+
+@contextmanager
+def publisher_of(label: str, options: PublishOptions) -> Iterator[Publisher]:
+    """The publisher of an image, over a connection of its own; errors as of `Publisher.of`."""
+    home = options.home
+    with (
+        ensure_daemon(home) as client,
+        Publisher.of(home, client, label, options.key_name, first=options.first) as publisher,
+    ):
+        yield publisher
+
+
+def tell_version(answer: dict[str, Any], details: str) -> None:
+    """Tell of a version that was published over another, or found to be the same."""
+    if not answer["changed"]:
+        click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
+    else:
+        click.echo(f"serving {answer['name']}, version {answer['version']}")
+        click.echo(f"  {details}")
+
+
+def tell_link(answer: dict[str, Any]) -> None:
+    """Tell how others boot it."""
+    click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
+
+
+def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+    """Tell what `seed_image` returned."""
+    if answer["filesystem"] not in ROOT_TYPES:
+        found = describe(answer["filesystem"])
+        click.echo(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}", err=True)
+    warn_if_only_here(answer["link"], home)
+    place = answer["in_place"]
+    if as_json:
+        click.echo(to_json(answer | {"in_place": place is not None}))
+        return
+    click.echo(f"serving {answer['name']}, version {answer['version']}")
+    where = f", read from {place}: leave it there, unchanged" if place else ""
+    click.echo(f"  {_to_size(answer)}{where}")
+    if answer["images"]:
+        outer = "disk" if answer["format"] == "disk" else "CD"
+        names = ", ".join(filter(None, answer["images"])) or "all of it"
+        click.echo(f"  from that {outer}: {names}")
+    tell_link(answer)
+
+
+def _to_size(answer: dict[str, Any]) -> str:
+    size = f"{format_size(answer['stored'])} for a device of {format_size(answer['size'])}"
+    return f"{size}, {describe(answer['filesystem'])}"
+
+
+def warn_if_only_here(link: str, home: Home) -> None:
+    """Links say where a node is, before all others; with the default settings nobody reaches it."""
+    if all(_is_loopback(host) for host, _ in parse_link(link).peers[:1]):
+        click.echo(
+            "only this machine reaches the node: to serve others, set `listen` in"
+            f" {home.config} (docs/daemon.md), restart it and repeat this",
+            err=True,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
