@@ -69,7 +69,7 @@ def command(
     profile = None if profile_file is None else read_profile(profile_file)[1]
     with ExitStack() as stack:
         publisher = stack.enter_context(publisher_of(label, options))
-        maker = HotMaker(publisher, home, as_json)
+        maker = HotMaker(publisher, as_json)
         if isinstance(target, ImageFile):
             check_publishable(target)
             profile = profile or maker.known_profile(target)

@@ -62,13 +62,11 @@ class Maker:
 
     Attributes:
         publisher: signs and has the layer served.
-        home: of the node.
         secret: of a private image.
         quiet: show no progress.
     """
 
     publisher: Publisher
-    home: Home
     secret: bytes | None
     quiet: bool
 
@@ -116,7 +114,7 @@ class Maker:
     ) -> Made:
         """Pack changes and serve the layer."""
         manifest = None if below is None else below.ref.signed.manifest
-        others = _Others(self.home, manifest, self.secret)
+        others = _Others(self.publisher.home, manifest, self.secret)
         reuse = Reuse()
         if found_in is not None and manifest is not None:
             reuse = Reuse(
@@ -135,7 +133,7 @@ class Maker:
             seal=None if self.secret is None else Seal.new(self.secret),
             shape=WHOLE if below is None else DELTA,
         )
-        with closing(others), self.home.staging() as staging:
+        with closing(others), self.publisher.home.staging() as staging:
             with progress_bar("packing", quiet=self.quiet) as progress:
                 progress(0, changes.blocks * BLOCK_SIZE)
                 delta = _write(staging, pack, progress)
@@ -167,7 +165,7 @@ def squash(
     Raises:
         P2pcloopError: see `Maker.over`.
     """
-    maker = Maker(publisher, publisher.home, target.secret, quiet)
+    maker = Maker(publisher, target.secret, quiet)
     opened = open_stored(target, publisher.home, stack)
     image = opened.image
     device = ImageDevice(image)

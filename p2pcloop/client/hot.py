@@ -65,12 +65,10 @@ class HotMaker:
 
     Attributes:
         publisher: signs and has the layer served.
-        home: of the node.
         quiet: show no progress.
     """
 
     publisher: Publisher
-    home: Home
     quiet: bool
 
     def optimize(self, opened: Opened, touches: bytes) -> Optimized:
@@ -91,7 +89,7 @@ class HotMaker:
         manifest = opened.ref.signed.manifest
         lower = self.without_top(opened)
         below = lower or Content.of(manifest)
-        with self.home.staging() as staging:
+        with self.publisher.home.staging() as staging:
             hot = self._pack(opened, touches, staging)
             same = _find_same(opened, hot)
             if same is None:
@@ -118,7 +116,7 @@ class HotMaker:
         lower = replace(manifest, layers=manifest.layers[:-1])
         signed = replace(opened.ref.signed, manifest=lower)
         with ExitStack() as stack:
-            below = open_stored(replace(opened.ref, signed=signed), self.home, stack)
+            below = open_stored(replace(opened.ref, signed=signed), self.publisher.home, stack)
             nothing = adds_nothing(image, below.image, _target(opened), _target(below))
         return Content.of(lower) if nothing else None
 
@@ -130,19 +128,18 @@ class HotMaker:
         Raises:
             NotHereError: none is known, so that nothing need be seeded.
         """
+        home = self.publisher.home
         with ExitStack() as stack:
             try:
-                return (
-                    Subject.open(file, self.home, stack, quiet=self.quiet).find(self.home).profile
-                )
+                return Subject.open(file, home, stack, quiet=self.quiet).find(home).profile
             except (NotHereError, UsageError):  # or a cloop that has to be repacked
                 if self.publisher.image is None:
                     raise
-        return Subject.of_stored(self.publisher.image).find(self.home).profile
+        return Subject.of_stored(self.publisher.image).find(home).profile
 
     def seed(self, file: ImageFile, *, public: bool, as_new_version: bool) -> StoredRef:
         """Publish an image file, unless the newest version has that content, optimized or not."""
-        publisher, home = self.publisher, self.home
+        publisher, home = self.publisher, self.publisher.home
         content, _ = seed_content(file, publisher, quiet=self.quiet, as_new_version=as_new_version)
         if publisher.image is not None and self._stands_on(publisher.image, content):
             return publisher.image
@@ -158,7 +155,7 @@ class HotMaker:
         if layers[:-1] != content.layers:
             return layers == content.layers
         with ExitStack() as stack:
-            return self.without_top(open_stored(newest, self.home, stack)) is not None
+            return self.without_top(open_stored(newest, self.publisher.home, stack)) is not None
 
     def _pack(self, opened: Opened, touches: bytes, staging: Path) -> HotLayer:
         secret = opened.ref.secret if opened.ref.signed.manifest.private else None

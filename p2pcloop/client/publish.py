@@ -102,7 +102,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
     below = None if lower is None else open_stored(lower, home, stack)
     with unchanged(file):
         target = _open_target(file, base, below, home, stack)
-        made = Maker(publisher, home, secret, request.quiet).over(below, target)
+        made = Maker(publisher, secret, request.quiet).over(below, target)
         boot = _boot(request, target, base)
         content = replace(made.content, boot=boot, length=_length(request, base))
     answer = publisher.release(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from p2pcloop.errors import FormatError
+
 PROBE_SIZE = 68 << 10
 """Bytes from the start of a device that are looked at: btrfs has its superblock at 64 KiB."""
 
@@ -102,6 +104,26 @@ def filesystem_size(start: bytes) -> int | None:
         return _claimed(detect_filesystem(start), start)
     except struct.error:  # its start itself is cut off
         return None
+
+
+def check_whole(start: bytes, size: int, name: str) -> None:
+    """Refuse a device that is shorter than its file system.
+
+    Args:
+        start: as for `detect_filesystem`.
+        size: bytes of the device.
+        name: of the device or its file, for the message.
+
+    Raises:
+        FormatError: it is cut off.
+    """
+    claimed = filesystem_size(start) or 0
+    if claimed > size:
+        raise FormatError(
+            f"{name} is cut off: its {describe(detect_filesystem(start))} says that it has"
+            f" {claimed} bytes, and {size} are here",
+            hint="fetch or copy it again",
+        )
 
 
 def _claimed(name: str, start: bytes) -> int | None:

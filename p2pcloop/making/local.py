@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.containers import CONTAINERS, TAIL_SIZE, describe_other, detect_container
@@ -22,9 +22,9 @@ from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import (
     NO_FILE_SYSTEM,
     PROBE_SIZE,
+    check_whole,
     describe,
     detect_filesystem,
-    filesystem_size,
 )
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.iso import is_iso
@@ -197,13 +197,7 @@ def _identify(file: ImageFile, fd: int, partition: int, *, raw: bool) -> ImageFi
     if holds in ("gpt", "dos"):
         part = find_partition(fd, file.size, partition, file.name)
         return replace(file, kind="disk", inside=(part,))
-    claimed = filesystem_size(head) or 0
-    if claimed > file.size:
-        raise FormatError(
-            f"{file.name} is cut off: its {describe(holds)} says that it has {claimed} bytes, and"
-            f" {file.size} are here",
-            hint="fetch or copy it again",
-        )
+    check_whole(head, file.size, str(file.name))
     if holds in NO_FILE_SYSTEM:
         return replace(file, doubt=f"it is {describe(holds)}")
     return file if holds else _doubtful(file, head, tail)

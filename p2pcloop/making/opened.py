@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from p2pcloop.errors import FormatError, storage_error
+from p2pcloop.errors import storage_error
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.boot import Root
 from p2pcloop.formats.chunk_table import Chunk, ChunkPage
 from p2pcloop.formats.cloop import CloopFile, open_cloop
-from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem, filesystem_size
+from p2pcloop.formats.filesystem import PROBE_SIZE, check_whole
 from p2pcloop.formats.holes import next_data
 from p2pcloop.formats.index import IndexHeader, build_index, open_index, read_map, read_page
 from p2pcloop.making.build import Progress, can_stay, check_image_size, index_cloop, index_raw
@@ -86,14 +86,7 @@ class OpenPart:
         Raises:
             FormatError: it is cut off, or damaged.
         """
-        head = self.read(0, min(PROBE_SIZE, self.size))
-        claimed = filesystem_size(head) or 0
-        if claimed > self.size:
-            raise FormatError(
-                f"{self._what} is cut off: its {detect_filesystem(head)} says that it has {claimed}"
-                f" bytes, and {self.size} are there",
-                hint="fetch or copy it again",
-            )
+        check_whole(self.read(0, min(PROBE_SIZE, self.size)), self.size, self._what)
 
     def why_not_in_place(self) -> str:
         """Why its bytes as they lie are no chunks of an index; "" where they are."""

@@ -6,9 +6,10 @@ import bz2
 import lzma
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO, Protocol, Self
+from typing import IO, Any, BinaryIO, Generic, Protocol, Self, TypeVar
 
 import zstandard
 
@@ -59,21 +60,21 @@ def unpack(
             unpack_disk(kind, path, out, progress, name=name)
             return
         with path.open("rb") as file, SparseFile(out, name) as sparse:
-            for data in _decompress(kind, file, name):
-                if not sparse.size and not raw:
-                    _check_start(data, name)
-                sparse.write(data)
-                progress(sparse.size)
+            content = _decompress(kind, file, name)
+            sparse.fill(content if raw else _start_checked(content, name), progress)
     except OSError as err:
         raise storage_error(f"cannot use {err.filename or name}", err) from err
 
 
-def _check_start(data: bytes, name: Path) -> None:
+def _start_checked(content: Iterator[bytes], name: Path) -> Iterator[bytes]:
     """Refuse an archive before all of it is unpacked."""
-    head = data[:PROBE_SIZE]
-    what, hint = describe_other(head, b"")
-    if what and not detect_container(head, b"") and not is_cloop(head):
-        raise UsageError(f"{name} is no disk image: it holds {what}", hint=hint)
+    for number, data in enumerate(content):
+        if number == 0:
+            head = data[:PROBE_SIZE]
+            what, hint = describe_other(head, b"")
+            if what and not detect_container(head, b"") and not is_cloop(head):
+                raise UsageError(f"{name} is no disk image: it holds {what}", hint=hint)
+        yield data
 
 
 class SparseFile:
@@ -99,6 +100,12 @@ class SparseFile:
         assert self._file is not None, "it was entered"
         self._file.truncate(self.size)
         self._file.close()
+
+    def fill(self, content: Iterable[bytes], progress: Progress) -> None:
+        """Append all of a content; `progress` is told the bytes so far. Errors as of `write`."""
+        for data in content:
+            self.write(data)
+            progress(self.size)
 
     def write(self, data: bytes) -> None:
         """Append.
@@ -126,8 +133,8 @@ class SparseFile:
         check_room(self._path.parent, _CHECK_ROOM, self._name)
 
 
-class _Decoder(Protocol):
-    """What the standard library's decompressors have in common, made alike."""
+class _Library(Protocol):
+    """What the decompressors of zlib, bz2, lzma and zstandard have in common."""
 
     @property
     def eof(self) -> bool: ...
@@ -135,69 +142,51 @@ class _Decoder(Protocol):
     @property
     def unused_data(self) -> bytes: ...
 
+
+_Wrapped = TypeVar("_Wrapped", bound=_Library)
+
+
+class _Decoder(ABC, Generic[_Wrapped]):
+    """A decompressor of one member of a file.
+
+    Attributes:
+        wrapped: the library's.
+    """
+
+    def __init__(self, wrapped: _Wrapped) -> None:
+        self.wrapped = wrapped
+
+    @abstractmethod
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Decode; pieces of bounded size."""
+        """Decode; yields pieces of bounded size."""
 
 
-class _Zlib:
-    def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(wbits=31)
-
-    @property
-    def eof(self) -> bool:
-        return self._decoder.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._decoder.unused_data
-
+class _Zlib(_Decoder["zlib._Decompress"]):
     def feed(self, data: bytes) -> Iterator[bytes]:
-        while data and not self.eof:
-            yield self._decoder.decompress(data, _OUT)
-            data = self._decoder.unconsumed_tail
+        while data and not self.wrapped.eof:
+            yield self.wrapped.decompress(data, _OUT)
+            data = self.wrapped.unconsumed_tail
 
 
-class _Bounded:
-    """bz2 and lzma, whose decoders keep what they have not decoded yet."""
-
-    def __init__(self, decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor) -> None:
-        self._decoder = decoder
-
-    @property
-    def eof(self) -> bool:
-        return self._decoder.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._decoder.unused_data
+class _Bounded(_Decoder[bz2.BZ2Decompressor | lzma.LZMADecompressor]):
+    """bz2 and lzma, whose decoders keep the input that they have not decoded yet."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        yield self._decoder.decompress(data, _OUT)
-        while not self.eof and not self._decoder.needs_input:
-            yield self._decoder.decompress(b"", _OUT)
+        yield self.wrapped.decompress(data, _OUT)
+        while not self.wrapped.eof and not self.wrapped.needs_input:
+            yield self.wrapped.decompress(b"", _OUT)
 
 
-class _Zstd:
-    def __init__(self) -> None:
-        self._decoder = zstandard.ZstdDecompressor(max_window_size=_MEMORY).decompressobj()
-
-    @property
-    def eof(self) -> bool:
-        return self._decoder.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._decoder.unused_data
-
+class _Zstd(_Decoder["zstandard.ZstdDecompressionObj"]):
     def feed(self, data: bytes) -> Iterator[bytes]:
-        yield self._decoder.decompress(data)
+        yield self.wrapped.decompress(data)
 
 
-_DECODERS: dict[str, Callable[[], _Decoder]] = {
-    "gz": _Zlib,
+_DECODERS: dict[str, Callable[[], _Decoder[Any]]] = {
+    "gz": lambda: _Zlib(zlib.decompressobj(wbits=31)),
     "bz2": lambda: _Bounded(bz2.BZ2Decompressor()),
     "xz": lambda: _Bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)),
-    "zst": _Zstd,
+    "zst": lambda: _Zstd(zstandard.ZstdDecompressor(max_window_size=_MEMORY).decompressobj()),
 }
 
 
@@ -210,15 +199,15 @@ def _decompress(kind: str, file: BinaryIO, name: Path) -> Iterator[bytes]:
         for data in _pieces(file, _ZSTD_IN if kind == "zst" else _IN):
             left = data
             while left:
-                if decoder.eof:
+                if decoder.wrapped.eof:
                     # Between members there may be zeros (xz: stream padding; gzip: of tapes).
                     left = left.lstrip(b"\0")
                     if not left:
                         break
                     decoder = make()
                 yield from filter(None, decoder.feed(left))
-                left = decoder.unused_data if decoder.eof else b""
-            ended = decoder.eof
+                left = decoder.wrapped.unused_data if decoder.wrapped.eof else b""
+            ended = decoder.wrapped.eof
     except MemoryError as err:
         raise FormatError(f"{name} needs too much memory to be unpacked") from err
     except (OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError) as err:
@@ -262,9 +251,7 @@ def unpack_nested(path: Path, offset: int, out: Path, progress: Progress, *, nam
             if not inner:
                 return False
             with SparseFile(out, name) as sparse:
-                for data in _unsquashfs(fd, ["-cat"], offset, inner[:1], name):
-                    sparse.write(data)
-                    progress(sparse.size)
+                sparse.fill(_unsquashfs(fd, ["-cat"], offset, inner[:1], name), progress)
             return True
     except OSError as err:
         raise storage_error(f"cannot use {err.filename or name}", err) from err
