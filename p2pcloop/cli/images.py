@@ -67,7 +67,7 @@ def _facts(version: StoredVersion, short: str | None, *, serves: bool) -> dict[s
         "from": "published here" if version.ours else "others",
         "in_place": [str(path) for path in version.in_place],
         "unserved": list(version.unserved),
-        "seeded": serves and version.here > 0,
+        "seeded": serves and version.verified > 0,
         "private": manifest.private,
         "withdrawn": manifest.withdrawn,
         "pinned": version.pinned,

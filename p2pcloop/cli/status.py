@@ -61,6 +61,7 @@ def _facts(node: dict[str, Any]) -> dict[str, Any]:
                 "manifest_torrent": manifest,
                 "size": sum(torrent["size"] or 0 for torrent in found),
                 "have_bytes": sum(torrent["have_bytes"] for torrent in found),
+                "provisional_bytes": sum(torrent["provisional_bytes"] for torrent in found),
             }
         )
     return node | {"images": images}
@@ -115,8 +116,9 @@ def _images(home: Home) -> Iterable[tuple[str, list[bytes], bytes]]:
 
 def _traffic(torrents: list[dict[str, Any]]) -> str:
     """How much is here and what moves, of torrents together."""
-    size = sum(torrent["size"] or 0 for torrent in torrents)
-    here = sum(torrent["have_bytes"] for torrent in torrents)
+    known = [torrent for torrent in torrents if torrent["size"]]
+    size = sum(torrent["size"] for torrent in known)
+    here = sum(each["have_bytes"] + each["provisional_bytes"] for each in known or torrents)
     traffic = [torrent["traffic"] for torrent in torrents]
     peers = {p["address"] for one in traffic for p in one["peers"] if p["connected"]}
 
@@ -125,7 +127,10 @@ def _traffic(torrents: list[dict[str, Any]]) -> str:
 
     # Rounded down: "100 %" means all of it.
     reasons = [one["reason"] for one in torrents if one.get("reason")]
-    share = f"{100 * here // size} % of {format_size(size)} here" if size else "nothing here yet"
+    if size:
+        share = f"{100 * here // size} % of {format_size(size)} here"
+    else:  # bytes by their exact ranges come before the metadata
+        share = f"{format_size(here)} here" if here else "nothing here yet"
     told = "".join(f"\n  {reason}" for reason in reasons)
     return (
         f"{share}, {len(peers)} peer{'' if len(peers) == 1 else 's'};"

@@ -52,7 +52,7 @@ def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
 
 
 def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]:
-    checked = ref.here()
+    checked = ref.verified()
     pieces, bad = 0, 0
     for layer in ref.signed.manifest.all_layers:
         with progress_bar("verifying", quiet=quiet) as show:

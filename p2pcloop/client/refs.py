@@ -72,10 +72,17 @@ class StoredRef:
         return sum(layer.index_length + layer.pack_length for layer in layers)
 
     def here(self) -> int:
-        """Ask how many bytes of its layers are here, verified and durable."""
+        """Ask how many bytes of its layers are here, in whatever form."""
+        return sum(each["have_bytes"] + each["provisional_bytes"] for each in self._torrents())
+
+    def verified(self) -> int:
+        """Ask how many bytes of its layers are here in whole pieces."""
+        return sum(each["have_bytes"] for each in self._torrents())
+
+    def _torrents(self) -> list[dict[str, Any]]:
         wanted = {layer.torrent for layer in self.signed.manifest.all_layers}
         torrents = self.client.call("status")["torrents"]
-        return sum(known["have_bytes"] for known in torrents if known["info_hash"] in wanted)
+        return [each for each in torrents if each["info_hash"] in wanted]
 
 
 def resolve_ref(

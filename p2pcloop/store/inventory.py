@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.keys import our_keys
 from p2pcloop.store.overlays import overlaid_manifests
+from p2pcloop.store.parts import kept_ranges
 from p2pcloop.store.pins import load_pins
 from p2pcloop.store.records import Records
 
@@ -31,7 +33,8 @@ class StoredVersion:
         signed: its manifest.
         newest: it is the newest known of its name.
         ours: a key of this home signed it.
-        here: bytes of its layers and sources that are here, verified and durable.
+        here: bytes of its layers and sources that are here, in whatever form.
+        verified: of these, those in whole pieces: the others serve readers of this node alone.
         stored: bytes of all of them.
         in_place: files that are served where they lie, outside of the home.
         unserved: why some of those are not served now: gone, or not what was compared.
@@ -43,6 +46,7 @@ class StoredVersion:
     newest: bool
     ours: bool
     here: int
+    verified: int
     stored: int
     in_place: tuple[Path, ...]
     unserved: tuple[str, ...]
@@ -73,11 +77,13 @@ def list_versions(home: Home) -> Iterator[StoredVersion]:
                 continue  # only its number is known, from a history
             layers = signed.manifest.all_layers
             unserved = {layer: tuple(_unserved(home, layer)) for layer in layers}
+            here = [_here(home, layer) for layer in layers if not unserved[layer]]
             yield StoredVersion(
                 signed,
                 newest=version == record.version,
                 ours=record.name.key in ours,
-                here=sum(_here(home, layer) for layer in layers if not unserved[layer]),
+                here=sum(map(sum, here)),
+                verified=sum(verified for verified, _ in here),
                 stored=sum(map(_size, layers)),
                 in_place=tuple(path.readlink() for layer in layers for path in _links(home, layer)),
                 unserved=tuple(why for layer in layers for why in unserved[layer]),
@@ -90,16 +96,23 @@ def _size(layer: LayerRef) -> int:
     return layer.index_length + layer.pack_length
 
 
-def _here(home: Home, layer: LayerRef) -> int:
-    """Bytes of a layer that its have file tells of."""
-    try:
-        with HaveView(home.torrents / layer.torrent.hex() / "have") as have:
-            pieces = sum(have.has(piece, piece) for piece in range(have.pieces))
-            last = have.has(have.pieces - 1, have.pieces - 1)
-            short = have.pieces * layer.piece_length - _size(layer) if last else 0
-            return pieces * layer.piece_length - short
-    except (NotHereError, FormatError):
-        return 0
+def _here(home: Home, layer: LayerRef) -> tuple[int, int]:
+    """Bytes of a layer in pieces that its have file tells of, and those that are provisional."""
+    directory, length = home.torrents / layer.torrent.hex(), layer.piece_length
+    whole: set[int] = set()
+    with suppress(NotHereError, FormatError), HaveView(directory / "have") as have:
+        whole = {piece for piece in range(have.pieces) if have.has(piece, piece)}
+
+    def size(piece: int, first: int = 0, end: int = _size(layer)) -> int:
+        return max(0, min(end, (piece + 1) * length) - max(first, piece * length))
+
+    provisional = sum(
+        size(piece, offset, offset + count)
+        for offset, count in kept_ranges(directory)
+        for piece in range(offset // length, (offset + count - 1) // length + 1)
+        if piece not in whole
+    )
+    return sum(map(size, whole)), provisional
 
 
 def _links(home: Home, layer: LayerRef) -> Iterator[Path]:

@@ -117,6 +117,15 @@ class Parts:
             os.ftruncate(file.fileno(), self._end)
 
 
+def kept_ranges(torrent: Path) -> list[Range]:
+    """The ranges that the log of a torrent holds, in order; for readers who do not own it."""
+    with suppress(OSError), open(torrent / PARTS, "rb", buffering=0) as file:
+        if os.pread(file.fileno(), _HEADER.size, 0) == _MAGIC:
+            records = _records(file.fileno())
+            return sorted((offset, at[1]) for state, offset, at in records if state == _HERE)
+    return []
+
+
 def _records(fd: int) -> Iterator[tuple[int, int, tuple[int, int, int]]]:
     """Each whole record up to the first that is not: state, offset, (place, length, checksum)."""
     size, at = os.fstat(fd).st_size, _HEADER.size

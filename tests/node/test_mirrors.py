@@ -25,7 +25,7 @@ from p2pcloop.formats.mirror import (
     layer_torrent_name,
 )
 from p2pcloop.formats.record import Record, sign_record
-from p2pcloop.store.parts import Parts
+from p2pcloop.store.parts import kept_ranges
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, misbehaving, nginx
 
@@ -122,13 +122,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def kept_parts(node: NodeProcess, published: Published) -> list[tuple[int, int]]:
     """The provisional ranges on the disk."""
-    log = node.home.torrents / published.layer.torrent.hex() / "parts"
-    copy = node.home.tmp / "copy"  # what p2pcloopd has open is not touched
-    copy.mkdir(exist_ok=True)
-    if not log.exists():
-        return []
-    (copy / "parts").write_bytes(log.read_bytes())
-    return Parts(copy).ranges
+    return kept_ranges(node.home.torrents / published.layer.torrent.hex())
 
 
 def mirror_state(node: NodeProcess, base: str) -> dict[str, Any]:

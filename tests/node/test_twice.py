@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from p2pcloop.cli.status import _facts, _text
+from p2pcloop.store.inventory import list_versions
 from tests.support.static_server import nginx
 
 from .conftest import NodeProcess, Nodes
@@ -131,6 +133,19 @@ def test_boots_one_after_the_other(reader: Reader) -> None:
         received = reader.received()
     assert reader.received() == received
     reader.settle()
+
+
+def test_what_came_by_exact_ranges_is_told_as_here(reader: Reader) -> None:
+    """By `images`, which reads the home, as by the node itself; it serves only readers here."""
+    reader.boot()
+    reader.settle()
+    [version] = list_versions(reader.node.home)
+    assert version.here == reader.received() > version.verified
+    [listed] = _facts(reader.node.call("status"))["images"]
+    assert listed["have_bytes"] + listed["provisional_bytes"] == version.here
+    told = f"{100 * version.here // version.stored} % of"
+    assert told in _text(reader.node.call("status"))
+    assert told not in ("0 % of", "100 % of")
 
 
 def test_boots_at_once(reader: Reader) -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from p2pcloop.store.parts import PARTS, Parts
+from p2pcloop.store.parts import PARTS, Parts, kept_ranges
 
 GOLDEN = Path(__file__).parent.parent / "data" / "parts-v1.bin"
 SLOT = 10_000
@@ -34,6 +34,18 @@ def test_the_golden_log_is_written_and_read(tmp_path: Path) -> None:
     parts = Parts(tmp_path)
     assert parts.ranges == [(7, 4), (100, 1)]
     assert [parts.read(at) for at in (7, 100, 0)] == [b"efgh", b"d", None]
+
+
+def test_who_does_not_own_a_log_reads_it_and_changes_nothing(tmp_path: Path) -> None:
+    assert kept_ranges(tmp_path) == []
+    make_golden(tmp_path)
+    log = tmp_path / PARTS
+    log.write_bytes(log.read_bytes() + b"torn")
+    before = log.read_bytes()
+    assert kept_ranges(tmp_path) == [(7, 4), (100, 1)]
+    assert log.read_bytes() == before
+    log.write_bytes(b"nonsense")
+    assert kept_ranges(tmp_path) == []
 
 
 class Log(RuleBasedStateMachine):
