@@ -31,6 +31,10 @@ def notify(text: str) -> None:
     click.echo(text, err=True)
 
 
+REDRAW_SECONDS = 0.1
+"""Between two states of a bar: a terminal over a slow link need not follow all."""
+
+
 class Pace:
     """How fast something goes lately, and how long the rest takes at that rate."""
 
@@ -66,32 +70,45 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def progress_bar(
+    what: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[..., None]]:
     """Yield a function that is told `done` and, at the first call at least, `total` in bytes.
 
     Without a total it counts, and the bar shows only that something goes on. Where the block ends
-    well all is done, whatever was told last.
+    well all is done, whatever was told last. What was told last is drawn in any case.
     Nothing is shown when `quiet`, or where stderr is no terminal.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda done, total=0: None  # noqa: ARG005  nobody looks
         return
-    pace = Pace()
+    pace = Pace(clock)
     bar = click.progressbar(
         length=0, label=what, file=sys.stderr, show_eta=False, item_show_func=lambda text: text
     )
-    known = 0
+    known = last = 0
+    drawn = -math.inf
+
+    def draw() -> None:
+        nonlocal drawn
+        drawn = clock()
+        bar.length = known or None  # click shows no share of None
+        told = pace.tell(last, known)
+        bar.update(last - bar.pos, told if known else f"{format_size(last)}  {told}")
+
+    def show(done: int, total: int = 0) -> None:
+        nonlocal known, last
+        known, last = total or known, done
+        if clock() - drawn >= REDRAW_SECONDS:
+            draw()
+
     with bar:
-
-        def show(done: int, total: int = 0) -> None:
-            nonlocal known
-            known = total or known
-            bar.length = known or None  # click shows no share of None
-            told = pace.tell(done, known)
-            bar.update(done - bar.pos, told if known else f"{format_size(done)}  {told}")
-
-        yield show
-        bar.update((bar.length or bar.pos) - bar.pos, "")
+        try:
+            yield show
+        finally:
+            draw()
+        if known:
+            bar.update(known - bar.pos, "")
 
 
 class _Named(io.FileIO):

@@ -77,6 +77,34 @@ def test_a_bar_ends_at_the_whole_where_all_went_well(monkeypatch: pytest.MonkeyP
     assert "100%" not in terminal.getvalue()
 
 
+def frames(terminal: Terminal) -> list[str]:
+    """What a bar drew, one after the other."""
+    return [each for each in terminal.getvalue().split("\r") if "%" in each]
+
+
+def test_a_bar_is_drawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, clock = Terminal(), Clock()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("reading", clock=clock) as show:
+        for done in range(1000):  # 10 s
+            clock.now = done / 100
+            show(done, 1000)
+    drawn = frames(terminal)
+    assert 90 <= len(drawn) <= 103
+    assert "50%" in "".join(drawn)
+    assert "100%" in drawn[-1]
+
+
+def test_what_was_told_last_is_drawn_where_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(KeyError), progress_bar("reading", clock=Clock()) as show:
+        show(0, 1000)
+        show(770)
+        raise KeyError
+    assert "77%" in frames(terminal)[-1]
+
+
 def test_a_bar_without_a_total_claims_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -85,7 +113,7 @@ def test_a_bar_without_a_total_claims_no_share(monkeypatch: pytest.MonkeyPatch) 
         show(210_000_000)
         assert "%" not in terminal.getvalue().rpartition("0%")[2]
         assert "100%" not in terminal.getvalue()
-    assert "210.0 MB" in terminal.getvalue()
+    assert "210.0 MB" in terminal.getvalue().splitlines()[-1].rpartition("\r")[2]
 
 
 @pytest.mark.parametrize("words", [("verify",), ("export", "-"), ("diff", "a.img")])
