@@ -18,15 +18,8 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import DaemonError, GuestError
-from tests.support.programs import (
-    BOUND,
-    Guest,
-    Node,
-    Nodes,
-    started,
-    tool,
-    wait_readable,
-)
+from tests.support.programs import Guest, Node, Nodes, started, tool, wait_readable
+from tests.support.waiting import BOUND
 from tools.tiny_image import SHELL_PROMPT
 
 pytestmark = pytest.mark.e2e

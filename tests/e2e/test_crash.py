@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import BOUND, Guest, Nodes, tool
+from tests.support.programs import Guest, Nodes, tool
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.e2e
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import CorruptError, StorageError
-from tests.support.programs import BOUND, Guest, Node, Nodes, read_until, started, tool
+from tests.support.programs import Guest, Node, Nodes, read_until, started, tool
+from tests.support.waiting import BOUND
 
 from .conftest import DATA
 

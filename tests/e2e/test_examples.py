@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import BOUND, P2PCLOOP, started, tool
+from tests.support.programs import P2PCLOOP, started, tool
+from tests.support.waiting import BOUND
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
 

@@ -12,8 +12,9 @@ import pytest
 
 from p2pcloop.formats.link import Link, parse_link, parse_peer
 from tests.support.foreign import Content, hurried, seeding, transmission
-from tests.support.programs import BOUND, Guest, Node, Nodes
+from tests.support.programs import Guest, Node, Nodes
 from tests.support.static_server import nginx
+from tests.support.waiting import BOUND
 
 from .conftest import DATA
 

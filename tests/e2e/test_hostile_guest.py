@@ -22,8 +22,9 @@ import pytest
 
 from p2pcloop.errors import GuestError
 from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
-from tests.support.programs import BOUND, Guest, Node, Nodes, tool
+from tests.support.programs import Guest, Node, Nodes, tool
 from tests.support.users import AS_ANOTHER_USER, NOBODY_ELSE, can_be_another_user
+from tests.support.waiting import BOUND
 from tools.tiny_image import build_tiny_image
 
 pytestmark = pytest.mark.e2e

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.link import Link, parse_link, parse_peer
-from tests.support.programs import (
-    BOUND,
-    Guest,
-    Node,
-    Nodes,
-    read_until,
-    started,
-    tool,
-    wait_readable,
-)
+from tests.support.foreign import aria2
+from tests.support.ports import free_port
+from tests.support.programs import Guest, Node, Nodes, read_until, started, tool, wait_readable
+from tests.support.tracker import tracker
+from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
 
 from .conftest import DATA
@@ -64,12 +54,6 @@ def damage(path: Path, step: int = 4096) -> None:
             data[offset] ^= 0x55
         file.seek(0)
         file.write(data)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def test_no_peer_is_told_and_tried_until_it_is_there(nodes: Nodes, cloop: Path) -> None:
@@ -207,72 +191,24 @@ def test_a_client_that_others_wrote_seeds_for_us(nodes: Nodes, cloop: Path) -> N
     seeder, reader, keeper = nodes.make(), nodes.make(), nodes.make()
     link = seeder.seed(cloop)["link"]
     keeper.run("info", link)  # it has the manifest, which is not in the layer's torrent
-    port = free_port()
-    copies = nodes.directory / "aria"
     report = nodes.directory / "report.json"
     # It knows no `x.pe`: a tracker tells it where our node is.
-    [(host, seeder_port)] = parse_link(link).peers
-    with (
-        tracker(host, seeder_port) as url,
-        aria2(copies, str(replace(parse_link(link), trackers=(url,))), port) as foreign,
-    ):
-        read_until(foreign, "complete")
-        [pack] = [
-            path for path in copies.rglob("*") if path.stat().st_size == len(cloop.read_bytes())
-        ]
+    with tracker(always=parse_link(link).peers) as known, aria2() as foreign:
+        foreign.open(str(replace(parse_link(link), trackers=(known.url,))))
+        layer = parse_link(link).pack_torrent
+        assert layer is not None
+        wait_until(partial(foreign.complete, layer), "aria2 does not seed")
+        size = cloop.stat().st_size
+        [pack] = [path for path in foreign.directory.rglob("*") if path.stat().st_size == size]
         assert pack.read_bytes() == cloop.read_bytes()
         seeder.run("daemon", "stop")
-        here = with_peers(link, [keeper, ("127.0.0.1", port)])
+        here = with_peers(link, [keeper, foreign.address])
         with Guest(reader, here, "--report", report) as guest:
             guest.prompt()
             assert MD5 in guest.sh("md5sum /root/data")
             guest.power_off()
     sources = json.loads(report.read_text())["sources"]
-    assert sources[f"127.0.0.1:{port}"] > len(DATA)
-
-
-def aria2(
-    directory: Path, link: str, port: int
-) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
-    """aria2c, which says `complete` on standard error when it has all, and goes on seeding."""
-    hook = directory.with_name("complete")
-    hook.write_text("#!/bin/sh\necho complete >&2\n")
-    hook.chmod(0o755)
-    return started(
-        [
-            *("aria2c", "--no-conf", f"--dir={directory}", f"--listen-port={port}"),
-            *("--interface=127.0.0.1", "--enable-dht=false", "--enable-dht6=false"),
-            *("--bt-enable-lpd=false", "--enable-peer-exchange=false", "--follow-torrent=mem"),
-            *("--seed-ratio=0.0", "--file-allocation=none", "--bt-tracker-interval=1"),
-            *("--on-bt-download-complete", hook, link),
-        ],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"HOME": str(directory.parent)},
-    )
-
-
-@contextlib.contextmanager
-def tracker(host: str, port: int) -> Iterator[str]:
-    """A BitTorrent tracker (BEP 3, BEP 23) that names one peer for everything; its URL."""
-    peer = socket.inet_aton(host) + port.to_bytes(2, "big")
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"d8:intervali1e5:peers6:" + peer + b"e")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/announce"
-        finally:
-            server.shutdown()
-            thread.join()
+    assert sources["{}:{}".format(*foreign.address)] > len(DATA)
 
 
 def test_a_p2pcloopd_that_comes_back_under_a_reader_asks_servers(

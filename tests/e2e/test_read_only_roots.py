@@ -9,7 +9,8 @@ import pytest
 
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from tests.support.file_systems import READ_ONLY, make_read_only
-from tests.support.programs import BOUND, Guest, Node, Nodes
+from tests.support.programs import Guest, Node, Nodes
+from tests.support.waiting import BOUND
 from tools.tiny_image import fill_root
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,8 @@ import pytest
 
 from p2pcloop.errors import GuestError
 from tests.support.file_systems import make_writable
-from tests.support.programs import BOUND, Guest, Node, Nodes, tool
+from tests.support.programs import Guest, Node, Nodes, tool
+from tests.support.waiting import BOUND
 from tools.tiny_image import fill_root
 
 pytestmark = pytest.mark.e2e

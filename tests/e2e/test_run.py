@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from p2pcloop.errors import GuestError, StorageError
-from tests.support.programs import BOUND, Node, Nodes, descendants, tool
+from tests.support.programs import Node, Nodes, descendants, tool
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.e2e
 

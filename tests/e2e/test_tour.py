@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import BOUND, Node, tool
+from tests.support.programs import Node, tool
+from tests.support.waiting import BOUND
 from tools.console import Console, ConsoleError, strip_controls
 from tools.knoppix_cd import fill_tiny, make_cd, make_root
 from tools.tiny_image import SHELL_PROMPT, build_tiny_image

@@ -13,7 +13,8 @@ import pytest
 
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.link import parse_link
-from tests.support.programs import BOUND, Node, Nodes
+from tests.support.programs import Node, Nodes
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.e2e
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.programs import BOUND, Done, started
+from tests.support.programs import Done, started
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.interop
 

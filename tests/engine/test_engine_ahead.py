@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 
 from p2pcloopd.engine.fill import fill
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

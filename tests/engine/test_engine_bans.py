@@ -16,7 +16,8 @@ from p2pcloopd.engine.audit import Audit
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, open_at, until
+from tests.support.engines import Nodes, open_at
+from tests.support.waiting import until
 
 PATIENCE = 15
 BLOCK_SIZE = 16384

@@ -17,7 +17,8 @@ from p2pcloop.store.have import HaveFile
 from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, flip, open_at, until
+from tests.support.engines import Nodes, flip, open_at
+from tests.support.waiting import until
 
 PIECE = 16384
 PATIENCE = 30

@@ -15,7 +15,8 @@ from p2pcloopd.engine.direct import Ask
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.fill import fetch_all, fill
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

@@ -22,7 +22,8 @@ from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.holes import allocated, needed
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import INDEX_SIZE, Nodes, until
+from tests.support.engines import INDEX_SIZE, Nodes
+from tests.support.waiting import until
 
 PIECE = 16384
 PATIENCE = 60

@@ -16,7 +16,8 @@ from p2pcloopd.engine import ahead
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.handout import Handed
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

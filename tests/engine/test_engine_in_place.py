@@ -19,7 +19,8 @@ from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.metainfo import TorrentLayout
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, flip, until
+from tests.support.engines import Nodes, flip
+from tests.support.waiting import until
 
 PIECE = 16384
 PATIENCE = 30

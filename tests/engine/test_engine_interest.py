@@ -12,7 +12,8 @@ import trio.testing
 from p2pcloopd.engine import interest, transfer
 from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

@@ -19,7 +19,8 @@ from p2pcloop.store.parts import Parts
 from p2pcloopd.engine import completion, provisional
 from p2pcloopd.engine.demand import Demand
 from p2pcloopd.engine.provisional import Provisional
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
+from tests.support.waiting import until
 
 PIECE = 16384
 PATIENCE = 30

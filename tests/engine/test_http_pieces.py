@@ -17,7 +17,8 @@ from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.http_pieces import Came
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

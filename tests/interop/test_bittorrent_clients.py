@@ -11,16 +11,9 @@ import pytest
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.client.daemon import ensure_daemon
-from tests.support.foreign import (
-    Client,
-    aria2,
-    hurried,
-    libtorrent,
-    seeding,
-    transmission,
-    wait_until,
-)
-from tests.support.programs import BOUND, Nodes
+from tests.support.foreign import Client, aria2, hurried, libtorrent, seeding, transmission
+from tests.support.programs import Nodes
+from tests.support.waiting import BOUND, wait_until
 
 from .conftest import Published
 

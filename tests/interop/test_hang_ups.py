@@ -14,7 +14,7 @@ import trio.testing
 
 from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
 from tests.support.foreign import (
     Client,
     Content,
@@ -24,6 +24,7 @@ from tests.support.foreign import (
     seeding,
     transmission,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.interop
 

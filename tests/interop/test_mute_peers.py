@@ -10,8 +10,9 @@ import trio
 
 from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.record import Sources
-from tests.support.engines import Nodes, until
+from tests.support.engines import Nodes
 from tests.support.mute_peer import Manner, mute_peer
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PIECES = 70

@@ -8,9 +8,10 @@ import pytest
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.link import Link
-from tests.support.foreign import aria2, libtorrent, seeding, wait_until
+from tests.support.foreign import aria2, libtorrent, seeding
 from tests.support.programs import Node, Nodes
 from tests.support.tracker import Tracker, tracker
+from tests.support.waiting import wait_until
 
 from .conftest import Published, publish
 

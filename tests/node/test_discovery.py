@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,8 @@ from p2pcloopd.names.dht import Announcer, DhtSource
 from p2pcloopd.names.lan import SERVICE, Endpoints, endpoints_of, own_endpoints
 from p2pcloopd.names.lookup import look_up
 from tests.node.conftest import KEY, NodeProcess, Nodes
-from tests.support.engines import until
+from tests.support.waiting import BOUND, until, wait_until
 
-PATIENCE = 40.0
 PUBLIC = KEY.public_key().public_bytes_raw()
 NAME = Name(PUBLIC, "debian")
 NOBODY = "127.0.0.99:9"
@@ -54,10 +52,8 @@ def publish(node: NodeProcess, data: bytes, *, public: bool) -> dict[str, Any]:
 
 def wait_for_log(node: NodeProcess, text: str, times: int = 1) -> None:
     """Wait until p2pcloopd has said something so often."""
-    end = time.monotonic() + PATIENCE
-    while (node.home.root / "log").read_text().count(text) < times:
-        assert time.monotonic() < end, f"never said: {text}"
-        time.sleep(0.05)
+    log = node.home.root / "log"
+    wait_until(lambda: log.read_text().count(text) >= times, f"never said: {text}")
 
 
 def resolve(node: NodeProcess) -> dict[str, Any]:
@@ -174,7 +170,7 @@ async def test_what_is_newer_stays_and_anything_else_is_replaced(
     ):
         assert first.dht is not None
         assert engine.dht is not None
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             records, record = await a_public_name(home, engine)
             assert await first.dht.put(KEY, b"debian", there)
             announcer = Announcer(engine.dht, engine, records, home.keys)
@@ -200,7 +196,7 @@ async def test_garbage_in_the_dht_is_passed_over(
         assert engine.dht is not None
         source = DhtSource(engine.dht)
         stranger = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await first.dht.put(KEY, b"debian", b"garbage")
             assert (await look_up(NAME, [source], thorough=True)).newest == []
             assert "the DHT: " in caplog.text

@@ -11,9 +11,10 @@ from p2pcloop.errors import CorruptError
 from p2pcloop.formats.link import parse_peer
 from p2pcloop.formats.mirror import layer_torrent_name
 from tests.support.engines import flip
+from tests.support.waiting import wait_until
 
 from .conftest import NodeProcess, Nodes
-from .test_mirrors import LAYER_ID, Published, ask, publish, read, state, wait_until
+from .test_mirrors import LAYER_ID, Published, ask, publish, read, state
 
 PACK = bytes(i * i % 253 for i in range(300_000))
 PATH = f"data/{layer_torrent_name(LAYER_ID)}/pack"

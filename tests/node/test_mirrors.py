@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import signal
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +26,13 @@ from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.store.parts import kept_ranges
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, misbehaving, nginx
+from tests.support.waiting import BOUND, wait_until
 
 from .conftest import KEY, NodeProcess, Nodes
 
 INDEX = b"i" * 4096
 LAYER_ID = bytes(range(32))
 CHUNK = (len(INDEX) + 100_000, 5000)
-BOUND = 30
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,6 @@ def state(node: NodeProcess, published: Published) -> dict[str, Any]:
     torrents = node.call("status")["torrents"]
     [found] = [each for each in torrents if each["info_hash"] == published.layer.torrent]
     return dict(found)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what another process does, which tells nobody."""
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def kept_parts(node: NodeProcess, published: Published) -> list[tuple[int, int]]:

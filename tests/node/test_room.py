@@ -21,7 +21,8 @@ from p2pcloop.store.parts import Parts
 from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps
 from tests.support.images import write_cloop_file
 from tests.support.nbd_client import READ, NbdClient
-from tests.support.programs import BOUND, Node, Nodes, read_until
+from tests.support.programs import Node, Nodes, read_until
+from tests.support.waiting import BOUND
 
 RAW = random.Random(5).randbytes(40 * 65536)
 OTHER = random.Random(6).randbytes(40 * 65536)

@@ -18,9 +18,10 @@ import pytest
 from p2pcloop.cli.status import _facts, _text
 from p2pcloop.store.inventory import list_versions
 from tests.support.static_server import nginx
+from tests.support.waiting import BOUND, wait_until
 
 from .conftest import NodeProcess, Nodes
-from .test_mirrors import BOUND, Published, kept_parts, link_to, publish, state, wait_until
+from .test_mirrors import Published, kept_parts, link_to, publish, state
 
 SIZE = 3 << 20
 CHUNK = 40_000

@@ -7,8 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from p2pcloopd.engine.engine import Engine, open_engine
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
@@ -62,12 +60,6 @@ def open_at(
     """Open an engine on a store, listening on and connecting from a loopback address."""
     settings = EngineSettings(listen=((host, port),), outgoing=(host,))
     return open_engine(settings, store, on_stall)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what no event tells: state inside another session."""
-    while not condition():  # noqa: ASYNC110  see above
-        await trio.sleep(0.01)
 
 
 def flip(path: Path, offset: int) -> None:

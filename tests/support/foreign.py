@@ -12,9 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +21,9 @@ from urllib.error import HTTPError
 
 import libtorrent as lt
 
-from tests.support.ports import BOUND, free_port, wait_listening
+from tests.support.ports import free_port, wait_listening
 from tests.support.programs import started
+from tests.support.waiting import BOUND, wait_until
 
 Address = tuple[str, int]
 
@@ -90,14 +90,6 @@ class Client(Protocol):
 
     def peers(self, info_hash: bytes) -> list[Address]:
         """Who is connected to it."""
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    """Wait for what no event tells: state inside another program."""
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def hurried(speed: int) -> tuple[str, ...]:

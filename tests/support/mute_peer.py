@@ -8,6 +8,8 @@ import socketserver
 import threading
 from collections.abc import Iterator
 
+from tests.support.threads import running
+
 PROTOCOL = b"\x13BitTorrent protocol"
 HANDSHAKE_SIZE = 68
 UNCHOKE, BITFIELD, REQUEST = 1, 5, 6
@@ -65,15 +67,10 @@ def mute_peer(manner: Manner, pieces: int, host: str = "127.0.0.1") -> Iterator[
                 message = self.rfile.read(int.from_bytes(header, "big"))
                 peer.note(requests=message[:1] == bytes([REQUEST]))
 
-    with _Server((host, 0), Handler) as server:
-        peer = MutePeer((host, server.server_address[1]))
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield peer
-        finally:
-            server.shutdown()
-            thread.join()
+    server = _Server((host, 0), Handler)
+    peer = MutePeer((host, server.server_address[1]))
+    with running(server):
+        yield peer
 
 
 class _Server(socketserver.ThreadingTCPServer):

@@ -6,8 +6,7 @@ import socket
 import subprocess
 import time
 
-BOUND = 40.0
-"""Seconds after which a wait has failed."""
+from tests.support.waiting import BOUND
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -18,14 +18,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from p2pcloop.store.home import Home
+from tests.support.waiting import BOUND
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
 
 P2PCLOOP = Path(sys.executable).with_name("p2pcloop")
 """The console script that `pip install` made."""
-
-BOUND = 40.0
-"""Seconds after which a wait has failed; what is waited for takes a few."""
 
 
 class Done(NamedTuple):

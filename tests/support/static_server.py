@@ -20,8 +20,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tests.support.ports import BOUND, free_port, wait_listening
+from tests.support.ports import free_port, wait_listening
 from tests.support.programs import started
+from tests.support.threads import running
+from tests.support.waiting import BOUND
 
 _LOG_FORMAT = r"$request_method\t$request_uri\t$http_range\t$status\t$body_bytes_sent"
 
@@ -175,16 +177,13 @@ def misbehaving(directory: Path, fault: Fault | None = None) -> Iterator[Misbeha
             inside = ".." not in path.parts and path.is_file()
             self.misbehave(state, path.read_bytes() if inside else None, ended)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state = Misbehaving(f"http://127.0.0.1:{server.server_port}/", fault)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = Misbehaving(f"http://127.0.0.1:{server.server_port}/", fault)
+    with running(server):
         try:
             yield state
         finally:
             ended.set()
-            server.shutdown()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):

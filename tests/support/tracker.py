@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 from p2pcloopd.engine.metainfo import bencode
-
-BOUND = 40.0
-"""Seconds after which a wait has failed."""
+from tests.support.threads import running
+from tests.support.waiting import BOUND
 
 MAX_ANNOUNCES = 10_000
 
@@ -41,11 +40,13 @@ class Tracker:
     Attributes:
         url: the announce URL.
         interval: seconds until clients are to ask again.
+        always: peers that are named for every torrent, though they never announced it.
     """
 
-    def __init__(self, url: str, interval: int) -> None:
+    def __init__(self, url: str, interval: int, always: Sequence[tuple[str, int]]) -> None:
         self.url = url
         self.interval = interval
+        self.always = list(always)
         self._announces: list[Announce] = []
         self._news = threading.Condition()
 
@@ -58,7 +59,7 @@ class Tracker:
     def peers(self, info_hash: bytes) -> list[tuple[str, int]]:
         """Who announced a torrent last, but for those who have stopped."""
         known = {a.peer: a.event for a in self.announces if a.info_hash == info_hash}
-        return [peer for peer, event in known.items() if event != "stopped"]
+        return self.always + [peer for peer, event in known.items() if event != "stopped"]
 
     def wait(self, condition: Callable[[Announce], object]) -> Announce:
         """Wait for an announce of which `condition` is true; past ones count."""
@@ -97,14 +98,17 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def tracker(*, interval: int = 1) -> Iterator[Tracker]:
-    """Run a tracker in this process, on a free port of 127.0.0.1, while the context lasts."""
+def tracker(*, interval: int = 1, always: Sequence[tuple[str, int]] = ()) -> Iterator[Tracker]:
+    """Run a tracker in this process, on a free port of 127.0.0.1, while the context lasts.
+
+    Arguments as the attributes of `Tracker`.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             found = url.path == "/announce"
-            body = running.answer(url.query, self.client_address[0]) if found else b""
+            body = known.answer(url.query, self.client_address[0]) if found else b""
             self.send_response(200 if found else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -114,12 +118,7 @@ def tracker(*, interval: int = 1) -> Iterator[Tracker]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        running = Tracker(f"http://127.0.0.1:{server.server_port}/announce", interval)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield running
-        finally:
-            server.shutdown()
-            thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    known = Tracker(f"http://127.0.0.1:{server.server_port}/announce", interval, always)
+    with running(server):
+        yield known
