@@ -13,51 +13,24 @@ from p2pcloop.errors import (
     P2pcloopError,
     UnreachableError,
 )
-from p2pcloop.formats.mirror import ManifestPath, MirrorPath
-from p2pcloopd.http.client import OverloadedError, RangesIgnoredError, Span, Take
+from p2pcloopd.http.client import OverloadedError, RangesIgnoredError
 from p2pcloopd.http.mirrors import ERROR_SECONDS, FORGET_RANGES_SECONDS, MirrorReader
-
-MANIFEST = ManifestPath(bytes(32))
-
-
-class Scripted:
-    """Files that answer, or raise, what `next` says (p2pcloopd.http.mirrors.Files)."""
-
-    def __init__(self) -> None:
-        self.next: bytes | P2pcloopError = b""
-
-    async def get(self, _path: MirrorPath, _limit: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        if isinstance(self.next, P2pcloopError):
-            raise self.next
-        return self.next
-
-    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
-        return await self.get(path, span.length)
-
-    async def post(self, path: MirrorPath, limit: int) -> bytes:
-        return await self.get(path, limit)
-
-    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
-        await take(await self.get(path, size))
-
-    def rate(self) -> float | None:
-        return None
+from tests.support.scripted_files import ScriptedFiles
 
 
 @pytest.fixture
-def files() -> Scripted:
-    return Scripted()
+def files() -> ScriptedFiles:
+    return ScriptedFiles()
 
 
 @pytest.fixture
-def mirror(files: Scripted) -> MirrorReader:
+def mirror(files: ScriptedFiles) -> MirrorReader:
     return MirrorReader("http://m.example/", files)
 
 
-async def fail(mirror: MirrorReader, files: Scripted, error: P2pcloopError) -> float:
+async def fail(mirror: MirrorReader, files: ScriptedFiles, error: P2pcloopError) -> float:
     """Let a request fail; the seconds until the mirror may be asked again."""
-    files.next = error
+    files.error = error
     with pytest.raises(type(error)):
         await mirror.manifest(bytes(32))
     assert mirror.fault == str(error)
@@ -80,7 +53,7 @@ async def fail(mirror: MirrorReader, files: Scripted, error: P2pcloopError) -> f
 )
 async def test_how_long_a_mirror_that_failed_is_left_alone(
     mirror: MirrorReader,
-    files: Scripted,
+    files: ScriptedFiles,
     error: P2pcloopError,
     seconds: float,
     mock_clock: MockClock,
@@ -89,13 +62,13 @@ async def test_how_long_a_mirror_that_failed_is_left_alone(
     assert mirror.usable == (seconds == 0)
     mock_clock.jump(seconds)
     assert mirror.usable
-    files.next = b"manifest"
+    files.error = None
     await mirror.manifest(bytes(32))
     assert mirror.error is None
 
 
 async def test_who_fails_again_and_again_is_asked_less_often(
-    mirror: MirrorReader, files: Scripted, mock_clock: MockClock
+    mirror: MirrorReader, files: ScriptedFiles, mock_clock: MockClock
 ) -> None:
     error = UnreachableError("refused")
     pauses = []
@@ -104,13 +77,13 @@ async def test_who_fails_again_and_again_is_asked_less_often(
         assert await fail(mirror, files, error) == pytest.approx(pauses[-1])  # at the same time
         mock_clock.jump(pauses[-1])
     assert pauses == pytest.approx([1, 2, 4, 8, 16, 30, 30])
-    files.next = b"manifest"
+    files.error = None
     await mirror.manifest(bytes(32))
     assert await fail(mirror, files, error) == pytest.approx(1)
 
 
 async def test_a_fault_is_told_while_it_is_one(
-    mirror: MirrorReader, files: Scripted, mock_clock: MockClock
+    mirror: MirrorReader, files: ScriptedFiles, mock_clock: MockClock
 ) -> None:
     def told() -> str | None:
         return mirror.error

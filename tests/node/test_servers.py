@@ -8,48 +8,21 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloop.errors import NotHereError, P2pcloopError, UnreachableError
+from p2pcloop.errors import NotHereError, UnreachableError
 from p2pcloop.formats.manifest import LayerRef
-from p2pcloop.formats.mirror import MirrorPath
-from p2pcloopd.http.client import RangesIgnoredError, Span, Take
+from p2pcloopd.http.client import RangesIgnoredError
 from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader
 from p2pcloopd.node.parts import _Early
-
-
-class Scripted:
-    """Files that answer, or raise, what `error` says (p2pcloopd.http.mirrors.Files)."""
-
-    def __init__(self) -> None:
-        self.error: P2pcloopError | None = None
-        self.asked = 0
-
-    async def get(self, _path: MirrorPath, limit: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        self.asked += 1
-        if self.error is not None:
-            raise self.error
-        return bytes(limit)
-
-    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
-        return await self.get(path, span.length)
-
-    async def post(self, path: MirrorPath, limit: int) -> bytes:
-        return await self.get(path, limit)
-
-    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
-        await take(await self.get(path, size))
-
-    def rate(self) -> float | None:
-        return None
+from tests.support.scripted_files import ScriptedFiles
 
 
 def layer(size: int) -> LayerRef:
     return LayerRef(b"l" * 32, b"t" * 20, 4096, 512, size - 4096, 1 << 14)
 
 
-def servers(size: int, *, count: int = 1) -> tuple[_Early, list[Scripted]]:
+def servers(size: int, *, count: int = 1) -> tuple[_Early, list[ScriptedFiles]]:
     """So many mirrors of a layer of `size` bytes."""
-    files = [Scripted() for _ in range(count)]
+    files = [ScriptedFiles() for _ in range(count)]
     mirrors = [MirrorReader(f"http://{number}/", each) for number, each in enumerate(files)]
     return _Early(layer(size), mirrors), files
 

@@ -105,40 +105,31 @@ class UrlFiles:
 
     async def get(self, path: MirrorPath, limit: int) -> bytes:
         """See `Files.get`."""
-        return await self._client.get(f"{self._base}{path}", limit)
-
-    async def get_span(self, path: MirrorPath, span: Span) -> bytes:
-        """See `Files.get_span`."""
-        return await self._client.get_span(f"{self._base}{path}", span)
-
-    async def post(self, path: MirrorPath, limit: int) -> bytes:
-        """See `Files.post`."""
-        return await self._client.post(f"{self._base}{path}", limit)
-
-    async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
-        """See `Files.get_parts`."""
-        await self._client.get_parts(f"{self._base}{path}", size, take)
-
-    def rate(self) -> float | None:
-        """See `Files.rate`."""
-        return self._client.rate(self._base)
-
-
-class SeedFiles(UrlFiles):
-    """Files of a web seed (BEP 19): those of layers alone, which lie below its URL by the names
-    that their torrents have; see `Files`."""
-
-    async def get(self, path: MirrorPath, limit: int) -> bytes:
-        """See `Files.get`."""
         return await self._client.get(self._url(path), limit)
 
     async def get_span(self, path: MirrorPath, span: Span) -> bytes:
         """See `Files.get_span`."""
         return await self._client.get_span(self._url(path), span)
 
+    async def post(self, path: MirrorPath, limit: int) -> bytes:
+        """See `Files.post`."""
+        return await self._client.post(self._url(path), limit)
+
     async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
         """See `Files.get_parts`."""
         await self._client.get_parts(self._url(path), size, take)
+
+    def rate(self) -> float | None:
+        """See `Files.rate`."""
+        return self._client.rate(self._base)
+
+    def _url(self, path: MirrorPath) -> str:
+        return f"{self._base}{path}"
+
+
+class SeedFiles(UrlFiles):
+    """Files of a web seed (BEP 19): those of layers alone, which lie below its URL by the names
+    that their torrents have; see `Files`."""
 
     def _url(self, path: MirrorPath) -> str:
         if not isinstance(path, LayerFilePath):
@@ -174,6 +165,10 @@ class DirectoryFiles:
 
     async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
         """See `Files.get_parts`."""
+        where = self._base / str(path)
+        length = await trio.to_thread.run_sync(_size, where)
+        if length != size:
+            raise FormatError(f"{where} has {length} bytes, and must have {size}")
         for offset in range(0, size, _PART_SIZE):
             await take(await self.get_span(path, Span(offset, min(_PART_SIZE, size - offset))))
 
@@ -372,12 +367,25 @@ class Mirrors:
 
 def _read(path: Path, offset: int, length: int) -> bytes:
     """At most `length` bytes of a regular file."""
+    with _opened(path) as fd:
+        return os.pread(fd, length, offset)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file."""
+    with _opened(path) as fd:
+        return os.fstat(fd).st_size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A regular file, to be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise NotHereError(f"{path} is not a file")
-            return os.pread(fd, length, offset)
+            yield fd
         finally:
             os.close(fd)
     except (FileNotFoundError, NotADirectoryError) as err:
