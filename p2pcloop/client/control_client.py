@@ -1,4 +1,4 @@
-"""The commands' side of the control socket: one call at a time, blocking, no event loop."""
+"""The commands' end of the control socket: one blocking call at a time, no event loop."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _RECEIVE_SIZE = 1 << 18
 
 
 class NotRunningError(DaemonError):
-    """Nobody serves the control socket."""
+    """No p2pcloopd serves the control socket."""
 
 
 class ControlClient:
-    """A connection to p2pcloopd; closing it cancels what it has asked for.
+    """A connection to p2pcloopd; closing it cancels the call that runs.
 
     Attributes:
         pid: the process id of p2pcloopd.
@@ -53,7 +53,7 @@ class ControlClient:
 
         Raises:
             NotRunningError: no p2pcloopd serves this home.
-            DaemonError: it speaks another version, or went away.
+            DaemonError: p2pcloopd speaks another version of the protocol, or went away.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -82,7 +82,7 @@ class ControlClient:
         self.close()
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
     def call(self, op: str, on_event: OnEvent | None = None, **args: object) -> dict[str, Any]:

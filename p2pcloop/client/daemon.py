@@ -1,4 +1,4 @@
-"""Start p2pcloopd when it is needed, once, and stop it."""
+"""Starting p2pcloopd when it is needed, and stopping it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from p2pcloop.store.lease import lease_holders
 
 STOP_SECONDS = 60
 MAX_LOG = 8 << 20
-"""A daemon.log of more bytes than this is put away as daemon.log.1 at the next start."""
+"""If daemon.log has more bytes than this, the next start renames it to daemon.log.1."""
 
 _READY_FD = 3
 _ATTEMPTS = 80
@@ -27,16 +27,16 @@ _PAUSE = 0.25
 
 
 def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> ControlClient:
-    """Connect to the p2pcloopd of `home`; start one, and say so on stderr, where none runs.
+    """Connect to the p2pcloopd of `home`; start one, and say so on stderr, if none runs.
 
-    However many commands do this at once, one p2pcloopd comes of it.
+    However many commands do this at once, only one p2pcloopd starts.
 
     Args:
-        meanwhile: called while one starts; not called where one runs.
+        meanwhile: called while p2pcloopd starts; not called if one runs already.
 
     Raises:
-        P2pcloopError: what p2pcloopd said when it could not start.
-        DaemonError: it ended without a word, or cannot be talked to.
+        P2pcloopError: the error of the p2pcloopd that could not start.
+        DaemonError: it ended without an error, or does not answer.
     """
     home.create()
     try:
@@ -57,9 +57,9 @@ def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> 
                 start_daemon(home, meanwhile)
             except BusyError:
                 if attempt and home.holder() is None:
-                    raise  # not the home is taken, but something else: a port
-                # A p2pcloopd that is about to stop, or one started by hand a moment ago, holds the
-                # lock: it is no child of ours, so there is nothing to wait on.
+                    raise  # the home is free: something else is taken, a port
+                # A p2pcloopd holds the lock that is about to stop, or that was started by hand a
+                # moment ago. It is no child of ours, so there is no event to wait for.
                 time.sleep(_PAUSE)
     raise BusyError(
         f"the p2pcloopd on {home.root} neither serves nor ends", hint=f"{home.log} may say why"
@@ -69,14 +69,14 @@ def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> 
 def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> None:
     """Start a detached p2pcloopd and return when it is ready.
 
-    It gets its own session, the null device as input and daemon.log as output.
+    It has a session of its own, the null device as its input and daemon.log as its output.
 
     Args:
-        meanwhile: called while it starts, a quarter of a second's work on another processor.
+        meanwhile: called while it starts, which takes a quarter of a second of one processor.
 
     Raises:
         BusyError: one runs already.
-        P2pcloopError: what it said when it could not start.
+        P2pcloopError: the error of the p2pcloopd that could not start.
     """
     read_end, write_end = os.pipe()
     with open(read_end, "rb") as ready:
@@ -107,10 +107,10 @@ def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> N
 
 
 def check_unused(home: Home) -> None:
-    """Check that nobody reads from the store of `home`.
+    """Check that no guest and no command reads from the store of `home`.
 
     Raises:
-        BusyError: guests or commands do; it names them.
+        BusyError: some do; the message names them.
     """
     holders = lease_holders(home)
     if holders:
@@ -121,10 +121,10 @@ def check_unused(home: Home) -> None:
 
 
 def stop_daemon(home: Home) -> bool:
-    """Stop the p2pcloopd of `home` in order and wait for its end; return whether one ran.
+    """Have the p2pcloopd of `home` shut down, and wait for its end; return whether one ran.
 
-    By a signal to the holder of the lock, not through the control socket: so it also works on one
-    that is starting or that speaks another version.
+    It gets a signal, as the holder of the lock. The control socket would not do: a p2pcloopd that
+    is starting, or that speaks another version, has to stop, too.
 
     Raises:
         DaemonError: it did not end within STOP_SECONDS.
@@ -137,7 +137,7 @@ def stop_daemon(home: Home) -> bool:
     except ProcessLookupError:
         return False
     try:
-        if home.holder() == pid:  # else it ended meanwhile, and the number may be another's
+        if home.holder() == pid:  # else it ended, and its number may be another process's
             signal.pidfd_send_signal(process, signal.SIGTERM)
         waiting = select.poll()
         waiting.register(process, select.POLLIN)
@@ -162,7 +162,7 @@ def _spawn(home: Home, ready: int) -> int:
             (os.POSIX_SPAWN_DUP2, log, 2),
             (os.POSIX_SPAWN_DUP2, ready, _READY_FD),
         ]
-        # It never asks for a passphrase, and outlives the command for which that was given.
+        # p2pcloopd never needs a passphrase, and outlives the command that was given one.
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         return os.posix_spawn(
             sys.executable, command, environment, file_actions=actions, setsid=True

@@ -1,4 +1,4 @@
-"""Makes the delta of a target over an image that p2pcloopd knows, and has it served."""
+"""Making the delta of a target over an image that p2pcloopd knows, and having it served."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from p2pcloop.units import BLOCK_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A delta that was looked for: what the image consists of now, and what the layer holds.
+    """An image with the delta of a target on top.
 
     Attributes:
-        content: layers and sources, the delta included where something changed.
-        changes: what differs.
-        delta: the layer, or None where nothing changed.
+        content: its layers and sources; they include the delta, if there is one.
+        changes: the blocks that differ.
+        delta: the new layer, or None if nothing changed.
     """
 
     content: Content
@@ -81,11 +81,12 @@ class Maker:
         """Make and serve the delta of `target` over an image, or over nothing.
 
         Args:
-            below: what it lies on; None for a whole image in one layer that refers to no other.
-            target: what it leads to.
-            found_in: the image in whose chunks `find` finds blocks; by default it is `below`,
-                looked through.
-            find: see `image.delta.Find`.
+            below: the image below the delta; None for a whole image in one layer, which refers to
+                no other layer.
+            target: the device that image and delta show together.
+            found_in: the image in whose chunks `find` finds blocks; by default `below`, all of
+                which is searched.
+            find: see `making.delta.Find`.
 
         Raises:
             UsageError: the image would have too many runs.
@@ -155,11 +156,11 @@ class Maker:
 def squash(
     target: StoredRef, publisher: Publisher, stack: ExitStack, *, whole: bool, quiet: bool
 ) -> Made:
-    """Make and serve one layer in place of the upper layers of an image, all of which is here.
+    """Make and serve one layer in place of the upper layers of an image, which must be here.
 
     Args:
-        stack: closes what is opened.
-        whole: in place of all layers.
+        stack: closes the images that this opens.
+        whole: replace all layers, not only the upper ones.
         quiet: show no progress.
 
     Raises:
@@ -201,11 +202,11 @@ def _write(
 
 
 class _Others:
-    """Whole chunks that other layers have, which readers can get from them.
+    """Finds whole chunks in layers of other images; readers can get them from those layers.
 
     Attributes:
         stack: the ids of the layers that the image names already.
-        found: those that were referred to, by their ids.
+        found: the layers that were found, by their ids.
     """
 
     def __init__(self, home: Home, manifest: Manifest | None, secret: bytes | None) -> None:
@@ -216,8 +217,10 @@ class _Others:
         self._known = KnownChunks(home, secrets=[] if secret is None else [secret])
 
     def find(self, chunk_id: bytes) -> tuple[bytes, Chunk] | None:
-        """See `KnownChunk`. A private image refers to its own layers only: its manifest, which
-        everybody may read, would tell what others it is like.
+        """See `KnownChunk`.
+
+        A private image refers to its own layers only: anyone can read its manifest, and other
+        layers in it would show which images it resembles.
         """
         for known in self._known.find(chunk_id):
             layer_id = known.ref.layer_id
@@ -231,15 +234,15 @@ class _Others:
         self._known.close()
 
     def _is_whole(self, ref: LayerRef) -> bool:
-        """Whether all of a layer is here, so that readers can have it from this node."""
+        """Whether all of a layer is here, so that readers can fetch it from this node."""
         return is_whole(self._home.torrents / ref.torrent.hex() / "have")
 
 
 def check_runs(image: MergedImage, more: int) -> None:
-    """Refuse a layer on top of an image whose maps would have too many runs with its own.
+    """Refuse a layer of `more` runs if the maps of the image would then have too many in all.
 
     Raises:
-        UsageError: they would.
+        UsageError: they would have.
     """
     runs = more + sum(layer.header.run_count for layer in image.layers)
     if runs > MAX_RUNS:

@@ -1,4 +1,4 @@
-"""A files overlay, as what is published of it: its device behind that of its image."""
+"""Publishing a files overlay: its device is put behind the device of its image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from p2pcloop.store.home import Home
 def open_files_target(
     path: Path, opened: Opened, below: MergedImage | None, home: Home, stack: ExitStack
 ) -> JoinedTarget:
-    """Open what an overlay makes of its image, its journal replayed in a copy.
+    """Open an image with a copy of a files overlay behind it, whose journal has been replayed.
 
     Args:
-        opened: the image that it was made on.
-        below: what it is compared with, where that is another.
+        opened: the image that the overlay was made on.
+        below: the image that both are compared with, if that is another one.
 
     Raises:
         MismatchError: it was made on another image.
@@ -49,7 +49,7 @@ def joined_boot(base: Manifest, overlay_size: int) -> BootParameters:
     """The base's boot parameters, with the overlay's files on top of its root.
 
     Raises:
-        UsageError: a root of so many file systems already.
+        UsageError: the root consists of as many file systems as it may.
     """
     roots = base.boot.roots or (Root(0, base.size),)
     if len(roots) == MAX_ROOTS:
@@ -66,7 +66,7 @@ def _start(size: int) -> int:
 
 
 def _settled(overlay: Path, home: Home) -> Path:
-    # A guest does it, and so p2pcloopd's side: see p2pcloopd/guest/settle.py.
+    # A guest replays the journal, and this library knows no guests: p2pcloopd/guest/settle.py.
     command = [sys.executable, "-P", "-m", "p2pcloopd.guest.settle"]
     command += [str(home.root), str(overlay.absolute())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

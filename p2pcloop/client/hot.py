@@ -1,4 +1,4 @@
-"""Makes the hot layer of an image that p2pcloopd knows, and has it served."""
+"""Making the hot layer of an image that p2pcloopd knows, and having it served."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Optimized:
 
     Attributes:
         content: of the next version.
-        parent: what that is made from.
-        layer: the hot one.
-        replaced: whether it takes the place of another.
+        parent: the version that the next one is made from.
+        layer: the hot layer.
+        replaced: whether it takes the place of an older hot layer.
     """
 
     content: Content
@@ -47,7 +47,7 @@ class Optimized:
     replaced: bool
 
     def facts(self) -> dict[str, Any]:
-        """What `optimize` tells of it (docs/commands.md)."""
+        """Facts for the output of `optimize` (docs/commands.md)."""
         return {
             "size": self.content.device_length,
             "layers": len(self.content.layers),
@@ -74,17 +74,17 @@ class HotMaker:
     def optimize(self, opened: Opened, touches: bytes) -> Optimized:
         """Pack the blocks of a profile and serve them as a layer on top of an image.
 
-        A top layer that only repeats what lies below it, as a hot layer does, gives way to the new
-        one. Where a layer of the image has the same chunks already, it stays, and nothing is
-        served.
+        If the top layer only repeats the layers below it, as a hot layer does, the new layer
+        replaces it. If a layer of the image has the same chunks already, that layer stays, and no
+        new one is served.
 
         Args:
-            opened: the image; what is missing of the blocks is waited for.
-            touches: packed, of a boot.
+            opened: the image; this waits for blocks that are missing.
+            touches: the packed touches of a boot.
 
         Raises:
             UsageError: nothing but zeros is touched, or the image would have too many runs.
-            P2pcloopError: content can never be had, or p2pcloopd could not serve the layer.
+            P2pcloopError: a block cannot be fetched, or p2pcloopd could not serve the layer.
         """
         manifest = opened.ref.signed.manifest
         lower = self.without_top(opened)
@@ -98,7 +98,8 @@ class HotMaker:
                 finish_layer(staging, hot.index)
                 same = self.publisher.serve_layer(staging, header)
         layers = below.layers if same in below.layers else (*below.layers, same)
-        # Which blocks of a private image a boot reads is told only where it was told before.
+        # A manifest is public: it names the blocks that a boot of a private image reads only if
+        # an earlier version did.
         told = touches if not manifest.private or manifest.profile else b""
         parent = manifest.parent if lower is not None else None
         return Optimized(
@@ -109,7 +110,7 @@ class HotMaker:
         )
 
     def without_top(self, opened: Opened) -> Content | None:
-        """An image without its top layer, where that only repeats what lies below; else None."""
+        """An image without its top layer, if that only repeats the layers below; else None."""
         manifest, image = opened.ref.signed.manifest, opened.image
         if len(image.layers) == 1 or image.layers[-2].header.image_size != image.size:
             return None
@@ -177,7 +178,7 @@ def _target(opened: Opened) -> DeviceTarget:
 def _find_same(opened: Opened, hot: HotLayer) -> LayerRef | None:
     """The layer of an image that has the same chunks.
 
-    A private one is told by these alone: it is sealed otherwise each time.
+    Only the chunks can be compared: a private layer is sealed differently each time.
     """
     for ref, layer in zip(opened.ref.signed.manifest.layers, opened.image.layers, strict=True):
         if has_chunks(layer, hot.chunks, opened.supply):
@@ -186,10 +187,11 @@ def _find_same(opened: Opened, hot: HotLayer) -> LayerRef | None:
 
 
 def fitting_touches(target: StoredRef, profile: Profile | None, home: Home, *, tell: bool) -> bytes:
-    """The packed touches of a profile, by default of the one that is known.
+    """The packed touches of a profile, as far as they fit an image.
 
     Args:
-        tell: tell where it is of another image.
+        profile: None for the one that is known here.
+        tell: notify the user if the profile is of another image.
     """
     manifest = target.signed.manifest
     if profile is None:

@@ -1,4 +1,4 @@
-"""Opens image files for commands; what is in a container is unpacked while the command runs."""
+"""Opening image files for commands. The content of a container is unpacked for the command."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from p2pcloop.making.unpack import unpack, unpack_nested
 from p2pcloop.store.home import Home
 
 _MAX_DEPTH = 3
-"""Containers in each other: a disk image that is compressed, and the like."""
+"""How many containers may lie in each other: a compressed disk image is two."""
 
 
 PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
-"""Where a command's context holds what the user chose."""
+"""The names under which a command's context holds the user's choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileChoice:
-    """What of an image file the user wants.
+    """How the user wants an image file to be read.
 
     Attributes:
-        partition: of a disk, 0 for the one that holds the root.
-        raw: the file is a device, whatever is on it.
+        partition: of a disk; 0 for the one that holds the root.
+        raw: take the file as a device, even if it looks like a container or a disk.
     """
 
     partition: int = 0
@@ -38,23 +38,23 @@ class FileChoice:
 
     @classmethod
     def current(cls) -> FileChoice:
-        """That of the command that runs."""
+        """The choice of the command that runs."""
         return cls(chosen(PARTITION, 0), chosen(RAW, False))
 
 
 def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile:
-    """Tell what a file is, and unpack what is in a container.
+    """Find out what a file is, and unpack the content of a container.
 
-    The copy lies in the home's folder for what is being made, and goes with the command's context.
+    The unpacked copy lies in the staging folder of the home. It is deleted when the command ends.
 
     Args:
         quiet: show no progress.
 
     Raises:
         UsageError, FormatError, NotHereError: as of `inspect_file` and `unpack`.
-        BusyError: it was written to meanwhile.
+        BusyError: another program wrote to the file meanwhile.
         NeedsPackageError: a program that reads it is not on this system.
-        StorageError: there is no room for what it holds, or the disk refused.
+        StorageError: there is no room for its content, or the disk refused.
     """
     choice = FileChoice.current()
     partition, raw = choice.partition, choice.raw
@@ -68,13 +68,13 @@ def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile
         if copy is None:
             break
         packed = (*file.packed, "squashfs" if file.kind == "iso" else file.kind)
-        # The name that the user gave: it is what messages tell.
+        # Messages show the name that the user gave.
         file = inspect_copy(copy, path, packed, partition=partition, raw=raw)
     return file
 
 
 def check_publishable(file: ImageFile) -> None:
-    """Refuse to publish what may be no image at all, unless the user said that it is one.
+    """Refuse to publish a file that may be no image, unless the user gave --raw.
 
     Raises:
         UsageError: it may be none.
@@ -87,14 +87,14 @@ def check_publishable(file: ImageFile) -> None:
 
 
 def _is_nested(file: ImageFile) -> bool:
-    """Whether it may be a squashfs that holds but another file system."""
+    """Whether it may be a squashfs that holds only a file with another file system."""
     if file.kind != "iso" or file.inside[0].name.lower() != NESTED.lower():
         return False
     return file.inside[0].kind == "raw" and detect_filesystem(read_start(file, 4096)) == "squashfs"
 
 
 def _unpack(file: ImageFile, home: Home, *, raw: bool, quiet: bool) -> Path | None:
-    """Return where the content lies; None where nothing is nested."""
+    """Return the path of the content; None if no file system is nested."""
     home.create()
     folder = until_command_ends(home.staging())
     out = folder / "image"

@@ -32,7 +32,7 @@ from p2pcloop.store.mirror import MirrorDirectory, web_seed
 from p2pcloop.store.records import Records
 
 _MAX_HISTORY = 4096
-"""Manifests of older versions that are written too, for `log` to tell."""
+"""How many manifests of older versions are written too; `log` shows them."""
 
 
 def write_mirror(
@@ -47,14 +47,14 @@ def write_mirror(
         mirror.check(record)
     missing = [layer for layer in manifest.all_layers if not _is_there(layer, mirror)]
     if missing:
-        _bring(ref, missing, quiet=quiet)
+        _fetch_verified(ref, missing, quiet=quiet)
     for layer in missing:
         for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
             store = home.torrents / layer.torrent.hex()
             source = hold_served(store, f"{path.torrent_name}/{path.file}")
-            # Eviction that had begun before the lease clears bits first, then makes holes.
+            # An eviction that began before the lease clears the bits before it makes holes.
             mirror.copy(path, source, size, partial(is_whole, store / "have"))
-    # What an earlier run was told holds for this one.
+    # A URL that was given to an earlier run holds for this one, too.
     urls = mirror.urls(manifest.name) if url is None else (url,)
     for layer in manifest.all_layers:
         _write_metainfo(layer, mirror, home, urls)
@@ -85,11 +85,11 @@ def _is_there(layer: LayerRef, mirror: MirrorDirectory) -> bool:
     return files and (mirror.root / str(MetainfoPath(layer.torrent))).is_file()
 
 
-def _bring(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> None:
-    """Have all of the image here, and compare the layers with their hashes: they are passed on.
+def _fetch_verified(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> None:
+    """Fetch all of the image, and compare the layers with their hashes before they are passed on.
 
     Raises:
-        CorruptError: what was fetched anew is wrong again.
+        CorruptError: pieces are wrong again after they were fetched a second time.
     """
     for _ in range(2):
         fetch_all(ref, quiet=quiet)
@@ -115,7 +115,7 @@ def _verify(ref: StoredRef, layer: LayerRef, *, quiet: bool) -> int:
 def _write_metainfo(
     layer: LayerRef, mirror: MirrorDirectory, home: Home, urls: tuple[str, ...]
 ) -> None:
-    """Write a layer's .torrent, which names the mirror's URLs as web seeds where any are known."""
+    """Write a layer's .torrent, which names the known URLs of the mirror as web seeds."""
     path = MetainfoPath(layer.torrent)
     there = mirror.root / str(path)
     if not urls and there.is_file():
@@ -129,7 +129,7 @@ def _write_metainfo(
 
 
 def _history(manifest: Manifest, home: Home) -> Iterator[SignedManifest]:
-    """Older versions, and what each was made from, as far as they are known here; for `log`."""
+    """The older versions that are known here, and those that each was made from; for `log`."""
     records = Records(home)
     seen: set[bytes] = set()
     while len(seen) < _MAX_HISTORY:
@@ -150,4 +150,4 @@ def _find(records: Records, ref: ManifestRef | None) -> SignedManifest | None:
     try:
         return records.manifest(ref.id)
     except P2pcloopError:
-        return None  # not known here, which `log` tells as well
+        return None  # not known here: `log` says so, too

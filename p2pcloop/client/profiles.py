@@ -1,4 +1,4 @@
-"""Profiles for commands: those in files, and those of what a REF or an image file stands for."""
+"""Finding profiles: of a stored image, of an image file, or in a file of their own."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile
 
 @dataclass(frozen=True, slots=True)
 class FoundProfile:
-    """A profile, and how it came here.
+    """A profile, and its origin.
 
     Attributes:
-        profile: what it says.
-        origin: "recorded" here, "kept" here but signed by somebody, "attached" to the manifest by
-            its publisher, or a "file".
-        of: the version that it is of, where that is not the image that was asked for.
+        profile: the touches of a boot.
+        origin: "recorded" here by a boot; "kept" here, signed by a user; "attached" to the
+            manifest by its publisher; or "file".
+        of: the version that it belongs to, if that is not the image that was asked for.
     """
 
     profile: Profile
@@ -47,14 +47,14 @@ class FoundProfile:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An image whose profile is handled.
+    """An image whose profile a command shows or changes.
 
     Attributes:
         what: its name, or the file's path.
         image_id: of its content.
         size: bytes of the device.
-        ref: where it is a stored image.
-        local: where it is a file, opened.
+        ref: the image, if it is stored.
+        local: the image, opened, if it is a file.
     """
 
     what: str
@@ -65,14 +65,14 @@ class Subject:
 
     @classmethod
     def of(cls, text: str, home: Home, stack: ExitStack, *, quiet: bool) -> Subject:
-        """Find what a REF stands for; errors as of `resolve_ref` and `open_local`."""
+        """The image that a REF stands for; errors as of `resolve_ref` and `open_local`."""
         return cls.open(resolve_ref(text, home), home, stack, quiet=quiet)
 
     @classmethod
     def open(
         cls, target: ImageFile | StoredRef, home: Home, stack: ExitStack, *, quiet: bool
     ) -> Subject:
-        """Take what a REF stands for; of a file the index is made. Errors as of `open_local`."""
+        """The image that `resolve_ref` found; makes a file's index. Errors as of `open_local`."""
         if isinstance(target, StoredRef):
             stack.enter_context(target.client)
             return cls.of_stored(target)
@@ -85,16 +85,16 @@ class Subject:
 
     @classmethod
     def of_stored(cls, ref: StoredRef) -> Subject:
-        """A stored image, whose connection is somebody else's to close."""
+        """A stored image; the caller closes its connection."""
         manifest = ref.signed.manifest
         return cls(ref.name, manifest.image_id, manifest.size, ref=ref)
 
     def before(self, home: Home) -> Iterable[Manifest]:
-        """What is known here of the manifests that it was made from."""
+        """The manifests that it was made from, as far as they are known here."""
         return () if self.ref is None else ancestors(home, self.ref.signed.manifest)
 
     def find(self, home: Home) -> FoundProfile:
-        """The profile that serves it best.
+        """The profile that fits it best.
 
         Raises:
             NotHereError: none is known here.
@@ -110,7 +110,7 @@ class Subject:
     def fetched(self, profile: Profile, home: Home) -> int | None:
         """Stored bytes of the chunks that hold a profile's blocks, whether they are here or not.
 
-        None where maps or chunk tables are not here, or the secret of a private image is not.
+        None if maps or chunk tables are not here, or the secret of a private image is not known.
         """
         touches = unpack_touches(profile.touches)
         with ExitStack() as stack:
@@ -122,10 +122,10 @@ class Subject:
                 return None
 
     def _open_here(self, home: Home, stack: ExitStack) -> MergedImage:
-        """Open a stored image, if what that takes is here.
+        """Open a stored image, if its headers and maps are here.
 
         Raises:
-            Missing: it is not.
+            Missing: they are not.
             UsageError: a private image whose secret is not here.
         """
         assert self.ref is not None, "what is no file is stored"
@@ -167,10 +167,10 @@ def read_profile(path: Path) -> tuple[bytes, Profile]:
 
 
 def read_if_profile(file: ImageFile) -> Profile | None:
-    """The profile in a file, or None where it is something else.
+    """The profile in a file, or None if the file is something else.
 
     Raises:
-        FormatError, MismatchError: it begins as a profile does, and is damaged.
+        FormatError, MismatchError: it begins like a profile, and is damaged.
     """
     data = _read_start(file.path)
     return open_profile(data) if is_profile(data) else None

@@ -1,4 +1,4 @@
-"""Publishes what was changed of an image: an overlay, or an image file beside its base."""
+"""Publishing the changes of an image: an overlay, or an image file compared with its base."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_overlay(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be published, and how; `base` is None for a whole image."""
+    """A file to publish, and how; `base` is None for a whole image."""
 
     file: ImageFile
     base: StoredRef | None
@@ -76,7 +76,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
     """Publish a file as a delta over its base, or whole; return facts (docs/commands.md).
 
     Args:
-        stack: closes what is opened.
+        stack: closes the images and files that this opens.
 
     Raises:
         UsageError: see `Publisher.check_secret`, `Maker.over` and `Publisher.release`.
@@ -125,7 +125,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
 
 
 def _choose_secret(request: Request, publisher: Publisher) -> bytes | None:
-    """That of the base, else of the version before; what was private stays so."""
+    """The secret of the base, else of the version before. A private image stays private."""
     for ref in (request.base, publisher.newest):
         if ref is not None and ref.signed.manifest.private:
             ref.check_secret()
@@ -161,7 +161,7 @@ def _open_target(
 
 
 def _boot(request: Request, target: Target, base: StoredRef | None) -> BootParameters:
-    """The base's, but for what was given; the file system of an image is looked at anew."""
+    """The base's boot parameters, with the user's --append. An image file is probed anew."""
     boot = BootParameters() if base is None else base.signed.manifest.boot
     if request.append is not None:
         boot = replace(boot, append=request.append)
@@ -176,7 +176,7 @@ def _boot(request: Request, target: Target, base: StoredRef | None) -> BootParam
 
 
 def _length(request: Request, base: StoredRef | None) -> int:
-    """As `Content.length`: the base's, where its blocks are what was changed."""
+    """See `Content.length`. A block overlay has the length of its base."""
     if request.file.kind != "overlay":
         return odd_length(request.file)
     if base is None or Overlay.inspect(request.file.path).mode == "files":

@@ -1,4 +1,4 @@
-"""A new version under a name of the user's: who signs it, what came before, what it is made of."""
+"""Publishing a new version under a name of the user's: its key, its content, its history."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from p2pcloop.units import BLOCK_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a version consists of.
+    """The content of a version.
 
     Attributes:
-        size: bytes of the device.
+        size: bytes of the device, rounded up to whole blocks.
         layers: base first.
-        sources: other layers, in whose packs chunks lie that the layers refer to.
+        sources: other layers; the layers refer to chunks in their packs.
         boot: for the guest.
-        profile: packed touches of a boot; b"" for the one that fits, if any is known.
-        length: bytes of the device where they are no multiple of 4096; else 0.
+        profile: packed touches of a boot; b"" for the known profile that fits, if any.
+        length: bytes of the device if they are no multiple of 4096; else 0.
     """
 
     size: int
@@ -61,12 +61,12 @@ class Content:
 
     @property
     def device_length(self) -> int:
-        """Bytes of the device, whatever they are a multiple of."""
+        """Exact bytes of the device."""
         return self.length or self.size
 
     @classmethod
     def of(cls, manifest: Manifest) -> Content:
-        """What a manifest says."""
+        """The content that a manifest describes."""
         layers, sources = manifest.layers, manifest.sources
         boot, profile = manifest.boot, manifest.profile
         return cls(manifest.size, layers, sources, boot, profile, manifest.length)
@@ -74,14 +74,14 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
-    """Whose name it is.
+    """Publishes versions under one name.
 
     Attributes:
         home: of the node.
-        client: its p2pcloopd, which will serve.
-        key: signs.
+        client: a connection to its p2pcloopd, which serves the versions.
+        key: signs them.
         name: of the image.
-        newest: the newest version that is known here under that name, if there is one.
+        newest: the newest known version under that name, if there is one.
     """
 
     home: Home
@@ -92,7 +92,7 @@ class Publisher:
 
     @property
     def image(self) -> StoredRef | None:
-        """The newest version, unless it is a withdrawal: that holds nothing to go on from."""
+        """The newest version, unless it is a withdrawal, which has no content."""
         newest = self.newest
         return None if newest is None or newest.signed.manifest.withdrawn else newest
 
@@ -107,17 +107,17 @@ class Publisher:
         *,
         first: bool = False,
     ) -> Iterator[Publisher]:
-        """Get the key, which is made at its first use if it is the default one.
+        """Get the key, and keep other commands of this home from publishing under the label.
 
-        While it is used no other command publishes under that label here: two would sign two
-        manifests as one version.
+        Two commands would sign two manifests with the same version number.
 
         Args:
+            key_name: None for the default key, which is made at its first use.
             first: the user says that nothing was published under that name yet.
 
         Raises:
-            UsageError: the label has not the form of one; the key is protected and nobody can be
-                asked; or it was imported and nothing is known of that name.
+            UsageError: the label is not of the right form; the key is protected and there is no
+                terminal to ask at; or it was imported and no version of that name is known.
             NotHereError: there is no key of that name.
             MismatchError: the passphrase is another one.
         """
@@ -149,12 +149,12 @@ class Publisher:
         )
 
     def check_secret(self, secret: bytes | None) -> None:
-        """Refuse to go on with a private name under another secret, or under none.
+        """Refuse to publish under a private name with another secret, or with none.
 
-        A name has one link, with one secret: that of the versions before would be lost.
+        A name has one link, with one secret: the secret of the older versions would be lost.
 
         Raises:
-            UsageError: it is another one.
+            UsageError: the secret is another one.
         """
         known = None if self.newest is None else self.newest.signed.manifest.key_check
         if known is not None and (secret is None or key_check(secret) != known):
@@ -165,15 +165,15 @@ class Publisher:
             )
 
     def is_other_source(self, path: Path) -> bool:
-        """Whether there are versions under this name, made of another file as far as is known."""
+        """Whether there is a version under this name that may have been made of another file."""
         return self.newest is not None and known_source(self.home, self.name) != path.resolve()
 
     def check_same(self, size: int, layer_id: bytes | None, path: Path) -> None:
-        """Refuse another image under a name that stands for one: it may have the same stem only.
+        """Refuse another image under a name that has versions: two files may share a stem.
 
         Args:
             size: bytes of the device.
-            layer_id: of what was made of the file, None where it is not known yet.
+            layer_id: of the layer made of the file; None if it is not known yet.
             path: of the file.
 
         Raises:
@@ -183,7 +183,7 @@ class Publisher:
         newest = self.newest.signed.manifest
         known = known_source(self.home, self.name)
         made = "was not made of this file here" if known is None else f"was made of {known}"
-        if newest.withdrawn:  # nothing is left to compare it with
+        if newest.withdrawn:  # it has no layer to compare with
             raise UsageError(
                 f"{self.name} is withdrawn, by version {newest.version}; before it {made}",
                 hint="give --name OTHER, or --as-new-version to publish it under this name again",
@@ -196,10 +196,10 @@ class Publisher:
         )
 
     def check_newest(self, ref: StoredRef, *, hint: str) -> None:
-        """Refuse to go on from a version that is not the newest under this name.
+        """Refuse to publish over a version that is not the newest under this name.
 
         Args:
-            hint: what to do with an image of somebody else's.
+            hint: for an image of another publisher.
 
         Raises:
             MismatchError: it is under another name, or another key.
@@ -219,7 +219,7 @@ class Publisher:
             )
 
     def has(self, content: Content) -> bool:
-        """Whether the newest version is just that."""
+        """Whether the newest version has exactly that content."""
         return self.newest is not None and Content.of(self.newest.signed.manifest) == content
 
     def release(
@@ -231,15 +231,14 @@ class Publisher:
         public: bool = False,
         secret: bytes | None = None,
     ) -> dict[str, Any]:
-        """Sign a version and have it served; the newest one again where that is just the same.
+        """Sign a version and have it served; if nothing changed, serve the newest one again.
 
-        A profile is attached where one is known, but to no private image: everybody may read its
-        manifest.
+        A known profile is attached, but not to a private image: anyone can read its manifest.
 
         Args:
             content: whose layers are served already.
             message: one line about it.
-            parent: what it was made from.
+            parent: the version that it was made from.
             public: announce it as far as the node's settings allow.
             secret: of a private image.
 
@@ -341,7 +340,7 @@ class Publisher:
         return manifest
 
     def _profile_for(self, manifest: Manifest) -> bytes:
-        """What was attached to the same image before, else what is known here."""
+        """The profile of the newest version if its content is the same, else the one known here."""
         newest = None if self.newest is None else self.newest.signed.manifest
         if newest is not None and newest.profile and newest.image_id == manifest.image_id:
             return newest.profile
@@ -409,7 +408,7 @@ def serve_version(
 
 
 def reference(ref: StoredRef) -> ManifestRef:
-    """How another manifest names this one."""
+    """The reference by which another manifest names this one."""
     return ManifestRef(ref.signed.id, parse_link(ref.link).manifest_torrent)
 
 
@@ -418,7 +417,7 @@ def _tell_waiting(name: Name) -> None:
 
 
 def newest_of(client: ControlClient, name: Name) -> StoredRef | None:
-    """The newest version of a name that is known here, or that somebody tells."""
+    """The newest version of a name that p2pcloopd knows or finds."""
     try:
         answer = client.call("resolve", ref=str(name), withdrawn=True)
     except NotHereError:

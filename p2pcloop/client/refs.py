@@ -1,8 +1,8 @@
-"""REF, as commands take it.
+"""REF: how the user names an image on the command line.
 
 image.cloop                  a local file
 magnet:?…                    a link
-@key/label                   a name; of a key that is known here its first characters do
+@key/label                   a name; the first characters of a known key are enough
 label                        a name of the user's own
 https://host/dir/@key/label  a name, and the mirror where its record lies
 DIR/@key/label               the same, of a mirror in a directory
@@ -53,11 +53,11 @@ class StoredRef:
 
     @property
     def secret(self) -> bytes | None:
-        """What opens a private image, as the link has it."""
+        """The secret of a private image, from the link."""
         return parse_link(self.link).secret
 
     def check_secret(self) -> None:
-        """Compare the link's secret with the manifest, before anything is made or started.
+        """Compare the link's secret with the manifest.
 
         Raises:
             UsageError: the image is private, and the link has no secret.
@@ -95,21 +95,21 @@ def resolve_ref(
     meanwhile: Callable[[], object] | None = None,
     unpack: bool = True,
 ) -> ImageFile | StoredRef:
-    """Find what a REF stands for; all but files start p2pcloopd where it does not run.
+    """Find the image that a REF stands for. Except for files, this starts p2pcloopd.
 
     Args:
         at: the version that is wanted; 0 for that of a link, or the newest known of a name.
-        look: ask everybody for the newest version of a name, whatever is known here.
-        withdrawn: a withdrawal is an answer, too.
+        look: ask all sources for the newest version of a name, even if one is known here.
+        withdrawn: return a withdrawal, too.
         meanwhile: see `ensure_daemon`.
-        unpack: open what is in a container; not for those who refuse files.
+        unpack: unpack the content of a container; False for commands that refuse files.
 
     Raises:
-        UsageError: not a REF of the right form, or one that can be meant in two ways.
-        NotHereError: no such file, or nobody has an image of that name or version.
-        FormatError: what the REF leads to is no manifest.
-        MismatchError: a manifest that is not what the REF or its key says, an older version than
-            one that was seen, or a fork.
+        UsageError: the REF is not of the right form, or has two meanings.
+        NotHereError: there is no such file, or no source has an image of that name or version.
+        FormatError: the manifest cannot be read.
+        MismatchError: the manifest does not fit the REF or its key, is older than a version that
+            was seen, or is a fork.
     """
     with words_of_the_user(_LINK_HINT if is_link(clean_pasted(ref)) else None):
         asked = read_ref(ref, home)
@@ -117,7 +117,7 @@ def resolve_ref(
         if at:
             raise UsageError(f"{ref} is a file: it has no versions", hint="leave out --at")
         if not unpack:
-            return inspect_file(asked, raw=True)  # that it is there is all that matters
+            return inspect_file(asked, raw=True)  # this checks only that it is there
         return open_image_file(asked, home)
     if unpack and FileChoice.current() != FileChoice():
         raise UsageError("--partition and --raw are for files", hint="leave them out")
@@ -149,10 +149,10 @@ def resolve_stored(
 
 
 def read_ref(ref: str, home: Home) -> Path | str:
-    """Tell a file, returned as a path, from what p2pcloopd is asked for, returned in its words.
+    """Read a REF: return the path of a file, or the words that p2pcloopd resolves.
 
     Raises:
-        FormatError, UsageError: it is of no form that a REF has, or can be meant in two ways.
+        FormatError, UsageError: it is not of the form of a REF, or has two meanings.
         NotHereError: there is no such file or directory, and no image of that label.
     """
     if not ref:
@@ -178,7 +178,7 @@ def read_ref(ref: str, home: Home) -> Path | str:
             )
         return f"{Path(place.base).absolute()}/{place.name}"
     short = ShortNames(home).find(ref) if is_label(ref) else None
-    is_file = path.exists() and not path.is_dir()  # a directory alone is never an image
+    is_file = path.exists() and not path.is_dir()  # a directory is never an image
     if short is not None and is_file:
         raise UsageError(
             f"{ref} is a file here, and a short name of {short}",
@@ -208,14 +208,14 @@ def _check_words(pasted: str, path: Path) -> None:
 
 
 def _not_here(ref: str, home: Home) -> NotHereError:
-    """The error for words that are neither a file nor a label or short name of the user's."""
+    """The error for a REF that is neither a file nor a label or short name of the user's."""
     if not is_label(ref):
         return NotHereError(f"there is no file {ref}", hint=_FORMS_HINT)
     others = [short_key(name) for name in known_names(home) if name.label == ref]
     if others:
         return NotHereError(
             f"there is no file {ref}, and you have published no image as {ref}",
-            hint=f"somebody else has: write {' or '.join(others)}",
+            hint=f"another publisher has: write {' or '.join(others)}",
         )
     return NotHereError(
         f"there is no file {ref}, and no image of that name is known here",
@@ -227,8 +227,8 @@ def made_on(overlay: Path, home: Home) -> StoredRef:
     """Return the image that an overlay names, which must be known here.
 
     Raises:
-        NotHereError: it names none, or one that is not.
-        FormatError: it is no overlay, or a damaged one.
+        NotHereError: it names none, or one that is not known.
+        FormatError: it is no overlay, or is damaged.
     """
     info = Overlay.inspect(overlay)
     manifest = None if info.manifest_id is None else _known_manifest(info.manifest_id, home)
@@ -252,10 +252,10 @@ def _known_manifest(manifest_id: bytes, home: Home) -> Manifest | None:
 
 @contextmanager
 def words_of_the_user(hint: str | None = None) -> Iterator[None]:
-    """A `FormatError` of what stands on the command line is a `UsageError`.
+    """Turn a `FormatError` into a `UsageError`: the user typed what is wrong.
 
     Args:
-        hint: for those errors that have none.
+        hint: for errors that have none.
     """
     try:
         yield
@@ -264,11 +264,11 @@ def words_of_the_user(hint: str | None = None) -> Iterator[None]:
 
 
 _told: set[str] = set()
-"""What `report_waiting` said: a command that waits for several layers says it once."""
+"""The lines of `report_waiting`: a command that waits for several layers says each once."""
 
 
 def report_waiting(event: str, fields: dict[str, Any]) -> None:
-    """Tell on stderr, once, that no peer answers, and which ones were tried."""
+    """Say on stderr, once, that no peer answers, and which peers were tried."""
     if event != "waiting":
         return
     told = describe_waiting(fields | {"seconds": 0})

@@ -1,4 +1,4 @@
-"""Serves a whole image, as it lies or packed."""
+"""Serving a whole image file, in place or packed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def seed_image(
     quiet: bool = False,
     as_new_version: bool = False,
 ) -> dict[str, Any]:
-    """Publish a whole image as it lies, or packed where it cannot stay; tell what became of it.
+    """Publish a whole image file, in place if that is possible, else packed; return facts.
 
-    Errors as of `seed_content`.
+    Errors as of `seed_content` and `Publisher.release`.
     """
     content, facts = seed_content(
         file, publisher, append=append, quiet=quiet, as_new_version=as_new_version
@@ -46,13 +46,13 @@ def seed_content(
     quiet: bool = False,
     as_new_version: bool = False,
 ) -> tuple[Content, dict[str, Any]]:
-    """Serve the layer of a whole image; return what a version of it consists of, and facts.
+    """Serve the layer of a whole image file; return the content of its version, and facts.
 
     Args:
-        as_new_version: it may be another file than that of the versions before.
+        as_new_version: it need not be the file of the versions before.
 
     Raises:
-        UsageError: it is another file, and holds another image.
+        UsageError: it is another file than that of the versions before, and holds another image.
     """
     publisher.check_secret(None)
     other = not as_new_version and publisher.is_other_source(file.source)

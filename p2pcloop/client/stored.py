@@ -1,4 +1,4 @@
-"""Opens stored images for commands that read them from end to end, without trio."""
+"""Opening stored images for commands that read them from end to end, without trio."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from p2pcloop.store.lease import Lease
 
 
 class Source:
-    """A stored image, and p2pcloopd, which has what is missing of it."""
+    """A stored image, with a connection to p2pcloopd, which fetches missing ranges."""
 
     def __init__(self, ref: StoredRef, home: Home) -> None:
-        """Nothing is read yet.
+        """Take a lease on the image; read nothing yet.
 
         Raises:
             UsageError, MismatchError: the image is private; see `StoredRef.check_secret`.
@@ -33,10 +33,10 @@ class Source:
         self._stored = StoredImage.of_home(ref.signed.manifest, home, ref.secret)
 
     def open(self) -> MergedImage:
-        """Open the image; asks for headers and maps that are not here.
+        """Open the image; fetch headers and maps that are not here.
 
         Raises:
-            P2pcloopError: they can never be had, or p2pcloopd went away.
+            P2pcloopError: they cannot be fetched, or p2pcloopd went away.
         """
         while True:
             try:
@@ -45,10 +45,10 @@ class Source:
                 self.supply(missing)
 
     def supply(self, missing: Missing, on_event: OnEvent = report_waiting) -> None:
-        """Bring ranges here, as long as it takes; `on_event` is told of p2pcloopd's events.
+        """Fetch ranges, as long as it takes; `on_event` is called with p2pcloopd's events.
 
         Raises:
-            P2pcloopError: they can never be had, or p2pcloopd went away.
+            P2pcloopError: they cannot be fetched, or p2pcloopd went away.
         """
         for wanted in missing.ranges:
             data = b"".join(
@@ -58,8 +58,8 @@ class Source:
             self._stored.accept(wanted, data)
 
 
-class _NobodyAnswersError(Exception):
-    """A peer is waited for."""
+class _NoAnswerError(Exception):
+    """No peer answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class Opened:
     Attributes:
         ref: the image.
         image: opened.
-        supply: brings what is missing, however long it takes.
-        try_supply: brings it, unless nobody answers.
+        supply: fetches missing ranges, however long it takes.
+        try_supply: fetches them, unless no peer answers; returns whether it did.
     """
 
     ref: StoredRef
@@ -80,7 +80,7 @@ class Opened:
 
 
 def open_stored(ref: StoredRef, home: Home, stack: ExitStack) -> Opened:
-    """Open an image over a connection of its own: two images are read on two threads."""
+    """Open an image over a connection of its own, so that two can be read on two threads."""
     client = stack.enter_context(ensure_daemon(home))
     source = Source(replace(ref, client=client), home)
     image = source.open()
@@ -89,14 +89,14 @@ def open_stored(ref: StoredRef, home: Home, stack: ExitStack) -> Opened:
     def try_supply(missing: Missing) -> bool:
         try:
             source.supply(missing, give_up)
-        except _NobodyAnswersError:
-            client.close()  # in the midst of a call: it says no more
+        except _NoAnswerError:
+            client.close()  # a call is under way: the connection is of no more use
             return False
         return True
 
     def give_up(event: str, fields: dict[str, Any]) -> None:
         report_waiting(event, fields)
         if event == "waiting":
-            raise _NobodyAnswersError
+            raise _NoAnswerError
 
     return Opened(ref, image, source.supply, try_supply)

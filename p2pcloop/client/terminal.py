@@ -1,4 +1,4 @@
-"""How long-running commands show how far they are: a bar on stderr, where that is a terminal."""
+"""What programs share at the terminal: standard streams, log, progress, errors, passphrases."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _WINDOW = 10.0
-"""Seconds of the past from which the rate is taken: peers come and go."""
+"""Seconds over which the rate is measured: peers come and go."""
 
 
 def notify(text: str) -> None:
-    """Tell the user a line on stderr."""
+    """Write a line for the user to stderr."""
     click.echo(text, err=True)
 
 
@@ -36,18 +36,18 @@ REDRAW_SECONDS = 0.1
 
 
 class Pace:
-    """How fast something goes lately, and how long the rest takes at that rate."""
+    """The recent rate of something, and the time that the rest takes at that rate."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque()
 
     def tell(self, done: int, total: int) -> str:
-        """Take note of how much is done, and return what to show beside the bar.
+        """Note how much is done, and return the text beside the bar.
 
         Args:
-            done: bytes; they may be told again while nothing comes.
-            total: bytes, or 0 where it is not known.
+            done: bytes; the same number may be given again while nothing arrives.
+            total: bytes, or 0 if it is not known.
         """
         now = self._clock()
         self._marks.append((now, done))
@@ -73,14 +73,14 @@ def _duration(seconds: float) -> str:
 def progress_bar(
     what: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Callable[..., None]]:
-    """Yield a function that is told `done` and, at the first call at least, `total` in bytes.
+    """Yield a function to call with `done` and, at least at the first call, `total`, in bytes.
 
-    Without a total it counts, and the bar shows only that something goes on. Where the block ends
-    well all is done, whatever was told last. What was told last is drawn in any case.
-    Nothing is shown when `quiet`, or where stderr is no terminal.
+    Without a total the bar only counts. If the block ends without an error, the bar ends at 100 %.
+    The last state is drawn in any case.
+    Nothing is shown if `quiet`, or if stderr is no terminal.
     """
     if quiet or not sys.stderr.isatty():
-        yield lambda done, total=0: None  # noqa: ARG005  nobody looks
+        yield lambda done, total=0: None  # noqa: ARG005  nothing is shown
         return
     pace = Pace(clock)
     bar = click.progressbar(
@@ -112,7 +112,7 @@ def progress_bar(
 
 
 class _Named(io.FileIO):
-    """A standard stream whose errors name it, as those of files name these."""
+    """A standard stream whose errors name it, as errors of files name the file."""
 
     def __init__(self, number: int, name: str) -> None:
         super().__init__(number, "w", closefd=False)
@@ -130,7 +130,7 @@ _closed: set[int] = set()
 
 
 def check_output_open() -> None:
-    """Refuse to write what is asked for to a standard output that is closed.
+    """Refuse to write the output of a command to a standard output that is closed.
 
     Raises:
         UsageError: it was closed when the command started.
@@ -143,10 +143,10 @@ def check_output_open() -> None:
 
 
 def open_standard_streams() -> None:
-    """Open those of the descriptors 0 to 2 that are closed on the null device.
+    """Open each of the descriptors 0 to 2 that is closed, on the null device.
 
-    Otherwise the next file or socket that is opened would be taken for a standard stream: by us
-    and by the programs that we start. Called first, before anything is opened.
+    Otherwise this program and those that it starts would take the next file or socket for a
+    standard stream. To be called before anything is opened.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -154,13 +154,13 @@ def open_standard_streams() -> None:
         except OSError:
             _closed.add(number)
             null = os.open(os.devnull, os.O_RDWR)
-            if null != number:  # a lower one was opened by whoever started Python
+            if null != number:  # a lower descriptor was closed, too
                 os.dup2(null, number)
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  for good
     _name_output()
-    # Names of files may be no text at all (surrogates): they are told as `\udcff`.
+    # Names of files may be no text (surrogates): they are written as `\udcff`.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # else a test's
@@ -179,7 +179,7 @@ def _name_output() -> None:
 
 
 class _OneLine(logging.Formatter):
-    """Messages hold what peers, servers and guests said: none of it may draw on a terminal."""
+    """Keeps a terminal from obeying words of peers, servers and guests that messages hold."""
 
     def __init__(self, form: str, end: str) -> None:
         super().__init__(form)
@@ -196,7 +196,7 @@ def log_to_stderr(level: int | str, form: str, *, end: str = "") -> None:
 
     Args:
         form: as of logging.Formatter, in the style of `%`.
-        end: behind each line, before the line's end.
+        end: text before the end of each line.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(form, end))
@@ -204,14 +204,14 @@ def log_to_stderr(level: int | str, form: str, *, end: str = "") -> None:
 
 
 def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
-    """Tell an error on stderr; return what to exit with.
+    """Write an error to stderr; return the exit code.
 
     Args:
-        as_json: tell it on the standard output as well, as JSON (docs/commands.md).
+        as_json: write it to the standard output as well, as JSON (docs/commands.md).
     """
     if as_json and not err.facts_told:
         _tell_json(type(err).__name__, str(err), err.hint, err.exit_code)
-    # A message may hold what strangers wrote: names of files, words of a guest or a server.
+    # A message may hold words of strangers: names of files, of a guest or a server.
     told = f"p2pcloop: {printable(str(err))}"
     if err.hint:
         told += f"\n  hint: {printable(err.hint)}"
@@ -223,7 +223,7 @@ def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
 
 
 def report_usage(err: click.ClickException, *, as_json: bool = False) -> int:
-    """Tell what is wrong with the words of the command line, as `report_error` does."""
+    """Write an error of the command line's syntax, as `report_error` does."""
     if as_json:
         _tell_json("UsageError", err.format_message(), None, err.exit_code)
     try:
@@ -245,13 +245,13 @@ VARIABLE = "P2PCLOOP_PASSPHRASE"
 
 
 def ask_passphrase(what: str) -> str:
-    """The passphrase of a key that is protected.
+    """The passphrase of a protected key: from the environment for scripts, else from the terminal.
 
     Args:
         what: the key, for the question.
 
     Raises:
-        UsageError: there is nobody to ask.
+        UsageError: there is no terminal.
     """
     given = os.environ.get(VARIABLE)
     if given is not None:
@@ -261,10 +261,10 @@ def ask_passphrase(what: str) -> str:
 
 
 def choose_passphrase(what: str) -> str:
-    """A new passphrase, typed twice where it is typed.
+    """A new passphrase: from the environment, else typed twice at the terminal.
 
     Raises:
-        UsageError: it is empty, or there is nobody to ask.
+        UsageError: it is empty, or there is no terminal.
     """
     given = os.environ.get(VARIABLE)
     if given is None:

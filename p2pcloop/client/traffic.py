@@ -1,4 +1,4 @@
-"""What crossed the wire between two looks at a node's status."""
+"""The bytes that a node received between two looks at its status."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 def measure_traffic(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Compare two results of the operation `status` of one run of p2pcloopd.
 
-    Where p2pcloopd was started anew in between, what it counts since is all that can be told.
+    If p2pcloopd was started anew in between, only the bytes since then are counted.
 
     Returns:
-        `bytes_received`: all bytes that came in, protocol and estimated headers included;
-        `sources`: content bytes that came, by the peer's address, or by the URL of the HTTP server;
-            where there are any.
+        `bytes_received`: all bytes received, protocol and estimated headers included;
+        `sources`: bytes of content received, by the peer's address or the HTTP server's URL;
+            sources of no bytes are left out.
     """
     if before["pid"] != after["pid"]:
         before = {"received": 0, "torrents": []}
