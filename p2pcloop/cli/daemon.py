@@ -20,7 +20,7 @@ from p2pcloop.text import to_json
 def command() -> None:
     """Start, stop or run p2pcloopd, the node's daemon.
 
-    Commands that need it start it by themselves; it goes on seeding until it is stopped.
+    Commands start it when they need it. It goes on seeding until it is stopped.
 
     \b
     Examples:
@@ -62,10 +62,10 @@ def start(home: Home, as_json: bool) -> None:
 @home_option
 @json_option
 def stop(home: Home, force: bool, as_json: bool) -> None:
-    """Stop p2pcloopd in order and wait for its end. Where none runs, that is no error.
+    """Stop p2pcloopd in order and wait for its end. It is no error if none runs.
 
-    Guests that read from it would wait until it runs again, so it is not stopped while there are
-    any, unless with --force.
+    Guests that read from it would wait until it runs again. So it is not stopped while there are
+    any, unless --force is given.
     """
     if not force and home.holder() is not None:
         check_unused(home)
@@ -80,7 +80,7 @@ def stop(home: Home, force: bool, as_json: bool) -> None:
 @home_option
 @json_option
 def status(home: Home, as_json: bool) -> None:
-    """Tell whether p2pcloopd runs; exit code 9 where it does not."""
+    """Tell whether p2pcloopd runs; exit code 9 if it does not."""
     try:
         with ControlClient.connect(home) as client:
             node = client.call("status")

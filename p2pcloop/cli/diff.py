@@ -36,8 +36,8 @@ Examples:
 def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) -> None:
     """Tell how much the images ONE and OTHER differ, by their maps; fetches no content.
 
-    Chunks of one SHA-256 are equal. Of others some blocks may be equal all the same: then it says
-    "at most".
+    Chunks with the same SHA-256 are equal. Other chunks may still have equal blocks: then the
+    output says "at most".
     """
     home.create()
     with ExitStack() as stack:
@@ -58,7 +58,7 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
 
 
 def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> tuple[Side, int]:
-    """An image, and the bytes of its device."""
+    """Open an image; return it with the bytes of its device."""
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         stack.enter_context(target.client)

@@ -78,12 +78,12 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write the whole image REF to OUT: as a cloop if OUT ends in .cloop or one of its options is
-    given, as a qcow2 if it ends in .qcow2 (needs qemu-img), else as a raw image.
+    """Write the whole image REF to OUT: as a cloop if OUT ends in .cloop or an option of cloops is
+    given, as a qcow2 if OUT ends in .qcow2 (needs qemu-img), else as a raw image.
 
     OUT may be - for the standard output, or a pipe. A cloop V4.0 is then written with its header
-    last; V2.0 is kept in a temporary file until its index is known. OUT may be a disk (a block
-    device that is not mounted), too, with --force. A symbolic link is followed.
+    last; a V2.0 is kept in a temporary file until its index is known. With --force OUT may also be
+    a disk (a block device that is not mounted). A symbolic link is followed.
     """
     output = choose_output(out, int(cloop_format) if cloop_format else None, codec, force=force)
     home.create()
@@ -120,7 +120,7 @@ def _write(
 
 
 def _tell(out: Output, size: int, *, as_json: bool) -> None:
-    """Tell what was written; on the standard output only where that is not the image itself."""
+    """Report the result, to stderr if the image itself went to the standard output."""
     stored = out.path.stat().st_size if out.kind == "file" else None
     to_stderr = out.name == STDOUT
     if as_json:
@@ -132,7 +132,7 @@ def _tell(out: Output, size: int, *, as_json: bool) -> None:
 
 
 def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | None) -> None:
-    """What is exported must outlive it: peers and overlays rely on the very bytes of an image."""
+    """Refuse to write over the sources: peers and overlays rely on every byte of an image."""
     sources = [target.name] if isinstance(target, ImageFile) else []
     sources += [] if overlay is None else [overlay]
     if any(source.exists() and out.exists() and out.samefile(source) for source in sources):
@@ -142,7 +142,7 @@ def _check_sources(out: Path, target: ImageFile | StoredRef, overlay: Path | Non
 def _open(
     target: ImageFile | StoredRef, home: Home, stack: ExitStack, *, quiet: bool
 ) -> tuple[MergedImage, Callable[[Missing], None]]:
-    """Return an image all of which is here, and who brings what is damaged here."""
+    """Return an image, all of which is here, and the function that replaces damaged ranges."""
     if isinstance(target, ImageFile):
         with progress_bar("reading", quiet=quiet) as progress:
             progress(0, device_size(target))

@@ -1,4 +1,4 @@
-"""`p2pcloop fetch`: bring all of an image here."""
+"""`p2pcloop fetch`: fetch all of an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
-    """Bring all of REF here, so that it boots without peers and is served to others."""
+    """Fetch all of REF, so that it boots without peers and is served to others."""
     target = resolve_stored(
         ref, home, at=at, why_no_file="it is here already", hint="give a link or @key/label"
     )

@@ -37,11 +37,12 @@ Examples:
 @home_option
 @json_option
 def command(quota: int | None, home: Home, *, dry_run: bool, as_json: bool) -> None:
-    """Remove what no known image needs; evict what was booted least recently, down to the quota.
+    """Remove data that no known image needs; evict the images booted least recently, down to the
+    quota.
 
-    What is evicted is fetched again when it is booted. Never evicted is what running guests use,
-    what lies below an overlay, what is pinned, what was published from here, and files that are
-    seeded where they lie. Exit code 11 tells that those alone are over the quota.
+    An evicted image is fetched again when it is booted. Never evicted are images that guests use,
+    that lie below an overlay, that are pinned, or that were published from here, and files that are
+    seeded where they lie. Exit code 11: these alone are over the quota.
     """
     with ensure_daemon(home) as client:
         done = client.call("gc", quota=-1 if quota is None else quota, dry_run=dry_run)
@@ -82,14 +83,14 @@ def _text(done: dict[str, Any], home: Home, *, dry_run: bool) -> Iterator[str]:
 
 
 def _names(home: Home) -> dict[bytes, str]:
-    """For each layer the image that people know it by: the first whose layer it is."""
+    """For each layer the name of an image: the first one that has it."""
     names: dict[bytes, str] = {}
     records = Records(home)
     for record in records.names():
         try:
             layers = records.manifest(record.manifest_id).manifest.all_layers
         except P2pcloopError:
-            continue  # only a name is missing then
+            continue  # then only its name is missing
         for layer in layers:
             names.setdefault(layer.torrent, str(record.name))
     return names

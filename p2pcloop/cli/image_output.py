@@ -1,4 +1,4 @@
-"""Writes an image as a raw file, a qcow2 or a cloop: for a file, into a pipe or a disk."""
+"""Writing an image as a raw image, a qcow2 or a cloop: to a file, a pipe or a disk."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ Form = CloopForm | Literal["raw", "qcow2"]
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where an image goes, and as what.
+    """The place and the form in which an image is written.
 
     Attributes:
         name: OUT, in the user's words.
         path: the same, with symbolic links followed.
         kind: "file", which is replaced whole; "stream", written from start to end (a pipe, a
             character device); "disk", a block device, which is written into.
-        form: what is written.
+        form: of the image there.
     """
 
     name: Path
@@ -49,14 +49,14 @@ class Output:
     form: Form
 
     def check_room(self, size: int) -> None:
-        """Compare a disk with the image that is to be written to it.
+        """Compare the size of a disk with that of the image.
 
         Args:
             size: bytes of the image's device.
 
         Raises:
             UsageError: the disk is smaller.
-            StorageError: it cannot be looked at.
+            StorageError: it cannot be read.
         """
         if self.kind != "disk" or self.form != "raw":
             return
@@ -74,11 +74,11 @@ class Output:
 
 
 def choose_output(out: Path, version: int | None, codec: str | None, *, force: bool) -> Output:
-    """Decide where OUT leads and what is written there, before anything is fetched or read.
+    """Decide where OUT leads and in which form, before anything is fetched or read.
 
     Args:
-        version, codec: of a cloop, where given.
-        force: a file that exists may be replaced, a disk written over.
+        version, codec: of a cloop; None if not given.
+        force: a file that exists may be replaced, and a disk written over.
 
     Raises:
         UsageError: the version has no such codec; OUT exists and is not to be replaced, is a
@@ -106,7 +106,7 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
 
 
 def _choose_form(out: Path, version: int | None, codec: str | None) -> Form:
-    """Return what is written: what is given counts, then the name."""
+    """Return the form: by the options, else by the name of OUT."""
     if version is None and codec is None and out.suffix != ".cloop":
         return "qcow2" if out.suffix == ".qcow2" else "raw"
     chosen = Codec[(codec or "zlib").upper()]
@@ -137,16 +137,16 @@ def write_image(
 ) -> None:
     """Write `size` bytes of an image.
 
-    Args:
-        skip_zeros: goes over zeros of the source that need not be read, and tells how many; called
-            between whole reads of 1 MiB.
+    A file is replaced only when the new one is whole and durable. On a disk the image is durable
+    when this returns; the rest of the disk behind it stays unchanged.
 
-    A file that it replaces is there until the new one is whole and durable; on a disk it is durable
-    when this returns, and what lies behind it stays.
+    Args:
+        skip_zeros: skips zeros of the source that need not be read, and returns how many bytes;
+            called between whole reads of 1 MiB.
 
     Raises:
         BusyError: the disk is in use.
-        StorageError: the disk refused, or who reads the pipe went away.
+        StorageError: the disk refused, or the reader of the pipe went away.
         NeedsPackageError: LZO without its library, qcow2 without qemu-img.
     """
     if out.form == "qcow2":
@@ -170,7 +170,7 @@ def _write_qcow2(
     progress: Callable[[int], None],
     skip_zeros: Callable[[], int],
 ) -> None:
-    """By way of a raw file beside it, with holes where the image has zeros."""
+    """Pack a temporary raw file beside it, with holes where the image has zeros."""
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
@@ -191,7 +191,7 @@ def _write_raw(
     progress: Callable[[int], None],
     skip_zeros: Callable[[], int] | None,
 ) -> None:
-    """Without `skip_zeros` zeros are written, too."""
+    """Write a raw image: with `skip_zeros`, leave holes for zeros; without, write them."""
     holes = skip_zeros is not None
     done = 0
     while True:
@@ -226,7 +226,7 @@ def _stream(out: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _disk(path: Path) -> Iterator[BinaryIO]:
-    """A block device that nobody else uses: O_EXCL refuses a mounted one (open(2))."""
+    """A block device that is not in use: O_EXCL refuses a mounted one (open(2))."""
     try:
         with open(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC), "r+b") as file:
             yield file
@@ -240,7 +240,7 @@ def _disk(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole and durable, and not before.
+    """A file that replaces `path` when it is whole and durable, not before.
 
     Raises:
         StorageError: the disk refused.
@@ -263,7 +263,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _take_place(made: Path, path: Path) -> None:
-    """Put a durable file in the place of `path`, readable as any new file."""
+    """Rename a durable file to `path`, with the mode of any new file."""
     umask = os.umask(0)
     os.umask(umask)
     made.chmod(0o666 & ~umask)

@@ -1,4 +1,4 @@
-"""`p2pcloop images`: what images are known here, and how much of each lies here."""
+"""`p2pcloop images`: the images that are known here, and how much of each is here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Examples:
 def command(home: Home, *, every: bool, as_json: bool) -> None:
     """List the images that are known here: version, size, how much of it is here, whose it is.
 
-    Works without p2pcloopd, which seeds what is here whenever it runs.
+    Works without p2pcloopd, which seeds all of these whenever it runs.
     """
     shorts = {name: short for short, name in ShortNames(home).all().items()}
     serves = home.holder() is not None

@@ -89,7 +89,7 @@ def _file_facts(file: ImageFile, home: Home) -> dict[str, Any]:
 
 
 def _root_facts(filesystem: str) -> dict[str, Any]:
-    """What a guest finds, and how `boot` keeps what it changes."""
+    """The file system that a guest finds, and the mode in which `boot` keeps its changes."""
     mode = overlay_mode(filesystem) if filesystem in ROOT_TYPES else None
     return {"filesystem": filesystem, "overlay_mode": mode}
 
@@ -127,7 +127,7 @@ def _overlay_facts(file: ImageFile, home: Home) -> dict[str, Any]:
 
 
 def _device_length(info: OverlayInfo, home: Home) -> int:
-    """Bytes of the device that an overlay lies on, or is: an overlay knows whole blocks alone."""
+    """Exact bytes of the device that an overlay lies on or is; it counts whole blocks itself."""
     if info.mode == "block" and info.manifest_id is not None:
         with suppress(P2pcloopError):
             return Records(home).manifest(info.manifest_id).manifest.device_length
@@ -156,7 +156,7 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
 
 
 def _to_text(key: str, value: object) -> str:
-    """Write a fact for people."""
+    """A fact as text for people."""
     if isinstance(value, bytes):
         return value.hex()
     if key == "created" and isinstance(value, int):
@@ -178,7 +178,7 @@ def _to_text(key: str, value: object) -> str:
 
 
 def iso_facts(file: ImageFile) -> dict[str, Any]:
-    """Tell what is on a CD image, and which of it is the image.
+    """The facts of a CD image: the file systems on it, and those that are the image.
 
     Raises:
         FormatError: it is damaged.
@@ -209,7 +209,7 @@ def _image_facts(file: ImageFile, part: Part) -> dict[str, Any]:
 
 
 def image_text(facts: dict[str, Any]) -> str:
-    """Write the facts of one image on a CD for people."""
+    """The facts of one image on a CD as text for people."""
     name = facts["name"] or "the CD itself"
     stored, size = format_size(facts["stored"]), format_size(facts["size"])
     return f"{name}: {facts['format']}, {stored} for {size}, {describe(facts['filesystem'])}"

@@ -40,9 +40,9 @@ _name_argument = click.argument("name", default=DEFAULT_KEY)
 def command() -> None:
     """Make, list, show, export and import keys.
 
-    The key that signs is the name under which you publish, @<key>/<label>. Whoever has the key's
-    file can publish under it; without it nobody can ever again, so keep a copy. The first image
-    that is seeded or published makes the key `default`, without a passphrase.
+    The key that signs is the name under which you publish, @<key>/<label>. Any user with the key's
+    file can publish under it. Without the file the name is lost for good, so keep a copy. The first
+    image that you seed or publish makes the key `default`, without a passphrase.
 
     \b
     Examples:
@@ -59,7 +59,7 @@ def command() -> None:
 @home_option
 @json_option
 def new(name: str, protect: bool, home: Home, as_json: bool) -> None:
-    """Make a key called NAME. A key that is there is never replaced."""
+    """Make a key called NAME. An existing key is never replaced."""
     with words_of_the_user():
         path = key_path(home.keys, name)
     if path.exists():
@@ -89,7 +89,7 @@ def list_(home: Home, as_json: bool) -> None:
 @home_option
 @json_option
 def show(name: str, home: Home, as_json: bool) -> None:
-    """Show the public key of NAME: what stands in the names of its images."""
+    """Show the public key of NAME, as it appears in the names of its images."""
     with words_of_the_user():
         key_path(home.keys, name)
     _tell([(name, read_key(home.keys, name))], home, as_json=as_json)
@@ -103,7 +103,7 @@ def show(name: str, home: Home, as_json: bool) -> None:
 def export(name: str, out: Path, protect: bool, home: Home) -> None:
     """Write the key NAME to OUT (mode 0600), or to standard output: it is a secret.
 
-    As it lies in the home, or with --passphrase under a new passphrase. A file is never replaced.
+    As it is in the home, or with --passphrase under a new passphrase. A file is never replaced.
     """
     with words_of_the_user():
         key_path(home.keys, name)
@@ -133,12 +133,12 @@ def export(name: str, out: Path, protect: bool, home: Home) -> None:
 @home_option
 @json_option
 def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
-    """Keep the key in FILE (- for standard input) as NAME; what `export` wrote.
+    """Keep the key in FILE (- for standard input), which `export` wrote, as NAME.
 
-    A key that is there is never replaced. One that is protected stays so.
+    An existing key is never replaced. A protected key stays protected.
 
-    What was published under it elsewhere is not known here: `p2pcloop update LINK` of each image
-    before it is published again, or two versions of one number would be signed.
+    Versions that were published with it elsewhere are not known here. Run `p2pcloop update LINK`
+    for each image before you publish it again: else two versions of one number would be signed.
     """
     with words_of_the_user():
         key_path(home.keys, name)

@@ -39,10 +39,10 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> None:
-    """Tell the versions of REF, the newest first: version, date, size of what it added, message.
+    """List the versions of REF, the newest first: version, date, bytes added, message.
 
-    Also what a version was made from, if that is neither the version before nor what that was made
-    from. What cannot be had is told.
+    Also the image that a version was made from, if that is neither the version before nor the one
+    which that was made from. The output says which versions cannot be fetched.
     """
     why, hint = "it has no versions", "give a link or @key/label"
     target = resolve_stored(ref, home, at=at, withdrawn=True, why_no_file=why, hint=hint)
@@ -58,7 +58,7 @@ def command(ref: str, number: int, at: int, home: Home, *, as_json: bool) -> Non
 
 
 class _History:
-    """The manifests that others name. Each is asked for once, however often it is named."""
+    """The manifests that others name; each is asked for only once."""
 
     def __init__(self, ref: StoredRef) -> None:
         self.newest = ref.signed
@@ -69,7 +69,7 @@ class _History:
         """Get a manifest.
 
         Raises:
-            P2pcloopError: it cannot be had.
+            P2pcloopError: it cannot be fetched.
         """
         if wanted.id not in self._known:
             try:
@@ -95,7 +95,7 @@ class _History:
 def _walk(
     history: _History, number: int
 ) -> Iterator[tuple[SignedManifest, SignedManifest | None, str]]:
-    """Versions with the one before each; or, with the last, why what came before cannot be had."""
+    """Versions, each with the one before it; the last one with the error that ended the walk."""
     current = history.newest
     for _ in range(number):
         before, problem = None, ""
@@ -162,5 +162,5 @@ def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
 
 
 def _is_told(parent: dict[str, Any], before: dict[str, Any]) -> bool:
-    """Whether a version was made from the one before it, or from what that one was made from."""
+    """Whether a version was made from the one before it, or both from the same."""
     return parent["manifest"] == before["manifest"] or bool(parent == before["parent"])

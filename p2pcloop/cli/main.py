@@ -1,4 +1,4 @@
-"""The command `p2pcloop`: which commands there are, and how errors leave.
+"""The command `p2pcloop`: the table of commands, and how errors are reported.
 
 A command's module is imported only when that command is named, so that `--help` and every other
 command stay quick.
@@ -46,7 +46,7 @@ _COMMANDS = {
     "gc": ("p2pcloop.cli.gc", "Give back room on the disk, down to a quota."),
     "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),
 }
-"""Name of the command: module that holds it as `command`, and what it does in one line."""
+"""Name of the command: the module that has it as `command`, and one line of help."""
 
 _EPILOG = """
 \b
@@ -85,8 +85,10 @@ def cli() -> None:
 
 
 def _wants_json(words: list[str]) -> bool:
-    """Whether errors are told as JSON, too: not where an image goes to the standard output. Words
-    behind `--` are a guest's."""
+    """Whether errors are written as JSON, too: not if an image goes to the standard output.
+
+    Words behind `--` belong to the guest's command.
+    """
     ours = words[: words.index("--")] if "--" in words else words
     return "--json" in ours and not (ours[0] == "export" and "-" in ours)
 
@@ -106,8 +108,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except OSError as err:
-        # Of files that the user named, and of output that cannot be written; the interpreter must
-        # not try to flush that again. (A pipe that nobody reads is click's: exit code 1.)
+        # A file that the user named, or output that cannot be written. The interpreter must not
+        # flush that output again. (click treats a pipe without a reader: exit code 1.)
         sys.stdout = None
         what = f"cannot use {err.filename}" if err.filename else "the system refused"
         sys.exit(report_error(storage_error(what, err)))  # no JSON: its stream may be what failed

@@ -59,10 +59,11 @@ def command(
     """Write REF into DIRECTORY as files that any web server can serve, and any disk can carry.
 
     All of the image is fetched and verified first. Several images, and several versions of one,
-    may share a DIRECTORY; what is there already is not written again. Each file appears whole.
+    may share a DIRECTORY; files that are there already are not written again. Each file appears
+    whole.
 
-    With --check, tell what readers will meet at a mirror: signatures, ranges, wrong bytes. Exit
-    code 12 where there is a fault.
+    With --check, test a mirror as its readers will use it: signatures, ranges, wrong bytes. Exit
+    code 12 if there is a fault.
     """
     if check is not None:
         if ref is not None or url is not None or at:
@@ -93,10 +94,10 @@ def command(
 
 
 def _check(url: str, home: Home, *, as_json: bool) -> None:
-    """Tell what p2pcloopd finds at a mirror.
+    """Report the faults that p2pcloopd finds at a mirror.
 
     Raises:
-        UnreachableError: there is a fault; all were told.
+        UnreachableError: there is a fault; all were reported.
     """
     with words_of_the_user():
         if "@" in url:

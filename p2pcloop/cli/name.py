@@ -1,4 +1,4 @@
-"""`p2pcloop name`: short names of one's own."""
+"""`p2pcloop name`: the user's own short names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from p2pcloop.text import to_json
 def command() -> None:
     """List, add and forget short names of your own.
 
-    A short name stands for @<key>/<label> wherever a REF is taken, in this home and nowhere else.
+    A short name stands for @<key>/<label> in every command that takes a REF, in this home only.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def command() -> None:
 @home_option
 @json_option
 def list_(home: Home, as_json: bool) -> None:
-    """List the short names, and what they stand for."""
+    """List the short names, and the names that they stand for."""
     names = ShortNames(home).all()
     if as_json:
         click.echo(to_json({"names": {short: str(name) for short, name in names.items()}}))
@@ -48,7 +48,7 @@ def list_(home: Home, as_json: bool) -> None:
 @click.argument("name")
 @home_option
 def add(short: str, name: str, home: Home) -> None:
-    """Let SHORT stand for NAME: @key/label, or a link, whose name is taken."""
+    """Let SHORT stand for NAME: @key/label, or a link, of which the name is used."""
     pasted = clean_pasted(name)
     with words_of_the_user():
         check_label(short)
@@ -67,5 +67,5 @@ def _read(text: str, home: Home) -> Name:
 @click.argument("short")
 @home_option
 def forget(short: str, home: Home) -> None:
-    """Let SHORT stand for nothing. The image itself stays known by its name."""
+    """Remove the short name SHORT. The image stays known by its name."""
     ShortNames(home).forget(short)

@@ -58,11 +58,11 @@ def command(
     *,
     as_new_version: bool,
 ) -> None:
-    """Publish REF, or IMAGE (as of `seed`), with what a boot reads packed together once more.
+    """Publish REF, or IMAGE (as of `seed`), with the blocks that a boot reads packed once more.
 
-    The new version has the layers of its base, whose peers serve them on, and on top one small
-    layer: the blocks of a boot's profile, in order of first touch, compressed hard. What the image
-    holds is not changed. An IMAGE is seeded first, as by `seed`.
+    The new version has the layers of its base, which its peers go on serving, and one small layer
+    on top: the blocks of a boot's profile, in order of first touch, compressed hard. The content of
+    the image does not change. An IMAGE is seeded first, as by `seed`.
     """
     home, public, as_json = options.home, options.public, options.as_json
     target = resolve_ref(ref, home)

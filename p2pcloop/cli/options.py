@@ -1,4 +1,4 @@
-"""Options that commands share."""
+"""Options that commands share, and types of their values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def home_option(command: _Command) -> _Command:
 
 
 def at_option(command: _Command) -> _Command:
-    """Add `--at VERSION`, passed as `at: int`, 0 where it is not given."""
+    """Add `--at VERSION`, passed as `at: int`, 0 if it is not given."""
     return click.option(
         "--at",
         type=click.IntRange(1, _MAX_VERSION),
@@ -53,7 +53,7 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
 
 
 def file_options(command: _Command) -> _Command:
-    """Add `--partition N` and `--raw`, which `FileChoice.current` tells: they are no parameters."""
+    """Add `--partition N` and `--raw`: no parameters; `FileChoice.current` returns them."""
     partition = click.option(
         "--partition",
         type=click.IntRange(1, 1024),
@@ -82,7 +82,7 @@ def new_version_option(command: _Command) -> _Command:
 
 
 def key_option(command: _Command) -> _Command:
-    """Add `--key KEYNAME`, passed as `key_name: str | None`, None where it is not given."""
+    """Add `--key KEYNAME`, passed as `key_name: str | None`, None if it is not given."""
     return click.option(
         "--key",
         "key_name",
@@ -106,7 +106,7 @@ def public_option(command: _Command) -> _Command:
     return click.option(
         "--public",
         is_flag=True,
-        help="Announce it to everybody, as far as the node's settings allow.",
+        help="Announce it in public, as far as the node's settings allow.",
     )(command)
 
 
@@ -129,10 +129,10 @@ class PublishOptions:
 
 
 def as_one(kind: type, options: Sequence[Callable[..., Any]]) -> Callable[[_Command], Any]:
-    """Add options whose values a command gets as one object, the parameter `options`.
+    """Add options whose values a command gets as one object, its parameter `options`.
 
     Args:
-        kind: a dataclass with a field for each option, of the name of its parameter.
+        kind: a dataclass with a field for each option, named like the option's parameter.
         options: decorators, in the order of `--help`.
     """
     names = [field.name for field in fields(kind)]
@@ -157,7 +157,7 @@ publish_options = as_one(
 
 
 class _Size(click.ParamType[int]):
-    """A number of bytes with K, M, G or T (of 1024) behind it."""
+    """A number of bytes, or one with K, M, G or T (powers of 1024) behind it."""
 
     name = "size"
 
@@ -172,7 +172,7 @@ class _Size(click.ParamType[int]):
 
 
 class _Fill(_Size):
-    """A size is that many bytes a second, `full` is 0 for as many as come, `off` is -1."""
+    """Bytes a second: a size, `full` (0, no limit) or `off` (-1)."""
 
     name = "fill"
 

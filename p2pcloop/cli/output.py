@@ -1,4 +1,4 @@
-"""Files that a command will write: what can be refused is refused before the work is done."""
+"""Checks of files that a command will write, before it begins its work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_place(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check that a file can be made, or written where it exists; nothing is changed.
+    """Check that a file can be made, or written if it exists; change nothing.
 
     Raises:
         UsageError: it is a folder.
@@ -38,11 +38,11 @@ def check_writable(path: Path) -> None:
 
 
 def check_not_served(path: Path, home: Home) -> None:
-    """Check that nothing is written over that a node serves, or that is in its home.
+    """Check that a command does not write over a file that the node serves, or that is in its home.
 
     Raises:
-        UsageError: it would be.
-        StorageError: it cannot be looked at.
+        UsageError: it would.
+        StorageError: the path or the store cannot be read.
     """
     inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home.root))
     if inside and path.exists():
@@ -55,7 +55,7 @@ def check_not_served(path: Path, home: Home) -> None:
 
 
 def check_outside_store(directory: Path, home: Home) -> None:
-    """Check that a mirror is not mixed with a store: they have directories of the same names.
+    """Check that a mirror is not put into a store: both have directories of the same names.
 
     Raises:
         UsageError: it is the node's home, or in one of the directories of its store.

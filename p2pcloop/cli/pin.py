@@ -28,7 +28,7 @@ Examples:
 def command(ref: str | None, at: int, home: Home, *, as_json: bool) -> None:
     """Let nothing of the image REF be evicted; without REF, list what is pinned.
 
-    A version is pinned, not a name: of a newer version only what the pinned one has, too, stays.
+    A version is pinned, not a name: of a newer version only the layers of the pinned one stay.
     """
     if ref is None:
         _list(home, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`p2pcloop profile`: what boots of an image read, in order."""
+"""`p2pcloop profile`: the blocks that boots of an image read, in order."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from p2pcloop.units import BLOCK_SIZE, format_size
 
 @click.group("profile")
 def command() -> None:
-    """Show, export, attach and forget profiles: what boots of an image read, in order.
+    """Show, export, attach and forget profiles: the blocks that a boot reads, in order.
 
-    Each boot records one in this home, a few kilobytes. `seed` and `publish` attach it to what
-    they publish; `boot` fetches by it what the guest is about to read; `optimize` packs by it.
+    Each boot records a profile in this home, a few kilobytes. `seed` and `publish` attach it to the
+    new version; `boot` fetches by it the blocks that the guest will read; `optimize` packs by it.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def command() -> None:
 @home_option
 @json_option
 def show(ref: str, home: Home, as_json: bool) -> None:
-    """Tell the profile that a boot of REF would use; or what is in FILE, one that was exported."""
+    """Show the profile that a boot of REF would use, or the exported profile in FILE."""
     target = resolve_ref(ref, home)
     profile = read_if_profile(target) if isinstance(target, ImageFile) else None
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def show(ref: str, home: Home, as_json: bool) -> None:
 def export(ref: str, out: Path, key_name: str | None, home: Home, as_json: bool) -> None:
     """Write the profile that a boot of REF would use to OUT, signed with your key.
 
-    For an image that is not yours, too: others attach it. A file is never replaced.
+    Also for an image of another publisher: others attach it. A file is never replaced.
     """
     check_place(out)
     with ExitStack() as stack:
@@ -119,10 +119,10 @@ def attach(
     public: bool,
     as_json: bool,
 ) -> None:
-    """Use the profile in FILE, which somebody signed, for REF; no boot replaces it any more.
+    """Use the signed profile in FILE for REF. Boots do not replace it any more.
 
-    It is kept in this home. Where REF is published under a key of yours, a new version is
-    published, too, which carries it to everybody.
+    It is kept in this home. If REF is published under a key of yours, a new version is published,
+    too, which carries the profile to its readers.
     """
     data, profile = read_profile(file)
     if profile.key is None:
@@ -153,7 +153,7 @@ def attach(
 @click.argument("ref", metavar="REF|IMAGE")
 @home_option
 def forget(ref: str, home: Home) -> None:
-    """Delete what this home keeps for REF. What its publisher attached stays attached."""
+    """Delete the profile that this home keeps for REF. One that its publisher attached stays."""
     with ExitStack() as stack:
         subject = Subject.of(ref, home, stack, quiet=False)
         if not forget_profile(home, subject.image_id):
@@ -196,7 +196,7 @@ def _release(
     manifest = ref.signed.manifest
     if manifest.private:
         click.echo(
-            "the image is private, its manifest is not: everybody may see the numbers of the"
+            "the image is private, its manifest is not: anyone can see the numbers of the"
             " blocks that a boot reads",
             err=True,
         )
@@ -233,7 +233,7 @@ def profile_facts(name: str, found: FoundProfile) -> dict[str, Any]:
 
 
 def profile_lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The facts for people."""
+    """The facts as text for people."""
     yield (
         "profile",
         {

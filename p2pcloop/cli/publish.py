@@ -38,7 +38,7 @@ Examples:
 @click.option(
     "--append", metavar="ARGS", help="Words for the guest kernel's command line, not the base's."
 )
-@click.option("--private", is_flag=True, help="Only who has the whole link can read it.")
+@click.option("--private", is_flag=True, help="Only users with the whole link can read it.")
 @publish_options
 def command(
     changed: Path,
@@ -50,11 +50,11 @@ def command(
     *,
     private: bool,
 ) -> None:
-    """Serve CHANGED, an overlay or an image (as of `seed`), as what differs from its base.
+    """Serve the difference of CHANGED, an overlay or an image (as of `seed`), from its base.
 
-    An overlay knows its base; of an image it is what --base names, else the newest version under
-    LABEL, and where there is none, the whole image is served (as by `seed`). Prints the name and a
-    link that others boot with.
+    An overlay names its base. The base of an image is the one that --base names, else the newest
+    version under LABEL; without a base the whole image is served (as by `seed`). Prints the name
+    and a link to boot with.
     """
     home, quiet = options.home, options.as_json
     file = open_image_file(changed, home, quiet=quiet)

@@ -1,4 +1,4 @@
-"""What commands that publish share: the publisher, and what they tell of a new version."""
+"""Shared by the commands that publish: the publisher, and the report of a new version."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def publisher_of(label: str, options: PublishOptions) -> Iterator[Publisher]:
 
 
 def tell_version(answer: dict[str, Any], details: str) -> None:
-    """Tell of a version that was published over another, or found to be the same."""
+    """Report a version that was published over another, or that nothing changed."""
     if not answer["changed"]:
         click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
     else:
@@ -44,12 +44,12 @@ def tell_version(answer: dict[str, Any], details: str) -> None:
 
 
 def tell_link(answer: dict[str, Any]) -> None:
-    """Tell how others boot it."""
+    """Print the command that boots it."""
     click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
 
 
 def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
-    """Tell what `seed_image` returned."""
+    """Report the facts that `seed_image` returned."""
     if answer["filesystem"] not in ROOT_TYPES:
         found = describe(answer["filesystem"])
         click.echo(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}", err=True)
@@ -74,7 +74,10 @@ def _to_size(answer: dict[str, Any]) -> str:
 
 
 def warn_if_only_here(link: str, home: Home) -> None:
-    """Links say where a node is, before all others; with the default settings nobody reaches it."""
+    """Warn if no other machine can reach the node, which is so with the default settings.
+
+    The first peer in a link is the node itself.
+    """
     if all(_is_loopback(host) for host, _ in parse_link(link).peers[:1]):
         click.echo(
             "only this machine reaches the node: to serve others, set `listen` in"

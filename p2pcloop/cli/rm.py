@@ -1,4 +1,4 @@
-"""`p2pcloop rm`: take an image out of this home."""
+"""`p2pcloop rm`: remove an image from this home."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ Examples:
 def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: bool) -> None:
     """Remove the image REF from this home: its data, its profile, and its name.
 
-    What other images here need of it stays, and so do files that are served where they lie. It is
-    not removed while a guest reads from it, an overlay lies on it, or it is pinned. A name of your
-    own stays known, so that its next version is numbered on; `p2pcloop unpublish` takes an image
-    back from others.
+    Layers that other images here need stay, and so do files that are served where they lie. An
+    image is not removed while a guest reads from it, an overlay lies on it, or it is pinned. A name
+    of your own stays known, so that the number of its next version follows; `p2pcloop unpublish`
+    withdraws an image from others.
     """
     with words_of_the_user():
         asked = read_ref(ref, home)
@@ -82,7 +82,7 @@ def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:
 
 
 def _released(home: Home, removed: list[StoredVersion]) -> list[Path]:
-    """The files that were served where they lie for these versions, and are needed by no other."""
+    """The files that were served where they lie for these versions, and for no other."""
     kept = {path for version in list_versions(home) for path in version.in_place}
     return sorted({path for version in removed for path in version.in_place} - kept)
 

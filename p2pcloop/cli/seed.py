@@ -46,12 +46,12 @@ def command(
 ) -> None:
     """Serve IMAGE to peers, under LABEL and your key; prints its name and a link to boot with.
 
-    A .cloop is served where it lies: no second copy, no repacking; leave it there unchanged. So is
-    a CD (.iso): what is booted is the live system on it (KNOPPIX, Debian, Ubuntu, Fedora, Arch,
-    antiX), or else the CD itself. All else is packed (zstd) into the node's home: a raw image or a
-    block device; of a disk the partition with the root; what is in a qcow2, VMDK, VDI, VHD or VHDX
-    (read by qemu-img), or compressed by gzip, xz, zstd or bzip2. By default only this machine
-    reaches the node (docs/daemon.md tells how to serve others).
+    A .cloop is served where it lies, without a second copy: leave it there unchanged. So is a CD
+    (.iso): the live system on it is booted (KNOPPIX, Debian, Ubuntu, Fedora, Arch, antiX), or else
+    the CD itself. All others are packed (zstd) into the node's home: a raw image or a block device;
+    the root partition of a disk; the content of a qcow2, VMDK, VDI, VHD or VHDX (read by qemu-img),
+    or of a file compressed by gzip, xz, zstd or bzip2. By default only this machine reaches the
+    node (docs/daemon.md says how to serve others).
     """
     with words_of_the_user():
         label = check_label(suggest_label(_stem(image)) if label is None else label)
@@ -77,6 +77,6 @@ def command(
 
 
 def _stem(image: Path) -> str:
-    """A file's name without what says how it is compressed, and without what says of what kind."""
+    """A file's name without the endings for its compression and its kind."""
     packed = {f".{each}" for each in COMPRESSED}
     return Path(image.stem).stem if image.suffix.lower() in packed else image.stem

@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Publish the newest version of your image REF again, as one delta over its lowest layer.
 
-    What the layers between still show of their packs is referred to there; chunks of which little
-    shows are packed anew. The content stays what it is.
+    The new layer refers to chunks of the layers between, if most of their blocks still show; other
+    blocks are packed anew. The content of the image does not change.
     """
     target = resolve_stored(ref, home, why_no_file="it has no layers", hint="give @key/label")
     target.check_secret()

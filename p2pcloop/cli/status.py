@@ -1,4 +1,4 @@
-"""`p2pcloop status`: what the node has, fetches and serves."""
+"""`p2pcloop status`: the data that the node has, fetches and serves."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Examples:
 @click.option("--watch", is_flag=True, help="Show it anew every second, until Ctrl-C.")
 @json_option
 def command(home: Home, *, watch: bool, as_json: bool) -> None:
-    """Show what the node has, fetches and serves.
+    """Show the images that the node has, fetches and serves.
 
-    With --watch and --json: one line of JSON a second. Exit code 9 where no p2pcloopd runs.
+    With --watch and --json: one line of JSON a second. Exit code 9 if no p2pcloopd runs.
     """
     with ControlClient.connect(home) as client:
         if not watch:
@@ -49,7 +49,7 @@ def _show(text: str) -> None:
 
 
 def _facts(node: dict[str, Any]) -> dict[str, Any]:
-    """What the node tells of torrents, and which images these are of."""
+    """The node's status, with the names of the images that its torrents belong to."""
     torrents = {torrent["info_hash"]: torrent for torrent in node["torrents"]}
     images = []
     for name, layers, manifest in _images(Home.at(node["home"])):
@@ -103,7 +103,7 @@ def _text(node: dict[str, Any]) -> str:
 
 
 def _images(home: Home) -> Iterable[tuple[str, list[bytes], bytes]]:
-    """Each name that is known here, the torrents of its layers, and that of its manifest."""
+    """Each known name, with the torrents of its layers and of its manifest."""
     records = Records(home)
     for record in records.names():
         try:
@@ -115,7 +115,7 @@ def _images(home: Home) -> Iterable[tuple[str, list[bytes], bytes]]:
 
 
 def _traffic(torrents: list[dict[str, Any]]) -> str:
-    """How much is here and what moves, of torrents together."""
+    """How much of some torrents is here, and how fast they move."""
     known = [torrent for torrent in torrents if torrent["size"]]
     size = sum(torrent["size"] for torrent in known)
     here = sum(each["have_bytes"] + each["provisional_bytes"] for each in known or torrents)

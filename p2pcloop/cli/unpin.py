@@ -25,9 +25,9 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
-    """Let the image REF be evicted again: the version that a link or --at names, or all of a name.
+    """Let the image REF be evicted again: the version of a link or --at, or all of a name.
 
-    Nothing is deleted by this, unless the store is over its quota.
+    This deletes nothing, unless the store is over its quota.
     """
     target = stored_image(ref, home, at)
     one_version = bool(at) or is_link(clean_pasted(ref))

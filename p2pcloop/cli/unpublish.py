@@ -1,4 +1,4 @@
-"""`p2pcloop unpublish`: take an image back, by a signed withdrawal that its name passes on."""
+"""`p2pcloop unpublish`: withdraw an image, by a signed version that its name leads to."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
-    """Withdraw REF, an image of yours: sign a version that says so, and pass it on by its name.
+    """Withdraw REF, an image of yours: sign a version that says so, and serve it under its name.
 
-    Whoever asks for the newest version learns of it, and is not given the image. Nobody can be made
-    to forget: who has the image keeps it, and who has the link of an old version may still find
-    somebody who serves it. A later version may be published again.
+    Users who ask for the newest version get the withdrawal, not the image. Copies cannot be called
+    back: users who have the image keep it, and the link of an old version works as long as any node
+    serves that version. You may publish a later version again.
     """
     why, hint = "it has no name", "give the name under which it was published"
     target = resolve_stored(ref, home, withdrawn=True, why_no_file=why, hint=hint)
@@ -47,7 +47,7 @@ def command(ref: str, message: str, home: Home, *, as_json: bool) -> None:
     else:
         click.echo(
             f"{answer['name']} is withdrawn, as version {answer['version']}\n"
-            "  its data is served to who has an older link until `p2pcloop rm --published`;\n"
+            "  its data is served to users of an older link until `p2pcloop rm --published`;\n"
             "  mirrors on web servers learn of it when `p2pcloop mirror` writes them again"
         )
 

@@ -28,10 +28,10 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, home: Home, *, as_json: bool) -> None:
-    """Ask everybody for the newest version of REF; from then on its name stands for that.
+    """Ask all sources for the newest version of REF; from then on its name stands for that.
 
-    Asked are the mirrors that its link names, and whatever is turned on: the local network, the
-    DHT. Nothing of the image is fetched yet. A version never goes back.
+    The sources are the mirrors in its link, and the local network and the DHT if these are turned
+    on. The image itself is not fetched yet. A name never goes back to an older version.
     """
     with words_of_the_user():
         asked = read_ref(ref, home)
@@ -70,7 +70,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
 def _text(facts: dict[str, Any], *, found: bool) -> str:
     name, version, before = facts["name"], facts["version"], facts["before"]
     if before == version:
-        why = "no newer one was found" if found else "nobody could tell its newest one"
+        why = "no newer one was found" if found else "no source could tell its newest one"
         return f"{name} stays at version {version}: {why}"
     what = f"{name} is at version {version}"
     if facts["withdrawn"]:

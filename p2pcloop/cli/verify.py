@@ -1,4 +1,4 @@
-"""`p2pcloop verify`: compare what is here with its hashes."""
+"""`p2pcloop verify`: compare an image with its hashes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
-    """Read all of REF that is here and compare it with its hashes.
+    """Read the part of REF that is here and compare it with its hashes.
 
-    Damaged pieces of a stored image are dropped and fetched again when they are needed. A cloop
-    is decoded whole, a raw image read; an overlay's tables are checked. Exit codes 3 and 4 tell
-    that something was wrong.
+    Damaged pieces of a stored image are dropped, and fetched again when they are needed. A cloop
+    is decoded whole; a raw image is read; the tables of an overlay are checked. Exit codes 3 and 4:
+    something was wrong.
     """
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):

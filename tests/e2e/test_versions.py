@@ -99,7 +99,7 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     assert reader.json("info", links[0], "--at", "1")["version"] == 1
     reader.run("info", name, "--at", "9", code=NotHereError.exit_code)
 
-    assert "nobody could tell" in publisher.run("update", name).out  # it does not ask itself
+    assert "no source could tell" in publisher.run("update", name).out  # it does not ask itself
     assert publisher.json("status")["mirrors"] == []
     missing = reader.run("update", str(tmp_path / "none"), code=NotHereError.exit_code)
     assert "there is no file" in missing.err
@@ -108,7 +108,7 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     assert reader.json("log", name)["versions"] == versions
     assert reader.json("update", name)["problems"] != []
     alone = reader.run("update", name)
-    assert "stays at version 3: nobody could tell its newest one" in alone.out
+    assert "stays at version 3: no source could tell its newest one" in alone.out
     [problem] = alone.err.splitlines()
     assert problem.count("http://") == 1
 

@@ -56,7 +56,9 @@ Examples:
     "--tls-verify-peer", is_flag=True, help="Clients must have a certificate of that ca-cert.pem."
 )
 @click.option(
-    "--insecure", is_flag=True, help="Serve NBD over TCP without TLS, to whoever reaches it."
+    "--insecure",
+    is_flag=True,
+    help="Serve NBD over TCP without TLS, to every client that reaches it.",
 )
 @click.option(
     "--overlay",
@@ -85,7 +87,7 @@ def command(
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Serve the image REF as a block device until Ctrl-C; what was written is then durable."""
+    """Serve the image REF as a block device until Ctrl-C; then all writes are durable."""
     if vhost_user is None and nbd is None:
         raise UsageError("nowhere to serve", hint="give --vhost-user SOCKET or --nbd ADDRESS")
     tls = _check_nbd(nbd, tls_certificates, verify_peer=tls_verify_peer, insecure=insecure)
@@ -117,7 +119,7 @@ def command(
 def _check_nbd(
     nbd: str | None, certificates: Path | None, *, verify_peer: bool, insecure: bool
 ) -> NbdTls | None:
-    """Refuse what would let in whom the user did not name, and certificates that are of no use."""
+    """Refuse addresses that would admit unknown clients, and certificates that cannot be used."""
     if certificates is None and verify_peer:
         raise UsageError("--tls-verify-peer needs --tls-certificates DIR")
     if nbd is None:

@@ -25,12 +25,12 @@ Examples:
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
 
 \b
-Every key goes to the guest, Ctrl-C too, but for Ctrl-], the escape:
+Every key goes to the guest, also Ctrl-C. The exception is Ctrl-], the escape:
 {HELP}
 
-Input that comes before the guest shows a prompt is held until then. When a pipe or a file that is
-the input has ended, the guest is shut down once it waits at its prompt. With --console FILE nothing
-is read, and the guest runs until it ends or a signal comes.
+Input is held until the guest shows a prompt. If the input is a pipe or a file, the guest is shut
+down when the input has ended and the guest waits at its prompt. With --console FILE nothing is
+read, and the guest runs until it ends or a signal arrives.
 
 SIGINT, SIGTERM and SIGHUP shut the guest down in order; a second SIGINT or SIGTERM ends it at once.
 A guest that still runs 60 seconds after the first signal is ended, too.
@@ -67,8 +67,8 @@ def command(
 ) -> None:
     """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux.
 
-    The image arrives while the guest runs; only what it reads crosses the wire. What it reads first
-    is recorded as the image's profile, and brought ahead of the guest the next time.
+    The image arrives while the guest runs; only blocks that the guest reads cross the wire. The
+    first reads are recorded as the image's profile; the next boot fetches them ahead.
     """
     file = None if console == "stdio" else Path(console)
     if file is not None:

@@ -47,7 +47,8 @@ def command(
 ) -> None:
     """Move OVERLAY, of mode files, to a newer version of the image that it was made on.
 
-    What it holds stays, over what the newer image has. Files that both sides changed are told.
+    The overlay keeps its files, on top of those of the newer image. Files that both sides changed
+    are listed.
     """
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
     home.create()

@@ -25,17 +25,18 @@ Examples:
   tar -c src | p2pcloop run debian.cloop -- tar -xC /tmp
   p2pcloop run debian.cloop --net user -- sh -c 'apt-get update && apt-get -s upgrade'
 
-The exit code is the command's: 127 where the guest has no such command, 128 and the signal's number
-where a signal ended it. Standard input, if it is not the command's, is read all the same, as ssh
-does: in a loop that reads, add </dev/null.
+The exit code is the command's: 127 if the guest has no such command, 128 plus the signal's number
+if a signal ended it. Standard input is read even if the command does not read it, as ssh does: in a
+loop that reads, add </dev/null.
 
-SIGINT, SIGTERM and SIGHUP are handed on to the command; a second one ends the guest at once. If it
-still runs 60 seconds after the first one, it is ended, too. Without a signal there is no limit.
+SIGINT, SIGTERM and SIGHUP are passed on to the command; a second one ends the guest at once. A
+guest that still runs 60 seconds after the first one is ended, too. Without a signal there is no
+limit.
 """
 
 
 class _RunCommand(click.Command):
-    """Tells who forgot the `--` before the guest's command where it belongs."""
+    """Explains where the `--` belongs, if it is missing before the guest's command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)  # click takes words out of `args`
@@ -65,8 +66,8 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
     """Run CMD as root in a guest of REF, without a terminal, and return its output and exit code.
 
     The command runs in place of the image's init, so any image will do, and no service is started.
-    /proc, /sys, /dev and an empty /run are there, and root's home is where it begins. What it
-    leaves running ends with it. Without --overlay its changes are lost.
+    It finds /proc, /sys, /dev and an empty /run, and starts in root's home. Processes that it
+    leaves behind end with it. Without --overlay its changes are lost.
     """
     check_writable(console)
 

@@ -1,4 +1,4 @@
-"""A command's guest, from its REF to its report: what is booted, its disks, what was measured."""
+"""A command's guest, from its REF to its report."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def run_session(
     ending: Part = HAND_OVER,
     words: str = "",
 ) -> GuestResult:
-    """Run a guest to its end; keep what it read first as a profile, and write the report.
+    """Run a guest to its end; keep its first reads as a profile, and write the report.
 
     Args:
-        ref: what is booted.
-        options: how.
+        ref: the image.
+        options: of the command.
         start: runs the guest; it gets `p2pcloopd.guest.boot`, which is loaded while p2pcloopd
             starts.
-        ahead: bring what the image's profile has before it is read, and note one.
+        ahead: fetch the blocks of the image's profile ahead of the guest, and record a profile.
         ending: what its first root does once the root is there.
         words: the command's own for the kernel.
 
@@ -91,14 +91,14 @@ def _cpu(asked: int | None) -> int | None:
 
 
 def _load() -> ModuleType:
-    """What runs guests takes an eighth of a second to load: done while p2pcloopd starts."""
+    """Load the modules that run guests: an eighth of a second, while p2pcloopd starts."""
     return importlib.import_module("p2pcloopd.guest.boot")
 
 
 def _first_root(
     target: ImageFile | StoredRef, files: FilesOverlay | None, ending: Part
 ) -> Callable[[Kernel], bytes]:
-    """What makes the guest's initramfs."""
+    """The function that makes the guest's initramfs."""
     if files is None:
         return partial(build_initramfs, ending=ending)
     return partial(build_files_initramfs, places=layer_places(target), ending=ending)
