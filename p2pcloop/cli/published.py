@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -59,13 +60,24 @@ def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
         click.echo(to_json(answer | {"in_place": place is not None}))
         return
     click.echo(f"serving {answer['name']}, version {answer['version']}")
-    where = f", read from {place}: leave it there, unchanged" if place else ""
+    where = _where(Path(place), answer["torrent"], home) if place else ""
     click.echo(f"  {_to_size(answer)}{where}")
     if answer["images"]:
         outer = "disk" if answer["format"] == "disk" else "CD"
         names = ", ".join(filter(None, answer["images"])) or "all of it"
         click.echo(f"  from that {outer}: {names}")
     tell_link(answer)
+
+
+def _where(place: Path, torrent: bytes, home: Home) -> str:
+    """Where what was seeded is read from: a torrent that is here already stays where it is."""
+    entries = (home.torrents / torrent.hex() / "data").rglob("*")
+    used = [entry.readlink() for entry in entries if entry.is_symlink()]
+    if place in used:
+        return f", read from {place}: leave it there, unchanged"
+    if not used:
+        return ", read from the node's home, which has all of it"
+    return f", read from {used[0]}, as before; {place} takes over once that is gone or changed"
 
 
 def _to_size(answer: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from p2pcloop.store.have import HaveFile
 from p2pcloop.store.in_place import STAMPS
 from p2pcloopd.engine import in_place, seeding
 from p2pcloopd.engine.content import Content, hash_pieces
+from p2pcloopd.engine.copies import COPIES, load_copies, note_copy
 from p2pcloopd.engine.fill import fetch_all
 from p2pcloopd.engine.metainfo import TorrentLayout
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
-from tests.support.engines import Nodes, flip
+from tests.support.engines import Nodes, Source, flip
 from tests.support.waiting import until
 
 PIECE = 16384
@@ -156,6 +158,100 @@ async def test_what_is_the_same_content_is_compared_and_served(
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             await fetch_all(torrent)
+
+
+def copy_of(nodes: Nodes, content: bytes) -> Source:
+    """The same image once more for node 1, and its pack under another name."""
+    shutil.rmtree(nodes.root / "1" / "tmp", ignore_errors=True)
+    return nodes.source("1", content, "copy")
+
+
+def read_from(seeded: Torrent) -> list[Path]:
+    return [held.path for held in seeded.transfer.stored.content.held().values()]
+
+
+async def test_a_copy_takes_over_where_the_first_is_gone_and_the_other_way_round(
+    nodes: Nodes, content: bytes
+) -> None:
+    """Seeding a copy moved all names of the image to it: where it was deleted, all were gone."""
+    async with nodes.open("1") as seeder:
+        first = nodes.source("1", content).pack
+        seeded = await seeder.seed(nodes.root / "1" / "tmp" / "staging")
+        source = copy_of(nodes, content)
+        assert await seeder.seed(source.staging) is seeded
+        assert not source.staging.exists()
+        assert read_from(seeded) == [first]
+        away = first.rename(first.with_name("away"))
+        with trio.fail_after(PATIENCE):
+            await until(lambda: read_from(seeded) == [source.pack] and state(seeded) is None)
+            assert await seeded.read(70 * PIECE, 100) == content[70 * PIECE :][:100]
+        source.pack.unlink()
+        await becomes(seeded, "gone")
+        away.rename(first)
+        await becomes(seeded, None)
+        assert read_from(seeded) == [first]
+
+
+async def test_a_copy_takes_over_from_a_file_with_a_wrong_piece(
+    nodes: Nodes, content: bytes
+) -> None:
+    async with nodes.open("1") as seeder:
+        first = nodes.source("1", content).pack
+        await seeder.seed(nodes.root / "1" / "tmp" / "staging")
+        copy = copy_of(nodes, content)
+        await seeder.seed(copy.staging)
+    flip(first, 30 * PIECE)
+    async with nodes.open("1") as seeder:  # it is noted for later runs, too
+        await seeder.restore()
+        (seeded,) = seeder.torrents
+        with trio.fail_after(PATIENCE):
+            await until(lambda: read_from(seeded) == [copy.pack] and state(seeded) is None)
+            assert await seeded.read(0, len(content)) == content
+
+
+async def test_files_that_are_all_wrong_are_compared_once(
+    nodes: Nodes, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes.open("1") as seeder:
+        first = nodes.source("1", content).pack
+        seeded = await seeder.seed(nodes.root / "1" / "tmp" / "staging")
+        copy = copy_of(nodes, content)
+        await seeder.seed(copy.staging)
+        flip(first, 30 * PIECE)
+        flip(copy.pack, 40 * PIECE)
+        with trio.fail_after(PATIENCE):
+            await until(lambda: caplog.text.count("is being compared") == 2)
+        await becomes(seeded, "changed")
+        for _ in range(5):
+            await seeded.in_place.look()
+        assert caplog.text.count("is being compared") == 2
+        flip(first, 30 * PIECE)
+        await becomes(seeded, None)
+        assert read_from(seeded) == [first]
+
+
+async def test_a_copy_that_became_a_link_is_not_followed(nodes: Nodes, content: bytes) -> None:
+    async with nodes.open("1") as seeder:
+        first = nodes.source("1", content).pack
+        seeded = await seeder.seed(nodes.root / "1" / "tmp" / "staging")
+        copy = copy_of(nodes, content)
+        await seeder.seed(copy.staging)
+        copy.pack.rename(copy.pack.with_name("secret"))
+        link_to_secret(copy.pack)
+        first.unlink()
+        await becomes(seeded, "gone")
+        await seeded.in_place.look()
+        assert state(seeded) == "gone"
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", b"\x82\xa6format\x02\xa6copies\x90"])
+def test_notes_of_copies_that_are_damaged_are_none(tmp_path: Path, damage: bytes) -> None:
+    place = {Path("image/pack"): Path("/else\udcff")}
+    note_copy(tmp_path, place)
+    note_copy(tmp_path, place)
+    assert load_copies(tmp_path) == [place]
+    (tmp_path / COPIES).write_bytes(damage)
+    assert load_copies(tmp_path) == []
 
 
 async def test_a_home_of_an_older_version_has_no_stamps(nodes: Nodes, content: bytes) -> None:

@@ -195,6 +195,21 @@ def test_two_names_of_one_file_are_served_until_both_are_removed(
     assert publisher.json("gc", "--quota", "0", code=11)["kept"]["published"] > 0
 
 
+def test_a_copy_under_another_name_leaves_the_first_in_use(
+    publisher: Node, seeded: dict[str, Any], tmp_path: Path
+) -> None:
+    first, copy = tmp_path / "disk.cloop", tmp_path / "copy.cloop"
+    copy.write_bytes(first.read_bytes())
+    told = publisher.run("seed", copy, "--raw", "--name", "other").out
+    assert f"read from {first}, as before; {copy} takes over" in told
+    listed = publisher.json("images")["images"]
+    assert [each["in_place"] for each in listed] == [[str(first)]] * 2
+    assert publisher.json("seed", copy, "--raw", "--name", "other")["torrent"] == seeded["torrent"]
+    first.unlink()
+    told = publisher.run("seed", copy, "--raw", "--name", "other").out
+    assert f"read from {copy}: leave it there" in told
+
+
 def test_a_withdrawal_is_passed_on_by_the_name(
     nodes: Nodes, publisher: Node, tmp_path: Path
 ) -> None:

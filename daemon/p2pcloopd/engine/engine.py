@@ -12,6 +12,7 @@ import trio
 
 from p2pcloop.errors import MismatchError
 from p2pcloopd.engine.content import links
+from p2pcloopd.engine.copies import note_copy
 from p2pcloopd.engine.demand import Demand
 from p2pcloopd.engine.metainfo import HASH_SIZE, TorrentLayout
 from p2pcloopd.engine.record import Peer, Record, Sources
@@ -153,7 +154,7 @@ class Engine:
 
         The same content gives the same info hash. `staging`, on the store's file system, becomes
         the torrent's directory. Files in it may be symbolic links: what they lead to is read and
-        never written.
+        never written. Where the torrent is here already, what it reads stays in use: see copies.py.
 
         Args:
             progress: called from a worker thread with (bytes hashed, bytes in all).
@@ -172,7 +173,7 @@ class Engine:
             raise MismatchError(f"it is torrent {info_hash.hex()}, not the one that was expected")
         async with self._adding:
             known = self._torrents.get(info_hash)
-            if known is not None and await trio.to_thread.run_sync(self._serves, known, staging):
+            if known is not None and await trio.to_thread.run_sync(self._suffices, known, staging):
                 record = Record(self._store / info_hash.hex())
                 await trio.to_thread.run_sync(record.freshen)
                 await trio.to_thread.run_sync(discard, staging)
@@ -223,10 +224,17 @@ class Engine:
     def _tell_saved(self) -> None:
         self.on_saved()
 
-    def _serves(self, torrent: Torrent, staging: Path) -> bool:
-        """Whether all of it is here, not by links to other files than those of `staging`."""
-        here = links(self._store / torrent.info_hash.hex() / "data")
-        return torrent.usable() and (not here or here == links(staging / "data"))
+    def _suffices(self, torrent: Torrent, staging: Path) -> bool:
+        """Whether all of a torrent is here; files elsewhere of the same content are noted."""
+        if not torrent.usable():
+            return False
+        directory = self._store / torrent.info_hash.hex()
+        here, there = links(directory / "data"), links(staging / "data")
+        if here and here != there:
+            if here.keys() != there.keys():
+                return False
+            note_copy(directory, there)
+        return True
 
     def serve(self, nursery: trio.Nursery) -> None:
         """Run the torrents' tasks in a nursery from now on."""

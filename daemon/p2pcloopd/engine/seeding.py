@@ -16,6 +16,7 @@ from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import save_stamps
 from p2pcloopd.engine.content import Content, hash_pieces, scan
+from p2pcloopd.engine.copies import COPIES
 from p2pcloopd.engine.metainfo import bencode, info_dictionary, parse_info
 from p2pcloopd.engine.record import Record
 
@@ -61,7 +62,7 @@ def make_torrent(staging: Path, progress: Callable[[int, int], None]) -> bytes:
 def move_into_place(staging: Path, directory: Path) -> None:
     """Make `staging` the torrent's directory, durably; one that is there gives way.
 
-    Where to look for peers is kept from the old one.
+    Where to look for peers, and for copies, is kept from the old one.
 
     Raises:
         StorageError: the disk refused.
@@ -70,8 +71,9 @@ def move_into_place(staging: Path, directory: Path) -> None:
         old = None
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if directory.exists():
-            if (directory / "peers").exists():
-                shutil.copy(directory / "peers", staging / "peers")
+            for name in ("peers", COPIES):
+                if (directory / name).exists():
+                    shutil.copy(directory / name, staging / name)
             old = Path(tempfile.mkdtemp(prefix=OLD_PREFIX, dir=staging.parent))
             directory.rename(old / "torrent")
         staging.rename(directory)

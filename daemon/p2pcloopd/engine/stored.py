@@ -12,7 +12,8 @@ from pathlib import Path
 
 from p2pcloop.errors import CorruptError, NotHereError, StorageError
 from p2pcloop.store.in_place import HeldFile, Stamp, load_stamps, save_stamps
-from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.content import Content, links
+from p2pcloopd.engine.copies import MAX_COPIES, Places, load_copies, take_over
 from p2pcloopd.engine.holes import give_back, written
 from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
 from p2pcloopd.engine.record import Record
@@ -62,7 +63,7 @@ class Stored:
         self._meta = meta
         self._record = record
         self._right = load_stamps(record.directory) if self.in_place else {}
-        self._wrong: dict[str, Stamp] = {}
+        self._wrong: list[dict[str, Stamp]] = []
         self._compared: dict[int, float] = {}
         self._compared_as: list[Stamp | None] = []
         if self.in_place:
@@ -99,8 +100,13 @@ class Stored:
         return self.have.complete() and self.content.whole()
 
     def look(self) -> None:
-        """See whether the files that lie elsewhere are what they were when they were compared."""
+        """See whether the files that lie elsewhere are what they were when they were compared.
+
+        Where they are gone or changed, a copy takes over that is neither as far as is known.
+        """
         self.fault, files = self._see()
+        if self.fault in (Fault.GONE, Fault.CHANGED) and self._turn_to_copy():
+            self.fault, files = self._see()
         if self.fault is not None or self.content.stamps() != self._right:
             self.content.hold(files)
 
@@ -113,9 +119,33 @@ class Stored:
             self._why = str(err)
             return Fault.GONE, {}
         sizes = self.content.sizes()
-        if now == self._wrong or any(stamp.size != sizes[name] for name, stamp in now.items()):
+        if now in self._wrong or any(stamp.size != sizes[name] for name, stamp in now.items()):
             return Fault.CHANGED, files
         return None if now == self._right else Fault.UNCHECKED, files
+
+    def _turn_to_copy(self) -> bool:
+        """Use a copy, where there is one that may be right; see copies.py."""
+        directory = self._record.directory
+        try:
+            now = links(self._record.data)
+            for copy in load_copies(directory):
+                if copy.keys() == now.keys() and copy != now and self._may_be_right(copy):
+                    log.warning("%s; a copy takes over", self.error())
+                    take_over(directory, now, copy)
+                    return True
+        except StorageError as err:
+            log.warning("no copy of %s can take over: %s", self.layout.name, err)
+        return False
+
+    def _may_be_right(self, copy: Places) -> bool:
+        """Whether the files of a copy are there, have their sizes, and were not found wrong."""
+        sizes = self.content.sizes()
+        try:
+            stamps = {str(name): HeldFile(place).stamp() for name, place in copy.items()}
+        except StorageError:
+            return False
+        right = all(stamp.size == sizes.get(name) for name, stamp in stamps.items())
+        return right and stamps not in self._wrong
 
     def approve(self) -> None:
         """Serve the files that lie elsewhere: all pieces were compared since `look`, and right."""
@@ -128,7 +158,7 @@ class Stored:
 
     def found_wrong(self) -> None:
         """Note that files that lie elsewhere do not hold what they must; until they change."""
-        self._wrong = self.content.stamps()
+        self._wrong = [*self._wrong, self.content.stamps()][-MAX_COPIES - 1 :]
         self.fault = Fault.CHANGED
 
     def lose(self, error: StorageError) -> None:
