@@ -1,8 +1,8 @@
 #!/bin/bash
 # A teacher offers an image. A pupil boots it, installs a package in it and publishes only what that
-# changed. Somebody else boots the pupil's version and runs what was installed.
+# changed. Another user boots the pupil's version and runs what was installed.
 #     examples/pass-on-changes.sh IMAGE       (tools/build-image makes one, and prints its path)
-# Three nodes on this machine; nobody has to type anything. Nothing is left behind.
+# Three nodes on this machine; you need not type anything. Nothing is left behind.
 set -euo pipefail
 [ $# -eq 1 ] || { echo "usage: $0 IMAGE" >&2 && exit 2; }
 image=$(realpath "$1")
@@ -42,7 +42,7 @@ link=$(fact link <<<"$published")
 echo "$(fact name <<<"$published"): $link"
 p2pcloop log "$(fact name <<<"$published")" --home "$work/pupil"
 
-say "somebody else boots the pupil's version by its link, and has the package"
+say "another user boots the pupil's version by its link, and has the package"
 p2pcloop run "$link" --home "$work/reader" --report "$work/report.json" -- hello-p2pcloop
 
 python3 - "$work/report.json" <<'END'

@@ -54,7 +54,7 @@ class MismatchError(P2pcloopError):
 
 
 class BusyError(P2pcloopError):
-    """Somebody else holds it: an overlay opened twice, a second daemon on one home."""
+    """Another process holds it: an overlay opened twice, a second daemon on one home."""
 
     exit_code = 6
 

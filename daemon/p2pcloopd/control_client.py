@@ -79,7 +79,7 @@ class ControlClient:
         """Connect, agree on the version, and serve the calls until p2pcloopd goes away.
 
         Raises:
-            ConnectionLostError: before `task_status.started`: nobody to talk to.
+            ConnectionLostError: before `task_status.started`: no p2pcloopd to talk to.
             DaemonError: before `task_status.started`: it speaks another version.
         """
         try:

@@ -1,7 +1,7 @@
-"""Names to addresses, for whoever connects: peers, mirrors, web seeds, trackers.
+"""Names to addresses, for all that connects: peers, mirrors, web seeds, trackers.
 
 All names are asked about at once, each once, and each for a bounded time, so a dead name server
-delays nobody but those who use its names. A link is a stranger's text, so it matters, too, which
+delays only those who use its names. A link is a stranger's text, so it matters, too, which
 addresses a name may stand for (docs/security.md, "Whom a link makes you connect to"); an address
 that a link names itself is asked as it stands there, and never comes here.
 
@@ -22,7 +22,7 @@ import trio
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LOOKUP_SECONDS = 12.0
-"""How long whoever asks for a name waits. The system asks the second name server after 5 s, and
+"""How long a caller waits for a name. The system asks the second name server after 5 s, and
 again after 5 more (resolv.conf(5), `timeout`), so less would never hear of it."""
 
 KEPT_SECONDS = 60.0
@@ -104,7 +104,7 @@ class Resolver(trio.abc.HostnameResolver):
             return known.addresses
         if known.done is None:
             known.done = trio.Event()
-            # Not a task of whoever asks: others wait for the same, and a thread that was begun
+            # Not a task of the caller: others wait for the same, and a thread that was begun
             # goes on anyway.
             trio.lowlevel.spawn_system_task(self._look_up, name, known)
         with trio.move_on_after(LOOKUP_SECONDS):
@@ -115,7 +115,7 @@ class Resolver(trio.abc.HostnameResolver):
         raise socket.gaierror(socket.EAI_AGAIN, f"no answer within {LOOKUP_SECONDS:.0f} s")
 
     async def _look_up(self, name: str, known: _Known) -> None:
-        assert known.done is not None, "set by whoever starts this"
+        assert known.done is not None, "set by the caller that starts this"
         try:
             found = await trio.to_thread.run_sync(
                 _system_addresses, name, abandon_on_cancel=True, limiter=self._limiter

@@ -27,7 +27,7 @@ def max_compressed_size(block_size: int, *, zlib_only: bool = True) -> int:
 
     Of zlib alone it is extract_compressed_fs's own bound; the worst of zlib (deflateBound in zlib's
     deflate.c) is 0.03 % and 13 bytes over the plain size. LZO grows most of all, by a sixteenth and
-    67 bytes (LZO.FAQ), though nobody stores what grew.
+    67 bytes (LZO.FAQ), though no program stores a block that grew.
     """
     if zlib_only:
         return block_size + block_size // 1000 + 16

@@ -149,7 +149,7 @@ def _is_text(data: bytes) -> bool:
 def check_alone(kind: str, read: Read, size: int, name: str) -> None:
     """Check that a disk image is whole and takes no content from other files.
 
-    Whoever made it would else choose which of this machine's files are published.
+    Its maker would else choose which of this machine's files are published.
 
     Args:
         kind: one of `DISK_FORMATS`.

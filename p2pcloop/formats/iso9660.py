@@ -3,7 +3,7 @@
 Sources: ECMA-119; SUSP (IEEE P1281) and Rock Ridge (IEEE P1282) for POSIX names and symbolic links;
 Joliet (Microsoft, 1995). Only what is asked for is read: a path table, a boot catalog, UDF
 structures or another folder may hold whatever it likes. An entry that is odd says so
-(`Entry.fault`), and is refused by whoever needs it.
+(`Entry.fault`), and is refused by the caller that needs it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from p2pcloop.formats.manifest import Manifest
 
 
 def check_previous(manifest: Manifest, previous: Manifest) -> None:
-    """Refuse what cannot be the version before: whoever goes back by it must come to an end.
+    """Refuse what cannot be the version before: a walk back through versions must end.
 
     Raises:
         MismatchError: `previous` is of another name, or not older.

@@ -215,7 +215,7 @@ def parse_mirror(text: str) -> str:
     """
     text = _url(text, _WEB_SCHEMES)
     if urlsplit(text).username is not None:
-        # It would be passed on in links, and never sent: nobody is logged in to a mirror.
+        # It would be passed on in links, and never sent: a mirror has no logins.
         raise FormatError("the URL of a mirror has a user's name in it", hint="leave that out")
     if not text.endswith("/") or "?" in text or "#" in text:
         raise FormatError(

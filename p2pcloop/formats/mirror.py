@@ -6,7 +6,7 @@
     data/<torrent name>/index|pack
 
 A node answers one more, which is no file: `handout/<info hash hex>/<pieces>`, a piece of these that
-it gave to nobody else just now, so that many who want all of them get different ones.
+it gave to no other client just now, so clients that want all of them get different ones.
 
 The torrent of a layer is called after the layer (`layer_torrent_name`), so `data/` is where BEP 19
 has a web seed's files. docs/formats/mirror.md has the rest.
@@ -86,7 +86,7 @@ class LayerFilePath:
 
 @dataclass(frozen=True, slots=True)
 class HandoutPath:
-    """A piece of a torrent, whichever of these was given to nobody else just now.
+    """A piece of a torrent, the first of these that no other client was given just now.
 
     What comes is the piece's number (4 bytes, big-endian) and the piece, or nothing where all went
     to others.

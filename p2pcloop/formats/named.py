@@ -1,7 +1,7 @@
 """Open files that still have the name by which they were opened.
 
 Between open(2) and flock(2) another process may rename or delete a file: the lock is then held on a
-file that nobody finds any more, beside another holder of the name.
+file that has no name any more, beside another holder of the name.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class OverlayInfo:
         data_blocks: blocks of 4096 bytes that are in this file.
         zero_blocks: blocks that read as zeros whatever the image holds.
         allocated: bytes of disk that the file takes, its tables included.
-        in_use: somebody has it open for writing.
+        in_use: a process has it open for writing.
     """
 
     mode: str
@@ -58,7 +58,7 @@ class OverlayInfo:
 
 
 class Overlay:
-    """An open overlay. It is locked: nobody else writes it as long as it is open.
+    """An open overlay. It is locked: no other process writes it as long as it is open.
 
     After a flush whose fdatasync failed it refuses reads, writes and flushes with a
     `StorageError` (why: `Flusher`); opened again, it is what the last good flush made it.

@@ -1,6 +1,6 @@
 """Copies of an overlay that lie on another image, and how one takes the original's place.
 
-Whoever uses these holds the original (`Overlay.open`) until it is replaced: nobody writes it then.
+The caller holds the original (`Overlay.open`) until it is replaced: no other process writes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def copy_overlay(path: Path, *, image_id: bytes, manifest_id: bytes | None, name
         name: `@key/label`, or empty.
 
     Returns:
-        The copy's path: whoever called removes it, or has it replace the original.
+        The copy's path: the caller removes it, or has it replace the original.
 
     Raises:
         StorageError: no space, or a failing disk; no copy is left.
@@ -50,7 +50,7 @@ def replace_overlay(copy: Path, path: Path) -> None:
 
     Raises:
         StorageError: the file system refused.
-        BusyError: somebody has the copy open.
+        BusyError: another process has the copy open.
     """
     with closing(OverlayFile.open(copy, read_only=False)) as file:
         file.replace(path)

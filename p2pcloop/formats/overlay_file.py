@@ -39,7 +39,7 @@ class OverlayFile:
         Args:
             path: the file.
             read_only: it is only read.
-            locked: False leaves it unlocked: somebody else may write it meanwhile.
+            locked: False leaves it unlocked: another process may write it meanwhile.
 
         Raises:
             NotHereError: there is no such file.
@@ -66,7 +66,7 @@ class OverlayFile:
 
     @classmethod
     def create_hidden(cls, folder: Path) -> OverlayFile:
-        """Make and lock an empty file (mode 0600) under a name that nobody looks for.
+        """Make and lock an empty file (mode 0600) under a hidden name.
 
         Raises:
             StorageError: the folder does not exist or cannot be written.
@@ -120,7 +120,7 @@ class OverlayFile:
         """Hold the file as long as it is open; the kernel lets go when the process dies.
 
         Raises:
-            BusyError: somebody else holds it.
+            BusyError: another process holds it.
         """
         try:
             fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -159,7 +159,7 @@ class OverlayFile:
         """Fill `views` from `offset` on.
 
         Raises:
-            StorageError: the disk failed, or somebody cut the file short.
+            StorageError: the disk failed, or another process cut the file short.
         """
         try:
             whole = _transfer(os.preadv, self._fd, offset, views)

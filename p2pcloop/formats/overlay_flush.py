@@ -18,7 +18,7 @@ from p2pcloop.formats.overlay_states import StateTable, unpack_page
 class Flusher:
     """Writes the state table back. One thread writes and prepares; any thread may flush.
 
-    After a failed fdatasync nobody knows what is on the disk: the kernel tells such an error once
+    After a failed fdatasync the state of the disk is unknown: the kernel tells such an error once
     and then takes the lost pages for written. From then on `check` and every flush raise.
 
     Attributes:

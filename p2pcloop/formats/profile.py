@@ -64,7 +64,7 @@ class Profile:
         size: bytes of its device.
         created: seconds since 1970, UTC.
         touches: packed (`unpack_touches`).
-        key: who signed it, or None where nobody did.
+        key: of its signer, or None where it is not signed.
     """
 
     image_id: bytes
@@ -114,12 +114,12 @@ def fit_touches(data: bytes, blocks: int) -> bytes:
 
 
 def pack_profile(profile: Profile) -> bytes:
-    """Write a profile that nobody signs, as a home keeps it."""
+    """Write a profile without a signature, as a home keeps it."""
     return pack_canonical(_to_map(profile))
 
 
 def sign_profile(profile: Profile, private_key: Ed25519PrivateKey) -> bytes:
-    """Write a profile to be passed on, signed by whoever answers for it."""
+    """Write a profile to be passed on, signed by the user who answers for it."""
     fields = _to_map(profile) | {"key": private_key.public_key().public_bytes_raw()}
     return sign(fields, private_key, domain=SIGNATURE_DOMAIN, what="the profile")
 

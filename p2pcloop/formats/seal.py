@@ -105,7 +105,7 @@ def key_check(secret: bytes) -> bytes:
 
 
 def check_secret(expected: bytes | None, secret: bytes | None) -> None:
-    """Compare a secret with the `key_check` of a manifest; None there is for everybody.
+    """Compare a secret with the `key_check` of a manifest; None there is for all readers.
 
     Raises:
         UsageError: the image is private and there is no secret.

@@ -60,7 +60,7 @@ def verify(name: Name, body: bytes, signature: bytes, *, domain: bytes, what: st
     except (InvalidSignature, ValueError) as err:
         raise MismatchError(
             f"{what} of {name} is not signed by that key",
-            hint="it was changed on the way or forged: have it anew from whoever signed it",
+            hint="it was changed on the way or forged: fetch it anew from its signer",
         ) from err
 
 

@@ -67,4 +67,4 @@ def following_chunk(image: MergedImage, layer: int, number: int) -> ByteRange | 
     try:
         return image.layers[layer].missing_chunk(number + 1)
     except Missing:
-        return None  # of a page that nobody needs yet
+        return None  # of a page that no read needs yet

@@ -1,7 +1,7 @@
 """What a block server needs of a device, and how a device says that bytes are not here yet.
 
 A device is plain synchronous code: a call either answers at once from what is on this machine or
-raises `Missing`. Whoever serves the device has the missing ranges brought here and calls again.
+raises `Missing`. The caller fetches the missing ranges and calls again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an e
 
 
 def never_missing(missing: Missing) -> None:
-    """Stand for who brings what is missing of an image all of which is here."""
+    """Stand for a supplier of missing ranges, for an image all of which is here."""
     raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
 
 

@@ -163,4 +163,4 @@ class DecodedChunks:
 
 
 def _ignore(key: int) -> None:
-    """Nobody wants to know what is touched."""
+    """Ignore what is touched."""

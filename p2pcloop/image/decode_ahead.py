@@ -2,7 +2,7 @@
 
 Decompression and hashing leave the GIL, but handing over one chunk and waiting for it costs more
 than it saves. So this is for several chunks that are needed at once, and for those that come next.
-Whoever needs a chunk that no thread has begun decodes it itself; while a thread is at it, another.
+A reader of a chunk that no thread has begun decodes it itself; while a thread is at it, another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class DecodeAhead:
     """Decodings under way, by key. All calls come from one thread."""
 
     def __init__(self) -> None:
-        """Start no thread yet: whoever forks must not have any."""
+        """Start no thread yet: a process that forks must not have any."""
         self.workers = min(len(os.sched_getaffinity(0)) - 1, _MAX_WORKERS)
         self._pool: ThreadPoolExecutor | None = None
         self._jobs: dict[int, _Job] = {}

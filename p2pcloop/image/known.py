@@ -7,7 +7,7 @@ up to `MAX_PAGES` pages in all, whether those are here or not: 8 MiB for 2^20 ch
 images in chunks of 64 KiB. They are loaded when first asked, newest manifest first: 30 ms for
 28,000 chunks, 1 to 3 s for as many as there may be.
 
-Nothing found here is believed: whoever reads a chunk compares it with its id, and what does not
+Nothing found here is believed: the reader of a chunk compares it with its id, and what does not
 match, for whatever reason, is fetched as if it had not been found.
 """
 

@@ -130,7 +130,7 @@ class StoredImage:
         sources = [self._pack(source) for source in header.sources]
         if seal is None and any(pack.seal is not None for pack in sources):
             raise FormatError(
-                "a layer that everybody can read refers to chunks of a sealed one",
+                "a layer that is not sealed refers to chunks of a sealed one",
                 hint="ask the publisher to publish the image again",
             )
         self._layers[ref.layer_id] = Layer(
@@ -154,7 +154,7 @@ class StoredImage:
         return Pack(content, ref.index_length, ref.pack_length, self._seal(ref))
 
     def _seal(self, ref: LayerRef) -> Seal | None:
-        """How a layer is sealed; in an image for everybody, none is."""
+        """How a layer is sealed; in an image that is not private, none is."""
         header = self._headers.get(ref.layer_id)
         if header is None or header.salt is None:
             return None

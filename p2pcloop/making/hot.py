@@ -1,8 +1,8 @@
 """Packs the blocks that a boot reads: a hot layer, on top of layers that have them anyway.
 
 Its pack holds them in order of first touch and compressed hard, so that a boot fetches one file
-from end to end; what the device reads as stays what it was, block by block. All other blocks, and
-whoever has them, stay where they are (docs/design.md, "An optimized image").
+from end to end; the device's content stays the same, block by block. All other blocks, and
+the nodes that have them, stay where they are (docs/design.md, "An optimized image").
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ numbers them. Rules:
   nothing more is sent for that request, a reply neither.
 - At most MAX_IN_FLIGHT requests run at a time for a connection; one more is refused (`BusyError`).
 
-Whoever breaks the framing or these rules is dropped: `RemoteControlError`.
+A peer that breaks the framing or these rules is dropped: `RemoteControlError`.
 """
 
 from __future__ import annotations

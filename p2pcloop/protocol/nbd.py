@@ -1,6 +1,6 @@
 """The server's side of the NBD protocol (fixed newstyle): bytes in, events out.
 
-No socket, clock or log here. Whoever owns the connection sends `GREETING` first, and then:
+No socket, clock or log here. The owner of the connection sends `GREETING` first, and then:
 
     match server.next_event():
         NEED_DATA   receive into `server.receive_buffer()`, then `server.received(count)`
@@ -259,7 +259,7 @@ class NbdServer:
 
     def _start_tls(self) -> Event:
         if self._end > self._start:
-            # Somebody on the way may have put it there; it must not count as said under TLS.
+            # An attacker on the way may have put it there; it must not count as said under TLS.
             raise RemoteProtocolError("the client sent more before the TLS handshake")
         self._agreed = Agreed(no_zeroes=self._agreed.no_zeroes, tls=True)
         self._enter(_State.OPTION)

@@ -1,7 +1,7 @@
 """One vhost-user connection as the back end sees it: what was negotiated, and what follows.
 
 Source: QEMU's `docs/interop/vhost-user.rst`. `Session.handle` notes a message and says what it
-changes; whoever owns the socket carries that out and then sends `Session.reply`. The session keeps
+changes; the owner of the socket carries that out and then sends `Session.reply`. The session keeps
 the descriptors that are in use, as opaque numbers; `take_unused` names those to be closed.
 
 A session is all that is needed to go on serving a front end: another process that is given it, its

@@ -139,7 +139,7 @@ class Request:
         self._status[0] = status
 
     def release(self) -> None:
-        """Let go of the guest's memory, whoever still refers to this request (a traceback)."""
+        """Let go of the guest's memory, even if a traceback still refers to this request."""
         for view in (*self.sent, *self.wanted, self._status):
             view.release()
 

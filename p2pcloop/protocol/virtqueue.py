@@ -227,7 +227,7 @@ class Virtqueue:
         return not self._avail[0] & _AVAIL_NO_INTERRUPT
 
     def refuse_kicks(self) -> None:
-        """Ask the driver not to kick: somebody looks at the ring anyway."""
+        """Ask the driver not to kick: the server looks at the ring anyway."""
         if not self._event_idx:
             self._used[0] = _USED_NO_NOTIFY
 
@@ -241,7 +241,7 @@ class Virtqueue:
         return self._avail[1] != self._next
 
     def release(self) -> None:
-        """Let go of the memory, whoever still refers to this queue; only `next_available` stays."""
+        """Let go of the memory, whatever refers to this queue; only `next_available` stays."""
         for view in (self._table, self._avail, self._used, self._used_ring):
             view.release()
 

@@ -75,10 +75,10 @@ class Choice:
 def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
     """Choose what goes so that the rest takes at most `quota` bytes.
 
-    What nothing names and what holds no piece goes in any case. Then parts go, which serve nobody
-    else, a torrent's at once; then pieces one by one, the least recently booted first. Of pieces
-    that no boot ever used, those of the torrent go first that was not used for the longest time,
-    from its end: a pack has at its start what boots need.
+    Torrents that no manifest names, and room without pieces, go in any case. Then provisional
+    ranges go, which serve no other node, a torrent's at once; then pieces one
+    by one, the least recently booted first. Of pieces that no boot ever used, those of the torrent
+    go first that was not used for the longest time, from its end: boots need the start of a pack.
 
     Args:
         quota: None: nothing more goes.

@@ -171,7 +171,7 @@ class HaveFile:
     def _write(self, changed: set[int]) -> None:
         """Write bytes one by one, since a byte is never torn, and make them durable.
 
-        A file that somebody cut short is first made whole: all that is known here is durable.
+        A file that was cut short is first made whole: all that is known here is durable.
         """
         self._unsaved |= changed
         try:
@@ -189,7 +189,7 @@ class HaveFile:
 class HaveView:
     """The reader's side, in any process: it looks into the file each time.
 
-    By pread(2), not a mapping: a file that somebody empties would end the process by SIGBUS, and
+    By pread(2), not a mapping: a file that is emptied would end the process by SIGBUS, and
     some file systems (FUSE with `direct_io`) map nothing. It costs 1 µs more.
 
     Raises:

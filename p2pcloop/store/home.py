@@ -147,7 +147,7 @@ class Home:
         """Make the directories that are missing, for this user only.
 
         Raises:
-            UsageError: the home is not a directory, is somebody else's, or is writable by others.
+            UsageError: the home is not a directory, is another user's, or is writable by others.
             StorageError: the system refused.
         """
         try:
@@ -215,7 +215,7 @@ class Home:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Wait until nobody else starts p2pcloopd on this home, and keep others from it."""
+        """Wait until no other command starts p2pcloopd on this home, and keep others from it."""
         with _locked(self.starting_path, _wait_alone):
             yield
 

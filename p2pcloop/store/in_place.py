@@ -61,7 +61,7 @@ class Stamp:
 
 
 class HeldFile:
-    """A regular file that is open for reading, and closed once nobody holds on to it any more.
+    """A regular file that is open for reading, and closed once no reader holds it any more.
 
     So a thread that reads it needs no lock against one that lets go of it.
 

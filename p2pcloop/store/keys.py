@@ -35,7 +35,7 @@ def load_or_create_key(
 ) -> Ed25519PrivateKey:
     """Return the key of that name; the first use makes it, durably and without a passphrase.
 
-    Whoever comes at the same time gets the same key. A file that is there is never replaced.
+    Callers at the same time get the same key. A file that is there is never replaced.
 
     Args:
         keys_dir: the directory of the keys; made (mode 0700) where it is missing.
@@ -46,7 +46,7 @@ def load_or_create_key(
         FormatError: the name is not of that form, or the file is damaged.
         MismatchError: the passphrase is another one.
         UsageError: others may read the file, or it belongs to another user; or it is protected,
-            and nobody may be asked.
+            and no user can be asked.
         StorageError: the system refused.
     """
     path = key_path(keys_dir, name)

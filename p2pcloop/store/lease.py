@@ -3,7 +3,7 @@
 A lease is a file in the home's `leases/`, `<id in hexadecimal>.<random>`, of the id of a manifest
 or the info hash of a single torrent. It holds one line that says for whom, for people, or nothing.
 The reader holds it locked (flock(2), shared); the kernel lets go of it when that process ends,
-however it ends. So p2pcloopd need not be told, and a lease that nobody holds is left over.
+however it ends. So p2pcloopd need not be told, and a lease without a holder is left over.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writing a mirror: the files of formats/mirror.py in a directory that a web server may serve.
 
-Every file is written beside its place, synced and renamed: whoever reads the directory meanwhile
+Every file is written beside its place, synced and renamed: a reader of the directory meanwhile
 sees the old file or the new one, whole. What names others comes after them: layers, metadata,
 manifests, then the record. One process writes at a time.
 """
@@ -202,7 +202,7 @@ def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
 
 
 def _clear(root: Path) -> None:
-    """Delete what a process of ours left that was killed, and nothing of anybody else.
+    """Delete what a process of ours left that was killed, and no file of another program.
 
     Told by name, place, owner and kind; one that is locked is being written.
     """

@@ -2,8 +2,8 @@
 
     knoppix @<key>/knoppix
 
-They are for the command line of this home and are never passed on, so nobody has to trust them:
-what stands for what, the user said. Written by commands, not by p2pcloopd.
+They are for the command line of this home and are never passed on: the user alone says what
+stands for what. Written by commands, not by p2pcloopd.
 """
 
 from __future__ import annotations

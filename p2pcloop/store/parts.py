@@ -4,7 +4,7 @@
 bytes. Nothing is synced: what a crash tears fails its checksum or ends the log, and is asked for
 again. A range that is forgotten is marked so, and its room given back as a hole.
 
-All of this blocks on the disk. Whoever makes the object is the only one who uses it, by one thread
+All of this blocks on the disk. Only the maker of the object uses it, by one thread
 at a time.
 """
 
@@ -37,7 +37,7 @@ _HERE, _FORGOTTEN = 1, 0
 class Parts:
     """The log of one torrent.
 
-    The disk is asked a favour only: its errors lose ranges, and nobody is told but by `keep`.
+    The disk is asked a favour only: its errors lose ranges, and only `keep` tells of them.
     """
 
     def __init__(self, torrent: Path) -> None:

@@ -5,8 +5,8 @@
 checked whole when they are read.
 
 A name never goes back: a version that is older than one that was seen is refused. Two manifests
-under one version are a fork: whoever publishes signs each version once, so one of the two was not
-meant, and nobody but the publisher can tell which.
+under one version are a fork: a publisher signs each version once, so one of the two was not
+meant, and only the publisher can tell which.
 """
 
 from __future__ import annotations

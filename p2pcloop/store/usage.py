@@ -59,7 +59,7 @@ def look_at_usage(home: Home) -> Usage:
 
     Raises:
         FormatError, MismatchError, UsageError: one of them cannot be read: nothing may be evicted,
-            since nobody knows what it would have said.
+            since what it protects is not known.
         StorageError: the system refused.
     """
     known = known_manifests(home)
@@ -92,7 +92,7 @@ def _whole_images(home: Home) -> Iterator[tuple[bytes, Keep]]:
 def published_layers(
     manifest: Manifest, known: Mapping[bytes, Manifest], ours: set[bytes]
 ) -> list[LayerRef]:
-    """The layers that a manifest of ours has from nobody else: this may be their only copy.
+    """The layers that a manifest of ours has from no other publisher: this may be their only copy.
 
     What it was made from, and so its layers, may be of another key: those can be had from there.
     Of ancestors that are not known here nothing is taken away.

@@ -1,4 +1,4 @@
-"""What both front ends serve: a device, and somebody who brings what the device lacks."""
+"""Both front ends serve a backend: a device, and a supplier of the ranges that it lacks."""
 
 from __future__ import annotations
 

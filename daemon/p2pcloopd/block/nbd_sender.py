@@ -75,5 +75,5 @@ class ReplySender:
             self._lock.release()
 
     def stop(self) -> None:
-        """Drop whatever is still to be sent: there is nobody to receive it."""
+        """Drop all that is still to be sent: the client is gone."""
         self._gone = True

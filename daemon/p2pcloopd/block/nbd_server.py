@@ -179,7 +179,7 @@ class _Connection:
         await self._sender.send_batch()
 
     async def _finish(self) -> None:
-        """After DISC: wait until all is answered, reads only while there is somebody to answer."""
+        """After DISC: wait until all is answered, reads only while the client is there."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forget_reads_when_gone)
             await self._waiting.nothing()

@@ -1,4 +1,4 @@
-"""How many requests of an NBD connection may wait at a time: nobody's memory is without a limit."""
+"""How many requests of an NBD connection may wait at a time: memory has a limit."""
 
 from __future__ import annotations
 

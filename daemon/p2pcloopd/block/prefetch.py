@@ -37,7 +37,7 @@ class Prefetch:
         self._supplier = supplier
 
     async def run(self, touches: Sequence[Touch]) -> None:
-        """Return when all is here. What goes wrong is logged: whoever reads is told anyway."""
+        """Return when all is here. What goes wrong is logged: a reader is told anyway."""
         try:
             await self._bring(touches)
         except P2pcloopError as err:

@@ -51,7 +51,7 @@ class BlockServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        # First its end: its last message, which nobody reads then, must not meet a closed pipe.
+        # First its end: its last message, which is not read then, must not meet a closed pipe.
         os.waitpid(self._pid, 0)
         os.close(self._output)
 

@@ -25,7 +25,7 @@ class SharedFlush:
         half told.
 
         Raises:
-            StorageError: the flush that covered this call failed. Whoever shared it is told: the
+            StorageError: the flush that covered this call failed. All that shared it are told: the
                 kernel tells of a failed write once only, so that a second try would lie.
         """
         begun_before = self._begun

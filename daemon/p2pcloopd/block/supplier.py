@@ -87,7 +87,7 @@ class Supplier:
 
     async def _bring(self, wanted: ByteRange) -> None:
         if wanted in self._under_way:
-            # Whoever waits looks again afterwards, and asks itself if the other one failed.
+            # A waiter looks again afterwards, and asks itself if the other one failed.
             await self._under_way[wanted].ended.wait()
             return
         asking = self._under_way[wanted] = _Asking()

@@ -32,7 +32,7 @@ class QueueServer:
     """Serves a queue from `run` until `stop`.
 
     Attributes:
-        queue: the ring; nobody else touches it.
+        queue: the ring; only this server touches it.
         vring: whose `call` is looked at each time, since a front end may replace it.
     """
 

@@ -221,7 +221,7 @@ class _FrontEnd:
                     f"a message with more than {MAX_REGIONS} descriptors, or than can be open here"
                 )
             for fd in fds:
-                # Nobody may make us wait in a read or write; one of O_PATH takes neither.
+                # No front end may make us wait in a read or write; one of O_PATH takes neither.
                 with contextlib.suppress(OSError):
                     os.set_blocking(fd, False)
             message = self._reader.receive(data, fds)

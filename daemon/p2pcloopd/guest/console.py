@@ -50,7 +50,7 @@ class Pty:
         os.close(self.master)
 
     async def receive(self) -> bytes:
-        """Return what the guest prints next; empty when nobody holds the slave any more."""
+        """Return what the guest prints next; empty when no process holds the slave any more."""
         while True:
             try:
                 return os.read(self.master, CHUNK)
@@ -117,7 +117,7 @@ class Sink:
     """Where a guest's output goes: a descriptor of ours, or a file that is written anew.
 
     Attributes:
-        is_open: whether anybody takes it.
+        is_open: whether a reader takes it.
     """
 
     def __init__(self, console: Literal["stdio"] | Path | int) -> None:
@@ -224,5 +224,5 @@ def guest_keys(fd: int) -> Iterator[Callable[[], None]]:
         yield set_up
     finally:
         with suppress(termios.error):
-            # What nobody has read was meant for the guest: keys, and a terminal's answers to it.
+            # Unread input was meant for the guest: keys, and a terminal's answers to it.
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)

@@ -44,7 +44,7 @@ async def run_command(
     Raises:
         GuestError: the guest ended before the command did, or as for `run_guest`.
         StorageError: its output could not be written, to a full disk perhaps. The
-            command was told at once, as of a pipe that nobody reads.
+            command was told at once, as of a pipe without a reader.
     """
     execution = _Execution()
     results: list[GuestResult] = []
@@ -101,7 +101,7 @@ class _Execution:
         await serve_device(self._device, connection)
 
     async def forward_input(self) -> None:
-        """Carry standard input into the guest until its end, or until nobody reads it there."""
+        """Carry standard input into the guest until its end, or until no program reads it there."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_when_unread, nursery.cancel_scope)
             while True:
@@ -147,7 +147,7 @@ class _Execution:
             refused = True
             self.refused = storage_error(f"cannot write the command's {_NAMES[name]}", err)
         if refused or not sink.is_open:
-            # Whoever writes there is told, as a process is whose pipe nobody reads.
+            # The writer there is told, as of a pipe without a reader.
             for port in self._outputs:
                 if port.name == name:
                     self._device.remove(port)

@@ -33,7 +33,7 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
         command: `cad`, `version`, ...
 
     Raises:
-        GuestError: nobody listens (yet), nothing comes back in time, or the command is refused.
+        GuestError: no guest listens (yet), nothing comes back in time, or the command is refused.
     """
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as sock:
         try:

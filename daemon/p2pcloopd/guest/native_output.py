@@ -24,7 +24,7 @@ class NativeOutput:
         self.tail = b""
 
     async def collect(self) -> None:
-        """Read until nobody can write any more."""
+        """Read until no process can write any more."""
         async for data in self._stream:
             self.tail = (self.tail + data)[-_TAIL:]
 

@@ -1,6 +1,6 @@
 """Byte streams into a guest: the ports of a virtio console, served over vhost-user in this process.
 
-Unlike a serial line or a terminal a port carries every byte as it is, holds back whoever writes
+Unlike a serial line or a terminal a port carries every byte as it is, holds back a writer
 while the reader is slow, and tells each side of the other's end. It needs no network, nothing of
 the image but a kernel's module, which our initramfs inserts, and any number of ports can be had.
 """
@@ -41,7 +41,7 @@ class Port:
     def __init__(
         self, name: str, receive: Callable[[bytes], Awaitable[None]] | None = None
     ) -> None:
-        """A port of which nobody knows yet.
+        """A port that no side knows yet.
 
         Args:
             name: a file name.
@@ -75,7 +75,7 @@ class Port:
         self._tell()
 
     def note_closed(self) -> None:
-        """The guest closed it: what waits for it is for nobody."""
+        """The guest closed it: what waits for it has no reader."""
         self.closed.set()
         self._pieces.clear()
         self._size = 0
@@ -159,7 +159,7 @@ class PortsDevice:
         elif message.port >= len(self.ports):
             raise VirtqueueError(f"port {message.port} of {len(self.ports)}")
         elif message.event == Event.PORT_READY and message.value:
-            # The name comes last: whoever waits for it in the guest finds the port open.
+            # The name comes last: a program that waits for it in the guest finds the port open.
             self._tell(Control(message.port, Event.PORT_OPEN))
             name = self.ports[message.port].name
             self._tell(Control(message.port, Event.PORT_NAME, name=name))

@@ -1,4 +1,4 @@
-"""Moves a files overlay to another version of its image, by two guests that nobody sees."""
+"""Moves a files overlay to another version of its image, by two unseen guests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Move:
     """What is to be moved where.
 
     Attributes:
-        overlay: the file; whoever calls holds it open, so that nobody writes it.
+        overlay: the file; the caller holds it open, so that no process writes it.
         old: the image that it lies on.
         new: the image that it is to lie on.
         home: of the node.

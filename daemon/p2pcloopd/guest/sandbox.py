@@ -146,7 +146,7 @@ def prepare(
 
 
 def _lowered(name: str, wanted: int) -> int:
-    """Return a limit that nobody needs a privilege to set."""
+    """Return a limit that takes no privilege to set."""
     hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 

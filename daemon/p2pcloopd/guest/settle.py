@@ -1,7 +1,7 @@
 """A files overlay as it can be published: a copy whose journal has been replayed.
 
 A guest cannot unmount what its own root lies on, so an overlay always has a journal to replay; and
-where it is a layer of others, it cannot be written. A guest that nobody sees mounts the copy and
+where it is a layer of others, it cannot be written. An unseen guest mounts the copy and
 unmounts it again. A program of its own, run by `p2pcloop publish`:
 
     python -m p2pcloopd.guest.settle HOME OVERLAY
@@ -27,7 +27,7 @@ from p2pcloopd.guest.unseen import run_unseen, unseen_disk
 
 
 def settle(overlay: Path, home: Home) -> Path:
-    """Copy an overlay that nobody writes, and replay the copy's journal.
+    """Copy an overlay that no process writes, and replay the copy's journal.
 
     Raises:
         GuestError: the guest could not mount it.

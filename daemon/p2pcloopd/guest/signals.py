@@ -10,7 +10,7 @@ from types import FrameType
 import trio
 
 _WAITING = 16
-"""Signals that nobody has taken yet; more of them say nothing new."""
+"""Signals that are not taken yet; more of them say nothing new."""
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Stage:
 
 
 def _is_for_all(mode: int) -> bool:
-    """Whether everybody may read a file, and run it where its owner may."""
+    """Whether all users may read a file, and run it where its owner may."""
     wanted = stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
     return mode & wanted == wanted
 

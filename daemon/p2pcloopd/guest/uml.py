@@ -37,7 +37,7 @@ from p2pcloopd.guest.transcript import Transcript
 
 SHUTDOWN_SECONDS = 60.0
 """A guest that was asked to shut down and hangs is ended after this: it may wait for data of peers
-that are gone, and whoever sent the signal may not come back."""
+that are gone, and the sender of the signal may not come back."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT)
 
@@ -336,7 +336,7 @@ class _Attended:
 
 
 def _guest_directory(stack: AsyncExitStack) -> Path:
-    """Make a directory that is handed in: others cannot come to it, and whoever runs the sandbox,
+    """Make a directory that is handed in: others cannot come to it, and the sandbox's user,
     which root leaves to another user, can read it."""
     made = tempfile.TemporaryDirectory(prefix="p2pcloop-", dir=socket_folder())
     directory = Path(stack.enter_context(made)) / "guest"

@@ -1,4 +1,4 @@
-"""Guests that nobody sees: they look into file systems, or change a files overlay, and end."""
+"""Unseen guests: they look into file systems, or change a files overlay, and end."""
 
 from __future__ import annotations
 

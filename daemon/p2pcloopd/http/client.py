@@ -267,7 +267,7 @@ class _Connection:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER)
 
     def ended(self) -> bool:
-        """Whether the server hung up, or said something that nobody asked for."""
+        """Whether the server hung up, or said something without a request."""
         return self._plain.socket.is_readable()
 
     async def send(self, request: h11.Request) -> h11.Response:
@@ -378,7 +378,7 @@ def _follow(url: str, location: str) -> str:
     """The URL to which an answer of `url` redirects.
 
     The same host, and the same port or the one of TLS in place of the plain one: what a link names
-    is what is asked. So nobody who answers for a mirror sends a request of this node elsewhere,
+    is what is asked. So no mirror's owner sends a request of this node elsewhere,
     to a service of its own network, say (docs/security.md).
 
     Raises:

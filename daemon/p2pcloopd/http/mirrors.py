@@ -1,7 +1,7 @@
 """Mirrors as a node reads them: a URL or a directory with the layout of formats/mirror.py.
 
 What comes from a mirror is not trusted: records and manifests are signed, metadata is compared
-with the info hash here, and bytes of layers with SHA-256 by whoever reads them.
+with the info hash here, and bytes of layers with SHA-256 by their readers.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ PENALTY_SECONDS = 30.0
 says."""
 
 MIN_RETRY_SECONDS = 0.1
-"""Whoever says "again at once" is not asked without a pause."""
+"""A server that says "again at once" is not asked without a pause."""
 
 MAX_FAILURES = 6
 """Failures that are counted: the pause is at its longest then."""
 
 ERROR_SECONDS = 60.0
-"""A failure counts as one of now for so long, where nobody waits for what it was about."""
+"""A failure counts as one of now for so long, where no reader waits for what it was about."""
 
 MAX_KNOWN = 256
 """Mirrors whose behaviour is remembered."""
@@ -290,8 +290,8 @@ class MirrorReader:
 
     @property
     def error(self) -> str | None:
-        """Its fault, as far as it is one now: that it lacked something is none once nobody waits
-        for it, and what failed a while ago may be well again."""
+        """Its fault, as far as it is one now: a missing file is none once no reader waits for it,
+        and a failure of a while ago may be over."""
         lately = trio.current_time() - self._failed_at < ERROR_SECONDS and not self._absent
         return self.fault if lately or self.whole_only else None
 

@@ -446,7 +446,7 @@ def _fault(request: h11.Request, headers: Headers) -> HTTPStatus | None:
     if headers.keys() >= _BODIES or (
         "transfer-encoding" in headers and request.http_version < b"1.1"
     ):
-        return HTTPStatus.BAD_REQUEST  # somebody on the way may see another end (RFC 9112, 6.1)
+        return HTTPStatus.BAD_REQUEST  # a proxy on the way may see another end (RFC 9112, 6.1)
     if not is_host(headers.get("host", "")):
         return HTTPStatus.BAD_REQUEST
     expected = headers.get("expect")

@@ -204,8 +204,8 @@ def endpoints_of(info: ServiceInfo, *, loopback: bool) -> Endpoints | None:
     """Check what a node announced; None where it is of no use.
 
     Args:
-        loopback: take loopback addresses and no others, rather than none: nobody on the network
-            makes this node talk to what serves on its own machine.
+        loopback: take loopback addresses and no others, rather than none: no one on the network
+            makes this node talk to a server on its own machine.
     """
     addresses = info.parsed_addresses(IPVersion.V4Only)
     usable = tuple(each for each in addresses if _may_be_node(each, loopback))[:MAX_ADDRESSES]

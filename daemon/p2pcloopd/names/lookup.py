@@ -54,7 +54,7 @@ class RecordSource(Protocol):
 
     async def find(self, name: Name) -> Sequence[FoundRecord]:
         """All records of a name that it has; none is an answer, too. May take as long as it likes:
-        whoever asks bounds it by cancelling.
+        the caller bounds it by cancelling.
 
         Raises:
             P2pcloopError: it cannot be asked, or answered nonsense; other sources go on.

@@ -67,7 +67,7 @@ answer() {
     if has_login; then echo --autologin root; else echo --skip-login --login-program /bin/sh; fi
 }
 
-# Whether somebody can log in with a password, as far as the image's own files tell.
+# Whether any account can log in with a password, as far as the image's own files tell.
 takes_passwords() {
     if ! has_login; then
         LOCKED="$NO_LOGIN"
@@ -88,7 +88,7 @@ takes_passwords() {
 
 WAY_IN="boot it with --autologin, or
 p2pcloop: run commands with \`p2pcloop run\`"
-LOCKED="root is locked in this image, and nobody else has a password: $WAY_IN"
+LOCKED="root is locked in this image, and no other account has a password: $WAY_IN"
 NO_LOGIN="this image has no program \`login\`: $WAY_IN"
 
 say() {
@@ -99,7 +99,7 @@ say() {
 
 UNITS="/root/etc/systemd/system /root/usr/lib/systemd/system /root/lib/systemd/system"
 
-# wants UNIT: whether a target wants it, and nobody has masked it.
+# wants UNIT: whether a target wants it, and it is not masked.
 wants() {
     [ "$(readlink "/root/etc/systemd/system/$1")" != /dev/null ] || return 1
     for units in $UNITS; do
