@@ -119,7 +119,8 @@ def main(args: Sequence[str] | None = None) -> int:
             command = f"tools/bench {measure.name} --rounds {options.rounds}"
             started = Started.now(command, facts)
             reports.append(run_measure(measure, own, options.rounds, started, tell))
-            tell(f"written to {write_report(reports[-1], options.out)}")
+            path = write_report(reports[-1], options.out)
+            tell(f"load {reports[-1].run.load}; written to {path}")
     for key, value in facts.items():
         tell(f"{key}: {value}")
     console.print(bar_table([bar for report in reports for bar in report.bars]))

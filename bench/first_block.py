@@ -71,7 +71,7 @@ def write_image(start: bytes, target: Path) -> None:
 
 def crossed() -> int:
     """Bytes of all packets that this namespace's loopback has carried."""
-    for line in Path("/proc/net/dev").read_text().splitlines():  # sysfs would tell the host's
+    for line in Path("/proc/net/dev").read_text().splitlines():  # sysfs would show the host's
         name, _, counters = line.partition(":")
         if name.strip() == "lo":
             return int(counters.split()[0])

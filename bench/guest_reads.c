@@ -1,4 +1,4 @@
-/* The whole user space of a measuring guest: read its disk and tell how fast that went.
+/* The whole user space of a measuring guest: read its disk and print the times.
  *
  * Started by the kernel as /init from an initramfs that holds virtio_blk.ko beside it. Reads, of the
  * disk "bench_disk", the window of "bench_bytes" bytes from "bench_offset" on (kernel parameters)

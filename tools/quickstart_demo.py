@@ -32,7 +32,7 @@ GUEST_FILE = "/root/hello"
 
 
 class DemoError(Exception):
-    """A step failed; `logs` are the files that tell more."""
+    """A step failed; `logs` are the files with the details."""
 
     def __init__(self, message: str, *logs: Path) -> None:
         super().__init__(message)

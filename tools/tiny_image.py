@@ -112,7 +112,7 @@ def _make_file_system(image: Path, root: Path) -> None:
         env=environment,
         check=True,
     )
-    # The copied files bring this user and this minute along.
+    # The copied files have this user as owner and this minute as time.
     names = ["/", *(f"/{path.relative_to(root)}" for path in sorted(root.rglob("*")))]
     fields = {"uid": 0, "gid": 0} | dict.fromkeys(_TIMES, f"@{_TIME}")
     script = [f"sif {name} {field} {value}" for name in names for field, value in fields.items()]

@@ -96,8 +96,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
 
 @contextmanager
 def _fetches(bench: Bench, host: Host, clients: Sequence[Host]) -> Iterator[dict[str, Fetch]]:
-    """Serve the cloop in both ways; a tracker on the same host tells p2pcloop's clients of each
-    other."""
+    """Serve the cloop in both ways; a tracker on the same host introduces p2pcloop's clients."""
     root, tracking = bench.work / "www", bench.work / "tracking"
     root.mkdir()
     tracking.mkdir()

@@ -91,7 +91,7 @@ def parse_traffic(table: str, interface: str) -> Traffic:
 
 
 def is_listening(table: str, port: int) -> bool:
-    """Whether /proc/net/tcp (proc(5)) tells of a listening socket on a port."""
+    """Whether /proc/net/tcp (proc(5)) lists a listening socket on a port."""
     rows = (line.split() for line in table.splitlines()[1:])
     return any(row[3] == "0A" and int(row[1].partition(":")[2], 16) == port for row in rows)
 

@@ -76,7 +76,7 @@ def run_suite(
     Args:
         args: its words, for the report.
         options: with those of `parser`.
-        body: measures, and tells whether every bar was measured and reached.
+        body: measures, and returns whether every bar was measured and reached.
 
     Returns:
         0 if it was, 1 if it was not or something failed, 2 if this machine or user cannot make
