@@ -23,7 +23,7 @@ from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.node import Node
 
 MAX_PEERS_OF_OTHERS = 8
-"""They tell of more (PEX)."""
+"""Enough to begin with; a longer link is harder to pass on."""
 
 MAX_MIRRORS_OF_OTHERS = 4
 MAX_WEB_SEEDS = 4
