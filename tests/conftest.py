@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from tests.support.order import deal
+from tests.support.programs import Nodes
 
 # Tests assert no times: a busy machine makes any of them late.
 hypothesis.settings.register_profile("p2pcloop", deadline=None)
@@ -18,6 +20,12 @@ os.environ.setdefault("P2PCLOOP_KERNEL", "system")
 
 _LATER = ("interop", "e2e")
 _FOLDERS_THAT_WAIT = ("engine", "interop", "node")
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    with Nodes() as nodes:
+        yield nodes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.programs import Nodes, tool
+from tests.support.programs import tool
 from tools.tiny_image import build_tiny_image
 
 DATA = random.Random(1).randbytes(6 << 20)
 """What /root/data of the image holds: chunks that no boot touches and nothing compresses."""
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    with Nodes() as nodes:
-        yield nodes
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,6 @@ def image(seed: int) -> bytes:
     for version in range(1, seed + 1):
         data[version << 16 : (version << 16) + 8192] = random.Random(version).randbytes(8192)
     return bytes(data)
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    with Nodes() as nodes:
-        yield nodes
 
 
 def publish(node: Node, tmp_path: Path, version: int, *options: str) -> dict[str, Any]:

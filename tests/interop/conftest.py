@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -37,12 +36,6 @@ class Published:
         """Its torrents, the layer's first, then the manifest's."""
         hashes = (self.link.pack_torrent, self.link.manifest_torrent)
         return [Content.of(self.node.home.torrents, h, tracker) for h in hashes if h is not None]
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    with Nodes() as nodes:
-        yield nodes
 
 
 def publish(nodes: Nodes, config: str = "") -> Published:

@@ -14,9 +14,10 @@ from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.formats.mirror import ManifestPath, MetainfoPath, build_metainfo
 from p2pcloopd.engine.metainfo import bencode
+from tests.support.programs import Nodes
 from tests.support.static_server import misbehaving
 
-from .conftest import KEY, Nodes
+from .conftest import KEY
 
 GOOD = bencode({b"name": b"a", b"piece length": 16384, b"pieces": b"x" * 20, b"length": 5})
 

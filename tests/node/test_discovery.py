@@ -28,7 +28,8 @@ from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.names.dht import Announcer, DhtSource
 from p2pcloopd.names.lan import SERVICE, Endpoints, endpoints_of, own_endpoints
 from p2pcloopd.names.lookup import look_up
-from tests.node.conftest import KEY, NodeProcess, Nodes
+from tests.node.conftest import KEY
+from tests.support.programs import Node, Nodes
 from tests.support.waiting import BOUND, until, wait_until
 
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -36,12 +37,12 @@ NAME = Name(PUBLIC, "debian")
 NOBODY = "127.0.0.99:9"
 
 
-def dht(node: NodeProcess | None = None) -> str:
+def dht(node: Node | None = None) -> str:
     where = NOBODY if node is None else node.call("status")["listen"][0]
     return f'[http]\nlisten = []\n[discovery]\ndht = true\ndht_nodes = ["{where}"]\n'
 
 
-def publish(node: NodeProcess, data: bytes, *, public: bool) -> dict[str, Any]:
+def publish(node: Node, data: bytes, *, public: bool) -> dict[str, Any]:
     """Publish `data` as the layer of version 1 of `NAME`."""
     seeded = node.call("seed", staging=str(node.stage({"index": b"i" * 4096, "pack": data})))
     layer = LayerRef(b"l" * 32, seeded["torrent"], 4096, 512, len(data), seeded["piece_length"])
@@ -50,13 +51,13 @@ def publish(node: NodeProcess, data: bytes, *, public: bool) -> dict[str, Any]:
         return seeded | serve_version(client, signed, KEY, public=public)
 
 
-def wait_for_log(node: NodeProcess, text: str, times: int = 1) -> None:
+def wait_for_log(node: Node, text: str, times: int = 1) -> None:
     """Wait until p2pcloopd has said something so often."""
-    log = node.home.root / "log"
+    log = node.home.log
     wait_until(lambda: log.read_text().count(text) >= times, f"never said: {text}")
 
 
-def resolve(node: NodeProcess) -> dict[str, Any]:
+def resolve(node: Node) -> dict[str, Any]:
     return node.call("resolve", ref=str(NAME), look=True)
 
 

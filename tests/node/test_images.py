@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,6 @@ from tests.support.images import make_image, write_cloop_file
 from tests.support.programs import Node, Nodes
 
 RAW = make_image(400_000)
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    with Nodes() as nodes:
-        yield nodes
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from p2pcloop.errors import CorruptError
 from p2pcloop.formats.link import parse_peer
 from p2pcloop.formats.mirror import layer_torrent_name
 from tests.support.engines import flip
+from tests.support.programs import Node, Nodes
 from tests.support.waiting import wait_until
 
-from .conftest import NodeProcess, Nodes
 from .test_mirrors import LAYER_ID, Published, ask, publish, read, state
 
 PACK = bytes(i * i % 253 for i in range(300_000))
@@ -26,7 +26,7 @@ def published(nodes: Nodes, tmp_path: Path) -> Published:
 
 
 @pytest.fixture
-def reader(nodes: Nodes, published: Published) -> NodeProcess:
+def reader(nodes: Nodes, published: Published) -> Node:
     """A node that has the image from a mirror's directory, where it lies."""
     reader = nodes.start()
     reader.call("resolve", ref=f"{published.directory}/{published.link.name}")
@@ -34,14 +34,12 @@ def reader(nodes: Nodes, published: Published) -> NodeProcess:
     return reader
 
 
-def trouble(node: NodeProcess, published: Published) -> str | None:
+def trouble(node: Node, published: Published) -> str | None:
     told: str | None = state(node, published)["trouble"]
     return told
 
 
-def test_a_mirror_directory_that_is_written_to_or_moved(
-    reader: NodeProcess, published: Published
-) -> None:
+def test_a_mirror_directory_that_is_written_to_or_moved(reader: Node, published: Published) -> None:
     pack = published.directory / PATH
     away = pack.with_name("away")
     assert ask(reader, f"/{PATH}") == (200, PACK)
@@ -63,7 +61,7 @@ def test_a_mirror_directory_that_is_written_to_or_moved(
 
 
 def test_what_rots_in_the_store_is_never_sent_and_comes_again(
-    reader: NodeProcess, published: Published
+    reader: Node, published: Published
 ) -> None:
     node = published.node
     pack = node.home.torrents / published.layer.torrent.hex() / "data" / PATH.removeprefix("data/")

@@ -7,8 +7,9 @@ import pytest
 from p2pcloop.formats.link import parse_link
 from p2pcloopd.node.links import _may_reach
 from tests.support.ports import free_port
+from tests.support.programs import Nodes
 
-from .conftest import Nodes
+from .conftest import publish_version
 
 
 @pytest.mark.parametrize(
@@ -39,12 +40,12 @@ def test_loopback_is_for_this_machine_and_what_reaches_nobody_for_nobody(
 def test_links_of_public_images_name_the_trackers(nodes: Nodes, content: bytes) -> None:
     tracker = f"http://127.0.0.1:{free_port()}/announce"
     node = nodes.start(f'[discovery]\nannounce_trackers = ["{tracker}"]\n')
-    made = node.publish(content)
+    made = publish_version(node, content)
     assert (made["announced"], parse_link(made["link"]).trackers) == (False, ())
     for public in (True, False):  # what is public stays so
         made |= node.call("seed_manifest", manifest=made["manifest"], public=public)
         assert (made["announced"], parse_link(made["link"]).trackers) == (True, (tracker,))
     quiet = nodes.start()
-    made = quiet.publish(content)
+    made = publish_version(quiet, content)
     made = quiet.call("seed_manifest", manifest=made["manifest"], public=True)
     assert (made["announced"], parse_link(made["link"]).trackers) == (False, ())

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from p2pcloop.cli.mirror import command
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
+from tests.support.programs import Node, Nodes
 from tests.support.static_server import Fault, misbehaving, nginx, python_http_server
 
-from .conftest import NodeProcess, Nodes
 from .test_mirrors import Published, publish
 
 
@@ -24,7 +24,7 @@ def image(nodes: Nodes, content: bytes, tmp_path: Path) -> Published:
     return image
 
 
-def check(node: NodeProcess, url: str) -> list[str]:
+def check(node: Node, url: str) -> list[str]:
     """The faults of the one image of a mirror."""
     [found] = node.call("check_mirror", url=url)["images"]
     faults: list[str] = found["faults"]

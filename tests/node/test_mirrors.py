@@ -25,10 +25,11 @@ from p2pcloop.formats.mirror import (
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.store.parts import kept_ranges
 from tests.support.ports import free_port
+from tests.support.programs import Node, Nodes
 from tests.support.static_server import Fault, misbehaving, nginx
 from tests.support.waiting import BOUND, wait_until
 
-from .conftest import KEY, NodeProcess, Nodes
+from .conftest import KEY, publish_version
 
 INDEX = b"i" * 4096
 LAYER_ID = bytes(range(32))
@@ -39,7 +40,7 @@ CHUNK = (len(INDEX) + 100_000, 5000)
 class Published:
     """An image of one layer on a node, and its files as a mirror has them."""
 
-    node: NodeProcess
+    node: Node
     link: Link
     layer: LayerRef
     content: bytes
@@ -53,7 +54,7 @@ class Published:
         return self.content[CHUNK[0] : sum(CHUNK)]
 
 
-def publish(node: NodeProcess, pack: bytes, directory: Path) -> Published:
+def publish(node: Node, pack: bytes, directory: Path) -> Published:
     """Seed an image of one layer, with its record, and write the mirror of it."""
     name = layer_torrent_name(LAYER_ID)
     seeded = node.call("seed", staging=str(node.stage({"index": INDEX, "pack": pack}, name)))
@@ -98,24 +99,24 @@ def link_to(published: Published, *mirrors: str, peers: bool = False, seeds: boo
     )
 
 
-def read(node: NodeProcess, published: Published, at: int, size: int, heal: bool = False) -> bytes:
+def read(node: Node, published: Published, at: int, size: int, heal: bool = False) -> bytes:
     torrent = published.layer.torrent
     data: bytes = node.call("read", torrent=torrent, offset=at, length=size, heal=heal)["data"]
     return data
 
 
-def state(node: NodeProcess, published: Published) -> dict[str, Any]:
+def state(node: Node, published: Published) -> dict[str, Any]:
     torrents = node.call("status")["torrents"]
     [found] = [each for each in torrents if each["info_hash"] == published.layer.torrent]
     return dict(found)
 
 
-def kept_parts(node: NodeProcess, published: Published) -> list[tuple[int, int]]:
+def kept_parts(node: Node, published: Published) -> list[tuple[int, int]]:
     """The provisional ranges on the disk."""
     return kept_ranges(node.home.torrents / published.layer.torrent.hex())
 
 
-def mirror_state(node: NodeProcess, base: str) -> dict[str, Any]:
+def mirror_state(node: Node, base: str) -> dict[str, Any]:
     [found] = [each for each in node.call("status")["mirrors"] if each["base"] == base]
     return dict(found)
 
@@ -168,7 +169,7 @@ def test_a_node_serves_as_mirror_of_what_it_has(nodes: Nodes, published: Publish
     assert read(other, published, *CHUNK) == published.chunk()
 
 
-def read_over_http(node: NodeProcess, published: Published, at: int, size: int) -> bytes | None:
+def read_over_http(node: Node, published: Published, at: int, size: int) -> bytes | None:
     """Bytes of the layer, or None where the node answers 404."""
     [(path, start, length)] = layer_parts(published.layer, at, size)
     status, body = ask(node, f"/{path}", headers={"Range": f"bytes={start}-{start + length - 1}"})
@@ -177,7 +178,7 @@ def read_over_http(node: NodeProcess, published: Published, at: int, size: int) 
 
 
 def ask(
-    node: NodeProcess, path: str, method: str = "GET", headers: dict[str, str] | None = None
+    node: Node, path: str, method: str = "GET", headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
     [address] = node.call("status")["http"]["listen"]
     connection = http.client.HTTPConnection(address, timeout=BOUND)
@@ -470,7 +471,7 @@ def test_a_name_is_found_at_a_node_and_read_from_there(nodes: Nodes, published: 
 
 def test_a_node_that_serves_nobody_over_http(nodes: Nodes, content: bytes) -> None:
     node = nodes.start("[http]\nlisten = []\n")
-    assert parse_link(node.publish(content)["link"]).mirrors == ()
+    assert parse_link(publish_version(node, content)["link"]).mirrors == ()
     assert node.call("status")["http"]["listen"] == []
 
 
@@ -549,7 +550,7 @@ def test_what_was_read_early_is_served_to_others(
 
 
 def publish_on(
-    node: NodeProcess, base: Published, pack: bytes, public: bool = False
+    node: Node, base: Published, pack: bytes, public: bool = False
 ) -> tuple[Link, bytes]:
     """Publish a version of two layers, the one of `base` and a new one; the info hash of that."""
     layer_id = bytes(reversed(LAYER_ID))

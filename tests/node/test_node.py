@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +19,15 @@ from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
 from p2pcloopd.node.control_server import MAX_HELD
+from tests.support.programs import Node, Nodes
 
-from .conftest import NodeProcess, Nodes
+from .conftest import publish_version
 
 NOBODY = ("127.0.0.1", 9)
 """A peer that is not there: nothing serves the discard port."""
 
 
-def read_all(node: NodeProcess, torrent: bytes, size: int) -> bytes:
+def read_all(node: Node, torrent: bytes, size: int) -> bytes:
     with node.connect() as client:
         answer = client.call("read", torrent=torrent, offset=4096, length=size, heal=False)
     data: bytes = answer["data"]
@@ -62,7 +64,7 @@ def test_signals_end_it_in_order(nodes: Nodes, number: signal.Signals) -> None:
 
 def test_an_image_goes_from_node_to_node(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     resolved = reader.call("resolve", ref=published["link"])
     assert resolved["manifest"] == published["manifest"]
     assert (resolved["id"], resolved["name"]) == (published["id"], published["name"])
@@ -78,7 +80,7 @@ def test_an_image_goes_from_node_to_node(nodes: Nodes, content: bytes) -> None:
 
 def test_a_restarted_node_finds_its_peers_again(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     reader.call("resolve", ref=published["link"])
     listened = publisher.call("status")["listen"]
     for node in (publisher, reader):
@@ -91,7 +93,7 @@ def test_a_restarted_node_finds_its_peers_again(nodes: Nodes, content: bytes) ->
 
 def test_sigkill_at_any_time_loses_nothing_that_was_here(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     torrent = published["torrent"]
     for kill in range(6):
         reader.call("resolve", ref=published["link"])
@@ -109,7 +111,7 @@ def test_sigkill_at_any_time_loses_nothing_that_was_here(nodes: Nodes, content: 
 
 async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     reader.call("resolve", ref=published["link"])
     publisher.end(signal.SIGTERM)
     waiting = trio.Event()
@@ -140,7 +142,7 @@ async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) 
 
 def test_a_peer_that_is_connected_and_silent_is_told_of(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     torrent = published["torrent"]
     reader.call("resolve", ref=published["link"])
     process = publisher.process
@@ -170,7 +172,7 @@ async def test_reads_of_what_is_absent_leave_room_for_reads_of_what_is_here(
     nodes: Nodes, content: bytes
 ) -> None:
     publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     torrent = published["torrent"]
     reader.call("resolve", ref=published["link"])
     with reader.connect() as first:
@@ -203,7 +205,7 @@ async def test_reads_of_what_is_absent_leave_room_for_reads_of_what_is_here(
 
 def test_no_peer_is_told_and_tried_on(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
-    link = parse_link(publisher.publish(content)["link"])
+    link = parse_link(publish_version(publisher, content)["link"])
     link = replace(link, peers=(NOBODY,), mirrors=())
     events: list[dict[str, Any]] = []
 
@@ -224,7 +226,7 @@ def test_no_peer_is_told_and_tried_on(nodes: Nodes, content: bytes) -> None:
 
 def test_fetch_brings_all_and_verify_finds_what_is_wrong(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     torrent = published["torrent"]
     reader.call("resolve", ref=published["link"])
     reader.call("fetch", torrent=torrent)
@@ -243,7 +245,7 @@ def test_fetch_brings_all_and_verify_finds_what_is_wrong(nodes: Nodes, content: 
 
 def test_a_link_to_another_manifest_is_refused(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     link = replace(parse_link(published["link"]), mirrors=())
     with pytest.raises(MismatchError):
         reader.call("resolve", ref=str(replace(link, manifest_id=b"x" * 32)))
@@ -259,15 +261,15 @@ def test_a_link_to_another_manifest_is_refused(nodes: Nodes, content: bytes) -> 
 
 def test_publishing_the_same_again_changes_nothing(nodes: Nodes, content: bytes) -> None:
     node = nodes.start()
-    first = node.publish(content)
-    assert node.publish(content) == first
+    first = publish_version(node, content)
+    assert publish_version(node, content) == first
     assert len(node.call("status")["torrents"]) == 2
     assert list(node.home.tmp.iterdir()) == []
 
 
 def test_a_name_points_to_the_newest_version(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    old, new = publisher.publish(content), publisher.publish(content, version=2)
+    old, new = publish_version(publisher, content), publish_version(publisher, content, version=2)
     assert old["name"] == new["name"]
     reader.call("resolve", ref=old["link"])
     reader.call("resolve", ref=new["link"])
@@ -280,7 +282,7 @@ def test_a_name_points_to_the_newest_version(nodes: Nodes, content: bytes) -> No
 def test_a_manifest_of_layers_that_are_not_here_is_refused(nodes: Nodes, content: bytes) -> None:
     publisher, other = nodes.start(), nodes.start()
     with pytest.raises(NotHereError):
-        other.call("seed_manifest", manifest=publisher.publish(content)["manifest"])
+        other.call("seed_manifest", manifest=publish_version(publisher, content)["manifest"])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_a_manifest_of_layers_that_are_not_here_is_refused(nodes: Nodes, content
     ],
 )
 def test_bad_arguments_are_an_error_and_the_connection_stays(
-    idle_node: NodeProcess, op: str, args: dict[str, Any]
+    idle_node: Node, op: str, args: dict[str, Any]
 ) -> None:
     with idle_node.connect() as client:
         with pytest.raises((UsageError, FormatError, NotHereError)):
@@ -315,7 +317,7 @@ def test_bad_arguments_are_an_error_and_the_connection_stays(
         assert client.call("status")["torrents"] == []
 
 
-def test_seed_takes_only_what_lies_in_tmp(idle_node: NodeProcess) -> None:
+def test_seed_takes_only_what_lies_in_tmp(idle_node: Node) -> None:
     tmp = idle_node.home.tmp
     (tmp / "link").symlink_to("/etc")
     (tmp / "file").touch()
@@ -327,7 +329,7 @@ def test_seed_takes_only_what_lies_in_tmp(idle_node: NodeProcess) -> None:
     assert idle_node.call("status")["torrents"] == []
 
 
-def test_a_client_without_manners_is_dropped_alone(idle_node: NodeProcess) -> None:
+def test_a_client_without_manners_is_dropped_alone(idle_node: Node) -> None:
     with idle_node.connect() as good, socket.socket(socket.AF_UNIX) as bad:
         bad.settimeout(20)
         bad.connect(bytes(idle_node.home.control_socket))
@@ -339,10 +341,6 @@ def test_a_client_without_manners_is_dropped_alone(idle_node: NodeProcess) -> No
 
 
 @pytest.fixture(scope="module")
-def idle_node() -> Any:
-    node = NodeProcess()
-    try:
-        node.start()
-        yield node
-    finally:
-        node.remove()
+def idle_node() -> Iterator[Node]:
+    with Nodes() as nodes:
+        yield nodes.start()

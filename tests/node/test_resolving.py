@@ -27,7 +27,8 @@ from p2pcloop.formats.packing import pack_canonical
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.formats.seal import key_check
 from p2pcloopd.engine.seeding import make_torrent
-from tests.node.conftest import KEY, NodeProcess
+from tests.node.conftest import KEY
+from tests.support.programs import Node, Nodes
 from tests.support.static_server import Fault, Misbehaving, misbehaving
 
 PUBLIC = KEY.public_key().public_bytes_raw()
@@ -96,26 +97,22 @@ def mirror(tmp_path: Path) -> Iterator[Misbehaving]:
 
 
 @pytest.fixture
-def node() -> Iterator[NodeProcess]:
-    node = NodeProcess()
-    try:
-        node.start()
-        yield node
-    finally:
-        node.remove()
+def node() -> Iterator[Node]:
+    with Nodes() as nodes:
+        yield nodes.start()
 
 
-def tree(node: NodeProcess) -> dict[str, bytes]:
+def tree(node: Node) -> dict[str, bytes]:
     """All that lies in a node's home, but for its log."""
     return {
         str(path): path.read_bytes() if path.is_file() else b""
         for path in node.home.root.rglob("*")
-        if path.name != "log"
+        if path != node.home.log
     }
 
 
 def refused(
-    node: NodeProcess, error: type[Exception], says: str, **args: Any
+    node: Node, error: type[Exception], says: str, **args: Any
 ) -> pytest.ExceptionInfo[Exception]:
     """Resolve what must be refused: that is said, and nothing changes on disk."""
     before = tree(node)
@@ -128,7 +125,7 @@ def refused(
 
 @pytest.mark.parametrize("kind", ["url", "directory"])
 def test_a_name_is_found_at_the_place_that_the_user_names(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, kind: str
+    node: Node, publisher: Publisher, mirror: Misbehaving, kind: str
 ) -> None:
     signed = publisher.publish(3, message="hello")
     base = mirror.url if kind == "url" else f"{publisher.directory}/"
@@ -149,7 +146,7 @@ def test_a_name_is_found_at_the_place_that_the_user_names(
 
 
 def test_update_finds_what_the_mirrors_of_the_link_have(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     publisher.publish(1)
     link = replace(publisher.links[1], mirrors=(mirror.url,))
@@ -163,7 +160,7 @@ def test_update_finds_what_the_mirrors_of_the_link_have(
 
 
 def test_a_link_to_what_is_known_adds_its_places(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     """Whoever made it: also those of a stranger, who could take away who has the image."""
     publisher.publish(1)
@@ -190,9 +187,7 @@ def test_a_link_to_what_is_known_adds_its_places(
             assert found.mirrors[0] == second.mirrors[0]
 
 
-def test_what_hangs_hides_nothing(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
-) -> None:
+def test_what_hangs_hides_nothing(node: Node, publisher: Publisher, mirror: Misbehaving) -> None:
     publisher.publish(1)
     with misbehaving(publisher.directory, Fault.HANGS) as hanging:
         mirrors = (hanging.url, mirror.url, "http://127.0.0.1:9/")
@@ -214,7 +209,7 @@ def test_what_hangs_hides_nothing(
 
 @pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.HTML, Fault.REDIRECT, Fault.SERVER_ERROR])
 def test_a_mirror_that_misbehaves_is_told_of(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, fault: Fault
+    node: Node, publisher: Publisher, mirror: Misbehaving, fault: Fault
 ) -> None:
     publisher.publish(1)
     mirror.fault = fault
@@ -222,7 +217,7 @@ def test_a_mirror_that_misbehaves_is_told_of(
 
 
 def test_a_mirror_that_knows_nothing_of_a_name_is_no_fault(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     """Unless the user said that it is there."""
     publisher.publish(1)
@@ -239,15 +234,13 @@ def test_a_mirror_that_knows_nothing_of_a_name_is_no_fault(
     assert (known["base"], known["error"]) == (mirror.url, None)
 
 
-def test_nobody_knows_the_name(node: NodeProcess, tmp_path: Path) -> None:
+def test_nobody_knows_the_name(node: Node, tmp_path: Path) -> None:
     refused(node, NotHereError, "nobody", ref=str(NAME))
     refused(node, NotHereError, "was not found", ref=f"{tmp_path}/{NAME}")
     refused(node, FormatError, "not absolute", ref=f"there/{NAME}")
 
 
-def test_a_place_does_not_go_back(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
-) -> None:
+def test_a_place_does_not_go_back(node: Node, publisher: Publisher, mirror: Misbehaving) -> None:
     publisher.publish(1)
     publisher.publish(5)
     node.call("resolve", ref=f"{mirror.url}{NAME}")
@@ -261,7 +254,7 @@ def test_a_place_does_not_go_back(
 
 
 def test_a_fork_is_told_with_both_manifests(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     one = publisher.publish(2)
     link = replace(publisher.links[2], mirrors=(mirror.url,))
@@ -280,7 +273,7 @@ def test_a_fork_is_told_with_both_manifests(
 
 
 def test_two_mirrors_that_disagree_are_a_fork(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, tmp_path: Path
+    node: Node, publisher: Publisher, mirror: Misbehaving, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
     twin = Publisher(tmp_path / "other")
@@ -317,7 +310,7 @@ def unknown_format(_: Publisher) -> bytes:
     ],
 )
 def test_a_bad_record_is_refused(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving, record: Any, says: str
+    node: Node, publisher: Publisher, mirror: Misbehaving, record: Any, says: str
 ) -> None:
     publisher.publish(1)
     publisher.put(record(publisher))
@@ -325,7 +318,7 @@ def test_a_bad_record_is_refused(
 
 
 def test_a_manifest_that_is_not_the_records_is_refused(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     publisher.publish(1)
     record, link = publisher.record(1), publisher.links[1]
@@ -358,7 +351,7 @@ def chain(publisher: Publisher, length: int) -> None:
 
 
 def test_an_old_version_is_found_by_going_back(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     chain(publisher, 4)
     link = replace(publisher.links[4], mirrors=(mirror.url,))
@@ -381,7 +374,7 @@ def test_an_old_version_is_found_by_going_back(
 
 
 def test_a_chain_of_versions_that_does_not_go_down_is_refused(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     publisher.publish(1)
     publisher.publish(7)
@@ -398,7 +391,7 @@ def test_a_chain_of_versions_that_does_not_go_down_is_refused(
 
 
 def test_the_secret_of_a_private_image_is_checked_and_kept(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     secret = bytes(range(32))
     publisher.publish(1, key_check=key_check(secret))
@@ -412,11 +405,11 @@ def test_the_secret_of_a_private_image_is_checked_and_kept(
     for args in ({"ref": str(link)}, {"ref": str(NAME), "look": True}, {"ref": str(NAME), "at": 1}):
         assert parse_link(node.call("resolve", **args)["link"]).secret == secret
     assert (node.home.names.stat().st_mode & 0o777) == 0o600
-    assert "key=" not in (node.home.root / "log").read_text()
+    assert "key=" not in node.home.log.read_text()
 
 
 def test_a_manifest_of_the_history_is_told(
-    node: NodeProcess, publisher: Publisher, mirror: Misbehaving
+    node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
     chain(publisher, 2)
     node.call("resolve", ref=str(replace(publisher.links[2], mirrors=(mirror.url,))))
@@ -427,7 +420,7 @@ def test_a_manifest_of_the_history_is_told(
         node.call("manifest", id=b"x" * 32, torrent=b"", near=str(NAME))
 
 
-def test_a_record_must_be_of_what_is_known(node: NodeProcess, publisher: Publisher) -> None:
+def test_a_record_must_be_of_what_is_known(node: Node, publisher: Publisher) -> None:
     publisher.publish(1)
     publisher.publish(2)
     with pytest.raises(NotHereError):

@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,6 @@ OTHER = random.Random(6).randbytes(40 * 65536)
 PIECE = 16384
 FULL = 11
 """The exit code where what must stay is over the quota."""
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    with Nodes() as nodes:
-        yield nodes
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import pytest
 
 from p2pcloop.errors import FormatError, NotHereError
 from p2pcloopd.engine.http_pieces import MIN_RANGE
+from tests.support.programs import Node, Nodes
 
-from .conftest import NodeProcess, Nodes
+from .conftest import publish_version
 
 PIECE = 1 << 14
 
 
-def stream(node: NodeProcess, ranges: list[list[object]]) -> dict[int, bytes]:
+def stream(node: Node, ranges: list[list[object]]) -> dict[int, bytes]:
     """Ask for ranges; return what was sent, by number."""
     found: dict[int, bytes] = {}
 
@@ -31,7 +32,7 @@ def stream(node: NodeProcess, ranges: list[list[object]]) -> dict[int, bytes]:
 
 def test_ranges_are_sent_as_they_come_and_then_are_here(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start(), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     reader.call("resolve", ref=published["link"])
     torrent, whole = published["torrent"], b"i" * 4096 + content
     places = [(7 * PIECE + 5, 40_000), (0, 100), (7 * PIECE, 10), (len(whole) - 3, 3)]
@@ -50,7 +51,7 @@ def test_ranges_come_in_their_order_also_where_the_metadata_comes_later(nodes: N
     # More than what is asked for whole, in whatever order it comes (engine/interest.py).
     content = random.Random(1).randbytes(5 << 20)
     publisher, reader = nodes.start("upload_limit = 400000"), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     reader.call("resolve", ref=published["link"])
     wanted = range(63, 3, -1)
     order: list[int] = []
@@ -87,7 +88,7 @@ def test_an_unknown_torrent_is_refused(nodes: Nodes) -> None:
 
 def test_a_reader_of_a_slow_link_is_told_how_fast_it_is(nodes: Nodes, content: bytes) -> None:
     publisher, reader = nodes.start("upload_limit = 30000"), nodes.start()
-    published = publisher.publish(content)
+    published = publish_version(publisher, content)
     reader.call("resolve", ref=published["link"])
     told: list[dict[str, Any]] = []
 

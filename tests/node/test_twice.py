@@ -17,10 +17,10 @@ import pytest
 
 from p2pcloop.cli.status import _facts, _text
 from p2pcloop.store.inventory import list_versions
+from tests.support.programs import Node, Nodes
 from tests.support.static_server import nginx
 from tests.support.waiting import BOUND, wait_until
 
-from .conftest import NodeProcess, Nodes
 from .test_mirrors import Published, kept_parts, link_to, publish, state
 
 SIZE = 3 << 20
@@ -43,7 +43,7 @@ def big(nodes: Nodes, tmp_path: Any) -> Published:
 class Reader:
     """A node that reads an image, and what came of it in all its runs."""
 
-    def __init__(self, node: NodeProcess, image: Published) -> None:
+    def __init__(self, node: Node, image: Published) -> None:
         self.node = node
         self.image = image
         self._before = 0

@@ -11,6 +11,7 @@ import pytest
 
 from p2pcloop.client.traffic import measure_traffic
 from tests.support.ports import free_port
+from tests.support.programs import Node, Nodes
 from tests.support.static_server import (
     Fault,
     busybox_httpd,
@@ -19,7 +20,6 @@ from tests.support.static_server import (
     python_http_server,
 )
 
-from .conftest import NodeProcess, Nodes
 from .test_mirrors import (
     CHUNK,
     Published,
@@ -38,7 +38,7 @@ def image(nodes: Nodes, content: bytes, tmp_path: Path) -> Published:
     return publish(nodes.start(), content, tmp_path / "m")
 
 
-def fetch(node: NodeProcess, image: Published) -> dict[str, Any]:
+def fetch(node: Node, image: Published) -> dict[str, Any]:
     """Fetch all of an image; what crossed for it, as `fetch --json` tells."""
     before = node.call("status")
     node.call("fetch", torrent=image.layer.torrent)
@@ -54,7 +54,7 @@ def from_seed_alone(image: Published, url: str) -> str:
     return str(replace(image.link, mirrors=(), peers=(gone,), web_seeds=(url,)))
 
 
-def know(node: NodeProcess, image: Published) -> None:
+def know(node: Node, image: Published) -> None:
     """Let a node have manifest and metadata, and no content."""
     node.call("resolve", ref=link_to(image, peers=True))
     node.call("layout", torrent=image.layer.torrent)

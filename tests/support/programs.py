@@ -12,11 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from p2pcloop.client.control_client import ControlClient
+from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.home import Home
 from tests.support.waiting import BOUND
 from tools.console import Console
@@ -34,24 +36,76 @@ class Done(NamedTuple):
 
 
 class Node:
-    """One node: a home, and the commands on it. p2pcloopd is started by those that need it.
+    """One node: a home, and the commands on it. p2pcloopd is started by those that need it, or by
+    `start`; the home stays when it is ended and started again.
 
     Attributes:
         root: P2PCLOOP_HOME, with a path short enough for a socket.
         inside: words before each command (`nsenter ...`), for a node in a namespace of its own.
+        process: the p2pcloopd that `start` started, until `end`.
     """
 
     def __init__(self, root: Path, config: str = "", inside: Sequence[str] = ()) -> None:
         self.root = root
         self.inside = tuple(inside)
         self.environment = os.environ | {"P2PCLOOP_HOME": str(root)}
+        self.process: subprocess.Popen[bytes] | None = None
         if config:
-            root.mkdir(mode=0o700, exist_ok=True)
-            self.home.config.write_text(config)
+            self.configure(config)
 
     @property
     def home(self) -> Home:
         return Home.at(self.root)
+
+    def configure(self, config: str) -> None:
+        """Write config.toml."""
+        self.root.mkdir(mode=0o700, exist_ok=True)
+        self.home.config.write_text(config)
+
+    def start(self) -> None:
+        """Start p2pcloopd as a child of this process; return when it is ready."""
+        self.process, said = self.launch()
+        [message] = ControlReceiver().receive(said)
+        assert isinstance(message, Event), message
+        assert message.event == "ready"
+
+    def launch(self) -> tuple[subprocess.Popen[bytes], bytes]:
+        """Start p2pcloopd; return it and what it says when it is ready or has failed."""
+        self.home.create()
+        read_end, write_end = os.pipe()
+        with open(self.home.log, "ab") as log, open(read_end, "rb") as ready:
+            command = [sys.executable, "-P", "-m", "p2pcloopd", "--home", str(self.root)]
+            process = subprocess.Popen(
+                [*command, "--ready-fd", str(write_end)], pass_fds=[write_end], stderr=log
+            )
+            os.close(write_end)
+            return process, ready.read()
+
+    def end(self, number: signal.Signals) -> int:
+        """Send the p2pcloopd that `start` started a signal; return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(BOUND)
+        self.process = None
+        return code
+
+    def connect(self) -> ControlClient:
+        """A client of the p2pcloopd that runs."""
+        return ControlClient.connect(self.home)
+
+    def call(self, op: str, **args: Any) -> dict[str, Any]:
+        """Have the p2pcloopd that runs do one operation."""
+        with self.connect() as client:
+            return client.call(op, **args)
+
+    def stage(self, files: Mapping[str, bytes], top: str = "layer") -> Path:
+        """Put the files of a torrent where the operation `seed` takes them; the directory."""
+        staging = Path(tempfile.mkdtemp(dir=self.home.tmp))
+        for name, data in files.items():
+            path = staging / "data" / top / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return staging
 
     def command(self, *words: str | Path) -> list[str]:
         """The argument list of `p2pcloop WORDS` on this node."""
@@ -99,6 +153,8 @@ class Node:
 
     def remove(self) -> None:
         """End its p2pcloopd, whatever state it is in."""
+        if self.process is not None:
+            self.end(signal.SIGKILL)
         pid = self.home.holder() if self.root.exists() else None
         if pid is not None:
             self.signal(signal.SIGKILL)
@@ -113,8 +169,15 @@ class Nodes:
         self._nodes: list[Node] = []
 
     def make(self, config: str = "", inside: Sequence[str] = (), root: Path | None = None) -> Node:
+        """A node that does not run yet."""
         node = Node(root or self.directory / f"n{len(self._nodes)}", config, inside)
         self._nodes.append(node)
+        return node
+
+    def start(self, config: str = "") -> Node:
+        """Make a node, and start its p2pcloopd."""
+        node = self.make(config)
+        node.start()
         return node
 
     def __enter__(self) -> Self:
