@@ -29,8 +29,8 @@ class P2pcloopError(Exception):
 
 
 class UsageError(P2pcloopError):
-    """The command was asked for something it cannot mean: words of the command line that are no
-    link, name or label, two front ends, ..."""
+    """The request itself is wrong: words of the command line that are no link, name or label,
+    options that exclude each other, ..."""
 
     exit_code = 2
 
@@ -42,13 +42,13 @@ class FormatError(P2pcloopError):
 
 
 class CorruptError(P2pcloopError):
-    """Data does not match its hash and could not be had again from anywhere."""
+    """Data does not match its hash, and no source has the right data."""
 
     exit_code = 4
 
 
 class MismatchError(P2pcloopError):
-    """Two valid things that do not belong together: an overlay and another image, a wrong key."""
+    """Two valid things do not belong together: an overlay and another image, a wrong key."""
 
     exit_code = 5
 
@@ -110,6 +110,6 @@ _HINTS = {
 
 
 def storage_error(what: str, err: OSError, *, hint: str | None = None) -> StorageError:
-    """Tell an error of the system in our own terms: what failed, and what the system answered."""
+    """Make a `StorageError` of an error of the system: what failed, and the system's answer."""
     code = err.errno or codes.EIO
     return StorageError(f"{what}: {os.strerror(code)}", errno=code, hint=hint or _HINTS.get(code))

@@ -1,1 +1,1 @@
-"""The state of a node on disk: its home, what of each torrent is here, keys and names."""
+"""The state of a node on disk: its home, the pieces that are here, keys and names."""

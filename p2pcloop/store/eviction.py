@@ -1,4 +1,4 @@
-"""What to evict: from what is here and when it was used, to what goes. Nothing here does it."""
+"""Choosing what to evict, by what is here and when it was used. This module deletes nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class TorrentUse:
         torrent: info hash.
         size: bytes of its content; 0 while that is not known.
         piece_length: bytes of each piece but the last.
-        here: one bit a piece, most significant bit first: which are here.
+        here: the pieces that are here, one bit each, most significant bit first.
         stamps: when each piece was last booted, seconds since 1970; 0: never.
-        room: bytes on the disk that its content takes.
-        records: bytes on the disk that the rest takes, which go with the torrent only.
-        junk: bytes of `room` that hold no piece that is here.
-        keep: why nothing of it may go, or None.
-        garbage: nothing names it: it goes whole.
+        room: bytes of its content on the disk.
+        records: bytes of its other files on the disk, which are deleted with the torrent only.
+        junk: bytes of `room` that belong to no piece that is here.
+        keep: the reason why nothing of it may be evicted, or None.
+        garbage: no manifest names it: it is removed whole.
         parts: bytes on the disk of parts of pieces that are not here (store/parts.py).
     """
 
@@ -44,7 +44,7 @@ class TorrentUse:
 
     @property
     def pieces(self) -> int:
-        """How many it has."""
+        """The number of its pieces."""
         return len(self.stamps)
 
     def piece_size(self, piece: int) -> int:
@@ -54,15 +54,15 @@ class TorrentUse:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What goes.
+    """A choice of what to evict.
 
     Attributes:
-        remove: torrents that go whole.
-        evict: pieces that go, by torrent, and all of its parts; of one without pieces only these,
-            and what holds no piece.
+        remove: torrents that are removed whole.
+        evict: pieces to evict, by torrent. All parts of such a torrent are evicted, too, and the
+            bytes that belong to no piece; with no pieces, only these.
         room: bytes on the disk now.
-        left: bytes on the disk afterwards, but for what file systems round up.
-        kept: bytes of what stays, by reason; without what might go, too, if that were needed.
+        left: bytes on the disk afterwards; file systems may round up.
+        kept: bytes that must stay, by reason.
     """
 
     remove: tuple[bytes, ...]
@@ -73,15 +73,15 @@ class Choice:
 
 
 def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
-    """Choose what goes so that the rest takes at most `quota` bytes.
+    """Choose what to evict so that the rest takes at most `quota` bytes.
 
-    Torrents that no manifest names, and room without pieces, go in any case. Then provisional
-    ranges go, which serve no other node, a torrent's at once; then pieces one
-    by one, the least recently booted first. Of pieces that no boot ever used, those of the torrent
-    go first that was not used for the longest time, from its end: boots need the start of a pack.
+    Torrents that no manifest names, and bytes that belong to no piece, are evicted in any case.
+    Next are parts, which no peer can be served from, all of a torrent at once. Then pieces, one by
+    one, the least recently booted first. Of pieces that no boot ever used, those of the torrent
+    that was unused for longest are first, from its end: boots need the start of a pack.
 
     Args:
-        quota: None: nothing more goes.
+        quota: None: evict only what is evicted in any case.
     """
     uses = sorted(torrents, key=lambda use: use.torrent)
     free = [use for use in uses if use.keep is None]
@@ -131,6 +131,6 @@ def _kept(uses: Iterable[TorrentUse], removed: tuple[bytes, ...]) -> dict[Keep, 
 
 
 def describe_kept(kept: Mapping[Keep, int]) -> str:
-    """Say what stays, the most first: `1.5 GB are pinned, 0.6 GB lie below overlays`."""
+    """The bytes that stay as text, most first: `1.5 GB are pinned, 0.6 GB lie below overlays`."""
     most = sorted(kept.items(), key=lambda item: -item[1])
     return ", ".join(f"{format_size(size)} {reason.value}" for reason, size in most)

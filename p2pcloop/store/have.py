@@ -1,9 +1,9 @@
 """The have file: which pieces of a torrent are here, verified and durable.
 
-One bit a piece, after a header of 40 bytes (docs/formats/have.md). p2pcloopd alone writes it; a
-block server looks into it on every chunk that it reads. A bit is set only after the piece's
-bytes were compared with their hash and synced, and no bit is believed blindly: readers compare
-each chunk with its SHA-256. So a bit that a crash loses costs a fetch, and nothing costs more.
+One bit a piece, after a header of 40 bytes (docs/formats/have.md). Only p2pcloopd writes it; a
+block server looks into it for every chunk that it reads. A bit is set only after the piece's bytes
+were compared with their hash and synced. Readers still compare each chunk with its SHA-256. So the
+worst that a crash can cost is one more fetch, for a bit that it lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from p2pcloop.store.home import replace_file
 MAGIC = b"P2PCHAVE"
 VERSION = 1
 MAX_PIECES = 1 << 18
-"""As many as p2pcloopd accepts in a torrent: the bitmap is 32 KiB at most."""
+"""p2pcloopd accepts no torrent with more: the bitmap is 32 KiB at most."""
 
 _FIELDS = struct.Struct("<8sII20s")
 _CHECK = struct.Struct("<I")
@@ -82,10 +82,10 @@ class HaveFile:
     def create(
         cls, path: Path, info_hash: bytes, pieces: int, *, complete: bool = False
     ) -> HaveFile:
-        """Put a new file in place of any old one: nothing is here, or everything.
+        """Replace any old file by a new one: no piece is here, or every piece.
 
-        A view of the old file goes on seeing the old bits: close views, or make sure that what
-        they say stays true.
+        A view of the old file goes on seeing the old bits: close views, or make sure that those
+        bits stay true.
         """
         bits = bytearray((pieces + 7) // 8)
         if complete:
@@ -100,7 +100,7 @@ class HaveFile:
 
         Raises:
             NotHereError: there is none.
-            FormatError: it is torn or belongs to another torrent; nothing of it may be believed.
+            FormatError: it is torn or belongs to another torrent: no bit of it counts.
         """
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -136,7 +136,7 @@ class HaveFile:
         self._write(changed)
 
     def drop(self, *pieces: int) -> None:
-        """Note that pieces are not here, durably; whatever failed to become so before as well."""
+        """Note durably that pieces are not here; also those for which that failed before."""
         changed = set()
         for piece in pieces:
             self._check(piece)
@@ -159,7 +159,7 @@ class HaveFile:
         return bytes(self._bits)
 
     def close(self) -> None:
-        """Let go of the file; what was added is durable already."""
+        """Close the file; all that was added is durable already."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -171,7 +171,7 @@ class HaveFile:
     def _write(self, changed: set[int]) -> None:
         """Write bytes one by one, since a byte is never torn, and make them durable.
 
-        A file that was cut short is first made whole: all that is known here is durable.
+        A file that was cut short is first written anew: all bits in memory are durable.
         """
         self._unsaved |= changed
         try:
@@ -189,8 +189,8 @@ class HaveFile:
 class HaveView:
     """The reader's side, in any process: it looks into the file each time.
 
-    By pread(2), not a mapping: a file that is emptied would end the process by SIGBUS, and
-    some file systems (FUSE with `direct_io`) map nothing. It costs 1 µs more.
+    It uses pread(2), not a mapping: if the file were emptied, a mapping would end the process by
+    SIGBUS, and some file systems (FUSE with `direct_io`) have no mappings. It costs 1 µs more.
 
     Raises:
         NotHereError: there is no such file.
@@ -227,7 +227,7 @@ class HaveView:
         return _mask(bits, 0, first - 8 * low, last - 8 * low)
 
     def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
+        """Close the file; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -246,7 +246,7 @@ class HaveView:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every piece is here and durable, by the have file at `path`; not if that is torn."""
+    """Whether every piece is here and durable, by the have file at `path`; False if it is torn."""
     try:
         with HaveView(path) as view:
             return view.has(0, view.pieces - 1)

@@ -1,4 +1,4 @@
-"""P2PCLOOP_HOME: where a node keeps its state, and who may write it.
+"""P2PCLOOP_HOME: the directory of a node's state, and which process may write what.
 
     lock                      flock'd by the p2pcloopd that runs on this home; holds its process id
     starting                  flock'd by the command that starts p2pcloopd
@@ -6,21 +6,21 @@
     control.sock              the control socket, mode 0600, there while p2pcloopd serves
     config.toml               the user's settings
     ports.msgpack             the ports that were chosen at the first start
-    daemon.log                what a detached p2pcloopd says
+    daemon.log                the log of a detached p2pcloopd
     keys/                     the user's signing keys
-    manifests/<sha256 hex>    signed manifests as they came
-    names.msgpack             what each name points to
+    manifests/<sha256 hex>    signed manifests as they were received
+    names.msgpack             the manifest that each name points to
     short-names               the user's own names for names
     pins.msgpack              images that are never evicted
-    profiles/<image id hex>   what boots of an image read, in order
+    profiles/<image id hex>   the blocks that boots of an image read, in order
     torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, when used, data
-    leases/                   what running readers use, a file each, locked as long as they run
+    leases/                   images that running readers use, a file each, locked by the reader
     overlays/                 overlays that lie on images of this home, a file each
-    sources/                  of which file the versions of a name were made, a file each
+    sources/                  the file that the versions of a name were made of, a file each
     indexes/                  indexes of cloop files that are used where they lie
-    tmp/                      what is being made; on the same file system as torrents/
+    tmp/                      files that are being made; on the file system of torrents/
 
-In the user's default home lies `uml/` besides: the kernel that `tools/get-uml-kernel` unpacked.
+The user's default home also has `uml/`: the kernel that `tools/get-uml-kernel` unpacked.
 
 Only the holder of `lock` writes `ports.msgpack`, `manifests/`, `names.msgpack`, `pins.msgpack` and
 `torrents/`.
@@ -45,7 +45,7 @@ from p2pcloop.formats.named import has_name, open_named
 _STAGING_PREFIX = "seed-"
 
 SOCKET_SUFFIX = ".new"
-"""The control socket is bound under this suffix and renamed once it can be connected to."""
+"""The control socket is bound with this suffix, and renamed when it accepts connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,8 @@ class Home:
         """Make the directories that are missing, for this user only.
 
         Raises:
-            UsageError: the home is not a directory, is another user's, or is writable by others.
+            UsageError: the home is not a directory, belongs to another user, or others can write
+                in it.
             StorageError: the system refused.
         """
         try:
@@ -171,7 +172,7 @@ class Home:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the one process that writes this home; the kernel lets go when the process ends.
+        """Hold the lock of the process that writes this home. The kernel frees it when that ends.
 
         Raises:
             BusyError: a p2pcloopd runs on this home.
@@ -193,7 +194,7 @@ class Home:
             yield
 
     def holder(self) -> int | None:
-        """The process id of the p2pcloopd that runs on this home, or None where none does.
+        """The process id of the p2pcloopd that runs on this home, or None if none does.
 
         Raises:
             StorageError: the system refused.
@@ -228,10 +229,10 @@ class Home:
 
     @contextmanager
     def publishing(self, label: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Be the one command that publishes under a label, so that each version is signed once.
+        """Hold the lock of the command that publishes under a label: it signs each version once.
 
         Args:
-            on_wait: called where another command does so; then that one is waited for.
+            on_wait: called if another command holds the lock, before this waits for it.
         """
         self.create()
         at = int.from_bytes(hashlib.sha256(label.encode()).digest()[:7])
@@ -248,7 +249,7 @@ class Home:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A directory in `tmp` for p2pcloopd to take over; what it does not take is deleted."""
+        """A directory in `tmp` for p2pcloopd to take over; files that it leaves are deleted."""
         path, fd = self._new_staging()
         try:
             yield path
@@ -257,12 +258,12 @@ class Home:
             os.close(fd)
 
     def _new_staging(self) -> tuple[Path, int]:
-        """Make and lock a directory; again, where a p2pcloopd that starts took it for left over."""
+        """Make and lock a directory; try again if a p2pcloopd that starts deletes it in between."""
         while True:
             path = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self.tmp))
             with suppress(FileNotFoundError):
                 fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # all that NFS gives to a reader
+                fcntl.flock(fd, fcntl.LOCK_SH)  # NFS gives no exclusive lock to a reader
                 if has_name(fd, path):
                     return path, fd
                 os.close(fd)
@@ -286,7 +287,7 @@ def _open_directory(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _locked(path: Path, take: Callable[[int], None]) -> Iterator[int]:
-    """Hold a lock file, made where it does not exist; `take` locks its descriptor."""
+    """Hold a lock file, which is made if it does not exist; `take` locks its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = open_named(lambda: os.open(path, flags, 0o600), take, path)
@@ -310,8 +311,8 @@ def _read_pid(lock: int) -> int | None:
 def replace_file(path: Path, data: bytes) -> None:
     """Make `path` hold `data`, whole and durable, or leave it as it was.
 
-    The new bytes are written beside it, synced, renamed over it, and the directory is synced:
-    after a crash at any instant the old or the new content is there.
+    The new bytes are written to a file beside it, synced, and renamed over it; then the directory
+    is synced. After a crash at any instant the old or the new content is there.
 
     Raises:
         StorageError: the system refused.

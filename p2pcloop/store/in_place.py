@@ -1,10 +1,11 @@
-"""Files that are served where they lie: opened without a detour, and known again later.
+"""Files that are served where they lie: opened without following links, recognised later.
 
-A node serves a user's file under the user's own rights, and others may be able to write in its
-directory. So a name is believed once: no part of the path may be a symbolic link, the file is
-regular, and it is read through the descriptor that was opened then. What it was when its pieces
-were compared with their hashes is kept (device, inode, size, times): a file that is another one
-now, or was written to, is not served before its pieces were compared again.
+A node serves a user's file with the user's rights, and other users may be able to write in its
+directory. So the node looks the name up only once: no part of the path may be a symbolic link, the
+file must be regular, and all reads use the descriptor that was opened then. The store keeps a stamp
+of the file (device, inode, size, times) from when its pieces were compared with their hashes. If
+the stamp differs, the file was replaced or written to: its pieces are compared again before it is
+served.
 
     torrents/<info hash>/in-place   msgpack: {"format": 1, "files": {path below data/: stamp}}
 
@@ -40,7 +41,7 @@ _OPEN_HOW = struct.Struct("=QQQ")
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a file was at one moment: another one where it may have other content.
+    """The state of a file at one moment: it differs if the content may differ.
 
     Attributes:
         modified, changed: mtime and ctime, nanoseconds since 1970.
@@ -54,19 +55,19 @@ class Stamp:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Self:
-        """The stamp of a file that was looked at."""
+        """The stamp of the file that was examined."""
         return cls(
             status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         )
 
 
 class HeldFile:
-    """A regular file that is open for reading, and closed once no reader holds it any more.
+    """A regular file that is open for reading, and is closed with the last reference to it.
 
-    So a thread that reads it needs no lock against one that lets go of it.
+    So a thread that reads it needs no lock against a thread that drops it.
 
     Attributes:
-        path: where it was found.
+        path: under which it was opened.
         fd: its descriptor.
     """
 
@@ -79,7 +80,7 @@ class HeldFile:
         self.fd = -1
         self.path = path
         try:
-            # Without O_PATH, to open a device or a FIFO might do something.
+            # O_PATH: to open a device or a FIFO otherwise may have an effect.
             found = _open_plainly(path, os.O_PATH | os.O_CLOEXEC)
             try:
                 if not stat.S_ISREG(os.fstat(found).st_mode):
@@ -96,11 +97,11 @@ class HeldFile:
 
     @property
     def link(self) -> str:
-        """A path by which this process opens this very file again, whatever became of its name."""
+        """A path by which this process can open this file again, even if its name is gone."""
         return f"/proc/self/fd/{self.fd}"
 
     def stamp(self) -> Stamp:
-        """What it is now.
+        """Its stamp now.
 
         Raises:
             StorageError: the system refuses.
@@ -116,7 +117,7 @@ class HeldFile:
 
 
 def load_stamps(directory: Path) -> dict[str, Stamp]:
-    """What a torrent's files were when they were compared with their hashes; else nothing."""
+    """The stamps of a torrent's files from when they were compared; empty if there are none."""
     try:
         with open(directory / STAMPS, "rb") as file:
             kept = msgpack.unpackb(file.read(_MAX_SIZE))
@@ -132,7 +133,7 @@ def load_stamps(directory: Path) -> dict[str, Stamp]:
 
 
 def save_stamps(directory: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Keep what a torrent's files are, durably.
+    """Keep the stamps of a torrent's files, durably.
 
     Raises:
         StorageError: the disk refused.
@@ -142,19 +143,19 @@ def save_stamps(directory: Path, stamps: Mapping[str, Stamp]) -> None:
 
 
 def hold_served(directory: Path, name: str) -> HeldFile:
-    """Open a file of a torrent's `data/` to pass it on: elsewhere only what was compared.
+    """Open a file of a torrent's `data/` to serve it. One outside the home must have its stamp.
 
     Args:
         directory: of the torrent.
         name: the file's path below `data/`.
 
     Raises:
-        MismatchError: it is another file now, or was written to.
+        MismatchError: the file was replaced, or written to.
         StorageError: it is gone, or cannot be opened.
     """
     path = directory / "data" / name
     if not path.is_symlink():
-        return HeldFile(path.resolve())  # the home itself may be reached by a link
+        return HeldFile(path.resolve())  # the path of the home itself may have links
     held = HeldFile(path.readlink())
     if load_stamps(directory).get(name) != held.stamp():
         raise MismatchError(
@@ -165,7 +166,7 @@ def hold_served(directory: Path, name: str) -> HeldFile:
 
 
 def serves(torrents: Path, path: Path) -> bool:
-    """Whether a path leads to a file that a node serves: of its own, or where it lies.
+    """Whether a path leads to a file that a node serves, in its home or elsewhere.
 
     Args:
         torrents: the home's.

@@ -1,4 +1,4 @@
-"""What images are here: every version that is known, how much of it lies here, and whose it is."""
+"""The images of a home: every version that is known, how much of it is here, whose it is."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class StoredVersion:
         verified: of these, those in whole pieces: the others serve readers of this node alone.
         stored: bytes of all of them.
         in_place: files that are served where they lie, outside of the home.
-        unserved: why some of those are not served now: gone, or not what was compared.
+        unserved: why some of those are not served now: gone, or changed.
         overlays: overlays that lie on it, by their absolute paths.
-        pinned: nothing of it is evicted.
+        pinned: it is never evicted.
     """
 
     signed: SignedManifest
@@ -57,7 +57,7 @@ class StoredVersion:
 def list_versions(home: Home) -> Iterator[StoredVersion]:
     """Every version that is known here, by name, the newest of each first.
 
-    Works whether p2pcloopd runs or not.
+    p2pcloopd need not run.
 
     Raises:
         FormatError, UsageError: pins, keys or names cannot be read.
@@ -74,7 +74,7 @@ def list_versions(home: Home) -> Iterator[StoredVersion]:
             try:
                 signed = records.manifest(ref.id)
             except (NotHereError, FormatError, MismatchError):
-                continue  # only its number is known, from a history
+                continue  # a history names it by number, and its manifest is not here
             layers = signed.manifest.all_layers
             unserved = {layer: tuple(_unserved(home, layer)) for layer in layers}
             here = [_here(home, layer) for layer in layers if not unserved[layer]]
@@ -126,7 +126,7 @@ def _links(home: Home, layer: LayerRef) -> Iterator[Path]:
 
 
 def _unserved(home: Home, layer: LayerRef) -> Iterator[str]:
-    """What p2pcloopd finds, too, when it looks at the files that lie elsewhere."""
+    """Why files that lie elsewhere are not served, as p2pcloopd finds it, too."""
     directory = home.torrents / layer.torrent.hex()
     for path in _links(home, layer):
         try:

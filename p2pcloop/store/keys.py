@@ -1,10 +1,10 @@
 """The user's signing keys: `keys/<name>.key`, mode 0600, one Ed25519 key (RFC 8032) each.
 
-Beside a key that was imported lies an empty `<name>.imported`: it may have signed elsewhere.
+Beside an imported key there is an empty `<name>.imported`: the key may have signed elsewhere.
 
-What is in such a file: p2pcloop/formats/key_file.py. The public key stands in it so that a damaged
-seed is noticed: it would be another key, and all that was published under this one could not be
-carried on.
+For the format see p2pcloop/formats/key_file.py. The file holds the public key, too, so that a
+damaged seed is noticed: it would be another key, and no new version of the images published with
+the old one could be signed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUFFIX = ".key"
 _IMPORTED = ".imported"
 
 AskPassphrase = Callable[[str], str]
-"""Gets the passphrase of the key that it is told of, or raises a `P2pcloopError`."""
+"""Returns the passphrase of the key that it is given, or raises a `P2pcloopError`."""
 
 
 def load_or_create_key(
@@ -35,18 +35,18 @@ def load_or_create_key(
 ) -> Ed25519PrivateKey:
     """Return the key of that name; the first use makes it, durably and without a passphrase.
 
-    Callers at the same time get the same key. A file that is there is never replaced.
+    Two processes that do this at the same time get the same key. A file is never replaced.
 
     Args:
-        keys_dir: the directory of the keys; made (mode 0700) where it is missing.
+        keys_dir: the directory of the keys; made (mode 0700) if it is missing.
         name: of the form of a label (`check_label`).
         ask: called for a key that is protected, and for no other.
 
     Raises:
         FormatError: the name is not of that form, or the file is damaged.
         MismatchError: the passphrase is another one.
-        UsageError: others may read the file, or it belongs to another user; or it is protected,
-            and no user can be asked.
+        UsageError: other users can read the file, or it belongs to another user; or it is
+            protected, and `ask` is None.
         StorageError: the system refused.
     """
     path = key_path(keys_dir, name)
@@ -56,7 +56,7 @@ def load_or_create_key(
 
 
 def load_key(keys_dir: Path, name: str, ask: AskPassphrase | None = None) -> Ed25519PrivateKey:
-    """As `load_or_create_key`, but a key that is not there is a `NotHereError`."""
+    """As `load_or_create_key`, but a missing key is a `NotHereError`."""
     path = key_path(keys_dir, name)
     if not path.exists():
         raise NotHereError(
@@ -93,14 +93,16 @@ def list_keys(keys_dir: Path) -> list[str]:
 
 
 def name_of_key(keys_dir: Path, public: bytes) -> str | None:
-    """The name of the key whose public half, 32 bytes, this is; None where it is not ours. Errors
-    as of `read_key`."""
+    """The name of our key with this public half, 32 bytes; None if there is none.
+
+    Errors as of `read_key`.
+    """
     names = list_keys(keys_dir)
     return next((name for name in names if read_key(keys_dir, name).public == public), None)
 
 
 def our_keys(keys_dir: Path) -> set[bytes]:
-    """The public keys, 32 bytes each. Errors as of `read_key`."""
+    """The public halves of all keys, 32 bytes each. Errors as of `read_key`."""
     return {read_key(keys_dir, name).public for name in list_keys(keys_dir)}
 
 
@@ -108,17 +110,17 @@ def store_key(keys_dir: Path, name: str, text: bytes, *, imported: bool = False)
     """Keep a new or an imported key under a name that is free.
 
     Args:
-        imported: it may have signed elsewhere what is not known here (`was_imported`).
+        imported: it may have signed versions that are not known here (`was_imported`).
 
     Raises:
         FormatError: the name is no label, or the text no key.
-        UsageError: there is a key of that name: it stays.
+        UsageError: there is a key of that name, which is kept.
         StorageError: the system refused.
     """
     path = key_path(keys_dir, name)
     key = parse_key_text(text, "what is to be imported")
     if imported and not path.exists():
-        _put(_mark_of(path), b"")  # first: an imported key must not be taken for one made here
+        _put(_mark_of(path), b"")  # first, so that an imported key is never taken for one made here
     if not _put(path, text):
         raise UsageError(
             f"there is a key {name!r} already, and it is never replaced",
@@ -137,7 +139,7 @@ def _mark_of(path: Path) -> Path:
 
 
 def key_path(keys_dir: Path, name: str) -> Path:
-    """Where the key of a name lies, or would.
+    """The path of the key of a name; it need not exist.
 
     Raises:
         FormatError: the name is not of the form of a label.
@@ -146,10 +148,7 @@ def key_path(keys_dir: Path, name: str) -> Path:
 
 
 def _put(path: Path, text: bytes) -> bool:
-    """Make a key under a name that appears whole, durable, and only if it is still free.
-
-    Returns whether it was.
-    """
+    """Make a key file, whole and durable, if no file has that name; return whether none had."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, hidden = tempfile.mkstemp(prefix=".new-", dir=path.parent)  # mode 0600
@@ -182,7 +181,7 @@ def _open(path: Path, ask: AskPassphrase | None) -> Ed25519PrivateKey:
 
 def _read(path: Path) -> KeyText:
     try:
-        # O_NONBLOCK: a FIFO by that name must not hang the open.
+        # O_NONBLOCK: a FIFO of that name must not block.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""Names as people type them: a key by its first characters, an image of one's own by its label."""
+"""Names as users type them: a key by its first characters, an own image by its label."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def short_key(name: Name) -> str:
 
 
 def find_name(text: str, home: Home) -> Name:
-    """Read `@<key>/<label>`; of a key that is known here its first characters will do.
+    """Read `@<key>/<label>`; the first characters of a known key are enough.
 
-    Known are the keys of this home and of the names that were used here.
+    The keys of this home, and of names that were used here, are known.
 
     Raises:
         FormatError: it is not of that form.
-        NotHereError: no key that is known begins so.
-        UsageError: the names of several keys do.
+        NotHereError: no known key begins with these characters.
+        UsageError: several known keys do.
     """
     begun = _PREFIX.fullmatch(text)
     if begun is None:

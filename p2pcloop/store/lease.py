@@ -1,9 +1,9 @@
-"""Leases: which images and torrents running readers use, so that nothing of them is evicted.
+"""Leases: the images and torrents that running readers use, which must not be evicted.
 
-A lease is a file in the home's `leases/`, `<id in hexadecimal>.<random>`, of the id of a manifest
-or the info hash of a single torrent. It holds one line that says for whom, for people, or nothing.
-The reader holds it locked (flock(2), shared); the kernel lets go of it when that process ends,
-however it ends. So p2pcloopd need not be told, and a lease without a holder is left over.
+A lease is a file in the home's `leases/`, `<id in hexadecimal>.<random>`, with the id of a manifest
+or the info hash of a single torrent. It is empty, or holds one line for people that names the
+reader. The reader holds a lock on it (flock(2), shared), which the kernel frees when that process
+ends for any reason. So the reader need not tell p2pcloopd, and a lease without a lock is left over.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 
 _BEGUN = ".new-"
-"""Begins the name of a lease that is not locked yet."""
+"""The start of the name of a lease that is not locked yet."""
 
 _MAX_HOLDER = 400
-"""Characters that say for whom a lease is held."""
+"""Characters of the line that names the reader."""
 
 _LEASE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\.[^.]+")
 
@@ -38,12 +38,12 @@ class Lease:
         id: bytes,  # noqa: A002  of whichever kind
         holder: str = "",
     ) -> None:
-        """Take the lease; from now on nothing of the image's layers and sources is evicted.
+        """Take the lease; from now on the image's layers and sources are not evicted.
 
         Args:
             home: whose store holds it.
             id: of a manifest, 32 bytes, or the info hash of a torrent, 20 bytes.
-            holder: who reads, in words of the user: "the guest of @key/debian, process 4711".
+            holder: the reader, for people: "the guest of @key/debian, process 4711".
 
         Raises:
             StorageError: the system refused.
@@ -55,9 +55,11 @@ class Lease:
             raise storage_error(f"cannot write in {home.leases}", err) from err
 
     def _take(self, home: Home, id_text: str, holder: str) -> bool:
-        """Make and lock the file, then give it its name; False where it was taken for left over
-        between being made and being locked."""
-        home.leases.mkdir(mode=0o700, exist_ok=True)  # a home of before there were leases
+        """Make and lock the file, then give it its name.
+
+        False if it was deleted, as left over, between being made and being locked.
+        """
+        home.leases.mkdir(mode=0o700, exist_ok=True)  # a home made before there were leases
         self._fd, begun = tempfile.mkstemp(prefix=_BEGUN, dir=home.leases)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH)
@@ -75,7 +77,7 @@ class Lease:
         return True
 
     def close(self) -> None:
-        """Let go; a second call does nothing."""
+        """End the lease; a second call does nothing."""
         if self._fd >= 0:
             self._path.unlink(missing_ok=True)
             os.close(self._fd)
@@ -98,7 +100,7 @@ def leased(home: Home) -> set[bytes]:
 
 
 def lease_holders(home: Home) -> list[str]:
-    """Who reads from this home now, each in a line for people, in alphabetical order.
+    """The readers of this home, one line for people each, in alphabetical order.
 
     Raises:
         StorageError: the system refused.
@@ -113,8 +115,8 @@ def _held(home: Home) -> list[tuple[bytes, str]]:
         for path in home.leases.iterdir() if home.leases.is_dir() else ():
             named = _LEASE.fullmatch(path.name)
             if named is None and not path.name.startswith(_BEGUN):
-                continue  # not ours: NFS keeps what is deleted while it is open under such names
-            with suppress(FileNotFoundError):  # its holder has just ended, or given it its name
+                continue  # not ours: NFS gives such a name to a deleted file that is open
+            with suppress(FileNotFoundError):  # its reader has just ended, or just renamed it
                 if _is_held(path) and named is not None:
                     holder = path.read_text("utf-8", "replace")[:_MAX_HOLDER]
                     found.append((bytes.fromhex(named[1]), printable(holder)))

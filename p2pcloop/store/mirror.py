@@ -1,7 +1,7 @@
 """Writing a mirror: the files of formats/mirror.py in a directory that a web server may serve.
 
-Every file is written beside its place, synced and renamed: a reader of the directory meanwhile
-sees the old file or the new one, whole. What names others comes after them: layers, metadata,
+Every file is written under another name, synced and renamed, so readers of the directory see the
+old file or the new one, whole. A file that names others is written after them: layers, metadata,
 manifests, then the record. One process writes at a time.
 """
 
@@ -32,7 +32,7 @@ LINKS = "link.txt"
 _NEW = ".p2pcloop-new-"
 _NEW_NAME = re.compile(re.escape(_NEW) + r"[0-9a-f]{16}")
 _OURS = ("@*", "manifests", "torrents", "data/*")
-"""Where files are written besides the root, and so where one may be left over."""
+"""The directories besides the root in which files are written; one may be left over there."""
 
 _COPY_SIZE = 64 << 20
 _MODE = 0o644
@@ -40,19 +40,19 @@ _MAX_LINKS_SIZE = 16 << 20
 
 
 class MirrorDirectory:
-    """A directory that becomes a mirror, or is one. Errors of the disk are `StorageError`."""
+    """A directory that is or becomes a mirror. Errors of the disk are `StorageError`."""
 
     def __init__(self, root: Path) -> None:
-        """Use `open_mirror_directory`."""
+        """To be made by `open_mirror_directory`."""
         self.root = root
 
     def has(self, path: MirrorPath, size: int) -> bool:
-        """Whether a file is there and has that size: it was put there whole."""
+        """Whether a file is there and has that size. Files appear whole."""
         where = self.root / str(path)
         return where.is_file() and where.stat().st_size == size
 
     def write(self, path: MirrorPath | str, data: bytes) -> None:
-        """Put a small file there, in place of any that is."""
+        """Write a small file; replace an old one."""
         where = self.root / str(path)
         try:
             if where.is_file() and where.read_bytes() == data:
@@ -65,16 +65,16 @@ class MirrorDirectory:
     def copy(
         self, path: MirrorPath, source: HeldFile, size: int, still_here: Callable[[], bool]
     ) -> None:
-        """Put a copy of a file there, which shares its blocks where the file system can.
+        """Write a copy of a file, which shares its blocks if the file system can do so.
 
-        No hard link: the node may make holes in its file later, to give back room.
+        Not a hard link: the node may make holes in its file later, to free room.
 
         Args:
-            still_here: asked when all is copied; where it says no, room was given back meanwhile.
+            still_here: called when all is copied; False if room was freed meanwhile.
 
         Raises:
-            MismatchError: the file has another size, was not all there, or was written to
-                meanwhile; nothing was put there.
+            MismatchError: the file has another size, was not whole, or was written to meanwhile;
+                no copy was made.
         """
         where = self.root / str(path)
         before = source.stamp()
@@ -97,7 +97,7 @@ class MirrorDirectory:
 
         Raises:
             MismatchError: it is.
-            FormatError: what is there is no record.
+            FormatError: the file that is there is no record.
         """
         where = self.root / str(RecordPath(signed.record.name))
         try:
@@ -118,7 +118,7 @@ class MirrorDirectory:
             )
 
     def urls(self, name: Name) -> tuple[str, ...]:
-        """Where `link.txt` says that servers have all of an image: mirrors and web seeds, too.
+        """The URLs of servers that have all of an image, by `link.txt`: mirrors and web seeds.
 
         Raises:
             FormatError, UsageError: it is damaged, or cannot be read.
@@ -132,7 +132,7 @@ class MirrorDirectory:
         )
 
     def write_link(self, link: Link) -> None:
-        """Put a link into `link.txt`, in place of the one of the same name. Never its secret.
+        """Put a link, without its secret, into `link.txt`; it replaces the link of the same name.
 
         Raises:
             FormatError, UsageError: as of `urls`.
@@ -154,9 +154,9 @@ class MirrorDirectory:
 
     @contextmanager
     def _beside(self, where: Path) -> Iterator[int]:
-        """A new file, which takes its place when the context ends well, durably.
+        """A new file, which gets its name, durably, when the context ends without an error.
 
-        It is locked as long as it is being written.
+        It is locked while it is being written.
         """
         where.parent.mkdir(parents=True, exist_ok=True)
         new = where.with_name(f"{_NEW}{secrets.token_hex(8)}")
@@ -164,7 +164,7 @@ class MirrorDirectory:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield fd
-            os.fchmod(fd, _MODE)  # for whatever user the web server runs as
+            os.fchmod(fd, _MODE)  # the web server may run as any user
             os.fsync(fd)
             new.replace(where)
         except BaseException:
@@ -177,7 +177,7 @@ class MirrorDirectory:
 
 @contextmanager
 def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
-    """Make the directory if it is not there, and be the one who writes in it.
+    """Make the directory if it is not there, and lock it for writing.
 
     Raises:
         StorageError: the system refused.
@@ -202,9 +202,9 @@ def open_mirror_directory(root: Path) -> Iterator[MirrorDirectory]:
 
 
 def _clear(root: Path) -> None:
-    """Delete what a process of ours left that was killed, and no file of another program.
+    """Delete files that a killed process of ours left, and no others.
 
-    Told by name, place, owner and kind; one that is locked is being written.
+    They are recognised by name, place, owner and kind; a locked one is being written.
     """
     inner = (path for pattern in _OURS for path in root.glob(pattern) if _is_folder(path))
     for directory in (root, *inner):
@@ -234,12 +234,12 @@ def _delete_unlocked(path: Path) -> None:
 
 
 def web_seed(base: str) -> str:
-    """The web seed (BEP 19) that a mirror at a URL is, which ends in "/"."""
+    """The URL of the web seed (BEP 19) that a mirror is; `url` ends in "/"."""
     return f"{base}data/"
 
 
 def _copy(source: int, target: int, size: int) -> int:
-    """Copy a file to an empty one; return how many bytes it was too short."""
+    """Copy a file to an empty one; return how many bytes were missing."""
     done = 0
     while done < size:
         length = min(size - done, _COPY_SIZE)

@@ -1,9 +1,9 @@
-"""names.msgpack: what each name points to, and what it pointed to before (docs/formats/names.md).
+"""names.msgpack: the manifests that each name points to and pointed to (docs/formats/names.md).
 
 Canonical msgpack: `{"format": 2, "names": [{"name", "manifest", "version", "link", "record"?,
 "history": [{"version", "manifest", "torrent"}, ...]}, ...]}`. Format 1, without `record` and
-`history`, is read. A name that cannot be read is passed over: it can be had again by its link, and
-the others may be all there is.
+`history`, is read. A name that cannot be read is skipped: its link restores it, and the other names
+may be known nowhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMAT_VERSION = 2
 MAX_NAMES = 1 << 16
 MAX_NAMES_SIZE = 64 << 20
 MAX_HISTORY = 4096
-"""Versions of a name that are remembered besides the newest; of more the oldest are forgotten."""
+"""How many older versions of a name are remembered; the oldest are forgotten first."""
 
 _NAME_LIMIT = 128
 
@@ -34,13 +34,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NameRecord:
-    """The newest manifest that is known here under one name, and those before it.
+    """The newest manifest that is known here under one name, and the older ones.
 
     Attributes:
         version: the manifest's version number; it never goes back.
-        link: the link that brought it, with its peers, mirrors and, of a private image, its secret.
-        record: the signed name record of this version, as it is passed on; None where only a link
-            told of it.
+        link: to this version, with peers, mirrors and, of a private image, its secret.
+        record: the signed name record of this version, as it is passed on; None if only a link
+            led to it.
         history: (version, manifest) of older versions that were seen, in order.
     """
 
@@ -70,7 +70,7 @@ def pack_names(records: Iterable[NameRecord]) -> bytes:
 
 
 def read_names(path: Path) -> list[NameRecord]:
-    """Read the table; a file that is not there has no names.
+    """Read the table; without a file there are no names.
 
     Raises:
         FormatError: the file is damaged.

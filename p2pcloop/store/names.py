@@ -2,8 +2,8 @@
 
     knoppix @<key>/knoppix
 
-They are for the command line of this home and are never passed on: the user alone says what
-stands for what. Written by commands, not by p2pcloopd.
+They are for the command line of this home and are never passed on. The user defined them, so there
+is no question of trust. Commands write them, not p2pcloopd.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ShortNames:
     home: Home
 
     def all(self) -> dict[str, Name]:
-        """What each stands for, in order.
+        """Each short name with the name that it stands for, in order.
 
         Raises:
             FormatError: the file is damaged.
@@ -56,7 +56,7 @@ class ShortNames:
         return dict(sorted(names.items()))
 
     def find(self, short: str) -> Name | None:
-        """What a short name stands for, if it is one. Errors as of `all`."""
+        """The name that a short name stands for, or None. Errors as of `all`."""
         return self.all().get(short)
 
     def add(self, short: str, name: Name) -> None:
@@ -64,7 +64,7 @@ class ShortNames:
 
         Raises:
             FormatError: it is not of the form of a label, or the file is damaged.
-            UsageError: it stands for another name, or there are as many as may be.
+            UsageError: it stands for another name already, or there are too many short names.
             StorageError: the system refused.
         """
         check_label(short)
@@ -76,13 +76,13 @@ class ShortNames:
                 self._write(names | {short: name})
 
     def forget(self, short: str) -> None:
-        """Let a short name stand for nothing.
+        """Remove a short name.
 
         Raises:
             NotHereError: there is no such short name.
             FormatError, StorageError: as of `all`.
         """
-        if short not in self.all():  # before anything is made for nothing
+        if short not in self.all():  # before a file is made
             raise NotHereError(
                 f"{short[:80]!r} is not a short name here", hint="`p2pcloop name list` tells them"
             )

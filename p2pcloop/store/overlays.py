@@ -1,4 +1,4 @@
-"""Which overlays lie on images of this home, so that what is below them is not evicted.
+"""The overlays that lie on images of this home: those images are not evicted.
 
 `overlays/<first 32 hexadecimal digits of the SHA-256 of the path>` is canonical msgpack:
 `{"format": 1, "path": bytes, "manifest": bytes}`. A block server writes it when it opens one.
@@ -42,9 +42,9 @@ def register_overlay(home: Home, overlay: Path, manifest_id: bytes) -> None:
 def overlaid_manifests(home: Home) -> Iterator[tuple[Path, set[bytes]]]:
     """Each overlay that exists, with the ids of the manifests that it may lie on.
 
-    Those are the one that it was last opened over and the one that it was made over. What cannot
-    be looked into counts as an overlay still. Of one that was deleted the note is deleted, too; not
-    where its whole folder is not there: it may be on a disk that is not attached.
+    Those are the manifest that it was last opened over and the one that it was made over. A file
+    that cannot be read still counts as an overlay. The note of a deleted overlay is deleted, too,
+    unless its whole folder is missing: that may be on a disk that is not attached.
 
     Raises:
         FormatError: a note is damaged.
@@ -54,7 +54,7 @@ def overlaid_manifests(home: Home) -> Iterator[tuple[Path, set[bytes]]]:
         notes = sorted(home.overlays.iterdir()) if home.overlays.is_dir() else []
         for note in notes:
             if len(note.name) != _NAME_DIGITS:
-                continue  # one that is being written
+                continue  # a note that is being written
             path, manifest_id = _parse(note.read_bytes(), note)
             try:
                 yield path, {manifest_id} | _made_on(path)

@@ -1,11 +1,10 @@
-"""Provisional ranges on disk: bytes of a torrent's content that no piece of it vouches for yet.
+"""Provisional ranges on disk: bytes of a torrent whose pieces are not complete yet.
 
 `torrents/<info hash>/parts` is a log (docs/formats/parts.md): a header, then each range with its
-bytes. Nothing is synced: what a crash tears fails its checksum or ends the log, and is asked for
-again. A range that is forgotten is marked so, and its room given back as a hole.
+bytes. Nothing is synced: a range that a crash tears fails its checksum or ends the log, and is
+fetched again. A forgotten range is marked, and its room freed as a hole.
 
-All of this blocks on the disk. Only the maker of the object uses it, by one thread
-at a time.
+All methods block on the disk. An object has one user, who calls it from one thread at a time.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from p2pcloop.formats.holes import punch_hole
 from p2pcloop.store.ranges import Range
 
 MAX_BYTES = 64 << 20
-"""Of all provisional ranges of a torrent together; what comes later is not kept."""
+"""Bytes of all provisional ranges of a torrent together; later ones are not kept."""
 
 PARTS = "parts"
-"""What the file is called."""
+"""The name of the file."""
 
 _HEADER = struct.Struct("<8sI")
 _RECORD = struct.Struct("<B3xIQII")
@@ -37,11 +36,11 @@ _HERE, _FORGOTTEN = 1, 0
 class Parts:
     """The log of one torrent.
 
-    The disk is asked a favour only: its errors lose ranges, and only `keep` tells of them.
+    Errors of the disk only lose ranges: `keep` raises them, the other methods do not.
     """
 
     def __init__(self, torrent: Path) -> None:
-        """`torrent` is the torrent's directory in the store. Nothing is made before `keep`."""
+        """`torrent` is the torrent's directory in the store. The file is made by `keep`."""
         self._path = torrent / PARTS
         self._places: dict[int, tuple[int, int, int]] = {}
         self._end = 0
@@ -54,7 +53,7 @@ class Parts:
         return sorted((offset, length) for offset, (_, length, _) in self._places.items())
 
     def read(self, offset: int) -> bytes | None:
-        """The bytes of the range that begins here; None where they are not, or torn."""
+        """The bytes of the range that begins here; None if they are not here, or torn."""
         if offset not in self._places:
             return None
         place, length, check = self._places[offset]
@@ -69,7 +68,7 @@ class Parts:
         """Keep ranges, by offset; none may overlap one that is kept.
 
         Raises:
-            OSError: the system refused; those that were written before are kept.
+            OSError: the system refused; ranges that were written before are kept.
         """
         if not parts:
             return
@@ -84,7 +83,7 @@ class Parts:
                 raise
 
     def forget(self, offsets: Iterable[int]) -> None:
-        """Forget the ranges that begin here; the file goes with the last."""
+        """Forget the ranges that begin here; the file is deleted with the last range."""
         places = [self._places.pop(offset) for offset in offsets if offset in self._places]
         with suppress(OSError):
             if not self._places:
@@ -127,7 +126,7 @@ def kept_ranges(torrent: Path) -> list[Range]:
 
 
 def _records(fd: int) -> Iterator[tuple[int, int, tuple[int, int, int]]]:
-    """Each whole record up to the first that is not: state, offset, (place, length, checksum)."""
+    """Each record up to the first torn one: state, offset, (place, length, checksum)."""
     size, at = os.fstat(fd).st_size, _HEADER.size
     while len(head := os.pread(fd, _RECORD.size, at)) == _RECORD.size:
         state, length, offset, check, checked = _RECORD.unpack(head)

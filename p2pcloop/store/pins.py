@@ -18,7 +18,7 @@ _MAX_SIZE = 4 << 20
 
 
 def load_pins(home: Home) -> dict[bytes, str]:
-    """The ids of the pinned manifests, each with the name that it had then.
+    """The ids of the pinned manifests, each with its name when it was pinned.
 
     Raises:
         FormatError: pins.msgpack is damaged.
@@ -44,10 +44,10 @@ def load_pins(home: Home) -> dict[bytes, str]:
 
 
 def save_pins(home: Home, pins: dict[bytes, str]) -> None:
-    """Keep the pins, durably. Only the holder of the home's lock may.
+    """Keep the pins, durably. For the holder of the home's lock only.
 
     Raises:
-        UsageError: they are too many.
+        UsageError: there are too many.
         StorageError: the system refused; the old pins are still there.
     """
     if len(pins) > MAX_PINS:

@@ -1,4 +1,4 @@
-"""The profiles of a home, `profiles/<image id hex>`: recorded by its boots, or given by others."""
+"""The profiles of a home, `profiles/<image id hex>`: recorded by its boots, or attached."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from p2pcloop.store.home import Home, replace_file
 from p2pcloop.units import BLOCK_SIZE
 
 MAX_ANCESTORS = 64
-"""Manifests that are looked through for a profile of an older version."""
+"""How many older manifests are searched for a profile."""
 
 _log = logging.getLogger(__name__)
 
 
 def profile_path(home: Home, image_id: bytes) -> Path:
-    """Where the profile of an image is kept."""
+    """The path of an image's profile."""
     return home.profiles / image_id.hex()
 
 
 def load_profile(home: Home, image_id: bytes) -> Profile | None:
-    """The profile that is kept for an image; None where there is none, or it is damaged.
+    """The profile that is kept for an image; None if there is none, or it is damaged.
 
     Raises:
         StorageError: the system refused.
@@ -44,10 +44,10 @@ def load_profile(home: Home, image_id: bytes) -> Profile | None:
 
 
 def keep_profile(home: Home, data: bytes) -> Profile:
-    """Keep a profile for its image, in place of the one that was there.
+    """Keep a profile for its image; it replaces an older one.
 
     Raises:
-        FormatError, MismatchError: it is none.
+        FormatError, MismatchError: the bytes are no valid profile.
         StorageError: the system refused; the old one is still there.
     """
     profile = open_profile(data)
@@ -57,7 +57,7 @@ def keep_profile(home: Home, data: bytes) -> Profile:
 
 
 def forget_profile(home: Home, image_id: bytes) -> bool:
-    """Delete the profile of an image; False where there was none.
+    """Delete the profile of an image; False if there was none.
 
     Raises:
         StorageError: the system refused.
@@ -73,11 +73,11 @@ def forget_profile(home: Home, image_id: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A profile that serves an image.
+    """A profile that fits an image.
 
     Attributes:
-        profile: what it says.
-        of: the image that it is of: the one that was asked for, or what that was made from.
+        profile: the touches of a boot.
+        of: the image that it belongs to: the one that was asked for, or one that it was made from.
         kept: by this home; else the publisher attached it to `of`.
     """
 
@@ -87,9 +87,9 @@ class Found:
 
 
 def look_up_profile(home: Home, manifest: Manifest) -> Found | None:
-    """Find the profile that serves an image best: its own, or that of what it was made from.
+    """Find the profile that fits an image best: its own, or that of an image it was made from.
 
-    For each, what this home keeps comes before what the publisher attached: the user's own
+    For each of these, a profile that this home keeps is preferred to an attached one: the user's
     machine recorded it, or the user chose it.
 
     Raises:
@@ -112,7 +112,7 @@ def find_profile(home: Home, manifest: Manifest) -> Profile | None:
 
 
 def expected_touches(home: Home, manifest: Manifest) -> tuple[Touch, ...]:
-    """What a boot of an image is expected to read, in order; empty where no profile is known.
+    """The touches that a boot of an image is expected to make; empty if no profile is known.
 
     Raises:
         StorageError: the system refused.
@@ -124,18 +124,18 @@ def expected_touches(home: Home, manifest: Manifest) -> tuple[Touch, ...]:
 def fit_profile(
     profile: Profile, image_id: bytes, size: int, before: Iterable[Manifest] = ()
 ) -> tuple[bytes, str]:
-    """Tell what of a profile is of use on an image.
+    """Fit a profile to an image.
 
     Args:
         image_id, size: of the image.
-        before: what it was made from (`ancestors`).
+        before: the manifests that it was made from (`ancestors`).
 
     Returns:
-        Its packed touches, and a remark for the user: "" where it is of this very image.
+        The packed touches, and a remark for the user: "" if the profile is of this image.
 
     Raises:
         MismatchError: it is of another image, and names blocks that this one does not have, or
-            nothing of it is left.
+            no touch is left.
     """
     blocks = size // BLOCK_SIZE
     touches = fit_touches(profile.touches, blocks)
@@ -155,7 +155,7 @@ def fit_profile(
 
 
 def ancestors(home: Home, manifest: Manifest) -> Iterator[Manifest]:
-    """What is known here of the manifests before one, nearest first."""
+    """The manifests that one was made from, as far as they are known here, nearest first."""
     seen: set[bytes] = set()
     ahead = [manifest.previous, manifest.parent]
     while ahead and len(seen) < MAX_ANCESTORS:
@@ -173,5 +173,5 @@ def _read_manifest(home: Home, manifest_id: bytes) -> SignedManifest | None:
     try:
         signed = open_manifest((home.manifests / manifest_id.hex()).read_bytes())
     except (OSError, P2pcloopError):
-        return None  # not known here, or damaged: it is only looked at for a hint
+        return None  # not known here, or damaged: it would only have been a hint
     return signed if signed.id == manifest_id else None

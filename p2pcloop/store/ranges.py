@@ -10,7 +10,7 @@ Range = tuple[int, int]
 
 
 class Ranges:
-    """Disjoint ranges. One that is added stays as it is: what touches is not joined.
+    """Disjoint ranges. Neighbours are not joined.
 
     Attributes:
         size: bytes of all of them.
@@ -31,7 +31,7 @@ class Ranges:
         """Add a range that overlaps none.
 
         Raises:
-            ValueError: it does, or it is empty.
+            ValueError: it overlaps one, or it is empty.
         """
         if length < 1 or self.overlapping(offset, length):
             raise ValueError(f"bytes {offset} to {offset + length} cannot be added")
@@ -51,7 +51,7 @@ class Ranges:
         self.size = 0
 
     def overlapping(self, offset: int, length: int) -> list[Range]:
-        """Those that have a byte in common with a range, in order."""
+        """The ranges that share a byte with this one, in order."""
         first = max(0, bisect_right(self._starts, offset) - 1)
         starts = self._starts[first : bisect_left(self._starts, offset + length)]
         found = ((start, self._lengths[start]) for start in starts)
@@ -65,7 +65,7 @@ class Ranges:
         return self._starts[at], self._lengths[self._starts[at]]
 
     def gaps(self, offset: int, length: int) -> list[Range]:
-        """What of a range lies in none of them, in order."""
+        """The gaps: the parts of a range that lie in none of them, in order."""
         found, end = [], offset + length
         for start, size in self.overlapping(offset, length):
             if offset < start:

@@ -1,12 +1,12 @@
-"""What a node knows by name: signed manifests, and which of them a name points to.
+"""Signed manifests, and the one that each name points to.
 
-`manifests/<sha256 hex>` holds a signed manifest as it came; the file's name is the manifest's id.
+`manifests/<sha256 hex>` holds a signed manifest as received; the file's name is the manifest's id.
 `names.msgpack` is a table of names (store/name_table.py). Both are replaced whole and synced, and
 checked whole when they are read.
 
-A name never goes back: a version that is older than one that was seen is refused. Two manifests
-under one version are a fork: a publisher signs each version once, so one of the two was not
-meant, and only the publisher can tell which.
+A name never goes back: a version older than one that was seen is refused. Two manifests with one
+version number are a fork: a publisher signs each version once, so one of the two is a mistake, and
+only the publisher knows which.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from p2pcloop.store.name_table import (
 
 
 class Records:
-    """The manifests and names of one home. Only the holder of the home's lock may keep any."""
+    """The manifests and names of one home. Only the holder of the home's lock may write."""
 
     def __init__(self, home: Home) -> None:
         """Read the names.
@@ -46,7 +46,7 @@ class Records:
         """Read a manifest that was kept.
 
         Raises:
-            NotHereError: none of this id was.
+            NotHereError: there is none of this id.
             FormatError, MismatchError: the file is damaged.
         """
         path = self._home.manifests / manifest_id.hex()
@@ -62,14 +62,14 @@ class Records:
         return signed
 
     def find(self, name: Name) -> NameRecord | None:
-        """What is known under a name, if anything is."""
+        """The entry of a name, or None."""
         return self._names.get(name)
 
     def name(self, name: Name) -> NameRecord:
-        """What is known under a name.
+        """The entry of a name.
 
         Raises:
-            NotHereError: nothing is.
+            NotHereError: there is none.
         """
         known = self.find(name)
         if known is None:
@@ -86,7 +86,7 @@ class Records:
         """Refuse a version that a name must not have.
 
         Args:
-            old: an older version is what was asked for, by its number.
+            old: the user asked for an older version, by its number.
 
         Raises:
             MismatchError: an older version than one that was seen, or a fork.
@@ -137,17 +137,17 @@ class Records:
         A link that has no secret does not take a private image's away.
 
         Args:
-            link: that of the manifest.
-            record: that of the manifest, if there is one.
+            link: to the manifest.
+            record: of the manifest, if there is one.
             old: as of `check_version`.
 
         Returns:
-            What the name points to now.
+            The new entry of the name.
 
         Raises:
             MismatchError: as of `check`; nothing was changed.
-            UsageError: there are as many names as may be; what was kept before stays.
-            StorageError: the system refused; what was kept before is still there.
+            UsageError: there are too many names; nothing was changed.
+            StorageError: the system refused; the old state is still there.
         """
         self.check(signed, link, record, old=old)
         manifest = signed.manifest
@@ -156,7 +156,7 @@ class Records:
             link = link.public()
         elif known is not None:
             link = replace(link, secret=link.secret or known.link.secret)
-        # What is too long to be read again would be forgotten, its secret and its history too.
+        # A link that is too long to be read again would be lost, with its secret and its history.
         new = _updated(known, manifest.version, link.fitted(), record)
         names = self._names | {link.name: new}
         data = pack_names(names.values()) if new != known else b""
@@ -172,10 +172,10 @@ class Records:
         return new
 
     def forget(self, name: Name, ids: set[bytes]) -> None:
-        """Forget versions of a name; it points to the newest of those that are left, if any is.
+        """Forget versions of a name; it then points to the newest that is left, if any.
 
         Raises:
-            StorageError: the system refused; what was kept before is still there.
+            StorageError: the system refused; the old state is still there.
         """
         known = self.name(name)
         names = {key: each for key, each in self._names.items() if key != name}
@@ -211,7 +211,7 @@ class Records:
 
 
 def fork_error(name: Name, version: int, one: bytes, other: bytes) -> MismatchError:
-    """The error that tells of two manifests under one version."""
+    """The error for two manifests with one version number."""
     return MismatchError(
         f"fork: two manifests are signed as version {version} of {name}: {one.hex()} and"
         f" {other.hex()}",
@@ -221,7 +221,7 @@ def fork_error(name: Name, version: int, one: bytes, other: bytes) -> MismatchEr
 
 
 def _check_record(record: SignedRecord, signed: SignedManifest, link: Link) -> None:
-    """A record and a manifest must say the same of each other."""
+    """Check that a record and a manifest belong together."""
     said, manifest = record.record, signed.manifest
     if (said.name, said.version, said.manifest_id, said.manifest_torrent) != (
         manifest.name,

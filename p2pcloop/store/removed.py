@@ -1,7 +1,7 @@
 """Versions whose data was removed from this home, although they stay known.
 
-`manifests/<id hex>.removed` is an empty file. What was published from here stays known, so that its
-next version is numbered on; but its layers are not needed here any more.
+`manifests/<id hex>.removed` is an empty file. A version that was published from here stays known,
+so that the number of the next one follows; but its layers are not needed here any more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def mark_removed(home: Home, ids: Iterable[bytes]) -> None:
 
 
 def unmark_removed(home: Home, manifest_id: bytes) -> None:
-    """Note that a manifest's data is wanted here again.
+    """Note that the data of a manifest is wanted here again.
 
     Raises:
         StorageError: the system refused.

@@ -1,4 +1,4 @@
-"""Addresses of unix sockets, however long the path of the socket is.
+"""Addresses of unix sockets for paths of any length.
 
 A unix socket's address holds 107 bytes of path (unix(7): `sun_path` has 108 with the final NUL),
 a path may have 4095. A socket that lies deeper is reached through a descriptor of its directory:
@@ -26,10 +26,10 @@ _ROOM_BELOW = 48
 
 
 def socket_folder() -> str:
-    """Where to make a temporary directory for a socket whose path another program must hold.
+    """The directory in which to make a temporary directory for a socket of another program.
 
-    That is where temporary files go, unless its path is too long (TMPDIR of a build system): then
-    the user's own runtime directory, else /tmp.
+    It is the directory for temporary files, unless its path is too long (TMPDIR of a build system):
+    then the user's runtime directory, else /tmp.
     """
     folders = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", "")]
     for folder in folders:
@@ -41,7 +41,7 @@ def socket_folder() -> str:
 
 @contextmanager
 def socket_address(path: Path) -> Iterator[str]:
-    """An address for the socket at `path`, good inside the block and in this process only.
+    """An address for the socket at `path`, valid inside the block and in this process only.
 
     Raises:
         UsageError: the name of the socket itself is too long.

@@ -1,5 +1,6 @@
-"""From which file the versions of a name were made here: another file is another image, until the
-user says that it is the next version.
+"""The file that the versions of a name were made of here.
+
+Another file is taken for another image, unless the user says that it is the next version.
 
 `sources/<key hex>-<label>` in the home holds its path, absolute and without symbolic links; of a
 disk with the partition's name below it (`p2pcloop.making.local.ImageFile.source`).
@@ -16,7 +17,7 @@ from p2pcloop.store.home import Home, replace_file
 
 
 def known_source(home: Home, name: Name) -> Path | None:
-    """The file of which a version was made here last; None where none is known.
+    """The file that the last version was made of here; None if it is not known.
 
     Raises:
         StorageError: the system refused.

@@ -1,7 +1,7 @@
 """When each piece of a torrent was last used by a boot (docs/formats/stamps.md).
 
-Beside the have file, `torrents/<info hash>/stamps`. It is replaced whole, at the end of a boot.
-Only the order of eviction depends on it: one that is lost or damaged counts as if nothing was used.
+The file is `torrents/<info hash>/stamps`. It is replaced whole at the end of a boot. Only the order
+of eviction depends on it: without it, or if it is damaged, no piece counts as used.
 """
 
 from __future__ import annotations

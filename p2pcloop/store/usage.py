@@ -1,4 +1,4 @@
-"""Which torrents must stay, and why: what this home's manifests, pins and overlays say."""
+"""The torrents that must stay, and why, by the manifests, pins and overlays of a home."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MANIFEST = re.compile(rf"[0-9a-f]{{{2 * ID_SIZE}}}")
 
 
 class Keep(Enum):
-    """Why something is not evicted; the value completes "2.1 GB ...". The first is told."""
+    """Why something is not evicted; the value completes "2.1 GB ...". The first reason counts."""
 
     RUNNING = "are in use by running guests or commands"
     READING = "are just being read or fetched"
@@ -43,7 +43,7 @@ class Keep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What must stay of the torrents that are named here.
+    """The torrents that manifests of this home name, and those of them that must stay.
 
     Attributes:
         keep: torrents that must stay whole.
@@ -58,8 +58,8 @@ def look_at_usage(home: Home) -> Usage:
     """Read manifests, pins, leases, overlays and keys.
 
     Raises:
-        FormatError, MismatchError, UsageError: one of them cannot be read: nothing may be evicted,
-            since what it protects is not known.
+        FormatError, MismatchError, UsageError: one of them cannot be read. Then nothing may be
+            evicted, since it might have kept anything.
         StorageError: the system refused.
     """
     known = known_manifests(home)
@@ -81,7 +81,7 @@ def look_at_usage(home: Home) -> Usage:
 
 
 def _whole_images(home: Home) -> Iterator[tuple[bytes, Keep]]:
-    """The ids of manifests of which everything must stay, whether or not it is in use."""
+    """The ids of manifests whose layers must all stay, even if they are not in use."""
     for manifest_id in load_pins(home):
         yield manifest_id, Keep.PINNED
     for _, ids in overlaid_manifests(home):
@@ -92,10 +92,10 @@ def _whole_images(home: Home) -> Iterator[tuple[bytes, Keep]]:
 def published_layers(
     manifest: Manifest, known: Mapping[bytes, Manifest], ours: set[bytes]
 ) -> list[LayerRef]:
-    """The layers that a manifest of ours has from no other publisher: this may be their only copy.
+    """The layers of a manifest of ours that no other publisher has: this may be the only copy.
 
-    What it was made from, and so its layers, may be of another key: those can be had from there.
-    Of ancestors that are not known here nothing is taken away.
+    The image that it was made from may be of another key, whose publisher has its layers. Layers of
+    ancestors that are not known here stay, too.
 
     Args:
         manifest: signed by one of `ours`.
@@ -125,7 +125,7 @@ def known_manifests(home: Home) -> Iterator[tuple[bytes, Manifest]]:
     except OSError as err:
         raise storage_error(f"cannot read {home.manifests}", err) from err
     for path in paths:
-        if _MANIFEST.fullmatch(path.name):  # others are being written
+        if _MANIFEST.fullmatch(path.name):  # other names are files that are being written
             yield bytes.fromhex(path.name), _read_manifest(path)
 
 
