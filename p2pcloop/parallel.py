@@ -1,4 +1,4 @@
-"""Work for both cores, answered in order, with a bounded number of pieces under way."""
+"""Work spread over threads, its results in order, with a bounded number of items under way."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def ordered_map(
 ) -> Generator[Result]:
     """Yield `work(item)` for each item, in order, computed on threads.
 
-    Pays where `work` leaves the GIL (zlib, zstd, SHA-256, file reads). A few items a worker are
-    taken in advance, so that memory stays bounded however long `items` is. When the caller stops
-    early, what was not begun is dropped.
+    Of use if `work` releases the GIL (zlib, zstd, SHA-256, file reads). Only a few items per worker
+    are taken in advance, so memory stays bounded however long `items` is. If the caller stops
+    early, items that were not begun are dropped.
 
     Args:
         work: called on worker threads.
         items: taken on the calling thread.
-        workers: threads; the processors this process may use by default.
-        ahead: items a worker taken in advance. More where some take much longer than others: what
-            is done waits for the one before it.
+        workers: threads; by default as many as this process may use processors.
+        ahead: items per worker that are taken in advance. More if some take much longer than
+            others: a result waits for the one before it.
     """
     threads = workers or len(os.sched_getaffinity(0))
     pending: deque[Future[Result]] = deque()

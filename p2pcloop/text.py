@@ -1,4 +1,4 @@
-"""Text that strangers wrote (names in file systems, a guest's words), as a terminal may show it."""
+"""Text for terminals and programs: words of strangers made printable, and JSON."""
 
 from __future__ import annotations
 

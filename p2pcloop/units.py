@@ -1,4 +1,4 @@
-"""Sizes that every format and every room agrees on, in bytes, and how sizes are told to people."""
+"""Sizes that all formats share, in bytes, and sizes as text for people."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_IMAGE_SIZE = 1 << 44
 
 
 def format_size(size: float) -> str:
-    """Tell a number of bytes in units of 1000, as links and disks are sold: `82.6 MB`."""
+    """A number of bytes as text, in units of 1000 as for links and disks: `82.6 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break
@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     """Read a number of bytes as users write it: `512M`, `1G`, `4096`; K, M, G and T are of 1024.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not of that form.
     """
     match = re.fullmatch(r"([0-9]{1,9})([KMGT]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
     if match is None:

@@ -1,7 +1,7 @@
-"""What a block server needs of a device, and how a device says that bytes are not here yet.
+"""The interface of a block device, and the exception for bytes that are not here yet.
 
-A device is plain synchronous code: a call either answers at once from what is on this machine or
-raises `Missing`. The caller fetches the missing ranges and calls again.
+A device is plain synchronous code: a call either answers at once, from data on this machine, or
+raises `Missing`. Then the caller has the missing ranges fetched and calls again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 PART_SIZE = 1 << 20
-"""The most bytes asked of p2pcloopd in one call: those who wait for others are not kept long."""
+"""Bytes asked of p2pcloopd in one call at most, so that other readers do not wait long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ByteRange:
         torrent: the v1 info hash, 20 bytes.
         offset: first byte, counted from the start of the torrent's first file.
         length: bytes, at least 1.
-        heal: what is on this disk did not match its SHA-256: check it again and fetch it anew.
+        heal: the bytes on this disk did not match their SHA-256: check them, and fetch them anew.
     """
 
     torrent: bytes
@@ -40,7 +40,7 @@ class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an e
     """The answer needs bytes that are not here, or not right here.
 
     Attributes:
-        ranges: what to fetch before the same call is made again; never empty, without repeats.
+        ranges: to fetch before the same call is made again; never empty, without repeats.
     """
 
     def __init__(self, ranges: Sequence[ByteRange]) -> None:
@@ -49,7 +49,7 @@ class Missing(Exception):  # noqa: N818  an outcome that asks for data, not an e
 
 
 def never_missing(missing: Missing) -> None:
-    """Stand for a supplier of missing ranges, for an image all of which is here."""
+    """The supplier of missing ranges for an image all of which is here."""
     raise AssertionError(f"a local image cannot lack anything, yet: {missing}")
 
 
@@ -78,34 +78,34 @@ class BlockDevice(Protocol):
         """Fill `views` (writable, one byte an item) with the bytes from `offset` on.
 
         Raises:
-            Missing: something is not here; the views may be filled in part.
+            Missing: bytes are not here; the views may be filled in part.
         """
 
     def copy_decoded(self, offset: int, view: memoryview) -> bool:
-        """Fill `view` if that takes no decoding, no disk and no waiting; nothing else happens.
+        """Fill `view` if that takes no decoding, no disk and no waiting; return whether it did.
 
-        A short way for small reads: it may say no to what `read_into` answers at once.
+        A short cut for small reads: it may return False where `read_into` would answer at once.
         """
 
     def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Prepare for reads of these ranges (offset, length), which follow at once.
 
-        Chunks that several of them need decoded are decoded side by side. Nothing is fetched, and
-        what goes wrong is told by the reads.
+        If several chunks have to be decoded, threads decode them side by side. Nothing is fetched,
+        and errors are left to the reads.
         """
 
     def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """Cut a range into stretches: bytes of each, and whether it is known to read as zeros.
 
-        Nothing is fetched or decoded for that. Two side by side are of different kinds. In a range
-        that is cut up very much the last ones may be left out.
+        Nothing is fetched or decoded for that. Two neighbours are of different kinds. If there are
+        very many stretches, the last ones may be left out.
         """
 
     def require(self, offset: int, length: int) -> None:
-        """Return if a read of the range finds all of it here; nothing is decoded.
+        """Check that all of a range is here, without decoding it.
 
         Raises:
-            Missing: something is not here.
+            Missing: bytes are not here.
         """
 
     def write(self, offset: int, views: Sequence[memoryview]) -> None:
@@ -116,21 +116,21 @@ class BlockDevice(Protocol):
         """
 
     def write_zeroes(self, offset: int, length: int, *, may_unmap: bool) -> None:
-        """Make a range read as zeros; with `may_unmap` its room may be given back.
+        """Make a range read as zeros; with `may_unmap` its room may be freed.
 
         Raises:
             Missing: as for `write`.
         """
 
     def discard(self, offset: int, length: int) -> None:
-        """Say that a range is not needed: whole blocks of it read as zeros, room is given back."""
+        """Give up a range: whole blocks of it read as zeros, and their room is freed."""
 
     def prepare_flush(self) -> Callable[[], None]:
-        """Note what has been written so far and return a call that makes it durable.
+        """Note the writes so far and return a call that makes them durable.
 
         The returned callable blocks on disk and may run on a worker thread; when it returns,
         everything acknowledged before `prepare_flush` is durable. Its errors are `StorageError`.
         """
 
     def close(self) -> None:
-        """Let go of files; what was flushed stays, what was not may be lost."""
+        """Close the files; flushed writes stay, others may be lost."""

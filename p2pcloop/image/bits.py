@@ -1,4 +1,4 @@
-"""Sets of the numbers below a limit: one bit each, however many are in it."""
+"""Sets of numbers below a limit, of one bit a number."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Bits:
     """
 
     def __init__(self, limit: int) -> None:
-        """Make an empty set; its memory, a byte for 8 numbers, is taken with the first one."""
+        """Make an empty set. Its memory, a byte for 8 numbers, is allocated with the first one."""
         self.count = 0
         self._limit = limit
         self._bits = bytearray()
 
     def add(self, number: int) -> bool:
-        """Add a number; False where it was there already."""
+        """Add a number; return False if it was there already."""
         if not self._bits:
             self._bits = bytearray((self._limit + 7) // 8)
         if number in self:

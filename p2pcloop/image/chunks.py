@@ -1,8 +1,8 @@
 """The decoded chunks of a stack of layers: each verified when it is decoded, and kept for a while.
 
-What was decoded last is kept in memory. What had to be decoded a second time goes into a temporary
-file instead: memory is too small for what is being read, and a copy from end to end, which needs
-nothing twice, writes nothing.
+The chunks decoded last are kept in memory. A chunk that had to be decoded a second time goes into a
+temporary file, too: memory is too small for the chunks that are in use. A copy from end to end,
+which needs no chunk twice, writes nothing there.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from p2pcloop.image.layer import Layer
 from p2pcloop.image.spill import SpillFile
 
 BATCH_SIZE: Final = 2 << 20
-"""Decoded bytes of chunks that are started together; the rest is decoded in its turn."""
+"""Decoded bytes of chunks that are started together; others are decoded when they are read."""
 
 AHEAD_SIZE: Final = 512 << 10
-"""How far ahead of one who reads chunk after chunk they are decoded; one chunk at least."""
+"""Bytes that are decoded ahead of a sequential reader; at least one chunk."""
 
 LEAST_SIZE: Final = 32 << 10
-"""A smaller chunk is decoded sooner than it is handed over."""
+"""To decode a chunk of fewer bytes takes less time than to hand it to a thread."""
 
 _ENTRY_SIZE = 512
-"""Counted for each chunk in memory besides its bytes."""
+"""Bytes counted for each chunk in memory besides its content."""
 
 _READERS = 8
-"""So many that read chunk after chunk are told apart."""
+"""How many sequential readers are told apart."""
 
 
 def chunk_key(layer: int, number: int) -> int:
-    """One number for a chunk of a layer of the stack; that of the next chunk is one more."""
+    """A number for a chunk of a layer of the stack; the next chunk's number is one more."""
     return layer << 32 | number
 
 
 class DecodedChunks:
-    """Gives out the content of chunks by key. All calls come from one thread.
+    """Returns the content of chunks by key. All calls come from one thread.
 
     Attributes:
-        bytes_touched: stored bytes of all chunks that were given out so far.
-        on_touch: called with the key of each when it is given out first.
+        bytes_touched: stored bytes of all chunks that were returned so far.
+        on_touch: called with the key of each chunk when it is first returned.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class DecodedChunks:
         self._last: deque[int] = deque(maxlen=_READERS)
 
     def touched(self, key: int) -> bool:
-        """Whether a chunk was given out so far."""
+        """Whether a chunk was returned so far."""
         return key & 0xFFFFFFFF in self._touched[key >> 32]
 
     def count_touched(self) -> int:
-        """How many chunks were given out so far."""
+        """How many chunks were returned so far."""
         return sum(bits.count for bits in self._touched)
 
     def part(self, key: int, start: int, length: int) -> memoryview | None:
-        """Return bytes of a chunk that is decoded; None where it is not, or is shorter."""
+        """Return bytes of a decoded chunk; None if it is not decoded, or shorter."""
         data = self._cache.get(key)
         if data is None:
             return None if self._spill is None else self._spill.read(key, start, length)
@@ -81,7 +81,7 @@ class DecodedChunks:
         return part if len(part) == length else None
 
     def read(self, key: int) -> memoryview:
-        """Return the content of a chunk, decoded if need be; errors as of `Layer.read_chunk`."""
+        """Return the content of a chunk, decoded if necessary. Errors as of `Layer.read_chunk`."""
         data = self._cache.get(key)
         if data is not None:
             self._cache.move_to_end(key)
@@ -101,13 +101,13 @@ class DecodedChunks:
         return key in self._cache or (self._spill is not None and key in self._spill)
 
     def read_ahead(self, keys: Iterable[int]) -> None:
-        """Have several chunks decoded side by side that are read next; not for one alone."""
+        """Have several chunks decoded side by side before they are read; ignores a single one."""
         wanted = [key for key in dict.fromkeys(keys) if not self.is_decoded(key)]
         if len(wanted) > 1:
             self._start(wanted, BATCH_SIZE)
 
     def close(self) -> None:
-        """End the threads and give back the room of what was spilled."""
+        """End the threads and free the room of the temporary file."""
         self._ahead.close()
         if self._spill is not None:
             self._spill.close()
@@ -115,7 +115,7 @@ class DecodedChunks:
     def _decode(self, key: int) -> bytes:
         layer, number = self._layers[key >> 32], key & 0xFFFFFFFF
         data = self._ahead.take(key) if key in self._ahead else None
-        # What was wrong when it was read ahead may have been healed since: it is read again.
+        # A chunk that was wrong when it was decoded ahead may have been healed since: read it.
         return layer.read_chunk(number) if data is None else data
 
     def _keep(self, key: int, data: memoryview) -> None:
@@ -125,7 +125,7 @@ class DecodedChunks:
             self._cached -= len(self._cache.popitem(last=False)[1]) + _ENTRY_SIZE
 
     def _follow(self, key: int) -> None:
-        """Decode ahead of one who reads chunk after chunk."""
+        """Decode ahead of a sequential reader."""
         if key - 1 not in self._last:
             self._last.append(key)
             return
@@ -140,9 +140,9 @@ class DecodedChunks:
         self._start([each for each in ahead if not self.is_decoded(each)], AHEAD_SIZE)
 
     def _start(self, keys: Sequence[int], limit: int) -> None:
-        """Have chunks decoded that are here, one at least and no more than `limit` bytes.
+        """Have chunks decoded that are here: at least one, and no more than `limit` bytes.
 
-        What is missing, or cannot be read, is told to who reads it.
+        Missing chunks and errors are left to the read of the chunk.
         """
         if not self._ahead.workers:
             return
@@ -163,4 +163,4 @@ class DecodedChunks:
 
 
 def _ignore(key: int) -> None:
-    """Ignore what is touched."""
+    """The `on_touch` of a cache whose touches are not recorded."""

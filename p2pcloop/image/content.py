@@ -1,8 +1,8 @@
-"""Where the bytes of a layer come from: its index and its pack, end to end, as in its torrent.
+"""The bytes of a layer: its index and its pack, end to end, as in its torrent.
 
-Offsets count from the start of the index; the pack begins where the index ends. A layer made of
-a local file has all of it at hand; one from the store has what the have file says is durable,
-and what has just arrived from p2pcloopd.
+Offsets count from the start of the index; the pack begins where the index ends. A layer made of a
+local file has all bytes at hand. One from the store has the bytes that are durable by the have
+file, and those that have just arrived from p2pcloopd.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from p2pcloop.image.bits import Bits
 from p2pcloop.store.have import HaveView
 
 ARRIVALS_LIMIT = 16 << 20
-"""Bytes that have arrived and were not read yet. The oldest are dropped: most are durable by then,
-others are asked for again."""
+"""Bytes that have arrived and were not read yet. The oldest are dropped: most of them are durable
+by then, and others are fetched again."""
 
 
 class Content(Protocol):
@@ -35,14 +35,14 @@ class Content(Protocol):
         """
 
     def missing(self, offset: int, length: int) -> ByteRange | None:
-        """Return what is to be fetched so that these bytes can be read; None if they are here."""
+        """Return the range to fetch before these bytes can be read; None if they are here."""
 
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
-        """Say that the bytes that `read` returned do not match their hash.
+        """Report that the bytes that `read` returned do not match their hash.
 
         Raises:
             Missing: they may be right elsewhere; the range asks to heal.
-            CorruptError: there is no other place.
+            CorruptError: there is no other source.
         """
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class LocalContent:
 
 
 class StoredContent:
-    """A layer in the store of this node, of which parts may be missing."""
+    """A layer in the store of this node; parts of it may be missing."""
 
     def __init__(self, directory: Path, layer: LayerRef) -> None:
         """`directory` is the place of the layer's torrent in the store; it need not exist yet."""
@@ -102,7 +102,7 @@ class StoredContent:
         self._healed: set[tuple[int, int]] = set()
 
     def accept(self, wanted: ByteRange, data: bytes) -> None:
-        """Take what p2pcloopd answered to a missing range; the next read of it returns this."""
+        """Take p2pcloopd's answer to a missing range; the next read of the range returns it."""
         key = wanted.offset, wanted.length
         self._arrived += len(data) - len(self._arrivals.pop(key, b""))
         self._arrivals[key] = data
@@ -120,7 +120,7 @@ class StoredContent:
             return data
         if not self.has(offset, length):
             raise Missing([ByteRange(self._torrent, offset, length)])
-        # What was healed once may go bad on this disk again.
+        # A range that was healed once may go bad on this disk again.
         self._healed.discard((offset, length))
         data = self._read_files(offset, length)
         if len(data) != length:
@@ -135,7 +135,7 @@ class StoredContent:
         return ByteRange(self._torrent, offset, length)
 
     def used(self) -> bytes:
-        """Which pieces were read so far: one bit a piece, most significant bit first."""
+        """The pieces that were read so far: one bit a piece, most significant bit first."""
         return self._used.to_bytes()
 
     def has(self, offset: int, length: int) -> bool:
@@ -146,7 +146,7 @@ class StoredContent:
                 self._have = HaveView(self._directory / "have")
             return self._have.has(offset // size, (offset + length - 1) // size)
         except (NotHereError, FormatError):
-            # Not begun, torn by a crash, or cut short: p2pcloopd, which makes it anew, is asked.
+            # Not begun, torn by a crash, or cut short: ask p2pcloopd, which makes it anew.
             self._close_have()
             return False
 
@@ -179,7 +179,7 @@ class StoredContent:
             self._used.add(piece)
 
     def _read_files(self, offset: int, length: int) -> bytes:
-        """Return fewer bytes where a file was cut short, none where it was taken away."""
+        """Return fewer bytes if a file was cut short, none if it was deleted."""
         in_pack = offset >= self._index_length
         try:
             fd = self._open_file("pack" if in_pack else "index")
@@ -190,7 +190,7 @@ class StoredContent:
             raise storage_error(f"cannot read {self._directory}", err) from err
 
     def _open_file(self, name: str) -> int:
-        """Open a file of the torrent once a piece of it is here, not before: it may not exist."""
+        """Open a file of the torrent when a piece of it is here; before, it may not exist."""
         if name not in self._fds:
             path = next(self._directory.glob(f"data/*/{name}"), None)
             if path is None:

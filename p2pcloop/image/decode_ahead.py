@@ -1,8 +1,9 @@
-"""Chunks that other threads decode before they are asked for.
+"""Chunks that threads decode before they are read.
 
-Decompression and hashing leave the GIL, but handing over one chunk and waiting for it costs more
-than it saves. So this is for several chunks that are needed at once, and for those that come next.
-A reader of a chunk that no thread has begun decodes it itself; while a thread is at it, another.
+Decompression and hashing release the GIL, but to hand over one chunk and wait for it costs more
+than it saves. So this is for several chunks that are needed at once, and for those that follow. A
+reader decodes a chunk itself if no thread has begun; while a thread decodes it, the reader decodes
+another one.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 Decode = Callable[[], bytes | None]
-"""Returns the content of a chunk, or None where the stored bytes are wrong; on any thread."""
+"""Returns the content of a chunk, or None if the stored bytes are wrong; runs on any thread."""
 
 MAX_SIZE: Final = 4 << 20
-"""Decoded bytes of all that is under way or waits to be taken; what is oldest is given up."""
+"""Decoded bytes of all chunks that are under way or not read yet; the oldest are dropped."""
 
 _MAX_WORKERS = 3
 
@@ -35,7 +36,7 @@ class DecodeAhead:
         return key in self._jobs
 
     def start(self, key: int, size: int, decode: Decode) -> None:
-        """Have a chunk of `size` decoded bytes decoded when a thread has time."""
+        """Have a chunk of `size` decoded bytes decoded by the next free thread."""
         while self._jobs and self._size + size > MAX_SIZE:
             self._pop(next(iter(self._jobs))).future.cancel()
         if self._pool is None:
@@ -44,7 +45,7 @@ class DecodeAhead:
         self._size += size
 
     def take(self, key: int) -> bytes | None:
-        """Return what the decoding of a key returns, as soon as it does, and forget it."""
+        """Wait for the decoding of a key, return its result, and forget it."""
         job = self._pop(key)
         if job.begin():
             return job.result
@@ -55,7 +56,7 @@ class DecodeAhead:
         return job.future.result()
 
     def close(self) -> None:
-        """End the threads; what has not begun is never done."""
+        """End the threads; decodings that have not begun are dropped."""
         self._jobs.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
@@ -68,7 +69,7 @@ class DecodeAhead:
 
 
 class _Job:
-    """A decoding: done on a thread, or by who waits if no thread has begun."""
+    """A decoding: done on a thread, or by the reader if no thread has begun."""
 
     __slots__ = ("_decode", "_done_here", "future", "result", "size")
 
@@ -80,7 +81,7 @@ class _Job:
         self._done_here = False
 
     def begin(self) -> bool:
-        """Decode here and now unless a thread has begun; whether the result is `result`."""
+        """Decode now, unless a thread has begun; return whether `result` has the result."""
         if not self._done_here and self.future.cancel():
             self.result = self._decode()
             self._done_here = True

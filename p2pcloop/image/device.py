@@ -1,7 +1,7 @@
 """The device that a guest sees: a merged image with an overlay on top.
 
-Reads go overlay, map, chunk. Writes go into the overlay only, in whole blocks: of a block that is
-written in part, the rest is read first.
+A read looks into the overlay, then the map, then the chunk. Writes go into the overlay only, in
+whole blocks: if a block is written in part, its rest is read first.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from p2pcloop.units import BLOCK_SIZE
 _ZERO_BLOCK = memoryview(bytes(BLOCK_SIZE))
 
 _WINDOW = 1 << 13
-"""Blocks whose states are looked at together: those of the largest read."""
+"""Blocks whose states are read together: as many as the largest read has."""
 
 _MAX_STRETCHES = 1 << 14
-"""Stretches of maps and overlay that one call of `extents` looks at: some milliseconds."""
+"""Stretches of maps and overlay that one call of `extents` reads: some milliseconds."""
 
 
 class ImageDevice:
     """A `BlockDevice` (image/api.py); without an overlay it is read-only.
 
     Attributes:
-        image: what lies below.
-        overlay: what was changed, or None.
-        touches: is told what is read of the image, or None.
+        image: below the overlay.
+        overlay: holds the changes, or None.
+        touches: records the blocks that are read of the image, or None.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ImageDevice:
         *,
         length: int = 0,
     ) -> None:
-        """`length`: bytes of the device, where these are no multiple of 4096; else 0."""
+        """`length`: bytes of the device if they are no multiple of 4096; else 0."""
         self.image = image
         self.overlay = overlay
         self.touches = touches
@@ -140,9 +140,9 @@ class ImageDevice:
         self._writable.write(offset - before, views)
 
     def write_zeroes(self, offset: int, length: int, *, may_unmap: bool) -> None:  # noqa: ARG002
-        """See `BlockDevice.write_zeroes`; blocks of zeros never keep room, so that either way does.
+        """See `BlockDevice.write_zeroes`. Blocks of zeros never take room, with or without unmap.
 
-        The partial blocks at both ends come first: when one is missing, nothing was changed.
+        The partial blocks at both ends are written first: if one is missing, nothing was changed.
         """
         end = offset + length
         first, last = -(-offset // BLOCK_SIZE), end // BLOCK_SIZE
@@ -174,7 +174,7 @@ class ImageDevice:
             self.overlay.close()
 
     def below(self, first: int, count: int) -> Iterator[tuple[int, int]]:
-        """Of some blocks, those that the overlay leaves to the image: first block, blocks."""
+        """The stretches of blocks that are not in the overlay: first block, blocks."""
         if self.overlay is None:
             yield first, count
             return
@@ -201,7 +201,7 @@ class ImageDevice:
         return self.overlay
 
     def _read_image(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
-        """See `MergedImage.read_into`; what is missing was touched when it was asked for."""
+        """See `MergedImage.read_into`. Missing blocks count as touched when they are first read."""
         self._note(offset, length)
         return self.image.read_into(offset, length, scatter)
 
@@ -212,7 +212,7 @@ class ImageDevice:
     def _edges(
         self, offset: int, end: int, before: int, after: int
     ) -> tuple[memoryview, memoryview]:
-        """What stands before `offset` in its block and after `end` in its own."""
+        """The bytes before `offset` in its block, and those after `end` in its block."""
         head, tail = memoryview(bytearray(before)), memoryview(bytearray(after))
         missing: list[ByteRange] = []
         for start, view in ((offset - before, head), (end, tail)):

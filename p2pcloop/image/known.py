@@ -1,14 +1,14 @@
-"""Chunks that other layers of this home have: what a reader need not fetch, nor a publisher pack.
+"""Chunks that other layers of this home have: no need to fetch them, nor to pack them again.
 
-All layers of the manifests that are known here are looked through, as far as the pages of their
-chunk tables lie here. Of each chunk 40 bits of its id and 24 bits for its place are kept, 8 bytes
-in all, sorted; the rest is read again from the page when it is asked for. Layers are looked through
-up to `MAX_PAGES` pages in all, whether those are here or not: 8 MiB for 2^20 chunks, 64 GiB of
-images in chunks of 64 KiB. They are loaded when first asked, newest manifest first: 30 ms for
-28,000 chunks, 1 to 3 s for as many as there may be.
+The search covers the layers of known manifests, if the pages of their chunk tables are here.
+For each chunk it keeps 40 bits of its id and 24 bits for its place, 8 bytes in all, sorted; the
+rest is read again from the page when it is needed. It covers layers of up to `MAX_PAGES` pages in
+all, whether these are here or not: 8 MiB of memory for 2^20 chunks, 64 GiB of images in chunks of
+64 KiB. The keys are loaded at the first search, newest manifest first: 30 ms for 28,000 chunks, 1
+to 3 s for the largest number.
 
-Nothing found here is believed: the reader of a chunk compares it with its id, and what does not
-match, for whatever reason, is fetched as if it had not been found.
+A result is only a hint: the reader compares the chunk with its id, and fetches it if it does not
+match, as if it had not been found.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from p2pcloop.store.lease import Lease
 _log = logging.getLogger(__name__)
 
 MAX_MANIFESTS = 256
-"""The newest ones; of each, all layers."""
+"""How many manifests are searched, the newest ones; of each, all layers."""
 
 MAX_PAGES = (1 << 20) // ENTRIES_PER_PAGE
 _PLACE_BITS = 24
 _PLACE = (1 << _PLACE_BITS) - 1
 _SORTED_AT_ONCE = 1 << 16
-"""Keys of one sorted array: few enough that sorting takes no memory to speak of."""
+"""Keys of one sorted array: few enough that sorting takes little memory."""
 
 _CANDIDATES = 8
-"""Places of one id that are looked at: a hostile table may hold one id a million times."""
+"""Places of one id that are tried: a hostile table may hold one id a million times."""
 
 _OPEN_CONTENTS = 16
 _PARSED_PAGES = 16
@@ -57,9 +57,9 @@ class KnownChunk:
     """A chunk, and the layer in whose pack it lies.
 
     Attributes:
-        ref: that layer; the whole of it need not be here.
-        chunk: its entry, as if it stood in that layer's own table (`source` is 0).
-        seal: of that layer, where its chunks are sealed.
+        ref: that layer; not all of it need be here.
+        chunk: its entry, as in that layer's own table (`source` is 0).
+        seal: of that layer, if its chunks are sealed.
     """
 
     ref: LayerRef
@@ -75,14 +75,14 @@ class _KnownLayer:
 
 
 class KnownChunks:
-    """Where chunks lie by their ids, over all layers of a home."""
+    """Finds chunks by their ids in all layers of a home."""
 
     def __init__(self, home: Home, *, secrets: Iterable[bytes] = ()) -> None:
         """Nothing is read yet.
 
         Args:
-            home: whose manifests and torrents are looked through.
-            secrets: of private images; the sealed layers of others are passed over.
+            home: whose manifests and torrents are searched.
+            secrets: of private images; the sealed layers of other images are skipped.
         """
         self._home = home
         self._secrets = {key_check(secret): secret for secret in secrets}
@@ -98,12 +98,12 @@ class KnownChunks:
         self._leases: dict[bytes, Lease] = {}
 
     def find(self, chunk_id: bytes) -> Iterator[KnownChunk]:
-        """Tell where a chunk lies, a few places at most."""
+        """Yield the places of a chunk, a few at most."""
         if not self._loaded:
             self._loaded = True
             self._load()
             self.close()
-            self._contents.clear()  # to be looked through is not to be used
+            self._contents.clear()  # a search does not count as a use
         for place in islice(self._places(chunk_id), _CANDIDATES):
             known = self._resolve(place)
             if known is not None and known.chunk.id == chunk_id:
@@ -115,23 +115,23 @@ class KnownChunks:
         return self._content(known.ref).has(offset, known.chunk.length)
 
     def read(self, chunk: Chunk) -> bytes | None:
-        """Return the content of a chunk from another place where it is here; None where nowhere.
+        """Return the content of a chunk from another place on this machine; None if there is none.
 
         See `image.layer.Elsewhere`.
         """
         for known in self.find(chunk.id):
-            data = self._decode(known)  # None: it is fetched, as if it had not been known
+            data = self._decode(known)  # None: the chunk is fetched, as if it had not been found
             if data is not None and len(data) == chunk.size:
                 self._hold(known.ref.torrent)
                 return data
         return None
 
     def contradicts(self, known: KnownChunk) -> bool:
-        """Whether the chunk's bytes are here and are not what its entry says: a table may lie."""
+        """Whether the chunk's bytes are here and do not match its entry: a table may lie."""
         return self.is_here(known) and self._decode(known) is None
 
     def _decode(self, known: KnownChunk) -> bytes | None:
-        """The content of a chunk, verified; None where it is not here, or wrong."""
+        """The content of a chunk, verified; None if it is not here, or wrong."""
         content = self._content(known.ref)
         pack = Pack(content, known.ref.index_length, known.ref.pack_length, known.seal)
         try:
@@ -141,7 +141,7 @@ class KnownChunks:
         return pack.decode(known.chunk, stored)
 
     def _hold(self, torrent: bytes) -> None:
-        """Have nothing of a torrent evicted that was of use."""
+        """Take a lease on a torrent that was of use, so that it is not evicted."""
         if torrent not in self._leases:
             try:
                 self._leases[torrent] = Lease(self._home, torrent)
@@ -149,11 +149,11 @@ class KnownChunks:
                 _log.warning("what is used of another image may be evicted: %s", err)
 
     def used(self) -> dict[bytes, bytes]:
-        """Which pieces of each torrent were of use: see `StoredContent.used`."""
+        """The pieces of each torrent that were of use: see `StoredContent.used`."""
         return {ref.torrent: content.used() for ref, content in self._contents.items()}
 
     def close(self) -> None:
-        """Close the files and end the leases; both come again when they are needed."""
+        """Close the files and end the leases; a later search opens and takes them again."""
         while self._open:
             self._open.popitem()[1].close()
         while self._leases:
@@ -236,7 +236,7 @@ class KnownChunks:
         return KnownChunk(known.ref, replace(chunk, source=0), known.seal)
 
     def _parse(self, number: int, layer: _KnownLayer, page: int) -> ChunkPage | None:
-        """The entries of a page, read again; None where it is not here any more or was wrong."""
+        """The entries of a page, read again; None if it is not here any more, or wrong."""
         chunks = self._parsed.get(number)
         if chunks is None:
             try:
@@ -257,7 +257,7 @@ class KnownChunks:
         return [0 if ref is None else ref.pack_length for ref in refs]
 
     def _content(self, ref: LayerRef) -> StoredContent:
-        """The bytes of a layer; of those used last, files stay open."""
+        """The bytes of a layer; the files of layers used last stay open."""
         content = self._contents.get(ref)
         if content is None:
             content = StoredContent(self._home.torrents / ref.torrent.hex(), ref)
@@ -286,7 +286,7 @@ def _modified(path: Path) -> float:
 
 
 def _keys(page: bytes, number: int) -> Iterable[int]:
-    """A key for each entry: the first 40 bits of its id, as this machine reads them, its place."""
+    """A key for each entry: the first 40 bits of its id, in this machine's order, and its place."""
     words = array("Q", page)
     first = number * ENTRIES_PER_PAGE
     ids = words[ENTRY.size // 8 - 4 :: ENTRY.size // 8]

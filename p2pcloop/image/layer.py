@@ -18,11 +18,11 @@ from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.content import Content
 
 Elsewhere = Callable[[Chunk], bytes | None]
-"""Returns the content of a chunk, verified, from wherever else it lies here; None where nowhere."""
+"""Returns the verified content of a chunk from another place on this machine, or None."""
 
 
 def nowhere(_chunk: Chunk) -> None:
-    """Knows no other place."""
+    """The `Elsewhere` that knows no other place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Pack:
 
     Attributes:
         content: index and pack of that layer, end to end.
-        start: where in it the pack begins: the length of the index.
+        start: the offset of the pack in it: the length of the index.
         length: bytes of the pack.
-        seal: of that layer, where its chunks are sealed.
+        seal: of that layer, if its chunks are sealed.
     """
 
     content: Content
@@ -42,12 +42,12 @@ class Pack:
     seal: Seal | None = None
 
     def decode(self, chunk: Chunk, stored: bytes) -> bytes | None:
-        """Return the content of a chunk of this pack, verified; None where the bytes are wrong."""
+        """Return the content of a chunk of this pack, verified; None if the bytes are wrong."""
         data = self.decode_unverified(chunk, stored)
         return data if data is not None and hashlib.sha256(data).digest() == chunk.id else None
 
     def decode_unverified(self, chunk: Chunk, stored: bytes) -> bytes | None:
-        """Return what bytes decode to, right or wrong; None where they do not decode."""
+        """Return decoded bytes, right or wrong; None if they cannot be decoded."""
         try:
             if self.seal is not None:
                 stored = self.seal.open_chunk(chunk.offset, stored)
@@ -85,7 +85,7 @@ def load_page(
         content: the layer's bytes.
         header: of its index.
         number: of the page.
-        seal: where the layer is sealed.
+        seal: of the layer, if it is sealed.
         source_lengths: bytes of each source's pack.
 
     Raises:
@@ -111,9 +111,9 @@ def read_page_bytes(content: Content, header: IndexHeader, number: int) -> bytes
 class PageCache:
     """The pages of chunk tables that were read last, of all layers of an image together.
 
-    A page that is dropped is read again when it is needed; where it came by itself and the pieces
-    round it are not here yet, it is fetched again. That meets only images of more than some 170,000
-    chunks.
+    A page that was dropped is read again when it is needed. If it was fetched as an exact range,
+    and its pieces are not here yet, it is fetched again. That happens only with images of more than
+    about 170,000 chunks.
     """
 
     LIMIT: Final = (8 << 20) // PAGE_SIZE
@@ -122,14 +122,14 @@ class PageCache:
         self._pages: OrderedDict[tuple[bytes, int], ChunkPage] = OrderedDict()
 
     def get(self, layer_id: bytes, number: int) -> ChunkPage | None:
-        """A page that was read; it is then the one used last."""
+        """A page that was read, or None; it becomes the one used last."""
         page = self._pages.get((layer_id, number))
         if page is not None:
             self._pages.move_to_end((layer_id, number))
         return page
 
     def put(self, layer_id: bytes, number: int, page: ChunkPage) -> None:
-        """Keep a page, and drop the one that was not used for longest where there are too many."""
+        """Keep a page; if there are too many, drop the one that was unused for longest."""
         self._pages[layer_id, number] = page
         if len(self._pages) > self.LIMIT:
             self._pages.popitem(last=False)
@@ -157,9 +157,9 @@ class Layer:
         Args:
             content: the layer's bytes.
             header: of its index.
-            seal: where the layer is sealed.
+            seal: of the layer, if it is sealed.
             sources: the packs of the layers that the header names, in that order.
-            elsewhere: asked for each chunk that is missing.
+            elsewhere: called for each chunk that is missing.
             pages: keeps the pages of the chunk table; shared by the layers of an image.
 
         Raises:
@@ -178,7 +178,7 @@ class Layer:
         self._pages = pages or PageCache()
 
     def take_map(self) -> LayerMap:
-        """Return the layer's map, which is forgotten here: once merged, it only costs memory."""
+        """Return the layer's map and forget it: once it is merged, it would only cost memory."""
         layer_map, self._map = self._map, LayerMap.from_runs([])
         return layer_map
 
@@ -217,7 +217,7 @@ class Layer:
 
         Raises:
             Missing: the chunk, or its page of the table, is not here or not right here.
-            CorruptError: it does not match its hash wherever it comes from.
+            CorruptError: it does not match its hash, from any source.
         """
         chunk = self.chunk(number)
         pack = self._packs[chunk.source]
@@ -235,7 +235,7 @@ class Layer:
         return data
 
     def missing_chunk(self, number: int) -> ByteRange | None:
-        """Return what is to be fetched so that a chunk can be read; None if it is here somewhere.
+        """Return the range to fetch before a chunk can be read; None if it is on this machine.
 
         Raises:
             Missing: its page of the table is not here.

@@ -1,4 +1,4 @@
-"""The merged image: the layers' maps joined once, over their decoded chunks."""
+"""The merged image: the maps of all layers joined once, and their decoded chunks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_CACHE_SIZE = 64 << 20
 
 
 class MergedImage:
-    """What a stack of layers reads as.
+    """The image that a stack of layers shows.
 
     Attributes:
         layers: base first.
@@ -38,9 +38,9 @@ class MergedImage:
         """Join `layers`, base first; the image has the size of the top layer.
 
         Args:
-            layers: at least one, none of them twice; their maps are taken.
+            layers: at least one, none of them twice; they lose their maps.
             cache_size: bytes of decoded chunks that are kept, least recently used dropped first.
-            spill: folder for a temporary file of those that are needed again all the same, or None.
+            spill: folder for a temporary file of chunks that memory has no room for, or None.
             also_close: called when the image is closed.
         """
         self.layers = layers
@@ -59,11 +59,11 @@ class MergedImage:
 
     @property
     def bytes_touched(self) -> int:
-        """Their stored bytes."""
+        """Stored bytes of the distinct chunks read so far."""
         return self._chunks.bytes_touched
 
     def notify_touches(self, on_touch: Callable[[int, int], None]) -> None:
-        """Have `on_touch` called with layer and number of each chunk when it is read first."""
+        """Have `on_touch` called with layer and number of each chunk when it is first read."""
         self._chunks.on_touch = lambda key: on_touch(key >> 32, key & 0xFFFFFFFF)
 
     def touched(self, layer: int, number: int) -> bool:
@@ -74,11 +74,10 @@ class MergedImage:
         """Fill the next `length` bytes of `scatter` with the image's bytes from `offset` on.
 
         Returns:
-            What is missing, without repeats; where that is not empty, the bytes were not all
-            filled.
+            The missing ranges, without repeats; if there are any, not all bytes were filled.
 
         Raises:
-            CorruptError: a chunk matches its hash nowhere.
+            CorruptError: a chunk does not match its hash, from any source.
             FormatError: the index is what was signed and yet cannot be right.
         """
         missing: dict[ByteRange, None] = {}
@@ -116,9 +115,10 @@ class MergedImage:
         return part
 
     def copy_decoded(self, offset: int, view: memoryview) -> bool:
-        """Fill `view` with whole blocks that lie in one decoded chunk, or are zeros: the usual case
-        of a small read; False, and nothing filled, in all others. Costs half of what `read_into`
-        does.
+        """Fill `view` with whole blocks that lie in one decoded chunk, or are zeros.
+
+        That is the usual case of a small read, and costs half of `read_into`. In all other cases
+        this fills nothing and returns False.
         """
         pieces = self.map.pieces(offset // BLOCK_SIZE, len(view) // BLOCK_SIZE)
         if len(pieces) != 1:
@@ -134,7 +134,7 @@ class MergedImage:
         return True
 
     def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """See `BlockDevice.read_ahead`; the ranges (first block, blocks) are not of the overlay."""
+        """See `BlockDevice.read_ahead`; the ranges (first block, blocks) are not in the overlay."""
         self._chunks.read_ahead(
             chunk_key(layer, chunk)
             for first, count in ranges
@@ -143,7 +143,7 @@ class MergedImage:
         )
 
     def missing(self, first: int, count: int) -> list[ByteRange]:
-        """What a read of these blocks lacks, as far as that is known; see `BlockDevice.require`."""
+        """The ranges that a read of these blocks lacks, if known; see `BlockDevice.require`."""
         missing: dict[ByteRange, None] = {}
         for layer, chunk, _, _ in self.map.pieces(first, count):
             if chunk == ZERO_CHUNK or self._chunks.is_decoded(chunk_key(layer, chunk)):

@@ -1,4 +1,4 @@
-"""Reads a device from end to end, as a file that programs copy from."""
+"""A device as a file that is read from end to end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from p2pcloop.image.api import BlockDevice, Missing
 
 _WINDOW = 1 << 30
-"""Bytes of the device whose zeros are looked for at once."""
+"""Bytes of the device that are searched for zeros at once."""
 
 
 class DeviceReader(io.RawIOBase):
     """The content of a device as a readable stream.
 
-    `supply` brings here what is missing, and returns; then the same bytes are read again.
+    `supply` fetches missing ranges and returns; then the same bytes are read again.
     """
 
     def __init__(self, device: BlockDevice, supply: Callable[[Missing], None]) -> None:
@@ -29,7 +29,7 @@ class DeviceReader(io.RawIOBase):
         return True
 
     def skip_zeros(self) -> int:
-        """Go on to the next byte that is not known to be zero; return how many were left out."""
+        """Skip to the next byte that is not known to be zero; return how many were skipped."""
         start = self._offset
         while self._data_until <= self._offset < self._device.size:
             length = min(_WINDOW, self._device.size - self._offset)

@@ -1,4 +1,4 @@
-"""Fills a list of memoryviews one stretch after the other, wherever their borders lie."""
+"""Fills a list of memoryviews with stretches whose borders need not be those of the views."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ZEROS = memoryview(bytes(1 << 20))
 
 
 class Scatter:
-    """A place in a list of views (writable, one byte an item) that moves as they are filled."""
+    """A position in a list of views (writable, one byte an item); it moves as they are filled."""
 
     def __init__(self, views: Sequence[memoryview]) -> None:
         self._views = views

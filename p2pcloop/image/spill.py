@@ -1,9 +1,9 @@
-"""Decoded chunks that memory has no room for, in a temporary file that the system may cache or not.
+"""Decoded chunks that memory has no room for, in a temporary file.
 
-To read a block from the page cache takes 2 µs, to decode its chunk of 64 KiB again 120. The file
-has no name, belongs to one process and ends with it. It is a ring: what is written next takes the
-place of what was written first. Each block is compared with a CRC-32 that was taken when its chunk
-had just been verified, so that a disk which loses or changes it costs no more than the decoding.
+To read a block from the page cache takes 2 µs; to decode its chunk of 64 KiB again takes 120 µs.
+The file has no name, belongs to one process and ends with it. It is a ring: new chunks replace the
+oldest. Each block is compared with a CRC-32 that was computed when its chunk had just been
+verified. If the disk loses or changes the block, its chunk is decoded again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from p2pcloop.units import BLOCK_SIZE
 
 MAX_SIZE = 1 << 30
 MAX_PLACES = 1 << 15
-"""Chunks that it holds at most: what is noted of each takes up to 600 bytes of memory."""
+"""Chunks that it holds at most: each takes up to 600 bytes of memory for its entry."""
 
 SHARE_OF_ROOM = 8
-"""Of the room on the disk that is free when the file is made, it takes at most this part."""
+"""The file takes at most this part of the room that is free on the disk when it is made."""
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class _Place(NamedTuple):
 
 
 class SpillFile:
-    """Decoded chunks by key; only `close` gives the room back before the process ends."""
+    """Decoded chunks by key; `close`, or the end of the process, frees the room."""
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
         """Make no file yet: most images that are booted never need one.
 
         Args:
             folder: where the file is made.
-            limit: bytes that it may take; as told above where None.
+            limit: bytes that it may take; None: a part of the free room.
         """
         self._folder = folder
         self._limit = limit
@@ -57,7 +57,7 @@ class SpillFile:
         return key in self._places
 
     def put(self, key: int, data: memoryview) -> bool:
-        """Keep a chunk, whole blocks; False where that is not possible."""
+        """Keep a chunk of whole blocks; return False if that is not possible."""
         if self._limit == 0:
             return False
         try:
@@ -79,7 +79,7 @@ class SpillFile:
         return True
 
     def read(self, key: int, start: int, length: int) -> memoryview | None:
-        """Return bytes of a chunk; None where it is not here, is shorter, or went bad.
+        """Return bytes of a chunk; None if it is not here, is shorter, or went bad.
 
         Args:
             key: of the chunk.
@@ -103,7 +103,7 @@ class SpillFile:
         return view[skip : skip + length]
 
     def close(self) -> None:
-        """Forget all and give the room back."""
+        """Forget all chunks and free the room."""
         self._places.clear()
         self._end = 0
         if self._file is not None:
@@ -118,12 +118,12 @@ class SpillFile:
         return file
 
     def _make_room(self, size: int) -> int | None:
-        """Return where the next `size` bytes go, and forget what lay there; None if nowhere."""
+        """Return a place for `size` bytes and forget the chunks there; None if too large."""
         assert self._limit is not None
         if size > self._limit:
             return None
         if self._end + size > self._limit:
-            # What lies from here on is older than all that lies before: it goes first.
+            # Chunks from here on are older than all before: they are dropped first.
             self._forget(self._end, self._limit)
             self._end = 0
         offset = self._end

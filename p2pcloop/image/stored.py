@@ -1,4 +1,4 @@
-"""Opens the image of a manifest from the store of a node, where parts may still be missing."""
+"""Opening the image of a manifest from the store of a node; parts may still be missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StoredImage:
             manifest: whose signature was verified.
             torrents: the store's folder with one directory for each info hash.
             secret: of a private image, as its link has it.
-            known: looked at for each chunk that is missing, before p2pcloopd is asked.
+            known: searched for each chunk that is missing, before p2pcloopd is asked.
 
         Raises:
             UsageError: the image is private and there is no secret.
@@ -59,7 +59,7 @@ class StoredImage:
 
     @classmethod
     def of_home(cls, manifest: Manifest, home: Home, secret: bytes | None = None) -> Self:
-        """From a home's store, where chunks that its other images have are taken from those.
+        """From a home's store; chunks that other images there have are read from those.
 
         Raises:
             UsageError, MismatchError: as for the constructor.
@@ -68,23 +68,23 @@ class StoredImage:
         return cls(manifest, home.torrents, secret, known=known)
 
     def accept(self, wanted: ByteRange, data: bytes) -> None:
-        """Take what p2pcloopd answered to a missing range."""
+        """Take p2pcloopd's answer to a missing range."""
         self._contents[wanted.torrent].accept(wanted, data)
 
     def open(
         self, *, cache_size: int = DEFAULT_CACHE_SIZE, spill: Path | None = None
     ) -> MergedImage:
-        """Return the merged image; what was read so far is kept until then. Opens once.
+        """Return the merged image. To be called until it does; headers read so far are kept.
 
         Args:
             cache_size, spill: see `MergedImage`.
 
         Raises:
-            Missing: headers or maps of layers are not here; all that can be asked for at once.
+            Missing: headers or maps of layers are not here; names all that can be fetched at once.
             MismatchError: a layer is not what the manifest says, or sealed under another key.
             FormatError: a header or map is what was signed and yet cannot be right.
         """
-        # How a source's chunks are sealed stands in its header; those of others need none.
+        # Only sources of sealed layers need their headers: these say how chunks are sealed.
         wanted = self._manifest.all_layers if self._manifest.private else self._manifest.layers
         try:
             check_headers(wanted)
@@ -105,7 +105,7 @@ class StoredImage:
         return MergedImage(layers, cache_size=cache_size, spill=spill, also_close=also_close)
 
     def used(self) -> dict[bytes, bytes]:
-        """Which pieces of each torrent were read so far: see `StoredContent.used`."""
+        """The pieces of each torrent that were read so far: see `StoredContent.used`."""
         elsewhere = {} if self._known is None else self._known.used()
         return elsewhere | {torrent: content.used() for torrent, content in self._contents.items()}
 
@@ -154,7 +154,7 @@ class StoredImage:
         return Pack(content, ref.index_length, ref.pack_length, self._seal(ref))
 
     def _seal(self, ref: LayerRef) -> Seal | None:
-        """How a layer is sealed; in an image that is not private, none is."""
+        """The seal of a layer; None in an image that is not private."""
         header = self._headers.get(ref.layer_id)
         if header is None or header.salt is None:
             return None
@@ -167,7 +167,7 @@ class StoredImage:
 
 
 def _all_at_once(load: Callable[[LayerRef], None], refs: Iterable[LayerRef]) -> None:
-    """Call `load` for all layers before what is missing is told, so that all is asked for."""
+    """Call `load` for all layers, then raise one `Missing` with the ranges of all of them."""
     missing: list[ByteRange] = []
     for ref in refs:
         try:

@@ -1,4 +1,4 @@
-"""Notes which blocks of an image are read first, and when: a boot's profile in the making."""
+"""Recording the blocks of an image that a boot reads first, and when: its profile."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from p2pcloop.formats.profile import MAX_TOUCHES
 
 MAX_SECONDS = 300.0
-"""A boot is over by then; what is read later says nothing of it."""
+"""A boot is over by then; later reads say nothing about it."""
 
 _REGION_BITS = 18
 _REGION = 1 << _REGION_BITS
-"""Blocks (1 GiB) whose touches share an array, so that a large device takes no more memory than
-what of it is read."""
+"""Blocks (1 GiB) whose touches share an array, so that a large device takes memory only for the
+parts that are read."""
 
 
 class Touches:
-    """The first touches of a device, for as long as a boot may take.
+    """The first touches of a device, for the longest time that a boot may take.
 
     Attributes:
         found: (first block, blocks, time as of `clock`), in order.

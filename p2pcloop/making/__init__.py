@@ -1,1 +1,1 @@
-"""Making layers: of files as they lie, and of what differs between images."""
+"""Making layers: of image files in place, and of the differences between images."""

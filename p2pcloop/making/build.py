@@ -1,6 +1,6 @@
-"""Makes layers: the index of a cloop or raw image as it lies, or a new pack with its index.
+"""Making layers: the index of a cloop or raw image in place, or a new pack with its index.
 
-Chunks of zeros are in no index: what no run holds reads as zeros.
+Chunks of zeros are in no index: blocks that no run maps read as zeros.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 CHUNK_SIZE = 64 << 10
-"""Of the packs that we write: cloop's own, the unit in which a boot without a profile reads."""
+"""Bytes of a chunk of our packs: as in a cloop, the unit that a boot without a profile reads."""
 
 PACK_LEVEL = 9
 _PER_CHUNK = CHUNK_SIZE // BLOCK_SIZE
 _ZEROS = bytes(CHUNK_SIZE)
 _BATCH_SIZE = 1 << 20
-"""Uncompressed bytes of one piece of work: long enough that handing it over costs little."""
+"""Uncompressed bytes of one item of work: so long that to hand it to a thread costs little."""
 
 Read = Callable[[int, int], bytes]
-"""Returns the bytes at an offset, of a length; fewer where the file has become shorter."""
+"""Returns the bytes at an offset, of a length; fewer if the file has become shorter."""
 
 NextData = Callable[[int], int]
 """Returns the next byte, from an offset on, that is not known to be zero: holes are not read.
@@ -39,30 +39,30 @@ Called on one thread."""
 
 
 def no_holes(offset: int) -> int:
-    """`NextData` of what may have data everywhere."""
+    """The `NextData` of a source that may have data everywhere."""
     return offset
 
 
 _Encode = Callable[[bytes], tuple[Codec, bytes]]
 
 Progress = Callable[[int], None]
-"""Is told how many bytes of the device are done."""
+"""Called with the bytes of the device that are done."""
 
 
 @dataclass
 class _Table:
-    """Chunks and runs as they come, in the order of the device."""
+    """Collects chunks and runs, in the order of the device."""
 
     chunks: list[Chunk] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
     def add(self, chunk: Chunk, block: int, per_chunk: int) -> None:
-        """A chunk of its own for the blocks from `block` on."""
+        """Add a new chunk for the blocks from `block` on."""
         self.chunks.append(chunk)
         self.map(len(self.chunks) - 1, block, chunk.blocks, per_chunk)
 
     def map(self, number: int, block: int, blocks: int, per_chunk: int) -> None:
-        """Blocks that a chunk holds from its first one on; joined with the run before."""
+        """Map blocks to a chunk, from its first block on; join them with the run before."""
         if self.runs:
             last = self.runs[-1]
             chunks, within = divmod(last.count, last.per_chunk)
@@ -78,15 +78,15 @@ class _Table:
 
 
 def can_stay(cloop: CloopFile) -> bool:
-    """Whether a cloop is seeded as it lies: its blocks must be whole blocks of 4 KiB."""
+    """Whether a cloop can be seeded in place: its blocks must be whole blocks of 4 KiB."""
     return cloop.index.header.block_size % BLOCK_SIZE == 0
 
 
 def index_cloop(cloop: CloopFile, pack_length: int, progress: Progress) -> bytes:
-    """Return the index of a cloop as it lies; each block of it is a chunk, equal ones at one place
-    are one.
+    """Return the index of a cloop in place.
 
-    Every block is decoded on the way, so that a damaged cloop is never published.
+    Each block of it is a chunk; blocks that share a place in the file share a chunk. Every block is
+    decoded on the way, so that a damaged cloop is never published.
 
     Args:
         cloop: one that `can_stay`.
@@ -132,7 +132,7 @@ class _BlockHasher:
         self._repeated: dict[int, Chunk | None] = {}
 
     def chunk(self, number: int) -> Chunk | None:
-        """Return the chunk of a block, None where it is all zeros."""
+        """Return the chunk of a block; None if it is all zeros."""
         index = self._cloop.index
         if not index.has_repeats:
             return self._hash(number)
@@ -156,11 +156,11 @@ class _BlockHasher:
 
 
 def index_raw(read: Read, size: int, progress: Progress, next_data: NextData = no_holes) -> bytes:
-    """Return the index of a raw image as it lies: chunks of 64 KiB, stored plainly.
+    """Return the index of a raw image in place: chunks of 64 KiB, stored plainly.
 
     Args:
         read: called with offset and length on worker threads.
-        size: bytes; where it is not a multiple of 4 KiB, the device ends in zeros.
+        size: bytes; if it is not a multiple of 4 KiB, the device ends in zeros.
         progress: is told how far it is.
         next_data: see `NextData`.
 
@@ -188,7 +188,7 @@ def pack_raw(
     Equal chunks are stored once.
 
     Args and raises: as for `index_raw`; and
-        pack: where the pack is written, from its current place on.
+        pack: the pack is written to it, from its current position on.
     """
     image_size = check_image_size(size)
     table = _Table()
@@ -238,7 +238,7 @@ def _scan(
         length = min(_BATCH_SIZE, size - start)
         data = read(start, length)
         if len(data) != length:
-            # Its lost end would be published as zeros.
+            # Else its lost end would be published as zeros.
             raise FormatError(
                 f"the image became shorter than {size} bytes while it was read",
                 hint="leave it alone while it is read, and try again",
@@ -262,7 +262,7 @@ def _scan(
 
 
 def _batches(size: int, next_data: NextData) -> Iterator[int]:
-    """Where the batches begin that hold more than holes."""
+    """The start of each batch that has data; batches of holes are skipped."""
     at = 0
     while (at := next_data(at)) < size:
         at -= at % _BATCH_SIZE

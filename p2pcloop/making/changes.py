@@ -1,7 +1,7 @@
-"""Which blocks of a target differ from a base: of an overlay, or of one image from another.
+"""Finding the blocks of a target that differ from a base: those of an overlay, or of an image.
 
 A whole chunk of the base is first compared by its SHA-256, so that the base's content is needed
-only where something differs. Blocks of the base that cannot be had count as changed.
+only if something differs. Blocks of the base that cannot be fetched count as changed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 
 _BATCH_BLOCKS = 256
-"""Blocks of one piece of work: long enough that handing it over costs little."""
+"""Blocks of one item of work: so many that to hand it to a thread costs little."""
 
 _WINDOW = 4096
-"""Blocks of which the base's map is asked at once."""
+"""Blocks of one look-up in the base's map."""
 
 ZERO_BLOCK = bytes(BLOCK_SIZE)
 SEEN, REPEATED = 1, 2
@@ -37,14 +37,14 @@ Stretch = tuple[int, int]
 """First block, number of blocks."""
 
 Supply = Callable[[Missing], bool]
-"""Brings here what is missing; False where it cannot be had now."""
+"""Fetches missing ranges; returns False if they cannot be fetched now."""
 
 checksum = isal_zlib.crc32
-"""Of a block; what has an equal one is compared before it is taken for equal."""
+"""The checksum of a block. Equal checksums are only a hint: the blocks are compared."""
 
 
 class Target(Protocol):
-    """What a delta leads to."""
+    """The device that a base and a delta together show."""
 
     @property
     def size(self) -> int:
@@ -54,29 +54,29 @@ class Target(Protocol):
         """Return the content of blocks; may be called on any thread."""
 
     def stretches(self) -> Iterable[Stretch]:
-        """Where it may differ from the base, in order, none over another."""
+        """The stretches in which it may differ from the base, in order, without overlaps."""
 
     def next_data(self, block: int) -> int:
         """The next block from here on that is not known to be zeros."""
 
 
 class Base:
-    """The image that a delta lies on, or nothing: then all reads as zeros."""
+    """The image below a delta, or none: then all blocks read as zeros."""
 
     def __init__(self, image: MergedImage | None, supply: Supply) -> None:
-        """`supply` is asked for what is missing; once it said no, it is not asked again."""
+        """`supply` is called for missing ranges until it returns False for the first time."""
         self.image = image
         self._supply = supply
         self._asks = True
 
     def pieces(self, block: int, count: int) -> Sequence[Piece]:
-        """See `BlockMap.pieces`. A map may say more than the device holds, where it has shrunk."""
+        """See `BlockMap.pieces`. If the device has shrunk, the map may go beyond its end."""
         if self.image is None:
             return ((0, ZERO_CHUNK, 0, count),)
         return self.image.map.pieces(block, count)
 
     def chunk_id(self, piece: Piece) -> bytes | None:
-        """The id of a piece's chunk where it is the whole chunk and its entry can be had."""
+        """The id of a piece's chunk, if it is the whole chunk and its entry can be read."""
         layer, number, within, blocks = piece
         assert self.image is not None
         if within:
@@ -91,7 +91,7 @@ class Base:
                 return chunk.id if chunk.blocks == blocks else None
 
     def read(self, block: int, count: int, *, ask: bool = True) -> memoryview | None:
-        """Return the content of blocks; None where it cannot be had (or is not here: not `ask`)."""
+        """Return the content of blocks; None if it is missing. With `ask` it is fetched first."""
         assert self.image is not None
         data = memoryview(bytearray(count * BLOCK_SIZE))
         while missing := self.image.read_into(block * BLOCK_SIZE, len(data), Scatter([data])):
@@ -114,9 +114,10 @@ class Changes:
         zeros: the same, of runs that read as zeros and do not in the base.
         blocks: how many have content.
         zero_blocks: how many read as zeros.
-        unknown: how many count as changed because the base's content could not be had.
-        marks: for the upper bits of a block's checksum, whether blocks with content have it, or
-            several have: what has no mark is in the changes nowhere, what is not REPEATED once.
+        unknown: how many count as changed because the base's content could not be fetched.
+        marks: for the upper bits of a checksum, whether no block with content has it, one has it,
+            or several have. A block without a mark is not in the changes; one that is not marked
+            REPEATED is in them at most once.
     """
 
     size: int
@@ -135,7 +136,7 @@ class Changes:
         return self.marks[crc >> (32 - _FILTER_BITS)]
 
     def note(self, first: int, data: memoryview, below: memoryview | None) -> None:
-        """Compare blocks with the base's (None: not to be had) and keep those that differ."""
+        """Compare blocks with the base's (None: unknown) and keep those that differ."""
         for at in range(0, len(data), BLOCK_SIZE):
             content = data[at : at + BLOCK_SIZE]
             if below is not None and content == below[at : at + BLOCK_SIZE]:
@@ -153,7 +154,7 @@ class Changes:
 
 
 def append_block(runs: array[int], block: int) -> None:
-    """Put a block behind stretches; it joins the last one where it follows."""
+    """Add a block to stretches: to the last one if it follows that, else as a new one."""
     if runs and runs[-2] + runs[-1] == block:
         runs[-1] += 1
     else:
@@ -161,7 +162,7 @@ def append_block(runs: array[int], block: int) -> None:
 
 
 def stretches_of(runs: array[int]) -> Iterator[Stretch]:
-    """What `append_block` put together: the runs of `Changes.data` or `Changes.zeros`."""
+    """The stretches that `append_block` collected: `Changes.data` or `Changes.zeros`."""
     return zip(runs[0::2], runs[1::2], strict=True)
 
 
@@ -184,7 +185,8 @@ def find_changes(target: Target, base: Base, progress: Progress) -> Changes:
         progress: is told how many bytes were compared.
 
     Raises:
-        P2pcloopError: of the target's reading, and CorruptError where the base is damaged.
+        P2pcloopError: the target cannot be read.
+        CorruptError: the base is damaged.
     """
     changes = Changes(target.size)
     for batch, differing in ordered_map(partial(_examine, target), _batches(target, base)):
@@ -192,7 +194,7 @@ def find_changes(target: Target, base: Base, progress: Progress) -> Changes:
             if part.zero:
                 below: memoryview | None = memoryview(bytes(len(data)))
             else:
-                # Zeros cost nothing: nothing is fetched to find out whether they are new.
+                # A run of zeros costs nothing, so nothing is fetched to find out whether it is new.
                 below = base.read(part.first, part.count, ask=not _is_zero(data))
             changes.note(part.first, memoryview(data), below)
         progress((batch[-1].first + batch[-1].count) * BLOCK_SIZE)
@@ -202,7 +204,7 @@ def find_changes(target: Target, base: Base, progress: Progress) -> Changes:
 def _examine(
     target: Target, batch: Sequence[_Part]
 ) -> tuple[Sequence[_Part], list[tuple[_Part, bytes]]]:
-    """Read blocks of the target; return the batch, and what is not found equal without the base."""
+    """Read blocks of the target; return the batch, and the blocks not equal by their hashes."""
     differing = []
     for part in batch:
         data = target.read(part.first, part.count)
@@ -233,14 +235,14 @@ def _batches(target: Target, base: Base) -> Iterator[list[_Part]]:
 
 
 def _parts(target: Target, base: Base) -> Iterator[_Part]:
-    """Cut the target's stretches as the base's map has it."""
+    """Cut the target's stretches at the borders of the base's map."""
     for first, count in target.stretches():
         block, end = first, first + count
         while block < end:
             stop = min(end, block + _WINDOW)
             pieces = list(base.pieces(block, stop - block))
             if stop < end and len(pieces) > 1:
-                pieces.pop()  # it may go on: it is looked at whole with the next ones
+                pieces.pop()  # it may go on: compare it whole, with the next blocks
             for piece in pieces:
                 zero, size = piece[1] == ZERO_CHUNK, piece[3]
                 step = _BATCH_BLOCKS if zero else size

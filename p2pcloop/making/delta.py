@@ -105,9 +105,9 @@ def pack_delta(
 
     Args:
         changes: what differs.
-        target: read again where it differs, on this thread.
-        pack: where the pack is written, from its start.
-        progress: is told how many bytes of the target are packed.
+        target: the blocks that differ are read again, on this thread.
+        pack: the pack is written to it, from its start.
+        progress: called with the bytes of the target that are packed.
         reuse: what need not be packed.
         seal: seals the layer of a private image.
         shape: of the chunks.
@@ -228,7 +228,7 @@ class _Packer:
             yield block
 
     def _append(self, block: int, content: memoryview) -> Iterator[_New]:
-        """Put a block into the chunk that is being filled; it may end there."""
+        """Put a block into the chunk that is being filled; the chunk may end there."""
         if not self._open:
             self._number = len(self.chunks)
             self.chunks.append(_UNFINISHED)
@@ -281,7 +281,7 @@ class _Packer:
             places[-row:] = [None] * row
 
     def _refer(self, place: Place) -> int | None:
-        """The number here of a chunk of the base; None where no more sources may be named."""
+        """The number of a chunk of the base in this table; None if no more sources may be named."""
         key = place.layer, place.chunk
         if key not in self._numbers:
             assert self._reuse.base is not None
@@ -297,7 +297,7 @@ class _Packer:
         return self._numbers[key]
 
     def _map(self, block: int, number: int, within: int, per_chunk: int) -> None:
-        """Say where a block lies; it joins the run before, where it goes on."""
+        """Map a block to its place; extend the run before if the place follows."""
         if self.runs:
             last = self.runs[-1]
             chunks, position = divmod(last.within + last.count, last.per_chunk)
@@ -310,7 +310,7 @@ class _Packer:
 
 _UNFINISHED = Chunk(0, 0, 0, Codec.NONE, b"")
 _NOWHERE = (-1, -1)
-"""Of a block that is going to be packed."""
+"""The place of a block that will be packed."""
 
 
 def _blocks(content: memoryview) -> list[memoryview]:

@@ -15,18 +15,18 @@ class Sources:
     """The layers that a delta refers to.
 
     Attributes:
-        layers: those that the image names already.
-        named: ids, in the order of their numbers.
+        layers: ids that the image names already.
+        named: ids of the sources, in the order of their numbers.
     """
 
     def __init__(self, layers: Sequence[bytes], more: int) -> None:
-        """`more` is how many may be named besides those of `layers`."""
+        """`more` is the number of sources that may be named besides `layers`."""
         self.layers = layers
         self.named: list[bytes] = []
         self._more = more
 
     def number(self, layer_id: bytes) -> int | None:
-        """The number of a source, from 1 on; None where no more may be named."""
+        """The number of a source, from 1 on; None if no more may be named."""
         if layer_id not in self.named:
             new = layer_id not in self.layers
             if len(self.named) == MAX_SOURCES or (new and not self._more):
@@ -47,15 +47,15 @@ def build_delta_index(
 ) -> bytes:
     """Build the index of a layer that the image does not have yet.
 
-    Who goes back to what was before may get the same delta once more, if nothing had to be packed
-    for it. It is told from the first one by a source more, of which nothing is needed.
+    If a user goes back to an older state, the delta may be the same as an earlier one, if it packs
+    nothing. An additional source, to which no chunk refers, makes its id another.
 
     Args:
         runs, chunks, image_size, pack_length, seal: as of `build_index`.
         sources: one may be added.
 
     Raises:
-        FormatError: as of `build_index`, or it is the same whatever is added.
+        FormatError: as of `build_index`, or no source makes it another layer.
     """
     spare = [layer for layer in sources.layers if layer not in sources.named]
     for more in ([], *([layer] for layer in spare)):

@@ -1,4 +1,4 @@
-"""How much two images differ, by their maps and chunk ids: no content is read."""
+"""Counting the blocks in which two images differ, by maps and chunk ids, without content."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from p2pcloop.image.merged import MergedImage
 from p2pcloop.units import BLOCK_SIZE
 
 _WINDOW = 4096
-"""Blocks of which both maps are asked at once."""
+"""Blocks of one look-up in both maps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Of two images, as far as both have blocks.
+    """The difference of two images, over the blocks that both have.
 
     Attributes:
-        blocks: at most so many differ.
-        exact: so many do.
+        blocks: at most this many differ.
+        exact: exactly this many do.
     """
 
     blocks: int
@@ -29,7 +29,7 @@ class Difference:
 
 
 class Side:
-    """One of the two images, and who brings the pages of its chunk tables."""
+    """One of the two images, and the function that fetches pages of its chunk tables."""
 
     def __init__(self, image: MergedImage, supply: Callable[[Missing], None]) -> None:
         self.image = image
@@ -39,7 +39,7 @@ class Side:
         """The entry of a piece's chunk.
 
         Raises:
-            P2pcloopError: it can never be had.
+            P2pcloopError: it cannot be fetched.
         """
         while True:
             try:
@@ -56,7 +56,7 @@ def compare(one: Side, other: Side) -> Difference:
     """Count the blocks that may differ.
 
     Raises:
-        P2pcloopError: a page of a chunk table can never be had.
+        P2pcloopError: a page of a chunk table cannot be fetched.
     """
     blocks, exact = 0, True
     for first, second in _pairs(one.image, other.image):
@@ -68,7 +68,7 @@ def compare(one: Side, other: Side) -> Difference:
 
 
 def _pairs(one: MergedImage, other: MergedImage) -> Iterator[tuple[Piece, Piece]]:
-    """What both images hold, cut where either has a border: pieces of equal length."""
+    """The pieces of both images, cut at the borders of either: pairs of equal length."""
     end = min(one.size, other.size) // BLOCK_SIZE
     for at in range(0, end, _WINDOW):
         count = min(_WINDOW, end - at)
@@ -90,7 +90,7 @@ def _skip(piece: Piece, blocks: int) -> Piece:
 
 
 def _compare_pieces(one: Side, first: Piece, other: Side, second: Piece) -> str:
-    """Tell "equal", "different" (every block is) or "unknown" of two pieces of equal length."""
+    """Compare two pieces of equal length: "equal", "different" (in every block) or "unknown"."""
     zeros = (first[1] == ZERO_CHUNK) + (second[1] == ZERO_CHUNK)
     if zeros == 2:
         return "equal"
@@ -100,6 +100,6 @@ def _compare_pieces(one: Side, first: Piece, other: Side, second: Piece) -> str:
         return "equal"
     left, right = one.chunk(first), other.chunk(second)
     if left.id == right.id:
-        # A chunk may hold a block twice: other places in it do not say that blocks differ.
+        # A chunk may hold a block twice: so other places in it may hold equal blocks.
         return "equal" if first[2] == second[2] else "unknown"
     return "different" if left.blocks == right.blocks == 1 else "unknown"

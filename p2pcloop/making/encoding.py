@@ -1,4 +1,4 @@
-"""How the chunks of deltas and of hot layers are cut and compressed."""
+"""The sizes and the compression of the chunks of deltas and of hot layers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.units import BLOCK_SIZE
 
 _SMALL = 16 << 20
-"""Up to so much content is packed a little smaller; it takes a second on two cores."""
+"""Bytes of content up to which it is packed a little smaller; that takes 1 s on two cores."""
 
 _WORTH_IT = 0.97
-"""What a fast trial does not make smaller than this is stored as it is."""
+"""A chunk is stored as it is if a fast trial does not make it smaller than this share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How chunks are made of blocks.
+    """The sizes of chunks.
 
     Attributes:
         least: blocks of a chunk before it may end.
@@ -37,11 +37,11 @@ DELTA = Shape(96, 128, 15)
 """Long chunks: 512 KiB pack to 1.1 times, 256 KiB to 1.15 times what one stream does."""
 
 WHOLE = Shape(16, 16, 0)
-"""Of an image that lies on nothing: the unit in which a boot reads."""
+"""For an image without a base: the unit in which a boot reads."""
 
 HOT_BLOCKS = 64
-"""Of a chunk of what boots read, in order: 256 KiB, which pack to 1.03 times what 1 MiB do, so that
-a boot waits for little that it does not need just then."""
+"""Blocks of a chunk of a hot layer: 256 KiB, so that a boot waits for few bytes that it does not
+need just then. They pack to 1.03 times the size of chunks of 1 MiB."""
 
 
 class Level(enum.Enum):
@@ -54,8 +54,8 @@ class Level(enum.Enum):
 
 
 _TABLES = {"window_log": 19, "chain_log": 18, "hash_log": 16, "min_match": 3}
-"""Of the search: they about fit into a processor's own cache. Twice and eight times as long ones
-save 0.2 percent of the pack and take a third more time."""
+"""Tables of the search, which about fit into a processor's own cache. Tables of two and eight times
+the length make packs 0.2 percent smaller, and take a third more time."""
 
 _ZSTD = {
     Level.DELTA: zstandard.ZstdCompressionParameters.from_level(

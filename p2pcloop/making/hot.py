@@ -1,8 +1,8 @@
-"""Packs the blocks that a boot reads: a hot layer, on top of layers that have them anyway.
+"""Packing the blocks that a boot reads into a hot layer, on top of the layers that have them.
 
-Its pack holds them in order of first touch and compressed hard, so that a boot fetches one file
-from end to end; the device's content stays the same, block by block. All other blocks, and
-the nodes that have them, stay where they are (docs/design.md, "An optimized image").
+Its pack holds the blocks in order of first touch, compressed hard, so that a boot fetches one file
+from end to end. The content of the device does not change. The other layers and their peers do not
+change either (docs/design.md, "An optimized image").
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE
 
 MAX_HOT_BLOCKS = 1 << 18
-"""1 GiB, of which the first touches are taken: more is no boot."""
+"""Blocks that are packed at most, the first ones: 1 GiB. No boot reads more."""
 
 
 @dataclass(frozen=True, slots=True)
 class HotLayer:
-    """What was packed.
+    """A hot layer that was packed.
 
     Attributes:
         index: bytes of the layer's index.
@@ -63,15 +63,15 @@ def pack_hot(
     """Write the pack of a hot layer and return its index.
 
     Args:
-        target: the device; read where it is touched, on this thread.
+        target: the device; touched blocks are read, on this thread.
         touches: blocks of that device, in the order in which a boot reads them.
-        pack: where the pack is written, from its start.
-        progress: is told how many bytes of the target are packed.
+        pack: the pack is written to it, from its start.
+        progress: called with the bytes of the target that are packed.
         seal: seals the layer of a private image.
 
     Raises:
         UsageError: nothing but zeros is touched.
-        P2pcloopError: of the target's reading.
+        P2pcloopError: the target cannot be read.
     """
     order = _Order(target)
     chunks: list[Chunk] = []
@@ -97,7 +97,7 @@ def pack_hot(
 
 @dataclass
 class _Order:
-    """Which blocks are packed one after the other.
+    """Groups blocks into chunks.
 
     Attributes:
         packed, zeros: stretches of blocks (`stretches_of`), in order of first touch.
@@ -123,7 +123,7 @@ class _Order:
             yield bytes(group)
 
     def runs(self) -> list[Run]:
-        """The map, once all groups were taken."""
+        """The map; to be called after all chunks were taken."""
         runs = [Run(first, count, ZERO_CHUNK, 0, 0) for first, count in stretches_of(self.zeros)]
         place = 0
         for first, count in stretches_of(self.packed):
@@ -133,7 +133,7 @@ class _Order:
         return sorted(runs, key=lambda run: run.start)
 
     def _read(self, touches: Iterable[Touch]) -> Iterator[tuple[int, memoryview]]:
-        """Yield each block that is touched, once, with its content."""
+        """Yield each touched block once, with its content."""
         seen: set[int] = set()
         for first, count in _cut((touch.start, touch.count) for touch in touches):
             new = [block for block in range(first, first + count) if block not in seen]
@@ -147,17 +147,17 @@ class _Order:
 
 
 def adds_nothing(image: MergedImage, below: MergedImage, device: Target, lower: Target) -> bool:
-    """Whether the top layer of an image holds nothing but what those below it hold anyway.
+    """Whether the top layer of an image only repeats content of the layers below it.
 
-    So does a hot layer. That another one does not, its first blocks tell.
+    That is so for a hot layer. For others the first blocks usually show that it is not.
 
     Args:
         image: with the layer.
         below: without it.
-        device, lower: read what the two hold.
+        device, lower: the devices of the two.
 
     Raises:
-        P2pcloopError: of their reading.
+        P2pcloopError: they cannot be read.
     """
     if image.size != below.size:
         return False
@@ -169,13 +169,13 @@ def adds_nothing(image: MergedImage, below: MergedImage, device: Target, lower: 
 
 
 def has_chunks(layer: Layer, chunks: Sequence[Chunk], supply: Callable[[Missing], None]) -> bool:
-    """Whether a layer has just these chunks, in this order.
+    """Whether a layer has exactly these chunks, in this order.
 
     Args:
-        supply: brings pages of its chunk table that are missing.
+        supply: fetches missing pages of its chunk table.
 
     Raises:
-        P2pcloopError: they can never be had.
+        P2pcloopError: they cannot be fetched.
     """
     if layer.header.chunk_count != len(chunks):
         return False
@@ -191,12 +191,12 @@ def _entry(layer: Layer, number: int, supply: Callable[[Missing], None]) -> Chun
 
 
 def _is_zero(image: MergedImage, part: Stretch) -> bool:
-    """Whether the map alone tells that blocks read as zeros."""
+    """Whether blocks read as zeros by the map alone."""
     return all(chunk == ZERO_CHUNK for _, chunk, _, _ in image.map.pieces(*part))
 
 
 def _cut(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
-    """The same blocks in stretches of `HOT_BLOCKS` at most."""
+    """Cut stretches into stretches of `HOT_BLOCKS` at most."""
     for first, count in stretches:
         for at in range(first, first + count, HOT_BLOCKS):
             yield at, min(HOT_BLOCKS, first + count - at)

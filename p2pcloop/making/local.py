@@ -1,7 +1,7 @@
-"""Opens an image file that lies here, a cloop, a CD or a raw image, without a store or a daemon.
+"""Opening a local image file (a cloop, a CD or a raw image), without a store or a daemon.
 
-Its index is made by reading it once; it is kept in a cache folder, since a file that has the same
-place, size, time and inode number has the same content.
+To make its index, the file is read once. The index is kept in a cache folder: a file of the same
+path, size, time and inode number has the same content.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from p2pcloop.units import SECTOR_SIZE
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image file and what it is.
+    """An image file and its kind.
 
     Attributes:
-        path: absolute; of what is read: of a container an unpacked copy.
+        path: absolute; of a container that of its unpacked copy.
         kind: "cloop", "iso", "disk" (with partitions), "raw", "overlay" or "profile", or one of
             `formats.containers.CONTAINERS`, which has to be unpacked before it is opened.
         size: bytes of the file.
-        inside: of a CD image or a disk, what in it is the image.
-        given: the user's file, where `path` is an unpacked copy of its content.
+        inside: the parts of a CD image or a disk that are the image.
+        given: the user's file, if `path` is an unpacked copy of its content.
         packed: the containers that were unpacked, the outer one first.
-        notes: what the user should know of how it was read.
-        doubt: why it may be no image at all, "" where it is one: such a file is published only if
-            the user insists.
-        is_device: a block device, which can be read alone.
+        notes: remarks for the user on how it was read.
+        doubt: why it may be no image, or "". A doubtful file is published only if the user
+            insists.
+        is_device: it is a block device.
     """
 
     path: Path
@@ -69,38 +69,38 @@ class ImageFile:
 
     @property
     def name(self) -> Path:
-        """What the user calls it."""
+        """The name that the user gave."""
         return self.given or self.path
 
     @property
     def source(self) -> Path:
-        """The file; of a disk the partition in it: two of these are two images."""
+        """The path of the image: two partitions of a disk are two images."""
         return self.name / self.inside[0].name if self.kind == "disk" else self.name
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What in it is the image, from base to top: parts of it, or all of the file."""
+        """The parts that are the image, from base to top; or all of the file."""
         return self.inside or (Part("", self.kind, Extents([(0, self.size)])),)
 
     @property
     def can_stay(self) -> bool:
-        """Whether it is of a kind that is seeded where it lies."""
+        """Whether it is of a kind that is seeded in place."""
         return self.kind in ("cloop", "iso") and self.given is None and not self.is_device
 
 
 def inspect_file(path: Path, *, partition: int = 0, raw: bool = False) -> ImageFile:
-    """Tell what a file or a block device is by its bytes, and what in it is the image.
+    """Find out the kind of a file or block device, and its parts that are the image.
 
     Args:
         partition: of a disk, 0 for the one with the root.
-        raw: take it, or what a container or a cloop holds, as a device, whatever is on it.
+        raw: take it, or the content of a container or a cloop, as a device, without looking at it.
 
     Raises:
         NotHereError: there is no such file.
-        UsageError: it is not a file, or empty; it is known to be no image; or which part of it is
-            the image is not clear.
+        UsageError: it is not a file, or empty; it is known to be no image; or it is not clear
+            which part of it is the image.
         BusyError: a device that is mounted for writing.
-        FormatError: it is damaged, or holds less than it says.
+        FormatError: it is damaged or cut off.
     """
     return inspect_copy(path, None, (), partition=partition, raw=raw)
 
@@ -116,12 +116,12 @@ def inspect_copy(
     """`inspect_file` of an unpacked copy.
 
     Args:
-        given: the user's file, None where `path` is that.
+        given: the user's file; None if `path` is that.
         packed: see `ImageFile`.
     """
     name = given or path
     try:
-        # Before it is opened: opening a FIFO waits for a writer.
+        # Check this before it is opened: to open a FIFO waits for a writer.
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise UsageError(f"{name} is not a file: a regular one or a block device is needed")
@@ -160,7 +160,7 @@ def inspect_copy(
 
 
 def _written_at(device: Path) -> str:
-    """Where a block device is mounted for writing, "" where it is not (proc(5), mountinfo)."""
+    """The mount point of a block device that is mounted for writing, or "" (proc(5), mountinfo)."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -177,7 +177,7 @@ def _written_at(device: Path) -> str:
 
 
 def _identify(file: ImageFile, fd: int, partition: int, *, raw: bool) -> ImageFile:
-    """What it is, found out in the order in which one kind may look like another."""
+    """Find out its kind. The order matters: one kind may look like another."""
     head = os.pread(fd, PROBE_SIZE, 0)
     tail = os.pread(fd, TAIL_SIZE, max(0, file.size - TAIL_SIZE))
     if head.startswith(OVERLAY_MAGIC):
@@ -214,11 +214,11 @@ def _doubtful(file: ImageFile, head: bytes, tail: bytes) -> ImageFile:
 
 @contextmanager
 def unchanged(file: ImageFile) -> Iterator[None]:
-    """A file that is read in the context: what is made of it must be of one moment.
+    """Read a file in this context, and check at its end that the file is the same as before.
 
     Raises:
-        BusyError: when the context ends: it was written to, or replaced, meanwhile.
-        StorageError: it cannot be looked at.
+        BusyError: it was written to or replaced meanwhile.
+        StorageError: it cannot be read.
     """
     before = _facts(file.path)
     yield
@@ -242,7 +242,7 @@ def open_local(
     Args:
         file: a cloop, a CD or a raw image.
         cache: folder in which indexes are kept, or None.
-        progress: is told how many bytes of the device are read, where the index has to be made.
+        progress: called with the bytes of the device that are read, if the index has to be made.
         cache_size, spill: see `MergedImage`.
 
     Raises:
@@ -258,7 +258,7 @@ def open_local(
     if file.kind == "profile":
         raise UsageError(f"{file.name} is a profile, not an image")
     try:
-        if cache is None or file.is_device:  # a device that changes looks as it did
+        if cache is None or file.is_device:  # a device has no stamp that shows a change
             index = make_index(file, progress)
         else:
             index = _cached_index(file, cache, progress)
@@ -269,10 +269,10 @@ def open_local(
 
 
 def make_index(file: ImageFile, progress: Progress) -> bytes:
-    """Return the index of an image file as it lies.
+    """Return the index of an image file in place.
 
     Raises:
-        UsageError: it cannot be used as it lies: its blocks are no multiple of 4 KiB, or it lies
+        UsageError: it cannot be used in place: its blocks are no multiple of 4 KiB, or it lies
             in several places of a CD image.
         FormatError: it is damaged.
     """
@@ -287,8 +287,8 @@ def make_index(file: ImageFile, progress: Progress) -> bytes:
 
 
 def _cached_index(file: ImageFile, cache: Path, progress: Progress) -> bytes:
-    """What was kept, if it is whole: its last 32 bytes are the SHA-256 of the rest."""
-    # Named before the file is read: what is written to it meanwhile gives it another name.
+    """The kept index, if it is whole: its last 32 bytes are the SHA-256 of the rest."""
+    # Compute the name before the file is read: a write meanwhile changes the name.
     place = cache / _cache_name(file)
     if place.exists():
         kept = place.read_bytes()
@@ -303,7 +303,7 @@ def _cached_index(file: ImageFile, cache: Path, progress: Progress) -> bytes:
 
 
 def _facts(path: Path) -> tuple[int, ...]:
-    """Others where a file is another one, or has other content."""
+    """The name of an index in the cache: another one for another file or other content."""
     try:
         status = path.stat()
     except OSError as err:
@@ -313,6 +313,6 @@ def _facts(path: Path) -> tuple[int, ...]:
 
 def _cache_name(file: ImageFile) -> str:
     names = (part.name for part in file.inside)
-    # Of a copy: what was unpacked, since the copy is another one each time.
+    # For a copy, the stamp of the container: the copy is another file each time.
     facts = (str(file.name), *_facts(file.name), *file.packed, *names)
     return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Where blocks of a delta lie in its base already, at whatever place of the device.
+"""Finding blocks of a delta that its base has already, at any place of the device.
 
-Who replaces a file by an equal one, as package managers do with most files of an upgrade, writes
-its blocks to other places. They need not be packed again: a map can point to the base's chunks.
+A package manager replaces most files of an upgrade by equal ones, whose blocks are written to other
+places. These blocks need not be packed again: a map can point to the base's chunks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from p2pcloop.units import BLOCK_SIZE
 _WITHIN_BITS = 8
 _PLACE_BITS = 32
 _CANDIDATES = 4
-"""Places of one checksum that are compared."""
+"""How many places of one checksum are compared."""
 
 _BATCH = 16
-"""Chunks of one piece of work: long enough that handing it over costs little."""
+"""Chunks of one item of work: so many that to hand it to a thread costs little."""
 
 
 class Place(NamedTuple):
-    """A block in a chunk, of `blocks` blocks, of a layer of an image."""
+    """The place of a block: within a chunk of `blocks` blocks, of a layer of an image."""
 
     layer: int
     chunk: int
@@ -58,7 +58,7 @@ class MovedBlocks:
     """The blocks of a base that may be in a delta, by their checksums: 8 bytes for each."""
 
     def __init__(self, image: MergedImage, changes: Changes) -> None:
-        """Look through all chunks of the base that are here; nothing is fetched for it."""
+        """Search all chunks of the base that are here; fetch nothing."""
         self._image = image
         self._keys = array("Q")
         self._chunks: list[tuple[int, int, int]] = []
@@ -74,7 +74,7 @@ class MovedBlocks:
     def find(
         self, _block: int, content: memoryview, crc: int, expected: Place | None
     ) -> Place | None:
-        """Return where a block lies, `expected` if it lies there: so runs stay long."""
+        """Return the place of a block. `expected` is preferred, so that runs stay long."""
         if expected is not None and self._holds(expected, content):
             return expected
         low = crc << _PLACE_BITS
@@ -93,7 +93,7 @@ class MovedBlocks:
         try:
             data = self._image.read_chunk(place.layer, place.chunk)
         except (Missing, P2pcloopError):
-            return False  # it was here a moment ago: then it is packed
+            return False  # it is gone since the search: the block is packed
         start = place.within * BLOCK_SIZE
         return data[start : start + BLOCK_SIZE] == content
 
@@ -105,7 +105,7 @@ class MovedBlocks:
                 try:
                     pack, chunk, stored = self._image.layers[layer].stored_chunk(number)
                 except (Missing, P2pcloopError):
-                    continue  # packing a block again is always right
+                    continue  # to pack a block again is always right
                 batch.append(_Stored(layer, number, pack, chunk, stored, changes))
                 if len(batch) == _BATCH:
                     yield batch
@@ -128,7 +128,7 @@ def _look(batch: list[_Stored]) -> list[tuple[_Stored, list[tuple[int, int]]]]:
 
 
 def _matches(item: _Stored) -> list[tuple[int, int]]:
-    # Not verified, which takes a third of the time: what matches is read again, and compared.
+    # Not verified, to save a third of the time: a match is read again and compared.
     data = item.pack.decode_unverified(item.chunk, item.stored)
     if data is None:
         return []
@@ -148,10 +148,10 @@ def _visible_chunks(image: MergedImage) -> list[list[int]]:
 
 
 class LivePlaces:
-    """The chunks in which the upper layers of an image hold its blocks, where most of them show."""
+    """Finds blocks in chunks of the upper layers of an image, if most of the chunk still shows."""
 
     def __init__(self, image: MergedImage, layers: int) -> None:
-        """Count what each chunk of all but the lowest `layers` layers shows."""
+        """Count the blocks that each chunk above the lowest `layers` layers shows."""
         self._image = image
         self._layers = layers
         self._shown: Counter[tuple[int, int]] = Counter()
@@ -163,7 +163,7 @@ class LivePlaces:
     def find(
         self, block: int, _content: memoryview, _crc: int, _expected: Place | None
     ) -> Place | None:
-        """Return where a block lies, unless so little of that chunk shows that it had better go."""
+        """Return the place of a block; None if less than half of its chunk shows."""
         layer, number, within, _ = self._image.map.pieces(block, 1)[0]
         if layer < self._layers or number == ZERO_CHUNK:
             return None

@@ -1,4 +1,4 @@
-"""An image file, open as the device that is in it: one part, or the parts of a CD image joined."""
+"""An open image file as a device: one part of it, or the parts of a CD image joined."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class OpenPart:
     Attributes:
         format: "raw" or "cloop" with its version.
         size: bytes of its device; not rounded up to whole blocks.
-        start: where on the joined device it begins.
+        start: its first byte on the joined device.
     """
 
     def __init__(
         self, path: Path, part: Part, start: int, stack: ExitStack, name: Path | None = None
     ) -> None:
-        """Open it; `stack` will close it, and `name` is for messages.
+        """Open it; `stack` closes it, and `name` is for messages.
 
         Raises:
             FormatError: a cloop that is damaged.
@@ -48,7 +48,7 @@ class OpenPart:
         self.format = part.kind
         self.start = start
         if part.kind == "cloop":
-            # A whole file is as long as it is now, whatever it was when it was looked at.
+            # A whole file has the length that it has now, not that of the first look.
             where = part.extents if part.name else None
             self._cloop = stack.enter_context(open_cloop(path, where, name))
             self.size = self._cloop.index.header.size
@@ -59,7 +59,7 @@ class OpenPart:
             self.size = part.extents.size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read from its device; fewer bytes where the file became shorter.
+        """Read from its device; fewer bytes if the file became shorter.
 
         Raises:
             FormatError: a block of a cloop is damaged.
@@ -69,8 +69,9 @@ class OpenPart:
         return self._extents.pread(self._fd, length, offset)
 
     def next_data(self, offset: int) -> int:
-        """Return the next byte of its device that is not known to be zero, for one thread alone;
-        its end where there is none.
+        """Return the next byte of its device that is not known to be zero, or its end.
+
+        To be called on one thread only.
 
         Raises:
             OSError: the system refused.
@@ -81,7 +82,7 @@ class OpenPart:
         return min(max(offset, next_data(self._fd, start + offset) - start), self.size)
 
     def check_whole(self) -> None:
-        """Compare what its file system says of its size with what is there.
+        """Compare the size that its file system claims with its length.
 
         Raises:
             FormatError: it is cut off, or damaged.
@@ -89,7 +90,7 @@ class OpenPart:
         check_whole(self.read(0, min(PROBE_SIZE, self.size)), self.size, self._what)
 
     def why_not_in_place(self) -> str:
-        """Why its bytes as they lie are no chunks of an index; "" where they are."""
+        """Why its bytes cannot be chunks of an index in place; "" if they can."""
         if self._cloop is not None and not can_stay(self._cloop):
             size = self._cloop.index.header.block_size
             return f"{self._what} has blocks of {size} bytes, which are not whole blocks of 4 KiB"
@@ -98,14 +99,14 @@ class OpenPart:
         return ""
 
     def index(self, progress: Progress) -> bytes:
-        """Return the index of its device as it lies; offsets count from the part's first byte."""
+        """Return the index of its device in place; offsets count from the part's first byte."""
         if self._cloop is not None:
             return index_cloop(self._cloop, self._extents.size, progress)
         return index_raw(self.read, self.size, progress, self.next_data)
 
     @property
     def pack_start(self) -> int:
-        """Where in the image file its first byte lies."""
+        """The offset of its first byte in the image file."""
         return self._extents.start
 
 
@@ -117,7 +118,7 @@ class OpenImage:
     """
 
     def __init__(self, path: Path, parts: tuple[Part, ...], name: Path | None = None) -> None:
-        """Open the parts; `name` is the file's for messages, where it is not `path`.
+        """Open the parts; `name` is the file's name for messages, if it is not `path`.
 
         Raises:
             FormatError: a cloop that is damaged.
@@ -143,12 +144,12 @@ class OpenImage:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """What each part is."""
+        """The format of each part."""
         return tuple(part.format for part in self._parts)
 
     @property
     def roots(self) -> tuple[Root, ...]:
-        """Where on the device each part is, from base to top; empty where it is one."""
+        """The place of each part on the device, from base to top; empty if there is only one."""
         if len(self._parts) == 1:
             return ()
         return tuple(Root(part.start, check_image_size(part.size)) for part in self._parts)
@@ -178,7 +179,7 @@ class OpenImage:
         return self.size
 
     def check_whole(self) -> None:
-        """Compare what each file system says of its size with what is there.
+        """Compare the size that each file system claims with the length of its part.
 
         Raises:
             FormatError: one is cut off, or damaged.
@@ -187,15 +188,15 @@ class OpenImage:
             part.check_whole()
 
     def why_not_in_place(self) -> str:
-        """Why it cannot be seeded as it lies; "" where it can."""
+        """Why it cannot be seeded in place; "" if it can."""
         return next(filter(None, (part.why_not_in_place() for part in self._parts)), "")
 
     def index(self, pack_length: int, progress: Progress) -> bytes:
-        """Return the index of the device as it lies, which must be possible.
+        """Return the index of the device in place, which must be possible.
 
         Args:
             pack_length: bytes of the image file.
-            progress: is told how many bytes of the device are done.
+            progress: called with the bytes of the device that are done.
 
         Raises:
             FormatError: it is damaged.
@@ -218,7 +219,7 @@ class OpenImage:
 def _append(
     runs: list[Run], chunks: list[Chunk], index: bytes, block: int, pack_start: int
 ) -> None:
-    """Add what an index has, for a device from `block` on and a pack from `pack_start` on."""
+    """Add an index, for a device from `block` on and a pack from `pack_start` on."""
     header = open_index(index)
     first = len(chunks)
     for run in read_map(header, index[header.length : header.length + header.map_length]):

@@ -1,4 +1,4 @@
-"""Writes the layer of an image file as a torrent's content: `data/<id>/index` and `.../pack`."""
+"""Writing the layer of an image file as a torrent's content: `data/<id>/index` and `.../pack`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from p2pcloop.units import BLOCK_SIZE
 
 
 def write_layer(file: ImageFile, staging: Path, progress: Progress) -> tuple[IndexHeader, str]:
-    """Write index and pack below `staging`; a cloop is linked to, not copied, where it can be.
+    """Write index and pack below `staging`. The pack of a file in place is a link to it.
 
     The folder's name comes from the layer's id, so that equal content makes equal torrents.
 
     Returns:
-        The index's header, and a remark for the user ("" where all is as expected).
+        The index's header, and a remark for the user ("" if there is none).
 
     Raises:
         FormatError: the image is damaged.
@@ -56,7 +56,7 @@ def begin_layer(staging: Path) -> Path:
 
 
 def finish_layer(staging: Path, index: bytes) -> IndexHeader:
-    """Put the index to the pack and give the folder its name; return the index's header."""
+    """Write the index beside the pack and rename the folder; return the index's header."""
     work = staging / "data" / "work"
     (work / "index").write_bytes(index)
     header = open_index(index)
@@ -65,7 +65,7 @@ def finish_layer(staging: Path, index: bytes) -> IndexHeader:
 
 
 def read_start(file: ImageFile, length: int) -> bytes:
-    """Return the first bytes of the device in an image file, fewer where it is shorter."""
+    """Return the first bytes of the device in an image file; fewer if it is shorter."""
     with OpenImage(file.path, file.parts, file.name) as image:
         return image.read(0, min(length, image.size))
 
@@ -92,19 +92,19 @@ def odd_length(file: ImageFile) -> int:
 
 
 def device_roots(file: ImageFile) -> tuple[Root, ...]:
-    """Return where on the device in an image file each of its file systems is; see `OpenImage`.
+    """Return the place of each file system on the device in an image file; see `OpenImage`.
 
     Raises:
         FormatError: a cloop that is damaged.
     """
     if len(file.parts) == 1:
-        return ()  # as `OpenImage` would say, without the index of a cloop having to be read
+        return ()  # as for `OpenImage`, but without reading the index of a cloop
     with OpenImage(file.path, file.parts, file.name) as image:
         return image.roots
 
 
 def open_target(file: ImageFile, stack: ExitStack) -> FileTarget:
-    """Open an image file as what a delta leads to.
+    """Open an image file as the target of a delta.
 
     Raises:
         FormatError: a cloop that is damaged.

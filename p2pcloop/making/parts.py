@@ -1,4 +1,4 @@
-"""What in an image file is the image: the file itself, files on a CD image, or a partition."""
+"""Finding the parts of a file that are the image: all of it, files on a CD, or a partition."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Part:
     """A device that lies in an image file.
 
     Attributes:
-        name: its path on the CD, "partition 1" of a disk; "" where it is the image file itself.
+        name: its path on the CD, "partition 1" of a disk; "" if it is the image file itself.
         kind: "cloop" or "raw".
-        extents: where it lies in the image file.
+        extents: its places in the image file.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 
 def find_parts(fd: int, size: int, name: Path) -> tuple[tuple[Part, ...], tuple[str, ...]]:
-    """Find what on a CD image is the image, from base to top; the CD itself where nothing is.
+    """Find the parts of a CD image that are the image, from base to top; else the CD itself.
 
     Args:
         fd: of the CD image.
@@ -45,11 +45,11 @@ def find_parts(fd: int, size: int, name: Path) -> tuple[tuple[Part, ...], tuple[
         name: of it, for messages.
 
     Returns:
-        The parts, and remarks on what was left out.
+        The parts, and remarks on files that were left out.
 
     Raises:
         FormatError: it is damaged or cut off, or holds a KNOPPIX that cannot be read.
-        UsageError: it is a live CD of a kind that is not known.
+        UsageError: it is a live CD of an unknown kind.
         OSError: the system refused.
     """
     try:
@@ -93,7 +93,7 @@ def find_partition(fd: int, size: int, number: int, name: Path) -> Part:
     Args:
         fd: of the disk.
         size: its bytes.
-        number: of the partition, 0 where it is to be found.
+        number: of the partition; 0 to find it.
         name: of the disk, for messages.
 
     Raises:
@@ -127,9 +127,9 @@ def find_partition(fd: int, size: int, number: int, name: Path) -> Part:
 
 
 def _may_be_root(table: tuple[Partition, ...], heads: dict[int, bytes]) -> list[Partition]:
-    """What the table calls a root; else all that can be one, and are for nothing else.
+    """The partitions that the table calls a root; else all that can be a root and nothing else.
 
-    None where the root may be in what cannot be read: what is left could be its /boot or /home.
+    None if the root may be on a partition that cannot be read: others may be its /boot or /home.
     """
     kinds = {each.number: detect_filesystem(heads[each.number]) for each in table}
     named = [each for each in table if each.use == "root"]

@@ -1,4 +1,4 @@
-"""Disk images of virtual machines, which qemu-img (package qemu-utils) reads and writes for us."""
+"""Disk images of virtual machines, read and written by qemu-img (package qemu-utils)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from p2pcloop.making.build import Progress, check_image_size
 from p2pcloop.units import format_size
 
 _MEMORY = 2 << 30
-"""Bytes of address space that qemu-img gets: a stranger's image decides what it asks for."""
+"""Bytes of address space for qemu-img: a stranger's image decides how much it allocates."""
 
 _PATIENCE = 60.0
 """Seconds for reading a header."""
 
 RESERVE = 256 << 20
-"""Bytes that stay free on the disk, for whatever else needs some."""
+"""Bytes that stay free on the disk, for other programs."""
 
 _LEAKS, _NO_CHECK = 3, 63
 """Exit codes of `qemu-img check`: room is lost, but no content; the format has no check."""
@@ -42,14 +42,14 @@ _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: Path) -> None:
     """Write the device in a disk image to a sparse raw file.
 
-    No other file is opened: neither a backing file nor one with data, whatever the image names. The
-    image is given by descriptor and with its driver, never by a name that QEMU would interpret.
+    No other file is opened, even if the image names a backing file or a data file. qemu-img gets
+    the image as a descriptor with its driver, never as a name that QEMU would interpret.
 
     Args:
         kind: one of `DISK_FORMATS`.
         path: the disk image.
         out: absolute; is made.
-        progress: is told how many bytes of the device are done.
+        progress: called with the bytes of the device that are done.
         name: of the disk image, for messages.
 
     Raises:
@@ -72,7 +72,7 @@ def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: P
 
 
 def pack_qcow2(raw: Path, out: Path) -> None:
-    """Write a raw file as a qcow2 image; what is a hole or zeros takes no room.
+    """Write a raw file as a qcow2 image; holes and zeros take no room.
 
     Raises:
         StorageError: qemu-img could not write it.
@@ -89,12 +89,12 @@ def pack_qcow2(raw: Path, out: Path) -> None:
 
 
 def _as_json(kind: str, fd: int) -> str:
-    """An image as QEMU's pseudo-protocol takes it, so that nothing of it is guessed."""
+    """An image in the form of QEMU's pseudo-protocol, so that QEMU guesses nothing."""
     is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
     file = {"driver": "host_device" if is_device else "file", "filename": f"/proc/self/fd/{fd}"}
     node: dict[str, Any] = {"driver": DISK_FORMATS.get(kind, kind), "file": file, "read-only": True}
     if kind == "vhd":
-        node["force_size_calc"] = "current_size"  # by their geometry some would lose their end
+        node["force_size_calc"] = "current_size"  # the geometry would cut off the end of some
     if kind in DISK_FORMATS:
         node["backing"] = None
     return f"json:{json.dumps(node)}"
@@ -111,7 +111,7 @@ def _device_size(source: str, fd: int, name: Path) -> int:
 
 
 def check_room(folder: Path, needed: int, name: Path) -> None:
-    """Refuse to unpack what there is no room for; some stays free, for whatever else needs it.
+    """Refuse to unpack a file if the disk has too little room; some has to stay free.
 
     Raises:
         StorageError: there is too little.
@@ -127,8 +127,10 @@ def check_room(folder: Path, needed: int, name: Path) -> None:
 
 
 def _data_size(source: str, fd: int, size: int, name: Path) -> int:
-    """Return how many bytes of the device are no zeros, and refuse data that begins within the file
-    and ends behind it: QEMU would read zeros there."""
+    """Return how many bytes of the device are no zeros.
+
+    Refuses data that begins within the file and ends behind it: QEMU would read zeros there.
+    """
     end = data = 0
     with tempfile.TemporaryFile() as errors:
         with _start(["map", "--output=json", source], fd, errors) as process:
@@ -222,7 +224,9 @@ def start_tool(
         raise NeedsPackageError(
             f"{command[0]} is needed for this image", hint=f"apt install {package}"
         ) from err
-    with suppress(OSError):  # it is gone already, or a container forbids it: a second guard
+    with suppress(
+        OSError
+    ):  # the process has ended, or a container forbids it; this is only a second guard
         resource.prlimit(process.pid, resource.RLIMIT_AS, (memory, memory))
     return process
 
@@ -232,7 +236,7 @@ def _said(done: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def _words(said: bytes, code: int) -> str:
-    """The first of what it said, without the name that stands for the descriptor."""
+    """The start of its message, without the name that stands for the descriptor."""
     lines = said.decode("utf-8", "replace").splitlines()
     text = next((line.strip() for line in lines if line.strip()), f"it ended with {code}")
     return _OUR_NAME.sub("", text)[:300]

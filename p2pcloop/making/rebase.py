@@ -1,7 +1,7 @@
-"""What moving a files overlay to another version of its image means for each of its files.
+"""Moving a files overlay to another version of its image: the conflicts of its files.
 
-A guest looks into the file systems (p2pcloopd/guest/comparing.py) and writes what it found to a tar
-file; here that is read, whole and checked, and compared. Paths are bytes, relative to the root.
+A guest reads the file systems (p2pcloopd/guest/comparing.py) and writes a list to a tar file. This
+module reads and checks the whole list, and compares it. Paths are bytes, relative to the root.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _HASH = re.compile(rb"([0-9a-f]{64})  \.//")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is at a path.
+    """The file at a path.
 
     Attributes:
         mode: type and permissions, as of stat(2).
         uid, gid: its owner.
         device: major and minor number of a device, else zeros.
-        digest: SHA-256 of a file's content or of a link's target in hexadecimal, where it was
-            asked for.
+        digest: SHA-256 of a file's content or of a link's target in hexadecimal, if it was asked
+            for.
     """
 
     mode: int
@@ -43,23 +43,23 @@ class Entry:
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is one."""
+        """Whether it is a directory."""
         return stat.S_ISDIR(self.mode)
 
     @property
     def is_whiteout(self) -> bool:
-        """Whether overlayfs says by it that there is nothing: a character device 0, 0."""
+        """Whether it is overlayfs's mark of a deleted file: a character device 0, 0."""
         return stat.S_ISCHR(self.mode) and self.device == (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the guest found.
+    """The files that the guest listed.
 
     Attributes:
-        upper: all that the overlay holds; with a digest where the new image has that path, too.
-        opaque: directories of the overlay that hide all that images have there.
-        old, new: what the two images have at the paths of the overlay, and below those that hide.
+        upper: the files of the overlay; with a digest if the new image has that path, too.
+        opaque: directories of the overlay that hide those of the images.
+        old, new: the files of the two images at the paths of the overlay, and below opaque ones.
     """
 
     upper: Mapping[bytes, Entry]
@@ -73,9 +73,9 @@ class Conflict:
     """A path that both sides changed.
 
     Attributes:
-        path: where.
-        ours: what the overlay did to it: "added", "changed", "deleted" or "replaced".
-        theirs: what the newer image did.
+        path: of the file.
+        ours: the change of the overlay: "added", "changed", "deleted" or "replaced".
+        theirs: the change of the newer image.
         adopt: only owner or mode of a directory are in question: the new image's entry.
     """
 
@@ -96,10 +96,10 @@ class Adoption:
 
 
 def read_comparison(answer: IO[bytes]) -> Comparison:
-    """Read what the guest wrote; `answer` is read to the end of the tar file in it.
+    """Read the guest's answer, to the end of the tar file in it.
 
     Raises:
-        FormatError: it is not what such a guest writes. The guest has read strangers' file systems.
+        FormatError: it is not of the right form: the guest has read strangers' file systems.
     """
     parts: dict[str, bytes] = {}
     try:
@@ -158,10 +158,10 @@ def _entries(stats: bytes, hashes: bytes, *, complete: bool = True) -> dict[byte
 
 
 def find_conflicts(found: Comparison) -> list[Conflict]:
-    """Return where the newer image changed what the overlay changed, too, in order of the paths.
+    """Return the paths that both the newer image and the overlay changed, in order.
 
-    What the overlay holds stands alone, so all else moves as it is: the overlay's files stay, and
-    of the image what the overlay does not hide is the new one's.
+    All other files need no decision: the overlay's files stay, and files that it does not hide are
+    those of the new image.
     """
     conflicts = []
     below_old, below_new = sorted(found.old), sorted(found.new)
@@ -183,18 +183,18 @@ def find_conflicts(found: Comparison) -> list[Conflict]:
 
 
 def _joined(path: bytes, ours: Entry, old: Entry | None, new: Entry | None) -> Conflict | None:
-    """A directory that shows what the image has in it."""
+    """Whether it is a directory that shows the image's files in it."""
     if new is None or old == new or ours == new:
         return None
     if not new.is_directory:
         return Conflict(path, "changed" if old else "added", _change(old, new))
     if old is None or not old.is_directory:
-        return None  # both made it, and what is in it is joined
+        return None  # both made it, and their files in it are joined
     return Conflict(path, "changed", "changed", adopt=new)
 
 
 def _hiding(path: bytes, ours: Entry, old: Entry | None, new: Entry | None) -> Conflict | None:
-    """What shows nothing of the image, where the image changed."""
+    """Conflicts below a directory that hides the image's files, which the image changed."""
     if ours.is_whiteout:
         return Conflict(path, "deleted", _change(old, new)) if new else None
     if ours == new and not ours.is_directory:
@@ -218,8 +218,10 @@ def _tree(paths: list[bytes], top: bytes) -> Iterator[bytes]:
 
 
 def take_theirs(conflicts: list[Conflict]) -> tuple[list[bytes], list[Adoption]]:
-    """Return what the overlay must drop, and what it must adopt, so that the newer image's side of
-    each conflict shows."""
+    """Return the paths that the overlay must drop, and those that it must adopt.
+
+    Then the newer image's side of each conflict shows.
+    """
     drop = [conflict.path for conflict in conflicts if conflict.adopt is None]
     adopt = [
         Adoption(one.path, one.adopt.uid, one.adopt.gid, stat.S_IMODE(one.adopt.mode))

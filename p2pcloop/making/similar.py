@@ -1,10 +1,10 @@
-"""Puts similar blocks of a delta next to each other, so that one chunk holds them.
+"""Putting similar blocks of a delta next to each other, so that one chunk holds them.
 
 Programs that are linked with one library hold the same code at other offsets, megabytes apart, and
-a chunk compresses on its own. Of each stretch of blocks some strings are picked by what they hold,
-wherever they stand in it: those with the least checksums of all that follow certain bytes (a sketch
-by min-hash; Broder, On the resemblance and containment of documents, 1997). Stretches that have
-one in common come together; all others stay in the order of the device.
+a chunk compresses on its own. This module picks some strings of each stretch of blocks by their
+content, at any place in it: those with the least checksums of all that follow certain bytes (a
+sketch by min-hash; Broder, On the resemblance and containment of documents, 1997). Stretches that
+share a string are put together; all others stay in the order of the device.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from p2pcloop.making.changes import Stretch, checksum
 from p2pcloop.units import BLOCK_SIZE
 
 SEGMENT = 4
-"""Blocks that stay together: 16 KiB. Git's programs pack to 0.59 times so, 64 KiB to 0.74."""
+"""Blocks that stay together: 16 KiB. Git's programs pack to 0.59 so, with 64 KiB to 0.74."""
 
 _STRINGS = [re.compile(rb"(?s)%b.{14}" % pair) for pair in (rb"\x48\x89", rb"\x00\x48", rb"e ")]
-"""What follows pairs of bytes that are frequent, but not too much so, in x86-64 code and in text.
-What has none of them is not grouped. One by one they are found twice as fast as by `|`."""
+"""Pairs of bytes that are frequent, but not too frequent, in x86-64 code and in text. Strings that
+follow them are picked; a stretch without them is not grouped. A search for each pair alone is twice
+as fast as one with `|`."""
 
 Row = tuple[int, memoryview]
 """Number of the first block, and content, of blocks that stay together."""
 
 _FEATURES = 8
 _WAITING = (32 << 20) // BLOCK_SIZE
-"""Blocks that wait for their like. With 16 MiB packs are 2 percent larger, with 64 no smaller."""
+"""Blocks in the window that is searched. Packs are 2 percent larger with 16 MiB, and not smaller
+with 64 MiB."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,11 +42,11 @@ class _Group:
 
 
 def side_by_side(rows: Iterable[Row], most: int) -> Iterator[Stretch]:
-    """Yield where blocks lie, in the order in which they are to be packed.
+    """Yield stretches of blocks in the order in which they are to be packed.
 
     Args:
-        rows: in the order of the device; taken as far ahead as need be.
-        most: blocks that a group may have: no more than a chunk.
+        rows: in the order of the device; taken ahead, up to the window.
+        most: blocks of a group at most: those of a chunk.
     """
     by_feature: dict[int, _Group] = {}
     groups: deque[_Group] = deque()

@@ -1,4 +1,4 @@
-"""What a delta leads to: an image file, a stored image, or an image with an overlay on top."""
+"""Targets of deltas: an image file, a stored image, or an image with an overlay on top."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.units import BLOCK_SIZE
 
 _SPAN = 1 << 20
-"""Blocks of which an overlay's states are looked at together."""
+"""Blocks whose states in an overlay are read together."""
 
 
 class FileTarget:
     """An image file; all of it may differ."""
 
     def __init__(self, read: Read, size: int, next_data: NextData = no_holes) -> None:
-        """Take what `read` returns of `size` bytes; the device ends in zeros up to a block's end.
+        """`read` returns the `size` bytes of the file; zeros fill the last block of the device.
 
         Args:
             next_data: see `NextData`.
@@ -63,7 +63,7 @@ class FileTarget:
 
 
 class DeviceTarget:
-    """A device, read on one thread at a time; what is missing is waited for."""
+    """A device, read on one thread at a time; waits for missing ranges."""
 
     def __init__(
         self, device: BlockDevice, supply: Callable[[Missing], None], stretches: Iterable[Stretch]
@@ -86,7 +86,7 @@ class DeviceTarget:
         """See `Target.read`.
 
         Raises:
-            P2pcloopError: something is missing and can never be had.
+            P2pcloopError: a missing range cannot be fetched.
         """
         data = bytearray(count * BLOCK_SIZE)
         with self._lock:
@@ -165,7 +165,7 @@ def files_target(
 
 
 def _within(stretches: Iterable[Stretch], first: int, end: int) -> Iterator[Stretch]:
-    """What of stretches lies between two blocks, counted from the first one on."""
+    """The parts of stretches between two blocks, counted from the first of these."""
     for start, count in stretches:
         begin, stop = max(start, first), min(start + count, end)
         if begin < stop:
@@ -194,7 +194,7 @@ def overlay_target(
 
 
 def overlay_stretches(overlay: Overlay) -> Iterator[Stretch]:
-    """Where an overlay holds something."""
+    """The stretches of blocks that an overlay holds."""
     blocks = overlay.image_size // BLOCK_SIZE
     for at in range(0, blocks, _SPAN):
         for first, count, state in overlay.runs(at, min(_SPAN, blocks - at)):
@@ -203,16 +203,16 @@ def overlay_stretches(overlay: Overlay) -> Iterator[Stretch]:
 
 
 def upper_stretches(image: MergedImage, layers: int, size: int) -> Iterator[Stretch]:
-    """Where the first `size` bytes of an image may read otherwise than its lowest `layers` do."""
+    """Stretches of the first `size` bytes in which an image may differ from its lowest `layers`."""
     blocks = size // BLOCK_SIZE
     for run in image.map:
-        # Zeros of all layers are joined: whose they are is not said.
+        # Zeros of all layers are joined: the map does not say of which layer they are.
         if (run.layer >= layers or run.chunk == ZERO_CHUNK) and run.start < blocks:
             yield run.start, min(run.end, blocks) - run.start
 
 
 def _union(*groups: Iterable[Stretch]) -> Iterator[Stretch]:
-    """Stretches in order, joined where they touch or lie over each other."""
+    """All stretches in order; those that touch or overlap are joined."""
     start = end = 0
     for first, count in sorted(stretch for group in groups for stretch in group):
         if first > end:

@@ -1,4 +1,4 @@
-"""Writes what is in a container (a disk image, a compressed file, a nested root) as a raw file."""
+"""Unpacking the content of a container (disk image, compressed file, nested root) to a raw file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from p2pcloop.units import MAX_IMAGE_SIZE
 
 _IN = 64 << 10
 _ZSTD_IN = 2 << 10
-"""zstd has no bound for its output, and 4 bytes may become 128 KiB: this much becomes 64 MiB."""
+"""Input of zstd, which has no bound for its output: 4 bytes may become 128 KiB, this 64 MiB."""
 
 _OUT = 1 << 20
 _MEMORY = 1 << 30
-"""Bytes that a decoder may take for its window."""
+"""Bytes of a decoder's window at most."""
 
 _CHECK_ROOM = 64 << 20
 _BLOCK = 64 << 10
@@ -45,14 +45,14 @@ def unpack(
         kind: one of `CONTAINERS`.
         path: the container.
         out: absolute; is made.
-        progress: is told how many bytes are done.
+        progress: called with the bytes that are done.
         name: of the container, for messages.
-        raw: take what it holds, whatever that is.
+        raw: take its content as a device, without looking at it.
 
     Raises:
         UsageError: it takes content from other files, or holds no image.
         FormatError: it is damaged or cut off.
-        StorageError: there is no room for what it holds, or the disk refused.
+        StorageError: there is no room for its content, or the disk refused.
         NeedsPackageError: a program that reads it is not on this system.
     """
     try:
@@ -85,7 +85,7 @@ class SparseFile:
     """
 
     def __init__(self, path: Path, name: Path) -> None:
-        """`name`: of what is written into it, for messages."""
+        """`name`: of the container, for messages."""
         self.size = 0
         self._path = path
         self._name = name
@@ -102,7 +102,7 @@ class SparseFile:
         self._file.close()
 
     def fill(self, content: Iterable[bytes], progress: Progress) -> None:
-        """Append all of a content; `progress` is told the bytes so far. Errors as of `write`."""
+        """Append all pieces; `progress` is called with the bytes so far. Errors as of `write`."""
         for data in content:
             self.write(data)
             progress(self.size)
@@ -112,7 +112,7 @@ class SparseFile:
 
         Raises:
             StorageError: there is too little room.
-            FormatError: it is more than an image may have.
+            FormatError: it is larger than an image may be.
         """
         assert self._file is not None, "it was entered"
         if self.size + len(data) > MAX_IMAGE_SIZE:
@@ -158,7 +158,7 @@ class _Decoder(ABC, Generic[_Wrapped]):
 
     @abstractmethod
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Decode; yields pieces of bounded size."""
+        """Decode; yield pieces of bounded size."""
 
 
 class _Zlib(_Decoder["zlib._Decompress"]):
@@ -191,7 +191,7 @@ _DECODERS: dict[str, Callable[[], _Decoder[Any]]] = {
 
 
 def _decompress(kind: str, file: BinaryIO, name: Path) -> Iterator[bytes]:
-    """The content of a compressed file, of all its members one after the other."""
+    """The content of a compressed file: of all its members, one after the other."""
     make = _DECODERS[kind]
     decoder = make()
     ended = False
@@ -226,13 +226,13 @@ def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
 
 
 def unpack_nested(path: Path, offset: int, out: Path, progress: Progress, *, name: Path) -> bool:
-    """Write the file system that lies as a file in a squashfs (Fedora's live CDs) to a raw file.
+    """Write a file system that is a file in a squashfs (Fedora's live CDs) to a raw file.
 
     Args:
-        path: a file in which the squashfs lies.
-        offset: where in it.
-        out: is made where there is such a file.
-        progress: is told how many bytes are done.
+        path: a file with the squashfs in it.
+        offset: of the squashfs in it.
+        out: is made if there is such a file.
+        progress: called with the bytes that are done.
         name: of the file, for messages.
 
     Returns:
@@ -260,7 +260,7 @@ def unpack_nested(path: Path, offset: int, out: Path, progress: Progress, *, nam
 def _unsquashfs(
     fd: int, what: list[str], offset: int, files: tuple[str, ...] | list[str], name: Path
 ) -> Iterator[bytes]:
-    """What `unsquashfs` (package squashfs-tools) writes, in pieces."""
+    """The output of `unsquashfs` (package squashfs-tools), in pieces."""
     command = ["unsquashfs", "-p", "1", "-o", str(offset), *what, f"/proc/self/fd/{fd}", *files]
     with (
         tempfile.TemporaryFile() as errors,
