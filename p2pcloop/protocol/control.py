@@ -6,8 +6,8 @@ numbers them. Rules:
 
 - The client's first message is a request `hello` with its version; nothing else before its reply.
 - Each request gets exactly one reply (result or failure), and any number of events before it.
-- After `cancel` of a request the client must expect, and ignore, what was already on its way;
-  nothing more is sent for that request, a reply neither.
+- After `cancel` of a request the client must ignore messages for it that were already on their way.
+  The server sends nothing more for that request, not even a reply.
 - At most MAX_IN_FLIGHT requests run at a time for a connection; one more is refused (`BusyError`).
 
 A peer that breaks the framing or these rules is dropped: `RemoteControlError`.
@@ -27,23 +27,23 @@ from p2pcloop.errors import DaemonError, FormatError, P2pcloopError, StorageErro
 CONTROL_VERSION = 1
 
 MAX_FRAME = 8 << 20
-"""The most bytes of one message, its length field not counted."""
+"""Bytes of one message at most, without its length field."""
 
 MAX_READ = 4 << 20
-"""The most bytes that one `read` may ask for: half a frame."""
+"""Bytes that one `read` may ask for: half a frame."""
 
 MAX_IN_FLIGHT = 512
 """Requests that a client may have under way on one connection."""
 
 MAX_ID = (1 << 63) - 1
 MAX_NAME = 64
-"""The most characters of an operation's or event's name."""
+"""Characters of an operation's or event's name at most."""
 
 MAX_TEXT = 1 << 16
-"""The most bytes of one string in a message."""
+"""Bytes of one string in a message at most."""
 
 MAX_ITEMS = 1 << 17
-"""The most items of one list or map in a message: the files of a layout, the peers of a torrent."""
+"""Items of one list or map in a message at most: files of a layout, peers of a torrent."""
 
 _LENGTH = 4
 _KINDS = {
@@ -54,16 +54,16 @@ _KINDS = {
 
 
 class RemoteControlError(FormatError):
-    """The other side sent what is not the control protocol: drop the connection."""
+    """The other side broke the control protocol: drop the connection."""
 
 
 class LocalControlError(P2pcloopError):
-    """We were about to send what the protocol does not allow: our own bug."""
+    """Our own bug: we were about to send a message that the protocol does not allow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The client asks for an operation; `args` has been checked for its shape only."""
+    """The client asks for an operation; only the types of `args` have been checked."""
 
     id: int
     op: str
@@ -80,7 +80,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The operation ended in an error; `error` is of the class that it had where it was raised."""
+    """The operation ended in an error, which has the class that was raised in p2pcloopd."""
 
     id: int
     error: P2pcloopError
@@ -88,7 +88,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell about a request that is still running."""
+    """A report about a request that is still running."""
 
     id: int
     event: str
@@ -108,7 +108,7 @@ Message = Request | Reply | Failure | Event | Cancel
 class ControlReceiver:
     """Turns a stream of bytes, cut anywhere, into messages.
 
-    Holds at most one incomplete frame (MAX_FRAME bytes) and what one call to `receive` brings.
+    Holds at most one incomplete frame (MAX_FRAME bytes) and the bytes of one call to `receive`.
     """
 
     def __init__(self) -> None:
@@ -116,14 +116,14 @@ class ControlReceiver:
 
     @property
     def pending(self) -> int:
-        """Bytes of a message that has begun and is not whole: at the stream's end, not 0 is bad."""
+        """Bytes of an incomplete message. At the end of the stream they must be 0."""
         return len(self._buffer)
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """Take the next bytes of the stream; return the messages that they complete, in order.
 
         Raises:
-            RemoteControlError: they are not the protocol; the stream cannot be gone on with.
+            RemoteControlError: they are not the protocol; the stream is of no more use.
         """
         self._buffer += data
         messages = []
@@ -149,10 +149,10 @@ def encode(message: Message) -> bytes:
     """Make the frame of a message.
 
     Raises:
-        LocalControlError: it holds what msgpack cannot say, or is larger than a frame may be.
+        LocalControlError: it holds a value that msgpack lacks, or is larger than a frame may be.
     """
     try:
-        # Names of files are no Unicode everywhere: their bytes go as they are (PEP 383).
+        # Names of files need not be Unicode: their bytes are sent unchanged (PEP 383).
         body: bytes = msgpack.packb(_to_map(message), unicode_errors="surrogateescape")
     except (TypeError, ValueError, OverflowError) as err:
         raise LocalControlError(f"a {type(message).__name__} cannot be sent: {err}") from err
@@ -251,7 +251,7 @@ def _error_to_map(error: P2pcloopError) -> dict[str, Any]:
 
 
 def _sendable(text: str) -> str:
-    """At most MAX_TEXT bytes; what is no Unicode (a name in another encoding) as `\\udce9`."""
+    """At most MAX_TEXT bytes; bytes that are no Unicode (another encoding) as `\\udce9`."""
     return text.encode("utf-8", "backslashreplace").decode()[: MAX_TEXT // 4]
 
 

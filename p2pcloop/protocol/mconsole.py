@@ -47,7 +47,7 @@ def encode_request(command: str) -> bytes:
 
 
 def decode_reply(packet: bytes) -> Reply:
-    """Take an answer's datagram apart.
+    """Parse a datagram of an answer.
 
     Raises:
         FormatError: it is shorter than its header says, or larger than an answer may be.

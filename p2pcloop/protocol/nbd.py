@@ -4,19 +4,19 @@ No socket, clock or log here. The owner of the connection sends `GREETING` first
 
     match server.next_event():
         NEED_DATA   receive into `server.receive_buffer()`, then `server.received(count)`
-        Reply       send its bytes as they are
-        START_TLS   shake hands; what is received and sent from now on goes through TLS
-        NEGOTIATED  haggling is over, requests follow
-        Request     do it; answer with what `server.replies` makes
-        DISCONNECT  answer what is in flight, then close
+        Reply       send its bytes
+        START_TLS   shake hands; all further bytes go through TLS
+        NEGOTIATED  the negotiation is over, requests follow
+        Request     carry it out; answer with a reply of `server.replies`
+        DISCONNECT  answer the requests in flight, then close
 
 A `Request` has been checked whole: its range lies in the device and is not empty, its flags belong
-to its command, and a read-only export gets no changes. What fails a check comes out as the `Reply`
-that refuses it. Requests may be answered in any order.
+to its command, and a read-only export gets no changes. If a request fails a check, the event is the
+`Reply` that refuses it. Requests may be answered in any order.
 
-Memory: `INPUT_SIZE` for whatever comes in, and for a WRITE of more than `MAX_INPUT_PAYLOAD` one
-buffer, at most `MAX_PAYLOAD`; up to `MAX_KEPT_PAYLOAD` it is kept for the next such WRITE. A
-payload is copied at most once, and of a large one only what came together with its header.
+Memory: `INPUT_SIZE` for input, and one buffer of at most `MAX_PAYLOAD` for a WRITE of more than
+`MAX_INPUT_PAYLOAD`; a buffer of up to `MAX_KEPT_PAYLOAD` is kept for the next such WRITE. A payload
+is copied at most once; of a large one only the part that arrived together with its header.
 
 Source: doc/proto.md of NetworkBlockDevice/nbd.
 """
@@ -34,18 +34,18 @@ from p2pcloop.protocol.nbd_reply import Replies
 from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
 
 MAX_INPUT_PAYLOAD: Final = 128 << 10
-"""A WRITE up to this is handed out where it was received."""
+"""Bytes up to which the payload of a WRITE is passed on in the input buffer itself."""
 
 INPUT_SIZE: Final = 2 * MAX_INPUT_PAYLOAD
-"""So that there is room for any item that starts in the first half."""
+"""Any item that starts in the first half of the buffer fits."""
 
 MAX_KEPT_PAYLOAD: Final = 1 << 20
 
 MAX_OPTION: Final = 8 << 10
-"""Data of one option: a name of 4096 bytes and a list of information requests fit."""
+"""Bytes of one option: a name of 4096 bytes and a list of information requests fit."""
 
 MAX_SKIPPED_OPTION: Final = 64 << 10
-"""An option up to this is passed over and refused; the sender of a larger one is dropped."""
+"""Bytes up to which an option is skipped and refused; for a larger one the client is dropped."""
 
 GREETING: Final = wire.GREETING.pack(
     wire.INIT_MAGIC, wire.OPTION_MAGIC, wire.FLAG_FIXED_NEWSTYLE | wire.FLAG_NO_ZEROES
@@ -53,7 +53,7 @@ GREETING: Final = wire.GREETING.pack(
 
 
 class Signal(enum.Enum):
-    """Events that carry nothing."""
+    """Events without data."""
 
     NEED_DATA = enum.auto()
     START_TLS = enum.auto()
@@ -72,7 +72,7 @@ class Request(NamedTuple):
 
     Attributes:
         command: `nbd_wire.CMD_READ`, `_WRITE`, `_FLUSH`, `_TRIM`, `_CACHE`, `_WRITE_ZEROES` or
-            `_BLOCK_STATUS`, the last one only where structured replies were agreed on.
+            `_BLOCK_STATUS`, the last one only if structured replies were agreed on.
         flags: `nbd_wire.CMD_FLAG_FUA`, `_NO_HOLE`, `_DF`, `_REQ_ONE`, `_FAST_ZERO`, each only with
             commands that know it.
         cookie: goes into the reply.
@@ -106,8 +106,8 @@ class _State(enum.Enum):
     BROKEN = enum.auto()
 
 
-# What may follow what. SKIP passes over the data of something refused and goes back to where it
-# came from. Whatever the client breaks leads to BROKEN.
+# The states and those that may follow. SKIP skips the data of a refused item and returns to the
+# state before. Every breach of the protocol leads to BROKEN.
 _NEXT: Final[dict[_State, tuple[_State, ...]]] = {
     _State.CLIENT_FLAGS: (_State.OPTION,),
     _State.OPTION: (_State.OPTION_DATA, _State.SKIP),
@@ -147,17 +147,17 @@ class NbdServer:
         self.replies = Replies(structured=False)
         self._agreed = Agreed()
         self._option = (0, 0)
-        # PAYLOAD: the WRITE whose data come in; a large one gathers them in `_payload`.
+        # PAYLOAD: the WRITE whose data are arriving; those of a large one go to `_payload`.
         self._write = Request(0, 0, 0, 0, 0, _NO_PAYLOAD)
         self._payload = _NO_PAYLOAD
         self._payload_end = 0
-        # SKIP: bytes still to pass over, the refusal to send behind them, and where to go on.
+        # SKIP: bytes still to skip, the refusal to send after them, and the state to return to.
         self._skip = 0
         self._refusal = Reply(b"")
         self._resume = _State.OPTION
 
     def receive_buffer(self) -> memoryview:
-        """Where the next bytes of the connection go; never empty."""
+        """The buffer for the next bytes of the connection; never empty."""
         if self._state in (_State.CLOSED, _State.BROKEN):
             raise LocalProtocolError("the connection is over: nothing is to be received")
         if self._gathers_payload():
@@ -171,7 +171,7 @@ class NbdServer:
         return self._input[self._end :]
 
     def received(self, count: int) -> None:
-        """Take note that the first `count` bytes of `receive_buffer()` have come in."""
+        """Note that the first `count` bytes of `receive_buffer()` were received."""
         own = self._gathers_payload()
         room = self._write.length - self._payload_end if own else INPUT_SIZE - self._end
         if not 0 < count <= room:
@@ -182,7 +182,7 @@ class NbdServer:
             self._end += count
 
     def next_event(self) -> Event:
-        """What the bytes received so far say; NEED_DATA when they say no more.
+        """The next event of the bytes received so far; NEED_DATA if there is none.
 
         Raises:
             RemoteProtocolError: the client broke the protocol; the connection is of no more use.
@@ -201,7 +201,7 @@ class NbdServer:
         self._state = state
 
     def _take(self, count: int) -> memoryview | None:
-        """The next `count` bytes of the input, or None while they have not all come in."""
+        """The next `count` bytes of the input, or None if not all of them were received yet."""
         start = self._start
         if self._end - start < count:
             return None
@@ -209,7 +209,7 @@ class NbdServer:
         return self._input[start : start + count]
 
     def _refuse(self, refusal: bytes, skip: int) -> Event | None:
-        """Send `refusal` once the `skip` bytes of data that belong to it have been passed over."""
+        """Send `refusal` after the `skip` bytes of data of the item have been skipped."""
         if not skip:
             return Reply(refusal)
         self._skip, self._refusal, self._resume = skip, Reply(refusal), self._state

@@ -1,4 +1,4 @@
-"""What an NBD server serves, what a client has agreed on, and what may be asked then.
+"""An NBD export, the agreement with a client, and the requests that it allows.
 
 Source: doc/proto.md of NetworkBlockDevice/nbd.
 """
@@ -28,13 +28,13 @@ _CHANGES: Final = (wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES)
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is served.
+    """The device that is served.
 
     Attributes:
         size: bytes of the device.
         read_only: changes are refused.
-        names: under which it may be asked for, all of one device.
-        tls: nothing is told and nothing served before TLS was started (FORCEDTLS).
+        names: under which clients may ask for it.
+        tls: nothing is listed or served before TLS was started (FORCEDTLS).
     """
 
     size: int
@@ -45,11 +45,11 @@ class Export:
 
 @dataclass(slots=True)
 class Agreed:
-    """What a client has asked for while haggling; it counts once requests follow.
+    """The options that a client negotiated; they count for its requests.
 
     Attributes:
         no_zeroes: no padding behind the answer to EXPORT_NAME.
-        tls: TLS was started; what had been agreed on before is forgotten.
+        tls: TLS was started; earlier agreements do not count.
         structured: READ is answered in chunks.
         block_status: `base:allocation` may be asked for.
         context_name: the export's name with which that was selected.
@@ -63,14 +63,14 @@ class Agreed:
 
 
 class Refusal(NamedTuple):
-    """Why a request is not carried out: an NBD error, and words for a person."""
+    """Why a request is refused: an NBD error, and text for people."""
 
     error: int
     message: str
 
 
 def transmission_flags(export: Export, agreed: Agreed) -> int:
-    """What clients are told; one device stands behind all connections, hence CAN_MULTI_CONN."""
+    """The flags for clients. All connections share one device, hence CAN_MULTI_CONN."""
     flags = wire.HAS_FLAGS | wire.SEND_FLUSH | wire.SEND_FUA | wire.SEND_CACHE | wire.CAN_MULTI_CONN
     if agreed.structured:
         flags |= wire.SEND_DF
@@ -82,7 +82,7 @@ def transmission_flags(export: Export, agreed: Agreed) -> int:
 def check_request(
     export: Export, agreed: Agreed, command: int, flags: int, offset: int, length: int
 ) -> Refusal | None:
-    """What refuses a request, or None ("Request types", "Error values")."""
+    """The refusal of a request, or None ("Request types", "Error values")."""
     allowed = _ALLOWED_FLAGS.get(command)
     if allowed is None or (command == wire.CMD_BLOCK_STATUS and not agreed.block_status):
         return Refusal(wire.EINVAL, f"command {command} is not known or was not agreed on")
@@ -111,7 +111,7 @@ def _check_cost(command: int, flags: int, offset: int, length: int) -> Refusal |
         error = wire.EOVERFLOW if flags & wire.CMD_FLAG_DF else wire.EINVAL
         return Refusal(error, f"a READ of {length} bytes: the limit is {MAX_PAYLOAD}")
     if flags & wire.CMD_FLAG_FAST_ZERO:
-        # Where no room is to be given up, zeros are written; and so are parts of blocks.
+        # Zeros are written if no room may be freed; so are parts of blocks.
         whole_blocks = (offset + length) // BLOCK_SIZE - -(-offset // BLOCK_SIZE)
         if flags & wire.CMD_FLAG_NO_HOLE or whole_blocks < 1:
             return Refusal(wire.ENOTSUP, "these zeros would take as long as a WRITE of them")

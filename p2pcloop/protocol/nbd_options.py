@@ -1,4 +1,4 @@
-"""How the options of an NBD client are answered, one after the other, before requests follow.
+"""The answers to the options of an NBD client, before its requests.
 
 There is one export, under the empty name and those of its image, with one metadata context,
 `base:allocation`. Source: doc/proto.md of NetworkBlockDevice/nbd ("Option types", "Metadata
@@ -18,14 +18,14 @@ from p2pcloop.units import BLOCK_SIZE
 
 ALLOCATION: Final = b"base:allocation"
 ALLOCATION_ID: Final = 1
-"""Under which `base:allocation` is selected; that of a list is reserved and 0."""
+"""The id of `base:allocation` when it is selected; in a list the id is reserved and 0."""
 
 _LENGTH = struct.Struct(">I")
 _TLS_FIRST: Final = b"this server asks for TLS (NBD_OPT_STARTTLS)"
 
 
 class Then(enum.Enum):
-    """How the haggling goes on after an option."""
+    """The next step of the negotiation after an option."""
 
     NEXT_OPTION = enum.auto()
     TLS = enum.auto()
@@ -34,10 +34,10 @@ class Then(enum.Enum):
 
 
 def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> tuple[bytes, Then]:
-    """The bytes that answer an option, and what comes after it; notes in `agreed` what it changes.
+    """The bytes that answer an option, and the next step; changes `agreed`.
 
     Raises:
-        RemoteProtocolError: EXPORT_NAME with a name that is not served has no other answer.
+        RemoteProtocolError: EXPORT_NAME with an unknown name, for which there is no answer.
     """
     if option == wire.OPT_ABORT:
         return wire.option_reply(option, wire.REP_ACK), Then.END
@@ -104,7 +104,7 @@ def _describe_export(
 
 
 def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
-    """Name and information requests of INFO and GO; None where the lengths do not add up."""
+    """Name and information requests of INFO and GO; None if the lengths do not add up."""
     if len(data) < 6:
         return None
     name_end = 4 + int.from_bytes(data[:4], "big")
@@ -117,7 +117,7 @@ def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
 
 
 def _answer_contexts(export: Export, agreed: Agreed, option: int, data: bytes) -> bytes:
-    """LIST_META_CONTEXT tells what there is, SET_META_CONTEXT selects of it anew."""
+    """LIST_META_CONTEXT lists the contexts; SET_META_CONTEXT replaces the selection."""
     selects = option == wire.OPT_SET_META_CONTEXT
     if selects:
         agreed.block_status = False  # a query that fails selects nothing
@@ -140,7 +140,7 @@ def _answer_contexts(export: Export, agreed: Agreed, option: int, data: bytes) -
 
 
 def _parse_queries(data: bytes) -> tuple[bytes, list[bytes]] | None:
-    """Name of the export and queries; None where the lengths do not add up."""
+    """Name of the export and queries; None if the lengths do not add up."""
     queries = []
     try:
         name, at = _parse_string(data, 0)
@@ -155,7 +155,7 @@ def _parse_queries(data: bytes) -> tuple[bytes, list[bytes]] | None:
 
 
 def _parse_string(data: bytes, at: int) -> tuple[bytes, int]:
-    """A length and so many bytes, and where they end."""
+    """Read a length and that many bytes; return them and the offset behind them."""
     (length,) = _LENGTH.unpack_from(data, at)
     start = at + _LENGTH.size
     if length > len(data) - start:

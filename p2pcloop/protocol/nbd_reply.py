@@ -1,6 +1,6 @@
-"""The replies of an NBD server: simple ones, and chunks of structured ones where these were agreed.
+"""The replies of an NBD server: simple ones, and chunks of structured ones if these were agreed on.
 
-A chunk that is given out as the last one ends its reply, and must be known to be right by then.
+A chunk that is marked as the last one ends its reply: all data must be known to be right by then.
 Source: doc/proto.md of NetworkBlockDevice/nbd ("Simple reply message", "Structured reply types").
 """
 
@@ -16,7 +16,7 @@ class Replies:
 
     Attributes:
         structured: whether the client asked for structured replies.
-        data_header_size: bytes of what `data_header` returns.
+        data_header_size: bytes of a `data_header`.
     """
 
     def __init__(self, *, structured: bool) -> None:
@@ -24,7 +24,7 @@ class Replies:
         self.data_header_size = wire.DATA_CHUNK.size if structured else wire.SIMPLE_REPLY.size
 
     def done(self, cookie: int) -> bytes:
-        """The whole reply to anything but READ and BLOCK_STATUS that went well."""
+        """The whole reply to a successful request other than READ and BLOCK_STATUS."""
         return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, cookie)
 
     def error(self, cookie: int, error: int, message: str) -> bytes:
@@ -36,13 +36,13 @@ class Replies:
         return _chunk(wire.REPLY_TYPE_ERROR, cookie, payload)
 
     def data_header(self, cookie: int, offset: int, length: int, *, last: bool = True) -> bytes:
-        """What stands before the data of a READ; a simple reply holds all of them.
+        """The header before the data of a READ; a simple reply has all data at once.
 
         Args:
             cookie: of the request.
-            offset: where on the device the data begin.
-            length: how many bytes of them follow.
-            last: whether no other chunk comes after this one.
+            offset: of the data on the device.
+            length: bytes of data that follow.
+            last: whether this is the last chunk.
         """
         if not self.structured:
             return wire.SIMPLE_REPLY.pack(wire.SIMPLE_REPLY_MAGIC, 0, cookie)
@@ -66,7 +66,7 @@ class Replies:
         Args:
             cookie: of the request.
             context: the id under which the client selected the metadata context.
-            extents: length and flags of each extent, one behind the other.
+            extents: length and flags of each extent, in order.
         """
         payload = wire.CONTEXT_ID.pack(context)
         payload += b"".join(wire.EXTENT.pack(length, flags) for length, flags in extents)

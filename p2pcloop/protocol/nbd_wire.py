@@ -130,18 +130,18 @@ _ERROR_OF_ERRNO: Final = {
 
 
 class RemoteProtocolError(FormatError):
-    """The client broke the protocol; nothing more can be made of what it sends: drop it."""
+    """The client broke the protocol: drop the connection."""
 
 
 class LocalProtocolError(Exception):
-    """We used the protocol object wrongly: a bug of ours."""
+    """Our own bug: the protocol object was used wrongly."""
 
 
 def error_of_errno(number: int) -> int:
-    """The NBD error that tells a client of a local errno ("Error values"); EIO for all others."""
+    """The NBD error for a local errno ("Error values"); EIO for all others."""
     return _ERROR_OF_ERRNO.get(number, EIO)
 
 
 def option_reply(option: int, reply_type: int, data: bytes = b"") -> bytes:
-    """One reply of the option haggling."""
+    """One reply to an option."""
     return OPTION_REPLY.pack(OPTION_REPLY_MAGIC, option, reply_type, len(data)) + data

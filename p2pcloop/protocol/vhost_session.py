@@ -1,4 +1,4 @@
-"""One vhost-user connection as the back end sees it: what was negotiated, and what follows.
+"""The state of one vhost-user connection, on the side of the back end.
 
 Source: QEMU's `docs/interop/vhost-user.rst`. `Session.handle` notes a message and says what it
 changes; the owner of the socket carries that out and then sends `Session.reply`. The session keeps
@@ -32,7 +32,7 @@ from p2pcloop.protocol.vhost_user import (
 )
 
 F_PROTOCOL_FEATURES = 1 << 30
-"""The feature bit that says there are protocol features; then rings start disabled."""
+"""The feature bit for protocol features; with it rings start disabled."""
 
 MAX_CONFIG = 256
 """Bytes of configuration space that a front end may ask for."""
@@ -45,7 +45,7 @@ _RING_INDEX, _NO_FD = 0xFF, 0x100
 
 
 class ProtocolFeature(enum.IntFlag):
-    """The protocol features that are offered: all that UML needs to go on when it loses us."""
+    """The protocol features that are offered: with them UML survives a restart of the back end."""
 
     MQ = 1 << 0
     REPLY_ACK = 1 << 3
@@ -70,11 +70,11 @@ class Session:
         offered: feature bits of the device and its queues.
         config: the device's configuration space.
         vrings: one for each queue that is offered.
-        features, protocol_features: what the front end took.
+        features, protocol_features: those that the front end accepted.
         regions: guest memory.
-        request_fd: the channel for requests of our own. Nothing is sent on it, but a front end
-            notices by it that we are gone.
-        unused: descriptors that nothing refers to any more; see `take_unused`.
+        request_fd: the channel for our requests. We send none, but the front end notices by it
+            that this process has ended.
+        unused: descriptors that are not in use any more; see `take_unused`.
     """
 
     offered: int
@@ -87,10 +87,10 @@ class Session:
     unused: list[int] = field(default_factory=list)
 
     def handle(self, message: Message) -> Effect:
-        """Check a message, note what it says and return what it changes.
+        """Check a message, apply it to the state, and return its effect.
 
         Raises:
-            RefusedError: it cannot be done; nothing was changed.
+            RefusedError: it cannot be applied; nothing was changed.
         """
         self.unused += message.fds
         if message.code not in _HANDLERS:
@@ -104,7 +104,7 @@ class Session:
         """Return the answer to a message that was handled, or None if it wants none.
 
         Raises:
-            ProtocolError: it was refused and there is no way to say so.
+            ProtocolError: it was refused, and the protocol has no answer for that.
         """
         acknowledge = message.needs_reply and self.protocol_features & ProtocolFeature.REPLY_ACK
         if refused and message.code == Code.GET_CONFIG:
@@ -120,7 +120,7 @@ class Session:
         return encode_reply(message, payload)
 
     def take_unused(self) -> list[int]:
-        """Return descriptors that nothing refers to any more, to be closed by the caller."""
+        """Return descriptors that are not in use any more; the caller closes them."""
         unused, self.unused = self.unused, []
         return unused
 
@@ -237,7 +237,7 @@ def _set_vring_err(session: Session, message: Message) -> Effect:
 
 
 def _other_fd(session: Session, message: Message, name: str) -> tuple[Vring, int | None]:
-    """Take a descriptor that a queue may also be without into use."""
+    """Take an optional descriptor of a queue into use."""
     (value,) = _U64.unpack(message.payload)
     vring = session.vring(value & _RING_INDEX)
     old: int | None = getattr(vring, name)
@@ -295,7 +295,7 @@ _HANDLERS: dict[Code, tuple[int | None, Callable[[Session, Message], Effect]]] =
     Code.SET_BACKEND_REQ_FD: (0, _set_request_fd),
     Code.GET_CONFIG: (None, _check_config),
 }
-"""What each message does, and the length of its payload where that is fixed."""
+"""The handler of each message, and the length of its payload if that is fixed."""
 
 _ANSWERS: dict[Code, Callable[[Session, Message], bytes]] = {
     Code.GET_FEATURES: lambda session, _: _U64.pack(session.offered),

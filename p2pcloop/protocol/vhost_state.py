@@ -1,4 +1,4 @@
-"""What a vhost-user front end lays out: its memory and its queues, and what changes them.
+"""The memory and the queues that a vhost-user front end sets up, and their changes.
 
 Source: QEMU's `docs/interop/vhost-user.rst`.
 """
@@ -28,15 +28,15 @@ class Region:
 
 @dataclass(slots=True)
 class Vring:
-    """What the front end said about one queue.
+    """One queue, as the front end set it up.
 
     Attributes:
         size: entries.
-        base: the available index to start from, or where it was stopped (set by the owner).
+        base: the available index to start from, or at which it was stopped (set by the owner).
         addresses: descriptor table, used ring, available ring; the front end's addresses.
         started: from the moment it has a kick descriptor until GET_VRING_BASE.
-        enabled: by SET_VRING_ENABLE, or always where there are no protocol features.
-        kick, call, err: descriptors; None where it has none.
+        enabled: by SET_VRING_ENABLE, or always if there are no protocol features.
+        kick, call, err: descriptors; None if it has none.
     """
 
     size: int = 0
@@ -70,14 +70,14 @@ Effect = MemoryChanged | RingChanged | None
 
 
 def parse_regions(message: Message) -> tuple[Region, ...]:
-    """Take a SET_MEM_TABLE apart.
+    """Parse a SET_MEM_TABLE.
 
     Raises:
         RefusedError: it is not whole, or its regions overlap or lie beyond all addresses.
     """
     payload = message.payload
     count = _MEMORY.unpack_from(payload)[0] if len(payload) >= _MEMORY.size else 0
-    # UML sends its table whole, however many regions are in it.
+    # UML sends a table of full length, for any number of regions.
     if not 0 < count <= MAX_REGIONS or len(payload) < _MEMORY.size + count * _REGION.size:
         raise RefusedError(f"a memory table of {count} regions in {len(payload)} bytes")
     if len(message.fds) != count:

@@ -1,7 +1,7 @@
 """vhost-user messages, the back end's side: framing and codes.
 
 Source: QEMU's `docs/interop/vhost-user.rst`. `MessageReader` cuts the stream of a front end into
-messages, `vhost_session` says what they mean. File descriptors are opaque numbers here.
+messages, `vhost_session` applies them. File descriptors are opaque numbers here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from p2pcloop.errors import P2pcloopError
 
 MAX_PAYLOAD = 4096
-"""The longest known one, a full memory table, takes 264 bytes."""
+"""Bytes of a payload at most; the longest known one, a full memory table, has 264."""
 
 MAX_REGIONS = 8
 HEADER_SIZE = 12
@@ -46,11 +46,11 @@ class Code(enum.IntEnum):
 
 
 class ProtocolError(P2pcloopError):
-    """The front end sent what is no vhost-user message; the connection is of no use any more."""
+    """The front end broke the protocol; the connection is of no more use."""
 
 
 class RefusedError(P2pcloopError):
-    """A message that asks for what cannot be done; the front end is told, if it wants to know."""
+    """A message cannot be applied; the front end gets an answer if it asked for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ class Message:
 class MessageReader:
     """Cuts a stream into messages.
 
-    Give it at most `wanted` bytes at a time: a descriptor then cannot be taken for the next
-    message's, since the kernel hands it over with the first byte that was sent with it.
+    Give it at most `wanted` bytes at a time: the kernel delivers a descriptor with the first byte
+    that was sent with it, so a descriptor then always belongs to this message.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class MessageReader:
 
     @property
     def wanted(self) -> int:
-        """Bytes that are lacking to the end of the header or, after that, of the message."""
+        """Bytes missing to the end of the header or, after that, of the message."""
         if len(self._data) < HEADER_SIZE:
             return HEADER_SIZE - len(self._data)
         return HEADER_SIZE + self._payload_size() - len(self._data)

@@ -1,4 +1,4 @@
-"""The virtio block device (virtio 1.2, section 5.2): what is offered, and what a request means."""
+"""The virtio block device (virtio 1.2, section 5.2): its configuration and its requests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DEVICE_ID = 2
 """Of a block device (virtio 1.2, section 5.2.1)."""
 
 MAX_SEGMENTS = 126
-"""Data buffers in a request, as told to the driver; more are served too."""
+"""Data buffers in a request, in the configuration; requests with more are served, too."""
 
 MAX_DATA = 64 << 20
-"""Bytes that one request may move, so that none holds up the others for long."""
+"""Bytes that one request may move, so that it does not delay others for long."""
 
 MAX_RANGES = 32
 MAX_RANGE_SECTORS = 1 << 21
@@ -28,8 +28,8 @@ MAX_RANGE_SECTORS = 1 << 21
 MAX_QUEUES = 16
 
 _OPTIMAL_IO = 64 << 10
-"""Told in the topology. Linux 6.14 and later reads ahead twice this (but at least 128 KiB), and
-8 MiB where nothing is told: far too much over a slow link."""
+"""In the topology. Linux 6.14 and later reads ahead twice this, but at least 128 KiB; without it,
+8 MiB, which is far too much over a slow link."""
 
 _HEADER = struct.Struct("<IIQ")
 _RANGE = struct.Struct("<QII")
@@ -64,7 +64,7 @@ class Kind(enum.IntEnum):
 
 
 class Status(enum.IntEnum):
-    """What the last writable byte of a request tells the driver."""
+    """The status in the last writable byte of a request."""
 
     OK = 0
     IOERR = 1
@@ -72,7 +72,7 @@ class Status(enum.IntEnum):
 
 
 class RefusedError(P2pcloopError):
-    """A request that the device does not carry out; the driver is told `status`."""
+    """A request is refused; the driver gets `status`."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -103,21 +103,21 @@ def config_space(device: BlockDevice) -> bytes:
 
 
 class Request:
-    """A chain taken apart.
+    """A parsed chain.
 
     Attributes:
         chain: to be pushed when the request is done.
         kind: a `Kind`, or any number that the driver wrote.
-        sector: where reads and writes begin.
+        sector: of the first byte of a read or write.
         sent: the driver's data.
-        wanted: what to fill for the driver.
+        wanted: the buffers to fill for the driver.
         written: bytes of the writable part, status included.
     """
 
     __slots__ = ("_status", "chain", "kind", "sector", "sent", "wanted", "written")
 
     def __init__(self, chain: Chain) -> None:
-        """Find header, data and status, whichever way they are spread over buffers.
+        """Find header, data and status, however they are spread over the buffers.
 
         Raises:
             VirtqueueError: there is no room for one of them.
@@ -164,7 +164,7 @@ def plan(request: Request, device: BlockDevice) -> Callable[[], None]:
     FLUSH is not planned: the caller knows how to wait for a disk.
 
     Raises:
-        RefusedError: the request makes no sense, or not here.
+        RefusedError: the request is invalid, or not supported.
     """
     match request.kind:
         case Kind.IN:
@@ -190,7 +190,7 @@ def _check_writable(device: BlockDevice) -> None:
 def _check_transfer(
     device: BlockDevice, sector: int, data: Sequence[memoryview], other: Sequence[memoryview]
 ) -> int:
-    """Return the offset in bytes of a read or write that is all right."""
+    """Check the range of a read or write; return its offset in bytes."""
     length = sum(map(len, data))
     if other or not length or length % SECTOR_SIZE or length > MAX_DATA:
         raise RefusedError(Status.IOERR, f"a read or write with {length} bytes of data")
@@ -198,7 +198,7 @@ def _check_transfer(
 
 
 def _sectors(device: BlockDevice) -> int:
-    """The device in sectors: it may end within one, whose rest reads as zeros."""
+    """The device in whole sectors: zeros fill the last one if the device ends within it."""
     return -(-device.size // SECTOR_SIZE)
 
 

@@ -2,8 +2,8 @@
 
 Port n has a queue to the guest and one from it; port 0 has queues 0 and 1, and queues 2 and 3 carry
 control messages. A port that is not declared a console is a file of bytes in the guest
-(/dev/vportNpM, its name in /sys/class/virtio-ports): no terminal is between, and both sides see the
-other's end.
+(/dev/vportNpM, its name in /sys/class/virtio-ports), without a terminal; each side notices when the
+other closes it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_CONTROL = 4096
 
 
 class Event(enum.IntEnum):
-    """What a control message tells (5.3.6.2)."""
+    """The kinds of control messages (5.3.6.2)."""
 
     DEVICE_READY = 0
     PORT_ADD = 1
@@ -47,8 +47,8 @@ class Control:
     """A control message.
 
     Attributes:
-        port: its number; of no meaning for DEVICE_READY.
-        event: an `Event`, or a number that is none.
+        port: its number; ignored for DEVICE_READY.
+        event: an `Event`, or an unknown number.
         value: 1 for yes, 0 for no.
         name: of PORT_NAME.
     """
@@ -59,12 +59,12 @@ class Control:
     name: str = ""
 
     def encode(self) -> bytes:
-        """The message as the guest gets it."""
+        """The bytes of the message for the guest."""
         return _CONTROL.pack(self.port, self.event, self.value) + self.name.encode()
 
 
 def parse_control(data: bytes) -> Control:
-    """Take a message of the guest apart.
+    """Parse a message of the guest.
 
     Raises:
         VirtqueueError: it is too short or too long.
@@ -80,18 +80,18 @@ def config_space(ports: int) -> bytes:
 
 
 def queue_count(ports: int) -> int:
-    """How many queues a device of so many ports has."""
+    """How many queues a device with this number of ports has."""
     return 2 * (ports + 1)
 
 
 def port_of(queue: int) -> tuple[int, bool]:
-    """Tell the port of a queue that is none of control, and whether it leads to the guest."""
+    """The port of a queue that is no control queue, and whether it leads to the guest."""
     number = queue // 2
     return max(0, number - 1), not queue % 2
 
 
 def fill(views: Sequence[memoryview], data: bytes) -> int:
-    """Copy as much of `data` as there is room for; the number of bytes."""
+    """Copy as much of `data` as there is room for; return the number of bytes."""
     done = 0
     for view in views:
         piece = data[done : done + len(view)]

@@ -1,13 +1,13 @@
 """Split virtqueues, the device's side (virtio 1.2, section 2.7), over memory shared with a guest.
 
-Everything in the rings and descriptors is the guest's word: it may be wrong, hostile, or change
-while it is read. So each field is read once and checked before it is used; what cannot be true
-raises `VirtqueueError`, after which the queue is not touched again.
+The guest writes the rings and descriptors: they may be wrong, hostile, or change while they are
+read. So each field is read once and checked before it is used. An impossible value raises
+`VirtqueueError`, after which the queue must not be used again.
 
 Order of memory accesses: the driver must see the data before the used element and the element
 before `used.idx`. x86 keeps stores in order and loads in order, and the interpreter stores each
-item of a memoryview at once, so plain assignments do. Only a store that must be seen before a later
-load (publish, then look whether the driver wants a call) needs a fence, see `_fence`. A CPU
+item of a memoryview at once, so plain assignments are enough. Only a store that must be seen before
+a later load (publish, then read whether the driver wants a call) needs a fence, see `_fence`. A CPU
 with weaker order would need a release fence before `used.idx` is stored and an acquire fence after
 `avail.idx` is loaded; a big-endian one, byte swaps.
 """
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from p2pcloop.errors import P2pcloopError
 
 MAX_QUEUE_SIZE = 1024
-"""The most descriptors in a queue's table, and in an indirect one."""
+"""Descriptors in a queue's table, or in an indirect one, at most."""
 
 DESCRIPTOR_SIZE = 16
 _DESCRIPTOR = struct.Struct("<QIHH")  # address, length, flags, next
@@ -38,7 +38,7 @@ _lock = threading.Lock()
 
 
 def _fence() -> None:
-    """Let all stores so far be seen before any later load: taking a lock is such an instruction."""
+    """A full fence: all stores so far are seen before any later load. Taking a lock is one."""
     with _lock:
         pass
 
@@ -52,9 +52,9 @@ class MemoryRegion:
     """A run of guest memory that is mapped here.
 
     Attributes:
-        guest_address: where the guest's descriptors see its first byte.
-        user_address: where the front end sees it; the addresses of rings are such.
-        view: the bytes themselves, writable.
+        guest_address: of its first byte in the guest's descriptors.
+        user_address: of its first byte in the front end; rings have such addresses.
+        view: its bytes, writable.
     """
 
     guest_address: int
@@ -97,7 +97,7 @@ class GuestMemory:
         raise VirtqueueError(f"a ring of {length} bytes at {address:#x} is not in shared memory")
 
     def release(self) -> None:
-        """Let go of the regions' views."""
+        """Release the regions' views."""
         for region in self._regions:
             region.view.release()
 
@@ -125,8 +125,8 @@ class Chain:
 
     Attributes:
         head: the descriptor that names the chain in the used ring.
-        readable: what the driver wrote for the device, in order.
-        writable: what the device may write, in order.
+        readable: buffers that the driver filled for the device, in order.
+        writable: buffers that the device may fill, in order.
     """
 
     head: int
@@ -137,8 +137,8 @@ class Chain:
 class Virtqueue:
     """One split virtqueue.
 
-    `pop` takes what the driver made available, `push` gives a chain back in any order, `publish`
-    shows the driver all that was pushed since and tells whether it wants to be called.
+    `pop` takes a chain that the driver made available; `push` returns chains in any order;
+    `publish` shows the driver the pushed chains and returns whether it wants to be called.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Virtqueue:
             size: entries, a power of two up to `MAX_QUEUE_SIZE`.
             descriptors, available, used: the front end's addresses of the three parts.
             next_available: free-running index (16 bits) of the next entry to take.
-            features: what was negotiated.
+            features: those that were negotiated.
 
         Raises:
             VirtqueueError: a part is not aligned or not in shared memory, or the size is wrong.
@@ -207,7 +207,7 @@ class Virtqueue:
         return chain
 
     def push(self, chain: Chain, written: int) -> None:
-        """Give a chain back, `written` bytes of its writable part filled; seen at `publish`."""
+        """Return a chain with `written` bytes of its writable part filled; shown by `publish`."""
         slot = 2 * (self._used_idx & self._mask)
         self._used_ring[slot] = chain.head
         self._used_ring[slot + 1] = written
@@ -215,7 +215,7 @@ class Virtqueue:
         self.in_flight -= 1
 
     def publish(self) -> bool:
-        """Show the driver what was pushed and return whether to call it."""
+        """Show the driver the pushed chains; return whether to call it."""
         old, new = self._published, self._used_idx
         if old == new:
             return False
@@ -232,7 +232,7 @@ class Virtqueue:
             self._used[0] = _USED_NO_NOTIFY
 
     def want_kicks(self) -> bool:
-        """Ask the driver to kick when it adds more; True if it has done so before it could know."""
+        """Ask the driver to kick when it adds chains; True if it has added some already."""
         if self._event_idx:
             self._used[2 + 4 * self.size] = self._next
         else:

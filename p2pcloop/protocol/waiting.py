@@ -9,7 +9,7 @@ from p2pcloop.units import format_size
 
 
 def describe_waiting(fields: dict[str, Any]) -> str:
-    """Say what a `waiting` event says: for how long nothing came, and how it went with whom."""
+    """Text of a `waiting` event: how long no data came, and the result with each source."""
     what = "no peer sends anything" if fields["connected"] else "no peer reachable"
     tried = printable(", ".join(map(str, fields["tried"])))
     told = f"tried: {tried}" if tried else "no peer is known"
@@ -17,6 +17,6 @@ def describe_waiting(fields: dict[str, Any]) -> str:
 
 
 def describe_slow(fields: dict[str, Any], length: int) -> str:
-    """Say what a `slow` event says, of a read of `length` bytes."""
+    """Text of a `slow` event, of a read of `length` bytes."""
     peers = ", ".join(map(str, fields["peers"])) or "its peers"
     return f"{format_size(length)}, {format_size(fields['rate'])}/s from {peers}"
