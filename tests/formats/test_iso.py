@@ -1,7 +1,6 @@
 """CD images: what on them is the image, whatever their names are, and where it lies."""
 
 import functools
-import os
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.support.cds import (
     make_iso,
     make_iso_of,
     move_file,
+    read_cd,
     resize_file,
 )
 from tools.knoppix_cd import make_cd
@@ -28,24 +28,16 @@ pytestmark = pytest.mark.interop
 FIRST, SECOND = b"first" * 1000, b"second" * 700
 
 
-def read(path: Path) -> Iso:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return read_iso(fd, path.stat().st_size)
-    finally:
-        os.close(fd)
-
-
 def read_bytes(path: Path, data: bytes | bytearray) -> Iso:
     path.write_bytes(data)
-    return read(path)
+    return read_cd(path)
 
 
 def contents(path: Path) -> dict[str, bytes]:
     with path.open("rb") as file:
         return {
             image.name: image.extents.pread(file.fileno(), image.extents.size, 0)
-            for image in read(path).images
+            for image in read_cd(path).images
         }
 
 
@@ -53,7 +45,7 @@ def test_the_layout_of_knoppix(tmp_path: Path) -> None:
     for name, data in (("a", FIRST), ("b", SECOND)):
         (tmp_path / name).write_bytes(data)
     make_cd(tmp_path / "cd.iso", [tmp_path / "a", tmp_path / "b"])
-    found = read(tmp_path / "cd.iso")
+    found = read_cd(tmp_path / "cd.iso")
     assert (found.volume, found.names, found.boots) == ("KNOPPIX", "Rock Ridge", True)
     assert contents(tmp_path / "cd.iso") == {"KNOPPIX/KNOPPIX": FIRST, "KNOPPIX/KNOPPIX2": SECOND}
     assert is_iso((tmp_path / "cd.iso").read_bytes()[:32774])
@@ -65,7 +57,7 @@ def test_the_layout_of_knoppix(tmp_path: Path) -> None:
 def test_with_each_kind_of_names(tmp_path: Path, names: str) -> None:
     files = {"KNOPPIX/KNOPPIX": FIRST, "KNOPPIX/KNOPPIX-FAQ.txt": b"?", "index.html": b"<p>"}
     path = make_iso(tmp_path / "cd.iso", files, *NAMES[names], *("-V", "MY DISC"))
-    found = read(path)
+    found = read_cd(path)
     assert (found.volume, found.names, found.boots) == ("MY DISC", names, False)
     assert contents(path) == {"KNOPPIX/KNOPPIX": FIRST}
 
@@ -81,7 +73,7 @@ def test_a_live_cd_with_squashfs(tmp_path: Path, names: str, folder: str) -> Non
 @pytest.mark.parametrize("names", NAMES)
 def test_a_cd_with_neither(tmp_path: Path, names: str) -> None:
     files = {"KNOPPIX": FIRST, "live/x": b"", "pool/KNOPPIX/KNOPPIX": FIRST, "knoppixx/a": b""}
-    assert read(make_iso(tmp_path / "cd.iso", files, *NAMES[names])).images == ()
+    assert read_cd(make_iso(tmp_path / "cd.iso", files, *NAMES[names])).images == ()
 
 
 def test_the_order_of_further_images_and_names_in_lower_case(tmp_path: Path) -> None:
@@ -165,7 +157,7 @@ def test_a_cd_that_is_shorter_than_it_says_is_cut_off(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="KNOPPIX/KNOPPIX is empty"):
-        read(make_iso(tmp_path / "cd.iso", {"KNOPPIX/KNOPPIX": b"", "a": b"a"}))
+        read_cd(make_iso(tmp_path / "cd.iso", {"KNOPPIX/KNOPPIX": b"", "a": b"a"}))
 
 
 def test_directories_that_loop_elsewhere_do_not_matter(tmp_path: Path) -> None:
@@ -193,10 +185,10 @@ def test_the_limits_of_all_that_is_read(
 ) -> None:
     files = {"KNOPPIX/KNOPPIX": FIRST} | {f"KNOPPIX/{n}": b"" for n in range(100)}
     path = make_iso(tmp_path / "cd.iso", files, "-r")
-    assert read(path).images
+    assert read_cd(path).images
     monkeypatch.setattr(iso9660, limit, 4096)
     with pytest.raises(FormatError, match="longer than 4096 bytes") as caught:
-        read(path)
+        read_cd(path)
     assert caught.value.hint
 
 

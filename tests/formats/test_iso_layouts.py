@@ -1,23 +1,13 @@
 """The layouts of live CDs: which files on them are the image, in which order."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.iso import Iso, read_iso
-from tests.support.cds import NAMES, make_iso
+from tests.support.cds import NAMES, make_iso, read_cd
 
 pytestmark = pytest.mark.interop
-
-
-def read(path: Path) -> Iso:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return read_iso(fd, path.stat().st_size)
-    finally:
-        os.close(fd)
 
 
 def images_of(tmp_path: Path, *names: str, listed: str = "") -> list[str]:
@@ -25,7 +15,7 @@ def images_of(tmp_path: Path, *names: str, listed: str = "") -> list[str]:
     files = {name: name.encode() * 100 for name in names}
     if listed:
         files["live/filesystem.module"] = listed.encode()
-    found = read(make_iso(tmp_path / "cd.iso", files, "-r", "-J", "-joliet-long"))
+    found = read_cd(make_iso(tmp_path / "cd.iso", files, "-r", "-J", "-joliet-long"))
     return [image.name for image in found.images]
 
 
@@ -84,7 +74,7 @@ def test_layers_of_ubuntu(tmp_path: Path, there: str, joined: str) -> None:
 def test_layers_that_are_left_out_are_told(tmp_path: Path) -> None:
     names = ["casper/a.squashfs", "casper/a.b.live.squashfs", "casper/a.b.squashfs"]
     files = {name: name.encode() for name in [*names, "casper/a.de.squashfs"]}
-    found = read(make_iso(tmp_path / "cd.iso", files, "-r"))
+    found = read_cd(make_iso(tmp_path / "cd.iso", files, "-r"))
     assert found.notes == ("left out: casper/a.de.squashfs",)
 
 
@@ -95,7 +85,7 @@ def test_debian_joins_what_its_list_says_in_that_order(tmp_path: Path) -> None:
     listed = "filesystem.squashfs\na.squashfs\n"
     expected = ["live/filesystem.squashfs", "live/a.squashfs"]
     assert images_of(tmp_path, *LIVE, listed=listed) == expected
-    found = read(tmp_path / "cd.iso")
+    found = read_cd(tmp_path / "cd.iso")
     assert found.notes == ("left out: live/b.squashfs",)
 
 
@@ -112,11 +102,11 @@ def test_a_list_with_what_is_not_there(tmp_path: Path) -> None:
 def test_what_looks_like_images_elsewhere_is_named(tmp_path: Path, names: str) -> None:
     squashfs = b"hsqs".ljust(5000, b"\1")
     files = {"porteus/base/core.xzm": squashfs, "slax/a.sb": squashfs, "x.sfs": b"no squashfs"}
-    found = read(make_iso(tmp_path / "cd.iso", files, *NAMES[names]))
+    found = read_cd(make_iso(tmp_path / "cd.iso", files, *NAMES[names]))
     assert found.images == ()
     assert sorted(name.lower() for name in found.unknown) == ["porteus/base/core.xzm", "slax/a.sb"]
 
 
 def test_a_cd_of_files_has_none(tmp_path: Path) -> None:
-    found = read(make_iso(tmp_path / "cd.iso", {"a/b": b"c", "live/x": b""}, "-r"))
+    found = read_cd(make_iso(tmp_path / "cd.iso", {"a/b": b"c", "live/x": b""}, "-r"))
     assert (found.images, found.unknown) == ((), ())

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.iso import Iso, read_iso
-from tests.support.cds import NAMES, block_of, make_iso, make_iso_of
+from tests.support.cds import NAMES, block_of, make_iso, make_iso_of, read_cd
 from tests.support.programs import tool
 
 pytestmark = pytest.mark.interop
@@ -17,13 +16,8 @@ IMAGE = random.Random(1).randbytes(30_000)
 BOOTS = ("-no-emul-boot", "-boot-load-size", "4", "-b", "isolinux.bin", "-c", "boot.cat")
 
 
-def read(path: Path) -> Iso:
-    with path.open("rb") as file:
-        return read_iso(file.fileno(), path.stat().st_size)
-
-
 def image_of(path: Path) -> bytes:
-    [image] = read(path).images
+    [image] = read_cd(path).images
     with path.open("rb") as file:
         return image.extents.pread(file.fileno(), image.extents.size, 0)
 
@@ -52,7 +46,7 @@ def test_an_image_that_is_compressed_by_zisofs_is_refused_by_name(tmp_path: Path
         *("/live/filesystem.squashfs", "--"),
     )
     with pytest.raises(FormatError, match=r"live/filesystem\.squashfs is compressed by zisofs"):
-        read(out)
+        read_cd(out)
 
 
 def without_extension_reference(cd: bytearray) -> None:
@@ -122,7 +116,7 @@ def test_what_is_wrong_elsewhere(tmp_path: Path, change: Callable[[bytearray], N
     change(cd)
     path.write_bytes(cd)
     assert image_of(path) == IMAGE
-    assert read(path).names == "Rock Ridge"
+    assert read_cd(path).names == "Rock Ridge"
 
 
 @pytest.mark.parametrize("names", NAMES)
@@ -141,7 +135,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path, target: str) -> None:
     (tree / "KNOPPIX/KNOPPIX").symlink_to(target)
     path = make_iso_of(tree, tmp_path / "cd.iso", "-R")
     assert image_of(path) == IMAGE
-    assert [image.name for image in read(path).images] == ["KNOPPIX/KNOPPIX"]
+    assert [image.name for image in read_cd(path).images] == ["KNOPPIX/KNOPPIX"]
 
 
 def test_a_folder_that_is_a_symbolic_link(tmp_path: Path) -> None:
@@ -159,10 +153,10 @@ def test_a_link_that_leads_to_no_file_is_told(tmp_path: Path, target: str) -> No
     (tree / "KNOPPIX/KNOPPIX").symlink_to(target)
     path = make_iso_of(tree, tmp_path / "cd.iso", "-R")
     if target == "../../..":
-        assert read(path).images == ()  # a folder, as any other
+        assert read_cd(path).images == ()  # a folder, as any other
         return
     with pytest.raises(FormatError, match=f"KNOPPIX/KNOPPIX is a symbolic link to {target}"):
-        read(path)
+        read_cd(path)
 
 
 def test_two_names_of_one_file_are_taken_once(tmp_path: Path) -> None:

@@ -36,13 +36,6 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[HttpClient]:
-    client = HttpClient()
-    yield client
-    await client.aclose()
-
-
 @pytest.fixture(params=["nginx", "busybox", "web seed", "directory"])
 async def files(
     request: pytest.FixtureRequest, directory: Path, client: HttpClient

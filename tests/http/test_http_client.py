@@ -41,13 +41,6 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-async def client() -> AsyncIterator[HttpClient]:
-    client = HttpClient()
-    yield client
-    await client.aclose()
-
-
 async def test_a_span_is_got_exactly_and_the_connection_kept(
     directory: Path, client: HttpClient
 ) -> None:

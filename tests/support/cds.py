@@ -6,6 +6,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from p2pcloop.formats.iso import Iso, read_iso
+
 NAMES = {"Rock Ridge": ("-r",), "Joliet": ("-J",), "ISO 9660": ()}
 """Options of genisoimage for each kind of file names."""
 
@@ -25,6 +27,12 @@ def make_iso_of(tree: Path, out: Path, *options: str) -> Path:
     command = ["genisoimage", "-quiet", "-no-pad", *options, "-o", str(out), str(tree)]
     subprocess.run(command, check=True, timeout=60, capture_output=True)
     return out
+
+
+def read_cd(path: Path) -> Iso:
+    """Read a CD image with `read_iso`."""
+    with path.open("rb") as file:
+        return read_iso(file.fileno(), path.stat().st_size)
 
 
 def record_at(iso: bytes | bytearray, identifier: bytes) -> int:
