@@ -111,6 +111,7 @@ GOOD = elf()
         ({"sbin/init": elf(loader="/lib64/ld.so"), "lib64": "-> /lib", "lib/ld.so": "x"},
          "/sbin/init is /lib/ld.so"),
         ({"sbin/init": "#! /bin/sh -e\n", "bin/sh": GOOD}, "/sbin/init is /bin/sh"),
+        ({"sbin/init": "-> /a b|c", "a b|c": "-> d |e", "d |e": GOOD}, "/sbin/init is /d |e"),
     ],
 )  # fmt: skip
 def test_inits_that_start(tree: Tree, files: Files, said: str) -> None:
@@ -363,9 +364,59 @@ def test_the_one_login_of_runit_is_shown(tree: Tree) -> None:
 
 
 def test_autologin_of_runit(tree: Tree) -> None:
-    said = run_functions(tree(RUNIT | LOCKED), f"autologin=yes{LOGIN}cat /getty\n")
-    assert said[1:3] == ["mount --bind /getty /root/etc/sv/getty-tty1/run", "runit shows tty1"]
+    said = run_functions(tree(RUNIT | LOCKED), f"autologin=yes{LOGIN}cat /changed-run\n")
+    assert said[1:3] == [
+        "mount --bind /changed-run /root/etc/sv/getty-tty1/run",
+        "runit shows tty1",
+    ]
     assert said[4:] == ["pgrep -x getty -t tty1", "exec chpst -P getty --autologin root 38400 tty1"]
+
+
+OPENRC: Files = {
+    **LOCKED,
+    "sbin/init": "-> openrc-init",
+    "sbin/openrc-init": GOOD,
+    "etc/init.d/agetty": 'command_args_foreground="${agetty_options} ${port}"\n',
+    "etc/init.d/agetty.tty1": "-> agetty",
+    "etc/runlevels/default/agetty.tty1": "-> /etc/init.d/agetty.tty1",
+}
+FINIT: Files = {
+    **LOCKED,
+    "sbin/init": "-> finit",
+    "sbin/finit": GOOD,
+    "etc/finit.conf": "runlevel 2\n",
+    "etc/finit.d/available/getty.conf": "tty [12] /dev/tty1 linux noclear\ntty [2] /dev/tty2 linux\n",
+    "etc/finit.d/getty.conf": "-> available/getty.conf",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "changed", "line"),
+    [
+        (OPENRC, "openrc-init", "etc/init.d/agetty",
+         'command_args_foreground="--autologin root ${agetty_options} ${port}"'),
+        (FINIT, "finit", "etc/finit.d/available/getty.conf",
+         "tty [12] /sbin/agetty --autologin root --noclear tty1 linux nowait"),
+    ],
+)  # fmt: skip
+def test_the_logins_of_openrc_and_finit(
+    tree: Tree, files: Files, kind: str, changed: str, line: str
+) -> None:
+    root = tree(files)
+    asks = run_functions(root, LOGIN)
+    assert any("root is locked" in said for said in asks)
+    assert asks[-1] == f"{kind} shows tty1"
+    name = Path(changed).name
+    said = run_functions(root, f"autologin=yes{LOGIN}cat /changed-{name}\n")
+    assert said[1:3] == [f"mount --bind /changed-{name} /root/{changed}", f"{kind} shows tty1"]
+    assert said[3] == line
+
+
+def test_the_serial_line_of_openrc_is_shown(tree: Tree) -> None:
+    files = OPENRC | {"etc/runlevels/default/agetty.ttyS0": "-> /etc/init.d/agetty.tty1"}
+    del files["etc/runlevels/default/agetty.tty1"]
+    said = run_functions(tree(files | OPEN), LOGIN)
+    assert said == [TTY0, "node /dev/ttyS0 c 4 1", "openrc-init shows ttyS0"]
 
 
 def test_a_shell_in_the_place_of_an_init_is_left_alone(tree: Tree) -> None:

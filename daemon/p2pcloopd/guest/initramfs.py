@@ -95,9 +95,7 @@ DISK_ROOT = Part(steps=("disk-root",))
 
 HAND_OVER = Part(
     steps=("programs", "logins", "hand-over"),
-    applets=(
-        *("awk", "chmod", "cut", "grep", "ln", "ls", "mknod", "readlink", "sed", "switch_root"),
-    ),
+    applets=(*("awk", "chmod", "grep", "ln", "ls", "mknod", "readlink", "sed", "switch_root"),),
     settings={"START_MARK": START_MARK},
 )
 """Hands over to the init of the root at /root: looks at that init first, and sees to a login on the

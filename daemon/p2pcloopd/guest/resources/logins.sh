@@ -52,19 +52,15 @@ mount_run() {
 }
 run=''
 
-# below_run FILE: writes standard input to a file below /run, once that is mounted.
-below_run() {
-    mkdir -p "$run/${1%/*}"
-    cat >"$run/$1"
-}
-
 has_login() {
     find_real /bin/login || find_real /usr/bin/login
 }
 
-# answer: what makes agetty ask for nothing; Debian's smallest roots have no login.
-answer() {
-    if has_login; then echo --autologin root; else echo --skip-login --login-program /bin/sh; fi
+# find_answer: sets `answer` to the options with which agetty asks for nothing. Debian's smallest
+# roots have no login.
+find_answer() {
+    answer='--skip-login --login-program /bin/sh'
+    ! has_login || answer='--autologin root'
 }
 
 # Whether any account can log in with a password, as far as the image's own files tell.
@@ -95,13 +91,28 @@ say() {
     echo "p2pcloop: $*"
 }
 
+# question_stays: whether the login may ask; says so where there is no answer.
+question_stays() {
+    [ -z "$autologin" ] || return 1
+    takes_passwords || say "$LOCKED"
+}
+
+# change_file FILE EDIT: mounts over FILE what sed makes of it, as long as the guest runs.
+change_file() {
+    changed=/changed-${1##*/}
+    sed "$2" "$1" >"$changed"
+    [ ! -x "$1" ] || chmod 755 "$changed"
+    mount --bind "$changed" "$1"
+}
+
 # --- systemd ---
 
 UNITS="/root/etc/systemd/system /root/usr/lib/systemd/system /root/lib/systemd/system"
 
 # wants UNIT: whether a target wants it, and it is not masked.
 wants() {
-    [ "$(readlink "/root/etc/systemd/system/$1")" != /dev/null ] || return 1
+    masked=/root/etc/systemd/system/$1
+    if [ -L "$masked" ] && [ "$(readlink "$masked")" = /dev/null ]; then return 1; fi
     for units in $UNITS; do
         for target in getty multi-user default graphical basic sysinit; do
             units_link=$units/$target.target.wants/$1
@@ -114,27 +125,32 @@ wants() {
 # drop_in UNIT TTY: gives a getty the user's kind of terminal, and answers its question or says
 # above it that there is no answer.
 drop_in() {
+    mkdir -p "$run/systemd/system/$1.d"
     {
         echo '[Service]'
         [ "$TERM" = linux ] || echo "Environment=TERM=$TERM"
         [ -z "$notice" ] || echo "ExecStartPre=-/bin/cat /run/p2pcloop/notice"
         [ -z "$autologin" ] || printf '%s\n' ExecStart= \
-            "ExecStart=-/sbin/agetty $(answer) --noclear --keep-baud $2 115200 $TERM"
-    } | below_run "systemd/system/$1.d/zz-p2pcloop.conf"
+            "ExecStart=-/sbin/agetty $answer --noclear --keep-baud $2 115200 $TERM"
+    } >"$run/systemd/system/$1.d/zz-p2pcloop.conf"
 }
 
 # At a first boot the presets enable getty@tty1 (machine-id(5)).
 is_first_boot() {
-    ! find_real /etc/machine-id || grep -qx uninitialized "/root$real"
+    find_real /etc/machine-id || return 0
+    read -r id <"/root$real"
+    [ "$id" = uninitialized ]
 }
 
 systemd_logins() {
     kind=systemd
     if wants console-getty.service; then
         onto=console
-        # A unit that is empty is one that is masked.
-        ! wants getty@tty1.service || ! mount_run ||
-            below_run systemd/system/getty@tty1.service </dev/null
+        if wants getty@tty1.service && mount_run; then
+            mkdir -p "$run/systemd/system"
+            # A unit that is empty is one that is masked.
+            : >"$run/systemd/system/getty@tty1.service"
+        fi
     elif wants getty@tty1.service || is_first_boot; then
         onto=tty1
     elif mount_run; then
@@ -151,7 +167,9 @@ systemd_logins() {
     set -f
     [ -n "$notice$autologin" ] || [ "$TERM" != linux ] || return 0
     if mount_run; then
-        say "$LOCKED" | below_run p2pcloop/notice
+        [ -z "$autologin" ] || find_answer
+        mkdir -p "$run/p2pcloop"
+        say "$LOCKED" >"$run/p2pcloop/notice"
         drop_in getty@tty1.service tty1
         drop_in console-getty.service console
     fi
@@ -197,15 +215,25 @@ inittab_logins() {
     table=/root$real
     kind=inittab
     found=$(logins_of "$table")
-    # shellcheck disable=SC2046  # words
-    show_one $(echo "$found" | cut -d ' ' -f 2)
-    line=$(echo "$found" | awk -v tty="$onto" '
-        $2 == tty || (tty == "console" && $2 ~ /^(console|tty0?|vc\/0)$/) { print; exit }')
+    ttys=''
+    while read -r _ tty _; do
+        ttys="$ttys $tty"
+    done <<END
+$found
+END
+    # shellcheck disable=SC2086  # words
+    show_one $ttys
+    shown=no
+    while [ $shown = no ] && read -r line; do
+        case $onto/$line in
+            "$onto"/[0-9]*" $onto "*) shown=yes ;;
+            console/[0-9]*' tty '* | console/[0-9]*' tty0 '* | console/[0-9]*' vc/0 '*) shown=yes ;;
+        esac
+    done <<END
+$found
+END
     case $line in *' asks') ;; *) return ;; esac
-    if [ -z "$autologin" ]; then
-        takes_passwords || say "$LOCKED"
-        return
-    fi
+    if question_stays; then return; fi
     # shellcheck disable=SC2086  # words
     set -- $line
     # It goes once init has read it: the image's own is there again to be changed.
@@ -215,7 +243,8 @@ inittab_logins() {
         new="s|^\([^:]*:[^:]*:[^:]*:\).*|$2::respawn:$program|"
         echo "::sysinit:/bin/umount /etc/inittab"
     else
-        new="s|^\([^:]*:[^:]*:[^:]*:[^ 	]*\)|\1 $(answer)|"
+        find_answer
+        new="s|^\([^:]*:[^:]*:[^:]*:[^ 	]*\)|\1 $answer|"
         echo "p2pc::sysinit:/bin/umount /etc/inittab"
     fi >/inittab
     sed "$1$new" "$table" >>/inittab
@@ -258,17 +287,59 @@ runit_logins() {
     [ -n "$onto" ] || [ -z "$serial" ] || onto=${serial##*getty-}
     find_real "$services/getty-$onto/run" || find_real "$services/agetty-$onto/run" || return
     ! grep -q autologin "/root$real" || return
-    if [ -z "$autologin" ]; then
-        takes_passwords || say "$LOCKED"
-        return
-    fi
+    if question_stays; then return; fi
     service=/root$real
-    sed "/exec.*getty /s|getty |getty $(answer) |" "$service" >/getty
-    chmod 755 /getty
-    mount --bind /getty "$service"
+    find_answer
+    change_file "$service" "/exec.*getty /s|getty |getty $answer |"
     autologin=answered
 }
 serial=''
+
+# --- OpenRC's own init, and Finit ---
+
+openrc_logins() {
+    kind=openrc-init ttys=''
+    set +f
+    for service in /root/etc/runlevels/*/agetty.*; do
+        ! find_real "${service#/root}" || ttys="$ttys ${service##*/agetty.}"
+    done
+    set -f
+    # shellcheck disable=SC2086  # words
+    show_one $ttys
+    [ -n "$onto" ] || return
+    if question_stays; then return; fi
+    find_answer
+    # The service of each terminal is a link to this one.
+    find_real /etc/init.d/agetty || return
+    change_file "/root$real" "s|^command_args_foreground=\"|&$answer |"
+    autologin=answered
+}
+
+# Lines such as `tty [12345] /dev/tty1 linux noclear nowait` (finit.conf(5)).
+finit_logins() {
+    kind=finit ttys='' files=''
+    set +f
+    for file in /root/etc/finit.conf /root/etc/finit.d/*.conf; do
+        find_real "${file#/root}" || continue
+        while read -r word _ tty _; do
+            [ "$word" = tty ] || continue
+            tty=${tty#/dev/}
+            ttys="$ttys $tty"
+            files="$files $tty=$real"
+        done <"/root$real"
+    done
+    set -f
+    # shellcheck disable=SC2086  # words
+    show_one $ttys
+    case "$files " in *" $onto="*) ;; *) return ;; esac
+    if question_stays; then return; fi
+    find_answer
+    getty="/sbin/agetty $answer --noclear $onto linux nowait"
+    file=${files#*" $onto="}
+    file=/root${file%% *}
+    change_file "$file" "s|^\(tty *[^ ]* *\)/dev/$onto .*|\1$getty|"
+    autologin=answered
+}
 
 # arrange_login: what the init of the root starts is shown.
 arrange_login() {
@@ -282,6 +353,8 @@ arrange_login() {
             autologin=${autologin:+answered}
             ;;
         */runit-init | */runit) runit_logins ;;
+        */openrc-init) openrc_logins ;;
+        */finit) finit_logins ;;
         *) ! find_real /etc/inittab || inittab_logins ;;
     esac
     case $autologin in '' | answered) return ;; esac

@@ -1,5 +1,24 @@
 # shellcheck shell=dash
-# A step of the first root: functions that look at the init of the root at /root.
+# A step of the first root: functions that look at the init of the root at /root. Each process costs
+# a millisecond of every boot, so they start few.
+
+links_read=''
+# read_link LINK: sets `target`. Most links are on the way to several files: it reads each once, and
+# keeps `|LINK TARGET` in `links_read`.
+read_link() {
+    case $links_read in
+        *"|$1 "*)
+            target=${links_read#*"|$1 "}
+            target=${target%%"|"*}
+            return
+            ;;
+    esac
+    target=$(readlink "$1")
+    case $1$target in
+        *[' |']*) ;; # such names would be mistaken there
+        *) links_read="$links_read|$1 $target" ;;
+    esac
+}
 
 # find_real PATH: sets `real` to where PATH leads, its links followed as from inside the root.
 # Returns 1 where it leads nowhere; `real/name/rest` is then what is not there.
@@ -21,7 +40,7 @@ find_real() {
         if [ -L "/root$real/$name" ]; then
             links=$((links + 1))
             [ $links -le 40 ] || return 1
-            target=$(readlink "/root$real/$name")
+            read_link "/root$real/$name"
             case $target in /*) real='' ;; esac
             rest=$target${rest:+/$rest}
         elif [ -e "/root$real/$name" ]; then
@@ -32,9 +51,9 @@ find_real() {
     done
 }
 
-# numbers FILE UNIT SKIP COUNT TYPE: COUNT units of UNIT bytes, as od writes them.
+# numbers FILE SKIP SIZE: SIZE bytes of a file, as numbers of 4 bytes each.
 numbers() {
-    dd if="$1" bs="$2" skip="$3" count="$4" 2>/dev/null | od -An -v -t"$5" -w56
+    od -An -v -tu4 -j"$2" -N"$3" "$1"
 }
 
 # check_program PATH NAME: fails unless the kernel can start PATH; NAME is for messages.
@@ -47,34 +66,41 @@ check_program() {
     program=/root$real
     [ -f "$program" ] || fail "$2 is no file"
     [ -x "$program" ] || fail "$2 is not executable"
-    # Of an ELF file, the byte behind its magic tells 32 or 64 bits, and the last two the processor.
-    case $(numbers "$program" 1 0 20 x1 | tr -d ' \n') in
-        7f454c4602??????????????????????????3e00) check_loader "$2" ;;
-        7f454c4601*) fail "$2 is a 32-bit program, and this kernel runs 64-bit ones alone" ;;
-        7f454c46*) fail "$2 is a program for another kind of processor" ;;
-        2321*)
+    # shellcheck disable=SC2046  # words
+    set -- "$1" "$2" $(numbers "$program" 0 64)
+    case ${3:-0} in
+        1179403647) ;; # an ELF file (elf(5))
+        *)
+            [ $((${3:-0} & 65535)) = 8483 ] || fail "$2 is neither a program nor a script"
+            # Of a script, the first of its words behind `#!`.
             read -r line <"$program"
-            # shellcheck disable=SC2086  # the first of its words
+            # shellcheck disable=SC2086  # words
             set -- "$1" "$2" ${line#??}
             check_program "${3:-}" "${3:-} (which runs the script $1)"
+            return
             ;;
-        *) fail "$2 is neither a program nor a script" ;;
     esac
+    [ $(($4 & 255)) != 1 ] ||
+        fail "$2 is a 32-bit program, and this kernel runs 64-bit ones alone"
+    [ $(($7 >> 16)) = 62 ] || fail "$2 is a program for another kind of processor"
+    check_loader "$2" "${11}" $((${17} & 65535))
 }
 
-# check_loader NAME: the interpreter that an ELF file asks for (PT_INTERP, elf(5)) must be there.
+# check_loader NAME TABLE ENTRIES: the interpreter that the ELF file `program` asks for must be there.
+# Its program headers, of 56 bytes each, begin at byte TABLE; an interpreter's has type 3.
 check_loader() {
-    table=$(numbers "$program" 8 4 1 u8) entries=$(numbers "$program" 2 28 1 u2)
-    [ $((entries)) -le 64 ] || fail "$1 is damaged"
-    loader=$(
-        numbers "$program" 8 $((table / 8)) $((entries * 7)) u8 |
-            while read -r kind offset _ _ size _; do
-                [ $((kind % 4294967296)) = 3 ] || continue
-                dd if="$program" bs=1 skip="$offset" count=$((size - 1)) 2>/dev/null
-            done
-    )
+    checked=$1 loader=''
+    [ "$3" -le 64 ] || fail "$checked is damaged"
+    # shellcheck disable=SC2046  # words
+    set -- $(numbers "$program" "$2" $(($3 * 56)))
+    while [ $# -ge 14 ]; do
+        if [ "$1" = 3 ]; then
+            loader=$(dd if="$program" bs=1 skip="$3" count=$(($9 - 1)) 2>/dev/null)
+        fi
+        shift 14
+    done
     [ -z "$loader" ] || find_real "$loader" ||
-        fail "$1 needs $loader, which its root does not have"
+        fail "$checked needs $loader, which its root does not have"
 }
 
 # choose_init: sets `init` where the kernel's command line names none, as the kernel chooses.
