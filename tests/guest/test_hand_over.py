@@ -385,7 +385,7 @@ FINIT: Files = {
     "sbin/init": "-> finit",
     "sbin/finit": GOOD,
     "etc/finit.conf": "runlevel 2\n",
-    "etc/finit.d/available/getty.conf": "tty [12] /dev/tty1 linux noclear\ntty [2] /dev/tty2 linux\n",
+    "etc/finit.d/available/getty.conf": "tty [12] /dev/tty1 linux\ntty [2] /dev/tty2 linux\n",
     "etc/finit.d/getty.conf": "-> available/getty.conf",
 }
 

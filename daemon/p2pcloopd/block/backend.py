@@ -1,4 +1,4 @@
-"""Both front ends serve a backend: a device, and a supplier of the ranges that it lacks."""
+"""The interface of both front ends: a device, and the means to fetch what the device lacks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from p2pcloop.image.api import BlockDevice, Missing
 class Backend(Protocol):
     """A device together with the way to fill it.
 
-    The front ends call the device inline; only on `Missing` do they start a task that awaits
-    `complete` (or `supply` themselves), so that whatever is here is answered at once.
+    The front ends call the device inline, so a request is answered at once if its bytes are here.
+    Only on `Missing` do they start a task that awaits `complete` or `supply`.
     """
 
     @property
@@ -20,12 +20,12 @@ class Backend(Protocol):
         """The device that is served."""
 
     async def supply(self, missing: Missing) -> None:
-        """Return when the ranges are here: the same call on the device can then go on.
+        """Return when the ranges are here, so that the same call on the device can succeed.
 
-        Waits as long as it takes: while p2pcloopd is down or no peer answers, nothing fails.
+        There is no limit of time: while p2pcloopd is down or no peer answers, the call waits.
 
         Raises:
-            P2pcloopError: the bytes can never be had (the publisher's own data is inconsistent).
+            P2pcloopError: the bytes do not exist (the publisher's own data is inconsistent).
         """
 
     async def flush(self) -> None:
@@ -33,7 +33,7 @@ class Backend(Protocol):
 
 
 async def complete(backend: Backend, call: Callable[[], None], missing: Missing) -> None:
-    """Bring what `call` lacked and call again, until it goes through.
+    """Fetch what `call` lacked and call again, until it succeeds.
 
     Raises:
         P2pcloopError: as `Backend.supply` and the device's methods do.
@@ -43,7 +43,7 @@ async def complete(backend: Backend, call: Callable[[], None], missing: Missing)
         try:
             call()
         except Missing as more:
-            # Its traceback leads back to this frame, which would keep it: a circle.
+            # The error's traceback refers to this frame, which would refer to the error: a cycle.
             missing = more.with_traceback(None)
         else:
             return

@@ -1,4 +1,4 @@
-"""Telling p2pcloopd at the end of a boot what of each torrent was used, so that it goes last."""
+"""Tells p2pcloopd at the end of a boot which pieces were used: these are evicted last."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from p2pcloop.store.lease import Lease
 from p2pcloopd.control_client import ControlClient
 
 TELL_SECONDS = 5
-"""A guest's end waits no longer than this: only the order of eviction depends on it."""
+"""The end of a guest waits no longer than this: only the order of eviction depends on it."""
 
 _log = logging.getLogger(__name__)
 
 
 async def tell_booted(home: Home, lease: Lease, used: Mapping[bytes, bytes]) -> None:
-    """End a lease; tell the p2pcloopd of a home, if one runs there, and what was used.
+    """End a lease, and report the used pieces to the p2pcloopd of a home, if one runs there.
 
     Args:
         home: whose torrents were used.
-        lease: of the image; it ends once it is known what was used.
-        used: one bit a piece, most significant bit first, by torrent.
+        lease: of the image; it ends after the report.
+        used: by torrent, one bit a piece, most significant bit first.
     """
     client = ControlClient(home.control_socket)
     with trio.move_on_after(TELL_SECONDS):
@@ -32,7 +32,7 @@ async def tell_booted(home: Home, lease: Lease, used: Mapping[bytes, bytes]) -> 
             async with trio.open_nursery() as nursery:
                 await nursery.start(client.run)
                 for torrent, pieces in used.items():
-                    if any(pieces):  # none of a source that was not needed, maybe not even known
+                    if any(pieces):  # an unused source has none, and may not even be known
                         await client.call("booted", torrent=torrent, pieces=pieces)
                 lease.close()
                 await client.call("released")

@@ -1,8 +1,7 @@
 """Makes the ext4 file system in a files overlay, the second device of a guest.
 
-`mke2fs` does it here, and not the guest at its first boot: so an overlay comes into being whole,
-under its name at once or not at all (`Overlay.create`), and a guest never has to tell one that is
-new from one that is damaged.
+`mke2fs` makes it here, not in the guest at its first boot. So an overlay appears whole, under its
+name or not at all (`Overlay.create`), and a guest need not tell a new overlay from a damaged one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.programs import find_program
 
 _JOURNAL_MIB = 16
-"""Of 8 GiB, mke2fs would make 128: written round and round, it would be most of a small overlay."""
+"""The journal's MiB. For 8 GiB mke2fs would choose 128; a journal is overwritten again and again,
+and would be most of a small overlay."""
 
 _COPY_SIZE = 1 << 20
 
@@ -30,7 +30,7 @@ def make_file_system(overlay: Overlay, folder: Path) -> None:
 
     Args:
         overlay: takes the blocks that are not zeros.
-        folder: where mke2fs works, on some MB of disk.
+        folder: where mke2fs works; it takes some MB of disk.
 
     Raises:
         NeedsPackageError: mke2fs is not installed.
@@ -53,7 +53,7 @@ def _run_mke2fs(program: Path, fd: int) -> None:
         [
             *(program, "-q", "-F", "-t", "ext4", "-b", str(BLOCK_SIZE), "-m", "0"),
             *("-J", f"size={_JOURNAL_MIB}"),
-            # It never grows: what that would take to note is 4 MB.
+            # It never grows; the blocks reserved for growth would take 4 MB.
             *("-O", "^resize_inode"),
             # The device is zeros: no kernel has to write them again.
             *("-E", "assume_storage_prezeroed=1,nodiscard,root_owner=0:0"),
@@ -70,7 +70,7 @@ def _run_mke2fs(program: Path, fd: int) -> None:
 
 
 def _blocks(fd: int) -> Iterator[tuple[int, bytes]]:
-    """The blocks of a sparse file that are not zeros, with their offsets."""
+    """Yield the blocks of a sparse file that are not zeros, with their offsets."""
     zeros = bytes(BLOCK_SIZE)
     end = os.fstat(fd).st_size
     offset = _next_block(fd, 0)
@@ -83,6 +83,6 @@ def _blocks(fd: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _next_block(fd: int, offset: int) -> int:
-    """Where the next block begins that is not all in a hole; the end where there is none."""
+    """Return where the next block begins that is not wholly in a hole, or the end of the file."""
     found = next_data(fd, offset)
     return found - found % BLOCK_SIZE

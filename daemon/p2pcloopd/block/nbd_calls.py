@@ -1,4 +1,4 @@
-"""What the requests of NBD clients but READ mean to a device."""
+"""The device calls for the requests of NBD clients, except READ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from p2pcloop.protocol.nbd_options import ALLOCATION_ID
 from p2pcloop.protocol.nbd_reply import Replies
 
 MAX_EXTENTS: Final = 4096
-"""Extents in one reply to BLOCK_STATUS; who wants to know of more asks again."""
+"""Extents in one reply to BLOCK_STATUS; a client that wants more asks again."""
 
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
@@ -22,7 +22,7 @@ _CHANGES: Final = (wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES)
 
 
 def call_for(device: BlockDevice, request: Request) -> Callable[[], None]:
-    """The call of the device that a WRITE, TRIM, WRITE_ZEROES or CACHE asks for."""
+    """Return the call of the device for a WRITE, TRIM, WRITE_ZEROES or CACHE."""
     command, flags, _, offset, length, payload = request
     if command == wire.CMD_WRITE:
         return partial(device.write, offset, (payload,))
@@ -37,7 +37,7 @@ def call_for(device: BlockDevice, request: Request) -> Callable[[], None]:
 
 
 def block_status(device: BlockDevice, replies: Replies, request: Request) -> bytes:
-    """The reply to a BLOCK_STATUS: what is known to be zeros is a hole, all else is data."""
+    """Return the reply to a BLOCK_STATUS: known zeros are a hole, all else is data."""
     limit = 1 if request.flags & wire.CMD_FLAG_REQ_ONE else MAX_EXTENTS
     extents = islice(device.extents(request.offset, request.length), limit)
     hole = wire.STATE_HOLE | wire.STATE_ZERO
@@ -52,5 +52,5 @@ def must_be_durable(request: Request) -> bool:
 
 
 def payload_of(request: Request) -> int:
-    """The memory that a waiting request holds on to."""
+    """Return the bytes of memory that a waiting request keeps."""
     return request.length if request.command == wire.CMD_READ else len(request.payload)

@@ -1,4 +1,4 @@
-"""The reply to one READ of an NBD client: its layout, and the bytes of the device put into it."""
+"""The reply to one READ of an NBD client: its layout, filled with the bytes of the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from p2pcloop.protocol.nbd import Request
 from p2pcloop.protocol.nbd_reply import Replies
 
 SPARSE_READ: Final = 32 << 10
-"""A shorter read is answered with its bytes even if they are zeros: to look costs more."""
+"""A shorter read is answered with its bytes even if they are zeros: a check would cost more."""
 
 
 class ReadReply:
-    """A reply in which stretches of zeros are told as holes, where that was agreed on.
+    """A reply; stretches of zeros are sent as holes if the client agreed to that.
 
     Attributes:
         size: bytes of the whole reply.
@@ -32,7 +32,7 @@ class ReadReply:
         """Fill `reply`, which is `size` bytes long.
 
         Raises:
-            Missing: all that is not here; call again when it is.
+            Missing: all ranges that are not here; call again when they are.
             P2pcloopError: as of the device; nothing of the reply may be sent.
         """
         missing: list[ByteRange] = []
@@ -57,7 +57,7 @@ class ReadReply:
             raise Missing(missing)
 
     def _lay_out(self) -> list[tuple[int, bool]]:
-        """The reply's parts: bytes of the device, whether they are told as a hole."""
+        """Return the reply's parts: their bytes of the device, and whether they are a hole."""
         _, flags, _, offset, length, _ = self._request
         whole = [(length, False)]
         if not self._replies.structured or length < SPARSE_READ:

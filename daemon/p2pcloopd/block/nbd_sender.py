@@ -13,7 +13,7 @@ BATCH_SIZE: Final = 256 << 10
 """Replies gather in a buffer of this size until it is full or the batch is ended."""
 
 MAX_KEPT_BATCH: Final = 2 << 20
-"""A larger buffer, made for a large read, is given up once it is sent."""
+"""A larger buffer, made for a large read, is dropped once it is sent."""
 
 
 class ReplySender:
@@ -35,7 +35,8 @@ class ReplySender:
         self._end = 0
 
     async def reserve(self, size: int) -> memoryview:
-        """Room for a reply of `size` bytes behind those gathered; valid until the next await."""
+        """Return room for a reply of `size` bytes behind those gathered, valid until the next
+        await."""
         if self._end + size > len(self._batch):
             await self.send_batch()
             if size > len(self._batch):
@@ -75,5 +76,5 @@ class ReplySender:
             self._lock.release()
 
     def stop(self) -> None:
-        """Drop all that is still to be sent: the client is gone."""
+        """Drop all that is still to be sent: the client does not receive any more."""
         self._gone = True

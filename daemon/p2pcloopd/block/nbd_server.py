@@ -1,20 +1,20 @@
 """NBD front end: serves a backend's device to NBD clients, any number of requests at a time.
 
-The thin trio side of `p2pcloop.protocol.nbd`. Per connection one task receives, answers inline
-whatever is here, and sends the answers to all that came in together with one call. Reads that take
-decoding are put off until the others are answered, so that what they need is decoded side by side.
-Only a request that must wait (for missing bytes, for the disk) gets a task; replies go out as they
-are ready.
+This is the thin trio side of `p2pcloop.protocol.nbd`. One task per connection receives requests,
+answers inline those whose bytes are here, and sends the answers to all requests that arrived
+together in one call. Reads that need decoding are put off until the others are answered, so that
+their chunks are decoded in parallel. Only a request that must wait (for missing bytes, for the
+disk) gets a task of its own; replies are sent as they become ready.
 
-Overload: at most `MAX_CONNECTIONS` are served, the next one waits for its turn. At most
+Overload: at most `MAX_CONNECTIONS` are served; the next one waits for its turn. At most
 `MAX_WAITING` requests with `MAX_WAITING_PAYLOAD` bytes wait in tasks of one connection, and its
-replies fill at most one send buffer; beyond that no more is read from it. So a connection takes at
-worst 64 MiB for what waits and 32 MiB each for the WRITE that comes in and the READ that goes out;
-with requests of up to 128 KiB that are answered at once, half a MiB in all.
+replies fill at most one send buffer; beyond that the server reads no more from it. So a connection
+takes at most 64 MiB for waiting requests, 32 MiB for an arriving WRITE, and 32 MiB for a departing
+READ. With requests of up to 128 KiB that are answered at once, it takes half a MiB in all.
 
-Ends: a client that vanishes or breaks the protocol takes its waiting requests with it, none of
-which was acknowledged. After an orderly DISC everything in flight is finished first, reads as long
-as the client stays. Cancellation closes the connections at once.
+Ends: if a client vanishes or breaks the protocol, its waiting requests are dropped; none of them
+was acknowledged. After an orderly DISC all requests in flight are finished first, reads only as
+long as the client stays. Cancellation closes the connections at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ MAX_CONNECTIONS: Final = 16
 HANDSHAKE_SECONDS: Final = 30
 
 MAX_INLINE_CHANGE: Final = 4 << 20
-"""A longer TRIM, WRITE_ZEROES or CACHE is done in pieces of this, so that others get their turn."""
+"""Bytes in which a longer TRIM, WRITE_ZEROES or CACHE is done, so that other tasks get their
+turn."""
 
 _NO_PAYLOAD: Final = memoryview(b"")
 
@@ -64,8 +65,8 @@ async def serve_nbd(
     Args:
         backend: what is served.
         listeners: where clients connect.
-        names: under which it may be asked for besides the empty one.
-        tls: what every client must start first, or None.
+        names: names of the export, besides the empty one.
+        tls: how every client must start TLS first, or None.
         task_status: see below.
 
     `task_status.started` gets the listeners once clients can connect.
@@ -104,7 +105,7 @@ class _Connection:
         self._put_off: list[Request] = []
 
     async def run(self) -> None:
-        """Serve the client until it leaves; what it does wrong ends here with a line in the log."""
+        """Serve the client until it leaves; its errors end here, with a line in the log."""
         try:
             async with trio.open_nursery() as self._tasks:
                 orderly = False
@@ -122,7 +123,7 @@ class _Connection:
                 self._transport.close()
 
     async def _serve(self) -> bool:
-        """Return whether the client took its leave (DISC) rather than vanished."""
+        """Return whether the client said that it leaves (DISC); else it vanished."""
         await self._sender.send(GREETING)
         with trio.move_on_after(HANDSHAKE_SECONDS) as handshake:
             if not await self._negotiate():
@@ -167,7 +168,7 @@ class _Connection:
                 return True
 
     async def _answer_batch(self) -> None:
-        """Send what is answered, then answer the reads that were put off, and send that."""
+        """Send the answers, then answer the reads that were put off, and send those."""
         await self._sender.send_batch()
         reads, self._put_off = self._put_off, []
         if not reads:
@@ -179,7 +180,7 @@ class _Connection:
         await self._sender.send_batch()
 
     async def _finish(self) -> None:
-        """After DISC: wait until all is answered, reads only while the client is there."""
+        """After DISC, wait until all requests are answered, reads only while the client stays."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._forget_reads_when_gone)
             await self._waiting.nothing()
@@ -192,7 +193,7 @@ class _Connection:
             scope.cancel()
 
     async def _read(self, request: Request) -> None:
-        """Answer a short read of what is decoded, put off any other."""
+        """Answer a short read of decoded bytes; put off any other."""
         replies, length = self._protocol.replies, request.length
         if length >= SPARSE_READ:
             self._put_off.append(request)
@@ -223,7 +224,7 @@ class _Connection:
         self._start(request, partial(complete, self._backend, call, missing), memory)
 
     async def _do(self, request: Request) -> None:
-        """Any command but READ."""
+        """Carry out a command other than READ."""
         if request.command == wire.CMD_BLOCK_STATUS:
             await self._sender.add(block_status(self._device, self._protocol.replies, request))
             return
@@ -270,9 +271,9 @@ class _Connection:
         work: Callable[[], Awaitable[None]] | None = None,
         reply: memoryview | None = None,
     ) -> None:
-        """Give a task to a request that must wait, for `work` or for what it wrote to be durable.
+        """Start a task for a request that must wait: for `work`, or until its writes are durable.
 
-        `reply` is what to send if all goes well, or None for the bare header.
+        `reply` is sent if all goes well; None stands for the bare header.
         """
         self._waiting.add(payload_of(request))
         good = self._protocol.replies.done(request.cookie) if reply is None else reply
@@ -302,7 +303,7 @@ class _Connection:
             self._waiting.remove(payload_of(request))
 
     def _failed(self, request: Request, err: P2pcloopError) -> bytes:
-        """The reply to a request that an error ended."""
+        """Return the reply to a request that failed."""
         error = wire.error_of_errno(err.errno) if isinstance(err, StorageError) else wire.EIO
         if error == wire.EIO:
             _log.error("I/O error told to an NBD client: %s", err)
@@ -314,7 +315,7 @@ class _Connection:
             await self._waiting.room(payload)
 
     async def _receive(self) -> bool:
-        """Take in what has come; return False when the client is gone."""
+        """Receive the next bytes; return False when the client is gone."""
         count = await self._transport.receive_into(self._protocol.receive_buffer())
         if count:
             self._protocol.received(count)

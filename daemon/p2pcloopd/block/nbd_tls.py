@@ -1,7 +1,7 @@
-"""The certificates of an NBD server, in a directory as QEMU and libnbd have them.
+"""The certificates of an NBD server, in a directory as for QEMU and libnbd.
 
-Their names are those of QEMU's `tls-creds-x509`: `server-cert.pem`, `server-key.pem`, and, to ask
-clients for a certificate, `ca-cert.pem` and perhaps `ca-crl.pem`.
+The files have the names of QEMU's `tls-creds-x509`: `server-cert.pem`, `server-key.pem`, and, to
+ask clients for a certificate, `ca-cert.pem` and perhaps `ca-crl.pem`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NbdTls:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         certificate, key = self._file("server-cert.pem"), self._file("server-key.pem")
         try:
-            # No passphrase is asked for: a server starts without a terminal.
+            # A server starts without a terminal, so it cannot ask for a passphrase.
             context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError as err:
             raise UsageError(f"{certificate} and {key} cannot be used: {err}", hint=_HINT) from err

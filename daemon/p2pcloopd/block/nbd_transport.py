@@ -1,6 +1,6 @@
-"""How the bytes of an NBD connection cross: as they are, or through TLS once that was started.
+"""The transport of an NBD connection: a plain socket, or TLS once that was started.
 
-Both ways of a connection are used by one task each at a time: one receives, one sends.
+At any time at most one task receives from a connection, and at most one sends.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import trio
 from p2pcloop.protocol.nbd_wire import RemoteProtocolError
 
 _TLS_PART: Final = 256 << 10
-"""What is encrypted at a time: so much memory, not that of the largest reply once more."""
+"""Bytes encrypted at a time: this bounds the memory, which else would be a whole reply once
+more."""
 
 
 class Transport(Protocol):
     """The bytes of one connection."""
 
     async def receive_into(self, buffer: memoryview) -> int:
-        """Wait for bytes and put them into `buffer`; how many, 0 when the client is gone."""
+        """Wait for bytes and put them into `buffer`; return how many, 0 when the client is gone."""
 
     async def send_all(self, data: memoryview) -> None:
-        """Send all of `data`; a checkpoint only where the connection is full, or it is TLS.
+        """Send all of `data`; a checkpoint only if the connection is full, or is TLS.
 
         Raises:
             OSError: the client is gone.
         """
 
     async def wait_gone(self) -> None:
-        """Return when the client, who has nothing more to say, says something or is gone."""
+        """Return when the client, which should send nothing more, sends something or is gone."""
 
 
 class PlainTransport:
-    """A non-blocking socket, which is not owned. A stream of trio's costs a reschedule a call."""
+    """A non-blocking socket, which is not owned. A stream of trio's would reschedule at each
+    call."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -75,9 +77,9 @@ class TlsTransport:
         """Shake hands with the client.
 
         Raises:
-            RemoteProtocolError: it does not speak TLS, or has no certificate that is believed.
+            RemoteProtocolError: it does not speak TLS, or has no trusted certificate.
         """
-        # A descriptor of its own: trio's socket closes what it is made of when it is collected.
+        # A copy of the descriptor: trio's socket closes its own when it is garbage-collected.
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock.dup()))
         tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         try:
@@ -112,5 +114,5 @@ class TlsTransport:
         await self.receive_into(memoryview(bytearray(1)))
 
     def close(self) -> None:
-        """Let go of the connection without a word; the session's end is that of its requests."""
+        """Close without TLS's closing message; NBD's own messages tell where a session ends."""
         self._stream.transport_stream.socket.close()

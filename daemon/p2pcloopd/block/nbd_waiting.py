@@ -1,4 +1,4 @@
-"""How many requests of an NBD connection may wait at a time: memory has a limit."""
+"""Limits how many requests of an NBD connection wait at a time, and the memory they take."""
 
 from __future__ import annotations
 

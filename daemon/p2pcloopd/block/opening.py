@@ -1,4 +1,4 @@
-"""Opens what a block server serves: the image, and the overlay over it or beside it."""
+"""Opens the image of a block server, and the overlay over it or beside it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Ready = Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What a guest gets.
+    """The devices of a guest.
 
     Attributes:
         image: the image, with a block overlay over it; read-only without one.
@@ -52,7 +52,7 @@ class Disk:
     changes: LocalBackend | None
 
     def close(self) -> None:
-        """Let go of all files; what was not flushed may be lost."""
+        """Close all files; unflushed writes may be lost."""
         self.image.device.close()
         if self.changes is not None:
             self.changes.device.close()
@@ -61,12 +61,12 @@ class Disk:
 async def open_disk(
     spec: BlockServerSpec, nursery: trio.Nursery, stack: AsyncExitStack, ready: Ready
 ) -> Disk:
-    """Open image and overlay, which is made where it does not exist.
+    """Open the image and the overlay; an overlay that does not exist is made.
 
     Args:
-        nursery: runs what brings the image's bytes.
+        nursery: runs the tasks that fetch the image's bytes.
         stack: holds the image's lease.
-        ready: called when the overlay is open; the image's maps may be waited for after it.
+        ready: called when the overlay is open; the image's maps may arrive after that.
 
     Raises:
         MismatchError, BusyError: the overlay is of another image or mode, or open elsewhere.
@@ -81,7 +81,7 @@ async def open_disk(
 
 
 def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
-    """Who reads, as `p2pcloop daemon stop` tells it."""
+    """Return the name of this reader, for `p2pcloop daemon stop` to show."""
     name = signed.manifest.name
     if spec.for_guest:  # forked by the command that runs the guest
         return f"the guest of {name}, process {os.getppid()}"
@@ -125,7 +125,7 @@ async def _open_stored(
     ready: Ready,
 ) -> Disk:
     manifest = signed.manifest
-    # Before an overlay is made: a wrong secret is refused here.
+    # A wrong secret is refused here, before an overlay is made.
     stored = StoredImage.of_home(manifest, spec.home, spec.secret)
     overlay = _open_overlay(
         spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
@@ -199,4 +199,4 @@ def _touches(spec: BlockServerSpec) -> Touches | None:
 
 
 def _no_progress(done: int) -> None:
-    """A file that lies here is read in a moment; its index is kept for the next time."""
+    """Show no progress: a local file is read quickly, and its index is kept for the next time."""

@@ -1,4 +1,4 @@
-"""Reading ahead of a guest: what a profile says it will read, else what its reads foretell."""
+"""Prefetch for a guest: the chunks of a profile, else the chunks that follow its reads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from p2pcloopd.block.supplier import Caller, Supplier
 _log = logging.getLogger(__name__)
 
 _FEW_PAGES = 4
-"""Pages of chunk tables that are got at once, as a reader would; more come as what follows them."""
+"""Pages of chunk tables that are fetched at once, as for a read; later ones follow those."""
 
 
 class Prefetch:
-    """Brings the chunks of a profile ahead of the guest, in order of first touch.
+    """Fetches the chunks of a profile before the guest reads them, in order of first touch.
 
     Attributes:
-        came: the chunks that came so, with their stored bytes.
+        came: the chunks fetched this way, with their stored bytes.
     """
 
     def __init__(self, device: ImageDevice, client: Caller, supplier: Supplier) -> None:
@@ -37,14 +37,15 @@ class Prefetch:
         self._supplier = supplier
 
     async def run(self, touches: Sequence[Touch]) -> None:
-        """Return when all is here. What goes wrong is logged: a reader is told anyway."""
+        """Return when all is here. Errors are only logged: a read of the guest meets them
+        itself."""
         try:
             await self._bring(touches)
         except P2pcloopError as err:
             _log.warning("no more is read ahead of the guest: %s", err)
 
     async def follow(self) -> None:
-        """Bring what follows where a guest reads chunk after chunk, for ever."""
+        """Fetch the following chunks wherever a guest reads chunk after chunk; never returns."""
         foretold, to_bring = trio.open_memory_channel[tuple[ByteRange, ChunkKey]](math.inf)
         image = self._device.image
 
@@ -65,10 +66,10 @@ class Prefetch:
                 nursery.start_soon(bring, wanted, chunk)
 
     async def fill(self, layers: Iterable[LayerRef], rate: int) -> None:
-        """Return when all of some layers is here, brought when no reader needs the time.
+        """Backfill: return when all of some layers is here, fetched in idle time.
 
         Args:
-            rate: bytes a second at most, 0 for as many as come.
+            rate: bytes a second at most, 0 for no limit.
         """
         try:
             for layer in layers:
@@ -110,7 +111,7 @@ class Prefetch:
             await self._client.call("stream", take, ranges=asked, guess=guess)
 
     def report(self) -> dict[str, Any]:
-        """What came ahead of the guest, and what of it was never read; bytes as stored."""
+        """Report what was prefetched, and what of it was never read; in stored bytes."""
         touched = self._device.image.touched
         return {
             "chunks": len(self.came),

@@ -1,10 +1,10 @@
 """A block server of one's own: the process that `boot` forks for its guest.
 
-Forked, not started anew: the modules are loaded already, so that it serves a third of a second
-earlier. Two pipes hold parent and child together. Over one the child speaks the control protocol's
-messages: an event when it is ready, one when a vhost-user front end comes or goes, at last its
-report or its error. The other carries nothing:
-when its end comes, the parent wants no more, or is gone, and the child makes all durable and ends.
+It is forked, not started anew: the modules are loaded already, so it serves a third of a second
+earlier. Two pipes connect parent and child. Over one the child sends messages of the control
+protocol: an event when it is ready, one when a vhost-user front end connects or leaves, at last its
+report or its error. The other carries nothing: when the parent closes it or ends, the child makes
+all durable and ends.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from p2pcloopd.entry import run
 
 _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
-"""Names of the events, by whether a front end has come."""
+"""Names of the events, by whether a front end has connected."""
 
 
 class BlockServerProcess:
     """The child that serves one guest; as a context manager, it has ended when it is left."""
 
     def __init__(self, spec: BlockServerSpec) -> None:
-        """Fork; only before trio runs and where there are no threads."""
+        """Fork; this must happen before trio runs, and without other threads."""
         self._output, child_output = os.pipe()
         child_lifeline, self._lifeline = os.pipe()
         self._receiver = ControlReceiver()
@@ -51,12 +51,12 @@ class BlockServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        # First its end: its last message, which is not read then, must not meet a closed pipe.
+        # First wait for its end: it may still write a message, which must not meet a closed pipe.
         os.waitpid(self._pid, 0)
         os.close(self._output)
 
     def stop(self) -> None:
-        """Have it make all durable and end."""
+        """Tell it to make all durable and end."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
@@ -65,7 +65,7 @@ class BlockServerProcess:
         """Return when a front end may connect.
 
         Raises:
-            P2pcloopError: what stopped it from serving.
+            P2pcloopError: the error that kept it from serving.
         """
         while not isinstance(await self._next(), Event):
             pass
@@ -74,11 +74,11 @@ class BlockServerProcess:
         """Wait until it has made all durable; return its report.
 
         Args:
-            attached: called with True when a vhost-user front end has come, with False when it has
-                gone.
+            attached: called with True when a vhost-user front end has connected, with False when it
+                has left.
 
         Raises:
-            P2pcloopError: what made it end.
+            P2pcloopError: the error that made it end.
         """
         while True:
             message = await self._next()
@@ -101,10 +101,11 @@ class BlockServerProcess:
 
 
 def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn:
-    """The child's whole life. It leaves by `_exit`: nothing of the parent's is its to clean up."""
+    """Be the child, to its end. It ends by `_exit`, so that it cleans up nothing of the
+    parent's."""
     exit_code = 1
     try:
-        # These are for the parent, who shuts the guest down in order; it needs its disk for that.
+        # The parent handles these: it shuts the guest down in order, and the guest needs its disk.
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -133,7 +134,7 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
 
 def _send(fd: int, message: Message) -> None:
     data = encode(message)
-    # A parent that is gone needs no word.
+    # A parent that is gone needs no message.
     with contextlib.suppress(BrokenPipeError):
         while data:
             data = data[os.write(fd, data) :]

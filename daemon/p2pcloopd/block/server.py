@@ -1,6 +1,6 @@
-"""The block server's process: opens image and overlay, serves them, and makes all durable at last.
+"""The block server's process: opens image and overlay, serves them, makes all durable at the end.
 
-One process serves one guest, so that a guest's disk does not die with p2pcloopd.
+One process serves one guest, so that a guest's disk outlives p2pcloopd.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ async def serve(
     """Serve until `stopped` returns; then make all durable.
 
     Args:
-        ready: called when the overlay is open and the image is known; from then on a front end
-            may connect, and is answered as soon as the layers' maps are here.
+        ready: called when the overlay is open and the image is known. From then on a front end may
+            connect; it is answered as soon as the layers' maps are here.
         stopped: awaited; when it returns, serving ends.
-        attached: called with True when a vhost-user front end has come, with False when it has
-            gone.
+        attached: called with True when a vhost-user front end has connected, with False when it
+            has left.
 
     Returns:
-        What was read, for a boot's report; where touches are noted, also `image_id` and
+        The facts about reads, for a boot's report. If touches are recorded, also `image_id` and
         `touches` (first block, blocks, monotonic seconds), for its profile.
 
     Raises:
@@ -53,7 +53,7 @@ async def serve(
     """
     report: dict[str, Any] = {}
     async with AsyncExitStack() as stack:
-        # Bound before anything is opened: a front end may connect from `ready` on.
+        # Bind before anything is opened: a front end may connect as soon as `ready` is called.
         listeners = await _listen(spec, stack)
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
@@ -129,7 +129,7 @@ async def _serve_front_ends(
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
-    """Bring what the front end is expected to read, then the rest, if that is wanted."""
+    """Prefetch what the front end is expected to read, then backfill, if that is wanted."""
     await backend.prefetch.run(spec.profile)
     if spec.fill is not None and isinstance(spec.image, SignedManifest):
         await backend.prefetch.fill(spec.image.manifest.layers, spec.fill)

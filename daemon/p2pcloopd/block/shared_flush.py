@@ -1,4 +1,4 @@
-"""Flushes that are asked for at the same time share one: the disk is asked once, not n times."""
+"""Concurrent flush requests share one flush of the device."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class SharedFlush:
     async def flush(self) -> None:
         """Return when everything written before the call is durable.
 
-        Once begun, a flush of the device is not abandoned by cancellation: the disk is never left
-        half told.
+        Cancellation does not abandon a flush of the device that has begun.
 
         Raises:
-            StorageError: the flush that covered this call failed. All that shared it are told: the
-                kernel tells of a failed write once only, so that a second try would lie.
+            StorageError: the flush that covered this call failed. All calls that shared it get the
+                error: the kernel reports a failed write only once, so a second try would succeed
+                wrongly.
         """
         begun_before = self._begun
         async with self._lock:
-            # One that had begun before this call may have missed what was written meanwhile.
+            # A flush that began before this call may have missed later writes.
             if self._ended <= begun_before:
                 self._begun += 1
                 number = self._begun

@@ -1,4 +1,4 @@
-"""Backends of the block server: an image that lies here, or one that arrives from p2pcloopd."""
+"""Backends of the block server: of a local image, and of one that arrives through p2pcloopd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from p2pcloopd.block.supplier import Supplier
 
 
 class LocalBackend:
-    """Serves a device whose image lies here whole, so that nothing is ever missing."""
+    """Serves a device whose image is a local file, so that no byte is ever missing."""
 
     def __init__(self, device: ImageDevice) -> None:
         self.device = device
@@ -31,9 +31,9 @@ class StoredBackend:
     """Serves a device whose image arrives from peers.
 
     Attributes:
-        supplier: brings what is missing.
-        prefetch: brings what will be.
-        tell_booted: to be called at the end: ends the lease and tells what was used.
+        supplier: fetches missing bytes.
+        prefetch: fetches bytes before they are read.
+        tell_booted: called at the end; ends the lease and reports the used pieces.
     """
 
     def __init__(

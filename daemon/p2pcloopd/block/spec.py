@@ -1,4 +1,4 @@
-"""What a block server is asked for."""
+"""The description of what a block server is to serve."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from p2pcloopd.block.nbd_tls import NbdTls
 TEMPORARY = "temporary"
 
 MIN_FILES_SIZE = 64 << 20
-"""What holds the file system's journal and leaves room for files."""
+"""Bytes that hold the file system's journal and leave room for files."""
 
 
 @dataclass(frozen=True, slots=True)
 class FilesOverlay:
-    """A second device, which takes a guest's writes in the image's stead.
+    """A second device, which takes a guest's writes instead of the image's.
 
     Attributes:
-        size: bytes of the device, where the overlay has to be made.
+        size: bytes of the device if the overlay has to be made.
         vhost_user: a listening socket for its front end, or None.
     """
 
@@ -35,25 +35,24 @@ class FilesOverlay:
 
 @dataclass(frozen=True, slots=True)
 class BlockServerSpec:
-    """What is served and where.
+    """The image, its overlay, and where both are served.
 
     Attributes:
         home: the node whose store and p2pcloopd are used.
-        image: an image file that lies here, or the manifest of an image in the store.
-        overlay: the file that takes the writes, made where it does not exist; "temporary" keeps
-            them until the end only; None serves read-only.
+        image: a local image file, or the manifest of an image in the store.
+        overlay: the file that takes the writes, made if it does not exist; "temporary" keeps them
+            until the end only; None serves read-only.
         vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
         nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
         nbd_tls: how NBD clients must start TLS, or None.
-        for_guest: whether `boot` or the like has it for its guest.
+        for_guest: whether it serves a guest of this process, as of `boot`.
         cache_size: bytes of decoded chunks that are kept in memory.
-        secret: what opens a private image.
-        profile: what is read ahead of the front end, in this order.
-        fill: bytes a second at which all else is brought here when there is time, 0 for as many as
-            come; None for not at all.
-        note_touches: whether what is read first is noted, for a profile.
-        files: the guest's second device, which then takes the writes in the image's stead; None
-            where the overlay lies over the image's own blocks.
+        secret: the secret of a private image.
+        profile: the touches to prefetch, in this order.
+        fill: bytes a second of backfill in idle time, 0 for no limit; None for no backfill.
+        note_touches: whether the first read of each block is recorded, for a profile.
+        files: the guest's second device, which then takes the writes instead of the image's; None
+            if the overlay lies over the image's own blocks.
     """
 
     home: Home
@@ -72,7 +71,7 @@ class BlockServerSpec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the image is called, the shortest first: NBD clients may ask for it so."""
+        """Return the image's names, the shortest first: NBD clients may ask for it by each."""
         if isinstance(self.image, SignedManifest):
             name = self.image.manifest.name
             return name.label, str(name)
@@ -81,5 +80,5 @@ class BlockServerSpec:
 
     @property
     def mode(self) -> str:
-        """How the writes are kept: as "block" or as "files"."""
+        """The mode of the overlay, "block" or "files"."""
         return "block" if self.files is None else "files"

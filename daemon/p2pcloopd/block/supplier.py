@@ -1,4 +1,4 @@
-"""Bringing what a device lacks from p2pcloopd."""
+"""Fetches what a device lacks from p2pcloopd."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from p2pcloopd.block.waits import Waits
 _log = logging.getLogger(__name__)
 
 FULL_RETRY_SECONDS = 1.0
-"""Between two tries while the disk of the home is full: no event tells that it is not any more."""
+"""Seconds between tries while the disk of the home is full: no event reports free space."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _TELL_FULL_SECONDS = 60.0
 _TELL_SECONDS = 10.0
-"""Between two lines about a slow link: a guest's terminal is the guest's."""
+"""Seconds between lines about a slow link: the terminal belongs to the guest."""
 
 
 class Caller(Protocol):
@@ -41,17 +41,17 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """A range that p2pcloopd was asked for; `scope` ends the asking where it came otherwise."""
+    """A range that p2pcloopd was asked for; `scope` cancels the call if it arrives another way."""
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
 
 class Supplier:
-    """Brings ranges from p2pcloopd; those that are wanted twice at a time are asked for once.
+    """Fetches ranges from p2pcloopd; a range that several reads want is asked for once.
 
     Attributes:
-        waits: how long each range took to come.
+        waits: how long each range took to arrive.
     """
 
     def __init__(self, client: Caller, accept: Callable[[ByteRange, bytes], None]) -> None:
@@ -80,14 +80,14 @@ class Supplier:
             raise errors[0]
 
     def deliver(self, wanted: ByteRange, data: bytes) -> None:
-        """Take a range that came without having been asked for by `supply`."""
+        """Accept a range that arrived although `supply` had not asked for it."""
         self._take(wanted, data)
         if wanted in self._under_way:
             self._under_way[wanted].scope.cancel()
 
     async def _bring(self, wanted: ByteRange) -> None:
         if wanted in self._under_way:
-            # A waiter looks again afterwards, and asks itself if the other one failed.
+            # Each waiting read looks again afterwards, and asks itself if this one failed.
             await self._under_way[wanted].ended.wait()
             return
         asking = self._under_way[wanted] = _Asking()
@@ -111,8 +111,8 @@ class Supplier:
     async def _read_part(
         self, part: ByteRange, tell: Callable[[str, dict[str, Any]], None]
     ) -> bytes:
-        """Read until there is room: a guest's file system takes no I/O error for a disk that is
-        full just now, and p2pcloopd tries anew each time."""
+        """Read until there is room: a guest's file system must get no I/O error because a disk is
+        full for a while, and p2pcloopd tries anew each time."""
         while True:
             try:
                 answer = await self._client.call("read", tell, **asdict(part))
@@ -131,8 +131,8 @@ class Supplier:
             _log.warning("the guest waits for room: %s; %s", error, error.hint or "free some")
 
     def _tell(self, length: int, event: str, fields: dict[str, Any]) -> None:
-        """Tell the user that the guest waits: once that nothing comes, however many reads wait for
-        it; once in a while how fast something comes."""
+        """Tell the user that the guest waits: once if no bytes arrive, however many reads wait for
+        them; every now and then how fast they arrive."""
         if event == "waiting" and not self._told_waiting:
             self._told_waiting = True
             _log.warning("the guest waits: %s", describe_waiting(fields))

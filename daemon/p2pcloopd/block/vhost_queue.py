@@ -1,8 +1,8 @@
 """Serve one virtqueue of a vhost-user-blk device in trio.
 
-What the device can answer at once is answered inline, in the task that waits for the kick: a task
-for each request costs several times what a small read does. Only a request that lacks bytes, and
-FLUSH, become tasks; they give their chains back whenever they are done, in any order.
+A request whose bytes are here is answered inline, in the task that waits for the kick: a task for
+each request would cost several times as much as a small read. Only a request that lacks bytes, and
+FLUSH, get tasks; these return their chains when they are done, in any order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from p2pcloopd.block.backend import Backend, complete
 _ONE = (1).to_bytes(8, "little")
 _BATCH_REQUESTS = 256
 _BATCH_BYTES = 1 << 20
-"""What is answered before the driver is called and other tasks have their turn."""
+"""Requests answered before the driver is called and other tasks have their turn."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class QueueServer:
     """Serves a queue from `run` until `stop`.
 
     Attributes:
-        queue: the ring; only this server touches it.
-        vring: whose `call` is looked at each time, since a front end may replace it.
+        queue: the ring; no other object touches it.
+        vring: its `call` is read each time, since a front end may replace it.
     """
 
     def __init__(self, backend: Backend, queue: Virtqueue, vring: Vring) -> None:
@@ -48,7 +48,8 @@ class QueueServer:
         self._last_error = ""
 
     async def run(self) -> None:
-        """Serve until `stop`, or until the ring is broken, and until all that was taken is done."""
+        """Serve until `stop`, or until the ring is broken; return when all taken requests are
+        done."""
         try:
             async with trio.open_nursery() as self._nursery:
                 with self._taking:
@@ -58,10 +59,10 @@ class QueueServer:
             self._ended.set()
 
     async def stop(self) -> None:
-        """Take no more requests and return when those that were taken are done.
+        """Take no more requests, and return when those that were taken are done.
 
-        A front end that stops a queue counts on that: a request that was dropped would never
-        end for the guest, since it is not offered again.
+        A front end that stops a queue relies on that: it does not offer a request again, so a
+        dropped one would never end for the guest.
         """
         self._taking.cancel()
         await self._ended.wait()
@@ -141,12 +142,12 @@ class QueueServer:
         try:
             os.write(self.vring.call, _ONE)
         except BlockingIOError:
-            pass  # so many calls are waiting there that one more says nothing new
+            pass  # so many calls wait there that one more changes nothing
         except OSError as error:
             self._give_up(error)
 
     def _note(self, error: P2pcloopError) -> Status:
-        """Return what the driver is told of an error, and log it unless it is the last one again.
+        """Return the status of an error for the driver; log the error unless it repeats the last.
 
         The device has no status for a full disk: ENOSPC too is an I/O error to the guest.
         """
@@ -158,7 +159,8 @@ class QueueServer:
         return error.status if isinstance(error, RefusedError) else Status.IOERR
 
     def _give_up(self, error: Exception) -> None:
-        """Touch the ring no more until the front end starts it anew; tell it so, if it listens."""
+        """Leave the ring alone until the front end starts it anew; tell it, if it asked for
+        that."""
         _log.error("vhost-user: queue stopped: %s", str(error))
         self._taking.cancel()
         if self.vring.err is not None:

@@ -1,7 +1,7 @@
 """The vhost-user-blk front end of the block server: the socket, the guest's memory, the queues.
 
-A thin adapter round `p2pcloop.protocol.vhost_session`: it receives messages and descriptors, maps
-memory, and starts and stops a `QueueServer` for each queue.
+This is a thin adapter round `p2pcloop.protocol.vhost_session`: it receives messages and
+descriptors, maps memory, and starts and stops a `QueueServer` for each queue.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.vhost_queue import QueueServer
 
 _MAX_AHEAD = 64
-"""Messages that a front end may send before a queue that it stops has ended; more, and it is
+"""Messages that a front end may send while a queue that it stops still ends. One that sends more is
 dropped."""
 
 _FD_SIZE = array.array("i").itemsize
@@ -52,7 +52,7 @@ async def serve_vhost_user(
     Args:
         backend: what is served; it is not closed.
         listener: a listening unix socket, which is closed at the end.
-        attached: called with True when a front end has come, with False when it has gone.
+        attached: called with True when a front end has connected, with False when it has left.
     """
     served: _Served | None = None
 
@@ -81,7 +81,7 @@ class _Served:
     """The front end that is connected now.
 
     Attributes:
-        ended: set when nothing of it is left here.
+        ended: set when all that served it here has ended.
     """
 
     def __init__(self, connection: trio.socket.SocketType) -> None:
@@ -90,7 +90,7 @@ class _Served:
         self._hang_up.register(connection, select.POLLRDHUP)
 
     def has_gone(self) -> bool:
-        """Whether it has hung up, even if that was not read yet."""
+        """Whether it has hung up, even if the end was not read yet."""
         return bool(self._hang_up.poll(0))
 
 
@@ -108,9 +108,9 @@ class VhostDevice(Protocol):
     """A virtio device that can be served here.
 
     Attributes:
-        features: of the device; those of its queues are added.
+        features: feature bits of the device; those of its queues are added.
         config: its configuration space.
-        queues: how many it has at most.
+        queues: the number of queues that it has at most.
     """
 
     @property
@@ -146,9 +146,9 @@ async def serve_front_end(backend: Backend, connection: trio.socket.SocketType) 
 
 
 async def serve_device(device: VhostDevice, connection: trio.socket.SocketType) -> None:
-    """Serve the front end at the other end of a socket until it goes, then close the socket.
+    """Serve the front end at the other end of a socket until it leaves, then close the socket.
 
-    Requests that still wait for bytes when it goes are dropped. A front end that breaks the
+    Requests that still wait for bytes when it leaves are dropped. A front end that breaks the
     protocol is logged and dropped.
     """
     with connection:
@@ -181,7 +181,7 @@ class _FrontEnd:
         self._ahead: deque[Message] = deque()
 
     async def converse(self, nursery: trio.Nursery) -> None:
-        """Carry out what the front end says until it goes or breaks the protocol."""
+        """Carry out the front end's messages until it leaves or breaks the protocol."""
         try:
             while (message := await self._next()) is not None:
                 if not await self._obey(message, nursery):
@@ -221,7 +221,8 @@ class _FrontEnd:
                     f"a message with more than {MAX_REGIONS} descriptors, or than can be open here"
                 )
             for fd in fds:
-                # No front end may make us wait in a read or write; one of O_PATH takes neither.
+                # A descriptor must not make this process wait in a read or write. One of O_PATH
+                # takes neither.
                 with contextlib.suppress(OSError):
                     os.set_blocking(fd, False)
             message = self._reader.receive(data, fds)
@@ -248,7 +249,7 @@ class _FrontEnd:
         return True
 
     async def _stop_queues(self, effect: MemoryChanged | RingChanged) -> bool:
-        """Stop the queues that an effect touches; False if the front end went before they ended."""
+        """Stop the queues that an effect touches; False if the front end left before they ended."""
         indexes = list(self._queues) if isinstance(effect, MemoryChanged) else [effect.index]
         stopping = {index: self._queues.pop(index) for index in indexes if index in self._queues}
         stopped = not stopping
@@ -262,7 +263,7 @@ class _FrontEnd:
         return stopped
 
     async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
-        """Cancel `scope` if the front end goes; what it says meanwhile is kept for later."""
+        """Cancel `scope` if the front end leaves; keep its messages meanwhile for later."""
         with contextlib.suppress(ProtocolError, OSError):
             while len(self._ahead) < _MAX_AHEAD and (message := await self._receive()) is not None:
                 self._ahead.append(message)
@@ -323,7 +324,7 @@ class _Mapping:
 
     def _unmap(self) -> None:
         for mapped in self._maps:
-            # A view that lives on in some exception's traceback unmaps the memory when it goes.
+            # A view may live on in an exception's traceback; its end unmaps the memory.
             with contextlib.suppress(BufferError):
                 mapped.close()
         self._maps.clear()

@@ -1,4 +1,4 @@
-"""How long reads waited for bytes that had to come: a summary that takes little memory."""
+"""How long reads waited for bytes that were not here: a summary that takes little memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_SAMPLES = 4096
 
 
 class Waits:
-    """Counts waits, and keeps every n-th of them for percentiles: of many, n is larger."""
+    """Counts waits, and keeps every n-th of them for percentiles; n grows with their number."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -17,7 +17,7 @@ class Waits:
         self._samples: list[float] = []
 
     def add(self, seconds: float) -> None:
-        """Note one wait."""
+        """Record one wait."""
         if self._count % self._every == 0:
             self._samples.append(seconds)
             if len(self._samples) == MAX_SAMPLES:
@@ -27,7 +27,7 @@ class Waits:
         self._longest = max(self._longest, seconds)
 
     def report(self) -> dict[str, Any]:
-        """How many there were, the median, the 99th percentile and the longest in milliseconds."""
+        """Return their number, the median, the 99th percentile and the longest in milliseconds."""
         if not self._count:
             return {"count": 0}
         waits = sorted(self._samples)

@@ -32,7 +32,7 @@ _END_SECONDS = 10
 
 
 def tell_keys(overlay: Path | None) -> None:
-    """On a terminal, say what a user must know before anything is typed."""
+    """Tell a user at a terminal about the escape key, and about changes that will be lost."""
     if is_our_terminal(sys.stdin.fileno()):
         told = [BRIEF, *(["no overlay: changes last for this boot"] if overlay is None else [])]
         print(*(f"p2pcloop: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
@@ -47,7 +47,7 @@ class Live(Protocol):
 
 
 def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, live: Live = run_guest) -> None:
-    """Boot; an error is left in `outcome`."""
+    """Boot a guest and wait for its end; an error is left in `outcome`."""
     try:
         with serve_disks(disk, spec.disks) as block:
             run(partial(_run, spec, block, outcome, live))
@@ -56,7 +56,7 @@ def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, live: Live = 
 
 
 def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerProcess:
-    """Have an image, and the device of a files overlay where it has one, served at sockets."""
+    """Fork the process that serves an image, and its files overlay if it has one, at sockets."""
     with ExitStack() as stack:
         first, *more = [stack.enter_context(bind_unix_listener(path)) for path in sockets]
         disk = replace(disk, vhost_user=first)
@@ -71,7 +71,7 @@ async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, liv
     stuck = trio.CancelScope()
 
     def on_disk(attached: bool) -> None:
-        # A guest that ends lets go of its disk just before; one that goes on without it spins.
+        # A guest lets go of its disk just before it ends; one that goes on without a disk spins.
         stuck.deadline = math.inf if attached else trio.current_time() + _END_SECONDS
 
     async def wait_for_block_server() -> None:
@@ -80,7 +80,7 @@ async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, liv
     async with trio.open_nursery() as serving:
         serving.start_soon(wait_for_block_server)
         with stuck:
-            # A guest that cannot boot has read something all the same: the report tells.
+            # Even a guest that cannot boot has read something, and the report tells it.
             try:
                 with plain_errors():
                     outcome.guest = await live(spec, on_boot=partial(on_disk, attached=True))
@@ -92,9 +92,9 @@ async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, liv
 
 
 def run_one(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
-    """Run the command that is in the guest's first root; as `boot`."""
+    """Run the one command that the guest's first root has; otherwise as `boot`."""
     path = ports_path(spec)
-    # Bound before the block server is forked, and not left to it.
+    # It is bound before the block server is forked, and belongs to this process.
     with bind_unix_listener(path) as listener:
         listener.setblocking(False)
         live = partial(run_command, listener)

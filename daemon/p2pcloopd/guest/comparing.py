@@ -1,11 +1,11 @@
 """Guests that look into a files overlay and the two images it may lie on, and change the overlay.
 
-Only a kernel reads ext4, squashfs, iso9660 and erofs alike, with what overlayfs made of them. Here
-it is a guest's: nothing is mounted on the host, nothing of a stranger's file system is read by a
-program that may do more than a guest may, and of the images only what is looked at is fetched.
+Only a kernel reads ext4, squashfs, iso9660 and erofs, and what overlayfs made of them. Here it is
+the kernel of a guest: the host mounts nothing, a stranger's file system is read only by a program
+in a sandbox, and only those parts of the images are fetched that the guest looks at.
 
-Disks: /dev/vda the image that the overlay moves to, /dev/vdb the overlay, /dev/vdc the image that
-it lay on, /dev/vdd takes the answer, a tar file.
+Disks: /dev/vda is the image that the overlay moves to, /dev/vdb the overlay, /dev/vdc the image
+that it lay on; the answer, a tar file, is written to /dev/vdd.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _OVERLAY = Part(steps=("open-overlay",), applets=("dmesg", "grep", "sync", "umou
 def build_comparing_initramfs(
     kernel: Kernel, *, old: Sequence[str] = WHOLE, new: Sequence[str] = WHOLE
 ) -> bytes:
-    """Return the archive of the guest that compares; what it answers, `making/rebase.py` reads.
+    """Return the archive of the guest that compares; `making/rebase.py` reads its answer.
 
     Args:
-        kernel: what it is for.
+        kernel: the kernel that boots it.
         old, new: the places of the two images' file systems; see `build_files_initramfs`.
 
     Raises:
@@ -43,13 +43,13 @@ def build_comparing_initramfs(
 def build_changing_initramfs(
     kernel: Kernel, *, drop: Iterable[bytes] = (), adopt: Iterable[Adoption] = ()
 ) -> bytes:
-    """Return the archive of the guest that changes the overlay on /dev/vdb, and leaves its file
-    system as one that was unmounted.
+    """Return the archive of the guest that changes the overlay on /dev/vdb, and unmounts its file
+    system at the end.
 
     Args:
-        kernel: what it is for.
-        drop: paths whose files, links and directories the overlay is to hold no more.
-        adopt: directories that get the owner and the mode that the new image gives them.
+        kernel: the kernel that boots it.
+        drop: paths of the files, links and directories to remove from the overlay.
+        adopt: directories that get owner and mode of the new image.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.

@@ -22,14 +22,14 @@ import trio
 from p2pcloopd.guest.screen_filter import ScreenFilter
 
 CHUNK = 4096
-"""Bytes a turn: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
+"""Bytes of one write: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
 
 _STDOUT = 1
 _DEFAULT_SIZE = struct.pack("4H", 24, 80, 0, 0)
 
 
 class Pty:
-    """A pseudo terminal; the slave is for UML, the master is ours and does not block."""
+    """A pseudo terminal: UML has the slave; this process has the master, which does not block."""
 
     def __init__(self) -> None:
         self.master, self.slave = os.openpty()
@@ -50,7 +50,7 @@ class Pty:
         os.close(self.master)
 
     async def receive(self) -> bytes:
-        """Return what the guest prints next; empty when no process holds the slave any more."""
+        """Return what the guest prints next; empty once no process has the slave open."""
         while True:
             try:
                 return os.read(self.master, CHUNK)
@@ -85,11 +85,11 @@ class Pty:
 
 
 class UnseenConsoles:
-    """The guest's consoles beside the one that the user sees: no key ever comes from them, and what
-    is printed there is dropped. Images have logins on tty2 to tty6.
+    """The guest's consoles that the user does not see: no key is typed there, and all output is
+    dropped. Images have logins on tty2 to tty6.
 
-    UML's own way to have a console that leads nowhere, `null`, makes its kernel complain at length
-    on the one that is seen: it waits for what is open, and /dev/null cannot be waited for.
+    UML itself can have a console that leads nowhere, `null`. But its kernel then complains at
+    length on the visible console: it waits on each open descriptor, and cannot wait on /dev/null.
 
     Attributes:
         fds: the guest's ends, by the number of the console.
@@ -98,11 +98,11 @@ class UnseenConsoles:
     def __init__(self, numbers: Iterable[int]) -> None:
         self._ours, theirs = trio.socket.socketpair()
         with theirs:
-            # One each: the kernel takes none twice.
+            # Each console needs a pty of its own: the kernel takes none twice.
             self.fds = {number: os.dup(theirs.fileno()) for number in numbers}
 
     async def drop_output(self) -> None:
-        """Read what the guest prints there, so that nothing in it ever waits."""
+        """Read and drop what the guest prints there, so that no program in it waits."""
         while await self._ours.recv(CHUNK):
             pass
 
@@ -114,10 +114,10 @@ class UnseenConsoles:
 
 
 class Sink:
-    """Where a guest's output goes: a descriptor of ours, or a file that is written anew.
+    """Where a guest's output goes: a descriptor of this process, or a file that is written anew.
 
     Attributes:
-        is_open: whether a reader takes it.
+        is_open: whether output is still taken.
     """
 
     def __init__(self, console: Literal["stdio"] | Path | int) -> None:
@@ -129,14 +129,14 @@ class Sink:
         else:
             sys.stdout.flush()
             self._fd = _STDOUT if console == "stdio" else console
-        # A terminal gets what may be shown there.
+        # A terminal gets only what draws on its screen.
         self._screen = ScreenFilter(utf8=_takes_utf8()) if os.isatty(self._fd) else None
 
     async def write(self, data: bytes) -> None:
         """Write all of it.
 
-        A standard output that is closed early, or a terminal that is gone, is no reason to end a
-        guest: the rest is dropped.
+        A standard output that is closed early, or a terminal that is gone, does not end the guest:
+        the rest is dropped.
         """
         if self._screen is not None:
             data = self._screen.feed(data)
@@ -175,12 +175,12 @@ async def pump(pty: Pty, sink: Sink, on_output: Callable[[bytes], None]) -> None
 
 
 async def ready(wait: Callable[[int], object], fd: int) -> None:
-    """Wait until `fd` is ready; what epoll does not know (a regular file) always is."""
+    """Wait until `fd` is ready; one that epoll does not take (a regular file) always is."""
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             await wait(fd)  # type: ignore[misc]  # both of trio's functions are coroutines
             return
-    except OSError as err:  # a device without poll, such as /dev/null; or the use will tell
+    except OSError as err:  # a device without poll, such as /dev/null; or its use will fail
         if err.errno not in (errno.EPERM, errno.EBADF):
             raise
     await trio.lowlevel.checkpoint()
@@ -197,15 +197,15 @@ def is_our_terminal(fd: int) -> bool:
 
 @contextmanager
 def guest_keys(fd: int) -> Iterator[Callable[[], None]]:
-    """Pass every key of the terminal `fd` on as it is typed; what the terminal was before is
-    restored.
+    """Pass every key of the terminal `fd` on as it is typed, and restore the terminal's settings
+    at the end.
 
     Yields:
-        What does it again, for a shell that gave us a terminal of its own making: after SIGCONT.
+        A function to call after SIGCONT: it makes the settings again that a shell has changed.
     """
     before = termios.tcgetattr(fd)
     wanted = termios.tcgetattr(fd)
-    # As tty.setraw does, but that the bytes a terminal sends keep their parity and size.
+    # As tty.setraw does, but the bytes of the terminal keep their parity and size.
     wanted[tty.IFLAG] &= ~(
         termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR | termios.ISTRIP
         | termios.IXON
@@ -224,5 +224,5 @@ def guest_keys(fd: int) -> Iterator[Callable[[], None]]:
         yield set_up
     finally:
         with suppress(termios.error):
-            # Unread input was meant for the guest: keys, and a terminal's answers to it.
+            # Unread input was meant for the guest: keys, and the terminal's answers to it.
             termios.tcsetattr(fd, termios.TCSAFLUSH, before)

@@ -1,4 +1,4 @@
-"""What a guest's disks are made of, and what of them is brought before it is read."""
+"""What a guest's disks are made of, and which parts are prefetched."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, Fil
 from p2pcloopd.guest.files_root import WHOLE
 
 DEFAULT_FILES_SIZE = 8 << 30
-"""Bytes of a new files overlay, which takes room only for what is written."""
+"""Bytes of a new files overlay; it takes disk space only for what is written."""
 
 
 def choose_files(
@@ -43,18 +43,18 @@ def choose_files(
 ) -> FilesOverlay | None:
     """Tell whether a guest's changes are kept as files, on a second device; None: as blocks.
 
-    That is so by the overlay that exists, else as it is asked for, else if the image's file system
-    cannot be written. Nothing is made or changed.
+    The mode is that of the existing overlay, else what the user asked for, else "files" if the
+    image's file system cannot be written. Nothing is made or changed.
 
     Args:
         asked: "block" or "files", the user's word, or None.
-        size: bytes of the device, where it has to be made; None for `DEFAULT_FILES_SIZE`.
+        size: bytes of the device if it has to be made; None for `DEFAULT_FILES_SIZE`.
 
     Raises:
-        MismatchError: the overlay that exists is of another mode than is asked for.
-        UsageError: what is asked for cannot be with this image, or not of this size.
+        MismatchError: the existing overlay has another mode than the user asked for.
+        UsageError: this image cannot have such an overlay, or not one of this size.
         GuestError: the image holds no root for a guest.
-        P2pcloopError: what it holds cannot be read.
+        P2pcloopError: its content cannot be read.
     """
     if overlay is not None and overlay.exists():
         mode = _mode_of(overlay, asked)
@@ -93,7 +93,7 @@ def _check_size_counts(overlay: Path | None, mode: str, size: int | None) -> Non
 
 
 def _mode_of(overlay: Path, asked: str | None) -> str:
-    # Whatever the image holds: what was written to its blocks may be a file system of its own.
+    # The image's content does not matter: the overlay's blocks may hold a file system of their own.
     mode = Overlay.inspect(overlay).mode
     if asked not in (None, mode):
         raise MismatchError(
@@ -123,7 +123,7 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None, home: Home) -> s
 
 
 def _file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
-    """What the image holds, or None where that is not known here."""
+    """The image's file system, or None where it is not known here."""
     if isinstance(target, StoredRef):
         told = target.signed.manifest.boot.root_type
         return told or detect_filesystem(_read_stored_start(target, home))
@@ -133,7 +133,7 @@ def _file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
 
 
 def _read_stored_start(target: StoredRef, home: Home) -> bytes:
-    """The first bytes of a device whose publisher did not say what it holds; they are fetched."""
+    """Fetch the first bytes of a device whose manifest does not name its file system."""
     source = Source(target, home)
     with closing(source.open()) as image:
         return BufferedReader(DeviceReader(ImageDevice(image), source.supply)).read(PROBE_SIZE)
@@ -148,11 +148,11 @@ def disk_of(
     fill: int,
     files: FilesOverlay | None = None,
 ) -> BlockServerSpec:
-    """What is asked of the block server of a guest; where it listens is to be added.
+    """Return what the block server of a guest is to serve, without the place where it listens.
 
     Args:
-        overlay: keeps the changes; None: they last as long as the guest.
-        ahead: read ahead by the image's profile, and note one.
+        overlay: the file that keeps the changes; None: they are lost with the guest.
+        ahead: prefetch by the image's profile, and record one.
         fill: see `BlockServerSpec`; -1 for not at all.
         files: see `BlockServerSpec`.
 
@@ -171,7 +171,7 @@ def disk_of(
 
 
 def layer_places(target: ImageFile | StoredRef) -> tuple[str, ...]:
-    """Where on its device the layers of the image's root are; see `build_files_initramfs`."""
+    """Return the places of the root's layers on their device; see `build_files_initramfs`."""
     if isinstance(target, StoredRef):
         roots = target.signed.manifest.boot.roots
     else:

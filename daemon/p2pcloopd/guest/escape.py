@@ -1,7 +1,7 @@
 """The escape key of a guest's console: every other key goes to the guest.
 
-Ctrl-] is what telnet and `virsh console` have. Unlike ssh's `~.` it needs no Enter before it,
-which an editor would take; unlike screen's Ctrl-A no shell uses it.
+telnet and `virsh console` use Ctrl-] too. Unlike ssh's `~.` it needs no Enter before it, which an
+editor would take; unlike screen's Ctrl-A it is used by no shell.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ Ctrl-] ?       this help"""
 
 
 class EscapeFilter:
-    """Cuts what is typed into text for the guest and commands for us."""
+    """Splits what is typed into text for the guest and commands for this process."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def feed(self, data: bytes) -> Iterator[bytes | Command]:
-        """Take what was typed next; give it back in order, cut at the commands.
+        """Take what was typed next, and yield it in order: text, and commands.
 
-        An escape that no command follows is dropped, with the key behind it, and helped with.
+        An escape without a command behind it is dropped with the key that follows, and yields the
+        command that shows the help.
         """
         text = bytearray()
         for byte in data:

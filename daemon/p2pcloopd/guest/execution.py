@@ -1,8 +1,8 @@
 """One command in a guest, with the streams of this process: the host's side of command.sh.
 
-Four ports lead into the guest: standard input, output and error, and one for control, on which
-names of signals go in as lines (`INT`) and at last `exit CODE` comes out. By then all that the
-guest wrote is durable; it is ended as it stands.
+Four ports lead into the guest: standard input, output and error, and a control port. The host
+writes names of signals to the control port, as lines (`INT`); the guest at last writes `exit CODE`.
+By then all that the guest wrote is durable, so it can be killed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ async def run_command(
     SIGINT, SIGTERM and SIGHUP are handed on to the command. A second one ends the guest.
 
     Args:
-        listener: what the spec's `ports_socket` is.
+        listener: listens at the spec's `ports_socket`.
         spec: of a guest whose first root has a `command_ending`.
         on_boot: as for `run_guest`.
 
     Raises:
         GuestError: the guest ended before the command did, or as for `run_guest`.
-        StorageError: its output could not be written, to a full disk perhaps. The
-            command was told at once, as of a pipe without a reader.
+        StorageError: its output could not be written, to a full disk perhaps. The command gets
+            an error at once, as from a pipe whose reader is gone.
     """
     execution = _Execution()
     results: list[GuestResult] = []
@@ -81,7 +81,7 @@ class _Execution:
 
     Attributes:
         code: its exit code, once it has ended.
-        refused: why not all of its output could be written here.
+        refused: the error that kept its output from being written here.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class _Execution:
         await serve_device(self._device, connection)
 
     async def forward_input(self) -> None:
-        """Carry standard input into the guest until its end, or until no program reads it there."""
+        """Carry standard input into the guest until its end, or until the guest closes the port."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_when_unread, nursery.cancel_scope)
             while True:
@@ -110,7 +110,7 @@ class _Execution:
                     data = os.read(_STDIN, CHUNK)
                 except BlockingIOError:
                     continue
-                except OSError:  # closed, or not to be read, or a terminal that is gone
+                except OSError:  # closed, or not readable, or a terminal that is gone
                     data = b""
                 if not data:
                     break
@@ -147,7 +147,7 @@ class _Execution:
             refused = True
             self.refused = storage_error(f"cannot write the command's {_NAMES[name]}", err)
         if refused or not sink.is_open:
-            # The writer there is told, as of a pipe without a reader.
+            # The command's next write there fails, as to a pipe whose reader is gone.
             for port in self._outputs:
                 if port.name == name:
                     self._device.remove(port)

@@ -1,9 +1,10 @@
 """The part of a guest's first root that joins read-only file systems and one for the changes.
 
-overlayfs (kernel: Documentation/filesystems/overlayfs.rst): the image's file systems, which lie one
-after the other on /dev/vda, are its lower layers; the ext4 on /dev/vdb has the upper one. What
-overlayfs would note about the lower layers in the upper one (redirect_dir, metacopy, index, xino)
-stays off: each of the user's files then stands alone, and may be put over a newer image.
+overlayfs (kernel: Documentation/filesystems/overlayfs.rst) joins them. The image's file systems,
+which lie one after the other on /dev/vda, are its lower layers; the ext4 on /dev/vdb holds the
+upper one. The features that would record facts about the lower layers in the upper one
+(redirect_dir, metacopy, index, xino) are off: so each of the user's files is complete, and fits a
+newer image.
 """
 
 from __future__ import annotations

@@ -49,9 +49,9 @@ _LOAD_DESTINATION: _Instruction = (_LOAD_WORD, 30, 0, 0)
 
 
 def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
-    """Let `helper_end` receive only ARP, and IPv4 that goes neither to `own` nor to `NEVER`; at
-    `nameserver` DNS alone, and of broadcasts the guest's DHCP, which the helper answers itself.
-    What was installed before is replaced.
+    """Let `helper_end` receive only ARP, and IPv4 that goes neither to `own` nor to `NEVER`. At
+    `nameserver` only DNS passes; of broadcasts only the guest's DHCP, which the helper answers.
+    A filter that was installed before is replaced.
 
     Raises:
         GuestError: `own` are more than a filter can hold, about a thousand.
@@ -92,7 +92,7 @@ def _program(nameserver: int, closed: Iterable[IPv4Network]) -> list[_Instructio
 
 
 def _only_service(address: int, protocols: tuple[int, ...], port: int) -> list[_Instruction]:
-    """What goes to `address` passes if it is for `port`, and else is dropped."""
+    """Let only packets for `port` pass to `address`."""
     only_protocols = [
         # From a match, over the remaining comparisons and the drop.
         (_EQUAL, protocol, len(protocols) - number, 0)

@@ -1,4 +1,4 @@
-"""The programs and files of this system that a guest is made of: kernel, modules, busybox, ..."""
+"""The programs and files of this system that a guest is made of: kernel, modules, busybox."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Kernel:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Words of the command line that make this kernel fast: left alone, it uses ptrace. Where
-        the host has no seccomp, `auto` is ptrace, too."""
+        """Words of the command line that make this kernel fast: without them it uses ptrace. `auto`
+        is ptrace, too, on a host without seccomp."""
         return ("seccomp=auto",) if self.version >= FIRST_WITH_SECCOMP else ()
 
 
@@ -102,7 +102,7 @@ def _default_kernel() -> Path:
 
 
 def find_kernel(path: Path | None = None) -> Kernel:
-    """Ask a UML kernel who it is and find its modules.
+    """Ask a UML kernel for its version, and find its modules.
 
     Args:
         path: the kernel, or SYSTEM_KERNEL; None for the one that P2PCLOOP_KERNEL in the environment

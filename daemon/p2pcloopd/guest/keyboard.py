@@ -1,10 +1,10 @@
-"""What is typed or piped for a guest: held until the guest reads it, and its end.
+"""Input for a guest, typed or piped: it is held until the guest reads it.
 
-Input that comes before a prompt stands at the guest's console is held (prompts.py says why). At a
-login prompt one line is let through, then the next prompt is waited for. From a shell's prompt on
-all keys of a terminal go through. Of a pipe or a file it is a line for each prompt, since a shell
-may read more of what is typed ahead than its own line (busybox's does) and so take what the line's
-command should read; where no prompt follows a line, its command runs on and reads, and gets all.
+Input is held until a prompt stands at the guest's console (prompts.py says why). At a login prompt
+one line is let through; the rest waits for the next prompt. From a shell's prompt on, all keys of a
+terminal go through. Of a pipe or a file, one line goes through at each prompt: a shell may read
+more than its own line of the input (busybox's does), and so take what the line's command should
+read. If no prompt follows a line, its command is still running and reads, so it gets all the rest.
 
 When the input has ended, a guest that waits at its prompt has nothing more to do.
 """
@@ -28,10 +28,10 @@ END_SECONDS = 2.0
 without a prompt, and what runs there is told that the input has ended (Ctrl-D)."""
 
 _NEXT_PROMPT_SECONDS = 0.05
-"""How long a prompt stands that follows on a line which was typed at a prompt."""
+"""How long the prompt has to stand that follows on a typed line."""
 
 _LIMIT = 1 << 16
-"""Bytes that are read ahead of the guest."""
+"""Bytes of input that are held at most."""
 
 _END_OF_TRANSMISSION = b"\x04"
 _LINE = re.compile(rb"[^\r\n]*[\r\n]?")
@@ -43,10 +43,10 @@ class Keyboard:
     """The input of a guest. After a reboot, what is left of it is typed on."""
 
     def __init__(self, fd: int, *, on_command: Callable[[Command], None] | None = None) -> None:
-        """Open no file, take nothing yet.
+        """Read nothing yet.
 
         Args:
-            fd: where input comes from.
+            fd: the descriptor of the input.
             on_command: called with the escape's commands; None where `fd` is no terminal of ours,
                 and every byte is the guest's.
         """
@@ -62,7 +62,7 @@ class Keyboard:
         self._changed = trio.Event()
 
     async def read(self) -> None:
-        """Take what comes, until its end."""
+        """Read the input until its end."""
         last = b"\n"
         while data := await self._receive():
             last = data[-1:]
@@ -127,7 +127,7 @@ class Keyboard:
                         await watch.changed()
 
     async def _prompt_follows(self, watch: PromptWatch) -> bool:
-        """Tell whether a prompt comes before the guest is quiet."""
+        """Tell whether the guest prints a prompt before it is quiet."""
         while True:
             prompt = watch.prompt
             is_prompt = prompt in ("login", "shell")
@@ -201,7 +201,7 @@ async def _wait_until_done(pty: Pty, watch: PromptWatch) -> None:
         if told:
             await watch.changed()
         else:
-            # What runs may be a program that reads. A shell that is not at its prompt yet reads
+            # A program that runs there may read. A shell that is not at its prompt yet reads
             # this after all the rest.
             await pty.send(_END_OF_TRANSMISSION)
             told = True

@@ -1,8 +1,8 @@
 """Talks to a running UML over its management console (p2pcloop.protocol.mconsole).
 
-UML's socket lies where native code of the guest may write. So nothing of its path is believed: a
-symbolic link there would name a socket of the host, since an absolute one is looked up from this
-process's root.
+UML's socket lies where native code of the guest may write, so its path is not trusted: a symbolic
+link there could lead to a socket of the host, since this process resolves an absolute link from its
+own root.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
         command: `cad`, `version`, ...
 
     Raises:
-        GuestError: no guest listens (yet), nothing comes back in time, or the command is refused.
+        GuestError: UML does not listen (yet), does not answer in time, or refuses the command.
     """
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as sock:
         try:
@@ -58,7 +58,7 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
 
 @contextmanager
 def _opened(root: Path, path: Path) -> Iterator[str]:
-    """Give a name for the socket at `path` below `root`, which no symbolic link has led to.
+    """Yield a name for the socket at `path` below `root`, reached without a symbolic link.
 
     Raises:
         OSError: something on the way is no directory, or what is there no socket.

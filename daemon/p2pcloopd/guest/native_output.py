@@ -1,4 +1,4 @@
-"""What a program in a sandbox says for itself: its end is kept, for a message."""
+"""The output of a program in a sandbox: its last bytes are kept, for error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NativeOutput:
         self.tail = b""
 
     async def collect(self) -> None:
-        """Read until no process can write any more."""
+        """Read until no process has the writing end open."""
         async for data in self._stream:
             self.tail = (self.tail + data)[-_TAIL:]
 
@@ -34,7 +34,7 @@ class NativeOutput:
         return " / ".join(self.tail.decode(errors="replace").strip().splitlines()[-_LINES:])
 
     def close_write_end(self) -> None:
-        """Leave the pipe to the program; again does nothing."""
+        """Leave the pipe to the program; a second call does nothing."""
         if self.write_end >= 0:
             os.close(self.write_end)
             self.write_end = -1

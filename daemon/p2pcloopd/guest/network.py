@@ -35,11 +35,11 @@ async def user_network(
     """Run the helper that opens connections in the host's network for a guest, and yield the
     guest's end of the wire: a datagram socket of Ethernet frames.
 
-    This machine's own addresses are closed to it, as they are at any moment. The helper reads what
-    a stranger's guest sends, so it sees no file but its libraries and `resolv_conf`.
+    The guest cannot reach this machine's own addresses, and changes of these take effect at once.
+    The helper reads what a stranger's guest sends, so it sees only its libraries and `resolv_conf`.
 
     Args:
-        say: told when the helper ends before the block is left; the guest then has no network.
+        say: called if the helper ends before the block is left; the guest then has no network.
         resolv_conf: names the name servers that answer the guest.
 
     Raises:

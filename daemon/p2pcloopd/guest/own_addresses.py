@@ -1,8 +1,8 @@
-"""The addresses that are this machine's own, and word of their changes, from the kernel itself.
+"""This machine's own addresses, and events at their changes, from the kernel itself.
 
-Asked is the local routing table: it decides whether a packet stays on this machine, and knows whole
-networks that are this machine's besides single addresses. Over netlink (rtnetlink(7)) a change is
-an event; getifaddrs and the libraries on top of it (ifaddr) neither tell networks nor changes.
+The source is the local routing table: it decides whether a packet stays on this machine, and knows
+whole networks that belong to it besides single addresses. Over netlink (rtnetlink(7)) a change is
+an event; getifaddrs and the libraries on top of it (ifaddr) tell neither networks nor changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_MESSAGE = 1 << 16
 
 
 def own_networks() -> list[IPv4Network]:
-    """Return what of IPv4 is delivered to this machine itself, broadcasts included.
+    """Return the IPv4 networks that are delivered to this machine itself, broadcasts included.
 
     Raises:
         OSError: the kernel does not tell.

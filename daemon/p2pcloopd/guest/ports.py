@@ -1,8 +1,8 @@
 """Byte streams into a guest: the ports of a virtio console, served over vhost-user in this process.
 
-Unlike a serial line or a terminal a port carries every byte as it is, holds back a writer
-while the reader is slow, and tells each side of the other's end. It needs no network, nothing of
-the image but a kernel's module, which our initramfs inserts, and any number of ports can be had.
+Unlike a serial line or a terminal, a port carries every byte unchanged, makes the writer wait while
+the reader is slow, and tells each side when the other one closes. It needs no network, and only a
+kernel module, which our initramfs inserts. A guest can have any number of ports.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Port:
     def __init__(
         self, name: str, receive: Callable[[bytes], Awaitable[None]] | None = None
     ) -> None:
-        """A port that no side knows yet.
+        """Make a port that no device offers yet.
 
         Args:
             name: a file name.
-            receive: gets what the guest writes; while it is awaited the guest waits.
+            receive: called with what the guest writes; the guest waits while it is awaited.
         """
         self.name = name
         self.opened = trio.Event()
@@ -70,12 +70,12 @@ class Port:
             self._tell()
 
     def end(self) -> None:
-        """No more comes: a reader in the guest sees the end behind what was sent."""
+        """End the stream: a reader in the guest sees the end behind what was sent."""
         self._ended = True
         self._tell()
 
     def note_closed(self) -> None:
-        """The guest closed it: what waits for it has no reader."""
+        """Record that the guest closed the port, and drop what waits for it."""
         self.closed.set()
         self._pieces.clear()
         self._size = 0
@@ -83,7 +83,7 @@ class Port:
 
     async def take(self, limit: int) -> bytes:
         """Return what is to be written next, at most one `put`; empty at the end."""
-        await self.opened.wait()  # what comes sooner, Linux's driver throws away
+        await self.opened.wait()  # Linux's driver throws away what is sent before
         while not self._pieces:
             if self._ended:
                 return b""
@@ -134,11 +134,11 @@ class PortsDevice:
         return _FromGuest(queue, vring, port.deliver)
 
     def hang_up(self, port: Port) -> None:
-        """Tell the guest that our side of a port is closed: it reads its end, and cannot write."""
+        """Tell the guest that our side of a port is closed: its reads end, its writes fail."""
         self._tell(Control(self.ports.index(port), Event.PORT_OPEN, 0))
 
     def remove(self, port: Port) -> None:
-        """Take a port away: who writes to it in the guest gets an error."""
+        """Remove a port: writes to it in the guest fail."""
         if not port.closed.is_set():
             self._tell(Control(self.ports.index(port), Event.PORT_REMOVE))
             port.note_closed()
@@ -159,7 +159,7 @@ class PortsDevice:
         elif message.port >= len(self.ports):
             raise VirtqueueError(f"port {message.port} of {len(self.ports)}")
         elif message.event == Event.PORT_READY and message.value:
-            # The name comes last: a program that waits for it in the guest finds the port open.
+            # The name is sent last: a script that waits for it in the guest finds the port open.
             self._tell(Control(message.port, Event.PORT_OPEN))
             name = self.ports[message.port].name
             self._tell(Control(message.port, Event.PORT_NAME, name=name))
@@ -205,7 +205,7 @@ class _QueueServer:
         await self._ended.wait()
 
     async def catch_up(self) -> None:
-        """Return when all is done that the guest has put into the ring."""
+        """Return when all that the guest has put into the ring is done."""
         while not self._ended.is_set() and (not self._is_idle or self.queue.want_kicks()):
             await self._idle.wait()
 

@@ -1,10 +1,10 @@
 """When a guest waits for a line to be typed, as far as its console's output tells.
 
-A guest loses what is typed before it reads: `getty`, `login` and PAM discard what came ahead of
-their prompts (`tcflush`, `TCSAFLUSH`), and systemd hangs the console up before a login starts
-there. Nothing of that can be seen from outside, nor whether a process reads: UML takes the bytes
-as soon as the console is open. A prompt can be seen: a line that ends like one, without a line end,
-behind which nothing comes for a moment. It is printed after the discarding.
+A guest loses what is typed before it reads: `getty`, `login` and PAM discard input that arrived
+before their prompts (`tcflush`, `TCSAFLUSH`), and systemd hangs the console up before a login
+starts there. The host cannot see this, nor whether a process reads: UML takes the bytes as soon as
+the console is open. But it can see a prompt, which is printed after the discarding: an unfinished
+line that ends like a prompt, with no output behind it for a moment.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import Literal
 import trio
 
 Prompt = Literal["login", "shell", "other"]
-"""Asks for a name or password, behind which another program reads; a shell's; or a line of another
-look that has no end, and stands for long."""
+"""A question for a name or password, behind which another program reads; a shell's prompt; or
+another unfinished line that stands for long."""
 
 QUIET_SECONDS = 0.3
-"""How long a prompt stands. What prints a text in two pieces does so faster."""
+"""How long a prompt has to stand. A program that prints a text in two pieces is faster."""
 
 UNKNOWN_SECONDS = 3.0
-"""How long an unfinished line stands that does not look like a prompt. Programs that tell what they
-do, `Starting foo: `, are mostly faster; systemd's running stars move four times a second."""
+"""How long an unfinished line has to stand that does not look like a prompt. Programs that report
+what they do, `Starting foo: `, are mostly faster; systemd's running stars move four times a
+second."""
 
 _TAIL = 1024
 _CONTROLS = re.compile(
@@ -37,7 +38,7 @@ _SHELL = re.compile(rb"[#$>][ \t]*$")
 
 
 class PromptWatch:
-    """Takes the console's output and tells when a prompt stands at its end."""
+    """Follows the console's output, and tells when a prompt stands at its end."""
 
     def __init__(self) -> None:
         self._line = b""
@@ -47,19 +48,19 @@ class PromptWatch:
         """Add what was printed next."""
         # A carriage return begins the line anew, unless it is one of the line's end.
         *before, self._line = _LINE_END.split((self._line + data)[-_TAIL:])
-        # A message of the kernel that came behind a prompt does not answer it.
+        # A message that the kernel prints behind a prompt does not answer it.
         if not self._line and before and (message := _KERNEL_MESSAGE.search(before[-1])):
             self._line = before[-1][: message.start()]
         self._changed.set()
         self._changed = trio.Event()
 
     def forget(self) -> None:
-        """Something was typed: the prompt that stands there was answered."""
+        """Record that something was typed: the prompt that stands there was answered."""
         self._line = b""
 
     @property
     def prompt(self) -> Prompt | None:
-        """What stands at the end of the output; None after a line's end."""
+        """The kind of prompt at the end of the output; None after a line's end."""
         text = _CONTROLS.sub(b"", self._line)
         if not text.strip():
             return None

@@ -1,4 +1,4 @@
-"""Moves a files overlay to another version of its image, by two unseen guests."""
+"""Moves a files overlay to another version of its image, by means of two unseen guests."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _BUFFER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What is to be moved where.
+    """A files overlay, the image that it lies on, and the image that it moves to.
 
     Attributes:
-        overlay: the file; the caller holds it open, so that no process writes it.
+        overlay: the file; the caller holds it open, so that no other process writes it.
         old: the image that it lies on.
         new: the image that it is to lie on.
         home: of the node.
@@ -51,7 +51,7 @@ class Move:
 
 
 def image_id_of(target: ImageFile | StoredRef, home: Home) -> bytes:
-    """Return the SHA-256 that names an image's content; a file is read for it, once."""
+    """Return the SHA-256 that names an image's content; of a file it is computed once."""
     if isinstance(target, StoredRef):
         return target.signed.manifest.image_id
     image = open_local(target, home.indexes, lambda _done: None)
@@ -60,13 +60,13 @@ def image_id_of(target: ImageFile | StoredRef, home: Home) -> bytes:
 
 
 def move_overlay(move: Move, choice: str) -> tuple[list[Conflict], bool]:
-    """Move an overlay, if that is wanted with the conflicts that there are.
+    """Move an overlay, unless there are conflicts with which the caller does not want that.
 
-    All is done to a copy beside it, which takes its place at the end: whatever goes wrong, and
-    whenever, the overlay is as it was.
+    The guests change a copy beside the overlay, which takes its place at the end: if anything goes
+    wrong, the overlay is as it was.
 
     Args:
-        move: what, and where.
+        move: the overlay, and both images.
         choice: "ours" keeps the overlay's side of each conflict, "theirs" takes the new image's;
             "stop" moves only where there is none.
 
@@ -93,7 +93,7 @@ def move_overlay(move: Move, choice: str) -> tuple[list[Conflict], bool]:
 
 @contextmanager
 def _copy(move: Move) -> Iterator[Path]:
-    """A copy of the overlay that lies on the new image; it is removed unless it was renamed."""
+    """Yield a copy of the overlay that lies on the new image; remove it unless it was renamed."""
     stored = move.new.signed if isinstance(move.new, StoredRef) else None
     copy = copy_overlay(
         move.overlay,

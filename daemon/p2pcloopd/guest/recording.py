@@ -1,4 +1,4 @@
-"""A boot's profile: what its block server noted, up to the prompt, is kept for the next boot."""
+"""A boot's profile: what the guest read up to its prompt, kept for the next boot."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> dict[str, Any]:
     """Keep what a boot read first as the profile of its image, and take it out of the report.
 
-    What the user was given, signed, stays. So does what is there where this boot was not `fresh`:
-    its overlay held blocks already, and who boots without it reads more.
+    A signed profile that the user was given is never replaced. Nor is any profile if this boot was
+    not `fresh`: its overlay already held blocks, and a boot without the overlay reads more.
 
     Args:
         size: bytes of the image's device.
-        outcome: of the boot; the notes are taken out of what the block server reported.
+        outcome: of the boot; the touches are taken out of the block server's report.
 
     Returns:
         For the report: `touches`, `blocks`, and whether it was `kept`.
@@ -46,10 +46,10 @@ def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> d
 
 
 def boot_touches(found: Sequence[Sequence[Any]], outcome: Outcome) -> list[Touch]:
-    """What was touched until the prompt; all of it where there was none.
+    """Return the touches up to the prompt, or all of them if there was no prompt.
 
-    What is read later depends on who sits there: a script that shuts the guest down at its prompt
-    would have the next boot fetch all that a shutdown reads.
+    Later reads depend on the user: after a script that shuts the guest down at its prompt, the next
+    boot would prefetch all that a shutdown reads.
 
     Args:
         found: first block, blocks, and monotonic seconds of each touch.

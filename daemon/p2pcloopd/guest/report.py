@@ -20,14 +20,14 @@ from p2pcloopd.guest.spec import GuestResult
 
 @dataclass(slots=True)
 class Outcome:
-    """How a boot went, as far as it got. Times are monotonic.
+    """How a boot went, as far as it got. Times are seconds of the monotonic clock.
 
     Attributes:
-        started: when the command was.
-        begun: when the guest was started.
+        started: when the command started.
+        begun: when the guest started.
         guest: how it ended, or None where it did not boot.
         block: what the block server reported.
-        error: why there was no guest, or none to the end.
+        error: why the guest did not start, or did not run to its end.
     """
 
     started: float
@@ -37,12 +37,13 @@ class Outcome:
     error: P2pcloopError | None = None
 
     def check(self) -> None:
-        """Raise the boot's error, if there was one; of two errors it is the one to tell."""
+        """Raise the boot's error, if there was one. It takes the place of an error that is raised
+        while the report is written."""
         if self.error is not None:
             raise self.error
 
     def facts(self) -> dict[str, Any]:
-        """The part of the report that is about time and end."""
+        """Return the part of the report about times and the guest's end."""
         facts: dict[str, Any] = {
             "block_server": self.block,
             "boot_seconds": None,
@@ -68,7 +69,7 @@ class Outcome:
 def image_facts(
     target: ImageFile | StoredRef, before: dict[str, Any] | None, home: Home
 ) -> dict[str, Any]:
-    """What was booted, and what crossed the wire for it; a local image crosses none.
+    """Return the part of the report about the image and the bytes received for it.
 
     Args:
         target: the image.

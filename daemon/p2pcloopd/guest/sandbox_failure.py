@@ -1,4 +1,4 @@
-"""Why a sandbox did not start: what the programs that make it said, and what can be done."""
+"""Why a sandbox did not start: the complaints of the programs that make it, and the remedy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SWITCHES = (
         "0",
     ),
 )
-"""What a system sets to keep its users from making user namespaces: the file below /proc/sys, what
-it holds then, what that means, and what it should hold."""
+"""Settings that keep users from making user namespaces: the file below /proc/sys, the value that
+does so, its meaning, and the value that the file should have."""
 
 _CONTAINER = (
     "in a chroot user namespaces cannot be made; in a container they must be allowed: "

@@ -1,9 +1,9 @@
 """A control group for a sandbox, where systemd keeps one for us: it bounds all processes together.
 
-systemd is asked (systemd.scope(5), by systemd-run(1)), since it alone may write its tree of groups
-(https://systemd.io/CGROUP_DELEGATION). Root asks the system's; others their own, but only where
-they run below it already: from a terminal of a desktop, say, and not from a login by SSH. For the
-groups of a user's systemd end with the user's last login, and a guest in tmux must not.
+systemd-run(1) asks systemd for it (systemd.scope(5)), since only systemd may write its tree of
+groups (https://systemd.io/CGROUP_DELEGATION). Root asks the system's systemd. Other users ask their
+own, but only if they already run below it: in a desktop's terminal, and not in a login by SSH. For
+the groups of a user's systemd end with the user's last login, and a guest in tmux must not.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 def scope_words(memory: int, processes: int, root: Path = Path("/")) -> list[str]:
-    """Return the words before a command that give it a group; none where there is none to have.
+    """Return the words before a command that give it a control group; none if it cannot have one.
 
     Args:
-        memory: bytes that all of it may take, and once more of swap.
+        memory: bytes that all its processes may take together, and as many of swap.
         processes: how many it may have at once; threads count.
         root: where /run and /proc are.
     """

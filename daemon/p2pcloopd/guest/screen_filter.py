@@ -1,11 +1,11 @@
-"""What of a guest's output reaches the user's terminal: all that draws on the screen, and no more.
+"""Lets a guest's output reach the user's terminal as far as it draws on the screen, and no more.
 
 A terminal obeys more than drawing. Sequences set its title, read and write the clipboard (OSC 52),
 open files (kitty's and iTerm2's graphics), print, redefine keys, clear the scrollback, and ask it
-for text of the guest's choice, which it types: into the guest while that runs, into the user's
-shell once it has ended. So this is a list of what passes. Of questions there are two whose answers
-are numbers alone: what the terminal is (DA1) and where the cursor is (DSR); programs wait for them.
-`undo` takes back what would outlive the guest: modes, colours, another screen.
+for text of the guest's choice. The terminal types that text: into the guest while it runs, into the
+user's shell once it has ended. So this filter lists what passes. Two questions do, whose answers
+are numbers: the terminal's kind (DA1) and the cursor's position (DSR); programs wait for these
+answers. `undo` takes back what would outlive the guest: modes, colours, another screen.
 
 Sources: ECMA-48 for the syntax, "XTerm Control Sequences" (Dickey) for the meanings.
 """
@@ -24,7 +24,7 @@ _SAFE = rb"[\x07-\x0f\x20-\x7e\xa0-\xff]"
 """BEL, BS, HT, LF, VT, FF, CR, SO and SI, what is printable, and bytes of older character sets."""
 
 _COMMON = rb"\x1b\[[\x30-\x3b]{0,24}[ABCDGHKdm]"
-"""Colours, moves and erased lines, which need no look at their numbers."""
+"""Colours, moves and erased lines, which pass with any numbers."""
 
 _TEXT_UTF8 = re.compile(
     rb"(?:[\x07-\x0f\x20-\x7e]+|" + _COMMON + rb"|" + _WIDE + rb"|" + _SAFE + rb")+"
@@ -128,7 +128,7 @@ class ScreenFilter:
     def undo(self) -> bytes:
         """Return what makes the terminal as it was before, as far as the guest changed it."""
         undone = []
-        # The other screen first: what else is undone is the user's own.
+        # First back from the other screen: the rest is undone on the user's own.
         for mode, on in sorted(self._modes.items(), key=lambda item: -int(item[0])):
             if on != (mode in _ON_BY_DEFAULT):
                 undone.append(b"\x1b[?%s%s" % (mode, b"l" if on else b"h"))

@@ -1,12 +1,12 @@
 """A files overlay as it can be published: a copy whose journal has been replayed.
 
-A guest cannot unmount what its own root lies on, so an overlay always has a journal to replay; and
-where it is a layer of others, it cannot be written. An unseen guest mounts the copy and
-unmounts it again. A program of its own, run by `p2pcloop publish`:
+A guest cannot unmount the file system below its own root, so an overlay always has a journal to
+replay; and as a layer of other images it cannot be written. An unseen guest mounts the copy and
+unmounts it again. This is a program of its own, run by `p2pcloop publish`:
 
     python -m p2pcloopd.guest.settle HOME OVERLAY
 
-It prints the path of the copy, beside the overlay, which is the caller's to remove.
+It prints the path of the copy, which lies beside the overlay. The caller removes the copy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def settle(overlay: Path, home: Home) -> Path:
 
 
 def main() -> None:
-    """Do what the arguments say; errors leave as those of any command."""
+    """Do what the arguments say; errors are reported as those of any command."""
     try:
         print(settle(Path(sys.argv[2]), Home.at(Path(sys.argv[1]))))
     except P2pcloopError as err:

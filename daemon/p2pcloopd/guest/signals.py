@@ -1,4 +1,4 @@
-"""Signals that count: trio's own receiver joins equal ones that come close together."""
+"""Signals that are counted: trio's own receiver joins equal ones that arrive close together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from types import FrameType
 import trio
 
 _WAITING = 16
-"""Signals that are not taken yet; more of them say nothing new."""
+"""Signals that may wait to be received; more of them say nothing new."""
 
 
 @contextmanager
 def counted_signals(*numbers: signal.Signals) -> Iterator[trio.MemoryReceiveChannel[int]]:
     """Catch signals for as long as the block lasts, each arrival by itself.
 
-    Two Ctrl-C mean more than one, however quickly they come: a second one ends the guest. Only
-    what the kernel joins, equal signals that Python has not seen yet, counts as one. Must be
+    Two Ctrl-C mean more than one, however quickly they follow: the second one ends the guest. Only
+    equal signals that the kernel joins, before Python has seen them, count as one. This must be
     called from the main thread.
     """
     send, receive = trio.open_memory_channel[int](_WAITING)

@@ -1,4 +1,4 @@
-"""Tells the user what runs when a guest prints nothing."""
+"""Tells the user which program runs when a guest prints nothing."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ import trio
 from p2pcloopd.guest.transcript import Transcript
 
 SILENT_SECONDS = 20.0
-"""After so long without a word the user is told what runs."""
+"""The user is told after so long without output."""
 
 
 class Silence:
     """Waits for the first time that a guest prints nothing for `SILENT_SECONDS`."""
 
     def __init__(self, transcript: Transcript, say: Callable[[str], None]) -> None:
-        """What `say` gets begins with what the guest has done."""
+        """Follow a guest's output; `say` is called with a sentence that lacks its subject, the
+        guest."""
         self._transcript = transcript
         self._say = say
         self._scope = trio.CancelScope()
 
     def heard(self) -> None:
-        """The guest has printed something."""
+        """Record that the guest has printed something."""
         self._scope.deadline = trio.current_time() + SILENT_SECONDS
 
     async def watch(self) -> None:
-        """Return after the first silence; it is told, unless the guest waits for its user."""
+        """Return after the first silence; tell the user, unless the guest waits for input."""
         self.heard()
         with self._scope:
             await trio.sleep_forever()

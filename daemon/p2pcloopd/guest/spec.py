@@ -26,16 +26,16 @@ MAX_APPEND = 2048
 
 
 def last_allowed_cpu() -> int:
-    """The CPU that a guest is pinned to unless told otherwise.
+    """Return the CPU that a guest is pinned to by default.
 
-    A guest is one CPU's worth of work that hops between processes: kept in one place it is faster.
-    The first CPUs get most of a machine's interrupts, so the last one.
+    A guest is one CPU's work, which moves between processes: on one CPU it is faster. This is the
+    last one, since the first CPUs get most of a machine's interrupts.
     """
     return max(os.sched_getaffinity(0))
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory: what a guest writes to its own lies in it."""
+    """Return the bytes of this machine's memory, in which a guest's memory lies."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -47,15 +47,15 @@ class GuestSpec:
         vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
         memory: bytes of the guest's RAM.
         network: `user` lets the guest open connections to the outside, `none` has no network card.
-        kernel: a UML kernel, or what else `find_kernel` takes.
+        kernel: a UML kernel, as `find_kernel` takes it.
         append: more kernel parameters, quoted as for a shell.
-        console: `stdio`, or a file that takes what the guest prints.
+        console: `stdio`, or a file for the guest's output.
         read_only: mount the root read-only (a read-only disk always is).
         cpu: the only CPU that the guest runs on, or None for any.
         more_disks: sockets of further disks: /dev/vdb and so on.
         initramfs: makes the guest's first root for a kernel.
         ports_socket: a vhost-user socket of a console device with ports, or None.
-        reboot: a guest that reboots is started again; else that is its end.
+        reboot: whether a guest that reboots is started again; else a reboot ends it.
     """
 
     vhost_socket: Path
@@ -77,7 +77,7 @@ class GuestSpec:
         return self.vhost_socket, *self.more_disks
 
     def check(self) -> None:
-        """Refuse what cannot be meant.
+        """Refuse a guest that cannot run.
 
         Raises:
             UsageError: too little or too much memory, no socket, a CPU that is not ours, or bad
@@ -133,7 +133,7 @@ class GuestResult:
         reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
             is a kernel that ended without saying why, `done` the end of the command that the guest
             was for.
-        kernel: what it ran.
+        kernel: the kernel that it ran.
         seconds: from the call to the end.
         boot_seconds: from the call to the first login prompt, or None if there was none.
         reboots: how often it was started again.

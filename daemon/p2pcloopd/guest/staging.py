@@ -1,10 +1,10 @@
-"""The mount namespace in which bubblewrap is started, and as whom.
+"""The mount namespace in which bubblewrap starts, and the user that it starts as.
 
-It is made ready with tmpfs whose files are counted, too: a million empty files fill a machine's
-memory as well, and bubblewrap bounds bytes alone. And, where root starts the sandbox, with all that
-is handed in at places that another user can reach: root has its sandboxes run as a user that
-nothing else runs as. For who is root by number owns the files of /proc and /sys, whatever namespace
-and however few capabilities it has.
+The namespace has tmpfs whose number of files is limited: a million empty files fill a machine's
+memory as well, and bubblewrap limits only bytes. If root starts the sandbox, the namespace also has
+all files that are handed in, at places that another user can reach. For root's sandboxes run as a
+user that nothing else runs as: a process with user number 0 owns the files of /proc and /sys, in
+any namespace and without any capability.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _UNPRIVILEGED_IDS = range(61184, 65520)
 """Users and groups that exist only while something runs as them (systemd's `DynamicUser=`)."""
 
 _STAGE = Path("/sys")
-"""Where the namespace has what is handed in: every system has this directory, every user can enter
+"""The directory of the namespace for what is handed in: every system has it, every user can enter
 it, and nothing that is handed in lies below it."""
 
 _SLACK = 1 << 20
 
 
 class Stage:
-    """What a sandbox is to see, put together; `words` is the command that makes it and goes on."""
+    """Collects what a sandbox is to see; `words` is the command that makes it ready."""
 
     def __init__(self, busybox: Path) -> None:
         self._busybox = str(busybox)
@@ -43,8 +43,8 @@ class Stage:
         return self._make("tmpfs", str(size))
 
     def hand_in(self, path: Path) -> Path:
-        """Return a place at which the sandbox's user reaches `path`: a file of the host, which it
-        can read then; a socket, which is given away to it; a directory as it is."""
+        """Return a place at which the sandbox's user reaches `path`. It can then read a file of the
+        host; a socket is given away to it; a directory stays as it is."""
         if self._user is None:
             return path
         status = path.stat()
@@ -70,7 +70,7 @@ class Stage:
         namespace = [str(find_program("unshare", "util-linux")), "--mount"]
         namespace += ["--propagation", "private"]
         if self._user is None:
-            # Only who is root in a user namespace may mount.
+            # Mounting needs root, at least in a user namespace.
             return [*namespace, "--user", "--map-root-user", *words]
         ids = [f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"]
         become = [str(find_program("setpriv", "util-linux")), *ids, "--no-new-privs"]
@@ -78,18 +78,18 @@ class Stage:
 
 
 def _is_for_all(mode: int) -> bool:
-    """Whether all users may read a file, and run it where its owner may."""
+    """Whether all users may read a file, and run it if its owner may."""
     wanted = stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
     return mode & wanted == wanted
 
 
 def _another_user() -> int | None:
-    """Return the number of a user and a group that root's sandbox can run as; None for who is not
-    root, and where root has none to become: in a user namespace that maps none of them."""
+    """Return the number of a user and a group that root's sandbox can run as. None for other users
+    than root, and for root in a user namespace that maps none of these numbers."""
     if os.geteuid() != 0:
         return None
     mapped = [_mapped_ids(Path("/proc/self", name)) for name in ("uid_map", "gid_map")]
-    # Any, and the next ones if that is taken.
+    # Begin at a random one, and go on if it is taken.
     first = secrets.randbelow(len(_UNPRIVILEGED_IDS))
     candidates: list[int] = [*_UNPRIVILEGED_IDS[first:], *_UNPRIVILEGED_IDS[:first]]
     for candidate in candidates:

@@ -1,10 +1,10 @@
-"""What a sandboxed process may not ask of the host's kernel: a seccomp filter, made by libseccomp.
+"""The system calls that a sandboxed process may not make: a seccomp filter, made by libseccomp.
 
-Namespaces hide files, processes and networks; the kernel's own code stays within reach. The filter
-closes what namespaces leave open (the user's keyrings, sockets of virtual machines, memory that no
-limit counts) and what neither User-Mode Linux nor its network helper use and local exploits often
-did. It is a list of what is refused, not of what is allowed: what two kernels and a C library need
-changes from release to release.
+Namespaces hide files, processes and networks, but the kernel's own code stays within reach. The
+filter closes what namespaces leave open: the user's keyrings, sockets of virtual machines, memory
+that no limit counts. It also closes what local exploits often used and neither User-Mode Linux nor
+its network helper needs. It lists what is refused, not what is allowed: the calls that two kernels
+and a C library need change from release to release.
 
 libseccomp (https://github.com/seccomp/libseccomp) is called through ctypes: its own Python binding
 is not on PyPI. It knows the numbers of system calls, and adds the tests of the architecture that a
@@ -40,7 +40,7 @@ _NEW_NAMESPACES = (
 )
 
 _REFUSED = (
-    # Keyrings are a user's, whatever namespaces a process is in.
+    # Keyrings belong to a user, in all namespaces.
     *("add_key", "keyctl", "request_key"),
     # Memory that belongs to no process and to no tmpfs of limited size.
     *("memfd_create", "memfd_secret", "mq_open", "msgget", "semget", "shmget"),
@@ -51,7 +51,7 @@ _REFUSED = (
     # Large parts of the kernel that no guest needs.
     *("bpf", "io_uring_setup", "io_uring_enter", "io_uring_register", "perf_event_open"),
     *("userfaultfd", "kcmp", "lookup_dcookie", "vmsplice"),
-    # The machine's own: refused without capabilities anyway.
+    # They change the machine; without capabilities the kernel refuses them anyway.
     *("acct", "delete_module", "finit_module", "init_module", "ioperm", "iopl", "kexec_load"),
     *("kexec_file_load", "quotactl", "reboot", "settimeofday", "clock_settime", "swapon"),
     *("swapoff", "syslog", "vhangup"),
@@ -74,7 +74,7 @@ def build(family: socket.AddressFamily) -> bytes:
     """Return the program, as `bwrap --seccomp` takes it.
 
     Args:
-        family: the only one of which sockets can be made.
+        family: the only address family of which sockets can be made.
 
     Raises:
         NeedsPackageError: libseccomp is not installed.

@@ -1,4 +1,4 @@
-"""What a guest printed, as far as it tells when it was up and how it ended."""
+"""A guest's output, from which it is told when the guest was up and how it ended."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENDINGS: dict[bytes, Reason] = {
 
 
 class Transcript:
-    """Takes the console's output piece by piece and keeps its last 8 KiB.
+    """Follows the console's output and keeps its last 8 KiB.
 
     Attributes:
         tail: the last bytes printed.
@@ -49,18 +49,18 @@ class Transcript:
             self.boot_seconds = self._clock()
 
     def asks(self) -> bool:
-        """Whether the last line is one that was begun and not ended, as a prompt is."""
+        """Whether the last line is unfinished, as a prompt is."""
         text = _CONTROLS.sub(b"", self.tail)
         return bool(text) and not text.endswith(b"\n")
 
     def ending(self, exit_code: int) -> Reason:
-        """Say how the guest ended; a guest may print anything, so the exit code has the say on
-        whether the end was a good one, and of the kernel's messages the last counts."""
+        """Tell how the guest ended. A guest may print anything, so the exit code decides whether
+        the end was a good one; of the kernel's messages the last one counts."""
         said = {self.tail.rfind(message): reason for message, reason in _ENDINGS.items()}
         last = max(said)
-        # Behind this word the guest has let go of its disk. UML 6.1 as a program was seen to abort
-        # there; and a program that still runs for a moment may fail for the lack of the disk, init
-        # itself, too, which is a panic. The guest is down all the same.
+        # After this message the guest has let go of its disk. UML 6.1 was seen to abort then. A
+        # program that still runs for a moment may also fail for the lack of the disk; if init does,
+        # the kernel panics. The guest is down all the same.
         behind = self.tail[last:].partition(b"\n")[2].strip()
         is_down = last >= 0 and (not behind or _NO_DISK.search(behind) is not None)
         if exit_code == 0 or (exit_code == _ABORTED and is_down):

@@ -1,4 +1,4 @@
-"""Unseen guests: they look into file systems, or change a files overlay, and end."""
+"""Unseen guests, without a console: they look into file systems, or change a files overlay."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _MEMORY = 256 << 20
 
 
 def unseen_disk(target: ImageFile | StoredRef, overlay: Path, home: Home) -> BlockServerSpec:
-    """An image and a files overlay beside it, which is made where it does not exist."""
+    """Return what serves an image and a files overlay, which is made if it does not exist."""
     files = FilesOverlay(MAX_ANSWER)
     return disk_of(target, overlay, home, ahead=False, fill=-1, files=files)
 
 
 def run_unseen(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], bytes]) -> None:
-    """Run a guest to its end, with the two disks of each of these.
+    """Run a guest to its end. Each of `disks` gives it two: an image, and its files overlay.
 
     Raises:
-        GuestError: it did not end as it should.
+        GuestError: it did not power off by itself.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
@@ -61,7 +61,7 @@ async def _live(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
     for server in servers:
         await server.wait_ready()
     async with trio.open_nursery() as nursery:
-        # What ends one of them ends the guest.
+        # An error of a block server ends the guest.
         for server in servers:
             nursery.start_soon(server.finish)
         result = await run_guest(spec)

@@ -1,6 +1,6 @@
 """The shim that lets UML before 6.13 run on CPUs whose XSAVE area is larger than it expects.
 
-What it does is told in xsave_shim.c. It is compiled once into the user's cache directory.
+xsave_shim.c describes what it does. It is compiled once, into the user's cache directory.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def is_needed(kernel: Kernel, cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def compiled_shim(cache: Path | None = None) -> Path:
-    """Return the shared library, compiled now unless `cache` (by default the user's cache
-    directory) has it for this source. Two processes at once do no harm: the file appears whole.
+    """Return the shared library. It is compiled unless `cache`, by default the user's cache
+    directory, has it for this source. Two processes may do so at once: the file appears whole.
 
     Raises:
         NeedsPackageError: there is no C compiler.

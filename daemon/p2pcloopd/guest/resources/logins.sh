@@ -63,7 +63,7 @@ find_answer() {
     ! has_login || answer='--autologin root'
 }
 
-# Whether any account can log in with a password, as far as the image's own files tell.
+# takes_passwords: whether an account has a password, as far as the image's own files tell.
 takes_passwords() {
     if ! has_login; then
         LOCKED="$NO_LOGIN"
