@@ -53,9 +53,7 @@ KNOW_CLI = {DAEMON / "node" / "main.py", *(DAEMON / "commands").glob("*.py")}
 
 MAX_MODULE = 600  # one concept may take so many; slices of one concept are worse
 MAX_FUNCTION = 60
-LONG = {
-    "p2pcloopd.guest.uml:run_guest": "one stack of resources, taken and given back in order",
-}
+LONG: dict[str, str] = {}
 """Modules, and functions as `module:name`, that may be longer, each with its reason."""
 
 

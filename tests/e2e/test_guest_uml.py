@@ -26,8 +26,9 @@ from p2pcloop.errors import GuestError, NeedsPackageError
 from p2pcloopd import programs
 from p2pcloopd.guest import initramfs, kernel, sandbox, xsave
 from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
-from p2pcloopd.guest.uml import RunningGuest, run_guest
+from p2pcloopd.guest.uml import run_guest
 from tests.support.file_systems import make_read_only
 from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image, fill_root
 

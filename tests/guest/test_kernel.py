@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import lzma
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
 from p2pcloopd import programs
-from p2pcloopd.guest import kernel, sandbox, uml, xsave
+from p2pcloopd.guest import kernel, sandbox, uml_kernel, xsave
 from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.spec import GuestSpec
 
@@ -124,7 +125,9 @@ def test_users_parameters_come_last(tmp_path: Path) -> None:
     )
     (tmp_path / "disk").touch()
     spec = GuestSpec(tmp_path / "disk", append="seccomp=off")
-    words = uml._sandboxed_kernel(spec, newer, tmp_path, []).arguments
+    with ExitStack() as stack:
+        boxed, _ = uml_kernel.sandboxed_kernel(spec, newer, [], stack)
+    words = boxed.arguments
     assert [word for word in words if "seccomp" in word] == ["seccomp=auto", "seccomp=off"]
 
 

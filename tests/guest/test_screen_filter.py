@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcloopd.guest import uml
+from p2pcloopd.guest import messages
 from p2pcloopd.guest.screen_filter import ScreenFilter
 
 PASSES = [
@@ -137,6 +137,6 @@ def test_where_output_is_cut_does_not_matter(pieces: list[bytes], data: st.DataO
 
 def test_what_is_told_of_a_guest_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     """The name of its init, say, which the image chose."""
-    uml._say("runs /sbin/\x1b]52;c;cm0=\x07init")
+    messages.say("runs /sbin/\x1b]52;c;cm0=\x07init")
     told = capsys.readouterr().err
     assert told == "p2pcloop: the guest runs /sbin/\\x1b]52;c;cm0=\\x07init\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pcloopd.guest import uml
+from p2pcloopd.guest import running
 from p2pcloopd.guest.console import Pty
 from p2pcloopd.guest.sandbox import SandboxedProcess
 
@@ -21,7 +21,7 @@ from p2pcloopd.guest.sandbox import SandboxedProcess
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the guest has its socket; short, as unix sockets want it."""
     with tempfile.TemporaryDirectory(prefix="p2pg") as name:
-        monkeypatch.setattr(uml, "_UML_DIRECTORY", name)
+        monkeypatch.setattr(running, "MANAGEMENT_SOCKET", Path(name, "guest/mconsole"))
         (Path(name) / "guest").mkdir()
         yield Path(name)
 
@@ -48,7 +48,7 @@ def pty() -> Iterator[Pty]:
 async def test_an_answer_that_is_none_ends_the_guest(
     directory: Path, process: subprocess.Popen[bytes], pty: Pty, answer: bytes, killed: bool
 ) -> None:
-    guest = uml.RunningGuest()
+    guest = running.RunningGuest()
     guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
         await console.bind(str(directory / "guest" / "mconsole"))
@@ -71,7 +71,7 @@ async def test_a_link_in_the_sockets_place_is_not_followed(
     path = directory / place
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(directory / "other" / ("mconsole" if "/" in place else ""))
-    guest = uml.RunningGuest()
+    guest = running.RunningGuest()
     guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
         another.bind(str(directory / "other/mconsole"))
@@ -87,7 +87,7 @@ async def test_what_was_asked_before_the_kernel_runs_holds_when_it_does(
     directory: Path, process: subprocess.Popen[bytes], pty: Pty
 ) -> None:
     """Before its first start, and between a reboot's two kernels."""
-    guest = uml.RunningGuest()
+    guest = running.RunningGuest()
     assert not await guest.shutdown()
     guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
     assert process.wait(20) == -signal.SIGKILL

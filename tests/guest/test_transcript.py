@@ -47,8 +47,8 @@ def test_ending(text: bytes, code: int, reason: str) -> None:
 
 def test_only_the_first_prompt_counts() -> None:
     made = transcript(b"Debian\r\ndemo login: root\r\ndemo login: ")
-    assert made.boot_seconds == 0
-    assert transcript(b"no prompt").boot_seconds is None
+    assert made.prompt_time == 0
+    assert transcript(b"no prompt").prompt_time is None
 
 
 def test_initramfs_failure() -> None:

@@ -21,8 +21,9 @@ from p2pcloop.errors import GuestError, StorageError, storage_error
 from p2pcloopd.block.vhost_server import serve_device
 from p2pcloopd.guest.console import CHUNK, Sink, ready
 from p2pcloopd.guest.ports import Port, PortsDevice
+from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
-from p2pcloopd.guest.uml import RunningGuest, run_guest
+from p2pcloopd.guest.uml import run_guest
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _NAMES = {"stdout": "standard output", "stderr": "standard error"}

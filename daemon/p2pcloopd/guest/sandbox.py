@@ -1,8 +1,12 @@
-"""Processes that read what strangers wrote run in bubblewrap and see only what they are given.
+"""Runs processes that read a stranger's data in bubblewrap, where they see only what they are
+given.
 
-A guest's root may mount hostfs (whose `hostfs=` confinement yields to `..`) or insert a module
-that runs natively: what is not visible here is the only thing it cannot reach. docs/guest.md says
-what that is.
+A guest's root may mount hostfs (whose `hostfs=` confinement yields to `..`) or insert a module that
+runs natively, so it can reach all that is visible in the sandbox. docs/guest.md lists what that is.
+
+`prepare` puts a sandbox together, and `running` runs it. Its start is a chain of programs: prlimit,
+unshare and a shell that makes the mount namespace (staging.py), bubblewrap, and the gate (gate.sh),
+which runs the command.
 """
 
 from __future__ import annotations
@@ -37,10 +41,17 @@ _START_TIMEOUT = 20.0
 _MAX_COMPLAINT = 4096
 
 _TASKS_OUTSIDE = 8
-"""Of bubblewrap and what starts it, in the same control group."""
+"""Tasks of bubblewrap and of its starters, which are in the same control group."""
 
 _INSIDE = "1000"
-"""User and group that a sandbox believes to be: the numbers outside are none of its business."""
+"""User and group inside a sandbox; it need not know the numbers outside."""
+
+_NAMESPACES = (
+    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
+    *("--uid", _INSIDE, "--gid", _INSIDE, "--cap-drop", "ALL", "--new-session"),
+    *("--clearenv", "--hostname", "guest"),
+)
+"""Arguments of bubblewrap that all sandboxes have."""
 
 _DEVICES = ("full", "null", "random", "urandom", "zero")
 
@@ -48,12 +59,12 @@ _HIDDEN = (
     *("/proc/cmdline", "/proc/interrupts", "/proc/kcore", "/proc/key-users", "/proc/keys"),
     *("/proc/latency_stats", "/proc/sched_debug", "/proc/timer_list", "/proc/vmallocinfo"),
 )
-"""What a process may read of the host's kernel and has no need of: names of keys, how the host was
-booted, the rhythm of its keyboard."""
+"""Files about the host that any process may read and the sandbox does not need: names of keys, the
+parameters of its boot, the rhythm of its keyboard."""
 
 _LIMITS = {
-    # Of 1 byte, not 0: that alone keeps a guest's memory out of the pipes of dump collectors, too
-    # (core(5): they ignore a limit of 0).
+    # 1 byte and not 0, since collectors of dumps that read from a pipe ignore a limit of 0
+    # (core(5)): they would get the guest's memory.
     "core": 1,
     "nofile": 4096,
     "memlock": 8 << 20,
@@ -68,10 +79,10 @@ class Sandbox:
     """A command and what it may see and do.
 
     Attributes:
-        scope: words before it that give it a control group, where one can be had.
+        scope: words before it that give it a control group; empty if it can have none.
         start: the command line up to bubblewrap.
-        arguments: bubblewrap's.
-        syscall_filter: what the host's kernel refuses it.
+        arguments: bubblewrap's arguments, with the command.
+        syscall_filter: a seccomp program, as bubblewrap takes it.
     """
 
     scope: list[str]
@@ -81,9 +92,9 @@ class Sandbox:
 
 
 def program_files(program: Path) -> dict[Path, Path]:
-    """Return what a program needs to run, each file at its own place: itself, its libraries."""
+    """Return the program and its libraries, for `prepare`, each at the same place as outside."""
     libraries = shared_libraries(program)
-    # glibc opens it without saying so beforehand, at the first pthread_cancel.
+    # glibc opens it at the first pthread_cancel, so it is not listed among the libraries.
     unwinders = [path.with_name("libgcc_s.so.1") for path in libraries if path.name == "libc.so.6"]
     return {path: path for path in [program, *libraries, *filter(Path.exists, unwinders)]}
 
@@ -99,44 +110,32 @@ def prepare(
     share_network: bool = False,
 ) -> Sandbox:
     """Put a sandbox together: no capability, namespaces of its own, and of the host's files only
-    `visible`, all read-only. Where root asks, another user runs it, to whom the sockets of
-    `visible` are given away; it reads the files, but in the directories only what all may read.
+    `visible`, all read-only. If root calls this, the sandbox runs as another user, which then owns
+    the sockets of `visible`. That user can read the files, but in the directories only those that
+    all users may read.
 
     Args:
-        command: what runs in it.
+        command: the command line that runs in it.
         visible: place inside the sandbox → file, socket or directory of the host.
-        memory: bytes that one process of it may map; and all may take, in a control group.
+        memory: bytes that one process may map, and that all may take in a control group.
         processes: how many it may have at once; threads count.
         tmpfs: place → bytes it may hold, in at most 64 files; writable and executable.
-        environment: all the variables it has.
-        share_network: keep the host's network namespace, for IPv4 alone; not even AF_UNIX then.
+        environment: its variables; it has no others.
+        share_network: keep the host's network namespace. Then it can make sockets of IPv4 only, and
+            else of AF_UNIX only.
 
     Raises:
         NeedsPackageError: a program or library that makes the sandbox is not installed.
     """
     busybox = find_busybox()
     stage = Stage(busybox)
-    words = [
-        *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
-        *("--uid", _INSIDE, "--gid", _INSIDE, "--cap-drop", "ALL", "--new-session"),
-        *("--clearenv", "--hostname", "guest", *(("--share-net",) if share_network else ())),
-        *("--proc", "/proc"),
-    ]
-    for hidden in filter(os.path.exists, _HIDDEN):
-        words += ["--ro-bind", "/dev/null", hidden]
-    words += ["--remount-ro", "/proc", "--tmpfs", "/dev"]
-    for device in _DEVICES:
-        words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    for place, size in (tmpfs or {}).items():
-        words += ["--bind", str(stage.tmpfs(size)), place]
-    for inside, outside in {**visible, busybox: busybox}.items():
-        words += ["--ro-bind", str(stage.hand_in(outside)), str(inside)]
+    words = [*_NAMESPACES, *(("--share-net",) if share_network else ())]
+    words += _view(stage, {**visible, busybox: busybox}, tmpfs or {})
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
-    words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
-    limits = {name: _lowered(name, value) for name, value in (_LIMITS | {"as": memory}).items()}
     tasks = str(_lowered("nproc", processes))
     words += ["--", str(busybox), "sh", "-c", script("gate"), "gate", tasks, *command]
+    limits = {name: _lowered(name, value) for name, value in (_LIMITS | {"as": memory}).items()}
     limiter = [str(find_program("prlimit", "util-linux"))]
     limiter += [f"--{name}={value}" for name, value in limits.items()]
     start = [*limiter, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
@@ -145,17 +144,32 @@ def prepare(
     return Sandbox(scope, start, words, syscall_filter.build(family))
 
 
+def _view(stage: Stage, visible: Mapping[Path, Path], tmpfs: Mapping[str, int]) -> list[str]:
+    """Return bubblewrap's arguments for the files of a sandbox; the order of mounts matters."""
+    words = ["--proc", "/proc"]
+    for hidden in filter(os.path.exists, _HIDDEN):
+        words += ["--ro-bind", "/dev/null", hidden]
+    words += ["--remount-ro", "/proc", "--tmpfs", "/dev"]
+    for device in _DEVICES:
+        words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    for place, size in tmpfs.items():
+        words += ["--bind", str(stage.tmpfs(size)), place]
+    for inside, outside in visible.items():
+        words += ["--ro-bind", str(stage.hand_in(outside)), str(inside)]
+    return [*words, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+
+
 def _lowered(name: str, wanted: int) -> int:
-    """Return a limit that takes no privilege to set."""
+    """Return a limit that can be set without a privilege: at most the hard one."""
     hard = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 class SandboxedProcess:
-    """A running sandbox, known by pidfds: what is signalled is never another process.
+    """A running sandbox, held by pidfds: so a signal never reaches another process.
 
     Attributes:
-        init_pid: process 1 of the sandbox, as the host numbers it; None when it never started.
+        init_pid: process 1 of the sandbox, by its number on the host; None if it never started.
     """
 
     def __init__(self, popen: subprocess.Popen[bytes], init_pid: int | None) -> None:
@@ -176,19 +190,19 @@ class SandboxedProcess:
         return 128 - code if code < 0 else code
 
     def kill(self) -> None:
-        """End everything in the sandbox at once; nothing happens once that has ended."""
-        # The outer process ends when the inner one has, and takes its exit status along.
+        """End all processes of the sandbox at once; nothing happens if they have ended."""
+        # The outer process ends after the inner one, with its exit status.
         if not self._finished:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._inner or self._outer, signal.SIGKILL)
 
     async def finish(self) -> None:
-        """Kill what still runs, and return when not one process is left."""
+        """Kill what still runs, and return when no process is left."""
         self.kill()
         with trio.CancelScope(shield=True):
             await self.wait()
             if self._inner is not None:
-                # Process 1 counts as dead only after all others of its namespace are.
+                # Process 1 is dead only after all others of its namespace are.
                 await trio.lowlevel.wait_readable(self._inner)
                 os.close(self._inner)
             os.close(self._outer)
@@ -203,7 +217,7 @@ async def running(
     output: int = subprocess.DEVNULL,
     cpu: int | None = None,
 ) -> AsyncIterator[SandboxedProcess]:
-    """Run a sandbox; when the block is left nothing of it is left.
+    """Run a sandbox; when the block is left, no process of it is left.
 
     Args:
         sandbox: as `prepare` made it.
@@ -214,7 +228,7 @@ async def running(
     Raises:
         GuestError: the sandbox does not start; the message says what failed.
     """
-    # What cannot be said beforehand: whether systemd gives us a group.
+    # Only a try shows whether systemd gives a control group.
     process = None
     if sandbox.scope:
         with suppress(GuestError):
@@ -241,7 +255,6 @@ async def _started(
     complaint_read, complaint_write = os.pipe()
     filter_read = _readable(sandbox.syscall_filter)
     gate, gate_inside = socket.socketpair()
-    ours_inside = (info_write, filter_read)
     options = ["--info-fd", str(info_write), "--seccomp", str(filter_read)]
     words = [*start, *options, *sandbox.arguments]
     if cpu is not None:
@@ -253,7 +266,7 @@ async def _started(
             stdin=gate_inside.fileno(),
             stdout=output,
             stderr=complaint_write,
-            pass_fds=[*pass_fds, *ours_inside],
+            pass_fds=[*pass_fds, info_write, filter_read],
             env=_environment(),
             start_new_session=True,
         )
@@ -263,12 +276,26 @@ async def _started(
         gate.close()
         raise sandbox_failure(f"{words[0]}: {err.strerror}") from err
     finally:
-        for fd in (*ours_inside, complaint_write):
+        for fd in (info_write, filter_read, complaint_write):
             os.close(fd)
         gate_inside.close()
+    return await _let_through(popen, info_read, complaint_read, gate)
+
+
+async def _let_through(
+    popen: subprocess.Popen[bytes], info: int, complaint: int, gate: socket.socket
+) -> SandboxedProcess:
+    """Return a sandbox that has just been started, once its command runs.
+
+    Args:
+        popen: the first program of its start.
+        info: bubblewrap tells here the pid of process 1.
+        complaint: standard error of all that starts it.
+        gate: the other end is the gate's standard input (gate.sh).
+    """
     with trio.CancelScope(shield=True):
-        complaints = trio.lowlevel.FdStream(complaint_read)
-        process = SandboxedProcess(popen, await _read_init_pid(info_read))
+        complaints = trio.lowlevel.FdStream(complaint)
+        process = SandboxedProcess(popen, await _read_init_pid(info))
     try:
         async with complaints:
             await _open_gate(gate, complaints)
@@ -279,14 +306,14 @@ async def _started(
 
 
 def _environment() -> dict[str, str]:
-    """Of what makes the sandbox; what runs in it has its own."""
+    """Return the variables of the programs that make a sandbox; its command has others."""
     bus = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS")
     path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
     return path | {name: os.environ[name] for name in bus if name in os.environ}
 
 
 def _readable(data: bytes) -> int:
-    """Return a pipe's end that gives some kilobytes."""
+    """Return the reading end of a pipe that holds some kilobytes."""
     read_end, write_end = os.pipe()
     with open(write_end, "wb") as pipe:
         pipe.write(data)
@@ -297,7 +324,7 @@ async def _open_gate(gate: socket.socket, complaints: trio.lowlevel.FdStream) ->
     """Let the command run once the sandbox is ready.
 
     Raises:
-        GuestError: it hung up instead, or did not come in time.
+        GuestError: it hung up instead, or was not ready in time.
     """
     with trio.socket.from_stdlib_socket(gate) as stream:
         with trio.move_on_after(_START_TIMEOUT) as waiting:
@@ -315,7 +342,7 @@ async def _open_gate(gate: socket.socket, complaints: trio.lowlevel.FdStream) ->
 
 
 async def _read_init_pid(info: int) -> int | None:
-    """Take the pid of the sandbox's process 1 from what bubblewrap tells, which it ends at once."""
+    """Return the pid of the sandbox's process 1 from bubblewrap's JSON, which ends at once."""
     text = b""
     async with trio.lowlevel.FdStream(info) as stream:
         with trio.move_on_after(_START_TIMEOUT):

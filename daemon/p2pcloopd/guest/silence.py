@@ -31,7 +31,7 @@ class Silence:
         self.heard()
         with self._scope:
             await trio.sleep_forever()
-        if self._transcript.boot_seconds is not None or self._transcript.asks():
+        if self._transcript.prompt_time is not None or self._transcript.asks():
             return
         self._say(
             f"has printed nothing for {SILENT_SECONDS:g} s; it runs "

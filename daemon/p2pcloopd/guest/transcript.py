@@ -30,14 +30,14 @@ class Transcript:
 
     Attributes:
         tail: the last bytes printed.
-        boot_seconds: `clock()` at the first login prompt, or None.
+        prompt_time: `clock()` at the first login prompt, or None.
         started: the init that was handed over to, as the initramfs names it; "" before.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self.tail = b""
-        self.boot_seconds: float | None = None
+        self.prompt_time: float | None = None
         self.started = ""
 
     def take(self, data: bytes) -> None:
@@ -45,8 +45,8 @@ class Transcript:
         self.tail = (self.tail + data)[-_TAIL:]
         if not self.started and (found := _STARTED.search(self.tail)):
             self.started = found[1].decode(errors="replace")
-        if self.boot_seconds is None and _PROMPT.search(self.tail):
-            self.boot_seconds = self._clock()
+        if self.prompt_time is None and _PROMPT.search(self.tail):
+            self.prompt_time = self._clock()
 
     def asks(self) -> bool:
         """Whether the last line is unfinished, as a prompt is."""

@@ -1,0 +1,84 @@
+"""A guest that runs, in the hands of its owner: typing, shutting down, killing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from p2pcloop.errors import FormatError, GuestError
+from p2pcloopd.guest import console, mconsole
+from p2pcloopd.guest.sandbox import SandboxedProcess
+from p2pcloopd.guest.uml_kernel import MANAGEMENT_SOCKET
+
+_STDIN = 0
+
+Interrupt = Callable[[int], bool]
+"""Hands a signal on to the command in a guest; returns False if no command takes it yet."""
+
+
+class RunningGuest:
+    """A guest while it runs, across its reboots, as its owner can act on it.
+
+    Attributes:
+        shutdown_asked: whether it was asked to shut down.
+        killed: whether it was ended at once rather than shut down.
+    """
+
+    def __init__(self, interrupt: Interrupt | None = None) -> None:
+        self.shutdown_asked = False
+        self._interrupt = interrupt
+        self.killed = False
+        self._process: SandboxedProcess | None = None
+        self._pty: console.Pty | None = None
+        self._reply = Path()
+
+    def runs_as(self, process: SandboxedProcess, pty: console.Pty, directory: Path) -> None:
+        """Set the process and pty of this boot. If the guest was to end before, it ends now."""
+        self._process = process
+        self._pty = pty
+        self._reply = directory / "reply"
+        if self.shutdown_asked or self.killed:
+            self.kill()
+
+    async def send_console(self, data: bytes) -> None:
+        """Type `data` on the guest's keyboard."""
+        assert self._pty is not None
+        await self._pty.send(data)
+
+    def copy_window_size(self) -> None:
+        """Give the guest's console the size of our terminal."""
+        if self._pty is not None:
+            self._pty.copy_window_size(_STDIN)
+
+    async def shutdown(self, number: int = signal.SIGTERM) -> bool:
+        """Press Ctrl-Alt-Del: the image's init shuts down in order. At a second call, or if UML
+        does not answer properly, the guest ends at once.
+
+        Args:
+            number: the signal that asks for it.
+
+        Returns:
+            Whether it shuts down in order.
+        """
+        if self.shutdown_asked or self._process is None:
+            self.kill()
+            return False
+        self.shutdown_asked = True
+        if self._interrupt is not None:
+            if not self._interrupt(number):
+                self.kill()
+            return not self.killed
+        root = Path(f"/proc/{self._process.init_pid}/root")
+        try:
+            await mconsole.send_command(root, MANAGEMENT_SOCKET, self._reply, "cad")
+        except (GuestError, FormatError):
+            self.kill()
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End the guest at once, as pulling the plug does."""
+        self.killed = True
+        if self._process is not None:
+            self._process.kill()
