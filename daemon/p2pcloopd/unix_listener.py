@@ -34,7 +34,7 @@ def bind_unix_listener(path: Path) -> socket.socket:
         UsageError: the socket's name is too long, is taken by something else, or lies in a folder
             where other users may replace it.
         NotHereError: the folder does not exist.
-        BusyError: another process listens there.
+        BusyError: another program listens there.
         StorageError: the system refuses.
     """
     _check_folder(path.parent)
@@ -48,7 +48,7 @@ def bind_unix_listener(path: Path) -> socket.socket:
     except OSError as err:
         listener.close()
         if err.errno == errno.EADDRINUSE:
-            raise BusyError(f"another process listens on {path} already") from err
+            raise BusyError(f"another program listens on {path} already") from err
         raise storage_error(f"cannot listen on {path}", err) from err
     except UsageError:
         listener.close()
@@ -85,5 +85,5 @@ def _remove_stale(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except BlockingIOError:
-            pass  # a listener whose backlog is full
-    raise BusyError(f"another process listens on {path} already")
+            pass  # its backlog is full: a program listens
+    raise BusyError(f"another program listens on {path} already")

@@ -38,7 +38,7 @@ def test_stale_socket_is_replaced(tmp_path: Path) -> None:
 
 def test_socket_in_use_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with unix_listener(path), pytest.raises(BusyError, match="another process listens"):
+    with unix_listener(path), pytest.raises(BusyError, match="another program listens"):
         bind_unix_listener(path)
 
 
@@ -76,7 +76,7 @@ def test_a_socket_may_lie_as_deep_as_a_path_goes(tmp_path: Path) -> None:
     path = folder / "socket"
     bind_unix_listener(path).close()  # a dead one, which is replaced
     with unix_listener(path) as listener:
-        with pytest.raises(BusyError, match="another process listens"):
+        with pytest.raises(BusyError, match="another program listens"):
             bind_unix_listener(path)
         with socket.socket(socket.AF_UNIX) as client, socket_address(path) as address:
             client.connect(address)

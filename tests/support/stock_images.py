@@ -22,13 +22,13 @@ from pathlib import Path
 from tools.tiny_image import fill_root
 
 STOCK = {
-    "bookworm": ("bookworm", "systemd-sysv,login"),
-    "trixie": ("trixie", "systemd-sysv,login"),
-    "sid": ("sid", "systemd-sysv,login"),
-    "sysvinit": ("bookworm", "sysvinit-core,login"),
-    "openrc": ("bookworm", "sysvinit-core,openrc,login"),
-    "runit": ("bookworm", "runit-init,login"),
-    "finit": ("bookworm", "finit-sysv,login"),
+    "bookworm": ("bookworm", "systemd-sysv"),
+    "trixie": ("trixie", "systemd-sysv"),
+    "sid": ("sid", "systemd-sysv"),
+    "sysvinit": ("bookworm", "sysvinit-core"),
+    "openrc": ("bookworm", "sysvinit-core,openrc"),
+    "runit": ("bookworm", "runit-init"),
+    "finit": ("bookworm", "finit-sysv"),
     "busybox": ("", ""),
 }
 """Suite and init of each; none for the busybox."""

@@ -26,7 +26,7 @@ async def open_nbd_listeners(address: str) -> AsyncIterator[list[trio.SocketList
     Raises:
         UsageError: the address cannot be parsed or not be listened on.
         NotHereError, StorageError: the socket file cannot be made.
-        BusyError: another process listens there already.
+        BusyError: another program listens there already.
     """
     if address.startswith("unix:"):
         with unix_listener(_parse_path(address)) as listener:
@@ -60,13 +60,13 @@ def check_nbd_address(address: str, *, tls: bool, insecure: bool) -> str | None:
         return None
     if not insecure:
         raise UsageError(
-            f"NBD over TCP at {address} would let every user of this machine, and all machines"
-            " that reach it, read the image and write to the overlay",
+            f"NBD over TCP at {address} would let every user of this machine, and every machine"
+            " that reaches it, read the image and write to the overlay",
             hint="serve at unix:PATH, ask for TLS with --tls-certificates DIR, or say --insecure",
         )
     return (
-        f"all that reach {address} can read the image, and write to the overlay if there is one;"
-        " nothing is encrypted"
+        f"every client that reaches {address} reads the image, and writes to the overlay if there"
+        " is one; nothing is encrypted"
         + ("" if is_loopback(host) else ", and it can be reached from other machines")
     )
 
@@ -104,5 +104,5 @@ async def _listen_tcp(host: str, port: int, address: str) -> list[trio.SocketLis
         return await trio.open_tcp_listeners(port, host=host)
     except (OSError, UnicodeError) as err:
         if isinstance(err, OSError) and err.errno == errno.EADDRINUSE:
-            raise BusyError(f"another process listens on {address} already") from err
+            raise BusyError(f"another program listens on {address} already") from err
         raise UsageError(f"cannot listen on {address}: {err}", hint=_HINT) from err

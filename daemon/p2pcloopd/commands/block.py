@@ -56,7 +56,9 @@ Examples:
     "--tls-verify-peer", is_flag=True, help="Clients must have a certificate of that ca-cert.pem."
 )
 @click.option(
-    "--insecure", is_flag=True, help="Serve NBD over TCP without TLS, to all that reach it."
+    "--insecure",
+    is_flag=True,
+    help="Serve NBD over TCP without TLS, to every client that reaches it.",
 )
 @click.option(
     "--overlay",

@@ -36,7 +36,7 @@ limit.
 
 
 class _RunCommand(click.Command):
-    """Tells a user who forgot the `--` before the guest's command where it belongs."""
+    """Explains where the `--` belongs, if it is missing before the guest's command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)  # click takes words out of `args`
