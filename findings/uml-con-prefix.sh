@@ -17,11 +17,9 @@ set -euo pipefail
 work=$(mktemp -d)
 leader=
 stop() {
-    # The kernel leads a session of its own, in which all of its processes are.
-    local processes
+    # The kernel leads a process group of its own, in which all of its processes are.
     [ -n "$leader" ] || return 0
-    mapfile -t processes < <(ps -o pid= -s "$leader")
-    kill -KILL "${processes[@]// /}" 2> /dev/null || true
+    kill -KILL -- "-$leader" 2> /dev/null || true
     wait "$leader" 2> /dev/null || true
     leader=
 }
