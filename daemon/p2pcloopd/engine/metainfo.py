@@ -22,7 +22,7 @@ MAX_PIECE_LENGTH = 1 << 24
 MAX_METADATA_SIZE = 8 << 20
 MAX_FILES = 64
 MAX_NAME = 200
-"""Bytes of a file's name. libtorrent would shorten names from 240 bytes on."""
+"""Bytes of a file's name. libtorrent cuts them to 240 bytes (findings/libtorrent-long-names.sh)."""
 
 HASH_SIZE = 20
 
