@@ -1,8 +1,8 @@
-"""Maps: which chunk holds which block (docs/formats/index.md).
+"""Maps: the chunk that holds each block (docs/formats/index.md).
 
-A map is a sorted list of runs. A run says that `count` blocks of the device from `start` on lie
-one after the other in consecutive chunks of `per_chunk` blocks each, beginning with block `within`
-of chunk `chunk`. A whole cloop is one run (but for its holes); a scattered delta is one run for
+A map is a sorted list of runs. In a run, `count` blocks of the device from `start` on lie one after
+the other in consecutive chunks of `per_chunk` blocks each, beginning with block `within` of chunk
+`chunk`. A whole cloop is one run (but for its holes); a scattered delta is one run for
 each stretch of changed blocks. Blocks that no run holds are the lower layer's, or zeros in the
 base. A run of chunk `ZERO_CHUNK` reads as zeros.
 
@@ -28,7 +28,7 @@ from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
 
 ZERO_CHUNK = 0xFFFFFFFF
 MAX_COUNT = 0xFFFFFFFF
-"""Blocks of one run: what its field holds, one less than the largest device has."""
+"""Blocks of one run at most, by the size of the field: one less than the largest device has."""
 
 MAX_BLOCKS_PER_CHUNK = MAX_CHUNK_SIZE // BLOCK_SIZE
 RUN = struct.Struct("<IIIHH")
@@ -39,7 +39,7 @@ RUN = struct.Struct("<IIIHH")
 class Run:
     """`count` blocks from `start` on, in chunks of `per_chunk` blocks from block `within` on.
 
-    `layer` is 0 in the map of one layer; a merged map says which layer's chunks are meant.
+    `layer` is 0 in the map of one layer; in a merged map it is the layer of the chunks.
     """
 
     start: int
@@ -55,7 +55,7 @@ class Run:
         return self.start + self.count
 
     def part(self, start: int, end: int) -> Run:
-        """The blocks from `start` up to `end`, which lie in the run."""
+        """The part of the run from block `start` up to `end`, which must lie in it."""
         if self.chunk == ZERO_CHUNK:
             return replace(self, start=start, count=end - start)
         chunks, within = divmod(self.within + start - self.start, self.per_chunk)
@@ -76,7 +76,7 @@ class LayerMap:
     __slots__ = ("chunks", "counts", "ends", "shapes", "starts")
 
     def __init__(self, words: array[int]) -> None:
-        """Take four words for each run, as they stand in a map; they are believed."""
+        """Take four words for each run, as in a stored map; they are not checked."""
         self.starts = words[0::4]
         self.counts = words[1::4]
         self.chunks = words[2::4]
@@ -85,7 +85,7 @@ class LayerMap:
 
     @classmethod
     def from_runs(cls, runs: Iterable[Run]) -> LayerMap:
-        """Runs in order, none over another."""
+        """Make columns of runs, which must be in order without overlaps."""
         return cls(_words(pack_runs(runs)))
 
     def __len__(self) -> int:
@@ -145,18 +145,18 @@ def _words(data: bytes) -> array[int]:
 def merge(layers: Sequence[LayerMap]) -> BlockMap:
     """Join the maps of layers, base first; upper layers hide lower ones.
 
-    The borders of all runs cut the device into stretches. Layer by layer each run is written over
-    the stretches that it covers; what stays at last is what is seen. Of large maps that is done
-    for one part of the device after the other, so that it takes little memory.
+    The borders of all runs cut the device into stretches. Layer by layer, each run is written over
+    the stretches that it covers; at the end each stretch has the run that shows. For large maps
+    this is done for one part of the device after the other, to save memory.
     """
     columns = _Columns()
     rows_of = [columns.add(number, layer) for number, layer in enumerate(layers)]
     starts, rows = array("Q"), array("I")
     for low, high in _parts_of_device(layers):
         if starts and starts[-1] == low:
-            del starts[-1:], rows[-1:]  # nothing, behind the part before: it is told now
+            del starts[-1:], rows[-1:]  # a gap behind the part before
         borders, seen = _merge_part(layers, rows_of, low, high)
-        # Stretches of one owner side by side are one.
+        # Neighbouring stretches of one run are joined.
         seams = list(map(ne, seen, chain(rows[-1:] or (None,), seen)))
         starts.extend(compress(borders, seams))
         rows.extend(compress(seen, seams))
@@ -164,8 +164,10 @@ def merge(layers: Sequence[LayerMap]) -> BlockMap:
 
 
 def _parts_of_device(layers: Sequence[LayerMap]) -> Iterator[tuple[int, int]]:
-    """Cut the device into parts (first block, end) that hold some `_MERGED_AT_ONCE` runs at most
-    and one for each layer that reaches in from before."""
+    """Cut the device into parts (first block, end) of about `_MERGED_AT_ONCE` runs at most.
+
+    For each layer there may be one more run, which begins before the part.
+    """
     step = max(1, _MERGED_AT_ONCE // max(1, len(layers)))
     borders = {start for layer in layers for start in layer.starts[step::step]}
     borders |= {layer.ends[-1] for layer in layers if len(layer)}
@@ -175,12 +177,13 @@ def _parts_of_device(layers: Sequence[LayerMap]) -> Iterator[tuple[int, int]]:
 def _merge_part(
     layers: Sequence[LayerMap], rows_of: Sequence[int], low: int, high: int
 ) -> tuple[list[int], array[int]]:
-    """Merge what lies in one part of the device: where stretches begin, whose row each one is; the
-    last one, of row 0, begins where the part ends unless it ends with nothing.
+    """Merge the runs in one part of the device: return the starts of stretches, and their rows.
+
+    The last stretch, of row 0, begins at the end of the part, unless the part ends with a gap.
 
     Args:
         layers: all of them, base first.
-        rows_of: the row of each one's first run.
+        rows_of: the row of each layer's first run.
         low, high: the first block, and the block after the last one.
     """
     borders = [low]
@@ -195,7 +198,7 @@ def _merge_part(
             borders += ends
     borders.sort()
     borders = [low, *compress(islice(borders, 1, None), map(ne, islice(borders, 1, None), borders))]
-    # Where there are many borders, every block is a stretch: that needs no table of places.
+    # With many borders, every block is a stretch: that needs no table of places.
     place: Sequence[int] | dict[int, int] = range(high + 1)
     if low or high > MAX_PAINTED * len(borders):
         place = dict(zip(borders, count()))
@@ -239,14 +242,14 @@ MAX_PAINTED = 16
 """Blocks for each border, on a device that is merged block by block."""
 
 _MERGED_AT_ONCE = 1 << 16
-"""Runs of all layers that are merged together: 20 MB for a moment."""
+"""Runs of all layers that are merged together: that takes 20 MB for a moment."""
 
 Piece = tuple[int, int, int, int]
 """Layer, chunk, first block within the chunk, number of blocks."""
 
 
 class _Columns:
-    """The runs of all layers, one row each; row 0 is where no run is, which reads as zeros."""
+    """The runs of all layers, one row each. Row 0 stands for gaps, which read as zeros."""
 
     def __init__(self) -> None:
         self.starts = array("I", (0,))
@@ -265,17 +268,17 @@ class _Columns:
 
 
 _BEHIND_ALL = 1 << 33
-"""A border that no block of a device reaches."""
+"""A border behind the last block of any device."""
 
 
 class BlockMap:
-    """What each block of an image is: sorted stretches, each a part of a run of some layer.
+    """The merged map of an image: sorted stretches, each a part of a run of some layer.
 
     Takes 14 bytes for each run of the layers and 12 for each stretch.
     """
 
     def __init__(self, borders: array[int], rows: array[int], columns: _Columns) -> None:
-        """`borders` are where stretches begin, the first at 0; `rows` whose part each one is."""
+        """`borders` are the starts of stretches, the first one 0; `rows` are their runs."""
         self._borders = borders
         self._borders.append(_BEHIND_ALL)
         self._rows = rows
@@ -285,7 +288,7 @@ class BlockMap:
         self._layers = columns.layers
 
     def __iter__(self) -> Iterator[Run]:
-        """The map as runs with the numbers of their layers; those without a seam are joined."""
+        """The map as runs with the numbers of their layers; continuous runs are joined."""
         return _join(self._parts())
 
     def _parts(self) -> Iterator[Run]:
@@ -304,15 +307,15 @@ class BlockMap:
                 yield run.part(start, end)
 
     def pieces(self, block: int, count: int) -> Sequence[Piece]:
-        """Cut `count` (at least 1) blocks from `block` on into what each chunk holds, in order.
+        """Cut `count` (at least 1) blocks from `block` on at the borders of chunks, in order.
 
-        What no run holds is told as `ZERO_CHUNK`, like what a run says reads as zeros.
+        Blocks that no run maps have `ZERO_CHUNK`, like those of a run of zeros.
         """
         borders = self._borders
         index = bisect_right(borders, block) - 1
         end = block + count
         if end <= borders[index + 1]:
-            # The usual case, on every read: all of it in one stretch.
+            # The usual case of a read: all blocks are in one stretch.
             return self._run_pieces(self._rows[index], block, end)
         found: list[Piece] = []
         while block < end:
@@ -325,7 +328,7 @@ class BlockMap:
     def extents(self, block: int, count: int) -> Iterator[tuple[int, bool]]:
         """Cut `count` blocks from `block` on into stretches: number of blocks, whether all zeros.
 
-        Two side by side may be of one kind.
+        Two neighbours may be of one kind.
         """
         borders = self._borders
         index = bisect_right(borders, block) - 1

@@ -1,4 +1,4 @@
-"""Boot parameters: what a manifest tells the guest (docs/formats/manifest.md)."""
+"""Boot parameters: the part of a manifest for the guest (docs/formats/manifest.md)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Root:
     """A file system that is a part of the device.
 
     Attributes:
-        offset: where it begins: bytes from the start of the device, a multiple of 4096.
+        offset: its first byte on the device, a multiple of 4096.
         size: its bytes, a multiple of 4096.
-        changes: it is that of a files overlay: what it adds to the root lies in its `/upper`.
+        changes: it is that of a files overlay: its additions to the root are in its `/upper`.
     """
 
     offset: int
@@ -34,21 +34,21 @@ class Root:
         return self.offset + self.size
 
     def to_map(self) -> dict[str, Any]:
-        """Return the fields of a manifest's root; what is not said is absent."""
+        """Return the fields of a manifest's root; default values are absent."""
         fields: dict[str, Any] = {"offset": self.offset, "size": self.size}
         return fields | {"changes": True} if self.changes else fields
 
 
 @dataclass(frozen=True, slots=True)
 class BootParameters:
-    """What the guest's kernel is told; never a path or a program of the host.
+    """The parameters of the guest's kernel; never a path or a program of the host.
 
     Attributes:
-        root_type: the file system of the device ("ext4"), or "" where it is not known; where
-            there are `roots`, that of the base.
+        root_type: the file system of the device ("ext4"), or "" if it is not known; with
+            `roots`, that of the base.
         append: words for the kernel's command line.
         roots: the file systems on the device that are joined to one root, from base to top;
-            empty where the whole device is one.
+            empty if the whole device is one.
     """
 
     root_type: str = ""
@@ -56,7 +56,7 @@ class BootParameters:
     roots: tuple[Root, ...] = ()
 
     def to_map(self) -> dict[str, Any]:
-        """Return the fields of a manifest's `boot`; what is not said is absent."""
+        """Return the fields of a manifest's `boot`; default values are absent."""
         fields: dict[str, Any] = {"root_type": self.root_type, "append": self.append}
         if self.roots:
             fields["roots"] = [root.to_map() for root in self.roots]
@@ -67,7 +67,7 @@ def read_boot(fields: Fields, size: int) -> BootParameters:
     """Check the fields of a manifest's `boot` whole.
 
     Args:
-        fields: nothing may be left of them.
+        fields: all of them are taken.
         size: bytes of the device.
 
     Raises:

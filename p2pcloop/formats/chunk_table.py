@@ -1,4 +1,4 @@
-"""Chunk tables: where each chunk lies in the pack and what proves it (docs/formats/index.md).
+"""Chunk tables: the place of each chunk in a pack, and its hash (docs/formats/index.md).
 
 Entries are of one size and stand in pages of 256, so that a reader fetches and verifies only the
 pages that it needs. A chunk lies in the layer's own pack, or in that of a source: another layer,
@@ -23,7 +23,7 @@ ENTRY = struct.Struct("<QIHBB32s")
 ENTRIES_PER_PAGE = 256
 PAGE_SIZE = ENTRIES_PER_PAGE * ENTRY.size
 MAX_STORED_SIZE = MAX_CHUNK_SIZE + (64 << 10)
-"""What does not compress grows by less than this in every codec."""
+"""Bytes by which incompressible content grows at most, in any codec."""
 
 
 class Codec(enum.IntEnum):
@@ -38,7 +38,7 @@ class Codec(enum.IntEnum):
 
 
 FIRST_CODECS = frozenset((Codec.NONE, Codec.ZLIB, Codec.ZSTD))
-"""What a reader of indexes of version 1 and 2 knows; the others came with version 3."""
+"""The codecs of indexes of version 1 and 2; the others came with version 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Chunk:
     """One entry.
 
     Attributes:
-        offset: where its stored bytes begin in the pack.
-        length: how many stored bytes.
-        blocks: how many 4 KiB blocks they decode to.
-        codec: how they are stored.
+        offset: of its stored bytes in the pack.
+        length: of its stored bytes.
+        blocks: 4 KiB blocks that they decode to.
+        codec: of the stored bytes.
         id: SHA-256 of the decoded bytes.
         source: 0 for the layer's own pack, k for that of its k-th source.
     """
@@ -77,8 +77,8 @@ def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
 class ChunkPage(Sequence[Chunk]):
     """The entries of a page, each checked.
 
-    They are kept as they are stored, and one is taken apart when it is looked at: 48 bytes, where
-    an object for each takes 235.
+    They are kept as they are stored, 48 bytes each, and parsed when they are used: an object for
+    each would take 235 bytes.
     """
 
     __slots__ = ("data",)

@@ -47,7 +47,7 @@ class CloopFile:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; nothing may be read after."""
+        """Close the file; then nothing can be read any more."""
         os.close(self._fd)
 
     def read_block(self, block: int) -> bytes:
@@ -72,7 +72,7 @@ class CloopFile:
             raise self._damaged(block, err) from err
 
     def read_stored(self, block: int) -> bytes:
-        """Return the compressed bytes of a block, as they lie.
+        """Return the compressed bytes of a block.
 
         Raises:
             FormatError: the file has become shorter.
@@ -115,8 +115,8 @@ def open_cloop(path: Path, extents: Extents | None = None, name: Path | None = N
     """Open a cloop file or block device for reading and check header and index.
 
     Args:
-        path: of the cloop, or of the file in which it lies.
-        extents: where in it, if not from start to end.
+        path: of the cloop, or of the file that holds it.
+        extents: its place in that file, if it is not all of it.
         name: for messages, if not `path`.
 
     Raises:
@@ -125,7 +125,7 @@ def open_cloop(path: Path, extents: Extents | None = None, name: Path | None = N
         StorageError: the system refused.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        # O_NONBLOCK: to open a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as err:
         raise NotHereError(f"{path}: no such file") from err

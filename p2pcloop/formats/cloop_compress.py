@@ -1,8 +1,8 @@
 """Compress blocks for a cloop.
 
-What does not shrink is stored by zlib, 16 bytes longer than a block of 64 KiB: V4.0 has a codec for
-plain blocks, but the kernel module of Debian's cloop-src 3.14.1.3 refuses them (its `uncompress`
-returns -1).
+A block that does not shrink is stored by zlib; 64 KiB grow by 16 bytes. V4.0 has a codec for plain
+blocks, but the kernel module of Debian's cloop-src 3.14.1.3 refuses them (its `uncompress` returns
+-1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.lzo import encode_lzo
 
 Compress = Callable[[bytes], tuple[Codec, bytes]]
-"""Returns how a block is stored, and its stored bytes; on any thread."""
+"""Returns the codec and the stored bytes of a block; runs on any thread."""
 
 _LEAST_DICTIONARY = 4096
 """LZMA_DICT_SIZE_MIN of liblzma."""
@@ -34,7 +34,7 @@ def zlib_compressor(level: int) -> Compress:
 
 
 def smallest_compressor(codec: Codec, level: int) -> Compress:
-    """For V4.0: by `codec`, or stored by zlib where that is no larger.
+    """For V4.0: by `codec`, or by zlib if that is not larger.
 
     Args:
         codec: one of `CODECS`.
@@ -74,4 +74,4 @@ _ENCODERS: dict[Codec, Callable[[bytes], bytes]] = {
 }
 
 CODECS = (Codec.ZLIB, *_ENCODERS)
-"""What blocks of V4.0 can be compressed with."""
+"""The codecs with which blocks of V4.0 are written."""

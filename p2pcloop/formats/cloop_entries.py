@@ -1,5 +1,7 @@
-"""Entries of a cloop's index: the offset of each block and of the end of the last one, in V4.0 with
-flags, and what follows from them: which bytes of the file each block takes."""
+"""Entries of a cloop's index, and the bytes of the file that each block takes by them.
+
+An entry is the offset of a block, or of the end of the last one; in V4.0 it has flags, too.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ AGAIN = "fetch or make it again"
 
 
 def max_compressed_size(block_size: int, *, zlib_only: bool = True) -> int:
-    """Return the most bytes that a block may take compressed.
+    """Return how many bytes a compressed block may take.
 
     Of zlib alone it is extract_compressed_fs's own bound; the worst of zlib (deflateBound in zlib's
     deflate.c) is 0.03 % and 13 bytes over the plain size. LZO grows most of all, by a sixteenth and
@@ -35,7 +37,7 @@ def max_compressed_size(block_size: int, *, zlib_only: bool = True) -> int:
 
 
 def zlib_lengths(entries: Sequence[int], block_size: int) -> array[int]:
-    """Return the compressed bytes of each block (typecode I), where all are zlib, end to end.
+    """Return the compressed bytes of each block (typecode I) if all are zlib, end to end.
 
     Raises:
         FormatError: a block would take no bytes, or more than it can.
@@ -45,10 +47,10 @@ def zlib_lengths(entries: Sequence[int], block_size: int) -> array[int]:
 
 
 def flagged_lengths(entries: array[int], block_size: int) -> tuple[array[int], bool]:
-    """Return the compressed bytes of each block of V4.0, and whether blocks lie at one place.
+    """Return the compressed bytes of each block of V4.0, and whether blocks share a place.
 
     Raises:
-        FormatError: a compressor that there is not, or a place or length that cannot be right.
+        FormatError: an unknown compressor, or an impossible place or length.
     """
     _check_compressors(entries)
     offsets = array("Q", map(OFFSET_MASK.__and__, entries))
@@ -87,10 +89,10 @@ def _check_lengths(offsets: Sequence[int], limit: int) -> None:
 
 
 def _lengths_with_repeats(entries: array[int], offsets: array[int], limit: int) -> array[int]:
-    """Return the lengths where equal blocks have equal entries.
+    """Return the lengths of blocks if equal blocks have equal entries.
 
-    What is not the place of a block before it lies behind all of those: so the places that differ
-    are in order, and each block ends where the next one of them begins.
+    A new place is always behind all earlier ones. So the distinct places are in order, and each
+    block ends where the next distinct place begins.
     """
     firsts, places, numbers = array("Q"), array("Q"), array("I")
     for block, offset in enumerate(islice(offsets, len(offsets) - 1)):

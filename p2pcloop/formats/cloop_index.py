@@ -1,8 +1,8 @@
-"""Header and index of a cloop of any version that KNOPPIX has had: where each block lies, and how
-it is compressed. Checked whole, whatever the bytes are.
+"""Header and index of a cloop of any version that KNOPPIX had: places and codecs of all blocks.
 
-The layouts are those of `cloop.h` and `cloop.c` of Debian's package cloop-src (V2.0, V4.0) and of
-what made the older ones; docs/formats/cloop.md has the byte tables, the limits and the reasons.
+Both are checked whole. The layouts are those of `cloop.h` and `cloop.c` of Debian's package
+cloop-src (V2.0, V4.0), and of the programs that made the older ones; docs/formats/cloop.md has the
+byte tables, the limits and the reasons.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_BLOCK_COUNT = MAX_IMAGE_SIZE // MAX_BLOCK_SIZE
 """2**24 blocks: an index of 128 MiB in memory. 1 TiB of device at the usual 64 KiB a block."""
 
 Read = Callable[[int, int], bytes]
-"""Returns the bytes of the file at an offset, of a length; fewer where it has become shorter."""
+"""Returns the bytes of the file at an offset, of a length; fewer if it has become shorter."""
 
 _SIZES = struct.Struct(">II")
 _VERSION = re.compile(rb"#!/bin/sh\n#([A-Z][0-9]\.[0-9])")
@@ -45,7 +45,7 @@ _PADDING = 512
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """How the index of a version is written: its integers, and what they may say."""
+    """The form of a version's index: its integers and their limits."""
 
     name: str
     typecode: str
@@ -78,22 +78,22 @@ class CloopHeader:
 
     @property
     def size(self) -> int:
-        """Bytes of the device, at most 2**44. The padding of the last block is among them."""
+        """Bytes of the device, at most 2**44, with the padding of the last block."""
         return self.block_size * self.block_count
 
 
 @dataclass(frozen=True, slots=True)
 class CloopIndex:
-    """Where each compressed block lies.
+    """The place of each compressed block.
 
     Attributes:
         header: the sizes.
         version: "V0.68", "V1.0", "V2.0" or "V4.0".
-        header_last: whether header and index stand behind the blocks.
+        header_last: whether header and index are behind the blocks.
         entries: for each block its offset (typecode Q) from the start of the file; in V4.0 with its
             compressor in the upper 4 bits.
         lengths: for each block its compressed bytes (typecode I).
-        has_repeats: whether blocks lie at one place because they are equal.
+        has_repeats: whether equal blocks share a place.
     """
 
     header: CloopHeader
@@ -109,12 +109,12 @@ class CloopIndex:
         return self.entries[block] & OFFSET_MASK, self.lengths[block]
 
     def codec(self, block: int) -> Codec:
-        """Return how a block is compressed."""
+        """Return the codec of a block."""
         self._check(block)
         return COMPRESSORS[self.entries[block] >> FLAGS_SHIFT]
 
     def codecs(self) -> dict[Codec, int]:
-        """Return how many blocks there are of each codec."""
+        """Return the number of blocks of each codec."""
         counts = Counter(map(FLAGS_SHIFT.__rrshift__, self.entries))
         return {COMPRESSORS[flags]: count for flags, count in sorted(counts.items())}
 
@@ -127,7 +127,7 @@ def is_cloop(first_bytes: bytes, last_bytes: bytes = b"") -> bool:
     """Tell whether a file claims to be a cloop, of any version.
 
     Args:
-        first_bytes: the first 128 bytes of the file, or all where it is shorter.
+        first_bytes: the first 128 bytes of the file, or all if it is shorter.
         last_bytes: the last 136 bytes: V2.0 and V4.0 may have their header there.
     """
     unversioned = _UNVERSIONED.match(first_bytes[:PREAMBLE_SIZE])
@@ -160,7 +160,7 @@ def read_cloop_header(read: Read, file_size: int) -> CloopIndex:
 
 
 def _find_header(first: bytes, last: bytes) -> tuple[_Version, bytes, bool]:
-    """Return the version, its header, and whether that stands last; as the kernel module looks."""
+    """Return the version, its header, and whether it is last, as the kernel module decides it."""
     at_start, at_end = _VERSION.match(first), _VERSION.match(last)
     if at_start and (version := _VERSIONS.get(at_start[1])):
         return version, first, False
@@ -192,7 +192,7 @@ def _check_header(head: bytes) -> CloopHeader:
 
 
 def _read_first(read: Read, file_size: int, version: _Version, count: int) -> array[int]:
-    """Read the index behind a header that stands first; the blocks follow, to the file's end."""
+    """Read the index behind a header at the start; the blocks follow, to the end of the file."""
     start = HEADER_SIZE + version.entry_size * (count + 1)
     (offset,) = _to_array(version, read_exactly(read, HEADER_SIZE, version.entry_size))
     if offset & _mask(version) != start:
@@ -203,7 +203,7 @@ def _read_first(read: Read, file_size: int, version: _Version, count: int) -> ar
 
 
 def _read_last(read: Read, file_size: int, version: _Version, count: int) -> array[int]:
-    """Read the index before a header that stands last; the blocks come before it."""
+    """Read the index before a header at the end; the blocks are before the index."""
     size = version.entry_size * (count + 1)
     start = file_size - HEADER_SIZE - size
     if start <= 0:
@@ -246,7 +246,7 @@ def _check_end(read: Read, end: int, file_size: int) -> None:
 def _check_entries(
     header: CloopHeader, version: _Version, entries: array[int], *, header_last: bool
 ) -> CloopIndex:
-    """Check every entry but for the last one, which is the end of the last block."""
+    """Check all entries except the last one, which is the end of the last block."""
     lengths, has_repeats = (
         flagged_lengths(entries, header.block_size)
         if version.has_flags

@@ -1,5 +1,8 @@
-"""How chunks are stored, and back, never past a size: plain, zlib (RFC 1950), zstd (RFC 8878), and
-what only cloops have: xz (its .xz container), LZ4 and LZO1X (raw blocks)."""
+"""Decoding stored chunks, never beyond a given size.
+
+The codecs are plain, zlib (RFC 1950) and zstd (RFC 8878); of cloops also xz (its .xz container),
+LZ4 and LZO1X (raw blocks).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from p2pcloop.formats.lzo import decode_lzo
 from p2pcloop.formats.zlib_stream import check_stream, decode_block
 
 _XZ_MEMORY = 66 << 20
-"""What a file of `xz -9` asks for: a dictionary of 64 MiB, and a little. Of it only as much is ever
-touched as a chunk has bytes."""
+"""Memory that a file of `xz -9` asks for: a dictionary of 64 MiB, and a little. Only as many bytes
+of it are touched as the chunk has."""
 
 
 class _Decompressors(threading.local):
@@ -32,8 +35,8 @@ _decompressors = _Decompressors()
 def decode(codec: Codec, stored: bytes, size: int) -> bytes:
     """Return the content of stored bytes, which must be exactly `size` bytes long.
 
-    What is stored plainly may leave out zeros at its end: so a raw image whose size is not a
-    multiple of 4 KiB is a pack as it lies. Other threads run meanwhile.
+    Plain content may lack zeros at its end, so that a raw image whose size is not a multiple of
+    4 KiB is a pack in place. Other threads run meanwhile.
 
     Raises:
         FormatError: the bytes are damaged or decode to another size.
@@ -53,7 +56,7 @@ def decode_zstd(stored: bytes, size: int) -> bytes:
         FormatError: anything else.
     """
     try:
-        # The library allocates what the frame claims, whatever limit it is given: look first.
+        # The library allocates the size that the frame claims, despite any limit: check it first.
         if zstandard.frame_content_size(stored) != size:
             raise FormatError(f"a zstd frame does not state the {size} bytes that it should hold")
         return _decompressors.zstd.decompress(stored, allow_extra_data=False)
@@ -65,8 +68,8 @@ def decode_xz(stored: bytes, size: int) -> bytes:
     """Return the content of one .xz stream that holds exactly `size` bytes, checked by its check.
 
     Raises:
-        FormatError: damaged, cut off, of another size, followed by something, or it asks for more
-            memory than `xz -9` does.
+        FormatError: damaged, cut off, of another size, followed by more bytes, or it asks for
+            more memory than `xz -9` does.
     """
     try:
         stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)

@@ -1,4 +1,4 @@
-"""Tells files that hold a disk image in another form, and files that hold none, by their bytes.
+"""Recognising files that hold a disk image in another form, or none, by their bytes.
 
 Sources: QEMU (docs/interop/qcow2.rst, block/vmdk.c, block/vdi.c), VMware "Virtual Disk Format 5.0",
 Microsoft "Virtual Hard Disk Image Format Specification" and [MS-VHDX]; RFC 1952, RFC 8878, the .xz
@@ -22,17 +22,17 @@ DISK_FORMATS = {
     "vhd": "vpc",
     "vhdx": "vhdx",
 }
-"""Disk images of virtual machines, and what QEMU calls their drivers."""
+"""Disk images of virtual machines, with the names of QEMU's drivers for them."""
 
 COMPRESSED = ("gz", "xz", "zst", "bz2")
 
 CONTAINERS = (*DISK_FORMATS, *COMPRESSED)
 
 TAIL_SIZE = 512
-"""Bytes at the end of a file that are looked at."""
+"""Bytes at the end of a file that are examined."""
 
 Read = Callable[[int, int], bytes]
-"""Returns the bytes at an offset, of a length; fewer where the file ends."""
+"""Returns the bytes at an offset, of a length; fewer at the end of the file."""
 
 _MAGIC = (
     (b"QFI\xfb\0\0\0\2", "qcow2"),
@@ -90,7 +90,7 @@ _OTHERS = (
     (0, b"sprs", "a sparse image of macOS"),
     (0, b"P2PC", "a file of p2pcloop, and no image"),
 )
-"""Offset, bytes, what it is: of files that hold no device, or one that is not read."""
+"""Offset, bytes, text: files that hold no device, or one of a form that is not read."""
 
 _UNPACK = "unpack it, and give the image that is in it"
 _CONVERT = "convert it: `qemu-img convert -O raw IN OUT`"
@@ -104,7 +104,7 @@ def detect_container(head: bytes, tail: bytes) -> str:
     """Return one of `CONTAINERS`, or "" for anything else.
 
     Args:
-        head: the first bytes of the file, 512 or more where it has them.
+        head: the first bytes of the file, at least 512 if it has them.
         tail: its last `TAIL_SIZE` bytes.
     """
     for magic, name in _MAGIC:
@@ -116,10 +116,10 @@ def detect_container(head: bytes, tail: bytes) -> str:
 
 
 def describe_other(head: bytes, tail: bytes) -> tuple[str, str]:
-    """Say what a file is that is no image, and what to do; "" twice where it may be one.
+    """Text for a file that is no image, and a hint; "" twice if it may be one.
 
     Args:
-        head: the first bytes of the file; of a short one all.
+        head: the first bytes of the file; all of a short one.
         tail: its last `TAIL_SIZE` bytes.
     """
     if _DESCRIPTOR.match(head):

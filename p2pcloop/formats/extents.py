@@ -1,4 +1,4 @@
-"""Where the bytes of a file lie in another one: a file on a CD image, in one extent or several."""
+"""The places of a file's bytes in another file: a file on a CD image, of one or more extents."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from itertools import accumulate
 
 
 class Extents:
-    """Stretches of an outer file that make up an inner one, in order.
+    """The stretches of an outer file that an inner one consists of, in order.
 
     Attributes:
         size: bytes of the inner file.
     """
 
     def __init__(self, extents: Iterable[tuple[int, int]]) -> None:
-        """Take offset and length in bytes of each extent; what lies side by side becomes one."""
+        """Take offset and length in bytes of each extent; neighbours are joined."""
         joined: list[tuple[int, int]] = []
         for offset, length in extents:
             if joined and sum(joined[-1]) == offset:
@@ -37,7 +37,7 @@ class Extents:
         return iter(self._extents)
 
     def __len__(self) -> int:
-        """How many there are, none beside the next."""
+        """The number of stretches; no two are neighbours."""
         return len(self._extents)
 
     def __repr__(self) -> str:
@@ -45,16 +45,16 @@ class Extents:
 
     @property
     def start(self) -> int:
-        """Where in the outer file the inner one begins."""
+        """The offset of the inner file's first byte in the outer one."""
         return self._extents[0][0] if self._extents else 0
 
     @property
     def end(self) -> int:
-        """The byte after the last one in the outer file that is used."""
+        """The offset behind the last byte in the outer file."""
         return max((offset + length for offset, length in self._extents), default=0)
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        """Read from the inner file as pread(2) does; fewer bytes only where a file ends.
+        """Read from the inner file as pread(2) does; fewer bytes only at the end of a file.
 
         Args:
             fd: of the outer file.
@@ -79,7 +79,7 @@ class Extents:
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
-    """What pread(2) returns, again until it is all or the file ends."""
+    """Call pread(2) until all bytes are read or the file ends."""
     data = os.pread(fd, length, offset)
     while (
         data

@@ -1,4 +1,4 @@
-"""Tells what is on a device by its first bytes: a file system, or something that holds none.
+"""Recognising the content of a device by its first bytes: a file system, or something else.
 
 Names are those of blkid(8). Offsets of magic numbers: util-linux, libblkid/src/superblocks; of the
 sizes: the kernel's headers (fs/ext4/ext4.h, fs/btrfs/accessors.h, fs/xfs/libxfs/xfs_format.h,
@@ -12,18 +12,18 @@ import struct
 from p2pcloop.errors import FormatError
 
 PROBE_SIZE = 68 << 10
-"""Bytes from the start of a device that are looked at: btrfs has its superblock at 64 KiB."""
+"""Bytes from the start of a device that are examined: btrfs has its superblock at 64 KiB."""
 
 READ_ONLY_TYPES = ("iso9660", "squashfs", "erofs")
-"""What a guest can have as its root only below a files overlay: nothing can write to it."""
+"""Roots that need a files overlay: these file systems cannot be written."""
 
 ROOT_TYPES = ("ext2", "ext3", "ext4", "btrfs", "xfs", *READ_ONLY_TYPES)
-"""What a guest can have as its root."""
+"""File systems that can be a guest's root."""
 
 ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
 
 NO_FILE_SYSTEM = ("jbd", "crypto_LUKS", "BitLocker", "swap", "LVM2_member", "linux_raid_member")
-"""What holds none, or none that can be read as it is."""
+"""Content that is no file system, or none that can be read directly."""
 
 _EXT_MAGIC = 0xEF53
 _EXT_HAS_JOURNAL = 0x4
@@ -64,7 +64,7 @@ _MAGIC = (
     (512, b"EFI PART", "gpt"),
     (4096, b"EFI PART", "gpt"),
 )
-"""Offset, bytes, name; what comes first counts: a CD may have a partition table in its head."""
+"""Offset, bytes, name; the first match counts: a CD may have a partition table in its head."""
 
 _WORDS = {
     "": "no file system that is known",
@@ -82,8 +82,8 @@ _BOOT_SIGNATURE = b"\x55\xaa"
 
 
 def detect_filesystem(start: bytes) -> str:
-    """Return what a device holds: one of `ROOT_TYPES`, or "ntfs", "swap", "crypto_LUKS", "gpt" and
-    the like, of which no guest boots; "" for anything else.
+    """Return the content of a device: one of `ROOT_TYPES`; one that no guest boots from, such as
+    "ntfs", "swap", "crypto_LUKS" or "gpt"; or "" for anything else.
 
     Args:
         start: the first `PROBE_SIZE` bytes of the device, or all of a shorter one.
@@ -95,7 +95,7 @@ def detect_filesystem(start: bytes) -> str:
 
 
 def filesystem_size(start: bytes) -> int | None:
-    """Return how many bytes of the device its file system claims; None where that is not known.
+    """Return how many bytes of the device its file system claims; None if that is not known.
 
     Args:
         start: as for `detect_filesystem`.
@@ -163,7 +163,7 @@ def _ext_type(start: bytes) -> str:
 
 
 def _has_partitions(start: bytes) -> bool:
-    """Whether there is an MBR with an entry that is used: any boot sector has the signature."""
+    """Whether there is an MBR with a used entry: every boot sector has the signature."""
     entries = [start[at : at + 16] for at in range(446, 510, 16)]
     return (
         start[510:512] == _BOOT_SIGNATURE
@@ -173,11 +173,11 @@ def _has_partitions(start: bytes) -> bool:
 
 
 def overlay_mode(filesystem: str) -> str:
-    """Tell how changes of a device are kept unless the user says otherwise: by the "block", or as
-    "files" where its file system cannot be written."""
+    """The default mode in which changes of a device are kept: "block", or "files" if its file
+    system cannot be written."""
     return "files" if filesystem in READ_ONLY_TYPES else "block"
 
 
 def describe(filesystem: str) -> str:
-    """Write what `detect_filesystem` returned for people."""
+    """The result of `detect_filesystem` as text for people."""
     return _WORDS.get(filesystem, filesystem)

@@ -1,4 +1,4 @@
-"""Holes in files: where they are, and fallocate(2), which Python lacks."""
+"""Holes in files: finding them, and making them by fallocate(2), which Python lacks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _KEEPS_ROOM = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOSPC, errno.EINTR)
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> bool:
-    """Give back the disk room of a range of a file, which then reads as zeros; its size stays.
+    """Free the disk room of a range of a file, which then reads as zeros; the size stays.
 
     Returns:
-        False, and nothing happened, where the file system cannot make holes.
+        False if the file system cannot make holes; then nothing was changed.
 
     Raises:
         OSError: the disk failed.
@@ -34,9 +34,9 @@ def punch_hole(descriptor: int, offset: int, length: int) -> bool:
 
 
 def next_data(descriptor: int, offset: int) -> int:
-    """The next byte of a file that is not in a hole; its end where there is none.
+    """The next byte of a file that is not in a hole; its end if there is none.
 
-    Where holes are not told (block devices, some file systems), all is data.
+    If the system does not report holes (block devices, some file systems), all bytes are data.
 
     Raises:
         OSError: the disk failed.
@@ -52,7 +52,7 @@ def next_data(descriptor: int, offset: int) -> int:
 
 
 def next_hole(descriptor: int, offset: int) -> int:
-    """The next byte of a file that is in a hole, from one on that is data; its end where none is.
+    """The next byte of a file that is in a hole, from a byte of data on; its end if there is none.
 
     Raises:
         OSError: the disk failed.
@@ -67,7 +67,7 @@ def next_hole(descriptor: int, offset: int) -> int:
 
 @functools.cache
 def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """The C library's function; None where it has none for 64 bits."""
+    """The C library's function; None if it has none for 64 bits."""
     try:
         function = ctypes.CDLL(None, use_errno=True).fallocate64
     except AttributeError:

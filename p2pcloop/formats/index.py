@@ -2,11 +2,11 @@
 
 The header comes first. It holds the SHA-256 of the map and of each page of the chunk table; its
 own SHA-256 is the layer's id, which the signed manifest names. So the map is read whole and the
-table page by page, and each part is verified as it comes.
+table page by page, and each part is verified when it is read.
 
-Version 1 is written where it says all. Version 2 adds sources (other layers, in whose packs chunks
-of this one lie) and sealing (formats/seal.py). Version 3 is version 2 with chunks of more codecs:
-who knows only the first ones refuses the image when it is opened, not a read in the middle of it.
+Version 1 is written if it is sufficient. Version 2 adds sources (other layers, whose packs hold
+chunks of this one) and sealing (formats/seal.py). Version 3 is version 2 with chunks of more
+codecs: a reader that does not know them refuses the image when it opens it, not at a later read.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ MAX_HEADER_SIZE = FIXED.size + EXTENSION.size + HASH_SIZE * (MAX_SOURCES + _MAX_
 
 
 def zstd_bound(size: int) -> int:
-    """The most bytes that zstd makes of `size` bytes (ZSTD_COMPRESSBOUND of zstd.h)."""
+    """Bytes that zstd makes of `size` bytes at most (ZSTD_COMPRESSBOUND of zstd.h)."""
     return size + (size >> 8) + 128
 
 
@@ -69,7 +69,7 @@ MAX_INDEX_SIZE = (
 
 
 class HashList(Sequence[bytes]):
-    """Hashes side by side as they are stored: 32 bytes each, where an object takes 105."""
+    """Hashes as they are stored, 32 bytes each; an object would take 105."""
 
     __slots__ = ("_data",)
 
@@ -99,7 +99,7 @@ class HashList(Sequence[bytes]):
 
 @dataclass(frozen=True, slots=True)
 class IndexHeader:
-    """What the header says; offsets are bytes from the start of the index.
+    """A header, checked; offsets are bytes from the start of the index.
 
     Attributes:
         layer_id: SHA-256 of the header.
@@ -112,7 +112,7 @@ class IndexHeader:
         map_hash: SHA-256 of the map as it is stored.
         page_hashes: SHA-256 of each page of the chunk table as it is stored.
         sources: ids of the other layers in whose packs chunks lie; an entry's source counts from 1.
-        salt: where map, pages and chunks are sealed, the salt of the layer's key; else None.
+        salt: of the layer's key, if map, pages and chunks are sealed; else None.
         version: of the index.
     """
 
@@ -131,12 +131,12 @@ class IndexHeader:
 
     @property
     def codecs(self) -> frozenset[Codec]:
-        """How its chunks may be stored."""
+        """The codecs that its chunks may have."""
         return frozenset(Codec) if self.version == VERSION else FIRST_CODECS
 
     @property
     def tag_size(self) -> int:
-        """Bytes by which each stored part is longer than what it holds."""
+        """Bytes by which each stored part is longer than its content."""
         return 0 if self.salt is None else TAG_SIZE
 
     @property
@@ -161,11 +161,11 @@ def build_index(
     sources: Sequence[bytes] = (),
     seal: Seal | None = None,
 ) -> bytes:
-    """Write the index of a layer, of the lowest version that says all.
+    """Write the index of a layer, of the lowest sufficient version.
 
     Args:
-        runs: of the map, in order, none over another.
-        chunks: where each lies, by its number in the map.
+        runs: of the map, in order, without overlaps.
+        chunks: their entries, by their numbers in the map.
         image_size: bytes of the device.
         pack_length: bytes of the layer's own pack.
         sources: ids of the layers in whose packs chunks lie, without repeats.
@@ -216,13 +216,13 @@ def _version_for(chunks: Sequence[Chunk], sources: Sequence[bytes], seal: Seal |
 
 
 def _pack_extension(sources: Sequence[bytes], seal: Seal | None) -> bytes:
-    """What version 2 and 3 add to the header."""
+    """The part of the header that version 2 and 3 add."""
     flags, salt = (0, bytes(SALT_SIZE)) if seal is None else (SEALED, seal.salt)
     return EXTENSION.pack(flags, len(sources), salt) + b"".join(sources)
 
 
 def read_header(data: bytes) -> IndexHeader:
-    """Check the bytes of a header whole and return what they say.
+    """Check the bytes of a header whole and return the header.
 
     Raises:
         FormatError: not an index header, of an unknown version, or over a limit.
@@ -279,7 +279,7 @@ def read_header(data: bytes) -> IndexHeader:
 
 
 def _read_extension(data: bytes) -> tuple[tuple[bytes, ...], bytes | None, int]:
-    """Return the sources, the salt of a sealed layer, and where the page hashes begin."""
+    """Return the sources, the salt of a sealed layer, and the offset of the page hashes."""
     at = FIXED.size + EXTENSION.size
     if len(data) < at:
         raise FormatError("the index header's header length cannot be right")
@@ -303,7 +303,7 @@ def _split(hashes: bytes) -> tuple[bytes, ...]:
 
 
 def header_length(start: bytes) -> int:
-    """How long the header is whose first `FIXED.size` bytes are given.
+    """The length of a header, by its first `FIXED.size` bytes.
 
     Raises:
         FormatError: not an index header, or one over the limit.
@@ -317,7 +317,7 @@ def header_length(start: bytes) -> int:
 
 
 def open_index(index: bytes) -> IndexHeader:
-    """Return the header of an index of which all bytes are given.
+    """Return the header of a whole index.
 
     Raises:
         FormatError: see `read_header`.
@@ -326,7 +326,7 @@ def open_index(index: bytes) -> IndexHeader:
 
 
 def read_map(header: IndexHeader, stored: bytes, *, seal: Seal | None = None) -> LayerMap:
-    """Unpack the map, of which the caller has verified the hash.
+    """Unpack the map, whose hash the caller has verified.
 
     Args:
         header: of the index.
@@ -334,7 +334,7 @@ def read_map(header: IndexHeader, stored: bytes, *, seal: Seal | None = None) ->
         seal: of the layer, where it is sealed.
 
     Raises:
-        FormatError: it does not decompress to the length that the header says, or wrong runs.
+        FormatError: it does not decompress to the length in the header, or its runs are wrong.
         MismatchError: it is sealed under another key.
     """
     if seal is not None:
@@ -351,7 +351,7 @@ def read_page(
     source_lengths: Sequence[int] = (),
     seal: Seal | None = None,
 ) -> ChunkPage:
-    """Unpack a page of the chunk table, of which the caller has verified the hash.
+    """Unpack a page of the chunk table, whose hash the caller has verified.
 
     Args:
         header: of the index.

@@ -44,11 +44,11 @@ _HINT = "put a copy of it back; a new key would be a new name"
 
 @dataclass(frozen=True, slots=True)
 class KeyText:
-    """A key's text, checked as far as that goes without the passphrase.
+    """A key's text, checked as far as possible without the passphrase.
 
     Attributes:
         text: all of it.
-        public: the public key, 32 bytes. Of a protected key it is proven only by opening.
+        public: the public key, 32 bytes. That of a protected key is verified when it is opened.
         protected: whether a passphrase is needed.
     """
 
@@ -60,7 +60,7 @@ class KeyText:
         """The private key.
 
         Args:
-            passphrase: of a protected key; of no use to another.
+            passphrase: of a protected key; ignored otherwise.
             what: the key, for messages.
 
         Raises:
@@ -88,10 +88,10 @@ class KeyText:
 
 
 def parse_key_text(text: bytes, what: str) -> KeyText:
-    """Check a key's text whole; what is secret in it is never put into a message.
+    """Check a key's text whole; messages never contain its secret part.
 
     Raises:
-        FormatError: it is none, or is damaged.
+        FormatError: it is no key, or is damaged.
     """
     plain, protected = _PLAIN.fullmatch(text), _PROTECTED.fullmatch(text)
     found = plain or protected
@@ -108,7 +108,7 @@ def parse_key_text(text: bytes, what: str) -> KeyText:
 
 
 def format_key_text(key: Ed25519PrivateKey, passphrase: str | None) -> bytes:
-    """Write a key as text, protected where a passphrase is given."""
+    """Write a key as text, protected if a passphrase is given."""
     seed, public = key.private_bytes_raw(), key.public_key().public_bytes_raw()
     if passphrase is None:
         return f"p2pcloop-key 1 ed25519\nseed {seed.hex()}\npublic {format_key(public)}\n".encode()

@@ -1,4 +1,4 @@
-"""How versions follow each other: what one manifest may say of another (docs/publishing.md)."""
+"""The order of versions: which manifest may precede another (docs/publishing.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links: a magnet that standard clients open, with what p2pcloop needs besides.
+"""Links: magnets that standard clients open, with additional parameters of p2pcloop.
 
     magnet:?xt=urn:btih:<pack>&dn=<label>&x.p2pcloop=<name>&x.manifest=<id>&x.mt=<info hash>
            &x.pe=<host>:<port>&tr=<tracker>&ws=<web seed>&x.mirror=<URL>#key=<secret>
@@ -6,9 +6,9 @@
 `xt`, `dn`, `x.pe`, `tr` and `ws` are those of BEP 9 and BEP 19: a standard client gets the top
 layer's pack. `x.p2pcloop` is `@key/label`, `x.manifest` the manifest's id (SHA-256, hexadecimal),
 `x.mt` the info hash of the manifest's own torrent, `x.mirror` the base URL of a mirror or of a
-node (docs/formats/mirror.md). What is not known is passed over, as BEP 9 has it: parameters of
-other names, other kinds of `xt`, URLs of other schemes (a later client may know them). The secret
-of a private image stands in the fragment only, which no client sends anywhere.
+node (docs/formats/mirror.md). Unknown parts are ignored, as in BEP 9: parameters of other names,
+other kinds of `xt`, URLs of other schemes (a later client may know them). The secret of a private
+image is in the fragment only, which no client sends anywhere.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _BRACKETS = ("<>", "()", "[]", '""', "''", "``", "“”", "‘’", "«»")  # 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a link says.
+    """The content of a link.
 
     Attributes:
-        name: whose image it is and what they call it.
+        name: of the image, with its publisher's key.
         manifest_id: SHA-256 of the manifest's body, 32 bytes.
         manifest_torrent: info hash, 20 bytes, of the manifest's torrent.
         pack_torrent: info hash of the top layer's torrent, or None.
-        peers: (host, port) of peers that have it; an IPv6 address stands without brackets.
+        peers: (host, port) of peers that have it; an IPv6 address has no brackets.
         trackers: URLs of BitTorrent trackers.
         web_seeds: URLs of BEP 19 web seeds.
         mirrors: base URLs of mirrors and nodes, each ending in "/".
@@ -65,11 +65,11 @@ class Link:
     secret: bytes | None = None
 
     def public(self) -> Link:
-        """The link without the secret: who has it can pass the image on, not read it."""
+        """The link without the secret: with it a user can pass the image on, but not read it."""
         return replace(self, secret=None)
 
     def joined(self, other: Link) -> Link:
-        """The link with the places of another one behind its own, as many as fit."""
+        """The link with the sources of another one after its own, as many as fit."""
         return replace(
             self,
             peers=tuple(dict.fromkeys(self.peers + other.peers))[:MAX_PEERS],
@@ -79,8 +79,10 @@ class Link:
         ).fitted()
 
     def fitted(self) -> Link:
-        """The link with as many places as it may have to be read again as it is written: without
-        the last of those mirrors, peers, web seeds or trackers that take the most room."""
+        """The link, shortened to the length that a reader accepts.
+
+        It loses the last ones of those mirrors, peers, web seeds or trackers that take most room.
+        """
         link = self
         while not _fits(str(link)):
             kinds = ("mirrors", "peers", "web_seeds", "trackers")
@@ -110,16 +112,17 @@ class Link:
 
 
 def is_link(text: str) -> bool:
-    """Tell a link from a file or a name, by its first characters."""
+    """Whether a text is a link, not a file or a name, by its first characters."""
     return text[:7].lower() == "magnet:"
 
 
 def clean_pasted(text: str) -> str:
-    """Undo what mail, chats, web pages and shells do to a link on its way to a command line.
+    """Undo changes that mail, chats, web pages and shells make to a link.
 
-    White space and line breaks within, characters without a width, brackets and quotes round it,
-    and backslashes go (a shell puts these before `?` and `&`, in quotes as well): a link has none
-    of them. Only for what becomes a link or a URL by that; a file may be called so.
+    It removes white space, line breaks and characters without a width, brackets and quotes around
+    it, and backslashes (a shell puts these before `?` and `&`, in quotes as well): a link has none
+    of them. A text that does not become a link or a URL by that is returned unchanged: it may be
+    the name of a file.
     """
     text = "".join(c for c in text if not (c.isspace() or c == "\\" or category(c) == "Cf"))
     while len(text) > 1 and text[0] + text[-1] in _BRACKETS:
@@ -184,7 +187,7 @@ def _known(values: dict[str, list[str]], key: str, schemes: tuple[str, ...]) -> 
 
 
 def parse_peer(text: str) -> tuple[str, int]:
-    """Read `host:port`, `[IPv6]:port`; an international name is returned as DNS has it.
+    """Read `host:port` or `[IPv6]:port`; an international name is returned in its form for DNS.
 
     Raises:
         FormatError: not of that form, or a port outside 1 to 65535.
@@ -232,7 +235,7 @@ def format_peer(peer: tuple[str, int]) -> str:
 
 
 def _check_written(text: str) -> None:
-    """What we keep and hand on must be what we would take: quoting makes a link longer."""
+    """Check the length of the link as it is written: quoting makes it longer."""
     if len(text) > MAX_LINK_LENGTH:
         raise FormatError(f"the link would be longer than {MAX_LINK_LENGTH} characters, quoted")
     if text.count("&") >= MAX_PARTS:
@@ -244,7 +247,7 @@ def _fits(text: str) -> bool:
 
 
 def _is_ipv6(host: str) -> bool:
-    """Whether it is an IPv6 address in brackets, without a zone: that means nothing elsewhere."""
+    """Whether it is an IPv6 address in brackets, without a zone, which only its machine knows."""
     try:
         address = ipaddress.IPv6Address(host[1:-1])
     except ValueError:
@@ -274,7 +277,7 @@ def _btih(text: str) -> bytes:
 
 
 def _to_ascii(host: str) -> str:
-    """A host's name as DNS has it (RFC 3490); one that has no such form stays as it is."""
+    """A host's name in its form for DNS (RFC 3490); unchanged if it has none."""
     try:
         return host if host.isascii() else host.encode("idna").decode()
     except UnicodeError:
@@ -302,7 +305,7 @@ def _url(text: str, schemes: tuple[str, ...]) -> str:
         _ = parts.port
     except ValueError as err:
         raise FormatError(f"{text[:80]!r} is not a URL: {err}") from err
-    # urlsplit drops line breaks without a word: they would end up in a request to a tracker.
+    # urlsplit silently drops line breaks, which would end up in a request to a tracker.
     clean = text.isprintable() and " " not in text
     if not clean or parts.scheme not in schemes or not parts.hostname:
         raise FormatError(f"{text[:80]!r} is not a URL of {', '.join(schemes)}")

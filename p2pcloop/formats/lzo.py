@@ -1,8 +1,8 @@
 """LZO1X, by Debian's liblzo2 (https://www.oberhumer.com/opensource/lzo/): raw blocks, no container.
 
-The library is called through ctypes: that needs no compiler on the user's machine, which the Python
-bindings do (no wheels are published), and `lzo1x_decompress_safe` is told how much it may write,
-which the port to Rust with wheels is not. ctypes lets other threads run meanwhile.
+The library is called through ctypes. The Python bindings have no wheels and need a compiler on the
+user's machine. The port to Rust has wheels, but no limit for its output, unlike
+`lzo1x_decompress_safe`. ctypes lets other threads run meanwhile.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def encode_lzo(content: bytes) -> bytes:
 
 
 def _bound(size: int) -> int:
-    """The most that LZO makes of `size` bytes (LZO.FAQ)."""
+    """Bytes that LZO makes of `size` bytes at most (LZO.FAQ)."""
     return size + size // 16 + 64 + 3
 
 
