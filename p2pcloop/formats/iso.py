@@ -1,4 +1,4 @@
-"""Finds on a CD image (ISO 9660) the images of a live system (docs/formats/iso.md)."""
+"""Finding the images of a live system on a CD image (ISO 9660; docs/formats/iso.md)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from p2pcloop.formats.iso9660 import AGAIN, SYSTEM_AREA, Entry, Tree, is_iso, re
 __all__ = ["NESTED", "Iso", "IsoFile", "is_iso", "read_iso"]
 
 NESTED = "LiveOS/squashfs.img"
-"""A squashfs that may hold, instead of a root, a file that is an ext4 (dracut, dmsquash-live)."""
+"""A squashfs that may hold an ext4 as a file, not a root (dracut, dmsquash-live)."""
 
 _KNOPPIX = re.compile(r"knoppix([1-9][0-9]?)?")
 _LAYER = re.compile(r".+\.(squashfs|squ|erofs|ero|ext[234])")
-"""Images that live-boot and casper join, with the names that ISO 9660 alone leaves of them."""
+"""Images that live-boot and casper join, and their shortened names in plain ISO 9660."""
 
 _LANGUAGE = re.compile(r"[a-z]{2}(-[a-z]+)?|no-languages")
-"""Layers of Ubuntu's with a language's packages, or none's."""
+"""Ubuntu's layers with the packages of a language, or of none."""
 
 _LIKE_AN_IMAGE = re.compile(r"linuxfs|.+\.(squashfs|squ|sfs|erofs|xzm|lzm|sb|cloop)")
 _MAX_LISTED = 8
@@ -37,8 +37,8 @@ class IsoFile:
     """A file on the CD.
 
     Attributes:
-        name: its path, as the CD has it.
-        extents: where it lies in the CD image.
+        name: its path on the CD.
+        extents: its places in the CD image.
     """
 
     name: str
@@ -47,15 +47,15 @@ class IsoFile:
 
 @dataclass(frozen=True, slots=True)
 class Iso:
-    """What is on a CD.
+    """The content of a CD.
 
     Attributes:
         volume: its name.
-        names: whose file names it has: "Rock Ridge", "Joliet" or "ISO 9660".
-        boots: whether it can be booted from (El Torito).
-        images: the files that make up the live system, from base to top; empty where none is known.
-        unknown: where none is known, paths of files that look like images.
-        notes: what the user should know of what was left out.
+        names: the kind of its file names: "Rock Ridge", "Joliet" or "ISO 9660".
+        boots: whether a machine can boot from it (El Torito).
+        images: the files of the live system, from base to top; empty if it is of no known kind.
+        unknown: in that case, paths of files that look like images.
+        notes: remarks for the user on files that were left out.
     """
 
     volume: str
@@ -74,7 +74,7 @@ def read_iso(fd: int, size: int) -> Iso:
         size: its bytes.
 
     Raises:
-        FormatError: what is needed of it is damaged, or it is cut off.
+        FormatError: a part that is needed is damaged, or it is cut off.
         OSError: the system refused.
     """
     volume = read_volume(fd, size)
@@ -95,11 +95,11 @@ def read_iso(fd: int, size: int) -> Iso:
 
 
 class _Cd:
-    """One tree of a CD, in which a layout is looked for.
+    """The search for a known layout in one tree of a CD.
 
     Attributes:
         tree: its directories.
-        notes: what was left out.
+        notes: remarks on files that were left out.
     """
 
     def __init__(self, fd: int, tree: Tree) -> None:
@@ -111,7 +111,7 @@ class _Cd:
         """Files of a folder whose whole name in lower case matches, with their paths.
 
         Raises:
-            FormatError: one is a symbolic link to what is not on the CD.
+            FormatError: one is a symbolic link to a file that is not on the CD.
         """
         found = {}
         for name, entry in self.tree.entries(folder).items():
@@ -128,12 +128,12 @@ class _Cd:
         return found
 
     def read(self, file: Entry, limit: int) -> bytes:
-        """The first bytes of a file, none of one that has a fault."""
+        """The first bytes of a file; none if it has a fault."""
         where = Extents(file.extents)
         return b"" if file.fault else where.pread(self._fd, min(limit, where.size), 0)
 
     def _path(self, folder: str, entry: Entry) -> str:
-        """As the CD spells it."""
+        """The path as the CD spells it."""
         at, names = "", []
         for name in filter(None, folder.split("/")):
             known = self.tree.entries(at).get(name.lower())
@@ -164,10 +164,10 @@ def _live(cd: _Cd) -> _Named:
 
 
 def _casper(cd: _Cd) -> _Named:
-    """Ubuntu's: where names are layers of one base, those of one branch; else all, by name.
+    """Ubuntu's: if the names are layers of one base, those of one branch; else all, by name.
 
-    `a.b.c.squashfs` lies on `a.b.squashfs`, and that on `a.squashfs` (casper, LAYERFS_PATH). Which
-    branch is meant is written in the initrd alone; by default it is one for live sessions.
+    `a.b.c.squashfs` lies on `a.b.squashfs`, and that on `a.squashfs` (casper, LAYERFS_PATH). Only
+    the initrd names the branch; this takes one for live sessions.
     """
     found = cd.files("casper", _LAYER)
     layers = {tuple(name.split(".")[:-1]): found[name] for name in sorted(found)}
@@ -182,7 +182,7 @@ def _casper(cd: _Cd) -> _Named:
     ]
     live = [layer for layer in whole if "live" in layer[len(base) :]]
     deepest = max(map(len, live or whole))
-    # Where several are as deep (kernels), what they have in common.
+    # If several are equally deep (kernels), take the layers that they share.
     chains = [_chain(base, layer) for layer in live or whole if len(layer) == deepest]
     chosen = sorted(frozenset.intersection(*chains), key=len)
     _note_left(cd, [path for layer, (path, _) in layers.items() if layer not in chosen])
@@ -190,7 +190,7 @@ def _casper(cd: _Cd) -> _Named:
 
 
 def _chain(base: tuple[str, ...], layer: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
-    """A layer and those that it lies on."""
+    """A layer and those below it."""
     return frozenset(layer[:length] for length in range(len(base), len(layer) + 1))
 
 
@@ -201,7 +201,7 @@ def _live_os(cd: _Cd) -> _Named:
 
 
 def _arch(cd: _Cd) -> _Named:
-    """Arch Linux's (archiso), of the architecture that runs here."""
+    """Arch Linux's (archiso), for the architecture of this machine."""
     for folder in ("arch/x86_64", "arch/i686"):
         found = cd.files(folder, re.compile(r"airootfs\.(sfs|erofs|ero)"))
         if found:
@@ -230,21 +230,20 @@ def _note_left(cd: _Cd, paths: list[str]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    """At most so many of them as a line holds."""
+    """As many of them as fit into a line."""
     more = len(names) - _MAX_LISTED
     return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _like_images(cd: _Cd) -> list[str]:
-    """Files that look like images, in the first two levels of folders; what is damaged there does
-    not matter."""
+    """Files that look like images, in the first two levels of folders; damaged ones are skipped."""
     folders, found, seen = [""], list[str](), set[int]()
     for folder in folders:
         try:
             entries = cd.tree.entries(folder)
         except FormatError:
             continue
-        if id(entries) in seen:  # two names of one folder, which the tree has read once
+        if id(entries) in seen:  # two names of one folder, which was read already
             continue
         seen.add(id(entries))
         for name, entry in entries.items():
@@ -262,7 +261,7 @@ def _begins_like_one(cd: _Cd, entry: Entry) -> bool:
 
 
 def _to_file(name: str, entry: Entry, size: int) -> IsoFile:
-    """Where a file lies. One above 4 GiB lies in several extents."""
+    """The places of a file. A file above 4 GiB has several extents."""
     if entry.fault:
         raise FormatError(f"{name} {entry.fault}", hint=AGAIN)
     for offset, length in entry.extents:
@@ -272,7 +271,7 @@ def _to_file(name: str, entry: Entry, size: int) -> IsoFile:
 
 
 def _take_once(files: Iterable[IsoFile]) -> tuple[IsoFile, ...]:
-    """Of several names of one file the first."""
+    """The first name of each file: a file may have several."""
     known: dict[Extents, IsoFile] = {}
     for file in files:
         known.setdefault(file.extents, file)
@@ -280,7 +279,7 @@ def _take_once(files: Iterable[IsoFile]) -> tuple[IsoFile, ...]:
 
 
 def _check(images: Iterable[IsoFile]) -> None:
-    """Compare the places of files with each other.
+    """Check the places of files.
 
     Raises:
         FormatError: one is empty, or they overlap.

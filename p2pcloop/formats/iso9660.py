@@ -1,9 +1,9 @@
-"""The directories of an ISO 9660 file system, one at a time, as they are asked for.
+"""The directories of an ISO 9660 file system, read one at a time when they are needed.
 
 Sources: ECMA-119; SUSP (IEEE P1281) and Rock Ridge (IEEE P1282) for POSIX names and symbolic links;
-Joliet (Microsoft, 1995). Only what is asked for is read: a path table, a boot catalog, UDF
-structures or another folder may hold whatever it likes. An entry that is odd says so
-(`Entry.fault`), and is refused by the caller that needs it.
+Joliet (Microsoft, 1995). No other part is read: path tables, boot catalogs, UDF structures and
+other folders may hold anything. An odd entry has a `fault`; only a caller that needs the entry
+refuses it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SYSTEM_AREA = 32768
 
 MAGIC = b"CD001"
 MAX_READ = 8 << 20
-"""Bytes of all directories that are looked at, with continuation areas: 40,000 files. At worst
-they take 5 s and 150 MB."""
+"""Bytes of all directories that are read, with continuation areas: 40,000 files. At worst they take
+5 s and 150 MB."""
 
 MAX_DIRECTORY = 4 << 20
 MAX_EXTENTS = 4096
@@ -42,13 +42,13 @@ _MOUNT = "mount it, and seed the file on it that is the image"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a directory holds.
+    """An entry of a directory.
 
     Attributes:
-        name: as its tree has it.
+        name: in its tree.
         directory: whether it is one.
-        extents: where it lies in the CD image, offset and length in bytes.
-        link: where a symbolic link leads, None where it is none.
+        extents: its places in the CD image, offset and length in bytes.
+        link: the target of a symbolic link, else None.
         fault: why its bytes are not those of a file: "is interleaved with other files", ...
     """
 
@@ -65,8 +65,8 @@ class Volume:
 
     Attributes:
         name: of the volume.
-        claimed: bytes that its descriptor says it has.
-        boots: whether it can be booted from (El Torito).
+        claimed: its bytes by its descriptor.
+        boots: whether a machine can boot from it (El Torito).
         trees: its directory trees, the one with the fullest names first, as Linux prefers them.
     """
 
@@ -80,7 +80,7 @@ class Tree:
     """One of the directory trees of a CD.
 
     Attributes:
-        names: whose file names it has: "Rock Ridge", "Joliet" or "ISO 9660".
+        names: the kind of its file names: "Rock Ridge", "Joliet" or "ISO 9660".
     """
 
     def __init__(self, names: str, root: Entry, records: Callable[[Entry], list[Entry]]) -> None:
@@ -91,7 +91,7 @@ class Tree:
         self._known: dict[tuple[tuple[int, int], ...], dict[str, Entry]] = {}
 
     def entries(self, path: str) -> dict[str, Entry]:
-        """What a directory holds, by names in lower case; nothing where there is no such directory.
+        """The entries of a directory, by names in lower case; none if there is no such directory.
 
         Raises:
             FormatError: the directory is damaged.
@@ -100,7 +100,7 @@ class Tree:
         return self._load(found) if found is not None and found.directory else {}
 
     def find(self, path: str) -> Entry | None:
-        """What has this path, whatever the case of its letters; symbolic links are followed.
+        """The entry of a path, in any case of its letters; symbolic links are followed.
 
         Raises:
             FormatError: a directory on the way is damaged.
@@ -142,7 +142,7 @@ class Tree:
 
 
 def is_iso(head: bytes) -> bool:
-    """Tell whether a file claims to be a CD image, by its first 32,774 bytes."""
+    """Whether a file claims to be a CD image, by its first 32,774 bytes."""
     return head[SYSTEM_AREA + 1 : SYSTEM_AREA + 1 + len(MAGIC)] == MAGIC
 
 
@@ -150,11 +150,11 @@ def read_volume(fd: int, size: int) -> Volume:
     """Read the volume descriptors of a CD image (ECMA-119, 8).
 
     Args:
-        fd: of the CD image; the trees read from it when they are asked.
+        fd: of the CD image; the trees read from it later.
         size: its bytes.
 
     Raises:
-        FormatError: there is no primary one, or it says what cannot be.
+        FormatError: there is no primary one, or its values are impossible.
     """
     reader = _Reader(fd, size)
     primary = joliet = None
@@ -169,10 +169,10 @@ def read_volume(fd: int, size: int) -> Volume:
     if primary is None:
         raise FormatError("it has no primary volume descriptor", hint=AGAIN)
     reader.block_size = _block_size(primary)
-    # Of two byte orders that differ the smaller is believed: too much is claimed by neither.
+    # If the two byte orders differ, take the smaller number: neither then claims too much.
     claimed = min(_both("I", primary, 80))
     root = reader.root(primary)
-    # Asked for its own names, so that a CD whose Rock Ridge has no ER field is none the less one.
+    # Look at its own names: the Rock Ridge of some CDs has no ER field.
     trees = []
     skip, has_rock_ridge = reader.rock_ridge(root)
     if has_rock_ridge:
@@ -187,7 +187,7 @@ def read_volume(fd: int, size: int) -> Volume:
 
 
 def clean(text: str) -> str:
-    """Words of a CD as one line that does nothing to a terminal."""
+    """Text of a CD as one line that is safe on a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text.strip().strip("\0"))
 
 
@@ -200,7 +200,7 @@ def _block_size(primary: bytes) -> int:
 
 
 def _both(form: str, data: bytes, offset: int) -> tuple[int, int]:
-    """A number that is there in both byte orders, little endian first (ECMA-119, 7.2.3, 7.3.3)."""
+    """A number that is stored in both byte orders, little endian first (ECMA-119, 7.2.3, 7.3.3)."""
     little: int = struct.unpack_from(f"<{form}", data, offset)[0]
     big: int = struct.unpack_from(f">{form}", data, offset + struct.calcsize(form))[0]
     return little, big
@@ -239,8 +239,7 @@ class _Reader:
         return Entry("", directory=True, extents=(record.extent,), fault=record.fault)
 
     def rock_ridge(self, root: Entry) -> tuple[int, bool]:
-        """How many bytes are skipped in each system use area (SUSP, SP), and whether it has names
-        or modes of Rock Ridge."""
+        """The bytes to skip in each system use area (SUSP, SP), and whether it has Rock Ridge."""
         skip, found = 0, False
         for number, record in enumerate(self._records(root)):
             if number == 0 and record.system_use[:2] == b"SP" and len(record.system_use) >= 7:
@@ -259,7 +258,7 @@ class _Reader:
         more = False
         for record in self._records(folder):
             if record.flags & _ASSOCIATED or record.identifier in (b"\0", b"\1"):
-                continue  # of what goes with a file on other systems, itself, the folder above
+                continue  # skip files of other systems, the folder itself, and the one above
             if more and found:
                 extents = (*found[-1].extents, record.extent)
                 fault = found[-1].fault or record.fault
@@ -312,7 +311,7 @@ class _Reader:
         return _Record(identifier, data[25], (offset, length), fault, system_use)
 
     def _posix(self, area: bytes) -> _Posix:
-        """What Rock Ridge says of an entry (P1282, 4.1)."""
+        """The fields of Rock Ridge of an entry (P1282, 4.1)."""
         name, target = bytearray(), _LinkTarget()
         linked = False
         fault = ""
@@ -355,7 +354,7 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Posix:
-    """What Rock Ridge says of an entry; `link` is "" where it is written badly."""
+    """Parse the fields of Rock Ridge of an entry; `link` is "" if it is malformed."""
 
     name: str
     link: str | None
@@ -363,7 +362,7 @@ class _Posix:
 
 
 class _LinkTarget:
-    """Where a symbolic link leads, from its SL fields (P1282, 4.1.3)."""
+    """The target of a symbolic link, from its SL fields (P1282, 4.1.3)."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -401,5 +400,5 @@ def _joliet(record: _Record, _: _Posix) -> str:
 
 
 def _plain(record: _Record, _: _Posix) -> str:
-    """Without the version and the dot of an empty extension (ECMA-119, 7.5)."""
+    """A name without its version, and without the dot of an empty extension (ECMA-119, 7.5)."""
     return record.identifier.decode("utf-8", "replace").partition(";")[0].rstrip(".")

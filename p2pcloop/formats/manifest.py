@@ -1,12 +1,12 @@
-"""Manifests: what an image is made of, signed by the key in its name (docs/formats/manifest.md).
+"""Manifests: the content of an image, signed by the key in its name (docs/formats/manifest.md).
 
-A signed manifest is an envelope (formats/signed.py) round a canonical msgpack map. The manifest's
-id is the SHA-256 of the body. Of the formats the first is written that can say it, so that what was
-published once keeps its id: format 3 only where there is a profile, format 4 only where a root
-is made of several file systems, format 5 only for a withdrawal, format 6 only for a device whose
-length is no multiple of 4096 bytes.
+A signed manifest is an envelope (formats/signed.py) around a canonical msgpack map. The manifest's
+id is the SHA-256 of the body. The lowest sufficient format is written, so that a manifest that was
+published before keeps its id: format 3 only with a profile, format 4 only with a root of several
+file systems, format 5 only for a withdrawal, format 6 only for a device whose length is no multiple
+of 4096 bytes.
 
-A withdrawal is a version that holds nothing. So all that passes versions on passes it on, too:
+A withdrawal is a version without content. So everything that passes versions on passes it on, too:
 records, mirrors, the DHT, histories; and a later version may follow it.
 """
 
@@ -45,12 +45,12 @@ MAX_SOURCES = 128
 MAX_MESSAGE = 1024
 MIN_PIECE_LENGTH = 1 << 14
 MAX_PIECE_LENGTH = 1 << 24
-"""As much as p2pcloopd accepts in a torrent."""
+"""Bytes of a layer at most: p2pcloopd accepts no larger torrent."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRef:
-    """Where a layer is found and what proves it.
+    """A layer: its torrent, and the hash that proves it.
 
     Attributes:
         layer_id: SHA-256 of the layer's index header, which commits to its map and chunk table.
@@ -58,8 +58,8 @@ class LayerRef:
         index_length: bytes of the index, the torrent's first file.
         header_length: bytes of the index header, at the start of the index.
         pack_length: bytes of the pack, the torrent's second file.
-        piece_length: bytes of the torrent's pieces, so that a reader knows from the have file
-            alone what of the layer is here.
+        piece_length: bytes of the torrent's pieces: with the have file they say which bytes of
+            the layer are here.
     """
 
     layer_id: bytes
@@ -72,7 +72,7 @@ class LayerRef:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRef:
-    """Another manifest, and where it is found.
+    """A reference to another manifest.
 
     Attributes:
         id: SHA-256 of its body, 32 bytes.
@@ -95,15 +95,15 @@ class Manifest:
         size: bytes of the device in whole blocks: a multiple of 4096.
         layers: from base to top, at least one; none of a withdrawal.
         boot: for the guest.
-        message: what the publisher says about this version, one line.
+        message: the publisher's words about this version, one line.
         previous: the version before, under the same name; None for the first.
-        parent: what this one was made from, under whatever name; None where from nothing.
+        parent: the version that it was made from, under any name, or None.
         sources: layers that are not of the stack, in whose packs chunks lie that its layers refer
             to.
-        key_check: not None where layers are sealed: what a secret must match (formats/seal.py).
-        profile: packed touches of a boot (formats/profile.py), or b"" where none is attached.
+        key_check: if layers are sealed, the check of the secret (formats/seal.py); else None.
+        profile: packed touches of a boot (formats/profile.py), or b"" if none is attached.
         withdrawn: the publisher takes the image back; `message` may say why.
-        length: bytes of the device, where these are no multiple of 4096; else 0.
+        length: bytes of the device if they are no multiple of 4096; else 0.
     """
 
     key: bytes
@@ -124,17 +124,17 @@ class Manifest:
 
     @property
     def device_length(self) -> int:
-        """Bytes of the device as its readers see it; behind them its last block ends in zeros."""
+        """Exact bytes of the device; zeros fill its last block."""
         return self.length or self.size
 
     @property
     def private(self) -> bool:
-        """Whether it can be read only with the secret that its link carries."""
+        """Whether it can be read only with the secret in its link."""
         return self.key_check is not None
 
     @property
     def pack_torrent(self) -> bytes | None:
-        """The top layer's torrent, which other BitTorrent clients get; None of a withdrawal."""
+        """The top layer's torrent, which other BitTorrent clients fetch; None for a withdrawal."""
         return self.layers[-1].torrent if self.layers else None
 
     @property
@@ -169,7 +169,7 @@ class SignedManifest:
 
 
 def compute_image_id(size: int, layer_ids: list[bytes]) -> bytes:
-    """Name the content of a stack of layers: SHA-256 of a domain, the size and the layer ids."""
+    """The id of a stack of layers' content: SHA-256 of a domain, the size and the layer ids."""
     digest = hashlib.sha256(b"p2pcloop image 1\0" + size.to_bytes(8, "little"))
     for layer_id in layer_ids:
         digest.update(layer_id)
@@ -189,7 +189,7 @@ def sign_manifest(manifest: Manifest, private_key: Ed25519PrivateKey) -> bytes:
 
 
 def open_manifest(data: bytes) -> SignedManifest:
-    """Check signed bytes whole and return what they say.
+    """Check signed bytes whole and return the manifest.
 
     Raises:
         FormatError: not a manifest, of an unknown version, or over a limit.
@@ -219,7 +219,7 @@ def _to_map(manifest: Manifest) -> dict[str, Any]:
 
 
 def _format_of(manifest: Manifest, later: dict[str, Any]) -> int:
-    """The first format that can say it."""
+    """The lowest sufficient format."""
     if manifest.length:
         return 6
     if manifest.withdrawn:
@@ -232,7 +232,7 @@ def _format_of(manifest: Manifest, later: dict[str, Any]) -> int:
 
 
 def _later_fields(manifest: Manifest) -> dict[str, Any]:
-    """What format 1 cannot say, but for `roots`; what is not said is absent."""
+    """The fields that format 1 lacks, except `roots`; default values are absent."""
     fields: dict[str, Any] = {}
     if manifest.profile:
         fields["profile"] = manifest.profile
@@ -288,7 +288,7 @@ def _from_map(values: dict[str, Any]) -> Manifest:
     fields.end()
     _check(manifest)
     if _to_map(manifest) != values:
-        # Empty fields, or a later format without need: one manifest must not have two ids.
+        # No empty fields, and no higher format than necessary: a manifest must not have two ids.
         raise FormatError("the manifest has a second spelling")
     return manifest
 

@@ -1,4 +1,4 @@
-"""Mirrors: one layout of files, as a directory, under a URL, and as a node serves it.
+"""Mirrors: one layout of files, in a directory, under a URL, and served by a node.
 
     @<key>/<label>                a signed record
     manifests/<id hex>            a signed manifest
@@ -8,8 +8,8 @@
 A node answers one more, which is no file: `handout/<info hash hex>/<pieces>`, a piece of these that
 it gave to no other client just now, so clients that want all of them get different ones.
 
-The torrent of a layer is called after the layer (`layer_torrent_name`), so `data/` is where BEP 19
-has a web seed's files. docs/formats/mirror.md has the rest.
+The torrent of a layer has its name from the layer's id (`layer_torrent_name`), so that `data/` has
+the layout of a web seed (BEP 19). docs/formats/mirror.md has the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.name import Name, parse_name
 
 INDEX, PACK = "index", "pack"
-"""The two files of a layer, in the order in which they make its torrent."""
+"""The two files of a layer, in the order of its torrent."""
 
 MAX_CANDIDATES = 64
 """Pieces that a handout may be chosen from."""
@@ -88,12 +88,12 @@ class LayerFilePath:
 class HandoutPath:
     """A piece of a torrent, the first of these that no other client was given just now.
 
-    What comes is the piece's number (4 bytes, big-endian) and the piece, or nothing where all went
-    to others.
+    The answer is the piece's number (4 bytes, big-endian) and the piece; it is empty if all pieces
+    were given to other clients.
 
     Attributes:
         torrent: its info hash, 20 bytes.
-        pieces: 1 to `MAX_CANDIDATES`, the one that is wanted most first.
+        pieces: 1 to `MAX_CANDIDATES`, the most wanted one first.
     """
 
     torrent: bytes
@@ -107,7 +107,7 @@ MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath | HandoutP
 
 
 def parse_path(text: str) -> MirrorPath | None:
-    """Read a path below a mirror's base; None where it is not exactly one of the five kinds."""
+    """Read a path below a mirror's base; None if it is not exactly one of the five kinds."""
     if len(text) > _MAX_PATH:
         return None
     if found := _MANIFEST.fullmatch(text):
@@ -137,7 +137,7 @@ def _format_runs(numbers: tuple[int, ...]) -> str:
 
 
 def _parse_runs(text: str) -> tuple[int, ...]:
-    """What `_format_runs` wrote; empty where it is anything else, or more than may be asked for."""
+    """Read the text of `_format_runs`; empty if it is malformed, or has too many numbers."""
     numbers: list[int] = []
     for run in text.split(","):
         found = _RUN.fullmatch(run)
@@ -151,14 +151,14 @@ def _parse_runs(text: str) -> tuple[int, ...]:
 
 
 def layer_torrent_name(layer_id: bytes) -> str:
-    """What the torrent of a layer is called: the first half of its id."""
+    """The name of a layer's torrent: the first half of the layer's id."""
     return layer_id.hex()[:_TORRENT_NAME_LENGTH]
 
 
 def layer_parts(
     layer: LayerRef, offset: int, length: int
 ) -> Iterable[tuple[LayerFilePath, int, int]]:
-    """Where a run of bytes of a layer's torrent lies: (file, offset in it, length) in order."""
+    """The files of a run of bytes of a layer's torrent: (file, offset in it, length), in order."""
     name = layer_torrent_name(layer.layer_id)
     start = 0
     for file, size in ((INDEX, layer.index_length), (PACK, layer.pack_length)):
@@ -169,7 +169,7 @@ def layer_parts(
 
 
 def build_metainfo(info: bytes, web_seeds: Iterable[str] = ()) -> bytes:
-    """Make a .torrent file of a bencoded info dictionary, with web seeds (BEP 19) or without."""
+    """Make a .torrent file of a bencoded info dictionary and any web seeds (BEP 19)."""
     urls = b"".join(b"%d:%s" % (len(url), url) for url in map(str.encode, web_seeds))
     return _INFO + info + (_URL_LIST + b"l" + urls + b"e" if urls else b"") + b"e"
 
@@ -178,7 +178,7 @@ def extract_info(data: bytes, info_hash: bytes) -> bytes:
     """Take the bencoded info dictionary out of a .torrent file that `build_metainfo` made.
 
     Raises:
-        FormatError: the file is none, or another torrent's.
+        FormatError: the file is no such file, or another torrent's.
     """
     end = data.rfind(_URL_LIST)
     for info in (data[len(_INFO) : -1], data[len(_INFO) : end]):

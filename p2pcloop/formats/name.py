@@ -1,4 +1,4 @@
-"""Names: `@<key>/<label>`, self-certifying, since the key that signs is the name.
+"""Names: `@<key>/<label>`. They are self-certifying, since the key that signs is in the name.
 
 The key is the 32 bytes of an Ed25519 public key (RFC 8032) in lower-case base32 without padding
 (RFC 4648, section 6): 52 characters. A label has one strict form, so that two names which look
@@ -24,7 +24,7 @@ _KEY = re.compile(rf"[a-z2-7]{{{KEY_CHARACTERS}}}")
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """Who published (the public key, 32 bytes) and under which label."""
+    """A publisher (its public key, 32 bytes) and a label."""
 
     key: bytes
     label: str
@@ -54,7 +54,7 @@ def check_label(label: str) -> str:
 
 
 def suggest_label(text: str) -> str:
-    """Make a label of a file's name; what cannot be one comes back as it cannot be used."""
+    """Make a label of a file's name; a name that cannot become one is returned unusable."""
     label = re.sub(r"[^a-z0-9._]+", "-", text.lower())[:LABEL_MAX]
     return re.sub(r"\.{2,}", ".", label).strip("._-") or text
 

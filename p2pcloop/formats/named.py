@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _TRIES = 64
-"""More would mean a file system whose inode numbers say nothing."""
+"""Attempts. More would mean that the file system's inode numbers are not stable."""
 
 
 def has_name(descriptor: int, path: Path) -> bool:
@@ -28,7 +28,7 @@ def has_name(descriptor: int, path: Path) -> bool:
 
 
 def open_named(open_file: Callable[[], int], take: Callable[[int], None], path: Path) -> int:
-    """Open and lock a file; again, where it lost its name before it was locked.
+    """Open and lock a file; try again if it lost its name before it was locked.
 
     Args:
         open_file: opens `path` and returns the descriptor.
@@ -36,8 +36,8 @@ def open_named(open_file: Callable[[], int], take: Callable[[int], None], path: 
         path: the name.
 
     Raises:
-        OSError: and whatever else `open_file` and `take` raise; nothing stays open. ESTALE: it lost
-            its name again and again.
+        OSError: of `open_file` and `take`, like their other errors; no file stays open. ESTALE:
+            it lost its name at every attempt.
     """
     for _ in range(_TRIES):
         descriptor = open_file()

@@ -21,7 +21,7 @@ class Entry:
     """One file of an archive; owned by root, all times zero.
 
     Attributes:
-        name: path without a leading slash. A directory comes before what is in it.
+        name: path without a leading slash. A directory comes before the files in it.
         mode: file type and permissions as in `stat.st_mode`.
         content: the bytes of a regular file, the target of a symbolic link, empty otherwise.
         device: major and minor of a device node.

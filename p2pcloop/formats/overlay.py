@@ -29,18 +29,18 @@ _RESTORE = "put back a copy of it, or give another file name to start anew"
 
 @dataclass(frozen=True, slots=True)
 class OverlayInfo:
-    """What an overlay is made on and how full it is.
+    """The image that an overlay was made on, and how full it is.
 
     Attributes:
-        mode: "block" where its blocks lie over the image's; "files" where they are a device of
-            their own, with a file system of changed files.
+        mode: "block": its blocks lie over the image's; "files": they are a device of their own,
+            with a file system of changed files.
         image_size: bytes of the device.
         image_id: SHA-256 that names the content of all layers below.
         manifest_id: SHA-256 of the image's manifest, or None.
         name: `@key/label` of the image, or empty.
         created: seconds since 1970.
         data_blocks: blocks of 4096 bytes that are in this file.
-        zero_blocks: blocks that read as zeros whatever the image holds.
+        zero_blocks: blocks that read as zeros instead of the image's content.
         allocated: bytes of disk that the file takes, its tables included.
         in_use: a process has it open for writing.
     """
@@ -61,16 +61,16 @@ class Overlay:
     """An open overlay. It is locked: no other process writes it as long as it is open.
 
     After a flush whose fdatasync failed it refuses reads, writes and flushes with a
-    `StorageError` (why: `Flusher`); opened again, it is what the last good flush made it.
+    `StorageError` (why: `Flusher`). Opened again, it has the state of the last good flush.
     """
 
     def __init__(self, file: OverlayFile, header: Header, *, volatile: bool = False) -> None:
-        """Use `create`, `create_temporary` or `open` instead.
+        """To be made by `create`, `create_temporary` or `open`.
 
         Args:
             file: open and locked.
             header: its header, checked.
-            volatile: nothing needs to survive this process, so flushes do nothing.
+            volatile: it ends with this process, so flushes do nothing.
         """
         self._file = file
         self._header = header
@@ -98,7 +98,7 @@ class Overlay:
             image_size: bytes of the device, a multiple of 4096, at most 16 TiB.
             manifest_id: SHA-256 of the image's manifest, kept for publishing.
             name: `@key/label` of the image, at most 256 bytes, kept for publishing.
-            fill: makes a files overlay: called to write what its device holds at first.
+            fill: makes a files overlay: called to write the first content of its device.
 
         Raises:
             StorageError: the file exists (errno EEXIST) or cannot be made.
@@ -135,7 +135,7 @@ class Overlay:
         """Make an overlay without a name, for this boot only; its room is free when it closes.
 
         Args:
-            folder: where it takes its room.
+            folder: on the disk that it may use.
             image_id, image_size, fill: as for `create`.
 
         Raises:
@@ -163,13 +163,13 @@ class Overlay:
         read_only: bool = False,
         mode: str | None = "block",
     ) -> Self:
-        """Open an overlay, checked whole; a file that is refused is left as it was.
+        """Open an overlay and check it whole; a refused file stays unchanged.
 
         Args:
             path: the file.
-            image_id: what it must have been made on; None to take any (to tell or export it).
+            image_id: of the image that it must have been made on; None for any.
             read_only: share it with other readers; it must not be written then.
-            mode: of which mode it must be; None to take either.
+            mode: its mode must be this one; None for either.
 
         Raises:
             NotHereError: there is no such file.
@@ -190,10 +190,10 @@ class Overlay:
 
     @classmethod
     def inspect(cls, path: Path) -> OverlayInfo:
-        """Tell what an overlay is, even while a guest writes it.
+        """Read the facts of an overlay, even while a guest writes it.
 
-        Its states are then those of the last flush: the header never changes, and of a page of
-        states that is just being written each byte is an old or a new one, both right.
+        Its states are then those of the last flush. The header never changes. If a page of states
+        is just being written, each byte is an old or a new one, and both are right.
 
         Raises:
             NotHereError, FormatError, StorageError: as for `open`.
@@ -231,7 +231,7 @@ class Overlay:
         return self._header.image_size
 
     def info(self) -> OverlayInfo:
-        """Tell what it is made on and how full it is; looks through the whole state table."""
+        """The image that it was made on, and how full it is; reads the whole state table."""
         header, counts = self._header, self._table.tally()
         return OverlayInfo(
             mode=header.mode,
@@ -246,7 +246,7 @@ class Overlay:
         )
 
     def state(self, block: int) -> State:
-        """Where the content of one block is."""
+        """The state of one block: where its content is."""
         return self._table[block]
 
     def runs(self, first: int, count: int) -> Sequence[Run]:
@@ -266,8 +266,8 @@ class Overlay:
         """Keep whole blocks (`offset` and the sum of lengths are multiples of 4096).
 
         Raises:
-            StorageError: no space or a failing disk. Blocks that were not DATA are as before;
-                those that were may hold old and new bytes, as with any disk.
+            StorageError: no space or a failing disk. Blocks that were not DATA are unchanged;
+                others may hold old and new bytes, as on any disk.
         """
         self._flusher.check()
         size = sum(map(len, views))
@@ -278,10 +278,10 @@ class Overlay:
         self._table.set(offset // BLOCK_SIZE, size // BLOCK_SIZE, State.DATA)
 
     def zero(self, first: int, count: int) -> None:
-        """Make `count` blocks read as zeros; their disk room, if any, is given back.
+        """Make `count` blocks read as zeros; their disk room, if any, is freed.
 
-        That happens at once, not after the state is durable: until then a crash may leave
-        the old content or a hole, which are the old bytes or zeros, and both are right.
+        The room is freed at once, before the state is durable. After a crash until then the blocks
+        have the old content, or read as zeros; both are right.
 
         Raises:
             StorageError: the disk failed; the blocks read as zeros all the same.
@@ -292,11 +292,11 @@ class Overlay:
             self._file.punch(self._data_offset + first * BLOCK_SIZE, count * BLOCK_SIZE)
 
     def prepare_flush(self) -> Callable[[], None]:
-        """Note what has been written and zeroed so far; the call returned makes it durable.
+        """Note all writes and zeroing so far; the returned call makes them durable.
 
-        The call blocks on disk and may run on any thread while further writes go on. Calls may
-        run at once and in any order; one makes durable what it finds waiting, for all of them.
-        If it fails other than in fdatasync (no space), the next one tries again.
+        The call blocks on disk and may run on any thread while further writes go on. Several calls
+        may run at once and in any order; each makes all waiting changes durable, also those of the
+        others. If it fails other than in fdatasync (no space), the next one tries again.
 
         Raises:
             StorageError: by the call returned.
@@ -306,7 +306,7 @@ class Overlay:
         return self._flusher.prepare()
 
     def close(self) -> None:
-        """Wait for a running flush, then let go of the file; what was not flushed may be lost."""
+        """Wait for a running flush, then close the file; changes not flushed may be lost."""
         self._flusher.close()
 
     def __enter__(self) -> Self:

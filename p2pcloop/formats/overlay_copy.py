@@ -1,4 +1,4 @@
-"""Copies of an overlay that lie on another image, and how one takes the original's place.
+"""Copies of an overlay that lie on another image, and replacing the original by one.
 
 The caller holds the original (`Overlay.open`) until it is replaced: no other process writes it.
 """
@@ -14,7 +14,7 @@ from p2pcloop.formats.overlay_file import OverlayFile
 
 
 def copy_overlay(path: Path, *, image_id: bytes, manifest_id: bytes | None, name: str) -> Path:
-    """Copy an overlay to a hidden file beside it, which says that it lies on another image.
+    """Copy an overlay to a hidden file beside it, as an overlay of another image.
 
     Args:
         path: the original.
@@ -46,7 +46,7 @@ def copy_overlay(path: Path, *, image_id: bytes, manifest_id: bytes | None, name
 
 
 def replace_overlay(copy: Path, path: Path) -> None:
-    """Put a copy in its original's place, durably; a crash leaves one or the other.
+    """Replace the original by its copy, durably; a crash leaves one or the other.
 
     Raises:
         StorageError: the file system refused.

@@ -1,7 +1,7 @@
 """An overlay's open file: whole transfers, durability, holes, and errors in our own terms.
 
-The one seam between an overlay and the disk: all that the overlay ever does to its file are the
-methods of `OverlayFile`.
+This is the only seam between an overlay and the disk: the overlay uses its file by the methods of
+`OverlayFile` alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OverlayFile:
             BusyError: it is open elsewhere.
             StorageError: the system refused (permission, read-only medium, ...).
         """
-        # O_NONBLOCK: a FIFO by that name must not hang the open.
+        # O_NONBLOCK: to open a FIFO of that name must not block.
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
 
         def take(descriptor: int) -> None:
@@ -103,7 +103,7 @@ class OverlayFile:
         self.path = path
 
     def replace(self, path: Path) -> None:
-        """Make a hidden file durable and put it in the place of another one, at once or not at all.
+        """Make a hidden file durable and replace another file by it, atomically.
 
         Raises:
             StorageError: the file system refused.
@@ -117,7 +117,7 @@ class OverlayFile:
         self.path = path
 
     def lock(self, *, shared: bool = False) -> None:
-        """Hold the file as long as it is open; the kernel lets go when the process dies.
+        """Lock the file while it is open; the kernel frees the lock when the process ends.
 
         Raises:
             BusyError: another process holds it.
@@ -134,7 +134,7 @@ class OverlayFile:
 
     @property
     def size(self) -> int:
-        """Bytes from the first to the last, holes included."""
+        """Bytes of the file, holes included."""
         return os.fstat(self._fd).st_size
 
     @property
@@ -182,7 +182,7 @@ class OverlayFile:
             raise StorageError(f"{self.path} takes no more bytes", errno=errno.EIO)
 
     def copy_data(self, source: OverlayFile) -> None:
-        """Copy all of another file but its holes, which this new one has already.
+        """Copy another file, except its holes, which this new file has already.
 
         Raises:
             StorageError: no space or a failing disk.
@@ -202,8 +202,8 @@ class OverlayFile:
         """Make every write that has returned durable (fdatasync).
 
         Raises:
-            StorageError: the disk failed. What was written since the last good sync may be lost
-                although the kernel will not say so again.
+            StorageError: the disk failed. Writes since the last good sync may be lost, and the
+                kernel does not report that again.
         """
         try:
             os.fdatasync(self._fd)
@@ -211,9 +211,9 @@ class OverlayFile:
             raise _error(err, "flush", self.path) from err
 
     def punch(self, offset: int, length: int) -> None:
-        """Give back the disk room of a range, which then reads as zeros.
+        """Free the disk room of a range, which then reads as zeros.
 
-        Where the file system cannot make holes, nothing happens.
+        If the file system cannot make holes, nothing happens.
 
         Raises:
             StorageError: the disk failed.
@@ -255,7 +255,7 @@ def _transfer(
     offset: int,
     views: Sequence[_View],
 ) -> bool:
-    """Move all bytes of `views` (one byte an item) by preadv or pwritev; False at a dead end."""
+    """Move all bytes of `views` (one byte an item) by preadv or pwritev; False if it stops."""
     left = sum(map(len, views))
     if len(views) <= _MAX_VIEWS:
         done = call(descriptor, views, offset)
@@ -273,7 +273,7 @@ def _transfer(
 
 
 def _skip(views: Sequence[_View], count: int) -> list[memoryview]:
-    """Return what is left of `views` after their first `count` bytes."""
+    """Return the rest of `views` after their first `count` bytes."""
     rest = []
     for view in views:
         if count < len(view):

@@ -16,10 +16,10 @@ from p2pcloop.formats.overlay_states import StateTable, unpack_page
 
 
 class Flusher:
-    """Writes the state table back. One thread writes and prepares; any thread may flush.
+    """Writes the state table to the file. One thread writes and prepares; any thread may flush.
 
-    After a failed fdatasync the state of the disk is unknown: the kernel tells such an error once
-    and then takes the lost pages for written. From then on `check` and every flush raise.
+    After a failed fdatasync the state of the disk is unknown: the kernel reports such an error once
+    and then treats the lost pages as written. From then on `check` and every flush raise.
 
     Attributes:
         writes: how many data writes have returned; the writing thread counts them here.
@@ -33,8 +33,8 @@ class Flusher:
         self._snapshot_lock = threading.Lock()  # guards the next one
         self._snapshots: dict[int, bytes] = {}  # pages of the table that wait for a flush, packed
         self._flush_lock = threading.Lock()  # one flush at a time; guards the next two
-        # Not 0: an earlier process may have died before it synced what this one reads. The first
-        # flush finds that in the page cache and makes it durable.
+        # Not 0: an earlier process may have died before it synced bytes that this one reads. The
+        # first flush finds them in the page cache and makes them durable.
         self._synced_writes = -1
         self._failed = False
 
@@ -54,8 +54,8 @@ class Flusher:
     def prepare(self) -> Callable[[], None]:
         """Copy the pages changed so far and return the call that makes them durable.
 
-        A state set after this has no part in it, so its page is written only by a flush whose
-        first fdatasync comes after its data.
+        A state that is set later is not included: its page is written only by a flush whose first
+        fdatasync comes after its data.
         """
         changed = self._table.take_changed()
         with self._snapshot_lock:
@@ -66,8 +66,8 @@ class Flusher:
     def _flush(self, writes: int) -> None:
         """Make at least the first `writes` data writes and all waiting snapshots durable.
 
-        Taking all that waits, not only what its own `prepare` copied, keeps a late flush from
-        putting an old page over a newer one, and lets one flush do the work of several.
+        It takes all waiting pages, not only those that its own `prepare` copied. So a late flush
+        cannot write an old page over a newer one, and one flush can do the work of several.
         """
         with self._flush_lock:
             self.check()

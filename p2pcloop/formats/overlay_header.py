@@ -1,4 +1,4 @@
-"""The header of an overlay file and where its parts lie (docs/formats/overlay.md)."""
+"""The header of an overlay file, and the places of its parts (docs/formats/overlay.md)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ PAGE_SIZE = 4096
 MAX_NAME_SIZE = 256
 ID_SIZE = 32
 MAX_CREATED = 253_402_300_799
-"""The last second of the year 9999, the latest that a date can be told of."""
+"""The last second of the year 9999: dates have four digits for the year."""
 
 _FIELDS = struct.Struct("<8sIIQQ32s32sI256s")
 _CRC = struct.Struct("<I")
 _NO_ID = bytes(ID_SIZE)
 _FILES = 1
-"""The flag of an overlay that is a device of its own. Programs that know no flags refuse it."""
+"""The flag of an overlay that is a device of its own. Programs without flags refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an overlay is made on.
+    """The header of an overlay, checked.
 
     Attributes:
         image_size: bytes of the device, a multiple of 4096.
         image_id: SHA-256 that names the content of all layers below.
         manifest_id: SHA-256 of the manifest that the image came with, or None.
-        name: `@key/label` of the image or empty; told to people, nothing depends on it.
+        name: `@key/label` of the image or empty; for people only.
         created: seconds since 1970.
         files: the device is not the image's but a second one, of zeros at first, whose file system
             holds changed files (mode "files"); `image_size` is this device's.
@@ -50,17 +50,17 @@ class Header:
 
     @property
     def mode(self) -> str:
-        """What `--overlay-mode` calls it: "block" or "files"."""
+        """Its name for `--overlay-mode`: "block" or "files"."""
         return "files" if self.files else "block"
 
     @property
     def block_count(self) -> int:
-        """Blocks of the device, and bytes of the state table that mean something."""
+        """Blocks of the device, and bytes of the state table that are used."""
         return self.image_size // BLOCK_SIZE
 
     @property
     def data_offset(self) -> int:
-        """Where block 0 lies in the file: after header and state table, each in whole pages."""
+        """The offset of block 0 in the file: after header and state table, each in whole pages."""
         return HEADER_SIZE + -(-self.block_count // PAGE_SIZE) * PAGE_SIZE
 
     @property
@@ -72,7 +72,7 @@ class Header:
         """Return the 4096 bytes of the header.
 
         Raises:
-            ValueError: a field is out of its limits (a mistake of the caller).
+            ValueError: a field is out of its limits, a mistake of the caller.
         """
         if (problem := self._problem()) is not None:
             raise ValueError(f"an overlay cannot be made: {problem}")
@@ -91,7 +91,7 @@ class Header:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Header:
-        """Check the first 4096 bytes of a file whole and return what they say.
+        """Check the first 4096 bytes of a file whole and return the header.
 
         Raises:
             FormatError: this is no overlay, one of another version, or a damaged one.
@@ -160,7 +160,7 @@ class Header:
             )
 
     def _problem(self) -> str | None:
-        """Say which field is out of its limits, or None."""
+        """The name of a field that is out of its limits, or None."""
         if self.image_size % BLOCK_SIZE or not BLOCK_SIZE <= self.image_size <= MAX_IMAGE_SIZE:
             return f"an image of {self.image_size} bytes is not 1 to 2^32 blocks of {BLOCK_SIZE}"
         if len(self.image_id) != ID_SIZE or self.manifest_id == _NO_ID:

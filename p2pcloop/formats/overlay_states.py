@@ -1,8 +1,8 @@
 """The state table of an overlay: one byte for each block of the device, kept in memory.
 
-A byte and not two bits: a run of states is then a slice, found and compared at the speed of C. What
-a device of 1 TiB would take, 256 MiB, is kept small page by page (4096 states): a page of one state
-is that state, the pages used last are as they are, all others are compressed.
+A state has a byte, not two bits: so a run of states is a slice, compared at the speed of C. A
+device of 1 TiB would take 256 MiB. To save memory, a page (4096 states) of one state is kept as
+that state, the pages used last are kept plainly, and all others are compressed.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ LOAD_SIZE = 1 << 20
 """Bytes of the table that are read together; whole pages."""
 
 MAX_HOT_PAGES = 1024
-"""Pages that are kept as they are: 4 MiB, the states of 16 GiB."""
+"""Pages that are kept plainly: 4 MiB, the states of 16 GiB."""
 
 
 class State(enum.IntEnum):
-    """Where a block's content is; the value is its byte in the state table.
+    """The place of a block's content; the value is its byte in the state table.
 
-    Any two differ in at least two bits, so that one flipped bit is noticed when it is loaded.
+    Any two values differ in at least two bits, so that a flipped bit is noticed when it is read.
     """
 
     ABSENT = 0
-    """Nothing here: the image below has it."""
+    """Not in the overlay: the image below has it."""
     DATA = ord("D")
     """In the overlay's file, at its place."""
     ZERO = ord("Z")
-    """Discarded or written as zeros: reads as zeros, whatever is at its place."""
+    """Discarded or written as zeros: it reads as zeros, and the bytes at its place do not count."""
 
 
 Run: TypeAlias = tuple[int, int, State]
-"""First block, number of blocks, and the state that they all have."""
+"""First block, number of blocks, and their common state."""
 
 _STATES = {int(state): state for state in State}
 _FULL_PAGE = {state: bytes([state]) * PAGE_SIZE for state in State}
 _RUN = re.compile(rb"\0+|D+|Z+")
 _NO_STATE = re.compile(rb"[^\0DZ]")
 _MIXED = 1
-"""Stands for a page's state where its blocks have several."""
+"""The mark of a page whose blocks have several states."""
 
 
 def pack_page(page: bytes | bytearray) -> bytes:
@@ -91,7 +91,7 @@ class StateTable:
             self._cool((start + at) // PAGE_SIZE, part[at : at + PAGE_SIZE])
 
     def __getitem__(self, block: int) -> State:
-        """Tell one block's state."""
+        """Return the state of one block."""
         ((_, _, state),) = self.runs(block, 1)
         return state
 
@@ -168,7 +168,7 @@ class StateTable:
             yield self._look(number)
 
     def _mixed(self, number: int) -> bytearray:
-        """A page to be looked at or changed, among those used last."""
+        """A page to be read or changed; it becomes one of those used last."""
         page = self._hot.get(number)
         if page is not None:
             self._hot.move_to_end(number)
@@ -197,7 +197,7 @@ class StateTable:
         return self._cold[number] if page is None else pack_page(page)
 
     def _cool(self, number: int, page: bytearray) -> None:
-        """Keep a page in as little room as it takes."""
+        """Keep a page in the smallest form."""
         if page.count(page[0]) == PAGE_SIZE:
             self._whole[number] = page[0]
         else:

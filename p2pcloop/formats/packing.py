@@ -1,4 +1,4 @@
-"""Canonical msgpack: one spelling for each value, so that what is signed or hashed is its bytes.
+"""Canonical msgpack: one spelling for each value, so that its bytes can be signed and hashed.
 
 Maps have text keys in sorted order, integers the shortest form (which msgpack's packer always
 picks), no floats and no extension types. Reading checks that packing the result again gives the
@@ -36,7 +36,7 @@ def unpack_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
     Args:
         data: the bytes, all of them.
         what: what they should be, for messages ("a manifest").
-        limit: the most bytes that are looked at.
+        limit: bytes at most.
 
     Raises:
         FormatError: too long, not msgpack, not a map, or not canonical.
@@ -53,7 +53,7 @@ def unpack_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
 
 
 class Fields:
-    """Takes checked values out of an unpacked map; what is left over at the end is an error.
+    """Takes checked values out of an unpacked map; a field that is left at the end is an error.
 
     Raises (every method):
         FormatError: the field is absent, of another type, or outside its bounds.
@@ -103,7 +103,7 @@ class Fields:
         return value
 
     def optional_data(self, key: str, length: int) -> bytes | None:
-        """Exactly `length` bytes, or None where the field is absent."""
+        """Exactly `length` bytes, or None if the field is absent."""
         return self.data(key, length) if key in self else None
 
     def text(self, key: str, limit: int) -> str:
@@ -116,7 +116,7 @@ class Fields:
     def path(self, key: str, limit: int) -> str:
         """A path, or text with one in it: any bytes but NUL, at most `limit` of them.
 
-        Those that are no UTF-8 are surrogates, as Python has them in names of files (PEP 383).
+        Bytes that are no UTF-8 become surrogates, as in Python's names of files (PEP 383).
         """
         value: str = self._take(key, str)
         if len(os.fsencode(value)) > limit or "\0" in value:
@@ -135,7 +135,7 @@ class Fields:
         return Fields(self._take(key, dict), f"{key!r} of {self._what}")
 
     def end(self) -> None:
-        """Nothing may be left."""
+        """Check that no field is left."""
         if self._values:
             extra = ", ".join(sorted(map(repr, self._values)))
             raise FormatError(f"{self._what} has unknown fields: {extra}")

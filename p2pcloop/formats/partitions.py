@@ -20,7 +20,7 @@ _EXTENDED = (0x05, 0x0F, 0x85)
 _AGAIN = "fetch or copy it again"
 
 Read = Callable[[int, int], bytes]
-"""Returns the bytes at an offset, of a length; fewer where the file ends."""
+"""Returns the bytes at an offset, of a length; fewer at the end of the file."""
 
 ROOT_TYPES = {
     UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"),
@@ -38,7 +38,7 @@ OTHER_TYPES = {
     UUID("4d21b016-b534-45c2-a9fb-5c16e091fd2d"): "/var",
     UUID("7ec6f557-3bc5-4aca-b293-16ef5df639d1"): "/var/tmp",  # noqa: S108  what it is mounted on
 }
-"""GPT types of what is no root, and what each is for."""
+"""GPT types of partitions that are no root, with their uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Partition:
     Attributes:
         number: as Linux counts: of an MBR the primary ones are 1 to 4, logical ones from 5 on.
         offset, size: bytes.
-        use: what the table says it is for ("root", "/boot", "EFI"), or "".
+        use: by the table ("root", "/boot", "EFI"), or "".
     """
 
     number: int
@@ -86,7 +86,7 @@ def _read_gpt(read: Read, size: int, sector: int) -> Iterator[Partition]:
     header, last = _gpt_header(read, sector, sector)
     if (end := (last + 1) * sector) > size:
         raise FormatError(_cut_off(end, size), hint=_AGAIN)
-    if header is None:  # the copy at the end is for that
+    if header is None:  # then the copy at the end of the disk is used
         header, _ = _gpt_header(read, size - sector, sector)
     if header is None:
         raise FormatError("its partition table (GPT) is damaged", hint=_AGAIN)
@@ -145,7 +145,7 @@ def _read_logical(read: Read, extended: int) -> Iterator[Partition]:
 
 
 def _mbr_entries(data: bytes) -> list[tuple[int, int, int]]:
-    """Type, first sector and sectors of the four entries; none where it is no table."""
+    """Type, first sector and sectors of the four entries; none if it is no table."""
     if data[510:] != b"\x55\xaa":
         return []
     return [struct.unpack_from("<4xB3xII", data, at) for at in range(446, 510, 16)]

@@ -1,10 +1,10 @@
-"""A name with the place where its record lies: `@key/label` behind the base of a mirror, or alone.
+"""A name with the place of its record: `@key/label` behind the base of a mirror, or alone.
 
     @<key>/<label>
     https://host/dir/@<key>/<label>
     /directory/@<key>/<label>
 
-A base ends in "/": a URL, or a directory. docs/formats/mirror.md says what lies there.
+A base ends in "/": a URL, or a directory, with the layout of docs/formats/mirror.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Place:
     """A name, and where to ask for it.
 
     Attributes:
-        name: whose image it is and what they call it.
-        base: URL or directory, ending in "/"; "" for wherever the name may be found.
+        name: of the image, with its publisher's key.
+        base: URL or directory, ending in "/"; "" for all sources.
     """
 
     name: Name
@@ -33,12 +33,12 @@ class Place:
 
 
 def is_url(text: str) -> bool:
-    """Tell the URL of a mirror from a directory."""
+    """Whether the base of a mirror is a URL, not a directory."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
 def parse_place(text: str) -> Place:
-    """Read a name with or without a base; a directory is taken as it stands.
+    """Read a name with or without a base; the directory is not checked.
 
     Raises:
         FormatError: it is not of that form.

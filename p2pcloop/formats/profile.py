@@ -1,8 +1,8 @@
 """Profiles: the blocks of a boot in order of first touch (docs/formats/profile.md).
 
-A profile names blocks of the device, not chunks: it stays of use on later versions of its image and
-on the same content packed otherwise. It lies in a manifest, in a file that its maker signed, or in
-the home of the node that recorded it.
+A profile names blocks of the device, not chunks. So it can be used with later versions of its
+image, and with the same content packed otherwise. It is part of a manifest, a file that its maker
+signed, or a file in the home of the node that recorded it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ FORMAT = 1
 SIGNATURE_DOMAIN = b"p2pcloop profile 1\0"
 MAX_TOUCHES = 8192
 MAX_TOUCHES_SIZE = 24 << 10
-"""Bytes of packed touches: a manifest holds them, and crosses before the first block. What is
-longer loses its end. The boot of a small Debian has 600 touches in 2 KB."""
+"""Bytes of packed touches; longer ones are cut. They are part of the manifest, which is fetched
+before the first block. The boot of a small Debian has 600 touches in 2 KB."""
 
 MAX_PROFILE_SIZE = MAX_TOUCHES_SIZE + 512
 """Bytes of a profile as a file."""
@@ -37,7 +37,7 @@ _IMAGE_ID_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """Blocks that were read for the first time, side by side.
+    """A run of blocks that were read for the first time.
 
     Attributes:
         start: the first block.
@@ -57,14 +57,14 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a boot read of an image.
+    """The first reads of a boot.
 
     Attributes:
         image_id: of the image that was booted.
         size: bytes of its device.
         created: seconds since 1970, UTC.
         touches: packed (`unpack_touches`).
-        key: of its signer, or None where it is not signed.
+        key: of its signer, or None if it is not signed.
     """
 
     image_id: bytes
@@ -75,7 +75,7 @@ class Profile:
 
 
 def pack_touches(touches: Sequence[Touch]) -> bytes:
-    """Pack touches, in their order; of too many the last are left out."""
+    """Pack touches, in their order; if there are too many, leave out the last ones."""
     touches = touches[:MAX_TOUCHES]
     while len(packed := _pack(touches)) > MAX_TOUCHES_SIZE:
         touches = touches[: len(touches) * 7 // 8]
@@ -107,7 +107,7 @@ def unpack_touches(data: bytes, *, blocks: int = MAX_IMAGE_SIZE // BLOCK_SIZE) -
 
 
 def fit_touches(data: bytes, blocks: int) -> bytes:
-    """The packed touches of those that a device of so many blocks has."""
+    """Packed touches without those of blocks behind the end of a device."""
     touches = unpack_touches(data)
     fitting = [touch for touch in touches if touch.start + touch.count <= blocks]
     return data if len(fitting) == len(touches) else pack_touches(fitting)
@@ -125,12 +125,12 @@ def sign_profile(profile: Profile, private_key: Ed25519PrivateKey) -> bytes:
 
 
 def is_profile(start: bytes) -> bool:
-    """Whether bytes begin as a profile does, signed (or anything else that is) or not."""
+    """Whether bytes begin like a profile; another signed thing may begin so, too."""
     return start.startswith((b"\x82\xa4body", b"\x85\xa7created"))
 
 
 def open_profile(data: bytes) -> Profile:
-    """Check a profile whole, signed or not, and return what it says.
+    """Check a profile whole, signed or not, and return it.
 
     Raises:
         FormatError: not a profile, of an unknown version, or over a limit.

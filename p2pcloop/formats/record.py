@@ -1,7 +1,7 @@
-"""Name records: which manifest a name points to, signed by the key in the name.
+"""Name records: the manifest that a name points to, signed by the key in the name.
 
-A record is small enough for a DHT item (BEP 44: 1000 bytes). It says where the newest version's
-manifest is found and proves it without the manifest (docs/formats/record.md). Its form is that of
+A record is small enough for a DHT item (BEP 44: 1000 bytes). It names the newest version's manifest
+and is verified without that manifest (docs/formats/record.md). Its form is that of
 formats/signed.py.
 """
 
@@ -89,7 +89,7 @@ def sign_record(record: Record, private_key: Ed25519PrivateKey) -> bytes:
 
 
 def open_record(data: bytes) -> SignedRecord:
-    """Check signed bytes whole and return what they say.
+    """Check signed bytes whole and return the record.
 
     Raises:
         FormatError: not a record, of an unknown version, or over a limit.

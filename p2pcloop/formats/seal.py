@@ -4,8 +4,8 @@ swarm (docs/formats/index.md, docs/security.md).
 AES-256-GCM (NIST SP 800-38D). The key of a layer comes from the image's secret and the layer's salt
 by HKDF-SHA256 (RFC 5869). The nonce is a byte for the kind of part and 11 bytes, big-endian, for
 its place: 0 for the map, the number of a page of the chunk table, the offset in the pack of a
-chunk. A salt is drawn for each layer that is made and no place is sealed twice, so that no nonce is
-used twice; and a part that is moved to another place, or to another layer, does not open there.
+chunk. Each new layer has a random salt, and no place is sealed twice, so that no nonce is used
+twice. A part that is moved to another place or another layer cannot be opened there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Seal:
     """Seals and opens the parts of one layer.
 
     Attributes:
-        salt: 32 bytes, which stand in the index header.
+        salt: 32 bytes, from the index header.
     """
 
     def __init__(self, secret: bytes, salt: bytes) -> None:
@@ -44,7 +44,7 @@ class Seal:
 
         Args:
             secret: of the image, 32 bytes.
-            salt: of the layer, 32 bytes; to make a layer, take `Seal.new`.
+            salt: of the layer, 32 bytes; for a new layer use `Seal.new`.
         """
         _check_length(secret)
         self.salt = salt
@@ -52,7 +52,7 @@ class Seal:
 
     @classmethod
     def new(cls, secret: bytes) -> Self:
-        """A seal for a layer that is about to be made; of this one, and no other."""
+        """The seal for one new layer, and for no other."""
         return cls(secret, os.urandom(SALT_SIZE))
 
     def seal_map(self, data: bytes) -> bytes:
@@ -60,15 +60,15 @@ class Seal:
         return self._cipher.encrypt(_nonce(_MAP, 0), data, None)
 
     def seal_page(self, number: int, data: bytes) -> bytes:
-        """Seal a page of the chunk table, each number once."""
+        """Seal a page of the chunk table; each number once."""
         return self._cipher.encrypt(_nonce(_PAGE, number), data, None)
 
     def seal_chunk(self, offset: int, data: bytes) -> bytes:
-        """Seal the stored bytes of a chunk that will stand at `offset` of the pack, each once."""
+        """Seal the stored bytes of a chunk for `offset` of the pack; each offset once."""
         return self._cipher.encrypt(_nonce(_CHUNK, offset), data, None)
 
     def open_map(self, data: bytes) -> bytes:
-        """Return what `seal_map` was given.
+        """Open the map that `seal_map` sealed.
 
         Raises (like the others that open):
             MismatchError: sealed under another key, for another place, or altered.
@@ -76,11 +76,11 @@ class Seal:
         return self._open(_nonce(_MAP, 0), data)
 
     def open_page(self, number: int, data: bytes) -> bytes:
-        """Return what `seal_page` was given."""
+        """Open a page that `seal_page` sealed."""
         return self._open(_nonce(_PAGE, number), data)
 
     def open_chunk(self, offset: int, data: bytes) -> bytes:
-        """Return what `seal_chunk` was given."""
+        """Open the bytes that `seal_chunk` sealed."""
         return self._open(_nonce(_CHUNK, offset), data)
 
     def _open(self, nonce: bytes, data: bytes) -> bytes:
@@ -94,18 +94,18 @@ class Seal:
 
 
 def new_secret() -> bytes:
-    """Draw the secret of a private image."""
+    """Make a random secret for a private image."""
     return os.urandom(SECRET_SIZE)
 
 
 def key_check(secret: bytes) -> bytes:
-    """Return 16 bytes that tell whether a secret is the right one, and nothing about it else."""
+    """Return 16 bytes that verify a secret, and reveal nothing else about it."""
     _check_length(secret)
     return _derive(secret, b"", _CHECK_INFO, KEY_CHECK_SIZE)
 
 
 def check_secret(expected: bytes | None, secret: bytes | None) -> None:
-    """Compare a secret with the `key_check` of a manifest; None there is for all readers.
+    """Compare a secret with the `key_check` of a manifest, which is None if it is not private.
 
     Raises:
         UsageError: the image is private and there is no secret.

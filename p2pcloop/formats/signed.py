@@ -1,7 +1,7 @@
-"""The envelope of what is signed: canonical msgpack `{"body": bytes, "signature": 64 bytes}`.
+"""The envelope of signed data: canonical msgpack `{"body": bytes, "signature": 64 bytes}`.
 
 The body is canonical msgpack itself and holds the signer's public key. The signature is Ed25519
-(RFC 8032) over a domain and the body, so that a signature of one kind of thing is none of another.
+(RFC 8032) over a domain and the body: a signature of one kind of data is invalid for another kind.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 
 MAX_TIME = 253_402_300_799
-"""The last second of the year 9999, the latest that a date can be told of."""
+"""The last second of the year 9999: dates have four digits for the year."""
 
 MAX_VERSION = 1 << 53
-"""Every JSON reader keeps it whole."""
+"""Every JSON reader represents it exactly."""
 
 
 def sign(
@@ -65,7 +65,7 @@ def verify(name: Name, body: bytes, signature: bytes, *, domain: bytes, what: st
 
 
 def check_format(fields: dict[str, Any], known: tuple[int, ...], what: str) -> int:
-    """Return the number of the format, before anything else is looked at.
+    """Return the number of the format, before other fields are read.
 
     Raises:
         FormatError: it is not one of `known`.

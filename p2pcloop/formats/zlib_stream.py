@@ -1,4 +1,4 @@
-"""Decode a zlib stream (RFC 1950) from outside: whole, of its size, and nothing behind it."""
+"""Decoding a zlib stream (RFC 1950) from outside: whole, of its size, with nothing behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from p2pcloop.errors import FormatError
 def decode_block(data: bytes | memoryview, block_size: int) -> bytes:
     """Return the content of one zlib stream (RFC 1950) that holds exactly `block_size` bytes.
 
-    Never makes more than `block_size` + 1 bytes, whatever the stream claims. Other threads run
+    Never makes more than `block_size` + 1 bytes, even if the stream claims more. Other threads run
     meanwhile.
 
     Raises:
@@ -29,7 +29,7 @@ def decode_block(data: bytes | memoryview, block_size: int) -> bytes:
 
 
 class Stream(Protocol):
-    """A decompressor of the standard library's kind, after it was given all there is."""
+    """A decompressor of the standard library's kind, after it got all input."""
 
     @property
     def eof(self) -> bool:
@@ -37,14 +37,14 @@ class Stream(Protocol):
 
     @property
     def unused_data(self) -> bytes:
-        """What follows it."""
+        """The bytes behind the stream."""
 
 
 def check_stream(stream: Stream, content: bytes, size: int, what: str) -> None:
     """Check that a stream ended, nothing follows it, and it held exactly `size` bytes.
 
     Args:
-        content: what came of it, of which at most `size` + 1 bytes were asked for.
+        content: the decoded bytes, of which at most `size` + 1 were asked for.
         what: the stream, for the message.
 
     Raises:
