@@ -18,7 +18,7 @@ TELL_SECONDS = 5
 _log = logging.getLogger(__name__)
 
 
-async def tell_booted(home: Home, lease: Lease, used: Mapping[bytes, bytes]) -> None:
+async def report_booted(home: Home, lease: Lease, used: Mapping[bytes, bytes]) -> None:
     """End a lease, and report the used pieces to the p2pcloopd of a home, if one runs there.
 
     Args:

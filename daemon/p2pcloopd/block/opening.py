@@ -26,7 +26,7 @@ from p2pcloop.making.pack import odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
-from p2pcloopd.block.booted import tell_booted
+from p2pcloopd.block.booted import report_booted
 from p2pcloopd.block.files_overlay import make_file_system
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
@@ -145,7 +145,7 @@ async def _open_stored(
         else:
 
             async def tell() -> None:
-                await tell_booted(spec.home, lease, stored.used())
+                await report_booted(spec.home, lease, stored.used())
 
             device = ImageDevice(image, over, _touches(spec), length=manifest.length)
             prefetch = Prefetch(device, client, supplier)
@@ -195,7 +195,7 @@ def _place(
 
 
 def _touches(spec: BlockServerSpec) -> Touches | None:
-    return Touches() if spec.note_touches else None
+    return Touches() if spec.record_touches else None
 
 
 def _no_progress(done: int) -> None:

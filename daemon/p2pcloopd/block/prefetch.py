@@ -27,11 +27,11 @@ class Prefetch:
     """Fetches the chunks of a profile before the guest reads them, in order of first touch.
 
     Attributes:
-        came: the chunks fetched this way, with their stored bytes.
+        fetched: the chunks fetched this way, with their stored bytes.
     """
 
     def __init__(self, device: ImageDevice, client: Caller, supplier: Supplier) -> None:
-        self.came: dict[ChunkKey, int] = {}
+        self.fetched: dict[ChunkKey, int] = {}
         self._device = device
         self._client = client
         self._supplier = supplier
@@ -40,30 +40,30 @@ class Prefetch:
         """Return when all is here. Errors are only logged: a read of the guest meets them
         itself."""
         try:
-            await self._bring(touches)
+            await self._fetch(touches)
         except P2pcloopError as err:
-            _log.warning("no more is read ahead of the guest: %s", err)
+            _log.warning("nothing more is prefetched for the guest: %s", err)
 
     async def follow(self) -> None:
         """Fetch the following chunks wherever a guest reads chunk after chunk; never returns."""
-        foretold, to_bring = trio.open_memory_channel[tuple[ByteRange, ChunkKey]](math.inf)
+        foretold, to_fetch = trio.open_memory_channel[tuple[ByteRange, ChunkKey]](math.inf)
         image = self._device.image
 
-        def note(layer: int, number: int) -> None:
+        def record(layer: int, number: int) -> None:
             wanted = following_chunk(image, layer, number)
             if wanted is not None:
                 foretold.send_nowait((wanted, (layer, number + 1)))
 
-        async def bring(wanted: ByteRange, chunk: ChunkKey) -> None:
+        async def fetch(wanted: ByteRange, chunk: ChunkKey) -> None:
             try:
                 await self._stream([wanted], {wanted: chunk}, guess=True)
             except P2pcloopError as err:
-                _log.info("what follows is not brought ahead: %s", err)
+                _log.info("the next chunk is not prefetched: %s", err)
 
-        image.notify_touches(note)
+        image.notify_touches(record)
         async with trio.open_nursery() as nursery:
-            async for wanted, chunk in to_bring:
-                nursery.start_soon(bring, wanted, chunk)
+            async for wanted, chunk in to_fetch:
+                nursery.start_soon(fetch, wanted, chunk)
 
     async def fill(self, layers: Iterable[LayerRef], rate: int) -> None:
         """Backfill: return when all of some layers is here, fetched in idle time.
@@ -75,9 +75,9 @@ class Prefetch:
             for layer in layers:
                 await self._client.call("fill", torrent=layer.torrent, rate=rate)
         except P2pcloopError as err:
-            _log.warning("the rest of the image is not brought here: %s", err)
+            _log.warning("the rest of the image is not fetched: %s", err)
 
-    async def _bring(self, touches: Sequence[Touch]) -> None:
+    async def _fetch(self, touches: Sequence[Touch]) -> None:
         image = self._device.image
         chunks = chunks_in_order(self._device, touches)
         while True:
@@ -99,22 +99,22 @@ class Prefetch:
         *,
         guess: bool = False,
     ) -> None:
-        def take(event: str, fields: dict[str, Any]) -> None:
+        def receive(event: str, fields: dict[str, Any]) -> None:
             if event == "data":
                 wanted = ranges[fields["number"]]
                 self._supplier.deliver(wanted, fields["data"])
                 if wanted in chunks:
-                    self.came[chunks[wanted]] = wanted.length
+                    self.fetched[chunks[wanted]] = wanted.length
 
         if ranges:
             asked = [[wanted.torrent, wanted.offset, wanted.length] for wanted in ranges]
-            await self._client.call("stream", take, ranges=asked, guess=guess)
+            await self._client.call("stream", receive, ranges=asked, guess=guess)
 
     def report(self) -> dict[str, Any]:
         """Report what was prefetched, and what of it was never read; in stored bytes."""
         touched = self._device.image.touched
         return {
-            "chunks": len(self.came),
-            "bytes": sum(self.came.values()),
-            "unused_bytes": sum(size for key, size in self.came.items() if not touched(*key)),
+            "chunks": len(self.fetched),
+            "bytes": sum(self.fetched.values()),
+            "unused_bytes": sum(size for key, size in self.fetched.items() if not touched(*key)),
         }

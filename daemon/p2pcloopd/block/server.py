@@ -68,7 +68,7 @@ async def serve(
             with trio.CancelScope(shield=True):
                 await (disk.changes or disk.image).flush()
                 if isinstance(disk.image, StoredBackend):
-                    await disk.image.tell_booted()
+                    await disk.image.report_booted()
             report = _report(disk)
             disk.close()
         nursery.cancel_scope.cancel()

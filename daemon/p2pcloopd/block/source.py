@@ -33,7 +33,7 @@ class StoredBackend:
     Attributes:
         supplier: fetches missing bytes.
         prefetch: fetches bytes before they are read.
-        tell_booted: called at the end; ends the lease and reports the used pieces.
+        report_booted: called at the end; ends the lease and reports the used pieces.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class StoredBackend:
         device: ImageDevice,
         supplier: Supplier,
         prefetch: Prefetch,
-        tell_booted: Callable[[], Awaitable[None]],
+        report_booted: Callable[[], Awaitable[None]],
     ) -> None:
         self.device = device
         self.supplier = supplier
         self.prefetch = prefetch
-        self.tell_booted = tell_booted
+        self.report_booted = report_booted
         self._shared_flush = SharedFlush(device)
 
     async def supply(self, missing: Missing) -> None:

@@ -50,7 +50,7 @@ class BlockServerSpec:
         secret: the secret of a private image.
         profile: the touches to prefetch, in this order.
         fill: bytes a second of backfill in idle time, 0 for no limit; None for no backfill.
-        note_touches: whether the first read of each block is recorded, for a profile.
+        record_touches: whether the first read of each block is recorded, for a profile.
         files: the guest's second device, which then takes the writes instead of the image's; None
             if the overlay lies over the image's own blocks.
     """
@@ -66,7 +66,7 @@ class BlockServerSpec:
     secret: bytes | None = field(default=None, repr=False)
     profile: tuple[Touch, ...] = ()
     fill: int | None = None
-    note_touches: bool = False
+    record_touches: bool = False
     files: FilesOverlay | None = None
 
     @property

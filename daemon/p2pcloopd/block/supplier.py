@@ -25,8 +25,8 @@ FULL_RETRY_SECONDS = 1.0
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-_TELL_FULL_SECONDS = 60.0
-_TELL_SECONDS = 10.0
+_REPORT_FULL_SECONDS = 60.0
+_REPORT_SECONDS = 10.0
 """Seconds between lines about a slow link: the terminal belongs to the guest."""
 
 
@@ -60,32 +60,32 @@ class Supplier:
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
         self.waits = Waits()
-        self._told = self._told_full = -math.inf
-        self._told_waiting = False
+        self._reported = self._reported_full = -math.inf
+        self._reported_waiting = False
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`."""
         errors: list[P2pcloopError] = []
 
-        async def bring(wanted: ByteRange) -> None:
+        async def fetch(wanted: ByteRange) -> None:
             try:
-                await self._bring(wanted)
+                await self._fetch(wanted)
             except P2pcloopError as err:
                 errors.append(err)
 
         async with trio.open_nursery() as nursery:
             for wanted in missing.ranges:
-                nursery.start_soon(bring, wanted)
+                nursery.start_soon(fetch, wanted)
         if errors:
             raise errors[0]
 
     def deliver(self, wanted: ByteRange, data: bytes) -> None:
         """Accept a range that arrived although `supply` had not asked for it."""
-        self._take(wanted, data)
+        self._deliver(wanted, data)
         if wanted in self._under_way:
             self._under_way[wanted].scope.cancel()
 
-    async def _bring(self, wanted: ByteRange) -> None:
+    async def _fetch(self, wanted: ByteRange) -> None:
         if wanted in self._under_way:
             # Each waiting read looks again afterwards, and asks itself if this one failed.
             await self._under_way[wanted].ended.wait()
@@ -94,48 +94,48 @@ class Supplier:
         started = time.monotonic()
         try:
             with asking.scope:
-                self._take(wanted, await self._read(wanted))
+                self._deliver(wanted, await self._read(wanted))
             self.waits.add(time.monotonic() - started)
         finally:
             del self._under_way[wanted]
             asking.ended.set()
 
-    def _take(self, wanted: ByteRange, data: bytes) -> None:
+    def _deliver(self, wanted: ByteRange, data: bytes) -> None:
         self._accept(wanted, data)
-        self._told_waiting = False
+        self._reported_waiting = False
 
     async def _read(self, wanted: ByteRange) -> bytes:
-        tell = partial(self._tell, wanted.length)
-        return b"".join([await self._read_part(part, tell) for part in wanted.parts()])
+        report = partial(self._report, wanted.length)
+        return b"".join([await self._read_part(part, report) for part in wanted.parts()])
 
     async def _read_part(
-        self, part: ByteRange, tell: Callable[[str, dict[str, Any]], None]
+        self, part: ByteRange, report: Callable[[str, dict[str, Any]], None]
     ) -> bytes:
         """Read until there is room: a guest's file system must get no I/O error because a disk is
         full for a while, and p2pcloopd tries anew each time."""
         while True:
             try:
-                answer = await self._client.call("read", tell, **asdict(part))
+                answer = await self._client.call("read", report, **asdict(part))
             except StorageError as err:
                 if err.errno not in _FULL:
                     raise
-                self._tell_full(err)
+                self._report_full(err)
                 await trio.sleep(FULL_RETRY_SECONDS)
             else:
                 data: bytes = answer["data"]
                 return data
 
-    def _tell_full(self, error: StorageError) -> None:
-        if time.monotonic() - self._told_full >= _TELL_FULL_SECONDS:
-            self._told_full = time.monotonic()
+    def _report_full(self, error: StorageError) -> None:
+        if time.monotonic() - self._reported_full >= _REPORT_FULL_SECONDS:
+            self._reported_full = time.monotonic()
             _log.warning("the guest waits for room: %s; %s", error, error.hint or "free some")
 
-    def _tell(self, length: int, event: str, fields: dict[str, Any]) -> None:
-        """Tell the user that the guest waits: once if no bytes arrive, however many reads wait for
-        them; every now and then how fast they arrive."""
-        if event == "waiting" and not self._told_waiting:
-            self._told_waiting = True
+    def _report(self, length: int, event: str, fields: dict[str, Any]) -> None:
+        """Report to the user that the guest waits: once if no bytes arrive, however many reads wait
+        for them; every now and then how fast they arrive."""
+        if event == "waiting" and not self._reported_waiting:
+            self._reported_waiting = True
             _log.warning("the guest waits: %s", describe_waiting(fields))
-        elif event == "slow" and time.monotonic() - self._told >= _TELL_SECONDS:
-            self._told = time.monotonic()
+        elif event == "slow" and time.monotonic() - self._reported >= _REPORT_SECONDS:
+            self._reported = time.monotonic()
             _log.warning("the guest waits for %s", describe_slow(fields, length))

@@ -83,5 +83,5 @@ def command(
         booting.boot(spec, disk, outcome)
 
     words = AUTOLOGIN if autologin else ""
-    guest = run_session(ref, options, start, words=words, ahead=not no_profile)
+    guest = run_session(ref, options, start, words=words, prefetch=not no_profile)
     raise click.exceptions.Exit(guest.exit_code)

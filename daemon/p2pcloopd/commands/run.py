@@ -77,6 +77,6 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
         booting.run_one(replace(spec, console=console), disk, outcome)
 
     guest = run_session(
-        ref, options, start, ahead=False, ending=command_ending(command_words), words="quiet"
+        ref, options, start, prefetch=False, ending=command_ending(command_words), words="quiet"
     )
     raise click.exceptions.Exit(guest.exit_code)

@@ -30,7 +30,7 @@ def run_session(
     options: GuestOptions,
     start: Callable[[ModuleType, GuestSpec, BlockServerSpec, Outcome], None],
     *,
-    ahead: bool,
+    prefetch: bool,
     ending: Part = HAND_OVER,
     words: str = "",
 ) -> GuestResult:
@@ -41,7 +41,7 @@ def run_session(
         options: of the command.
         start: runs the guest; it gets `p2pcloopd.guest.boot`, which is loaded while p2pcloopd
             starts.
-        ahead: fetch the blocks of the image's profile ahead of the guest, and record a profile.
+        prefetch: fetch the image's profile ahead of the guest, and record a profile.
         ending: what its first root does once the root is there.
         words: the command's own for the kernel.
 
@@ -59,7 +59,7 @@ def run_session(
         target.check_secret()
     files = choose_files(target, overlay, options.overlay_mode, options.overlay_size, home)
     before = _status(target)
-    disk = disk_of(target, overlay, home, ahead=ahead, fill=options.fill, files=files)
+    disk = disk_of(target, overlay, home, prefetch=prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
     with (booting := _load()).socket_folder() as folder:
         spec = GuestSpec(

@@ -144,7 +144,7 @@ def disk_of(
     overlay: Path | None,
     home: Home,
     *,
-    ahead: bool,
+    prefetch: bool,
     fill: int,
     files: FilesOverlay | None = None,
 ) -> BlockServerSpec:
@@ -152,7 +152,7 @@ def disk_of(
 
     Args:
         overlay: the file that keeps the changes; None: they are lost with the guest.
-        ahead: prefetch by the image's profile, and record one.
+        prefetch: prefetch by the image's profile, and record one.
         fill: see `BlockServerSpec`; -1 for not at all.
         files: see `BlockServerSpec`.
 
@@ -161,11 +161,11 @@ def disk_of(
     """
     image = target if isinstance(target, ImageFile) else target.signed
     spec = BlockServerSpec(
-        home, image, overlay or TEMPORARY, for_guest=True, note_touches=ahead, files=files
+        home, image, overlay or TEMPORARY, for_guest=True, record_touches=prefetch, files=files
     )
     if isinstance(target, ImageFile):
         return spec
-    touches = expected_touches(home, target.signed.manifest) if ahead else ()
+    touches = expected_touches(home, target.signed.manifest) if prefetch else ()
     rate = None if fill < 0 else fill
     return replace(spec, secret=target.secret, profile=touches, fill=rate)
 

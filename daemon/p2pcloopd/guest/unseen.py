@@ -31,7 +31,7 @@ _MEMORY = 256 << 20
 def unseen_disk(target: ImageFile | StoredRef, overlay: Path, home: Home) -> BlockServerSpec:
     """Return what serves an image and a files overlay, which is made if it does not exist."""
     files = FilesOverlay(MAX_ANSWER)
-    return disk_of(target, overlay, home, ahead=False, fill=-1, files=files)
+    return disk_of(target, overlay, home, prefetch=False, fill=-1, files=files)
 
 
 def run_unseen(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], bytes]) -> None:
