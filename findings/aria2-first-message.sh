@@ -3,7 +3,7 @@
 #
 # Package, version: aria2 1.36.0-1 (Debian 12)
 # What one would expect: a peer that connects may send its handshake and its first messages in one
-#   go; TCP is a stream, and BEP 3 makes nobody wait.
+#   go; TCP is a stream, and BEP 3 asks no peer to wait.
 # What happens: aria2 answers with its handshake, finds more than the 68 bytes of a handshake in
 #   its buffer, and hangs up a second later ("More than BtHandshakeMessage::MESSAGE_LENGTH bytes are
 #   buffered"). It looks at new connections once a second, so a message that follows 0.3 s later

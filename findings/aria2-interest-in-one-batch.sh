@@ -3,7 +3,7 @@
 #
 # Package, version: aria2 1.36.0-1 (Debian 12)
 # What one would expect: a peer that says "not interested" and "interested" again is served on, or
-#   is unchoked at once, as it is when the two messages come apart: the seeder has nobody else.
+#   is unchoked at once, as it is when the two messages come apart: the seeder has no other peer.
 # What happens: aria2 handles both messages, then chokes because of the first. To the second it
 #   reacted before that choke: "interested" leads to an unchoke only while aria2 is choking already.
 #   So the peer is choked until the next round of choking, ten seconds later.

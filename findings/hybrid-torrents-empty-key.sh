@@ -13,7 +13,7 @@
 #   unknown entry with an empty key: aria2 has another info hash, transmission: Error parsing .torrent file
 #   unknown entry with another key: aria2 has the info hash, transmission has the info hash
 # Why it matters: a hybrid is published for the sake of old clients. aria2 shows the right files and
-#   then meets nobody in a swarm that does not exist.
+#   then finds no peer, as no other client is in that swarm.
 # Source: BEP 52, "file tree": "a zero-length key"; BEP 3: unknown keys are part of the info hash
 set -euo pipefail
 work=$(mktemp -d)

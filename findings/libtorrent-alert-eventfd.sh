@@ -1,5 +1,5 @@
 #!/bin/bash
-# libtorrent: set_alert_fd() with an eventfd never wakes anyone
+# libtorrent: set_alert_fd() with an eventfd never wakes the program
 #
 # Package, version: libtorrent 2.1.1 (Python binding)
 # What one would expect: set_alert_fd(fd) writes to `fd` when alerts wait; an eventfd is what Linux

@@ -5,14 +5,14 @@
 # What one would expect: with strict_end_game_mode (the default), a block is asked of a second peer
 #   only once every piece that is left has been asked for. With 34 of 64 pieces at priority 0 and
 #   one piece wanted at a time, either never or always.
-# What happens: it depends on the pieces that have been downloaded. "Wanted and absent" is counted
-#   as all pieces minus those that are here with priority above 0. If each piece keeps its priority,
-#   nearly every block is asked of several peers and arrives twice. If the program sets each piece
-#   to priority 0 once it is here, hardly any does.
+# What happens: it depends on pieces that are here. Those with priority 0 count as "wanted and
+#   absent", which keeps the end-game off; those with a priority do not. If each piece keeps its
+#   priority, more than half of the blocks arrive twice. If the program sets each piece to priority 0
+#   once it is here, hardly any does.
 # Output seen (30 pieces of 64 KiB, one after another, from three seeds of 400 kB/s each):
 #   priority kept: 1081344 redundant bytes
 #   priority 0 once here: 65536 redundant bytes
-# Why it matters: who reads on demand downloads half as much again, and the cure is to change the
+# Why it matters: a reader on demand downloads half as much again, and the cure is to change the
 #   priority of what no longer needs any.
 # Source: request_blocks.cpp; piece_picker.hpp, num_want_left
 set -euo pipefail

@@ -4,8 +4,8 @@
 # Package, version: libtorrent 2.1.1
 # What one would expect: a directory from which create_torrent made a torrent can be seeded with it.
 #   File names of Linux have up to 255 bytes.
-# What happens: create_torrent and set_piece_hashes take the names as they are. Whoever loads the
-#   torrent, its maker included, sees names cut to 240 bytes. The files are not found under those,
+# What happens: create_torrent and set_piece_hashes take the names as they are. A client that
+#   loads the torrent, its maker too, sees names cut to 240 bytes. No files are found under those,
 #   so nothing is seeded; no alert reports an error. A second file that becomes equal by the cut
 #   gets ".1" at its end.
 # Output seen:

@@ -5,7 +5,7 @@
 # What one would expect: a word that the kernel does not know, such as container=lxc or
 #   config=1, goes to init's environment, as on every Linux; what UML itself has used (mem=) does not.
 # What happens: the other way round. "con" is matched as a prefix, so container=lxc is read as the
-#   console "tainer", refused, and reaches nobody. mem=64M, which UML has used, is called unknown
+#   console "tainer", refused, and reaches no program. mem=64M, which UML has used, is called unknown
 #   and is passed to init.
 # Output seen:
 #   Failed to set up console with configuration string "tainer=lxc" : Couldn't parse device number
@@ -38,7 +38,8 @@ done
 stop
 # uml_dir= and umid= are listed as well: left out, as they hold a temporary path.
 refused=$(grep -a '^Failed to set up console' log || true)
-unknown=$(grep -a '^Unknown kernel command line' log | sed -E 's/ ?uml_dir=[^ "]*//; s/ ?umid=[^ "]*//' || true)
+unknown=$(grep -a '^Unknown kernel command line' log || true)
+unknown=$(sed -E 's/ ?uml_dir=[^ "]*//; s/ ?umid=[^ "]*//' <<< "$unknown")
 [ -n "$unknown" ] || { cat log; exit 2; }
 printf '%s\n%s\n' "$refused" "$unknown"
 [[ $refused == *'"tainer=lxc"'* && $unknown == *'"mem=64M ordinary=1"'* ]]
