@@ -1,4 +1,4 @@
-"""What the bytes of p2pcloop mean: formats, images, the store, sans-io protocols, the commands.
+"""The library and the commands: formats, images, the store, sans-io protocols, the client.
 
 Plain functions: no trio, no libtorrent; sockets only in the command line's control client.
 """

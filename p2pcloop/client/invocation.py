@@ -18,7 +18,7 @@ def running_command() -> str:
 
 
 def chosen(option: str, default: Any) -> Any:  # noqa: ANN401  options are of all types
-    """What the user chose for an option that is no parameter of the command."""
+    """The value of an option that is no parameter of the command."""
     context = click.get_current_context(silent=True)
     return default if context is None else context.meta.get(option, default)
 

@@ -160,7 +160,7 @@ class Publisher:
         if known is not None and (secret is None or key_check(secret) != known):
             raise UsageError(
                 f"{self.name} is private, and this would be "
-                + ("for everybody" if secret is None else "under another key"),
+                + ("for all readers" if secret is None else "under another key"),
                 hint="its older versions could not be read any more: choose another --name",
             )
 

@@ -75,7 +75,7 @@ class CloopForm:
     level: int = 9
 
     def compressor(self) -> Compress:
-        """What compresses its blocks.
+        """The function that compresses its blocks.
 
         Raises:
             UsageError: a version, codec or level that the format or zlib does not have.
@@ -259,7 +259,7 @@ def _pack_header(form: CloopForm, header: CloopHeader) -> bytes:
 def _tell(
     progress: Callable[[int], None] | None, size: int, form: CloopForm
 ) -> Callable[[int], None]:
-    """What turns a number of blocks that are written into bytes of the image, for `progress`."""
+    """A function that reports written blocks to `progress`, as bytes of the image."""
 
     def tell(blocks: int) -> None:
         if progress is not None:

@@ -49,7 +49,7 @@ def nothing_known(_chunk_id: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """What a delta refers to in packs of other layers, instead of packing it.
+    """The blocks and chunks of other layers that a delta refers to, instead of packing them.
 
     Attributes:
         base: the image whose chunks `find` finds blocks in; None for none.

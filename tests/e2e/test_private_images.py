@@ -73,7 +73,7 @@ def test_a_private_name_stays_under_its_key(nodes: Nodes, image: Path, tmp_path:
     changed = tmp_path / "changed.img"
     changed.write_bytes(image.read_bytes()[:-4096] + bytes(4096))
     for words, told in (
-        (["seed", changed, "--name", "mine"], "for everybody"),
+        (["seed", changed, "--name", "mine"], "for all readers"),
         (["publish", changed, "--name", "mine", "--base", other], "under another key"),
     ):
         assert told in publisher.run(*words, code=2).err

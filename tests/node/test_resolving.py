@@ -234,8 +234,8 @@ def test_a_mirror_that_knows_nothing_of_a_name_is_no_fault(
     assert (known["base"], known["error"]) == (mirror.url, None)
 
 
-def test_nobody_knows_the_name(node: Node, tmp_path: Path) -> None:
-    refused(node, NotHereError, "nobody", ref=str(NAME))
+def test_no_source_knows_the_name(node: Node, tmp_path: Path) -> None:
+    refused(node, NotHereError, "asked: no source", ref=str(NAME))
     refused(node, NotHereError, "was not found", ref=f"{tmp_path}/{NAME}")
     refused(node, FormatError, "not absolute", ref=f"there/{NAME}")
 

@@ -44,7 +44,7 @@ MAX_PLACES = 32
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """Whom the node may talk to besides the peers of links: nobody, unless the user says so.
+    """The programs that the node may contact besides peers of links: none, by default.
 
     Attributes:
         dht: join the DHT, to find names and peers and to announce what is public.

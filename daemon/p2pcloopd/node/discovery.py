@@ -33,7 +33,7 @@ def _join_lan(node: Node, nursery: trio.Nursery) -> None:
 
     own = own_endpoints(node.engine.listen_ports, node.http_listen)
     if own is None:
-        _log.warning("`lan` is on, but `listen` names no IPv4 address: nobody is looked for")
+        _log.warning("`lan` is on, but `listen` names no IPv4 address: no node is looked for")
         return
 
     def changed() -> None:

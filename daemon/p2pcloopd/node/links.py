@@ -100,7 +100,7 @@ def _host(url: str) -> str:
 
 
 def _may_reach(host: str, local: bool) -> bool:
-    """Whether naming a host may help anybody.
+    """Whether a link with this host may help a reader.
 
     Args:
         local: readers are on this machine.

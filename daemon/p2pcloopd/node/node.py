@@ -98,7 +98,7 @@ class Node:
         return discovery.dht or discovery.lsd or (discovery.trackers and bool(link.trackers))
 
     def announces(self) -> bool:
-        """Whether anybody is told of what is public."""
+        """Whether public images are announced anywhere."""
         discovery = self.config.discovery
         dht = discovery.dht and bool(discovery.dht_nodes)
         return dht or discovery.lsd or bool(discovery.announce_trackers)
@@ -189,7 +189,7 @@ def _address_of(listening: _Address) -> _Address:
     if not listening.is_unspecified:
         return listening
     family, far, loopback = (
-        (socket.AF_INET, "192.0.2.1", "127.0.0.1")  # RFC 5737: nobody's
+        (socket.AF_INET, "192.0.2.1", "127.0.0.1")  # RFC 5737: for documentation
         if listening.version == 4
         else (socket.AF_INET6, "2001:db8::1", "::1")  # RFC 3849
     )

@@ -112,7 +112,7 @@ async def _remove_data(
     freed = sum(torrent.have_bytes + torrent.transfer.provisional_bytes for torrent in here)
     for torrent in here:
         if not await node.engine.remove(torrent.info_hash, node.home.tmp):
-            raise BusyError("somebody waits for a part of it just now", hint="end that first")
+            raise BusyError("a reader waits for a part of it just now", hint="end that first")
     images = {manifest.image_id for manifest in going} - {each.image_id for each in staying}
     for image_id in images:
         await trio.to_thread.run_sync(forget_profile, node.home, image_id)

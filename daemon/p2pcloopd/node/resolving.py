@@ -308,7 +308,7 @@ class VersionFinder:
             if scope.cancelled_caught:
                 raise NotHereError(
                     f"the version before version {manifest.version} of {manifest.name} did not"
-                    f" come within {HISTORY_SECONDS:.0f} s: nobody who is asked has it"
+                    f" come within {HISTORY_SECONDS:.0f} s: no source that was asked has it"
                 )
         raise NotHereError(
             f"{newest.lead.link.name} has no version {at} that is known: version"
@@ -317,7 +317,7 @@ class VersionFinder:
 
 
 def _not_found(place: Place, looked: LookedUp) -> NotHereError:
-    asked = "; ".join(looked.problems + looked.without) or "nobody"
+    asked = "; ".join(looked.problems + looked.without) or "no source"
     where = "another mirror" if place.base else "say where it is: URL/@key/label"
     return NotHereError(
         f"{place.name} was not found; asked: {asked}",

@@ -82,7 +82,7 @@ async def _read(node: Node, wanted: _Range, *, alone: bool) -> bytes:
 
 
 async def _is_here(torrent: Torrent, offset: int, length: int) -> bool:
-    """Whether a range is durable: its reader can see that and needs nobody."""
+    """Whether a range is durable: its reader finds it on the disk without help."""
     await torrent.metadata()
     return torrent.transfer.stored.has(offset, length)
 
