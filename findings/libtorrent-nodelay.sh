@@ -103,8 +103,10 @@ seed_session, seed = join(torrent, ".", lt.torrent_flags.seed_mode, **near)
 until(lambda: seed.status().is_seeding, 20)
 session, handle = join(torrent, "out", wanted=False, **near)
 handle.connect_peer(("127.0.0.1", seed_session.listen_port()))
+# Both ends of one connection, that is there to stay.
 until(lambda: handle.status().num_peers == 1, 20)
-time.sleep(1)
+time.sleep(2)
+until(lambda: len(list(connections())) == 2, 30)
 options = [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in connections()]
 names = [name for name in lt.default_settings() if "nodelay" in name.replace("_", "")]
 print(f"TCP_NODELAY on the connection: {options}; settings of that name: {names}")
