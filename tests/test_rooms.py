@@ -40,8 +40,8 @@ BELOW = {
 BELOW_DAEMON = {
     "http": {"http"},
     "names": {"names", "engine"},
-    "engine": {"engine", "entry"},
-    "node": {"node", "names", "http", "engine", "entry", "unix_listener", "resolver"},
+    "engine": {"engine", "entry", "tasks"},
+    "node": {"node", "names", "http", "engine", "entry", "tasks", "unix_listener", "resolver"},
     "block": {"block", "control_client", "entry", "programs", "unix_listener"},
     "guest": {"guest", "block", "control_client", "entry", "programs", "unix_listener"},
     "commands": {"commands", "guest", "block", "entry"},

@@ -33,18 +33,25 @@ from p2pcloop.formats.mirror import (
     layer_torrent_name,
 )
 from p2pcloop.store.in_place import HeldFile
-from p2pcloopd.engine.demand import Demand
-from p2pcloopd.engine.fill import fetch_all
-from p2pcloopd.engine.fill import fill as fill_torrent
-from p2pcloopd.engine.http_pieces import NoServers
+from p2pcloopd.engine.fetch.backfill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
+from p2pcloopd.engine.fetch.demand import Demand
+from p2pcloopd.engine.fetch.ranges import NoServers
 from p2pcloopd.engine.metainfo import TorrentLayout, bencode, info_dictionary
 from p2pcloopd.engine.record import Peer, Record, Sources
-from p2pcloopd.engine.swarm import IDLE, Others, Traffic
+from p2pcloopd.engine.swarm import Others, Priority, Traffic
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.client import Span, Take
 from p2pcloopd.http.mirrors import MirrorReader, Mirrors
 from p2pcloopd.http.wire import Wire
-from p2pcloopd.node.parts import EarlyReads
+from p2pcloopd.node.servers import Layers
+
+AHEAD, BACKGROUND, DEMAND, IDLE = (
+    Priority.READAHEAD,
+    Priority.FILL,
+    Priority.DEMAND,
+    Priority.IDLE,
+)
 
 PIECE = 1 << 14
 INDEX = 100
@@ -80,8 +87,8 @@ class FakeSwarm:
     is_foreign: bool = False
     where: Others = field(default_factory=Others)
     have: list[int] = field(default_factory=list)
-    wanted: dict[int, int] = field(default_factory=dict)
-    log: list[tuple[float, int, tuple[int, ...]]] = field(default_factory=list)
+    wanted: dict[int, Priority] = field(default_factory=dict)
+    log: list[tuple[float, Priority, tuple[int, ...]]] = field(default_factory=list)
     crowded: bool = False
     without: frozenset[str] = frozenset()
     insisted: int = 0
@@ -105,22 +112,18 @@ class FakeSwarm:
         self.joined += 1
         self._here = {piece for piece, here in enumerate(have or ()) if here}
         if info is not None:
-            self._later(self.torrent.transfer.on_checked)
+            self._later(self.torrent.fetcher.on_checked)
 
     async def stop(self) -> None:
-        self.torrent.http.clear()
         self.wanted.clear()
         await trio.lowlevel.checkpoint()
 
-    def prioritize(self, pieces: Iterable[int], priority: int) -> None:
-        self.ask_peers(self.torrent.http.share(list(pieces), priority), priority)
-
-    def ask_peers(self, pieces: Iterable[int], priority: int) -> None:
+    def prioritize(self, pieces: Iterable[int], priority: Priority) -> None:
         asked = tuple(pieces)
         if asked:
             self.log.append((trio.current_time(), priority, asked))
         for piece in asked:
-            if priority == IDLE or piece in self._here:
+            if priority is Priority.IDLE or piece in self._here:
                 self.wanted.pop(piece, None)
             else:
                 self.wanted[piece] = priority
@@ -141,7 +144,7 @@ class FakeSwarm:
         return self.peer and self.is_foreign
 
     def requested(self) -> set[int]:
-        return self.torrent.http.claimed | (set(self.wanted) if self.peer else set())
+        return set(self.wanted) if self.peer else set()
 
     def add_piece(self, piece: int, data: bytes) -> None:
         assert data == self.content[piece * PIECE :][:PIECE]
@@ -149,11 +152,11 @@ class FakeSwarm:
 
     def read_piece(self, piece: int) -> None:
         data = self.content[piece * PIECE :][:PIECE]
-        self._later(lambda: self.torrent.transfer.on_piece_read(piece, data))
+        self._later(lambda: self.torrent.fetcher.on_piece_read(piece, data))
 
     def flush(self) -> None:
         self.write(self._here)
-        self._later(self.torrent.transfer.on_flushed)
+        self._later(self.torrent.store.on_flushed)
 
     def connect(self, peer: Peer) -> None:
         self.dialled.append(peer)
@@ -183,7 +186,7 @@ class FakeSwarm:
             assert piece in self.wanted, f"nobody asked for piece {piece}"
             size = len(self.content[piece * PIECE :][:PIECE])
             self.torrent.peers.on_received(("10.0.0.9", 1), size)
-            self.torrent.transfer.received.on_block(piece, 0, piece * PIECE, size)
+            self.torrent.store.received.on_block(piece, 0, piece * PIECE, size)
             self._later(partial(self._arrived, piece))
 
     def trickle(self) -> None:
@@ -195,11 +198,11 @@ class FakeSwarm:
         self.peer = True
         self.torrent.peers.on_connected((host, 1))
 
-    def by_priority(self, priority: int) -> list[int]:
+    def by_priority(self, priority: Priority) -> list[int]:
         """The pieces that are wanted so much now, in order."""
         return sorted(piece for piece, wanted in self.wanted.items() if wanted == priority)
 
-    def order(self, priority: int) -> list[int]:
+    def order(self, priority: Priority) -> list[int]:
         """All pieces that were ever asked for with this priority, in the order of asking."""
         return [piece for _, wanted, asked in self.log if wanted == priority for piece in asked]
 
@@ -215,7 +218,7 @@ class FakeSwarm:
 
     def write(self, pieces: Iterable[int]) -> None:
         """Write pieces to the files, as libtorrent's cache is."""
-        content = self.torrent.transfer.stored.content
+        content = self.torrent.store.stored.content
         for piece in pieces:
             data = self.content[piece * PIECE :][:PIECE]
             for path, offset, length in content.parts(piece * PIECE, len(data)):
@@ -229,8 +232,7 @@ class FakeSwarm:
     def _arrived(self, piece: int) -> None:
         self.wanted.pop(piece, None)
         self._here.add(piece)
-        self.torrent.http.arrived(piece)
-        self.torrent.transfer.on_piece_arrived(piece)
+        self.torrent.fetcher.on_piece_arrived(piece)
 
     def _later(self, news: Callable[[], None]) -> None:
         self._news.append(news)
@@ -378,7 +380,6 @@ class Run:
     def __init__(
         self,
         torrent: Torrent,
-        early: EarlyReads,
         swarm: FakeSwarm,
         mirrors: list[FakeMirror],
         nursery: trio.Nursery,
@@ -390,7 +391,6 @@ class Run:
         self.mirrors = mirrors
         self.content = swarm.content
         self.host = "10.0.0.99"
-        self._early = early
         self._nursery = nursery
 
     @property
@@ -403,12 +403,8 @@ class Run:
         """Have a client read, and a guest wait for it."""
 
         async def work() -> bytes:
-            self.torrent.transfer.demand.note_read()
-            data = await self._early.read(self.torrent, offset, length, heal=heal)
-            if data is None:
-                await self.torrent.bring(offset, length, heal=heal)
-                data = await self.torrent.read(offset, length)
-            return data
+            self.torrent.demand.note_read()
+            return await self.torrent.read_range(offset, length, heal=heal)
 
         return self._start(work)
 
@@ -421,8 +417,7 @@ class Run:
 
         async def work(piece: int) -> bytes:
             offset, length = piece * PIECE, len(self.content[piece * PIECE :][:PIECE])
-            data = await self.torrent.read_provisional(offset, length)
-            return data or await self.torrent.read(offset, length, ahead=True)
+            return await self.torrent.read_range(offset, length, ahead=True, exact=False)
 
         tasks = {piece: Task() for piece in pieces}
 
@@ -438,8 +433,7 @@ class Run:
         """Have a client read one range ahead, for which no guest waits."""
 
         async def work() -> bytes:
-            data = await self._early.read(self.torrent, offset, length, ahead=True)
-            return data or await self.torrent.read(offset, length, ahead=True)
+            return await self.torrent.read_range(offset, length, ahead=True)
 
         return self._start(work)
 
@@ -459,9 +453,11 @@ class Run:
 
     def lose_servers(self) -> None:
         """Have no HTTP server any more."""
-        self.torrent.direct.ask = None
-        self.torrent.http.servers = NoServers()
-        self.torrent.transfer.notify()
+        self.torrent.servers = NoServers()
+
+    def no_exact_ranges(self) -> None:
+        """Have no server asked for exact ranges for a while: one failed."""
+        self.torrent.fetcher.ranges.exact.trip(trio.current_time())
 
     def publish(self) -> None:
         """Say that other nodes are about to ask for what is here."""
@@ -469,7 +465,7 @@ class Run:
 
     def is_cheap(self, length: int) -> bool:
         """Whether a guess of so many bytes is worth its time on the link."""
-        return self._early.is_cheap(self.torrent.info_hash, length)
+        return self.torrent.guess_is_worth_it(length)
 
     def waits(self) -> bool:
         """Whether peers are needed: those that were named are dialled."""
@@ -576,19 +572,22 @@ class World(trio.abc.Clock):
         readers = {base: MirrorReader(base, files) for base, files in servers.items()}
         hashes = _hashes(content)
         decoded = info_dictionary(layout, hashes)
-        torrent = Torrent(layer.torrent, record, bus, lambda _info: decoded, lambda _torrent: None)
-        bus.torrent = torrent
         demand = Demand()
-        torrent.transfer.demand = demand
-        early = EarlyReads(wire, cast(Mirrors, _Seeds(readers)))
-        early.know(layer, [readers[base] for base in bases])
-        torrent.http.servers = early.know(layer, (), seeds)
+        torrent = Torrent(
+            layer.torrent,
+            record,
+            bus,
+            demand,
+            decode=lambda _info: decoded,
+            on_stall=lambda _torrent: None,
+        )
+        bus.torrent = torrent
+        layers = Layers(wire, cast(Mirrors, _Seeds(readers)))
+        known_servers = layers.know(layer, [readers[base] for base in bases], seeds)
         if servers:
-            torrent.direct.heard = lambda: wire.received
-            torrent.direct.ask = partial(early.direct, torrent)
+            torrent.servers = known_servers
         if bases:
-            torrent.elsewhere = partial(early.info, layer.torrent, alone=not named)
-            torrent.handout.ask = partial(early.handout, torrent)
+            torrent.elsewhere = partial(known_servers.info, alone=not named)
         names = _Names()
         trio.socket.set_custom_hostname_resolver(names)
         async with trio.open_nursery() as nursery:
@@ -596,7 +595,7 @@ class World(trio.abc.Clock):
             await torrent.start(Sources(peers=(("10.0.0.9", 1),) if named else ()))
             nursery.start_soon(torrent.run)
             await self.settle()
-            it = Run(torrent, early, bus, list(servers.values()), nursery, self)
+            it = Run(torrent, bus, list(servers.values()), nursery, self)
             names.tell = lambda: it.host
             yield it
             nursery.cancel_scope.cancel()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from p2pcloop.errors import UnreachableError
-from p2pcloopd.engine.swarm import AHEAD, DEMAND, Others
-from tests.decisions.sim import PIECE, HangError, Run, World
+from p2pcloopd.engine.swarm import Others
+from tests.decisions.sim import AHEAD, DEMAND, PIECE, HangError, Run, World
 
 OTHERS = Others("10.0.0.1", ("10.0.0.2", "10.0.0.3"))
 RARE = 4
@@ -135,7 +135,7 @@ async def test_what_the_dispatcher_gave_to_others_is_asked_for_after_a_moment(
         it.mirror.gone.discard(63)
         await world.advance(0.2)
         assert len(it.mirror.candidates) > before
-        assert it.torrent.transfer.has(63)
+        assert it.torrent.store.has(63)
 
 
 async def test_the_dispatchers_host_is_no_peer_meanwhile(world: World) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from p2pcloopd.engine.swarm import BACKGROUND, DEMAND
-from tests.decisions.sim import PIECE, World
+from tests.decisions.sim import BACKGROUND, DEMAND, PIECE, World
 
 MIB = (1 << 20) // PIECE
 HERE = range(5 * PIECE + 10, 5 * PIECE + 1010)
@@ -87,10 +86,10 @@ async def test_provisional_bytes_that_fill_a_piece_are_made_one(world: World) ->
         await world.advance(0.05)
         it.read(5 * PIECE + 10, PIECE)
         await world.advance(0.05)
-        assert not it.torrent.transfer.has(5)
+        assert not it.torrent.store.has(5)
         await world.advance(0.2)
-        assert it.torrent.transfer.has(5)
-        assert it.torrent.transfer.received.again == 0
+        assert it.torrent.store.has(5)
+        assert it.torrent.store.received.again == 0
 
 
 async def test_the_rest_of_pieces_waits_until_nothing_was_read_for_thirty_seconds(
@@ -104,7 +103,7 @@ async def test_the_rest_of_pieces_waits_until_nothing_was_read_for_thirty_second
         assert it.mirror.asked == [HERE]
         await world.advance(2)
         assert it.mirror.asked[1:] == [range(5 * PIECE, HERE.start), range(HERE.stop, 6 * PIECE)]
-        assert it.torrent.transfer.has(5)
+        assert it.torrent.store.has(5)
 
 
 async def test_what_is_published_is_completed_at_once(world: World) -> None:
@@ -113,7 +112,7 @@ async def test_what_is_published_is_completed_at_once(world: World) -> None:
         await world.advance(0.1)
         it.publish()
         await world.advance(3)
-        assert it.torrent.transfer.has(5)
+        assert it.torrent.store.has(5)
 
 
 async def test_peers_are_asked_for_the_rest_only_of_what_is_published(world: World) -> None:
@@ -125,7 +124,7 @@ async def test_peers_are_asked_for_the_rest_only_of_what_is_published(world: Wor
         await world.advance(60)
         assert it.swarm.wanted == {}
         it.publish()
-        it.torrent.transfer.notify()
+        it.torrent.store.changed.notify()
         await world.advance(3)
         assert it.swarm.wanted == {5: BACKGROUND}
 
@@ -150,7 +149,7 @@ async def test_wrong_provisional_bytes_are_dropped_when_a_piece_is_made_of_them(
         it.read(4 * PIECE + 10, PIECE)
         it.read(5 * PIECE + 10, PIECE)
         await world.advance(0.5)
-        assert not it.torrent.transfer.has(5)
+        assert not it.torrent.store.has(5)
         it.mirror.lies = False
         task = it.read_piece(5)
         await world.advance(0.5)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from p2pcloopd.engine.swarm import AHEAD, BACKGROUND, DEMAND, IDLE
-from tests.decisions.sim import PIECE, World
+from tests.decisions.sim import AHEAD, BACKGROUND, DEMAND, IDLE, PIECE, World
 
 WINDOW = 8
 """Pieces: 128 KiB, the smallest window."""
@@ -63,9 +62,9 @@ async def test_an_arrived_piece_is_durable_after_a_second(world: World) -> None:
         await world.advance()
         it.swarm.send(5)
         await world.advance(0.9)
-        assert not it.torrent.transfer.stored.have.has(5, 5)
+        assert not it.torrent.store.stored.have.has(5, 5)
         await world.advance(0.2)
-        assert it.torrent.transfer.stored.have.has(5, 5)
+        assert it.torrent.store.stored.have.has(5, 5)
         assert it.swarm.log[-1][1:] == (IDLE, (5,))
 
 

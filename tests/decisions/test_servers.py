@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from p2pcloop.errors import UnreachableError
-from p2pcloopd.engine.swarm import BACKGROUND, DEMAND
 from p2pcloopd.http.client import RangesIgnoredError
-from tests.decisions.sim import PIECE, HangError, World
+from tests.decisions.sim import BACKGROUND, DEMAND, PIECE, HangError, World
 
 RANGE = 16
 """Pieces of a range request, where no rate is known: 256 KiB."""
@@ -16,11 +15,11 @@ async def test_without_peers_all_comes_from_a_mirror_in_four_ranges_at_once(worl
         it.mirror.delay = 1
         task = it.fetch()
         await world.advance()
-        assert len(it.mirror.asked) == 1  # a window is as small as its link is unknown
+        assert len(it.mirror.asked) in (1, 2)  # a small window, of which the last piece may be one
         it.mirror.delay = 0.02
         await world.advance(3)
         assert task.done
-        assert it.torrent.transfer.received.again == 0
+        assert it.torrent.store.received.again == 0
         assert len(set(it.mirror.asked)) == len(it.mirror.asked)
 
 
@@ -34,7 +33,7 @@ async def test_a_range_is_what_a_quarter_of_a_second_brings(world: World) -> Non
 
 async def test_what_readers_wait_for_comes_first(world: World) -> None:
     async with world.torrent(mirrors=1, named=False) as it:
-        it.torrent.direct.pause()  # no exact ranges
+        it.no_exact_ranges()  # no exact ranges
         it.mirror.fault = UnreachableError("it is down")
         it.expect(range(20, 40))
         it.fetch()
@@ -107,7 +106,7 @@ async def test_what_peers_do_not_bring_in_three_seconds_a_web_seed_does(world: W
             await world.advance(0.6)
             it.swarm.trickle()
         assert late
-        assert it.torrent.transfer.complete()
+        assert it.torrent.store.complete()
 
 
 async def test_peers_are_asked_too_for_what_a_server_does_not_bring_in_two_seconds(
@@ -140,17 +139,17 @@ async def test_pieces_that_no_server_has_are_found_one_by_one_and_left_for_ten_s
     world: World,
 ) -> None:
     async with world.torrent(24, mirrors=1, named=False) as it:
-        it.torrent.direct.pause()
+        it.no_exact_ranges()
         it.mirror.lacks = {2}
         it.expect(range(4))
         await world.advance(1)
-        assert [it.torrent.transfer.has(piece) for piece in range(4)] == [True, True, False, True]
+        assert [it.torrent.store.has(piece) for piece in range(4)] == [True, True, False, True]
         asked = len(it.mirror.asked)
         await world.advance(8)
         assert len(it.mirror.asked) == asked
         it.mirror.lacks = set()
         await world.advance(3)
-        assert it.torrent.transfer.has(2)
+        assert it.torrent.store.has(2)
 
 
 async def test_a_server_with_wrong_bytes_is_asked_no_more(world: World) -> None:
@@ -175,7 +174,7 @@ async def test_a_server_that_ignores_ranges_is_asked_for_all_where_nothing_else_
         it.mirror.fault = None
         await world.advance(5)
         assert it.mirror.whole == 2  # the index, and the pack
-        assert it.torrent.transfer.complete()
+        assert it.torrent.store.complete()
 
 
 async def test_while_peers_send_no_whole_file_is_asked_for(world: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from p2pcloopd.engine.fill import fill
+from p2pcloopd.engine.fetch.backfill import fill
+from p2pcloopd.engine.swarm import Priority
 from tests.support.engines import Nodes
 from tests.support.waiting import until
 
@@ -18,8 +19,8 @@ async def test_fill_brings_all_and_makes_it_durable(nodes: Nodes, content: bytes
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             await fill(torrent, 0)
-        assert torrent.transfer.stored.have.complete()
-        assert torrent.transfer.stored.read(5, len(content) - 5) == content[5:]
+        assert torrent.store.stored.have.complete()
+        assert torrent.store.stored.read(5, len(content) - 5) == content[5:]
 
 
 async def test_fill_asks_for_nothing_while_a_reader_waits(nodes: Nodes, content: bytes) -> None:
@@ -33,7 +34,7 @@ async def test_fill_asks_for_nothing_while_a_reader_waits(nodes: Nodes, content:
                     nursery.start_soon(fill, torrent, 0)
                     await trio.sleep(0.8)
                     assert torrent.have_bytes == 0
-        assert torrent.transfer.stored.have.complete()
+        assert torrent.store.stored.have.complete()
 
 
 async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
@@ -47,7 +48,10 @@ async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
             with trio.fail_after(PATIENCE):
                 await torrent.metadata()
-        pieces, results = torrent.transfer.pieces, []
+        pieces, results = torrent.fetcher.wants, []
+
+        def priority() -> Priority:
+            return pieces.table[3].priority
 
         async def read(*, ahead: bool) -> None:
             results.append(await torrent.read(3 * PIECE, 100, ahead=ahead))
@@ -56,12 +60,12 @@ async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: read(ahead=True))
                 await trio.testing.wait_all_tasks_blocked()
-                assert pieces.wanted == [3]
-                assert not pieces.urgent(3)
+                assert pieces.read == [3]
+                assert priority() is Priority.READAHEAD
                 assert reader.demand.busy is False
                 nursery.start_soon(lambda: read(ahead=False))
                 await trio.testing.wait_all_tasks_blocked()
-                assert pieces.urgent(3)
+                assert priority() is Priority.DEMAND
                 async with nodes.open("1", port) as back:
                     await back.restore()
                     await until(lambda: len(results) == 2)

@@ -16,7 +16,7 @@ import trio
 from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine.content import Content
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.saver import RETRY_SECONDS
 from tests.support.engines import Nodes
 
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import trio
 from p2pcloopd.engine.engine import open_engine
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.settings import EngineSettings
 
 

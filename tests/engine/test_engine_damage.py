@@ -14,7 +14,7 @@ import trio.testing
 
 from p2pcloop.errors import CorruptError, MismatchError
 from p2pcloop.store.have import HaveFile
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip, open_at
@@ -85,7 +85,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
                 await torrent.read(0, 4 * PIECE)
                 await torrent.save()
         flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
-        torrent.transfer.pieces._recent.clear()
+        torrent.fetcher.wants._recent.clear()
         results: dict[int, bytes] = {}
 
         async def read(piece: int, *, heal: bool) -> None:
@@ -96,7 +96,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
                 nursery.start_soon(partial(read, 70, heal=False))
                 await trio.testing.wait_all_tasks_blocked()
                 nursery.start_soon(partial(read, 2, heal=True))
-                await until(lambda: 2 in torrent.transfer.pieces.wanted)
+                await until(lambda: 2 in torrent.fetcher.wants.read)
                 assert await torrent.read(3 * PIECE, PIECE) == content[3 * PIECE : 4 * PIECE]
                 async with nodes.open("1", address[1]) as seeder:
                     await seeder.restore()

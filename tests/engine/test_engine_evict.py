@@ -18,7 +18,7 @@ from p2pcloop.store.have import HaveView
 from p2pcloopd.engine import holes
 from p2pcloopd.engine.content import Content
 from p2pcloopd.engine.engine import Engine
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.holes import allocated, needed
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
@@ -79,13 +79,13 @@ async def fetched(nodes: Nodes, seeder: Engine, reader: Engine, content: bytes) 
 
 
 def room(torrent: Torrent) -> int:
-    disk = torrent.transfer.stored
+    disk = torrent.store.stored
     return allocated(disk.content)
 
 
 def is_tight(torrent: Torrent) -> bool:
     """Whether no more room is taken than the pieces need that are here."""
-    disk = torrent.transfer.stored
+    disk = torrent.store.stored
     return allocated(disk.content) <= needed(disk.content, disk.layout, disk.have.to_list())
 
 
@@ -197,7 +197,7 @@ async def test_what_an_interrupted_eviction_left_is_given_back(
 ) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         torrent = await fetched(nodes, seeder, reader, content)
-        torrent.transfer.stored.evict(range(100, 110))
+        torrent.store.stored.evict(range(100, 110))
         assert not is_tight(torrent)
         assert await torrent.evict(())
         assert is_tight(torrent)
@@ -229,7 +229,7 @@ async def test_killed_at_every_step(nodes: Nodes, content: bytes, tmp_path: Path
     async with nodes.open("1") as seeder:
         async with nodes.open("2") as reader:
             torrent = await fetched(nodes, seeder, reader, content)
-            layout, meta = await torrent.metadata(), torrent.transfer.stored._meta
+            layout, meta = await torrent.metadata(), torrent.store.stored._meta
         whole, store = tmp_path / "whole", tmp_path / "2" / "torrents"
         store.rename(whole)
         directory = store / torrent.info_hash.hex()
@@ -248,7 +248,7 @@ async def test_killed_at_every_step(nodes: Nodes, content: bytes, tmp_path: Path
                 (torrent,) = reader.torrents
                 # Of pieces whose bits were cleared, those that keep their room are here again.
                 right = layout.pieces - len(kept.wrong_pieces(meta, range(layout.pieces)))
-                assert torrent.transfer.stored.have.count == right >= len(here)
+                assert torrent.store.stored.have.count == right >= len(here)
                 assert await torrent.evict(())
                 assert is_tight(torrent)
                 with trio.fail_after(PATIENCE):

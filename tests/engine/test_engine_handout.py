@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-import pytest
 import trio
 import trio.lowlevel
 
 from p2pcloop.errors import NotHereError
-from p2pcloopd.engine import ahead
 from p2pcloopd.engine.engine import Engine
-from p2pcloopd.engine.handout import Handed
+from p2pcloopd.engine.fetch.ranges import Came, Dispatched, NoServers
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.waiting import until
+from tests.support.fake_servers import Dispatcher
 
 PIECE = 1 << 14
 PATIENCE = 30
@@ -41,7 +41,7 @@ class Origin:
     seconds: float = 0.01
     refused: list[int] = field(default_factory=list)
 
-    async def ask(self, pieces: Sequence[int], size: int) -> Handed | None:
+    async def ask(self, pieces: Sequence[int], size: int) -> Dispatched | None:
         await trio.sleep(self.seconds)
         for piece in pieces:
             if piece not in self.handed:
@@ -50,12 +50,15 @@ class Origin:
                     return None
                 data = self.content[piece * PIECE :][:size]
                 data = bytes(len(data)) if self.wrong else data
-                return Handed(piece, data, SEEDER, partial(self.refused.append, piece))
+                came = Came(data, "http://fake/", partial(self.refused.append, piece))
+                return Dispatched(piece, came, SEEDER)
         return None
 
 
 @asynccontextmanager
-async def crowd(nodes: Nodes, content: bytes) -> AsyncIterator[tuple[list[Engine], list[Torrent]]]:
+async def crowd(
+    nodes: Nodes, content: bytes, tuning: Tuning = TUNING
+) -> AsyncIterator[tuple[list[Engine], list[Torrent]]]:
     """A seeder, and three that know it and one another and have the metadata: four engines."""
     async with AsyncExitStack() as stack:
         seeder = await stack.enter_async_context(nodes.open("1"))
@@ -64,12 +67,17 @@ async def crowd(nodes: Nodes, content: bytes) -> AsyncIterator[tuple[list[Engine
         torrents: list[Torrent] = []
         peers = list(seeder.listen_ports)
         for name in "234":
-            engine = await stack.enter_async_context(nodes.open(name))
+            engine = await stack.enter_async_context(nodes.open(name, tuning=tuning))
             torrents.append(await engine.add(seeded.info_hash, peers=peers))
             engines.append(engine)
             peers += engine.listen_ports
             await torrents[-1].metadata()
         yield engines, torrents
+
+
+def exclusive(torrent: Torrent) -> bool:
+    """Whether the dispatcher's host is no peer."""
+    return bool(torrent.fetcher.exclusive_hosts())
 
 
 def connected(torrent: Torrent) -> set[str]:
@@ -95,7 +103,7 @@ async def test_each_piece_comes_once_and_the_rest_from_the_others(
     with trio.fail_after(PATIENCE):
         async with crowd(nodes, content) as (engines, torrents):
             for torrent in torrents:
-                torrent.handout.ask = origin.ask
+                torrent.servers = Dispatcher(origin.ask)
             await read_all(torrents, content)
             assert len(set(origin.handed)) == len(origin.handed)
             # A few came by BitTorrent, before those who want the same knew of one another.
@@ -105,23 +113,22 @@ async def test_each_piece_comes_once_and_the_rest_from_the_others(
 
 
 async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes
 ) -> None:
-    monkeypatch.setattr(ahead, "LINGER_SECONDS", 1.5)
     origin = Origin(content)
     with trio.fail_after(PATIENCE):
-        async with crowd(nodes, content) as (_, torrents):
+        async with crowd(nodes, content, replace(TUNING, crowd_linger=1.5)) as (_, torrents):
             for torrent in torrents:
-                torrent.handout.ask = origin.ask
+                torrent.servers = Dispatcher(origin.ask)
             first, *_ = torrents
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read_all, torrents, content[:1_000_000])
-                await until(lambda: first.transfer.apart)
+                await until(lambda: exclusive(first))
                 await until(lambda: "127.0.0.1" not in connected(first))
             assert connected(first) >= {"127.0.0.3", "127.0.0.4"}
-            await until(lambda: not first.transfer.crowd)
-            assert not first.transfer.apart
-            first.handout.ask = None
+            await until(lambda: not first.fetcher.crowd)
+            assert not exclusive(first)
+            first.servers = NoServers()
             await first.read(len(content) - 3, 3)
             assert "127.0.0.1" in connected(first)
 
@@ -134,11 +141,11 @@ async def test_who_hands_out_stays_the_peer_of_other_torrents(nodes: Nodes, cont
             other = await engines[1].add(seeded.info_hash, peers=engines[0].listen_ports)
             await other.read(0, 1)
             for torrent in torrents:
-                torrent.handout.ask = origin.ask
+                torrent.servers = Dispatcher(origin.ask)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read_all, torrents, content)
                 first = torrents[0]
-                await until(lambda: first.transfer.apart and "127.0.0.1" not in connected(first))
+                await until(lambda: exclusive(first) and "127.0.0.1" not in connected(first))
                 assert "127.0.0.1" in connected(other)
                 assert await other.read(0, len(more)) == more
 
@@ -150,26 +157,26 @@ async def test_what_is_handed_out_and_does_not_come_is_asked_of_the_swarm(
     with trio.fail_after(PATIENCE):
         async with crowd(nodes, content) as (_, torrents):
             for torrent in torrents:
-                torrent.handout.ask = origin.ask
+                torrent.servers = Dispatcher(origin.ask)
             await read_all(torrents, content)
 
 
 async def test_wrong_pieces_and_a_mirror_that_hands_out_nothing(
     nodes: Nodes, content: bytes
 ) -> None:
-    async def nothing(*_: object) -> Handed | None:
+    async def nothing(*_: object) -> Dispatched | None:
         await trio.lowlevel.checkpoint()
         raise NotHereError("it is no node")
 
     liar = Origin(content, wrong=True)
     with trio.fail_after(PATIENCE):
         async with crowd(nodes, content) as (_, torrents):
-            torrents[0].handout.ask = liar.ask
-            torrents[1].handout.ask = nothing
+            torrents[0].servers = Dispatcher(liar.ask)
+            torrents[1].servers = Dispatcher(nothing)
             await read_all(torrents, content)
             assert liar.refused
             assert len(liar.handed) <= 4
-            assert not torrents[0].handout.ready()
+            assert not torrents[0].fetcher.dispatch.ready(trio.current_time())
 
 
 async def test_a_guest_is_given_what_it_waits_for_first(nodes: Nodes, content: bytes) -> None:
@@ -179,7 +186,7 @@ async def test_a_guest_is_given_what_it_waits_for_first(nodes: Nodes, content: b
             first, *_ = torrents
             async with trio.open_nursery() as nursery:
                 for torrent in torrents:
-                    torrent.handout.ask = origin.ask
+                    torrent.servers = Dispatcher(origin.ask)
                 nursery.start_soon(read_all, torrents, content)
-                await until(lambda: first.transfer.apart)
+                await until(lambda: exclusive(first))
                 assert await first.read(len(content) - 3, 3) == content[-3:]

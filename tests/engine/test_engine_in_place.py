@@ -16,8 +16,7 @@ from p2pcloop.store.have import HaveFile
 from p2pcloop.store.in_place import STAMPS
 from p2pcloopd.engine import in_place, seeding
 from p2pcloopd.engine.content import Content, hash_pieces
-from p2pcloopd.engine.copies import COPIES, load_copies, note_copy
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.metainfo import TorrentLayout
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
@@ -80,7 +79,7 @@ async def test_a_file_that_was_swapped_is_shown_to_nobody(
     engine = nodes.open("1")
     async with engine as seeder:
         seeded = await seeder.seed(source.staging)
-        held = seeded.transfer.stored.content
+        held = seeded.store.stored.content
         assert held.read(70 * PIECE, 100) == content[70 * PIECE :][:100]
         swap(source.pack)
         assert held.read(70 * PIECE, 100) == content[70 * PIECE :][:100], "the one that was opened"
@@ -98,7 +97,7 @@ async def _shows_nothing(
 ) -> None:
     await becomes(seeded, told)
     assert seeded.have_bytes == 0
-    assert not seeded.transfer.stored.has(70 * PIECE, 100)
+    assert not seeded.store.stored.has(70 * PIECE, 100)
     with pytest.raises(CorruptError, match=told):
         await seeded.read(70 * PIECE, 100)
     async with nodes.open("2") as reader:
@@ -167,7 +166,7 @@ def copy_of(nodes: Nodes, content: bytes) -> Source:
 
 
 def read_from(seeded: Torrent) -> list[Path]:
-    return [held.path for held in seeded.transfer.stored.content.held().values()]
+    return [held.path for held in seeded.store.stored.content.held().values()]
 
 
 async def test_a_copy_takes_over_where_the_first_is_gone_and_the_other_way_round(
@@ -293,7 +292,7 @@ async def test_a_file_that_cannot_be_read_is_not_served_for_a_while(
     source = nodes.source("1", content)
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(source.staging)
-        await until(lambda: seeded.transfer.running)
+        await until(lambda: seeded.store.running)
         monkeypatch.setattr(in_place, "LOOK_SECONDS", 1000)
         seeded.in_place.wake()
         await trio.testing.wait_all_tasks_blocked()
@@ -316,7 +315,7 @@ async def test_rot_of_a_file_in_place_is_told(nodes: Nodes, content: bytes) -> N
     source = nodes.source("1", content)
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(source.staging)
-        stored = seeded.transfer.stored
+        stored = seeded.store.stored
         flip(source.pack, 70 * PIECE - 50_001)
         stored._right = stored.content.stamps()  # as if nothing had been written
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
@@ -390,7 +389,7 @@ async def test_what_others_are_given_was_compared(
     staging, _ = own(nodes, "1", content)
     async with nodes.open("1") as seeder:
         seeded = await seeder.seed(staging)
-        stored = seeded.transfer.stored
+        stored = seeded.store.stored
         pack = nodes.files("1", seeded.info_hash) / "pack"
         for at, length in ((0, 10), (70 * PIECE - 5, 10), (50_000, 3 * PIECE), (0, len(content))):
             assert await seeded.audit.read(at, length) == content[at:][:length]

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
 import trio.testing
 
-from p2pcloopd.engine import interest, transfer
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.waiting import until
+from tests.support.fake_servers import RangeServer
 
 PIECE = 1 << 14
 PATIENCE = 30
 
 
 @asynccontextmanager
-async def reading(nodes: Nodes, content: bytes) -> AsyncIterator[Torrent]:
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+async def reading(nodes: Nodes, content: bytes, tuning: Tuning = TUNING) -> AsyncIterator[Torrent]:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=tuning) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
@@ -50,18 +52,21 @@ async def test_a_small_torrent_is_asked_for_whole(nodes: Nodes, content: bytes) 
 
 @pytest.mark.usefixtures("foreign")
 async def test_of_a_larger_one_a_window_from_what_was_read_on_and_not_for_long(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes
 ) -> None:
-    monkeypatch.setattr(transfer, "SMALL", 0)
-    monkeypatch.setattr(interest, "LINGER_SECONDS", 0)
-    async with reading(nodes, content) as torrent:
+    async with reading(nodes, content, replace(TUNING, small_torrent=0)) as torrent:
+        await torrent.read(60 * PIECE, 1)
+        await until(lambda: all(map(torrent.store.has, range(60, 70))))
+        await until(lambda: torrent.have_bytes == len(content))
+
+
+@pytest.mark.usefixtures("foreign")
+async def test_interest_ends_some_time_after_the_last_read(nodes: Nodes, content: bytes) -> None:
+    tuning = replace(TUNING, small_torrent=0, interest_linger=0)
+    async with reading(nodes, content, tuning) as torrent:
         await torrent.read(50 * PIECE, 1)
         await trio.testing.wait_all_tasks_blocked(0.1)
         assert torrent.have_bytes == PIECE
-        monkeypatch.setattr(interest, "LINGER_SECONDS", 3600)
-        await torrent.read(60 * PIECE, 1)
-        await until(lambda: all(map(torrent.transfer.has, range(60, 70))))
-        await until(lambda: torrent.have_bytes == len(content))
 
 
 @pytest.mark.usefixtures("foreign")
@@ -72,7 +77,7 @@ async def test_where_a_server_can_be_asked_there_is_no_need(nodes: Nodes, conten
 
     async with reading(nodes, content) as torrent:
         await torrent.metadata()
-        torrent.direct.ask = ask
+        torrent.servers = RangeServer(ask)
         await torrent.read(50 * PIECE, 1)
         await until(lambda: torrent.have_bytes == PIECE)
         await trio.testing.wait_all_tasks_blocked(0.1)

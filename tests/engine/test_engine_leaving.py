@@ -11,6 +11,7 @@ import trio.testing
 
 from p2pcloop.errors import StorageError
 from p2pcloopd.engine import engine
+from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.record import Record, Sources
 from p2pcloopd.engine.seeding import make_torrent
 from p2pcloopd.engine.session import open_session
@@ -33,7 +34,7 @@ async def _cancel_while_left(torrent: Torrent, work: Callable[[], Awaitable[obje
     scope = trio.CancelScope()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        while torrent.transfer.running:
+        while torrent.store.running:
             await trio.lowlevel.checkpoint()
         scope.cancel()
 
@@ -55,7 +56,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_torrent_in_its_swarm(
             await torrent.save()
             flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
             await _cancel_while_left(torrent, work[what])
-            assert torrent.transfer.running
+            assert torrent.store.running
             assert await torrent.read(70 * PIECE, PIECE) == content[70 * PIECE :][:PIECE]
 
 
@@ -90,13 +91,13 @@ async def test_a_piece_that_arrives_while_the_swarm_is_left_is_fetched_again(
         with trio.fail_after(PATIENCE):
             await torrent.read(0, PIECE)
             await torrent.save()
-            await torrent.transfer.leave()
+            await torrent.fetcher.leave()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read)
                 await trio.testing.wait_all_tasks_blocked()
-                torrent.transfer.on_piece_arrived(70)  # the news was on its way
-                assert not torrent.transfer.arrived
-                torrent.transfer.join()
+                torrent.fetcher.on_piece_arrived(70)  # the news was on its way
+                assert not torrent.store.arrived
+                torrent.fetcher.join()
         assert got == [content[70 * PIECE :][:PIECE]]
 
 
@@ -109,7 +110,14 @@ async def test_metadata_that_comes_while_the_engine_ends_is_let_go(
     record = Record(staging)
     async with open_session(EngineSettings()) as session:
         swarm = SessionSwarm(session, info_hash, record.data)
-        torrent = Torrent(info_hash, record, swarm, session.decode, lambda _torrent: None)
+        torrent = Torrent(
+            info_hash,
+            record,
+            swarm,
+            Demand(),
+            decode=session.decode,
+            on_stall=lambda _torrent: None,
+        )
         async with trio.open_nursery() as nursery:
             swarm.attach(torrent, nursery)
             nursery.cancel_scope.cancel()

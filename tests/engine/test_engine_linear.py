@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from p2pcloopd.engine import peers
-from p2pcloopd.engine.fill import fill
-from p2pcloopd.engine.transfer import Transfer
+from p2pcloopd.engine.fetch.backfill import fill
+from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
 
 PATIENCE = 30
@@ -18,20 +19,19 @@ PATIENCE = 30
 async def test_a_fill_looks_at_each_piece_a_few_times(
     nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "MIN_WINDOW", 1)
-    monkeypatch.setattr(peers, "MAX_WINDOW", 1)  # a piece at a time
-    looks, has = [0], Transfer.has
+    tuning = replace(TUNING, min_window=1, max_window=1)  # a piece at a time
+    looks, has = [0], Store.has
 
-    def counted(transfer: Transfer, piece: int) -> bool:
+    def counted(store: Store, piece: int) -> bool:
         looks[0] += 1
-        return has(transfer, piece)
+        return has(store, piece)
 
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=tuning) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             layout = await torrent.metadata()
-            monkeypatch.setattr(Transfer, "has", counted)
+            monkeypatch.setattr(Store, "has", counted)
             await fill(torrent, 0)
     assert layout.pieces > 100
     assert looks[0] < 30 * layout.pieces

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from p2pcloop.store import parts
 from p2pcloop.store.parts import Parts
-from p2pcloopd.engine import completion, provisional
-from p2pcloopd.engine.demand import Demand
-from p2pcloopd.engine.provisional import Provisional
+from p2pcloopd.engine.fetch import provisional
+from p2pcloopd.engine.fetch.demand import Demand
+from p2pcloopd.engine.fetch.provisional import Provisional
+from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
 from tests.support.waiting import until
+from tests.support.fake_servers import RangeServer
 
 PIECE = 16384
 PATIENCE = 30
@@ -34,19 +37,15 @@ def on_disk(directory: Path) -> list[tuple[int, int]]:
         return Parts(Path(copy)).ranges
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces are completed as soon as no reader waits."""
-    monkeypatch.setattr(completion, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(completion, "QUIET_SECONDS", 0.05)
+AT_ONCE = replace(TUNING, complete_idle=0.05, complete_quiet=0.05)
+"""Pieces are completed as soon as no reader waits."""
 
 
-@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("same", [True, False], ids=["of the torrent", "of another"])
 async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
     nodes: Nodes, content: bytes, same: bool
 ) -> None:
-    async with nodes.open("2") as partial, nodes.open("3") as reader:
+    async with nodes.open("2") as partial, nodes.open("3", tuning=AT_ONCE) as reader:
         async with nodes.open("1") as seeder:
             seeded = await seeder.seed(nodes.source("1", content).staging)
             half = await partial.add(seeded.info_hash, peers=seeder.listen_ports)
@@ -65,7 +64,7 @@ async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_wait
                 await trio.testing.wait_all_tasks_blocked()
                 kept = [(0, 100), (20 * PIECE - 1, 2), (110 * PIECE, 10), (30 * PIECE, 3 * PIECE)]
                 for offset, length in kept:
-                    torrent.provisional.keep(offset, content[offset : offset + length])
+                    torrent.store.provisional.keep(offset, content[offset : offset + length])
                 for piece in range(40, 50):
                     assert await torrent.read(piece * PIECE, 1) == content[piece * PIECE :][:1]
                 await torrent.save()
@@ -76,19 +75,20 @@ async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_wait
             await until(lambda: on_disk(directory) == [(110 * PIECE, 10)])
             assert torrent.have_bytes == (10 + 1 + 2 + 3) * PIECE
             assert not torrent.peers.wanted
-            assert await torrent.read_provisional(110 * PIECE, 10) == content[110 * PIECE :][:10]
+            assert (
+                await torrent.reads.read_provisional(110 * PIECE, 10) == content[110 * PIECE :][:10]
+            )
 
 
 async def test_pieces_are_completed_once_nobody_reads_or_it_was_published(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes
 ) -> None:
-    monkeypatch.setattr(completion, "QUIET_SECONDS", 0)
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             await torrent.metadata()
-            torrent.provisional.keep(5, b"x")
+            torrent.store.provisional.keep(5, b"x")
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert torrent.have_bytes == 0
             torrent.completion.hurry()
@@ -96,18 +96,17 @@ async def test_pieces_are_completed_once_nobody_reads_or_it_was_published(
 
 
 async def test_ranges_are_written_when_no_reader_waits_or_they_are_many_or_the_node_stops(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes
 ) -> None:
-    monkeypatch.setattr(provisional, "WRITE_BYTES", 1000)
-    monkeypatch.setattr(provisional, "WRITE_SECONDS", 3600)
-    async with nodes.open("2") as reader:
+    tuning = replace(TUNING, write_bytes=1000, write_after=3600)
+    async with nodes.open("2", tuning=tuning) as reader:
         torrent = await reader.add(b"t" * 20)
         directory = nodes.directory("2", torrent.info_hash)
-        keep = torrent.provisional.keep
+        keep = torrent.store.provisional.keep
         with trio.fail_after(PATIENCE):
             with reader.demand.waiting():
                 keep(0, content[:600])
-                await trio.testing.wait_all_tasks_blocked(2 * provisional.WRITE_QUIET_SECONDS)
+                await trio.testing.wait_all_tasks_blocked(2 * TUNING.write_quiet)
                 assert on_disk(directory) == []
                 keep(1000, content[1000:1400])
                 await until(lambda: on_disk(directory) == [(0, 600), (1000, 400)])
@@ -117,34 +116,32 @@ async def test_ranges_are_written_when_no_reader_waits_or_they_are_many_or_the_n
             await until(lambda: len(on_disk(directory)) == 3)
             with reader.demand.waiting():
                 keep(2500, b"z")
-                await torrent.provisional.flush()
+                await torrent.store.provisional.flush()
                 assert len(on_disk(directory)) == 4
-                await torrent.provisional.flush()
+                await torrent.store.provisional.flush()
                 keep(3000, b"y")
-                assert await torrent.read_provisional(3000, 1) == b"y"
+                assert await torrent.reads.read_provisional(3000, 1) == b"y"
                 await trio.testing.wait_all_tasks_blocked(0.05)
     assert on_disk(directory) == [(0, 600), (1000, 400), (2000, 1), (2500, 1), (3000, 1)]
 
 
-@pytest.mark.usefixtures("at_once")
 async def test_a_range_that_lies_outside_is_dropped(nodes: Nodes, content: bytes) -> None:
     """It was never compared with anything: who gave it may have told anything."""
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         directory = nodes.directory("2", seeded.info_hash)
-        torrent.provisional.keep(len(content) - 10, b"eleven byte")
-        torrent.provisional.keep(5, b"x")
+        torrent.store.provisional.keep(len(content) - 10, b"eleven byte")
+        torrent.store.provisional.keep(5, b"x")
         with trio.fail_after(PATIENCE):
             torrent.completion.hurry()
             await torrent.metadata()
-            await until(lambda: not torrent.provisional.ranges)
-            await torrent.provisional.flush()
+            await until(lambda: not torrent.store.provisional.ranges)
+            await torrent.store.provisional.flush()
         assert not (directory / "parts").exists()
         assert torrent.have_bytes == PIECE
 
 
-@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
 async def test_what_lies_between_is_asked_of_a_server_and_what_is_wrong_again(
     nodes: Nodes, content: bytes, wrong: bool
@@ -156,38 +153,37 @@ async def test_what_lies_between_is_asked_of_a_server_and_what_is_wrong_again(
         await trio.lowlevel.checkpoint()
         return content[offset : offset + length]
 
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        torrent.direct.ask = ask
+        torrent.servers = RangeServer(ask)
         at = 3 * PIECE + 1000
         part = content[at : at + PIECE]
-        torrent.provisional.keep(at, part[:-1] + b"w" if wrong else part)
+        torrent.store.provisional.keep(at, part[:-1] + b"w" if wrong else part)
         with trio.fail_after(PATIENCE):
             await torrent.metadata()
             await until(lambda: torrent.have_bytes == 2 * PIECE)
-            await until(lambda: not torrent.provisional.ranges)
+            await until(lambda: not torrent.store.provisional.ranges)
             assert await torrent.read(at, PIECE) == part
         rest = [(3 * PIECE, 1000), (at + PIECE, PIECE - 1000)]
         assert asked == ([*rest, (at, PIECE)] if wrong else rest)
-        received = (await reader.statistics()).torrents[0].traffic.payload_received
-        assert received == 0
+        assert sum(peer.received for peer in torrent.traffic().peers) == 0
 
 
 async def test_bytes_of_pieces_and_of_ranges_are_read_as_one(nodes: Nodes, content: bytes) -> None:
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             await torrent.read(PIECE, PIECE)
-            torrent.provisional.keep(PIECE - 100, content[PIECE - 100 :][:100])
-            torrent.provisional.keep(2 * PIECE, content[2 * PIECE :][:50])
-            torrent.provisional.keep(2 * PIECE + 50, content[2 * PIECE + 50 :][:50])
+            torrent.store.provisional.keep(PIECE - 100, content[PIECE - 100 :][:100])
+            torrent.store.provisional.keep(2 * PIECE, content[2 * PIECE :][:50])
+            torrent.store.provisional.keep(2 * PIECE + 50, content[2 * PIECE + 50 :][:50])
             for at, size in ((PIECE - 100, PIECE + 200), (PIECE - 1, 2), (2 * PIECE + 10, 80)):
-                found = await torrent.read_provisional(at, size)
+                found = await torrent.reads.read_provisional(at, size)
                 assert found == content[at : at + size]
             for at, size in ((PIECE - 101, 2), (2 * PIECE + 10, 91), (PIECE, 10), (0, 1)):
-                assert await torrent.read_provisional(at, size) is None
+                assert await torrent.reads.read_provisional(at, size) is None
 
 
 class Machine(RuleBasedStateMachine):
@@ -218,7 +214,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _play(self) -> None:
         here: set[int] = set()
-        kept = Provisional(self.directory, Demand)
+        kept = Provisional(self.directory, Demand())
         for what, at, length in self.steps:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(kept.flush)  # beside whatever happens
@@ -240,7 +236,7 @@ class Machine(RuleBasedStateMachine):
                 assert sum(size for _, size in kept.ranges) == len(here)
             if what == "reopen":
                 await kept.flush()
-                kept = Provisional(self.directory, Demand)
+                kept = Provisional(self.directory, Demand())
                 assert kept.size == len(here)
         await kept.flush()
         found = {byte for at, size in on_disk(self.directory) for byte in range(at, at + size)}
@@ -261,7 +257,7 @@ async def test_ranges_beyond_the_room_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provisional, "MAX_BYTES", 10)
-    kept = Provisional(tmp_path, Demand)
+    kept = Provisional(tmp_path, Demand())
     kept.keep(0, b"12345678")
     kept.keep(100, b"123")
     kept.keep(100, b"12")
@@ -271,12 +267,11 @@ async def test_ranges_beyond_the_room_are_not_kept(
 async def test_a_disk_that_refuses_costs_nothing_that_is_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provisional, "UNWRITTEN_BYTES", 10)
 
     def refuse(*_: object) -> int:
         raise OSError(28, "no room")
 
-    kept = Provisional(tmp_path, Demand)
+    kept = Provisional(tmp_path, Demand(), tuning=replace(TUNING, unwritten=10))
     with monkeypatch.context() as patch:
         patch.setattr(parts, "_write", refuse)
         kept.keep(0, b"12345678")
@@ -286,4 +281,4 @@ async def test_a_disk_that_refuses_costs_nothing_that_is_in_memory(
         await kept.flush()
         assert kept.ranges == [(100, 3)]
     await kept.flush()
-    assert Provisional(tmp_path, Demand).ranges == [(100, 3)]
+    assert Provisional(tmp_path, Demand()).ranges == [(100, 3)]

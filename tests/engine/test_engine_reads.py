@@ -15,7 +15,7 @@ from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine import peers, settings
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
@@ -62,7 +62,7 @@ async def test_what_was_just_brought_is_read_from_memory(
             def refuse(_offset: int, _length: int) -> bytes:
                 raise AssertionError("read from the files")
 
-            monkeypatch.setattr(torrent.transfer.stored.content, "read", refuse)
+            monkeypatch.setattr(torrent.store.stored.content, "read", refuse)
             assert await torrent.read(PIECE + 5, 2 * PIECE) == content[PIECE + 5 :][: 2 * PIECE]
 
 
@@ -120,10 +120,10 @@ async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, conten
                 scope = trio.CancelScope()
                 nursery.start_soon(read_in_vain, scope)
                 await trio.testing.wait_all_tasks_blocked()
-                assert sorted(torrent.transfer.pieces.wanted) == [0, 1, 2, 3, 4]
+                assert sorted(torrent.fetcher.wants.read) == [0, 1, 2, 3, 4]
                 scope.cancel()
                 await trio.testing.wait_all_tasks_blocked()
-                assert sorted(torrent.transfer.pieces.wanted) == [0, 1, 2]
+                assert sorted(torrent.fetcher.wants.read) == [0, 1, 2]
                 async with nodes.open("1", port) as back:
                     await back.restore()
                     await until(lambda: results)

@@ -6,15 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
-import pytest
 import trio
 
 from p2pcloop.errors import NotHereError, UnreachableError
-from p2pcloopd.engine import http_pieces
-from p2pcloopd.engine.fill import fetch_all
-from p2pcloopd.engine.http_pieces import Came
+from p2pcloopd.engine.fetch.backfill import fetch_all
+from p2pcloopd.engine.fetch.ranges import Came, NoServers
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
@@ -24,8 +24,8 @@ PIECE = 1 << 14
 PATIENCE = 30
 
 
-class FakeServers:
-    """One server (p2pcloopd.engine.http_pieces.Servers).
+class FakeServers(NoServers):
+    """One server (p2pcloopd.engine.fetch.ranges.Servers).
 
     Attributes:
         asked: the ranges that it was asked for.
@@ -55,7 +55,7 @@ class FakeServers:
     def whole_ready_at(self) -> float:
         return self.down_until if self.whole_only else math.inf
 
-    async def get(self, offset: int, length: int) -> Came:
+    async def get(self, offset: int, length: int, *, spread: bool = False) -> Came:  # noqa: ARG002
         self.asked.append(range(offset, offset + length))
         await self.may_answer.wait()
         await trio.lowlevel.checkpoint()
@@ -90,10 +90,10 @@ class FakeServers:
 
 @asynccontextmanager
 async def reading(
-    nodes: Nodes, content: bytes, *, peer: bool = False
+    nodes: Nodes, content: bytes, *, peer: bool = False, tuning: Tuning = TUNING
 ) -> AsyncIterator[tuple[Torrent, FakeServers]]:
     """A node that knows the metadata and a server, and is connected to a seeder or knows none."""
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=tuning) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
@@ -102,7 +102,7 @@ async def reading(
                 await seeder.close()
                 await until(lambda: not torrent.peers.connected)
             servers = FakeServers(content)
-            torrent.http.servers = servers
+            torrent.servers = servers
             yield torrent, servers
 
 
@@ -111,7 +111,7 @@ async def test_all_comes_from_a_server_where_no_peer_is(nodes: Nodes, content: b
         await fetch_all(torrent)
         assert torrent.usable()
         assert sorted(servers.pieces()) == list(range(len(content) // PIECE + 1))  # each once
-        assert all(len(each) <= http_pieces.MAX_RANGE for each in servers.asked)
+        assert all(len(each) <= TUNING.max_range for each in servers.asked)
         traffic = torrent.traffic()
         assert traffic.payload_received == len(content)
         assert [(each.base, each.received) for each in traffic.servers] == [
@@ -125,7 +125,7 @@ async def test_what_a_reader_waits_for_comes_first(nodes: Nodes, content: bytes)
         servers.down_until = trio.current_time() + 0.2
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetch_all, torrent)
-            await until(lambda: torrent.transfer._background.asked)
+            await until(lambda: torrent.fetcher.wants.table)
             assert await torrent.read(100 * PIECE + 1, 9) == content[100 * PIECE + 1 :][:9]
             assert servers.asked[0].start == 100 * PIECE
             nursery.cancel_scope.cancel()
@@ -157,10 +157,10 @@ async def test_web_seeds_serve_beside_peers(nodes: Nodes, content: bytes) -> Non
 
 
 async def test_what_a_server_does_not_bring_soon_is_asked_of_peers(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes
 ) -> None:
-    monkeypatch.setattr(http_pieces, "HEDGE_SECONDS", 0.05)
-    async with reading(nodes, content, peer=True) as (torrent, servers):
+    tuning = replace(TUNING, server_hedge=0.05)
+    async with reading(nodes, content, peer=True, tuning=tuning) as (torrent, servers):
         servers.seeds, servers.may_answer = True, trio.Event()
         await fetch_all(torrent)
         assert servers.asked
@@ -175,7 +175,7 @@ async def test_pieces_that_no_server_has_keep_no_others_waiting(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetch_all, torrent)
             whole = len(content) // PIECE + 1
-            await until(lambda: torrent.transfer.stored.have.count == whole - 2)
+            await until(lambda: torrent.store.stored.have.count == whole - 2)
             assert servers.asked.count(range(3 * PIECE, 4 * PIECE)) == 1  # not again and again
             async with nodes.open("3") as other:
                 seeded = await other.seed(nodes.source("3", content).staging)
@@ -192,16 +192,14 @@ async def test_a_server_that_lies_is_told_and_not_asked_again(nodes: Nodes, cont
             await until(lambda: servers.refused)
             asked = len(servers.asked)
             await trio.sleep(0.05)
-            assert len(servers.asked) == asked <= http_pieces.CONNECTIONS
+            assert len(servers.asked) == asked <= TUNING.server_concurrency
             assert torrent.have_bytes == 0
             nursery.cancel_scope.cancel()
 
 
-async def test_of_a_server_of_whole_files_all_is_taken_once(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_pieces, "UNSAVED_BYTES", 4 * PIECE)
-    async with reading(nodes, content) as (torrent, servers):
+async def test_of_a_server_of_whole_files_all_is_taken_once(nodes: Nodes, content: bytes) -> None:
+    tuning = replace(TUNING, whole_unsaved=4 * PIECE)
+    async with reading(nodes, content, tuning=tuning) as (torrent, servers):
         servers.whole_only = True
         async with trio.open_nursery() as nursery:
             for at in (0, 50, 99):

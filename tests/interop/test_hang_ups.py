@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcloopd.engine.fill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.foreign import (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import FormatError, NotHereError
+from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.programs import Node, Nodes
 from tests.support.waiting import wait_until
 
@@ -62,9 +63,9 @@ def test_ranges_come_in_their_order_also_where_the_metadata_comes_later(nodes: N
         ranges = [[published["torrent"], piece * PIECE, 1] for piece in wanted]
         client.call("stream", take, ranges=ranges)
     assert sorted(order) == list(range(60))
-    # What is asked for at once may come in any order: 128 KiB, twice as much at 1 MB/s
-    # (engine/peers.py). Shuffled it is some 50.
-    at_once = (256 << 10) // PIECE
+    # What is asked for at once may come in any order: a window of 128 KiB of peers, and beside it
+    # a range of 256 KiB of the node's HTTP server (engine/fetch/ranges.py). Shuffled it is some 50.
+    at_once = ((128 << 10) + TUNING.min_range) // PIECE
     assert max(abs(at - number) for at, number in enumerate(order)) <= at_once
 
 

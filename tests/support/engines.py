@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloopd.engine.engine import Engine, open_engine
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
 
@@ -29,10 +30,14 @@ class Nodes:
     root: Path
 
     def open(
-        self, name: str, port: int = 0, on_stall: Callable[[Torrent], None] | None = None
+        self,
+        name: str,
+        port: int = 0,
+        on_stall: Callable[[Torrent], None] | None = None,
+        tuning: Tuning = TUNING,
     ) -> AbstractAsyncContextManager[Engine]:
         """Open the engine of a node."""
-        return open_at(self.root / name / "torrents", f"127.0.0.{name}", port, on_stall)
+        return open_at(self.root / name / "torrents", f"127.0.0.{name}", port, on_stall, tuning)
 
     def source(self, name: str, content: bytes, pack_name: str | None = None) -> Source:
         """Prepare content for a node: an index, and a pack that lies elsewhere."""
@@ -55,11 +60,15 @@ class Nodes:
 
 
 def open_at(
-    store: Path, host: str, port: int = 0, on_stall: Callable[[Torrent], None] | None = None
+    store: Path,
+    host: str,
+    port: int = 0,
+    on_stall: Callable[[Torrent], None] | None = None,
+    tuning: Tuning = TUNING,
 ) -> AbstractAsyncContextManager[Engine]:
     """Open an engine on a store, listening on and connecting from a loopback address."""
     settings = EngineSettings(listen=((host, port),), outgoing=(host,))
-    return open_engine(settings, store, on_stall)
+    return open_engine(settings, store, on_stall, tuning)
 
 
 def flip(path: Path, offset: int) -> None:

@@ -22,8 +22,9 @@ import trio
 from trio.lowlevel import RunVar
 
 from p2pcloop.errors import CorruptError, NotHereError, P2pcloopError, StorageError
+from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ class Audit:
 
     def __init__(
         self,
-        transfer: Transfer,
+        store: Store,
+        fetcher: Fetcher,
         peers: Peers,
         verify: Callable[[Collection[int]], Awaitable[list[int]]],
         wake: Callable[[], None],
     ) -> None:
-        self._transfer = transfer
+        self._store = store
+        self._fetcher = fetcher
         self._peers = peers
         self._verify = verify
         self._wake = wake
@@ -88,7 +91,7 @@ class Audit:
             NotHereError: they are not, or were found wrong.
             StorageError: the disk refuses.
         """
-        stored = self._transfer.stored
+        stored = self._store.stored
         try:
             data = stored.read_right(offset, length, now=True)
             if data is None:
@@ -108,14 +111,14 @@ class Audit:
 
     def sent(self, piece: int) -> None:
         """Note that somebody was given a part of a piece over BitTorrent."""
-        since = self._compared.get(piece, self._transfer.compared_since)
+        since = self._compared.get(piece, self._store.compared_since)
         if trio.current_time() - since >= HOLDS_SECONDS:
             self._compared[piece] = trio.current_time()
             self.suspect([piece])
 
     def lost(self) -> list[int]:
         """The pieces that were found wrong, and are not here again."""
-        self._lost = {piece for piece in self._lost if not self._transfer.has(piece)}
+        self._lost = {piece for piece in self._lost if not self._store.has(piece)}
         return sorted(self._lost)
 
     async def run(self) -> None:
@@ -135,7 +138,7 @@ class Audit:
                     log.error("cannot compare pieces with their hashes: %s", err)
 
     async def _compare_all(self) -> None:
-        layout = self._transfer.stored.layout
+        layout = self._store.stored.layout
         step = max(1, STEP_BYTES // layout.piece_length)
         for first in range(0, layout.pieces, step):
             await self._compare(range(first, min(first + step, layout.pieces)))
@@ -157,7 +160,7 @@ class Audit:
                 with trio.move_on_after(HEAL_SECONDS):
                     try:
                         with self._peers.needed():
-                            await self._transfer.get(missing, keep=False, ahead=True)
+                            await self._fetcher.get(missing, keep=False, ahead=True)
                             continue
                     except P2pcloopError as err:
                         log.warning("what was wrong on the disk does not come again: %s", err)

@@ -12,8 +12,8 @@ import trio
 
 from p2pcloop.errors import MismatchError
 from p2pcloopd.engine.content import links
-from p2pcloopd.engine.copies import note_copy
-from p2pcloopd.engine.demand import Demand
+from p2pcloopd.engine.fetch.demand import Demand
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.metainfo import HASH_SIZE, TorrentLayout
 from p2pcloopd.engine.record import Peer, Record, Sources
 from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place, remove_directory
@@ -37,9 +37,14 @@ class Engine:
     """
 
     def __init__(
-        self, session: Session, store_dir: Path, on_stall: Callable[[Torrent], None]
+        self,
+        session: Session,
+        store_dir: Path,
+        on_stall: Callable[[Torrent], None],
+        tuning: Tuning,
     ) -> None:
         self._session = session
+        self._tuning = tuning
         self._store = store_dir
         self._on_stall = on_stall
         self.dht = Dht(session, session.settings.dht_nodes) if session.settings.dht else None
@@ -115,7 +120,7 @@ class Engine:
         """
         async with self._adding:
             torrent = self._torrents.get(info_hash)
-            if torrent is None or torrent.peers.wanted or torrent.transfer.pieces.wanted:
+            if torrent is None or torrent.peers.wanted or torrent.fetcher.wants.read:
                 return False
             with trio.CancelScope(shield=True):
                 del self._torrents[info_hash]
@@ -207,11 +212,18 @@ class Engine:
         record = Record(self._store / info_hash.hex())
         await trio.to_thread.run_sync(record.create)
         swarm = SessionSwarm(self._session, info_hash, record.data)
-        torrent = Torrent(info_hash, record, swarm, self._session.decode, self._on_stall)
+        torrent = Torrent(
+            info_hash,
+            record,
+            swarm,
+            self.demand,
+            decode=self._session.decode,
+            on_stall=self._on_stall,
+            tuning=self._tuning,
+        )
         torrent.elsewhere = elsewhere
         torrent.on_known = self._note_name
         torrent.saver.on_saved = self._tell_saved
-        torrent.transfer.demand = self.demand
         swarm.attach(torrent, self._nursery)
         await torrent.start(sources)
         self._torrents[info_hash] = torrent
@@ -254,12 +266,14 @@ async def open_engine(
     settings: EngineSettings,
     store_dir: Path,
     on_stall: Callable[[Torrent], None] | None = None,
+    tuning: Tuning = TUNING,
 ) -> AsyncIterator[Engine]:
     """Run an engine on a store (the home's `torrents`) while the context lasts.
 
     Leaving the context makes durable what has arrived, and takes 15 s at most.
 
     Args:
+        tuning: the fetch scheduler's constants.
         on_stall: called for a torrent every 10 s during which somebody waited and nothing came.
 
     Raises:
@@ -267,7 +281,7 @@ async def open_engine(
         UsageError: it cannot listen where it was told to.
     """
     async with open_session(settings) as session:
-        engine = Engine(session, store_dir, on_stall or (lambda _torrent: None))
+        engine = Engine(session, store_dir, on_stall or (lambda _torrent: None), tuning)
         try:
             async with trio.open_nursery() as nursery:
                 engine.serve(nursery)

@@ -15,8 +15,9 @@ import math
 import trio
 
 from p2pcloop.errors import StorageError
+from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.stored import Fault, Stored
-from p2pcloopd.engine.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,9 @@ class InPlace:
         lock: held while the membership in the swarm changes.
     """
 
-    def __init__(self, transfer: Transfer, lock: trio.Lock) -> None:
-        self._transfer = transfer
+    def __init__(self, store: Store, fetcher: Fetcher, lock: trio.Lock) -> None:
+        self._store = store
+        self._fetcher = fetcher
         self._lock = lock
         self._looking = trio.Lock()
         self._woken = trio.Event()
@@ -44,7 +46,7 @@ class InPlace:
         while True:
             self._woken = trio.Event()
             await self.look()
-            disk = self._transfer.disk
+            disk = self._store.disk
             seconds = LOOK_SECONDS if disk is not None and disk.in_place else math.inf
             with trio.move_on_after(seconds):
                 await self._woken.wait()
@@ -56,7 +58,7 @@ class InPlace:
     async def look(self) -> None:
         """Look at them, compare what is to be compared, and serve them or not."""
         async with self._looking:
-            disk = self._transfer.disk
+            disk = self._store.disk
             if disk is None or not disk.in_place:
                 return
             # A file system that does not answer holds nobody up.
@@ -90,11 +92,11 @@ class InPlace:
 
     async def _leave(self, disk: Stored) -> None:
         async with self._lock:
-            if self._transfer.disk is disk and self._transfer.running:
-                await self._transfer.leave()
-                self._transfer.notify()
+            if self._store.disk is disk and self._store.running:
+                await self._fetcher.leave()
+                self._store.changed.notify()
 
     async def _join(self, disk: Stored) -> None:
         async with self._lock:
-            if self._transfer.disk is disk and not self._transfer.running:
-                self._transfer.join()
+            if self._store.disk is disk and not self._store.running:
+                self._fetcher.join()

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import trio
 
 from p2pcloop.formats.link import format_peer
+from p2pcloopd.engine.fetch.health import Rate
+from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.swarm import ServerStatistics, Swarm, Traffic
+from p2pcloopd.tasks import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +32,6 @@ have it, and whoever is banned may be a seed that its user has mended since."""
 LOOK_SECONDS = 60
 """Between two searches for peers that nobody named; `STALL_SECONDS` where nothing comes."""
 
-MIN_WINDOW = 128 << 10
-MAX_WINDOW = 16 << 20
-WINDOW_SECONDS = 0.25
-"""A link is kept busy by what comes in a round trip, and a reader who wants something else waits
-for all that was asked for. So this is more than round trips take, and little more."""
-
-RATE_SECONDS = 0.1
 HTTP_RATE_SECONDS = 3.0
 """What counts as present: an answer is counted when all of it came."""
 
@@ -76,6 +72,7 @@ class Peers:
     Args:
         on_stall: called every 10 s while somebody waits and nothing comes.
         rejoin: leaves the swarm and joins it again; libtorrent's own bans end only so.
+        changed: notified when a peer is connected.
 
     Attributes:
         sources: where to look.
@@ -83,11 +80,17 @@ class Peers:
         received: bytes of content by address, of this run.
         received_total: bytes of content that came from all peers.
         by_http: bytes of content by the URL of the server that sent them, of this run.
-        heard_at: when a peer sent content last.
+        connections: how many were made so far.
+        heard_at: when a peer sent content last; bytes_at: when content arrived last, from wherever.
     """
 
     def __init__(
-        self, swarm: Swarm, on_stall: Callable[[], None], rejoin: Callable[[], Awaitable[None]]
+        self,
+        swarm: Swarm,
+        on_stall: Callable[[], None],
+        rejoin: Callable[[], Awaitable[None]],
+        tuning: Tuning,
+        changed: Pulse,
     ) -> None:
         self.sources = Sources()
         self.banned: set[Peer] = set()
@@ -99,6 +102,9 @@ class Peers:
         self._swarm = swarm
         self._on_stall = on_stall
         self._rejoin = rejoin
+        self._tuning = tuning
+        self._changed = changed
+        self.connections = 0
         self._acquitted = False
         self._needs = 0
         self._needed = trio.Event()
@@ -112,9 +118,8 @@ class Peers:
         self._lifted = 0.0
         self._dialled = -math.inf
         self._heard: dict[Peer, float] = {}
-        self._rate = 0.0
-        self._counted = 0
-        self._counting_since = 0.0
+        self.bytes_at = -math.inf
+        self._rate = Rate()
 
     @contextmanager
     def needed(self) -> Iterator[None]:
@@ -172,7 +177,9 @@ class Peers:
 
     def window(self) -> int:
         """Bytes that may be asked for where nobody waits: what comes in a quarter of a second."""
-        return int(min(max(self._rate * WINDOW_SECONDS, MIN_WINDOW), MAX_WINDOW))
+        tuning = self._tuning
+        size = self._rate.value * tuning.window_seconds
+        return int(min(max(size, tuning.min_window), tuning.max_window))
 
     def is_silent(self, address: Peer) -> bool:
         """Whether nothing came from a peer for a second."""
@@ -185,6 +192,8 @@ class Peers:
     def on_connected(self, address: Peer) -> None:
         self._connected.add(address)
         self._errors.pop(address, None)
+        self.connections += 1
+        self._changed.notify()
 
     def on_disconnected(self, address: Peer, error: str) -> None:
         self._connected.discard(address)
@@ -241,11 +250,8 @@ class Peers:
 
     def on_bytes(self, size: int) -> float:
         """Note that bytes of content came, from wherever; return when."""
-        self._since = now = trio.current_time()
-        self._counted += size
-        if now - self._counting_since >= RATE_SECONDS:
-            self._rate = self._counted / (now - self._counting_since)
-            self._counted, self._counting_since = 0, now
+        self._since = self.bytes_at = now = trio.current_time()
+        self._rate.add(size, now)
         return now
 
     def _note(self, address: Peer, error: str) -> None:

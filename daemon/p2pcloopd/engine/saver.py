@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Collection
 import trio
 
 from p2pcloop.errors import CorruptError, StorageError
-from p2pcloopd.engine.transfer import Transfer
+from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -28,36 +29,37 @@ class Saver:
         on_saved: called when more has become durable.
     """
 
-    def __init__(self, info_hash: bytes, transfer: Transfer) -> None:
+    def __init__(self, info_hash: bytes, store: Store, fetcher: Fetcher) -> None:
         self.lock = trio.Lock()
         self.on_saved: Callable[[], None] = lambda: None
         self._name = info_hash.hex()
-        self._transfer = transfer
+        self._store = store
+        self._fetcher = fetcher
         self._error: StorageError | None = None
         self._error_at = 0.0
 
     async def run(self) -> None:
         """Save what arrives, for ever."""
         while True:
-            await self._transfer.wait_due()
+            await self._store.wait_due()
             await self.save()
 
     async def save(self) -> None:
         """Make every piece that has arrived durable. An error of the disk goes to the readers."""
         async with self.lock:
-            batch = await self._transfer.flush()
+            batch = await self._store.flush()
             if not batch:
                 return
             try:
-                wrong = await trio.to_thread.run_sync(self._transfer.stored.save, batch)
+                wrong = await trio.to_thread.run_sync(self._store.stored.save, batch)
             except StorageError as err:
                 self.on_storage_error(err)
                 return
-            self._transfer.settle(batch)
+            self._store.settle(batch)
             if wrong:
                 log.warning("torrent %s: %d pieces did not reach the disk", self._name, len(wrong))
                 await self._rejoin()
-            self._transfer.notify()
+            self._store.changed.notify()
         self.on_saved()
 
     async def evict(self, pieces: Collection[int], unread: Callable[[], Awaitable[None]]) -> bool:
@@ -79,17 +81,17 @@ class Saver:
         """
         await self.save()
         async with self.lock:
-            if not self._transfer.evictable():
+            if not self._fetcher.evictable():
                 return False
-            stored = self._transfer.stored
+            stored = self._store.stored
             with trio.CancelScope(shield=True):
-                await self._transfer.leave()
+                await self._fetcher.leave()
                 try:
                     await trio.to_thread.run_sync(stored.evict, pieces)
                     await unread()
                     await trio.to_thread.run_sync(stored.give_back)
                 finally:
-                    self._transfer.join()
+                    self._fetcher.join()
         return True
 
     async def verify(self, pieces: Collection[int]) -> list[int]:
@@ -100,11 +102,11 @@ class Saver:
             CorruptError: a file seeded where it lies changed since.
         """
         async with self.lock:
-            stored = self._transfer.stored
+            stored = self._store.stored
             try:
                 wrong = await trio.to_thread.run_sync(stored.drop_wrong, pieces)
             except CorruptError:
-                await self._transfer.leave()  # nothing of such files is served
+                await self._fetcher.leave()  # nothing of such files is served
                 raise
             if wrong:
                 log.warning(
@@ -139,7 +141,7 @@ class Saver:
         """
         await self.save()
         async with self.lock:
-            if self._transfer.running:
+            if self._store.running:
                 await self._rejoin()
 
     @property
@@ -152,7 +154,7 @@ class Saver:
         if self._error is None:  # the first error is the cause, others follow from it
             log.error("torrent %s: %s", self._name, error)
             self._error, self._error_at = error, trio.current_time()
-        self._transfer.fail(self._error)
+        self._fetcher.fail(self._error)
 
     def forget_error(self) -> None:
         """Begin anew: other content lies there now."""
@@ -160,5 +162,5 @@ class Saver:
 
     async def _rejoin(self) -> None:
         with trio.CancelScope(shield=True):  # a caller who goes away must not leave it half done
-            await self._transfer.leave()
-            self._transfer.join()
+            await self._fetcher.leave()
+            self._fetcher.join()

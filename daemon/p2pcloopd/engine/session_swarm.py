@@ -24,7 +24,7 @@ from p2pcloopd.engine.peers import is_address
 from p2pcloopd.engine.record import Peer, Sources
 from p2pcloopd.engine.session import CLOSE_SECONDS, Session
 from p2pcloopd.engine.settings import FINGERPRINT
-from p2pcloopd.engine.swarm import Others, PeerStatistics, Traffic
+from p2pcloopd.engine.swarm import Others, PeerStatistics, Priority, Traffic
 from p2pcloopd.engine.torrent import Torrent
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,6 @@ class SessionSwarm:
         self._held = held  # open until libtorrent lets go of the torrent
         self._gone = trio.Event()
         self._blame = Blame(self.torrent.peers)
-        self.torrent.http.clear()
         self._handle = self._session.lt.add_torrent(params)
         self._session.swarms[self._handle] = self
         if self._public:
@@ -117,17 +116,13 @@ class SessionSwarm:
             return
         self.traffic()
         handle, self._handle = self._handle, None
-        self.torrent.http.clear()
         self._session.lt.remove_torrent(handle)
         with trio.move_on_after(CLOSE_SECONDS):
             await self._gone.wait()
         self._session.swarms.pop(handle, None)
 
-    def prioritize(self, pieces: Iterable[int], priority: int) -> None:
-        self.ask_peers(self.torrent.http.share(list(pieces), priority), priority)
-
-    def ask_peers(self, pieces: Iterable[int], priority: int) -> None:
-        pairs = [(piece, priority) for piece in pieces]
+    def prioritize(self, pieces: Iterable[int], priority: Priority) -> None:
+        pairs = [(piece, int(priority)) for piece in pieces]
         if pairs and self._handle is not None:
             self._session.end_game.lapse()
             self.handle.prioritize_pieces(pairs)
@@ -170,7 +165,7 @@ class SessionSwarm:
         if self._handle is None:
             return set()
         queue = self._handle.get_download_queue()
-        return self.torrent.http.claimed | {
+        return {
             part["piece_index"]
             for part in queue
             if any(block["state"] for block in part["blocks"])  # 0: block_state_t::none
@@ -250,7 +245,7 @@ class SessionSwarm:
     def traffic(self) -> Traffic:
         status = self.handle.status(0)
         if self.torrent.layout is not None:
-            self.torrent.transfer.received.on_redundant(status.total_redundant_bytes)
+            self.torrent.store.received.on_redundant(status.total_redundant_bytes)
         received = self.torrent.peers.received
         peers = {
             address: PeerStatistics(format_peer(address), False, count)
@@ -286,7 +281,7 @@ class SessionSwarm:
     def look_again(self) -> None:
         """Compare notes with libtorrent: some of its news were lost."""
         self._check_metadata()
-        self.torrent.transfer.on_checked()
+        self.torrent.fetcher.on_checked()
 
     def _take_piece(self, alert: lt.torrent_alert) -> bool:
         """Handle the alerts of which there are many; tell whether it was one of them."""
@@ -300,7 +295,7 @@ class SessionSwarm:
                     skip = alert.block_index * BLOCK_SIZE
                     length = min(size - skip, BLOCK_SIZE)
                     self.torrent.peers.on_received(alert.ip, length)
-                    self.torrent.transfer.received.on_block(
+                    self.torrent.store.received.on_block(
                         alert.piece_index, alert.block_index, start + skip, length
                     )
                 self._blame.sent(alert.piece_index, alert.pid.to_bytes())
@@ -308,17 +303,16 @@ class SessionSwarm:
                 self.torrent.audit.sent(alert.piece_index)
             case lt.piece_finished_alert():
                 self._blame.passed(alert.piece_index)
-                self.torrent.http.arrived(alert.piece_index)
-                self.torrent.transfer.on_piece_arrived(alert.piece_index)
+                self.torrent.fetcher.on_piece_arrived(alert.piece_index)
             case lt.read_piece_alert() if not alert.error.value():
-                self.torrent.transfer.on_piece_read(alert.piece, alert.buffer)
+                self.torrent.fetcher.on_piece_read(alert.piece, alert.buffer)
             case lt.read_piece_alert() if _is_system(alert.error):
                 error = _storage_error(alert.error, f"cannot read piece {alert.piece}")
                 self.torrent.saver.on_storage_error(error)
             case lt.read_piece_alert():
-                self.torrent.transfer.on_read_failed(alert.piece)
+                self.torrent.fetcher.on_read_failed(alert.piece)
             case lt.cache_flushed_alert():
-                self.torrent.transfer.on_flushed()
+                self.torrent.store.on_flushed()
             case _:
                 return False
         return True
@@ -329,7 +323,7 @@ class SessionSwarm:
             case lt.metadata_received_alert():
                 self._check_metadata()
             case lt.torrent_checked_alert():
-                self.torrent.transfer.on_checked()
+                self.torrent.fetcher.on_checked()
             case lt.file_error_alert():
                 error = _storage_error(alert.error, f"cannot use {alert.filename()}")
                 self.torrent.on_storage_error(error)
@@ -349,7 +343,7 @@ class SessionSwarm:
                 self._blame.banned(alert.pid.to_bytes(), alert.ip)
             case lt.hash_failed_alert():
                 self._blame.failed(alert.piece_index)
-                self.torrent.transfer.received.on_piece(alert.piece_index)
+                self.torrent.store.received.on_piece(alert.piece_index)
                 self.torrent.on_hash_failed(alert.piece_index)
 
     def _why(self, alert: lt.peer_disconnected_alert) -> str:
@@ -365,7 +359,7 @@ class SessionSwarm:
         status = self._handle.status()
         metadata = status.torrent_file
         if metadata is not None:
-            self.torrent.transfer.received.on_metadata(status.total_redundant_bytes)
+            self.torrent.store.received.on_metadata(status.total_redundant_bytes)
             self._nursery.start_soon(self.torrent.on_metadata, metadata.info_section())
 
 

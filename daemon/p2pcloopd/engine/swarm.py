@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 from p2pcloop.store.in_place import HeldFile
 from p2pcloopd.engine.record import Peer, Sources
 
-DEMAND = 7
-"""Priority of a piece that somebody waits for."""
 
-AHEAD = 4
-"""Priority of a piece that a reader is expected to want soon."""
+class Priority(IntEnum):
+    """How urgently a piece is wanted: libtorrent's own numbers."""
 
-BACKGROUND = 1
-"""Priority of a piece that is fetched because there is time."""
-
-IDLE = 0
-"""Priority of a piece that nobody wants: it is not fetched."""
+    IDLE = 0
+    """It is not wanted, and not fetched."""
+    FILL = 1
+    """It is fetched because there is time."""
+    READAHEAD = 4
+    """A guest is expected to want it soon."""
+    DEMAND = 7
+    """A guest waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +162,8 @@ class Swarm(Protocol):
     async def stop(self) -> None:
         """Leave the swarm; when it returns, nothing more is written."""
 
-    def prioritize(self, pieces: Iterable[int], priority: int) -> None:
-        """Say how much pieces are wanted: `DEMAND`, `AHEAD`, `BACKGROUND` or `IDLE`.
-
-        Pieces that are here are to be `IDLE`.
-        """
-
-    def ask_peers(self, pieces: Iterable[int], priority: int) -> None:
-        """The same, of peers alone: `prioritize` leaves a part to HTTP servers (http_pieces.py)."""
+    def prioritize(self, pieces: Iterable[int], priority: Priority) -> None:
+        """Say how urgently pieces are wanted; pieces that are here are to be `IDLE`."""
 
     def insist(self) -> None:
         """Ask idle peers as well for what others were asked for, for a while, if one is silent."""
@@ -196,10 +192,10 @@ class Swarm(Protocol):
         """Have a piece that came otherwise kept and passed on; news follow as for all others."""
 
     def read_piece(self, piece: int) -> None:
-        """Have a piece that arrived handed over by `Transfer.on_piece_read`."""
+        """Have a piece that arrived handed over by `Fetcher.on_piece_read`."""
 
     def flush(self) -> None:
-        """Write what is cached to the files; `Transfer.on_flushed` follows."""
+        """Write what is cached to the files; `Store.on_flushed` follows."""
 
     def connect(self, peer: Peer) -> None:
         """Connect to an address (not a name), again if it failed before."""

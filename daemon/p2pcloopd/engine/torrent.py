@@ -2,8 +2,8 @@
 
 A piece goes this way: wanted (priority raised) → arrived (libtorrent checked its hash; readers get
 it at once, from memory) → flushed, compared with its hash again as the file has it, synced →
-durable (its have bit is set; it is read from the file from now on). transfer.py sees to the way up
-to arrived, saver.py to the rest.
+durable (its have bit is set; it is read from the file from now on). fetch/ sees to the way up to
+arrived, saver.py to the rest.
 """
 
 from __future__ import annotations
@@ -16,33 +16,25 @@ from functools import partial
 
 import trio
 
-from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError, UsageError
-from p2pcloopd.engine.ahead import Ahead
+from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError
 from p2pcloopd.engine.audit import Audit
-from p2pcloopd.engine.completion import Completion
-from p2pcloopd.engine.direct import Direct
-from p2pcloopd.engine.handout import Handouts
-from p2pcloopd.engine.http_pieces import HttpPieces
+from p2pcloopd.engine.fetch.backfill import Completion, Interest
+from p2pcloopd.engine.fetch.demand import Demand
+from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.ranges import Servers
+from p2pcloopd.engine.fetch.reads import Hold, Reads
+from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.in_place import InPlace
-from p2pcloopd.engine.interest import Interest
 from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
 from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.provisional import Provisional
-from p2pcloopd.engine.reads import Reads
 from p2pcloopd.engine.record import Record, Sources
 from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
 from p2pcloopd.engine.stored import Stored
 from p2pcloopd.engine.swarm import Swarm, TorrentStatistics, Traffic
-from p2pcloopd.engine.transfer import Transfer
-from p2pcloopd.engine.unless import unless
+from p2pcloopd.tasks import Pulse, race
 
 log = logging.getLogger(__name__)
-
-MAX_READ = 16 << 20
-"""Bytes that one read may ask for."""
-
-_NOT_THERE = (errno.ENODATA, errno.ENOENT)
-"""What a read of a file tells that was cut short, or deleted."""
 
 
 class Torrent:
@@ -50,12 +42,12 @@ class Torrent:
 
     Attributes:
         info_hash: v1, 20 bytes.
-        peers, transfer, saver: its parts, to which libtorrent's news go.
-        ahead: asks for what readers expect.
-        direct: brings pieces by exact ranges, where somebody can be asked so.
+        store: what is here; fetcher: what is wanted, and fetched; saver: makes it durable.
+        peers: whom to try.
+        demand: the readers of all torrents.
+        tuning: the fetch scheduler's constants.
+        reads: answers reads.
         completion: completes pieces of which some bytes are provisional.
-        http: brings pieces from HTTP servers, where peers do not or are not to alone.
-        handout: gets what only one has of many who want it.
         audit: compares what others are given with its hashes.
         in_place: watches files that are seeded where they lie.
         elsewhere: gets the bencoded info dictionary, checked, from another place than the swarm,
@@ -68,23 +60,37 @@ class Torrent:
         info_hash: bytes,
         record: Record,
         swarm: Swarm,
+        demand: Demand,
+        *,
         decode: Callable[[bytes], object],
         on_stall: Callable[[Torrent], None],
+        tuning: Tuning = TUNING,
     ) -> None:
         self.info_hash = info_hash
-        self.peers = Peers(swarm, partial(on_stall, self), self._rejoin)
-        self.transfer = Transfer(swarm, self.peers, record.directory)
-        self.http = HttpPieces(self.transfer, self.peers, swarm)
-        self.saver = Saver(info_hash, self.transfer)
-        self.in_place = InPlace(self.transfer, self.saver.lock)
-        self.audit = Audit(self.transfer, self.peers, self.saver.verify, self.in_place.wake)
-        self.transfer.suspect = self.audit.suspect
-        self.handout = Handouts(self.transfer, self.peers)
-        self.ahead = Ahead(self.transfer, self.peers, swarm, self.handout)
-        self.direct = Direct(self.transfer, self.peers)
-        self.transfer.direct = self.direct
-        self.completion = Completion(self.transfer)
-        self._interest = Interest(self.transfer)
+        self.demand = demand
+        self.tuning = tuning
+        changed = Pulse()
+        self.peers = Peers(swarm, partial(on_stall, self), self._rejoin, tuning, changed)
+        self.store = Store(swarm, record.directory, demand, tuning, changed)
+        self.fetcher = Fetcher(swarm, self.peers, self.store, demand, tuning)
+        self.saver = Saver(info_hash, self.store, self.fetcher)
+        self.in_place = InPlace(self.store, self.fetcher, self.saver.lock)
+        self.audit = Audit(
+            self.store, self.fetcher, self.peers, self.saver.verify, self.in_place.wake
+        )
+        self.store.suspect = self.audit.suspect
+        self.completion = Completion(self.store, self.fetcher, demand, tuning)
+        self._interest = Interest(self.store, self.fetcher, demand, tuning)
+        self.reads = Reads(
+            self.store,
+            self.fetcher,
+            demand,
+            tuning,
+            metadata=self.metadata,
+            want_metadata=self.want_metadata,
+            mend=self.saver.mend,
+            verify=self.saver.verify,
+        )
         self._record = record
         self._swarm = swarm
         self._decode = decode
@@ -92,7 +98,6 @@ class Torrent:
         self.on_known: Callable[[Torrent, TorrentLayout], None] = lambda _torrent, _layout: None
         self._wanted = trio.Event()
         self._offered = trio.Event()
-        self._reads = Reads(self.transfer, self.saver.mend)
         self._running = trio.CancelScope()
         self._known = trio.Event()
         self._failed: P2pcloopError | None = None
@@ -111,7 +116,7 @@ class Torrent:
         self.want_metadata()
         await self._mend()
         while not self._known.is_set():  # again where another reader began anew meanwhile
-            with self.peers.needed(), self.transfer.demand.waiting():
+            with self.peers.needed(), self.demand.waiting():
                 await self._known.wait()
         if self._failed is not None:
             raise self._failed
@@ -150,84 +155,61 @@ class Torrent:
             CorruptError: a file seeded where it lies changed since; nothing is written to it.
             FormatError: as for `metadata`.
         """
-        pieces, missing = await self._look(offset, length, heal=heal)
-        try:
-            return await self._reads.read(offset, length, pieces, missing, ahead=ahead)
-        except StorageError as err:
-            # Files that were cut short or deleted behind our back, as `heal` finds them.
-            if heal or err.errno not in _NOT_THERE:
-                raise
-        pieces, missing = await self._look(offset, length, heal=True)
-        return await self._reads.read(offset, length, pieces, missing, ahead=ahead)
+        return await self.reads.read(offset, length, heal=heal, ahead=ahead)
 
-    @property
-    def provisional(self) -> Provisional:
-        """What was read by exact ranges, of pieces that are not here."""
-        return self.transfer.provisional
+    async def read_range(
+        self,
+        offset: int,
+        length: int,
+        *,
+        heal: bool = False,
+        ahead: bool = False,
+        exact: bool = True,
+        hold: Hold | None = None,
+    ) -> bytes:
+        """Bytes of the content in whatever form they are here, or come; the reader verifies them.
 
-    async def read_provisional(self, offset: int, length: int) -> bytes | None:
-        """Bytes of which some are provisional and the others in pieces that are here.
-
-        Returns:
-            What nothing vouches for; None where bytes are missing, or where none is provisional.
-
-        Raises:
-            StorageError, CorruptError: as for `read`.
+        See `Reads.read_range`. Cancellation and errors are those of `read`.
         """
-        if not self.provisional.overlapping(offset, length):
-            return None
-        layout = self.layout
-        if layout is None or offset + length > layout.total_size:
-            return await self.provisional.read(offset, length)
-        spans: list[tuple[bool, int, int]] = []
-        for piece in layout.pieces_of(offset, length):
-            first, size = layout.range_of(piece)
-            first, last = max(first, offset), min(first + size, offset + length)
-            whole = self.transfer.has(piece)
-            if not whole and self.provisional.gaps(first, last - first):
-                return None
-            if spans and spans[-1][0] == whole:
-                first = spans.pop()[1]
-            spans.append((whole, first, last - first))
-        if all(whole for whole, _, _ in spans):
-            return None
-        found = []
-        for whole, first, size in spans:
-            part = await (self.read if whole else self.provisional.read)(first, size)
-            if part is None:
-                return None
-            found.append(part)
-        return b"".join(found)
+        options = {} if hold is None else {"hold": hold}
+        return await self.reads.read_range(
+            offset, length, heal=heal, ahead=ahead, exact=exact, **options
+        )
 
     async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
         """Wait until a read of these bytes is answered at once, keeping none of them in memory.
 
         Arguments, cancellation and errors are those of `read`.
         """
-        _, missing = await self._look(offset, length, heal=heal)
-        if missing:
-            await self._reads.fetch(missing, keep=False)
+        await self.reads.bring(offset, length, heal=heal)
 
-    async def _look(self, offset: int, length: int, *, heal: bool) -> tuple[range, list[int]]:
-        """The pieces of a range, and which of them are not durable."""
-        layout = await self.metadata()
-        if not (offset >= 0 and 0 < length <= MAX_READ and offset + length <= layout.total_size):
-            raise UsageError(
-                f"bytes {offset} to {offset + length} cannot be read: the torrent has"
-                f" {layout.total_size} bytes, a read at most {MAX_READ}"
-            )
-        pieces = layout.pieces_of(offset, length)
-        if heal:
-            await self.verify(pieces)
-        return pieces, [piece for piece in pieces if not self._stored.have.has(piece, piece)]
+    def has(self, offset: int, length: int) -> bool:
+        """Whether a range is durable; False where the metadata is not known."""
+        disk = self.store.disk
+        return disk is not None and disk.has(offset, length)
+
+    @property
+    def servers(self) -> Servers:
+        """The HTTP servers that may have it."""
+        return self.fetcher.ranges.servers
+
+    @servers.setter
+    def servers(self, servers: Servers) -> None:
+        self.fetcher.ranges.servers = servers
+        self.store.changed.notify()
+
+    def guess_is_worth_it(self, length: int) -> bool:
+        """Whether so many bytes arrive soon enough to be read ahead on a guess."""
+        rate = self.servers.rate
+        return rate is None or length <= rate * self.tuning.guess
 
     async def evict(self, pieces: Collection[int]) -> bool:
         """See `Saver.evict`; parts go, too."""
-        gone = await self.saver.evict(pieces, self._reads.unread)
+        gone = await self.saver.evict(pieces, self.reads.unread)
         if gone:
-            self.transfer.pieces.forget(pieces)
-            self.provisional.clear()
-            await self.provisional.flush()
+            self.fetcher.wants.forget(pieces)
+            self.store.provisional.clear()
+            await self.store.provisional.flush()
         return gone
 
     async def verify(self, pieces: range) -> list[int]:
@@ -240,6 +222,14 @@ class Torrent:
             CorruptError: a file seeded where it lies changed since.
         """
         return await self.saver.verify(pieces)
+
+    async def mend(self) -> None:
+        """Raise what the disk refused a moment ago, or begin anew.
+
+        Raises:
+            StorageError: what it refused.
+        """
+        await self.saver.mend()
 
     async def save(self) -> None:
         """Make every piece that has arrived durable. An error of the disk goes to the readers."""
@@ -254,7 +244,7 @@ class Torrent:
         merged = self.peers.sources | sources
         if merged != self.peers.sources:
             self.peers.sources = merged
-            if self.transfer.running:
+            if self.store.running:
                 self._swarm.add_sources(merged)
             await trio.to_thread.run_sync(self._record.save_sources, merged)
         self.peers.try_again()
@@ -263,17 +253,17 @@ class Torrent:
     @property
     def layout(self) -> TorrentLayout | None:
         """What `metadata` returns, if it is known already."""
-        disk = self.transfer.disk
+        disk = self.store.disk
         return None if disk is None else disk.layout
 
     @property
     def have_bytes(self) -> int:
         """Bytes that are here: durable, or arrived and about to be."""
-        return self.transfer.have_bytes
+        return self.store.have_bytes
 
     def trouble(self) -> tuple[str | None, str | None]:
         """What is wrong with what was here: a word and a sentence (`TorrentStatistics`)."""
-        disk = self.transfer.disk
+        disk = self.store.disk
         if disk is None:
             return None, None
         if disk.fault is not None:
@@ -284,11 +274,11 @@ class Torrent:
 
     def traffic(self) -> Traffic:
         """What was transferred."""
-        return self._swarm.traffic() if self.transfer.running else self.peers.traffic()
+        return self._swarm.traffic() if self.store.running else self.peers.traffic()
 
     def statistics(self) -> TorrentStatistics:
         """Its state, and what was transferred."""
-        traffic, layout, received = self.traffic(), self.layout, self.transfer.received
+        traffic, layout, received = self.traffic(), self.layout, self.store.received
         return TorrentStatistics(
             self.info_hash,
             layout.name if layout else None,
@@ -296,7 +286,7 @@ class Torrent:
             self.have_bytes,
             *self.trouble(),
             traffic,
-            self.transfer.provisional_bytes,
+            self.store.provisional_bytes,
             received.bytes,
             received.again,
             received.hedged,
@@ -318,7 +308,7 @@ class Torrent:
         if info is not None:
             await self._accept(info)
         if self._failed is None and (info is not None or self.elsewhere is None):
-            self.transfer.join()
+            self.fetcher.join()
 
     async def run(self) -> None:
         """Save what arrives and keep peers connected while somebody waits, until `end`."""
@@ -328,18 +318,15 @@ class Torrent:
                 nursery.start_soon(self.in_place.run)
                 nursery.start_soon(self.audit.run)
                 nursery.start_soon(self._look_elsewhere)
-                nursery.start_soon(self.ahead.run)
-                nursery.start_soon(self.handout.run)
-                nursery.start_soon(self.direct.run)
-                nursery.start_soon(self.http.run)
-                nursery.start_soon(self.provisional.run)
+                nursery.start_soon(self.fetcher.run)
+                nursery.start_soon(self.store.provisional.run)
                 nursery.start_soon(self.completion.run)
                 nursery.start_soon(self._interest.run)
                 await self.saver.run()
 
     async def end(self) -> None:
         """Stop for good: it is not known here any more."""
-        self.provisional.close()
+        self.store.provisional.close()
         self._running.cancel()
         self._failed = NotHereError(f"torrent {self.info_hash.hex()} was removed")
         self._known.set()
@@ -366,7 +353,7 @@ class Torrent:
 
     def usable(self) -> bool:
         """Whether everything is here, with nothing known to be wrong. Looks at the disk."""
-        disk = self.transfer.disk
+        disk = self.store.disk
         return self._failed is None and disk is not None and disk.usable()
 
     async def on_metadata(self, info: bytes, *, of_swarm: bool = True) -> None:
@@ -380,11 +367,11 @@ class Torrent:
             except StorageError as err:
                 self._fail(err)
             if self._failed is not None or not of_swarm:
-                await self.transfer.leave()
+                await self.fetcher.leave()
 
     def on_storage_error(self, error: StorageError) -> None:
         """Note that libtorrent cannot use a file."""
-        disk = self.transfer.disk
+        disk = self.store.disk
         if disk is not None and disk.in_place:
             why = os.strerror(error.errno) if error.errno else str(error)
             disk.lose(StorageError(why, errno=error.errno or errno.EIO))  # looked at again soon
@@ -393,15 +380,15 @@ class Torrent:
 
     def on_hash_failed(self, piece: int) -> None:
         """Note that a piece was wrong: ours, where it was here, and a peer's else."""
-        disk = self.transfer.disk
+        disk = self.store.disk
         if disk is not None and disk.have.has(piece, piece):
-            self.transfer.suspect([piece])
+            self.store.suspect([piece])
 
     # --- inside -----------------------------------------------------------------------------
 
     @property
     def _stored(self) -> Stored:
-        return self.transfer.stored
+        return self.store.stored
 
     async def _look_elsewhere(self) -> None:
         """Get the metadata once it is needed, from the swarm where it is not had elsewhere."""
@@ -409,20 +396,20 @@ class Torrent:
         while True:
             self._offered = trio.Event()
             ask = self.elsewhere if self.layout is None else None
-            if ask is not None and (info := await unless(self._offered, ask)) is not None:
+            if ask is not None and (info := await race(self._offered, ask)) is not None:
                 await self.on_metadata(info, of_swarm=False)
             elif self._offered.is_set():
                 continue
             async with self.saver.lock:
-                if not self.transfer.running and self._failed is None:
-                    self.transfer.join()
+                if not self.store.running and self._failed is None:
+                    self.fetcher.join()
             await self._offered.wait()
 
     async def _accept(self, info: bytes) -> None:
         """Check the metadata, open the have bits, and let those go on who wait for them."""
         try:
             meta = parse_info(self._decode(info))
-            self.transfer.disk = await trio.to_thread.run_sync(
+            self.store.disk = await trio.to_thread.run_sync(
                 Stored, self._record, self.info_hash, info, meta
             )
             self.on_known(self, meta.layout)
@@ -430,7 +417,7 @@ class Torrent:
             self._fail(err)
         self._known.set()
         self.in_place.wake()
-        self.transfer.notify()
+        self.store.changed.notify()
 
     def _fail(self, error: P2pcloopError) -> None:
         """Tell all who wait and, for a moment, all who come."""
@@ -465,7 +452,7 @@ class Torrent:
         await self.saver.rejoin()
 
     async def _leave(self) -> None:
-        saved = self.transfer.running and self.transfer.saved
-        await self.transfer.leave()
-        if self.transfer.disk is not None:
-            await trio.to_thread.run_sync(partial(self.transfer.disk.close, saved=saved))
+        saved = self.store.running and self.fetcher.saved
+        await self.fetcher.leave()
+        if self.store.disk is not None:
+            await trio.to_thread.run_sync(partial(self.store.disk.close, saved=saved))

@@ -155,7 +155,7 @@ class NodeFiles:
 
     def _stored(self, info_hash: bytes) -> Stored | None:
         torrent = self._node.engine.get(info_hash)
-        return None if torrent is None else torrent.transfer.disk
+        return None if torrent is None else torrent.store.disk
 
 
 def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
@@ -170,7 +170,7 @@ def _find_layer_file(node: Node, torrent_name: str, file: str) -> File | None:
     if not found:
         return None
     torrent = max(found, key=lambda torrent: torrent.have_bytes)
-    stored = torrent.transfer.stored
+    stored = torrent.store.stored
     (_, index_size), (_, pack_size) = stored.layout.files
     # Not the layer's id: a torrent that is called after a layer may be another.
     etag = f"{torrent.info_hash.hex()}-{file}"

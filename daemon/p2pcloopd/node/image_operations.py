@@ -28,12 +28,13 @@ from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloop.store.removed import unmark_removed
 from p2pcloopd.names.lookup import HISTORY_SECONDS
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.beside import REPORT_SECONDS, beside
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.links import make_link
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.resolving import Found, VersionFinder, parse_target
+from p2pcloopd.node.waiting import REPORT_SECONDS
+from p2pcloopd.tasks import run_while
 
 MAX_REF = MAX_LINK_LENGTH
 """Characters of a link, or of a directory's path with a name."""
@@ -59,7 +60,7 @@ async def seed(node: Node, call: Call) -> dict[str, Any]:
             await trio.sleep(REPORT_SECONDS)
             await call.emit("progress", hashed=hashed[0], size=hashed[1])
 
-    torrent = await beside(report, partial(node.engine.seed, staging, note))
+    torrent = await run_while(report, partial(node.engine.seed, staging, note))
     found = await torrent.metadata()
     return {
         "torrent": torrent.info_hash,

@@ -54,7 +54,7 @@ def make_link(
     ]
     mirrors = [
         base
-        for base in node.early.bases(manifest.all_layers)
+        for base in node.layers.bases(manifest.all_layers)
         if is_url(base) and base not in urls and _may_reach(_host(base), local)
     ]
     if public:

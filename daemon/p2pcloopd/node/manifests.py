@@ -28,9 +28,9 @@ from p2pcloop.formats.manifest import (
 )
 from p2pcloopd.engine.seeding import make_torrent
 from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
-from p2pcloopd.node.beside import tell_if_waiting
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
+from p2pcloopd.node.waiting import tell_if_waiting
 
 Result = TypeVar("Result")
 

@@ -25,8 +25,8 @@ from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.config import Config
 from p2pcloopd.node.handed_out import HandedOut
-from p2pcloopd.node.parts import EarlyReads
 from p2pcloopd.node.room import Room
+from p2pcloopd.node.servers import Layers
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -43,7 +43,7 @@ class Node:
         sources: who is asked for records of names, besides the mirrors that a link names.
         announcer: keeps what is public in the DHT, or None where that is not used.
         readers: the mirrors that are known.
-        early: what is read of layers before their metadata is here.
+        layers: the HTTP servers of layers.
         http_client: by which mirrors are asked.
         http_listen: (address, port) of each socket on which this node serves over HTTP.
         http_served: what crossed to those who asked there.
@@ -70,7 +70,7 @@ class Node:
         self.announcer: Announcer | None = None
         self.http_client = HttpClient()
         self.readers = Mirrors(self.http_client)
-        self.early = EarlyReads(self.http_client.wire, self.readers)
+        self.layers = Layers(self.http_client.wire, self.readers)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
         self.handed_out = HandedOut()
@@ -127,10 +127,10 @@ class Node:
         """
         readers = self.mirrors(dict.fromkeys([*mirrors, *link.mirrors]))
         elsewhere = None
-        self.early.know(layer, readers)
+        servers = self.layers.know(layer, readers)
         if readers:
             alone = not link.peers and not self.finds_peers(link)
-            elsewhere = partial(self.early.info, layer.torrent, alone=alone)
+            elsewhere = partial(servers.info, alone=alone)
         torrent = await self.engine.add(
             layer.torrent,
             peers=link.peers,
@@ -139,13 +139,7 @@ class Node:
             elsewhere=elsewhere,
         )
         web_seeds = torrent.peers.sources.web_seeds  # those of earlier links, too
-        torrent.http.servers = self.early.know(layer, (), web_seeds)
-        if readers or web_seeds:
-            torrent.direct.heard = lambda: self.http_client.wire.received
-            torrent.direct.ask = partial(self.early.direct, torrent)
-        if readers:
-            torrent.handout.ask = partial(self.early.handout, torrent)
-            torrent.transfer.notify()
+        torrent.servers = self.layers.know(layer, (), web_seeds)
         return torrent
 
     async def status(self) -> dict[str, Any]:
@@ -153,7 +147,7 @@ class Node:
         statistics = asdict(await self.engine.statistics())
         statistics["received"] += self.http_client.wire.received + self.http_served.received
         statistics["sent"] += self.http_client.wire.sent + self.http_served.sent
-        awaited = self.early.awaited(self.engine.torrents)
+        awaited = self.layers.awaited(self.engine.torrents)
         return {
             "pid": os.getpid(),
             "home": str(self.home.root),

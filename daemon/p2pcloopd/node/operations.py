@@ -11,7 +11,6 @@ from typing import Any
 import trio
 
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.beside import REPORT_SECONDS
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.image_operations import (
     manifest,
@@ -26,6 +25,7 @@ from p2pcloopd.node.removal import remove
 from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
 from p2pcloopd.node.stream import stream
 from p2pcloopd.node.torrent_operations import add, fetch, fill, layout, read, verify
+from p2pcloopd.node.waiting import REPORT_SECONDS
 
 
 async def status(node: Node, call: Call) -> dict[str, Any]:

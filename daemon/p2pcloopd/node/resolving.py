@@ -22,7 +22,6 @@ from p2pcloop.formats.record import SignedRecord
 from p2pcloop.formats.seal import check_secret
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
-from p2pcloopd.engine.transfer import SMALL
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.names.lookup import HISTORY_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
 from p2pcloopd.node.control_server import Call
@@ -230,8 +229,8 @@ class VersionFinder:
         async def begin() -> None:
             with suppress(P2pcloopError):  # the readers of the pack meet the error themselves
                 layout = await pack.metadata()
-                if layout.total_size <= SMALL:  # which its first reader asks for whole
-                    pack.transfer.note_read(0)
+                if layout.total_size <= pack.tuning.small_torrent:  # it is asked for whole
+                    pack.fetcher.note_read(0)
 
         with plain_errors():
             async with trio.open_nursery() as nursery:

@@ -204,7 +204,7 @@ class Room:
             torrent = self._engine.get(info_hash)
             if torrent is None or info_hash in (await self._usage()).keep:
                 continue
-            parts = torrent.provisional.size
+            parts = torrent.store.provisional.size
             if await torrent.evict(pieces):
                 evicted.setdefault(info_hash, set()).update(pieces)
                 some |= bool(pieces or parts)

@@ -33,8 +33,8 @@ async def look(home: Home, torrents: Iterable[Torrent]) -> list[TorrentUse]:
     """Look at all torrents; errors as of `look_at_usage`."""
     torrents = list(torrents)
     for torrent in torrents:
-        await torrent.provisional.flush()  # what is on the disk is looked at
-    known = [(each.info_hash, each.transfer.disk, each.peers.wanted) for each in torrents]
+        await torrent.store.provisional.flush()  # what is on the disk is looked at
+    known = [(each.info_hash, each.store.disk, each.peers.wanted) for each in torrents]
 
     def work() -> list[TorrentUse]:
         usage = look_at_usage(home)

@@ -33,12 +33,12 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     node.engine.demand.note_read()
     if guess:
-        ranges = [each for each in ranges if node.early.is_cheap(each[0].info_hash, each[2])]
-    await _bring_all(node, call, ranges)
+        ranges = [each for each in ranges if each[0].guess_is_worth_it(each[2])]
+    await _bring_all(call, ranges)
     return {}
 
 
-async def _bring_all(node: Node, call: Call, ranges: list[_Range]) -> None:
+async def _bring_all(call: Call, ranges: list[_Range]) -> None:
     torrents = {torrent.info_hash: torrent for torrent, _, _ in ranges}.values()
     # Of many, peers give the pieces round them; one alone is asked for as what a reader waits for.
     alone = len(ranges) == 1
@@ -49,7 +49,7 @@ async def _bring_all(node: Node, call: Call, ranges: list[_Range]) -> None:
         torrent, offset, length = wanted
         try:
             if not await _is_here(torrent, offset, length):
-                data = await _read(node, wanted, alone=alone)
+                data = await torrent.read_range(offset, length, ahead=True, exact=alone)
                 await call.emit("data", number=number, data=data)
         except P2pcloopError as err:
             failures.append(err)
@@ -71,20 +71,10 @@ async def _bring_all(node: Node, call: Call, ranges: list[_Range]) -> None:
         raise failures[0]
 
 
-async def _read(node: Node, wanted: _Range, *, alone: bool) -> bytes:
-    """A range: what is provisional of it is not asked for again."""
-    torrent, offset, length = wanted
-    if alone:
-        data = await node.early.read(torrent, offset, length, ahead=True)
-    else:
-        data = await torrent.read_provisional(offset, length)
-    return data or await torrent.read(offset, length, ahead=True)
-
-
 async def _is_here(torrent: Torrent, offset: int, length: int) -> bool:
     """Whether a range is durable: its reader finds it on the disk without help."""
     await torrent.metadata()
-    return torrent.transfer.stored.has(offset, length)
+    return torrent.has(offset, length)
 
 
 def _check_range(node: Node, item: object) -> _Range:

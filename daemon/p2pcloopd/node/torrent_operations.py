@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 from functools import partial
 from typing import Any
 
 import trio
 
-from p2pcloop.errors import StorageError
 from p2pcloop.formats.link import MAX_PEERS
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloop.units import MAX_IMAGE_SIZE
-from p2pcloopd.engine.fill import fetch_all
-from p2pcloopd.engine.fill import fill as fill_torrent
+from p2pcloopd.engine.fetch.backfill import fetch_all
+from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
 from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
-from p2pcloopd.node.beside import REPORT_SECONDS, beside, tell_how_fast, tell_if_waiting
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
+from p2pcloopd.node.waiting import REPORT_SECONDS, tell_how_fast, tell_if_waiting
+from p2pcloopd.tasks import run_while
 
 _VERIFY_BYTES = 64 << 20
 
@@ -56,24 +55,9 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     heal = fields.boolean("heal")
     fields.end()
     node.engine.demand.note_read()
-    early = partial(node.early.read, torrent, offset, length, heal=heal)
-    data = await tell_if_waiting(torrent, call, node.config.waiting_after, early)
-    if data is not None:
-        await call.hold(length)
-        return {"data": data}
-    bring = partial(torrent.bring, offset, length, heal=heal)
-    try:
-        await tell_how_fast(torrent, call, node.config.waiting_after, bring)
-    except StorageError as err:
-        # On a full disk nothing is kept; what a server gives goes through memory alone.
-        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
-        data = await node.early.direct(torrent, offset, length) if full else None
-        if data is None:
-            raise
-        await call.hold(length)
-        return {"data": data}
-    await call.hold(length)  # of the answer alone: who waits for peers takes no room from others
-    return {"data": await torrent.read(offset, length)}
+    # The answer alone takes room: a client that waits for peers leaves it to others.
+    work = partial(torrent.read_range, offset, length, heal=heal, hold=call.hold)
+    return {"data": await tell_how_fast(torrent, call, node.config.waiting_after, work)}
 
 
 async def fetch(node: Node, call: Call) -> dict[str, Any]:
@@ -97,7 +81,9 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
         await node.room.used(torrent)  # before it is all here: it must not go at once
         await fetch_all(torrent)
 
-    await beside(report, partial(tell_if_waiting, torrent, call, node.config.waiting_after, bring))
+    await run_while(
+        report, partial(tell_if_waiting, torrent, call, node.config.waiting_after, bring)
+    )
     node.room.look_again()
     return {}
 

@@ -10,6 +10,7 @@ import trio
 
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.control_server import Call
+from p2pcloopd.tasks import run_while
 
 Result = TypeVar("Result")
 
@@ -27,7 +28,7 @@ async def tell_if_waiting(
 
     Told again every three times as long. Returns or raises what `work` does.
     """
-    return await beside(partial(_tell_stalls, torrent, call, after), work)
+    return await run_while(partial(_tell_stalls, torrent, call, after), work)
 
 
 async def tell_how_fast(
@@ -40,7 +41,7 @@ async def tell_how_fast(
             nursery.start_soon(_tell_stalls, torrent, call, after)
             await _tell_pace(torrent, call)
 
-    return await beside(watch, work)
+    return await run_while(watch, work)
 
 
 async def _tell_stalls(torrent: Torrent, call: Call, after: float) -> None:
@@ -55,7 +56,7 @@ async def _tell_stalls(torrent: Torrent, call: Call, after: float) -> None:
             "waiting",
             connected=any(peer.connected for peer in torrent.traffic().peers),
             peers=[peer.address for peer in tried],
-            tried=[*map(str, tried), *torrent.http.servers.faults()],
+            tried=[*map(str, tried), *torrent.servers.faults()],
             seconds=int(trio.current_time() - begun),
         )
         pause = 3 * after
@@ -69,20 +70,3 @@ async def _tell_pace(torrent: Torrent, call: Call) -> None:
             giving = [peer.address for peer in traffic.peers if peer.down_rate]
             giving += torrent.peers.http_rates()
             await call.emit("slow", rate=traffic.down_rate, peers=giving)
-
-
-async def beside(
-    watcher: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[Result]]
-) -> Result:
-    """Run `watcher` for as long as `work` takes; return or raise what `work` does, unwrapped."""
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watcher)
-        try:
-            result = await work()
-        except Exception as err:
-            failure = err
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-    return result

@@ -18,18 +18,9 @@ import trio
 
 from p2pcloop.store.parts import MAX_BYTES, Parts
 from p2pcloop.store.ranges import Range, Ranges
-from p2pcloopd.engine.demand import Demand
-from p2pcloopd.engine.unless import unless
-
-WRITE_QUIET_SECONDS = 0.1
-WRITE_SECONDS = 1
-WRITE_BYTES = 4 << 20
-"""Ranges are written once no reader has waited for so long, or so long after the first, or once
-there are so many bytes: a guest that waits has the processor to itself. Until then SIGKILL loses
-them."""
-
-UNWRITTEN_BYTES = 16 << 20
-"""So much is kept in memory where the disk takes nothing."""
+from p2pcloopd.engine.fetch.demand import Demand
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
+from p2pcloopd.tasks import race
 
 
 class Provisional:
@@ -42,8 +33,9 @@ class Provisional:
     def __init__(
         self,
         directory: Path,
-        demand: Callable[[], Demand],
+        demand: Demand,
         notify: Callable[[], None] = lambda: None,
+        tuning: Tuning = TUNING,
     ) -> None:
         """Open what the disk has.
 
@@ -55,6 +47,7 @@ class Provisional:
         self._notify = notify
         self._parts = Parts(directory)
         self._demand = demand
+        self._tuning = tuning
         self._ranges = Ranges()
         for part in self._parts.ranges:
             self._ranges.add(*part)
@@ -129,7 +122,7 @@ class Provisional:
                 self.kept.append((start, length))
                 self._changed.set()
                 self._notify()
-        if sum(map(len, self._fresh.values())) >= WRITE_BYTES:
+        if sum(map(len, self._fresh.values())) >= self._tuning.write_bytes:
             self._plenty.set()
 
     def drop(self, offset: int, length: int) -> None:
@@ -189,15 +182,15 @@ class Provisional:
         try:
             while True:
                 await self._changed.wait()
-                with trio.move_on_after(WRITE_SECONDS):
-                    await unless(self._plenty, self._quiet)
+                with trio.move_on_after(self._tuning.write_after):
+                    await race(self._plenty, self._quiet)
                 await self.flush()
         finally:
             with trio.CancelScope(shield=True):
                 await self.flush()
 
     async def _quiet(self) -> None:
-        await self._demand().quiet(WRITE_QUIET_SECONDS, trio.current_time())
+        await self._demand.quiet(self._tuning.write_quiet, trio.current_time())
 
     async def _write(self) -> None:
         """Forget and write what there is to be; the lock is held."""
@@ -210,7 +203,7 @@ class Provisional:
         for start in written:
             if self._fresh.get(start) is fresh[start]:
                 del self._fresh[start]
-        while sum(map(len, self._fresh.values())) > UNWRITTEN_BYTES:
+        while sum(map(len, self._fresh.values())) > self._tuning.unwritten:
             self._forget(next(iter(self._fresh)))
 
 

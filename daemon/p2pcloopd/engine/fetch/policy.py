@@ -1,0 +1,316 @@
+"""What is asked for next, and of which source. Nothing else in the engine decides that.
+
+`plan` is a function of facts. It changes nothing and waits for nothing: fetcher.py looks, plans,
+applies the difference, and does it again when something happens or `Plan.wake_at` has come.
+
+A piece that is wanted, and not here, goes this way; the first line that fits decides:
+
+    wanted as     where                                          asked of
+    ------------  ---------------------------------------------  --------------------------------
+    any           a range request brings it                      that; peers, too, once it is late
+    any           bytes of it are here, no peer was asked,       a server, for the missing bytes
+                  a server has ranges
+    DEMAND        alone, no peer was asked, a server has ranges  a server, for this piece
+    DEMAND        in a crowd, for its first quarter second       as the first of READAHEAD
+    DEMAND        exclusive mode, for more than a second         a server, and whoever has it
+    DEMAND        else                                           peers
+    READAHEAD     alone                                          peers, in order, a window at once;
+                                                                 half of it while a reader waits
+    READAHEAD     in a crowd, another client has it              peers, in order, 2 MiB at once
+    READAHEAD     in a crowd, only complete seeders have it,     the dispatcher, in order; in
+                  a dispatcher is there                          exclusive mode all clients, too
+    READAHEAD     in a crowd, only complete seeders have it      peers, 4 at once, own shares first
+    FILL                                                         peers: backfill.py bounds it
+
+Of what this gives to peers, servers bring some:
+
+    peers                                        HTTP servers are asked for
+    -------------------------------------------  ------------------------------------------------
+    none is connected, or all are silent         all of it, most urgent first, 4 ranges at once
+    send, and a server is a web seed             half of what is wanted next, and what is late
+    send, in a crowd or from mirrors alone       nothing
+
+"In a crowd": other clients fetch the same now, and none of them has all. "Exclusive mode": a
+dispatcher gives each piece to one client only, and its host is no peer meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import attrgetter
+
+from p2pcloopd.engine.fetch.tuning import Tuning
+from p2pcloopd.engine.fetch.view import Plan, RangeView, View
+from p2pcloopd.engine.fetch.wants import Want
+from p2pcloopd.engine.swarm import Priority
+
+
+def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
+    """Whether a read asks a server for exactly its bytes, and not for the pieces round them.
+
+    Not where one of its pieces is here or on its way: the read waits for these. In a crowd one
+    piece for all clients crosses a link once; a large one costs more than the bytes for each.
+    """
+    if not (view.known and view.room and view.exact_ready) or view.coming:
+        return False
+    return not view.crowd or view.piece_length > tuning.crowd_piece * (view.crowd + 1)
+
+
+def plan(view: View, tuning: Tuning) -> Plan:
+    """Decide what is asked for now."""
+    made = Plan(clients=view.crowd + 1)
+    demand, ahead, fill = _by_priority(view.wants)
+    left = [want for want in demand if not _settled(view, tuning, made, want)]
+    waiting = [want for want in left if not _by_demand(view, tuning, made, want)]
+    expected = [*waiting, *(want for want in ahead if not _settled(view, tuning, made, want))]
+    if expected or view.exclusive:
+        _read_ahead(view, tuning, made, expected, left)
+    for want in fill:
+        if not _settled(view, tuning, made, want):
+            made.peers[want.piece] = Priority.FILL
+    _nudge(view, tuning, made)
+    _share_with_servers(view, tuning, made)
+    made.dial = _dials(view, made)
+    return made
+
+
+def _by_priority(wants: Iterable[Want]) -> tuple[list[Want], list[Want], list[Want]]:
+    demand: list[Want] = []
+    ahead: list[Want] = []
+    fill: list[Want] = []
+    for want in wants:
+        (demand if want.waiting else ahead if want.ahead else fill).append(want)
+    demand.sort(key=attrgetter("demand_since"))
+    return demand, ahead, fill
+
+
+def _settled(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
+    """Whether a range request brings a piece, or is to bring it."""
+    if want.flight is not None:
+        flight = want.flight
+        if not flight.hedged:
+            at = _hedge_at(view, tuning, want)
+            if at > view.now:
+                made.wake(at)
+                return True
+            if flight not in made.hedge:
+                made.hedge.append(flight)
+        made.peers[want.piece] = want.priority
+        return True
+    if view.exact_ready and view.in_part(want.piece) and not _asked_of_peer(view, want):
+        made.exact.append(want.piece)
+        return True
+    return False
+
+
+def _asked_of_peer(view: View, want: Want) -> bool:
+    return want.asked is not Priority.IDLE and view.requested(want.piece)
+
+
+def _hedge_at(view: View, tuning: Tuning, want: Want) -> float:
+    """When peers are asked as well for what a range request does not bring."""
+    flight = want.flight
+    assert flight is not None
+    if flight.exact:
+        silent_at = max(flight.since, view.servers_heard_at) + tuning.exact_hedge
+        return min(silent_at, flight.since + tuning.exact_limit)
+    at = flight.since + tuning.server_hedge
+    return at if view.peers_connected or at > view.now else math.inf
+
+
+def _by_demand(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
+    """Whether what a guest waits for is asked for at once; else it comes first of readahead."""
+    if view.exclusive:
+        late_at = want.demand_since + tuning.dispatch_patience
+        if view.exact_ready and view.now >= late_at:
+            made.exact.append(want.piece)
+        made.wake(late_at if view.now < late_at else math.inf)
+    elif view.crowd:
+        patient_until = want.demand_since + tuning.crowd_patience
+        if view.now < patient_until:
+            made.wake(patient_until)
+            return False
+    elif view.exact_ready and (want.stalled or not _asked_of_peer(view, want)):
+        made.exact.append(want.piece)
+        if not want.stalled:
+            return True
+    made.peers[want.piece] = Priority.DEMAND
+    return True
+
+
+# --- readahead ------------------------------------------------------------------------------------
+
+
+def _read_ahead(
+    view: View, tuning: Tuning, made: Plan, expected: Sequence[Want], demand: Sequence[Want]
+) -> None:
+    """Choose what is asked for ahead: `expected` in this order, and `demand` of a dispatcher."""
+    if not view.crowd:
+        _ask_ahead(made, _up_to(view, expected, view.window // (2 if view.reader_waits else 1)))
+        return
+    made.wake(view.now + tuning.look)
+    if not view.copies:
+        _ask_ahead(made, _asked(expected))
+        return
+    shared = [want for want in expected if view.copies[want.piece]]
+    alone = [want for want in expected if not view.copies[want.piece]]
+    if view.exclusive:
+        # What no other client has is asked of them, too: they send it as soon as they have it.
+        _ask_ahead(made, [*_up_to(view, shared, view.window), *alone])
+    else:
+        _ask_ahead(made, _up_to(view, shared, tuning.shared))
+        _ask_ahead(made, _asked(alone) if view.dispatch_ready else _own(view, tuning, alone))
+    if view.dispatch_ready:
+        first = [w for w in demand if view.exclusive and not view.copies[w.piece]]
+        rest = [w for w in alone if view.exclusive or w.asked is Priority.IDLE]
+        made.dispatch = [want.piece for want in (*first, *rest)]
+
+
+def _asked(wants: Iterable[Want]) -> list[Want]:
+    return [want for want in wants if want.asked is not Priority.IDLE]
+
+
+def _up_to(view: View, wants: Sequence[Want], size: int) -> list[Want]:
+    """What was asked for already, and as much more as makes so many bytes, one piece at least."""
+    asked = _asked(wants)
+    room = max(1, size // view.piece_length) - len(asked)
+    return [*asked, *(w for w in wants if w.asked is Priority.IDLE)][: len(asked) + max(0, room)]
+
+
+def _own(view: View, tuning: Tuning, alone: Sequence[Want]) -> list[Want]:
+    """Few pieces of those that only complete seeders have: what was asked for, then own shares.
+
+    A node that has nothing else to ask for asks for the shares of others: those may not get them.
+    """
+    asked = _asked(alone)
+    fresh = (want for want in alone if want.asked is Priority.IDLE and view.mine(want.piece))
+    chosen = [*asked, *islice(fresh, max(0, tuning.rare - len(asked)))]
+    return chosen or list(alone[: tuning.rare])
+
+
+def _ask_ahead(made: Plan, wants: Iterable[Want]) -> None:
+    for want in wants:
+        made.peers[want.piece] = Priority.READAHEAD
+
+
+# --- what stalls ----------------------------------------------------------------------------------
+
+
+def _nudge(view: View, tuning: Tuning, made: Plan) -> None:
+    """Ask anew for what does not come: a stalled read once, readahead each second."""
+    made.nudge = [want.piece for want in view.wants if want.stalled and want.piece in made.peers]
+    ahead = [want for want in view.wants if made.peers.get(want.piece) is Priority.READAHEAD]
+    if not ahead and not view.dispatching:
+        return
+    since = min((want.asked_since for want in ahead), default=view.wanted_since)
+    stalls_at = max(view.bytes_at, min(since, view.now), view.nudged_at) + tuning.stall
+    if view.now < stalls_at:
+        made.wake(stalls_at)
+        return
+    made.nudge += [want.piece for want in ahead if not want.stalled]
+    made.dispatch_stalls = view.dispatching
+    made.wake(view.now + tuning.stall)
+
+
+# --- HTTP servers beside peers --------------------------------------------------------------------
+
+
+def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
+    """Move some of what peers are to be told of to HTTP servers."""
+    made.silent = view.peers_silent
+    if min(view.servers_ready_at, view.whole_ready_at) == math.inf or not made.peers:
+        return
+    bring = _peers_bring(view, tuning, made)
+    free = [w for w in view.wants if w.piece in made.peers and w.flight is None]
+    free = [w for w in free if w.piece not in made.exact]
+    beside = bring and view.seeds and not view.crowd
+    if beside:
+        _keep_for_seed(view, tuning, made, free)
+    ready = view.servers_ready_at
+    if ready > view.now:
+        made.wake(ready)
+        if ready == math.inf and not bring and free:
+            made.whole = view.whole_ready_at <= view.now
+            made.wake(view.whole_ready_at if not made.whole else math.inf)
+        return
+    if bring and not beside:
+        return
+    candidates = list(_candidates(view, tuning, made, free, beside=beside))
+    flying = sum(not flight.exact for flight in view.flights)
+    made.ranges = list(_runs(view, candidates, tuning.server_concurrency - flying))
+    for run in made.ranges:
+        for piece in run:
+            made.peers.pop(piece, None)
+
+
+def _candidates(
+    view: View, tuning: Tuning, made: Plan, free: Sequence[Want], *, beside: bool
+) -> Iterator[Want]:
+    """What servers are asked for: all, or beside peers what is kept for them and what is late."""
+    for want in free:
+        due = want.absent_until
+        if beside and want.piece not in made.for_server:
+            due = max(due, want.asked_since + tuning.late)
+        if due <= view.now:
+            yield want
+        else:
+            made.wake(due)
+
+
+def _peers_bring(view: View, tuning: Tuning, made: Plan) -> bool:
+    """Whether peers send, or may be about to: they are given a second, once, until they have sent
+    something. Where BitTorrent is blocked connections come up, and break, for ever."""
+    if view.now - view.peers_heard_at < tuning.silent:
+        made.silent = False
+        made.wake(view.peers_heard_at + tuning.silent)
+        return True
+    waits = view.now - view.wanted_since < tuning.silent and view.peers_hopeful
+    made.silent = view.peers_silent or not waits
+    if not made.silent:
+        made.wake(view.wanted_since + tuning.silent)
+    return not made.silent
+
+
+def _keep_for_seed(view: View, tuning: Tuning, made: Plan, free: Sequence[Want]) -> None:
+    """Keep half of what is wanted next for a web seed, and tell peers of the rest."""
+    kept = {want.piece for want in free if want.for_server}
+    fresh = [w.piece for w in free if w.asked is Priority.IDLE and not w.for_server]
+    room = tuning.server_concurrency * view.range_pieces - len(kept)
+    kept.update(fresh[len(fresh) - max(0, min(room, len(fresh) // 2)) :])
+    if len(kept) == len(free):
+        return  # peers have nothing else to do
+    made.for_server = kept
+    for piece in kept:
+        del made.peers[piece]
+
+
+def _runs(view: View, candidates: Sequence[Want], most: int) -> Iterator[range]:
+    """Pieces that are side by side and equally urgent, the most urgent first."""
+    urgent = sorted(candidates, key=attrgetter("priority"), reverse=True)
+    by_piece = {want.piece: want for want in urgent}
+    for want in urgent:
+        if most <= 0:
+            return
+        if want.piece not in by_piece:
+            continue
+        end, length = want.piece, 1 if want.single else view.range_pieces
+        while (
+            end - want.piece < length
+            and (each := by_piece.get(end)) is not None
+            and each.priority is want.priority
+            and (each is want or not each.single)
+        ):
+            del by_piece[end]
+            end += 1
+        most -= 1
+        yield range(want.piece, end)
+
+
+def _dials(view: View, made: Plan) -> bool:
+    """Whether peers are needed: for what readers want of them, and for some backfill."""
+    return any(
+        want.piece in made.peers and (want.waiting or want.ahead or want.dials)
+        for want in view.wants
+    )

@@ -1,0 +1,136 @@
+"""The facts that a decision depends on, and the decision: plain data on both sides of policy.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from p2pcloopd.engine.fetch.wants import Flight, Want
+from p2pcloopd.engine.swarm import Priority
+
+
+@dataclass(slots=True)
+class View:
+    """What is known of one torrent at one moment. Times are trio's, in seconds.
+
+    Attributes:
+        wants: of pieces that are not here, in the order in which they were wanted first.
+        in_part: whether bytes of a piece are here, or on their way by themselves.
+        requested: whether a peer was asked for a block of a piece, or has sent one.
+        reader_waits: whether a guest waits, for this torrent or another.
+        wanted_since: since when something is wanted.
+        piece_length: bytes of a piece.
+
+        window: bytes that peers are asked for at once.
+        peers_heard_at: when a peer sent content last; bytes_at: when anything did.
+        peers_hopeful: a peer is connected, or one that was named may be yet.
+        peers_connected: a peer is connected.
+        peers_silent: what the last plan said of it.
+        nudged_at: when what stalls was asked for anew.
+
+        exact_ready: a server can be asked for exact ranges now.
+        servers_ready_at, whole_ready_at: when one may be asked for a range; for whole files.
+        seeds: a server is a web seed.
+        range_pieces: how many pieces a range request asks for at most; exact_pieces: of the exact
+            ones.
+        flights: the range requests that are under way.
+        servers_heard_at: when bytes came from servers last.
+
+        crowd: how many clients want the same now and have not all of it.
+        copies: how many of these have each piece; empty where that is not known yet.
+        mine: whether a piece is this node's share.
+        dispatch_ready: a dispatcher can be asked, as far as is known.
+        exclusive: it did dispatch, and its host is no peer meanwhile.
+        dispatching: it was asked for something.
+    """
+
+    now: float
+    wants: Collection[Want]
+    in_part: Callable[[int], bool]
+    requested: Callable[[int], bool]
+    reader_waits: bool = False
+    wanted_since: float = 0.0
+    piece_length: int = 1 << 14
+
+    window: int = 128 << 10
+    peers_heard_at: float = -math.inf
+    bytes_at: float = -math.inf
+    peers_hopeful: bool = False
+    peers_connected: bool = False
+    peers_silent: bool = False
+    nudged_at: float = -math.inf
+
+    exact_ready: bool = False
+    servers_ready_at: float = math.inf
+    whole_ready_at: float = math.inf
+    seeds: bool = False
+    range_pieces: int = 16
+    exact_pieces: int = 64
+    flights: Collection[Flight] = ()
+    servers_heard_at: float = -math.inf
+
+    crowd: int = 0
+    copies: Sequence[int] = ()
+    mine: Callable[[int], bool] = lambda _piece: True
+    dispatch_ready: bool = False
+    exclusive: bool = False
+    dispatching: bool = False
+
+
+@dataclass(slots=True)
+class Plan:
+    """What should be asked for now, and of which source.
+
+    Attributes:
+        peers: how urgently peers are to be told of each piece; of no others.
+        exact: pieces to ask of a server at once, by the exact bytes that are missing.
+        ranges: runs of pieces to ask of servers.
+        hedge: flights that peers are asked for as well from now on.
+        whole: ask a server for whole files, since none has ranges.
+        for_server: pieces that are kept for a web seed.
+        dispatch: pieces to ask of the dispatcher, the one that is wanted most first.
+        clients: how many clients share the dispatcher.
+        dispatch_stalls: leave the dispatcher alone for a while.
+        nudge: pieces that peers are told of anew, and idle peers are asked for, too.
+        dial: try the peers that the user named.
+        silent: peers bring nothing.
+        wake_at: when to decide anew, if nothing happens before.
+    """
+
+    peers: dict[int, Priority] = field(default_factory=dict)
+    exact: list[int] = field(default_factory=list)
+    ranges: list[range] = field(default_factory=list)
+    hedge: list[Flight] = field(default_factory=list)
+    whole: bool = False
+    for_server: set[int] = field(default_factory=set)
+    dispatch: list[int] = field(default_factory=list)
+    clients: int = 1
+    dispatch_stalls: bool = False
+    nudge: list[int] = field(default_factory=list)
+    dial: bool = False
+    silent: bool = False
+    wake_at: float = math.inf
+
+    def wake(self, at: float) -> None:
+        """Decide anew at this time, at the latest."""
+        self.wake_at = min(self.wake_at, at)
+
+
+@dataclass(frozen=True, slots=True)
+class RangeView:
+    """What is known of a range that a reader wants, and that is not here.
+
+    Attributes:
+        known: whether the metadata is here.
+        room: whether its bytes can be kept.
+        exact_ready, crowd, piece_length: as in `View`.
+        coming: whether a piece of it is here, wanted by readers, or on its way.
+    """
+
+    known: bool
+    room: bool
+    exact_ready: bool
+    crowd: int
+    piece_length: int
+    coming: bool
