@@ -1,16 +1,16 @@
 """A seeder notices its own rot: what others are given is compared with its hash.
 
-Nobody tells a seeder that a piece of it is wrong: who got it hangs up, and asks no more. So:
+No client tells a seeder that a piece of it is wrong: it hangs up, and asks no more. So:
 
 - Over HTTP nothing leaves before its pieces were compared (`Stored.read_right`).
 - Of a torrent that is whole, libtorrent compares each piece before it sends the first of it (its
   seed mode), once for each time that it is joined.
 - Any other piece that was sent over BitTorrent is compared right afterwards, unless it was within
-  the last day. The first who gets it may get it wrong, and nobody else.
+  the last day. The first client may get it wrong, and no other.
 
 Where a piece is wrong, all are compared, since a disk that lost one may have lost others; those
-that are wrong are dropped, and asked of whoever has them. There is no scrub of what nobody asks
-for: it would keep disks awake, and what is wrong there hurts nobody yet.
+that are wrong are dropped, and asked of other sources. There is no scrub of what no client asks for:
+it would keep disks awake, and what is wrong there hurts no client yet.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Audit:
         self._some.set()
 
     def sent(self, piece: int) -> None:
-        """Note that somebody was given a part of a piece over BitTorrent."""
+        """Note that a client was given a part of a piece over BitTorrent."""
         since = self._compared.get(piece, self._store.compared_since)
         if trio.current_time() - since >= HOLDS_SECONDS:
             self._compared[piece] = trio.current_time()

@@ -3,7 +3,7 @@
 libtorrent bans a peer that sent all of a wrong piece; but also one that had a part in four of them
 (torrent.cpp, `penalize_peers`): beside a liar, every honest peer. Its alert does not tell which.
 Its smart_ban plugin, without an alert, bans the first peer that it knows at the culprit's host
-(smart_ban.cpp, `on_read_failed_block`): on 127.0.0.1 or behind one NAT, somebody else.
+(smart_ban.cpp, `on_read_failed_block`): on 127.0.0.1 or behind one NAT, another client.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Blame:
             judge(self._accused[peer_id])
 
     def banned_by_host(self, address: Peer) -> None:
-        """Judge a ban by smart_ban: right where nobody else of that host sent anything."""
+        """Judge a ban by smart_ban: right where no other client of that host sent anything."""
         if any(peer[0] == address[0] and peer != address for peer in self._peers.received):
             self._peers.on_unproven(address)
         else:

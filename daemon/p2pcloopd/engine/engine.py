@@ -113,7 +113,7 @@ class Engine:
         """Forget a torrent and delete its directory, by way of `tmp` on the same file system.
 
         Returns:
-            False, and nothing happened, where it is not known or somebody waits for it.
+            False, and nothing happened, where it is not known or a reader waits for it.
 
         Raises:
             StorageError: the disk refused; what is left of it in `tmp` may be deleted.
@@ -168,7 +168,7 @@ class Engine:
 
         Raises:
             FormatError: there is nothing in it, or it cannot be a torrent.
-            MismatchError: it is another torrent: nobody was served any of it.
+            MismatchError: it is another torrent: no client was served any of it.
             StorageError: the disk refused.
         """
         report = progress or (lambda _done, _total: None)
@@ -274,7 +274,7 @@ async def open_engine(
 
     Args:
         tuning: the fetch scheduler's constants.
-        on_stall: called for a torrent every 10 s during which somebody waited and nothing came.
+        on_stall: called for a torrent every 10 s during which data was needed and nothing arrived.
 
     Raises:
         BusyError: a port is taken.

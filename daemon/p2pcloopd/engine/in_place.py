@@ -61,7 +61,7 @@ class InPlace:
             disk = self._store.disk
             if disk is None or not disk.in_place:
                 return
-            # A file system that does not answer holds nobody up.
+            # A file system that does not answer holds no task up.
             await trio.to_thread.run_sync(disk.look, abandon_on_cancel=True)
             if disk.fault is not None:
                 await self._leave(disk)

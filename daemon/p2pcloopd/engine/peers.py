@@ -1,4 +1,4 @@
-"""The peers of one torrent: whom to try, how it went, and trying again while somebody waits."""
+"""The peers of one torrent: which to try, how it went, and trying again while data is needed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ RETRY_SECONDS = 1
 STALL_SECONDS = 10
 SILENT_SECONDS = 1
 BAN_SECONDS = 30
-"""Bans are forgotten when somebody waited for so long and nothing came: those who are left do not
-have it, and whoever is banned may be a seed that its user has mended since."""
+"""Bans are forgotten when data was needed for so long and nothing arrived: the peers that are left
+do not have it, and a banned one may be a seed that its user has mended since."""
 
 LOOK_SECONDS = 60
-"""Between two searches for peers that nobody named; `STALL_SECONDS` where nothing comes."""
+"""Between two searches for peers that the user did not name; `STALL_SECONDS` where nothing comes."""
 
 HTTP_RATE_SECONDS = 3.0
 """What counts as present: an answer is counted when all of it came."""
@@ -67,10 +67,10 @@ def is_address(host: str) -> bool:
 
 
 class Peers:
-    """Keeps peers connected while somebody needs them; an idle torrent tries nothing.
+    """Keeps peers connected while they are needed; an idle torrent tries nothing.
 
     Args:
-        on_stall: called every 10 s while somebody waits and nothing comes.
+        on_stall: called every 10 s while data is needed and nothing arrives.
         rejoin: leaves the swarm and joins it again; libtorrent's own bans end only so.
         changed: notified when a peer is connected.
 
@@ -123,7 +123,7 @@ class Peers:
 
     @contextmanager
     def needed(self) -> Iterator[None]:
-        """Say that somebody waits, while the context lasts."""
+        """Say that data is needed, while the context lasts."""
         self._needs += 1
         if self._needs == 1:
             self._since = trio.current_time()
@@ -137,7 +137,7 @@ class Peers:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits."""
+        """Whether data is needed."""
         return self._needs > 0
 
     @property
@@ -160,7 +160,7 @@ class Peers:
         self._again.set()
 
     def look_again(self) -> None:
-        """Search for peers anew, now if somebody waits: there may be others to be found."""
+        """Search for peers anew, now if data is needed: there may be others to be found."""
         self._looked = -math.inf
         if self._needs:
             self.try_again()
@@ -176,7 +176,7 @@ class Peers:
         return PeerTried(format_peer(peer), connected, errors[-1] if errors else None)
 
     def window(self) -> int:
-        """Bytes that may be asked for where nobody waits: what comes in a quarter of a second."""
+        """Bytes that readahead asks for at once: what arrives in a quarter of a second."""
         tuning = self._tuning
         size = self._rate.value * tuning.window_seconds
         return int(min(max(size, tuning.min_window), tuning.max_window))
@@ -186,7 +186,7 @@ class Peers:
         return trio.current_time() - self._heard.get(address, -math.inf) >= SILENT_SECONDS
 
     def stalled(self) -> float:
-        """Seconds since something came, or 0 where nobody waits."""
+        """Seconds since something arrived, or 0 where no data is needed."""
         return trio.current_time() - self._since if self._needs else 0.0
 
     def on_connected(self, address: Peer) -> None:
@@ -262,7 +262,7 @@ class Peers:
             self._errors[address] = error
 
     async def run(self) -> None:
-        """Try the named peers that are not connected, every second while somebody waits."""
+        """Try the named peers that are not connected, every second while data is needed."""
         async with trio.open_nursery() as nursery:
             await self._run(nursery)
 
@@ -297,7 +297,7 @@ class Peers:
             self._swarm.look_up()
 
     def _alone(self) -> bool:
-        """Whether somebody waits and only named peers are known, none on its way or connected.
+        """Whether data is needed and only named peers are known, none on its way or connected.
 
         Foreign clients hang up on a peer that wants nothing: aria2 after 30 s, transmission after
         5 minutes, libtorrent as it comes at once.
@@ -334,7 +334,7 @@ class Peers:
         """Connect to named peers that are not connected; names are looked up meanwhile.
 
         Args:
-            hurry: nobody else is on the way.
+            hurry: no other peer is on the way.
         """
         fresh = False
         for peer in self.sources.peers:

@@ -73,7 +73,7 @@ class Saver:
             unread: waits for those who read the files at that moment.
 
         Returns:
-            False, and nothing happened, where somebody waits for data of this torrent, or files
+            False, and nothing happened, where a reader waits for data of this torrent, or files
             of it are not ours alone.
 
         Raises:

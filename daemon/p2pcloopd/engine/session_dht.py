@@ -38,7 +38,7 @@ SETTLE_SECONDS = 2
 """How long a newer value is waited for once one is there."""
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10
-"""Between attempts to join: doubled each time. libtorrent tells nobody that a node answered."""
+"""Between attempts to join: doubled each time. libtorrent does not tell that a node answered."""
 
 CHECK_SECONDS = 60
 """How soon it is noticed that no node is left."""

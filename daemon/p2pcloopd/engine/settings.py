@@ -25,12 +25,12 @@ class EngineSettings:
     Attributes:
         listen: address and port of each TCP socket to listen on. Port 0 takes a free one, but
             0.0.0.0 and :: (every interface) need a port, or each interface gets another. Empty:
-            nobody can connect.
+            no peer can connect.
         outgoing: local addresses to connect from; empty: as the system routes.
         dht, lsd, upnp, natpmp, pex: ways to find peers that the user did not name, or to be found
             by them; all off.
         dht_nodes: where the DHT is joined.
-        trackers: ask those that were named for a torrent, while somebody waits for it.
+        trackers: ask those that were named for a torrent, while it is needed.
         announce_trackers: what public torrents are announced to.
         download_rate, upload_rate: limits in bytes a second, 0 for none; peers on the local
             network are limited too.
@@ -103,7 +103,7 @@ ALONE: dict[str, object] = {
     "request_queue_time": 1000,
     "max_out_request_queue": 2000,
 }
-"""How much a peer is asked for at once where nobody else wants the same."""
+"""How much a peer is asked for at once where no other client wants the same."""
 
 CROWD: dict[str, object] = {"request_queue_time": 1, "max_out_request_queue": 2}
 """And where others do: see session_crowd.py."""
@@ -113,14 +113,14 @@ _DEMAND: dict[str, object] = {
     "close_redundant_connections": False,
     "inactivity_timeout": 24 * 3600,
     "max_allowed_in_request_queue": 4000,
-    # Somebody waits: ask another peer soon where one stalls.
+    # A guest waits: ask another peer soon where one stalls.
     "piece_timeout": 3,
     "request_timeout": 6,
     "peer_connect_timeout": 3,
     "handshake_timeout": 5,
     # A block is asked of one peer, unless one stalls: see session_end_game.py.
     "strict_end_game_mode": True,
-    # Whoever is connected is served: one demand read must not wait for a slot.
+    # Every connected client is served: one demand read must not wait for a slot.
     "unchoke_slots_limit": -1,
     "choking_algorithm": 0,
     # How soon a new peer is connected to, and a raised piece asked of one that just came.
@@ -130,7 +130,7 @@ _DEMAND: dict[str, object] = {
 _PEERS: dict[str, object] = {
     # Many nodes share an address: 127.0.0.1, or one behind NAT. Bans go by address and port then.
     "allow_multiple_connections_per_ip": True,
-    # A peer that hung up, or comes back, is connected to when somebody waits, or within seconds:
+    # A peer that hung up, or comes back, is connected to when data is needed, or within seconds:
     # the failure count (at most 31) never gives up, and peers.py winds it back.
     "min_reconnect_time": 0,
     "max_failcount": 32,

@@ -201,7 +201,7 @@ class Swarm(Protocol):
         """Connect to an address (not a name), again if it failed before."""
 
     def hurry(self) -> None:
-        """Connect now to those that `connect` named, where nobody is connected."""
+        """Connect now to those that `connect` named, where no peer is connected."""
 
     def add_sources(self, sources: Sources) -> None:
         """Tell others of the torrent, if they may be told from now on."""

@@ -140,14 +140,14 @@ class Torrent:
     ) -> bytes:
         """Read verified bytes of the content, fetching what is not here.
 
-        Waits as long as it takes. Cancellation stops the fetch of what nobody else waits for.
+        Waits as long as it takes. Cancellation stops the fetch of what no other reader waits for.
 
         Args:
             offset: from the start of the first file.
             length: 1 to 16 MiB.
             heal: what is on this disk was found wrong: compare the pieces with their hashes first
                 and fetch those that differ again. If none does, the publisher made them so.
-            ahead: nobody is kept waiting: readers who are come first.
+            ahead: no guest waits: readers for which one does come first.
 
         Raises:
             UsageError: the range is not inside the content.
@@ -311,7 +311,7 @@ class Torrent:
             self.fetcher.join()
 
     async def run(self) -> None:
-        """Save what arrives and keep peers connected while somebody waits, until `end`."""
+        """Save what arrives and keep peers connected while data is needed, until `end`."""
         with self._running:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.peers.run)

@@ -50,11 +50,11 @@ class Demand:
                 self.some = trio.Event()
 
     def note_read(self) -> None:
-        """Note that somebody reads, or is about to, whether it must wait or not."""
+        """Note that a client reads, or is about to, whether it must wait or not."""
         self._read_at = trio.current_time()
 
     async def idle(self, seconds: float, since: float) -> None:
-        """Wait until nobody has read anything for so long, counted from `since` at the earliest."""
+        """Wait until nothing was read for so long, counted from `since` at the earliest."""
         while True:
             await self._none.wait()
             idle_at = max(since, self._read_at, self._waited_at) + seconds

@@ -12,7 +12,7 @@ A piece that is wanted, and not here, goes this way; the first line that fits de
                   a server has ranges
     DEMAND        alone, no peer was asked, a server has ranges  a server, for this piece
     DEMAND        in a crowd, for its first quarter second       as the first of READAHEAD
-    DEMAND        exclusive mode, for more than a second         a server, and whoever has it
+    DEMAND        exclusive mode, for more than a second         a server, and all peers
     DEMAND        else                                           peers
     READAHEAD     alone                                          peers, in order, a window at once;
                                                                  half of it while a reader waits

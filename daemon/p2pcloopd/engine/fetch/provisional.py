@@ -1,8 +1,8 @@
 """Provisional ranges of a torrent: bytes that a reader was given before their pieces were here.
 
-A mirror gave them by their exact range. Nothing of them was compared with a piece's hash, so they
-serve readers of this node, who compare a chunk with its SHA-256, and nobody else: peers and HTTP
-clients are given verified pieces only. They are here all the same: nobody asks for them again.
+A server sent them by their exact range. They were not compared with a piece's hash. So they serve
+readers of this node alone, which compare a chunk with its SHA-256; peers and HTTP clients are given
+verified pieces only. They are here all the same: no operation asks for them again.
 
 All changes are made on trio's thread, at once; one task brings them to the disk, in their order
 (store/parts.py).
@@ -27,7 +27,7 @@ class Provisional:
     """The provisional ranges of one torrent, and those that are on their way here.
 
     Attributes:
-        kept: those that were kept lately, for whoever takes them off: pieces may be whole now.
+        kept: those that were kept lately, until backfill.py takes them off: pieces may be whole now.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ class Received:
 
     Attributes:
         bytes: of content that came, from wherever.
-        again: of them, those that were here, and that nobody had a reason to ask for again.
+        again: of them, those that were here, and that there was no reason to ask for again.
         hedged: of them, those that were here because a second source was asked for a piece, when
             the first had been silent.
     """

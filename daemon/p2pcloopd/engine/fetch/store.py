@@ -1,4 +1,4 @@
-"""What of a torrent is here, in whatever form. Whoever asks "is it here?" asks this.
+"""What of a torrent is here, in whatever form. Every "is it here?" is asked of this.
 
     durable      pieces whose have bit is set: they serve every client
     arrived      pieces that libtorrent has, and found right; durable within a second or so

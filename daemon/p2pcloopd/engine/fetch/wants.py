@@ -1,4 +1,4 @@
-"""What is wanted of one torrent: each piece once, whoever wants it, and how urgently.
+"""What is wanted of one torrent: each piece once, and how urgently.
 
 Readers wait for pieces, a guest behind them (`DEMAND`) or not yet (`READAHEAD`). Backfill wants
 pieces because there is time (`FILL`). A piece is wanted as urgently as its most urgent user wants
