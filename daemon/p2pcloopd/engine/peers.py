@@ -30,7 +30,7 @@ BAN_SECONDS = 30
 do not have it, and a banned one may be a seed that its user has mended since."""
 
 LOOK_SECONDS = 60
-"""Between two searches for peers that the user did not name; `STALL_SECONDS` where nothing comes."""
+"""Between two searches for peers that were not named; `STALL_SECONDS` where nothing comes."""
 
 HTTP_RATE_SECONDS = 3.0
 """What counts as present: an answer is counted when all of it came."""

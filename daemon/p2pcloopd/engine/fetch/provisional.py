@@ -27,7 +27,7 @@ class Provisional:
     """The provisional ranges of one torrent, and those that are on their way here.
 
     Attributes:
-        kept: those that were kept lately, until backfill.py takes them off: pieces may be whole now.
+        kept: those that were kept lately, until backfill.py takes them: pieces may be whole now.
     """
 
     def __init__(
