@@ -17,8 +17,8 @@ from p2pcloopd.engine.fetch.fetcher import side_by_side
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
-from tests.support.waiting import until
 from tests.support.fake_servers import Ask, RangeServer
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

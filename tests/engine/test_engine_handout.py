@@ -16,8 +16,8 @@ from p2pcloopd.engine.fetch.ranges import Came, Dispatched, NoServers
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
-from tests.support.waiting import until
 from tests.support.fake_servers import Dispatcher
+from tests.support.waiting import until
 
 PIECE = 1 << 14
 PATIENCE = 30

@@ -16,6 +16,7 @@ from p2pcloop.store.have import HaveFile
 from p2pcloop.store.in_place import STAMPS
 from p2pcloopd.engine import in_place, seeding
 from p2pcloopd.engine.content import Content, hash_pieces
+from p2pcloopd.engine.copies import COPIES, load_copies, note_copy
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.metainfo import TorrentLayout
 from p2pcloopd.engine.record import Sources

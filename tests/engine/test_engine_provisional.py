@@ -22,8 +22,8 @@ from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.provisional import Provisional
 from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
-from tests.support.waiting import until
 from tests.support.fake_servers import RangeServer
+from tests.support.waiting import until
 
 PIECE = 16384
 PATIENCE = 30

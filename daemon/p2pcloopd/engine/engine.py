@@ -12,6 +12,7 @@ import trio
 
 from p2pcloop.errors import MismatchError
 from p2pcloopd.engine.content import links
+from p2pcloopd.engine.copies import note_copy
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.metainfo import HASH_SIZE, TorrentLayout

@@ -109,7 +109,7 @@ async def _remove_data(
         versions = {} if known is None else known.versions
         torrents |= {ref.torrent for ref in versions.values() if ref.id in ids and ref.torrent}
     here = [torrent for each in sorted(torrents) if (torrent := node.engine.get(each)) is not None]
-    freed = sum(torrent.have_bytes + torrent.transfer.provisional_bytes for torrent in here)
+    freed = sum(torrent.have_bytes + torrent.store.provisional_bytes for torrent in here)
     for torrent in here:
         if not await node.engine.remove(torrent.info_hash, node.home.tmp):
             raise BusyError("a reader waits for a part of it just now", hint="end that first")
