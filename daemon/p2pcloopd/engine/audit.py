@@ -8,7 +8,7 @@ No client tells a seeder that a piece of it is wrong: it hangs up, and asks no m
 - Any other piece that was sent over BitTorrent is compared right afterwards, unless it was within
   the last day. The first client may get it wrong, and no other.
 
-Where a piece is wrong, all are compared, since a disk that lost one may have lost others. Wrong ones
+Where a piece is wrong, all are compared: a disk that lost one may have lost others. Wrong ones
 are dropped, and asked of other sources. There is no scrub of what no client asks for: it would keep
 disks awake, and what is wrong there hurts no client yet.
 """

@@ -71,7 +71,7 @@ class Fetcher:
     async def run(self) -> None:
         """Ask for what is wanted, for ever."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.ranges.run)
+            nursery.start_soon(self.ranges.run)
             nursery.start_soon(self.dispatch.run)
             await self._plan_for_ever()
 

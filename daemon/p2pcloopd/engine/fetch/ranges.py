@@ -178,25 +178,26 @@ class Ranges:
         self.flights: set[Flight] = set()
         self.exact = Breaker(tuning.exact_cooldown)
         self.not_before = -math.inf
-        self._whole = False
+        self._whole = trio.Event()
         self._store = store
         self._peers = peers
         self._wants = wants
         self._give = give
         self._tuning = tuning
         self._rest = trio.CapacityLimiter(tuning.rest_concurrency)
-        self._nursery: trio.Nursery | None = None
+        self._to_fly, self._to_begin = trio.open_memory_channel[Flight](math.inf)
 
     def exact_ready(self, now: float) -> bool:
         """Whether a server can be asked for exact ranges."""
         return self.exact.closed(now) and self.servers.ready_at() <= now
 
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Carry requests out, for ever."""
+    async def run(self) -> None:
+        """Carry requests out, begun in their order, for ever."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+            nursery.start_soon(self._take_whole)
+            async for flight in self._to_begin:
+                nursery.start_soon(self._fly, flight)
+                await trio.lowlevel.checkpoint()  # tasks that begin together do so in any order
 
     # --- requests ---------------------------------------------------------------------------
 
@@ -207,13 +208,12 @@ class Ranges:
             exact: at once; else it counts among those that bring what peers do not.
             hedged: peers are asked for them, too.
         """
-        assert self._nursery is not None, "the torrent runs"
         hurried = any(self._wants[piece].waiting for piece in run)
         flight = Flight(run, math.inf, exact, hurried, hedged)
         for piece in run:
             self._wants[piece].flight = flight
         self.flights.add(flight)
-        self._nursery.start_soon(self._fly, flight)
+        self._to_fly.send_nowait(flight)
 
     async def _fly(self, flight: Flight) -> None:
         try:
@@ -324,10 +324,15 @@ class Ranges:
 
     def start_whole(self) -> None:
         """Take all of the content from a server that has no ranges, unless that goes on already."""
-        assert self._nursery is not None, "the torrent runs"
-        if not self._whole and trio.current_time() >= self.not_before:
-            self._whole = True
-            self._nursery.start_soon(self._bring_whole)
+        if trio.current_time() >= self.not_before:
+            self._whole.set()
+
+    async def _take_whole(self) -> None:
+        while True:
+            await self._whole.wait()
+            await self._bring_whole()
+            self._whole = trio.Event()
+            self._store.changed.notify()
 
     async def _bring_whole(self) -> None:
         """Take it to its end: begun anew, it would be sent anew."""
@@ -356,9 +361,6 @@ class Ranges:
             await store.handed_fewer(0)
         except P2pcloopError:
             self.not_before = trio.current_time() + self._tuning.server_retry
-        finally:
-            self._whole = False
-            store.changed.notify()
 
 
 def _joined(start: int, end: int, parts: Mapping[int, bytes]) -> bytes:
