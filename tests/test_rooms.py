@@ -111,7 +111,7 @@ def test_the_boot_command_is_light_until_p2pcloopd_starts() -> None:
 
 def test_the_session_modules_alone_import_libtorrent() -> None:
     found = {p for p in MODULES if any(within(m, "libtorrent") for m in imports_of(p))}
-    assert found == set((DAEMON / "engine").glob("session*.py"))
+    assert found == set((DAEMON / "engine" / "bt").glob("session*.py"))
 
 
 def test_the_library_never_imports_the_daemon_nor_trio() -> None:

@@ -13,8 +13,8 @@ from bench.links.network import Host
 from bench.links.rig import listening
 from bench.processes import Argument
 from p2pcloop.store.home import replace_file
-from p2pcloopd.engine.content import Content, hash_pieces, scan
-from p2pcloopd.engine.metainfo import bencode, info_dictionary
+from p2pcloopd.engine.disk.content import Content, hash_pieces, scan
+from p2pcloopd.engine.disk.metainfo import bencode, info_dictionary
 
 _PIECE = 64 << 10
 _INTERVAL = 1800

@@ -33,13 +33,13 @@ from p2pcloop.formats.mirror import (
     layer_torrent_name,
 )
 from p2pcloop.store.in_place import HeldFile
+from p2pcloopd.engine.disk.metainfo import TorrentLayout, bencode, info_dictionary
+from p2pcloopd.engine.disk.record import Peer, Record, Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.ranges import NoServers
-from p2pcloopd.engine.metainfo import TorrentLayout, bencode, info_dictionary
-from p2pcloopd.engine.record import Peer, Record, Sources
-from p2pcloopd.engine.swarm import Others, Priority, Traffic
+from p2pcloopd.engine.fetch.swarm import Others, Priority, Traffic
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.client import Span, Take
 from p2pcloopd.http.mirrors import MirrorReader, Mirrors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2pcloop.errors import UnreachableError
-from p2pcloopd.engine.swarm import Others
+from p2pcloopd.engine.fetch.swarm import Others
 from tests.decisions.sim import AHEAD, DEMAND, PIECE, HangError, Run, World
 
 OTHERS = Others("10.0.0.1", ("10.0.0.2", "10.0.0.3"))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from p2pcloopd.engine.fetch.policy import plan, takes_exact_range
+from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
 from p2pcloopd.engine.fetch.wants import Flight, Want
-from p2pcloopd.engine.swarm import Priority
 
 NOW = 100.0
 PIECE = 1 << 14

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from p2pcloopd.engine.fetch.backfill import fill
-from p2pcloopd.engine.swarm import Priority
+from p2pcloopd.engine.fetch.swarm import Priority
 from tests.support.engines import Nodes
 from tests.support.waiting import until
 

@@ -9,13 +9,13 @@ import pytest
 import trio
 
 from p2pcloop.store.have import HaveFile
-from p2pcloopd.engine import content as content_module
-from p2pcloopd.engine import peers as peers_module
-from p2pcloopd.engine import settings
-from p2pcloopd.engine.audit import Audit
+from p2pcloopd.engine.bt import settings
+from p2pcloopd.engine.disk import content as content_module
+from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.engine import Engine
-from p2pcloopd.engine.record import Sources
+from p2pcloopd.engine.fetch import peers as peers_module
 from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.engine.verify.audit import Audit
 from tests.support.engines import Nodes, open_at
 from tests.support.waiting import until
 

@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveView
-from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.saver import RETRY_SECONDS
 from tests.support.engines import Nodes
@@ -30,7 +30,7 @@ from pathlib import Path
 import trio
 from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.settings import EngineSettings
+from p2pcloopd.engine.bt.settings import EngineSettings
 
 
 async def main(store, info_hash, host, port):

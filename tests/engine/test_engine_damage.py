@@ -14,8 +14,8 @@ import trio.testing
 
 from p2pcloop.errors import CorruptError, MismatchError
 from p2pcloop.store.have import HaveFile
+from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip, open_at
 from tests.support.waiting import until

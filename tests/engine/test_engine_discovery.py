@@ -15,11 +15,12 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import UsageError
-from p2pcloopd.engine import peers, session_dht
+from p2pcloopd.engine.bt import session_dht
+from p2pcloopd.engine.bt.session_dht import MAX_SALT, MAX_VALUE, Dht
+from p2pcloopd.engine.bt.settings import EngineSettings, session_settings
+from p2pcloopd.engine.disk.record import Peer
 from p2pcloopd.engine.engine import Engine, open_engine
-from p2pcloopd.engine.record import Peer
-from p2pcloopd.engine.session_dht import MAX_SALT, MAX_VALUE, Dht
-from p2pcloopd.engine.settings import EngineSettings, session_settings
+from p2pcloopd.engine.fetch import peers
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.tracker import Tracker, tracker

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from p2pcloopd.engine import settings
+from p2pcloopd.engine.bt import settings
 from tests.support.engines import Nodes
 from tests.support.mute_peer import Manner, mute_peer
 

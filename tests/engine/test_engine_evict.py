@@ -15,12 +15,12 @@ import trio
 
 from p2pcloop.errors import NotHereError, StorageError
 from p2pcloop.store.have import HaveView
-from p2pcloopd.engine import holes
-from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.disk import holes
+from p2pcloopd.engine.disk.content import Content
+from p2pcloopd.engine.disk.holes import allocated, needed
+from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.holes import allocated, needed
-from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import INDEX_SIZE, Nodes
 from tests.support.waiting import until
@@ -36,10 +36,10 @@ import sys
 from pathlib import Path
 
 import trio
-from p2pcloopd.engine import holes
+from p2pcloopd.engine.disk import holes
 from p2pcloopd.engine.engine import open_engine
-from p2pcloopd.engine.record import Sources
-from p2pcloopd.engine.settings import EngineSettings
+from p2pcloopd.engine.disk.record import Sources
+from p2pcloopd.engine.bt.settings import EngineSettings
 
 left = int(sys.argv[2])
 

@@ -14,13 +14,14 @@ import trio.testing
 from p2pcloop.errors import BusyError, CorruptError, NotHereError
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.in_place import STAMPS
-from p2pcloopd.engine import in_place, seeding
-from p2pcloopd.engine.content import Content, hash_pieces
-from p2pcloopd.engine.copies import COPIES, load_copies, note_copy
+from p2pcloopd.engine.disk import seeding
+from p2pcloopd.engine.disk.content import Content, hash_pieces
+from p2pcloopd.engine.disk.copies import COPIES, load_copies, note_copy
+from p2pcloopd.engine.disk.metainfo import TorrentLayout
+from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.metainfo import TorrentLayout
-from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
+from p2pcloopd.engine.verify import in_place
 from tests.support.engines import Nodes, Source, flip
 from tests.support.waiting import until
 

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
+from p2pcloopd.engine.bt.session_swarm import SessionSwarm
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
-from p2pcloopd.engine.session_swarm import SessionSwarm
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.fake_servers import RangeServer

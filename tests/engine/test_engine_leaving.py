@@ -11,12 +11,12 @@ import trio.testing
 
 from p2pcloop.errors import StorageError
 from p2pcloopd.engine import engine
+from p2pcloopd.engine.bt.session import open_session
+from p2pcloopd.engine.bt.session_swarm import SessionSwarm
+from p2pcloopd.engine.bt.settings import EngineSettings
+from p2pcloopd.engine.disk.record import Record, Sources
+from p2pcloopd.engine.disk.seeding import make_torrent
 from p2pcloopd.engine.fetch.demand import Demand
-from p2pcloopd.engine.record import Record, Sources
-from p2pcloopd.engine.seeding import make_torrent
-from p2pcloopd.engine.session import open_session
-from p2pcloopd.engine.session_swarm import SessionSwarm
-from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip
 

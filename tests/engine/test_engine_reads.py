@@ -14,9 +14,10 @@ import trio.testing
 from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
-from p2pcloopd.engine import peers, settings
+from p2pcloopd.engine.bt import settings
+from p2pcloopd.engine.disk.record import Sources
+from p2pcloopd.engine.fetch import peers
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.waiting import until

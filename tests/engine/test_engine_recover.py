@@ -11,12 +11,12 @@ import trio
 
 from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveFile, HaveView
-from p2pcloopd.engine import stored
-from p2pcloopd.engine.content import Content
+from p2pcloopd.engine.disk import stored
+from p2pcloopd.engine.disk.content import Content
+from p2pcloopd.engine.disk.holes import written
+from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.holes import written
-from p2pcloopd.engine.metainfo import TorrentLayout
 from tests.support.engines import INDEX_SIZE, Nodes
 
 PIECE = 16384

@@ -12,10 +12,10 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import NotHereError, UnreachableError
+from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.ranges import Came, NoServers
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
-from p2pcloopd.engine.record import Sources
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.waiting import until

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
-from p2pcloopd.engine.content import Content, hash_pieces, scan
-from p2pcloopd.engine.metainfo import (
+from p2pcloopd.engine.disk.content import Content, hash_pieces, scan
+from p2pcloopd.engine.disk.metainfo import (
     Metainfo,
     TorrentLayout,
     bencode,
@@ -164,7 +164,9 @@ def test_hashes_of_files_end_to_end(tmp_path: Path) -> None:
 def test_torrents_and_settings_know_no_libtorrent() -> None:
     code = (
         "import sys, json\n"
-        "from p2pcloopd.engine import listening, seeding, settings, torrent\n"
+        "from p2pcloopd.engine import torrent\n"
+        "from p2pcloopd.engine.bt import listening, settings\n"
+        "from p2pcloopd.engine.disk import seeding\n"
         "print(json.dumps('libtorrent' in sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

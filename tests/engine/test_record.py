@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.formats.link import MAX_LINK_LENGTH
-from p2pcloopd.engine.record import MAX_SOURCES, Record, Sources
+from p2pcloopd.engine.disk.record import MAX_SOURCES, Record, Sources
 
 
 def test_all_sources_that_links_can_name_are_read_again(tmp_path: Path) -> None:

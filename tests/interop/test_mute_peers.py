@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.record import Sources
 from tests.support.engines import Nodes
 from tests.support.mute_peer import Manner, mute_peer
 from tests.support.waiting import until

@@ -13,7 +13,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.formats.mirror import ManifestPath, MetainfoPath, build_metainfo
-from p2pcloopd.engine.metainfo import bencode
+from p2pcloopd.engine.disk.metainfo import bencode
 from tests.support.programs import Nodes
 from tests.support.static_server import misbehaving
 

@@ -23,8 +23,8 @@ from p2pcloop.formats.record import Record, open_record, sign_record
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import store_key
 from p2pcloop.store.records import Records
+from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.engine import Engine, open_engine
-from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.names.dht import Announcer, DhtSource
 from p2pcloopd.names.lan import SERVICE, Endpoints, endpoints_of, own_endpoints
 from p2pcloopd.names.lookup import look_up

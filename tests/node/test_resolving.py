@@ -26,7 +26,7 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.packing import pack_canonical
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.formats.seal import key_check
-from p2pcloopd.engine.seeding import make_torrent
+from p2pcloopd.engine.disk.seeding import make_torrent
 from tests.node.conftest import KEY
 from tests.support.programs import Node, Nodes
 from tests.support.static_server import Fault, Misbehaving, misbehaving

@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.engine import Engine, open_engine
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
-from p2pcloopd.engine.settings import EngineSettings
 from p2pcloopd.engine.torrent import Torrent
 
 INDEX_SIZE = 50_001

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-from p2pcloopd.engine.metainfo import bencode
+from p2pcloopd.engine.disk.metainfo import bencode
 from tests.support.threads import running
 from tests.support.waiting import BOUND
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import MismatchError
-from p2pcloopd.engine.content import links
-from p2pcloopd.engine.copies import note_copy
+from p2pcloopd.engine.bt.session import CLOSE_SECONDS, Session, open_session
+from p2pcloopd.engine.bt.session_dht import Dht
+from p2pcloopd.engine.bt.session_swarm import SessionSwarm
+from p2pcloopd.engine.bt.settings import EngineSettings
+from p2pcloopd.engine.disk.content import links
+from p2pcloopd.engine.disk.copies import note_copy
+from p2pcloopd.engine.disk.metainfo import HASH_SIZE, TorrentLayout
+from p2pcloopd.engine.disk.record import Peer, Record, Sources
+from p2pcloopd.engine.disk.seeding import discard, make_torrent, move_into_place, remove_directory
 from p2pcloopd.engine.fetch.demand import Demand
+from p2pcloopd.engine.fetch.swarm import EngineStatistics
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
-from p2pcloopd.engine.metainfo import HASH_SIZE, TorrentLayout
-from p2pcloopd.engine.record import Peer, Record, Sources
-from p2pcloopd.engine.seeding import discard, make_torrent, move_into_place, remove_directory
-from p2pcloopd.engine.session import CLOSE_SECONDS, Session, open_session
-from p2pcloopd.engine.session_dht import Dht
-from p2pcloopd.engine.session_swarm import SessionSwarm
-from p2pcloopd.engine.settings import EngineSettings
-from p2pcloopd.engine.swarm import EngineStatistics
 from p2pcloopd.engine.torrent import Torrent
 
 log = logging.getLogger(__name__)

@@ -17,21 +17,21 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, P2pcloopError, StorageError
-from p2pcloopd.engine.audit import Audit
+from p2pcloopd.engine.disk.metainfo import TorrentLayout, parse_info
+from p2pcloopd.engine.disk.record import Record, Sources
+from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.fetch.backfill import Completion, Interest
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.ranges import Servers
 from p2pcloopd.engine.fetch.reads import Hold, Reads
 from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.swarm import Swarm, TorrentStatistics, Traffic
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
-from p2pcloopd.engine.in_place import InPlace
-from p2pcloopd.engine.metainfo import TorrentLayout, parse_info
-from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.record import Record, Sources
 from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
-from p2pcloopd.engine.stored import Stored
-from p2pcloopd.engine.swarm import Swarm, TorrentStatistics, Traffic
+from p2pcloopd.engine.verify.audit import Audit
+from p2pcloopd.engine.verify.in_place import InPlace
 from p2pcloopd.tasks import Pulse, race
 
 log = logging.getLogger(__name__)

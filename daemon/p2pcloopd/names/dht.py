@@ -19,8 +19,8 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import Record, open_record
 from p2pcloop.store.keys import load_key, name_of_key
 from p2pcloop.store.records import Records
+from p2pcloopd.engine.bt.session_dht import Dht
 from p2pcloopd.engine.engine import Engine
-from p2pcloopd.engine.session_dht import Dht
 from p2pcloopd.names.lookup import FoundRecord
 
 _log = logging.getLogger(__name__)

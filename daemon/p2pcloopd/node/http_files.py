@@ -24,7 +24,7 @@ from p2pcloop.formats.mirror import (
     build_metainfo,
     parse_path,
 )
-from p2pcloopd.engine.stored import Stored
+from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.server import File
 from p2pcloopd.node.node import Node

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from p2pcloop.formats.link import Link
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.place import is_url
-from p2pcloopd.engine.record import Peer
+from p2pcloopd.engine.disk.record import Peer
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.node import Node
 

@@ -26,7 +26,7 @@ from p2pcloop.formats.manifest import (
     SignedManifest,
     open_manifest,
 )
-from p2pcloopd.engine.seeding import make_torrent
+from p2pcloopd.engine.disk.seeding import make_torrent
 from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node

@@ -12,8 +12,8 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
 from p2pcloop.formats.record import open_record
 from p2pcloop.units import format_size
-from p2pcloopd.engine.metainfo import parse_info
-from p2pcloopd.engine.session import Session
+from p2pcloopd.engine.bt.session import Session
+from p2pcloopd.engine.disk.metainfo import parse_info
 from p2pcloopd.http.client import RangesIgnoredError
 from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader, UrlFiles
 from p2pcloopd.node.arguments import fields_of

@@ -15,8 +15,8 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.parts import PARTS
 from p2pcloop.store.stamps import load_stamps
 from p2pcloop.store.usage import Keep, Usage, look_at_usage
-from p2pcloopd.engine.holes import allocated, is_linked, needed
-from p2pcloopd.engine.stored import Stored
+from p2pcloopd.engine.disk.holes import allocated, is_linked, needed
+from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.torrent import Torrent
 
 GRACE_SECONDS = 24 * 3600

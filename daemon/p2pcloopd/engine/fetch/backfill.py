@@ -20,12 +20,12 @@ from typing import Protocol
 
 import trio
 
+from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import Tuning
-from p2pcloopd.engine.metainfo import TorrentLayout
-from p2pcloopd.engine.peers import Peers
 from p2pcloopd.tasks import race
 
 

@@ -12,8 +12,8 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+from p2pcloopd.engine.fetch.swarm import Others, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
-from p2pcloopd.engine.swarm import Others, Swarm
 
 
 class Crowd:

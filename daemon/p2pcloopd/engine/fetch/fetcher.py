@@ -14,18 +14,18 @@ from contextlib import ExitStack
 import trio
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloopd.engine.disk.holes import is_linked
 from p2pcloopd.engine.fetch.crowd import Crowd
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.dispatch import Dispatch
+from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.policy import plan, takes_exact_range
 from p2pcloopd.engine.fetch.ranges import Ranges
 from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.swarm import Priority, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
 from p2pcloopd.engine.fetch.wants import Want, Wants
-from p2pcloopd.engine.holes import is_linked
-from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.swarm import Priority, Swarm
 
 
 class Fetcher:
@@ -381,7 +381,7 @@ class Fetcher:
     def join(self) -> None:
         """Join the swarm with what is durable; what is wanted is asked for again.
 
-        Not with files that lie elsewhere and are not what they were: see engine/in_place.py.
+        Not with files that lie elsewhere and are not what they were: see engine/verify/in_place.py.
         """
         store, disk = self._store, self._store.disk
         if disk is not None and disk.fault is not None:

@@ -41,10 +41,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from operator import attrgetter
 
+from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
 from p2pcloopd.engine.fetch.wants import Want
-from p2pcloopd.engine.swarm import Priority
 
 
 def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:

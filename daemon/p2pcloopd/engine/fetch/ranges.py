@@ -20,10 +20,10 @@ import trio
 
 from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloopd.engine.fetch.health import Breaker
+from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.wants import Flight, Want
-from p2pcloopd.engine.peers import Peers
 
 
 @dataclass(frozen=True, slots=True)

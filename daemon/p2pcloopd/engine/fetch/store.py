@@ -16,12 +16,12 @@ from pathlib import Path
 
 import trio
 
+from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.provisional import Provisional
 from p2pcloopd.engine.fetch.received import Received
+from p2pcloopd.engine.fetch.swarm import Priority, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
-from p2pcloopd.engine.stored import Stored
-from p2pcloopd.engine.swarm import Priority, Swarm
 from p2pcloopd.tasks import Pulse
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.wants import Flight, Want
-from p2pcloopd.engine.swarm import Priority
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import trio
 
 from p2pcloop.errors import P2pcloopError
-from p2pcloopd.engine.swarm import Priority
+from p2pcloopd.engine.fetch.swarm import Priority
 
 RECENT_BYTES = 16 << 20
 """Pieces that arrived lately are kept, up to this: a chunk's neighbour often wants the same one."""

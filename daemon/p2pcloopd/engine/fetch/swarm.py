@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from p2pcloop.store.in_place import HeldFile
-from p2pcloopd.engine.record import Peer, Sources
+from p2pcloopd.engine.disk.record import Peer, Sources
 
 
 class Priority(IntEnum):

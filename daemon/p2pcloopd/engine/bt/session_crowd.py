@@ -11,7 +11,7 @@ from typing import Any
 
 import libtorrent as lt
 
-from p2pcloopd.engine.settings import ALONE, CROWD
+from p2pcloopd.engine.bt.settings import ALONE, CROWD
 
 _BLOCKED = 1  # ip_filter::blocked
 

@@ -20,12 +20,12 @@ import trio
 from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
-from p2pcloopd.engine import nodelay
-from p2pcloopd.engine.listening import Listening
-from p2pcloopd.engine.record import Peer
-from p2pcloopd.engine.session_crowd import Crowd
-from p2pcloopd.engine.session_end_game import EndGame
-from p2pcloopd.engine.settings import EngineSettings, session_settings
+from p2pcloopd.engine.bt import nodelay
+from p2pcloopd.engine.bt.listening import Listening
+from p2pcloopd.engine.bt.session_crowd import Crowd
+from p2pcloopd.engine.bt.session_end_game import EndGame
+from p2pcloopd.engine.bt.settings import EngineSettings, session_settings
+from p2pcloopd.engine.disk.record import Peer
 from p2pcloopd.entry import plain_errors
 
 log = logging.getLogger(__name__)

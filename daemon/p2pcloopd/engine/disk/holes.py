@@ -13,8 +13,8 @@ from stat import S_ISREG
 
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.holes import next_data, next_hole, punch_hole
-from p2pcloopd.engine.content import Content
-from p2pcloopd.engine.metainfo import TorrentLayout
+from p2pcloopd.engine.disk.content import Content
+from p2pcloopd.engine.disk.metainfo import TorrentLayout
 
 _STAT_UNIT = 512  # stat(2): st_blocks
 _DISK_BLOCK = 4096

@@ -15,10 +15,10 @@ from p2pcloop.errors import BusyError, storage_error
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import save_stamps
-from p2pcloopd.engine.content import Content, hash_pieces, scan
-from p2pcloopd.engine.copies import COPIES
-from p2pcloopd.engine.metainfo import bencode, info_dictionary, parse_info
-from p2pcloopd.engine.record import Record
+from p2pcloopd.engine.disk.content import Content, hash_pieces, scan
+from p2pcloopd.engine.disk.copies import COPIES
+from p2pcloopd.engine.disk.metainfo import bencode, info_dictionary, parse_info
+from p2pcloopd.engine.disk.record import Record
 
 OLD_PREFIX = "old-"
 """How the directory of a torrent begins that has given way and is being deleted."""

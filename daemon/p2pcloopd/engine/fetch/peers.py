@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import trio
 
 from p2pcloop.formats.link import format_peer
+from p2pcloopd.engine.disk.record import Peer, Sources
 from p2pcloopd.engine.fetch.health import Rate
+from p2pcloopd.engine.fetch.swarm import ServerStatistics, Swarm, Traffic
 from p2pcloopd.engine.fetch.tuning import Tuning
-from p2pcloopd.engine.record import Peer, Sources
-from p2pcloopd.engine.swarm import ServerStatistics, Swarm, Traffic
 from p2pcloopd.tasks import Pulse
 
 log = logging.getLogger(__name__)

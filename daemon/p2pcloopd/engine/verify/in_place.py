@@ -15,9 +15,9 @@ import math
 import trio
 
 from p2pcloop.errors import StorageError
+from p2pcloopd.engine.disk.stored import Fault, Stored
 from p2pcloopd.engine.fetch.fetcher import Fetcher
 from p2pcloopd.engine.fetch.store import Store
-from p2pcloopd.engine.stored import Fault, Stored
 
 log = logging.getLogger(__name__)
 

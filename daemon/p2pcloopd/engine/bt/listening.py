@@ -8,7 +8,7 @@ import trio
 
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
-from p2pcloopd.engine.record import Peer
+from p2pcloopd.engine.disk.record import Peer
 
 LISTEN_SECONDS = 10
 

@@ -18,13 +18,13 @@ from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloop.store.in_place import HeldFile
-from p2pcloopd.engine import nodelay
-from p2pcloopd.engine.blame import Blame
-from p2pcloopd.engine.peers import is_address
-from p2pcloopd.engine.record import Peer, Sources
-from p2pcloopd.engine.session import CLOSE_SECONDS, Session
-from p2pcloopd.engine.settings import FINGERPRINT
-from p2pcloopd.engine.swarm import Others, PeerStatistics, Priority, Traffic
+from p2pcloopd.engine.bt import nodelay
+from p2pcloopd.engine.bt.blame import Blame
+from p2pcloopd.engine.bt.session import CLOSE_SECONDS, Session
+from p2pcloopd.engine.bt.settings import FINGERPRINT
+from p2pcloopd.engine.disk.record import Peer, Sources
+from p2pcloopd.engine.fetch.peers import is_address
+from p2pcloopd.engine.fetch.swarm import Others, PeerStatistics, Priority, Traffic
 from p2pcloopd.engine.torrent import Torrent
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said 
 
 
 class SessionSwarm:
-    """One torrent in libtorrent's session (p2pcloopd.engine.swarm.Swarm)."""
+    """One torrent in libtorrent's session (p2pcloopd.engine.fetch.swarm.Swarm)."""
 
     def __init__(self, session: Session, info_hash: bytes, save_path: Path) -> None:
         self._session = session

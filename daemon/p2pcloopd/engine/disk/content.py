@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from p2pcloop.errors import FormatError, StorageError, storage_error
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import HeldFile, Stamp
-from p2pcloopd.engine.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
+from p2pcloopd.engine.disk.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
 
 _READ_SIZE = 1 << 20
 _HASH_THREADS = 2

@@ -23,8 +23,8 @@ from trio.lowlevel import RunVar
 
 from p2pcloop.errors import CorruptError, NotHereError, P2pcloopError, StorageError
 from p2pcloopd.engine.fetch.fetcher import Fetcher
+from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store
-from p2pcloopd.engine.peers import Peers
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from p2pcloop.errors import CorruptError, NotHereError, StorageError
 from p2pcloop.store.in_place import HeldFile, Stamp, load_stamps, save_stamps
-from p2pcloopd.engine.content import Content, links
-from p2pcloopd.engine.copies import MAX_COPIES, Places, load_copies, take_over
-from p2pcloopd.engine.holes import give_back, written
-from p2pcloopd.engine.metainfo import Metainfo, TorrentLayout
-from p2pcloopd.engine.record import Record
+from p2pcloopd.engine.disk.content import Content, links
+from p2pcloopd.engine.disk.copies import MAX_COPIES, Places, load_copies, take_over
+from p2pcloopd.engine.disk.holes import give_back, written
+from p2pcloopd.engine.disk.metainfo import Metainfo, TorrentLayout
+from p2pcloopd.engine.disk.record import Record
 
 log = logging.getLogger(__name__)
 

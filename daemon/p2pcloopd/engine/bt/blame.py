@@ -8,8 +8,8 @@ Its smart_ban plugin, without an alert, bans the first peer that it knows at the
 
 from __future__ import annotations
 
-from p2pcloopd.engine.peers import Peers
-from p2pcloopd.engine.record import Peer
+from p2pcloopd.engine.disk.record import Peer
+from p2pcloopd.engine.fetch.peers import Peers
 
 
 class Blame:

@@ -24,8 +24,8 @@ from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.formats.mirror import build_metainfo, extract_info
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import replace_file, sync_directory
-from p2pcloopd.engine.content import Content
-from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE, TorrentLayout
+from p2pcloopd.engine.disk.content import Content
+from p2pcloopd.engine.disk.metainfo import MAX_METADATA_SIZE, TorrentLayout
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import MAX_PIECES
-from p2pcloopd.engine.metainfo import MAX_METADATA_SIZE
-from p2pcloopd.engine.peers import is_address
-from p2pcloopd.engine.record import Peer
+from p2pcloopd.engine.disk.metainfo import MAX_METADATA_SIZE
+from p2pcloopd.engine.disk.record import Peer
+from p2pcloopd.engine.fetch.peers import is_address
 
 FINGERPRINT = "-PC0100-"
 """How the peer ids of our nodes begin (BEP 20)."""

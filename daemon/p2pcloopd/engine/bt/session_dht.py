@@ -17,8 +17,8 @@ import libtorrent as lt
 import trio
 
 from p2pcloop.errors import UsageError
-from p2pcloopd.engine.record import Peer
-from p2pcloopd.engine.session import Session
+from p2pcloopd.engine.bt.session import Session
+from p2pcloopd.engine.disk.record import Peer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

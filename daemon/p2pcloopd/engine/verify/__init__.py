@@ -1,0 +1,1 @@
+"""What is here is compared with its hashes: what is seeded, and files that lie elsewhere."""
