@@ -46,7 +46,7 @@ def test_ranges_are_sent_as_they_come_and_then_are_here(nodes: Nodes, content: b
 
 
 def test_ranges_come_in_their_order_also_where_the_metadata_comes_later(nodes: Nodes) -> None:
-    # More than what is asked for whole, in whatever order it comes (engine/interest.py).
+    # More than what is asked for whole, in whatever order it comes (engine/fetch/backfill.py).
     content = random.Random(1).randbytes(5 << 20)
     # By peers alone: how late a range of HTTP comes depends on how busy the machine is.
     publisher = nodes.start("upload_limit = 400000\n[http]\nlisten = []")
