@@ -17,7 +17,7 @@ from p2pcloopd.node.control_server import Call, Room
 from p2pcloopd.node.node import Node
 
 LOOKAHEAD = 4 << 20
-"""Bytes of a stream that are expected at once; of these the engine chooses (engine/fetch/policy.py)."""
+"""Bytes of a stream that are wanted at once; engine/fetch/policy.py chooses among them."""
 
 _Range = tuple[Torrent, int, int]
 
