@@ -5,7 +5,7 @@ every idle peer would be asked for the same blocks, and most would have sent the
 cancellation comes. `strict_end_game_mode` rules that out while fewer pieces are on their way than
 are wanted and absent (request_blocks.cpp), and libtorrent counts pieces that are here with priority
 0 among the latter (piece_picker.hpp, `num_want_left`). So it is on, what is here is `IDLE`, and it
-is turned off for a while where a peer keeps a reader waiting.
+is turned off for a while where a peer keeps a reader waiting (findings/libtorrent-end-game.sh).
 """
 
 from __future__ import annotations

@@ -136,7 +136,8 @@ _PEERS: dict[str, object] = {
     "max_failcount": 32,
     # An idle torrent is finished to libtorrent, and a finished one that looks for peers strikes
     # out all seeds, for good: once none is left it never looks again (peer_list.cpp,
-    # `recalculate_connect_candidates`). So an idle one must not look.
+    # `recalculate_connect_candidates`). So an idle one must not look
+    # (findings/libtorrent-forgets-seeds.sh).
     "seeding_outgoing_connections": False,
     # Limits that hold on the local network too.
     "rate_limit_ip_overhead": False,

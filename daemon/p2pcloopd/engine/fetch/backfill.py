@@ -327,7 +327,7 @@ class Interest:
     mind. aria2 chokes at once a peer that says "not interested", and where "interested" follows
     right behind, it looks again after 10 s only; transmission looks every 10 s. A hundred reads,
     one after the other, take minutes then. So more is wanted behind what is read: a small torrent
-    whole, of a larger one a window.
+    whole, of a larger one a window (findings/aria2-interest-in-one-batch.sh).
     """
 
     def __init__(self, store: Store, fetcher: Fetcher, demand: Demand, tuning: Tuning) -> None:

@@ -44,7 +44,7 @@ from operator import attrgetter
 from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
-from p2pcloopd.engine.fetch.wants import Want
+from p2pcloopd.engine.fetch.wants import Flight, Want
 
 
 def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
@@ -61,7 +61,9 @@ def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
 def plan(view: View, tuning: Tuning) -> Plan:
     """Decide what is asked for now."""
     made = Plan(clients=view.crowd + 1)
-    demand, ahead, fill = _by_priority(view.wants)
+    demand = sorted((w for w in view.wants if w.waiting), key=attrgetter("demand_since"))
+    ahead = [want for want in view.wants if want.ahead and not want.waiting]
+    fill = [want for want in view.wants if not (want.ahead or want.waiting)]
     left = [want for want in demand if not _settled(view, tuning, made, want)]
     waiting = [want for want in left if not _by_demand(view, tuning, made, want)]
     expected = [*waiting, *(want for want in ahead if not _settled(view, tuning, made, want))]
@@ -72,26 +74,16 @@ def plan(view: View, tuning: Tuning) -> Plan:
             made.peers[want.piece] = Priority.FILL
     _nudge(view, tuning, made)
     _share_with_servers(view, tuning, made)
-    made.dial = _dials(view, made)
+    told = [want for want in view.wants if want.piece in made.peers]
+    made.dial = any(want.waiting or want.ahead or want.dials for want in told)
     return made
-
-
-def _by_priority(wants: Iterable[Want]) -> tuple[list[Want], list[Want], list[Want]]:
-    demand: list[Want] = []
-    ahead: list[Want] = []
-    fill: list[Want] = []
-    for want in wants:
-        (demand if want.waiting else ahead if want.ahead else fill).append(want)
-    demand.sort(key=attrgetter("demand_since"))
-    return demand, ahead, fill
 
 
 def _settled(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
     """Whether a range request brings a piece, or is to bring it."""
-    if want.flight is not None:
-        flight = want.flight
+    if (flight := want.flight) is not None:
         if not flight.hedged:
-            at = _hedge_at(view, tuning, want)
+            at = _hedge_at(view, tuning, flight)
             if at > view.now:
                 made.wake(at)
                 return True
@@ -109,10 +101,8 @@ def _asked_of_peer(view: View, want: Want) -> bool:
     return want.asked is not Priority.IDLE and view.requested(want.piece)
 
 
-def _hedge_at(view: View, tuning: Tuning, want: Want) -> float:
+def _hedge_at(view: View, tuning: Tuning, flight: Flight) -> float:
     """When peers are asked as well for what a range request does not bring."""
-    flight = want.flight
-    assert flight is not None
     if flight.exact:
         silent_at = max(flight.since, view.servers_heard_at) + tuning.exact_hedge
         return min(silent_at, flight.since + tuning.exact_limit)
@@ -223,8 +213,8 @@ def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
     if min(view.servers_ready_at, view.whole_ready_at) == math.inf or not made.peers:
         return
     bring = _peers_bring(view, tuning, made)
-    free = [w for w in view.wants if w.piece in made.peers and w.flight is None]
-    free = [w for w in free if w.piece not in made.exact]
+    told = made.peers.keys() - made.exact
+    free = [want for want in view.wants if want.piece in told and want.flight is None]
     beside = bring and view.seeds and not view.crowd
     if beside:
         _keep_for_seed(view, tuning, made, free)
@@ -306,11 +296,3 @@ def _runs(view: View, candidates: Sequence[Want], most: int) -> Iterator[range]:
             end += 1
         most -= 1
         yield range(want.piece, end)
-
-
-def _dials(view: View, made: Plan) -> bool:
-    """Whether peers are needed: for what readers want of them, and for some backfill."""
-    return any(
-        want.piece in made.peers and (want.waiting or want.ahead or want.dials)
-        for want in view.wants
-    )
