@@ -13,7 +13,7 @@
 #   cancelled at step 10 of 16: 'https://127.0.0.1:PORT', HTTP/1.1, NEW, Request Count: 0; then PoolTimeout
 #   pools that still work: 15
 # Why it matters: programs that cancel often (timeouts, hedged requests) lose one place after the
-#   other until the pool hangs: 3 places in 1,200 requests that were cancelled at random moments.
+#   other until none is left: 3 places in 1,200 requests that were cancelled at random moments.
 # Source: httpcore/_async/connection.py, httpcore/_async/http11.py
 set -euo pipefail
 work=$(mktemp -d)
