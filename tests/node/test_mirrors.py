@@ -248,13 +248,18 @@ def test_one_mirror_that_misbehaves_hides_no_other(
 ) -> None:
     reader = nodes.start()
     with misbehaving(published.directory) as bad, nginx(published.directory) as good:
-        reader.call("resolve", ref=link_to(published, bad.url))  # so it is asked first
-        reader.call("resolve", ref=link_to(published, bad.url, good.url))
+        reader.call("resolve", ref=link_to(published, bad.url))
         bad.fault = fault
-        for at in (0, 600, 700):
+        with ThreadPoolExecutor() as pool:  # it fails before there is another to be asked
+            first = pool.submit(read, reader, published, 0, 50)
+            wait_until(lambda: any(request[2] for request in bad.requests))
+            if fault is not Fault.NOT_FOUND:
+                wait_until(lambda: mirror_state(reader, bad.url)["error"])
+            reader.call("resolve", ref=link_to(published, bad.url, good.url))
+            assert first.result() == INDEX[:50]
+        for at in (600, 700):
             assert read(reader, published, at, 50) == INDEX[:50]
         assert read(reader, published, *CHUNK) == published.chunk()
-        assert any(request[2] for request in bad.requests)
         assert mirror_state(reader, good.url)["error"] is None
         told = mirror_state(reader, bad.url)
         if fault is Fault.NOT_FOUND:

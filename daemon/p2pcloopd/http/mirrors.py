@@ -218,8 +218,9 @@ class MirrorReader:
         try:
             return extract_info(data, info_hash)
         except FormatError as err:
-            self.on_failure(err)
-            raise FormatError(f"{self.base}{path}: {err}") from err
+            error = FormatError(f"{self.base}{path}: {err}")
+            self.on_failure(error)
+            raise error from err
 
     async def range(self, layer: LayerRef, offset: int, length: int) -> bytes:
         """Bytes of a layer's torrent, its files end to end; not checked."""
