@@ -72,7 +72,7 @@ def test_a_run_that_measures_nothing_is_told_with_its_words(tmp_path: Path) -> N
     with pytest.raises(BenchError, match=r"links-1-before measured nothing: no room"):
         compare._one_run(["sh", "-c", "echo no room"], tmp_path / "links-1-before", 10)
     with pytest.raises(BenchError, match="took more than 0 s"):
-        compare._one_run(["sleep", "60"], tmp_path / "slow", 0)
+        compare._one_run(["sh", "-c", "exec sleep 60"], tmp_path / "slow", 0)
 
 
 def test_a_run_is_found_by_its_report(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_private_image_tells_its_profile_only_when_told_to(
     file = tmp_path / "mine.profile"
     node.run("profile", "export", made["name"], file)
     done = node.run("profile", "attach", made["name"], file, "--json")
-    assert "everybody may see" in done.err
+    assert "anyone can see" in done.err
     assert (json.loads(done.out)["version"], json.loads(done.out)["profile"]) == (3, True)
     # What its publisher told once is told on.
     third = optimize(node, made["name"], "--name", "secret", "--profile", file)
