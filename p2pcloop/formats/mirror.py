@@ -27,7 +27,7 @@ INDEX, PACK = "index", "pack"
 """The two files of a layer, in the order of its torrent."""
 
 MAX_CANDIDATES = 64
-"""Pieces that a handout may be chosen from."""
+"""Pieces that a dispatcher may choose from."""
 
 MAX_METAINFO_SIZE = (8 << 20) + (64 << 10)
 """Bytes of a .torrent file: an info dictionary of at most 8 MiB, and web seeds."""
@@ -37,7 +37,7 @@ _MAX_PATH = 1024
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})")
 _METAINFO = re.compile(r"torrents/([0-9a-f]{40})\.torrent")
 _LAYER_FILE = re.compile(rf"data/([0-9a-f]{{{_TORRENT_NAME_LENGTH}}})/({INDEX}|{PACK})")
-_HANDOUT = re.compile(r"handout/([0-9a-f]{40})/([0-9,-]+)")
+_DISPATCH = re.compile(r"handout/([0-9a-f]{40})/([0-9,-]+)")
 _RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _INFO = b"d4:info"
 _URL_LIST = b"8:url-list"
@@ -85,7 +85,7 @@ class LayerFilePath:
 
 
 @dataclass(frozen=True, slots=True)
-class HandoutPath:
+class DispatchPath:
     """A piece of a torrent, the first of these that no other client was given just now.
 
     The answer is the piece's number (4 bytes, big-endian) and the piece; it is empty if all pieces
@@ -103,7 +103,7 @@ class HandoutPath:
         return f"handout/{self.torrent.hex()}/{_format_runs(self.pieces)}"
 
 
-MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath | HandoutPath
+MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath | DispatchPath
 
 
 def parse_path(text: str) -> MirrorPath | None:
@@ -116,8 +116,8 @@ def parse_path(text: str) -> MirrorPath | None:
         return MetainfoPath(bytes.fromhex(found[1]))
     if found := _LAYER_FILE.fullmatch(text):
         return LayerFilePath(found[1], found[2])
-    if found := _HANDOUT.fullmatch(text):
-        path = HandoutPath(bytes.fromhex(found[1]), _parse_runs(found[2]))
+    if found := _DISPATCH.fullmatch(text):
+        path = DispatchPath(bytes.fromhex(found[1]), _parse_runs(found[2]))
         return path if str(path) == text else None
     try:
         return RecordPath(parse_name(text))

@@ -25,7 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import (
-    HandoutPath,
+    DispatchPath,
     LayerFilePath,
     MetainfoPath,
     MirrorPath,
@@ -255,13 +255,13 @@ class FakeMirror:
         fault: raised instead of an answer, after `delay`; `HangError` never answers.
         lacks: pieces that it does not have.
         lies: whether its bytes are wrong.
-        dispatches: whether it is a node, and hands out each piece once.
+        dispatches: whether it is a node, and gives each piece to one client.
         speed: bytes a second, as measured.
         asked: the ranges of the content that it was asked for, in order.
         asked_at: when, for each of them.
         whole: how often a whole file was asked for.
         candidates: the pieces of each request to hand one out.
-        gone: pieces that were handed out to others.
+        gone: pieces that went to other clients.
     """
 
     base: str
@@ -308,9 +308,9 @@ class FakeMirror:
             await take(data)
 
     async def post(self, path: MirrorPath, limit: int) -> bytes:  # noqa: ARG002  see Files
-        assert isinstance(path, HandoutPath)
+        assert isinstance(path, DispatchPath)
         if not self.dispatches:
-            raise NotHereError(f"{self.base} hands out nothing")
+            raise NotHereError(f"{self.base} dispatches nothing")
         self.candidates.append(path.pieces)
         await self._answer()
         for piece in path.pieces:

@@ -101,7 +101,7 @@ async def test_peers_that_complete_end_the_crowd(world: World) -> None:
 
 
 async def dispatched(world: World, it: Run) -> None:
-    """Have a stream of all of it, and one piece handed out: the mirror's host is known then."""
+    """Have a stream of all of it, and one piece dispatched: the mirror's host is known then."""
     it.mirror.dispatches = True
     it.expect(range(64))
     await world.advance(0.5)

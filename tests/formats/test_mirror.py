@@ -12,7 +12,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import (
     MAX_CANDIDATES,
-    HandoutPath,
+    DispatchPath,
     LayerFilePath,
     ManifestPath,
     MetainfoPath,
@@ -38,8 +38,8 @@ INFO_HASH = hashlib.sha1(INFO).digest()
         (MetainfoPath(b"\xcd" * 20), f"torrents/{'cd' * 20}.torrent"),
         (LayerFilePath("0" * 32, "index"), f"data/{'0' * 32}/index"),
         (LayerFilePath("0" * 32, "pack"), f"data/{'0' * 32}/pack"),
-        (HandoutPath(b"\xcd" * 20, (7,)), f"handout/{'cd' * 20}/7"),
-        (HandoutPath(b"\xcd" * 20, (7, 8, 9, 3, 5, 4)), f"handout/{'cd' * 20}/7-9,3,5,4"),
+        (DispatchPath(b"\xcd" * 20, (7,)), f"handout/{'cd' * 20}/7"),
+        (DispatchPath(b"\xcd" * 20, (7, 8, 9, 3, 5, 4)), f"handout/{'cd' * 20}/7-9,3,5,4"),
     ],
 )
 def test_each_kind_has_one_spelling(path: object, text: str) -> None:
@@ -99,7 +99,7 @@ def test_what_is_a_path_is_written_as_it_was_read(text: str) -> None:
     | st.integers(0, 10_000).map(lambda at: list(range(at, at + MAX_CANDIDATES)))
 )
 def test_candidates_come_back_in_their_order(pieces: list[int]) -> None:
-    path = HandoutPath(bytes(20), tuple(pieces))
+    path = DispatchPath(bytes(20), tuple(pieces))
     assert parse_path(str(path)) == path
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
 from p2pcloop.formats.mirror import (
-    HandoutPath,
+    DispatchPath,
     LayerFilePath,
     ManifestPath,
     MetainfoPath,
@@ -24,7 +24,7 @@ CONTENT = bytes(i * 11 % 253 for i in range((2 << 20) + 4321))
 PACK = LayerFilePath("l" * 32, "pack")
 EMPTY = LayerFilePath("l" * 32, "index")
 ABSENT = LayerFilePath("m" * 32, "pack")
-HANDOUT = HandoutPath(bytes(20), (1, 2))
+DISPATCH = DispatchPath(bytes(20), (1, 2))
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ async def test_what_is_not_there(files: Files, path: MirrorPath) -> None:
 
 async def test_files_hand_out_nothing(files: Files) -> None:
     with pytest.raises(NotHereError):
-        await files.post(HANDOUT, 100)
+        await files.post(DISPATCH, 100)
 
 
 async def test_what_is_gone_as_a_whole(client: HttpClient, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ async def test_a_web_seed_is_asked_for_content_alone(client: HttpClient, directo
             with pytest.raises(NotHereError):
                 await seed.get(path, 100)
         with pytest.raises(NotHereError):
-            await seed.post(HANDOUT, 100)
+            await seed.post(DISPATCH, 100)
         assert [(each.method, each.path) for each in web.requests()] == [("GET", f"/{PACK}")]
 
 

@@ -409,7 +409,7 @@ def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
         case 404 | 410:
             raise NotHereError(f"not there (status {answer.status_code})")
         case 403 | 405 | 413 | 501 if method == b"POST":
-            raise NotHereError(f"nothing is handed out there (status {answer.status_code})")
+            raise NotHereError(f"nothing is dispatched there (status {answer.status_code})")
         case 200 if span is not None:
             raise RangesIgnoredError("the server ignores ranges (status 200 where 206 must be)")
         case 206 if span is not None:

@@ -27,7 +27,7 @@ from p2pcloop.errors import (
 from p2pcloop.formats.manifest import MAX_MANIFEST_SIZE, LayerRef
 from p2pcloop.formats.mirror import (
     MAX_METAINFO_SIZE,
-    HandoutPath,
+    DispatchPath,
     LayerFilePath,
     ManifestPath,
     MetainfoPath,
@@ -161,7 +161,7 @@ class DirectoryFiles:
 
     async def post(self, path: MirrorPath, limit: int) -> bytes:  # noqa: ARG002
         """See `Files.post`."""
-        raise NotHereError(f"{self._base} is a directory, and hands out nothing")
+        raise NotHereError(f"{self._base} is a directory, and dispatches nothing")
 
     async def get_parts(self, path: MirrorPath, size: int, take: Take) -> None:
         """See `Files.get_parts`."""
@@ -255,10 +255,10 @@ class MirrorReader:
         finally:
             self.asked -= 1
 
-    async def handout(self, path: HandoutPath, piece_length: int) -> tuple[int, bytes] | None:
+    async def dispatch(self, path: DispatchPath, piece_length: int) -> tuple[int, bytes] | None:
         """A piece that this mirror chose, and its number; not checked. None where others got all.
 
-        That it is no node, and hands out nothing, is no fault.
+        That it is no node, and dispatches nothing, is no fault.
         """
         data = await self._get(self._files.post(path, 4 + piece_length), optional=True)
         return (int.from_bytes(data[:4], "big"), data[4:]) if data else None

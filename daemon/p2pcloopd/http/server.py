@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server of files that may be here in part: GET, HEAD, and POST of what is handed out.
+"""An HTTP/1.1 server of files that may be here in part: GET, HEAD, and POST of what is dispatched.
 
 What a path stands for is told by a `Site` that it is given; it knows no directory. Overload is met
 by refusing: so many connections, a header of so many bytes, so long to send it and so long to take

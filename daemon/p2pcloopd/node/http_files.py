@@ -16,7 +16,7 @@ from p2pcloop.errors import FormatError, MismatchError, NotHereError
 from p2pcloop.formats.mirror import (
     INDEX,
     PACK,
-    HandoutPath,
+    DispatchPath,
     LayerFilePath,
     ManifestPath,
     MetainfoPath,
@@ -87,7 +87,7 @@ class NodeFiles:
         self._node = node
 
     def methods(self, path: str) -> tuple[str, ...]:
-        """What may be asked of a path. A handout is no file: who asks for it takes it.
+        """What may be asked of a path. A dispatch is no file: the client that asks for it takes it.
 
         Nodes up to November 2026 ask for one by GET, and are told that nothing is there: any other
         error would be a fault of this mirror to them.
@@ -95,7 +95,7 @@ class NodeFiles:
         match parse_path(unquote(path)):
             case None:
                 return ()
-            case HandoutPath():
+            case DispatchPath():
                 return ("GET", "HEAD", "POST")
             case _:
                 return ("GET", "HEAD")
@@ -130,14 +130,14 @@ class NodeFiles:
                 return None
 
     async def post(self, path: str) -> File | None:
-        """One of the pieces that a handout names, or nothing; None where none of them is here.
+        """One of the pieces that a client names, or nothing; None where none of them is here.
 
         Raises:
             StorageError: the disk refuses.
             NotHereError: the piece was evicted meanwhile.
         """
         asked = parse_path(unquote(path))
-        if not isinstance(asked, HandoutPath):
+        if not isinstance(asked, DispatchPath):
             return None
         torrent, stored = self._node.engine.get(asked.torrent), self._stored(asked.torrent)
         if torrent is None or stored is None:
@@ -147,7 +147,7 @@ class NodeFiles:
         here = [p for p, size in sizes.items() if stored.has(p * layout.piece_length, size)]
         if not here:
             return None
-        with self._node.handed_out.choose(asked.torrent, here) as piece:
+        with self._node.dispatched.choose(asked.torrent, here) as piece:
             if piece is None:
                 return _Bytes(b"", None, lasting=False)
             data = await torrent.audit.read(piece * layout.piece_length, sizes[piece])

@@ -42,7 +42,7 @@ def make_link(
 
     Args:
         layers: the torrents of all its layers.
-        public: it is announced: the link names the trackers, for whoever else finds it there, and
+        public: it is announced: the link names the trackers, for others who find it there, and
             no peers of others.
     """
     manifest = signed.manifest

@@ -24,7 +24,7 @@ from p2pcloopd.http.wire import Wire
 from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.config import Config
-from p2pcloopd.node.handed_out import HandedOut
+from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
 
@@ -47,7 +47,7 @@ class Node:
         http_client: by which mirrors are asked.
         http_listen: (address, port) of each socket on which this node serves over HTTP.
         http_served: what crossed to those who asked there.
-        handed_out: which pieces went to whom of a crowd just now.
+        dispatched: which pieces went to clients of a crowd just now.
         room: keeps the store within its quota.
         stopping: set it to stop the node in order.
         warnings: what its user should know since it started.
@@ -73,7 +73,7 @@ class Node:
         self.layers = Layers(self.http_client.wire, self.readers)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
-        self.handed_out = HandedOut()
+        self.dispatched = DispatchLog()
         self.room = Room(home, engine, config.quota)
         self.stopping = trio.Event()
         self.warnings = list(warnings)

@@ -29,7 +29,7 @@ _WITHDRAWN_HINT = "it is withdrawn; --published stops serving it to those who ha
 
 async def remove(node: Node, call: Call) -> dict[str, Any]:
     """Remove versions of a name from this home: what only they need, their profiles; and, where
-    they are somebody else's, what is known of them.
+    they are another user's, what is known of them.
 
     Versions that were published from here stay known, so that the next one is numbered on.
     """

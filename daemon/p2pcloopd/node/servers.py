@@ -19,7 +19,7 @@ import trio
 
 from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError, UnreachableError
 from p2pcloop.formats.manifest import LayerRef
-from p2pcloop.formats.mirror import HandoutPath
+from p2pcloop.formats.mirror import DispatchPath
 from p2pcloop.units import format_size
 from p2pcloopd.engine.fetch.health import while_heard
 from p2pcloopd.engine.fetch.ranges import Came, Dispatched
@@ -150,7 +150,7 @@ class LayerServers:
         mirror = self._best()
         if mirror is None or mirror in self.web_seeds:
             raise NotHereError("no mirror can be asked")
-        found = await mirror.handout(HandoutPath(self.layer.torrent, tuple(pieces)), size)
+        found = await mirror.dispatch(DispatchPath(self.layer.torrent, tuple(pieces)), size)
         if found is None:
             return None
         if mirror.base not in self._hosts:

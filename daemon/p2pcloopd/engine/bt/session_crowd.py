@@ -2,7 +2,7 @@
 
 Alone, a reader is served soonest whose requests are all out. In a crowd a piece that was asked of
 the one who has all would come from there, although another peer has it meanwhile. So each is asked
-for little; or that one is kept out of the swarm, where it is asked otherwise (handout.py).
+for little; or that one is kept out of the swarm, where it is asked over HTTP (fetch/dispatch.py).
 """
 
 from __future__ import annotations

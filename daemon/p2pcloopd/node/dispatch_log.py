@@ -1,8 +1,8 @@
-"""Which pieces this node handed out lately: many who want the same get different ones.
+"""Which pieces this node dispatched lately: the clients of a crowd are given different ones.
 
-Those who boot an image together have what they lack from one another, so what one of them was given
-is not given to the next. Nobody is known by name, and nothing depends on it: who does not get a
-piece from the others in time asks for it by its range.
+Clients that boot an image together have what they lack from one another. So a piece that one of
+them was given is not given to the next. The node tells clients apart by nothing, and nothing
+depends on it: a client that does not get a piece from the others in time asks for it by its range.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 import trio
 
 KEPT_SECONDS = 5.0
-"""So long a piece that was handed out is on its way to all others; then it is lost, if they ask."""
+"""So long a dispatched piece is on its way to all others; then it counts as lost, if they ask."""
 
 
-class HandedOut:
-    """Pieces by torrent, the one that was handed out last at the end."""
+class DispatchLog:
+    """Pieces by torrent, the one that was dispatched last at the end."""
 
     def __init__(self) -> None:
         self._given: OrderedDict[tuple[bytes, int], float] = OrderedDict()
@@ -26,10 +26,10 @@ class HandedOut:
 
     @contextmanager
     def choose(self, info_hash: bytes, pieces: Iterable[int]) -> Iterator[int | None]:
-        """The first of pieces that nobody was given just now; None where all were.
+        """The first of pieces that no client was given just now; None where all were.
 
         It counts as given from the end of the context on, if that ends well: a piece that cannot be
-        read is withheld from nobody.
+        read is withheld from no client.
         """
         now = trio.current_time()
         while self._given and next(iter(self._given.values())) <= now - KEPT_SECONDS:

@@ -1,4 +1,4 @@
-"""What only one has of those who want the same, which it hands out once."""
+"""A complete seeder gives each piece to one client of a crowd only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEEDER = frozenset({"127.0.0.1"})
 
 @dataclass
 class Origin:
-    """Hands out each piece once, as whoever has all does.
+    """Gives each piece once, as a complete seeder does.
 
     Attributes:
         handed: the pieces, in order.
@@ -150,7 +150,7 @@ async def test_who_hands_out_stays_the_peer_of_other_torrents(nodes: Nodes, cont
                 assert await other.read(0, len(more)) == more
 
 
-async def test_what_is_handed_out_and_does_not_come_is_asked_of_the_swarm(
+async def test_what_is_dispatched_and_does_not_come_is_asked_of_the_swarm(
     nodes: Nodes, content: bytes
 ) -> None:
     origin = Origin(content, lost=20)
