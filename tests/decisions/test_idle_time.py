@@ -49,6 +49,19 @@ async def test_and_a_mebibyte_from_the_last_read_on_while_none_waits(world: Worl
         assert wanted == sorted([*range(251, 300), *range(MIB + 1 - 49)])
 
 
+async def test_interest_begins_at_each_read_that_follows_a_pause(world: World) -> None:
+    async with world.torrent(300, is_foreign=True) as it:
+        it.swarm.connected()
+        for piece in (250, 100):
+            it.read_piece(piece)
+            await world.advance(0.1)
+            it.swarm.send(piece)
+            await world.advance(1.1)
+            assert piece + 1 in it.swarm.by_priority(BACKGROUND)
+            await world.advance(10)
+            assert it.swarm.wanted == {}
+
+
 async def test_interest_ends_ten_seconds_after_the_last_read(world: World) -> None:
     async with world.torrent(300, is_foreign=True) as it:
         it.swarm.connected()

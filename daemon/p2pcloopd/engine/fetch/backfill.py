@@ -80,7 +80,7 @@ class _Window:
 
     def let_go(self) -> None:
         """Want nothing any more."""
-        asked, self.asked = self.asked, set()
+        asked, self.asked, self._scan = self.asked, set(), iter(())
         self._wants.unfill(asked, dial=self._dial)
 
 
