@@ -110,6 +110,7 @@ class FakeSwarm:
         held: Mapping[int, HeldFile],  # noqa: ARG002
     ) -> None:
         self.joined += 1
+        self.crowded, self.without = False, frozenset()
         self._here = {piece for piece, here in enumerate(have or ()) if here}
         if info is not None:
             self._later(self.torrent.fetcher.on_checked)

@@ -223,3 +223,14 @@ async def test_a_mirror_that_is_no_node_dispatches_nothing(world: World) -> None
         await world.advance(0.5)
         assert it.mirror.candidates == []
         assert len(alone(it)) == RARE
+
+
+async def test_exclusive_mode_outlives_a_swarm_that_is_joined_anew(world: World) -> None:
+    async with world.torrent(mirrors=1, peer=True, where=OTHERS) as it:
+        it.host = "10.0.0.77"
+        await dispatched(world, it)
+        assert it.swarm.without == {"10.0.0.77"}
+        it.expect(range(64))
+        await it.torrent.saver.rejoin()
+        await it.keep_sending(0.2)
+        assert it.swarm.without == {"10.0.0.77"}

@@ -231,3 +231,62 @@ async def test_the_rest_of_pieces_comes_in_eight_requests_at_once(world: World) 
         await world.advance()
         assert len(it.mirror.asked) == 8
         assert it.swarm.by_priority(BACKGROUND) == []
+
+
+async def test_a_request_that_hangs_is_hedged_though_nothing_else_happens(world: World) -> None:
+    async with world.torrent(4, mirrors=1) as it:
+        it.swarm.connected()
+        it.mirror.fault = HangError()
+        it.fetch()
+        await world.advance(1.5)
+        assert it.mirror.asked
+        assert it.swarm.wanted == {}
+        await world.advance(2)
+        assert set(it.swarm.wanted) == {0, 1, 2, 3}
+
+
+async def test_a_read_inside_of_a_request_that_hangs_has_its_piece_from_peers(
+    world: World,
+) -> None:
+    async with world.torrent(4, mirrors=1) as it:
+        it.swarm.connected()
+        it.mirror.fault = HangError()
+        it.fetch()
+        await world.advance(1.5)
+        task = it.read_piece(1)
+        await world.advance(2)
+        assert it.swarm.by_priority(DEMAND) == [1]
+        it.swarm.send(1)
+        await world.advance()
+        assert task.data == it.content[PIECE + 10 :][:100]
+
+
+async def test_a_fetch_goes_on_where_ranges_land_while_the_swarm_is_left(world: World) -> None:
+    async with world.torrent(12, mirrors=1, named=False) as it:
+        it.mirror.delay = 0.5
+        task = it.fetch()
+        await world.advance(0.1)
+        await it.torrent.fetcher.leave()
+        await world.advance(2)
+        it.torrent.fetcher.join()
+        await world.advance(10)
+        assert task.done
+
+
+async def test_a_piece_that_is_wanted_once_more_waits_for_its_request(world: World) -> None:
+    async with world.torrent(mirrors=1) as it:
+        it.swarm.connected()
+        it.expect([5])
+        await world.advance()
+        it.swarm.send(5)
+        await world.advance()
+        it.mirror.delay = 0.5
+        first = it.read(6 * PIECE - 10, 20)
+        await world.advance(0.1)
+        first.cancel()
+        await world.advance(0.1)
+        again = it.read(6 * PIECE - 10, 20)
+        await world.advance(1)
+        assert again.done
+        assert it.mirror.asked == [range(6 * PIECE, 7 * PIECE)]
+        assert it.torrent.store.received.again == 0

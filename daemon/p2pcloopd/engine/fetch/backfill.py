@@ -63,8 +63,9 @@ class _Window:
         self._scan: Iterator[int] = iter(())
 
     def prune(self) -> None:
-        """Forget what is here by now."""
-        self.asked = {piece for piece in self.asked if not self._store.has(piece)}
+        """Forget what is here by now, or was here and is lost: it is found absent again."""
+        wanted = self._wants.table
+        self.asked = {p for p in self.asked if p in wanted and not self._store.has(p)}
 
     def fill(self, room: int, absent: Callable[[], Iterator[int]]) -> None:
         """Want so many more pieces of `absent`, going on where the last call ended."""
@@ -163,7 +164,7 @@ async def fill(torrent: Fetched, rate: int) -> None:
                 absent = filterfalse(store.has, range(layout.pieces))
                 continue
             with _wanted(torrent.fetcher, batch):
-                await race(demand.some, partial(_all_here, store, batch))
+                await race(demand.some, partial(_all_settled, torrent, batch))
             if rate:
                 came = sum(map(store.has, batch)) * layout.piece_length
                 await trio.sleep_until(begun + came / rate)
@@ -180,10 +181,12 @@ def _wanted(fetcher: Fetcher, pieces: Collection[int]) -> Iterator[None]:
         fetcher.wants.unfill(pieces, dial=False)
 
 
-async def _all_here(store: Store, pieces: Collection[int]) -> None:
+async def _all_settled(torrent: Fetched, pieces: Collection[int]) -> None:
+    """Return when each piece is here, or was here and is lost: it is found absent again."""
+    store, wanted = torrent.store, torrent.fetcher.wants.table
     left = deque(pieces)
     while left:
-        while left and store.has(left[0]):
+        while left and (store.has(left[0]) or not (left[0] in wanted or store.is_coming(left[0]))):
             left.popleft()
         if left:
             await store.changed.wait()

@@ -82,7 +82,8 @@ class Dispatch:
 
     async def _work(self, number: int) -> None:
         while True:
-            left = [piece for piece in self._wanted if not self._store.is_coming(piece)]
+            wanted = self._wanted if self._store.running else ()
+            left = [piece for piece in wanted if not self._store.is_coming(piece)]
             if not left or number >= self._at_once:
                 await self._fresh.wait()
                 continue

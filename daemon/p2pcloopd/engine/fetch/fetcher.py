@@ -97,11 +97,9 @@ class Fetcher:
         wants = [want for want in self.wants.table.values() if not store.is_coming(want.piece)]
         if not (wants and self._wanted):
             self._wanted, self._wanted_since = bool(wants), now
-        exclusive_before = bool(self._crowded[1])
-        self.crowd.look(
-            now,
-            expecting=any(w.ahead or (exclusive_before and w.waiting) for w in wants),
-        )
+        self._share_flights(wants)
+        crowded = bool(self.crowd)
+        self.crowd.look(now, expecting=any(w.ahead or (crowded and w.waiting) for w in wants))
         self._requested = None
         self._listen(now)
         layout = store.stored.layout
@@ -122,7 +120,7 @@ class Fetcher:
             nudged_at=self._nudged_at,
             exact_ready=ranges.exact_ready(now),
             servers_ready_at=max(servers.ready_at(), ranges.not_before),
-            whole_ready_at=servers.whole_ready_at(),
+            whole_ready_at=max(servers.whole_ready_at(), ranges.not_before),
             seeds=servers.seeds,
             range_pieces=self._range_pieces(),
             flights=ranges.flights,
@@ -134,6 +132,13 @@ class Fetcher:
             exclusive=bool(self.exclusive_hosts()),
             dispatching=self.dispatch.busy,
         )
+
+    def _share_flights(self, wants: Iterable[Want]) -> None:
+        """Have pieces that are wanted once more wait for the request that is under way."""
+        flying = {piece: flight for flight in self.ranges.flights for piece in flight.run}
+        if flying:
+            for want in wants:
+                want.flight = want.flight or flying.get(want.piece)
 
     def _listen(self, now: float) -> None:
         """Note whether bytes arrived from servers since the last look."""
@@ -320,11 +325,18 @@ class Fetcher:
             exact_ready=self.ranges.exact_ready(trio.current_time()),
             crowd=len(self.crowd),
             piece_length=0 if disk is None else disk.layout.piece_length,
-            coming=any(map(self._is_coming, pieces)),
+            coming=any(map(self._is_piece_coming, pieces)),
         )
         return takes_exact_range(view, self._tuning)
 
-    def _is_coming(self, piece: int) -> bool:
+    def is_coming(self, offset: int, length: int) -> bool:
+        """Whether a piece of a range is here, wanted by a reader, or on its way to become whole."""
+        disk = self._store.disk
+        if disk is None or offset + length > disk.layout.total_size:
+            return False
+        return any(map(self._is_piece_coming, disk.layout.pieces_of(offset, length)))
+
+    def _is_piece_coming(self, piece: int) -> bool:
         """Whether a piece is here, wanted by a reader, or on its way to become whole."""
         if self._store.is_coming(piece):
             return True
@@ -393,6 +405,7 @@ class Fetcher:
         self._swarm.start(info, have, self._peers.sources, held)
         store.compared_since = trio.current_time() if whole else -math.inf
         store.running = True
+        self._crowded = (False, frozenset())
         self._peers.look_again()
         self._peers.try_again(begun=info is None)
         for want in tuple(self.wants.table.values()):

@@ -63,25 +63,26 @@ def plan(view: View, tuning: Tuning) -> Plan:
     made = Plan(clients=view.crowd + 1)
     demand = sorted((w for w in view.wants if w.waiting), key=attrgetter("demand_since"))
     ahead = [want for want in view.wants if want.ahead and not want.waiting]
-    fill = [want for want in view.wants if not (want.ahead or want.waiting)]
     left = [want for want in demand if not _settled(view, tuning, made, want)]
     waiting = [want for want in left if not _by_demand(view, tuning, made, want)]
     expected = [*waiting, *(want for want in ahead if not _settled(view, tuning, made, want))]
     if expected or view.exclusive:
         _read_ahead(view, tuning, made, expected, left)
-    for want in fill:
-        if not _settled(view, tuning, made, want):
+    for want in view.wants:
+        if not (want.waiting or want.ahead or _settled(view, tuning, made, want)):
             made.peers[want.piece] = Priority.FILL
+    made.exact = _in_window(view, made.exact, {want.piece for want in demand})
     _nudge(view, tuning, made)
     _share_with_servers(view, tuning, made)
-    told = [want for want in view.wants if want.piece in made.peers]
-    made.dial = any(want.waiting or want.ahead or want.dials for want in told)
+    made.nudge = [piece for piece in made.nudge if piece in made.peers]
+    made.dial = any(want.waiting or want.ahead or want.dials for want in _for_peers(view, made))
     return made
 
 
 def _settled(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
     """Whether a range request brings a piece, or is to bring it."""
-    if (flight := want.flight) is not None:
+    flight = want.flight
+    if flight is not None and not (want.waiting and flight.exact and flight.queued):
         if not flight.hedged:
             at = _hedge_at(view, tuning, flight)
             if at > view.now:
@@ -91,10 +92,26 @@ def _settled(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
                 made.hedge.append(flight)
         made.peers[want.piece] = want.priority
         return True
-    if view.exact_ready and view.in_part(want.piece) and not _asked_of_peer(view, want):
+    if not view.exact_ready or _asked_of_peer(view, want):
+        return False
+    if view.in_part(want.piece):
         made.exact.append(want.piece)
         return True
     return False
+
+
+def _for_peers(view: View, made: Plan) -> list[Want]:
+    """What peers may have to bring, now or where another source fails."""
+    asked = made.peers.keys() | set(made.dispatch).union(*made.ranges)
+    return [w for w in view.wants if w.piece in asked or (w.flight and not w.flight.exact)]
+
+
+def _in_window(view: View, pieces: Sequence[int], urgent: set[int]) -> list[int]:
+    """Those that a guest waits for, and no more of the others at once than a window."""
+    flying = sum(len(f.run) for f in view.flights if f.exact and not f.hurried)
+    others = [piece for piece in pieces if piece not in urgent]
+    room = max(1, view.window // view.piece_length) - flying
+    return [*(piece for piece in pieces if piece in urgent), *others[: max(0, room)]]
 
 
 def _asked_of_peer(view: View, want: Want) -> bool:
@@ -130,28 +147,27 @@ def _by_demand(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
     return True
 
 
-# --- readahead ------------------------------------------------------------------------------------
-
-
 def _read_ahead(
     view: View, tuning: Tuning, made: Plan, expected: Sequence[Want], demand: Sequence[Want]
 ) -> None:
     """Choose what is asked for ahead: `expected` in this order, and `demand` of a dispatcher."""
     if not view.crowd:
-        _ask_ahead(made, _up_to(view, expected, view.window // (2 if view.reader_waits else 1)))
+        made.read_ahead(_up_to(view, expected, view.window // (2 if view.reader_waits else 1)))
         return
     made.wake(view.now + tuning.look)
     if not view.copies:
-        _ask_ahead(made, _asked(expected))
+        made.read_ahead(_asked(expected))
         return
     shared = [want for want in expected if view.copies[want.piece]]
     alone = [want for want in expected if not view.copies[want.piece]]
     if view.exclusive:
         # What no other client has is asked of them, too: they send it as soon as they have it.
-        _ask_ahead(made, [*_up_to(view, shared, view.window), *alone])
+        made.read_ahead([*_up_to(view, shared, view.window), *alone])
     else:
-        _ask_ahead(made, _up_to(view, shared, tuning.shared))
-        _ask_ahead(made, _asked(alone) if view.dispatch_ready else _own(view, tuning, alone))
+        made.read_ahead(_up_to(view, shared, tuning.shared))
+        own = _asked(alone) if view.dispatch_ready else _own(view, tuning, alone)
+        others = not (own or view.dispatch_ready or _asked(expected))
+        made.read_ahead(alone[: tuning.rare] if others else own)
     if view.dispatch_ready:
         first = [w for w in demand if view.exclusive and not view.copies[w.piece]]
         rest = [w for w in alone if view.exclusive or w.asked is Priority.IDLE]
@@ -171,21 +187,10 @@ def _up_to(view: View, wants: Sequence[Want], size: int) -> list[Want]:
 
 def _own(view: View, tuning: Tuning, alone: Sequence[Want]) -> list[Want]:
     """Few pieces of those that only complete seeders have: what was asked for, then own shares.
-
-    A node that has nothing else to ask for asks for the shares of others: those may not get them.
-    """
+    Who has nothing else to ask for asks for the shares of others: those may not get them."""
     asked = _asked(alone)
     fresh = (want for want in alone if want.asked is Priority.IDLE and view.mine(want.piece))
-    chosen = [*asked, *islice(fresh, max(0, tuning.rare - len(asked)))]
-    return chosen or list(alone[: tuning.rare])
-
-
-def _ask_ahead(made: Plan, wants: Iterable[Want]) -> None:
-    for want in wants:
-        made.peers[want.piece] = Priority.READAHEAD
-
-
-# --- what stalls ----------------------------------------------------------------------------------
+    return [*asked, *islice(fresh, max(0, tuning.rare - len(asked)))]
 
 
 def _nudge(view: View, tuning: Tuning, made: Plan) -> None:
@@ -202,9 +207,6 @@ def _nudge(view: View, tuning: Tuning, made: Plan) -> None:
     made.nudge += [want.piece for want in ahead if not want.stalled]
     made.dispatch_stalls = view.dispatching
     made.wake(view.now + tuning.stall)
-
-
-# --- HTTP servers beside peers --------------------------------------------------------------------
 
 
 def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
@@ -265,8 +267,9 @@ def _peers_bring(view: View, tuning: Tuning, made: Plan) -> bool:
 
 def _keep_for_seed(view: View, tuning: Tuning, made: Plan, free: Sequence[Want]) -> None:
     """Keep half of what is wanted next for a web seed, and tell peers of the rest."""
-    kept = {want.piece for want in free if want.for_server}
-    fresh = [w.piece for w in free if w.asked is Priority.IDLE and not w.for_server]
+    there = [want for want in free if want.absent_until <= view.now]
+    kept = {want.piece for want in there if want.for_server}
+    fresh = [w.piece for w in there if w.asked is Priority.IDLE and not w.for_server]
     room = tuning.server_concurrency * view.range_pieces - len(kept)
     kept.update(fresh[len(fresh) - max(0, min(room, len(fresh) // 2)) :])
     if len(kept) == len(free):
@@ -281,9 +284,7 @@ def _runs(view: View, candidates: Sequence[Want], most: int) -> Iterator[range]:
     urgent = sorted(candidates, key=attrgetter("priority"), reverse=True)
     by_piece = {want.piece: want for want in urgent}
     for want in urgent:
-        if most <= 0:
-            return
-        if want.piece not in by_piece:
+        if most <= 0 or want.piece not in by_piece:
             continue
         end, length = want.piece, 1 if want.single else view.range_pieces
         while (

@@ -220,8 +220,11 @@ class Ranges:
             wait = nullcontext() if flight.hurried or not flight.exact else self._rest
             async with wait:
                 flight.since = trio.current_time()
-                for part in self._runs(flight.run):
-                    await self._bring(part, exact=flight.exact)
+                self._store.changed.notify()  # when peers are asked as well depends on it
+                for part in tuple(self._left(flight, flight.run)):
+                    await self._wait_for_claims(part)
+                    for run in tuple(self._left(flight, part)):
+                        await self._bring(run, exact=flight.exact)
         finally:
             self.flights.discard(flight)
             for piece in flight.run:
@@ -230,14 +233,23 @@ class Ranges:
                     want.flight = None
             self._store.changed.notify()
 
-    def _runs(self, run: range) -> Iterator[range]:
-        """What of a run is not here by now, side by side."""
+    def _left(self, flight: Flight, run: range) -> Iterator[range]:
+        """What of a run is not here by now, and still wanted of this flight, side by side."""
         first = run.start
         for piece in (*run, run.stop):
-            if piece == run.stop or self._store.is_coming(piece):
+            want = self._wants.get(piece)
+            ours = want is not None and want.flight is flight
+            if piece == run.stop or not ours or self._store.is_coming(piece):
                 if first < piece:
                     yield range(first, piece)
                 first = piece + 1
+
+    async def _wait_for_claims(self, run: range) -> None:
+        """Wait for those of a run's bytes that are on their way by themselves."""
+        layout = self._store.stored.layout
+        start, end = run.start * layout.piece_length, sum(layout.range_of(run[-1]))
+        while (coming := self._store.provisional.claimed(start, end - start)) is not None:
+            await coming.wait()
 
     async def _bring(self, run: range, *, exact: bool) -> None:
         """Ask for a run of pieces, and note how it went."""
@@ -269,8 +281,6 @@ class Ranges:
         """Ask for those bytes of a run that are not here; whether all pieces of it were right."""
         provisional, layout = self._store.provisional, self._store.stored.layout
         start, end = run.start * layout.piece_length, sum(layout.range_of(run[-1]))
-        while (coming := provisional.claimed(start, end - start)) is not None:
-            await coming.wait()
         known = {}
         for offset, length in provisional.overlapping(start, end - start):
             part = await provisional.read(offset, length)

@@ -131,7 +131,11 @@ class Reads:
         if disk is not None and disk.has(offset, length):
             return None
         with nullcontext() if ahead else self._demand.waiting():
-            while exact and (coming := provisional.claimed(offset, length)) is not None:
+            # Where a request for its pieces is under way, the read waits for these: so peers are
+            # asked, too, once the request is late.
+            while exact and not self._fetcher.is_coming(offset, length):
+                if (coming := provisional.claimed(offset, length)) is None:
+                    break
                 await coming.wait()
             data = await self.read_provisional(offset, length)
             if data is None and exact:
@@ -158,6 +162,7 @@ class Reads:
         if self._store.disk is None:
             came = await self._ask_first(offset, length)
         elif self._fetcher.takes_exact_range(offset, length):
+            self._store.changed.notify()  # its pieces are in part from now on
             came = await self._ask_server(offset, length)
             if came is None:
                 ranges.exact.trip(trio.current_time())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2pcloopd.engine.fetch.swarm import Priority
@@ -111,6 +111,11 @@ class Plan:
     dial: bool = False
     silent: bool = False
     wake_at: float = math.inf
+
+    def read_ahead(self, wants: Iterable[Want]) -> None:
+        """Have peers told that these are read ahead."""
+        for want in wants:
+            self.peers[want.piece] = Priority.READAHEAD
 
     def wake(self, at: float) -> None:
         """Decide anew at this time, at the latest."""

@@ -27,7 +27,7 @@ class Flight:
 
     Attributes:
         run: the pieces.
-        since: when it was asked for.
+        since: when it was asked for; infinity until then.
         exact: it was asked for at once, since a reader waits or bytes of it are here; the others
             bring what peers do not.
         hurried: a reader waited when it was asked for.
@@ -39,6 +39,11 @@ class Flight:
     exact: bool
     hurried: bool = False
     hedged: bool = False
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits behind other requests, since no reader waited for it."""
+        return self.since == math.inf and not self.hurried
 
 
 @dataclass(slots=True)
