@@ -25,7 +25,7 @@ from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
 from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.ranges import Servers
-from p2pcloopd.engine.fetch.reads import Hold, Reads
+from p2pcloopd.engine.fetch.reads import Hold, Reads, hold_any
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.swarm import Swarm, TorrentStatistics, Traffic
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
@@ -165,15 +165,14 @@ class Torrent:
         heal: bool = False,
         ahead: bool = False,
         exact: bool = True,
-        hold: Hold | None = None,
+        hold: Hold = hold_any,
     ) -> bytes:
         """Bytes of the content in whatever form they are here, or come; the reader verifies them.
 
         See `Reads.read_range`. Cancellation and errors are those of `read`.
         """
-        options = {} if hold is None else {"hold": hold}
         return await self.reads.read_range(
-            offset, length, heal=heal, ahead=ahead, exact=exact, **options
+            offset, length, heal=heal, ahead=ahead, exact=exact, hold=hold
         )
 
     async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:

@@ -6,6 +6,7 @@ Plain data in, plain data out: bencode from outside is decoded by libtorrent, in
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -72,6 +73,13 @@ class TorrentLayout:
     def range_of(self, piece: int) -> tuple[int, int]:
         """Offset and length of a piece's bytes."""
         return piece * self.piece_length, self.piece_size(piece)
+
+    def spans_of(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """The pieces that a range touches, each with the offset and length of its part of it."""
+        for piece in self.pieces_of(offset, length):
+            start, size = self.range_of(piece)
+            first = max(offset, start)
+            yield piece, first, min(offset + length, start + size) - first
 
     def pieces_of(self, offset: int, length: int) -> range:
         """The pieces that the bytes `offset` to `offset + length` touch; `length` is positive."""

@@ -50,11 +50,6 @@ class Dispatch:
         """Whether something is to be asked for."""
         return bool(self._wanted)
 
-    @property
-    def ready_at(self) -> float:
-        """When it may be asked again after a failure."""
-        return self._breaker.ready_at
-
     def want(self, pieces: Sequence[int], clients: int) -> None:
         """Ask for these from now on, and for nothing else; the first is wanted most.
 

@@ -227,9 +227,8 @@ class Fetcher:
         ]
         if not asked:
             return
-        before = {w.piece: w.asked for w in asked}
-        self._swarm.prioritize(before, Priority.IDLE)
-        requested = self._swarm.requested().intersection(before)
+        self._swarm.prioritize([want.piece for want in asked], Priority.IDLE)
+        requested = self._swarm.requested()
         for want in asked:
             want.asked, want.asked_since = Priority.IDLE, math.inf
             if want.piece not in requested:
@@ -317,15 +316,13 @@ class Fetcher:
     def takes_exact_range(self, offset: int, length: int) -> bool:
         """Whether a read asks a server for exactly its bytes."""
         store, disk = self._store, self._store.disk
-        known = disk is not None and offset + length <= disk.layout.total_size
-        pieces = disk.layout.pieces_of(offset, length) if disk is not None and known else ()
         view = RangeView(
-            known=known,
+            known=disk is not None and offset + length <= disk.layout.total_size,
             room=length <= store.provisional.room,
             exact_ready=self.ranges.exact_ready(trio.current_time()),
             crowd=len(self.crowd),
             piece_length=0 if disk is None else disk.layout.piece_length,
-            coming=any(map(self._is_piece_coming, pieces)),
+            coming=self.is_coming(offset, length),
         )
         return takes_exact_range(view, self._tuning)
 
@@ -343,8 +340,9 @@ class Fetcher:
         want = self.wants.table.get(piece)
         if want is None:
             return False
-        asked = want.asked is not Priority.IDLE and piece in self._swarm.requested()
-        return bool(want.waiting or want.ahead or want.flight is not None or asked)
+        if want.waiting or want.ahead or want.flight is not None:
+            return True
+        return want.asked is not Priority.IDLE and piece in self._swarm.requested()
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all readers that their pieces cannot be had."""

@@ -10,7 +10,7 @@ that all was there: see `unread`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import TypeVarTuple
 
@@ -42,7 +42,8 @@ Hold = Callable[[int], Awaitable[None]]
 """Waits until so many bytes may be taken into memory."""
 
 
-async def _hold_any(_size: int) -> None:
+async def hold_any(_size: int) -> None:
+    """Let any bytes be taken at once (`Hold`)."""
     await trio.lowlevel.checkpoint()
 
 
@@ -89,7 +90,7 @@ class Reads:
         heal: bool = False,
         ahead: bool = False,
         exact: bool = True,
-        hold: Hold = _hold_any,
+        hold: Hold = hold_any,
     ) -> bytes:
         """Bytes of the content, which the reader is to verify. Errors: `Torrent.read`.
 
@@ -229,7 +230,8 @@ class Reads:
         if disk is None or offset + length > disk.layout.total_size:
             return await provisional.read(offset, length)
         spans: list[tuple[bool, int, int]] = []
-        for whole, first, size in self._spans(disk.layout, offset, length):
+        for piece, first, size in disk.layout.spans_of(offset, length):
+            whole = self._store.has(piece)
             if not whole and provisional.gaps(first, size):
                 return None
             before = spans.pop()[1] if spans and spans[-1][0] == whole else first
@@ -243,15 +245,6 @@ class Reads:
                 return None
             found.append(part)
         return b"".join(found)
-
-    def _spans(
-        self, layout: TorrentLayout, offset: int, length: int
-    ) -> Iterator[tuple[bool, int, int]]:
-        """The bytes of a range in each of its pieces, and whether that is here."""
-        for piece in layout.pieces_of(offset, length):
-            first, size = layout.range_of(piece)
-            first, last = max(first, offset), min(first + size, offset + length)
-            yield self._store.has(piece), first, last - first
 
     # --- verified bytes ---------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ Nothing of these is asked for again, or received twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import trio
@@ -112,17 +112,10 @@ class Store:
         """Bytes that are here of pieces that are not."""
         total = self.provisional.size
         if self.disk is not None:
-            for start, size in self.provisional.ranges:
-                total -= sum(self._whole(start, size))
+            for part in self.provisional.ranges:
+                spans = self.disk.layout.spans_of(*part)
+                total -= sum(size for piece, _, size in spans if self.has(piece))
         return total
-
-    def _whole(self, offset: int, length: int) -> Iterator[int]:
-        """How many bytes of a range lie in each of its pieces that is here."""
-        layout = self.stored.layout
-        for piece in layout.pieces_of(offset, length):
-            start, size = layout.range_of(piece)
-            if start < offset + length and self.has(piece):
-                yield min(offset + length, start + size) - max(offset, start)
 
     def known(self, offset: int, length: int) -> int:
         """How many bytes of a range are here in whole pieces, or provisional."""
@@ -130,12 +123,10 @@ class Store:
         if layout is None or offset + length > layout.total_size:
             return length - sum(size for _, size in self.provisional.gaps(offset, length))
         known = 0
-        for piece in layout.pieces_of(offset, length):
-            start, size = layout.range_of(piece)
-            first, last = max(offset, start), min(offset + length, start + size)
-            known += last - first
+        for piece, first, size in layout.spans_of(offset, length):
+            known += size
             if not self.has(piece):
-                known -= sum(size for _, size in self.provisional.gaps(first, last - first))
+                known -= sum(lacking for _, lacking in self.provisional.gaps(first, size))
         return known
 
     # --- changes ----------------------------------------------------------------------------
