@@ -32,8 +32,7 @@ class View:
         exact_ready: a server can be asked for exact ranges now.
         servers_ready_at, whole_ready_at: when one may be asked for a range; for whole files.
         seeds: a server is a web seed.
-        range_pieces: how many pieces a range request asks for at most; exact_pieces: of the exact
-            ones.
+        range_pieces: how many pieces a range request asks for at most, but for exact ones.
         flights: the range requests that are under way.
         servers_heard_at: when bytes came from servers last.
 
@@ -66,7 +65,6 @@ class View:
     whole_ready_at: float = math.inf
     seeds: bool = False
     range_pieces: int = 16
-    exact_pieces: int = 64
     flights: Collection[Flight] = ()
     servers_heard_at: float = -math.inf
 
