@@ -18,7 +18,7 @@ MAX_IMAGE_SIZE = 1 << 44
 
 
 def format_size(size: float) -> str:
-    """A number of bytes as text, in units of 1000 as for links and disks: `82.6 MB`."""
+    """A number of bytes as text, in units of 1000 as for lines and disks: `82.6 MB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             break

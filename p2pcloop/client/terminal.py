@@ -32,7 +32,7 @@ def notify(text: str) -> None:
 
 
 REDRAW_SECONDS = 0.1
-"""Between two states of a bar: a terminal over a slow link need not follow all."""
+"""Between two states of a bar: a terminal over a slow line need not follow all."""
 
 
 class Pace:

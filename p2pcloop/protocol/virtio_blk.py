@@ -29,7 +29,7 @@ MAX_QUEUES = 16
 
 _OPTIMAL_IO = 64 << 10
 """In the topology. Linux 6.14 and later reads ahead twice this, but at least 128 KiB; without it,
-8 MiB, which is far too much over a slow link."""
+8 MiB, which is far too much over a slow line."""
 
 _HEADER = struct.Struct("<IIQ")
 _RANGE = struct.Struct("<QII")

@@ -27,7 +27,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _REPORT_FULL_SECONDS = 60.0
 _REPORT_SECONDS = 10.0
-"""Seconds between lines about a slow link: the terminal belongs to the guest."""
+"""Seconds between messages about a slow line: the terminal belongs to the guest."""
 
 
 class Caller(Protocol):

@@ -1,4 +1,4 @@
-"""How fast a server's answers come once they have begun: what the link takes, without waiting."""
+"""How fast a server's answers come once they have begun: what the line carries, without waiting."""
 
 from __future__ import annotations
 

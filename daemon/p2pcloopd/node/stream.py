@@ -25,7 +25,7 @@ _Range = tuple[Torrent, int, int]
 async def stream(node: Node, call: Call) -> dict[str, Any]:
     """Bring ranges in about this order, behind every reader who is kept waiting, and send them.
 
-    A guess is not brought where it would keep the link busy for long.
+    A guess is not brought where it would keep the line busy for long.
     """
     fields = fields_of(call)
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]

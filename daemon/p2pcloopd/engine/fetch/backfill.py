@@ -202,7 +202,7 @@ class Completion:
     by side, and what lies between others is fetched. The ranges go when their pieces are durable:
     from then on these serve other clients, too.
 
-    A guest that boots needs the link for itself, and may need what it reads only once. So what lies
+    A guest that boots needs the line for itself, and may need what it reads only once. So what lies
     between waits until nothing of any torrent was read for half a minute, unless what is here was
     published, and other clients are about to ask for it. Peers give whole pieces only, so they are
     asked for what was published, and for nothing else: other pieces are not worth bytes that are
@@ -233,7 +233,7 @@ class Completion:
             await self._complete_all()
 
     async def _assemble_all(self) -> None:
-        """Make pieces of what lies side by side, once no reader waits: that takes no link."""
+        """Make pieces of what lies side by side, once no reader waits: that takes no line."""
         store = self._store
         while True:
             changed = store.changed.next

@@ -1,9 +1,9 @@
-"""A dispatcher as a source: a seeder that gives each piece to one client of a crowd only.
+"""A dispatcher as a source: a seeder that gives each piece to one client of a crowd at a time.
 
 Each client asks it for any of what is expected and no other client has, in the order in which it is
 expected, and is given what no other client was given. The rest comes from the other clients. So a
-piece crosses the seeder's link once, the next that a guest needs first, and a fast client gets more
-of them (docs/scheduling.md).
+piece crosses the seeder's uplink once, the next that a guest needs first, and a fast client gets
+more of them (docs/scheduling.md).
 """
 
 from __future__ import annotations

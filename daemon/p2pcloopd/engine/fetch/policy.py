@@ -51,7 +51,7 @@ def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
     """Whether a read asks a server for exactly its bytes, and not for the pieces round them.
 
     Not where one of its pieces is here or on its way: the read waits for these. In a crowd one
-    piece for all clients crosses a link once; a large one costs more than the bytes for each.
+    piece for all clients crosses a line once; a large one costs more than the bytes for each.
     """
     if not (view.known and view.room and view.exact_ready) or view.coming:
         return False

@@ -96,10 +96,10 @@ class Servers(Protocol):
         """Have all of the content handed over, in its order. Errors as of `get`."""
 
     async def dispatch(self, pieces: Sequence[int], size: int) -> Dispatched | None:
-        """One of these pieces, of at most `size` bytes, that went to no other client just now.
+        """One of these pieces, of at most `size` bytes, that went to no client just now.
 
         Returns:
-            None where other clients have all of them.
+            None where all of them were given out.
 
         Raises:
             P2pcloopError: no server dispatches anything.

@@ -186,7 +186,7 @@ class Reads:
             senders.popitem()[1]()
 
     async def _ask_server(self, offset: int, length: int) -> Came | None:
-        """Bytes of the server that answered last, however slow the link; None in silence."""
+        """Bytes of the server that answered last, however slow the line; None in silence."""
         servers = self._fetcher.ranges.servers
 
         async def ask() -> Came | None:

@@ -16,7 +16,7 @@ class Tuning:
 
     Attributes:
         min_window, max_window, window_seconds: readahead and backfill ask peers for what arrives
-            in `window_seconds` at the present rate, within these bounds. A link is kept busy by its
+            in `window_seconds` at the present rate, within these bounds. A line is kept busy by its
             rate times its round trip; a reader waits behind all that was asked for.
         stall: a read, or readahead, stalls that got nothing for so long; idle peers are then asked
             for the same.
@@ -35,7 +35,7 @@ class Tuning:
         crowd_piece: a miss in a crowd comes by its exact range where a piece is larger than this
             for each client: one piece for all of them would cost more than the bytes for each.
         dispatch_concurrency: requests that all clients of a crowd have at a dispatcher together.
-            More would only wait in the queue of a slow link.
+            More would only wait in the queue of a slow line.
         dispatch_per_client: those that one client has.
         dispatch_retry: a dispatcher is asked again after so long where all that it was asked for
             went to other clients.
@@ -84,7 +84,7 @@ class Tuning:
         first_stagger: before the metadata is known, the next mirror is asked where one does not
             answer for so long.
         first_patience: and the metadata is asked for as well after so long.
-        guess: readahead on a guess is not worth more of the link: one guess in five is wrong, and a
+        guess: readahead on a guess is not worth more of the line: one guess in five is wrong, and a
             right one saves no more than the pauses between two reads.
         metadata_follow: the metadata is asked for so long after the first chunk arrived: what a
             reader wants next goes first.
