@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.decisions.sim import BACKGROUND, DEMAND, PIECE, World
+from p2pcloop.errors import UnreachableError
+from tests.decisions.sim import BACKGROUND, DEMAND, IDLE, PIECE, World
 
 MIB = (1 << 20) // PIECE
 HERE = range(5 * PIECE + 10, 5 * PIECE + 1010)
@@ -140,6 +141,20 @@ async def test_peers_are_asked_for_the_rest_only_of_what_is_published(world: Wor
         it.torrent.store.changed.notify()
         await world.advance(3)
         assert it.swarm.wanted == {5: BACKGROUND}
+
+
+async def test_no_peer_is_asked_for_the_rest_where_a_server_fails_meanwhile(world: World) -> None:
+    async with world.torrent(mirrors=1) as it:
+        it.read(HERE.start, len(HERE))
+        await world.advance(0.1)
+        it.swarm.connected()
+        it.mirror.fault = UnreachableError("it hung up")
+        await world.advance(60)
+        assert len(it.mirror.asked) > 1
+        assert all(priority is IDLE for _, priority, _ in it.swarm.log)
+        it.mirror.fault = None
+        await world.advance(60)
+        assert it.torrent.store.has(5)
 
 
 async def test_little_is_completed_at_once_and_not_while_readers_wait(world: World) -> None:

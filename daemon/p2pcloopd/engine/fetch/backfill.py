@@ -172,13 +172,13 @@ async def fill(torrent: Fetched, rate: int) -> None:
 
 
 @contextmanager
-def _wanted(fetcher: Fetcher, pieces: Collection[int]) -> Iterator[None]:
-    """Want pieces while the context lasts; no peer is tried for them."""
-    fetcher.wants.fill(pieces, dial=False)
+def _wanted(fetcher: Fetcher, pieces: Collection[int], *, rest: bool = False) -> Iterator[None]:
+    """Want pieces while the context lasts; no peer is tried for them. See `Wants.fill`."""
+    fetcher.wants.fill(pieces, dial=False, rest=rest)
     try:
         yield
     finally:
-        fetcher.wants.unfill(pieces, dial=False)
+        fetcher.wants.unfill(pieces, dial=False, rest=rest)
 
 
 async def _all_settled(torrent: Fetched, pieces: Collection[int]) -> None:
@@ -304,8 +304,9 @@ class Completion:
             with trio.move_on_after(tuning.complete_patience):
                 while not (self._hurried.is_set() or self._exact_ready()):
                     await store.changed.wait()
-                with _wanted(self._fetcher, wanted):
-                    while self._any_left(wanted):
+                rest = not self._hurried.is_set()
+                with _wanted(self._fetcher, wanted, rest=rest):
+                    while self._any_left(wanted) and rest is not self._hurried.is_set():
                         await store.changed.wait()
 
     def _exact_ready(self) -> bool:

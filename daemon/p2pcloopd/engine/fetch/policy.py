@@ -20,7 +20,8 @@ A piece that is wanted, and not here, goes this way; the first line that fits de
     READAHEAD     in a crowd, only complete seeders have it,     the dispatcher, in order; in
                   a dispatcher is there                          exclusive mode all clients, too
     READAHEAD     in a crowd, only complete seeders have it      peers, 4 at once, own shares first
-    FILL                                                         peers: backfill.py bounds it
+    FILL          for the rest of a piece                        nothing else
+    FILL          else                                           peers: backfill.py bounds it
 
 Of what this gives to peers, servers bring some:
 
@@ -69,7 +70,9 @@ def plan(view: View, tuning: Tuning) -> Plan:
     if expected or view.exclusive:
         _read_ahead(view, tuning, made, expected, left)
     for want in view.wants:
-        if not (want.waiting or want.ahead or _settled(view, tuning, made, want)):
+        if want.waiting or want.ahead or _settled(view, tuning, made, want):
+            continue
+        if not want.servers_only:
             made.peers[want.piece] = Priority.FILL
     made.exact = _in_window(view, made.exact, {want.piece for want in demand})
     _nudge(view, tuning, made)
@@ -83,6 +86,8 @@ def _settled(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
     """Whether a range request brings a piece, or is to bring it."""
     flight = want.flight
     if flight is not None and not (want.waiting and flight.exact and flight.queued):
+        if want.servers_only:
+            return True
         if not flight.hedged:
             at = _hedge_at(view, tuning, flight)
             if at > view.now:

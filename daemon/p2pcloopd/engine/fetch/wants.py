@@ -55,6 +55,7 @@ class Want:
         waiting, ahead, fills: how many readers wait for it, read it ahead, and jobs of backfill
             want it.
         dials: how many of these jobs need peers: those that the user named are tried for them.
+        rests: how many of these jobs want what a server adds to bytes that are here, and no more.
         stalled: a reader got nothing for a while; it is cleared when something was done about it.
         asked: how urgently peers were told that it is wanted, IDLE where they were not.
         asked_since: when they were told first.
@@ -71,6 +72,7 @@ class Want:
     ahead: int = 0
     fills: int = 0
     dials: int = 0
+    rests: int = 0
     stalled: bool = False
     asked: Priority = Priority.IDLE
     asked_since: float = math.inf
@@ -89,6 +91,11 @@ class Want:
         if self.waiting:
             return Priority.DEMAND
         return Priority.READAHEAD if self.ahead else Priority.FILL
+
+    @property
+    def servers_only(self) -> bool:
+        """Whether it is not worth a whole piece of a peer."""
+        return not (self.waiting or self.ahead) and self.fills == self.rests
 
     @property
     def unwanted(self) -> bool:
@@ -208,25 +215,28 @@ class Wants:
 
     # --- backfill ---------------------------------------------------------------------------
 
-    def fill(self, pieces: Iterable[int], *, dial: bool) -> None:
+    def fill(self, pieces: Iterable[int], *, dial: bool, rest: bool = False) -> None:
         """Want pieces in idle time, until `unfill`.
 
         Args:
             dial: peers that the user named are tried for them.
+            rest: servers are asked for the bytes that are missing, and peers for nothing.
         """
         now = trio.current_time()
         for piece in pieces:
             want = self._wants.setdefault(piece, Want(piece, now))
             want.fills += 1
             want.dials += dial
+            want.rests += rest
         self._changed(())
 
-    def unfill(self, pieces: Iterable[int], *, dial: bool) -> None:
+    def unfill(self, pieces: Iterable[int], *, dial: bool, rest: bool = False) -> None:
         """Want pieces no more that `fill` was called with; those that arrived are gone already."""
         found = [self._wants[piece] for piece in pieces if piece in self._wants]
         for want in found:
             want.fills = max(0, want.fills - 1)
             want.dials = max(0, want.dials - dial)
+            want.rests = max(0, want.rests - rest)
         self._drop(found)
 
     def _drop(self, wants: Iterable[Want]) -> None:
@@ -263,7 +273,7 @@ class Wants:
         """Forget what backfill wants of a piece that arrived; readers are given it yet."""
         want = self._wants.get(piece)
         if want is not None:
-            want.fills = want.dials = 0
+            want.fills = want.dials = want.rests = 0
             if want.unwanted:
                 del self._wants[piece]
                 want.done.set()
