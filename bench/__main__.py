@@ -63,7 +63,7 @@ SUITES = {
     "kept": kept.main,
     "download": download.main,
 }
-"""Measures over slow links, with options of their own; named first, and alone."""
+"""Measures over slow lines, with options of their own; named first, and alone."""
 
 OTHERS = {"compare": compare.main, "page": page.main}
 """Commands that work with the reports of measures; named first, with options of their own."""
@@ -78,7 +78,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
         description="Measure p2pcloop against its bars. Contenders run turn about; a figure is the"
         " median of all rounds, a ratio is of two medians of the same run.",
         epilog=f"measures (all of these if none is named):\n{listed}\n"
-        f"over slow links, and with reports:\n{others}",
+        f"over slow lines, and with reports:\n{others}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("measures", nargs="*", metavar="MEASURE", help="measures to take")

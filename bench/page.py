@@ -19,9 +19,9 @@ CURRENT = CHECKOUT / "docs/measurements/current"
 PAGE = CHECKOUT / "docs/performance.md"
 
 SECTIONS = {
-    "links": "Boots over slow links",
+    "links": "Boots over slow lines",
     "crowd": "Many nodes that boot at once",
-    "missing": "One missing chunk, over a link with a round trip",
+    "missing": "One missing chunk, over a line with a round trip",
     "fetch": "One missing chunk, over loopback",
     "only-source": "A foreign client as the only source",
     "kept": "The next version of an image, with the profile of the one before",

@@ -1,4 +1,4 @@
-"""`tools/bench links`: boots over slow links, by p2pcloop and by other programs."""
+"""`tools/bench links`: boots over slow lines, by p2pcloop and by other programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     listed = "\n".join(f"  {c.name:14} {c.about}" for c in CONTENDERS.values())
     parser = words.parser(
         "links",
-        "Boot the same guest over slow links, by p2pcloop and by other programs, turn about.",
+        "Boot the same guest over slow lines, by p2pcloop and by other programs, turn about.",
         rounds=5,
         epilog=f"contenders (all of them by default):\n{listed}",
     )

@@ -1,4 +1,4 @@
-"""`tools/bench crowd`: many nodes that boot the same image at once, each on a slow link of its own.
+"""`tools/bench crowd`: many nodes that boot the same image at once, each on a slow line of its own.
 
 One seeder has the upload of one node. Each node is a p2pcloopd and a block server of its own. Its
 guest is a recorded boot, replayed through NBD: so many real guests would be too much for the
@@ -174,7 +174,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = words.parser(
         "crowd",
-        "Boot many nodes at once, each on a slow link; a recorded boot is replayed on each.",
+        "Boot many nodes at once, each on a slow line; a recorded boot is replayed on each.",
         rounds=3,
     )
     parser.add_argument("--link", type=words.link, default=words.link("1507"), help="of each host")

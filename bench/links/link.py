@@ -1,4 +1,4 @@
-"""A slow link: its rate, its round-trip delay, and the settings of tc-tbf(8) that follow."""
+"""A slow line: its rate, its round-trip delay, and the settings of tc-tbf(8) that follow."""
 
 from __future__ import annotations
 

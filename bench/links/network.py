@@ -1,4 +1,4 @@
-"""Hosts on slow links: a network namespace each, joined in one more, all of this machine.
+"""Hosts on slow lines: a network namespace each, joined in one more, all of this machine.
 
     host: eth0 ──veth── bridge "near" ──tap── delay.c ──tap── bridge "far" ──veth── eth0 :host
 

@@ -1,4 +1,4 @@
-"""The start and the end of the commands over slow links, and the options that they share."""
+"""The start and the end of the commands over slow lines, and the options that they share."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def run_suite(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and nodes end with it
     console = screen()
     if reason := why_not():
-        console.print(f"tools/bench: no slow links: {reason}", markup=False)
+        console.print(f"tools/bench: no slow lines: {reason}", markup=False)
         return MACHINE_CANNOT
     try:
         with (
