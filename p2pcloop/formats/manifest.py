@@ -149,7 +149,7 @@ class Manifest:
 
     @property
     def image_id(self) -> bytes:
-        """SHA-256 that names the content: the size and the layers, of any publisher."""
+        """SHA-256 of the size and the layers' ids, for any publisher and name."""
         return compute_image_id(self.size, [layer.layer_id for layer in self.layers])
 
 

@@ -6,7 +6,7 @@
     data/<torrent name>/index|pack
 
 A node answers one more, which is no file: `handout/<info hash hex>/<pieces>`, a piece of these that
-it gave to no other client just now, so clients that want all of them get different ones.
+it gave to no client just now, so clients that want all of them get different ones.
 
 The torrent of a layer has its name from the layer's id (`layer_torrent_name`), so that `data/` has
 the layout of a web seed (BEP 19). docs/formats/mirror.md has the rest.
@@ -86,7 +86,7 @@ class LayerFilePath:
 
 @dataclass(frozen=True, slots=True)
 class DispatchPath:
-    """A piece of a torrent, the first of these that no other client was given just now.
+    """A piece of a torrent, the first of these that no client was given just now.
 
     The answer is the piece's number (4 bytes, big-endian) and the piece; it is empty if all pieces
     were given to other clients.

@@ -35,7 +35,7 @@ class OverlayInfo:
         mode: "block": its blocks lie over the image's; "files": they are a device of their own,
             with a file system of changed files.
         image_size: bytes of the device.
-        image_id: SHA-256 that names the content of all layers below.
+        image_id: of the image below: SHA-256 of its size and its layers' ids.
         manifest_id: SHA-256 of the image's manifest, or None.
         name: `@key/label` of the image, or empty.
         created: seconds since 1970.
@@ -94,7 +94,7 @@ class Overlay:
 
         Args:
             path: the file to make.
-            image_id: SHA-256 that names the content of all layers below.
+            image_id: of the image below: SHA-256 of its size and its layers' ids.
             image_size: bytes of the device, a multiple of 4096, at most 16 TiB.
             manifest_id: SHA-256 of the image's manifest, kept for publishing.
             name: `@key/label` of the image, at most 256 bytes, kept for publishing.

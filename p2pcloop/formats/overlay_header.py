@@ -33,7 +33,7 @@ class Header:
 
     Attributes:
         image_size: bytes of the device, a multiple of 4096.
-        image_id: SHA-256 that names the content of all layers below.
+        image_id: of the image below: SHA-256 of its size and its layers' ids.
         manifest_id: SHA-256 of the manifest that the image came with, or None.
         name: `@key/label` of the image or empty; for people only.
         created: seconds since 1970.
@@ -132,7 +132,7 @@ class Header:
 
         Args:
             path: its file, for the message.
-            image_id: SHA-256 that names the content of the layers that it is to lie on.
+            image_id: of the image that it is to lie on.
             mode: "block" or "files".
 
         Raises:

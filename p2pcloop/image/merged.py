@@ -24,7 +24,7 @@ class MergedImage:
     Attributes:
         layers: base first.
         size: bytes of the device.
-        image_id: SHA-256 that names the content.
+        image_id: SHA-256 of the size and the layers' ids.
     """
 
     def __init__(

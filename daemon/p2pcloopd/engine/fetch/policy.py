@@ -32,7 +32,7 @@ Of what this gives to peers, servers bring some:
     send, in a crowd or from mirrors alone       nothing
 
 "In a crowd": other clients fetch the same now, and none of them has all. "Exclusive mode": a
-dispatcher gives each piece to one client only, and its host is no peer meanwhile.
+dispatcher gives each piece to one client at a time, and its host is no peer meanwhile.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Came:
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """A piece that a dispatcher gave to this client only.
+    """A piece that a dispatcher gave to this client, and to no other just now.
 
     Attributes:
         came: its bytes, and who sent them.

@@ -21,7 +21,7 @@ class Tuning:
         stall: a read, or readahead, stalls that got nothing for so long; idle peers are then asked
             for the same.
         crowd_patience: a reader in a crowd waits so long for the piece to come from other clients.
-        dispatch_patience: the same where a dispatcher gives each piece to one client only.
+        dispatch_patience: the same where a dispatcher gives each piece to one client at a time.
         crowd_linger: a crowd is one until nothing was read ahead for so long: what its guests read
             next is the same.
         look: between two looks at what other clients have, while something is read ahead:
