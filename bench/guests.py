@@ -15,6 +15,7 @@ from p2pcloop.protocol import virtio_blk
 from p2pcloopd.guest import xsave
 from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel, find_kernel, load_modules
+from p2pcloopd.guest.kernel_words import kernel_words
 from tools.console import Console, ConsoleError
 
 LOGIN = "login:"
@@ -62,7 +63,7 @@ def guest(
     # of a process namespace ends all of it.
     argv = [*inside, "bwrap", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/"]
     argv += ["taskset", "-c", str(bench.cpu), str(kernel.path), "mem=512M", f"uml_dir={bench.work}"]
-    argv += ["con=null", "con1=fd:0,fd:1", "console=tty1", "noreboot", *kernel.parameters]
+    argv += ["con=null", "con1=fd:0,fd:1", "console=tty1", "noreboot", *kernel_words(kernel)]
     argv += map(str, arguments)
     console = Console(
         argv, log=log, errors=log.with_suffix(".err"), env=_environment(kernel), patience=0

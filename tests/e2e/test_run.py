@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from p2pcloop.errors import GuestError, StorageError
+from p2pcloopd.guest.kernel import SYSTEM_KERNEL, find_kernel, load_modules
 from tests.support.programs import Node, Nodes, descendants, tool
 from tests.support.waiting import BOUND
 
@@ -143,3 +146,46 @@ def test_a_guest_that_ends_before_its_command_is_an_error(node: Node, cloop: Pat
     ran = run(node, cloop, "--", "poweroff", "-f")
     assert (ran.code, ran.out) == (GuestError.exit_code, b"")
     assert b"before the command did" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "0 0 0"),
+        (("--kernel", "system"), "0 0 0"),
+        (("--append", "p2pcloop.legacy_ptys p2pcloop.raid6"), "512 0 1"),
+    ],
+    ids=["default", "system", "undone"],
+)
+def test_what_guests_leave_out(
+    node: Node, cloop: Path, options: tuple[str, ...], told: str
+) -> None:
+    """Legacy terminals, the first terminal of /dev/pts, and lines of a chosen RAID 6."""
+    script = """
+        legacy=$(ls /dev | grep -c '^[pt]ty[a-ep-z][0-9a-f]$')
+        exec 3<>/dev/ptmx
+        echo "$legacy" $(ls /dev/pts | grep -v ptmx) $(dmesg | grep -c 'raid6: using algorithm')
+    """
+    assert run(node, cloop, *options, "--", "sh", "-c", script) == Ran(0, f"{told}\n".encode(), b"")
+
+
+@pytest.mark.parametrize("program", [None, SYSTEM_KERNEL], ids=["default", "system"])
+def test_md_has_no_raid6_where_the_kernel_has_none(
+    node: Node, cloop: Path, program: Path | None
+) -> None:
+    """Its module is refused: with it, a write to a RAID 6 would be a panic."""
+    kernel = find_kernel(program)
+    modules = load_modules(kernel, ["raid456"])
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as files:
+        for name, data in modules:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            files.addfile(entry, io.BytesIO(data))
+    order = " ".join(name for name, _ in modules)
+    script = f"cd /run && tar -x && for one in {order}; do insmod $one || echo no $one; done"
+    words = ("--kernel", kernel.path, "--", "sh", "-c", script)
+    refused = run(node, cloop, *words, typed=archive.getvalue())
+    assert (refused.code, refused.out) == (0, b"no raid456\n"), refused.err
+    kept = run(node, cloop, "--append", "p2pcloop.raid6", *words, typed=archive.getvalue())
+    assert kept == Ran(0, b"", b"")

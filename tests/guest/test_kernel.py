@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from p2pcloop.errors import NeedsPackageError, NotHereError
 from p2pcloopd import programs
 from p2pcloopd.guest import kernel, sandbox, uml_kernel, xsave
 from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.kernel_words import LEGACY_PTYS, OMISSIONS, RAID6, kernel_words
 from p2pcloopd.guest.spec import GuestSpec
 
 
@@ -115,7 +117,7 @@ def test_kernel_that_the_environment_names(
     [("6.1.176", ()), ("6.15.99", ()), ("6.16-rc1", ("seccomp=auto",)), ("7.2", ("seccomp=auto",))],
 )
 def test_seccomp_is_asked_for_where_the_kernel_has_it(release: str, words: tuple[str]) -> None:
-    assert Kernel(Path("/k"), release, None).parameters == words
+    assert tuple(kernel_words(Kernel(Path("/k"), release, None))) == words
 
 
 def test_users_parameters_come_last(tmp_path: Path) -> None:
@@ -129,6 +131,60 @@ def test_users_parameters_come_last(tmp_path: Path) -> None:
         boxed, _ = uml_kernel.sandboxed_kernel(spec, newer, [], stack)
     words = boxed.arguments
     assert [word for word in words if "seccomp" in word] == ["seccomp=auto", "seccomp=off"]
+
+
+WITH_ALL = frozenset().union(*(one.options for one in OMISSIONS))
+RAID6_LEFT_OUT = ("initcall_blacklist=raid6_init,raid6_select_algo", "module_blacklist=raid456")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (WITH_ALL, ("pty.legacy_count=0", *RAID6_LEFT_OUT)),
+        (LEGACY_PTYS.options, ("pty.legacy_count=0",)),
+        (RAID6.options, RAID6_LEFT_OUT),
+        ({"RAID6_PQ"}, ()),
+        ((), ()),
+    ],
+)
+def test_what_a_guest_does_not_use_is_left_out_where_the_kernel_has_it(
+    tmp_path: Path, options: Iterable[str], words: tuple[str]
+) -> None:
+    """`RAID6_PQ` alone is a kernel that measures nothing."""
+    lines = "\n".join(f"CONFIG_{option}=y" for option in options)
+    found = kernel.find_kernel(make_kernel(tmp_path, built_in=f"{lines}\nCONFIG_LEGACY_PTYS=m"))
+    assert found.options == frozenset(options)
+    assert tuple(kernel_words(found)) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("p2pcloop.raid6", "pty.legacy_count=0 p2pcloop.raid6"),
+        (
+            "p2pcloop.legacy_ptys quiet",
+            " ".join((*RAID6_LEFT_OUT, "p2pcloop.legacy_ptys", "quiet")),
+        ),
+        ("p2pcloop.raid6 p2pcloop.legacy_ptys", "p2pcloop.raid6 p2pcloop.legacy_ptys"),
+        (
+            "module_blacklist=a module_blacklist=b,c quiet",
+            f"pty.legacy_count=0 {' '.join(RAID6_LEFT_OUT)},b,c quiet",
+        ),
+        (
+            "p2pcloop.raid6 module_blacklist=a",
+            "pty.legacy_count=0 p2pcloop.raid6 module_blacklist=a",
+        ),
+        (
+            "ro -- p2pcloop.raid6 module_blacklist=a",
+            " ".join(
+                ("pty.legacy_count=0", *RAID6_LEFT_OUT, "ro -- p2pcloop.raid6 module_blacklist=a")
+            ),
+        ),
+    ],
+)
+def test_a_word_gives_back_what_is_left_out(given: str, words: str) -> None:
+    has_all = Kernel(Path("/k"), "6.1.176", None, WITH_ALL)
+    assert kernel_words(has_all, given.split()) == words.split()
 
 
 def test_library_that_glibc_opens_late_is_among_a_programs_files(

@@ -45,7 +45,11 @@ _OPTIONS = (
         "  [default: what tools/get-uml-kernel unpacked, or else this system's]",
     ),
     click.option(
-        "--append", default="", metavar="ARGS", help="Words for the kernel's command line."
+        "--append",
+        default="",
+        metavar="ARGS",
+        help="Words for the kernel's command line; p2pcloop.raid6 and p2pcloop.legacy_ptys give"
+        " back what guests leave out to boot sooner.",
     ),
     click.option(
         "--cpu",

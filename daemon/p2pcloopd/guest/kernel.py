@@ -23,9 +23,6 @@ _KERNEL_HINT = (
     "give another kernel (`--kernel system` is this system's), or apt-get install user-mode-linux"
 )
 
-FIRST_WITH_SECCOMP = (6, 16)
-"""The first kernel version that can run a guest's processes under seccomp instead of ptrace."""
-
 SYSTEM_KERNEL = Path("system")
 """Stands for Debian's `linux.uml` where a kernel's path is asked for."""
 
@@ -38,23 +35,19 @@ class Kernel:
         path: the program, an absolute path.
         release: what it calls itself, `6.1.176`.
         modules: the directory that holds its modules.dep, or None where it has none.
+        options: what its configuration says `y` to, without `CONFIG_`.
     """
 
     path: Path
     release: str
     modules: Path | None
+    options: frozenset[str] = frozenset()
 
     @property
     def version(self) -> tuple[int, int]:
         """Major and minor number, for comparing."""
         major, minor = self.release.split(".")[:2]
         return int(major), int(re.match(r"\d+", minor)[0])  # type: ignore[index]  # _RELEASE
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """Words of the command line that make this kernel fast: without them it uses ptrace. `auto`
-        is ptrace, too, on a host without seccomp."""
-        return ("seccomp=auto",) if self.version >= FIRST_WITH_SECCOMP else ()
 
 
 _RELEASE = re.compile(r"\d+\.\d+\S*")
@@ -102,7 +95,7 @@ def _default_kernel() -> Path:
 
 
 def find_kernel(path: Path | None = None) -> Kernel:
-    """Ask a UML kernel for its version, and find its modules.
+    """Ask a UML kernel for its version and its configuration, and find its modules.
 
     Args:
         path: the kernel, or SYSTEM_KERNEL; None for the one that P2PCLOOP_KERNEL in the environment
@@ -117,10 +110,7 @@ def find_kernel(path: Path | None = None) -> Kernel:
         path = find_program("linux.uml", "user-mode-linux")
     path = path.absolute()
     try:
-        done = subprocess.run(
-            [path, "--version"],
-            capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False,
-        )  # fmt: skip
+        done = _ask(path, "--version")
     except (OSError, subprocess.TimeoutExpired) as err:
         if not path.exists():
             raise NotHereError(f"there is no kernel {path}", hint=_KERNEL_HINT) from err
@@ -134,7 +124,19 @@ def find_kernel(path: Path | None = None) -> Kernel:
             f"{path} is not a User-Mode Linux kernel: it does not tell a version",
             hint=_KERNEL_HINT,
         )
-    return Kernel(path, release, _find_modules(path, release))
+    return Kernel(path, release, _find_modules(path, release), _options(path))
+
+
+def _ask(kernel: Path, question: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [kernel, question],
+        capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False,
+    )  # fmt: skip
+
+
+def _options(kernel: Path) -> frozenset[str]:
+    told = _ask(kernel, "--showconfig").stdout
+    return frozenset(re.findall(r"^CONFIG_(\w+)=y$", told, re.MULTILINE))
 
 
 def _find_modules(kernel: Path, release: str) -> Path | None:
@@ -181,12 +183,8 @@ def _no_module(kernel: Kernel, name: str) -> NeedsPackageError:
 
 
 def _is_built_in(kernel: Kernel, module: str) -> bool:
-    """Whether the kernel's own configuration says `y` (module names follow the options')."""
-    done = subprocess.run(
-        [kernel.path, "--showconfig"],
-        capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False,
-    )  # fmt: skip
-    return f"CONFIG_{module.upper().replace('-', '_')}=y" in done.stdout.splitlines()
+    """Whether the kernel's own configuration says so (module names follow the options')."""
+    return module.upper().replace("-", "_") in kernel.options
 
 
 def _read_modules_dep(path: Path) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from p2pcloop.protocol import virtio_blk, virtio_console
 from p2pcloop.store.socket_path import socket_folder
 from p2pcloopd.guest import sandbox, xsave
 from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.kernel_words import kernel_words
 from p2pcloopd.guest.spec import GuestSpec
 
 CONSOLE = 1
@@ -123,9 +124,7 @@ def _command_line(
         *("root=/dev/vda", "ro" if spec.read_only else "rw"),
         *(f"uml_dir={_UML_DIRECTORY}", f"umid={_UMID}", f"hostfs={directory / 'empty'}"),
         # A reboot and a panic end the program.
-        *("noreboot", "panic=1", *kernel.parameters),
-        # Of a parameter that is given twice UML takes the last one: the user's.
-        *spec.append_words(),
+        *("noreboot", "panic=1", *kernel_words(kernel, spec.append_words())),
     ]
 
 
