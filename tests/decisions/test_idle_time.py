@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from p2pcloop.errors import UnreachableError
+from p2pcloop.errors import FormatError, UnreachableError
 from tests.decisions.sim import BACKGROUND, DEMAND, IDLE, PIECE, World
 
 MIB = (1 << 20) // PIECE
@@ -117,6 +117,23 @@ async def test_the_rest_of_pieces_waits_until_nothing_was_read_for_thirty_second
         assert it.mirror.asked == [HERE]
         await world.advance(2)
         assert it.mirror.asked[1:] == [range(5 * PIECE, HERE.start), range(HERE.stop, 6 * PIECE)]
+        assert it.torrent.store.has(5)
+
+
+async def test_the_rest_of_pieces_is_asked_for_as_soon_as_a_server_can_be_asked_again(
+    world: World,
+) -> None:
+    async with world.torrent(mirrors=1) as it:
+        it.read(HERE.start, len(HERE))
+        await world.advance(25)
+        it.mirror.fault = FormatError("it answers wrongly")
+        guess = it.guess(20 * PIECE, 100)  # the mirror is left alone for 30 s
+        await world.advance(0.5)
+        guess.cancel()
+        it.mirror.fault = None
+        await world.advance(29)  # nothing was read for 30 s
+        assert not it.torrent.store.has(5)
+        await world.advance(1)
         assert it.torrent.store.has(5)
 
 

@@ -63,7 +63,7 @@ def decide(
     return plan(view, TUNING)
 
 
-SERVER: dict[str, Any] = {"exact_ready": True, "servers_ready_at": -INF}
+SERVER: dict[str, Any] = {"exact_ready_at": -INF, "servers_ready_at": -INF}
 """A server that has ranges."""
 
 SENDS: dict[str, Any] = {"peers_heard_at": NOW - 0.1, "bytes_at": NOW - 0.1}
@@ -325,6 +325,8 @@ WAKES = {
         decide(fill(1), servers_ready_at=NOW + 7, peers_silent=True),
         NOW + 7,
     ),
+    "exact ranges that cool down": (decide(demand(5), exact_ready_at=NOW + 9), NOW + 9),
+    "exact ranges that cool down, nothing is wanted": (decide(exact_ready_at=NOW + 9), INF),
     "peers that may come": (decide(fill(1), servers_ready_at=-INF), NOW + 1),
 }
 

@@ -294,23 +294,25 @@ class Completion:
     async def _complete(self, batch: Iterable[int]) -> None:
         """Want pieces until they are here, or it takes too long."""
         tuning, demand, store = self._tuning, self._demand, self._store
+        now = trio.current_time
         async with demand.spare:
             if not self._hurried.is_set():
                 idle = partial(demand.idle, tuning.complete_idle, self._since)
                 await race(self._hurried, idle)
             quiet = tuning.complete_quiet
-            await demand.quiet(quiet, trio.current_time() - quiet)
+            await demand.quiet(quiet, now() - quiet)
             wanted = [piece for piece in batch if not store.is_coming(piece)]
             with trio.move_on_after(tuning.complete_patience):
-                while not (self._hurried.is_set() or self._exact_ready()):
-                    await store.changed.wait()
+                while not self._hurried.is_set() and (at := self._exact_ready_at()) > now():
+                    with trio.move_on_at(at):
+                        await store.changed.wait()
                 rest = not self._hurried.is_set()
                 with _wanted(self._fetcher, wanted, rest=rest):
                     while self._any_left(wanted) and rest is not self._hurried.is_set():
                         await store.changed.wait()
 
-    def _exact_ready(self) -> bool:
-        return self._fetcher.ranges.exact_ready(trio.current_time())
+    def _exact_ready_at(self) -> float:
+        return self._fetcher.ranges.exact_ready_at()
 
     def _any_left(self, pieces: Iterable[int]) -> bool:
         """Whether a piece is missing of which a range is provisional yet."""
@@ -368,7 +370,7 @@ class Interest:
         store, fetcher = self._store, self._fetcher
         if store.disk is None or not store.running or fetcher.crowd:
             return False
-        return not fetcher.ranges.exact_ready(trio.current_time()) and fetcher.foreign()
+        return fetcher.ranges.exact_ready_at() > trio.current_time() and fetcher.foreign()
 
     def _size(self) -> int:
         """How many pieces are wanted at once: one where a reader waits and would wait longer."""

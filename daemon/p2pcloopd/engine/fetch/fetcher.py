@@ -118,7 +118,7 @@ class Fetcher:
             peers_connected=self._peers.connected,
             peers_silent=self._silent,
             nudged_at=self._nudged_at,
-            exact_ready=ranges.exact_ready(now),
+            exact_ready_at=ranges.exact_ready_at(),
             servers_ready_at=max(servers.ready_at(), ranges.not_before),
             whole_ready_at=max(servers.whole_ready_at(), ranges.not_before),
             seeds=servers.seeds,
@@ -319,7 +319,7 @@ class Fetcher:
         view = RangeView(
             known=disk is not None and offset + length <= disk.layout.total_size,
             room=length <= store.provisional.room,
-            exact_ready=self.ranges.exact_ready(trio.current_time()),
+            exact_ready=self.ranges.exact_ready_at() <= trio.current_time(),
             crowd=len(self.crowd),
             piece_length=0 if disk is None else disk.layout.piece_length,
             coming=self.is_coming(offset, length),

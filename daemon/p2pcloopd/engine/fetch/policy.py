@@ -61,7 +61,7 @@ def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
 
 def plan(view: View, tuning: Tuning) -> Plan:
     """Decide what is asked for now."""
-    made = Plan(clients=view.crowd + 1)
+    made = Plan(clients=view.crowd + 1, wake_at=view.exact_cools_until)
     demand = sorted((w for w in view.wants if w.waiting), key=attrgetter("demand_since"))
     ahead = [want for want in view.wants if want.ahead and not want.waiting]
     left = [want for want in demand if not _settled(view, tuning, made, want)]

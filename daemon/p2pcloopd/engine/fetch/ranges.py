@@ -187,9 +187,9 @@ class Ranges:
         self._rest = trio.CapacityLimiter(tuning.rest_concurrency)
         self._to_fly, self._to_begin = trio.open_memory_channel[Flight](math.inf)
 
-    def exact_ready(self, now: float) -> bool:
-        """Whether a server can be asked for exact ranges."""
-        return self.exact.closed(now) and self.servers.ready_at() <= now
+    def exact_ready_at(self) -> float:
+        """When a server can be asked for exact ranges, in trio's time; infinity where none ever."""
+        return max(self.exact.ready_at, self.servers.ready_at())
 
     async def run(self) -> None:
         """Carry requests out, begun in their order, for ever."""

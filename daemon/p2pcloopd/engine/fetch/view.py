@@ -29,7 +29,7 @@ class View:
         peers_silent: what the last plan said of it.
         nudged_at: when what stalls was asked for anew.
 
-        exact_ready: a server can be asked for exact ranges now.
+        exact_ready_at: when a server may be asked for exact ranges.
         servers_ready_at, whole_ready_at: when one may be asked for a range; for whole files.
         seeds: a server is a web seed.
         range_pieces: how many pieces a range request asks for at most, but for exact ones.
@@ -60,7 +60,7 @@ class View:
     peers_silent: bool = False
     nudged_at: float = -math.inf
 
-    exact_ready: bool = False
+    exact_ready_at: float = math.inf
     servers_ready_at: float = math.inf
     whole_ready_at: float = math.inf
     seeds: bool = False
@@ -74,6 +74,16 @@ class View:
     dispatch_ready: bool = False
     exclusive: bool = False
     dispatching: bool = False
+
+    @property
+    def exact_ready(self) -> bool:
+        """Whether a server can be asked for exact ranges now."""
+        return self.exact_ready_at <= self.now
+
+    @property
+    def exact_cools_until(self) -> float:
+        """When what is wanted can be asked for by exact ranges; infinity where it can be now."""
+        return math.inf if self.exact_ready or not self.wants else self.exact_ready_at
 
 
 @dataclass(slots=True)
