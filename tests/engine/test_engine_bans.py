@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from p2pcloopd.engine.bt import settings
 from p2pcloopd.engine.disk import content as content_module
 from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.engine import Engine
-from p2pcloopd.engine.fetch import peers as peers_module
+from p2pcloopd.engine.fetch.tuning import TUNING
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.engine.verify.audit import Audit
 from tests.support.engines import Nodes, open_at
@@ -105,14 +106,14 @@ async def test_a_liar_that_comes_back(
 
 
 async def test_a_ban_ends_when_nobody_else_has_it(
-    nodes: Nodes, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, content: bytes, tmp_path: Path
 ) -> None:
     """The one seed has lost its data; then they are put back."""
-    monkeypatch.setattr(peers_module, "BAN_SECONDS", 0.2)
+    soon = replace(TUNING, ban=0.2)
     async with nodes.open("1") as honest:
         seeded = await honest.seed(nodes.source("1", content).staging)
     store = liar_store(nodes, tmp_path, seeded.info_hash)
-    async with open_at(store, "127.0.0.1") as seeder, nodes.open("2") as reader:
+    async with open_at(store, "127.0.0.1") as seeder, nodes.open("2", tuning=soon) as reader:
         await seeder.restore()
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):

@@ -17,7 +17,7 @@ from p2pcloop.errors import StorageError
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.saver import RETRY_SECONDS
+from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
 
 PIECE = 16384
@@ -110,7 +110,7 @@ async def test_no_room_for_the_metadata_and_room_again(nodes: Nodes, content: by
                     with pytest.raises(StorageError) as caught:
                         await torrent.read(0, PIECE)
                     assert caught.value.errno == errno.EFBIG
-                    await trio.sleep(RETRY_SECONDS)
+                    await trio.sleep(TUNING.disk_retry)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         with trio.fail_after(PATIENCE):

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from p2pcloopd.engine.bt.session_dht import MAX_SALT, MAX_VALUE, Dht
 from p2pcloopd.engine.bt.settings import EngineSettings, session_settings
 from p2pcloopd.engine.disk.record import Peer
 from p2pcloopd.engine.engine import Engine, open_engine
-from p2pcloopd.engine.fetch import peers
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.tracker import Tracker, tracker
@@ -35,24 +36,28 @@ HIDDEN_SECONDS = 2
 
 
 @asynccontextmanager
-async def node(root: Path, number: int, port: int = 0, **settings: object) -> AsyncIterator[Engine]:
+async def node(
+    root: Path, number: int, port: int = 0, tuning: Tuning = TUNING, **settings: object
+) -> AsyncIterator[Engine]:
     """An engine that listens on and connects from 127.0.0.`number`."""
     host = f"127.0.0.{number}"
     given = EngineSettings(listen=((host, port),), outgoing=(host,), **settings)  # type: ignore[arg-type]  # of tests
-    async with open_engine(given, root / str(number) / "torrents") as engine:
+    async with open_engine(given, root / str(number) / "torrents", tuning=tuning) as engine:
         yield engine
 
 
 @asynccontextmanager
-async def dht_nodes(root: Path, *numbers: int) -> AsyncIterator[list[Engine]]:
+async def dht_nodes(
+    root: Path, *numbers: int, tuning: Tuning = TUNING
+) -> AsyncIterator[list[Engine]]:
     """A DHT of nodes that know it by the first of them."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(
-            node(root, numbers[0], dht=True, dht_nodes=(NOBODY,))
+            node(root, numbers[0], tuning=tuning, dht=True, dht_nodes=(NOBODY,))
         )
         others = [
             await stack.enter_async_context(
-                node(root, number, dht=True, dht_nodes=tuple(first.listen_ports))
+                node(root, number, tuning=tuning, dht=True, dht_nodes=tuple(first.listen_ports))
             )
             for number in numbers[1:]
         ]
@@ -208,10 +213,10 @@ def test_searches_are_restricted_on_the_internet_only() -> None:
 
 
 async def test_only_public_torrents_are_told_to_the_dht(
-    tmp_path: Path, nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nodes: Nodes, content: bytes
 ) -> None:
-    monkeypatch.setattr(peers, "STALL_SECONDS", 1)
-    async with dht_nodes(tmp_path, 61, 62, 63) as (first, seeder, reader):
+    soon = replace(TUNING, peers_stall=1)
+    async with dht_nodes(tmp_path, 61, 62, 63, tuning=soon) as (first, seeder, reader):
         said = heard(first)
         hidden = await seeder.seed(nodes.source("62", content[::-1], "hidden").staging)
         shown = await seeder.seed(nodes.source("62", content).staging, public=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ from p2pcloopd.engine.disk.copies import COPIES, load_copies, note_copy
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
+from p2pcloopd.engine.fetch.tuning import TUNING
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.engine.verify import in_place
 from tests.support.engines import Nodes, Source, flip
 from tests.support.waiting import until
 
@@ -29,9 +30,10 @@ PIECE = 16384
 PATIENCE = 30
 
 
-@pytest.fixture(autouse=True)
-def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_place, "LOOK_SECONDS", 0.05)
+@pytest.fixture
+def nodes(tmp_path: Path) -> Nodes:
+    """Nodes that look often at what they seed."""
+    return Nodes(tmp_path, replace(TUNING, in_place_look=0.05))
 
 
 @pytest.fixture(autouse=True)
@@ -288,16 +290,14 @@ async def test_what_is_written_to_while_it_is_hashed_is_refused(
 
 
 async def test_a_file_that_cannot_be_read_is_not_served_for_a_while(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    nodes: Nodes, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """libtorrent tells of it before anybody looks, and gives the torrent up until it is joined."""
     source = nodes.source("1", content)
-    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+    rarely = replace(TUNING, in_place_look=1000)
+    async with nodes.open("1", tuning=rarely) as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(source.staging)
         await until(lambda: seeded.store.running)
-        monkeypatch.setattr(in_place, "LOOK_SECONDS", 1000)
-        seeded.in_place.wake()
-        await trio.testing.wait_all_tasks_blocked()
         os.truncate(source.pack, 1_000_000)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         async with trio.open_nursery() as nursery:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine.bt import settings
 from p2pcloopd.engine.disk.record import Sources
-from p2pcloopd.engine.fetch import peers
 from p2pcloopd.engine.fetch.backfill import fetch_all
+from p2pcloopd.engine.fetch.tuning import TUNING
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.waiting import until
@@ -133,10 +134,7 @@ async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, conten
         assert torrent.have_bytes == 3 * PIECE
 
 
-async def test_peer_that_comes_late(
-    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(peers, "STALL_SECONDS", 1)
+async def test_peer_that_comes_late(nodes: Nodes, content: bytes) -> None:
     source = nodes.source("1", content)
     async with nodes.open("1") as seeder:
         info_hash = (await seeder.seed(source.staging)).info_hash
@@ -146,7 +144,8 @@ async def test_peer_that_comes_late(
     def on_stall(torrent: Torrent) -> None:
         stalls.append(tuple(str(peer) for peer in torrent.peers.tried()))
 
-    async with nodes.open("2", on_stall=on_stall) as reader:
+    soon = replace(TUNING, peers_stall=1)
+    async with nodes.open("2", on_stall=on_stall, tuning=soon) as reader:
         torrent = await reader.add(info_hash, peers=[address])
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:

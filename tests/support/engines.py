@@ -25,19 +25,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Makes nodes by name below `root`: node "1" listens on 127.0.0.1, and so on."""
+    """Makes nodes by name below `root`: node "1" listens on 127.0.0.1, and so on.
+
+    Attributes:
+        tuning: of those that are given no other.
+    """
 
     root: Path
+    tuning: Tuning = TUNING
 
     def open(
         self,
         name: str,
         port: int = 0,
         on_stall: Callable[[Torrent], None] | None = None,
-        tuning: Tuning = TUNING,
+        tuning: Tuning | None = None,
     ) -> AbstractAsyncContextManager[Engine]:
         """Open the engine of a node."""
-        return open_at(self.root / name / "torrents", f"127.0.0.{name}", port, on_stall, tuning)
+        store, host = self.root / name / "torrents", f"127.0.0.{name}"
+        return open_at(store, host, port, on_stall, tuning or self.tuning)
 
     def source(self, name: str, content: bytes, pack_name: str | None = None) -> Source:
         """Prepare content for a node: an index, and a pack that lies elsewhere."""

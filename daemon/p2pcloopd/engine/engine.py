@@ -34,6 +34,7 @@ class Engine:
     Attributes:
         dht: the DHT, or None where the user did not turn it on.
         demand: the readers of all torrents.
+        tuning: the constants that decisions depend on.
         on_saved: called when more of a torrent has become durable.
     """
 
@@ -45,7 +46,7 @@ class Engine:
         tuning: Tuning,
     ) -> None:
         self._session = session
-        self._tuning = tuning
+        self.tuning = tuning
         self._store = store_dir
         self._on_stall = on_stall
         self.dht = Dht(session, session.settings.dht_nodes) if session.settings.dht else None
@@ -53,7 +54,7 @@ class Engine:
         self._torrents: dict[bytes, Torrent] = {}
         self._named: dict[str, dict[bytes, Torrent]] = {}
         self._adding = trio.Lock()
-        self.demand = Demand()
+        self.demand = Demand(tuning)
         self._nursery: trio.Nursery
 
     @property
@@ -220,7 +221,7 @@ class Engine:
             self.demand,
             decode=self._session.decode,
             on_stall=self._on_stall,
-            tuning=self._tuning,
+            tuning=self.tuning,
         )
         torrent.elsewhere = elsewhere
         torrent.on_known = self._note_name

@@ -11,11 +11,9 @@ import trio
 from p2pcloop.errors import CorruptError, StorageError
 from p2pcloopd.engine.fetch.fetcher import Fetcher
 from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.tuning import Tuning
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 1
-"""After an error of the disk, readers get the same error for so long before it is tried again."""
 
 
 class Saver:
@@ -29,12 +27,13 @@ class Saver:
         on_saved: called when more has become durable.
     """
 
-    def __init__(self, info_hash: bytes, store: Store, fetcher: Fetcher) -> None:
+    def __init__(self, info_hash: bytes, store: Store, fetcher: Fetcher, tuning: Tuning) -> None:
         self.lock = trio.Lock()
         self.on_saved: Callable[[], None] = lambda: None
         self._name = info_hash.hex()
         self._store = store
         self._fetcher = fetcher
+        self._tuning = tuning
         self._error: StorageError | None = None
         self._error_at = 0.0
 
@@ -125,7 +124,7 @@ class Saver:
         """
         if self._error is None:
             return
-        if trio.current_time() - self._error_at < RETRY_SECONDS:
+        if trio.current_time() - self._error_at < self._tuning.disk_retry:
             raise StorageError(
                 str(self._error), errno=self._error.errno or errno.EIO, hint=self._error.hint
             )

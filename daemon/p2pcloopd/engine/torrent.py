@@ -29,7 +29,7 @@ from p2pcloopd.engine.fetch.reads import Hold, Reads, hold_any
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.swarm import Swarm, TorrentStatistics, Traffic
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
-from p2pcloopd.engine.saver import RETRY_SECONDS, Saver
+from p2pcloopd.engine.saver import Saver
 from p2pcloopd.engine.verify.audit import Audit
 from p2pcloopd.engine.verify.in_place import InPlace
 from p2pcloopd.tasks import Pulse, race
@@ -45,7 +45,7 @@ class Torrent:
         store: what is here; fetcher: what is wanted, and fetched; saver: makes it durable.
         peers: whom to try.
         demand: the readers of all torrents.
-        tuning: the fetch scheduler's constants.
+        tuning: the engine's constants.
         reads: answers reads.
         completion: completes pieces of which some bytes are provisional.
         audit: compares what others are given with its hashes.
@@ -73,10 +73,10 @@ class Torrent:
         self.peers = Peers(swarm, partial(on_stall, self), self._rejoin, tuning, changed)
         self.store = Store(swarm, record.directory, demand, tuning, changed)
         self.fetcher = Fetcher(swarm, self.peers, self.store, demand, tuning)
-        self.saver = Saver(info_hash, self.store, self.fetcher)
-        self.in_place = InPlace(self.store, self.fetcher, self.saver.lock)
+        self.saver = Saver(info_hash, self.store, self.fetcher, tuning)
+        self.in_place = InPlace(self.store, self.fetcher, self.saver.lock, tuning)
         self.audit = Audit(
-            self.store, self.fetcher, self.peers, self.saver.verify, self.in_place.wake
+            self.store, self.fetcher, self.peers, self.saver.verify, self.in_place.wake, tuning
         )
         self.store.suspect = self.audit.suspect
         self.completion = Completion(self.store, self.fetcher, demand, tuning)
@@ -427,7 +427,7 @@ class Torrent:
     def _may_mend(self) -> bool:
         if self._failed is None or isinstance(self._failed, FormatError | NotHereError):
             return False
-        return trio.current_time() - self._failed_at >= RETRY_SECONDS
+        return trio.current_time() - self._failed_at >= self.tuning.disk_retry
 
     async def _mend(self) -> None:
         """Begin anew where the disk refused, or a file was not there, a moment ago or earlier."""

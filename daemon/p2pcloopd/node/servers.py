@@ -29,9 +29,6 @@ from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader, Mirrors
 from p2pcloopd.http.wire import Wire
 from p2pcloopd.tasks import first_success
 
-RETRY_DELAY = 2.0
-"""Seconds until mirrors are asked for metadata again, where there is no other source."""
-
 
 @dataclass(slots=True, eq=False)
 class LayerServers:
@@ -177,7 +174,7 @@ class LayerServers:
             found = await (work() if alone else while_heard(self.heard, stagger, work))
             if found is not None or not alone:
                 return found
-            await trio.sleep(RETRY_DELAY)
+            await trio.sleep(self.tuning.metadata_retry)
 
     def begins_metadata(self, offset: int) -> bool:
         """See `Servers.begins_metadata`: with the first chunk, a moment after it."""

@@ -16,16 +16,13 @@ from p2pcloopd.node.arguments import fields_of, known_torrent
 from p2pcloopd.node.control_server import Call, Room
 from p2pcloopd.node.node import Node
 
-LOOKAHEAD = 4 << 20
-"""Bytes of a stream that are wanted at once; engine/fetch/policy.py chooses among them."""
-
 _Range = tuple[Torrent, int, int]
 
 
 async def stream(node: Node, call: Call) -> dict[str, Any]:
-    """Bring ranges in about this order, behind every reader who is kept waiting, and send them.
+    """Fetch ranges in about this order, behind every reader who is kept waiting, and send them.
 
-    A guess is not brought where it would keep the line busy for long.
+    A guess is not fetched where it would keep the line busy for long.
     """
     fields = fields_of(call)
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
@@ -34,18 +31,18 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
     node.engine.demand.note_read()
     if guess:
         ranges = [each for each in ranges if each[0].guess_is_worth_it(each[2])]
-    await _bring_all(call, ranges)
+    await _fetch_all(call, ranges, node.engine.tuning.lookahead)
     return {}
 
 
-async def _bring_all(call: Call, ranges: list[_Range]) -> None:
+async def _fetch_all(call: Call, ranges: list[_Range], lookahead: int) -> None:
     torrents = {torrent.info_hash: torrent for torrent, _, _ in ranges}.values()
     # Of many, peers give the pieces round them; one alone is asked for as what a reader waits for.
     alone = len(ranges) == 1
-    room = Room(LOOKAHEAD)
+    room = Room(lookahead)
     failures: list[P2pcloopError] = []
 
-    async def bring(number: int, wanted: _Range) -> None:
+    async def fetch(number: int, wanted: _Range) -> None:
         torrent, offset, length = wanted
         try:
             if not await _is_here(torrent, offset, length):
@@ -65,7 +62,7 @@ async def _bring_all(call: Call, ranges: list[_Range]) -> None:
     async with trio.open_nursery() as nursery:
         for number, wanted in enumerate(ranges):
             await room.take(wanted[2])
-            nursery.start_soon(partial(bring, number, wanted))
+            nursery.start_soon(partial(fetch, number, wanted))
             await trio.lowlevel.checkpoint()
     if failures:
         raise failures[0]

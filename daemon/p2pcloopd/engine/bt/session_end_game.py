@@ -15,9 +15,6 @@ import math
 import libtorrent as lt
 import trio
 
-INSIST_SECONDS = 30
-"""libtorrent takes a peer that does not answer for useless after less."""
-
 
 class EndGame:
     """The end-game of a session: for no torrent, or for all of them."""
@@ -27,9 +24,9 @@ class EndGame:
         self._until = -math.inf
         self._on = False
 
-    def insist(self) -> None:
-        """Have it for a while from now."""
-        self._until = trio.current_time() + INSIST_SECONDS
+    def insist(self, seconds: float) -> None:
+        """Have it for so long from now."""
+        self._until = trio.current_time() + seconds
         self._turn(on=True)
 
     def lapse(self) -> None:

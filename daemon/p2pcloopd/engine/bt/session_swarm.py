@@ -32,9 +32,6 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 1 << 14
 OURS = FINGERPRINT[:3].encode()  # of whatever version
 
-TRACKER_RETRY_SECONDS = 60
-"""Between two lookups of a tracker's name that is not found."""
-
 _NOT_THERE = lt.peer_info.connecting | lt.peer_info.handshake
 _NOT_OTHERS = lt.peer_info.seed | _NOT_THERE
 _PEER_BANNED = ("libtorrent", 91)  # errors::peer_banned (error_code.hpp): said by smart_ban
@@ -134,7 +131,7 @@ class SessionSwarm:
             info.download_queue_length and self.torrent.peers.is_silent(info.ip)
             for info in self.handle.get_peer_info()
         ):
-            self._session.end_game.insist()
+            self._session.end_game.insist(self.torrent.tuning.end_game)
 
     def others(self) -> Others:
         peers = [info for info in self.handle.get_peer_info() if not info.flags & _NOT_OTHERS]
@@ -233,7 +230,7 @@ class SessionSwarm:
                 await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as err:
                 log.warning("tracker %s: the name is not known: %s", url, err)
-                await trio.sleep(TRACKER_RETRY_SECONDS)
+                await trio.sleep(self.torrent.tuning.tracker_retry)
                 continue
             if self._handle is handle:
                 handle.add_tracker({"url": url})

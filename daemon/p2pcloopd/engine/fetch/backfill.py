@@ -295,7 +295,7 @@ class Completion:
         """Want pieces until they are here, or it takes too long."""
         tuning, demand, store = self._tuning, self._demand, self._store
         now = trio.current_time
-        async with demand.spare:
+        async with demand.completing:
             if not self._hurried.is_set():
                 idle = partial(demand.idle, tuning.complete_idle, self._since)
                 await race(self._hurried, idle)

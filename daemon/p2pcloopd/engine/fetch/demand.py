@@ -1,4 +1,4 @@
-"""Whether readers wait, for whichever torrent: what is done in spare time heeds all of them."""
+"""Whether readers wait, for whichever torrent: backfill heeds all of them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from contextlib import contextmanager
 
 import trio
 
-MAX_SPARE = 4
-"""Torrents that are seen to in spare time at once."""
+from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 
 
 class Demand:
     """The readers of all torrents of a session.
 
     Attributes:
-        spare: held by what uses spare time.
+        completing: held by each torrent of which pieces are completed.
         some: set while a reader waits; replaced when none does any more.
     """
 
-    def __init__(self) -> None:
-        self.spare = trio.Semaphore(MAX_SPARE)
+    def __init__(self, tuning: Tuning = TUNING) -> None:
+        self.completing = trio.Semaphore(tuning.idle_concurrency)
         self._waiting = 0
         self._waited_at = self._read_at = -math.inf
         self.some = trio.Event()

@@ -43,7 +43,7 @@ class Fetcher:
         self, swarm: Swarm, peers: Peers, store: Store, demand: Demand, tuning: Tuning
     ) -> None:
         """`demand` tells of the readers of all torrents."""
-        self.wants = Wants(self._on_wants, self._on_gone, tuning.stall)
+        self.wants = Wants(self._on_wants, self._on_gone, tuning)
         self.ranges = Ranges(store, peers, self.wants.table, self.give, tuning)
         self.dispatch = Dispatch(self.ranges, store, self.give, tuning)
         self.crowd = Crowd(swarm, tuning)

@@ -10,9 +10,6 @@ import trio
 
 Result = TypeVar("Result")
 
-RATE_SECONDS = 0.1
-"""A rate is what arrived in so long."""
-
 
 class Breaker:
     """Says whether a source may be asked: not for a while after it failed.
@@ -34,9 +31,10 @@ class Breaker:
 
 
 class Rate:
-    """Bytes a second at which something arrives."""
+    """Bytes a second at which something arrives, over `seconds`."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self.value = 0.0
         self._bytes = 0
         self._since = 0.0
@@ -44,7 +42,7 @@ class Rate:
     def add(self, size: int, now: float) -> None:
         """Note that bytes arrived."""
         self._bytes += size
-        if now - self._since >= RATE_SECONDS:
+        if now - self._since >= self._seconds:
             self.value = self._bytes / (now - self._since)
             self._bytes, self._since = 0, now
 

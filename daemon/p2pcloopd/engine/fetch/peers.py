@@ -22,20 +22,8 @@ from p2pcloopd.tasks import Pulse
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1
-STALL_SECONDS = 10
-SILENT_SECONDS = 1
-BAN_SECONDS = 30
-"""Bans are forgotten when data was needed for so long and nothing arrived: the peers that are left
-do not have it, and a banned one may be a seed that its user has mended since."""
-
-LOOK_SECONDS = 60
-"""Between two searches for peers that were not named; `STALL_SECONDS` where nothing comes."""
-
-HTTP_RATE_SECONDS = 3.0
-"""What counts as present: an answer is counted when all of it came."""
-
 MAX_COUNTED = 1024
+"""Peers of which bytes are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +107,7 @@ class Peers:
         self._dialled = -math.inf
         self._heard: dict[Peer, float] = {}
         self.bytes_at = -math.inf
-        self._rate = Rate()
+        self._rate = Rate(tuning.rate_seconds)
 
     @contextmanager
     def needed(self) -> Iterator[None]:
@@ -183,7 +171,7 @@ class Peers:
 
     def is_silent(self, address: Peer) -> bool:
         """Whether nothing came from a peer for a second."""
-        return trio.current_time() - self._heard.get(address, -math.inf) >= SILENT_SECONDS
+        return trio.current_time() - self._heard.get(address, -math.inf) >= self._tuning.peer_silent
 
     def stalled(self) -> float:
         """Seconds since something arrived, or 0 where no data is needed."""
@@ -232,7 +220,7 @@ class Peers:
         self._forget_old()
         rates: Counter[str] = Counter()
         for _, base, size in self._http_recent:
-            rates[base] += int(size / HTTP_RATE_SECONDS)
+            rates[base] += int(size / self._tuning.http_rate_seconds)
         return rates
 
     def traffic(self) -> Traffic:
@@ -244,7 +232,7 @@ class Peers:
         )
 
     def _forget_old(self) -> None:
-        old = trio.current_time() - HTTP_RATE_SECONDS
+        old = trio.current_time() - self._tuning.http_rate_seconds
         while self._http_recent and self._http_recent[0][0] < old:
             self._http_recent.popleft()
 
@@ -282,16 +270,18 @@ class Peers:
                 woken = True
                 reported = 0.0
                 continue
-            with trio.move_on_after(RETRY_SECONDS):
+            with trio.move_on_after(self._tuning.peer_retry):
                 await self._again.wait()
-            if self.stalled() < STALL_SECONDS:
+            if self.stalled() < self._tuning.peers_stall:
                 reported = 0.0
-            elif self.stalled() - reported >= STALL_SECONDS:
+            elif self.stalled() - reported >= self._tuning.peers_stall:
                 reported = self.stalled()
                 self._on_stall()
 
     def _look_up(self) -> None:
-        pause = STALL_SECONDS if self.stalled() >= STALL_SECONDS else LOOK_SECONDS
+        tuning = self._tuning
+        stalls = self.stalled() >= tuning.peers_stall
+        pause = tuning.peers_stall if stalls else tuning.peers_search
         if trio.current_time() - self._looked >= pause:
             self._looked = trio.current_time()
             self._swarm.look_up()
@@ -306,13 +296,13 @@ class Peers:
         announced = sources.public or sources.trackers  # a pause would be told there
         if not self._needs or self._connected or announced:
             return False
-        return trio.current_time() - self._dialled >= RETRY_SECONDS
+        return trio.current_time() - self._dialled >= self._tuning.peer_retry
 
     async def _lift_bans(self) -> None:
         """Begin anew where the bans leave a reader alone, or hit the wrong peer."""
         now = trio.current_time()
         tried = min(self.stalled(), now - self._lifted)
-        if tried >= BAN_SECONDS and (self.banned or not self._connected):
+        if tried >= self._tuning.ban and (self.banned or not self._connected):
             self.banned.clear()
             self._lifted = now
         elif not self._acquitted:

@@ -1,6 +1,7 @@
-"""All constants of the fetch scheduler, each with its unit and its reason.
+"""All constants that decisions of the engine depend on, each with its unit and its reason.
 
-Times are in seconds, sizes in bytes. docs/scheduling.md has the measurements behind them.
+Times are in seconds, sizes in bytes. docs/scheduling.md has the measurements behind them. Limits
+of formats and of memory stand where they are kept, and libtorrent's settings in bt/settings.py.
 """
 
 from __future__ import annotations
@@ -88,6 +89,34 @@ class Tuning:
             right one saves no more than the pauses between two reads.
         metadata_follow: the metadata is asked for so long after the first chunk arrived: what a
             reader wants next goes first.
+        metadata_retry: mirrors that alone may have it are asked again after so long.
+        lookahead: bytes of a stream that are wanted at once; policy.py chooses among them.
+
+        peer_retry: peers that the user named, and that are not connected, are tried so often.
+        peer_silent: a peer that sent nothing for so long is silent: idle ones are asked for what it
+            was asked for.
+        peers_stall: where nothing arrives for so long, the user is told, and peers are searched for
+            so often.
+        peers_search: between two searches for peers that were not named, where something arrives.
+        ban: bans are forgotten when data was needed for so long and nothing arrived: the peers that
+            are left do not have it, and a banned one may be a seed that its user has mended since.
+        end_game: idle peers are asked for the same blocks for so long: within it libtorrent takes a
+            peer that does not answer for useless.
+        tracker_retry: between two lookups of a tracker's name that is not found.
+        rate_seconds: a rate is what arrived in so long,
+        http_rate_seconds: and over HTTP in so long: an answer is counted when all of it is here.
+        recent: bytes of pieces that are kept in memory when they have arrived: a chunk's neighbour
+            often wants the same one.
+        idle_concurrency: torrents of which pieces are completed at once.
+
+        disk_retry: after an error of the disk readers get the same error for so long.
+        in_place_look: between two looks at files that are seeded where they lie.
+        compare_step: bytes that are compared with their hashes at once; then it may be cancelled.
+        compare_concurrency: threads that compare what other clients ask for: pieces have up to
+            16 MiB, and a range may touch two.
+        compare_holds: a comparison counts for so long: disks rot slowly.
+        heal, heal_pause: what was lost on the disk is asked for so long, and then not for so long:
+            what is asked for keeps a torrent from giving room back.
     """
 
     min_window: int = 128 << 10
@@ -143,6 +172,28 @@ class Tuning:
     first_patience: float = 3.0
     guess: float = 0.012
     metadata_follow: float = 0.1
+    metadata_retry: float = 2.0
+    lookahead: int = 4 * MIB
+
+    peer_retry: float = 1.0
+    peer_silent: float = 1.0
+    peers_stall: float = 10.0
+    peers_search: float = 60.0
+    ban: float = 30.0
+    end_game: float = 30.0
+    tracker_retry: float = 60.0
+    rate_seconds: float = 0.1
+    http_rate_seconds: float = 3.0
+    recent: int = 16 * MIB
+    idle_concurrency: int = 4
+
+    disk_retry: float = 1.0
+    in_place_look: float = 3.0
+    compare_step: int = 64 * MIB
+    compare_concurrency: int = 4
+    compare_holds: float = 24 * 3600.0
+    heal: float = 60.0
+    heal_pause: float = 600.0
 
 
 TUNING = Tuning()

@@ -16,9 +16,7 @@ import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloopd.engine.fetch.swarm import Priority
-
-RECENT_BYTES = 16 << 20
-"""Pieces that arrived lately are kept, up to this: a chunk's neighbour often wants the same one."""
+from p2pcloopd.engine.fetch.tuning import Tuning
 
 
 @dataclass(slots=True, eq=False)
@@ -109,18 +107,17 @@ class Wants:
     Args:
         changed: called with pieces that are wanted by more users, or by fewer.
         gone: called with wants that no user has any more, and that did not arrive.
-        stall: seconds after which a read that got nothing is `Want.stalled`.
     """
 
     def __init__(
         self,
         changed: Callable[[Collection[int]], None],
         gone: Callable[[list[Want]], None],
-        stall: float,
+        tuning: Tuning,
     ) -> None:
         self._changed = changed
         self._gone = gone
-        self._stall = stall
+        self._tuning = tuning
         self._wants: dict[int, Want] = {}
         self._recent: OrderedDict[int, bytes] = OrderedDict()
         self._recent_bytes = 0
@@ -192,7 +189,7 @@ class Wants:
         left, told = list(waits.values()), ahead
         for want in waits.values():
             while not told and not want.done.is_set():
-                with trio.move_on_after(self._stall):
+                with trio.move_on_after(self._tuning.stall):
                     await want.done.wait()
                     break
                 before, left = left, [each for each in left if not each.done.is_set()]
@@ -303,5 +300,5 @@ class Wants:
     def _keep(self, piece: int, data: bytes) -> None:
         self._recent_bytes += len(data) - len(self._recent.pop(piece, b""))
         self._recent[piece] = data
-        while self._recent_bytes > RECENT_BYTES:
+        while self._recent_bytes > self._tuning.recent:
             self._recent_bytes -= len(self._recent.popitem(last=False)[1])

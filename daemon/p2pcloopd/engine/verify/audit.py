@@ -25,28 +25,19 @@ from p2pcloop.errors import CorruptError, NotHereError, P2pcloopError, StorageEr
 from p2pcloopd.engine.fetch.fetcher import Fetcher
 from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.tuning import Tuning
 
 log = logging.getLogger(__name__)
-
-HOLDS_SECONDS = 24 * 3600
-"""So long a comparison counts: disks rot slowly."""
-
-HEAL_SECONDS, PAUSE_SECONDS = 60, 600
-"""So long what was lost is asked for, and then not: what is asked for keeps a torrent from giving
-room back."""
-
-STEP_BYTES = 64 << 20
-
 
 _limiter = RunVar[trio.CapacityLimiter]("audit reads")
 
 
-def _reading() -> trio.CapacityLimiter:
-    """Who reads for others: pieces have up to 16 MiB, and a range may touch two."""
+def _reading(tuning: Tuning) -> trio.CapacityLimiter:
+    """Bounds the threads that compare for other clients, of all torrents."""
     try:
         return _limiter.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(4)
+        limiter = trio.CapacityLimiter(tuning.compare_concurrency)
         _limiter.set(limiter)
         return limiter
 
@@ -66,12 +57,14 @@ class Audit:
         peers: Peers,
         verify: Callable[[Collection[int]], Awaitable[list[int]]],
         wake: Callable[[], None],
+        tuning: Tuning,
     ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._peers = peers
         self._verify = verify
         self._wake = wake
+        self._tuning = tuning
         self._suspects: set[int] = set()
         self._some = trio.Event()
         self._compared: dict[int, float] = {}
@@ -96,7 +89,7 @@ class Audit:
             data = stored.read_right(offset, length, now=True)
             if data is None:
                 data = await trio.to_thread.run_sync(
-                    stored.read_right, offset, length, limiter=_reading()
+                    stored.read_right, offset, length, limiter=_reading(self._tuning)
                 )
         except CorruptError as err:
             self.suspect(stored.layout.pieces_of(offset, length))
@@ -112,7 +105,7 @@ class Audit:
     def sent(self, piece: int) -> None:
         """Note that a client was given a part of a piece over BitTorrent."""
         since = self._compared.get(piece, self._store.compared_since)
-        if trio.current_time() - since >= HOLDS_SECONDS:
+        if trio.current_time() - since >= self._tuning.compare_holds:
             self._compared[piece] = trio.current_time()
             self.suspect([piece])
 
@@ -139,7 +132,7 @@ class Audit:
 
     async def _compare_all(self) -> None:
         layout = self._store.stored.layout
-        step = max(1, STEP_BYTES // layout.piece_length)
+        step = max(1, self._tuning.compare_step // layout.piece_length)
         for first in range(0, layout.pieces, step):
             await self._compare(range(first, min(first + step, layout.pieces)))
 
@@ -157,12 +150,12 @@ class Audit:
             await self._lost_some.wait()
             self._lost_some = trio.Event()
             while missing := self.lost():
-                with trio.move_on_after(HEAL_SECONDS):
+                with trio.move_on_after(self._tuning.heal):
                     try:
                         with self._peers.needed():
                             await self._fetcher.get(missing, keep=False, ahead=True)
                             continue
                     except P2pcloopError as err:
                         log.warning("what was wrong on the disk does not come again: %s", err)
-                with trio.move_on_after(PAUSE_SECONDS):
+                with trio.move_on_after(self._tuning.heal_pause):
                     await self._peers_named.wait()

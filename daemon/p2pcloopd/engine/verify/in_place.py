@@ -18,12 +18,9 @@ from p2pcloop.errors import StorageError
 from p2pcloopd.engine.disk.stored import Fault, Stored
 from p2pcloopd.engine.fetch.fetcher import Fetcher
 from p2pcloopd.engine.fetch.store import Store
+from p2pcloopd.engine.fetch.tuning import Tuning
 
 log = logging.getLogger(__name__)
-
-LOOK_SECONDS = 3
-STEP_BYTES = 64 << 20
-"""Compared at once; then it may be cancelled."""
 
 
 class InPlace:
@@ -33,10 +30,11 @@ class InPlace:
         lock: held while the membership in the swarm changes.
     """
 
-    def __init__(self, store: Store, fetcher: Fetcher, lock: trio.Lock) -> None:
+    def __init__(self, store: Store, fetcher: Fetcher, lock: trio.Lock, tuning: Tuning) -> None:
         self._store = store
         self._fetcher = fetcher
         self._lock = lock
+        self._tuning = tuning
         self._looking = trio.Lock()
         self._woken = trio.Event()
         self._told: Fault | None = None
@@ -47,7 +45,8 @@ class InPlace:
             self._woken = trio.Event()
             await self.look()
             disk = self._store.disk
-            seconds = LOOK_SECONDS if disk is not None and disk.in_place else math.inf
+            in_place = disk is not None and disk.in_place
+            seconds = self._tuning.in_place_look if in_place else math.inf
             with trio.move_on_after(seconds):
                 await self._woken.wait()
 
@@ -78,7 +77,7 @@ class InPlace:
 
     async def _compare(self, disk: Stored) -> None:
         layout = disk.layout
-        step = max(1, STEP_BYTES // layout.piece_length)
+        step = max(1, self._tuning.compare_step // layout.piece_length)
         log.info("%s", disk.error())
         try:
             for first in range(0, layout.pieces, step):
