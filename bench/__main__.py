@@ -19,6 +19,7 @@ from bench import (
     only_source,
     packing,
     page,
+    plan,
     seed,
     serve,
     stack,
@@ -53,6 +54,7 @@ MEASURES = {
         stack.STACK,
         startup.HELP,
         twice.TWICE,
+        plan.PLAN,
     )
 }
 

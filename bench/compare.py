@@ -26,7 +26,7 @@ _OWN = "p2pcloop,p2pcloop-profile,p2pcloop-warm"
 """The contenders of `links` that run p2pcloop."""
 
 _WITH_RECORDED = ("links", "crowd")
-_IN_PROCESS = {"first-block", "memory", "only-source", "stack"}
+_IN_PROCESS = {"first-block", "memory", "only-source", "plan", "stack"}
 """Measures that run code of this checkout even if they are given another program."""
 
 _MORE_IS_BETTER = ("/s", "MB/s")

@@ -34,6 +34,7 @@ SECTIONS = {
     "nbd-reads": "Reads over NBD",
     "cloop-reads": "Reads of a cloop V4.0 over NBD",
     "stack": "A stack of 20 layers",
+    "plan": "One decision of what to fetch next",
     "memory": "Memory",
     "serve": "The cost of comparing pieces before they are served",
     "seed": "Seeding a cloop",
