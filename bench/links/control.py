@@ -21,20 +21,20 @@ from bench.links.sample import Sample
 from bench.links.usage import Meter, Usage
 from bench.processes import Argument
 
-LEAST_RATE, MOST_RATE = 0.95, 1.05
+MIN_RATE, MAX_RATE = 0.95, 1.05
 """Share of the link's rate that a plain transfer must have, at the interface."""
 
-MOST_LATE = 0.003
+MAX_LATE = 0.003
 """Seconds by which the round trip may be longer than the link's own."""
 
-MOST_SPREAD = 1.3
+MAX_SPREAD = 1.3
 """How many times the shortest local boot the longest may take."""
 
-MOST_OTHERS = 0.05
+MAX_OTHERS = 0.05
 """Share of all processors that may go elsewhere in the median boot: of two, that is up to a tenth
 of the one that the guest is pinned to."""
 
-MOST_BUSY = 0.9
+MAX_BUSY = 0.9
 """Share of all processors that may be in use: with more, the processors are the limit."""
 
 _PORT = 5001
@@ -88,16 +88,16 @@ def wait_until_quiet(group: Path | None, patience: float) -> None:
         meter = Meter(group)
         time.sleep(_LOOK)
         usage = meter.usage()
-        if not usage or usage.others <= MOST_OTHERS / 2:
+        if not usage or usage.others <= MAX_OTHERS / 2:
             return
 
 
 def doubts_of_transfer(link: Link, control: Control) -> list[str]:
     """Why the link is not as it should be; empty if it is."""
     doubts = []
-    if not LEAST_RATE <= control.share <= MOST_RATE:
+    if not MIN_RATE <= control.share <= MAX_RATE:
         doubts.append(f"a plain transfer had {control.share:.0%} of the link's rate")
-    if not link.delay <= control.round_trip <= link.delay + MOST_LATE:
+    if not link.delay <= control.round_trip <= link.delay + MAX_LATE:
         doubts.append(f"a round trip took {control.round_trip * 1000:.1f} ms")
     return doubts
 
@@ -105,7 +105,7 @@ def doubts_of_transfer(link: Link, control: Control) -> list[str]:
 def doubts_of_local(local: Sequence[Sample]) -> list[str]:
     """Why the machine was not equally quick throughout; empty if it was."""
     times = [sample.seconds for sample in local]
-    if max(times) > MOST_SPREAD * min(times):
+    if max(times) > MAX_SPREAD * min(times):
         return [f"the local boot took {min(times):.1f} to {max(times):.1f} s"]
     return []
 
@@ -117,7 +117,7 @@ def doubts_of_others(what: str, usages: Sequence[Usage | None]) -> list[str]:
         what: the event meanwhile, for the text.
     """
     shares = [usage.others for usage in usages if usage]
-    if shares and (share := statistics.median(shares)) > MOST_OTHERS:
+    if shares and (share := statistics.median(shares)) > MAX_OTHERS:
         return [f"others had {share:.0%} of the processors while {what}"]
     return []
 
@@ -125,6 +125,6 @@ def doubts_of_others(what: str, usages: Sequence[Usage | None]) -> list[str]:
 def doubts_of_usage(what: str, usages: Sequence[Usage | None]) -> list[str]:
     """The same, or because many nodes on one machine used all that there is of them."""
     doubts, shares = doubts_of_others(what, usages), [usage.busy for usage in usages if usage]
-    if shares and (share := statistics.median(shares)) > MOST_BUSY:
+    if shares and (share := statistics.median(shares)) > MAX_BUSY:
         doubts.append(f"the processors were {share:.0%} busy while {what}")
     return doubts

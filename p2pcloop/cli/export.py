@@ -106,7 +106,7 @@ def command(
         stack.callback(device.close)
         output.check_room(device.size)
         _write(output, device, supply, quiet=as_json)
-    _tell(output, device.size, as_json=as_json)
+    _report(output, device.size, as_json=as_json)
 
 
 def _write(
@@ -119,7 +119,7 @@ def _write(
         write_image(out, reader, device.size, progress, raw.skip_zeros)
 
 
-def _tell(out: Output, size: int, *, as_json: bool) -> None:
+def _report(out: Output, size: int, *, as_json: bool) -> None:
     """Report the result, to stderr if the image itself went to the standard output."""
     stored = out.path.stat().st_size if out.kind == "file" else None
     to_stderr = out.name == STDOUT

@@ -55,7 +55,7 @@ def command(quota: int | None, home: Home, *, dry_run: bool, as_json: bool) -> N
     if done["quota"] is not None and done["left"] > done["quota"]:
         used, limit = format_size(done["left"]), format_size(done["quota"])
         error = StorageError(
-            f"{used} cannot be brought below the quota of {limit}: {describe_kept(kept)}",
+            f"{used} cannot be reduced below the quota of {limit}: {describe_kept(kept)}",
             errno=errno.EDQUOT,
             hint="`p2pcloop unpin`, end guests, delete overlays, or allow more: docs/storage.md",
         )

@@ -67,7 +67,7 @@ def new(name: str, protect: bool, home: Home, as_json: bool) -> None:
     passphrase = choose_passphrase(f"the key {name}") if protect else None
     home.create()
     text = format_key_text(Ed25519PrivateKey.generate(), passphrase)
-    _tell([(name, store_key(home.keys, name, text))], home, as_json=as_json)
+    _report([(name, store_key(home.keys, name, text))], home, as_json=as_json)
 
 
 @command.command("list")
@@ -79,7 +79,7 @@ def list_(home: Home, as_json: bool) -> None:
     if as_json:
         click.echo(to_json({"keys": [_facts(name, key, home) for name, key in keys]}))
     else:
-        _tell(keys, home, as_json=False)
+        _report(keys, home, as_json=False)
         if not keys:
             click.echo("no key yet: the first `seed` or `publish` makes one", err=True)
 
@@ -92,7 +92,7 @@ def show(name: str, home: Home, as_json: bool) -> None:
     """Show the public key of NAME, as it appears in the names of its images."""
     with words_of_the_user():
         key_path(home.keys, name)
-    _tell([(name, read_key(home.keys, name))], home, as_json=as_json)
+    _report([(name, read_key(home.keys, name))], home, as_json=as_json)
 
 
 @command.command(short_help="Write the key NAME to a file: a copy.")
@@ -149,7 +149,7 @@ def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
     except FormatError as err:
         what = "standard input" if str(file) == "-" else file
         raise FormatError(f"{what} is not a key of p2pcloop, or is damaged") from err
-    _tell([(name, key)], home, as_json=as_json)
+    _report([(name, key)], home, as_json=as_json)
 
 
 def _read(file: Path) -> bytes:
@@ -171,7 +171,7 @@ def _facts(name: str, key: KeyText, home: Home) -> dict[str, object]:
     }
 
 
-def _tell(keys: list[tuple[str, KeyText]], home: Home, *, as_json: bool) -> None:
+def _report(keys: list[tuple[str, KeyText]], home: Home, *, as_json: bool) -> None:
     width = max((len(name) for name, _ in keys), default=0)
     for name, key in keys:
         if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import PublishOptions, new_version_option, publish_options
-from p2pcloop.cli.published import publisher_of, tell_link, tell_version, warn_if_only_here
+from p2pcloop.cli.published import publisher_of, report_link, report_version, warn_if_only_here
 from p2pcloop.client.hot import HotMaker, fitting_touches
 from p2pcloop.client.image_file import check_publishable
 from p2pcloop.client.profiles import read_profile
@@ -83,10 +83,10 @@ def command(
         answer = publisher.release(
             made.content, message=message, parent=made.parent, public=public, secret=target.secret
         )
-    _tell(answer | {"base": target.name} | made.facts(), home, as_json=as_json)
+    _report(answer | {"base": target.name} | made.facts(), home, as_json=as_json)
 
 
-def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     warn_if_only_here(answer["link"], home)
     if as_json:
         click.echo(to_json(answer))
@@ -94,9 +94,9 @@ def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     blocks = format_size(answer["stored_blocks"] * BLOCK_SIZE)
     packed = format_size(answer["stored"])
     where = "in place of what was packed before" if answer["replaced"] else "on top of its base"
-    tell_version(answer, f"{packed} packed, of {blocks} that a boot reads, {where}")
+    report_version(answer, f"{packed} packed, of {blocks} that a boot reads, {where}")
     if not answer["profile"]:
         click.echo(
             "it is private, so its profile is not attached: `p2pcloop profile attach` does so"
         )
-    tell_link(answer)
+    report_link(answer)

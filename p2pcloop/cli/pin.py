@@ -15,7 +15,7 @@ _EPILOG = """
 \b
 Examples:
   p2pcloop pin @key/debian
-  p2pcloop fetch @key/debian     # what stays is what is here: this brings the rest
+  p2pcloop fetch @key/debian     # what stays is what is here: this fetches the rest
   p2pcloop pin                   # lists what is pinned
 """
 
@@ -42,7 +42,7 @@ def command(ref: str | None, at: int, home: Home, *, as_json: bool) -> None:
         facts = {"name": target.name, "version": version, "manifest": target.signed.id}
         click.echo(to_json(facts | {"stored": target.stored, "here": here}))
         return
-    rest = "" if here == target.stored else "; `p2pcloop fetch` brings the rest"
+    rest = "" if here == target.stored else "; `p2pcloop fetch` fetches the rest"
     share = f"{format_size(here)} of {format_size(target.stored)} are here{rest}"
     click.echo(f"{target.name}, version {version}, is pinned: {share}")
 

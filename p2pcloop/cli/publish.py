@@ -11,9 +11,9 @@ import click
 from p2pcloop.cli.options import PublishOptions, publish_options
 from p2pcloop.cli.published import (
     publisher_of,
-    tell_link,
-    tell_seeded,
-    tell_version,
+    report_link,
+    report_seeded,
+    report_version,
     warn_if_only_here,
 )
 from p2pcloop.client.image_file import check_publishable, open_image_file
@@ -68,10 +68,10 @@ def command(
             stack.enter_context(found.client)
         request = Request(file, found, append, message, private, options.public, quiet)
         answer = publish(request, publisher, stack)
-    _tell(answer, home, as_json=quiet)
+    _report(answer, home, as_json=quiet)
 
 
-def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if answer.get("unknown_blocks"):
         click.echo(
             f"{answer['unknown_blocks']} blocks count as changed: what they were in the base could"
@@ -79,12 +79,12 @@ def _tell(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
             err=True,
         )
     if "in_place" in answer:
-        tell_seeded(answer, home, as_json=as_json)
+        report_seeded(answer, home, as_json=as_json)
         return
     warn_if_only_here(answer["link"], home)
     if as_json:
         click.echo(to_json(answer))
         return
     base = f", made from {answer['base']}" if answer["base"] else ""
-    tell_version(answer, f"{format_size(answer['stored'])} packed{base}")
-    tell_link(answer)
+    report_version(answer, f"{format_size(answer['stored'])} packed{base}")
+    report_link(answer)

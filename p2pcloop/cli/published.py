@@ -35,7 +35,7 @@ def publisher_of(label: str, options: PublishOptions) -> Iterator[Publisher]:
         yield publisher
 
 
-def tell_version(answer: dict[str, Any], details: str) -> None:
+def report_version(answer: dict[str, Any], details: str) -> None:
     """Report a version that was published over another, or that nothing changed."""
     if not answer["changed"]:
         click.echo(f"nothing changed: it is {answer['name']}, version {answer['version']}, still")
@@ -44,12 +44,12 @@ def tell_version(answer: dict[str, Any], details: str) -> None:
         click.echo(f"  {details}")
 
 
-def tell_link(answer: dict[str, Any]) -> None:
+def report_link(answer: dict[str, Any]) -> None:
     """Print the command that boots it."""
     click.echo(f"boot it with:\n  p2pcloop boot '{answer['link']}'")
 
 
-def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+def report_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     """Report the facts that `seed_image` returned."""
     if answer["filesystem"] not in ROOT_TYPES:
         found = describe(answer["filesystem"])
@@ -66,7 +66,7 @@ def tell_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
         outer = "disk" if answer["format"] == "disk" else "CD"
         names = ", ".join(filter(None, answer["images"])) or "all of it"
         click.echo(f"  from that {outer}: {names}")
-    tell_link(answer)
+    report_link(answer)
 
 
 def _where(place: Path, torrent: bytes, home: Home) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import PublishOptions, new_version_option, publish_options
-from p2pcloop.cli.published import publisher_of, tell_seeded
+from p2pcloop.cli.published import publisher_of, report_seeded
 from p2pcloop.client.image_file import check_publishable, open_image_file
 from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.client.seed import seed_image
@@ -73,7 +73,7 @@ def command(
             quiet=options.as_json,
             as_new_version=as_new_version,
         )
-    tell_seeded(answer, home, as_json=options.as_json)
+    report_seeded(answer, home, as_json=options.as_json)
 
 
 def _stem(image: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import home_option, json_option, key_option, public_option
-from p2pcloop.cli.published import tell_link
+from p2pcloop.cli.published import report_link
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.delta import squash
 from p2pcloop.client.fetch import fetch_all
@@ -80,10 +80,10 @@ def command(
             )
             stored = 0 if made.delta is None else made.delta.pack_length
             answer |= {"layers": len(content.layers), "stored": stored}
-    _tell(answer, as_json=as_json)
+    _report(answer, as_json=as_json)
 
 
-def _tell(answer: dict[str, Any], *, as_json: bool) -> None:
+def _report(answer: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(answer))
     elif not answer["changed"]:
@@ -91,7 +91,7 @@ def _tell(answer: dict[str, Any], *, as_json: bool) -> None:
     else:
         click.echo(f"serving {answer['name']}, version {answer['version']}")
         click.echo(f"  {_layers(answer['layers'])}, {format_size(answer['stored'])} packed anew")
-        tell_link(answer)
+        report_link(answer)
 
 
 def _layers(count: int) -> str:

@@ -156,7 +156,7 @@ def write_cloop(
         dest.seek(start)
     blocks = _compressed(_read_blocks(source, size, form.block_size), form, compress, workers)
     with closing(blocks):
-        index = _write_blocks(blocks, dest, start, _tell(progress, size, form))
+        index = _write_blocks(blocks, dest, start, _report(progress, size, form))
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
         dest.write(_pack_header(form, header) + index)
@@ -193,7 +193,7 @@ def stream_cloop(
     start = len(_STREAM_START)
     blocks = _compressed(_read_blocks(source, size, form.block_size), form, compress, workers)
     with closing(blocks):
-        index = _write_blocks(blocks, dest, start, _tell(progress, size, form))
+        index = _write_blocks(blocks, dest, start, _report(progress, size, form))
     with _storage_errors("cannot write the cloop"):
         dest.write(index + _pack_header(form, header))
     return header
@@ -256,7 +256,7 @@ def _pack_header(form: CloopForm, header: CloopHeader) -> bytes:
     return (_PREAMBLE % form.version).ljust(PREAMBLE_SIZE, b"\0") + sizes
 
 
-def _tell(
+def _report(
     progress: Callable[[int], None] | None, size: int, form: CloopForm
 ) -> Callable[[int], None]:
     """A function that reports written blocks to `progress`, as bytes of the image."""

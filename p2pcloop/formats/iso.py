@@ -159,7 +159,7 @@ def _live(cd: _Cd) -> _Named:
     if absent := [name for name in listed if name.lower() not in found]:
         raise FormatError(f"{path} lists {_some(absent)}: not on it", hint=AGAIN)
     wanted = list(dict.fromkeys(name.lower() for name in listed))
-    _note_left(cd, [found[name][0] for name in found if name not in wanted])
+    _record_left(cd, [found[name][0] for name in found if name not in wanted])
     return [found[name] for name in wanted]
 
 
@@ -185,7 +185,7 @@ def _casper(cd: _Cd) -> _Named:
     # If several are equally deep (kernels), take the layers that they share.
     chains = [_chain(base, layer) for layer in live or whole if len(layer) == deepest]
     chosen = sorted(frozenset.intersection(*chains), key=len)
-    _note_left(cd, [path for layer, (path, _) in layers.items() if layer not in chosen])
+    _record_left(cd, [path for layer, (path, _) in layers.items() if layer not in chosen])
     return [layers[layer] for layer in chosen]
 
 
@@ -224,7 +224,7 @@ _LAYOUTS: tuple[Callable[[_Cd], _Named], ...] = (
 )
 
 
-def _note_left(cd: _Cd, paths: list[str]) -> None:
+def _record_left(cd: _Cd, paths: list[str]) -> None:
     if paths:
         cd.notes.append(f"left out: {_some(paths)}")
 

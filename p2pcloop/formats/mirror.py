@@ -5,8 +5,8 @@
     torrents/<info hash hex>.torrent
     data/<torrent name>/index|pack
 
-A node answers one more, which is no file: `handout/<info hash hex>/<pieces>`, a piece of these that
-it gave to no client just now, so clients that want all of them get different ones.
+A node answers one more, which is no file: `dispatch/<info hash hex>/<pieces>`, a piece of these
+that it gave to no client just now, so clients that want all of them get different ones.
 
 The torrent of a layer has its name from the layer's id (`layer_torrent_name`), so that `data/` has
 the layout of a web seed (BEP 19). docs/formats/mirror.md has the rest.
@@ -37,7 +37,7 @@ _MAX_PATH = 1024
 _MANIFEST = re.compile(r"manifests/([0-9a-f]{64})")
 _METAINFO = re.compile(r"torrents/([0-9a-f]{40})\.torrent")
 _LAYER_FILE = re.compile(rf"data/([0-9a-f]{{{_TORRENT_NAME_LENGTH}}})/({INDEX}|{PACK})")
-_DISPATCH = re.compile(r"handout/([0-9a-f]{40})/([0-9,-]+)")
+_DISPATCH = re.compile(r"dispatch/([0-9a-f]{40})/([0-9,-]+)")
 _RUN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _INFO = b"d4:info"
 _URL_LIST = b"8:url-list"
@@ -100,7 +100,7 @@ class DispatchPath:
     pieces: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"handout/{self.torrent.hex()}/{_format_runs(self.pieces)}"
+        return f"dispatch/{self.torrent.hex()}/{_format_runs(self.pieces)}"
 
 
 MirrorPath = RecordPath | ManifestPath | MetainfoPath | LayerFilePath | DispatchPath

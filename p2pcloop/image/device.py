@@ -101,7 +101,7 @@ class ImageDevice:
                 return False
         if not self.image.copy_decoded(offset, view):
             return False
-        self._note(offset, len(view))
+        self._record(offset, len(view))
         return True
 
     def read_ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -202,12 +202,12 @@ class ImageDevice:
 
     def _read_image(self, offset: int, length: int, scatter: Scatter) -> list[ByteRange]:
         """See `MergedImage.read_into`. Missing blocks count as touched when they are first read."""
-        self._note(offset, length)
+        self._record(offset, length)
         return self.image.read_into(offset, length, scatter)
 
-    def _note(self, offset: int, length: int) -> None:
+    def _record(self, offset: int, length: int) -> None:
         if self.touches is not None and self.touches.noting:
-            self.touches.note(*_blocks(offset, length))
+            self.touches.record(*_blocks(offset, length))
 
     def _edges(
         self, offset: int, end: int, before: int, after: int

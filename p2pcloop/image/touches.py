@@ -30,15 +30,15 @@ class Touches:
         self._clock = clock
         self._regions: dict[int, bytearray] = {}
 
-    def note(self, first: int, count: int) -> None:
+    def record(self, first: int, count: int) -> None:
         """Note that `count` (at least 1) blocks from `first` on are read."""
         last = first + count
         while first < last:
             end = min(last, (first | (_REGION - 1)) + 1)
-            self._note(first >> _REGION_BITS, first & (_REGION - 1), end - first)
+            self._record(first >> _REGION_BITS, first & (_REGION - 1), end - first)
             first = end
 
-    def _note(self, number: int, first: int, count: int) -> None:
+    def _record(self, number: int, first: int, count: int) -> None:
         seen = self._regions.get(number)
         if seen is None:
             seen = self._regions[number] = bytearray(_REGION)

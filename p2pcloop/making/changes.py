@@ -85,7 +85,7 @@ class Base:
             try:
                 chunk = self.image.layers[layer].chunk(number)
             except Missing as missing:
-                if not self._bring(missing):
+                if not self._fetch(missing):
                     return None
             else:
                 return chunk.id if chunk.blocks == blocks else None
@@ -95,11 +95,11 @@ class Base:
         assert self.image is not None
         data = memoryview(bytearray(count * BLOCK_SIZE))
         while missing := self.image.read_into(block * BLOCK_SIZE, len(data), Scatter([data])):
-            if not ask or not self._bring(Missing(missing)):
+            if not ask or not self._fetch(Missing(missing)):
                 return None
         return data
 
-    def _bring(self, missing: Missing) -> bool:
+    def _fetch(self, missing: Missing) -> bool:
         self._asks = self._asks and self._supply(missing)
         return self._asks
 
@@ -135,7 +135,7 @@ class Changes:
         """How often a block of this checksum may be in the changes: 0, SEEN or REPEATED."""
         return self.marks[crc >> (32 - _FILTER_BITS)]
 
-    def note(self, first: int, data: memoryview, below: memoryview | None) -> None:
+    def record(self, first: int, data: memoryview, below: memoryview | None) -> None:
         """Compare blocks with the base's (None: unknown) and keep those that differ."""
         for at in range(0, len(data), BLOCK_SIZE):
             content = data[at : at + BLOCK_SIZE]
@@ -196,7 +196,7 @@ def find_changes(target: Target, base: Base, progress: Progress) -> Changes:
             else:
                 # A run of zeros costs nothing, so nothing is fetched to find out whether it is new.
                 below = base.read(part.first, part.count, ask=not _is_zero(data))
-            changes.note(part.first, memoryview(data), below)
+            changes.record(part.first, memoryview(data), below)
         progress((batch[-1].first + batch[-1].count) * BLOCK_SIZE)
     return changes
 

@@ -146,7 +146,7 @@ def files_target(
     Args:
         image: what the overlay was made on.
         overlay: open.
-        supply: brings here what is missing of `image`.
+        supply: fetches what is missing of `image`.
         start: the byte at which the overlay's device begins.
         base: what it is to be compared with, where that is not `image` but one with more layers
             on the same ones.
@@ -183,7 +183,7 @@ def overlay_target(
     Args:
         image: what the overlay was made on.
         overlay: open.
-        supply: brings here what is missing of `image`.
+        supply: fetches what is missing of `image`.
         base: what it is to be compared with, where that is not `image` but one with more layers
             on the same ones.
     """

@@ -90,7 +90,7 @@ def test_a_link_has_its_rate_and_its_round_trip(place: Path) -> None:
         found = control.plain_transfer(rig, link, place / "log")
         sent = seeder.traffic().sent
     assert found.round_trip >= link.delay  # never less; more where the machine is busy
-    assert 0 < found.share <= control.MOST_RATE
+    assert 0 < found.share <= control.MAX_RATE
     assert sent > found.share * link.rate * 0.5
 
 

@@ -163,7 +163,7 @@ async def test_large_zeroes_wait_for_the_rest_of_a_block(tmp_path: Path) -> None
     async with serving(backend, tmp_path) as served, served.client() as client:
         await client.send(WRITE_ZEROES, 0, 8 * MIB + 512)
         await backend.wait_asked(1)
-        await backend.bring(8 * MIB, 4096)
+        await backend.fetch(8 * MIB, 4096)
         assert await client.reply() == (0, 0, b"")
     assert device.content == bytes(8 * MIB + 512) + b"x" * (2 * MIB - 512)
 
@@ -178,7 +178,7 @@ async def test_missing_read_holds_up_nobody(tmp_path: Path) -> None:
         assert await client.reply() == (1, 0, bytes(device.content[:512]))
         await backend.wait_asked(1)
         assert [need.offset for need in backend.asked[0].ranges] == [8192]
-        await backend.bring(8192, 4096)
+        await backend.fetch(8192, 4096)
         assert await client.reply() == (0, 0, bytes(device.content[4096:12288]))
 
 
@@ -192,7 +192,7 @@ async def test_missing_write_keeps_its_payload(tmp_path: Path) -> None:
         for length in (512, 100 << 10, 200 << 10):
             await client.send(WRITE, 65536, payload=b"b" * length)
             assert (await client.reply())[1] == 0
-        await backend.bring(0, 4096)
+        await backend.fetch(0, 4096)
         assert await client.reply() == (0, 0, b"")
         assert device.durable[512:1536] == b"a" * 1024
 
@@ -245,7 +245,7 @@ async def test_no_more_than_so_many_requests_wait(tmp_path: Path) -> None:
         await backend.wait_asked(MAX_WAITING)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(backend.asked) == MAX_WAITING
-        await backend.bring(0, 4096)
+        await backend.fetch(0, 4096)
         replies = [await client.reply() for _ in range(count)]
         assert {cookie for cookie, _, _ in replies} == set(range(count))
         assert {(error, data) for _, error, data in replies} == {(0, bytes(device.content[:512]))}
@@ -261,7 +261,7 @@ async def test_no_more_than_so_much_payload_waits(tmp_path: Path) -> None:
         await backend.wait_asked(2)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert len(backend.asked) == 2
-        await backend.bring(0, 4096)
+        await backend.fetch(0, 4096)
         assert sorted([(await client.reply())[:2] for _ in range(3)]) == [(0, 0), (1, 0), (2, 0)]
 
 
@@ -310,7 +310,7 @@ async def test_disconnect_finishes_what_is_in_flight(tmp_path: Path) -> None:
         requests = client.pack(READ, 0, 512) + client.pack(WRITE, 1024, payload=b"w" * 512)
         await client.stream.send_all(requests + client.pack(DISC))
         await backend.wait_asked(2)
-        await backend.bring(0, 4096)
+        await backend.fetch(0, 4096)
         replies = {await client.reply(), await client.reply()}
         assert replies == {(0, 0, bytes(device.content[:512])), (1, 0, b"")}
         assert await client.ended()
@@ -326,7 +326,7 @@ async def test_disconnect_and_gone_still_writes_what_was_sent(tmp_path: Path) ->
             await client.stream.send_all(requests + client.pack(DISC))
             await backend.wait_asked(2)
         await backend.given_up.wait()
-        await backend.bring(0, 4096)
+        await backend.fetch(0, 4096)
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert device.content[:512] == b"w" * 512
         assert device.calls == [("write", 0, 512)]

@@ -74,7 +74,7 @@ async def test_data_between_holes_that_is_missing_is_asked_for_at_once(tmp_path:
         await client.send(READ, 0, 256 * KIB)
         await backend.wait_asked(1)
         assert [need.offset for need in backend.asked[0].ranges] == [0, 128 * KIB]
-        await backend.bring(0, 256 * KIB)
+        await backend.fetch(0, 256 * KIB)
         _, chunks = await client.chunks()
         assert [chunk[0] for chunk in chunks] == ["data", "hole", "data", "hole"]
         assert chunks[2] == ("data", 128 * KIB, bytes(device.content[128 * KIB : 192 * KIB]))
@@ -135,10 +135,10 @@ async def test_cache_brings_what_is_missing_and_sends_nothing(tmp_path: Path) ->
     async with serving(backend, tmp_path) as served, served.client(structured=True) as client:
         await client.send(CACHE, 0, 10 * MIB, flags=FUA)
         await backend.wait_asked(1)
-        await backend.bring(MIB, 4096)
+        await backend.fetch(MIB, 4096)
         await backend.wait_asked(2)
         assert [need.offset for asked in backend.asked for need in asked.ranges] == [MIB, 9 * MIB]
-        await backend.bring(9 * MIB, 4096)
+        await backend.fetch(9 * MIB, 4096)
         assert await client.chunks() == (0, [("done", 0, 0)])
         assert await client.ask(CACHE, MIB, 512) == [("done", 0, 0)]
     piece = MAX_INLINE_CHANGE

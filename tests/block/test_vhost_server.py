@@ -136,7 +136,7 @@ async def test_a_read_that_waits_is_overtaken(backend: MemoryBackend) -> None:
         guest.ring()
         assert await guest.wait_done() == {quick: (0, bytes(device.content[:4096]))}
         await backend.wait_asked(1)
-        await backend.bring(4096, 4096)
+        await backend.fetch(4096, 4096)
         assert await guest.wait_done() == {slow: (0, bytes(device.content[4096:8192]))}
 
 
@@ -224,7 +224,7 @@ async def test_a_queue_that_stops_ends_what_it_took(backend: MemoryBackend) -> N
                 assert [head for head, _ in guest.driver.collect()] == [first]
 
             await trio.testing.wait_all_tasks_blocked()
-            await backend.bring(0, 4096)
+            await backend.fetch(0, 4096)
         second = guest.offer(Kind.IN, wanted=512)  # while it is stopped
         os.read(guest.call, 8)
         await guest.start_queue(base=1)

@@ -404,7 +404,7 @@ class Run:
         """Have a client read, and a guest wait for it."""
 
         async def work() -> bytes:
-            self.torrent.demand.note_read()
+            self.torrent.demand.record_read()
             return await self.torrent.read_range(offset, length, heal=heal)
 
         return self._start(work)

@@ -17,7 +17,7 @@ from p2pcloop.store.have import HaveFile
 from p2pcloop.store.in_place import STAMPS
 from p2pcloopd.engine.disk import seeding
 from p2pcloopd.engine.disk.content import Content, hash_pieces
-from p2pcloopd.engine.disk.copies import COPIES, load_copies, note_copy
+from p2pcloopd.engine.disk.copies import COPIES, load_copies, record_copy
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
@@ -250,8 +250,8 @@ async def test_a_copy_that_became_a_link_is_not_followed(nodes: Nodes, content: 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", b"\x82\xa6format\x02\xa6copies\x90"])
 def test_notes_of_copies_that_are_damaged_are_none(tmp_path: Path, damage: bytes) -> None:
     place = {Path("image/pack"): Path("/else\udcff")}
-    note_copy(tmp_path, place)
-    note_copy(tmp_path, place)
+    record_copy(tmp_path, place)
+    record_copy(tmp_path, place)
     assert load_copies(tmp_path) == [place]
     (tmp_path / COPIES).write_bytes(damage)
     assert load_copies(tmp_path) == []

@@ -58,7 +58,7 @@ async def test_what_was_just_brought_is_read_from_memory(
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
-            await torrent.bring(PIECE + 5, 2 * PIECE)
+            await torrent.fetch(PIECE + 5, 2 * PIECE)
             await torrent.save()
 
             def refuse(_offset: int, _length: int) -> bytes:

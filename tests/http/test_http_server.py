@@ -241,7 +241,7 @@ async def test_the_rate_is_kept(autojump_clock: MockClock) -> None:  # noqa: ARG
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
         for _ in range(5):
-            nursery.start_soon(pace.take, 1000)
+            nursery.start_soon(pace.claim, 1000)
     assert trio.current_time() - begun == pytest.approx(5)
 
 

@@ -238,7 +238,7 @@ async def test_any_message_while_a_queue_stops(guest: Guest, kind: str) -> None:
             await guest.backend.wait_asked(count)
             await front_end.send(Code.GET_VRING_BASE, bytes(8))
             await send(front_end, kind, code, bytes(8))
-    await guest.backend.bring(4096, 4096)
+    await guest.backend.fetch(4096, 4096)
     await guest.check()
 
 

@@ -218,7 +218,7 @@ def test_a_node_serves_the_layout_of_mirrors_and_nothing_else(published: Publish
 
 
 def test_a_node_hands_out_each_piece_once(nodes: Nodes, published: Published) -> None:
-    path = f"/handout/{published.layer.torrent.hex()}"
+    path = f"/dispatch/{published.layer.torrent.hex()}"
     length = published.layer.piece_length
     pieces = [
         published.content[at : at + length] for at in range(0, len(published.content), length)
@@ -233,7 +233,7 @@ def test_a_node_hands_out_each_piece_once(nodes: Nodes, published: Published) ->
     assert handed[5] == (200, b"")
     assert ask(published.node, f"{path}/5-9,4", "POST")[1][4:] == pieces[5]
     assert ask(published.node, f"{path}/{last + 1}", "POST") == (404, b"Not Found\n")
-    assert ask(published.node, f"/handout/{'0' * 40}/1", "POST") == (404, b"Not Found\n")
+    assert ask(published.node, f"/dispatch/{'0' * 40}/1", "POST") == (404, b"Not Found\n")
     reader = nodes.start()
     reader.call("resolve", ref=str(published.link))
     assert ask(reader, f"{path}/1", "POST") == (404, b"Not Found\n")

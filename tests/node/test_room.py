@@ -148,7 +148,7 @@ async def test_what_a_running_block_server_uses_stays(
 def _refused(node: Node, why: str) -> None:
     said = node.run("gc", "--quota", "300K", code=FULL).err
     [line, _hint] = said.splitlines()[-2:]
-    assert "cannot be brought below the quota of" in line
+    assert "cannot be reduced below the quota of" in line
     assert why in line
 
 

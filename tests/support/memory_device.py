@@ -49,7 +49,7 @@ class MemoryDevice:
         """Make the blocks that the range touches missing until `bring` or a whole write."""
         self._withheld |= _touched(offset, length)
 
-    def bring(self, offset: int, length: int) -> None:
+    def fetch(self, offset: int, length: int) -> None:
         """Make the blocks that the range touches present."""
         self._withheld -= _touched(offset, length)
 
@@ -169,7 +169,7 @@ class MemoryBackend:
                     raise self.failure
                 if self.automatic:
                     for need in missing.ranges:
-                        self.device.bring(need.offset, need.length)
+                        self.device.fetch(need.offset, need.length)
                 else:
                     await self._changed.wait()
 
@@ -179,9 +179,9 @@ class MemoryBackend:
             while len(self.asked) < count:
                 await self._changed.wait()
 
-    async def bring(self, offset: int, length: int) -> None:
+    async def fetch(self, offset: int, length: int) -> None:
         """Make a range present and wake whoever waits for it."""
-        self.device.bring(offset, length)
+        self.device.fetch(offset, length)
         async with self._changed:
             self._changed.notify_all()
 

@@ -88,7 +88,7 @@ def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
     return f"`p2pcloop block` of {name}, process {os.getpid()}"
 
 
-def _tell_gone(home: Home) -> None:
+def _report_gone(home: Home) -> None:
     _log.warning(
         "the guest waits: no p2pcloopd runs on %s; start it with `p2pcloop daemon start --home %s`",
         *(home.root, shlex.quote(str(home.root))),
@@ -133,7 +133,7 @@ async def _open_stored(
     over, changes = _place(spec, overlay)
     ready()
     client = ReconnectingClient(
-        spec.home.control_socket, partial(_tell_gone, spec.home), partial(_know_again, manifest)
+        spec.home.control_socket, partial(_report_gone, spec.home), partial(_know_again, manifest)
     )
     await nursery.start(client.run)
     supplier = Supplier(client, stored.accept)

@@ -109,7 +109,7 @@ class QueueServer:
                 self._complete_later(request, call, missing.with_traceback(None))
                 return
         except P2pcloopError as error:
-            status = self._note(error)
+            status = self._record(error)
         self._finish(request, status)
         if status is not Status.OK:
             request.release()
@@ -126,7 +126,7 @@ class QueueServer:
             try:
                 await work()
             except P2pcloopError as error:
-                status = self._note(error)
+                status = self._record(error)
             self._finish(request, status)
             self._publish()
         finally:
@@ -146,7 +146,7 @@ class QueueServer:
         except OSError as error:
             self._give_up(error)
 
-    def _note(self, error: P2pcloopError) -> Status:
+    def _record(self, error: P2pcloopError) -> Status:
         """Return the status of an error for the driver; log the error unless it repeats the last.
 
         The device has no status for a full disk: ENOSPC too is an I/O error to the guest.

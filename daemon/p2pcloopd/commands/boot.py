@@ -78,7 +78,7 @@ def command(
         booting: ModuleType, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome
     ) -> None:
         if file is None:
-            booting.tell_keys(options.overlay)
+            booting.report_keys(options.overlay)
         spec = replace(spec, console=file or "stdio", reboot=not no_reboot)
         booting.boot(spec, disk, outcome)
 

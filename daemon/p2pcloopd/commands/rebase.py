@@ -69,7 +69,7 @@ def command(
     if as_json:
         click.echo(to_json({"moved": moved, "conflicts": [_facts(one) for one in conflicts]}))
     else:
-        _tell(conflicts)
+        _report(conflicts)
     if conflicts and not moved:
         error = MismatchError(
             f"{overlay} and {onto} both changed what stands above; nothing was moved",
@@ -92,7 +92,7 @@ def _facts(conflict: Conflict) -> dict[str, str]:
     return {"path": path, "ours": conflict.ours, "theirs": conflict.theirs}
 
 
-def _tell(conflicts: list[Conflict]) -> None:
+def _report(conflicts: list[Conflict]) -> None:
     for facts in map(_facts, conflicts):
         path = printable(facts["path"])
         click.echo(f"{path}: {facts['ours']} here, {facts['theirs']} there")

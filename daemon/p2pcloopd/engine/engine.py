@@ -16,7 +16,7 @@ from p2pcloopd.engine.bt.session_dht import Dht
 from p2pcloopd.engine.bt.session_swarm import SessionSwarm
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.content import links
-from p2pcloopd.engine.disk.copies import note_copy
+from p2pcloopd.engine.disk.copies import record_copy
 from p2pcloopd.engine.disk.metainfo import HASH_SIZE, TorrentLayout
 from p2pcloopd.engine.disk.record import Peer, Record, Sources
 from p2pcloopd.engine.disk.seeding import discard, make_torrent, move_into_place, remove_directory
@@ -224,18 +224,18 @@ class Engine:
             tuning=self.tuning,
         )
         torrent.elsewhere = elsewhere
-        torrent.on_known = self._note_name
-        torrent.saver.on_saved = self._tell_saved
+        torrent.on_known = self._record_name
+        torrent.saver.on_saved = self._report_saved
         swarm.attach(torrent, self._nursery)
         await torrent.start(sources)
         self._torrents[info_hash] = torrent
         self._nursery.start_soon(torrent.run)
         return torrent
 
-    def _note_name(self, torrent: Torrent, layout: TorrentLayout) -> None:
+    def _record_name(self, torrent: Torrent, layout: TorrentLayout) -> None:
         self._named.setdefault(layout.name, {})[torrent.info_hash] = torrent
 
-    def _tell_saved(self) -> None:
+    def _report_saved(self) -> None:
         self.on_saved()
 
     def _suffices(self, torrent: Torrent, staging: Path) -> bool:
@@ -247,7 +247,7 @@ class Engine:
         if here and here != there:
             if here.keys() != there.keys():
                 return False
-            note_copy(directory, there)
+            record_copy(directory, there)
         return True
 
     def serve(self, nursery: trio.Nursery) -> None:

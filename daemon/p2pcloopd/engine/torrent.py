@@ -175,12 +175,12 @@ class Torrent:
             offset, length, heal=heal, ahead=ahead, exact=exact, hold=hold
         )
 
-    async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
+    async def fetch(self, offset: int, length: int, *, heal: bool = False) -> None:
         """Wait until a read of these bytes is answered at once, keeping none of them in memory.
 
         Arguments, cancellation and errors are those of `read`.
         """
-        await self.reads.bring(offset, length, heal=heal)
+        await self.reads.fetch(offset, length, heal=heal)
 
     def has(self, offset: int, length: int) -> bool:
         """Whether a range is durable; False where the metadata is not known."""

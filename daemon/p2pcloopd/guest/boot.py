@@ -31,7 +31,7 @@ from p2pcloopd.unix_listener import bind_unix_listener
 _END_SECONDS = 10
 
 
-def tell_keys(overlay: Path | None) -> None:
+def report_keys(overlay: Path | None) -> None:
     """Tell a user at a terminal about the escape key, and about changes that will be lost."""
     if is_our_terminal(sys.stdin.fileno()):
         told = [BRIEF, *(["no overlay: changes last for this boot"] if overlay is None else [])]

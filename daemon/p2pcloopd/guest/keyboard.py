@@ -70,13 +70,13 @@ class Keyboard:
                 self._held += data
             else:
                 self._take_keys(data, self._on_command)
-            self._tell()
+            self._report()
             while len(self._held) >= _LIMIT:
                 await self._changed.wait()
         if self._is_script and last not in b"\r\n\x04":
             self._held += b"\n"  # a script's last line is one without it, too
         self._ended = True
-        self._tell()
+        self._report()
 
     async def type_on(self, pty: Pty, watch: PromptWatch) -> None:
         """Type on the keyboard of a guest that has just started.
@@ -114,10 +114,10 @@ class Keyboard:
                     self._prompt = await watch.wait()
                     at_login = self._prompt == "login"
                     self._gate = "line" if at_login or by_line else "open"
-                    self._tell()
+                    self._report()
                 case "answered":
                     self._gate = "line" if await self._prompt_follows(watch) else "open"
-                    self._tell()
+                    self._report()
                 case "line":
                     await self._changed.wait()
                 case "open":
@@ -144,7 +144,7 @@ class Keyboard:
             piece = self._next_piece(watch)
             if piece:
                 typed = True
-                self._tell()
+                self._report()
                 await pty.send(piece)
             else:
                 await self._changed.wait()
@@ -170,7 +170,7 @@ class Keyboard:
                 watch.forget()
         return piece
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 

@@ -10,10 +10,10 @@ from p2pcloop.text import printable
 
 def say(done: str) -> None:
     """Tell the user what the guest has done; `done` is a sentence without its subject."""
-    tell(f"p2pcloop: the guest {printable(done)}")
+    report(f"p2pcloop: the guest {printable(done)}")
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     """Write some lines, wherever the terminal's cursor stands."""
     # The guest may be in the middle of a line, and its terminal makes no carriage returns.
     end = "\r\n" if sys.stderr.isatty() else "\n"

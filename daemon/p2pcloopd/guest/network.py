@@ -57,12 +57,12 @@ async def user_network(
                 helper, pass_fds=[theirs.fileno()], output=native.write_end
             ) as process:
                 native.close_write_end()
-                nursery.start_soon(_tell_end, process, native, say)
+                nursery.start_soon(_report_end, process, native, say)
                 yield ours
                 nursery.cancel_scope.cancel()
 
 
-async def _tell_end(
+async def _report_end(
     process: sandbox.SandboxedProcess, native: NativeOutput, say: Callable[[str], None]
 ) -> None:
     await native.collect()

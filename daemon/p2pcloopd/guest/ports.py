@@ -67,19 +67,19 @@ class Port:
         if data and not self.closed.is_set():
             self._pieces.append(data)
             self._size += len(data)
-            self._tell()
+            self._report()
 
     def end(self) -> None:
         """End the stream: a reader in the guest sees the end behind what was sent."""
         self._ended = True
-        self._tell()
+        self._report()
 
-    def note_closed(self) -> None:
+    def record_closed(self) -> None:
         """Record that the guest closed the port, and drop what waits for it."""
         self.closed.set()
         self._pieces.clear()
         self._size = 0
-        self._tell()
+        self._report()
 
     async def take(self, limit: int) -> bytes:
         """Return what is to be written next, at most one `put`; empty at the end."""
@@ -92,7 +92,7 @@ class Port:
         if len(piece) > limit:
             self._pieces.appendleft(piece[limit:])
         self._size -= len(piece[:limit])
-        self._tell()
+        self._report()
         return piece[:limit]
 
     async def deliver(self, data: bytes) -> None:
@@ -100,7 +100,7 @@ class Port:
         if self._receive is not None:
             await self._receive(data)
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
@@ -135,13 +135,13 @@ class PortsDevice:
 
     def hang_up(self, port: Port) -> None:
         """Tell the guest that our side of a port is closed: its reads end, its writes fail."""
-        self._tell(Control(self.ports.index(port), Event.PORT_OPEN, 0))
+        self._report(Control(self.ports.index(port), Event.PORT_OPEN, 0))
 
     def remove(self, port: Port) -> None:
         """Remove a port: writes to it in the guest fail."""
         if not port.closed.is_set():
-            self._tell(Control(self.ports.index(port), Event.PORT_REMOVE))
-            port.note_closed()
+            self._report(Control(self.ports.index(port), Event.PORT_REMOVE))
+            port.record_closed()
 
     async def drain(self, port: Port) -> None:
         """Return when the guest has closed a port, and all that it wrote there was delivered."""
@@ -155,22 +155,22 @@ class PortsDevice:
         message = vc.parse_control(data)
         if message.event == Event.DEVICE_READY and message.value:
             for number in range(len(self.ports)):
-                self._tell(Control(number, Event.PORT_ADD))
+                self._report(Control(number, Event.PORT_ADD))
         elif message.port >= len(self.ports):
             raise VirtqueueError(f"port {message.port} of {len(self.ports)}")
         elif message.event == Event.PORT_READY and message.value:
             # The name is sent last: a script that waits for it in the guest finds the port open.
-            self._tell(Control(message.port, Event.PORT_OPEN))
+            self._report(Control(message.port, Event.PORT_OPEN))
             name = self.ports[message.port].name
-            self._tell(Control(message.port, Event.PORT_NAME, name=name))
+            self._report(Control(message.port, Event.PORT_NAME, name=name))
         elif message.event == Event.PORT_OPEN:
             port = self.ports[message.port]
             if message.value:
                 port.opened.set()
             else:
-                port.note_closed()
+                port.record_closed()
 
-    def _tell(self, message: Control) -> None:
+    def _report(self, message: Control) -> None:
         self._control.put(message.encode())
 
 

@@ -19,7 +19,7 @@ from p2pcloopd.guest import console, network, sandbox
 from p2pcloopd.guest.escape import HELP, Command
 from p2pcloopd.guest.kernel import Kernel, find_kernel
 from p2pcloopd.guest.keyboard import Keyboard
-from p2pcloopd.guest.messages import say, tell
+from p2pcloopd.guest.messages import report, say
 from p2pcloopd.guest.native_output import NativeOutput
 from p2pcloopd.guest.prompts import PromptWatch
 from p2pcloopd.guest.running import Interrupt, RunningGuest
@@ -232,7 +232,7 @@ class _Attended:
             self._guest.kill()
             say("is ended")
         else:
-            tell(HELP)
+            report(HELP)
 
     async def obey_signals(self, signals: AsyncIterator[int]) -> None:
         """Do what signals ask for, until cancelled."""

@@ -298,7 +298,7 @@ class _Connection:
                 data += event.data
             else:
                 await wanted.take(bytes(event.data))
-        speed.note(length - first, trio.current_time() - begun)
+        speed.record(length - first, trio.current_time() - begun)
         return bytes(data)
 
     async def drain(self) -> bool:

@@ -124,7 +124,7 @@ class Pace:
         self._rate = rate
         self._free_at = 0.0
 
-    async def take(self, size: int) -> None:
+    async def claim(self, size: int) -> None:
         """Wait until `size` more bytes may be sent."""
         if not self._rate:
             return
@@ -381,11 +381,11 @@ class _Connection:
         if not data:
             await self._send(head, h11.EndOfMessage())
             return
-        await self._pace.take(len(data))
+        await self._pace.claim(len(data))
         await self._send(head, h11.Data(data=data))
         while (offset := offset + len(data)) < end:
             data = await self._read_on(file, offset, min(PART_SIZE, end - offset))
-            await self._pace.take(len(data))
+            await self._pace.claim(len(data))
             await self._send(h11.Data(data=data))
         await self._send(h11.EndOfMessage())
 

@@ -18,7 +18,7 @@ class Speed:
     def __init__(self) -> None:
         self._bytes = self._seconds = 0.0
 
-    def note(self, size: int, seconds: float) -> None:
+    def record(self, size: int, seconds: float) -> None:
         """Note that so many bytes came in so long after the first of an answer."""
         if size >= _LEAST and seconds > 0:
             self._bytes = self._bytes * _KEPT + size

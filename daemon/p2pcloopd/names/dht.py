@@ -29,7 +29,7 @@ ANNOUNCE_SECONDS = 3600
 RETRY_SECONDS = 120
 """Where no node of the DHT took a record, it is tried again after so long."""
 
-AT_ONCE = 4
+CONCURRENCY = 4
 """Records that are put at the same time."""
 
 
@@ -62,7 +62,7 @@ class Announcer:
         self._keys_dir = keys_dir
         self._keys: dict[bytes, Ed25519PrivateKey] = {}
         self._due: dict[Name, float] = {}
-        self._limit = trio.CapacityLimiter(AT_ONCE)
+        self._limit = trio.CapacityLimiter(CONCURRENCY)
         self._news = trio.Event()
 
     def announce(self, name: Name, key: Ed25519PrivateKey | None) -> None:

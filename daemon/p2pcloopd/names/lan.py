@@ -174,7 +174,7 @@ class Lan:
         try:
             async for name, here in receive:
                 if name != self._info.name:
-                    self._note(name, await self._ask(service, name) if here else None)
+                    self._record(name, await self._ask(service, name) if here else None)
         finally:
             with trio.CancelScope(shield=True):  # its thread ends
                 await trio.to_thread.run_sync(browser.cancel)
@@ -190,7 +190,7 @@ class Lan:
             return None
         return None if info is None else endpoints_of(info, loopback=self._loopback)
 
-    def _note(self, name: str, found: Endpoints | None) -> None:
+    def _record(self, name: str, found: Endpoints | None) -> None:
         """Note that a node came, changed or, where nothing was found, went."""
         before = self.nodes.pop(name, None)
         if found is not None and len(self.nodes) < MAX_NODES:

@@ -65,7 +65,7 @@ class Call:
 
     async def hold(self, size: int) -> None:
         """Wait until `size` more bytes of reply data may be in memory; given back when sent."""
-        await self._connection.room.take(size)
+        await self._connection.room.claim(size)
         self.held += size
 
 
@@ -121,7 +121,7 @@ class Room:
         self._turn = trio.Lock()
         self._freed = trio.Event()
 
-    async def take(self, size: int) -> None:
+    async def claim(self, size: int) -> None:
         """Wait for room; a size larger than all there is gets in alone."""
         async with self._turn:
             while self._used and self._used + size > self._size:

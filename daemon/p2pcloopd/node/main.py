@@ -33,12 +33,12 @@ class _Starter:
         self._fd = fd
 
     def ready(self, warnings: list[str]) -> None:
-        self._tell(encode(Event(0, "ready", {"pid": os.getpid(), "warnings": warnings})))
+        self._report(encode(Event(0, "ready", {"pid": os.getpid(), "warnings": warnings})))
 
     def failed(self, error: P2pcloopError) -> None:
-        self._tell(encode(Failure(0, error)))
+        self._report(encode(Failure(0, error)))
 
-    def _tell(self, frame: bytes) -> None:
+    def _report(self, frame: bytes) -> None:
         if self._fd is None:
             return
         with contextlib.suppress(BrokenPipeError):  # it did not want to wait so long

@@ -78,7 +78,7 @@ async def _check_image(
     size = 0
     for layer in () if manifest is None else manifest.all_layers:
         size += layer.index_length + layer.pack_length
-        await _noted(faults, _check_layer(reader, layer))
+        await _recording(faults, _check_layer(reader, layer))
     version = 0 if manifest is None else manifest.version
     return {"name": str(name), "version": version, "size": size, "faults": faults}
 
@@ -87,8 +87,8 @@ async def _check_signed(
     reader: MirrorReader, name: Name, linked: ManifestRef | None, faults: list[str]
 ) -> Manifest | None:
     """The manifest of a name: that of its record, or of the link where there is no record."""
-    ref = await _noted(faults, _ref_of(reader, name)) or linked
-    return None if ref is None else await _noted(faults, _manifest_of(reader, ref))
+    ref = await _recording(faults, _ref_of(reader, name)) or linked
+    return None if ref is None else await _recording(faults, _manifest_of(reader, ref))
 
 
 async def _ref_of(reader: MirrorReader, name: Name) -> ManifestRef:
@@ -127,7 +127,7 @@ def _what_that_means(layer: LayerRef) -> str:
     return f"readers must take all {format_size(size)} before they are sure of a byte at the end"
 
 
-async def _noted(faults: list[str], work: Awaitable[Result]) -> Result | None:
+async def _recording(faults: list[str], work: Awaitable[Result]) -> Result | None:
     """What `work` returns; where it fails, its error is noted, once."""
     try:
         return await work

@@ -230,7 +230,7 @@ class VersionFinder:
             with suppress(P2pcloopError):  # the readers of the pack meet the error themselves
                 layout = await pack.metadata()
                 if layout.total_size <= pack.tuning.small_torrent:  # it is asked for whole
-                    pack.fetcher.note_read(0)
+                    pack.fetcher.record_read(0)
 
         with plain_errors():
             async with trio.open_nursery() as nursery:

@@ -155,7 +155,7 @@ class Room:
 
     async def _measure(self) -> None:
         try:
-            self._note(await self._choose(None))
+            self._record(await self._choose(None))
         except P2pcloopError as err:
             _log.warning("the room on disk cannot be measured: %s", err)
 
@@ -181,10 +181,10 @@ class Room:
     async def _choose(self, quota: int | None) -> Choice:
         uses = await look(self._home, self._engine.torrents)
         choice = await trio.to_thread.run_sync(choose, uses, quota)
-        self._note(choice)
+        self._record(choice)
         return choice
 
-    def _note(self, choice: Choice) -> None:
+    def _record(self, choice: Choice) -> None:
         """Remember how far what is on the disk is from what `_held` can tell."""
         self._beside = choice.room - self._held()
 

@@ -28,7 +28,7 @@ async def stream(node: Node, call: Call) -> dict[str, Any]:
     ranges = [_check_range(node, item) for item in fields.items("ranges", MAX_ITEMS)]
     guess = "guess" in fields and fields.boolean("guess")
     fields.end()
-    node.engine.demand.note_read()
+    node.engine.demand.record_read()
     if guess:
         ranges = [each for each in ranges if each[0].guess_is_worth_it(each[2])]
     await _fetch_all(call, ranges, node.engine.tuning.lookahead)
@@ -61,7 +61,7 @@ async def _fetch_all(call: Call, ranges: list[_Range], lookahead: int) -> None:
             await torrent.metadata()
     async with trio.open_nursery() as nursery:
         for number, wanted in enumerate(ranges):
-            await room.take(wanted[2])
+            await room.claim(wanted[2])
             nursery.start_soon(partial(fetch, number, wanted))
             await trio.lowlevel.checkpoint()
     if failures:

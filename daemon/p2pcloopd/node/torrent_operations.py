@@ -16,7 +16,7 @@ from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
 from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.waiting import REPORT_SECONDS, tell_how_fast, tell_if_waiting
+from p2pcloopd.node.waiting import REPORT_SECONDS, report_if_waiting, report_rate
 from p2pcloopd.tasks import run_while
 
 _VERIFY_BYTES = 64 << 20
@@ -37,7 +37,7 @@ async def add(node: Node, call: Call) -> dict[str, Any]:
 async def layout(node: Node, call: Call) -> dict[str, Any]:
     """The torrent's files; waits for its metadata."""
     torrent = only_torrent(node, call)
-    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
+    found = await report_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
     return {
         "name": found.name,
         "files": [[str(path), size] for path, size in found.files],
@@ -54,14 +54,14 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     length = fields.integer("length", 1, MAX_READ)
     heal = fields.boolean("heal")
     fields.end()
-    node.engine.demand.note_read()
+    node.engine.demand.record_read()
     # The answer alone takes room: a client that waits for peers leaves it to others.
     work = partial(torrent.read_range, offset, length, heal=heal, hold=call.hold)
-    return {"data": await tell_how_fast(torrent, call, node.config.waiting_after, work)}
+    return {"data": await report_rate(torrent, call, node.config.waiting_after, work)}
 
 
 async def fetch(node: Node, call: Call) -> dict[str, Any]:
-    """Bring the whole torrent here."""
+    """Fetch the whole torrent."""
     torrent = only_torrent(node, call)
 
     async def report() -> None:
@@ -76,20 +76,20 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
                 peers=sum(peer.connected for peer in traffic.peers),
             )
 
-    async def bring() -> None:
+    async def work() -> None:
         await torrent.metadata()
         await node.room.used(torrent)  # before it is all here: it must not go at once
         await fetch_all(torrent)
 
     await run_while(
-        report, partial(tell_if_waiting, torrent, call, node.config.waiting_after, bring)
+        report, partial(report_if_waiting, torrent, call, node.config.waiting_after, work)
     )
     node.room.look_again()
     return {}
 
 
 async def fill(node: Node, call: Call) -> dict[str, Any]:
-    """Bring the whole torrent here when no reader needs the time."""
+    """Fetch the whole torrent when no reader needs the time."""
     fields = fields_of(call)
     torrent = take_torrent(node, fields)
     rate = fields.integer("rate", 0, MAX_IMAGE_SIZE)
@@ -101,7 +101,7 @@ async def fill(node: Node, call: Call) -> dict[str, Any]:
 async def verify(node: Node, call: Call) -> dict[str, Any]:
     """Compare what is here with its hashes; what is wrong is dropped, to be fetched again."""
     torrent = only_torrent(node, call)
-    found = await tell_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
+    found = await report_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
     step = max(1, _VERIFY_BYTES // found.piece_length)
     bad: list[int] = []
     for first in range(0, found.pieces, step):

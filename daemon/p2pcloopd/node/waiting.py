@@ -21,30 +21,30 @@ SLOW_SECONDS = 2
 """A reader who waits so long is told how fast something comes."""
 
 
-async def tell_if_waiting(
+async def report_if_waiting(
     torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
 ) -> Result:
     """Do `work`; once nothing has come for `after` seconds, tell who was tried.
 
     Told again every three times as long. Returns or raises what `work` does.
     """
-    return await run_while(partial(_tell_stalls, torrent, call, after), work)
+    return await run_while(partial(_report_stalls, torrent, call, after), work)
 
 
-async def tell_how_fast(
+async def report_rate(
     torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
 ) -> Result:
-    """As `tell_if_waiting`; where it takes long, tell how fast something comes, and from whom."""
+    """As `report_if_waiting`; where it takes long, tell how fast something comes, and from whom."""
 
     async def watch() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_tell_stalls, torrent, call, after)
-            await _tell_pace(torrent, call)
+            nursery.start_soon(_report_stalls, torrent, call, after)
+            await _report_pace(torrent, call)
 
     return await run_while(watch, work)
 
 
-async def _tell_stalls(torrent: Torrent, call: Call, after: float) -> None:
+async def _report_stalls(torrent: Torrent, call: Call, after: float) -> None:
     begun = trio.current_time()
     pause = after
     while True:
@@ -62,7 +62,7 @@ async def _tell_stalls(torrent: Torrent, call: Call, after: float) -> None:
         pause = 3 * after
 
 
-async def _tell_pace(torrent: Torrent, call: Call) -> None:
+async def _report_pace(torrent: Torrent, call: Call) -> None:
     while True:
         await trio.sleep(SLOW_SECONDS)
         traffic = torrent.traffic()

@@ -37,7 +37,7 @@ put looks for the item first."""
 SETTLE_SECONDS = 2
 """How long a newer value is waited for once one is there."""
 
-FIRST_PAUSE, LAST_PAUSE = 0.1, 10
+FIRST_RETRY, LAST_RETRY = 0.1, 10
 """Between attempts to join: doubled each time. libtorrent does not tell that a node answered."""
 
 CHECK_SECONDS = 60
@@ -117,13 +117,13 @@ class Dht:
         """Join the DHT, and again whenever no node is left, for ever."""
         if not self._nodes:
             log.warning("the DHT is on, but `dht_nodes` in config.toml names no node of it")
-        pause: float = FIRST_PAUSE
+        pause: float = FIRST_RETRY
         while True:
             if (await self._session.totals())["dht.dht_nodes"]:
                 if not self._joined.is_set():
                     self._joined.set()
                     self._session.announce()
-                pause = FIRST_PAUSE
+                pause = FIRST_RETRY
                 await trio.sleep(CHECK_SECONDS)
                 continue
             if self._joined.is_set():
@@ -131,7 +131,7 @@ class Dht:
             for node in self._nodes:
                 self._session.lt.add_dht_node(node)
             await trio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
+            pause = min(2 * pause, LAST_RETRY)
 
     def _take(self, alert: lt.alert) -> None:
         match alert:

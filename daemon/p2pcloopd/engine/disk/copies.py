@@ -53,7 +53,7 @@ def load_copies(directory: Path) -> list[Places]:
         return []
 
 
-def note_copy(directory: Path, places: Places) -> None:
+def record_copy(directory: Path, places: Places) -> None:
     """Note a copy, durably; the oldest are forgotten where there are too many.
 
     Raises:

@@ -48,7 +48,7 @@ class Demand:
                 self._none.set()
                 self.some = trio.Event()
 
-    def note_read(self) -> None:
+    def record_read(self) -> None:
         """Note that a client reads, or is about to, whether it must wait or not."""
         self._read_at = trio.current_time()
 

@@ -197,13 +197,13 @@ class Fetcher:
         table = self.wants.table
         for want in table.values():
             want.for_server = want.piece in made.for_server
-        self._take_from_peers(made)
+        self._withdraw(made)
         for flight in made.hedge:
             flight.hedged = True
             for piece in flight.run:
                 self._store.received.hedge(piece)
         self._fly(made)
-        self._tell_peers(made)
+        self._ask_peers(made)
         self._nudge(made.nudge)
         self.dispatch.want(made.dispatch, made.clients)
         if made.dispatch_stalls:
@@ -212,7 +212,7 @@ class Fetcher:
             self.ranges.start_whole()
         self._dial(on=made.dial)
 
-    def _take_from_peers(self, made: Plan) -> None:
+    def _withdraw(self, made: Plan) -> None:
         """Tell peers no more of what a server is to bring.
 
         libtorrent may have been told of a piece and have asked no peer yet. So it is told first,
@@ -252,7 +252,7 @@ class Fetcher:
         for run in made.ranges:
             self.ranges.start(run, exact=False)
 
-    def _tell_peers(self, made: Plan) -> None:
+    def _ask_peers(self, made: Plan) -> None:
         now = trio.current_time()
         fresh: dict[Priority, list[int]] = defaultdict(list)
         for piece, priority in made.peers.items():
@@ -302,13 +302,13 @@ class Fetcher:
         self, missing: list[int], *, keep: bool, ahead: bool = False
     ) -> dict[int, bytes | None]:
         """Wait for pieces, as `Wants.get`."""
-        self.note_read(missing[0])
+        self.record_read(missing[0])
         if ahead:
             return await self.wants.get(missing, keep=keep, ahead=True)
         with self._demand.waiting():
             return await self.wants.get(missing, keep=keep)
 
-    def note_read(self, piece: int) -> None:
+    def record_read(self, piece: int) -> None:
         """Note that a piece is read, or about to be."""
         self.read_at, self.last_read = trio.current_time(), piece
         self.read.set()

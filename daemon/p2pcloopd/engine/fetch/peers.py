@@ -187,12 +187,12 @@ class Peers:
         self._connected.discard(address)
         self._dialled = -math.inf
         if address not in self.banned:  # being hung up on is not the cause, but what follows
-            self._note(address, error)
+            self._record(address, error)
 
     def on_banned(self, address: Peer) -> None:
         log.warning("peer %s sent wrong bytes and is dropped", format_peer(address))
         self.banned.add(address)
-        self._note(address, "sent wrong bytes and is not asked again")
+        self._record(address, "sent wrong bytes and is not asked again")
 
     def on_unproven(self, address: Peer) -> None:
         """Have a peer that libtorrent banned asked again: the wrong bytes may be another's."""
@@ -242,7 +242,7 @@ class Peers:
         self._rate.add(size, now)
         return now
 
-    def _note(self, address: Peer, error: str) -> None:
+    def _record(self, address: Peer, error: str) -> None:
         named = address in self.sources.peers or any(
             address in known for known in self._addresses.values()
         )

@@ -219,20 +219,20 @@ def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
     made.silent = view.peers_silent
     if min(view.servers_ready_at, view.whole_ready_at) == math.inf or not made.peers:
         return
-    bring = _peers_bring(view, tuning, made)
+    send = _peers_send(view, tuning, made)
     told = made.peers.keys() - made.exact
     free = [want for want in view.wants if want.piece in told and want.flight is None]
-    beside = bring and view.seeds and not view.crowd
+    beside = send and view.seeds and not view.crowd
     if beside:
         _keep_for_seed(view, tuning, made, free)
     ready = view.servers_ready_at
     if ready > view.now:
         made.wake(ready)
-        if ready == math.inf and not bring and free:
+        if ready == math.inf and not send and free:
             made.whole = view.whole_ready_at <= view.now
             made.wake(view.whole_ready_at if not made.whole else math.inf)
         return
-    if bring and not beside:
+    if send and not beside:
         return
     candidates = list(_candidates(view, tuning, made, free, beside=beside))
     flying = sum(not flight.exact for flight in view.flights)
@@ -256,7 +256,7 @@ def _candidates(
             made.wake(due)
 
 
-def _peers_bring(view: View, tuning: Tuning, made: Plan) -> bool:
+def _peers_send(view: View, tuning: Tuning, made: Plan) -> bool:
     """Whether peers send, or may be about to: they are given a second, once, until they have sent
     something. Where BitTorrent is blocked connections come up, and break, for ever."""
     if view.now - view.peers_heard_at < tuning.silent:

@@ -194,7 +194,7 @@ class Ranges:
     async def run(self) -> None:
         """Carry requests out, begun in their order, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_whole)
+            nursery.start_soon(self._fetch_whole_files)
             async for flight in self._to_begin:
                 nursery.start_soon(self._fly, flight)
                 await trio.lowlevel.checkpoint()  # tasks that begin together do so in any order
@@ -224,7 +224,7 @@ class Ranges:
                 for part in tuple(self._left(flight, flight.run)):
                     await self._wait_for_claims(part)
                     for run in tuple(self._left(flight, part)):
-                        await self._bring(run, exact=flight.exact)
+                        await self._fetch(run, exact=flight.exact)
         finally:
             self.flights.discard(flight)
             for piece in flight.run:
@@ -251,7 +251,7 @@ class Ranges:
         while (coming := self._store.provisional.claimed(start, end - start)) is not None:
             await coming.wait()
 
-    async def _bring(self, run: range, *, exact: bool) -> None:
+    async def _fetch(self, run: range, *, exact: bool) -> None:
         """Ask for a run of pieces, and note how it went."""
         now = trio.current_time
         try:
@@ -260,14 +260,14 @@ class Ranges:
             if exact:
                 self.exact.trip(now())
             elif isinstance(err, NotHereError):
-                self._note_absent(run)
+                self._record_absent(run)
             elif self.servers.ready_at() <= now():
                 self.not_before = now() + self._tuning.server_retry
         else:
             if exact and not right:
                 self.exact.trip(now())
 
-    def _note_absent(self, run: range) -> None:
+    def _record_absent(self, run: range) -> None:
         """Ask for the pieces of a run one by one; leave one that no server has for a while."""
         until = trio.current_time() + self._tuning.absent
         for piece in run:
@@ -287,7 +287,7 @@ class Ranges:
             if part is not None:
                 known[offset] = part
         came, senders = await self._get(_gaps(start, end, known), spread=spread)
-        if self._take(run, _joined(start, end, known | came)):
+        if self._hand_over(run, _joined(start, end, known | came)):
             return True
         if not known:
             for each in senders:
@@ -296,7 +296,7 @@ class Ranges:
         # What a server gave to a reader may be wrong: it is asked for anew, and the rest is not.
         provisional.drop(start, end - start)
         anew, _ = await self._get(_gaps(start, end, came), spread=spread)
-        return self._take(run, _joined(start, end, came | anew))
+        return self._hand_over(run, _joined(start, end, came | anew))
 
     async def _get(
         self, wanted: Iterable[tuple[int, int]], *, spread: bool
@@ -321,7 +321,7 @@ class Ranges:
         self._peers.on_bytes(size)
         self._peers.on_http(came.base, size)
 
-    def _take(self, run: range, data: bytes) -> bool:
+    def _hand_over(self, run: range, data: bytes) -> bool:
         """Hand over the pieces of a run, up to the first that is wrong; whether none is."""
         size = self._store.stored.layout.piece_length
         for piece in run:
@@ -337,14 +337,14 @@ class Ranges:
         if trio.current_time() >= self.not_before:
             self._whole.set()
 
-    async def _take_whole(self) -> None:
+    async def _fetch_whole_files(self) -> None:
         while True:
             await self._whole.wait()
-            await self._bring_whole()
+            await self._fetch_whole()
             self._whole = trio.Event()
             self._store.changed.notify()
 
-    async def _bring_whole(self) -> None:
+    async def _fetch_whole(self) -> None:
         """Take it to its end: begun anew, it would be sent anew."""
         layout, store = self._store.stored.layout, self._store
         size, total = layout.piece_length, layout.total_size

@@ -111,7 +111,7 @@ class Reads:
         if ahead:
             return await self.read(offset, length, ahead=True)
         try:
-            await self.bring(offset, length, heal=heal)
+            await self.fetch(offset, length, heal=heal)
         except StorageError as err:
             # On a full disk nothing is kept; what a server gives goes through memory alone.
             if err.errno not in _FULL:
@@ -140,12 +140,12 @@ class Reads:
                 await coming.wait()
             data = await self.read_provisional(offset, length)
             if data is None and exact:
-                data = await self._bring_exact(offset, length)
+                data = await self._fetch_exact(offset, length)
         if data is not None and self._fetcher.ranges.servers.begins_metadata(offset):
             self._want_metadata()
         return data
 
-    async def _bring_exact(self, offset: int, length: int) -> bytes | None:
+    async def _fetch_exact(self, offset: int, length: int) -> bytes | None:
         """Ask servers for what of a range is not here; None where it is to be had by its pieces."""
         gaps = self._store.provisional.gaps(offset, length)
         data = None
@@ -262,11 +262,11 @@ class Reads:
         pieces, missing = await self._look(offset, length, heal=True)
         return await self._read(offset, length, pieces, missing, ahead=ahead)
 
-    async def bring(self, offset: int, length: int, *, heal: bool = False) -> None:
-        """See `Torrent.bring`."""
+    async def fetch(self, offset: int, length: int, *, heal: bool = False) -> None:
+        """See `Torrent.fetch`."""
         _, missing = await self._look(offset, length, heal=heal)
         if missing:
-            await self._fetch(missing, keep=False)
+            await self._fetch_pieces(missing, keep=False)
 
     async def _look(self, offset: int, length: int, *, heal: bool) -> tuple[range, list[int]]:
         """The pieces of a range, and which of them are not durable."""
@@ -293,11 +293,11 @@ class Reads:
             return b"".join(recent)[start : start + length]
         if not missing:
             return await self._from_files(stored.content.read, offset, length)
-        fetched = await self._fetch(missing, keep=True, ahead=ahead)
+        fetched = await self._fetch_pieces(missing, keep=True, ahead=ahead)
         data = [fetched.get(piece) or await self._read_piece(piece) for piece in pieces]
         return b"".join(data)[start : start + length]
 
-    async def _fetch(
+    async def _fetch_pieces(
         self, missing: list[int], *, keep: bool, ahead: bool = False
     ) -> dict[int, bytes | None]:
         await self._mend()
@@ -309,7 +309,7 @@ class Reads:
             stored = self._store.stored
             if stored.have.has(piece, piece):
                 return await self._from_files(stored.content.read_piece, piece)
-            data = (await self._fetch([piece], keep=True))[piece]
+            data = (await self._fetch_pieces([piece], keep=True))[piece]
             if data is not None:
                 return data
 

@@ -51,12 +51,12 @@ class Received:
             first, last = piece * piece_length, (piece + 1) * piece_length
             first, last = max(first, offset), min(last, end)
             in_blocks = self._in_blocks(piece, piece_length, first, last)
-            self._note(piece, max(in_blocks, self._here(first, last - first)))
+            self._record(piece, max(in_blocks, self._here(first, last - first)))
 
     def on_block(self, piece: int, block: int, offset: int, length: int) -> None:
         """Count a block that a peer sent, which begins at `offset` of the content."""
         self.bytes += length
-        self._note(piece, self._here(offset, length))
+        self._record(piece, self._here(offset, length))
         self._blocks.setdefault(piece, set()).add(block)
 
     def on_piece(self, piece: int) -> None:
@@ -90,7 +90,7 @@ class Received:
         begins = (start + block * BLOCK for block in self._blocks.get(piece, ()))
         return sum(max(0, min(last, begin + BLOCK) - max(first, begin)) for begin in begins)
 
-    def _note(self, piece: int, known: int) -> None:
+    def _record(self, piece: int, known: int) -> None:
         if piece in self._twice:
             self.hedged += known
         else:
