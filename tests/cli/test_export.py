@@ -12,7 +12,7 @@ import pytest
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import inspect_file, open_local
-from tests.cli.conftest import Run
+from tests.support.command import Run
 from tests.support.images import ignore, make_image, padded, write_cloop_file
 from tests.support.programs import tool
 

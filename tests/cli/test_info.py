@@ -13,9 +13,9 @@ from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.manifest import open_manifest, sign_manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.store.home import Home
-from tests.cli.conftest import Run
 from tests.support.cds import make_iso
 from tests.support.cloops import FLAGS, build_old, build_v4
+from tests.support.command import Run
 from tests.support.images import make_image, write_cloop_file
 from tests.support.shared_layers import SharedLayer, manifest_of
 from tools.knoppix_cd import make_cd

@@ -13,7 +13,7 @@ import pytest
 from p2pcloop import errors
 from p2pcloop.formats import key_file
 from p2pcloop.store.keys import load_key
-from tests.cli.conftest import Run
+from tests.support.command import Run
 from tests.support.programs import P2PCLOOP
 
 GOLDEN = Path(__file__).parents[1] / "data" / "key-v2.key"

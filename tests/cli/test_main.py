@@ -9,7 +9,7 @@ import pytest
 from p2pcloop import errors
 from p2pcloop.cli.main import _COMMANDS
 from p2pcloop.errors import P2pcloopError
-from tests.cli.conftest import Run
+from tests.support.command import Run
 
 COMMANDS = [
     "seed",

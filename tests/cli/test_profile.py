@@ -21,7 +21,7 @@ from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.local import inspect_file, open_local
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
-from tests.cli.conftest import Run
+from tests.support.command import Run
 from tests.support.images import ignore, make_image, write_cloop_file
 
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

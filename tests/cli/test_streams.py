@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Run
+from tests.support.command import Run
 
 PROGRAM = "from p2pcloop.cli.main import main; main()"
 

@@ -6,7 +6,7 @@ import pytest
 
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.overlay import Overlay
-from tests.cli.conftest import Run
+from tests.support.command import Run
 from tests.support.images import make_image, write_cloop_file
 from tools.knoppix_cd import make_cd
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.client.terminal import Pace, progress_bar
-from tests.cli.conftest import Run
+from tests.support.command import Run
 
 
 class Clock:

@@ -13,7 +13,7 @@ from p2pcloop.formats.link import Link
 from p2pcloop.formats.name import Name
 from p2pcloop.store.home import Home
 from p2pcloop.store.names import ShortNames
-from tests.cli.conftest import Run
+from tests.support.command import Run
 
 NAME = Name(bytes(range(32)), "debian")
 LINK = Link(NAME, b"m" * 32, b"t" * 20)

@@ -1,0 +1,7 @@
+"""What tests of the client's operations start from."""
+
+from __future__ import annotations
+
+from tests.support.command import home, p2pcloop
+
+__all__ = ["home", "p2pcloop"]
