@@ -132,7 +132,8 @@ async def test_disk_full_and_room_again(nodes: Nodes, content: bytes) -> None:
             try:
                 with pytest.raises(StorageError) as caught:
                     await fetch_all(torrent)
-                assert caught.value.errno == errno.EFBIG
+                # libtorrent tells what it met first: EIO is a file too short to be compared.
+                assert caught.value.errno in (errno.EFBIG, errno.EIO)
                 with pytest.raises(StorageError):
                     await torrent.read(100 * PIECE, PIECE)
                 assert await torrent.read(0, 3 * PIECE) == content[: 3 * PIECE]
