@@ -29,6 +29,7 @@ SECTIONS = {
     "twice": "Bytes that are received although they are here",
     "first-block": "Before the first block of a large image",
     "boot": "Boots over loopback",
+    "start": "The start of a guest",
     "boot-readonly": "Roots that cannot be written",
     "guest-reads": "Reads in the guest",
     "nbd-reads": "Reads over NBD",
