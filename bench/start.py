@@ -50,21 +50,21 @@ def ended_seconds(pid: int) -> float:
     return (int(stat[13]) + int(stat[14])) * _TICK
 
 
-def descendants(pid: int) -> list[int]:
-    """A process's children, and theirs, as far as they still run."""
-    children: list[int] = []
+def children(pid: int) -> list[int]:
+    """A process's children that still run; none if it has ended itself."""
+    found: list[int] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            children += map(int, (task / "children").read_text().split())
-    return [each for child in children for each in (child, *descendants(child))]
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def command_times(pid: int, kernel: Path, daemon: int | None) -> dict[str, float]:
-    """Processor time of `p2pcloop boot` and all that it started, without the guest's kernel.
+    """Processor time of `p2pcloop boot` and all that it started, without the guest.
 
     Args:
         pid: of the command.
-        kernel: the program that the guest's processes run.
+        kernel: the program of the guest; all that it started is the guest's, too.
         daemon: a p2pcloopd, which the command may have started.
 
     Returns:
@@ -73,12 +73,18 @@ def command_times(pid: int, kernel: Path, daemon: int | None) -> dict[str, float
     times = {"command": own_seconds(pid) + ended_seconds(pid), "block": 0.0, "sandbox": 0.0}
     times["daemon"] = 0.0 if daemon is None else own_seconds(daemon) + ended_seconds(daemon)
     program = Path(f"/proc/{pid}/exe").resolve()
-    for each in descendants(pid):
+
+    def add(each: int) -> None:
+        runs = Path(f"/proc/{each}/exe").resolve()
+        if each != daemon and runs != kernel:
+            kind = "block" if runs == program else "sandbox"
+            times[kind] += own_seconds(each) + ended_seconds(each)
+            for child in children(each):
+                add(child)
+
+    for each in children(pid):
         with suppress(OSError):
-            runs = Path(f"/proc/{each}/exe").resolve()
-            if each != daemon and runs != kernel:
-                kind = "block" if runs == program else "sandbox"
-                times[kind] += own_seconds(each) + ended_seconds(each)
+            add(each)
     return times
 
 

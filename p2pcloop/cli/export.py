@@ -22,7 +22,8 @@ from p2pcloop.image.api import Missing, never_missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
-from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import open_local
 from p2pcloop.making.pack import device_size, odd_length
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json

@@ -22,10 +22,9 @@ from p2pcloop.formats.filesystem import (
 from p2pcloop.formats.iso import read_iso
 from p2pcloop.formats.overlay import Overlay, OverlayInfo
 from p2pcloop.making.build import can_stay, check_image_size
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile, Part
 from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.pack import device_size, odd_length, read_start
-from p2pcloop.making.parts import Part
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.text import printable, to_json

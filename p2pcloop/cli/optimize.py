@@ -16,7 +16,7 @@ from p2pcloop.client.image_file import check_publishable
 from p2pcloop.client.profiles import read_profile
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored import open_stored
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from p2pcloop.client.image_file import PARTITION, RAW
+from p2pcloop.client.invocation import PARTITION, RAW
 from p2pcloop.store.home import Home
 from p2pcloop.units import parse_size
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.store.home import Home
-from p2pcloop.store.in_place import serves
 
 
 def check_place(path: Path) -> None:
@@ -44,6 +43,8 @@ def check_not_served(path: Path, home: Home) -> None:
         UsageError: it would.
         StorageError: the path or the store cannot be read.
     """
+    from p2pcloop.store.in_place import serves  # noqa: PLC0415  for commands that write images
+
     inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home.root))
     if inside and path.exists():
         raise UsageError(f"{path} lies in the node's home, {home.root}", hint="choose another name")

@@ -19,7 +19,7 @@ from p2pcloop.client.refs import StoredRef, resolve_ref, words_of_the_user
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
 from p2pcloop.formats.profile import sign_profile, unpack_touches
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import name_of_key, read_key
 from p2pcloop.store.profiles import fit_profile, forget_profile, keep_profile

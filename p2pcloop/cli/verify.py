@@ -11,7 +11,8 @@ from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.making.local import ImageFile, make_index
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import make_index
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json

@@ -21,7 +21,7 @@ from p2pcloop.formats.profile import Profile, unpack_touches
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.hot import HotLayer, adds_nothing, has_chunks, pack_hot
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.pack import begin_layer, finish_layer
 from p2pcloop.making.targets import DeviceTarget
 from p2pcloop.store.home import Home

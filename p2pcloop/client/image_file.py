@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from p2pcloop.client.invocation import chosen, until_command_ends
+from p2pcloop.client.invocation import FileChoice, until_command_ends
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import CONTAINERS
 from p2pcloop.formats.filesystem import detect_filesystem
 from p2pcloop.formats.iso import NESTED
-from p2pcloop.making.local import ImageFile, inspect_copy, inspect_file, unchanged
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import inspect_copy, inspect_file, unchanged
 from p2pcloop.making.pack import read_start
 from p2pcloop.making.unpack import unpack, unpack_nested
 from p2pcloop.store.home import Home
 
 _MAX_DEPTH = 3
 """How many containers may lie in each other: a compressed disk image is two."""
-
-
-PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
-"""The names under which a command's context holds the user's choices."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileChoice:
-    """How the user wants an image file to be read.
-
-    Attributes:
-        partition: of a disk; 0 for the one that holds the root.
-        raw: take the file as a device, even if it looks like a container or a disk.
-    """
-
-    partition: int = 0
-    raw: bool = False
-
-    @classmethod
-    def current(cls) -> FileChoice:
-        """The choice of the command that runs."""
-        return cls(chosen(PARTITION, 0), chosen(RAW, False))
 
 
 def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile:

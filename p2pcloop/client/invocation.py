@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +22,28 @@ def chosen(option: str, default: Any) -> Any:  # noqa: ANN401  options are of al
     """The value of an option that is no parameter of the command."""
     context = click.get_current_context(silent=True)
     return default if context is None else context.meta.get(option, default)
+
+
+PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
+"""The names under which a command's context holds the user's choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileChoice:
+    """How the user wants an image file to be read.
+
+    Attributes:
+        partition: of a disk; 0 for the one that holds the root.
+        raw: take the file as a device, even if it looks like a container or a disk.
+    """
+
+    partition: int = 0
+    raw: bool = False
+
+    @classmethod
+    def current(cls) -> FileChoice:
+        """The choice of the command that runs."""
+        return cls(chosen(PARTITION, 0), chosen(RAW, False))
 
 
 def until_command_ends(resource: AbstractContextManager[_Resource]) -> _Resource:

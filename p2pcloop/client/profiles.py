@@ -23,7 +23,8 @@ from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
-from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import open_local
 from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import ancestors, load_profile, look_up_profile

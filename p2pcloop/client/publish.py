@@ -22,7 +22,8 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
 from p2pcloop.making.changes import Target
 from p2pcloop.making.delta import Delta
-from p2pcloop.making.local import ImageFile, unchanged
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, odd_length, open_target
 from p2pcloop.making.targets import overlay_target
 from p2pcloop.store.home import Home

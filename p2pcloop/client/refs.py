@@ -7,6 +7,9 @@ label                        a name of the user's own
 https://host/dir/@key/label  a name, and the mirror where its record lies
 DIR/@key/label               the same, of a mirror in a directory
 knoppix                      a short name of the user's own (`p2pcloop name`)
+
+What only some REFs need, and all that is needed only once p2pcloopd answers, is imported in
+functions: a boot of a link starts p2pcloopd before it loads the rest.
 """
 
 from __future__ import annotations
@@ -16,25 +19,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.client.daemon import ensure_daemon
-from p2pcloop.client.image_file import FileChoice, open_image_file
+from p2pcloop.client.invocation import FileChoice
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
-from p2pcloop.formats.manifest import Manifest, SignedManifest, open_manifest
 from p2pcloop.formats.name import is_label
-from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.place import is_url, parse_place
-from p2pcloop.formats.seal import check_secret
-from p2pcloop.making.local import ImageFile, inspect_file
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
-from p2pcloop.store.known_names import find_name, known_names, own_name, short_key
-from p2pcloop.store.names import ShortNames
-from p2pcloop.store.records import Records
+
+if TYPE_CHECKING:
+    from p2pcloop.formats.manifest import Manifest, SignedManifest
+    from p2pcloop.making.image_file import ImageFile
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
 _FORMS_HINT = "a name is written @key/label, a link magnet:?…"
@@ -63,6 +63,8 @@ class StoredRef:
             UsageError: the image is private, and the link has no secret.
             MismatchError: it is another image's secret.
         """
+        from p2pcloop.formats.seal import check_secret  # noqa: PLC0415  see above
+
         check_secret(self.signed.manifest.key_check, self.secret)
 
     @property
@@ -116,6 +118,9 @@ def resolve_ref(
     if isinstance(asked, Path):
         if at:
             raise UsageError(f"{ref} is a file: it has no versions", hint="leave out --at")
+        from p2pcloop.client.image_file import open_image_file  # noqa: PLC0415  see above
+        from p2pcloop.making.local import inspect_file  # noqa: PLC0415
+
         if not unpack:
             return inspect_file(asked, raw=True)  # this checks only that it is there
         return open_image_file(asked, home)
@@ -125,6 +130,8 @@ def resolve_ref(
     answer = client.call(
         "resolve", report_waiting, ref=asked, at=at, look=look, withdrawn=withdrawn
     )
+    from p2pcloop.formats.manifest import open_manifest  # noqa: PLC0415  see above
+
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
 
 
@@ -167,6 +174,8 @@ def read_ref(ref: str, home: Home) -> Path | str:
         return str(parse_link(pasted))
     if is_url(pasted):
         return str(parse_place(pasted))
+    from p2pcloop.store.known_names import find_name  # noqa: PLC0415  see above
+
     if ref.startswith("@"):
         return str(find_name(ref, home))
     if _IN_DIRECTORY.search(ref):
@@ -177,6 +186,14 @@ def read_ref(ref: str, home: Home) -> Path | str:
                 hint="the URL of a mirror begins with https:// or http://",
             )
         return f"{Path(place.base).absolute()}/{place.name}"
+    return _file_or_label(ref, path, home)
+
+
+def _file_or_label(ref: str, path: Path, home: Home) -> Path | str:
+    """Return the path of a file, or the name that a label of the user's stands for."""
+    from p2pcloop.store.known_names import own_name  # noqa: PLC0415  see above
+    from p2pcloop.store.names import ShortNames  # noqa: PLC0415
+
     short = ShortNames(home).find(ref) if is_label(ref) else None
     is_file = path.exists() and not path.is_dir()  # a directory is never an image
     if short is not None and is_file:
@@ -209,6 +226,8 @@ def _check_words(pasted: str, path: Path) -> None:
 
 def _not_here(ref: str, home: Home) -> NotHereError:
     """The error for a REF that is neither a file nor a label or short name of the user's."""
+    from p2pcloop.store.known_names import known_names, short_key  # noqa: PLC0415  see above
+
     if not is_label(ref):
         return NotHereError(f"there is no file {ref}", hint=_FORMS_HINT)
     others = [short_key(name) for name in known_names(home) if name.label == ref]
@@ -230,6 +249,8 @@ def made_on(overlay: Path, home: Home) -> StoredRef:
         NotHereError: it names none, or one that is not known.
         FormatError: it is no overlay, or is damaged.
     """
+    from p2pcloop.formats.overlay import Overlay  # noqa: PLC0415  see above
+
     info = Overlay.inspect(overlay)
     manifest = None if info.manifest_id is None else _known_manifest(info.manifest_id, home)
     if manifest is None:
@@ -244,6 +265,8 @@ def made_on(overlay: Path, home: Home) -> StoredRef:
 
 
 def _known_manifest(manifest_id: bytes, home: Home) -> Manifest | None:
+    from p2pcloop.store.records import Records  # noqa: PLC0415  see above
+
     try:
         return Records(home).manifest(manifest_id).manifest
     except NotHereError:

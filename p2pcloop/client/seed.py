@@ -11,7 +11,8 @@ from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     detect_filesystem,
 )
-from p2pcloop.making.local import ImageFile, unchanged
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, device_size, odd_length, read_start, write_layer
 from p2pcloop.store.sources import remember_source
 

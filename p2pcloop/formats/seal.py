@@ -14,11 +14,6 @@ import hmac
 import os
 from typing import Self
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from p2pcloop.errors import MismatchError, UsageError
 
 SECRET_SIZE = 32
@@ -46,6 +41,10 @@ class Seal:
             secret: of the image, 32 bytes.
             salt: of the layer, 32 bytes; for a new layer use `Seal.new`.
         """
+        from cryptography.hazmat.primitives.ciphers.aead import (  # noqa: PLC0415  see _derive
+            AESGCM,
+        )
+
         _check_length(secret)
         self.salt = salt
         self._cipher = AESGCM(_derive(secret, salt, _LAYER_INFO, 32))
@@ -84,6 +83,8 @@ class Seal:
         return self._open(_nonce(_CHUNK, offset), data)
 
     def _open(self, nonce: bytes, data: bytes) -> bytes:
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415  see _derive
+
         try:
             return self._cipher.decrypt(nonce, data, None)
         except InvalidTag as err:
@@ -130,6 +131,10 @@ def _nonce(kind: int, number: int) -> bytes:
 
 
 def _derive(secret: bytes, salt: bytes, info: bytes, length: int) -> bytes:
+    # Loaded for private images alone: it takes some milliseconds of each boot.
+    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+
     return HKDF(algorithm=SHA256(), length=length, salt=salt, info=info).derive(secret)
 
 

@@ -11,14 +11,13 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.containers import CONTAINERS, TAIL_SIZE, describe_other, detect_container
-from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import (
     NO_FILE_SYSTEM,
     PROBE_SIZE,
@@ -34,58 +33,10 @@ from p2pcloop.image.content import LocalContent
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 from p2pcloop.making.build import Progress
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.opened import OpenImage
-from p2pcloop.making.parts import Part, find_partition, find_parts
+from p2pcloop.making.parts import find_partition, find_parts
 from p2pcloop.units import SECTOR_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image file and its kind.
-
-    Attributes:
-        path: absolute; of a container that of its unpacked copy.
-        kind: "cloop", "iso", "disk" (with partitions), "raw", "overlay" or "profile", or one of
-            `formats.containers.CONTAINERS`, which has to be unpacked before it is opened.
-        size: bytes of the file.
-        inside: the parts of a CD image or a disk that are the image.
-        given: the user's file, if `path` is an unpacked copy of its content.
-        packed: the containers that were unpacked, the outer one first.
-        notes: remarks for the user on how it was read.
-        doubt: why it may be no image, or "". A doubtful file is published only if the user
-            insists.
-        is_device: it is a block device.
-    """
-
-    path: Path
-    kind: str
-    size: int
-    inside: tuple[Part, ...] = ()
-    given: Path | None = None
-    packed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=(), compare=False)
-    doubt: str = field(default="", compare=False)
-    is_device: bool = field(default=False, compare=False)
-
-    @property
-    def name(self) -> Path:
-        """The name that the user gave."""
-        return self.given or self.path
-
-    @property
-    def source(self) -> Path:
-        """The path of the image: two partitions of a disk are two images."""
-        return self.name / self.inside[0].name if self.kind == "disk" else self.name
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """The parts that are the image, from base to top; or all of the file."""
-        return self.inside or (Part("", self.kind, Extents([(0, self.size)])),)
-
-    @property
-    def can_stay(self) -> bool:
-        """Whether it is of a kind that is seeded in place."""
-        return self.kind in ("cloop", "iso") and self.given is None and not self.is_device
 
 
 def inspect_file(path: Path, *, partition: int = 0, raw: bool = False) -> ImageFile:

@@ -17,7 +17,7 @@ from p2pcloop.formats.filesystem import PROBE_SIZE, check_whole
 from p2pcloop.formats.holes import next_data
 from p2pcloop.formats.index import IndexHeader, build_index, open_index, read_map, read_page
 from p2pcloop.making.build import Progress, can_stay, check_image_size, index_cloop, index_raw
-from p2pcloop.making.parts import Part
+from p2pcloop.making.image_file import Part
 from p2pcloop.units import BLOCK_SIZE
 
 ALIGNMENT = 1 << 20

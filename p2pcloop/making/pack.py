@@ -9,7 +9,7 @@ from p2pcloop.errors import storage_error
 from p2pcloop.formats.boot import Root
 from p2pcloop.formats.index import IndexHeader, open_index
 from p2pcloop.making.build import Progress, check_image_size, pack_raw
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.opened import OpenImage
 from p2pcloop.making.targets import FileTarget
 from p2pcloop.units import BLOCK_SIZE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, UsageError
@@ -14,26 +13,12 @@ from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, describe, detect_filesystem
 from p2pcloop.formats.iso import IsoFile, read_iso
 from p2pcloop.formats.partitions import Partition, read_partitions
+from p2pcloop.making.image_file import Part
 from p2pcloop.units import format_size
 
 _MAX_LISTED = 12
 _CLOSED = ("LVM2_member", "crypto_LUKS", "BitLocker", "linux_raid_member")
 """Partitions with file systems that are not seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A device that lies in an image file.
-
-    Attributes:
-        name: its path on the CD, "partition 1" of a disk; "" if it is the image file itself.
-        kind: "cloop" or "raw".
-        extents: its places in the image file.
-    """
-
-    name: str
-    kind: str
-    extents: Extents
 
 
 def find_parts(fd: int, size: int, name: Path) -> tuple[tuple[Part, ...], tuple[str, ...]]:

@@ -14,7 +14,6 @@ from p2pcloop.formats.name import (
     parse_name,
 )
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import our_keys
 from p2pcloop.store.names import ShortNames
 from p2pcloop.store.records import Records
 
@@ -53,7 +52,7 @@ def find_name(text: str, home: Home) -> Name:
         each for each in known_names(home) if each.label == label and _begins(each.key, prefix)
     }
     if not names:
-        names = {Name(key, label) for key in our_keys(home.keys) if _begins(key, prefix)}
+        names = {Name(key, label) for key in _our_keys(home) if _begins(key, prefix)}
     if len(names) > 1:
         found = ", ".join(sorted(map(str, names)))
         raise UsageError(f"{text} may be one of {found}", hint="give more characters of the key")
@@ -73,13 +72,19 @@ def own_name(label: str, home: Home) -> Name | None:
     """
     if not is_label(label) or not home.names.exists():
         return None
-    ours = our_keys(home.keys)
+    ours = _our_keys(home)
     names = [each.name for each in Records(home).names() if each.name.label == label]
     own = [name for name in names if name.key in ours]
     if len(own) > 1:
         found = ", ".join(map(str, own))
         raise UsageError(f"{label} may be one of {found}", hint="give the name with its key")
     return own[0] if own else None
+
+
+def _our_keys(home: Home) -> set[bytes]:
+    from p2pcloop.store.keys import our_keys  # noqa: PLC0415  what reads keys loads in 10 ms
+
+    return our_keys(home.keys)
 
 
 def _begins(key: bytes, prefix: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.start import command_times, descendants
+from bench.start import children, command_times
 
 NO_KERNEL = Path("/none")
 
@@ -53,7 +53,7 @@ def test_programs_that_have_ended_count_as_the_commands() -> None:
 
 def test_a_fork_is_the_block_server_and_other_programs_are_the_sandbox() -> None:
     with running(FORKS) as pid:
-        programs = {Path(f"/proc/{each}/exe").resolve().name: each for each in descendants(pid)}
+        programs = {Path(f"/proc/{each}/exe").resolve().name: each for each in children(pid)}
         sleeping = programs.pop("sleep")
         (forked,) = programs.values()
         times = command_times(pid, NO_KERNEL, None)

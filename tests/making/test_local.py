@@ -16,7 +16,8 @@ from p2pcloop.errors import (
 )
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.making.local import ImageFile, inspect_file, open_local, unchanged
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import inspect_file, open_local, unchanged
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 
 RAW = make_image(300_000, seed=2)

@@ -11,10 +11,10 @@ from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.boot import Root
 from p2pcloop.formats.extents import Extents
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.making.local import ImageFile, inspect_file, make_index, open_local
+from p2pcloop.making.image_file import ImageFile, Part
+from p2pcloop.making.local import inspect_file, make_index, open_local
 from p2pcloop.making.opened import ALIGNMENT, OpenImage
 from p2pcloop.making.pack import device_roots, device_size, read_start, write_layer
-from p2pcloop.making.parts import Part
 from tests.support.cds import make_iso
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 

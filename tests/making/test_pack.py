@@ -10,7 +10,8 @@ from p2pcloop.image.content import LocalContent
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.making.local import ImageFile, inspect_file
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import inspect_file
 from p2pcloop.making.pack import odd_length, read_start, write_layer
 from tests.support.images import ignore, make_image, padded, read_views, write_cloop_file
 

@@ -21,8 +21,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.image.touches import Touches
 from p2pcloop.image.zeros import files_device
-from p2pcloop.making.local import ImageFile, open_local
-from p2pcloop.making.pack import odd_length
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
@@ -107,6 +106,10 @@ async def _know_again(manifest: Manifest, client: ControlClient) -> None:
 
 
 def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
+    # What reads files of all kinds takes a while to load, and most boots are not of a file.
+    from p2pcloop.making.local import open_local  # noqa: PLC0415
+    from p2pcloop.making.pack import odd_length  # noqa: PLC0415
+
     image = open_local(
         *(file, spec.home.indexes, _no_progress), cache_size=spec.cache_size, spill=spec.home.tmp
     )

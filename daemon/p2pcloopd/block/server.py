@@ -6,26 +6,26 @@ One process serves one guest, so that a guest's disk outlives p2pcloopd.
 from __future__ import annotations
 
 import signal
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.units import BLOCK_SIZE
-from p2pcloopd.block.nbd_listen import open_nbd_listeners
-from p2pcloopd.block.nbd_server import serve_nbd
 from p2pcloopd.block.opening import Disk, Ready, open_disk
 from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.block.waits import Waits
 from p2pcloopd.unix_listener import unix_listener
+
+if TYPE_CHECKING:
+    import ssl
 
 
 async def serve(
@@ -92,6 +92,10 @@ async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
     nbd: list[trio.SocketListener] = []
     tls = None if spec.nbd_tls is None else spec.nbd_tls.context()
     if spec.nbd is not None:
+        from p2pcloopd.block.nbd_listen import (  # noqa: PLC0415  guests need no NBD
+            open_nbd_listeners,
+        )
+
         nbd = await stack.enter_async_context(open_nbd_listeners(spec.nbd))
     changes = None if spec.files is None else spec.files.vhost_user
     wrap = trio.socket.from_stdlib_socket
@@ -121,6 +125,8 @@ async def _serve_front_ends(
     served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
     async with trio.open_nursery() as nursery:
         if listeners.nbd:
+            from p2pcloopd.block.nbd_server import serve_nbd  # noqa: PLC0415  guests need no NBD
+
             serve = partial(serve_nbd, names=spec.names, tls=listeners.tls)
             nursery.start_soon(serve, disk.image, listeners.nbd)
         for backend, listener in served:

@@ -6,13 +6,16 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.profile import Touch
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
-from p2pcloopd.block.nbd_tls import NbdTls
+
+if TYPE_CHECKING:
+    from p2pcloopd.block.nbd_tls import NbdTls
 
 TEMPORARY = "temporary"
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 
 from p2pcloop.cli.output import check_writable
-from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
 from p2pcloopd.guest.escape import HELP
-from p2pcloopd.guest.initramfs import AUTOLOGIN
-from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.spec import GuestSpec
+
+if TYPE_CHECKING:
+    from p2pcloopd.block.spec import BlockServerSpec
+    from p2pcloopd.commands.hosting import Plan
+    from p2pcloopd.guest.report import Outcome
+    from p2pcloopd.guest.spec import GuestSpec
 
 _EPILOG = f"""
 \b
@@ -74,14 +76,18 @@ def command(
     if file is not None:
         check_writable(file)
 
-    def start(
-        booting: ModuleType, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome
-    ) -> None:
-        if file is None:
-            booting.report_keys(options.overlay)
-        spec = replace(spec, console=file or "stdio", reboot=not no_reboot)
-        booting.boot(spec, disk, outcome)
+    def plan() -> Plan:
+        # Loaded while p2pcloopd starts: see session.py.
+        from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
+        from p2pcloopd.guest import boot as booting  # noqa: PLC0415
+        from p2pcloopd.guest.initramfs import AUTOLOGIN  # noqa: PLC0415
 
-    words = AUTOLOGIN if autologin else ""
-    guest = run_session(ref, options, start, words=words, prefetch=not no_profile)
-    raise click.exceptions.Exit(guest.exit_code)
+        def start(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+            if file is None:
+                booting.report_keys(options.overlay)
+            spec = replace(spec, console=file or "stdio", reboot=not no_reboot)
+            booting.boot(spec, disk, outcome)
+
+        return Plan(start, prefetch=not no_profile, words=AUTOLOGIN if autologin else "")
+
+    raise click.exceptions.Exit(run_session(ref, options, plan).exit_code)

@@ -12,7 +12,7 @@ from p2pcloop.client.refs import StoredRef, made_on, resolve_ref
 from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.rebase import Conflict
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 
 from p2pcloop.cli.output import check_writable
-from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
-from p2pcloopd.guest.command_ending import command_ending
-from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.spec import GuestSpec
+
+if TYPE_CHECKING:
+    from p2pcloopd.block.spec import BlockServerSpec
+    from p2pcloopd.commands.hosting import Plan
+    from p2pcloopd.guest.report import Outcome
+    from p2pcloopd.guest.spec import GuestSpec
 
 _EPILOG = """
 \b
@@ -71,12 +73,15 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
     """
     check_writable(console)
 
-    def start(
-        booting: ModuleType, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome
-    ) -> None:
-        booting.run_one(replace(spec, console=console), disk, outcome)
+    def plan() -> Plan:
+        # Loaded while p2pcloopd starts: see session.py.
+        from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
+        from p2pcloopd.guest.boot import run_one  # noqa: PLC0415
+        from p2pcloopd.guest.command_ending import command_ending  # noqa: PLC0415
 
-    guest = run_session(
-        ref, options, start, prefetch=False, ending=command_ending(command_words), words="quiet"
-    )
-    raise click.exceptions.Exit(guest.exit_code)
+        def start(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+            run_one(replace(spec, console=console), disk, outcome)
+
+        return Plan(start, prefetch=False, ending=command_ending(command_words), words="quiet")
+
+    raise click.exceptions.Exit(run_session(ref, options, plan).exit_code)

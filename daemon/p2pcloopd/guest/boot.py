@@ -22,7 +22,6 @@ from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console import is_our_terminal
 from p2pcloopd.guest.escape import BRIEF
-from p2pcloopd.guest.execution import ports_path, run_command
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
@@ -93,6 +92,8 @@ async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, liv
 
 def run_one(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
     """Run the one command that the guest's first root has; otherwise as `boot`."""
+    from p2pcloopd.guest.execution import ports_path, run_command  # noqa: PLC0415  not for `boot`
+
     path = ports_path(spec)
     # It is bound before the block server is forked, and belongs to this process.
     with bind_unix_listener(path) as listener:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from io import BufferedReader
 from pathlib import Path
 
 from p2pcloop.client.refs import StoredRef
-from p2pcloop.client.stored import Source
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
@@ -20,10 +18,7 @@ from p2pcloop.formats.filesystem import (
     overlay_mode,
 )
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.reader import DeviceReader
-from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_roots, device_size, read_start
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
@@ -129,11 +124,20 @@ def _file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
         return told or detect_filesystem(_read_stored_start(target, home))
     if target.kind == "overlay":
         return None  # the block server says what to do with it
+    from p2pcloop.making.pack import read_start  # noqa: PLC0415  for local files
+
     return detect_filesystem(read_start(target, PROBE_SIZE))
 
 
 def _read_stored_start(target: StoredRef, home: Home) -> bytes:
     """Fetch the first bytes of a device whose manifest does not name its file system."""
+    # Few images need this.
+    from io import BufferedReader  # noqa: PLC0415
+
+    from p2pcloop.client.stored import Source  # noqa: PLC0415
+    from p2pcloop.image.device import ImageDevice  # noqa: PLC0415
+    from p2pcloop.image.reader import DeviceReader  # noqa: PLC0415
+
     source = Source(target, home)
     with closing(source.open()) as image:
         return BufferedReader(DeviceReader(ImageDevice(image), source.supply)).read(PROBE_SIZE)
@@ -175,10 +179,16 @@ def layer_places(target: ImageFile | StoredRef) -> tuple[str, ...]:
     if isinstance(target, StoredRef):
         roots = target.signed.manifest.boot.roots
     else:
+        from p2pcloop.making.pack import device_roots  # noqa: PLC0415  for local files
+
         roots = () if target.kind == "overlay" else device_roots(target)
     return tuple(f"{root.offset}{'/upper' if root.changes else ''}" for root in roots) or WHOLE
 
 
 def size_of(target: ImageFile | StoredRef) -> int:
     """Bytes of the image's device."""
-    return device_size(target) if isinstance(target, ImageFile) else target.signed.manifest.size
+    if isinstance(target, ImageFile):
+        from p2pcloop.making.pack import device_size  # noqa: PLC0415  for local files
+
+        return device_size(target)
+    return target.signed.manifest.size

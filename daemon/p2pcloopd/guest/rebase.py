@@ -16,7 +16,8 @@ from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
 from p2pcloop.image.api import never_missing
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.zeros import files_device
-from p2pcloop.making.local import ImageFile, open_local
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.local import open_local
 from p2pcloop.making.rebase import (
     Comparison,
     Conflict,

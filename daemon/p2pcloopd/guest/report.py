@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.refs import StoredRef
-from p2pcloop.client.traffic import measure_traffic
 from p2pcloop.errors import P2pcloopError, storage_error
-from p2pcloop.making.local import ImageFile
-from p2pcloop.making.pack import device_size, odd_length
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloopd.guest.spec import GuestResult
@@ -76,6 +73,11 @@ def image_facts(
         before: p2pcloopd's status before the boot; None for a local image.
         home: the node's.
     """
+    # All this is loaded for a report alone.
+    from p2pcloop.client.daemon import ensure_daemon  # noqa: PLC0415
+    from p2pcloop.client.traffic import measure_traffic  # noqa: PLC0415
+    from p2pcloop.making.pack import device_size, odd_length  # noqa: PLC0415
+
     if isinstance(target, ImageFile):
         return {
             "image": str(target.name),

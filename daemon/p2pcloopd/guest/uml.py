@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.errors import GuestError
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest import console, network, sandbox
+from p2pcloopd.guest import console, sandbox
 from p2pcloopd.guest.escape import HELP, Command
 from p2pcloopd.guest.kernel import Kernel, find_kernel
 from p2pcloopd.guest.keyboard import Keyboard
@@ -204,6 +204,8 @@ class _Attended:
         fds = list(consoles.values())
         parameters = [f"con{number}=fd:{fd},fd:{fd}" for number, fd in consoles.items()]
         if spec.network == "user":
+            from p2pcloopd.guest import network  # noqa: PLC0415  few guests have one
+
             card = await stack.enter_async_context(network.user_network(say))
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))

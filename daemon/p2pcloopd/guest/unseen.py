@@ -13,7 +13,7 @@ import trio
 
 from p2pcloop.client.refs import StoredRef
 from p2pcloop.errors import GuestError
-from p2pcloop.making.local import ImageFile
+from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.rebase import MAX_ANSWER
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess

@@ -1,0 +1,108 @@
+"""Runs the guest of a command, once the image is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from p2pcloop.client.refs import StoredRef
+from p2pcloop.making.image_file import ImageFile
+from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
+from p2pcloopd.commands.guest_options import GuestOptions
+from p2pcloopd.guest.boot import socket_folder
+from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
+from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.initramfs import HAND_OVER, Part, build_initramfs
+from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.recording import keep_recording
+from p2pcloopd.guest.report import Outcome, image_facts, write_report
+from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a command does with its guest.
+
+    Attributes:
+        start: runs the guest.
+        prefetch: fetch the image's profile ahead of the guest, and record a profile.
+        ending: what the guest's first root does once the root is there.
+        words: the command's own for the kernel.
+    """
+
+    start: Callable[[GuestSpec, BlockServerSpec, Outcome], None]
+    prefetch: bool
+    ending: Part = HAND_OVER
+    words: str = ""
+
+
+def host(
+    target: ImageFile | StoredRef, options: GuestOptions, plan: Plan, started: float
+) -> GuestResult:
+    """Run a guest to its end; keep its first reads as a profile, and write the report.
+
+    Args:
+        target: the image.
+        options: of the command.
+        plan: what it does with its guest.
+        started: seconds of the monotonic clock at the command's start.
+
+    Raises:
+        P2pcloopError: there was no guest, or none to its end.
+    """
+    outcome = Outcome(started=started)
+    home, overlay = options.home, options.overlay
+    if isinstance(target, StoredRef):
+        target.check_secret()
+    files = choose_files(target, overlay, options.overlay_mode, options.overlay_size, home)
+    before = _status(target) if options.report is not None else None
+    disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
+    fresh = overlay is None or not overlay.exists()
+    with socket_folder() as folder:
+        spec = GuestSpec(
+            vhost_socket=folder / "vda",
+            more_disks=() if files is None else (folder / "vdb",),
+            initramfs=_first_root(target, files, plan.ending),
+            memory=options.mem,
+            network="user" if options.net == "user" else "none",
+            kernel=options.kernel,
+            append=_append(target, plan.words, options.append),
+            cpu=_cpu(options.cpu),
+        )
+        plan.start(spec, disk, outcome)
+    try:
+        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
+        if options.report is not None:
+            facts = image_facts(target, before, home) | outcome.facts()
+            write_report(options.report, facts | {"overlay_mode": disk.mode, "profile": recorded})
+    finally:
+        outcome.check()
+    assert outcome.guest is not None
+    return outcome.guest
+
+
+def _cpu(asked: int | None) -> int | None:
+    if asked is None:
+        return last_allowed_cpu()
+    return None if asked == -1 else asked
+
+
+def _first_root(
+    target: ImageFile | StoredRef, files: FilesOverlay | None, ending: Part
+) -> Callable[[Kernel], bytes]:
+    """The function that makes the guest's initramfs."""
+    if files is None:
+        return partial(build_initramfs, ending=ending)
+    return partial(build_files_initramfs, places=layer_places(target), ending=ending)
+
+
+def _append(target: ImageFile | StoredRef, *words: str) -> str:
+    """Words for the kernel: the publisher's, ours, and the user's, of which the last one counts."""
+    published = target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
+    return " ".join(filter(None, (published, *words)))
+
+
+def _status(target: ImageFile | StoredRef) -> dict[str, Any] | None:
+    return target.client.call("status") if isinstance(target, StoredRef) else None
