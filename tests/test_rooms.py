@@ -41,7 +41,10 @@ BELOW_DAEMON = {
     "http": {"http"},
     "names": {"names", "engine"},
     "engine": {"engine", "entry", "tasks"},
-    "node": {"node", "names", "http", "engine", "entry", "tasks", "unix_listener", "resolver"},
+    "node": {
+        *("node", "names", "http", "engine", "entry", "tasks", "frame_sender"),
+        *("unix_listener", "resolver"),
+    },
     "block": {"block", "control_client", "entry", "programs", "unix_listener"},
     "guest": {"guest", "block", "control_client", "entry", "programs", "unix_listener"},
     "commands": {"commands", "guest", "block", "entry"},

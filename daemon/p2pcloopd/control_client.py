@@ -26,6 +26,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.socket_path import socket_address
+from p2pcloopd.frame_sender import FrameSender
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 
@@ -70,9 +71,7 @@ class ControlClient:
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._slots = trio.Semaphore(MAX_IN_FLIGHT)
-        # Unlimited, so that a cancelled call can say so without waiting. What it can hold is a
-        # request and a cancel for each of the MAX_IN_FLIGHT calls, as long as p2pcloopd reads.
-        self._outgoing, self._to_send = trio.open_memory_channel[bytes](float("inf"))
+        self._frames: FrameSender
         self.lost = False
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -91,8 +90,9 @@ class ControlClient:
             async with stream:
                 receiver = ControlReceiver()
                 await self._greet(stream, receiver)
+                self._frames = FrameSender(stream)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send, stream, nursery.cancel_scope)
+                    nursery.start_soon(self._send, nursery.cancel_scope)
                     nursery.start_soon(self._receive, stream, receiver, nursery.cancel_scope)
                     task_status.started()
         finally:
@@ -115,12 +115,14 @@ class ControlClient:
             id = next(self._ids)  # noqa: A001  the protocol's word
             frame = encode(Request(id, op, args))
             call = self._calls[id] = _Call(on_event)
-            self._outgoing.send_nowait(frame)
+            # A cancelled call must say so without waiting. What may have to wait is a request and
+            # a cancel for each of the MAX_IN_FLIGHT calls.
+            self._frames.send_nowait(frame)
             try:
                 await call.done.wait()
             finally:
                 if self._calls.pop(id, None) is not None and not self.lost:
-                    self._outgoing.send_nowait(encode(Cancel(id)))
+                    self._frames.send_nowait(encode(Cancel(id)))
         if isinstance(call.answer, P2pcloopError):
             raise call.answer
         assert call.answer is not None
@@ -145,10 +147,9 @@ class ControlClient:
                 return
         raise ConnectionLostError("p2pcloopd answered the greeting with something else")
 
-    async def _send(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    async def _send(self, scope: trio.CancelScope) -> None:
         try:
-            async for frame in self._to_send:
-                await stream.send_all(frame)
+            await self._frames.run()
         except trio.BrokenResourceError:
             scope.cancel()
 
@@ -182,7 +183,6 @@ class ControlClient:
 
     def _lose(self) -> None:
         self.lost = True
-        self._outgoing.close()
         for call in self._calls.values():
             call.end(ConnectionLostError("p2pcloopd went away"))
         self._calls.clear()

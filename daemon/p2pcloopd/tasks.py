@@ -1,9 +1,10 @@
-"""Tasks that run side by side, and events that are set again and again."""
+"""Tasks that run side by side, events that are set again and again, and what takes too long."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
@@ -32,6 +33,45 @@ class Pulse:
     async def wait(self) -> None:
         """Return when something changed."""
         await self._next.wait()
+
+
+class Watch(Generic[Item]):
+    """Looks at each item of what is under way when its time has come: one task for all of it.
+
+    Most reads end long before anything is to be said of them. A nursery with a task and a timer for
+    each cost as much processor time as the read's request to a server.
+    """
+
+    def __init__(self, look: Callable[[Item], float]) -> None:
+        """`look` tells in how many seconds the item is to be looked at again."""
+        self._look = look
+        self._due: dict[Item, float] = {}
+        self._wakes_at = math.inf
+        self._sooner = trio.Event()
+
+    def add(self, item: Item, seconds: float) -> None:
+        """Look at an item in so many seconds, unless it is removed before."""
+        due = self._due[item] = trio.current_time() + seconds
+        if due < self._wakes_at:
+            self._wakes_at = due
+            self._sooner.set()
+
+    def remove(self, item: Item) -> None:
+        """Look at an item no more."""
+        self._due.pop(item, None)
+
+    async def run(self) -> None:
+        """Look at what is due, for ever."""
+        while True:
+            self._sooner = trio.Event()
+            self._wakes_at = min(self._due.values(), default=math.inf)
+            with trio.move_on_at(self._wakes_at):
+                await self._sooner.wait()
+            now = trio.current_time()
+            for item in [item for item, due in self._due.items() if due <= now]:
+                again = self._look(item)
+                if item in self._due:
+                    self._due[item] = now + again
 
 
 async def race(event: trio.Event, work: Callable[[], Awaitable[Result]]) -> Result | None:

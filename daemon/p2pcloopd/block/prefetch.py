@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,13 +45,12 @@ class Prefetch:
 
     async def follow(self) -> None:
         """Fetch the following chunks wherever a guest reads chunk after chunk; never returns."""
-        foretold, to_fetch = trio.open_memory_channel[tuple[ByteRange, ChunkKey]](math.inf)
         image = self._device.image
 
         def record(layer: int, number: int) -> None:
             wanted = following_chunk(image, layer, number)
             if wanted is not None:
-                foretold.send_nowait((wanted, (layer, number + 1)))
+                nursery.start_soon(fetch, wanted, (layer, number + 1))
 
         async def fetch(wanted: ByteRange, chunk: ChunkKey) -> None:
             try:
@@ -60,10 +58,12 @@ class Prefetch:
             except P2pcloopError as err:
                 _log.info("the next chunk is not prefetched: %s", err)
 
-        image.notify_touches(record)
         async with trio.open_nursery() as nursery:
-            async for wanted, chunk in to_fetch:
-                nursery.start_soon(fetch, wanted, chunk)
+            image.notify_touches(record)
+            try:
+                await trio.sleep_forever()
+            finally:
+                image.notify_touches(lambda _layer, _number: None)
 
     async def fill(self, layers: Iterable[LayerRef], rate: int) -> None:
         """Backfill: return when all of some layers is here, fetched in idle time.

@@ -65,6 +65,9 @@ class Supplier:
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`."""
+        if len(missing.ranges) == 1:  # as a rule; a task for it would only cost time
+            await self._fetch(missing.ranges[0])
+            return
         errors: list[P2pcloopError] = []
 
         async def fetch(wanted: ByteRange) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, lru_cache
 from urllib.parse import quote, urljoin, urlsplit
 
 import h11
@@ -95,6 +95,26 @@ class RangesIgnoredError(FormatError):
     """A server answers requests for a part of a file with something else: it serves whole files."""
 
 
+class _Limit:
+    """How long one request may take: all in all, and until something comes.
+
+    Attributes:
+        scope: ends it.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends_at = trio.current_time() + seconds
+        self.scope = trio.CancelScope(deadline=self._ends_at)
+
+    def begin_wait(self) -> None:
+        """The server is waited for from now on."""
+        self.scope.deadline = min(self._ends_at, trio.current_time() + SILENCE_SECONDS)
+
+    def end_wait(self) -> None:
+        """It is not: something else takes its time."""
+        self.scope.deadline = self._ends_at
+
+
 class _RedirectedError(Exception):
     """An answer sends the request elsewhere.
 
@@ -165,17 +185,20 @@ class HttpClient:
             await trio.aclose_forcefully(self._idle.pop().stream)
 
     async def _get(self, url: str, wanted: _Wanted) -> bytes:
-        seconds = CONNECT_SECONDS + SILENCE_SECONDS + wanted.limit / SLOWEST_RATE
-        with _errors_of(url), trio.fail_after(seconds):
-            at = url
-            for _ in range(MAX_REDIRECTS + 1):
-                try:
-                    return await self._get_there(at, wanted)
-                except _RedirectedError as err:
-                    at = _follow(at, err.location)
-            raise UnreachableError(f"it redirects again and again, the last time to {at[:200]!r}")
+        limit = _Limit(CONNECT_SECONDS + SILENCE_SECONDS + wanted.limit / SLOWEST_RATE)
+        with _errors_of(url):
+            with limit.scope:
+                at = url
+                for _ in range(MAX_REDIRECTS + 1):
+                    try:
+                        return await self._get_there(at, wanted, limit)
+                    except _RedirectedError as err:
+                        at = _follow(at, err.location)
+                told = f"it redirects again and again, the last time to {at[:200]!r}"
+                raise UnreachableError(told)
+            raise UnreachableError("no answer in time")
 
-    async def _get_there(self, url: str, wanted: _Wanted) -> bytes:
+    async def _get_there(self, url: str, wanted: _Wanted, limit: _Limit) -> bytes:
         place, target = _take_apart(url)
         headers = [
             ("Host", place.authority),
@@ -190,6 +213,7 @@ class HttpClient:
         while True:
             kept = await self._take(place)
             connection = kept or await _connect(place, self.wire)
+            connection.limit = limit
             try:
                 return await self._ask(connection, request, wanted)
             except _HungUpError:
@@ -258,7 +282,13 @@ class _HungUpError(Exception):
 
 
 class _Connection:
-    """A connection to one place, at rest between two requests."""
+    """A connection to one place, at rest between two requests.
+
+    Attributes:
+        limit: of the request that it carries.
+    """
+
+    limit: _Limit
 
     def __init__(self, place: _Place, plain: CountedStream, stream: trio.abc.Stream) -> None:
         self.place = place
@@ -297,6 +327,7 @@ class _Connection:
             if wanted.take is None:
                 data += event.data
             else:
+                self.limit.end_wait()
                 await wanted.take(bytes(event.data))
         speed.record(length - first, trio.current_time() - begun)
         return bytes(data)
@@ -337,8 +368,8 @@ class _Connection:
         return event
 
     async def _receive(self) -> bool:
-        with trio.fail_after(SILENCE_SECONDS):
-            data = await self.stream.receive_some(RECEIVE_SIZE)
+        self.limit.begin_wait()
+        data = await self.stream.receive_some(RECEIVE_SIZE)
         self._http.receive_data(bytes(data))
         return bool(data)
 
@@ -365,13 +396,19 @@ def _tls() -> ssl.SSLContext:
 
 def _take_apart(url: str) -> tuple[_Place, str]:
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
     try:
-        host = (parts.hostname or "").encode("idna").decode()
-        place = _Place(secure, host, parts.port or (443 if secure else 80))
+        place = _place(parts.scheme, parts.netloc)
     except ValueError as err:
         raise FormatError(f"{url[:80]!r} is not a URL: {err}") from err
     return place, quote(parts.path or "/", safe=_PATH_CHARACTERS)
+
+
+@lru_cache
+def _place(scheme: str, netloc: str) -> _Place:
+    """Where to connect for a URL. Errors: `ValueError`."""
+    parts, secure = urlsplit(f"{scheme}://{netloc}"), scheme == "https"
+    host = (parts.hostname or "").encode("idna").decode()
+    return _Place(secure, host, parts.port or (443 if secure else 80))
 
 
 def _follow(url: str, location: str) -> str:

@@ -295,6 +295,8 @@ class _Connection:
             go_on = h11.InformationalResponse(status_code=HTTPStatus.CONTINUE, headers=[])
             await self._send(go_on)
         event = self._http.next_event()
+        if isinstance(event, h11.EndOfMessage):
+            return True
         size = 0
         with trio.fail_after(IDLE_SECONDS):
             while not isinstance(event, h11.EndOfMessage):

@@ -30,6 +30,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import SOCKET_SUFFIX
+from p2pcloopd.frame_sender import FrameSender
 from p2pcloopd.unix_listener import bind_unix_listener
 
 RECEIVE_SIZE = 1 << 16
@@ -138,15 +139,15 @@ class _Connection:
     """One client.
 
     The reader always reads, so that a cancel and a hang-up are seen at once, except while it
-    refuses a request too many to a client that does not take its answers. Frames are written by
-    one task: a request that is cancelled half-way through its answer leaves the stream whole.
+    refuses a request too many to a client that does not take its answers. A request that is
+    cancelled half-way through its answer leaves the stream whole (`FrameSender`).
     """
 
     def __init__(self, stream: trio.SocketStream, handler: Handler) -> None:
         self._stream = stream
         self._handler = handler
         self._running: dict[int, trio.CancelScope] = {}
-        self._outgoing, self._to_send = trio.open_memory_channel[bytes](0)
+        self._frames = FrameSender(stream)
         self.room = Room(MAX_HELD)
 
     async def run(self) -> None:
@@ -155,12 +156,11 @@ class _Connection:
             nursery.start_soon(self._read, nursery)
 
     async def send(self, message: Message) -> None:
-        await self._outgoing.send(encode(message))
+        await self._frames.send(encode(message))
 
     async def _write(self, scope: trio.CancelScope) -> None:
         try:
-            async for frame in self._to_send:
-                await self._stream.send_all(frame)
+            await self._frames.run()
         except trio.BrokenResourceError:
             scope.cancel()
 
@@ -211,10 +211,10 @@ class _Connection:
         call = Call(request, self)
         try:
             with scope:
-                await self._outgoing.send(await self._perform(request.id, call))
+                await self._frames.send(await self._perform(request.id, call))
                 if call.then is not None:
                     try:
-                        await self._outgoing.send(b"")  # taken when what came before is written
+                        await self._frames.flush()
                     finally:  # the client may have read it and gone by then
                         call.then()
         finally:

@@ -30,7 +30,6 @@ from p2pcloopd.engine.disk.seeding import make_torrent
 from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.waiting import report_if_waiting
 
 Result = TypeVar("Result")
 
@@ -160,14 +159,14 @@ async def _from_torrent(node: Node, ref: ManifestRef, near: Link, call: Call) ->
     if ref.torrent is None:
         raise NotHereError(f"no manifest {ref.id.hex()} is known here, nor its torrent")
     torrent = await node.add(ref.torrent, near.peers, near.trackers, ())
-    after = node.config.waiting_after
-    found = await report_if_waiting(torrent, call, after, torrent.metadata)
+    report = partial(node.reports.report_if_waiting, torrent, call)
+    found = await report(torrent.metadata)
     if [str(path) for path, _ in found.files] != [MANIFEST_FILE]:
         raise FormatError("the link's torrent is not that of a manifest")
     if not 0 < found.total_size <= MAX_MANIFEST_SIZE:
         raise FormatError(f"a manifest of {found.total_size} bytes is over {MAX_MANIFEST_SIZE}")
     read = partial(torrent.read, 0, found.total_size)
-    return check_manifest(open_manifest(await report_if_waiting(torrent, call, after, read)), ref)
+    return check_manifest(open_manifest(await report(read)), ref)
 
 
 def _make_torrent(staging: Path, data: bytes) -> bytes:

@@ -27,6 +27,7 @@ from p2pcloopd.node.config import Config
 from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
+from p2pcloopd.node.waiting import Reports
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -49,6 +50,7 @@ class Node:
         http_served: what crossed to those who asked there.
         dispatched: which pieces went to clients of a crowd just now.
         room: keeps the store within its quota.
+        reports: tells clients of operations that take long.
         stopping: set it to stop the node in order.
         warnings: what its user should know since it started.
     """
@@ -75,6 +77,7 @@ class Node:
         self.http_served = Wire()
         self.dispatched = DispatchLog()
         self.room = Room(home, engine, config.quota)
+        self.reports = Reports(config.waiting_after)
         self.stopping = trio.Event()
         self.warnings = list(warnings)
         self._started = trio.current_time()

@@ -85,6 +85,7 @@ async def _serve(
                 site, pace = NodeFiles(node), Pace(node.config.upload_limit)
                 await nursery.start(serve_http, http, site, node.http_served, pace)
             await nursery.start(discover, node)
+            nursery.start_soon(node.reports.run)
             await nursery.start(serve_control, listener, perform)
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
             ready(node.warnings)

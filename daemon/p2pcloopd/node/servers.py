@@ -21,13 +21,13 @@ from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError, Unreacha
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import DispatchPath
 from p2pcloop.units import format_size
-from p2pcloopd.engine.fetch.health import while_heard
+from p2pcloopd.engine.fetch.health import Silence
 from p2pcloopd.engine.fetch.ranges import Came, Dispatched
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader, Mirrors
 from p2pcloopd.http.wire import Wire
-from p2pcloopd.tasks import first_success
+from p2pcloopd.tasks import first_success, run_while
 
 
 @dataclass(slots=True, eq=False)
@@ -171,7 +171,8 @@ class LayerServers:
             await trio.sleep_until(self.not_before)
             mirrors = sorted(self.mirrors, key=_order)
             work = partial(first_success, mirrors, ask, stagger)
-            found = await (work() if alone else while_heard(self.heard, stagger, work))
+            silence = Silence(self.heard, stagger)
+            found = await (work() if alone else run_while(silence.run, partial(silence.ends, work)))
             if found is not None or not alone:
                 return found
             await trio.sleep(self.tuning.metadata_retry)

@@ -16,7 +16,7 @@ from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
 from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
-from p2pcloopd.node.waiting import REPORT_SECONDS, report_if_waiting, report_rate
+from p2pcloopd.node.waiting import REPORT_SECONDS
 from p2pcloopd.tasks import run_while
 
 _VERIFY_BYTES = 64 << 20
@@ -37,7 +37,7 @@ async def add(node: Node, call: Call) -> dict[str, Any]:
 async def layout(node: Node, call: Call) -> dict[str, Any]:
     """The torrent's files; waits for its metadata."""
     torrent = only_torrent(node, call)
-    found = await report_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
+    found = await node.reports.report_if_waiting(torrent, call, torrent.metadata)
     return {
         "name": found.name,
         "files": [[str(path), size] for path, size in found.files],
@@ -57,7 +57,7 @@ async def read(node: Node, call: Call) -> dict[str, Any]:
     node.engine.demand.record_read()
     # The answer alone takes room: a client that waits for peers leaves it to others.
     work = partial(torrent.read_range, offset, length, heal=heal, hold=call.hold)
-    return {"data": await report_rate(torrent, call, node.config.waiting_after, work)}
+    return {"data": await node.reports.report_rate(torrent, call, work)}
 
 
 async def fetch(node: Node, call: Call) -> dict[str, Any]:
@@ -81,9 +81,7 @@ async def fetch(node: Node, call: Call) -> dict[str, Any]:
         await node.room.used(torrent)  # before it is all here: it must not go at once
         await fetch_all(torrent)
 
-    await run_while(
-        report, partial(report_if_waiting, torrent, call, node.config.waiting_after, work)
-    )
+    await run_while(report, partial(node.reports.report_if_waiting, torrent, call, work))
     node.room.look_again()
     return {}
 
@@ -101,7 +99,7 @@ async def fill(node: Node, call: Call) -> dict[str, Any]:
 async def verify(node: Node, call: Call) -> dict[str, Any]:
     """Compare what is here with its hashes; what is wrong is dropped, to be fetched again."""
     torrent = only_torrent(node, call)
-    found = await report_if_waiting(torrent, call, node.config.waiting_after, torrent.metadata)
+    found = await node.reports.report_if_waiting(torrent, call, torrent.metadata)
     step = max(1, _VERIFY_BYTES // found.piece_length)
     bad: list[int] = []
     for first in range(0, found.pieces, step):

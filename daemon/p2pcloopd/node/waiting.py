@@ -1,16 +1,16 @@
-"""What goes on beside an operation: telling the client how far it is, and for whom it waits."""
+"""What a client is told of an operation that takes long: for whom it waits, how fast it comes."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
+from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.control_server import Call
-from p2pcloopd.tasks import run_while
+from p2pcloopd.tasks import Watch
 
 Result = TypeVar("Result")
 
@@ -21,52 +21,105 @@ SLOW_SECONDS = 2
 """A reader who waits so long is told how fast something comes."""
 
 
-async def report_if_waiting(
-    torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
-) -> Result:
-    """Do `work`; once nothing has come for `after` seconds, tell who was tried.
+@dataclass(slots=True, eq=False)
+class _Operation:
+    """An operation that is under way.
 
-    Told again every three times as long. Returns or raises what `work` does.
+    Attributes:
+        begun: when, in trio's time.
+        pause: seconds to the next look whether anything came.
+        telling: what its client is being told now; None where that is nothing.
     """
-    return await run_while(partial(_report_stalls, torrent, call, after), work)
+
+    torrent: Torrent
+    call: Call
+    begun: float
+    pause: float
+    telling: trio.CancelScope | None = None
 
 
-async def report_rate(
-    torrent: Torrent, call: Call, after: float, work: Callable[[], Awaitable[Result]]
-) -> Result:
-    """As `report_if_waiting`; where it takes long, tell how fast something comes, and from whom."""
+class Reports:
+    """Tells clients of their operations, as long as `run` runs."""
 
-    async def watch() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_report_stalls, torrent, call, after)
-            await _report_pace(torrent, call)
+    def __init__(self, after: float) -> None:
+        """`after`: seconds without data until a client is told who was tried."""
+        self._after = after
+        self._stalls = Watch(self._look_for_stall)
+        self._paces = Watch(self._look_at_pace)
+        self._nursery: trio.Nursery
 
-    return await run_while(watch, work)
+    async def run(self) -> None:
+        """Tell what there is to tell, for ever."""
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._stalls.run)
+            await self._paces.run()
 
+    async def report_if_waiting(
+        self, torrent: Torrent, call: Call, work: Callable[[], Awaitable[Result]]
+    ) -> Result:
+        """Do `work`; once nothing has come for a while, tell who was tried.
 
-async def _report_stalls(torrent: Torrent, call: Call, after: float) -> None:
-    begun = trio.current_time()
-    pause = after
-    while True:
-        await trio.sleep(pause)
-        if torrent.peers.stalled() < after:
-            continue
+        Told again every three times as long. Returns or raises what `work` does.
+        """
+        operation = _Operation(torrent, call, trio.current_time(), self._after)
+        self._stalls.add(operation, self._after)
+        try:
+            return await work()
+        finally:
+            self._end(operation)
+
+    async def report_rate(
+        self, torrent: Torrent, call: Call, work: Callable[[], Awaitable[Result]]
+    ) -> Result:
+        """As `report_if_waiting`; where it takes long, tell how fast something comes, and from
+        whom."""
+        operation = _Operation(torrent, call, trio.current_time(), self._after)
+        self._stalls.add(operation, self._after)
+        self._paces.add(operation, SLOW_SECONDS)
+        try:
+            return await work()
+        finally:
+            self._end(operation)
+
+    def _end(self, operation: _Operation) -> None:
+        self._stalls.remove(operation)
+        self._paces.remove(operation)
+        if operation.telling is not None:
+            operation.telling.cancel()
+
+    def _look_for_stall(self, operation: _Operation) -> float:
+        torrent = operation.torrent
+        if torrent.peers.stalled() < self._after:
+            return operation.pause
         tried = torrent.peers.tried()
-        await call.emit(
+        self._tell(
+            operation,
             "waiting",
             connected=any(peer.connected for peer in torrent.traffic().peers),
             peers=[peer.address for peer in tried],
             tried=[*map(str, tried), *torrent.servers.faults()],
-            seconds=int(trio.current_time() - begun),
+            seconds=int(trio.current_time() - operation.begun),
         )
-        pause = 3 * after
+        operation.pause = 3 * self._after
+        return operation.pause
 
-
-async def _report_pace(torrent: Torrent, call: Call) -> None:
-    while True:
-        await trio.sleep(SLOW_SECONDS)
-        traffic = torrent.traffic()
+    def _look_at_pace(self, operation: _Operation) -> float:
+        traffic = operation.torrent.traffic()
         if traffic.down_rate:
             giving = [peer.address for peer in traffic.peers if peer.down_rate]
-            giving += torrent.peers.http_rates()
-            await call.emit("slow", rate=traffic.down_rate, peers=giving)
+            giving += operation.torrent.peers.http_rates()
+            self._tell(operation, "slow", rate=traffic.down_rate, peers=giving)
+        return SLOW_SECONDS
+
+    def _tell(self, operation: _Operation, event: str, **fields: object) -> None:
+        """Tell a client, unless it has not taken yet what it was told before."""
+        if operation.telling is not None:
+            return
+        scope = operation.telling = trio.CancelScope()
+
+        async def tell() -> None:
+            with scope:
+                await operation.call.emit(event, **fields)
+            operation.telling = None
+
+        self._nursery.start_soon(tell)

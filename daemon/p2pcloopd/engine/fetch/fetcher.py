@@ -85,11 +85,21 @@ class Fetcher:
 
     def step(self) -> float:
         """Look, plan and apply it; when to do it again at the latest, in trio's time."""
-        if self._store.disk is None or not self._store.running:
+        if self._store.disk is None or not self._store.running or self._at_rest():
             return math.inf
         made = plan(self._look(), self._tuning)
         self._apply(made)
         return min(made.wake_at, self.crowd.ends_at if self.crowd else math.inf)
+
+    def _at_rest(self) -> bool:
+        """Whether nothing is wanted and nothing of the last plan is left: a plan would be empty.
+
+        So it is where a guest reads exact ranges alone: they arrive by the hundred.
+        """
+        if self.wants.table or self._dials or self.dispatch.busy or self._crowded[0] or self.crowd:
+            return False
+        self._wanted = False
+        return True
 
     def _look(self) -> View:
         now = trio.current_time()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import trio
+
+from p2pcloopd.tasks import Watch
 
 Result = TypeVar("Result")
 
@@ -47,24 +50,37 @@ class Rate:
             self._bytes, self._since = 0, now
 
 
-async def while_heard(
-    heard: Callable[[], int], seconds: float, work: Callable[[], Awaitable[Result]]
-) -> Result | None:
-    """What `work` returns; None, and it is cancelled, once nothing at all arrives for a while.
+@dataclass(slots=True, eq=False)
+class _Work:
+    """Work that is under way, and what `Silence.heard` said at the last look at it."""
 
-    Args:
-        heard: a number that grows while something arrives, for this work or other.
-    """
+    heard: int
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
-    async def give_up_in_silence() -> None:
-        before = -1
-        while before != (before := heard()):  # noqa: ASYNC110  a pause is what is meant
-            await trio.sleep(seconds)
-        nursery.cancel_scope.cancel()
 
-    result: Result | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(give_up_in_silence)
-        result = await work()
-        nursery.cancel_scope.cancel()
-    return result
+class Silence:
+    """Ends work during which nothing at all arrives for a while, as long as `run` runs."""
+
+    def __init__(self, heard: Callable[[], int], seconds: float) -> None:
+        """`heard` tells a number that grows while something arrives, for this work or other."""
+        self._heard = heard
+        self._seconds = seconds
+        self._watch = Watch(self._look)
+        self.run = self._watch.run
+
+    async def ends(self, work: Callable[[], Awaitable[Result]]) -> Result | None:
+        """What `work` returns; None, and it is cancelled, where there is silence."""
+        begun = _Work(self._heard())
+        self._watch.add(begun, self._seconds)
+        try:
+            with begun.scope:
+                return await work()
+        finally:
+            self._watch.remove(begun)
+        return None
+
+    def _look(self, work: _Work) -> float:
+        before, work.heard = work.heard, self._heard()
+        if work.heard == before:
+            work.scope.cancel()
+        return self._seconds

@@ -19,7 +19,7 @@ from typing import Protocol
 import trio
 
 from p2pcloop.errors import NotHereError, P2pcloopError
-from p2pcloopd.engine.fetch.health import Breaker
+from p2pcloopd.engine.fetch.health import Breaker, Silence
 from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import Tuning
@@ -162,6 +162,7 @@ class Ranges:
         servers: who is asked.
         flights: the requests that are under way.
         exact: whether exact ranges may be asked for; it trips where one fails.
+        silence: ends requests for them while no server sends anything.
         not_before: no other range is asked for before: a server failed and did not say when.
     """
 
@@ -177,6 +178,7 @@ class Ranges:
         self.servers: Servers = NoServers()
         self.flights: set[Flight] = set()
         self.exact = Breaker(tuning.exact_cooldown)
+        self.silence = Silence(self._heard, tuning.exact_hedge)
         self.not_before = -math.inf
         self._whole = trio.Event()
         self._store = store
@@ -191,10 +193,14 @@ class Ranges:
         """When a server can be asked for exact ranges, in trio's time; infinity where none ever."""
         return max(self.exact.ready_at, self.servers.ready_at())
 
+    def _heard(self) -> int:
+        return self.servers.heard()
+
     async def run(self) -> None:
         """Carry requests out, begun in their order, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._fetch_whole_files)
+            nursery.start_soon(self.silence.run)
             async for flight in self._to_begin:
                 nursery.start_soon(self._fly, flight)
                 await trio.lowlevel.checkpoint()  # tasks that begin together do so in any order

@@ -20,7 +20,6 @@ from p2pcloop.errors import P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
-from p2pcloopd.engine.fetch.health import while_heard
 from p2pcloopd.engine.fetch.ranges import Came
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import Tuning
@@ -187,7 +186,8 @@ class Reads:
 
     async def _ask_server(self, offset: int, length: int) -> Came | None:
         """Bytes of the server that answered last, however slow the line; None in silence."""
-        servers = self._fetcher.ranges.servers
+        ranges = self._fetcher.ranges
+        servers = ranges.servers
 
         async def ask() -> Came | None:
             try:
@@ -195,7 +195,7 @@ class Reads:
             except P2pcloopError:
                 return None  # a server keeps its own error, for the status
 
-        return await while_heard(servers.heard, self._tuning.exact_hedge, ask)
+        return await ranges.silence.ends(ask)
 
     async def _ask_first(self, offset: int, length: int) -> Came | None:
         """Bytes of the first server that answers, unless the metadata is here before."""
