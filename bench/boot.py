@@ -7,7 +7,6 @@ p2pcloop and qemu-storage-daemon the same initramfs too.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from bench.guests import (
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
 from bench.processes import (
     fresh_copy,
+    fresh_node,
     node,
     run,
     seeding,
@@ -76,12 +76,8 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
         run([bench.p2pcloop, "fetch", link, "--home", warm_home])
 
         def cold() -> Values:
-            home = bench.work / "reader"
-            try:
-                with node(bench, home):
-                    return by_p2pcloop(bench, link, home)
-            finally:
-                shutil.rmtree(home, ignore_errors=True)
+            with fresh_node(bench, "reader") as home:
+                return by_p2pcloop(bench, link, home)
 
         yield {
             "p2pcloop, empty store": cold,

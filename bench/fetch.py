@@ -7,7 +7,6 @@ that no piece is asked for twice.
 from __future__ import annotations
 
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
 from bench.nbd_reader import NbdReader
-from bench.processes import Argument, node, seeding, server
+from bench.processes import Argument, fresh_node, seeding, server
 
 _APART = 16 * 65536  # bytes of image between two reads
 _BLOCK = 4096
@@ -56,19 +55,16 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
     with seeding(bench) as link:
 
         def fetches() -> Values:
-            home, path = bench.work / "reader", bench.work / "nbd.sock"
-            argv: list[Argument] = [bench.p2pcloop, "block", link, "--home", home]
-            try:
-                with (
-                    node(bench, home),
-                    server([*argv, "--nbd", f"unix:{path}"], path, bench.work / "block.log"),
-                ):
-                    reader = NbdReader(path)
-                    reader.read(0)  # everything needed once: manifest, maps, connection
-                    times = wait_times(reader, blocks)
-                    reader.close()
-            finally:
-                shutil.rmtree(home, ignore_errors=True)
+            path = bench.work / "nbd.sock"
+            argv: list[Argument] = [bench.p2pcloop, "block", link, "--nbd", f"unix:{path}"]
+            with (
+                fresh_node(bench, "reader") as home,
+                server([*argv, "--home", home], path, bench.work / "block.log"),
+            ):
+                reader = NbdReader(path)
+                reader.read(0)  # everything needed once: manifest, maps, connection
+                times = wait_times(reader, blocks)
+                reader.close()
             cuts = statistics.quantiles(times, n=100, method="inclusive")
             return {"p50": cuts[49], "p99": cuts[98], "max": max(times), "reads": len(times)}
 

@@ -23,7 +23,7 @@ from bench.limits import (
 )
 from bench.nbd_reader import NbdReader
 from bench.nbd_reads import JOBS, read_rate
-from bench.processes import Argument, daemon_pid, node, seeding, server
+from bench.processes import Argument, daemon_pid, fresh_node, seeding, server
 from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE
 from p2pcloop.formats.index import MAX_CHUNKS
 from p2pcloop.store.home import Home
@@ -111,12 +111,8 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
     with seeding(bench) as link:
 
         def cold_boot() -> Values:
-            home = bench.work / "reader"
-            try:
-                with node(bench, home):
-                    return _after_boot(bench, link, home)
-            finally:
-                shutil.rmtree(home, ignore_errors=True)
+            with fresh_node(bench, "reader") as home:
+                return _after_boot(bench, link, home)
 
         yield {
             "cold boot": cold_boot,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, node, run, run_json
+from bench.processes import Argument, fresh_node, run, run_json
 from p2pcloop.units import BLOCK_SIZE
 
 IMAGE_SIZE = 1_000_000_000 // BLOCK_SIZE * BLOCK_SIZE
@@ -58,26 +58,11 @@ def _make_image(bench: Bench) -> Path:
 
 
 def _pack_by_p2pcloop(bench: Bench, image: Path) -> Values:
-    home = bench.work / "seeder"
-    try:
-        with node(bench, home):
-            start = time.monotonic()
-            told = run_json(
-                [
-                    bench.p2pcloop,
-                    "seed",
-                    image,
-                    "--raw",
-                    "--name",
-                    "bench",
-                    "--home",
-                    home,
-                    "--json",
-                ]
-            )
-            return {"seconds": time.monotonic() - start, "bytes": told["stored"]}
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with fresh_node(bench, "seeder") as home:
+        argv: list[Argument] = [bench.p2pcloop, "seed", image, "--raw", "--name", "bench", "--json"]
+        start = time.monotonic()
+        told = run_json([*argv, "--home", home])
+        return {"seconds": time.monotonic() - start, "bytes": told["stored"]}
 
 
 def _pack_by_cloop_utils(bench: Bench, image: Path) -> Values:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +113,17 @@ def node(bench: Bench, home: Path) -> Iterator[Path]:
             [bench.p2pcloop, "daemon", "stop", "--home", home],
             stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
         )  # fmt: skip
+
+
+@contextmanager
+def fresh_node(bench: Bench, name: str) -> Iterator[Path]:
+    """The same in the bench's own directory; the home is deleted at the end."""
+    home = bench.work / name
+    try:
+        with node(bench, home):
+            yield home
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @contextmanager

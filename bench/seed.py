@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, export_cloop, node, run
+from bench.processes import Argument, export_cloop, fresh_node, run
 from p2pcloop.formats.cloop import open_cloop
 
 CODECS = ("zlib", "xz", "lz4", "lzo")
@@ -31,22 +30,18 @@ def _busy_seconds() -> float:
 
 def _seed(bench: Bench, cloop: Path) -> Values:
     """Seconds until the node serves a cloop, processors busy meanwhile, memory of the command."""
-    home = bench.work / "seeder"
-    argv: list[Argument] = [bench.p2pcloop, "seed", cloop, "--name", "bench", "--home", home]
     quiet = subprocess.DEVNULL
-    try:
-        with node(bench, home):
-            busy, start = _busy_seconds(), time.monotonic()
-            process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise BenchError(f"p2pcloop seed {cloop.name} ended with {process.returncode}")
-            seconds = time.monotonic() - start
-            cores = (_busy_seconds() - busy) / seconds
-            return {"seconds": seconds, "cores": cores, "memory": usage.ru_maxrss * 1024}
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with fresh_node(bench, "seeder") as home:
+        argv: list[Argument] = [bench.p2pcloop, "seed", cloop, "--name", "bench", "--home", home]
+        busy, start = _busy_seconds(), time.monotonic()
+        process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise BenchError(f"p2pcloop seed {cloop.name} ended with {process.returncode}")
+        seconds = time.monotonic() - start
+        cores = (_busy_seconds() - busy) / seconds
+        return {"seconds": seconds, "cores": cores, "memory": usage.ru_maxrss * 1024}
 
 
 def _unpack_and_hash(bench: Bench) -> Values:

@@ -20,7 +20,7 @@ from typing import Any
 import libtorrent as lt
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, daemon_pid, node, run_json
+from bench.processes import Argument, daemon_pid, fresh_node, run_json
 from p2pcloop.formats.link import parse_link, parse_peer
 
 _SPAN = 16 << 10
@@ -98,18 +98,14 @@ class _Seeder:
 @contextmanager
 def _contenders(bench: Bench) -> Iterator[Contenders]:
     def serve() -> Values:
-        home = bench.work / "serving"
-        try:
-            with node(bench, home):
-                seeder = _Seeder(bench, home)
-                took = {
-                    "first by BitTorrent": seeder.by_bittorrent(),
-                    "again by BitTorrent": seeder.by_bittorrent(),
-                    "first over HTTP": seeder.by_http(),
-                    "again over HTTP": seeder.by_http(),
-                }
-        finally:
-            shutil.rmtree(home, ignore_errors=True)
+        with fresh_node(bench, "serving") as home:
+            seeder = _Seeder(bench, home)
+            took = {
+                "first by BitTorrent": seeder.by_bittorrent(),
+                "again by BitTorrent": seeder.by_bittorrent(),
+                "first over HTTP": seeder.by_http(),
+                "again over HTTP": seeder.by_http(),
+            }
         return {
             f"{k}, {what}": value for k, values in took.items() for what, value in values.items()
         }

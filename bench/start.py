@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from pathlib import Path
 from bench.boot import from_storage_daemon
 from bench.guests import LIMIT, LOGIN
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, node, run, seeding, tail
+from bench.processes import Argument, fresh_node, node, run, seeding, tail
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.initramfs import START_MARK
 from p2pcloopd.guest.kernel import find_kernel
@@ -125,12 +124,8 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
         _boot(bench, link, warm_home)  # records the profile
 
         def cold() -> Values:
-            home = bench.work / "reader"
-            try:
-                with node(bench, home):
-                    return _boot(bench, link, home)
-            finally:
-                shutil.rmtree(home, ignore_errors=True)
+            with fresh_node(bench, "reader") as home:
+                return _boot(bench, link, home)
 
         def warm() -> Values:
             run(stop)

@@ -21,7 +21,7 @@ from p2pcloop.formats.name import check_label, format_key
 from p2pcloop.formats.profile import sign_profile, unpack_touches
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
-from p2pcloop.store.keys import name_of_key, read_key
+from p2pcloop.store.keys import name_of_key
 from p2pcloop.store.profiles import fit_profile, forget_profile, keep_profile
 from p2pcloop.text import to_json
 from p2pcloop.units import BLOCK_SIZE, format_size
@@ -170,23 +170,18 @@ def _publisher(subject: Subject, home: Home, key_name: str | None) -> Iterator[P
     Raises:
         UsageError: there is a newer version.
     """
-    ref = subject.ref
-    owner = None if ref is None else _owner(ref.signed.manifest.key, home, key_name)
+    ref, owner = subject.ref, None
+    if key_name is not None:
+        with words_of_the_user():
+            check_label(key_name)
+    if ref is not None:
+        owner = name_of_key(home.keys, ref.signed.manifest.key, key_name)
     if ref is None or owner is None:
         yield None
         return
     with Publisher.of(home, ref.client, ref.signed.manifest.label, owner) as publisher:
         publisher.check_newest(ref, hint="or leave it to its publisher")
         yield publisher
-
-
-def _owner(public: bytes, home: Home, key_name: str | None) -> str | None:
-    """The name of the user's key that an image is published under, if it is one of theirs."""
-    if key_name is None:
-        return name_of_key(home.keys, public)
-    with words_of_the_user():
-        check_label(key_name)
-    return key_name if read_key(home.keys, key_name).public == public else None
 
 
 def _release(

@@ -92,12 +92,15 @@ def list_keys(keys_dir: Path) -> list[str]:
     )
 
 
-def name_of_key(keys_dir: Path, public: bytes) -> str | None:
+def name_of_key(keys_dir: Path, public: bytes, only: str | None = None) -> str | None:
     """The name of our key with this public half, 32 bytes; None if there is none.
+
+    Args:
+        only: no other key is looked at; it must be there.
 
     Errors as of `read_key`.
     """
-    names = list_keys(keys_dir)
+    names = list_keys(keys_dir) if only is None else [only]
     return next((name for name in names if read_key(keys_dir, name).public == public), None)
 
 

@@ -178,21 +178,29 @@ def test_files_of_the_store_that_are_cut_short_under_a_reader_are_healed(
     assert out.read_bytes() == image.read_bytes()
 
 
-def test_reads_go_on_from_memory_while_the_store_is_full(
-    nodes: Nodes, image: Path, cloop: Path
-) -> None:
-    seeder = nodes.make()
-    link = seeder.seed(cloop)["link"]
+@contextlib.contextmanager
+def reading_into_a_full_store(
+    nodes: Nodes, link: str
+) -> Iterator[tuple[subprocess.Popen[str], str, SmallDisk]]:
+    """A block server whose store takes little: its process, its URI, and the disk of the store."""
     with small_disk(nodes.directory / "small", "2M") as disk:
         reader = nodes.make(inside=disk.inside, root=disk.place)
         reader.run("daemon", "start")
-        socket, out = nodes.directory / "nbd", nodes.directory / "out.img"
+        socket = nodes.directory / "nbd"
         try:
             with reader.started("block", link, "--nbd", f"unix:{socket}") as serving:
                 read_until(serving, "serving at")
-                tool("nbdcopy", f"nbd+unix:///?socket={socket}", out)
+                yield serving, f"nbd+unix:///?socket={socket}", disk
         finally:
             reader.run("daemon", "stop")
+
+
+def test_reads_go_on_from_memory_while_the_store_is_full(
+    nodes: Nodes, image: Path, cloop: Path
+) -> None:
+    link, out = nodes.make().seed(cloop)["link"], nodes.directory / "out.img"
+    with reading_into_a_full_store(nodes, link) as (_, uri, _):
+        tool("nbdcopy", uri, out)
     assert out.read_bytes() == image.read_bytes()
 
 
@@ -201,20 +209,14 @@ def test_reads_that_need_the_full_store_wait_for_room_and_say_so(
 ) -> None:
     """A seeder without HTTP: its pieces go through the store's files. No read fails."""
     seeder = nodes.make("[http]\nlisten = []\n")
-    link = seeder.seed(cloop)["link"]
-    with small_disk(nodes.directory / "small", "2M") as disk:
-        reader = nodes.make(inside=disk.inside, root=disk.place)
-        reader.run("daemon", "start")
-        socket, out = nodes.directory / "nbd", nodes.directory / "out.img"
-        try:
-            with reader.started("block", link, "--nbd", f"unix:{socket}") as serving:
-                read_until(serving, "serving at")
-                with started(["nbdcopy", f"nbd+unix:///?socket={socket}", out]) as copying:
-                    said = read_until(serving, "the guest waits for room")
-                    assert copying.poll() is None
-                    disk.resize("64M")
-                    assert copying.wait(BOUND) == 0
-                assert "No space left on device; free some space" in said
-        finally:
-            reader.run("daemon", "stop")
+    link, out = seeder.seed(cloop)["link"], nodes.directory / "out.img"
+    with (
+        reading_into_a_full_store(nodes, link) as (serving, uri, disk),
+        started(["nbdcopy", uri, out]) as copying,
+    ):
+        said = read_until(serving, "the guest waits for room")
+        assert copying.poll() is None
+        disk.resize("64M")
+        assert copying.wait(BOUND) == 0
+    assert "No space left on device; free some space" in said
     assert out.read_bytes() == image.read_bytes()
