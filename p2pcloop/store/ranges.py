@@ -57,6 +57,13 @@ class Ranges:
         found = ((start, self._lengths[start]) for start in starts)
         return [each for each in found if sum(each) > offset]
 
+    def overlaps(self, offset: int, length: int) -> bool:
+        """Whether any does: `overlapping`, without a list of them."""
+        after = bisect_right(self._starts, offset)
+        if after and (start := self._starts[after - 1]) + self._lengths[start] > offset:
+            return True
+        return after < len(self._starts) and self._starts[after] < offset + length
+
     def next(self, offset: int) -> Range | None:
         """The first that begins here or later."""
         at = bisect_left(self._starts, offset)

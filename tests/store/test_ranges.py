@@ -37,6 +37,7 @@ def test_they_are_what_a_set_of_bytes_is(
     wanted = range(offset, offset + length)
     gaps = [byte for at, size in ranges.gaps(offset, length) for byte in range(at, at + size)]
     assert gaps == [byte for byte in wanted if byte not in taken()]
+    assert ranges.overlaps(offset, length) is bool(ranges.overlapping(offset, length))
     assert ranges.overlapping(offset, length) == [
         (at, size) for at, size in sorted(model.items()) if at < wanted.stop and at + size > offset
     ]

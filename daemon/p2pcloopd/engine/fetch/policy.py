@@ -45,7 +45,7 @@ from operator import attrgetter
 from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
-from p2pcloopd.engine.fetch.wants import Flight, Want
+from p2pcloopd.engine.fetch.wants import Flight, Want, runs_of
 
 
 def takes_exact_range(view: RangeView, tuning: Tuning) -> bool:
@@ -64,14 +64,13 @@ def plan(view: View, tuning: Tuning) -> Plan:
     made = Plan(clients=view.crowd + 1, wake_at=view.exact_cools_until)
     demand = sorted((w for w in view.wants if w.waiting), key=attrgetter("demand_since"))
     ahead = [want for want in view.wants if want.ahead and not want.waiting]
-    left = [want for want in demand if not _settled(view, tuning, made, want)]
+    fills = [want for want in view.wants if not (want.ahead or want.waiting)]
+    left = _unsettled(view, tuning, made, demand)
     waiting = [want for want in left if not _by_demand(view, tuning, made, want)]
-    expected = [*waiting, *(want for want in ahead if not _settled(view, tuning, made, want))]
+    expected = [*waiting, *_unsettled(view, tuning, made, ahead)]
     if expected or view.exclusive:
         _read_ahead(view, tuning, made, expected, left)
-    for want in view.wants:
-        if want.waiting or want.ahead or _settled(view, tuning, made, want):
-            continue
+    for want in _unsettled(view, tuning, made, fills):
         if not want.servers_only:
             made.peers[want.piece] = Priority.FILL
     made.exact = _in_window(view, made.exact, {want.piece for want in demand})
@@ -82,33 +81,38 @@ def plan(view: View, tuning: Tuning) -> Plan:
     return made
 
 
-def _settled(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
-    """Whether a range request brings a piece, or is to bring it."""
-    flight = want.flight
-    if flight is not None and not (want.waiting and flight.exact and flight.queued):
-        if want.servers_only:
-            return True
-        if not flight.hedged:
-            at = _hedge_at(view, tuning, flight)
-            if at > view.now:
-                made.wake(at)
-                return True
-            if flight not in made.hedge:
-                made.hedge.append(flight)
-        made.peers[want.piece] = want.priority
-        return True
-    if not view.exact_ready or _asked_of_peer(view, want):
-        return False
-    if view.in_part(want.piece):
-        made.exact.append(want.piece)
-        return True
-    return False
+def _unsettled(view: View, tuning: Tuning, made: Plan, wants: Iterable[Want]) -> list[Want]:
+    """Those that no range request brings, or is to bring from now on."""
+    left, exact_ready, in_part = [], view.exact_ready, view.in_part
+    for want in wants:
+        flight = want.flight
+        if flight is not None and not (want.waiting and flight.exact and flight.queued):
+            _await(view, tuning, made, want, flight)
+        elif exact_ready and not _asked_of_peer(view, want) and in_part(want.piece):
+            made.exact.append(want.piece)
+        else:
+            left.append(want)
+    return left
 
 
-def _for_peers(view: View, made: Plan) -> list[Want]:
+def _await(view: View, tuning: Tuning, made: Plan, want: Want, flight: Flight) -> None:
+    """Wait for the range request that brings a piece, and ask peers as well once it is late."""
+    if want.servers_only:
+        return
+    if not flight.hedged:
+        at = _hedge_at(view, tuning, flight)
+        if at > view.now:
+            made.wake(at)
+            return
+        if flight not in made.hedge:
+            made.hedge.append(flight)
+    made.peers[want.piece] = want.priority
+
+
+def _for_peers(view: View, made: Plan) -> Iterator[Want]:
     """What peers may have to bring, now or where another source fails."""
     asked = made.peers.keys() | set(made.dispatch).union(*made.ranges)
-    return [w for w in view.wants if w.piece in asked or (w.flight and not w.flight.exact)]
+    return (w for w in view.wants if w.piece in asked or (w.flight and not w.flight.exact))
 
 
 def _in_window(view: View, pieces: Sequence[int], urgent: set[int]) -> list[int]:
@@ -192,7 +196,7 @@ def _up_to(view: View, wants: Sequence[Want], size: int) -> list[Want]:
 
 def _own(view: View, tuning: Tuning, alone: Sequence[Want]) -> list[Want]:
     """Few pieces of those that only complete seeders have: what was asked for, then own shares.
-    Who has nothing else to ask for asks for the shares of others: those may not get them."""
+    The rest is the share of others, and asked for where nothing else is: they may not get it."""
     asked = _asked(alone)
     fresh = (want for want in alone if want.asked is Priority.IDLE and view.mine(want.piece))
     return [*asked, *islice(fresh, max(0, tuning.rare - len(asked)))]
@@ -219,24 +223,23 @@ def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
     made.silent = view.peers_silent
     if min(view.servers_ready_at, view.whole_ready_at) == math.inf or not made.peers:
         return
-    send = _peers_send(view, tuning, made)
+    send, ready = _peers_send(view, tuning, made), view.servers_ready_at
+    made.wake(ready if ready > view.now else math.inf)
+    beside = send and view.seeds and not view.crowd
+    if send and not beside:
+        return
     told = made.peers.keys() - made.exact
     free = [want for want in view.wants if want.piece in told and want.flight is None]
-    beside = send and view.seeds and not view.crowd
     if beside:
         _keep_for_seed(view, tuning, made, free)
-    ready = view.servers_ready_at
     if ready > view.now:
-        made.wake(ready)
         if ready == math.inf and not send and free:
             made.whole = view.whole_ready_at <= view.now
             made.wake(view.whole_ready_at if not made.whole else math.inf)
         return
-    if send and not beside:
-        return
     candidates = list(_candidates(view, tuning, made, free, beside=beside))
     flying = sum(not flight.exact for flight in view.flights)
-    made.ranges = list(_runs(view, candidates, tuning.server_concurrency - flying))
+    made.ranges = list(runs_of(candidates, tuning.server_concurrency - flying, view.range_pieces))
     for run in made.ranges:
         for piece in run:
             made.peers.pop(piece, None)
@@ -282,23 +285,3 @@ def _keep_for_seed(view: View, tuning: Tuning, made: Plan, free: Sequence[Want])
     made.for_server = kept
     for piece in kept:
         del made.peers[piece]
-
-
-def _runs(view: View, candidates: Sequence[Want], most: int) -> Iterator[range]:
-    """Pieces that are side by side and equally urgent, the most urgent first."""
-    urgent = sorted(candidates, key=attrgetter("priority"), reverse=True)
-    by_piece = {want.piece: want for want in urgent}
-    for want in urgent:
-        if most <= 0 or want.piece not in by_piece:
-            continue
-        end, length = want.piece, 1 if want.single else view.range_pieces
-        while (
-            end - want.piece < length
-            and (each := by_piece.get(end)) is not None
-            and each.priority is want.priority
-            and (each is want or not each.single)
-        ):
-            del by_piece[end]
-            end += 1
-        most -= 1
-        yield range(want.piece, end)

@@ -168,7 +168,8 @@ class Provisional:
 
     def touches(self, offset: int, length: int) -> bool:
         """Whether bytes of a range are here, or on their way by themselves."""
-        return bool(self.overlapping(offset, length)) or self.claimed(offset, length) is not None
+        overlaps = self._ranges.overlaps(offset, length)
+        return overlaps or self.claimed(offset, length) is not None
 
     # --- the disk ---------------------------------------------------------------------------
 

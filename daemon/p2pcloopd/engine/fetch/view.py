@@ -29,7 +29,7 @@ class View:
         peers_silent: what the last plan said of it.
         nudged_at: when what stalls was asked for anew.
 
-        exact_ready_at: when a server may be asked for exact ranges.
+        exact_ready_at: when a server may be asked for exact ranges; exact_ready: it may be now.
         servers_ready_at, whole_ready_at: when one may be asked for a range; for whole files.
         seeds: a server is a web seed.
         range_pieces: how many pieces a range request asks for at most, but for exact ones.
@@ -75,10 +75,10 @@ class View:
     exclusive: bool = False
     dispatching: bool = False
 
-    @property
-    def exact_ready(self) -> bool:
-        """Whether a server can be asked for exact ranges now."""
-        return self.exact_ready_at <= self.now
+    exact_ready: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.exact_ready = self.exact_ready_at <= self.now
 
     @property
     def exact_cools_until(self) -> float:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import trio
 
@@ -99,6 +100,27 @@ class Want:
     def unwanted(self) -> bool:
         """Whether its last user is gone."""
         return not (self.waiting or self.ahead or self.fills)
+
+
+def runs_of(wants: Iterable[Want], most: int, length: int) -> Iterator[range]:
+    """Up to `most` runs of up to `length` pieces, side by side and equally urgent; the most urgent
+    pieces come first. One that is `single` is a run of its own."""
+    urgent = sorted(wants, key=attrgetter("priority"), reverse=True)
+    by_piece = {want.piece: want for want in urgent}
+    for want in urgent:
+        if most <= 0 or want.piece not in by_piece:
+            continue
+        end, limit = want.piece, 1 if want.single else length
+        while (
+            end - want.piece < limit
+            and (each := by_piece.get(end)) is not None
+            and each.priority is want.priority
+            and (each is want or not each.single)
+        ):
+            del by_piece[end]
+            end += 1
+        most -= 1
+        yield range(want.piece, end)
 
 
 class Wants:
