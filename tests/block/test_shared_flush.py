@@ -13,6 +13,7 @@ import trio.testing
 from p2pcloop.errors import StorageError
 from p2pcloopd.block.shared_flush import SharedFlush
 from tests.support.memory_device import MemoryDevice
+from tests.support.waiting import BOUND
 
 
 class SlowDevice(MemoryDevice):
@@ -28,7 +29,7 @@ class SlowDevice(MemoryDevice):
         make_durable = super().prepare_flush()
 
         def wait_and_make_durable() -> None:
-            assert self.go_on.acquire(timeout=20)
+            assert self.go_on.acquire(timeout=BOUND)
             make_durable()
 
         return wait_and_make_durable

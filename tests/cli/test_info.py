@@ -18,6 +18,7 @@ from tests.support.cloops import FLAGS, build_old, build_v4
 from tests.support.command import Run
 from tests.support.images import make_image, write_cloop_file
 from tests.support.shared_layers import SharedLayer, manifest_of
+from tests.support.waiting import BOUND
 from tools.knoppix_cd import make_cd
 
 RAW = make_image(300_000)
@@ -120,7 +121,7 @@ def test_a_damaged_cd_is_told_in_one_line(p2pcloop: Run, tmp_path: Path) -> None
 def test_a_raw_image_with_a_file_system(p2pcloop: Run, tmp_path: Path) -> None:
     path = tmp_path / "raw.img"
     path.write_bytes(bytes(2 << 20))
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", path], check=True, timeout=30)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", path], check=True, timeout=BOUND)
     facts = p2pcloop("info", path, "--json").json
     assert (facts["format"], facts["size"], facts["filesystem"]) == ("raw", 2 << 20, "ext4")
 

@@ -16,6 +16,7 @@ from p2pcloop.image.zeros import files_device
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.files_overlay import make_file_system
 from tests.support.images import read_views
+from tests.support.waiting import BOUND
 
 IMAGE, OTHER, MANIFEST = bytes(range(32)), b"o" * 32, b"m" * 32
 SIZE = 64 << 20
@@ -77,7 +78,7 @@ def test_its_file_system_is_whole(tmp_path: Path) -> None:
         image = tmp_path / "image"
         image.write_bytes(read_views(files_device(overlay), 0, [SIZE]))
         assert overlay.info().data_blocks < 1000, "zeros take no room"
-    subprocess.run(["/sbin/e2fsck", "-fn", image], check=True, capture_output=True, timeout=30)
+    subprocess.run(["/sbin/e2fsck", "-fn", image], check=True, capture_output=True, timeout=BOUND)
 
 
 def test_a_copy_lies_on_another_image(path: Path) -> None:

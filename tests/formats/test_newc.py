@@ -9,6 +9,7 @@ import pytest
 
 from p2pcloop.formats import newc
 from p2pcloopd.programs import find_program
+from tests.support.waiting import BOUND
 
 GOLDEN = (
     b"07070100000001000081a40000000000000000000000010000000000000003"
@@ -34,7 +35,7 @@ def test_busybox_unpacks_it(tmp_path: Path) -> None:
         ]
     )
     busybox = find_program("busybox", "busybox-static")
-    subprocess.run([busybox, "cpio", "-i"], input=archive, cwd=tmp_path, check=True, timeout=20)
+    subprocess.run([busybox, "cpio", "-i"], input=archive, cwd=tmp_path, check=True, timeout=BOUND)
     assert {name: (tmp_path / name).read_bytes() for name in contents} == contents
     assert (tmp_path / "dir/link").readlink() == Path("f255")
     assert (tmp_path / "dir").stat().st_mode & 0o777 == 0o750
@@ -49,7 +50,7 @@ def test_busybox_lists_a_device(tmp_path: Path) -> None:
     busybox = find_program("busybox", "busybox-static")
     listing = subprocess.run(
         [busybox, "cpio", "-tv"],
-        input=archive, cwd=tmp_path, check=True, timeout=20, capture_output=True,
+        input=archive, cwd=tmp_path, check=True, timeout=BOUND, capture_output=True,
     )  # fmt: skip
     assert b"crw-------" in listing.stdout
     assert b"dev/console" in listing.stdout

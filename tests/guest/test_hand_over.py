@@ -13,7 +13,7 @@ import pytest
 from p2pcloopd.guest import initramfs, scripts
 from p2pcloopd.guest.kernel import find_busybox
 
-_BOUND = 30
+_BOUND = 120
 
 _BEGIN = """
 fail() {

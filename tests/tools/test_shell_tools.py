@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs import read_until, started
+from tests.support.waiting import BOUND
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 SCRIPTS = [
     CHECKOUT / name
     for name in subprocess.run(
         [CHECKOUT / "tools/check", "--scripts"],
-        capture_output=True, text=True, timeout=30, check=True,
+        capture_output=True, text=True, timeout=BOUND, check=True,
     ).stdout.splitlines()
 ]  # fmt: skip
 """Those that tools/check gives to shellcheck."""
@@ -26,7 +27,7 @@ SCRIPTS = [
 def build_image(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [CHECKOUT / "tools/build-image", *args],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 
