@@ -204,6 +204,7 @@ class ReconnectingClient:
         path: Path,
         on_gone: Callable[[], None] = lambda: None,
         on_back: Callable[[ControlClient], Awaitable[None]] = _nothing,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Nothing is done before `run`.
 
@@ -212,13 +213,16 @@ class ReconnectingClient:
             on_gone: called once for each time that a call waits `GONE_SECONDS` for p2pcloopd.
             on_back: called with each connection but the first, before calls go on: the new
                 p2pcloopd knows nothing of what was said before. Takes `BACK_SECONDS` at most.
+            on_wait: called when a call begins to wait for a connection.
         """
         self._path = path
         self._on_gone = on_gone
         self._on_back = on_back
+        self._on_wait = on_wait
         self._told_gone = False
         self._client: ControlClient | None = None
         self._connected = trio.Event()  # set, and replaced, at each new connection
+        self._waited_for = trio.Event()  # set, and replaced, when a call begins to wait
 
     async def call(
         self, op: str, on_event: OnEvent | None = None, **args: object
@@ -237,6 +241,8 @@ class ReconnectingClient:
     async def _wait(self) -> None:
         """Return once there is a new connection."""
         connected = self._connected
+        self._on_wait()
+        self._waited_for.set()
         with trio.move_on_after(GONE_SECONDS):
             await connected.wait()
         if not connected.is_set():
@@ -250,6 +256,7 @@ class ReconnectingClient:
         task_status.started()
         delay = FIRST_DELAY
         while True:
+            self._waited_for = trio.Event()
             client = ControlClient(self._path)
             try:
                 async with trio.open_nursery() as nursery:
@@ -267,6 +274,11 @@ class ReconnectingClient:
                 # is being upgraded) may be the next time; the guest waits rather than fails.
                 _log.debug("p2pcloopd cannot be reached: %s", err.exceptions[0])
             # A socket that is to appear is no event that the kernel offers without inotify, which
-            # Python has no binding for. A try costs one connect(2); at most one a second.
-            await trio.sleep(delay)
+            # Python has no binding for. A try costs one connect(2); at most one a second, and soon
+            # after a call begins to wait, which may have p2pcloopd started.
+            with trio.move_on_after(delay) as pause:
+                await self._waited_for.wait()
+            if not pause.cancelled_caught:
+                await trio.sleep(FIRST_DELAY)
+                delay = FIRST_DELAY
             delay = min(2 * delay, LAST_DELAY)

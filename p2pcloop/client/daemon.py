@@ -26,13 +26,20 @@ _ATTEMPTS = 80
 _PAUSE = 0.25
 
 
-def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> ControlClient:
+def ensure_daemon(
+    home: Home,
+    meanwhile: Callable[[], object] | None = None,
+    *,
+    warn: Callable[[str], None] | None = None,
+) -> ControlClient:
     """Connect to the p2pcloopd of `home`; start one, and say so on stderr, if none runs.
 
     However many commands do this at once, only one p2pcloopd starts.
 
     Args:
         meanwhile: called while p2pcloopd starts; not called if one runs already.
+        warn: takes what the user should know of it; else that goes to stderr, and so does the word
+            that it starts.
 
     Raises:
         P2pcloopError: the error of the p2pcloopd that could not start.
@@ -43,10 +50,11 @@ def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> 
         return ControlClient.connect(home)
     except NotRunningError:
         pass
-    notify(
-        f"starting p2pcloopd on {home.root} (log: {home.log.name});"
-        " it seeds until `p2pcloop daemon stop`"
-    )
+    if warn is None:
+        notify(
+            f"starting p2pcloopd on {home.root} (log: {home.log.name});"
+            " it seeds until `p2pcloop daemon stop`"
+        )
     with home.starting():
         for attempt in range(_ATTEMPTS):
             try:
@@ -54,7 +62,7 @@ def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> 
             except NotRunningError:
                 pass
             try:
-                start_daemon(home, meanwhile)
+                start_daemon(home, meanwhile, warn=warn or _warn)
             except BusyError:
                 if attempt and home.holder() is None:
                     raise  # the home is free: something else is taken, a port
@@ -66,13 +74,23 @@ def ensure_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> 
     )
 
 
-def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> None:
+def _warn(text: str) -> None:
+    notify(f"p2pcloop: {text}")
+
+
+def start_daemon(
+    home: Home,
+    meanwhile: Callable[[], object] | None = None,
+    *,
+    warn: Callable[[str], None] = _warn,
+) -> None:
     """Start a detached p2pcloopd and return when it is ready.
 
     It has a session of its own, the null device as its input and daemon.log as its output.
 
     Args:
         meanwhile: called while it starts, which takes a quarter of a second of one processor.
+        warn: takes what the user should know of it.
 
     Raises:
         BusyError: one runs already.
@@ -94,7 +112,7 @@ def start_daemon(home: Home, meanwhile: Callable[[], object] | None = None) -> N
     match messages:
         case [Event(_, "ready", told)]:
             for warning in told.get("warnings", []):
-                notify(f"p2pcloop: {warning}")
+                warn(warning)
             return
         case [Failure(_, error)]:
             os.waitpid(pid, 0)

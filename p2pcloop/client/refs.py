@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.invocation import FileChoice
 from p2pcloop.client.terminal import notify
@@ -96,6 +96,7 @@ def resolve_ref(
     withdrawn: bool = False,
     meanwhile: Callable[[], object] | None = None,
     unpack: bool = True,
+    late: bool = False,
 ) -> ImageFile | StoredRef:
     """Find the image that a REF stands for. Except for files, this starts p2pcloopd.
 
@@ -105,6 +106,7 @@ def resolve_ref(
         withdrawn: return a withdrawal, too.
         meanwhile: see `ensure_daemon`.
         unpack: unpack the content of a container; False for commands that refuse files.
+        late: p2pcloopd may start later: see whole.py.
 
     Raises:
         UsageError: the REF is not of the right form, or has two meanings.
@@ -126,6 +128,8 @@ def resolve_ref(
         return open_image_file(asked, home)
     if unpack and FileChoice.current() != FileChoice():
         raise UsageError("--partition and --raw are for files", hint="leave them out")
+    if late and (found := _find_late(asked, home, at)) is not None:
+        return found
     client = ensure_daemon(home, meanwhile)
     answer = client.call(
         "resolve", report_waiting, ref=asked, at=at, look=look, withdrawn=withdrawn
@@ -133,6 +137,25 @@ def resolve_ref(
     from p2pcloop.formats.manifest import open_manifest  # noqa: PLC0415  see above
 
     return StoredRef(open_manifest(answer["manifest"]), answer["name"], answer["link"], client)
+
+
+def _find_late(asked: str, home: Home, at: int) -> StoredRef | None:
+    """`find_whole`, if no p2pcloopd runs."""
+    if not home.names.exists():
+        return None
+    try:
+        ControlClient.connect(home).close()
+    except NotRunningError:
+        from p2pcloop.client.whole import find_whole  # noqa: PLC0415  see above
+
+        found = find_whole(asked, home, at)
+        if found is not None:
+            notify(
+                f"p2pcloopd starts on {home.root} once the guest is up (log: {home.log.name});"
+                " it seeds until `p2pcloop daemon stop`"
+            )
+        return found
+    return None
 
 
 def resolve_stored(

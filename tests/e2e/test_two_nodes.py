@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from itertools import cycle
 from pathlib import Path
 
@@ -92,6 +93,35 @@ def test_a_fetched_image_needs_nobody(nodes: Nodes, image: Path, cloop: Path) ->
     back = nodes.directory / "out.cloop"
     reader.run("export", seeded["name"], back)
     tool("qemu-img", "compare", "-f", "raw", image, "-F", "cloop", back)
+
+
+def test_a_whole_image_boots_before_p2pcloopd_starts(nodes: Nodes, cloop: Path) -> None:
+    """It starts before the guest has ended, or as soon as bytes turn out to be wrong."""
+    seeder, reader = nodes.make(), nodes.make()
+    seeded = seeder.seed(cloop)
+    reader.run("fetch", seeded["link"])
+    reader.run("daemon", "stop")
+    with Guest(reader, seeded["link"], "--no-profile") as guest:
+        guest.prompt()
+        assert "p2pcloopd starts" in guest.said
+        guest.power_off()
+    assert reader.home.holder() is not None
+
+    reader.run("daemon", "stop")
+    [pack] = reader.home.torrents.glob("*/data/*/pack")
+    with pack.open("r+b") as file:
+        at = file.seek(0, os.SEEK_END) // 2  # /root/data, which no boot touches
+        file.seek(at)
+        kept = file.read(1)
+        file.seek(at)
+        file.write(bytes([kept[0] ^ 1]))
+    with Guest(reader, seeded["link"], "--no-profile") as guest:
+        guest.prompt()
+        guest.send_line("md5sum /root/data")
+        guest.expect(hashlib.md5(DATA).hexdigest(), 60)
+        assert reader.home.holder() is not None
+        guest.power_off()
+    assert reader.json("verify", seeded["name"])["bad"] == 0
 
 
 def test_a_cloop_v4_of_all_codecs_boots_from_a_peer(nodes: Nodes, image: Path) -> None:

@@ -57,6 +57,12 @@ def test_initramfs_failure() -> None:
     assert transcript(b"echo p2pcloop: cannot boot: x").initramfs_failure() is None
 
 
+def test_the_first_login_prompt_is_reported_once() -> None:
+    made = Transcript(lambda: 0.0)
+    printed = (b"Debian\n", b"host log", b"in: ", b"root\n", b"host login: ")
+    assert list(map(made.take, printed)) == [False, False, True, False, False]
+
+
 def test_tail_is_bounded() -> None:
     made = Transcript(lambda: 0.0)
     made.take(b"x" * 1_000_000)

@@ -33,6 +33,7 @@ from p2pcloop.store.home import Home
 from p2pcloopd import control_client
 from p2pcloopd.control_client import (
     GONE_SECONDS,
+    LAST_DELAY,
     ConnectionLostError,
     ControlClient,
     ReconnectingClient,
@@ -360,6 +361,25 @@ async def test_a_reconnecting_call_waits_for_the_server_and_outlives_it(
                 await done.wait()
                 nursery.cancel_scope.cancel()
     assert results == [{}]
+
+
+async def test_a_call_that_begins_to_wait_says_so_and_the_server_is_looked_for_at_once(
+    socket_path: Path, operations: Operations, autojump_clock: trio.testing.MockClock
+) -> None:
+    assert autojump_clock.rate == 0
+    waits: list[float] = []
+    client = ReconnectingClient(socket_path, on_wait=lambda: waits.append(trio.current_time()))
+    with trio.fail_after(600):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.run)
+            await trio.sleep(100)  # it looks once a second by now
+            assert waits == []
+            async with serving(socket_path, operations):
+                begun = trio.current_time()
+                await client.call("echo")
+                assert waits == [begun]
+                assert trio.current_time() - begun < LAST_DELAY / 2
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_server_that_comes_back_is_told_first(

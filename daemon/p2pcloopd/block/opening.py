@@ -58,7 +58,11 @@ class Disk:
 
 
 async def open_disk(
-    spec: BlockServerSpec, nursery: trio.Nursery, stack: AsyncExitStack, ready: Ready
+    spec: BlockServerSpec,
+    nursery: trio.Nursery,
+    stack: AsyncExitStack,
+    ready: Ready,
+    wanting: Callable[[], None],
 ) -> Disk:
     """Open the image and the overlay; an overlay that does not exist is made.
 
@@ -66,6 +70,7 @@ async def open_disk(
         nursery: runs the tasks that fetch the image's bytes.
         stack: holds the image's lease.
         ready: called when the overlay is open; the image's maps may arrive after that.
+        wanting: called when p2pcloopd is needed and there is no connection to it.
 
     Raises:
         MismatchError, BusyError: the overlay is of another image or mode, or open elsewhere.
@@ -75,7 +80,7 @@ async def open_disk(
     """
     if isinstance(spec.image, SignedManifest):
         lease = stack.enter_context(Lease(spec.home, spec.image.id, _holder(spec, spec.image)))
-        return await _open_stored(spec, spec.image, lease, nursery, ready)
+        return await _open_stored(spec, spec.image, lease, nursery, ready, wanting)
     return _open_file(spec, spec.image, ready)
 
 
@@ -126,6 +131,7 @@ async def _open_stored(
     lease: Lease,
     nursery: trio.Nursery,
     ready: Ready,
+    wanting: Callable[[], None],
 ) -> Disk:
     manifest = signed.manifest
     # A wrong secret is refused here, before an overlay is made.
@@ -136,7 +142,10 @@ async def _open_stored(
     over, changes = _place(spec, overlay)
     ready()
     client = ReconnectingClient(
-        spec.home.control_socket, partial(_report_gone, spec.home), partial(_know_again, manifest)
+        spec.home.control_socket,
+        partial(_report_gone, spec.home),
+        partial(_know_again, manifest),
+        wanting,
     )
     await nursery.start(client.run)
     supplier = Supplier(client, stored.accept)

@@ -2,9 +2,9 @@
 
 It is forked, not started anew: the modules are loaded already, so it serves a third of a second
 earlier. Two pipes connect parent and child. Over one the child sends messages of the control
-protocol: an event when it is ready, one when a vhost-user front end connects or leaves, at last its
-report or its error. The other carries nothing: when the parent closes it or ends, the child makes
-all durable and ends.
+protocol: an event when it is ready, one when a vhost-user front end connects or leaves, one when it
+needs p2pcloopd and has no connection to one, at last its report or its error. The other carries
+nothing: when the parent closes it or ends, the child makes all durable and ends.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from p2pcloopd.entry import run
 _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
+
+_WANTING = "wanting"
 
 
 class BlockServerProcess:
@@ -70,12 +72,17 @@ class BlockServerProcess:
         while not isinstance(await self._next(), Event):
             pass
 
-    async def finish(self, attached: Callable[[bool], None] = lambda _: None) -> dict[str, Any]:
+    async def finish(
+        self,
+        attached: Callable[[bool], None] = lambda _: None,
+        wanting: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Wait until it has made all durable; return its report.
 
         Args:
             attached: called with True when a vhost-user front end has connected, with False when it
                 has left.
+            wanting: called when it needs p2pcloopd and has no connection to one.
 
         Raises:
             P2pcloopError: the error that made it end.
@@ -86,6 +93,8 @@ class BlockServerProcess:
                 return message.result
             if isinstance(message, Event) and message.event in _ATTACHED:
                 attached(message.event == _ATTACHED[True])
+            elif isinstance(message, Event) and message.event == _WANTING:
+                wanting()
 
     async def _next(self) -> Message:
         while not self._received:
@@ -126,8 +135,9 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
     def attached(has_come: bool) -> None:
         _send(output, Event(0, _ATTACHED[has_come]))
 
+    wanting = partial(_send, output, Event(0, _WANTING))
     try:
-        return Reply(0, run(partial(serve, spec, ready, stopped, attached)))
+        return Reply(0, run(partial(serve, spec, ready, stopped, attached, wanting)))
     except P2pcloopError as err:
         return Failure(0, err)
 

@@ -33,6 +33,7 @@ async def serve(
     ready: Ready,
     stopped: Callable[[], Awaitable[None]],
     attached: Callable[[bool], None] = lambda _: None,
+    wanting: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Serve until `stopped` returns; then make all durable.
 
@@ -42,6 +43,7 @@ async def serve(
         stopped: awaited; when it returns, serving ends.
         attached: called with True when a vhost-user front end has connected, with False when it
             has left.
+        wanting: called when p2pcloopd is needed and there is no connection to it.
 
     Returns:
         The facts about reads, for a boot's report. If touches are recorded, also `image_id` and
@@ -57,7 +59,7 @@ async def serve(
         listeners = await _listen(spec, stack)
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
-        disk = await open_disk(spec, nursery, stack, ready)
+        disk = await open_disk(spec, nursery, stack, ready, wanting)
         if isinstance(disk.image, StoredBackend):
             if not spec.profile:
                 nursery.start_soon(disk.image.prefetch.follow)

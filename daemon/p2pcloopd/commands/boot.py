@@ -16,6 +16,7 @@ from p2pcloopd.guest.escape import HELP
 if TYPE_CHECKING:
     from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
+    from p2pcloopd.guest.boot import LateNode
     from p2pcloopd.guest.report import Outcome
     from p2pcloopd.guest.spec import GuestSpec
 
@@ -82,11 +83,13 @@ def command(
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.initramfs import AUTOLOGIN  # noqa: PLC0415
 
-        def start(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+        def start(
+            spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode
+        ) -> None:
             if file is None:
                 booting.report_keys(options.overlay)
             spec = replace(spec, console=file or "stdio", reboot=not no_reboot)
-            booting.boot(spec, disk, outcome)
+            booting.boot(spec, disk, outcome, late_node=late_node)
 
         return Plan(start, prefetch=not no_profile, words=AUTOLOGIN if autologin else "")
 

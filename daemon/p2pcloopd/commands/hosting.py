@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.whole import LateClient
 from p2pcloop.making.image_file import ImageFile
-from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
+from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
-from p2pcloopd.guest.boot import socket_folder
+from p2pcloopd.guest.boot import Start, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
 from p2pcloopd.guest.initramfs import HAND_OVER, Part, build_initramfs
@@ -26,13 +27,13 @@ class Plan:
     """What a command does with its guest.
 
     Attributes:
-        start: runs the guest.
+        start: runs the guest; of an image that is all here, it starts p2pcloopd meanwhile.
         prefetch: fetch the image's profile ahead of the guest, and record a profile.
         ending: what the guest's first root does once the root is there.
         words: the command's own for the kernel.
     """
 
-    start: Callable[[GuestSpec, BlockServerSpec, Outcome], None]
+    start: Start
     prefetch: bool
     ending: Part = HAND_OVER
     words: str = ""
@@ -71,7 +72,7 @@ def host(
             append=_append(target, plan.words, options.append),
             cpu=_cpu(options.cpu),
         )
-        plan.start(spec, disk, outcome)
+        plan.start(spec, disk, outcome, late_node=_late_node(target))
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if options.report is not None:
@@ -102,6 +103,12 @@ def _append(target: ImageFile | StoredRef, *words: str) -> str:
     """Words for the kernel: the publisher's, ours, and the user's, of which the last one counts."""
     published = target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
     return " ".join(filter(None, (published, *words)))
+
+
+def _late_node(target: ImageFile | StoredRef) -> Callable[[], object] | None:
+    """What starts p2pcloopd for an image that was found without it."""
+    client = target.client if isinstance(target, StoredRef) else None
+    return client.begin if isinstance(client, LateClient) else None
 
 
 def _status(target: ImageFile | StoredRef) -> dict[str, Any] | None:

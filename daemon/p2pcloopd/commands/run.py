@@ -16,6 +16,7 @@ from p2pcloopd.commands.session import run_session
 if TYPE_CHECKING:
     from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
+    from p2pcloopd.guest.boot import LateNode
     from p2pcloopd.guest.report import Outcome
     from p2pcloopd.guest.spec import GuestSpec
 
@@ -79,8 +80,10 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
         from p2pcloopd.guest.boot import run_one  # noqa: PLC0415
         from p2pcloopd.guest.command_ending import command_ending  # noqa: PLC0415
 
-        def start(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
-            run_one(replace(spec, console=console), disk, outcome)
+        def start(
+            spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode
+        ) -> None:
+            run_one(replace(spec, console=console), disk, outcome, late_node=late_node)
 
         return Plan(start, prefetch=False, ending=command_ending(command_words), words="quiet")
 

@@ -39,7 +39,7 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
     if options.report is not None:
         check_writable(options.report)
     options.home.create()
-    target = resolve_ref(ref, options.home, at=options.at, meanwhile=_load)
+    target = resolve_ref(ref, options.home, at=options.at, meanwhile=_load, late=True)
     result: GuestResult = _load().host(target, options, plan(), started)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import sys
@@ -29,6 +30,11 @@ from p2pcloopd.unix_listener import bind_unix_listener
 
 _END_SECONDS = 10
 
+_LATE_SECONDS = 10
+"""A guest without a login prompt is up by then: p2pcloopd is started."""
+
+_log = logging.getLogger(__name__)
+
 
 def report_keys(overlay: Path | None) -> None:
     """Tell a user at a terminal about the escape key, and about changes that will be lost."""
@@ -41,15 +47,43 @@ class Live(Protocol):
     """Runs a guest to its end, as `run_guest` does."""
 
     async def __call__(
-        self, spec: GuestSpec, *, on_boot: Callable[[], None] | None = None
+        self,
+        spec: GuestSpec,
+        *,
+        on_boot: Callable[[], None] | None = None,
+        on_prompt: Callable[[], None] | None = None,
     ) -> GuestResult: ...
 
 
-def boot(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, live: Live = run_guest) -> None:
-    """Boot a guest and wait for its end; an error is left in `outcome`."""
+LateNode = Callable[[], object] | None
+"""Starts the p2pcloopd of the guest's home; it blocks. None where one runs, or is of no use."""
+
+
+class Start(Protocol):
+    """Boots a guest and waits for its end, as `boot` does."""
+
+    def __call__(
+        self, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode
+    ) -> None: ...
+
+
+def boot(
+    spec: GuestSpec,
+    disk: BlockServerSpec,
+    outcome: Outcome,
+    live: Live = run_guest,
+    *,
+    late_node: LateNode = None,
+) -> None:
+    """Boot a guest and wait for its end; an error is left in `outcome`.
+
+    Args:
+        live: runs the guest.
+        late_node: called once the guest shows its prompt, or lacks bytes, or takes its time.
+    """
     try:
         with serve_disks(disk, spec.disks) as block:
-            run(partial(_run, spec, block, outcome, live))
+            run(partial(_run, spec, block, outcome, live, late_node))
     except P2pcloopError as err:
         outcome.error = err
 
@@ -64,7 +98,45 @@ def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerPr
         return BlockServerProcess(disk)
 
 
-async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, live: Live) -> None:
+class _Node:
+    """p2pcloopd, which is started while a guest runs."""
+
+    def __init__(self, start: LateNode) -> None:
+        self._start = start
+        self._wanted = trio.Event()
+        self._started = trio.Event()
+        if start is None:
+            self._started.set()
+
+    def want(self) -> None:
+        """Have it started now, if it was not yet."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Start it once it is wanted."""
+        if self._start is None:
+            return
+        with trio.move_on_after(_LATE_SECONDS):
+            await self._wanted.wait()
+        try:
+            await trio.to_thread.run_sync(self._start)
+        except P2pcloopError as err:
+            _log.warning("p2pcloopd does not start: %s", err)
+        self._started.set()
+
+    async def finish(self) -> None:
+        """Return once it was started: it is told at the guest's end what was used."""
+        self.want()
+        await self._started.wait()
+
+
+async def _run(
+    spec: GuestSpec,
+    block: BlockServerProcess,
+    outcome: Outcome,
+    live: Live,
+    late_node: LateNode,
+) -> None:
     await block.wait_ready()
     outcome.begun = time.monotonic()
     stuck = trio.CancelScope()
@@ -74,23 +146,29 @@ async def _run(spec: GuestSpec, block: BlockServerProcess, outcome: Outcome, liv
         stuck.deadline = math.inf if attached else trio.current_time() + _END_SECONDS
 
     async def wait_for_block_server() -> None:
-        outcome.block = await block.finish(on_disk)
+        outcome.block = await block.finish(on_disk, node.want)
 
     async with trio.open_nursery() as serving:
+        node = _Node(late_node)
+        serving.start_soon(node.run)
         serving.start_soon(wait_for_block_server)
         with stuck:
             # Even a guest that cannot boot has read something, and the report tells it.
             try:
                 with plain_errors():
-                    outcome.guest = await live(spec, on_boot=partial(on_disk, attached=True))
+                    on_boot = partial(on_disk, attached=True)
+                    outcome.guest = await live(spec, on_boot=on_boot, on_prompt=node.want)
             except P2pcloopError as err:
                 outcome.error = err
+        await node.finish()
         block.stop()
     if outcome.guest is None and outcome.error is None:
         raise GuestError("the guest let go of its disk and did not end; it was killed")
 
 
-def run_one(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
+def run_one(
+    spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode = None
+) -> None:
     """Run the one command that the guest's first root has; otherwise as `boot`."""
     from p2pcloopd.guest.execution import ports_path, run_command  # noqa: PLC0415  not for `boot`
 
@@ -99,7 +177,7 @@ def run_one(spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome) -> None:
     with bind_unix_listener(path) as listener:
         listener.setblocking(False)
         live = partial(run_command, listener)
-        boot(replace(spec, ports_socket=path), disk, outcome, live)
+        boot(replace(spec, ports_socket=path), disk, outcome, live, late_node=late_node)
 
 
 @contextmanager

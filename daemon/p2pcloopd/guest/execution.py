@@ -31,7 +31,11 @@ _MAX_LINE = 4096
 
 
 async def run_command(
-    listener: socket.socket, spec: GuestSpec, *, on_boot: Callable[[], None] | None = None
+    listener: socket.socket,
+    spec: GuestSpec,
+    *,
+    on_boot: Callable[[], None] | None = None,
+    on_prompt: Callable[[], None] | None = None,
 ) -> GuestResult:
     """Run the guest of a command until the command has ended; its exit code is the result's.
 
@@ -41,6 +45,7 @@ async def run_command(
         listener: listens at the spec's `ports_socket`.
         spec: of a guest whose first root has a `command_ending`.
         on_boot: as for `run_guest`.
+        on_prompt: called when the guest is about to run the command.
 
     Raises:
         GuestError: the guest ended before the command did, or as for `run_guest`.
@@ -53,7 +58,11 @@ async def run_command(
     async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
         results.append(
             await run_guest(
-                spec, on_boot=on_boot, interrupt=execution.interrupt, task_status=task_status
+                spec,
+                on_boot=on_boot,
+                on_prompt=on_prompt,
+                interrupt=execution.interrupt,
+                task_status=task_status,
             )
         )
         nursery.cancel_scope.cancel()
@@ -62,6 +71,8 @@ async def run_command(
         nursery.start_soon(execution.serve, listener)
         guest: RunningGuest = await nursery.start(live)
         nursery.start_soon(execution.forward_input)
+        if on_prompt is not None:
+            nursery.start_soon(execution.report_start, on_prompt)
         await execution.finish()
         guest.kill()
     (result,) = results
@@ -118,6 +129,11 @@ class _Execution:
                 await self._input.send(data)
             self._input.end()
             nursery.cancel_scope.cancel()
+
+    async def report_start(self, on_start: Callable[[], None]) -> None:
+        """Call `on_start` once the guest is about to run the command."""
+        await self._control.opened.wait()
+        on_start()
 
     async def finish(self) -> None:
         """Return once the command has ended and all that it wrote was written here."""

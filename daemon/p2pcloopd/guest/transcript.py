@@ -40,13 +40,15 @@ class Transcript:
         self.prompt_time: float | None = None
         self.started = ""
 
-    def take(self, data: bytes) -> None:
-        """Add what was printed next."""
+    def take(self, data: bytes) -> bool:
+        """Add what was printed next; return whether that showed the first login prompt."""
         self.tail = (self.tail + data)[-_TAIL:]
         if not self.started and (found := _STARTED.search(self.tail)):
             self.started = found[1].decode(errors="replace")
         if self.prompt_time is None and _PROMPT.search(self.tail):
             self.prompt_time = self._clock()
+            return True
+        return False
 
     def asks(self) -> bool:
         """Whether the last line is unfinished, as a prompt is."""

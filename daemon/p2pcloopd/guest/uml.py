@@ -45,6 +45,7 @@ async def run_guest(
     *,
     on_console: Callable[[bytes], None] | None = None,
     on_boot: Callable[[], None] | None = None,
+    on_prompt: Callable[[], None] | None = None,
     interrupt: Interrupt | None = None,
     task_status: trio.TaskStatus[RunningGuest] = trio.TASK_STATUS_IGNORED,
 ) -> GuestResult:
@@ -58,6 +59,7 @@ async def run_guest(
     Args:
         on_console: called with each piece of the guest's output.
         on_boot: called before each start of the kernel: the first, and those of reboots.
+        on_prompt: called at the first login prompt of each boot.
         interrupt: asks the guest to end, instead of Ctrl-Alt-Del.
         task_status: gets the `RunningGuest` once it runs.
 
@@ -74,7 +76,7 @@ async def run_guest(
         # Given back last: no signal may end this process while the terminal is the guest's.
         signals = stack.enter_context(counted_signals(*_SIGNALS))
         async with trio.open_nursery() as nursery:
-            attended = _Attended(spec, stack, nursery, on_console, interrupt)
+            attended = _Attended(spec, stack, nursery, on_console, on_prompt, interrupt)
             nursery.start_soon(attended.obey_signals, signals)
             if attended.keyboard is not None:
                 nursery.start_soon(attended.keyboard.read)
@@ -117,12 +119,14 @@ class _Attended:
         stack: ExitStack,
         nursery: trio.Nursery,
         on_console: Callable[[bytes], None] | None,
+        on_prompt: Callable[[], None] | None,
         interrupt: Interrupt | None,
     ) -> None:
         self.keyboard: Keyboard | None = None
         self._spec = spec
         self._nursery = nursery
         self._on_console = on_console
+        self._on_prompt = on_prompt
         self._interrupt = interrupt
         self._guest = RunningGuest(interrupt)
         self._set_up_terminal: Callable[[], None] = lambda: None
@@ -167,7 +171,8 @@ class _Attended:
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
-            transcript.take(data)
+            if transcript.take(data) and self._on_prompt is not None:
+                self._on_prompt()
             watch.take(data)
             silence.heard()
             if self._on_console is not None:
