@@ -145,6 +145,12 @@ def daemon_pid(home: Path) -> int:
         raise BenchError(f"{home}/lock has no process id: {err}") from err
 
 
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process has used, its threads' together (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def fresh_copy(image: Path, copy: Path) -> None:
     """Copy an image and write it to the disk: a guest's first flush must not do that."""
     run(["cp", "--sparse=always", image, copy])

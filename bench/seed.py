@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,37 +13,58 @@ from functools import partial
 from pathlib import Path
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, export_cloop, fresh_node, run
+from bench.processes import Argument, daemon_pid, export_cloop, fresh_node, processor_seconds, run
 from p2pcloop.formats.cloop import open_cloop
 
 CODECS = ("zlib", "xz", "lz4", "lzo")
 SEED_SIZE = 300_000_000
 """Bytes of the cloops that are seeded."""
 
-_UNITS = {"seconds": "s", "cores": "", "memory": "B"}
+_UNITS = {"seconds": "s", "processor": "s", "cores": "", "memory": "B"}
 
 
-def _busy_seconds() -> float:
-    """Processor time that all programs of the machine have used since it started."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    user, nice, system = (int(field) for field in fields[1:4])
-    return (user + nice + system) / 100
+_LOOK_SECONDS = 0.02
+
+
+def _run(argv: list[Argument]) -> dict[str, float]:
+    """Run a program to its end: seconds, processor time, and the most memory that it had.
+
+    `ru_maxrss` would count this process's own memory, which the new one has until its exec.
+    """
+    quiet, start = subprocess.DEVNULL, time.monotonic()
+    process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
+    memory = 0
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        memory = max(memory, _peak_memory(process.pid))
+        time.sleep(_LOOK_SECONDS)
+    seconds = time.monotonic() - start
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        shown = " ".join(map(str, argv[:3]))
+        raise BenchError(f"{shown} ... ended with {process.returncode}")
+    return {"seconds": seconds, "processor": usage.ru_utime + usage.ru_stime, "memory": memory}
+
+
+def _peak_memory(pid: int) -> int:
+    """Bytes that a process had in memory at most since its exec; 0 once it has ended (proc(5))."""
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _seed(bench: Bench, cloop: Path) -> Values:
-    """Seconds until the node serves a cloop, processors busy meanwhile, memory of the command."""
-    quiet = subprocess.DEVNULL
+    """From the command to a node that serves a cloop; the memory is the command's."""
     with fresh_node(bench, "seeder") as home:
-        argv: list[Argument] = [bench.p2pcloop, "seed", cloop, "--name", "bench", "--home", home]
-        busy, start = _busy_seconds(), time.monotonic()
-        process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise BenchError(f"p2pcloop seed {cloop.name} ended with {process.returncode}")
-        seconds = time.monotonic() - start
-        cores = (_busy_seconds() - busy) / seconds
-        return {"seconds": seconds, "cores": cores, "memory": usage.ru_maxrss * 1024}
+        values = _run([bench.p2pcloop, "seed", cloop, "--name", "bench", "--home", home])
+        # p2pcloopd was started by the command, and goes on.
+        values["processor"] += processor_seconds(daemon_pid(home))
+        return values | {"cores": values["processor"] / values["seconds"]}
+
+
+def _least(cloop: Path) -> Values:
+    """The same library calls in as many threads as there are processors."""
+    values = _run([sys.executable, "-m", "bench.seed_limit", cloop])
+    return values | {"cores": values["processor"] / values["seconds"]}
 
 
 def _unpack_and_hash(bench: Bench) -> Values:
@@ -113,8 +136,9 @@ def _seeders(bench: Bench) -> Iterator[Contenders]:
         small, large = bench.work / "small.cloop", bench.work / f"{codec}.cloop"
         export_cloop(bench, small, "--cloop-format", "4", "--codec", codec)
         repeat_cloop(small, large, SEED_SIZE)
-        large.read_bytes()  # into the page cache
+        run(["sha256sum", large])  # into the page cache
         contenders[codec] = partial(_seed, bench, large)
+        contenders[f"least {codec}"] = partial(_least, large)
         contenders[f"sha256sum {codec}"] = partial(_hash, large)
     yield contenders
 
@@ -126,6 +150,18 @@ def _seed_rows(codec: str) -> list[Row]:
             (codec, "seconds"),
             2.5,
             (f"sha256sum {codec}", "seconds"),
+        ),
+        Row(
+            f"the same, {codec} / its library calls in threads",
+            (codec, "seconds"),
+            None,
+            (f"least {codec}", "seconds"),
+        ),
+        Row(
+            f"its processor time, {codec} / that of the library calls",
+            (codec, "processor"),
+            None,
+            (f"least {codec}", "processor"),
         ),
         Row(f"its memory, {codec}", (codec, "memory"), 200e6),
     ]

@@ -7,7 +7,6 @@ difference is the cost of the comparison.
 from __future__ import annotations
 
 import http.client
-import os
 import random
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import libtorrent as lt
 
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, daemon_pid, fresh_node, run_json
+from bench.processes import Argument, daemon_pid, fresh_node, processor_seconds, run_json
 from p2pcloop.formats.link import parse_link, parse_peer
 
 _SPAN = 16 << 10
@@ -41,10 +40,6 @@ class _Seeder:
         self._http = parse_peer(status["http"]["listen"][0])
         self._size = bench.cloop.stat().st_size
 
-    def _processor_seconds(self) -> float:
-        fields = Path(f"/proc/{self._pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def by_bittorrent(self) -> Values:
         """A stock client fetches all of it."""
         folder = tempfile.mkdtemp(prefix="p2pcloop-serve-")
@@ -59,7 +54,7 @@ class _Seeder:
             params = lt.add_torrent_params()
             params.ti = lt.torrent_info(self._torrent)
             params.save_path = folder
-            busy, start = self._processor_seconds(), time.monotonic()
+            busy, start = processor_seconds(self._pid), time.monotonic()
             handle = session.add_torrent(params)
             handle.connect_peer(self._peer)
             while not handle.status().is_seeding:
@@ -68,7 +63,7 @@ class _Seeder:
                 time.sleep(0.02)
             gigabytes = self._size / 1e9
             return {
-                "processor": (self._processor_seconds() - busy) / gigabytes,
+                "processor": (processor_seconds(self._pid) - busy) / gigabytes,
                 "rate": self._size / 1e6 / (time.monotonic() - start),
             }
         finally:
@@ -80,7 +75,7 @@ class _Seeder:
         [name] = lt.torrent_info(self._torrent).name().split("/")
         places = random.Random(1)
         connection = http.client.HTTPConnection(*self._http, timeout=10)
-        busy, start = self._processor_seconds(), time.monotonic()
+        busy, start = processor_seconds(self._pid), time.monotonic()
         for _ in range(_REQUESTS):
             at = places.randrange(self._size - _SPAN)
             connection.request(
@@ -90,7 +85,7 @@ class _Seeder:
                 raise BenchError("the node did not answer a range")
         connection.close()
         return {
-            "processor": (self._processor_seconds() - busy) / _REQUESTS * 1e6,
+            "processor": (processor_seconds(self._pid) - busy) / _REQUESTS * 1e6,
             "latency": (time.monotonic() - start) / _REQUESTS * 1e6,
         }
 

@@ -23,7 +23,8 @@ def ordered_map(
 
     Of use if `work` releases the GIL (zlib, zstd, SHA-256, file reads). Only a few items per worker
     are taken in advance, so memory stays bounded however long `items` is. If the caller stops
-    early, items that were not begun are dropped.
+    early, or is interrupted, items that were not begun are dropped, and the threads end with those
+    that were.
 
     Args:
         work: called on worker threads.
@@ -34,14 +35,13 @@ def ordered_map(
     """
     threads = workers or len(os.sched_getaffinity(0))
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) >= ahead * threads:
-                    yield pending.popleft().result()
-            while pending:
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) >= ahead * threads:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

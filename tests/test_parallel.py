@@ -1,5 +1,6 @@
 """Ordered work on threads: in order, bounded, and over when the caller stops."""
 
+import signal
 import threading
 from collections.abc import Generator, Iterator
 
@@ -73,6 +74,40 @@ def test_a_caller_that_stops_early_ends_the_threads() -> None:
     assert threading.active_count() > before
     assert isinstance(results, Generator)
     results.close()
+    assert threading.active_count() == before
+
+
+def test_an_interrupt_ends_it_and_leaves_no_thread() -> None:
+    """Ctrl-C reaches the thread that waits for a result."""
+    before = threading.active_count()
+    main = threading.main_thread().ident
+    assert main is not None
+    begun = []
+    taken, gate = threading.Event(), threading.Event()
+
+    def interrupt(_number: int, _frame: object) -> None:
+        gate.set()
+        raise KeyboardInterrupt
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            assert taken.wait(10)
+            signal.pthread_kill(main, signal.SIGINT)
+        assert gate.wait(10)
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        taken.set()  # both threads run: from now on results are waited for
+        yield from range(5, 1000)
+
+    old = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(ordered_map(work, items(), workers=2))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert len(begun) <= 6
     assert threading.active_count() == before
 
 

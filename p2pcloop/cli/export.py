@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,8 +18,10 @@ from p2pcloop.client.refs import StoredRef, resolve_ref
 from p2pcloop.client.stored import Source
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing, never_missing
+from p2pcloop.image.cloop_blocks import find_stored
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.reader import DeviceReader
@@ -84,7 +87,8 @@ def command(
 
     OUT may be - for the standard output, or a pipe. A cloop V4.0 is then written with its header
     last; a V2.0 is kept in a temporary file until its index is known. With --force OUT may also be
-    a disk (a block device that is not mounted). A symbolic link is followed.
+    a disk (a block device that is not mounted). A symbolic link is followed. Blocks of a cloop that
+    have not changed, and are compressed in the form that is written, are taken over as they are.
     """
     output = choose_output(out, int(cloop_format) if cloop_format else None, codec, force=force)
     home.create()
@@ -114,10 +118,13 @@ def _write(
     out: Output, device: ImageDevice, supply: Callable[[Missing], None], *, quiet: bool
 ) -> None:
     raw = DeviceReader(device, supply)
-    reader = io.BufferedReader(raw, _STEP)
+    # Of a cloop, blocks between those that are read may be taken over: nothing is read ahead.
+    step = out.form.block_size if isinstance(out.form, CloopForm) else _STEP
+    reader = io.BufferedReader(raw, step)
     with progress_bar("writing", quiet=quiet) as progress:
         progress(0, device.size)
-        write_image(out, reader, device.size, progress, raw.skip_zeros)
+        find = partial(find_stored, device)
+        write_image(out, reader, device.size, progress, raw.skip_zeros, find)
 
 
 def _report(out: Output, size: int, *, as_json: bool) -> None:

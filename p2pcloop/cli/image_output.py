@@ -17,7 +17,13 @@ from p2pcloop.cli.output import check_place
 from p2pcloop.client.terminal import check_output_open
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
-from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
+from p2pcloop.formats.cloop_writer import (
+    CloopForm,
+    FindStored,
+    nothing_stored,
+    stream_cloop,
+    write_cloop,
+)
 from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
@@ -134,6 +140,7 @@ def write_image(
     size: int,
     progress: Callable[[int], None],
     skip_zeros: Callable[[], int] = lambda: 0,
+    find: FindStored = nothing_stored,
 ) -> None:
     """Write `size` bytes of an image.
 
@@ -143,6 +150,7 @@ def write_image(
     Args:
         skip_zeros: skips zeros of the source that need not be read, and returns how many bytes;
             called between whole reads of 1 MiB.
+        find: see `write_cloop`.
 
     Raises:
         BusyError: the disk is in use.
@@ -157,7 +165,7 @@ def write_image(
     with opened(out.path) as file:
         if isinstance(out.form, CloopForm):
             write = stream_cloop if streamed else write_cloop
-            write(source, size, file, out.form, progress=progress)
+            write(source, size, file, out.form, find=find, progress=progress)
         else:
             holes = out.kind == "file"
             _write_raw(source, size, file, progress, skip_zeros if holes else None)

@@ -15,6 +15,7 @@ from functools import partial
 import lz4.block
 
 from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.cloop_entries import max_compressed_size
 from p2pcloop.formats.lzo import encode_lzo
 
 Compress = Callable[[bytes], tuple[Codec, bytes]]
@@ -22,6 +23,9 @@ Compress = Callable[[bytes], tuple[Codec, bytes]]
 
 _LEAST_DICTIONARY = 4096
 """LZMA_DICT_SIZE_MIN of liblzma."""
+
+_XZ_CHECK_AT = 7
+"""The byte of an .xz stream that names its check (the .xz file format, 2.1.1.2)."""
 
 
 def zlib_compressor(level: int) -> Compress:
@@ -49,6 +53,17 @@ def smallest_compressor(codec: Codec, level: int) -> Compress:
         return Codec.ZLIB, zlib.compress(block, 0)
 
     return compress
+
+
+def can_stay(codec: Codec, stored: bytes, block_size: int) -> bool:
+    """Whether a block may be taken over from another cloop, as it is stored there.
+
+    The kernel module knows no other check of xz than CRC-32, and a V2.0 has a lower limit for the
+    length of a block than a V4.0.
+    """
+    if codec is Codec.XZ and stored[_XZ_CHECK_AT : _XZ_CHECK_AT + 1] != bytes([lzma.CHECK_CRC32]):
+        return False
+    return len(stored) <= max_compressed_size(block_size)
 
 
 def _encode_xz(block: bytes) -> bytes:

@@ -1,7 +1,8 @@
 """Write cloops of two versions.
 
-A V2.0 is byte for byte the file that create_compressed_fs writes at the same level of zlib. A V4.0
-is one that the kernel module of Debian's package cloop-src reads.
+A V2.0 is byte for byte the file that create_compressed_fs writes at the same level of zlib, but for
+blocks that the caller has in compressed form already. A V4.0 is one that the kernel module of
+Debian's package cloop-src reads.
 
 Every block is stored, also one that is equal to another. cloop_entries.py reads files in which
 equal blocks have equal offsets. This module does not write such files: the kernel module takes the
@@ -10,6 +11,7 @@ offset of the next entry for the end of a block.
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import sys
@@ -119,6 +121,17 @@ class CloopForm:
 
 _DEFAULT = CloopForm()
 
+StoredBlock = Callable[[], bytes | None]
+"""Returns a block as it is compressed already; None if its bytes are wrong. Runs on any thread."""
+
+FindStored = Callable[[int, CloopForm], StoredBlock | None]
+"""Finds the block at an offset of the image, compressed as this form has it; None if there is none.
+Called on one thread."""
+
+
+def nothing_stored(_offset: int, _form: CloopForm) -> None:
+    """The `FindStored` of an image of which nothing is compressed."""
+
 
 def write_cloop(
     source: BinaryIO,
@@ -126,6 +139,7 @@ def write_cloop(
     dest: BinaryIO,
     form: CloopForm = _DEFAULT,
     *,
+    find: FindStored = nothing_stored,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CloopHeader:
@@ -135,10 +149,12 @@ def write_cloop(
     4 MiB of blocks per worker are in memory, or three blocks.
 
     Args:
-        source: the raw image, read from its current position; may be a pipe.
+        source: the raw image, read from its current position; may be a pipe if nothing is found
+            stored, else it is seekable and the position is 0.
         size: bytes of the image, at least 1. Zeros fill the last block up.
         dest: empty or to be overwritten from its start; seekable. Neither flushed nor synced.
         form: which cloop.
+        find: finds blocks that need not be compressed again.
         workers: threads that compress. [default: as many as this process may use CPUs]
         progress: called with the bytes of the image done so far, after each block.
 
@@ -148,14 +164,13 @@ def write_cloop(
         NeedsPackageError: LZO without its library.
         StorageError: reading or writing failed.
     """
-    compress, header = form.compressor(), form.header(size)
+    image, header = _Image(source, size, form, find), form.header(size)
     start = HEADER_SIZE + 8 * (header.block_count + 1)
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
         dest.truncate()
         dest.seek(start)
-    blocks = _compressed(_read_blocks(source, size, form.block_size), form, compress, workers)
-    with closing(blocks):
+    with closing(image.compressed(workers)) as blocks:
         index = _write_blocks(blocks, dest, start, _report(progress, size, form))
     with _storage_errors("cannot write the cloop"):
         dest.seek(0)
@@ -169,6 +184,7 @@ def stream_cloop(
     dest: BinaryIO,
     form: CloopForm = _DEFAULT,
     *,
+    find: FindStored = nothing_stored,
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> CloopHeader:
@@ -182,52 +198,85 @@ def stream_cloop(
     """
     if form.version == VERSIONS[0]:
         with _storage_errors("cannot write a temporary file"), tempfile.TemporaryFile() as spool:
-            header = write_cloop(source, size, spool, form, workers=workers, progress=progress)
+            header = write_cloop(
+                source, size, spool, form, find=find, workers=workers, progress=progress
+            )
             spool.seek(0)
             with _storage_errors("cannot write the cloop"):
                 shutil.copyfileobj(spool, dest, 1 << 20)
         return header
-    compress, header = form.compressor(), form.header(size)
+    image, header = _Image(source, size, form, find), form.header(size)
     with _storage_errors("cannot write the cloop"):
         dest.write(_STREAM_START)
     start = len(_STREAM_START)
-    blocks = _compressed(_read_blocks(source, size, form.block_size), form, compress, workers)
-    with closing(blocks):
+    with closing(image.compressed(workers)) as blocks:
         index = _write_blocks(blocks, dest, start, _report(progress, size, form))
     with _storage_errors("cannot write the cloop"):
         dest.write(index + _pack_header(form, header))
     return header
 
 
-def _read_blocks(source: BinaryIO, size: int, block_size: int) -> Iterator[bytes]:
-    """Yield the image block by block, the last one filled up with zeros."""
-    for offset in range(0, size, block_size):
-        wanted = min(block_size, size - offset)
-        block = b""
-        while len(block) < wanted:
-            with _storage_errors("cannot read the image"):
-                part = source.read(wanted - len(block))
-            if not part:
-                raise FormatError(f"the image ends after {offset + len(block)} of {size} bytes")
-            block += part
-        yield block.ljust(block_size, b"\0")
-
-
 _Compressed = Generator[tuple[Codec, bytes]]
 
 
-def _compressed(
-    blocks: Iterator[bytes], form: CloopForm, compress: Compress, workers: int | None
-) -> _Compressed:
-    """Yield each block compressed, in order; blocks of zeros are compressed once."""
-    zeros = bytes(form.block_size)
-    compressed_zeros = compress(zeros)
-    return ordered_map(
-        lambda block: compressed_zeros if block == zeros else compress(block),
-        blocks,
-        workers=workers,
-        ahead=max(3, _AHEAD_SIZE // form.block_size),
-    )
+class _Image:
+    """An image that is compressed block by block; the last block is filled up with zeros."""
+
+    def __init__(self, source: BinaryIO, size: int, form: CloopForm, find: FindStored) -> None:
+        self._source = source
+        self._size = size
+        self._form = form
+        self._find = find
+        self._compress = form.compressor()
+
+    def compressed(self, workers: int | None) -> _Compressed:
+        """Yield each block compressed, in order; blocks of zeros are compressed once."""
+        zeros = bytes(self._form.block_size)
+        compressed_zeros = self._compress(zeros)
+
+        def work(block: bytes | StoredBlock) -> tuple[Codec, bytes] | None:
+            if not isinstance(block, bytes):
+                stored = block()
+                return None if stored is None else (self._form.codec, stored)
+            return compressed_zeros if block == zeros else self._compress(block)
+
+        ahead = max(3, _AHEAD_SIZE // self._form.block_size)
+        done = ordered_map(work, self._blocks(), workers=workers, ahead=ahead)
+        with closing(done):
+            for number, block in enumerate(done):
+                yield block or self._compress(self._read_again(number * self._form.block_size))
+
+    def _blocks(self) -> Iterator[bytes | StoredBlock]:
+        """Yield the image block by block, each as it is found stored, else its content."""
+        size = self._form.block_size
+        for offset in range(0, self._size, size):
+            stored = self._find(offset, self._form) if offset + size <= self._size else None
+            if stored is None:
+                yield self._read(offset)
+            else:
+                self._source.seek(size, os.SEEK_CUR)
+                yield stored
+
+    def _read_again(self, offset: int) -> bytes:
+        """Read a block whose stored bytes are wrong, and go back to where the source was."""
+        place = self._source.tell()
+        self._source.seek(offset)
+        block = self._read(offset)
+        self._source.seek(place)
+        return block
+
+    def _read(self, offset: int) -> bytes:
+        wanted = min(self._form.block_size, self._size - offset)
+        block = b""
+        while len(block) < wanted:
+            with _storage_errors("cannot read the image"):
+                part = self._source.read(wanted - len(block))
+            if not part:
+                raise FormatError(
+                    f"the image ends after {offset + len(block)} of {self._size} bytes"
+                )
+            block += part
+        return block.ljust(self._form.block_size, b"\0")
 
 
 def _write_blocks(

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 
+from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.overlay import Overlay, State
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.layer import Pack
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.scatter import Scatter
 from p2pcloop.image.touches import Touches
@@ -166,6 +168,15 @@ class ImageDevice:
     def prepare_flush(self) -> Callable[[], None]:
         """See `BlockDevice.prepare_flush`."""
         return _nothing if self.overlay is None else self.overlay.prepare_flush()
+
+    def whole_chunk(
+        self, offset: int, length: int, codec: Codec
+    ) -> tuple[Pack, Chunk, bytes] | None:
+        """See `MergedImage.whole_chunk`; also None if the overlay holds any of these bytes."""
+        first, count = _blocks(offset, length)
+        if list(self.below(first, count)) != [(first, count)]:
+            return None
+        return self.image.whole_chunk(first, count, codec)
 
     def close(self) -> None:
         """See `BlockDevice.close`."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from p2pcloop.errors import FormatError
+from p2pcloop.errors import FormatError, P2pcloopError
 from p2pcloop.formats.block_map import ZERO_CHUNK, merge
+from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.manifest import compute_image_id
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chunks import DecodedChunks, chunk_key
-from p2pcloop.image.layer import Layer
+from p2pcloop.image.layer import Layer, Pack
 from p2pcloop.image.scatter import ZEROS, Scatter
 from p2pcloop.image.spill import SpillFile
 from p2pcloop.units import BLOCK_SIZE
@@ -156,6 +157,26 @@ class MergedImage:
                 if wanted is not None:
                     missing[wanted] = None
         return list(missing)
+
+    def whole_chunk(self, first: int, count: int, codec: Codec) -> tuple[Pack, Chunk, bytes] | None:
+        """The chunk that holds just these blocks, and its bytes as they are stored in its pack.
+
+        Returns:
+            None if there is no such chunk of that codec, it is sealed, or its bytes cannot be read
+            now: then a read of the blocks fetches them, or tells why not.
+        """
+        pieces = self.map.pieces(first, count)
+        layer, number, within, _ = pieces[0]
+        if len(pieces) > 1 or number == ZERO_CHUNK or within:
+            return None
+        try:
+            entry = self.layers[layer].chunk(number)
+            if (entry.blocks, entry.codec) != (count, codec):
+                return None
+            pack, chunk, stored = self.layers[layer].stored_chunk(number)
+        except (Missing, P2pcloopError):
+            return None
+        return None if pack.seal is not None else (pack, chunk, stored)
 
     def close(self) -> None:
         """Close the layers' files."""

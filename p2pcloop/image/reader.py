@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 
 from p2pcloop.image.api import BlockDevice, Missing
@@ -27,6 +28,17 @@ class DeviceReader(io.RawIOBase):
     def readable(self) -> bool:
         """See `io.RawIOBase.readable`."""
         return True
+
+    def seekable(self) -> bool:
+        """See `io.RawIOBase.seekable`."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """See `io.RawIOBase.seek`."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._device.size}
+        self._offset = start[whence] + offset
+        self._data_until = 0
+        return self._offset
 
     def skip_zeros(self) -> int:
         """Skip to the next byte that is not known to be zero; return how many were skipped."""

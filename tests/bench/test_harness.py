@@ -7,13 +7,14 @@ import os
 import random
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bench import rivals
+from bench import rivals, seed
 from bench.__main__ import MEASURES, parse
 from bench.fetch import scattered_data
 from bench.figure import Report, Started
@@ -213,3 +214,13 @@ def test_files_are_drawn_by_their_names_until_there_are_enough(tmp_path: Path) -
     assert {path.parent.name for path in sample_files(tmp_path, 19 * 4096)} == {"0", "1", "2"}
     with pytest.raises(BenchError, match="too few"):
         list(sample_files(tmp_path, 21 * 4096))
+
+
+def test_the_memory_of_a_program_is_its_own() -> None:
+    """A new process has the bench's memory until its exec, and `ru_maxrss` counts that."""
+    ours = b"x" * (400 << 20)
+    work = "x = b'x' * (120 << 20); [None for _ in range(10_000_000)]"
+    values = seed._run([sys.executable, "-c", work])
+    del ours
+    assert 120 << 20 < values["memory"] < 300 << 20
+    assert values["processor"] > 0

@@ -1,15 +1,19 @@
 """`p2pcloop export` of files that lie here: the whole image, or nothing."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop import open_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, write_cloop
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import inspect_file, open_local
 from tests.support.command import Run
@@ -37,6 +41,17 @@ def overlay(tmp_path: Path, cloop: Path) -> Path:
         made.prepare_flush()()
     image.close()
     return path
+
+
+def rot(cloop: Path, block: int) -> None:
+    """Damage a block. A disk that rots does not change the time of the file."""
+    with open_cloop(cloop) as opened:
+        offset, length = opened.index.extent(block)
+    status = cloop.stat()
+    with cloop.open("r+b") as file:
+        file.seek(offset + length // 2)
+        file.write(b"rot")
+    os.utime(cloop, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def changed() -> bytes:
@@ -187,6 +202,48 @@ def test_with_an_overlay(
         assert out.read_bytes() == changed()
 
 
+@pytest.mark.parametrize("codec", [Codec.ZLIB, Codec.LZ4])
+def test_unchanged_blocks_of_a_cloop_are_taken_over(
+    p2pcloop: Run, tmp_path: Path, codec: Codec
+) -> None:
+    """The source is compressed less than `export` does, so that its blocks are told apart."""
+    source, out = tmp_path / "a.cloop", tmp_path / "out.cloop"
+    with source.open("wb") as file:
+        form = CloopForm(4, codec, level=1)
+        write_cloop(io.BytesIO(RAW), len(RAW), file, form)
+    image = open_local(inspect_file(source), None, ignore)
+    changes = tmp_path / "my.delta"
+    with Overlay.create(changes, image_id=image.image_id, image_size=image.size) as overlay:
+        overlay.write(7 * 65536, [memoryview(b"mine" * 1024)])
+        overlay.prepare_flush()()
+    image.close()
+    options = ["--overlay", changes, "--codec", codec.name.lower(), "--cloop-format", 4]
+    assert p2pcloop("export", source, out, *options).code == 0
+    expected = bytearray(padded(RAW, 65536))
+    expected[7 * 65536 : 7 * 65536 + 4096] = b"mine" * 1024
+    zeros = bytes(65536)
+    with open_cloop(source) as before, open_cloop(out) as after:
+        assert after.read(0, len(expected)) == expected
+        for block in range(before.index.header.block_count):
+            content = before.read_block(block)
+            taken = after.read_stored(block) == before.read_stored(block)
+            if block == 7 or before.index.codec(block) is not codec:
+                continue
+            assert taken or content == zeros
+        if codec is Codec.ZLIB:
+            assert after.read_stored(7) == zlib.compress(after.read_block(7), 9)
+
+
+def test_a_block_that_rots_is_not_taken_over(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.cloop"
+    assert p2pcloop("export", cloop, tmp_path / "first.img").code == 0  # its index is kept now
+    rot(cloop, 21)
+    ran = p2pcloop("export", cloop, out)
+    assert ran.code == 4
+    assert "does not match its hash" in ran.err
+    assert not out.exists()
+
+
 def test_an_overlay_of_another_image(p2pcloop: Run, overlay: Path, tmp_path: Path) -> None:
     other = write_cloop_file(tmp_path / "other.cloop", RAW[::-1])
     ran = p2pcloop("export", other, tmp_path / "out", "--overlay", overlay)
@@ -214,14 +271,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     out = tmp_path / "out.img"
     out.write_bytes(b"precious")
     assert p2pcloop("export", cloop, tmp_path / "first.img").code == 0  # its index is kept now
-    with open_cloop(cloop) as opened:
-        offset, length = opened.index.extent(21)
-    status = cloop.stat()
-    with cloop.open("r+b") as file:
-        file.seek(offset + length // 2)
-        file.write(b"rot")
-    # A disk that rots does not change the time of the file.
-    os.utime(cloop, ns=(status.st_atime_ns, status.st_mtime_ns))
+    rot(cloop, 21)
     ran = p2pcloop("export", cloop, out, "--force")
     assert ran.code == 4
     assert "does not match its hash" in ran.err

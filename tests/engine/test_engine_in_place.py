@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -287,6 +289,24 @@ async def test_what_is_written_to_while_it_is_hashed_is_refused(
         with pytest.raises(BusyError, match="written to"):
             await seeder.seed(source.staging)
         assert seeder.torrents == ()
+
+
+async def test_a_caller_who_goes_away_ends_the_hashing(nodes: Nodes) -> None:
+    source = nodes.source("1", random.Random(1).randbytes(40 << 20))
+    begun, gone = trio.Event(), threading.Event()
+    told: list[int] = []
+
+    def progress(done: int, _total: int) -> None:
+        told.append(done)
+        trio.from_thread.run_sync(begun.set)
+        assert gone.wait(PATIENCE)
+
+    async with nodes.open("1") as seeder, trio.open_nursery() as nursery:
+        nursery.start_soon(seeder.seed, source.staging, progress)
+        await begun.wait()
+        nursery.cancel_scope.cancel()
+        gone.set()
+    assert told == [1 << 20]
 
 
 async def test_a_file_that_cannot_be_read_is_not_served_for_a_while(

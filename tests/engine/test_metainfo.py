@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import libtorrent as lt
@@ -23,6 +26,7 @@ from p2pcloopd.engine.disk.metainfo import (
     parse_info,
     piece_length_for,
 )
+from tests.support.engines import flip
 
 GOOD: dict[bytes, object] = {
     b"name": b"image",
@@ -159,6 +163,35 @@ def test_hashes_of_files_end_to_end(tmp_path: Path) -> None:
     assert files.read_now(len(content) - 10, 10) is None
     (root / "b").unlink()
     assert files.read_now(99_990, 20) is None
+
+
+@pytest.mark.parametrize("piece_length", [1 << 14, 1 << 20, 1 << 22])
+def test_wrong_and_lost_pieces_are_found_among_many(tmp_path: Path, piece_length: int) -> None:
+    """More than are compared on one thread, in runs with gaps, across files, the last one short."""
+    root = tmp_path / "image"
+    root.mkdir()
+    size = 20 * max(piece_length, 1 << 20) + 5000
+    content = random.Random(1).randbytes(size)
+    (root / "a").write_bytes(content[:100_000])
+    (root / "b").write_bytes(content[100_000:])
+    layout = replace(scan(tmp_path), piece_length=piece_length)
+    files = Content(tmp_path, layout)
+    meta = Metainfo(layout, hash_pieces(files, layout, lambda _done, _total: None))
+    last = layout.pieces - 1
+    asked = [piece for piece in range(layout.pieces) if piece not in (3, 4, last - 2)]
+    assert files.wrong_pieces(meta, asked) == []
+    flip(root / "a", 5)
+    flip(root / "b", 7 * piece_length)
+    assert files.wrong_pieces(meta, asked) == [0, (7 * piece_length + 100_000) // piece_length]
+    os.truncate(root / "b", size - 100_000 - 5000 - 1)
+    wrong = files.wrong_pieces(meta, range(layout.pieces))
+    assert wrong[-1] == last
+    assert all((piece + 1) * piece_length > size - 5001 for piece in wrong[2:])
+    (root / "b").unlink()
+    intact = 100_000 // piece_length
+    assert files.wrong_pieces(meta, asked) == [
+        piece for piece in asked if piece == 0 or piece >= intact
+    ]
 
 
 def test_torrents_and_settings_know_no_libtorrent() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import lzma
 import os
 import random
 import zlib
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, StorageError, UsageError
 from p2pcloop.formats.chunk_table import Codec
-from p2pcloop.formats.cloop_compress import CODECS
+from p2pcloop.formats.cloop_compress import _ENCODERS, CODECS, can_stay
 from p2pcloop.formats.cloop_index import MAX_BLOCK_COUNT, is_cloop, read_cloop_header
-from p2pcloop.formats.cloop_writer import CloopForm, stream_cloop, write_cloop
+from p2pcloop.formats.cloop_writer import CloopForm, StoredBlock, stream_cloop, write_cloop
 from p2pcloop.formats.codec import decode
 
 
@@ -282,3 +283,66 @@ def test_blocks_of_zeros_cost_what_zlib_says() -> None:
     dest = io.BytesIO()
     write_cloop(io.BytesIO(bytes(65536 * 20)), 65536 * 20, dest)
     assert len(dest.getvalue()) == 136 + 8 * 21 + 20 * len(zlib.compress(bytes(65536), 9))
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    images(),
+    st.sampled_from(KINDS),
+    st.lists(st.sampled_from(["stored", "wrong", "none"]), min_size=1, max_size=9),
+    st.booleans(),
+)
+def test_blocks_that_are_found_stored_are_taken_over(
+    image: bytes, kind: tuple[int, Codec], answers: list[str], streamed: bool
+) -> None:
+    """Wrong ones are read and compressed instead; the last block may be cut short."""
+    form = CloopForm(*kind, block_size=1024)
+    asked: list[int] = []
+
+    def find(offset: int, wanted: CloopForm) -> StoredBlock | None:
+        assert wanted is form
+        asked.append(offset)
+        block = image[offset : offset + 1024]
+        answer = answers[offset // 1024 % len(answers)]
+        if answer == "none":
+            return None
+        # By another level of zlib: such bytes are told from those that are compressed anew.
+        stored = zlib.compress(block, 1) if form.codec is Codec.ZLIB else encoded(form, block)
+        return lambda: stored if answer == "stored" else None
+
+    dest = Pipe() if streamed else io.BytesIO()
+    write = stream_cloop if streamed else write_cloop
+    header = write(io.BytesIO(image), len(image), dest, form, find=find)
+    file = dest.getvalue()
+    assert content(file) == image.ljust(header.size, b"\0")
+    assert asked == list(range(0, len(image) - 1023, 1024))
+    index = read_cloop_header(lambda at, size: file[at : at + size], len(file))
+    if form.codec is Codec.ZLIB:
+        for offset in asked:
+            at, length = index.extent(offset // 1024)
+            block = image[offset : offset + 1024]
+            level = 1 if answers[offset // 1024 % len(answers)] == "stored" else 9
+            anew = form.compressor()(block)[1] if level == 9 else zlib.compress(block, 1)
+            assert file[at : at + length] == anew
+
+
+def encoded(form: CloopForm, block: bytes) -> bytes:
+    """A block in the codec of a form, even if it grows by that."""
+    return _ENCODERS[form.codec](block)
+
+
+@pytest.mark.parametrize(
+    ("codec", "stored", "stays"),
+    [
+        (Codec.ZLIB, bytes(512 + 16), True),
+        (Codec.ZLIB, bytes(512 + 17), False),
+        (Codec.XZ, lzma.compress(bytes(512), check=lzma.CHECK_CRC32), True),
+        (Codec.XZ, lzma.compress(bytes(512), check=lzma.CHECK_CRC64), False),
+        (Codec.XZ, lzma.compress(bytes(512), check=lzma.CHECK_NONE), False),
+        (Codec.LZ4, bytes(100), True),
+    ],
+)
+def test_what_readers_of_the_format_refuse_is_not_taken_over(
+    codec: Codec, stored: bytes, stays: bool
+) -> None:
+    assert can_stay(codec, stored, 512) is stays

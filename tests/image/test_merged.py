@@ -207,3 +207,21 @@ def test_a_map_that_names_what_a_decoded_chunk_lacks_is_still_an_error() -> None
         read_views(device, 4096, [8192])
     with pytest.raises(FormatError):
         read_views(device, 8192, [4096])
+
+
+def test_whole_chunks_are_found_as_they_are_stored() -> None:
+    """Where the map shows all of a chunk and nothing else, in the codec that is asked for."""
+    chunks = [blocks_of(1, 2), blocks_of(3, 4), blocks_of(5, 6)]
+    runs = [Run(0, 4, 0, 0, 2), Run(4, 1, 2, 0, 2), Run(5, 1, ZERO_CHUNK, 0, 0), Run(6, 2, 2, 0, 2)]
+    image = MergedImage([make_layer(runs, chunks, 8), make_layer([Run(2, 1, 0, 1, 2)], chunks, 8)])
+
+    def found(first: int, count: int, codec: Codec = Codec.NONE) -> bytes | None:
+        whole = image.whole_chunk(first, count, codec)
+        return None if whole is None else whole[2]
+
+    assert found(0, 2) == chunks[0]
+    assert found(6, 2) == chunks[2]
+    assert found(0, 2, Codec.ZLIB) is None
+    for first, count in [(0, 1), (1, 1), (2, 2), (3, 1), (4, 1), (4, 2), (5, 1), (0, 4), (0, 8)]:
+        assert found(first, count) is None, (first, count)
+    image.close()

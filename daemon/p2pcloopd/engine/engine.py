@@ -173,7 +173,12 @@ class Engine:
             MismatchError: it is another torrent: no client was served any of it.
             StorageError: the disk refused.
         """
-        report = progress or (lambda _done, _total: None)
+
+        def report(done: int, total: int) -> None:
+            trio.from_thread.check_cancelled()  # the caller went away: hash no more
+            if progress is not None:
+                progress(done, total)
+
         info_hash = await trio.to_thread.run_sync(make_torrent, staging, report)
         if expected not in (None, info_hash):
             await trio.to_thread.run_sync(discard, staging)

@@ -8,20 +8,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from p2pcloop.errors import FormatError, StorageError, storage_error
+from p2pcloop.parallel import ordered_map
 from p2pcloop.store.home import sync_directory
 from p2pcloop.store.in_place import HeldFile, Stamp
 from p2pcloopd.engine.disk.metainfo import HASH_SIZE, Metainfo, TorrentLayout, piece_length_for
 
 _READ_SIZE = 1 << 20
-_HASH_THREADS = 2
+"""Bytes that are read and hashed at once: so many that to hand them to a thread costs little."""
+
+_MANY_RUNS = 16
+"""From so many reads on, pieces are compared on all processors; fewer take 10 ms."""
 
 
 class Content:
@@ -130,20 +133,52 @@ class Content:
     def wrong_pieces(self, meta: Metainfo, pieces: Iterable[int]) -> list[int]:
         """Those of `pieces` whose bytes are missing or do not match their hash.
 
+        Many are compared on all processors.
+
         Raises:
             StorageError: a file is there but cannot be read.
         """
-        wrong = []
+        runs = list(self.runs(pieces))
+        compare = partial(self._wrong_of, meta)
+        found = map(compare, runs) if len(runs) < _MANY_RUNS else ordered_map(compare, runs)
+        return list(chain.from_iterable(found))
+
+    def _wrong_of(self, meta: Metainfo, run: range) -> list[int]:
+        try:
+            data = self._read_run(run)
+        except StorageError as err:
+            if err.errno not in (errno.ENOENT, errno.ENODATA):
+                raise
+            if len(run) == 1:
+                return list(run)
+            return [piece for each in run for piece in self._wrong_of(meta, range(each, each + 1))]
+        return [piece for piece, part in data if not meta.matches(piece, part)]
+
+    def hashes_of(self, run: range) -> bytes:
+        """The SHA-1 of each piece of a run, end to end. Errors as for `read`."""
+        return b"".join(
+            hashlib.sha1(data, usedforsecurity=False).digest() for _, data in self._read_run(run)
+        )
+
+    def runs(self, pieces: Iterable[int]) -> Iterator[range]:
+        """Cut pieces into runs of pieces that follow each other, to be read at once."""
+        most = max(1, _READ_SIZE // self._layout.piece_length)
+        run = range(0)
         for piece in pieces:
-            try:
-                data = self.read_piece(piece)
-            except StorageError as err:
-                if err.errno not in (errno.ENOENT, errno.ENODATA):
-                    raise
-                data = b""
-            if not meta.matches(piece, data):
-                wrong.append(piece)
-        return wrong
+            if run and (piece != run.stop or len(run) == most):
+                yield run
+                run = range(0)
+            run = range(run.start if run else piece, piece + 1)
+        if run:
+            yield run
+
+    def _read_run(self, run: range) -> Iterator[tuple[int, memoryview]]:
+        """Read a run of pieces: each with its bytes. Errors as for `read`."""
+        size = self._layout.piece_length
+        start = run.start * size
+        length = min(run.stop * size, self._layout.total_size) - start
+        data = memoryview(self.read(start, length))
+        return zip(run, (data[at : at + size] for at in range(0, length, size)), strict=True)
 
     def sync(self) -> None:
         """Make the data of all files durable, their names too.
@@ -254,40 +289,19 @@ def scan(root: Path) -> TorrentLayout:
 def hash_pieces(
     content: Content, layout: TorrentLayout, progress: Callable[[int, int], None]
 ) -> bytes:
-    """Compute the SHA-1 of every piece, on two threads.
+    """Compute the SHA-1 of every piece, on all processors.
 
     Args:
-        progress: called from a worker thread with (bytes hashed, bytes in all).
+        progress: called on this thread with (bytes hashed, bytes in all); what it raises ends the
+            hashing.
 
     Raises:
         StorageError: a file cannot be read.
     """
-    step = max(1, _READ_SIZE // layout.piece_length)
-    hashes = bytearray(layout.pieces * HASH_SIZE)
-    done = 0
-    lock = threading.Lock()
-
-    def hash_run(first: int) -> None:
-        nonlocal done
-        offset = first * layout.piece_length
-        length = min(step * layout.piece_length, layout.total_size - offset)
-        data = memoryview(content.read(offset, length))
-        digests = b"".join(
-            hashlib.sha1(data[i : i + layout.piece_length], usedforsecurity=False).digest()
-            for i in range(0, length, layout.piece_length)
-        )
-        hashes[first * HASH_SIZE : first * HASH_SIZE + len(digests)] = digests
-        with lock:
-            done += length
-            progress(done, layout.total_size)
-
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        runs = iter(range(0, layout.pieces, step))
-        while batch := list(islice(runs, 4 * _HASH_THREADS)):
-            _finish(pool.map(hash_run, batch))
+    hashes = bytearray()
+    runs = content.runs(range(layout.pieces))
+    for digests in ordered_map(content.hashes_of, runs):
+        hashes += digests
+        done = len(hashes) // HASH_SIZE * layout.piece_length
+        progress(min(done, layout.total_size), layout.total_size)
     return bytes(hashes)
-
-
-def _finish(results: Iterator[None]) -> None:
-    for _ in results:
-        pass
