@@ -13,6 +13,7 @@ import click
 
 from p2pcloop.client.terminal import open_standard_streams, report_error, report_usage
 from p2pcloop.errors import P2pcloopError, storage_error
+from p2pcloop.loading import loading
 
 _COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
@@ -66,7 +67,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        with loading():
+            command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -17,10 +17,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.name import format_key, parse_key
@@ -80,6 +77,9 @@ class KeyText:
         found = _PROTECTED.fullmatch(self.text)
         assert found is not None, "made by parse_key_text alone"
         head, cost, salt, _, sealed = found.groups()
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415  see _derive
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
         key = _derive(passphrase, bytes.fromhex(salt.decode()), int(cost))
         try:
             return AESGCM(key).decrypt(_NONCE, bytes.fromhex(sealed.decode()), head)
@@ -112,6 +112,8 @@ def format_key_text(key: Ed25519PrivateKey, passphrase: str | None) -> bytes:
     seed, public = key.private_bytes_raw(), key.public_key().public_bytes_raw()
     if passphrase is None:
         return f"p2pcloop-key 1 ed25519\nseed {seed.hex()}\npublic {format_key(public)}\n".encode()
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  see _derive
+
     salt = os.urandom(_SALT_SIZE)
     head = (
         f"p2pcloop-key 2 ed25519\nscrypt {NEW_COST} {salt.hex()}\npublic {format_key(public)}\n"
@@ -121,6 +123,9 @@ def format_key_text(key: Ed25519PrivateKey, passphrase: str | None) -> bytes:
 
 
 def _derive(passphrase: str, salt: bytes, cost: int) -> bytes:
+    # Loaded for protected keys alone: p2pcloopd opens none, and starts sooner.
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt  # noqa: PLC0415
+
     # One passphrase may be typed as different code points: RFC 8265, 4.2.2, rule 4.
     typed = unicodedata.normalize("NFC", passphrase).encode("utf-8", "surrogateescape")
     return Scrypt(salt=salt, length=32, n=1 << cost, r=8, p=1).derive(typed)

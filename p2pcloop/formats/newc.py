@@ -64,8 +64,8 @@ def build_archive(entries: Iterable[Entry]) -> bytes:
     parts: list[bytes] = []
     for number, entry in enumerate(entries, start=1):
         _check(entry)
-        parts.append(_encode(number, entry))
-    parts.append(_encode(0, Entry(_TRAILER, 0)))
+        parts += _encode(number, entry)
+    parts += _encode(0, Entry(_TRAILER, 0))
     return b"".join(parts)
 
 
@@ -77,7 +77,7 @@ def _check(entry: Entry) -> None:
         raise ValueError(f"{name}: {len(entry.content)} bytes do not fit in a cpio entry")
 
 
-def _encode(number: int, entry: Entry) -> bytes:
+def _encode(number: int, entry: Entry) -> tuple[bytes, ...]:
     name = entry.name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     major, minor = entry.device
@@ -86,8 +86,5 @@ def _encode(number: int, entry: Entry) -> bytes:
         *(0, 0, major, minor, len(name), 0),
     )
     header = b"070701" + b"".join(b"%08x" % field for field in fields)
-    return _padded(header + name) + _padded(entry.content)
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 4)
+    padding = bytes(-len(header + name) % 4), bytes(-len(entry.content) % 4)
+    return header, name, padding[0], entry.content, padding[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -262,3 +263,12 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NeedsPackageError, match="compiler") as caught:
         xsave.compiled_shim(tmp_path / "cache")
     assert "gcc libc6-dev" in str(caught.value.hint)
+
+
+def test_programs_with_a_dynamic_linker_are_told_by_their_elf_header(tmp_path: Path) -> None:
+    assert kernel.has_interpreter(Path(sys.executable).resolve())
+    assert not kernel.has_interpreter(kernel.find_busybox())
+    for content in (b"", b"#!/bin/sh\n", b"\x7fELF\x02", b"\x7fELF\x02" + bytes(59)):
+        (tmp_path / "other").write_bytes(content)
+        assert not kernel.has_interpreter(tmp_path / "other")
+    assert not kernel.has_interpreter(tmp_path / "none")

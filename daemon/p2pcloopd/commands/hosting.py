@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from p2pcloop.client.refs import StoredRef
 from p2pcloop.client.whole import LateClient
+from p2pcloop.errors import P2pcloopError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
+from p2pcloopd.guest import syscall_filter
 from p2pcloopd.guest.boot import Start, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
 from p2pcloopd.guest.initramfs import HAND_OVER, Part, build_initramfs
-from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.kernel import Kernel, find_kernel, shared_libraries
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
@@ -37,6 +42,28 @@ class Plan:
     prefetch: bool
     ending: Part = HAND_OVER
     words: str = ""
+
+
+def prepare(path: Path | None) -> None:
+    """Find out what depends on this system alone; `host` would do so later.
+
+    Args:
+        path: of the kernel, as `find_kernel` takes it.
+    """
+    kernel = _kernel(path)
+    if isinstance(kernel, Kernel):
+        shared_libraries(kernel.path)
+    with suppress(P2pcloopError):  # as above
+        syscall_filter.build(socket.AF_UNIX)
+
+
+@cache
+def _kernel(path: Path | None) -> Kernel | Path | None:
+    """The kernel, or the path where there is none: `run_guest` raises the error."""
+    try:
+        return find_kernel(path)
+    except P2pcloopError:
+        return path
 
 
 def host(
@@ -68,7 +95,7 @@ def host(
             initramfs=_first_root(target, files, plan.ending),
             memory=options.mem,
             network="user" if options.net == "user" else "none",
-            kernel=options.kernel,
+            kernel=_kernel(options.kernel),
             append=_append(target, plan.words, options.append),
             cpu=_cpu(options.cpu),
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.terminal import log_to_stderr
+from p2pcloop.loading import loading
 from p2pcloopd.commands.guest_options import GuestOptions
 
 if TYPE_CHECKING:
@@ -39,11 +40,18 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
     if options.report is not None:
         check_writable(options.report)
     options.home.create()
-    target = resolve_ref(ref, options.home, at=options.at, meanwhile=_load, late=True)
+    target = resolve_ref(
+        ref,
+        options.home,
+        at=options.at,
+        meanwhile=lambda: _load().prepare(options.kernel),
+        late=True,
+    )
     result: GuestResult = _load().host(target, options, plan(), started)
     return result
 
 
 def _load() -> ModuleType:
     """Load the modules that run guests: an eighth of a second, while p2pcloopd starts."""
-    return importlib.import_module("p2pcloopd.commands.hosting")
+    with loading():
+        return importlib.import_module("p2pcloopd.commands.hosting")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from pathlib import Path
+
+_FOLDER = Path(__file__).with_name("resources")
 
 
 def script(name: str) -> str:
     """Return the script resources/NAME.sh."""
-    return resources.files("p2pcloopd.guest").joinpath("resources", f"{name}.sh").read_text()
+    return (_FOLDER / f"{name}.sh").read_text()

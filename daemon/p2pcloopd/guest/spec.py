@@ -47,7 +47,7 @@ class GuestSpec:
         vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
         memory: bytes of the guest's RAM.
         network: `user` lets the guest open connections to the outside, `none` has no network card.
-        kernel: a UML kernel, as `find_kernel` takes it.
+        kernel: a UML kernel, as `find_kernel` takes it, or as it returned it.
         append: more kernel parameters, quoted as for a shell.
         console: `stdio`, or a file for the guest's output.
         read_only: mount the root read-only (a read-only disk always is).
@@ -61,7 +61,7 @@ class GuestSpec:
     vhost_socket: Path
     memory: int = 512 << 20
     network: Literal["user", "none"] = "none"
-    kernel: Path | None = None
+    kernel: Path | Kernel | None = None
     append: str = ""
     console: Literal["stdio"] | Path = "stdio"
     read_only: bool = False

@@ -71,7 +71,9 @@ async def run_guest(
     """
     started = trio.current_time()
     spec.check()
-    kernel = await trio.to_thread.run_sync(find_kernel, spec.kernel)
+    kernel = spec.kernel
+    if not isinstance(kernel, Kernel):
+        kernel = await trio.to_thread.run_sync(find_kernel, kernel)
     with plain_errors(), ExitStack() as stack:
         # Given back last: no signal may end this process while the terminal is the guest's.
         signals = stack.enter_context(counted_signals(*_SIGNALS))

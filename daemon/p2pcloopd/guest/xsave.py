@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 import platformdirs
@@ -39,7 +38,7 @@ def compiled_shim(cache: Path | None = None) -> Path:
         NeedsPackageError: there is no C compiler.
         GuestError: the compiler fails otherwise.
     """
-    source = resources.files("p2pcloopd.guest").joinpath("xsave_shim.c").read_bytes()
+    source = Path(__file__).with_name("xsave_shim.c").read_bytes()
     if cache is None:
         cache = platformdirs.user_cache_path("p2pcloop")
     shim = cache / f"xsave-{hashlib.sha256(source).hexdigest()[:16]}.so"

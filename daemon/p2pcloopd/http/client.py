@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -483,6 +482,8 @@ def _seconds_until(told: str) -> float | None:
     """What Retry-After says (RFC 9110, 10.2.3): seconds, or a date."""
     if told.isascii() and told.isdigit():
         return float(told[:9])
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  rarely needed, and p2pcloopd starts sooner
+
     try:
         then = parsedate_to_datetime(told)
     except ValueError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 Headers = Mapping[str, str]
@@ -140,6 +139,8 @@ def _date(text: str | None) -> int | None:
     """Seconds since 1970 of one of the three forms of dates (RFC 9110, 5.6.7); else None."""
     if text is None:
         return None
+    from email.utils import parsedate_to_datetime  # noqa: PLC0415  rarely needed, and p2pcloopd starts sooner
+
     try:
         found = parsedate_to_datetime(text)
     except (ValueError, TypeError, IndexError, OverflowError):

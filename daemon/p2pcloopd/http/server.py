@@ -13,7 +13,6 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPMethod, HTTPStatus
 from typing import Protocol
@@ -470,6 +469,8 @@ def _head(status: HTTPStatus, length: int | None, headers: list[tuple[str, str]]
 @lru_cache
 def _date(seconds: int) -> str:
     """As HTTP tells dates (RFC 9110, 5.6.7)."""
+    from email.utils import formatdate  # noqa: PLC0415  p2pcloopd starts sooner
+
     return formatdate(seconds, usegmt=True)
 
 
