@@ -1,8 +1,8 @@
 """`tools/bench compare`: the programs of two checkouts, in turn, round by round.
 
 Each round runs each measure once with the other checkout's p2pcloop and once with this one's, by
-the code of this bench and with the same recorded boot. Both see the same machine that way, however
-loaded it is: the ratios of medians count, not the seconds.
+the code of this bench and with the same recorded boot and profile. Both see the same machine that
+way, however loaded it is: the ratios of medians count, not the seconds.
 """
 
 from __future__ import annotations
@@ -113,6 +113,8 @@ def _argv(measure: str, program: Path, folder: Path) -> list[str | Path]:
     if name in _WITH_RECORDED:
         image = "tiny" if "--tiny" in words else "debian"
         words += ["--recorded", str(folder / f"boot-{image}.json")]
+        if name == "links":
+            words += ["--profile", str(folder / f"boot-{image}.profile")]
     argv: list[str | Path] = [sys.executable, "-m", "bench", name, *words]
     return [*argv, "--rounds", "1", "--p2pcloop", program]
 

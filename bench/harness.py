@@ -27,6 +27,8 @@ class Bench:
         p2pcloop: the program that is measured.
         work: an empty directory for this run, on a disk.
         cpu: the one processor that every guest is pinned to.
+        profile: of the image, as `p2pcloop profile export` writes it; a file that is not there yet
+            is written by the first that records one. None: each records its own.
     """
 
     image: Path
@@ -34,6 +36,7 @@ class Bench:
     p2pcloop: Path
     work: Path
     cpu: int
+    profile: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

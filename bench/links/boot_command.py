@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from bench.harness import BenchError
 from bench.links import suite as words
@@ -36,6 +37,13 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--contenders", type=_names, default=list(CONTENDERS), metavar="NAME,...")
     words.add_recorded(parser)
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="the profile to attach, so that two runs can share one; a file that is not there yet"
+        " is written  [default: each line records its own]",
+    )
     parser.add_argument(
         "--limit",
         type=words.within(1, 3600, float),
@@ -86,7 +94,8 @@ def _run_links(suite: Suite, options: argparse.Namespace, plan: Plan) -> list[Li
         place = suite.bench.work / str(number)
         place.mkdir()
         try:
-            runs.append(run_link(link, plan, replace(suite.bench, work=place), suite.tell))
+            bench = replace(suite.bench, work=place, profile=options.profile)
+            runs.append(run_link(link, plan, bench, suite.tell))
         except BenchError as err:
             suite.tell(f"{link}: not measured: {err}")
     return runs

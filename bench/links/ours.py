@@ -61,8 +61,15 @@ def publish_plain(rig: Rig, home: Path) -> str:
 
 
 def _publish_recorded(rig: Rig, home: Path) -> str:
-    """The same, booted once on the seeder, so that a profile is attached."""
-    record_profile(rig, home, seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"])
+    """The same with a profile: that of the bench, else one that is recorded on the seeder."""
+    name, kept = seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"], rig.bench.profile
+    profile: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "profile"]
+    if kept is not None and kept.exists():
+        run([*profile, "attach", name, kept, "--home", home])
+    else:
+        record_profile(rig, home, name)
+        if kept is not None:
+            run([*profile, "export", name, kept, "--home", home])
     return publish_plain(rig, home)
 
 

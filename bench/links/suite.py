@@ -19,7 +19,7 @@ from bench.links.usage import own_group
 from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
 MACHINE_CANNOT, INTERRUPTED = 2, 130
-_PATHS = ("--out", "--p2pcloop", "--recorded")
+_PATHS = ("--out", "--p2pcloop", "--profile", "--recorded")
 """Options that take a path: they are no part of the command that repeats a run."""
 
 

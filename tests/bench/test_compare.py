@@ -45,7 +45,7 @@ def test_more_seconds_and_more_bytes_are_worse_and_a_higher_rate_is_better() -> 
     }
 
 
-def test_programs_take_turns_and_share_a_recorded_boot(
+def test_programs_take_turns_and_share_a_recorded_boot_and_a_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[tuple[str, ...]] = []
@@ -65,6 +65,9 @@ def test_programs_take_turns_and_share_a_recorded_boot(
     ]
     recorded = {run[run.index("--recorded") + 1] for run in runs if "--recorded" in run}
     assert [Path(path).name for path in recorded] == ["boot-tiny.json"]
+    profiles = {run[run.index("--profile") + 1] for run in runs if "links" in run}
+    assert [Path(path).name for path in profiles] == ["boot-tiny.profile"]
+    assert not any("--profile" in run for run in runs if "missing" in run)
     assert all("p2pcloop-profile" in run[run.index("--contenders") + 1] for run in runs[:2])
 
 
