@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import termios
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,8 +26,9 @@ import trio
 
 from p2pcloop.errors import GuestError, NeedsPackageError
 from p2pcloopd import programs
-from p2pcloopd.guest import initramfs, kernel, sandbox, xsave
+from p2pcloopd.guest import frame_filter, initramfs, kernel, network, sandbox, xsave
 from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.network import user_network
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
@@ -498,3 +501,54 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
     assert guest.result is not None
     assert guest.result.reason == "poweroff"
     assert "new" in file_system_tool("debugfs", "-R", "ls /upper/root", changes)
+
+
+@asynccontextmanager
+async def lossy_network(say: Callable[[str], None]) -> AsyncIterator[socket.socket]:
+    """A guest's network that loses every fiftieth frame in each direction."""
+    guest, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    async def carry(source: socket.socket, target: socket.socket) -> None:
+        reader = trio.socket.fromfd(source.fileno(), source.family, source.type)
+        writer = trio.socket.fromfd(target.fileno(), target.family, target.type)
+        with reader, writer:
+            for number in itertools.count(1):
+                frame = await reader.recv(65536)
+                if number % 50:
+                    await writer.send(frame)
+
+    async with user_network(say) as card, trio.open_nursery() as nursery:
+        with guest, wire:
+            nursery.start_soon(carry, card, wire)
+            nursery.start_soon(carry, wire, card)
+            yield guest
+            nursery.cancel_scope.cancel()
+
+
+async def test_data_arrives_whole_where_frames_are_lost(
+    spec: GuestSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "user_network", lossy_network)
+    # Without the filter a guest's frames reach the host's loopback: there is no other host here.
+    monkeypatch.setattr(frame_filter, "install", lambda *_: None)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    data = kernel.find_busybox().read_bytes() * 2
+    wanted = hashlib.sha256(data).hexdigest()
+
+    async def answer(stream: trio.SocketStream) -> None:
+        received = b"".join([part async for part in stream])
+        given = data if received == b"give\n" else hashlib.sha256(received).hexdigest().encode()
+        await stream.send_all(given)
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery, booted(replace(spec, network="user")) as guest:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        await guest.run("ip route del local 127.0.0.0/8 table local; ip addr flush dev lo")
+        await guest.run("ip route add 127.0.0.0/8 via 10.0.2.2")
+        await guest.run("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
+        sent = "cat /bin/busybox /bin/busybox"
+        assert wanted in await guest.run(f"{sent} | nc 127.0.0.1 {port}; echo")
+        assert wanted in await guest.run(f"echo give | nc 127.0.0.1 {port} | sha256sum")
+        guest.handle.kill()
+        nursery.cancel_scope.cancel()

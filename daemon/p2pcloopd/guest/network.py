@@ -17,6 +17,7 @@ from p2pcloopd.guest.addresses import (
     GUEST_ADDRESS,
     GUEST_INTERFACE,
     HOST_ADDRESS,
+    MTU,
     NAMESERVER_ADDRESS,
     PREFIX_LENGTH,
 )
@@ -24,6 +25,12 @@ from p2pcloopd.guest.native_output import NativeOutput
 from p2pcloopd.programs import find_program
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
+_TICK_SECONDS = 0.5
+"""libslirp's slow timer: TCP's retransmissions."""
+
+_TICK = bytes(12) + b"\x08\x06" + bytes(46)
+"""An ARP frame that asks and tells nothing: the filter lets it pass, and libslirp drops it."""
+
 _MEMORY = 1 << 30
 _PROCESSES = 16
 
@@ -58,8 +65,23 @@ async def user_network(
             ) as process:
                 native.close_write_end()
                 nursery.start_soon(_report_end, process, native, say)
+                nursery.start_soon(_tick, ours)
                 yield ours
                 nursery.cancel_scope.cancel()
+
+
+async def _tick(wire: socket.socket) -> None:
+    """Send a frame now and then. The helper gives libslirp no time of its own: its timers are
+    looked at only when a frame or data arrives, so what was lost at the end of a transfer would
+    never be sent again."""
+    while True:
+        await trio.sleep(_TICK_SECONDS)
+        try:
+            wire.send(_TICK, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # it has frames to look at
+            continue
+        except OSError:  # it has ended
+            return
 
 
 async def _report_end(
@@ -74,7 +96,7 @@ async def _report_end(
 def _helper(fd: int, resolv_conf: Path) -> sandbox.Sandbox:
     program = find_program("libslirp-helper", "libslirp-helper")
     command = [
-        *(str(program), f"--fd={fd}", "--disable-host-loopback", "--disable-ipv6"),
+        *(str(program), f"--fd={fd}", "--disable-host-loopback", "--disable-ipv6", f"--mtu={MTU}"),
         *(f"--net=10.0.2.0/{PREFIX_LENGTH}", f"--host={HOST_ADDRESS}"),
         *(f"--dhcp-start={GUEST_ADDRESS}", f"--dhcp-dns={NAMESERVER_ADDRESS}"),
     ]
@@ -87,5 +109,9 @@ def _helper(fd: int, resolv_conf: Path) -> sandbox.Sandbox:
 
 
 def uml_parameter(fd: int) -> str:
-    """Return the kernel parameter that makes the socket `fd` the guest's network card."""
-    return f"{GUEST_INTERFACE}:transport=fd,fd={fd},vec=0"
+    """Return the kernel parameter that makes the socket `fd` the guest's network card.
+
+    The card itself has the MTU, so that no program of the image has to set it. With `vec=1` frames
+    are read and written many at a time, and wait where the helper is busy; else they are lost.
+    """
+    return f"{GUEST_INTERFACE}:transport=fd,fd={fd},mtu={MTU},vec=1"
