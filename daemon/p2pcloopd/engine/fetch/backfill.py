@@ -236,12 +236,7 @@ class Completion:
         """Make pieces of what lies side by side, once no reader waits: that takes no line."""
         store = self._store
         while True:
-            changed = store.changed.next
-            kept, store.provisional.kept = store.provisional.kept, []
-            if not kept:
-                await changed.wait()
-                continue
-            for part in kept:
+            for part in await store.provisional.take_kept():
                 if sum(part) <= store.stored.layout.total_size:
                     for piece in store.stored.layout.pieces_of(*part):
                         await self._assemble(piece)

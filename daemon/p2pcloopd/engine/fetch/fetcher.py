@@ -26,6 +26,7 @@ from p2pcloopd.engine.fetch.swarm import Priority, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
 from p2pcloopd.engine.fetch.wants import Want, Wants
+from p2pcloopd.tasks import Pulse
 
 
 class Fetcher:
@@ -65,6 +66,7 @@ class Fetcher:
         self._nudged_at = -math.inf
         self._heard, self._heard_at = 0, -math.inf
         self._requested: set[int] | None = None
+        self._wants_changed = Pulse()
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -78,14 +80,17 @@ class Fetcher:
     async def _plan_for_ever(self) -> None:
         with self._needed:
             while True:
-                changed = self._store.changed.next
+                wanted, changed = self._wants_changed.next, self._store.changed.next
+                if self._at_rest():
+                    await wanted.wait()
+                    continue
                 wake_at = self.step()
                 with trio.move_on_at(wake_at):
                     await changed.wait()
 
     def step(self) -> float:
         """Look, plan and apply it; when to do it again at the latest, in trio's time."""
-        if self._store.disk is None or not self._store.running or self._at_rest():
+        if self._store.disk is None or not self._store.running:
             return math.inf
         made = plan(self._look(), self._tuning)
         self._apply(made)
@@ -94,7 +99,8 @@ class Fetcher:
     def _at_rest(self) -> bool:
         """Whether nothing is wanted and nothing of the last plan is left: a plan would be empty.
 
-        So it is where a guest reads exact ranges alone: they arrive by the hundred.
+        So it is where a guest reads exact ranges alone. They arrive by the hundred, and only a want
+        ends the rest.
         """
         if self.wants.table or self._dials or self.dispatch.busy or self._crowded[0] or self.crowd:
             return False
@@ -381,6 +387,7 @@ class Fetcher:
         if self._store.disk is not None and self._store.running:
             for piece in pieces:
                 self._answer(piece)
+        self._wants_changed.notify()
         self._store.changed.notify()
 
     def _answer(self, piece: int) -> None:

@@ -24,11 +24,7 @@ from p2pcloopd.tasks import race
 
 
 class Provisional:
-    """The provisional ranges of one torrent, and those that are on their way here.
-
-    Attributes:
-        kept: those that were kept lately, until backfill.py takes them: pieces may be whole now.
-    """
+    """The provisional ranges of one torrent, and those that are on their way here."""
 
     def __init__(
         self,
@@ -51,7 +47,9 @@ class Provisional:
         self._ranges = Ranges()
         for part in self._parts.ranges:
             self._ranges.add(*part)
-        self.kept = self.ranges
+        self._kept, self._kept_some = self.ranges, trio.Event()
+        if self._kept:
+            self._kept_some.set()
         self._fresh: dict[int, bytes] = {}
         self._forgotten: set[int] = set()
         self._claims: dict[Range, trio.Event] = {}
@@ -119,11 +117,18 @@ class Provisional:
             if length <= self.room and not self._closed:
                 self._ranges.add(start, length)
                 self._fresh[start] = data[start - offset :][:length]
-                self.kept.append((start, length))
+                self._kept.append((start, length))
+                self._kept_some.set()
                 self._changed.set()
                 self._notify()
         if sum(map(len, self._fresh.values())) >= self._tuning.write_bytes:
             self._plenty.set()
+
+    async def take_kept(self) -> list[Range]:
+        """Wait for ranges that were kept since the last call, and return them."""
+        await self._kept_some.wait()
+        kept, self._kept, self._kept_some = self._kept, [], trio.Event()
+        return kept
 
     def drop(self, offset: int, length: int) -> None:
         """Forget every range that has a byte in common with these."""

@@ -43,7 +43,7 @@ class Received:
             piece_length: bytes of a piece, 0 where that is not known yet.
         """
         self.bytes += length
-        if not piece_length:
+        if not piece_length or not (self._blocks or self._twice):
             self.again += self._here(offset, length)
             return
         end = offset + length
