@@ -15,6 +15,7 @@ import pytest
 
 from p2pcloop.errors import GuestError, StorageError
 from p2pcloopd.guest.kernel import SYSTEM_KERNEL, find_kernel, load_modules
+from p2pcloopd.guest.kernel_words import OMISSIONS
 from tests.support.programs import Node, Nodes, descendants, tool
 from tests.support.waiting import BOUND
 
@@ -151,20 +152,20 @@ def test_a_guest_that_ends_before_its_command_is_an_error(node: Node, cloop: Pat
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ((), "0 0 0"),
-        (("--kernel", "system"), "0 0 0"),
-        (("--append", "p2pcloop.legacy_ptys p2pcloop.raid6"), "512 0 1"),
+        ((), "0 0 0 0"),
+        (("--kernel", "system"), "0 0 0 0"),
+        (("--append", " ".join(one.undo for one in OMISSIONS)), "512 64 0 1"),
     ],
     ids=["default", "system", "undone"],
 )
 def test_what_guests_leave_out(
     node: Node, cloop: Path, options: tuple[str, ...], told: str
 ) -> None:
-    """Legacy terminals, the first terminal of /dev/pts, and lines of a chosen RAID 6."""
+    """Legacy terminals, serial lines, the first terminal of /dev/pts, and a chosen RAID 6."""
     script = """
-        legacy=$(ls /dev | grep -c '^[pt]ty[a-ep-z][0-9a-f]$')
+        set -- $(ls /dev | grep -c '^[pt]ty[a-ep-z][0-9a-f]$') $(ls /dev | grep -c ttyS)
         exec 3<>/dev/ptmx
-        echo "$legacy" $(ls /dev/pts | grep -v ptmx) $(dmesg | grep -c 'raid6: using algorithm')
+        echo "$@" $(ls /dev/pts | grep -v ptmx) $(dmesg | grep -c 'raid6: using algorithm')
     """
     assert run(node, cloop, *options, "--", "sh", "-c", script) == Ran(0, f"{told}\n".encode(), b"")
 

@@ -58,3 +58,17 @@ def test_a_locked_root_is_told_before_the_prompt(three: list[Node], name: str) -
         guest.expect("p2pcloop: root is locked in this image", SLOW)
         guest.expect("login: $", SLOW)
         guest.kill()
+
+
+def test_a_login_on_a_serial_line_is_not_waited_for(three: list[Node], tmp_path: Path) -> None:
+    """Guests have no such lines: systemd would wait for one, and its login would fail endlessly."""
+    image, overlay = stock_image("bookworm"), tmp_path / "mine.delta"
+    wanted = "/etc/systemd/system/getty.target.wants/serial-getty@ttyS0.service"
+    unit = "/lib/systemd/system/serial-getty@.service"
+    three[1].run("run", image, "--overlay", overlay, "--", "ln", "-s", unit, wanted)
+    with Guest(three[1], image, "--overlay", overlay, "--autologin") as guest:
+        guest.expect(r"# (\x1b\[6n)?$", SLOW)
+        assert guest.run("systemctl is-system-running --wait", SLOW).strip() == "running"
+        state = guest.run("systemctl is-enabled serial-getty@ttyS0 || true", SLOW).strip()
+        assert state == "masked-runtime"
+        guest.kill()

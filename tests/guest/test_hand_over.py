@@ -207,7 +207,7 @@ def inittab(*lines: str, init: bytes = GOOD) -> Files:
         ),
         (
             ["T0:23:respawn:/sbin/getty -L ttyS0 9600 vt100", "1:23:respawn:/sbin/getty 3 tty1"],
-            ["inittab shows tty1"],
+            ["node /dev/ttyS0 c 4 15", "inittab shows tty1"],
         ),
         (["#1:2345:respawn:/sbin/getty 38400 tty1", "::respawn:/bin/crond"], ["inittab shows "]),
         (
@@ -284,6 +284,14 @@ SYSTEMD: Files = {
 }
 TTY1: Files = {f"{WANTS}/getty@tty1.service": "-> /lib/systemd/system/getty@.service"}
 CONSOLE: Files = {f"{WANTS}/console-getty.service": "-> /lib/systemd/system/console-getty.service"}
+SERIAL_UNITS: Files = {
+    f"{UNITS}/{target}.target.wants/serial-getty@{line}.service": (
+        "-> /lib/systemd/system/serial-getty@.service"
+    )
+    for target, line in (("getty", "ttyS0"), ("multi-user", "hvc0"))
+}
+"""Logins on lines that the sandbox does not have, as a guest does not."""
+
 RUN = "mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs /root/run"
 
 
@@ -308,6 +316,14 @@ RUN = "mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs /ro
             ],
         ),
         ({"etc/machine-id": "uninitialized\n"}, [TTY0, "systemd shows tty1"]),
+        (
+            TTY1 | SERIAL_UNITS,
+            [
+                *(TTY0, RUN, "systemd shows tty1"),
+                "systemd/system/serial-getty@hvc0.service",
+                "systemd/system/serial-getty@ttyS0.service",
+            ],
+        ),
     ],
 )
 def test_the_login_of_systemd_is_shown(tree: Tree, files: Files, said: list[str]) -> None:

@@ -48,8 +48,8 @@ _OPTIONS = (
         "--append",
         default="",
         metavar="ARGS",
-        help="Words for the kernel's command line; p2pcloop.raid6 and p2pcloop.legacy_ptys give"
-        " back what guests leave out to boot sooner.",
+        help="Words for the kernel's command line; p2pcloop.raid6, p2pcloop.legacy_ptys and"
+        " p2pcloop.serial_lines give back what guests leave out to boot sooner.",
     ),
     click.option(
         "--cpu",

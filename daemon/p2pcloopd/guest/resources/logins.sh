@@ -22,26 +22,38 @@ same_console() {
     done
 }
 
+# hide NAME: makes /dev/NAME a terminal that leads nowhere.
+hide() {
+    rm -f "/dev/$1"
+    mknod "/dev/$1" c 4 $HIDDEN
+}
+
 # has WORD LIST
 has() {
     case " $2 " in *" $1 "*) return 0 ;; *) return 1 ;; esac
 }
 
-# show_one TTY...: where the image has its logins; makes one of them the console.
+# show_one TTY...: where the image has its logins; makes one of them the console. A login on a serial
+# line that guests do not have would fail again and again.
 show_one() {
     onto=''
     for device in console tty0 tty vc/0; do
         ! has $device "$*" || onto=console
     done
     if [ -n "$onto" ]; then
-        rm -f /dev/tty1
-        mknod /dev/tty1 c 4 $HIDDEN
+        hide tty1
     elif has tty1 "$*"; then
         onto=tty1
     elif [ $# != 0 ]; then
         onto=$1
         same_console "$1"
     fi
+    for device in "$@"; do
+        case $device in
+            "$onto") ;;
+            tty[A-Z]* | hvc* | xvc*) [ -e "/dev/$device" ] || hide "$device" ;;
+        esac
+    done
 }
 
 # mount_run: a tmpfs at /run, as inits find it where an initramfs needed one; sets `run`.
@@ -122,6 +134,21 @@ wants() {
     return 1
 }
 
+# mask_serial_logins: systemd would wait a minute and a half for a line that guests do not have.
+mask_serial_logins() {
+    set +f
+    for link in /root/etc/systemd/system/*.target.wants/serial-getty@*.service; do
+        set -f
+        unit=${link##*/} line=${link##*@}
+        if [ ! -L "$link" ] || [ -e "/sys/class/tty/${line%.service}" ]; then continue; fi
+        mount_run || return
+        mkdir -p "$run/systemd/system"
+        # A unit that is empty is one that is masked.
+        : >"$run/systemd/system/$unit"
+    done
+    set -f
+}
+
 # drop_in UNIT TTY: gives a getty the user's kind of terminal, and answers its question or says
 # above it that there is no answer.
 drop_in() {
@@ -144,12 +171,12 @@ is_first_boot() {
 
 systemd_logins() {
     kind=systemd
+    mask_serial_logins
     if wants console-getty.service; then
         onto=console
         if wants getty@tty1.service && mount_run; then
             mkdir -p "$run/systemd/system"
-            # A unit that is empty is one that is masked.
-            : >"$run/systemd/system/getty@tty1.service"
+            : >"$run/systemd/system/getty@tty1.service" # masked, too
         fi
     elif wants getty@tty1.service || is_first_boot; then
         onto=tty1
