@@ -71,7 +71,7 @@ def test_counters_and_listeners_are_read_from_the_kernel() -> None:
     with pytest.raises(BenchError, match="no interface eth1"):
         parse_traffic(DEVICES, "eth1")
     assert is_listening(SOCKETS, 10809)
-    assert not is_listening(SOCKETS, 6881)  # connected there, but nobody listens
+    assert not is_listening(SOCKETS, 6881)  # connected there, but no process listens
 
 
 def test_who_may_not_make_links_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

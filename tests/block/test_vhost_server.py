@@ -270,7 +270,7 @@ async def test_flushes_at_the_same_time_share_one(backend: MemoryBackend) -> Non
         done = await guest.wait_done(8)
     assert list(done.values()) == [(Status.OK, b"")] * 8
     assert backend.device.durable == backend.device.content
-    # Whoever came after one had begun waits for the next: two at the most, whoever is first.
+    # A client that came after one had begun waits for the next: two at the most, in any order.
     assert 1 <= backend.device.calls.count(("flush", 0, 0)) <= 2
 
 

@@ -17,7 +17,7 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 @pytest.mark.parametrize("in_stack", [True, False])
 def test_a_table_that_lies_is_not_referred_to(tmp_path: Path, in_stack: bool) -> None:
-    """Whoever read the new version would find other bytes there than it says."""
+    """A reader of the new version would find other bytes there than it says."""
     home = Home.at(tmp_path / "home")
     home.create()
     layer = SharedLayer(home.torrents, 0, {0: 1, 1: 2}, size=8)

@@ -62,7 +62,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_bar_ends_at_the_whole_where_all_went_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work is skipped (holes, what is here already), and nobody tells that it is done."""
+    """Work is skipped (holes, what is here already), and no call says that it is done."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with progress_bar("reading") as show:

@@ -184,7 +184,7 @@ class FakeSwarm:
         """Have the peer send pieces."""
         assert self.peer
         for piece in pieces:
-            assert piece in self.wanted, f"nobody asked for piece {piece}"
+            assert piece in self.wanted, f"piece was not asked for: {piece}"
             size = len(self.content[piece * PIECE :][:PIECE])
             self.torrent.peers.on_received(("10.0.0.9", 1), size)
             self.torrent.store.received.on_block(piece, 0, piece * PIECE, size)

@@ -119,7 +119,7 @@ def test_a_hangup_shuts_the_guest_down(node: Node, cloop: Path, temporary: Path)
 def test_a_guest_that_hangs_on_a_read_is_ended_after_a_while(
     nodes: Nodes, node: Node, cloop: Path, temporary: Path, tmp_path: Path
 ) -> None:
-    """Whoever had the image is gone. What was flushed is kept."""
+    """The only source of the image is gone. What was flushed is kept."""
     program = (
         "from p2pcloop.cli.main import main\n"
         "from p2pcloopd.guest import uml\n"

@@ -196,7 +196,7 @@ def is_running(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-    # A zombie has ended; whoever adopted it has not asked for its status yet.
+    # A zombie has ended; the process that adopted it has not asked for its status yet.
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 

@@ -162,7 +162,7 @@ def check_attacks(printed: str, kernel: Path) -> None:
     assert int(by_kind["files"][0]) < 64
     assert int(by_kind["bytes"][0]) <= 1 << 20
     assert by_kind["replaced"] == []
-    # And nothing else: no file, no setting opened, nothing written, nobody reached.
+    # And nothing else: no file, no setting opened, nothing written, no host reached.
     got = {"escaped", "root", "process", "settings", "files", "bytes", "replaced", "done"}
     assert set(by_kind) == got
 

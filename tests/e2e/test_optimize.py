@@ -27,7 +27,7 @@ def profile_of(image_id: bytes, *runs: tuple[int, int]) -> bytes:
 
 
 def write_profile(to: Path, *runs: tuple[int, int]) -> Path:
-    """The file of a profile of an image that nobody has."""
+    """The file of a profile of an image that no node has."""
     to.write_bytes(profile_of(bytes(32), *runs))
     return to
 
@@ -59,7 +59,7 @@ def test_what_a_boot_reads_lies_together_and_the_rest_stays_where_it_is(
     assert (made["version"], made["layers"], made["profile"]) == (1, 2, True)
     assert made["stored_blocks"] + made["zero_blocks"] == 500
     assert made["replaced"] is False
-    # Who has the base fetches the layer on top, and reads what everybody reads.
+    # A node that has the base fetches the layer on top, and reads what all others read.
     fetched = reader.json("fetch", made["link"])
     assert fetched["bytes_received"] < made["stored"] + made["index"] + 100_000
     assert exported(reader, made["link"], tmp_path / "out") == image.read_bytes()
@@ -144,7 +144,7 @@ def test_a_profile_of_an_image_that_is_somebody_elses(
     assert kept == {"name": seeded["name"], "changed": False}
     attached = owner.json("profile", "attach", seeded["name"], file)
     assert (attached["version"], attached["image_id"]) == (2, seeded["image_id"])
-    # Whoever forgets what is kept has what was attached.
+    # A home that forgets what is kept has what was attached.
     owner.run("profile", "forget", seeded["name"])
     assert owner.json("profile", "show", seeded["name"])["origin"] == "attached"
     # And the one who has it makes a version of their own.

@@ -129,7 +129,7 @@ def test_a_peer_whose_file_was_changed_sends_nothing(
     damage(copy)
 
     with reader.started("fetch", link, "--json") as fetching:
-        # Nobody else is known to the reader: what the liar sends is all there is.
+        # No other peer is known to the reader: what the liar sends is all there is.
         read_until(fetching, "status 404")
         assert "changed" in {each["trouble"] for each in liar.json("status")["torrents"]}
         reader.run("info", with_peers(link, [honest]))

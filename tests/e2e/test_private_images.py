@@ -27,7 +27,7 @@ def test_with_the_key_it_boots_and_without_it_is_only_seeded(
     public, _, key = whole.partition("#key=")
     overlay = tmp_path / "mine.delta"
 
-    # Somebody without the key fetches all of it, and none of it is in what they have.
+    # A user without the key fetches all of it, and none of it is in what they have.
     assert carrier.json("fetch", public)["readable"] is False
     assert "sealed" in carrier.run("fetch", public).out
     assert carrier.json("info", public)["private"] is True
@@ -50,7 +50,7 @@ def test_with_the_key_it_boots_and_without_it_is_only_seeded(
     assert not out.exists()
     assert not [path for path in carrier.home.root.rglob("*") if key in _text(path)]
 
-    # The carrier is enough for whoever has the key; it learns nothing by that.
+    # The carrier is enough for a user who has the key; it learns nothing by that.
     publisher.run("daemon", "stop")
     [address] = carrier.json("status")["listen"]
     peers = f"{public}&x.pe={address}#key={key}"

@@ -57,7 +57,7 @@ def test_a_pupils_overlay_boots_elsewhere(nodes: Nodes, cloop: Path, tmp_path: P
     again = publish(pupil, overlay, "--name", "mine", "-m", "nothing new")
     assert (again["version"], again["changed"], again["manifest"]) == (1, False, made["manifest"])
 
-    # The third has only the pupil's link; the base comes from whoever has it.
+    # The third has only the pupil's link; the base comes from a node that has it.
     with Guest(third, made["link"]) as guest:
         guest.prompt()
         assert guest.sh("cat /root/mine").split() == ["pupil"]
@@ -143,7 +143,7 @@ def test_versions_are_squashed_to_the_same_content(
     assert [version["version"] for version in versions] == [6, 5, 4, 3, 2, 1]
     assert all(version["missing"] is None for version in versions)
     assert [version["message"] for version in versions[:3]] == ["squashed", "squashed", ""]
-    # Only whoever signs it.
+    # Only the user who signs it.
     other = nodes.make()
     refused = other.run("squash", whole["link"], code=5)
     assert "is not signed by this key" in refused.err

@@ -1,5 +1,5 @@
-"""Images that nobody made for p2pcloop: each gives its login on the console that its user sees, and
-what is changed in it goes from node to node."""
+"""Images that were not made for p2pcloop: each gives its login on the console that its user sees,
+and what is changed in it goes from node to node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOW = 150.0
 """Seconds after which a boot or an end has failed, on a busy machine as well."""
 
 READ = "cat /root/kept; grep -rl autologin /etc; echo o > /proc/sysrq-trigger; sleep 60"
-"""Shows what was kept, and files that would have been changed to log somebody in."""
+"""Shows what was kept, and files that would have been changed to log a user in."""
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Pat
     assert told["block_server"]["waits"]["count"] > 0
     assert told["image_stored"] == cloop.stat().st_size
 
-    # By name now, with nobody else there: what the first boot read is here.
+    # By name now, with no other node there: what the first boot read is here.
     seeder.run("daemon", "stop")
     with Guest(reader, seeded["name"], "--overlay", overlay, "--report", report) as guest:
         guest.prompt()

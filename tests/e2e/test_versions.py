@@ -97,7 +97,7 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     missing = reader.run("update", str(tmp_path / "none"), code=NotHereError.exit_code)
     assert "there is no file" in missing.err
 
-    publisher.run("daemon", "stop")  # what is known is known without anybody
+    publisher.run("daemon", "stop")  # what is known needs no other node
     assert reader.json("log", name)["versions"] == versions
     assert reader.json("update", name)["problems"] != []
     alone = reader.run("update", name)

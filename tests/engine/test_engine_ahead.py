@@ -1,4 +1,4 @@
-"""What is brought before anybody is kept waiting for it: read ahead, and filled."""
+"""What is fetched before a reader waits for it: read ahead, and filled."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
 async def test_file_that_is_cut_short_while_in_use_is_healed_for_who_reads(
     nodes: Nodes, content: bytes, damage: str
 ) -> None:
-    """Also for who does not ask to heal: whoever has lost the have file knows of no wrong byte."""
+    """Also for a read that does not ask to heal: without the have file no wrong byte is known."""
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)

@@ -119,12 +119,12 @@ async def test_of_pieces_that_are_here_in_part_the_rest_is_asked_for(
         assert asked == [(4 * PIECE + 93, PIECE - 93)]
         assert await torrent.read(8 * PIECE, 1, ahead=True) == content[8 * PIECE :][:1]
         await until(lambda: torrent.have_bytes == 3 * PIECE)
-        # Nothing of the last was here: peers give it, as of all that nobody waits for.
+        # Nothing of the last was here: peers give it, as of all that no reader waits for.
         assert (len(asked), by_peers(torrent)) == (1, PIECE)
         assert torrent.store.received.again == 0
 
 
-@pytest.mark.parametrize("who", ["a reader who waits", "one ahead", "all", "spare time"])
+@pytest.mark.parametrize("who", ["a reader who waits", "one ahead", "all", "idle time"])
 async def test_whoever_wants_a_piece_the_rest_of_it_is_asked_of_a_server(
     nodes: Nodes, content: bytes, who: str
 ) -> None:
@@ -134,14 +134,14 @@ async def test_whoever_wants_a_piece_the_rest_of_it_is_asked_of_a_server(
         match who:
             case "all":
                 await fetch_all(torrent)
-            case "spare time":
+            case "idle time":
                 await fill(torrent, 0)
             case _:
                 await torrent.read(3 * PIECE, 2 * PIECE, ahead=who == "one ahead")
         await until(lambda: {3, 4} <= set(filter(torrent.store.has, range(100))))
         assert asked == [(3 * PIECE, 100), (4 * PIECE + 100, PIECE - 100)]
         received = torrent.store.received
-        came = len(content) - PIECE if who in ("all", "spare time") else PIECE
+        came = len(content) - PIECE if who in ("all", "idle time") else PIECE
         assert (received.bytes, received.again, received.hedged) == (came, 0, 0)
         assert by_peers(torrent) == came - PIECE
 

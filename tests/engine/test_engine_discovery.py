@@ -29,7 +29,7 @@ from tests.support.tracker import Tracker, tracker
 PATIENCE = 40
 NOBODY: Peer = ("127.0.0.99", 9)
 MISSING = b"\x01" * 20
-"""The info hash of a torrent that nobody has."""
+"""The info hash of a torrent that no peer has."""
 
 HIDDEN_SECONDS = 2
 """How long what must not happen is given to happen."""
@@ -266,7 +266,7 @@ async def test_a_reader_asks_trackers_when_it_waits_and_only_if_it_may(
         async with node(tmp_path, 83, trackers=True) as reader:
             found = await reader.add(shown.info_hash, trackers=urls)
             await never_read(await reader.add(MISSING))  # of another torrent
-            assert {one.left for one in announced.announces} == {0}  # nobody but the seeder
+            assert {one.left for one in announced.announces} == {0}  # the seeder alone
             with trio.fail_after(PATIENCE):
                 assert await found.read(0, len(content)) == content
         async with node(tmp_path, 82) as silent:  # what was kept is used as the settings say now

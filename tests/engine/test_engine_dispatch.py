@@ -30,7 +30,7 @@ class Origin:
 
     Attributes:
         handed: the pieces, in order.
-        lost: so many of the first are given to nobody.
+        lost: so many of the first are given to no client.
         seconds: that it takes for each.
     """
 

@@ -312,7 +312,7 @@ async def test_a_caller_who_goes_away_ends_the_hashing(nodes: Nodes) -> None:
 async def test_a_file_that_cannot_be_read_is_not_served_for_a_while(
     nodes: Nodes, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """libtorrent tells of it before anybody looks, and gives the torrent up until it is joined."""
+    """libtorrent tells of it before a look, and gives the torrent up until it is joined."""
     source = nodes.source("1", content)
     rarely = replace(TUNING, in_place_look=1000)
     async with nodes.open("1", tuning=rarely) as seeder, nodes.open("2") as reader:

@@ -1,4 +1,4 @@
-"""Where only foreign clients can be asked, we stay interested while somebody reads."""
+"""Where only foreign clients can be asked, a node stays interested while it is read."""
 
 from __future__ import annotations
 

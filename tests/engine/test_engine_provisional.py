@@ -1,4 +1,4 @@
-"""Provisional ranges: what a reader was given early is here, and becomes pieces in spare time."""
+"""Provisional ranges: bytes of exact ranges are here, and become pieces in idle time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_wait
             torrent.completion.hurry()  # it was published: peers are asked for whole pieces
             waited_for = torrent if same else await reader.add(b"t" * 20)
             async with trio.open_nursery() as nursery:
-                # Nobody has it: this reader waits.
+                # No peer has it: this reader waits.
                 nursery.start_soon(waited_for.read, 100 * PIECE, 1)
                 await trio.testing.wait_all_tasks_blocked()
                 kept = [(0, 100), (20 * PIECE - 1, 2), (110 * PIECE, 10), (30 * PIECE, 3 * PIECE)]
@@ -71,7 +71,7 @@ async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_wait
                 assert torrent.have_bytes == 10 * PIECE
                 await until(lambda: on_disk(directory) == sorted(kept))
                 nursery.cancel_scope.cancel()
-            # What nobody has stays provisional, and holds up nothing.
+            # What no peer has stays provisional, and holds up nothing.
             await until(lambda: on_disk(directory) == [(110 * PIECE, 10)])
             assert torrent.have_bytes == (10 + 1 + 2 + 3) * PIECE
             assert not torrent.peers.wanted

@@ -1,4 +1,4 @@
-"""Reads of what is here, of what is not, of what nobody has yet."""
+"""Reads of what is here, of what is not, of what no peer has yet."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, conten
         async def read_in_vain(scope: trio.CancelScope) -> None:
             with scope:
                 await torrent.read(2 * PIECE, 3 * PIECE)
-                raise AssertionError("nobody can have answered")
+                raise AssertionError("no peer can have answered")
 
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:

@@ -52,7 +52,7 @@ def test_an_overlay_that_was_replaced_before_it_was_locked(
     copy = copy_overlay(overlay, image_id=OTHER, manifest_id=None, name="")
     before_lock(lambda: replace_overlay(copy, overlay))
     with Overlay.open(overlay, image_id=OTHER, read_only=read_only) as opened:
-        assert opened.info().image_id == OTHER  # not the file that nobody finds any more
+        assert opened.info().image_id == OTHER  # not the file that no name finds any more
 
 
 def test_what_is_flushed_is_in_the_file_that_has_the_name(

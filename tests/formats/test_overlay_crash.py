@@ -288,7 +288,7 @@ PREPARE = ("prepare", 0, 0)
 @example([Round([A, PREPARE, B], []), Round([PREPARE], [], late=0)])  # an old page comes late
 @example([Round([A], [B, PREPARE], full=True), Round([A], [])])  # or after a failure
 @example([Round([A], []), Round([A], [None, A]), Round([PREPARE], [])])  # no states, only data
-@example([Round([A], [], die=4), Round([PREPARE], [])])  # states that nobody has synced
+@example([Round([A], [], die=4), Round([PREPARE], [])])  # states that were not synced
 @example([Round([A], []), Round([A], [], die=0), Round([PREPARE], [])])  # nor data in place
 @example([Round([("write", 4095, 2)], [])])  # states in two pages
 @example([Round([A], []), Round([("keep", 0, 1)], []), Round([A], [])])  # old data under a ZERO

@@ -214,7 +214,7 @@ def test_filter_is_replaced_and_lets_dhcp_ask() -> None:
         for own, passes in ((OWN, False), ([], True), (OWN, False)):
             frame_filter.install(helper, addresses.NAMESERVER_ADDRESS, own)
             assert bool(protocols_that_pass(guest, helper, "198.51.100.7", 80)) is passes
-        # The helper itself answers what asks everybody for an address; TCP has no broadcasts.
+        # The helper itself answers what asks all hosts for an address; TCP has no broadcasts.
         received = protocols_that_pass(guest, helper, "255.255.255.255", 67)
         assert received == [socket.IPPROTO_UDP]
 

@@ -129,7 +129,7 @@ async def test_whoever_sends_waits_for_a_slow_guest() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(port.send, b"more")
         await wait_all_tasks_blocked()
-        port.record_closed()  # nobody will read it
+        port.record_closed()  # no program will read it
 
 
 @pytest.mark.parametrize("message", [b"short", Control(7, Event.PORT_READY).encode()])

@@ -161,7 +161,7 @@ print(json.dumps(found))
 
 @pytest.fixture
 def stranger() -> Iterator[dict[str, Any]]:
-    """A process of the host with an abstract socket; whoever tests can reach both."""
+    """A process of the host with an abstract socket; the test can reach both."""
     name = f"p2pcloop-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0{name}")

@@ -89,7 +89,7 @@ async def test_a_fault_is_told_while_it_is_one(
         return mirror.error
 
     await fail(mirror, files, NotHereError("not there"))
-    assert told() is None  # it may have a part; whoever waits for it is told of `fault`
+    assert told() is None  # it may have a part; a reader that waits for it is told of `fault`
     await fail(mirror, files, UnreachableError("refused"))
     assert told() == "refused"
     mock_clock.jump(ERROR_SECONDS)

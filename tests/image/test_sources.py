@@ -83,7 +83,7 @@ def test_stacks_of_any_kind_read_as_their_blocks(data: st.DataObject) -> None:
             blocks |= {number: 100 + number}  # no two layers are the same
             sources = data.draw(st.lists(st.sampled_from(layers), unique=True)) if layers else []
             seal = Seal.new(SECRET) if data.draw(st.booleans()) else None
-            # What everybody may read refers to nothing that is sealed.
+            # What all may read refers to nothing that is sealed.
             sources = [s for s in sources if seal or not s.sealed]
             layers.append(
                 SharedLayer(Path(folder), number, blocks, size=size, seal=seal, sources=sources)

@@ -39,7 +39,7 @@ def nodes(tmp_path: Path) -> Nodes:
 
 
 async def gone(torrent: Torrent) -> None:
-    """Wait until nobody is connected."""
+    """Wait until no peer is connected."""
     await until(lambda: not any(peer.connected for peer in torrent.traffic().peers))
 
 
@@ -52,7 +52,7 @@ async def gone(torrent: Torrent) -> None:
     ],
 )
 async def test_a_pause(client: Callable[[], AbstractContextManager[Client]], nodes: Nodes) -> None:
-    """Each read finds nobody connected, and is answered all the same."""
+    """Each read finds no peer connected, and is answered all the same."""
     async with nodes.open("1") as publisher:
         seeded = await publisher.seed(nodes.source("1", CONTENT).staging)
     content = Content.of(nodes.root / "1" / "torrents", seeded.info_hash)

@@ -29,7 +29,7 @@ async def test_another_source_is_used(manner: Manner, tmp_path: Path) -> None:
             async with nodes.open("2") as reader:
                 torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
                 await torrent.metadata()
-        # Nobody but the mute one is there when a piece is wanted; then there is.
+        # Only the mute one is there when a piece is wanted; then there is.
         async with nodes.open("2") as reader, trio.open_nursery() as nursery:
             torrent = await reader.add(seeded.info_hash, peers=[mute.address])
             got: dict[int, bytes] = {}

@@ -1,4 +1,4 @@
-"""Peers that nobody named are found by trackers, where the user wants these, and only there."""
+"""Peers that the user did not name are found by trackers, where the user wants these."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ async def is_answered(front_end: FrontEnd) -> bool:
 
 
 async def send(front_end: FrontEnd, kind: str, code: int, payload: bytes = b"") -> bool:
-    """Send a message that wants to be acknowledged or does not; False if nobody takes it."""
+    """Send a message that wants to be acknowledged or does not; False if no process takes it."""
     with opened(kind) as fds:
         try:
             await front_end.send(code, payload, fds, flags=1 | 8 * (len(payload) % 2))
@@ -264,7 +264,7 @@ async def test_a_second_front_end_is_refused_and_told(
         assert "a second front end was refused" in caplog.text
         status, _ = await first.request(Kind.IN, 1, wanted=512)
         assert status == Status.OK
-    for _ in range(20):  # whoever comes when the first has just hung up is no second one
+    for _ in range(20):  # one that comes when the first has just hung up is no second one
         await guest.check()
 
 

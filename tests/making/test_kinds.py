@@ -207,7 +207,7 @@ def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_root
 def test_a_device_that_is_mounted_for_writing_is_refused(tmp_path: Path, ext4: bytes) -> None:
-    """What is read while somebody writes it is an image that there never was."""
+    """What is read while a program writes it is an image that there never was."""
     device = Path(tool("losetup", "-f", "--show", written(tmp_path / "backing", ext4)).strip())
     folder = tmp_path / "mounted"
     folder.mkdir()

@@ -175,7 +175,7 @@ def test_a_node_that_guests_read_from_is_stopped_by_force_only(node: Node) -> No
         assert "--force" in err
         assert node.json("daemon", "status")["running"] is True
         assert node.json("daemon", "stop", "--force")["stopped"] is True
-        node.run("daemon", "stop")  # where none runs, nobody is asked
+        node.run("daemon", "stop")  # where none runs, none is asked
     node.run("daemon", "start")
     node.run("daemon", "stop")
 

@@ -80,7 +80,7 @@ def test_a_restarted_publisher_puts_its_record_again(nodes: Nodes, content: byte
     store_key(publisher.home.keys, "mine", format_key_text(KEY, None))
     published = publish(publisher, content, public=True)
     wait_for_log(publisher, "of the DHT keep version 1")
-    for node in (first, publisher):  # nobody keeps it any more
+    for node in (first, publisher):  # no node keeps it any more
         node.end(signal.SIGTERM)
     other = nodes.start(dht())
     publisher.configure(dht(other))

@@ -263,7 +263,7 @@ def test_one_mirror_that_misbehaves_hides_no_other(
         assert mirror_state(reader, good.url)["error"] is None
         told = mirror_state(reader, bad.url)
         if fault is Fault.NOT_FOUND:
-            assert told["error"] is None  # another had it, and nobody waits
+            assert told["error"] is None  # another had it, and no reader waits
         else:
             assert told["error"].startswith(bad.url)
 
@@ -429,7 +429,7 @@ def test_a_mirror_that_dies_half_way_gives_way(nodes: Nodes, published: Publishe
 
 
 def test_a_mirror_that_comes_back_is_asked_again(nodes: Nodes, published: Published) -> None:
-    """There is nobody else: reading waits for it."""
+    """There is no other source: reading waits for it."""
     reader = nodes.start()
     reader.call("resolve", ref=link_to(published, published.url))
     published.node.end(signal.SIGKILL)
@@ -502,7 +502,7 @@ def test_what_was_read_once_is_here_when_everybody_is_gone(
 def test_a_manifest_that_lies_about_a_layer_hides_it_from_nobody(
     nodes: Nodes, published: Published
 ) -> None:
-    """Anybody may sign that the torrent of an image is a layer of their own, of other lengths."""
+    """Any user may sign that the torrent of an image is a layer of their own, of other lengths."""
     liar, reader = nodes.start(), nodes.start()
     liar.call("resolve", ref=str(published.link))
     layer = replace(published.layer, index_length=8192)
@@ -570,7 +570,7 @@ def publish_on(
 
 
 def test_a_link_leads_to_the_layers_below_too(nodes: Nodes, published: Published) -> None:
-    """Whoever made the new layer has nothing of the base; a web server has it, and a peer."""
+    """The publisher of the new layer has nothing of the base; a web server has it, and a peer."""
     pupil, reader = nodes.start(), nodes.start()
     pack = bytes(range(256)) * 200
     with nginx(published.directory) as web:
@@ -624,7 +624,7 @@ def test_a_link_names_a_few_of_many_who_have_the_base(nodes: Nodes, published: P
 
 
 def test_a_public_link_names_no_peers_of_others(nodes: Nodes, published: Published) -> None:
-    """They came by a link that was not for everybody; a mirror is there for everybody."""
+    """They came by a link that was not for all; a mirror is there for all."""
     pupil = nodes.start()
     web = "http://localhost:9/"
     pupil.call("resolve", ref=link_to(published, published.url, web, peers=True, seeds=True))

@@ -162,7 +162,7 @@ def test_update_finds_what_the_mirrors_of_the_link_have(
 def test_a_link_to_what_is_known_adds_its_places(
     node: Node, publisher: Publisher, mirror: Misbehaving
 ) -> None:
-    """Whoever made it: also those of a stranger, who could take away who has the image."""
+    """By any publisher: also those of a stranger, who could take away who has the image."""
     publisher.publish(1)
     first = replace(
         publisher.links[1],
@@ -249,7 +249,7 @@ def test_a_place_does_not_go_back(node: Node, publisher: Publisher, mirror: Misb
     assert "--at 1" in str(getattr(caught.value, "hint", ""))
     old_link = replace(publisher.links[1], mirrors=(mirror.url,))
     refused(node, MismatchError, "never goes back", ref=str(old_link))
-    # Who asks everybody is told of the newest, whatever a stale mirror says.
+    # A node that asks all is told of the newest, whatever a stale mirror says.
     assert node.call("resolve", ref=str(NAME), look=True)["version"] == 5
 
 

@@ -117,7 +117,7 @@ def test_without_a_quota_nothing_is_evicted(reader: Node, link: str) -> None:
 async def test_what_a_running_block_server_uses_stays(
     reader: Node, publisher: Node, link: str, other: str
 ) -> None:
-    """Under collections that never end, and with nobody to fetch from."""
+    """Under collections that never end, and with no source to fetch from."""
     for ref in (link, other):
         reader.run("fetch", ref)
     whole = here(reader, link)

@@ -59,7 +59,7 @@ async def test_whoever_has_it_gives_it(mock_clock: MockClock) -> None:
         await of_layer.get(0, 10, spread=True)
     assert second.asked == 1
     mock_clock.jump(1)
-    with pytest.raises(UnreachableError):  # somebody may have it yet
+    with pytest.raises(UnreachableError):  # another may have it yet
         await of_layer.get(0, 10, spread=True)
     assert of_layer.ready_at() <= trio.current_time()  # those that lack it may have something else
 

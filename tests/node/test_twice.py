@@ -1,4 +1,4 @@
-"""Nothing comes twice: what is here in any form is not asked for again, whoever wants it.
+"""Nothing comes twice: what is here in any form is not asked for again, for any reader.
 
 Two nodes. The chunks that a boot reads are read as a block server does, by `read` and `stream`; the
 reader's node counts what came although it was here, and so does the test: what came of the content

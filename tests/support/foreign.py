@@ -1,6 +1,6 @@
 """BitTorrent clients that others wrote, on loopback: transmission, aria2, libtorrent as it comes.
 
-Each as its users run it, but that it talks to nobody it was not told of: no DHT, local discovery,
+Each as its users run it, but that it talks only to those it was told of: no DHT, local discovery,
 peer exchange, uTP or port mapping. "libtorrent as it comes" is what qBittorrent and Deluge run.
 """
 

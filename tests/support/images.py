@@ -53,7 +53,7 @@ def write_cloop_file(path: Path, raw: bytes, block_size: int = 65536) -> Path:
 
 
 def ignore(_done: int) -> None:
-    """Progress that nobody looks at."""
+    """Progress that is not looked at."""
 
 
 class Readable(Protocol):

@@ -180,7 +180,7 @@ class MemoryBackend:
                 await self._changed.wait()
 
     async def fetch(self, offset: int, length: int) -> None:
-        """Make a range present and wake whoever waits for it."""
+        """Make a range present and wake the reads that wait for it."""
         self.device.fetch(offset, length)
         async with self._changed:
             self._changed.notify_all()

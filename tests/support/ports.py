@@ -10,7 +10,7 @@ from tests.support.waiting import BOUND
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of TCP at which nobody listens now."""
+    """A port of TCP at which no process listens now."""
     with socket.create_server((host, 0)) as listener:
         port: int = listener.getsockname()[1]
     return port

@@ -43,7 +43,7 @@ class BytesTarget:
 
 
 def refuse(_missing: Missing) -> bool:
-    """Nobody answers."""
+    """No node answers."""
     return False
 
 
