@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from p2pcloop.formats.link import MAX_LINK_LENGTH
+from p2pcloop.store import home
+from p2pcloopd.engine.disk import record as disk_record
+from p2pcloopd.engine.disk.content import Content
+from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.disk.record import MAX_SOURCES, Record, Sources
 
 
@@ -26,3 +30,24 @@ def test_damaged_sources_are_none(
     (tmp_path / "peers").write_bytes(data)
     assert Record(tmp_path).load_sources() == Sources()
     assert "is damaged and not used" in caplog.text
+
+
+def test_the_directories_are_durable_before_a_bit_can_say_that_content_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, bool]] = []
+    torrent = Record(tmp_path / "torrent")
+
+    def sync(path: Path) -> None:
+        synced.append((path, (torrent.directory / "have").exists()))
+        home.sync_directory(path)
+
+    monkeypatch.setattr(disk_record, "sync_directory", sync)
+    torrent.create()
+    assert synced == []
+    layout = TorrentLayout("layer", ((PurePosixPath("layer/pack"), 5),), 16384, 5)
+    content = Content(torrent.data, layout)
+    torrent.open_have(b"t" * 20, layout, content).close()
+    assert synced == [(torrent.directory, False), (tmp_path, False)]
+    torrent.open_have(b"t" * 20, layout, content).close()
+    assert len(synced) == 2

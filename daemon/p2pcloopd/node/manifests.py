@@ -26,7 +26,6 @@ from p2pcloop.formats.manifest import (
     SignedManifest,
     open_manifest,
 )
-from p2pcloopd.engine.disk.seeding import make_torrent
 from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
 from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
@@ -95,13 +94,13 @@ async def serve_manifest(
     except OSError as err:
         raise storage_error(f"cannot write in {node.home.tmp}", err) from err
     try:
-        found = await trio.to_thread.run_sync(_make_torrent, staging, signed.data)
-        if torrent is not None and found != torrent:
-            raise MismatchError(
-                f"the manifest of {signed.manifest.name} has another torrent than was told",
-                hint="the link or the record was put together wrongly: ask for a new one",
-            )
-        return (await node.engine.seed(staging, public=public)).info_hash
+        await trio.to_thread.run_sync(_stage, staging, signed.data)
+        return (await node.engine.seed(staging, public=public, expected=torrent)).info_hash
+    except MismatchError as err:
+        raise MismatchError(
+            f"the manifest of {signed.manifest.name} has another torrent than was told",
+            hint="the link or the record was put together wrongly: ask for a new one",
+        ) from err
     finally:
         # What the engine has not taken over.
         with trio.CancelScope(shield=True):
@@ -169,11 +168,10 @@ async def _from_torrent(node: Node, ref: ManifestRef, near: Link, call: Call) ->
     return check_manifest(open_manifest(await report(read)), ref)
 
 
-def _make_torrent(staging: Path, data: bytes) -> bytes:
-    """Put a manifest into a directory for the engine; return the info hash."""
+def _stage(staging: Path, data: bytes) -> None:
+    """Put a manifest into a directory for the engine."""
     try:
         (staging / "data").mkdir()
         (staging / "data" / MANIFEST_FILE).write_bytes(data)
     except OSError as err:
         raise storage_error(f"cannot write in {staging}", err) from err
-    return make_torrent(staging, lambda _done, _size: None)

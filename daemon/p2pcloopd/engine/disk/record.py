@@ -71,11 +71,13 @@ class Record:
         self.data = directory / "data"
 
     def create(self) -> None:
-        """Make the directories, durably, where they are missing."""
+        """Make the directories where they are missing.
+
+        They become durable in `open_have`, before a bit can say that content is: readers wait for
+        this, and each sync takes some milliseconds.
+        """
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_directory(self.directory)
-            sync_directory(self.directory.parent)
         except OSError as err:
             raise storage_error(f"cannot create {self.data}", err) from err
 
@@ -139,6 +141,7 @@ class Record:
         try:
             have = HaveFile.open(path, info_hash, layout.pieces)
         except NotHereError:
+            self._sync_names()
             return HaveFile.create(path, info_hash, layout.pieces)
         except FormatError as err:
             log.warning("%s; nothing of this torrent counts as here", err)
@@ -150,6 +153,14 @@ class Record:
             log.warning("%s: %d pieces are gone from the disk", self.data, len(lost))
             have.drop(*lost)
         return have
+
+    def _sync_names(self) -> None:
+        """Make the names of the directories durable."""
+        try:
+            sync_directory(self.directory)
+            sync_directory(self.directory.parent)
+        except OSError as err:
+            raise storage_error(f"cannot use {self.directory}", err) from err
 
     def mark_open(self) -> bool:
         """Note that the content may be written to, until `mark_closed`.
