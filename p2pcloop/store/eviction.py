@@ -27,7 +27,7 @@ class TorrentUse:
         junk: bytes of `room` that belong to no piece that is here.
         keep: the reason why nothing of it may be evicted, or None.
         garbage: no manifest names it: it is removed whole.
-        parts: bytes on the disk of parts of pieces that are not here (store/parts.py).
+        parts: bytes on the disk of parts of pieces that are not here (store/provisional_log.py).
     """
 
     torrent: bytes

@@ -20,8 +20,8 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.in_place import hold_served
 from p2pcloop.store.keys import our_keys
 from p2pcloop.store.overlays import overlaid_manifests
-from p2pcloop.store.parts import kept_ranges
 from p2pcloop.store.pins import load_pins
+from p2pcloop.store.provisional_log import kept_ranges
 from p2pcloop.store.records import Records
 
 

@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from p2pcloop.store import parts
-from p2pcloop.store.parts import Parts
+from p2pcloop.store import provisional_log
+from p2pcloop.store.provisional_log import ProvisionalLog
 from p2pcloopd.engine.fetch import provisional
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.provisional import Provisional
@@ -34,10 +34,10 @@ def on_disk(directory: Path) -> list[tuple[int, int]]:
     with tempfile.TemporaryDirectory() as copy:
         if (directory / "parts").exists():
             shutil.copy(directory / "parts", copy)
-        return Parts(Path(copy)).ranges
+        return ProvisionalLog(Path(copy)).ranges
 
 
-AT_ONCE = replace(TUNING, complete_idle=0.05, complete_quiet=0.05)
+SOON = replace(TUNING, complete_idle=0.05, complete_quiet=0.05)
 """Pieces are completed as soon as no reader waits."""
 
 
@@ -45,7 +45,7 @@ AT_ONCE = replace(TUNING, complete_idle=0.05, complete_quiet=0.05)
 async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_waits(
     nodes: Nodes, content: bytes, same: bool
 ) -> None:
-    async with nodes.open("2") as partial, nodes.open("3", tuning=AT_ONCE) as reader:
+    async with nodes.open("2") as partial, nodes.open("3", tuning=SOON) as reader:
         async with nodes.open("1") as seeder:
             seeded = await seeder.seed(nodes.source("1", content).staging)
             half = await partial.add(seeded.info_hash, peers=seeder.listen_ports)
@@ -83,7 +83,7 @@ async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_wait
 async def test_pieces_are_completed_once_nobody_reads_or_it_was_published(
     nodes: Nodes, content: bytes
 ) -> None:
-    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=SOON) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
@@ -127,7 +127,7 @@ async def test_ranges_are_written_when_no_reader_waits_or_they_are_many_or_the_n
 
 async def test_a_range_that_lies_outside_is_dropped(nodes: Nodes, content: bytes) -> None:
     """It was never compared with anything: who gave it may have told anything."""
-    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=SOON) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         directory = nodes.directory("2", seeded.info_hash)
@@ -153,7 +153,7 @@ async def test_what_lies_between_is_asked_of_a_server_and_what_is_wrong_again(
         await trio.lowlevel.checkpoint()
         return content[offset : offset + length]
 
-    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=SOON) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         torrent.servers = RangeServer(ask)
@@ -171,7 +171,7 @@ async def test_what_lies_between_is_asked_of_a_server_and_what_is_wrong_again(
 
 
 async def test_bytes_of_pieces_and_of_ranges_are_read_as_one(nodes: Nodes, content: bytes) -> None:
-    async with nodes.open("1") as seeder, nodes.open("2", tuning=AT_ONCE) as reader:
+    async with nodes.open("1") as seeder, nodes.open("2", tuning=SOON) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
@@ -273,7 +273,7 @@ async def test_a_disk_that_refuses_costs_nothing_that_is_in_memory(
 
     kept = Provisional(tmp_path, Demand(), tuning=replace(TUNING, unwritten=10))
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "_write", refuse)
+        patch.setattr(provisional_log, "_write", refuse)
         kept.keep(0, b"12345678")
         await kept.flush()
         assert await kept.read(0, 8) == b"12345678"

@@ -23,7 +23,7 @@ from p2pcloop.formats.mirror import (
     layer_torrent_name,
 )
 from p2pcloop.formats.record import Record, sign_record
-from p2pcloop.store.parts import kept_ranges
+from p2pcloop.store.provisional_log import kept_ranges
 from tests.support.ports import free_port
 from tests.support.programs import Node, Nodes
 from tests.support.static_server import Fault, misbehaving, nginx

@@ -17,7 +17,7 @@ import trio
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.link import parse_link
-from p2pcloop.store.parts import Parts
+from p2pcloop.store.provisional_log import ProvisionalLog
 from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps
 from tests.support.images import write_cloop_file
 from tests.support.nbd_client import READ, NbdClient
@@ -344,7 +344,7 @@ def test_parts_that_were_read_early_count_and_go_with_their_torrent(
         client.call("add", torrent=torrent, peers=[], trackers=[], web_seeds=[])
     directory = reader.home.torrents / torrent.hex()
     before = reader.json("gc")["room"]
-    Parts(directory).keep({4096: RAW[:1_000_000]})
+    ProvisionalLog(directory).keep({4096: RAW[:1_000_000]})
     assert reader.json("gc")["room"] - before >= 1_000_000
     for path in directory.iterdir():
         os.utime(path, (time.time(), time.time() - 25 * 3600))

@@ -10,7 +10,7 @@ import pytest
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import _here
-from p2pcloop.store.parts import Parts
+from p2pcloop.store.provisional_log import ProvisionalLog
 from tests.support.shared_layers import SharedLayer
 
 PIECE = 16384
@@ -45,5 +45,5 @@ def test_each_byte_counts_once(
         have = HaveFile.create(directory / "have", layer.torrent, 6)
         have.add(pieces)
         have.close()
-    Parts(directory).keep({offset: bytes(length) for offset, length in ranges})
+    ProvisionalLog(directory).keep({offset: bytes(length) for offset, length in ranges})
     assert _here(home, layer) == (verified, provisional)

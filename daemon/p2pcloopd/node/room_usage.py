@@ -12,7 +12,7 @@ import trio
 from p2pcloop.errors import storage_error
 from p2pcloop.store.eviction import TorrentUse
 from p2pcloop.store.home import Home
-from p2pcloop.store.parts import PARTS
+from p2pcloop.store.provisional_log import FILE_NAME
 from p2pcloop.store.stamps import load_stamps
 from p2pcloop.store.usage import Keep, Usage, look_at_usage
 from p2pcloopd.engine.disk.holes import allocated, is_linked, needed
@@ -93,5 +93,5 @@ def _beside(directory: Path) -> tuple[int, int, float]:
         changed.append(status.st_mtime)
         if S_ISREG(status.st_mode):
             size = _STAT_UNIT * status.st_blocks
-            records, parts = (records, size) if path.name == PARTS else (records + size, parts)
+            records, parts = (records, size) if path.name == FILE_NAME else (records + size, parts)
     return records, parts, max(changed, default=time.time())

@@ -236,9 +236,9 @@ class Completion:
         """Make pieces of what lies side by side, once no reader waits: that takes no line."""
         store = self._store
         while True:
-            for part in await store.provisional.take_kept():
-                if sum(part) <= store.stored.layout.total_size:
-                    for piece in store.stored.layout.pieces_of(*part):
+            for span in await store.provisional.take_kept():
+                if sum(span) <= store.stored.layout.total_size:
+                    for piece in store.stored.layout.pieces_of(*span):
                         await self._assemble(piece)
 
     async def _assemble(self, piece: int) -> None:
@@ -266,22 +266,22 @@ class Completion:
     def _tidy(self) -> None:
         """Forget what is durable by now, and what is part of nothing: it was never compared."""
         stored, provisional = self._store.stored, self._store.provisional
-        for part in provisional.ranges:
-            if sum(part) > stored.layout.total_size or stored.has(*part):
-                provisional.drop(*part)
+        for span in provisional.ranges:
+            if sum(span) > stored.layout.total_size or stored.has(*span):
+                provisional.drop(*span)
 
     def _choose(self, at: int) -> tuple[list[int], int]:
         """Missing pieces of ranges from an offset on, and where to go on; 0: anew."""
         store = self._store
         layout, batch = store.stored.layout, dict[int, None]()
         most = self._tuning.complete_window // layout.piece_length or 1
-        while (part := store.provisional.next(at)) is not None:
-            if sum(part) > layout.total_size:
-                store.provisional.drop(*part)
+        while (span := store.provisional.next(at)) is not None:
+            if sum(span) > layout.total_size:
+                store.provisional.drop(*span)
                 continue
-            missing = (piece for piece in layout.pieces_of(*part) if not store.is_coming(piece))
+            missing = (piece for piece in layout.pieces_of(*span) if not store.is_coming(piece))
             batch.update(dict.fromkeys(missing))
-            at = sum(part)
+            at = sum(span)
             if len(batch) >= most:
                 return list(batch), at
         return list(batch), 0

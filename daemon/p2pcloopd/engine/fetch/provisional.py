@@ -5,7 +5,7 @@ readers of this node alone, which compare a chunk with its SHA-256; peers and HT
 verified pieces only. They are here all the same: no operation asks for them again.
 
 All changes are made on trio's thread, at once; one task brings them to the disk, in their order
-(store/parts.py).
+(store/provisional_log.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from p2pcloop.store.parts import MAX_BYTES, Parts
+from p2pcloop.store.provisional_log import MAX_BYTES, ProvisionalLog
 from p2pcloop.store.ranges import Range, Ranges
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
@@ -41,12 +41,12 @@ class Provisional:
             notify: called when there is more.
         """
         self._notify = notify
-        self._parts = Parts(directory)
+        self._log = ProvisionalLog(directory)
         self._demand = demand
         self._tuning = tuning
         self._ranges = Ranges()
-        for part in self._parts.ranges:
-            self._ranges.add(*part)
+        for span in self._log.ranges:
+            self._ranges.add(*span)
         self._kept, self._kept_some = self.ranges, trio.Event()
         if self._kept:
             self._kept_some.set()
@@ -104,7 +104,7 @@ class Provisional:
         async with self._disk:
             if start in self._forgotten or start in self._fresh:
                 return self._fresh.get(start)
-            data = await trio.to_thread.run_sync(self._parts.read, start)
+            data = await trio.to_thread.run_sync(self._log.read, start)
         if data is None and start not in self._fresh and self._ranges.overlapping(start, 1):
             self._forget(start)  # torn by a crash
         return data
@@ -205,7 +205,7 @@ class Provisional:
         self._forgotten = set()
         if self._closed or not (forgotten or fresh):
             return
-        written = await trio.to_thread.run_sync(_carry_out, self._parts, forgotten, fresh)
+        written = await trio.to_thread.run_sync(_carry_out, self._log, forgotten, fresh)
         for start in written:
             if self._fresh.get(start) is fresh[start]:
                 del self._fresh[start]
@@ -213,12 +213,12 @@ class Provisional:
             self._forget(next(iter(self._fresh)))
 
 
-def _carry_out(parts: Parts, forgotten: set[int], fresh: dict[int, bytes]) -> list[int]:
+def _carry_out(log: ProvisionalLog, forgotten: set[int], fresh: dict[int, bytes]) -> list[int]:
     """In a worker thread: forget and write; return what was written."""
-    parts.forget(forgotten)
+    log.forget(forgotten)
     try:
-        parts.keep(fresh)
+        log.keep(fresh)
     except OSError:
-        kept = {start for start, _ in parts.ranges}
+        kept = {start for start, _ in log.ranges}
         return [start for start in fresh if start in kept]
     return list(fresh)

@@ -112,8 +112,8 @@ class Store:
         """Bytes that are here of pieces that are not."""
         total = self.provisional.size
         if self.disk is not None:
-            for part in self.provisional.ranges:
-                spans = self.disk.layout.spans_of(*part)
+            for span in self.provisional.ranges:
+                spans = self.disk.layout.spans_of(*span)
                 total -= sum(size for piece, _, size in spans if self.has(piece))
         return total
 
@@ -202,6 +202,6 @@ class Store:
     def forget_whole(self, pieces: Iterable[int]) -> None:
         """Forget provisional ranges that touch these pieces, and have only durable ones by now."""
         for piece in pieces:
-            for part in self.provisional.overlapping(*self.stored.layout.range_of(piece)):
-                if self.stored.has(*part):
-                    self.provisional.drop(*part)
+            for span in self.provisional.overlapping(*self.stored.layout.range_of(piece)):
+                if self.stored.has(*span):
+                    self.provisional.drop(*span)

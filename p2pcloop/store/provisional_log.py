@@ -23,7 +23,7 @@ from p2pcloop.store.ranges import Range
 MAX_BYTES = 64 << 20
 """Bytes of all provisional ranges of a torrent together; later ones are not kept."""
 
-PARTS = "parts"
+FILE_NAME = "parts"
 """The name of the file."""
 
 _HEADER = struct.Struct("<8sI")
@@ -33,7 +33,7 @@ _MAGIC = _HEADER.pack(b"P2PCPART", 1)
 _HERE, _FORGOTTEN = 1, 0
 
 
-class Parts:
+class ProvisionalLog:
     """The log of one torrent.
 
     Errors of the disk only lose ranges: `keep` raises them, the other methods do not.
@@ -41,7 +41,7 @@ class Parts:
 
     def __init__(self, torrent: Path) -> None:
         """`torrent` is the torrent's directory in the store. The file is made by `keep`."""
-        self._path = torrent / PARTS
+        self._path = torrent / FILE_NAME
         self._places: dict[int, tuple[int, int, int]] = {}
         self._end = 0
         with suppress(OSError):
@@ -64,19 +64,19 @@ class Parts:
                 return data
         return None
 
-    def keep(self, parts: Mapping[int, bytes]) -> None:
+    def keep(self, ranges: Mapping[int, bytes]) -> None:
         """Keep ranges, by offset; none may overlap one that is kept.
 
         Raises:
             OSError: the system refused; ranges that were written before are kept.
         """
-        if not parts:
+        if not ranges:
             return
         with open(self._path, "r+b" if self._end else "wb", buffering=0) as file:
             try:
                 if not self._end:
                     self._end = _write(file.fileno(), _MAGIC, 0)
-                for offset, data in parts.items():
+                for offset, data in ranges.items():
                     self._append(file.fileno(), offset, data)
             except OSError:
                 os.ftruncate(file.fileno(), self._end)
@@ -118,7 +118,7 @@ class Parts:
 
 def kept_ranges(torrent: Path) -> list[Range]:
     """The ranges that the log of a torrent holds, in order; for readers who do not own it."""
-    with suppress(OSError), open(torrent / PARTS, "rb", buffering=0) as file:
+    with suppress(OSError), open(torrent / FILE_NAME, "rb", buffering=0) as file:
         if os.pread(file.fileno(), _HEADER.size, 0) == _MAGIC:
             records = _records(file.fileno())
             return sorted((offset, at[1]) for state, offset, at in records if state == _HERE)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from p2pcloop.store.parts import PARTS, Parts, kept_ranges
+from p2pcloop.store.provisional_log import FILE_NAME, ProvisionalLog, kept_ranges
 
 GOLDEN = Path(__file__).parent.parent / "data" / "parts-v1.bin"
 SLOT = 10_000
@@ -21,7 +21,7 @@ SLOT = 10_000
 
 
 def make_golden(directory: Path) -> None:
-    parts = Parts(directory)
+    parts = ProvisionalLog(directory)
     parts.keep({0: b"abc", 100: b"d"})
     parts.forget([0])
     parts.keep({7: b"efgh"})
@@ -29,9 +29,9 @@ def make_golden(directory: Path) -> None:
 
 def test_the_golden_log_is_written_and_read(tmp_path: Path) -> None:
     make_golden(tmp_path)
-    written = (tmp_path / PARTS).read_bytes()
+    written = (tmp_path / FILE_NAME).read_bytes()
     assert written == GOLDEN.read_bytes()
-    parts = Parts(tmp_path)
+    parts = ProvisionalLog(tmp_path)
     assert parts.ranges == [(7, 4), (100, 1)]
     assert [parts.read(at) for at in (7, 100, 0)] == [b"efgh", b"d", None]
 
@@ -39,7 +39,7 @@ def test_the_golden_log_is_written_and_read(tmp_path: Path) -> None:
 def test_who_does_not_own_a_log_reads_it_and_changes_nothing(tmp_path: Path) -> None:
     assert kept_ranges(tmp_path) == []
     make_golden(tmp_path)
-    log = tmp_path / PARTS
+    log = tmp_path / FILE_NAME
     log.write_bytes(log.read_bytes() + b"torn")
     before = log.read_bytes()
     assert kept_ranges(tmp_path) == [(7, 4), (100, 1)]
@@ -54,7 +54,7 @@ class Log(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="p2pl-"))
-        self.parts = Parts(self.directory)
+        self.parts = ProvisionalLog(self.directory)
         self.model: dict[int, bytes] = {}
         self.random = random.Random(0)
 
@@ -76,15 +76,15 @@ class Log(RuleBasedStateMachine):
 
     @rule()
     def open_anew(self) -> None:
-        self.parts = Parts(self.directory)
+        self.parts = ProvisionalLog(self.directory)
 
     @rule(cut=st.integers(1, 2 * SLOT))
     def lose_the_end(self, cut: int) -> None:
         """A crash: the last range is lost, or some; what was whole before is right."""
-        path = self.directory / PARTS
+        path = self.directory / FILE_NAME
         if path.exists():
             os.truncate(path, max(0, path.stat().st_size - cut))
-            self.parts = Parts(self.directory)
+            self.parts = ProvisionalLog(self.directory)
             assert set(self.parts.ranges) <= {(at, len(data)) for at, data in self.model.items()}
             self.model = {at: self.model[at] for at, _ in self.parts.ranges}
 
@@ -100,7 +100,7 @@ TestLog.settings = settings(max_examples=60, deadline=None)
 
 
 def test_nothing_is_made_before_something_is_kept_and_nothing_is_left(tmp_path: Path) -> None:
-    parts = Parts(tmp_path)
+    parts = ProvisionalLog(tmp_path)
     parts.forget([1])
     parts.keep({})
     assert list(tmp_path.iterdir()) == []
@@ -108,32 +108,32 @@ def test_nothing_is_made_before_something_is_kept_and_nothing_is_left(tmp_path: 
     parts.forget([5])
     assert list(tmp_path.iterdir()) == []
     parts.keep({5: b"y"})
-    assert Parts(tmp_path).read(5) == b"y"
+    assert ProvisionalLog(tmp_path).read(5) == b"y"
 
 
 @given(data=st.binary(max_size=200))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_junk_is_no_log(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / PARTS).write_bytes(data)
-    parts = Parts(tmp_path)
+    (tmp_path / FILE_NAME).write_bytes(data)
+    parts = ProvisionalLog(tmp_path)
     assert parts.ranges == []
     parts.keep({3: b"abc"})
-    assert Parts(tmp_path).read(3) == b"abc"
+    assert ProvisionalLog(tmp_path).read(3) == b"abc"
 
 
 def test_a_range_whose_bytes_changed_is_not_read(tmp_path: Path) -> None:
-    Parts(tmp_path).keep({0: b"a" * 100, 100: b"b" * 100})
-    path = tmp_path / PARTS
+    ProvisionalLog(tmp_path).keep({0: b"a" * 100, 100: b"b" * 100})
+    path = tmp_path / FILE_NAME
     path.write_bytes(path.read_bytes().replace(b"aaa", b"abc", 1))
-    parts = Parts(tmp_path)
+    parts = ProvisionalLog(tmp_path)
     assert parts.ranges == [(0, 100), (100, 100)]
     assert (parts.read(0), parts.read(100)) == (None, b"b" * 100)
 
 
 def test_the_directory_of_before_goes(tmp_path: Path) -> None:
-    (tmp_path / PARTS).mkdir()
-    (tmp_path / PARTS / "0-3").write_bytes(b"abc")
-    parts = Parts(tmp_path)
+    (tmp_path / FILE_NAME).mkdir()
+    (tmp_path / FILE_NAME / "0-3").write_bytes(b"abc")
+    parts = ProvisionalLog(tmp_path)
     assert parts.ranges == []
     parts.keep({0: b"abc"})
     assert parts.read(0) == b"abc"
@@ -142,7 +142,7 @@ def test_the_directory_of_before_goes(tmp_path: Path) -> None:
 def test_what_was_written_before_the_disk_refuses_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = Parts(tmp_path)
+    parts = ProvisionalLog(tmp_path)
     parts.keep({0: b"first"})
     pwrite, left = os.pwrite, [1]
 
@@ -158,5 +158,5 @@ def test_what_was_written_before_the_disk_refuses_is_kept(
             parts.keep({10: b"second", 20: b"third"})
     assert parts.ranges == [(0, 5), (10, 6)]
     parts.keep({20: b"third"})
-    again = Parts(tmp_path)
+    again = ProvisionalLog(tmp_path)
     assert [again.read(at) for at in (0, 10, 20)] == [b"first", b"second", b"third"]
