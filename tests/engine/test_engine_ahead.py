@@ -41,13 +41,7 @@ async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
     nodes: Nodes, content: bytes
 ) -> None:
     async with nodes.open("2") as reader:
-        source = nodes.source("1", content)
-        async with nodes.open("1") as seeder:
-            seeded = await seeder.seed(source.staging)
-            port = seeder.listen_ports[0][1]
-            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
-                await torrent.metadata()
+        torrent, port = await nodes.known(reader, content)
         pieces, results = torrent.fetcher.wants, []
 
         def priority() -> Priority:

@@ -99,13 +99,7 @@ async def test_only_what_is_asked_for_crosses(nodes: Nodes, content: bytes) -> N
 
 async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("2") as reader:
-        source = nodes.source("1", content)
-        async with nodes.open("1") as seeder:
-            seeded = await seeder.seed(source.staging)
-            port = seeder.listen_ports[0][1]
-            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
-                await torrent.metadata()
+        torrent, port = await nodes.known(reader, content)
         results: list[bytes] = []
 
         async def read() -> None:

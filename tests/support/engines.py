@@ -7,10 +7,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.engine import Engine, open_engine
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
+from tests.support.waiting import BOUND
 
 INDEX_SIZE = 50_001
 
@@ -55,6 +58,17 @@ class Nodes:
         (files / "index").write_bytes(content[:INDEX_SIZE])
         (files / "pack").symlink_to(pack)
         return Source(staging, pack)
+
+    async def known(self, reader: Engine, content: bytes) -> tuple[Torrent, int]:
+        """A torrent of which a reader has the metadata, and the port of node "1", its seeder, which
+        is gone."""
+        source = self.source("1", content)
+        async with self.open("1") as seeder:
+            seeded = await seeder.seed(source.staging)
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(BOUND):
+                await torrent.metadata()
+            return torrent, seeder.listen_ports[0][1]
 
     def directory(self, name: str, info_hash: bytes) -> Path:
         """Where a node keeps a torrent."""
