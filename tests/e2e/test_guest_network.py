@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bench.links.network import Host, fast_pair, why_not
 from p2pcloopd.guest.addresses import MTU
 from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
 from tests.support.programs import Node, Nodes
+from tests.support.waiting import BOUND
 from tools.tiny_image import build_tiny_image
 
 _WHY_NOT = why_not()
@@ -129,3 +131,88 @@ def test_the_card_has_its_mtu_and_a_dhcp_client_leaves_it(
     said = in_guest(node, image, kernel, script)
     assert said[0] == said[-1] == str(MTU)
     assert set(said[1:-1]) == {"ip=10.0.2.15", "router=10.0.2.2", "dns=10.0.2.3"}
+
+
+CLIENT = """
+import socket, sys, time
+deadline = time.monotonic() + 100
+while time.monotonic() < deadline:
+    try:
+        # It ends at once as long as nothing in the guest listens.
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as connection:
+            if answer := connection.recv(100):
+                print(answer.decode().strip())
+                break
+    except OSError:
+        pass
+    time.sleep(0.1)
+"""
+
+LISTENS = """
+    while true; do nc -l -p 22 -e cat /proc/sys/kernel/ostype; done &
+    for address in 10.0.2.2 127.0.0.1 {near} {far}; do
+        if nc -w 3 $address {port} </dev/null >/dev/null 2>&1; then echo reached $address; fi
+    done
+    echo done
+    cat
+"""
+
+
+def test_ports_lead_into_the_guest_and_nothing_leads_back(
+    node: Node, image: Path, kernel: Path, pair: tuple[Host, Host], outside: Host
+) -> None:
+    near = pair[0]
+    script = LISTENS.format(near=near.address, far=outside.address, port=TAKES)
+    places = [(near, "127.0.0.1"), (near, near.address), (outside, near.address)]
+    ports = ["127.0.0.1:2222:22", f"{near.address}:2222:22", "0.0.0.0:3333:22"]
+    words: list[str | Path] = ["--net", "user", "--kernel", kernel]
+    words += [f"--port={port}" for port in ports]
+    command: list[str | Path] = ["run", image, *words, "--", "sh", "-c", script]
+    with (
+        listening(near, "0.0.0.0", TAKES),
+        node.started(*command, stdin=subprocess.PIPE) as guest,
+    ):
+        assert guest.stdout is not None
+        # What listens on the node's machine cannot be reached, what is outside can.
+        assert guest.stdout.readline() == f"reached {outside.address}\n"
+        assert guest.stdout.readline() == "done\n"
+        for host, address in places:
+            assert answer_at(host, address, 2222) == "Linux\n"
+        assert answer_at(outside, near.address, 3333) == "Linux\n"
+        out, err = guest.communicate(timeout=BOUND)
+    assert (guest.returncode, out) == (0, "")
+    assert "other machines can reach the guest by 0.0.0.0:3333/tcp" in err
+
+
+def answer_at(host: Host, address: str, port: int) -> str:
+    """What a client on a host is answered by a forwarded port."""
+    argv = [*host.inside, sys.executable, "-c", CLIENT, address, str(port)]
+    return subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=BOUND, check=True).stdout
+
+
+@contextmanager
+def listening(host: Host, address: str, port: int) -> Iterator[None]:
+    """A server on a host, while the context lasts."""
+    argv = [*host.inside, sys.executable, "-c", SERVER, address, "1", str(port)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            server.kill()
+
+
+def test_a_port_in_use_stops_the_command_before_anything_starts(
+    node: Node, image: Path, pair: tuple[Host, Host]
+) -> None:
+    with listening(pair[0], "127.0.0.1", 2222):
+        words = ("--net", "user", "--port", "2222:22", "--", "true")
+        said = node.run("run", image, *words, code=6).err
+    assert "port 2222 of 127.0.0.1 (tcp) cannot lead into the guest: it is in use" in said
+    assert not node.root.exists()
+
+
+def test_a_port_needs_a_network(node: Node, image: Path) -> None:
+    said = node.run("run", image, "--port", "2222:22", "--", "true", code=2).err
+    assert "hint: add `--net user`" in said

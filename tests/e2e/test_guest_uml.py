@@ -14,7 +14,7 @@ import sys
 import tempfile
 import termios
 import textwrap
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from p2pcloop.errors import GuestError, NeedsPackageError
 from p2pcloopd import programs
 from p2pcloopd.guest import frame_filter, initramfs, kernel, network, sandbox, xsave
 from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.forwarding import BoundPort
 from p2pcloopd.guest.network import user_network
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
@@ -504,7 +505,9 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def lossy_network(say: Callable[[str], None]) -> AsyncIterator[socket.socket]:
+async def lossy_network(
+    say: Callable[[str], None], *, ports: Sequence[BoundPort]
+) -> AsyncIterator[socket.socket]:
     """A guest's network that loses every fiftieth frame in each direction."""
     guest, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 
@@ -517,7 +520,7 @@ async def lossy_network(say: Callable[[str], None]) -> AsyncIterator[socket.sock
                 if number % 50:
                     await writer.send(frame)
 
-    async with user_network(say) as card, trio.open_nursery() as nursery:
+    async with user_network(say, ports=ports) as card, trio.open_nursery() as nursery:
         with guest, wire:
             nursery.start_soon(carry, card, wire)
             nursery.start_soon(carry, wire, card)

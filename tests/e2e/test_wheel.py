@@ -29,8 +29,8 @@ modules = [
 ]
 for module in modules:
     assert module.__file__.startswith(sys.prefix), module
-shim = resources.files("p2pcloopd.guest").joinpath("xsave_shim.c")
-assert "PTRACE_SETREGSET" in shim.read_text()
+for name, word in (("xsave_shim", "PTRACE_SETREGSET"), ("slirp_ports", "slirp_new")):
+    assert word in resources.files("p2pcloopd.guest").joinpath(f"{name}.c").read_text()
 assert p2pcloopd.guest.scripts.script("init").startswith("#!/bin/sh")
 print(*(module.__name__ for module in modules))
 """

@@ -95,7 +95,7 @@ async def open_wire(tmp_path: Path) -> AsyncIterator[Wire]:
     # Many hosts' resolver is on their loopback.
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 127.0.0.1\n")
-    async with network.user_network(pytest.fail, resolv_conf) as ours:
+    async with network.user_network(pytest.fail, resolv_conf=resolv_conf) as ours:
         with (
             trio.fail_after(20),
             trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock,

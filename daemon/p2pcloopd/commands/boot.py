@@ -26,6 +26,7 @@ Examples:
   p2pcloop boot debian.cloop
   p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
+  p2pcloop boot @key/debian --net user --port 2222:22     # then: ssh -p 2222 root@localhost
 
 \b
 Every key goes to the guest, also Ctrl-C. The exception is Ctrl-], the escape:

@@ -9,6 +9,14 @@ import click
 
 from p2pcloop.cli.options import FILL, SIZE, as_one, at_option, file_options, home_option
 from p2pcloop.store.home import Home
+from p2pcloopd.guest.forwarding import ForwardedPort, parse_port
+
+
+def _to_ports(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
+) -> tuple[ForwardedPort, ...]:
+    return tuple(map(parse_port, value))
+
 
 _OPTIONS = (
     click.option(
@@ -36,6 +44,15 @@ _OPTIONS = (
         default="none",
         show_default=True,
         help="`user` lets the guest open connections outside, but not to the host's loopback.",
+    ),
+    click.option(
+        "--port",
+        "ports",
+        multiple=True,
+        callback=_to_ports,
+        metavar="[ADDR:]PORT:GUESTPORT[/udp]",
+        help="With `--net user`: PORT of this machine leads to GUESTPORT of the guest, as 2222:22;"
+        " may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
     ),
     click.option(
         "--kernel",
@@ -86,6 +103,7 @@ class GuestOptions:
     overlay_size: int | None
     mem: int
     net: str
+    ports: tuple[ForwardedPort, ...]
     kernel: Path | None
     append: str
     cpu: int | None

@@ -20,6 +20,7 @@ from p2pcloopd.guest import syscall_filter
 from p2pcloopd.guest.boot import Start, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.files_root import build_files_initramfs
+from p2pcloopd.guest.forwarding import BoundPort
 from p2pcloopd.guest.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.kernel import Kernel, find_kernel, shared_libraries
 from p2pcloopd.guest.recording import keep_recording
@@ -67,7 +68,11 @@ def _kernel(path: Path | None) -> Kernel | Path | None:
 
 
 def host(
-    target: ImageFile | StoredRef, options: GuestOptions, plan: Plan, started: float
+    target: ImageFile | StoredRef,
+    options: GuestOptions,
+    plan: Plan,
+    started: float,
+    ports: tuple[BoundPort, ...] = (),
 ) -> GuestResult:
     """Run a guest to its end; keep its first reads as a profile, and write the report.
 
@@ -76,6 +81,7 @@ def host(
         options: of the command.
         plan: what it does with its guest.
         started: seconds of the monotonic clock at the command's start.
+        ports: of this machine, which lead into the guest.
 
     Raises:
         P2pcloopError: there was no guest, or none to its end.
@@ -98,6 +104,7 @@ def host(
             kernel=_kernel(options.kernel),
             append=_append(target, plan.words, options.append),
             cpu=_cpu(options.cpu),
+            forwarded=ports,
         )
         plan.start(spec, disk, outcome, late_node=_late_node(target))
     try:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.terminal import log_to_stderr
+from p2pcloop.client.terminal import log_to_stderr, notify
+from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
 from p2pcloopd.commands.guest_options import GuestOptions
+from p2pcloopd.guest.forwarding import bound_ports
 
 if TYPE_CHECKING:
     from p2pcloopd.commands.hosting import Plan
@@ -39,16 +41,22 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
     if options.report is not None:
         check_writable(options.report)
-    options.home.create()
-    target = resolve_ref(
-        ref,
-        options.home,
-        at=options.at,
-        meanwhile=lambda: _load().prepare(options.kernel),
-        late=True,
-    )
-    result: GuestResult = _load().host(target, options, plan(), started)
-    return result
+    if options.ports and options.net != "user":
+        raise UsageError("--port needs a guest with a network", hint="add `--net user`")
+    with bound_ports(options.ports) as ports:
+        for port in options.ports:
+            if port.is_open_to_others:
+                notify(f"p2pcloop: warning: other machines can reach the guest by {port}")
+        options.home.create()
+        target = resolve_ref(
+            ref,
+            options.home,
+            at=options.at,
+            meanwhile=lambda: _load().prepare(options.kernel),
+            late=True,
+        )
+        result: GuestResult = _load().host(target, options, plan(), started, ports)
+        return result
 
 
 def _load() -> ModuleType:

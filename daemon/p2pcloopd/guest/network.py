@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import trio
 
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest import frame_filter, own_addresses, sandbox
+from p2pcloopd.guest import frame_filter, own_addresses, preload, sandbox
 from p2pcloopd.guest.addresses import (
     GUEST_ADDRESS,
     GUEST_INTERFACE,
@@ -21,6 +21,7 @@ from p2pcloopd.guest.addresses import (
     NAMESERVER_ADDRESS,
     PREFIX_LENGTH,
 )
+from p2pcloopd.guest.forwarding import BoundPort
 from p2pcloopd.guest.native_output import NativeOutput
 from p2pcloopd.programs import find_program
 
@@ -31,13 +32,19 @@ _TICK_SECONDS = 0.5
 _TICK = bytes(12) + b"\x08\x06" + bytes(46)
 """An ARP frame that asks and tells nothing: the filter lets it pass, and libslirp drops it."""
 
+_PORTS_LIBRARY = Path("/run/slirp_ports.so")
+_PORTS_REASON = "forwarded ports need a small library in libslirp's helper"
+
 _MEMORY = 1 << 30
 _PROCESSES = 16
 
 
 @asynccontextmanager
 async def user_network(
-    say: Callable[[str], None], resolv_conf: Path = _RESOLV_CONF
+    say: Callable[[str], None],
+    *,
+    ports: Sequence[BoundPort] = (),
+    resolv_conf: Path = _RESOLV_CONF,
 ) -> AsyncIterator[socket.socket]:
     """Run the helper that opens connections in the host's network for a guest, and yield the
     guest's end of the wire: a datagram socket of Ethernet frames.
@@ -47,22 +54,23 @@ async def user_network(
 
     Args:
         say: called if the helper ends before the block is left; the guest then has no network.
+        ports: of this machine, which lead into the guest.
         resolv_conf: names the name servers that answer the guest.
 
     Raises:
-        NeedsPackageError: libslirp-helper or bubblewrap is not installed.
+        NeedsPackageError: libslirp-helper or bubblewrap is not installed, or a C compiler that
+            `ports` need.
         GuestError: the helper does not start.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     native = NativeOutput()
     with ours, theirs, closing(native), plain_errors():
-        helper = await trio.to_thread.run_sync(_helper, theirs.fileno(), resolv_conf)
+        helper = await trio.to_thread.run_sync(_helper, theirs.fileno(), resolv_conf, ports)
+        fds = [theirs.fileno(), *(port.sock.fileno() for port in ports)]
         close_off = partial(frame_filter.install, theirs, NAMESERVER_ADDRESS)
         async with trio.open_nursery() as nursery:
             await nursery.start(own_addresses.follow_own_networks, close_off)
-            async with sandbox.running(
-                helper, pass_fds=[theirs.fileno()], output=native.write_end
-            ) as process:
+            async with sandbox.running(helper, pass_fds=fds, output=native.write_end) as process:
                 native.close_write_end()
                 nursery.start_soon(_report_end, process, native, say)
                 nursery.start_soon(_tick, ours)
@@ -93,7 +101,7 @@ async def _report_end(
     say(f"has no network any more: its helper ended (exit status {code}){said}")
 
 
-def _helper(fd: int, resolv_conf: Path) -> sandbox.Sandbox:
+def _helper(fd: int, resolv_conf: Path, ports: Sequence[BoundPort]) -> sandbox.Sandbox:
     program = find_program("libslirp-helper", "libslirp-helper")
     command = [
         *(str(program), f"--fd={fd}", "--disable-host-loopback", "--disable-ipv6", f"--mtu={MTU}"),
@@ -103,8 +111,18 @@ def _helper(fd: int, resolv_conf: Path) -> sandbox.Sandbox:
     visible = sandbox.program_files(program)
     if resolv_conf.exists():
         visible[_RESOLV_CONF] = resolv_conf.resolve()
+    environment = {}
+    if ports:
+        visible[_PORTS_LIBRARY] = preload.compiled("slirp_ports", _PORTS_REASON)
+        words = " ".join(port.word for port in ports)
+        environment = {"LD_PRELOAD": str(_PORTS_LIBRARY), "P2PCLOOP_PORTS": words}
     return sandbox.prepare(
-        command, visible=visible, memory=_MEMORY, processes=_PROCESSES, share_network=True
+        command,
+        visible=visible,
+        memory=_MEMORY,
+        processes=_PROCESSES,
+        environment=environment,
+        share_network=True,
     )
 
 

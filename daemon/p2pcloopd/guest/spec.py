@@ -13,6 +13,7 @@ from typing import Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
+from p2pcloopd.guest.forwarding import BoundPort
 from p2pcloopd.guest.initramfs import build_initramfs
 from p2pcloopd.guest.kernel import Kernel
 
@@ -55,6 +56,7 @@ class GuestSpec:
         more_disks: sockets of further disks: /dev/vdb and so on.
         initramfs: makes the guest's first root for a kernel.
         ports_socket: a vhost-user socket of a console device with ports, or None.
+        forwarded: ports of this machine that lead into the guest; with network `user`.
         reboot: whether a guest that reboots is started again; else a reboot ends it.
     """
 
@@ -70,6 +72,7 @@ class GuestSpec:
     initramfs: Callable[[Kernel], bytes] = build_initramfs
     reboot: bool = False
     ports_socket: Path | None = None
+    forwarded: tuple[BoundPort, ...] = ()
 
     @property
     def disks(self) -> tuple[Path, ...]:

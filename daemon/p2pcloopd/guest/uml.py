@@ -213,7 +213,7 @@ class _Attended:
         if spec.network == "user":
             from p2pcloopd.guest import network  # noqa: PLC0415  few guests have one
 
-            card = await stack.enter_async_context(network.user_network(say))
+            card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))
         files = stack.enter_context(ExitStack())

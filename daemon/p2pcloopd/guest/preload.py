@@ -1,0 +1,61 @@
+"""Libraries for LD_PRELOAD: a source in C beside this module, compiled once on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import platformdirs
+
+from p2pcloop.errors import GuestError, NeedsPackageError
+
+_COMPILE_TIMEOUT = 60.0
+_HINT = "apt-get install gcc libc6-dev"
+
+
+def compiled(name: str, reason: str, *, otherwise: str = "", cache: Path | None = None) -> Path:
+    """Return the shared library of NAME.c. It is compiled unless `cache`, by default the user's
+    cache directory, has it for this source. Two processes may do so at once: the file appears
+    whole.
+
+    Args:
+        name: of the source.
+        reason: a clause that says why it is needed.
+        otherwise: what else the user can do, for the hint.
+
+    Raises:
+        NeedsPackageError: there is no C compiler.
+        GuestError: the compiler fails otherwise.
+    """
+    source = resources.files("p2pcloopd.guest").joinpath(f"{name}.c").read_bytes()
+    if cache is None:
+        cache = platformdirs.user_cache_path("p2pcloop")
+    library = cache / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
+            built = Path(scratch) / "library.so"
+            _compile(source, built, reason, _HINT + otherwise)
+            built.replace(library)
+    return library
+
+
+def _compile(source: bytes, output: Path, reason: str, hint: str) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise NeedsPackageError(f"{reason}, and there is no C compiler to build it", hint=hint)
+    done = subprocess.run(
+        [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-x", "c", "-o", output, "-"],
+        input=source, capture_output=True, timeout=_COMPILE_TIMEOUT, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        text = done.stderr.decode(errors="replace").strip()
+        if "No such file" in text:
+            raise NeedsPackageError(
+                f"the C compiler lacks the C library's headers: {text.splitlines()[0]}", hint=hint
+            )
+        raise GuestError(f"{reason}, which does not compile: {text[:500]}")
