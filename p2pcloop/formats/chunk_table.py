@@ -35,10 +35,18 @@ class Codec(enum.IntEnum):
     XZ = 3
     LZ4 = 4
     LZO = 5
+    CHAIN_START = 6
+    CHAIN_NEXT = 7
 
+
+CHAINED = frozenset((Codec.CHAIN_START, Codec.CHAIN_NEXT))
+"""The codecs of chunks that are decoded after those before them: they came with version 4."""
 
 FIRST_CODECS = frozenset((Codec.NONE, Codec.ZLIB, Codec.ZSTD))
-"""The codecs of indexes of version 1 and 2; the others came with version 3."""
+"""The codecs of indexes of version 1 and 2."""
+
+THIRD_CODECS = frozenset(Codec) - CHAINED
+"""The codecs of indexes of version 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,11 @@ class Chunk:
     def size(self) -> int:
         """Decoded bytes."""
         return self.blocks * BLOCK_SIZE
+
+    @property
+    def chained(self) -> bool:
+        """Whether it can only be decoded after those before it in its chain."""
+        return self.codec in CHAINED
 
 
 def pack_chunks(chunks: Sequence[Chunk]) -> bytes:
@@ -127,6 +140,8 @@ def _check_entries(data: bytes, pack_lengths: Sequence[int], codecs: Container[i
             )
         if not 1 <= blocks <= MAX_BLOCKS_PER_CHUNK or not 1 <= length <= MAX_STORED_SIZE:
             raise FormatError(f"a chunk claims {blocks} blocks in {length} bytes, over the limits")
+        if source and codec in CHAINED:
+            raise FormatError("a chunk of a chain lies in another layer than its chain")
         if source >= len(pack_lengths):
             raise FormatError(
                 f"a chunk lies in source {source} of a layer that has {len(pack_lengths) - 1}"

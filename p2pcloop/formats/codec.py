@@ -1,7 +1,7 @@
 """Decoding stored chunks, never beyond a given size.
 
 The codecs are plain, zlib (RFC 1950) and zstd (RFC 8878); of cloops also xz (its .xz container),
-LZ4 and LZO1X (raw blocks).
+LZ4 and LZO1X (raw blocks). Chunks of chains, which are not decoded alone, are in lzma_chain.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import lz4.block
 import zstandard
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.chunk_table import CHAINED, Codec
 from p2pcloop.formats.lzo import decode_lzo
 from p2pcloop.formats.zlib_stream import check_stream, decode_block
 
@@ -39,11 +39,13 @@ def decode(codec: Codec, stored: bytes, size: int) -> bytes:
     4 KiB is a pack in place. Other threads run meanwhile.
 
     Raises:
-        FormatError: the bytes are damaged or decode to another size.
+        FormatError: the bytes are damaged or decode to another size, or are of a chain.
         NeedsPackageError: LZO without its library.
     """
     if decoder := _DECODERS.get(codec):
         return decoder(stored, size)
+    if codec in CHAINED:
+        raise FormatError("a chunk of a chain is decoded after those before it, and not alone")
     if len(stored) > size:
         raise FormatError(f"a chunk of {size} bytes is stored plainly in {len(stored)}")
     return stored.ljust(size, b"\0")

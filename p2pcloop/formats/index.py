@@ -6,7 +6,8 @@ table page by page, and each part is verified when it is read.
 
 Version 1 is written if it is sufficient. Version 2 adds sources (other layers, whose packs hold
 chunks of this one) and sealing (formats/seal.py). Version 3 is version 2 with chunks of more
-codecs: a reader that does not know them refuses the image when it opens it, not at a later read.
+codecs, and version 4 with chains: a reader that does not know them refuses the image when it opens
+it, not at a later read.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from p2pcloop.formats.chunk_table import (
     ENTRY,
     FIRST_CODECS,
     PAGE_SIZE,
+    THIRD_CODECS,
     Chunk,
     ChunkPage,
     Codec,
@@ -38,13 +40,14 @@ from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 MAGIC = b"P2PCIDX\0"
 PLAIN_VERSION = 1
 EXTENDED_VERSION = 2
-VERSION = 3
+THIRD_VERSION = 3
+VERSION = 4
 FIXED = struct.Struct("<8sIIQQIIII32s")
 """magic, version, header length, image size, pack length, chunk count, entries per page,
 run count, stored map length, SHA-256 of the stored map."""
 
 EXTENSION = struct.Struct("<II32s")
-"""Of version 2 and 3: flags, source count, salt."""
+"""Of version 2 and later: flags, source count, salt."""
 
 SEALED = 1
 HASH_SIZE = 32
@@ -132,7 +135,9 @@ class IndexHeader:
     @property
     def codecs(self) -> frozenset[Codec]:
         """The codecs that its chunks may have."""
-        return frozenset(Codec) if self.version == VERSION else FIRST_CODECS
+        if self.version == VERSION:
+            return frozenset(Codec)
+        return THIRD_CODECS if self.version == THIRD_VERSION else FIRST_CODECS
 
     @property
     def tag_size(self) -> int:
@@ -174,7 +179,7 @@ def build_index(
 
     Raises:
         FormatError: more runs, chunks or sources than the format holds, or a chunk in a source
-            that is not named.
+            that is not named, or that holds a chain of which it is a part.
     """
     if len(chunks) > MAX_CHUNKS or len(runs) > MAX_RUNS or len(sources) > MAX_SOURCES:
         raise FormatError(
@@ -183,6 +188,8 @@ def build_index(
         )
     if any(chunk.source > len(sources) for chunk in chunks):
         raise FormatError("a chunk lies in a source that the layer does not name")
+    if any(chunk.source and chunk.chained for chunk in chunks):
+        raise FormatError("a chunk of a chain lies in another layer than its chain")
     if len(set(sources)) < len(sources):
         raise FormatError("a layer names one source twice")
     stored_map = zstandard.ZstdCompressor(level=19).compress(pack_runs(runs))
@@ -210,13 +217,16 @@ def build_index(
 
 
 def _version_for(chunks: Sequence[Chunk], sources: Sequence[bytes], seal: Seal | None) -> int:
-    if any(chunk.codec not in FIRST_CODECS for chunk in chunks):
+    codecs = {chunk.codec for chunk in chunks}
+    if not codecs <= THIRD_CODECS:
         return VERSION
+    if not codecs <= FIRST_CODECS:
+        return THIRD_VERSION
     return EXTENDED_VERSION if sources or seal is not None else PLAIN_VERSION
 
 
 def _pack_extension(sources: Sequence[bytes], seal: Seal | None) -> bytes:
-    """The part of the header that version 2 and 3 add."""
+    """The part of the header that version 2 and later add."""
     flags, salt = (0, bytes(SALT_SIZE)) if seal is None else (SEALED, seal.salt)
     return EXTENSION.pack(flags, len(sources), salt) + b"".join(sources)
 

@@ -33,21 +33,29 @@ def chunks_in_order(device: ImageDevice, touches: Iterable[Touch]) -> list[Chunk
 
 
 def missing_chunks(image: MergedImage, chunks: Iterable[ChunkKey]) -> dict[ByteRange, ChunkKey]:
-    """The ranges to fetch for chunks that are nowhere on this machine, in order.
+    """The ranges to fetch for chunks that are nowhere on this machine, in order; of a chain also
+    those of the chunks before them.
 
     Raises:
         Missing: pages of chunk tables are not here; it names all of them.
     """
     found: dict[ByteRange, ChunkKey] = {}
+    done: dict[int, set[int]] = {}
     pages: list[ByteRange] = []
     for layer, chunk in chunks:
+        before = done.setdefault(layer, set())
+        if chunk in before:
+            continue
         try:
-            wanted = image.layers[layer].missing_chunk(chunk)
+            needed = image.layers[layer].needs(chunk, before)
         except Missing as missing:
             pages += missing.ranges
             continue
-        if wanted is not None:
-            found[wanted] = layer, chunk
+        before.update(needed)
+        for number in needed:
+            wanted = image.layers[layer].missing_chunk(number)
+            if wanted is not None:
+                found[wanted] = layer, number
     if pages:
         raise Missing(pages)
     return found

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.image.api import Missing
 from p2pcloop.image.bits import Bits
+from p2pcloop.image.chain import ChainAhead
 from p2pcloop.image.decode_ahead import DecodeAhead
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.spill import SpillFile
@@ -44,8 +46,9 @@ class DecodedChunks:
     """Returns the content of chunks by key. All calls come from one thread.
 
     Attributes:
-        bytes_touched: stored bytes of all chunks that were returned so far.
-        on_touch: called with the key of each chunk when it is first returned.
+        bytes_touched: stored bytes of all chunks that were touched so far: returned, or of a chain
+            and decoded on the way to another.
+        on_touch: called with the key of each chunk when it is first touched.
     """
 
     def __init__(
@@ -61,14 +64,15 @@ class DecodedChunks:
         self._cache_size = cache_size
         self._spill = spill
         self._ahead = DecodeAhead()
+        self._chain = ChainAhead()
         self._last: deque[int] = deque(maxlen=_READERS)
 
     def touched(self, key: int) -> bool:
-        """Whether a chunk was returned so far."""
+        """Whether a chunk was touched so far."""
         return key & 0xFFFFFFFF in self._touched[key >> 32]
 
     def count_touched(self) -> int:
-        """How many chunks were returned so far."""
+        """How many chunks were touched so far."""
         return sum(bits.count for bits in self._touched)
 
     def part(self, key: int, start: int, length: int) -> memoryview | None:
@@ -86,12 +90,8 @@ class DecodedChunks:
         if data is not None:
             self._cache.move_to_end(key)
             return data
-        data = memoryview(self._decode(key))
-        if self._touched[key >> 32].add(key & 0xFFFFFFFF):
-            self.bytes_touched += self._layers[key >> 32].chunk(key & 0xFFFFFFFF).length
-            self.on_touch(key)
-            self._keep(key, data)
-        elif self._spill is None or not self._spill.put(key, data):
+        data = self._decode(key)
+        if self._touch(key) or self._spill is None or not self._spill.put(key, data):
             self._keep(key, data)
         self._follow(key)
         return data
@@ -106,17 +106,62 @@ class DecodedChunks:
         if len(wanted) > 1:
             self._start(wanted, BATCH_SIZE)
 
+    def arrived(self, key: int) -> None:
+        """Decode a chunk ahead whose stored bytes have just come, if it is the next of a chain."""
+        with suppress(Missing, P2pcloopError):  # its page of the table was dropped again
+            if self._ahead.workers and self._is_chained(key):
+                self._start_chain(key)
+
     def close(self) -> None:
         """End the threads and free the room of the temporary file."""
         self._ahead.close()
+        self._chain.close()
         if self._spill is not None:
             self._spill.close()
 
-    def _decode(self, key: int) -> bytes:
-        layer, number = self._layers[key >> 32], key & 0xFFFFFFFF
+    def _decode(self, key: int) -> memoryview:
+        """Decode a chunk; keep the others that had to be decoded for it."""
         data = self._ahead.take(key) if key in self._ahead else None
+        if data is None and self._is_chained(key):
+            data = self._take_chain(key)
+        if data is not None:
+            return memoryview(data)
         # A chunk that was wrong when it was decoded ahead may have been healed since: read it.
-        return layer.read_chunk(number) if data is None else data
+        for number, data in self._layers[key >> 32].read_chunks(key & 0xFFFFFFFF):
+            self._keep_other(chunk_key(key >> 32, number), data, key)
+        assert data is not None, "a chunk is decoded last of those that it needs"
+        return memoryview(data)
+
+    def _is_chained(self, key: int) -> bool:
+        return self._layers[key >> 32].chunk(key & 0xFFFFFFFF).chained
+
+    def _take_chain(self, key: int) -> bytes | None:
+        """Take a chunk that is decoded ahead.
+
+        Returns:
+            Its content; None if it was wrong, or is not decoded ahead. Then no other chunk is, and
+            the decoders of chains are free.
+        """
+        data = self._chain.take(key) if key in self._chain else None
+        while data is None and (other := self._chain.first()) is not None:
+            content = self._chain.take(other)
+            if content is not None:
+                self._keep_other(other, content, key)
+        return data
+
+    def _keep_other(self, other: int, data: bytes, key: int) -> None:
+        """Keep a chunk of a chain that was decoded on the way to another one."""
+        if other != key and other not in self._cache:
+            self._touch(other)
+            self._keep(other, memoryview(data))
+
+    def _touch(self, key: int) -> bool:
+        """Count a chunk as touched; return False if it was already."""
+        if not self._touched[key >> 32].add(key & 0xFFFFFFFF):
+            return False
+        self.bytes_touched += self._layers[key >> 32].chunk(key & 0xFFFFFFFF).length
+        self.on_touch(key)
+        return True
 
     def _keep(self, key: int, data: memoryview) -> None:
         self._cache[key] = data
@@ -142,7 +187,8 @@ class DecodedChunks:
     def _start(self, keys: Sequence[int], limit: int) -> None:
         """Have chunks decoded that are here: at least one, and no more than `limit` bytes.
 
-        Missing chunks and errors are left to the read of the chunk.
+        Missing chunks and errors are left to the read of the chunk. Chunks of chains are decoded
+        by a thread of their own, one after the other.
         """
         if not self._ahead.workers:
             return
@@ -153,6 +199,9 @@ class DecodedChunks:
             try:
                 if layer.chunk(number).size < LEAST_SIZE:
                     continue
+                if layer.chunk(number).chained:
+                    self._start_chain(key)
+                    return
                 pack, chunk, stored = layer.stored_chunk(number)
             except (Missing, P2pcloopError):
                 continue
@@ -160,6 +209,20 @@ class DecodedChunks:
             limit -= chunk.size
             if limit <= 0:
                 return
+
+    def _start_chain(self, key: int) -> None:
+        """Have the chunks of chains decoded that are here, from one on."""
+        layer = self._layers[key >> 32]
+        for number in range(key & 0xFFFFFFFF, layer.header.chunk_count):
+            following = chunk_key(key >> 32, number)
+            if following in self._chain:
+                continue
+            if self._chain.size >= ChainAhead.MAX_SIZE or self.is_decoded(following):
+                return
+            decode = layer.prepare_next(number)
+            if decode is None:
+                return
+            self._chain.start(following, layer.chunk(number).size, decode)
 
 
 def _ignore(key: int) -> None:

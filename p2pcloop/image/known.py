@@ -98,7 +98,7 @@ class KnownChunks:
         self._leases: dict[bytes, Lease] = {}
 
     def find(self, chunk_id: bytes) -> Iterator[KnownChunk]:
-        """Yield the places of a chunk, a few at most."""
+        """Yield the places of a chunk where it can be decoded alone, a few at most."""
         if not self._loaded:
             self._loaded = True
             self._load()
@@ -106,7 +106,7 @@ class KnownChunks:
             self._contents.clear()  # a search does not count as a use
         for place in islice(self._places(chunk_id), _CANDIDATES):
             known = self._resolve(place)
-            if known is not None and known.chunk.id == chunk_id:
+            if known is not None and known.chunk.id == chunk_id and not known.chunk.chained:
                 yield known
 
     def is_here(self, known: KnownChunk) -> bool:

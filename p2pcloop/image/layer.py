@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import LayerMap
-from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, PAGE_SIZE, Chunk, ChunkPage
+from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, PAGE_SIZE, Chunk, ChunkPage, Codec
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
+from p2pcloop.formats.lzma_chain import MAX_CHAIN_SIZE, ChainDecoder
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.chain import Decode, OpenChains
 from p2pcloop.image.content import Content
 
 Elsewhere = Callable[[Chunk], bytes | None]
@@ -43,17 +46,31 @@ class Pack:
 
     def decode(self, chunk: Chunk, stored: bytes) -> bytes | None:
         """Return the content of a chunk of this pack, verified; None if the bytes are wrong."""
-        data = self.decode_unverified(chunk, stored)
-        return data if data is not None and hashlib.sha256(data).digest() == chunk.id else None
+        return _if_right(chunk, self.decode_unverified(chunk, stored))
+
+    def decode_next(self, chunk: Chunk, stored: bytes, decoder: ChainDecoder) -> bytes | None:
+        """The same for a chunk of a chain whose decoder has come to it."""
+        try:
+            data = decoder.decode(self._opened(chunk, stored), chunk.size)
+        except (FormatError, MismatchError):
+            data = None
+        right = _if_right(chunk, data)
+        decoder.broken = right is None
+        return right
 
     def decode_unverified(self, chunk: Chunk, stored: bytes) -> bytes | None:
-        """Return decoded bytes, right or wrong; None if they cannot be decoded."""
+        """Return decoded bytes, right or wrong; None if they cannot be decoded, or not alone."""
         try:
-            if self.seal is not None:
-                stored = self.seal.open_chunk(chunk.offset, stored)
-            return decode(chunk.codec, stored, chunk.size)
+            return decode(chunk.codec, self._opened(chunk, stored), chunk.size)
         except (FormatError, MismatchError):
             return None
+
+    def _opened(self, chunk: Chunk, stored: bytes) -> bytes:
+        return stored if self.seal is None else self.seal.open_chunk(chunk.offset, stored)
+
+
+def _if_right(chunk: Chunk, data: bytes | None) -> bytes | None:
+    return data if data is not None and hashlib.sha256(data).digest() == chunk.id else None
 
 
 def load_header(content: Content, layer_id: bytes, length: int) -> IndexHeader:
@@ -151,6 +168,7 @@ class Layer:
         sources: Sequence[Pack] = (),
         elsewhere: Elsewhere = nowhere,
         pages: PageCache | None = None,
+        chains: OpenChains | None = None,
     ) -> None:
         """Read and verify the map.
 
@@ -161,6 +179,7 @@ class Layer:
             sources: the packs of the layers that the header names, in that order.
             elsewhere: called for each chunk that is missing.
             pages: keeps the pages of the chunk table; shared by the layers of an image.
+            chains: keeps the decoders of chains; shared by the layers of an image.
 
         Raises:
             Missing: the map is not here.
@@ -176,6 +195,7 @@ class Layer:
         )
         self._map = read_map(header, stored, seal=seal)
         self._pages = pages or PageCache()
+        self._chains = chains or OpenChains()
 
     def take_map(self) -> LayerMap:
         """Return the layer's map and forget it: once it is merged, it would only cost memory."""
@@ -213,13 +233,58 @@ class Layer:
         return pack, chunk, pack.content.read(pack.start + chunk.offset, chunk.length)
 
     def read_chunk(self, number: int) -> bytes:
-        """Return the decoded content of a chunk, verified.
+        """Return the decoded content of a chunk, verified; errors as of `read_chunks`."""
+        *_, (_, data) = self.read_chunks(number)
+        return data
+
+    def read_chunks(self, number: int) -> Iterator[tuple[int, bytes]]:
+        """Yield a chunk's number and its decoded content, verified.
+
+        Of a chain the chunks before it come first, as far as they have to be decoded.
 
         Raises:
-            Missing: the chunk, or its page of the table, is not here or not right here.
-            CorruptError: it does not match its hash, from any source.
+            Missing: the chunk, chunks before it in its chain, or their pages of the table are not
+                here or not right here; of the chunks it names all.
+            CorruptError: one does not match its hash, from any source.
+            FormatError: the table is what was signed and yet cannot be right.
         """
         chunk = self.chunk(number)
+        if not chunk.chained:
+            yield number, self._read_alone(chunk)
+            return
+        numbers = self.needs(number)
+        missing = [wanted for each in numbers if (wanted := self._missing(each))]
+        if not missing:
+            yield from self._decode_chain(numbers)
+        elif (found := self._elsewhere(chunk)) is not None:
+            yield number, found
+        else:
+            raise Missing(missing)
+
+    def needs(self, number: int, before: Container[int] = ()) -> Sequence[int]:
+        """The chunks whose stored bytes it takes to read a chunk: itself, last, and of a chain
+        those before it that its decoder has not come to.
+
+        Args:
+            before: chunks that are read before it; neither they nor what they need are named.
+
+        Raises:
+            Missing: a page of the table is not here.
+            FormatError: the table is what was signed and yet cannot be right.
+        """
+        at, size = number, 0
+        while (chunk := self.chunk(at)).codec is Codec.CHAIN_NEXT:
+            if (self.header.layer_id, at) in self._chains or at - 1 in before:
+                break
+            size += chunk.size
+            if not at or size > MAX_CHAIN_SIZE:
+                raise FormatError("a chain of chunks has no start, or is too long")
+            at -= 1
+        if at < number and not self.chunk(at).chained:
+            raise FormatError("a chain of chunks has no start")
+        return range(at, number + 1)
+
+    def _read_alone(self, chunk: Chunk) -> bytes:
         pack = self._packs[chunk.source]
         offset = pack.start + chunk.offset
         try:
@@ -234,17 +299,56 @@ class Layer:
             pack.content.reject(offset, chunk.length, "a chunk")
         return data
 
+    def _decode_chain(self, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Decode chunks of a chain, the first of which starts it or has a decoder at it."""
+        for number in numbers:
+            data = self._prepare(number)()
+            if data is None:
+                chunk, pack = self.chunk(number), self._packs[0]
+                pack.content.reject(pack.start + chunk.offset, chunk.length, "a chunk")
+            yield number, data
+
+    def prepare_next(self, number: int) -> Decode | None:
+        """Prepare to decode the next chunk of a chain on another thread.
+
+        Returns:
+            What decodes it. It must be called before all that is prepared later, and before any
+            other chunk of a chain is read. None if the chunk is not the next one, or not here.
+        """
+        try:
+            is_next = self.chunk(number).chained and len(self.needs(number)) == 1
+            return self._prepare(number) if is_next else None
+        except (Missing, FormatError):
+            return None
+
+    def _prepare(self, number: int) -> Decode:
+        chunk, pack = self.chunk(number), self._packs[0]
+        stored = pack.content.read(pack.start + chunk.offset, chunk.length)
+        decoder = self._chains.step(
+            (self.header.layer_id, number),
+            starts=chunk.codec is Codec.CHAIN_START,
+            ends=number + 1 == self.header.chunk_count,
+        )
+        return partial(pack.decode_next, chunk, stored, decoder)
+
     def missing_chunk(self, number: int) -> ByteRange | None:
-        """Return the range to fetch before a chunk can be read; None if it is on this machine.
+        """Return the range of a chunk's stored bytes; None if the chunk is on this machine.
+
+        To read a chunk of a chain needs more than its own bytes: see `needs`.
 
         Raises:
             Missing: its page of the table is not here.
             FormatError: the page is what was signed and yet cannot be right.
         """
+        wanted = self._missing(number)
+        if wanted is None or self._elsewhere(self.chunk(number)) is not None:
+            return None
+        return wanted
+
+    def _missing(self, number: int) -> ByteRange | None:
         chunk = self.chunk(number)
         pack = self._packs[chunk.source]
-        wanted = pack.content.missing(pack.start + chunk.offset, chunk.length)
-        return None if wanted is None or self._elsewhere(chunk) is not None else wanted
+        return pack.content.missing(pack.start + chunk.offset, chunk.length)
 
     def close(self) -> None:
         """Close the files of the layer and of its sources."""

@@ -143,6 +143,10 @@ class MergedImage:
             if chunk != ZERO_CHUNK
         )
 
+    def arrived(self, layer: int, number: int) -> None:
+        """Take note that the stored bytes of a chunk have come, before it is read."""
+        self._chunks.arrived(chunk_key(layer, number))
+
     def missing(self, first: int, count: int) -> list[ByteRange]:
         """The ranges that a read of these blocks lacks, if known; see `BlockDevice.require`."""
         missing: dict[ByteRange, None] = {}
@@ -150,12 +154,12 @@ class MergedImage:
             if chunk == ZERO_CHUNK or self._chunks.is_decoded(chunk_key(layer, chunk)):
                 continue
             try:
-                wanted = self.layers[layer].missing_chunk(chunk)
+                for needed in self.layers[layer].needs(chunk):
+                    wanted = self.layers[layer].missing_chunk(needed)
+                    if wanted is not None:
+                        missing[wanted] = None
             except Missing as page:
                 missing.update(dict.fromkeys(page.ranges))
-            else:
-                if wanted is not None:
-                    missing[wanted] = None
         return list(missing)
 
     def whole_chunk(self, first: int, count: int, codec: Codec) -> tuple[Pack, Chunk, bytes] | None:

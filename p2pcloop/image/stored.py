@@ -11,6 +11,7 @@ from p2pcloop.formats.index import MAX_HEADER_SIZE, MAX_RUNS, IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.seal import Seal, check_secret
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.chain import OpenChains
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.known import KnownChunks
 from p2pcloop.image.layer import Layer, Pack, PageCache, load_header, nowhere
@@ -56,6 +57,7 @@ class StoredImage:
         self._headers: dict[bytes, IndexHeader] = {}
         self._layers: dict[bytes, Layer] = {}
         self._pages = PageCache()
+        self._chains = OpenChains()
 
     @classmethod
     def of_home(cls, manifest: Manifest, home: Home, secret: bytes | None = None) -> Self:
@@ -140,6 +142,7 @@ class StoredImage:
             sources=sources,
             elsewhere=nowhere if self._known is None else self._known.read,
             pages=self._pages,
+            chains=self._chains,
         )
 
     def _pack(self, layer_id: bytes) -> Pack:

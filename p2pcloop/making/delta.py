@@ -281,12 +281,15 @@ class _Packer:
             places[-row:] = [None] * row
 
     def _refer(self, place: Place) -> int | None:
-        """The number of a chunk of the base in this table; None if no more sources may be named."""
+        """The number of a chunk of the base in this table; None if it cannot be referred to: it is
+        part of a chain, or no more sources may be named."""
         key = place.layer, place.chunk
         if key not in self._numbers:
             assert self._reuse.base is not None
             layer = self._reuse.base.layers[place.layer]
             chunk = layer.chunk(place.chunk)
+            if chunk.chained:
+                return None
             header = layer.header
             owner = header.sources[chunk.source - 1] if chunk.source else header.layer_id
             source = self._sources.number(owner)

@@ -1,4 +1,4 @@
-"""The sizes and the compression of the chunks of deltas and of hot layers."""
+"""The sizes and the compression of the chunks of deltas."""
 
 from __future__ import annotations
 
@@ -39,10 +39,6 @@ DELTA = Shape(96, 128, 15)
 WHOLE = Shape(16, 16, 0)
 """For an image without a base: the unit in which a boot reads."""
 
-HOT_BLOCKS = 64
-"""Blocks of a chunk of a hot layer: 256 KiB, so that a boot waits for few bytes that it does not
-need just then. They pack to 1.03 times the size of chunks of 1 MiB."""
-
 
 class Level(enum.Enum):
     """How hard a chunk is compressed."""
@@ -50,7 +46,6 @@ class Level(enum.Enum):
     DELTA = enum.auto()
     SMALL = enum.auto()
     WHOLE = enum.auto()
-    HOT = enum.auto()
 
 
 _TABLES = {"window_log": 19, "chain_log": 18, "hash_log": 16, "min_match": 3}
@@ -76,10 +71,6 @@ _ZSTD = {
     ),
     Level.WHOLE: zstandard.ZstdCompressionParameters.from_level(
         9, source_size=WHOLE.most * BLOCK_SIZE
-    ),
-    # Level 22, and longer searches, save 0.01 percent.
-    Level.HOT: zstandard.ZstdCompressionParameters.from_level(
-        19, source_size=HOT_BLOCKS * BLOCK_SIZE
     ),
 }
 """`Level.DELTA` makes 20 to 30 MB/s on two cores (docs/measurements/2026-11-packing.md)."""

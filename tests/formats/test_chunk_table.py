@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
 from p2pcloop.formats.chunk_table import (
+    CHAINED,
     ENTRIES_PER_PAGE,
     ENTRY,
     FIRST_CODECS,
     MAX_STORED_SIZE,
     PAGE_SIZE,
+    THIRD_CODECS,
     Chunk,
     ChunkPage,
     Codec,
@@ -40,8 +42,17 @@ def test_an_entry_byte_by_byte() -> None:
 
 def test_the_codecs_have_these_numbers_for_ever() -> None:
     numbers = {"NONE": 0, "ZLIB": 1, "ZSTD": 2, "XZ": 3, "LZ4": 4, "LZO": 5}
+    numbers |= {"CHAIN_START": 6, "CHAIN_NEXT": 7}
     assert {codec.name: int(codec) for codec in Codec} == numbers
     assert set(map(int, FIRST_CODECS)) == {0, 1, 2}
+    assert set(map(int, THIRD_CODECS)) == {0, 1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("codec", sorted(CHAINED))
+def test_a_chunk_of_a_chain_lies_in_the_pack_of_its_layer(codec: Codec) -> None:
+    data = pack_chunks([Chunk(0, 1, 1, codec, ID, source=1)])
+    with pytest.raises(FormatError, match="another layer than its chain"):
+        ChunkPage(data, pack_lengths=[1, 1])
 
 
 def test_entries_at_the_limits_are_taken() -> None:
@@ -54,7 +65,7 @@ def test_entries_at_the_limits_are_taken() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (entry(codec=6), "codec 6"),
+        (entry(codec=8), "codec 8"),
         (entry(codec=255), "codec 255"),
         (entry(length=0), "over the limits"),
         (entry(length=MAX_STORED_SIZE + 1), "over the limits"),

@@ -4,6 +4,7 @@ import hashlib
 import struct
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
-from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, Chunk, Codec
+from p2pcloop.formats.chunk_table import CHAINED, ENTRIES_PER_PAGE, Chunk, Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.index import (
     EXTENSION,
@@ -153,7 +154,7 @@ def test_cut_off_anywhere_is_noticed() -> None:
     [
         ({"magic": b"P2PCIDX\1"}, "not the index"),
         ({"version": 0}, "version 0"),
-        ({"version": 4}, "version 4; this program reads 1 to 3"),
+        ({"version": 5}, "version 5; this program reads 1 to 4"),
         ({"length": 80}, "header length"),
         ({"length": 113}, "header length"),
         ({"length": 0xFFFFFFFF}, "header length"),
@@ -293,11 +294,29 @@ def test_codecs_that_cloops_brought_make_version_3(codec: Codec) -> None:
     assert verify(index, header.layer_id)[1] == chunks
 
 
-def test_a_page_with_a_codec_of_a_later_version_is_refused() -> None:
-    header = open_index(WITH_SOURCES)
+@pytest.mark.parametrize("codec", sorted(CHAINED))
+def test_chains_make_version_4(codec: Codec) -> None:
+    """A reader of versions 1 to 3 then refuses the header, before the first block is read."""
+    chunks = [Chunk(0, 100, 1, codec, bytes(32)), Chunk(0, 100, 1, Codec.XZ, bytes(32))]
+    index = build_index([Run(0, 1, 0, 0, 1)], chunks, image_size=4096, pack_length=100)
+    header = open_index(index)
+    assert (header.version, header.sources, header.salt) == (4, (), None)
+    assert verify(index, header.layer_id)[1] == chunks
+
+
+def test_a_chunk_of_a_chain_lies_in_no_source() -> None:
+    chunk = Chunk(0, 1, 1, Codec.CHAIN_START, bytes(32), source=1)
+    with pytest.raises(FormatError, match="another layer than its chain"):
+        build_index([], [chunk], image_size=4096, pack_length=1, sources=SOURCES)
+
+
+@pytest.mark.parametrize(("version", "codec"), [(2, Codec.XZ), (3, Codec.CHAIN_START)])
+def test_a_page_with_a_codec_of_a_later_version_is_refused(version: int, codec: Codec) -> None:
+    header = replace(open_index(WITH_SOURCES), version=version)
     data = bytearray(page(header, 0, WITH_SOURCES))
-    data[14] = Codec.XZ
-    with pytest.raises(FormatError, match="codec 3, which an index of this version cannot have"):
+    data[14] = codec
+    expected = f"codec {int(codec)}, which an index of this version cannot have"
+    with pytest.raises(FormatError, match=expected):
         read_page(header, 0, bytes(data), source_lengths=LENGTHS)
 
 

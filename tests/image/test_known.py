@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pcloop.formats.chunk_table import Chunk, Codec
+from p2pcloop.formats.chunk_table import ENTRY, Chunk, ChunkPage, Codec
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import Manifest, open_manifest, sign_manifest
 from p2pcloop.formats.seal import Seal
@@ -22,7 +22,8 @@ from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import leased
-from tests.support.images import PIECE
+from tests.support.chains import pack_chains
+from tests.support.images import PIECE, StoredLayer
 from tests.support.shared_layers import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -128,6 +129,21 @@ def test_chunks_that_a_known_layer_has_in_its_sources(home: Home) -> None:
     assert (found.ref, found.chunk.source) == (source.ref, 0)
     new = SharedLayer(home.torrents, 2, {0: 2}, size=8)
     assert fetched(new, read(home, new)) == []
+
+
+def test_a_chunk_of_a_chain_is_not_taken_from_elsewhere(home: Home) -> None:
+    """It cannot be decoded alone, so no other layer refers to it."""
+    index, pack = pack_chains([1])
+    old = SharedLayer(home.torrents, 0, {0: 1}, size=2)
+    old.stored = StoredLayer.of(home.torrents, index, pack, bytes([9]) * 20)
+    old.stored.store(range(old.stored.pieces))
+    keep(home, manifest_of([old]))
+    chunk = ChunkPage(index[-ENTRY.size :], pack_lengths=[len(pack)])[0]
+    known = KnownChunks(home)
+    assert chunk.chained
+    assert list(known.find(chunk.id)) == []
+    assert known.read(chunk) is None
+    assert len(known._pages) == 1, "the layer was not searched"
 
 
 def test_sealed_layers_are_known_to_their_readers_only(home: Home) -> None:

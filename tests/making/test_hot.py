@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.block_map import ZERO_CHUNK
+from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.index import open_index
 from p2pcloop.formats.profile import Touch
 from p2pcloop.formats.seal import Seal
-from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.api import ByteRange, Missing, never_missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making import hot
-from p2pcloop.making.encoding import HOT_BLOCKS
-from p2pcloop.making.hot import HotLayer, adds_nothing, has_chunks, pack_hot
+from p2pcloop.making.hot import HOT_BLOCKS, HotLayer, adds_nothing, has_chunks, pack_hot
+from p2pcloop.making.moved import LivePlaces
 from p2pcloop.making.targets import DeviceTarget
 from tests.support.images import MemoryContent, ignore
 from tests.support.stacks import SMALL, BytesTarget, Stack
@@ -170,6 +173,44 @@ def missing_once(stack: Stack) -> tuple[Layer, list[Missing]]:
 
     content.read = read  # type: ignore[method-assign]  # the table is not here at first
     return layer, asked
+
+
+def test_a_layer_that_is_encoded_in_another_way_is_not_the_same() -> None:
+    stack = Stack()
+    stack.add(BytesTarget(device(range(1, 65))), shape=SMALL)
+    made = add(stack, of((0, 64)))
+    older = [replace(chunk, codec=Codec.ZSTD) for chunk in made.chunks]
+    assert has_chunks(top(stack), made.chunks, never_missing)
+    assert not has_chunks(top(stack), older, never_missing)
+
+
+def test_a_chain_ends_and_another_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hot, "CHAIN_CHUNKS", 2)
+    stack = Stack()
+    stack.add(BytesTarget(device(range(1, 301))))
+    made = add(stack, of((0, 300)))
+    start, follows = Codec.CHAIN_START, Codec.CHAIN_NEXT
+    assert [chunk.codec for chunk in made.chunks] == [start, follows, start, follows, start]
+    assert stack.read() == device(range(1, 301))
+
+
+@pytest.mark.parametrize("squash", [False, True])
+def test_a_delta_refers_to_no_chunk_of_a_chain(squash: bool) -> None:
+    """They cannot be decoded alone: what moved is packed again."""
+    kinds = list(range(1, 81))
+    stack = Stack()
+    stack.add(BytesTarget(device(kinds)), shape=SMALL)
+    hot_layer = add(stack, of((0, 64)))
+    moved = device([*range(200, 216), *kinds[16:64], *kinds[:16]])
+    if squash:
+        image = stack.open()
+        find = LivePlaces(image, 1).find
+        stack.add(BytesTarget(moved), shape=SMALL, base=image, find=find, in_a_row=1)
+    else:
+        stack.add(BytesTarget(moved), shape=SMALL)
+    layer = top(stack)
+    assert open_index(hot_layer.index).layer_id not in layer.header.sources
+    assert stack.read() == moved
 
 
 def test_of_too_many_touches_the_first_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:

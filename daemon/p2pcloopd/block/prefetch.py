@@ -105,6 +105,7 @@ class Prefetch:
                 self._supplier.deliver(wanted, fields["data"])
                 if wanted in chunks:
                     self.fetched[chunks[wanted]] = wanted.length
+                    self._device.image.arrived(*chunks[wanted])
 
         if ranges:
             asked = [[wanted.torrent, wanted.offset, wanted.length] for wanted in ranges]

@@ -1,0 +1,237 @@
+"""Chains of chunks: LZMA2 in which each chunk may repeat content of the chunks before it
+(docs/formats/pack.md).
+
+Each chunk is first passed through the filter for x86 code (BCJ, of the .xz format), from position 0
+on, and then stored as LZMA2 chunks. The first of these resets the encoder's state, but not the
+dictionary, which is the filtered content of the chain so far. So the decoded content depends on a
+chunk's own bytes and on the content of the chunks before it, and on nothing else.
+
+The standard library decodes. It cannot encode: its encoder flushes only at the end. So liblzma, the
+library that it is made of, encodes by ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import lzma
+import struct
+from functools import cache
+from typing import Final
+
+from p2pcloop.errors import FormatError, NeedsPackageError
+
+MAX_CHAIN_SIZE: Final = 16 << 20
+"""Bytes of content of a chain: a decoder keeps as many, and who jumps to its end decodes them."""
+
+_LIBRARY = "liblzma.so.5"
+_LZMA2 = {"id": lzma.FILTER_LZMA2, "dict_size": MAX_CHAIN_SIZE}
+_FILTER = [
+    {"id": lzma.FILTER_X86},
+    {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 16, "preset": 0},
+]
+_PLAIN_SIZE = 1 << 16
+"""Bytes of an LZMA2 chunk that is not compressed."""
+
+_SIZES = struct.Struct(">HH")
+"""Of an LZMA2 chunk: the lower bits of its content's size and, if it is compressed, its length;
+both less one."""
+
+_END, _PLAIN = 0, (1, 2)
+_COMPRESSED, _RESETTING_STATE, _WITH_PROPERTIES = 0x80, 0xA0, 0xC0
+"""The first byte of an LZMA2 chunk, and the least one of those that say more
+(https://en.wikipedia.org/wiki/Lempel-Ziv-Markov_chain_algorithm#LZMA2_format)."""
+
+_EXTREME_9 = 9 | 1 << 31
+_SYNC_FLUSH = 1
+_STREAM_END = 1
+
+
+class ChainDecoder:
+    """Decodes the chunks of a chain, in order, from the first on. It keeps `MAX_CHAIN_SIZE` bytes
+    of memory at most.
+
+    Attributes:
+        broken: a chunk was wrong: nothing can be decoded after it.
+    """
+
+    def __init__(self) -> None:
+        self.broken = False
+        self._done = 0
+        self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_LZMA2])
+
+    def decode(self, stored: bytes, size: int) -> bytes:
+        """Return the content of the next chunk, which must be exactly `size` bytes long. Other
+        threads run meanwhile.
+
+        Raises:
+            FormatError: the bytes are damaged or decode to another size, or the chain is longer
+                than `MAX_CHAIN_SIZE`.
+        """
+        if self.broken:
+            raise FormatError("a chunk of a chain before this one is damaged")
+        _check_frames(stored, size)
+        self._done += size
+        if self._done > MAX_CHAIN_SIZE:
+            raise FormatError(f"a chain of chunks is longer than {MAX_CHAIN_SIZE} bytes")
+        try:
+            return _unfilter(self._decompressor.decompress(stored))
+        except (lzma.LZMAError, EOFError) as err:
+            raise FormatError(f"a chunk of a chain is damaged: {err}") from err
+
+
+class ChainEncoder:
+    """Encodes the chunks of a chain, in order. It takes some 200 MB of memory.
+
+    The result depends on the version of liblzma, as that of zstd does on libzstd's.
+    """
+
+    def __init__(self) -> None:
+        """Raises NeedsPackageError: liblzma is not installed."""
+        self._library = _library()
+        self._options = _Options()
+        self._library.lzma_lzma_preset(ctypes.byref(self._options), _EXTREME_9)
+        self._options.dict_size = MAX_CHAIN_SIZE
+        self._filters = (_Filter * 2)(
+            _Filter(lzma.FILTER_LZMA2, ctypes.addressof(self._options)), _Filter(_NO_FILTER, None)
+        )
+        self._stream = _Stream()
+        self._begun = False
+        self._check(self._library.lzma_raw_encoder(ctypes.byref(self._stream), self._filters))
+
+    def encode(self, content: bytes) -> bytes:
+        """Return the stored bytes of the next chunk. Other threads run meanwhile."""
+        if self._begun:
+            self._reset_state()
+        self._begun = True
+        filtered = _filter(content)
+        stored = ctypes.create_string_buffer(len(filtered) + (len(filtered) >> 8) + 1024)
+        stream = self._stream
+        stream.next_in, stream.avail_in = filtered, len(filtered)
+        stream.next_out, stream.avail_out = ctypes.addressof(stored), len(stored)
+        code = self._library.lzma_code(ctypes.byref(stream), _SYNC_FLUSH)
+        assert code == _STREAM_END, f"liblzma did not encode a chunk: {code}"
+        return stored.raw[: len(stored) - stream.avail_out]
+
+    def close(self) -> None:
+        """Free the memory; an encoder that was closed is of no use."""
+        self._library.lzma_end(ctypes.byref(self._stream))
+
+    def _reset_state(self) -> None:
+        """The encoder resets its state when a property changes: change one, and change it back."""
+        for bits in (0, 2):
+            self._options.pb = bits
+            code = self._library.lzma_filters_update(ctypes.byref(self._stream), self._filters)
+            self._check(code)
+
+    def _check(self, code: int) -> None:
+        if code:
+            self.close()
+            raise MemoryError(f"liblzma refuses to encode (error {code})")
+
+
+def _check_frames(stored: bytes, size: int) -> None:
+    """Check that bytes are whole LZMA2 chunks of `size` bytes of content in all, and that the
+    first that is compressed resets the state. So what is decoded after them depends on them by
+    their content alone.
+
+    Raises:
+        FormatError: they are not.
+    """
+    at = total = 0
+    is_reset = False
+    while at < len(stored):
+        control, low, packed = stored[at], *_SIZES.unpack(stored[at + 1 : at + 5].ljust(4, b"\0"))
+        is_reset = is_reset or control >= _RESETTING_STATE
+        if control in _PLAIN:
+            total += low + 1
+            at += 3 + low + 1
+        elif control >= _COMPRESSED and is_reset:
+            total += ((control & 0x1F) << 16 | low) + 1
+            at += 5 + (control >= _WITH_PROPERTIES) + packed + 1
+        else:
+            break
+    if at != len(stored) or total != size:
+        raise FormatError(f"a chunk of a chain is damaged, or does not hold {size} bytes")
+
+
+def _filter(content: bytes) -> bytes:
+    """Content through the x86 filter, which the library has only together with a compressor."""
+    packed = lzma.compress(content, lzma.FORMAT_RAW, filters=_FILTER)
+    return lzma.decompress(packed, lzma.FORMAT_RAW, filters=_FILTER[1:])
+
+
+def _unfilter(filtered: bytes) -> bytes:
+    """The content that `_filter` was given."""
+    parts: list[bytes] = []
+    for at in range(0, len(filtered), _PLAIN_SIZE):
+        part = filtered[at : at + _PLAIN_SIZE]
+        parts += (bytes(_PLAIN[:1]), (len(part) - 1).to_bytes(2, "big"), part)
+    parts.append(bytes([_END]))
+    return lzma.decompress(b"".join(parts), lzma.FORMAT_RAW, filters=_FILTER)
+
+
+_NO_FILTER = (1 << 64) - 1
+
+
+class _Options(ctypes.Structure):
+    """lzma_options_lzma of lzma12.h."""
+
+    _fields_ = (
+        ("dict_size", ctypes.c_uint32),
+        ("preset_dict", ctypes.c_void_p),
+        ("preset_dict_size", ctypes.c_uint32),
+        ("lc", ctypes.c_uint32),
+        ("lp", ctypes.c_uint32),
+        ("pb", ctypes.c_uint32),
+        ("mode", ctypes.c_int),
+        ("nice_len", ctypes.c_uint32),
+        ("mf", ctypes.c_int),
+        ("depth", ctypes.c_uint32),
+        ("reserved_ints", ctypes.c_uint32 * 8),
+        ("reserved_enums", ctypes.c_int * 4),
+        ("reserved_pointers", ctypes.c_void_p * 2),
+    )
+
+
+class _Filter(ctypes.Structure):
+    """lzma_filter of filter.h."""
+
+    _fields_ = (("id", ctypes.c_uint64), ("options", ctypes.c_void_p))
+
+
+class _Stream(ctypes.Structure):
+    """lzma_stream of base.h; all zeros are LZMA_STREAM_INIT."""
+
+    _fields_ = (
+        ("next_in", ctypes.c_char_p),
+        ("avail_in", ctypes.c_size_t),
+        ("total_in", ctypes.c_uint64),
+        ("next_out", ctypes.c_void_p),
+        ("avail_out", ctypes.c_size_t),
+        ("total_out", ctypes.c_uint64),
+        ("allocator", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+        ("reserved_pointers", ctypes.c_void_p * 4),
+        ("seek_pos", ctypes.c_uint64),
+        ("reserved_int", ctypes.c_uint64),
+        ("reserved_sizes", ctypes.c_size_t * 2),
+        ("reserved_enums", ctypes.c_int * 2),
+    )
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError as err:
+        raise NeedsPackageError(
+            "to pack a hot layer needs the library liblzma", hint="apt install liblzma5"
+        ) from err
+    pointer = ctypes.c_void_p
+    library.lzma_lzma_preset.argtypes = (pointer, ctypes.c_uint32)
+    library.lzma_raw_encoder.argtypes = (pointer, pointer)
+    library.lzma_filters_update.argtypes = (pointer, pointer)
+    library.lzma_code.argtypes = (pointer, ctypes.c_int)
+    library.lzma_end.argtypes = (pointer,)
+    library.lzma_end.restype = None
+    return library

@@ -1,0 +1,215 @@
+"""Chunks of chains: read in any order, each decoded once, and all that is missing named at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pcloop.errors import CorruptError, FormatError
+from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.formats.index import open_index
+from p2pcloop.formats.lzma_chain import ChainDecoder
+from p2pcloop.image import chain, chunks
+from p2pcloop.image import layer as layer_module
+from p2pcloop.image.ahead import missing_chunks
+from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.image.chain import OpenChains
+from p2pcloop.image.content import StoredContent
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.layer import Layer
+from p2pcloop.image.merged import MergedImage
+from tests.support.chains import SIZE, content_of, pack_chains
+from tests.support.images import MemoryContent, StoredLayer, read_views
+
+GOLDEN = Path(__file__).parent.parent / "data" / "chains-v4.bin"
+
+
+def test_the_golden_layer_is_read() -> None:
+    """Made by `pack_chains([3, 2])`: liblzma of another version may make other bytes."""
+    data = GOLDEN.read_bytes()
+    header = open_index(data)
+    assert header.version == 4
+    assert (
+        header.layer_id.hex() == "255f700b9d137e70070facd35cba317eba6df980b6a282f2cdd05684b747a6bd"
+    )
+    layer = Layer(MemoryContent(data), header)
+    for number in (4, 0, 2, 3, 1):
+        assert layer.read_chunk(number) == content_of(number)
+
+
+def in_memory(lengths: list[int], damage: dict[int, Codec] | None = None) -> Layer:
+    index, pack = pack_chains(lengths, damage)
+    return Layer(MemoryContent(index + pack), open_index(index))
+
+
+class Stored:
+    """A layer of chains in a store, of which only the index is here.
+
+    Attributes:
+        ranges: of the chunks.
+    """
+
+    def __init__(self, folder: Path, lengths: list[int]) -> None:
+        index, pack = pack_chains(lengths)
+        self.stored = StoredLayer.of(folder, index, pack, bytes(20))
+        self.content = StoredContent(self.stored.directory, self.stored.ref)
+        self.layer = self._open(index)
+        count = sum(lengths)
+        table = [self.layer.chunk(number) for number in range(count)]
+        self.ranges = [ByteRange(bytes(20), len(index) + c.offset, c.length) for c in table]
+
+    def _open(self, index: bytes) -> Layer:
+        header = open_index(index)
+        for offset, length in (
+            (header.length, header.map_length),
+            *(header.page_extent(page) for page in range(len(header.page_hashes))),
+        ):
+            self.content.accept(
+                ByteRange(bytes(20), offset, length), index[offset : offset + length]
+            )
+        return Layer(self.content, header)
+
+    def bring(self, missing: Missing) -> list[ByteRange]:
+        for wanted in missing.ranges:
+            self.content.accept(wanted, self.stored.answer(wanted))
+        return list(missing.ranges)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What all decoders made, in order."""
+    made: list[bytes] = []
+
+    class Counting(ChainDecoder):
+        def decode(self, stored: bytes, size: int) -> bytes:
+            made.append(super().decode(stored, size))
+            return made[-1]
+
+    monkeypatch.setattr(chain, "ChainDecoder", Counting)
+    return made
+
+
+@pytest.fixture(params=["here", "ahead"], autouse=True)
+def least_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks as small as those of these tests are decoded ahead, or by the reader."""
+    if request.param == "ahead":
+        monkeypatch.setattr(chunks, "LEAST_SIZE", 1)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.lists(st.integers(0, 11), max_size=20),
+    st.sampled_from([0, SIZE, 1 << 20]),
+)
+def test_chunks_are_read_in_any_order(
+    lengths: list[int], order: list[int], cache_size: int
+) -> None:
+    image = MergedImage([in_memory(lengths)], cache_size=cache_size)
+    for number in (each % sum(lengths) for each in order):
+        assert bytes(image.read_chunk(0, number)) == content_of(number)
+
+
+def test_a_reader_in_order_decodes_each_chunk_once(decoded: list[bytes]) -> None:
+    device = ImageDevice(MergedImage([in_memory([3, 2])], cache_size=SIZE))
+    for block in range(10):
+        assert (
+            read_views(device, block * 4096, [4096])
+            == content_of(block // 2)[block % 2 * 4096 :][:4096]
+        )
+    assert decoded == [content_of(number) for number in range(5)]
+
+
+def test_what_a_jump_decodes_on_its_way_is_kept(decoded: list[bytes]) -> None:
+    image = MergedImage([in_memory([4])])
+    for number in (2, 1, 0, 3):
+        assert bytes(image.read_chunk(0, number)) == content_of(number)
+    assert sorted(decoded) == sorted(content_of(number) for number in range(4))
+    assert image.bytes_touched == sum(image.layers[0].chunk(number).length for number in range(4))
+
+
+def test_a_jump_names_all_that_it_lacks_at_once(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, [2, 4])
+    image = MergedImage([stored.layer])
+    device = ImageDevice(image)
+    for call in (lambda: device.require(4 * SIZE, 4096), lambda: read_views(device, 4 * SIZE, [1])):
+        with pytest.raises(Missing) as caught:
+            call()
+        assert list(caught.value.ranges) == stored.ranges[2:5]
+    stored.bring(caught.value)
+    assert read_views(device, 4 * SIZE, [SIZE]) == content_of(4)
+    assert read_views(device, 3 * SIZE, [SIZE]) == content_of(3)
+    with pytest.raises(Missing) as caught:
+        read_views(device, 5 * SIZE, [SIZE])
+    assert list(caught.value.ranges) == stored.ranges[5:]
+
+
+def test_readahead_brings_the_start_of_a_chain_first(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, [2, 4])
+    image = MergedImage([stored.layer])
+    found = missing_chunks(image, [(0, 4), (0, 5), (0, 0)])
+    assert list(found) == [stored.ranges[number] for number in (2, 3, 4, 5, 0)]
+    assert found[stored.ranges[3]] == (0, 3)
+
+
+def test_wrong_bytes_in_a_chain_are_asked_for_again(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, [4])
+    for number, wanted in enumerate(stored.ranges):
+        data = bytearray(stored.stored.answer(wanted))
+        data[-1 if number == 1 else 0] ^= number in (1, 2)
+        stored.content.accept(wanted, bytes(data))
+    healed = []
+    while True:
+        try:
+            assert stored.layer.read_chunk(3) == content_of(3)
+            break
+        except Missing as missing:
+            healed += [wanted for wanted in stored.bring(missing) if wanted.heal]
+    assert [wanted.offset for wanted in healed] == [stored.ranges[n].offset for n in (1, 2)]
+
+
+def test_bytes_that_stay_wrong_are_an_error() -> None:
+    layer = in_memory([3])
+    content = layer._content
+    assert isinstance(content, MemoryContent)
+    content.data[layer.header.index_length + layer.chunk(1).offset + 8] ^= 1
+    assert layer.read_chunk(0) == content_of(0)
+    for number in (1, 2):
+        with pytest.raises(CorruptError, match="a chunk"):
+            layer.read_chunk(number)
+
+
+@pytest.mark.parametrize("damage", [{0: Codec.CHAIN_NEXT}, {1: Codec.NONE}, {1: Codec.CHAIN_START}])
+def test_a_chain_without_its_start(damage: dict[int, Codec]) -> None:
+    layer = in_memory([3], damage)
+    if damage == {1: Codec.CHAIN_START}:  # the table is right, and the chunks are not
+        with pytest.raises(CorruptError):
+            layer.read_chunk(2)
+        return
+    with pytest.raises(FormatError, match="no start"):
+        layer.read_chunk(2)
+
+
+def test_a_chain_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_module, "MAX_CHAIN_SIZE", 3 * SIZE)
+    layer = in_memory([5])
+    assert layer.read_chunk(3) == content_of(3)
+    with pytest.raises(FormatError, match="too long"):
+        in_memory([5]).read_chunk(4)
+
+
+def test_few_decoders_are_kept(decoded: list[bytes]) -> None:
+    """Those used last; the others begin anew."""
+    layer = in_memory([2] * (OpenChains.LIMIT + 2))
+    starts = range(0, layer.header.chunk_count, 2)
+    for number in starts:
+        layer.read_chunk(number)
+    decoded.clear()
+    layer.read_chunk(starts[-1] + 1)
+    assert len(decoded) == 1
+    layer.read_chunk(starts[0] + 1)
+    assert len(decoded) == 3
