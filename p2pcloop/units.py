@@ -26,6 +26,13 @@ def format_size(size: float) -> str:
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
+def format_duration(seconds: float) -> str:
+    """A time of whole seconds as text, `1:02:03`; what is left of a second is dropped."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
+
+
 def parse_size(text: str) -> int:
     """Read a number of bytes as users write it: `512M`, `1G`, `4096`; K, M, G and T are of 1024.
 

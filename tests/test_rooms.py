@@ -42,11 +42,15 @@ BELOW_DAEMON = {
     "names": {"names", "engine"},
     "engine": {"engine", "entry", "tasks"},
     "node": {
-        *("node", "names", "http", "engine", "entry", "tasks", "frame_sender"),
-        *("unix_listener", "resolver"),
+        *("node", "names", "http", "engine", "control_server", "entry", "tasks"),
+        *("frame_sender", "unix_listener", "resolver"),
     },
     "block": {"block", "control_client", "entry", "programs", "unix_listener"},
-    "guest": {"guest", "block", "control_client", "entry", "programs", "unix_listener"},
+    "guest": {
+        *("guest", "block"),
+        *("control_client", "control_server", "entry", "frame_sender", "programs"),
+        "unix_listener",
+    },
     "commands": {"commands", "guest", "block", "entry"},
 }
 """What each room of the daemon may import of p2pcloopd."""

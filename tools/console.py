@@ -110,7 +110,10 @@ class Console:
 
     def send_line(self, line: str) -> None:
         """Type `line` and Enter."""
-        data = f"{line}\r".encode()
+        self.send(f"{line}\r".encode())
+
+    def send(self, data: bytes) -> None:
+        """Press some keys."""
         while data:
             data = data[os.write(self._master, data) :]
 

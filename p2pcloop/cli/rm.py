@@ -1,4 +1,4 @@
-"""`p2pcloop rm`: remove an image from this home."""
+"""`p2pcloop rm`: remove an image, or a guest that has ended, from this home."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
+from p2pcloop.store.guests import GuestFolder, find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.text import printable, to_json
@@ -25,11 +26,15 @@ Examples:
   p2pcloop rm @key/debian
   p2pcloop rm @key/debian --at 3       # this version only
   p2pcloop rm my-debian --published    # what was published from here, too
+  p2pcloop rm --guest g1               # the log and the end of a guest, not its overlay
 """
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref")
+@click.option(
+    "--guest", is_flag=True, help="REF is a guest of `ps --all` that has ended: forget it."
+)
 @click.option("--at", type=click.IntRange(1), metavar="VERSION", help="This version only.")
 @click.option(
     "--published",
@@ -38,7 +43,9 @@ Examples:
 )
 @home_option
 @json_option
-def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: bool) -> None:
+def command(
+    ref: str, at: int | None, home: Home, *, guest: bool, published: bool, as_json: bool
+) -> None:
     """Remove the image REF from this home: its data, its profile, and its name.
 
     Layers that other images here need stay, and so do files that are served where they lie. An
@@ -46,6 +53,9 @@ def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: b
     of your own stays known, so that the number of its next version follows; `p2pcloop unpublish`
     withdraws an image from others.
     """
+    if guest:
+        _remove_guest(ref, home, alone=at is None and not published, as_json=as_json)
+        return
     with words_of_the_user():
         asked = read_ref(ref, home)
         if not isinstance(asked, str):
@@ -67,6 +77,14 @@ def command(ref: str, at: int | None, home: Home, *, published: bool, as_json: b
         "known": done["known"],
     }
     click.echo(to_json(facts) if as_json else _text(facts, _released(home, versions)))
+
+
+def _remove_guest(name: str, home: Home, *, alone: bool, as_json: bool) -> None:
+    if not alone:
+        raise UsageError("--at and --published are of an image", hint="leave out --guest")
+    find_guest(home, name)
+    GuestFolder(home, name).remove()
+    click.echo(to_json({"guest": name}) if as_json else f"the guest {name} is forgotten")
 
 
 def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:

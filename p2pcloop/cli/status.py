@@ -13,7 +13,7 @@ from p2pcloop.errors import NotHereError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.text import to_json
-from p2pcloop.units import format_size
+from p2pcloop.units import format_duration, format_size
 
 _EPILOG = """
 \b
@@ -73,7 +73,7 @@ def describe_node(node: dict[str, Any]) -> str:
     http = ", ".join(f"http://{address}/" for address in node["http"]["listen"]) or "not over HTTP"
     return (
         f"p2pcloopd runs on {node['home']}, process {node['pid']},"
-        f" for {_duration(node['uptime'])}; peers reach it at {listen}, {http}"
+        f" for {format_duration(node['uptime'])}; peers reach it at {listen}, {http}"
     )
 
 
@@ -137,9 +137,3 @@ def _traffic(torrents: list[dict[str, Any]]) -> str:
         f" received {total('payload_received')} ({total('down_rate')}/s),"
         f" sent {total('payload_sent')} ({total('up_rate')}/s){told}"
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}"

@@ -7,6 +7,7 @@ import os
 import shlex
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 from p2pcloop import __version__
@@ -55,21 +56,34 @@ class ControlClient:
             NotRunningError: no p2pcloopd serves this home.
             DaemonError: p2pcloopd speaks another version of the protocol, or went away.
         """
+        try:
+            return cls.connect_to(home.control_socket)
+        except NotRunningError as err:
+            raise NotRunningError(
+                f"no p2pcloopd runs on {home.root}",
+                hint=f"start one with `p2pcloop daemon start --home {shlex.quote(str(home.root))}`",
+            ) from err
+
+    @classmethod
+    def connect_to(cls, path: Path) -> Self:
+        """Connect to the program that serves a control socket and agree on the version.
+
+        Raises:
+            NotRunningError: none serves it.
+            DaemonError: it speaks another version of the protocol, or went away.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with socket_address(home.control_socket) as address:
+            with socket_address(path) as address:
                 connection.connect(os.fsencode(address))
             client = cls(connection)
             client.pid = client.call("hello", version=CONTROL_VERSION, software=__version__)["pid"]
         except (FileNotFoundError, ConnectionRefusedError) as err:
             connection.close()
-            raise NotRunningError(
-                f"no p2pcloopd runs on {home.root}",
-                hint=f"start one with `p2pcloop daemon start --home {shlex.quote(str(home.root))}`",
-            ) from err
+            raise NotRunningError(f"nothing serves {path}") from err
         except OSError as err:
             connection.close()
-            raise DaemonError(f"cannot connect to {home.control_socket}: {err}") from err
+            raise DaemonError(f"cannot connect to {path}: {err}") from err
         except BaseException:
             connection.close()
             raise

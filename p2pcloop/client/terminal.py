@@ -17,7 +17,7 @@ import click
 
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.text import printable, to_json
-from p2pcloop.units import format_size
+from p2pcloop.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -59,14 +59,8 @@ class Pace:
         rate = max(0, done - before) / (now - begun)
         if not rate:
             return f"nothing for {now - begun:.0f} s"
-        left = f", {_duration((total - done) / rate)} left" if done < total else ""
+        left = f", {format_duration(math.ceil((total - done) / rate))} left" if done < total else ""
         return f"{format_size(rate)}/s{left}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(math.ceil(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}"
 
 
 @contextmanager

@@ -15,6 +15,7 @@
     profiles/<image id hex>   the blocks that boots of an image read, in order
     torrents/<infohash hex>/  one torrent: metadata, have bitmap, peers, when used, data
     leases/                   images that running readers use, a file each, locked by the reader
+    guests/<name>/            a guest that runs here, or that has ended and was kept
     overlays/                 overlays that lie on images of this home, a file each
     sources/                  the file that the versions of a name were made of, a file each
     indexes/                  indexes of cloop files that are used where they lie
@@ -118,6 +119,10 @@ class Home:
     @property
     def leases(self) -> Path:
         return self.root / "leases"
+
+    @property
+    def guests(self) -> Path:
+        return self.root / "guests"
 
     @property
     def overlays(self) -> Path:

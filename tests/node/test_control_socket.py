@@ -30,7 +30,7 @@ from p2pcloop.protocol.control import (
     encode,
 )
 from p2pcloop.store.home import Home
-from p2pcloopd import control_client
+from p2pcloopd import control_client, control_server
 from p2pcloopd.control_client import (
     GONE_SECONDS,
     LAST_DELAY,
@@ -38,8 +38,7 @@ from p2pcloopd.control_client import (
     ControlClient,
     ReconnectingClient,
 )
-from p2pcloopd.node import control_server
-from p2pcloopd.node.control_server import Call, open_listener, serve_control
+from p2pcloopd.control_server import Call, open_listener, serve_control
 
 HELLO = encode(Request(0, "hello", {"version": CONTROL_VERSION, "software": "test"}))
 

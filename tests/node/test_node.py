@@ -18,7 +18,7 @@ from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
-from p2pcloopd.node.control_server import MAX_HELD
+from p2pcloopd.control_server import MAX_HELD
 from tests.support.programs import Node, Nodes
 
 from .conftest import publish_version

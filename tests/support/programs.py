@@ -19,10 +19,16 @@ from typing import Any, NamedTuple, Self
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.protocol.control import ControlReceiver, Event
+from p2pcloop.store.guests import find_guest, list_guests
 from p2pcloop.store.home import Home
 from tests.support.waiting import BOUND
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
+
+GUEST_OPTIONS = ("--mem", "128M", "--append", "quiet")
+"""Options of guests that suffice for tests."""
+
+_LOGIN = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
 
 P2PCLOOP = Path(sys.executable).with_name("p2pcloop")
 """The console script that `pip install` made."""
@@ -152,12 +158,21 @@ class Node:
         return log.read_text()[-2000:] if log.exists() else "(no daemon.log)"
 
     def remove(self) -> None:
-        """End its p2pcloopd, whatever state it is in."""
+        """End its guests in the background and its p2pcloopd, whatever state they are in."""
+        for guest in list_guests(self.home):
+            if guest.state == "running":
+                self.kill_guest(guest.record.name)
         if self.process is not None:
             self.end(signal.SIGKILL)
         pid = self.home.holder() if self.root.exists() else None
         if pid is not None:
             self.signal(signal.SIGKILL)
+
+    def kill_guest(self, name: str) -> None:
+        """End a guest with all of its processes at once."""
+        for process in descendants(find_guest(self.home, name).record.pid):
+            process.kill()
+            process.wait()
 
 
 class Nodes:
@@ -189,16 +204,24 @@ class Nodes:
         shutil.rmtree(self.directory)
 
 
-class Guest(Console):
-    """A guest that `p2pcloop boot` runs on a terminal of its own."""
+class OnTerminal(Console):
+    """A command of p2pcloop, on a terminal of its own, where a guest's console is seen."""
 
-    def __init__(self, node: Node, ref: str | Path, *options: str | Path) -> None:
+    def __init__(self, node: Node, *words: str | Path, controlling: bool = False) -> None:
+        """Start `p2pcloop WORDS`.
+
+        Args:
+            controlling: whether it is the command's controlling terminal, which then gets its
+                standard error, too.
+        """
         # A guest that must be ended is none that a test still wants something of.
         logs = Path(tempfile.mkdtemp(prefix="console-", dir=node.root.parent))
         self.log, self.errors = logs / "out", logs / "err"
-        words = ("boot", ref, "--mem", "128M", "--append", "quiet", *options)
+        command = node.command(*words)
+        if controlling:
+            command = [sys.executable, "-c", _LOGIN, *command]
         super().__init__(
-            node.command(*words), log=self.log, errors=self.errors, env=node.environment, patience=0
+            command, log=self.log, errors=self.errors, env=node.environment, patience=0
         )
 
     def __exit__(
@@ -218,7 +241,7 @@ class Guest(Console):
 
     @property
     def said(self) -> str:
-        """What `p2pcloop boot` itself said on standard error so far."""
+        """What the command itself said on standard error so far."""
         return self.errors.read_text(errors="replace")
 
     def prompt(self) -> None:
@@ -228,6 +251,13 @@ class Guest(Console):
     def sh(self, command: str) -> str:
         """Run a command in the guest's shell; return what it printed."""
         return self.run(command, BOUND)
+
+
+class Guest(OnTerminal):
+    """A guest that `p2pcloop boot` runs on a terminal of its own."""
+
+    def __init__(self, node: Node, ref: str | Path, *options: str | Path) -> None:
+        super().__init__(node, "boot", ref, *GUEST_OPTIONS, *options)
 
     def processes(self) -> list[Process]:
         """`boot`, its block server, and what runs the guest."""

@@ -31,6 +31,7 @@ from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
 from p2pcloopd.block.supplier import Supplier
+from p2pcloopd.block.waiting_file import WaitingFile
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
     return f"`p2pcloop block` of {name}, process {os.getpid()}"
 
 
-def _report_gone(home: Home) -> None:
+def _report_gone(home: Home, waiting: WaitingFile) -> None:
+    waiting.report(f"no p2pcloopd runs on {home.root}")
     _log.warning(
         "the guest waits: no p2pcloopd runs on %s; start it with `p2pcloop daemon start --home %s`",
         *(home.root, shlex.quote(str(home.root))),
@@ -141,14 +143,15 @@ async def _open_stored(
     )
     over, changes = _place(spec, overlay)
     ready()
+    waiting = WaitingFile(spec.waiting)
     client = ReconnectingClient(
         spec.home.control_socket,
-        partial(_report_gone, spec.home),
+        partial(_report_gone, spec.home, waiting),
         partial(_know_again, manifest),
         wanting,
     )
     await nursery.start(client.run)
-    supplier = Supplier(client, stored.accept)
+    supplier = Supplier(client, stored.accept, waiting)
     while True:
         try:
             image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)

@@ -16,6 +16,7 @@ import trio
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.waiting import describe_slow, describe_waiting
+from p2pcloopd.block.waiting_file import WaitingFile
 from p2pcloopd.block.waits import Waits
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,19 @@ class Supplier:
         waits: how long each range took to arrive.
     """
 
-    def __init__(self, client: Caller, accept: Callable[[ByteRange, bytes], None]) -> None:
-        """`accept` is given each range with its bytes, as `StoredImage.accept`."""
+    def __init__(
+        self,
+        client: Caller,
+        accept: Callable[[ByteRange, bytes], None],
+        waiting: WaitingFile | None = None,
+    ) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            accept: given each range with its bytes, as `StoredImage.accept`.
+            waiting: told what the guest waits for while no bytes arrive.
+        """
+        self._waiting = waiting or WaitingFile(None)
         self._client = client
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
@@ -106,6 +118,7 @@ class Supplier:
     def _deliver(self, wanted: ByteRange, data: bytes) -> None:
         self._accept(wanted, data)
         self._reported_waiting = False
+        self._waiting.clear()
 
     async def _read(self, wanted: ByteRange) -> bytes:
         report = partial(self._report, wanted.length)
@@ -129,6 +142,7 @@ class Supplier:
                 return data
 
     def _report_full(self, error: StorageError) -> None:
+        self._waiting.report(f"room: {error}")
         if time.monotonic() - self._reported_full >= _REPORT_FULL_SECONDS:
             self._reported_full = time.monotonic()
             _log.warning("the guest waits for room: %s; %s", error, error.hint or "free some")
@@ -138,7 +152,9 @@ class Supplier:
         for them; every now and then how fast they arrive."""
         if event == "waiting" and not self._reported_waiting:
             self._reported_waiting = True
-            _log.warning("the guest waits: %s", describe_waiting(fields))
+            what = describe_waiting(fields)
+            self._waiting.report(what)
+            _log.warning("the guest waits: %s", what)
         elif event == "slow" and time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._reported = time.monotonic()
             _log.warning("the guest waits for %s", describe_slow(fields, length))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from p2pcloop.cli.output import check_writable
+from p2pcloop.errors import UsageError
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
 from p2pcloopd.guest.escape import HELP
 
 if TYPE_CHECKING:
+    from p2pcloop.store.guests import OwnGuest
     from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
     from p2pcloopd.guest.boot import LateNode
@@ -27,6 +32,7 @@ Examples:
   p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
   p2pcloop boot @key/debian --net user --port 2222:22     # then: ssh -p 2222 root@localhost
+  p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b
 Every key goes to the guest, also Ctrl-C. The exception is Ctrl-], the escape:
@@ -43,6 +49,9 @@ A guest that still runs 60 seconds after the first signal is ended, too.
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref")
+@click.option(
+    "--detach", is_flag=True, help="Return once the guest runs; it goes on in the background."
+)
 @guest_options
 @click.option(
     "--console",
@@ -65,6 +74,7 @@ def command(
     options: GuestOptions,
     console: str,
     *,
+    detach: bool,
     no_reboot: bool,
     autologin: bool,
     no_profile: bool,
@@ -78,6 +88,40 @@ def command(
     if file is not None:
         check_writable(file)
 
+    session = partial(
+        _run,
+        ref,
+        options,
+        file=file,
+        reboot=not no_reboot,
+        autologin=autologin,
+        profile=not no_profile,
+    )
+    if not detach:
+        raise click.exceptions.Exit(session(None))
+    if file is not None:
+        raise UsageError(
+            "--detach keeps what the guest prints in its log: --console FILE says nothing",
+            hint="leave it out; `p2pcloop logs NAME` shows the log",
+        )
+    from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for most boots
+
+    click.echo(in_background(session))
+
+
+def _run(
+    ref: str,
+    options: GuestOptions,
+    started: Callable[[str], None] | None,
+    *,
+    file: Path | None,
+    reboot: bool,
+    autologin: bool,
+    profile: bool,
+) -> int:
+    """Run the guest to its end; `started` is called once it runs in the background, or None."""
+    keep = options.name is not None or started is not None
+
     def plan() -> Plan:
         # Loaded while p2pcloopd starts: see session.py.
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
@@ -85,13 +129,21 @@ def command(
         from p2pcloopd.guest.initramfs import AUTOLOGIN  # noqa: PLC0415
 
         def start(
-            spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode
+            own: OwnGuest,
+            spec: GuestSpec,
+            disk: BlockServerSpec,
+            outcome: Outcome,
+            *,
+            late_node: LateNode,
         ) -> None:
-            if file is None:
+            if file is None and started is None:
                 booting.report_keys(options.overlay)
-            spec = replace(spec, console=file or "stdio", reboot=not no_reboot)
-            booting.boot(spec, disk, outcome, late_node=late_node)
+            nowhere = None if started is None else Path(os.devnull)
+            spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
+            booting.boot_reachable(
+                own, spec, disk, outcome, started, keep=keep, late_node=late_node
+            )
 
-        return Plan(start, prefetch=not no_profile, words=AUTOLOGIN if autologin else "")
+        return Plan(start, prefetch=profile, words=AUTOLOGIN if autologin else "", kept=keep)
 
-    raise click.exceptions.Exit(run_session(ref, options, plan).exit_code)
+    return run_session(ref, options, plan).exit_code

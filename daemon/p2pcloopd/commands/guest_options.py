@@ -20,6 +20,12 @@ def _to_ports(
 
 _OPTIONS = (
     click.option(
+        "--name",
+        metavar="NAME",
+        help="What `ps`, `attach`, `logs` and `stop` call the guest; its log and its end are kept"
+        " until `rm --guest NAME`.  [default: g1, g2, …]",
+    ),
+    click.option(
         "--overlay",
         type=click.Path(path_type=Path),
         metavar="FILE",
@@ -98,6 +104,7 @@ _OPTIONS = (
 class GuestOptions:
     """The values of the options of `guest_options`; `--help` explains them."""
 
+    name: str | None
     overlay: Path | None
     overlay_mode: str | None
     overlay_size: int | None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.traffic import received_by
 from p2pcloop.client.whole import LateClient
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import BusyError, P2pcloopError
 from p2pcloop.making.image_file import ImageFile
+from p2pcloop.store.guests import OwnGuest, user_of_overlay
+from p2pcloop.store.home import Home
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest import syscall_filter
@@ -37,12 +40,14 @@ class Plan:
         prefetch: fetch the image's profile ahead of the guest, and record a profile.
         ending: what the guest's first root does once the root is there.
         words: the command's own for the kernel.
+        kept: whether the guest's record may stay when it has ended.
     """
 
     start: Start
     prefetch: bool
     ending: Part = HAND_OVER
     words: str = ""
+    kept: bool = False
 
 
 def prepare(path: Path | None) -> None:
@@ -68,6 +73,7 @@ def _kernel(path: Path | None) -> Kernel | Path | None:
 
 
 def host(
+    ref: str,
     target: ImageFile | StoredRef,
     options: GuestOptions,
     plan: Plan,
@@ -77,6 +83,7 @@ def host(
     """Run a guest to its end; keep its first reads as a profile, and write the report.
 
     Args:
+        ref: the image, as the user named it.
         target: the image.
         options: of the command.
         plan: what it does with its guest.
@@ -91,22 +98,20 @@ def host(
     if isinstance(target, StoredRef):
         target.check_secret()
     files = choose_files(target, overlay, options.overlay_mode, options.overlay_size, home)
-    before = _status(target) if options.report is not None else None
+    late_node = _late_node(target)
+    asks = options.report is not None or (plan.kept and late_node is None)
+    before = _status(target) if asks else None
     disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
-    with socket_folder() as folder:
-        spec = GuestSpec(
-            vhost_socket=folder / "vda",
-            more_disks=() if files is None else (folder / "vdb",),
-            initramfs=_first_root(target, files, plan.ending),
-            memory=options.mem,
-            network="user" if options.net == "user" else "none",
-            kernel=_kernel(options.kernel),
-            append=_append(target, plan.words, options.append),
-            cpu=_cpu(options.cpu),
-            forwarded=ports,
-        )
-        plan.start(spec, disk, outcome, late_node=_late_node(target))
+    with socket_folder() as folder, OwnGuest(home, options.name) as own:
+        _check_overlay_unused(home, overlay)
+        own.begin(**_record_facts(ref, target, options), fetch=_fetch(target, before))
+        disk = replace(disk, waiting=own.folder.waiting_path)
+        spec = _spec(options, folder, _first_root(target, files, plan.ending), two=bool(files))
+        append = _append(target, plan.words, options.append)
+        spec = replace(spec, append=append, forwarded=ports)
+        plan.start(own, spec, disk, outcome, late_node=late_node)
+        own.end(**_record_end(outcome))
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if options.report is not None:
@@ -116,6 +121,70 @@ def host(
         outcome.check()
     assert outcome.guest is not None
     return outcome.guest
+
+
+def _spec(
+    options: GuestOptions, folder: Path, initramfs: Callable[[Kernel], bytes], *, two: bool
+) -> GuestSpec:
+    """The guest of a command; `two` is whether it has a second disk."""
+    return GuestSpec(
+        vhost_socket=folder / "vda",
+        more_disks=(folder / "vdb",) if two else (),
+        initramfs=initramfs,
+        memory=options.mem,
+        network="user" if options.net == "user" else "none",
+        kernel=_kernel(options.kernel),
+        cpu=_cpu(options.cpu),
+    )
+
+
+def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
+    """Refuse an overlay that a running guest of this home has open.
+
+    Its lock is what keeps others out; this only names the guest.
+
+    Raises:
+        BusyError: it is open.
+    """
+    if overlay is None or (user := user_of_overlay(home, overlay)) is None:
+        return
+    raise BusyError(
+        f"the guest {user.name} has {overlay} open (process {user.pid})",
+        hint=f"end it with `p2pcloop stop {user.name}`, or give another overlay",
+    )
+
+
+def _record_facts(ref: str, target: ImageFile | StoredRef, options: GuestOptions) -> dict[str, Any]:
+    stored = target if isinstance(target, StoredRef) else None
+    return {
+        "ref": ref,
+        "image": str(target.name),
+        "version": None if stored is None else stored.signed.manifest.version,
+        "overlay": None if options.overlay is None else str(options.overlay.absolute()),
+        "memory": options.mem,
+        "network": options.net,
+    }
+
+
+def _fetch(target: ImageFile | StoredRef, before: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not isinstance(target, StoredRef) or before is None:
+        return None
+    torrents = [layer.torrent.hex() for layer in target.signed.manifest.layers]
+    return {
+        "torrents": torrents,
+        "before": received_by(torrents, before),
+        "daemon": before["pid"],
+    }
+
+
+def _record_end(outcome: Outcome) -> dict[str, Any]:
+    facts = outcome.facts()
+    return {
+        "reason": facts["exit"],
+        "exit_code": facts["exit_code"],
+        "error": facts.get("error"),
+        "boot_seconds": facts["boot_seconds"],
+    }
 
 
 def _cpu(asked: int | None) -> int | None:

@@ -14,6 +14,7 @@ from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
 
 if TYPE_CHECKING:
+    from p2pcloop.store.guests import OwnGuest
     from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
     from p2pcloopd.guest.boot import LateNode
@@ -81,7 +82,12 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
         from p2pcloopd.guest.command_ending import command_ending  # noqa: PLC0415
 
         def start(
-            spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode
+            _own: OwnGuest,
+            spec: GuestSpec,
+            disk: BlockServerSpec,
+            outcome: Outcome,
+            *,
+            late_node: LateNode,
         ) -> None:
             run_one(replace(spec, console=console), disk, outcome, late_node=late_node)
 

@@ -55,7 +55,7 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
             meanwhile=lambda: _load().prepare(options.kernel),
             late=True,
         )
-        result: GuestResult = _load().host(target, options, plan(), started, ports)
+        result: GuestResult = _load().host(ref, target, options, plan(), started, ports)
         return result
 
 

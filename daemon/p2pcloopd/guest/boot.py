@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -18,12 +19,15 @@ from typing import Protocol
 import trio
 
 from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console import is_our_terminal
 from p2pcloopd.guest.escape import BRIEF
+from p2pcloopd.guest.life import run_reachable
 from p2pcloopd.guest.report import Outcome
+from p2pcloopd.guest.screen import Log
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
@@ -63,7 +67,14 @@ class Start(Protocol):
     """Boots a guest and waits for its end, as `boot` does."""
 
     def __call__(
-        self, spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode
+        self,
+        own: OwnGuest,
+        /,
+        spec: GuestSpec,
+        disk: BlockServerSpec,
+        outcome: Outcome,
+        *,
+        late_node: LateNode,
     ) -> None: ...
 
 
@@ -86,6 +97,42 @@ def boot(
             run(partial(_run, spec, block, outcome, live, late_node))
     except P2pcloopError as err:
         outcome.error = err
+
+
+def boot_reachable(
+    own: OwnGuest,
+    spec: GuestSpec,
+    disk: BlockServerSpec,
+    outcome: Outcome,
+    in_background: Callable[[str], None] | None,
+    *,
+    keep: bool,
+    late_node: LateNode,
+) -> None:
+    """Boot a guest that other programs can reach; otherwise as `boot`.
+
+    Args:
+        own: the guest's directory.
+        in_background: called with its name once the guest runs in the background; None in the
+            foreground. In the background, messages for the user go to the guest's log.
+        keep: keep its record and log once it has run.
+    """
+    log = Log(own.folder.log_path)
+    try:
+        if in_background is not None:
+            # Before the block server is forked: its messages belong there, too.
+            os.dup2(log.fd, sys.stderr.fileno())
+
+        def on_start() -> None:
+            if keep:
+                own.keep()
+            if in_background is not None:
+                in_background(own.name)
+
+        live = partial(run_reachable, own, log, on_start)
+        boot(spec, disk, outcome, live, late_node=late_node)
+    finally:
+        log.close()
 
 
 def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerProcess:

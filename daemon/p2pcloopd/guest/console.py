@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import stat
 import struct
 import sys
@@ -19,7 +18,7 @@ from typing import Literal
 
 import trio
 
-from p2pcloopd.guest.screen_filter import ScreenFilter
+from p2pcloopd.guest.screen_filter import ScreenFilter, takes_utf8
 
 CHUNK = 4096
 """Bytes of one write: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
@@ -36,7 +35,7 @@ class Pty:
         # UML sets it raw as well, but only once its console driver is up.
         tty.setraw(self.slave)
         os.set_blocking(self.master, False)
-        self._set_size(_DEFAULT_SIZE)
+        self.set_size(_DEFAULT_SIZE)
 
     def close_slave(self) -> None:
         """Let go of the slave once UML has inherited it, so that its end is seen here."""
@@ -78,9 +77,10 @@ class Pty:
         with suppress(OSError):
             size = fcntl.ioctl(terminal, termios.TIOCGWINSZ, bytes(8))
             if any(size):
-                self._set_size(size)
+                self.set_size(size)
 
-    def _set_size(self, size: bytes) -> None:
+    def set_size(self, size: bytes) -> None:
+        """Give the guest's console a size: a struct winsize (tty_ioctl(4))."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, size)
 
 
@@ -130,7 +130,7 @@ class Sink:
             sys.stdout.flush()
             self._fd = _STDOUT if console == "stdio" else console
         # A terminal gets only what draws on its screen.
-        self._screen = ScreenFilter(utf8=_takes_utf8()) if os.isatty(self._fd) else None
+        self._screen = ScreenFilter(utf8=takes_utf8()) if os.isatty(self._fd) else None
 
     async def write(self, data: bytes) -> None:
         """Write all of it.
@@ -159,12 +159,6 @@ class Sink:
                 os.write(self._fd, self._screen.undo())
         if not self._is_ours:
             os.close(self._fd)
-
-
-def _takes_utf8() -> bool:
-    """Whether the terminal takes UTF-8, as its user's locale tells (setlocale(3))."""
-    names = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
-    return re.search("utf-?8", next(filter(None, names), ""), re.IGNORECASE) is not None
 
 
 async def pump(pty: Pty, sink: Sink, on_output: Callable[[bytes], None]) -> None:

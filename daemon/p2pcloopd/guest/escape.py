@@ -6,20 +6,29 @@ editor would take; unlike screen's Ctrl-A it is used by no shell.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-Command = Literal["help", "shutdown", "kill", "send"]
+Command = Literal["help", "shutdown", "kill", "send", "leave"]
 
 ESCAPE = 0x1D
 """Ctrl-], or Ctrl-5 on a keyboard without a key for the bracket."""
 
-_COMMANDS: dict[int, Command] = {
+BOOT: dict[int, Command] = {
     ord("s"): "shutdown",
     ord("K"): "kill",
     ord("i"): "send",
     ord("?"): "help",
 }
+"""The keys behind the escape at the terminal of `boot`."""
+
+ATTACHED: dict[int, Command] = {
+    ord("d"): "leave",
+    ord("s"): "shutdown",
+    ord("K"): "kill",
+    ord("?"): "help",
+}
+"""The keys behind the escape at the terminal of `attach`."""
 
 BRIEF = "all keys go to the guest; Ctrl-] is the escape: Ctrl-] ? tells more, Ctrl-] s shuts down"
 
@@ -30,11 +39,24 @@ Ctrl-] i       type what is held back until the guest shows a prompt
 Ctrl-] Ctrl-]  send Ctrl-] to the guest
 Ctrl-] ?       this help"""
 
+ATTACHED_BRIEF = (
+    "all keys go to the guest; Ctrl-] is the escape: Ctrl-] d leaves it, Ctrl-] ? tells more"
+)
+
+ATTACHED_HELP = """\
+Ctrl-] d       leave the guest, which runs on
+Ctrl-] s       shut the guest down in order; again: end it
+Ctrl-] K       end it at once, as pulling the plug does
+Ctrl-] Ctrl-]  send Ctrl-] to the guest
+Ctrl-] ?       this help"""
+
 
 class EscapeFilter:
     """Splits what is typed into text for the guest and commands for this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, commands: Mapping[int, Command] = BOOT) -> None:
+        """`commands` are the keys behind the escape, and what they ask for."""
+        self._commands = commands
         self._escaped = False
 
     def feed(self, data: bytes) -> Iterator[bytes | Command]:
@@ -58,6 +80,6 @@ class EscapeFilter:
             if text:
                 yield bytes(text)
                 text.clear()
-            yield _COMMANDS.get(byte, "help")
+            yield self._commands.get(byte, "help")
         if text:
             yield bytes(text)

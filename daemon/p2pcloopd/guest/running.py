@@ -51,6 +51,11 @@ class RunningGuest:
         if self._pty is not None:
             self._pty.copy_window_size(_STDIN)
 
+    def set_window_size(self, size: bytes) -> None:
+        """Give the guest's console a size: a struct winsize (tty_ioctl(4))."""
+        if self._pty is not None:
+            self._pty.set_size(size)
+
     async def shutdown(self, number: int = signal.SIGTERM) -> bool:
         """Press Ctrl-Alt-Del: the image's init shuts down in order. At a second call, or if UML
         does not answer properly, the guest ends at once.

@@ -12,6 +12,7 @@ Sources: ECMA-48 for the syntax, "XTerm Control Sequences" (Dickey) for the mean
 
 from __future__ import annotations
 
+import os
 import re
 
 _TAIL = rb"[\x80-\xbf]"
@@ -181,3 +182,9 @@ class ScreenFilter:
                 self._to_undo["keypad"] = b"\x1b>"
             return sequence
         return sequence if (between, final) == (b"#", b"8") else b""
+
+
+def takes_utf8() -> bool:
+    """Whether the terminal takes UTF-8, as its user's locale tells (setlocale(3))."""
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG"))
+    return re.search("utf-?8", next(filter(None, names), ""), re.IGNORECASE) is not None

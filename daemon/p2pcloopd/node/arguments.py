@@ -6,8 +6,8 @@ from p2pcloop.errors import FormatError, NotHereError
 from p2pcloop.formats.link import format_peer, parse_peer
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.formats.packing import Fields
+from p2pcloopd.control_server import Call
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 
 _MAX_URL = 2048

@@ -26,9 +26,9 @@ from p2pcloop.formats.record import MAX_RECORD_SIZE, Record, open_record
 from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloop.store.removed import unmark_removed
+from p2pcloopd.control_server import Call
 from p2pcloopd.names.lookup import HISTORY_SECONDS
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.links import make_link
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node

@@ -26,8 +26,8 @@ from p2pcloop.formats.manifest import (
     SignedManifest,
     open_manifest,
 )
+from p2pcloopd.control_server import Call
 from p2pcloopd.names.lookup import LOOK_SECONDS, Mirror
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 
 Result = TypeVar("Result")

@@ -12,12 +12,12 @@ from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
 from p2pcloop.formats.record import open_record
 from p2pcloop.units import format_size
+from p2pcloopd.control_server import Call
 from p2pcloopd.engine.bt.session import Session
 from p2pcloopd.engine.disk.metainfo import parse_info
 from p2pcloopd.http.client import RangesIgnoredError
 from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader, UrlFiles
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.manifests import check_manifest
 from p2pcloopd.node.node import Node
 

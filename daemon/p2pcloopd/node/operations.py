@@ -10,8 +10,8 @@ from typing import Any
 
 import trio
 
+from p2pcloopd.control_server import Call
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.image_operations import (
     manifest,
     resolve,

@@ -18,8 +18,8 @@ from p2pcloop.store.pins import load_pins
 from p2pcloop.store.profiles import forget_profile
 from p2pcloop.store.removed import is_removed, mark_removed
 from p2pcloop.store.usage import known_manifests
+from p2pcloopd.control_server import Call
 from p2pcloopd.node.arguments import fields_of
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 
 _MAX_NAME = 128

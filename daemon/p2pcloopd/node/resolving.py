@@ -22,9 +22,9 @@ from p2pcloop.formats.record import SignedRecord
 from p2pcloop.formats.seal import check_secret
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
+from p2pcloopd.control_server import Call
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.names.lookup import HISTORY_SECONDS, LookedUp, MirrorSource, RecordSource, look_up
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.directories import use_directory
 from p2pcloopd.node.manifests import get_manifest, serve_manifest
 from p2pcloopd.node.node import Node

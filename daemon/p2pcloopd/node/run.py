@@ -12,12 +12,12 @@ import trio
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
+from p2pcloopd.control_server import Call, open_listener, serve_control
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.seeding import OLD_PREFIX
 from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.http.server import Pace, open_http_listener, serve_http
 from p2pcloopd.node.config import Config, load_config
-from p2pcloopd.node.control_server import Call, open_listener, serve_control
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import NodeFiles

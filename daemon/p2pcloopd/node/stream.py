@@ -11,9 +11,9 @@ from p2pcloop.errors import FormatError, P2pcloopError
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_ITEMS, MAX_READ
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloopd.control_server import Call, Room
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.node.arguments import fields_of, known_torrent
-from p2pcloopd.node.control_server import Call, Room
 from p2pcloopd.node.node import Node
 
 _Range = tuple[Torrent, int, int]

@@ -11,10 +11,10 @@ from p2pcloop.formats.link import MAX_PEERS
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloop.units import MAX_IMAGE_SIZE
+from p2pcloopd.control_server import Call
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
 from p2pcloopd.node.arguments import check_peer, check_url, fields_of, only_torrent, take_torrent
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.waiting import REPORT_SECONDS
 from p2pcloopd.tasks import run_while

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import trio
 
+from p2pcloopd.control_server import Call
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.node.control_server import Call
 from p2pcloopd.tasks import Watch
 
 Result = TypeVar("Result")

@@ -1,0 +1,49 @@
+"""`p2pcloop attach`: a running guest's console at this terminal."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from p2pcloop.cli.options import home_option
+from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.terminal import notify
+from p2pcloop.store.guests import GuestFolder
+from p2pcloop.store.home import Home
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop attach g1
+  echo 'apt-get -y upgrade && poweroff' | p2pcloop attach g1
+
+\b
+Every key goes to the guest, but for Ctrl-], the escape:
+Ctrl-] d       leave the guest, which runs on
+Ctrl-] s       shut the guest down in order; again: end it
+Ctrl-] K       end it at once, as pulling the plug does
+Ctrl-] Ctrl-]  send Ctrl-] to the guest
+Ctrl-] ?       list these keys
+
+Several terminals may be attached to one guest. Its console has the size of the terminal that was
+attached or resized last.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("name")
+@home_option
+def command(name: str, home: Home) -> None:
+    """Connect this terminal to the console of the guest NAME, which runs on when you leave it.
+
+    Ends when the guest ends, with the exit code of its boot, or when the input ends.
+    """
+    with GuestProcess(home, name) as guest:
+        attaching = importlib.import_module("p2pcloopd.guest.attaching")
+        if not attaching.attach(GuestFolder(home, name), guest):
+            notify(f"p2pcloop: left the guest {name}, which runs on")
+            return
+        guest.wait()
+        notify(f"p2pcloop: the guest {name} has ended")
+        raise click.exceptions.Exit(guest.exit_code())

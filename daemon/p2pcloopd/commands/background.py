@@ -1,0 +1,102 @@
+"""Runs the rest of a command in the background, once it has told how it began."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from io import RawIOBase
+from typing import NoReturn
+
+from p2pcloop.client.terminal import report_error
+from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, encode
+
+_RECEIVE_SIZE = 1 << 16
+_STREAMS = (0, 1)
+
+
+def in_background(work: Callable[[Callable[[str], None]], int]) -> str:
+    """Fork; the child does `work` in a session of its own, without a terminal.
+
+    Returns in the parent once the child calls what it was given, and never in the child. Until
+    then the child has the parent's standard error. This must be called before trio runs, and
+    without other threads.
+
+    Args:
+        work: gets the function to call, with the guest's name, once the guest runs; returns an
+            exit code.
+
+    Returns:
+        The guest's name.
+
+    Raises:
+        P2pcloopError: the child's, if it failed before.
+        GuestError: the child died.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(read_end)
+        _work_and_exit(work, write_end)
+    os.close(write_end)
+    with open(read_end, "rb", buffering=0) as answer:
+        try:
+            messages = _first_message(answer)
+        except KeyboardInterrupt:
+            os.kill(pid, signal.SIGTERM)  # our child, which was not waited for
+            os.waitpid(pid, 0)
+            raise
+    match messages:
+        case [Event(_, "started", {"name": str(name)})]:
+            return name
+        case [Failure(_, error)]:
+            os.waitpid(pid, 0)
+            raise error
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    raise GuestError(f"the guest ended while it started (status {code})")
+
+
+def _first_message(answer: RawIOBase) -> list[Message]:
+    """The first message, or nothing if the child died. It is not read to its end: processes that
+    the child forks have the other end open, too."""
+    receiver = ControlReceiver()
+    while data := answer.read(_RECEIVE_SIZE):
+        if messages := receiver.receive(data):
+            return messages
+    return []
+
+
+def _work_and_exit(work: Callable[[Callable[[str], None]], int], output: int) -> NoReturn:
+    """Be the child, to its end. It ends by `_exit`: what the parent has open is not its own."""
+    code = 1
+    told = False
+
+    def tell(message: Event | Failure) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            with suppress(BrokenPipeError):  # the parent was killed
+                os.write(output, encode(message))
+            os.close(output)
+
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in _STREAMS:
+            os.dup2(null, stream)
+        os.close(null)
+        code = work(lambda name: tell(Event(0, "started", {"name": name})))
+    except P2pcloopError as err:
+        code = err.exit_code
+        if told:
+            report_error(err)  # into the guest's log
+        tell(Failure(0, err))
+    except BaseException:
+        import traceback  # noqa: PLC0415  for a bug of ours only
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)

@@ -1,0 +1,115 @@
+"""A guest's own control socket: who may reach it, follows its console and types there.
+
+The protocol is that of p2pcloopd's control socket (protocol/control.py). docs/formats/control.md
+lists the operations. The socket lies in the guest's directory (store/guests.py), which only its
+user can enter.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import trio
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.packing import Fields
+from p2pcloop.store.guests import OwnGuest
+from p2pcloopd.control_server import Call, open_listener, serve_control
+from p2pcloopd.guest.messages import say
+from p2pcloopd.guest.running import RunningGuest
+from p2pcloopd.guest.screen import Log, Recent
+from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.uml import run_guest
+
+_MAX_INPUT = 1 << 16
+_MAX_POSITION = 1 << 62
+_MAX_ROWS = 1 << 15
+
+
+async def run_reachable(
+    own: OwnGuest,
+    log: Log,
+    on_start: Callable[[], None],
+    spec: GuestSpec,
+    *,
+    on_boot: Callable[[], None] | None = None,
+    on_prompt: Callable[[], None] | None = None,
+) -> GuestResult:
+    """Run a guest as `run_guest` does; meanwhile serve its control socket and keep its log.
+
+    Args:
+        own: the guest's directory.
+        log: gets what the guest prints.
+        on_start: called once its kernel runs and its socket is served.
+
+    Raises:
+        P2pcloopError: as for `run_guest`.
+        StorageError: the socket cannot be made.
+    """
+    with ExitStack() as stack:
+        recent = Recent()
+        output = _Output(log, recent)
+        listener = stack.enter_context(open_listener(own.folder.socket_path))
+        results: list[GuestResult] = []
+
+        async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
+            results.append(
+                await run_guest(
+                    spec,
+                    on_console=output.take,
+                    on_boot=on_boot,
+                    on_prompt=on_prompt,
+                    task_status=task_status,
+                )
+            )
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            guest: RunningGuest = await nursery.start(live)
+            await nursery.start(serve_control, listener, partial(_perform, guest, recent))
+            on_start()
+    return results[0]
+
+
+class _Output:
+    def __init__(self, log: Log, recent: Recent) -> None:
+        self._log: Log | None = log
+        self._recent = recent
+
+    def take(self, data: bytes) -> None:
+        self._recent.take(data)
+        if self._log is None:
+            return
+        try:
+            self._log.write(data)
+        except OSError as err:  # a full disk must not end the guest
+            self._log = None
+            say(f"goes on without its log, which cannot be written: {err.strerror}")
+
+
+async def _perform(guest: RunningGuest, recent: Recent, call: Call) -> dict[str, Any]:
+    fields = Fields(dict(call.args), f"`{call.op}`")
+    match call.op:
+        case "console_position":
+            fields.end()
+            return {"position": recent.position}
+        case "console_output":
+            after = fields.integer("after", -1, _MAX_POSITION)
+            fields.end()
+            position, data = await recent.read(recent.start() if after < 0 else after)
+            return {"position": position, "data": data}
+        case "console_input":
+            data = fields.blob("data", _MAX_INPUT)
+            fields.end()
+            await guest.send_console(data)
+            return {}
+        case "console_size":
+            rows, columns = (fields.integer(key, 1, _MAX_ROWS) for key in ("rows", "columns"))
+            fields.end()
+            guest.set_window_size(struct.pack("4H", rows, columns, 0, 0))
+            return {}
+    raise FormatError(f"a guest knows no operation `{call.op[:64]}`")

@@ -1,0 +1,123 @@
+"""`p2pcloop ps`: the guests of this home."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.traffic import received_by
+from p2pcloop.errors import DaemonError
+from p2pcloop.store.guests import GuestState, list_guests
+from p2pcloop.store.home import Home
+from p2pcloop.text import printable, to_json
+from p2pcloop.units import format_duration, format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop ps
+  p2pcloop ps --all                 # also those that have ended and were kept
+  p2pcloop ps --json | jq -r '.guests[] | select(.waiting).name'
+"""
+
+_HEAD = ("NAME", "IMAGE", "OVERLAY", "MEMORY", "NETWORK", "FETCHED", "STATE")
+_USER_ADDRESS = "10.0.2.15"
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--all", "every", is_flag=True, help="Also guests that have ended and were kept.")
+@home_option
+@json_option
+def command(home: Home, *, every: bool, as_json: bool) -> None:
+    """List the guests that run here, and what they wait for.
+
+    FETCHED counts the bytes that came for a guest's image since the guest started, for whatever
+    reader. Works without p2pcloopd.
+    """
+    guests = [guest for guest in list_guests(home) if every or guest.state == "running"]
+    status = _status(home) if any(guest.state == "running" for guest in guests) else None
+    facts = [_facts(guest, status) for guest in guests]
+    if as_json:
+        click.echo(to_json({"guests": facts}))
+    elif not facts:
+        click.echo("no guest runs here" + ("" if every else "; --all lists those that have ended"))
+    else:
+        for line in _table([_HEAD, *map(_row, facts)]):
+            click.echo(line)
+
+
+def _status(home: Home) -> dict[str, Any] | None:
+    try:
+        with ControlClient.connect(home) as client:
+            return client.call("status")
+    except DaemonError:  # a guest needs none while all that it reads is here
+        return None
+
+
+def _facts(guest: GuestState, status: dict[str, Any] | None) -> dict[str, Any]:
+    record = guest.record
+    facts = asdict(record)
+    del facts["fetch"]
+    ended = record.ended
+    up = (time.time() if ended is None else ended) - record.started
+    return facts | {
+        "state": guest.state,
+        "up": None if guest.state == "lost" else up,
+        "fetched": _fetched(guest, status),
+        "address": _USER_ADDRESS if record.network == "user" else None,
+        "waiting": guest.waiting,
+        "waiting_since": guest.waiting_since,
+    }
+
+
+def _fetched(guest: GuestState, status: dict[str, Any] | None) -> int | None:
+    fetch = guest.record.fetch
+    if guest.state != "running" or fetch is None or status is None:
+        return None
+    before = fetch["before"] if status["pid"] == fetch["daemon"] else 0
+    return received_by(fetch["torrents"], status) - before
+
+
+def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+    version = "" if facts["version"] is None else f" {facts['version']}"
+    fetched = facts["fetched"]
+    network = facts["network"] + (f" {facts['address']}" if facts["address"] else "")
+    return (
+        facts["name"],
+        printable(facts["image"]) + version,
+        printable(facts["overlay"] or "-"),
+        format_size(facts["memory"]),
+        network,
+        "-" if fetched is None else format_size(fetched),
+        _state(facts),
+    )
+
+
+def _state(facts: dict[str, Any]) -> str:
+    match facts["state"]:
+        case "lost":
+            return "its process was killed"
+        case "ended":
+            why = f": {printable(facts['error'])}" if facts["error"] else ""
+            ago = format_duration(time.time() - facts["ended"])
+            return f"{facts['reason']} ({facts['exit_code']}) {ago} ago{why}"
+    up = f"up {format_duration(facts['up'])}"
+    if facts["waiting"] is None:
+        return up
+    return (
+        f"{up}, waits {format_duration(time.time() - facts['waiting_since'])}: {facts['waiting']}"
+    )
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,439 @@
+"""The guests of a home: those that run, and those that have ended and were kept.
+
+    guests/NAME/record.json   what the guest is, and how it ended: JSON, for people too
+    guests/NAME/lock          locked by the process that runs the guest (fcntl(2), OFD lock)
+    guests/NAME/waiting       one line for people: what the guest waits for; missing if nothing
+    guests/NAME/console.log   what the guest printed; console.log.1 has what came before
+    guests/NAME/control.sock  served by the process that runs the guest
+
+The process that runs a guest alone writes in its directory, so a guest needs no p2pcloopd. The
+kernel frees the lock when that process and its block server have ended, for whatever reason: a
+guest without an end in its record and without a holder of its lock was killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.store.home import Home
+from p2pcloop.text import printable
+
+State = Literal["running", "ended", "lost"]
+"""`lost`: the process that ran it was killed, so its record has no end."""
+
+MAX_LOG = 4 << 20
+"""Bytes of console.log; what came before it, as many at most, is in console.log.1."""
+
+_FORMAT = 1
+_MAX_RECORD = 1 << 16
+_MAX_WAITING = 400
+_MAX_AUTOMATIC = 10_000
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_LOCK = struct.Struct("hhqqi4x")
+"""struct flock of 64-bit Linux: type, whence, start, length, pid."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestRecord:
+    """What a guest is, and how it ended.
+
+    Attributes:
+        name: unique in the home.
+        ref: the image, as the user named it.
+        image: the image's name, or the path of its file.
+        version: of the image; None for a file.
+        overlay: the absolute path of the file that keeps the changes, or None.
+        memory: bytes.
+        network: as `boot --net` takes it.
+        pid: the process that runs it.
+        started: when, in seconds of Unix time.
+        kept: whether the record stays when the guest has ended.
+        fetch: of an image that arrives: `torrents` (info hashes in hexadecimal), `before` (bytes
+            that had come for them when the guest started) and `daemon` (p2pcloopd's process then).
+        ended: when, or None while it runs.
+        reason: what ended it (docs/guest.md), or "failed".
+        exit_code: of the command that ran it.
+        error: why it failed, for people.
+        boot_seconds: until its first login prompt, or None.
+    """
+
+    name: str
+    ref: str
+    image: str
+    version: int | None
+    overlay: str | None
+    memory: int
+    network: str
+    pid: int
+    started: float
+    kept: bool
+    fetch: dict[str, Any] | None = None
+    ended: float | None = None
+    reason: str | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    boot_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestState:
+    """A guest as it is now.
+
+    Attributes:
+        waiting: what it waits for, for people, or None.
+        waiting_since: when that began, in seconds of Unix time, or None.
+    """
+
+    record: GuestRecord
+    state: State
+    waiting: str | None = None
+    waiting_since: float | None = None
+
+
+class GuestFolder:
+    """The directory of one guest."""
+
+    def __init__(self, home: Home, name: str) -> None:
+        self.name = name
+        self.path = home.guests / name
+        self.record_path = self.path / "record.json"
+        self.waiting_path = self.path / "waiting"
+        self.log_path = self.path / "console.log"
+        self.old_log_path = self.path / "console.log.1"
+        self.socket_path = self.path / "control.sock"
+        self._lock_path = self.path / "lock"
+
+    def read(self) -> GuestState:
+        """Look at the guest.
+
+        Raises:
+            NotHereError: there is no such guest.
+            FormatError: its record is damaged.
+            StorageError: the system refused.
+        """
+        runs = self._is_held()  # first: a guest that ends meanwhile has its end in its record
+        try:
+            record = _decode(self.record_path.read_bytes(), self.name)
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise _no_guest(self.name) from err
+        except OSError as err:
+            raise storage_error(f"cannot read {self.record_path}", err) from err
+        if record.ended is not None:
+            return GuestState(record, "ended")
+        if not runs:
+            return GuestState(record, "lost")
+        return GuestState(record, "running", *self._read_waiting())
+
+    def read_record(self) -> GuestRecord | None:
+        """The guest's record, or None if there is none any more; errors as for `read`."""
+        try:
+            return self.read().record
+        except NotHereError:
+            return None
+
+    def read_log(self, write: Callable[[bytes], object], shown: int | None = None) -> int:
+        """Hand over what the guest has printed, as far as it is kept.
+
+        Args:
+            write: gets the bytes.
+            shown: bytes of console.log that are known already; None for nothing, and then
+                console.log.1 comes first.
+
+        Returns:
+            How many bytes of console.log are known now.
+
+        Raises:
+            StorageError: the system refused.
+        """
+        try:
+            if shown is None and self.old_log_path.exists():
+                write(self.old_log_path.read_bytes())
+            with open(self.log_path, "rb") as log:
+                if (shown or 0) > os.fstat(log.fileno()).st_size:  # it has begun anew
+                    shown = 0
+                log.seek(shown or 0)
+                data = log.read()
+        except FileNotFoundError:
+            return 0
+        except OSError as err:
+            raise storage_error(f"cannot read {err.filename}", err) from err
+        write(data)
+        return (shown or 0) + len(data)
+
+    def remove(self) -> None:
+        """Delete the guest's record and log.
+
+        Raises:
+            NotHereError: there is no such guest.
+            BusyError: it runs.
+            StorageError: the system refused.
+        """
+        if not self.path.is_dir():
+            raise _no_guest(self.name)
+        with suppress(FileNotFoundError), _Claim(self._lock_path, self.name):
+            self.clear()
+
+    def clear(self) -> None:
+        """Delete all of the directory; the caller holds its lock."""
+        try:
+            self.record_path.unlink(missing_ok=True)  # first: without it there is no guest
+            shutil.rmtree(self.path)
+        except OSError as err:
+            raise storage_error(f"cannot delete {self.path}", err) from err
+
+    def claim(self) -> _Claim:
+        """Lock the directory, which exists, for the process that runs the guest."""
+        return _Claim(self._lock_path, self.name)
+
+    def _is_held(self) -> bool:
+        try:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            asked = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _LOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
+        finally:
+            os.close(fd)
+        kind: int = _LOCK.unpack(asked)[0]
+        return kind != fcntl.F_UNLCK
+
+    def _read_waiting(self) -> tuple[str, float] | tuple[None, None]:
+        try:
+            with open(self.waiting_path, encoding="utf-8", errors="replace") as file:
+                text = printable(file.read(_MAX_WAITING).strip())
+                since = os.fstat(file.fileno()).st_mtime
+        except OSError:  # it waits for nothing
+            return None, None
+        return (text, since) if text else (None, None)
+
+
+class _Claim:
+    """The lock on a guest's directory, until it is closed or all processes that have it end."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
+        except OSError as err:
+            os.close(self.fd)
+            if err.errno in (errno.EAGAIN, errno.EACCES):
+                raise BusyError(
+                    f"the guest {name} runs", hint=f"`p2pcloop stop {name}` ends it"
+                ) from err
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class OwnGuest:
+    """The guest that this process runs; as a context manager, it is let go at the end.
+
+    Attributes:
+        folder: where its files lie.
+        record: what was last written to its record.
+    """
+
+    def __init__(self, home: Home, name: str | None) -> None:
+        """Take a name.
+
+        Args:
+            name: None for the first free one of g1, g2 and so on.
+
+        Raises:
+            UsageError: no name can be like this, or an earlier guest of this name was kept.
+            BusyError: a guest of this name runs.
+            StorageError: the system refused.
+        """
+        try:
+            home.guests.mkdir(mode=0o700, exist_ok=True)
+            self.folder = _new_folder(home) if name is None else _named_folder(home, name)
+            self._claim = self.folder.claim()
+        except OSError as err:
+            raise storage_error(f"cannot write in {home.guests}", err) from err
+        self.record: GuestRecord | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord
+        """Write the record; `facts` are those that this does not know itself."""
+        now = time.time()
+        self._write(GuestRecord(name=self.name, pid=os.getpid(), started=now, kept=False, **facts))
+
+    def keep(self) -> None:
+        """Have record and log stay when it has ended."""
+        assert self.record is not None
+        self._write(replace(self.record, kept=True))
+
+    def end(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord
+        """Write into the record how the guest ended."""
+        if self.record is not None:
+            self._write(replace(self.record, ended=time.time(), **facts))
+
+    def close(self) -> None:
+        """Let the guest go. Unless it is to be kept, nothing of it remains."""
+        if self.record is None or not self.record.kept:
+            self.folder.clear()
+        else:
+            for path in (self.folder.waiting_path, self.folder.socket_path):
+                path.unlink(missing_ok=True)
+        self._claim.close()
+
+    def _write(self, record: GuestRecord) -> None:
+        path = self.folder.record_path
+        new = path.with_name("record.new")
+        try:
+            # Not synced: after a crash of the machine no guest runs.
+            new.write_bytes(_encode(record))
+            new.replace(path)
+        except OSError as err:
+            raise storage_error(f"cannot write {path}", err) from err
+        self.record = record
+
+
+def list_guests(home: Home) -> list[GuestState]:
+    """All guests of a home, in the order in which they were started.
+
+    Raises:
+        FormatError: a record is damaged.
+        StorageError: the system refused.
+    """
+    try:
+        names = sorted(path.name for path in home.guests.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as err:
+        raise storage_error(f"cannot read {home.guests}", err) from err
+    found = []
+    for name in names:
+        with suppress(NotHereError):  # it is about to start, or has just gone
+            found.append(GuestFolder(home, name).read())
+    return sorted(found, key=lambda guest: guest.record.started)
+
+
+def find_guest(home: Home, name: str) -> GuestState:
+    """The guest of a name; errors as for `GuestFolder.read`."""
+    if not _NAME.fullmatch(name):
+        raise _no_guest(name)
+    return GuestFolder(home, name).read()
+
+
+def user_of_overlay(home: Home, overlay: Path) -> GuestRecord | None:
+    """The running guest that has this overlay open, or None.
+
+    Raises:
+        FormatError, StorageError: as for `list_guests`.
+    """
+    wanted = os.path.realpath(overlay)
+    for guest in list_guests(home):
+        kept = guest.record.overlay
+        if guest.state == "running" and kept is not None and os.path.realpath(kept) == wanted:
+            return guest.record
+    return None
+
+
+def _no_guest(name: str) -> NotHereError:
+    return NotHereError(
+        f"there is no guest {printable(name)}", hint="`p2pcloop ps --all` lists the guests"
+    )
+
+
+def _named_folder(home: Home, name: str) -> GuestFolder:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{printable(name)} cannot be the name of a guest",
+            hint="give 1 to 32 of a to z, 0 to 9 and hyphens, as for a host",
+        )
+    folder = GuestFolder(home, name)
+    try:
+        folder.path.mkdir(mode=0o700)
+    except FileExistsError:
+        with folder.claim():  # refused where it runs
+            if folder.record_path.exists():
+                raise UsageError(
+                    f"there was a guest {name} before, and its log is kept",
+                    hint=f"`p2pcloop rm --guest {name}` forgets it; or choose another name",
+                ) from None
+    return folder
+
+
+def _new_folder(home: Home) -> GuestFolder:
+    for number in range(1, _MAX_AUTOMATIC):
+        folder = GuestFolder(home, f"g{number}")
+        try:
+            folder.path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return folder
+    raise UsageError(
+        f"{_MAX_AUTOMATIC} guests are kept here", hint="forget some: `p2pcloop rm --guest NAME`"
+    )
+
+
+def _encode(record: GuestRecord) -> bytes:
+    # ASCII: the bytes of a path that are no text become escapes, and come back as they were.
+    return json.dumps({"format": _FORMAT} | asdict(record), indent=1).encode() + b"\n"
+
+
+def _decode(data: bytes, name: str) -> GuestRecord:
+    try:
+        if len(data) > _MAX_RECORD:
+            raise FormatError(f"it has {len(data)} bytes")
+        value = json.loads(data)
+        if not isinstance(value, dict) or value.pop("format", None) != _FORMAT:
+            raise FormatError("it is of another format")
+        known = {field.name for field in fields(GuestRecord)}
+        record = GuestRecord(**{key: each for key, each in value.items() if key in known})
+        _check_types(record)
+    except (FormatError, TypeError, ValueError, RecursionError) as err:
+        raise FormatError(
+            f"the record of the guest {name} is damaged: {err}",
+            hint=f"delete the directory guests/{name} of the home",
+        ) from err
+    return record
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "dict[str, Any]": dict,
+}
+
+
+def _check_types(record: GuestRecord) -> None:
+    for field in fields(record):
+        kind, *none = str(field.type).split(" | ")
+        value = getattr(record, field.name)
+        if not (isinstance(value, _TYPES[kind]) or (value is None and none)):
+            raise FormatError(f"its {field.name} is {value!r}")

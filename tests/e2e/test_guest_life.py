@@ -1,0 +1,166 @@
+"""Guests in the background: found, reached, read, ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, NotHereError, UsageError
+from p2pcloop.store.guests import find_guest
+from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal
+from tests.support.waiting import BOUND
+from tools.tiny_image import SHELL_PROMPT
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def node(nodes: Nodes) -> Node:
+    return nodes.make()
+
+
+def boot(node: Node, ref: str | Path, *options: str | Path, code: int = 0) -> str:
+    """Boot a guest in the background; its name, or what the command said."""
+    done = node.run("boot", ref, "--detach", *GUEST_OPTIONS, *options, code=code)
+    return done.err if code else done.out.strip()
+
+
+class Attached(OnTerminal):
+    """`p2pcloop attach`, at a guest's shell."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        super().__init__(node, "attach", name, controlling=True)
+        self.expect(SHELL_PROMPT, BOUND)
+
+    def leave(self) -> None:
+        """Press the escape, then the key that leaves."""
+        self.send(b"\x1dd")
+        self.expect("runs on", BOUND)
+        assert self.wait(BOUND) == 0
+
+
+def test_a_guest_goes_on_without_a_terminal_until_it_is_stopped(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "mine.delta"
+    assert boot(node, cloop, "--name", "first", "--overlay", overlay) == "first"
+    assert boot(node, cloop) == "g1"
+    by_name = {guest["name"]: guest for guest in node.json("ps")["guests"]}
+    assert set(by_name) == {"first", "g1"}
+    assert by_name["first"]["overlay"] == str(overlay)
+    assert (by_name["g1"]["state"], by_name["g1"]["image"]) == ("running", str(cloop))
+    table = node.run("ps").out.splitlines()
+    assert [line.split()[0] for line in table] == ["NAME", "first", "g1"]
+
+    with Attached(node, "first") as terminal:
+        assert terminal.run("echo kept >/root/note; sync; echo $((40 + 2))", BOUND) == "42\n"
+        terminal.leave()
+    with Attached(node, "first") as terminal:  # its prompt is still there
+        assert terminal.run("cat /root/note", BOUND) == "kept\n"
+        assert terminal.run("stty size", BOUND) == "50 200\n"
+        terminal.leave()
+
+    assert "has shut down" in node.run("stop", "first", "g1").out
+    assert node.json("ps")["guests"] == []
+    ended = {guest["name"]: guest for guest in node.json("ps", "--all")["guests"]}
+    assert [(guest["state"], guest["exit_code"]) for guest in ended.values()] == [("ended", 0)] * 2
+    assert "echo kept" in node.run("logs", "first").out
+    node.run("rm", "--guest", "first")
+    node.run("rm", "--guest", "g1")
+    assert "no guest runs here" in node.run("ps", "--all").out
+
+    # What it wrote is in its overlay.
+    assert node.run("run", cloop, "--overlay", overlay, "--", "cat", "/root/note").out == "kept\n"
+
+
+def test_attach_ends_with_the_guest(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    with Attached(node, name) as terminal:
+        terminal.send_line("poweroff")
+        terminal.expect("has ended", BOUND)
+        assert terminal.wait(BOUND) == 0
+    said = node.run("attach", name, code=GuestError.exit_code).err
+    assert f"the guest {name} does not run" in said
+    assert "logs" in said
+
+
+def test_piped_input_is_typed_and_then_the_guest_is_left(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    with Attached(node, name) as terminal:
+        terminal.leave()
+    typed = subprocess.run(
+        node.command("attach", name),
+        input=b"echo $((6 * 7))\n",
+        check=False,
+        env=node.environment,
+        capture_output=True,
+        timeout=BOUND,
+    )
+    assert typed.returncode == 0, typed
+    assert b"42" in typed.stdout
+    assert find_guest(node.home, name).state == "running"
+
+
+def test_logs_follow_a_guest_to_its_end(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    with node.started("logs", name, "--follow") as follower:
+        node.run("stop", name)
+        out, err = follower.communicate(timeout=BOUND)
+    assert (follower.returncode, err) == (0, "")
+    assert "reboot:" in out
+    assert out == node.run("logs", name).out
+
+
+def test_one_whose_process_was_killed_is_told_and_forgotten(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    os.kill(find_guest(node.home, name).record.pid, signal.SIGSTOP)  # not to end it in order
+    node.kill_guest(name)
+    assert "its process was killed" in node.run("ps", "--all").out
+    node.run("stop", name, code=GuestError.exit_code)
+    node.run("rm", "--guest", name)
+    node.run("logs", name, code=NotHereError.exit_code)
+
+
+def test_one_overlay_is_of_one_guest_which_is_named(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "mine.delta"
+    boot(node, cloop, "--name", "first", "--overlay", overlay)
+    said = boot(node, cloop, "--name", "second", "--overlay", overlay, code=BusyError.exit_code)
+    assert "the guest first has" in said
+    assert "p2pcloop stop first" in said
+    said = boot(node, cloop, "--name", "first", code=BusyError.exit_code)
+    assert "the guest first runs" in said
+    node.run("rm", "--guest", "first", code=BusyError.exit_code)
+    assert [guest["name"] for guest in node.json("ps", "--all")["guests"]] == ["first"]
+    node.run("stop", "first", "--time", "0")
+    said = boot(node, cloop, "--name", "first", code=UsageError.exit_code)
+    assert "rm --guest first" in said
+
+
+def test_what_does_not_start_is_told_at_once(node: Node, cloop: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.img").write_bytes(bytes(1 << 20))
+    said = boot(node, tmp_path / "no.img", "--name", "g1", code=GuestError.exit_code)
+    assert "no.img cannot boot" in said
+    said = boot(node, cloop, "--kernel", tmp_path, code=NeedsPackageError.exit_code)
+    assert str(tmp_path) in said
+    boot(node, cloop, "--console", tmp_path / "log", code=UsageError.exit_code)
+    boot(node, cloop, "--name", "Not-A-Name", code=UsageError.exit_code)
+    assert node.json("ps", "--all")["guests"] == []
+
+
+def test_one_that_cannot_boot_keeps_why(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop, "--append", "init=/no/such")
+    with node.started("logs", name, "--follow") as follower:
+        out, _ = follower.communicate(timeout=BOUND)
+    assert "/no/such" in out
+    record = find_guest(node.home, name).record
+    assert record.reason == "failed"
+    assert record.error is not None
+    assert "/no/such" in record.error
+    assert json.loads(node.run("ps", "--all", "--json").out)["guests"][0]["exit_code"] == 10

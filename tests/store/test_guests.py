@@ -1,0 +1,201 @@
+"""Records of guests: names, who runs, what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError
+from p2pcloop.store.guests import (
+    GuestFolder,
+    GuestRecord,
+    OwnGuest,
+    _decode,
+    _encode,
+    find_guest,
+    list_guests,
+    user_of_overlay,
+)
+from p2pcloop.store.home import Home
+
+FACTS: dict[str, Any] = {
+    "ref": "debian.cloop",
+    "image": "/images/debian.cloop",
+    "version": None,
+    "overlay": None,
+    "memory": 512 << 20,
+    "network": "none",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home.at(tmp_path / "home")
+    home.create()
+    return home
+
+
+@pytest.fixture
+def g1(home: Home) -> Iterator[OwnGuest]:
+    with OwnGuest(home, "g1") as own:
+        own.begin(**FACTS)
+        own.keep()
+        yield own
+
+
+def test_a_guest_that_runs_is_listed_and_found(home: Home, g1: OwnGuest) -> None:
+    [guest] = list_guests(home)
+    assert guest == find_guest(home, "g1")
+    assert (guest.state, guest.record.name, guest.record.pid) == ("running", "g1", os.getpid())
+    assert guest.record == g1.record
+
+
+def test_one_that_ended_is_kept_with_its_end(home: Home, g1: OwnGuest) -> None:
+    g1.end(reason="poweroff", exit_code=0, boot_seconds=2.5)
+    assert find_guest(home, "g1").state == "ended"
+    g1.close()
+    guest = find_guest(home, "g1")
+    assert (guest.state, guest.record.reason, guest.record.boot_seconds) == (
+        *("ended", "poweroff"),
+        2.5,
+    )
+
+
+def test_one_that_is_not_to_be_kept_leaves_nothing(home: Home) -> None:
+    with OwnGuest(home, None) as own:
+        own.begin(**FACTS)
+        own.end(reason="poweroff", exit_code=0)
+    assert list(home.guests.iterdir()) == []
+
+
+def test_one_that_never_began_leaves_nothing(home: Home) -> None:
+    with OwnGuest(home, "g7"):
+        assert list_guests(home) == []
+    assert list(home.guests.iterdir()) == []
+
+
+def test_a_name_is_taken_once(home: Home, g1: OwnGuest) -> None:
+    with pytest.raises(BusyError, match="the guest g1 runs"):
+        OwnGuest(home, "g1")
+    g1.end(reason="poweroff", exit_code=0)
+    g1.close()
+    with pytest.raises(UsageError, match="its log is kept") as told:
+        OwnGuest(home, "g1")
+    assert told.value.hint is not None
+    assert "rm --guest g1" in told.value.hint
+    assert find_guest(home, "g1").state == "ended"
+
+
+def test_names_are_chosen_that_are_free(home: Home, g1: OwnGuest) -> None:
+    with OwnGuest(home, None) as second, OwnGuest(home, None) as third:
+        assert [second.name, third.name] == ["g2", "g3"]
+    assert g1.name == "g1"
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "G1", "a.b", "../x", "a/b", "a" * 33, "ü", "a\n"])
+def test_a_name_that_cannot_be_is_refused(home: Home, name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        OwnGuest(home, name)
+    with pytest.raises(NotHereError):
+        find_guest(home, name)
+    assert list(home.guests.iterdir()) == []
+
+
+def test_one_whose_process_was_killed_is_lost_until_it_is_removed(home: Home) -> None:
+    pid = os.fork()
+    if not pid:
+        try:
+            OwnGuest(home, "g1").begin(**FACTS)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    assert find_guest(home, "g1").state == "lost"
+    assert user_of_overlay(home, Path("mine.delta")) is None
+    GuestFolder(home, "g1").remove()
+    assert list_guests(home) == []
+
+
+def test_one_that_runs_is_not_removed(home: Home, g1: OwnGuest) -> None:
+    with pytest.raises(BusyError):
+        GuestFolder(home, "g1").remove()
+    assert find_guest(home, "g1").record == g1.record
+
+
+def test_what_it_waits_for_is_told_in_one_line(home: Home, g1: OwnGuest) -> None:
+    g1.folder.waiting_path.write_text("no peer is known\x1b[2J\n")
+    guest = find_guest(home, "g1")
+    assert guest.waiting == "no peer is known\\x1b[2J"
+    assert guest.waiting_since == g1.folder.waiting_path.stat().st_mtime
+
+
+def test_the_user_of_an_overlay_is_found_by_any_path(home: Home, tmp_path: Path) -> None:
+    overlay = tmp_path / "mine.delta"
+    overlay.touch()
+    (tmp_path / "link").symlink_to(overlay)
+    with OwnGuest(home, "g1") as own:
+        own.begin(**FACTS | {"overlay": str(overlay)})
+        assert user_of_overlay(home, tmp_path / "link") == own.record
+        assert user_of_overlay(home, tmp_path / "other") is None
+
+
+def test_paths_that_are_no_text_come_back(home: Home) -> None:
+    path = os.fsdecode(b"/images/\xff.cloop")
+    with OwnGuest(home, "g1") as own:
+        own.begin(**FACTS | {"image": path})
+        assert find_guest(home, "g1").record.image == path
+
+
+_SECONDS = st.floats(0, 1e12)
+_RECORDS = st.builds(
+    GuestRecord,
+    started=_SECONDS,
+    ended=st.none() | _SECONDS,
+    boot_seconds=st.none() | _SECONDS,
+    name=st.just("g1"),
+    overlay=st.none() | st.text(st.characters()),
+    version=st.none() | st.integers(1, 1 << 53),
+    fetch=st.none() | st.just({"torrents": ["00" * 20], "before": 5, "daemon": 7}),
+)
+
+
+@given(_RECORDS)
+def test_any_record_is_read_as_it_was_written(record: GuestRecord) -> None:
+    assert _decode(_encode(record), "g1") == record
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b'{"format": 2}', b"\xff", b"[" * 100_000, b"{}" + b" " * (1 << 16)],
+)
+def test_a_damaged_record_is_told(home: Home, g1: OwnGuest, data: bytes) -> None:
+    g1.folder.record_path.write_bytes(data)
+    with pytest.raises(FormatError, match="the record of the guest g1 is damaged"):
+        list_guests(home)
+
+
+@pytest.mark.parametrize("field", ["name", "memory", "kept", "fetch", "started"])
+def test_a_field_of_another_type_is_told(g1: OwnGuest, field: str) -> None:
+    assert g1.record is not None
+    value = json.loads(_encode(g1.record)) | {field: [1]}
+    with pytest.raises(FormatError, match=field):
+        _decode(json.dumps(value).encode(), "g1")
+
+
+def test_a_field_of_a_later_version_is_passed_over(g1: OwnGuest) -> None:
+    assert g1.record is not None
+    value = json.loads(_encode(g1.record)) | {"later": 1}
+    assert _decode(json.dumps(value).encode(), "g1") == replace(g1.record)
+
+
+def test_a_home_without_guests() -> None:
+    assert list_guests(Home.at("/nonexistent")) == []
