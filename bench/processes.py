@@ -31,14 +31,18 @@ def server(
 def serving(
     argv: Sequence[Argument], ready: Callable[[], bool], log: Path, *, limit: float = 30
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the context is left; enter it once it is `ready`."""
+    """Run a server until the context is left; enter it once it is `ready`.
+
+    Raises:
+        BenchError: it ended before, or was not ready in time.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         deadline = time.monotonic() + limit
-        while not ready():
+        while not _is(ready):
             if process.poll() is not None:
                 raise BenchError(f"{argv[0]} ended with {process.returncode}: {tail(log)}")
             if time.monotonic() > deadline:
@@ -52,6 +56,14 @@ def serving(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _is(ready: Callable[[], bool]) -> bool:
+    """Whether a server is ready. A file system whose server died answers with an error."""
+    try:
+        return ready()
+    except OSError:
+        return False
 
 
 def run(argv: Sequence[Argument], *, limit: float = 600) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.guests import LOGIN, boot_initramfs
-from bench.harness import Bench
-from bench.links.contenders import LOCAL
+from bench.harness import Bench, BenchError
+from bench.links.contenders import FOREIGN, LOCAL
 from bench.links.control import Control, plain_transfer, wait_until_quiet
 from bench.links.link import Link
 from bench.links.network import Host, network
@@ -57,7 +57,7 @@ def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
     """Make the link, run the control, then `plan.rounds` boots of each contender.
 
     Raises:
-        BenchError: a contender failed; one that is slow does not.
+        BenchError: one of ours failed; one that is slow does not.
     """
     with network(link, ("seeder", "reader"), bench.work) as (seeder, reader), ExitStack() as stack:
         rig = Rig(bench, boot_initramfs(bench), seeder, reader)
@@ -69,14 +69,46 @@ def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
             shared = bench.work / contender.name
             shared.mkdir()
             boots[contender.name] = stack.enter_context(contender.serve(rig, shared))
-        names = list(boots)
-        for number in range(plan.rounds):
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                sample = boot_once(boots[name], reader, bench.work / "boot", plan)
-                result.samples.setdefault(name, []).append(sample)
-                tell(f"{link}: round {number + 1} of {plan.rounds}: {name}: {_told(sample)}")
+
+        def tell_here(text: str) -> None:
+            tell(f"{link}: {text}")
+
+        result.samples = boot_in_turn(boots, reader, bench.work / "boot", plan, tell_here)
     return result
+
+
+def boot_in_turn(
+    boots: Mapping[str, Boot], reader: Host, place: Path, plan: Plan, tell: Tell
+) -> dict[str, list[Sample]]:
+    """Boot every contender once in each round; the order turns by one each round.
+
+    A foreign program that fails is left out from then on, with what it had done: btfs dies now and
+    then on a busy machine, and the boots of the others are worth keeping.
+
+    Args:
+        place: a directory that each boot makes, and that is gone at the end.
+
+    Raises:
+        BenchError: one of ours failed.
+    """
+    samples: dict[str, list[Sample]] = {name: [] for name in boots}
+    names = list(boots)
+    for number in range(plan.rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            if name not in samples:
+                continue
+            try:
+                sample = boot_once(boots[name], reader, place, plan)
+            except BenchError as err:
+                if name not in FOREIGN:
+                    raise
+                del samples[name]
+                tell(f"{name} is left out: {err}")
+                continue
+            samples[name].append(sample)
+            tell(f"round {number + 1} of {plan.rounds}: {name}: {_told(sample)}")
+    return samples
 
 
 def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:

@@ -36,3 +36,6 @@ RIVALS = tuple(
     )
 )
 """Contenders that p2pcloop must beat when it boots a plain cloop."""
+
+FOREIGN = (swarm.DOWNLOAD.name, *RIVALS)
+"""Contenders whose reader is a program of others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -31,7 +32,7 @@ from bench.links.least import touched_bytes
 from bench.memory import resident_mb
 from bench.nbd_reader import NbdReader
 from bench.packing import sample_files
-from bench.processes import run, run_json, server
+from bench.processes import run, run_json, server, serving
 from bench.rivals import (
     casync_bytes,
     changed_blocks,
@@ -214,6 +215,20 @@ def test_files_are_drawn_by_their_names_until_there_are_enough(tmp_path: Path) -
     assert {path.parent.name for path in sample_files(tmp_path, 19 * 4096)} == {"0", "1", "2"}
     with pytest.raises(BenchError, match="too few"):
         list(sample_files(tmp_path, 21 * 4096))
+
+
+def test_a_server_that_dies_with_its_file_system_is_a_failed_measure(tmp_path: Path) -> None:
+    """As btfs does: then every look at its mount is an error."""
+
+    def look() -> bool:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    argv = ["sh", "-c", "echo it died >&2; exit 3"]
+    with (
+        pytest.raises(BenchError, match="ended with 3: it died"),
+        serving(argv, look, tmp_path / "log"),
+    ):
+        pass
 
 
 def test_the_memory_of_a_program_is_its_own() -> None:

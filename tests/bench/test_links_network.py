@@ -17,7 +17,7 @@ import pytest
 from bench.guests import pinned_cpu
 from bench.harness import Bench, BenchError
 from bench.links import control, ours, torrents
-from bench.links.boots import Plan, boot_once, run_link
+from bench.links.boots import Plan, boot_in_turn, boot_once, run_link
 from bench.links.link import Link
 from bench.links.network import (
     Host,
@@ -28,6 +28,7 @@ from bench.links.network import (
     why_not,
 )
 from bench.links.rig import Boot, Rig, TookTooLongError
+from bench.links.sample import Sample
 from tests.support.programs import P2PCLOOP
 from tools.console import NotInTimeError
 from tools.tiny_image import build_tiny_image
@@ -175,3 +176,25 @@ def test_a_boot_that_takes_too_long_counts_as_more_than_that(place: Path, ends: 
     assert (sample.seconds == 30) == sample.exceeded
     assert (sample.received, sample.usage) == (1000, None)
     assert not (place / "boot").exists()
+
+
+def test_a_foreign_program_that_dies_is_left_out_and_one_of_ours_ends_the_run(place: Path) -> None:
+    def contender(error: str = "") -> object:
+        @contextmanager
+        def boot(_place: Path, _limit: float) -> Iterator[Guest]:
+            if error:
+                raise BenchError(error)
+            yield Guest(boots=True)
+
+        return boot
+
+    def run(**named: object) -> dict[str, list[Sample]]:
+        given = cast("dict[str, Boot]", {"local": contender(), **named})
+        return boot_in_turn(given, cast(Host, Reader()), place / "boot", plan, told.append)
+
+    plan, told = Plan([], rounds=3, limit=30, group=None), list[str]()
+    found = run(btfs=contender("it died"), p2pcloop=contender())
+    assert {name: len(samples) for name, samples in found.items()} == {"local": 3, "p2pcloop": 3}
+    assert told.count("btfs is left out: it died") == 1
+    with pytest.raises(BenchError, match="it died"):
+        run(btfs=contender(), p2pcloop=contender("it died"))
