@@ -34,7 +34,7 @@ from p2pcloopd.unix_listener import bind_unix_listener
 
 _END_SECONDS = 10
 
-_LATE_SECONDS = 10
+_LATE_SECONDS = 30
 """A guest without a login prompt is up by then: p2pcloopd is started."""
 
 _log = logging.getLogger(__name__)
