@@ -97,8 +97,10 @@ class DecodedChunks:
         return data
 
     def is_decoded(self, key: int) -> bool:
-        """Whether a chunk is kept here."""
-        return key in self._cache or (self._spill is not None and key in self._spill)
+        """Whether a chunk is kept here, or a thread has its stored bytes."""
+        if key in self._cache or key in self._chain:
+            return True
+        return self._spill is not None and key in self._spill
 
     def read_ahead(self, keys: Iterable[int]) -> None:
         """Have several chunks decoded side by side before they are read; ignores a single one."""

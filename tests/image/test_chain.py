@@ -16,7 +16,7 @@ from p2pcloop.image import chain, chunks
 from p2pcloop.image import layer as layer_module
 from p2pcloop.image.ahead import missing_chunks
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloop.image.chain import OpenChains
+from p2pcloop.image.chain import ChainAhead, OpenChains
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
@@ -154,6 +154,46 @@ def test_readahead_brings_the_start_of_a_chain_first(tmp_path: Path) -> None:
     found = missing_chunks(image, [(0, 4), (0, 5), (0, 0)])
     assert list(found) == [stored.ranges[number] for number in (2, 3, 4, 5, 0)]
     assert found[stored.ranges[3]] == (0, 3)
+
+
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_chunks_are_decoded_as_they_arrive(
+    tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Some at most before they are read, in their order, and each once."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(ChainAhead, "MAX_SIZE", most * SIZE)
+    stored = Stored(tmp_path, [3, 2])
+    image = MergedImage([stored.layer])
+    for number in (0, 2, 1, 3, 4):
+        stored.content.accept(stored.ranges[number], stored.stored.answer(stored.ranges[number]))
+        image.arrived(0, number)
+    taken = [number for number in range(5) if stored.layer.missing_chunk(number)]
+    assert taken == list(range(min(most, 5)))
+    device = ImageDevice(image)
+    device.require(0, len(taken) * SIZE)
+    assert read_views(device, 0, [5 * SIZE]) == b"".join(map(content_of, range(5)))
+    assert decoded == [content_of(number) for number in range(5)]
+    image.close()
+
+
+def test_a_wrong_chunk_that_was_decoded_as_it_arrived(tmp_path: Path) -> None:
+    stored = Stored(tmp_path, [4])
+    image = MergedImage([stored.layer])
+    for number, wanted in enumerate(stored.ranges):
+        data = stored.stored.answer(wanted)
+        stored.content.accept(wanted, data if number != 1 else bytes(len(data)))
+        image.arrived(0, number)
+    healed = []
+    while True:
+        try:
+            assert bytes(image.read_chunk(0, 3)) == content_of(3)
+            break
+        except Missing as missing:
+            healed += [wanted for wanted in stored.bring(missing) if wanted.heal]
+    assert healed == []
+    assert bytes(image.read_chunk(0, 1)) == content_of(1)
+    image.close()
 
 
 def test_wrong_bytes_in_a_chain_are_asked_for_again(tmp_path: Path) -> None:
