@@ -25,6 +25,7 @@ from bench.guests import LOGIN, boot_initramfs
 from bench.harness import Bench
 from bench.links import suite as words
 from bench.links.control import doubts_of_usage
+from bench.links.crowd_model import CrowdModel, Measured, model_table
 from bench.links.least import least_of, recorded_boot
 from bench.links.link import Link
 from bench.links.network import Host, network
@@ -35,13 +36,14 @@ from bench.links.suite import Suite, run_suite
 from bench.links.torrents import tell_tracker, tracker
 from bench.links.usage import Meter, Usage
 from bench.nbd_reader import NbdReader
-from bench.processes import Argument, run, server
+from bench.processes import Argument, daemon_pid, processor_seconds, run, server
 from bench.replay import Wait, replay
 from bench.trace import Read
 
 LIMIT = 600.0
 PORT = 6881
 _OURS, _SENT = "p2pcloop", "sent by the seeder"
+_NODE, _SEEDER = "processor time of a node", "processor time of the seeder's p2pcloopd"
 _NODES = "1,8,16"
 _MISS = 0.005
 """Seconds from which a read of the plot counts as one that waited for the link."""
@@ -53,10 +55,12 @@ class Replayed:
 
     Attributes:
         seconds: from the start of its command to the last read.
+        processor: seconds of processor time until then, of its p2pcloopd and its block server.
     """
 
     seconds: float
     waits: tuple[Wait, ...]
+    processor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +72,14 @@ class Crowd:
         guest: seconds to the prompt of the real one; None if there was none.
         sent: bytes at the seeder's interface meanwhile.
         usage: of the processors meanwhile; None if it is unknown.
+        seeder: seconds of processor time of its p2pcloopd meanwhile.
     """
 
     boots: tuple[Replayed, ...]
     guest: float | None
     sent: int
     usage: Usage | None
+    seeder: float = 0.0
 
     @property
     def last(self) -> float:
@@ -91,12 +97,14 @@ class Seeded:
 
     Attributes:
         link: p2pcloop's, to the image.
+        home: of the seeder's node.
         nodes: hosts, as many as the largest crowd.
         group: the control group of this program.
     """
 
     rig: Rig
     link: str
+    home: Path
     nodes: Sequence[Host]
     group: Path | None
 
@@ -117,7 +125,7 @@ def seeded(
     ):
         listen_at(seeder, home, PORT, f'[discovery]\nannounce_trackers = ["{url}"]\n')
         rig = Rig(bench, boot_initramfs(bench), seeder, nodes[0])
-        yield Seeded(rig, publish(rig, home), nodes, group)
+        yield Seeded(rig, publish(rig, home), home, nodes, group)
 
 
 def run_crowd(
@@ -137,26 +145,31 @@ def run_crowd(
             listen_at(rig.reader, home, PORT, "[discovery]\ntrackers = true\n")
             run([*rig.reader.inside, rig.bench.p2pcloop, "daemon", "start", "--home", home])
         meter, before = Meter(shared.group), shared.rig.seeder.traffic()
+        seeder = daemon_pid(shared.home)
+        used = processor_seconds(seeder)
         real = pool.submit(_real, rigs.pop(), shared.link, homes.pop()) if guest else None
         boots = list(
             pool.map(lambda rig, home: _replayed(rig, shared.link, home, reads), rigs, homes)
         )
         prompt = real.result() if real else None
         sent, usage = shared.rig.seeder.traffic().since(before).sent, meter.usage()
+        used = processor_seconds(seeder) - used
     shutil.rmtree(place)
-    return Crowd(tuple(boots), prompt, sent, usage)
+    return Crowd(tuple(boots), prompt, sent, usage, used)
 
 
 def _replayed(rig: Rig, link: str, home: Path, reads: Sequence[Read]) -> Replayed:
     socket = home.with_suffix(".sock")
     argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "block", link]
     argv += ["--profile", "--home", home, "--nbd", f"unix:{socket}"]
-    start = time.monotonic()
-    with server(argv, socket, home.with_suffix(".log"), limit=LIMIT):
+    daemon = daemon_pid(home)
+    start, used = time.monotonic(), processor_seconds(daemon)
+    with server(argv, socket, home.with_suffix(".log"), limit=LIMIT) as block_server:
         reader = NbdReader(socket, LIMIT)
         try:
             waits = replay(reader, reads)
-            return Replayed(time.monotonic() - start, tuple(waits))
+            used = processor_seconds(daemon) - used + processor_seconds(block_server.pid)
+            return Replayed(time.monotonic() - start, tuple(waits), used)
         finally:
             reader.close()
 
@@ -212,6 +225,8 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     judged = bars(crowds, packed)
     _plot(crowds, suite.write(figures(crowds, packed), judged))
     suite.console.print(table(crowds, packed))
+    if (model := fitted(crowds, options.link)) is not None:
+        suite.console.print(model_table(model))
     return suite.judge(judged)
 
 
@@ -243,6 +258,33 @@ def table(crowds: Crowds, packed: int) -> Table:
     return shown
 
 
+def fitted(crowds: Crowds, link: Link) -> CrowdModel | None:
+    """The model of these crowds; None where the processor time of some is unknown, or one size
+    alone was measured."""
+    measured = []
+    for count, rounds in crowds.items():
+        usages = [crowd.usage for crowd in rounds if crowd.usage]
+        if not usages:
+            return None
+        measured.append(
+            Measured(
+                count,
+                last(rounds),
+                processor(rounds),
+                statistics.median(crowd.seeder for crowd in rounds),
+                sent(rounds),
+                statistics.median(usage.own for usage in usages),
+                statistics.median(usage.others for usage in usages),
+            )
+        )
+    return CrowdModel(measured, link.rate) if len(measured) > 1 else None
+
+
+def processor(rounds: Sequence[Crowd]) -> float:
+    """Seconds of processor time of one node, the median of all."""
+    return statistics.median(boot.processor for crowd in rounds for boot in crowd.boots)
+
+
 def last(rounds: Sequence[Crowd]) -> float:
     """Seconds of the last node, the median of all rounds."""
     return statistics.median(crowd.last for crowd in rounds)
@@ -265,6 +307,8 @@ def figures(crowds: Crowds, packed: int) -> list[Figure]:
             Figure("the last node", _OURS, "s", tuple(crowd.last for crowd in rounds), where),
             Figure("the median node", _OURS, "s", tuple(medians), where),
             Figure(_SENT, _OURS, "B", tuple(float(crowd.sent) for crowd in rounds), where),
+            Figure(_NODE, _OURS, "s", tuple(processor([crowd]) for crowd in rounds), where),
+            Figure(_SEEDER, _OURS, "s", tuple(crowd.seeder for crowd in rounds), where),
             *([Figure("the real guest", _OURS, "s", guests, where)] if guests else []),
             *([Figure("processors busy", _OURS, "", busy, where)] if busy else []),
         ]
