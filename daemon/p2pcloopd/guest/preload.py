@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 import platformdirs
@@ -31,7 +30,7 @@ def compiled(name: str, reason: str, *, otherwise: str = "", cache: Path | None 
         NeedsPackageError: there is no C compiler.
         GuestError: the compiler fails otherwise.
     """
-    source = resources.files("p2pcloopd.guest").joinpath(f"{name}.c").read_bytes()
+    source = Path(__file__).with_name(f"{name}.c").read_bytes()
     if cache is None:
         cache = platformdirs.user_cache_path("p2pcloop")
     library = cache / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}.so"
