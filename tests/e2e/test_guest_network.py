@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from bench.links.network import Host, fast_pair, why_not
 from p2pcloopd.guest.addresses import MTU
 from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
-from tests.support.programs import Node, Nodes
+from tests.support.programs import Node, Nodes, tool
 from tests.support.waiting import BOUND
 from tools.tiny_image import build_tiny_image
 
@@ -216,3 +217,47 @@ def test_a_port_in_use_stops_the_command_before_anything_starts(
 def test_a_port_needs_a_network(node: Node, image: Path) -> None:
     said = node.run("run", image, "--port", "2222:22", "--", "true", code=2).err
     assert "hint: add `--net user`" in said
+
+
+def test_the_name_server_is_there_for_this_boot_alone(
+    node: Node, image: Path, kernel: Path, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "mine.delta"
+    words: list[str | Path] = [
+        "run",
+        image,
+        "--overlay",
+        overlay,
+        "--kernel",
+        kernel,
+        "--mem",
+        "64M",
+    ]
+    shown = ["--", "sh", "-c", "wc -c </etc/resolv.conf; cat /etc/resolv.conf"]
+    assert node.run(*words, "--net", "user", *shown).out == "20\nnameserver 10.0.2.3\n"
+    # It was mounted: the overlay has an empty file, which is the same as none.
+    assert node.run(*words, *shown).out == "0\n"
+
+
+def test_a_link_into_run_leads_to_the_name_server(
+    node: Node, image: Path, kernel: Path, tmp_path: Path
+) -> None:
+    linked, overlay = tmp_path / "linked.img", tmp_path / "mine.delta"
+    shutil.copyfile(image, linked)
+    link = "symlink /etc/resolv.conf ../run/systemd/resolve/stub-resolv.conf"
+    tool("debugfs", "-w", "-R", link, linked)
+    words: list[str | Path] = [
+        "run",
+        linked,
+        "--overlay",
+        overlay,
+        "--kernel",
+        kernel,
+        "--mem",
+        "64M",
+    ]
+    shown = ["--", "sh", "-c", "cat /etc/resolv.conf; ls /run; readlink /etc/resolv.conf"]
+    target = "../run/systemd/resolve/stub-resolv.conf\n"
+    said = node.run(*words, "--net", "user", *shown).out
+    assert said == f"nameserver 10.0.2.3\nlock\nsystemd\n{target}"
+    assert node.run(*words, *shown).out == f"lock\n{target}"

@@ -28,7 +28,7 @@ mount() {
 mknod() {
     echo "node $*"
 }
-init='' autologin='' TERM=linux
+init='' autologin='' TERM=linux mode=rw INTERFACE=none NAMESERVER=10.0.2.3
 """
 
 Files = dict[str, str | bytes]
@@ -37,10 +37,11 @@ Tree = Callable[[Files], Path]
 
 def run_functions(root: Path, script: str) -> list[str]:
     """Run a script behind the functions, with the applets of a first root; its output's lines."""
-    parts = [scripts.script(name) for name in ("programs", "logins")]
+    parts = [scripts.script(name) for name in ("programs", "network", "logins")]
     applets = root.parent / "bin"
     applets.mkdir(exist_ok=True)
-    for name in (*initramfs._COMMON.applets, *initramfs.HAND_OVER.applets):
+    parts_of_a_boot = (initramfs._COMMON, initramfs.NETWORK, initramfs.HAND_OVER)
+    for name in (applet for part in parts_of_a_boot for applet in part.applets):
         if not (applets / name).is_symlink():
             (applets / name).symlink_to("/busybox")
     done = subprocess.run(
@@ -438,3 +439,54 @@ def test_the_serial_line_of_openrc_is_shown(tree: Tree) -> None:
 def test_a_shell_in_the_place_of_an_init_is_left_alone(tree: Tree) -> None:
     root = tree(LOCKED | {"bin/sh": GOOD})
     assert run_functions(root, LOGIN) == [TTY0, " shows "]
+
+
+GIVE = """
+give_name_server
+for file in /root/run/resolve/stub.conf /resolv.conf; do
+    [ ! -e $file ] || cat $file
+done
+"""
+OURS = "nameserver 10.0.2.3"
+RESOLV = "/root/etc/resolv.conf"
+RUN = "mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs /root/run"
+
+
+@pytest.mark.parametrize(
+    ("files", "done"),
+    [
+        ({"etc/hosts": ""}, [f"mount --bind /resolv.conf {RESOLV}", OURS]),
+        ({"etc/resolv.conf": ""}, [f"mount --bind /resolv.conf {RESOLV}", OURS]),
+        (
+            {"etc/resolv.conf": "# nameserver 9.9.9.9\nsearch lan\n"},
+            [f"mount --bind /resolv.conf {RESOLV}", "# nameserver 9.9.9.9", "search lan", OURS],
+        ),
+        ({"etc/resolv.conf": "search lan\n nameserver 9.9.9.9\n"}, []),
+        ({"etc": "-> ramdisk/etc", "ramdisk/etc/hosts": ""},
+         ["mount --bind /resolv.conf /root/ramdisk/etc/resolv.conf", OURS]),
+        # A resolver's: of systemd, say.
+        ({"etc/resolv.conf": "-> ../run/resolve/stub.conf", "run/x": ""}, [RUN, OURS]),
+        ({"etc/resolv.conf": "-> /var/run/resolve/stub.conf", "var/run": "-> /run", "run/x": ""},
+         [RUN, OURS]),
+        ({"etc/resolv.conf": "-> /lib/resolv.conf", "lib/resolv.conf": "nameserver ::1\n"}, []),
+        # Nothing can be done, and nothing is.
+        ({"bin/sh": ""}, []),
+        ({"etc/resolv.conf": "-> ../run/resolve/stub.conf"}, []),
+        ({"etc/resolv.conf": "-> resolv.conf"}, []),
+        ({"etc/resolv.conf/x": ""}, []),
+    ],
+)  # fmt: skip
+def test_the_name_server(tree: Tree, files: Files, done: list[str]) -> None:
+    assert run_functions(tree(files), GIVE) == done
+
+
+def test_no_name_server_for_a_root_that_cannot_be_written(tree: Tree) -> None:
+    root = tree({"etc/hosts": ""})
+    assert run_functions(root, "mode=ro\n" + GIVE) == []
+    assert not (root / "etc/resolv.conf").exists()
+
+
+def test_an_image_without_resolv_conf_gets_an_empty_one(tree: Tree) -> None:
+    root = tree({"etc/hosts": ""})
+    run_functions(root, GIVE)
+    assert (root / "etc/resolv.conf").read_text() == ""

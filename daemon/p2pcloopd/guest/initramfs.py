@@ -46,7 +46,7 @@ class Part:
     """What a first root has of scripts, and what these need.
 
     Attributes:
-        steps: names of scripts in resources/, which /init runs in their order.
+        steps: names of scripts in resources/, which /init runs in their order, each once.
         scripts: names of further ones that the steps use.
         applets: programs of busybox.
         modules: modules of the kernel; `load NAME` inserts one, with those that it needs.
@@ -79,8 +79,8 @@ _COMMON = Part(
 """What all first roots have."""
 
 NETWORK = Part(
-    steps=("network",),
-    applets=("ip",),
+    steps=("programs", "network"),
+    applets=("grep", "ip", "readlink", "true"),
     settings={
         "INTERFACE": GUEST_INTERFACE,
         "ADDRESS": f"{GUEST_ADDRESS}/{PREFIX_LENGTH}",
@@ -128,7 +128,7 @@ def make_initramfs(kernel: Kernel, *parts: Part) -> bytes:
     all_parts = (_COMMON, *parts)
     applets = dict.fromkeys(applet for part in all_parts for applet in part.applets)
     modules = _module_files(kernel, all_parts)
-    scripts = [name for part in all_parts for name in (*part.steps, *part.scripts)]
+    scripts = dict.fromkeys(name for part in all_parts for name in (*part.steps, *part.scripts))
     return newc.build_archive(
         [
             *map(newc.directory, ("bin", "dev", "lib", "modules", "proc", "root", "sys")),
@@ -160,7 +160,7 @@ def _module_files(kernel: Kernel, parts: Iterable[Part]) -> dict[str, bytes]:
 
 def _settings(parts: Iterable[Part]) -> bytes:
     """Assignments for the shell: the settings of the parts, and STEPS."""
-    steps = [step for part in parts for step in part.steps]
+    steps = dict.fromkeys(step for part in parts for step in part.steps)
     settings = {name: value for part in parts for name, value in part.settings.items()}
     settings["STEPS"] = " ".join(steps)
     lines = (f"{name}={shlex.quote(value)}\n" for name, value in settings.items())

@@ -12,7 +12,8 @@ for link in fd:/proc/self/fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
     [ -e "/dev/${link%%:*}" ] || $busybox ln -s "${link#*:}" "/dev/${link%%:*}"
 done
 if [ -d /run ] && [ ! -L /run ]; then
-    $busybox mount -t tmpfs -o mode=755 tmpfs /run
+    # The first root has mounted it already where it had something to put there.
+    $busybox grep -q " /run tmpfs" /proc/mounts || $busybox mount -t tmpfs -o mode=755 tmpfs /run
     $busybox mkdir -m 1777 /run/lock
 fi
 $busybox ip link set lo up

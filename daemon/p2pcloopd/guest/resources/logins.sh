@@ -56,14 +56,6 @@ show_one() {
     done
 }
 
-# mount_run: a tmpfs at /run, as inits find it where an initramfs needed one; sets `run`.
-mount_run() {
-    [ -z "$run" ] || return 0
-    find_real /run && [ "$real" = /run ] || return 1
-    mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs /root/run && run=/root/run
-}
-run=''
-
 has_login() {
     find_real /bin/login || find_real /usr/bin/login
 }

@@ -51,6 +51,14 @@ find_real() {
     done
 }
 
+# mount_run: a tmpfs at /run, as inits find it where an initramfs needed one; sets `run`.
+mount_run() {
+    [ -z "$run" ] || return 0
+    find_real /run && [ "$real" = /run ] || return 1
+    mount -t tmpfs -o mode=755,nosuid,nodev,size=20%,nr_inodes=800k tmpfs /root/run && run=/root/run
+}
+run=''
+
 # numbers FILE SKIP SIZE: SIZE bytes of a file, as numbers of 4 bytes each.
 numbers() {
     od -An -v -tu4 -j"$2" -N"$3" "$1"
