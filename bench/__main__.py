@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from bench import (
 from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
 from bench.links import boot_command, crowd, download, kept, missing
+from bench.links.suite import INTERRUPTED
 from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
 MEASURES = {
@@ -105,11 +107,17 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; 0 if every bar is reached."""
+    """Measure, print the table, write the JSON; 0 if every bar is reached, 130 if interrupted."""
     words = sys.argv[1:] if args is None else args
     if words and words[0] in SUITES | OTHERS:
         return (SUITES | OTHERS)[words[0]](words[1:])
-    options = parse(words)
+    try:
+        return _measure(parse(words))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _measure(options: argparse.Namespace) -> int:
     wanted = [MEASURES[name] for name in options.measures or MEASURES]
     console = screen()
 
@@ -137,4 +145,5 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and nodes end with it
     sys.exit(main())

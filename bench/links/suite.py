@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,6 @@ def run_suite(
         0 if it was, 1 if it was not or something failed, 2 if this machine or user cannot make
         such links, 130 if a signal ended it.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # servers and nodes end with it
     console = screen()
     if reason := why_not():
         console.print(f"tools/bench: no slow lines: {reason}", markup=False)

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from bench import rivals, seed
-from bench.__main__ import MEASURES, parse
+from bench.__main__ import MEASURES, main, parse
 from bench.fetch import scattered_data
 from bench.figure import Report, Started
 from bench.harness import (
@@ -215,6 +216,14 @@ def test_files_are_drawn_by_their_names_until_there_are_enough(tmp_path: Path) -
     assert {path.parent.name for path in sample_files(tmp_path, 19 * 4096)} == {"0", "1", "2"}
     with pytest.raises(BenchError, match="too few"):
         list(sample_files(tmp_path, 21 * 4096))
+
+
+def test_an_interrupt_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_options: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.__main__.opened_bench", interrupted)
+    assert main(["help"]) == 130
 
 
 def test_a_server_that_dies_with_its_file_system_is_a_failed_measure(tmp_path: Path) -> None:
