@@ -2,9 +2,10 @@
 (docs/formats/pack.md).
 
 Each chunk is first passed through the filter for x86 code (BCJ, of the .xz format), from position 0
-on, and then stored as LZMA2 chunks. The first of these resets the encoder's state, but not the
-dictionary, which is the filtered content of the chain so far. So the decoded content depends on a
-chunk's own bytes and on the content of the chunks before it, and on nothing else.
+on, and then stored as LZMA2 chunks. The first that is compressed resets the state and sets its
+properties. None resets the dictionary, which is the filtered content of the chain so far, but the
+very first of the chain. So the decoded content depends on a chunk's own bytes and on the content of
+the chunks before it, and on nothing else.
 
 The standard library decodes. It cannot encode: its encoder flushes only at the end. So liblzma, the
 library that it is made of, encodes by ctypes.
@@ -36,9 +37,10 @@ _SIZES = struct.Struct(">HH")
 """Of an LZMA2 chunk: the lower bits of its content's size and, if it is compressed, its length;
 both less one."""
 
-_END, _PLAIN = 0, (1, 2)
-_COMPRESSED, _RESETTING_STATE, _WITH_PROPERTIES = 0x80, 0xA0, 0xC0
-"""The first byte of an LZMA2 chunk, and the least one of those that say more
+_END, _PLAIN_FIRST, _PLAIN = 0, 1, 2
+_COMPRESSED, _WITH_PROPERTIES, _COMPRESSED_FIRST = 0x80, 0xC0, 0xE0
+"""The first byte of an LZMA2 chunk, and the least one of those that say more. Those that are called
+first reset the dictionary
 (https://en.wikipedia.org/wiki/Lempel-Ziv-Markov_chain_algorithm#LZMA2_format)."""
 
 _EXTREME_9 = 9 | 1 << 31
@@ -69,7 +71,7 @@ class ChainDecoder:
         """
         if self.broken:
             raise FormatError("a chunk of a chain before this one is damaged")
-        _check_frames(stored, size)
+        _check_frames(stored, size, starts=not self._done)
         self._done += size
         if self._done > MAX_CHAIN_SIZE:
             raise FormatError(f"a chain of chunks is longer than {MAX_CHAIN_SIZE} bytes")
@@ -129,23 +131,29 @@ class ChainEncoder:
             raise MemoryError(f"liblzma refuses to encode (error {code})")
 
 
-def _check_frames(stored: bytes, size: int) -> None:
-    """Check that bytes are whole LZMA2 chunks of `size` bytes of content in all, and that the
-    first that is compressed resets the state. So what is decoded after them depends on them by
+def _check_frames(stored: bytes, size: int, *, starts: bool) -> None:
+    """Check that bytes are whole LZMA2 chunks of `size` bytes of content in all, that the first
+    that is compressed resets the state and sets the properties, and that none resets the
+    dictionary, unless it is the first of a chain. So what is decoded after them depends on them by
     their content alone.
+
+    Args:
+        starts: the bytes start a chain.
 
     Raises:
         FormatError: they are not.
     """
     at = total = 0
-    is_reset = False
-    while at < len(stored):
+    is_set = False
+    while at < len(stored) and total <= size:
         control, low, packed = stored[at], *_SIZES.unpack(stored[at + 1 : at + 5].ljust(4, b"\0"))
-        is_reset = is_reset or control >= _RESETTING_STATE
-        if control in _PLAIN:
+        if (control == _PLAIN_FIRST or control >= _COMPRESSED_FIRST) and (at or not starts):
+            raise FormatError("a chunk of a chain drops the content before it")
+        is_set = is_set or control >= _WITH_PROPERTIES
+        if control in (_PLAIN_FIRST, _PLAIN):
             total += low + 1
             at += 3 + low + 1
-        elif control >= _COMPRESSED and is_reset:
+        elif control >= _COMPRESSED and is_set:
             total += ((control & 0x1F) << 16 | low) + 1
             at += 5 + (control >= _WITH_PROPERTIES) + packed + 1
         else:
@@ -165,7 +173,7 @@ def _unfilter(filtered: bytes) -> bytes:
     parts: list[bytes] = []
     for at in range(0, len(filtered), _PLAIN_SIZE):
         part = filtered[at : at + _PLAIN_SIZE]
-        parts += (bytes(_PLAIN[:1]), (len(part) - 1).to_bytes(2, "big"), part)
+        parts += (bytes([_PLAIN if at else _PLAIN_FIRST]), (len(part) - 1).to_bytes(2, "big"), part)
     parts.append(bytes([_END]))
     return lzma.decompress(b"".join(parts), lzma.FORMAT_RAW, filters=_FILTER)
 

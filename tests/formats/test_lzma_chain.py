@@ -109,15 +109,44 @@ def test_a_bomb_makes_no_more_than_its_stated_size() -> None:
             tracemalloc.stop()
 
 
-def test_bytes_that_leave_the_state_open_are_refused() -> None:
-    """Else they, and not their content, would decide what follows."""
+@pytest.mark.parametrize("least", [0x80, 0xA0])
+def test_bytes_that_leave_the_state_open_are_refused(least: int) -> None:
+    """Else the bytes before, and not their content, would decide what these mean: with 0x80 by the
+    state, with 0xA0 by the properties."""
     first, second = b"%07d\n" * 2048, b"%07d\nand more" * 2048
     stored = encode([first, second])
     decoder = ChainDecoder()
     decoder.decode(stored[0], len(first))
-    not_resetting = bytes([0x80 | stored[1][0] & 0x1F]) + stored[1][1:5] + stored[1][6:]
+    open_state = bytes([least | stored[1][0] & 0x1F]) + stored[1][1:5] + stored[1][6:]
     with pytest.raises(FormatError, match="chain"):
-        decoder.decode(not_resetting, len(second))
+        decoder.decode(open_state, len(second))
+
+
+@pytest.mark.parametrize("where", ["first of another chunk", "later in the first"])
+def test_only_the_start_of_a_chain_resets_the_dictionary(where: str) -> None:
+    """Else bytes of the right content would leave the decoder without the content before them, and
+    the chunk after them would seem wrong."""
+    first, second = noise(1 << 17), noise(32768, seed=2)
+    stored = encode([first, second])
+    decoder = ChainDecoder()
+    if where == "first of another chunk":
+        decoder.decode(stored[0], len(first))
+        wrong, size = b"\1" + stored[1][1:], len(second)
+    else:
+        at = 3 + int.from_bytes(stored[0][1:3], "big") + 1
+        assert stored[0][at] == 2
+        wrong, size = stored[0][:at] + b"\1" + stored[0][at + 1 :], len(first)
+    with pytest.raises(FormatError, match="drops the content before it"):
+        decoder.decode(wrong, size)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=2, max_size=4))
+def test_the_encoder_obeys(kinds: list[list[int]]) -> None:
+    """Plain and compressed LZMA2 chunks in any mixture."""
+    parts = [noise(16384), b"text" * 4096, CALL + bytes(16379)]
+    contents = [b"".join(parts[kind] for kind in each) for each in kinds]
+    assert list(decode(encode(contents), contents)) == contents
 
 
 def test_a_chain_has_an_end() -> None:
