@@ -63,12 +63,12 @@ def _status(home: Home) -> dict[str, Any] | None:
 def _facts(guest: GuestState, status: dict[str, Any] | None) -> dict[str, Any]:
     record = guest.record
     facts = asdict(record)
-    del facts["fetch"]
+    del facts["fetch"], facts["process_start"]
     ended = record.ended
     up = (time.time() if ended is None else ended) - record.started
     return facts | {
         "state": guest.state,
-        "up": None if guest.state == "lost" else up,
+        "up": None if guest.state in ("lost", "damaged") else up,
         "fetched": _fetched(guest, status),
         "address": _USER_ADDRESS if record.network == "user" else None,
         "waiting": guest.waiting,
@@ -103,6 +103,8 @@ def _state(facts: dict[str, Any]) -> str:
     match facts["state"]:
         case "lost":
             return "its process was killed"
+        case "damaged":
+            return printable(facts["error"])
         case "ended":
             why = f": {printable(facts['error'])}" if facts["error"] else ""
             ago = format_duration(time.time() - facts["ended"])

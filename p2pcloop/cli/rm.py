@@ -14,7 +14,7 @@ from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
-from p2pcloop.store.guests import GuestFolder, find_guest
+from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.text import printable, to_json
@@ -82,7 +82,6 @@ def command(
 def _remove_guest(name: str, home: Home, *, alone: bool, as_json: bool) -> None:
     if not alone:
         raise UsageError("--at and --published are of an image", hint="leave out --guest")
-    find_guest(home, name)
     GuestFolder(home, name).remove()
     click.echo(to_json({"guest": name}) if as_json else f"the guest {name} is forgotten")
 

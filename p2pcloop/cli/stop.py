@@ -7,11 +7,9 @@ from contextlib import ExitStack
 import click
 
 from p2pcloop.cli.options import home_option, json_option
-from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
-
-_SECONDS = 60
 
 _EPILOG = """
 \b
@@ -27,8 +25,8 @@ Examples:
 @click.option(
     "--time",
     "seconds",
-    type=click.IntRange(0, 3600),
-    default=_SECONDS,
+    type=click.IntRange(0, SHUTDOWN_SECONDS),
+    default=SHUTDOWN_SECONDS,
     show_default=True,
     metavar="SECONDS",
     help="How long a guest may take to shut down before it is ended at once.",

@@ -8,11 +8,17 @@ import signal
 from typing import Self
 
 from p2pcloop.errors import GuestError
-from p2pcloop.store.guests import GuestFolder, GuestRecord, find_guest
+from p2pcloop.store.guests import GuestFolder, GuestRecord, find_guest, process_start
 from p2pcloop.store.home import Home
 
-_KILL_SECONDS = 10
-"""How long a process may take to end after SIGKILL, or a guest's after it was ended at once."""
+SHUTDOWN_SECONDS = 60
+"""A guest that has not shut down by then is ended by the process that runs it."""
+
+_END_SECONDS = 60
+"""How long that process may take when its guest was ended: it makes all durable."""
+
+
+_KILLED = 128 + signal.SIGKILL
 
 
 class GuestProcess:
@@ -37,11 +43,10 @@ class GuestProcess:
             self._fd = os.pidfd_open(self.record.pid)
         except ProcessLookupError as err:
             raise _ended(name) from err
-        try:
-            self._running()  # its number is not another process's by now
-        except BaseException:
+        # Its number may be another process's by now, or be of another namespace.
+        if process_start(self.record.pid) != self.record.process_start:
             os.close(self._fd)
-            raise
+            raise _ended(name)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +58,8 @@ class GuestProcess:
         """Shut the guest down in order; end it at once if that takes too long.
 
         Args:
-            seconds: how long it may take to shut down; 0 to end it at once.
+            seconds: how long it may take to shut down, at most `SHUTDOWN_SECONDS`; 0 to end it at
+                once.
 
         Returns:
             Whether it shut down in order.
@@ -63,16 +69,22 @@ class GuestProcess:
         """
         self.signal(signal.SIGTERM)
         if seconds > 0 and self.wait(seconds):
-            return True
-        self.signal(signal.SIGTERM)  # the second one ends it at once
-        if not self.wait(_KILL_SECONDS):
+            record = GuestFolder(self._home, self.name).read_record()
+            return record is None or record.reason != "killed"
+        self.kill()
+        if not self.wait(_END_SECONDS):
             self.signal(signal.SIGKILL)
-            if not self.wait(_KILL_SECONDS):
+            if not self.wait(_END_SECONDS):
                 raise GuestError(
                     f"the guest {self.name} (process {self.record.pid}) does not end",
                     hint="it may be stuck in the host's kernel: look at its disk",
                 )
         return False
+
+    def kill(self) -> None:
+        """End the guest at once: by two signals, since of two equal ones one may be lost."""
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGINT)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the guest's end, at most so long; tell whether it has ended."""
@@ -83,10 +95,12 @@ class GuestProcess:
     def exit_code(self) -> int:
         """The exit code of a guest that has ended; 0 if nothing of it was kept."""
         record = GuestFolder(self._home, self.name).read_record()
-        return 0 if record is None or record.exit_code is None else record.exit_code
+        if record is None:
+            return 0
+        return _KILLED if record.exit_code is None else record.exit_code
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the process a signal: SIGTERM shuts the guest down, a second one ends it."""
+        """Send the process a signal: SIGTERM shuts the guest down, another one ends it."""
         try:
             signal.pidfd_send_signal(self._fd, number)
         except ProcessLookupError:  # it has just ended

@@ -28,11 +28,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError, storage_error
-from p2pcloop.store.home import Home
+from p2pcloop.formats.named import open_named
+from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.text import printable
 
-State = Literal["running", "ended", "lost"]
-"""`lost`: the process that ran it was killed, so its record has no end."""
+State = Literal["running", "ended", "lost", "damaged"]
+"""`lost`: the process that ran it was killed, so its record has no end. `damaged`: its record
+cannot be read; `error` says why, and the other facts mean nothing."""
 
 MAX_LOG = 4 << 20
 """Bytes of console.log; what came before it, as many at most, is in console.log.1."""
@@ -59,6 +61,7 @@ class GuestRecord:
         memory: bytes.
         network: as `boot --net` takes it.
         pid: the process that runs it.
+        process_start: when that process started, as `process_start` tells.
         started: when, in seconds of Unix time.
         kept: whether the record stays when the guest has ended.
         fetch: of an image that arrives: `torrents` (info hashes in hexadecimal), `before` (bytes
@@ -78,6 +81,7 @@ class GuestRecord:
     memory: int
     network: str
     pid: int
+    process_start: int
     started: float
     kept: bool
     fetch: dict[str, Any] | None = None
@@ -174,29 +178,46 @@ class GuestFolder:
         return (shown or 0) + len(data)
 
     def remove(self) -> None:
-        """Delete the guest's record and log.
+        """Delete the guest's record, which may be damaged, and its log.
 
         Raises:
             NotHereError: there is no such guest.
             BusyError: it runs.
             StorageError: the system refused.
         """
-        if not self.path.is_dir():
+        if not _NAME.fullmatch(self.name) or not self.path.is_dir():
             raise _no_guest(self.name)
-        with suppress(FileNotFoundError), _Claim(self._lock_path, self.name):
-            self.clear()
+        try:
+            with self.claim() as claim:
+                self.clear(claim)
+        except FileNotFoundError as err:  # another command was faster
+            raise _no_guest(self.name) from err
 
-    def clear(self) -> None:
-        """Delete all of the directory; the caller holds its lock."""
+    def clear(self, claim: Claim) -> None:
+        """Delete the directory, whose lock is `claim`, and let go of that.
+
+        Raises:
+            StorageError: the system refused, and the guest is still there.
+        """
         try:
             self.record_path.unlink(missing_ok=True)  # first: without it there is no guest
-            shutil.rmtree(self.path)
         except OSError as err:
-            raise storage_error(f"cannot delete {self.path}", err) from err
+            raise storage_error(f"cannot delete {self.record_path}", err) from err
+        # What cannot be deleted now is no guest, and its name is free. A file system may keep an
+        # open file under another name: the directory is then empty once the lock is closed.
+        shutil.rmtree(self.path, ignore_errors=True)
+        claim.close()
+        with suppress(OSError):
+            self.path.rmdir()
 
-    def claim(self) -> _Claim:
-        """Lock the directory, which exists, for the process that runs the guest."""
-        return _Claim(self._lock_path, self.name)
+    def claim(self) -> Claim:
+        """Lock the directory, which exists, for the process that runs the guest.
+
+        Raises:
+            BusyError: the guest runs.
+            OSError: the system refused; FileNotFoundError if there is no such directory.
+        """
+        return Claim(self._lock_path, self.name)
 
     def _is_held(self) -> bool:
         try:
@@ -220,15 +241,18 @@ class GuestFolder:
         return (text, since) if text else (None, None)
 
 
-class _Claim:
+class Claim:
     """The lock on a guest's directory, until it is closed or all processes that have it end."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+        def take(fd: int) -> None:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
+
         try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _LOCK.pack(fcntl.F_WRLCK, 0, 0, 0, 0))
+            self._fd = open_named(lambda: os.open(path, flags, 0o600), take, path)
         except OSError as err:
-            os.close(self.fd)
             if err.errno in (errno.EAGAIN, errno.EACCES):
                 raise BusyError(
                     f"the guest {name} runs", hint=f"`p2pcloop stop {name}` ends it"
@@ -242,9 +266,10 @@ class _Claim:
         self.close()
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Let go of the directory; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class OwnGuest:
@@ -268,8 +293,7 @@ class OwnGuest:
         """
         try:
             home.guests.mkdir(mode=0o700, exist_ok=True)
-            self.folder = _new_folder(home) if name is None else _named_folder(home, name)
-            self._claim = self.folder.claim()
+            self.folder, self._claim = _take_free(home) if name is None else _take(home, name)
         except OSError as err:
             raise storage_error(f"cannot write in {home.guests}", err) from err
         self.record: GuestRecord | None = None
@@ -286,8 +310,9 @@ class OwnGuest:
 
     def begin(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord
         """Write the record; `facts` are those that this does not know itself."""
-        now = time.time()
-        self._write(GuestRecord(name=self.name, pid=os.getpid(), started=now, kept=False, **facts))
+        pid, now = os.getpid(), time.time()
+        own: dict[str, Any] = {"name": self.name, "pid": pid, "process_start": process_start(pid)}
+        self._write(GuestRecord(**own, started=now, kept=False, **facts))
 
     def keep(self) -> None:
         """Have record and log stay when it has ended."""
@@ -300,21 +325,34 @@ class OwnGuest:
             self._write(replace(self.record, ended=time.time(), **facts))
 
     def close(self) -> None:
-        """Let the guest go. Unless it is to be kept, nothing of it remains."""
-        if self.record is None or not self.record.kept:
-            self.folder.clear()
-        else:
-            for path in (self.folder.waiting_path, self.folder.socket_path):
-                path.unlink(missing_ok=True)
-        self._claim.close()
+        """Let the guest go. Unless it is to be kept, nothing of it remains.
+
+        Raises:
+            StorageError: the system refused.
+        """
+        try:
+            if self.record is None or not self.record.kept:
+                self.folder.clear(self._claim)
+            else:
+                for path in (self.folder.waiting_path, self.folder.socket_path):
+                    path.unlink(missing_ok=True)
+        except OSError as err:
+            raise storage_error(f"cannot delete files in {self.folder.path}", err) from err
+        finally:
+            self._claim.close()
 
     def _write(self, record: GuestRecord) -> None:
         path = self.folder.record_path
         new = path.with_name("record.new")
         try:
-            # Not synced: after a crash of the machine no guest runs.
-            new.write_bytes(_encode(record))
+            with open(new, "wb") as file:
+                file.write(_encode(record))
+                file.flush()
+                if record.kept:  # others are worth nothing after a crash of the machine
+                    os.fsync(file.fileno())
             new.replace(path)
+            if record.kept:
+                sync_directory(path.parent)
         except OSError as err:
             raise storage_error(f"cannot write {path}", err) from err
         self.record = record
@@ -324,7 +362,6 @@ def list_guests(home: Home) -> list[GuestState]:
     """All guests of a home, in the order in which they were started.
 
     Raises:
-        FormatError: a record is damaged.
         StorageError: the system refused.
     """
     try:
@@ -336,8 +373,32 @@ def list_guests(home: Home) -> list[GuestState]:
     found = []
     for name in names:
         with suppress(NotHereError):  # it is about to start, or has just gone
-            found.append(GuestFolder(home, name).read())
-    return sorted(found, key=lambda guest: guest.record.started)
+            found.append(_look_at(GuestFolder(home, name)))
+    # One that was not to be kept, and whose process was killed, is gone; its name is free.
+    there = (guest for guest in found if guest.state != "lost" or guest.record.kept)
+    return sorted(there, key=lambda guest: guest.record.started)
+
+
+def _look_at(folder: GuestFolder) -> GuestState:
+    """The guest of a directory; a record that is damaged hides no other."""
+    try:
+        return folder.read()
+    except FormatError as err:
+        nothing = GuestRecord(
+            name=folder.name,
+            ref="",
+            image="",
+            version=None,
+            overlay=None,
+            memory=0,
+            network="",
+            pid=0,
+            process_start=0,
+            started=0.0,
+            kept=True,
+            error=str(err),
+        )
+        return GuestState(nothing, "damaged")
 
 
 def find_guest(home: Home, name: str) -> GuestState:
@@ -351,7 +412,7 @@ def user_of_overlay(home: Home, overlay: Path) -> GuestRecord | None:
     """The running guest that has this overlay open, or None.
 
     Raises:
-        FormatError, StorageError: as for `list_guests`.
+        StorageError: as for `list_guests`.
     """
     wanted = os.path.realpath(overlay)
     for guest in list_guests(home):
@@ -367,33 +428,50 @@ def _no_guest(name: str) -> NotHereError:
     )
 
 
-def _named_folder(home: Home, name: str) -> GuestFolder:
+def process_start(pid: int) -> int | None:
+    """When a process started, in clock ticks since this machine did (proc(5)); None without one.
+
+    With the number of a process it tells that process from all others.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
+    """Make and lock the directory of a name."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{printable(name)} cannot be the name of a guest",
             hint="give 1 to 32 of a to z, 0 to 9 and hyphens, as for a host",
         )
     folder = GuestFolder(home, name)
-    try:
-        folder.path.mkdir(mode=0o700)
-    except FileExistsError:
-        with folder.claim():  # refused where it runs
-            if folder.record_path.exists():
-                raise UsageError(
-                    f"there was a guest {name} before, and its log is kept",
-                    hint=f"`p2pcloop rm --guest {name}` forgets it; or choose another name",
-                ) from None
-    return folder
+    while True:
+        folder.path.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):  # deleted meanwhile, by the command that ran the guest
+            claim = folder.claim()
+            break
+    if folder.record_path.exists() and _is_kept(folder):
+        claim.close()
+        raise UsageError(
+            f"there was a guest {name} before, and its log is kept",
+            hint=f"`p2pcloop rm --guest {name}` forgets it; or choose another name",
+        )
+    for path in (folder.log_path, folder.old_log_path, folder.waiting_path):
+        path.unlink(missing_ok=True)  # of one whose process was killed, and that was not kept
+    return folder, claim
 
 
-def _new_folder(home: Home) -> GuestFolder:
+def _is_kept(folder: GuestFolder) -> bool:
+    return _look_at(folder).record.kept
+
+
+def _take_free(home: Home) -> tuple[GuestFolder, Claim]:
     for number in range(1, _MAX_AUTOMATIC):
-        folder = GuestFolder(home, f"g{number}")
-        try:
-            folder.path.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
-        return folder
+        with suppress(BusyError, UsageError):
+            return _take(home, f"g{number}")
     raise UsageError(
         f"{_MAX_AUTOMATIC} guests are kept here", hint="forget some: `p2pcloop rm --guest NAME`"
     )
@@ -417,7 +495,7 @@ def _decode(data: bytes, name: str) -> GuestRecord:
     except (FormatError, TypeError, ValueError, RecursionError) as err:
         raise FormatError(
             f"the record of the guest {name} is damaged: {err}",
-            hint=f"delete the directory guests/{name} of the home",
+            hint=f"`p2pcloop rm --guest {name}` forgets it",
         ) from err
     return record
 

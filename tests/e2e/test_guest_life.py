@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import termios
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, NotHereError, UsageError
 from p2pcloop.store.guests import find_guest
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
 
 pytestmark = pytest.mark.e2e
@@ -36,6 +37,10 @@ class Attached(OnTerminal):
     def __init__(self, node: Node, name: str) -> None:
         super().__init__(node, "attach", name, controlling=True)
         self.expect(SHELL_PROMPT, BOUND)
+
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed, as at a user's shell."""
+        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
     def leave(self) -> None:
         """Press the escape, then the key that leaves."""
@@ -138,7 +143,9 @@ def test_one_overlay_is_of_one_guest_which_is_named(
     assert "the guest first runs" in said
     node.run("rm", "--guest", "first", code=BusyError.exit_code)
     assert [guest["name"] for guest in node.json("ps", "--all")["guests"]] == ["first"]
-    node.run("stop", "first", "--time", "0")
+    node.run("attach", "first")  # its output is read until it is up
+    assert "was ended at once" in node.run("stop", "first", "--time", "0").out
+    assert find_guest(node.home, "first").record.reason == "killed"
     said = boot(node, cloop, "--name", "first", code=UsageError.exit_code)
     assert "rm --guest first" in said
 
@@ -164,3 +171,52 @@ def test_one_that_cannot_boot_keeps_why(node: Node, cloop: Path) -> None:
     assert record.error is not None
     assert "/no/such" in record.error
     assert json.loads(node.run("ps", "--all", "--json").out)["guests"][0]["exit_code"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(
+    node: Node, cloop: Path, number: signal.Signals
+) -> None:
+    name = boot(node, cloop)
+    with Attached(node, name) as terminal:
+        assert not terminal.echoes()
+        terminal.process.send_signal(number)
+        assert terminal.wait(BOUND) == 130
+        assert terminal.echoes()
+    assert find_guest(node.home, name).state == "running"
+
+
+def test_a_reboot_keeps_those_who_are_attached_and_the_size(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    with Attached(node, name) as terminal:
+        terminal.send_line("reboot")
+        terminal.expect("p2pcloop: starts", BOUND)
+        terminal.expect(SHELL_PROMPT, BOUND)
+        assert terminal.run("stty size", BOUND) == "50 200\n"
+        terminal.leave()
+
+
+def test_attach_ends_with_its_output(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    with Attached(node, name) as terminal:
+        terminal.leave()
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with node.started("attach", name, stdin=subprocess.PIPE, stdout=write_end) as attached:
+        os.close(write_end)
+        assert attached.wait(BOUND) == 0
+    assert find_guest(node.home, name).state == "running"
+
+
+def test_one_that_was_told_to_end_before_its_guest_ran_leaves_none(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    kernel, asked = tmp_path / "kernel", tmp_path / "asked"
+    kernel.write_text(f"#!/bin/sh\n: >{asked}\nexec sleep 300\n")
+    kernel.chmod(0o755)
+    words = ("boot", cloop, "--detach", *GUEST_OPTIONS, "--kernel", kernel)
+    with node.started(*words) as command:
+        wait_until(asked.exists)
+        command.terminate()
+        assert command.wait(BOUND) == 128 + signal.SIGTERM
+    assert node.json("ps", "--all")["guests"] == []

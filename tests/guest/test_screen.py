@@ -11,6 +11,7 @@ import trio.testing
 
 from p2pcloop.errors import StorageError
 from p2pcloop.store.guests import MAX_LOG
+from p2pcloopd.guest.life import Output
 from p2pcloopd.guest.screen import KEPT, Log, Recent
 
 
@@ -81,3 +82,21 @@ def test_a_log_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(StorageError):
         Log(tmp_path / "console.log")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_full_disk_leaves_a_gap_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, recent = Log(tmp_path / "console.log"), Recent()
+    output = Output(log, recent)
+    output.take(b"before\n")
+    with monkeypatch.context() as full:
+        full.setattr("p2pcloopd.guest.screen.os.write", lambda _fd, data: len(data) // 2)
+        output.take(b"not kept\n")
+        output.take(b"nor this\n")
+    output.take(b"after\n")
+    log.close()
+    text = (tmp_path / "console.log").read_text()
+    assert text == "before\n\n[18 bytes are lost: the disk was full]\nafter\n"
+    assert recent.position == len(b"before\nnot kept\nnor this\nafter\n")
+    assert capsys.readouterr().err.count("cannot be written") == 1

@@ -23,6 +23,7 @@ from p2pcloop.store.guests import (
     _encode,
     find_guest,
     list_guests,
+    process_start,
     user_of_overlay,
 )
 from p2pcloop.store.home import Home
@@ -114,7 +115,9 @@ def test_one_whose_process_was_killed_is_lost_until_it_is_removed(home: Home) ->
     pid = os.fork()
     if not pid:
         try:
-            OwnGuest(home, "g1").begin(**FACTS)
+            own = OwnGuest(home, "g1")
+            own.begin(**FACTS)
+            own.keep()
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
@@ -180,7 +183,71 @@ def test_any_record_is_read_as_it_was_written(record: GuestRecord) -> None:
 def test_a_damaged_record_is_told(home: Home, g1: OwnGuest, data: bytes) -> None:
     g1.folder.record_path.write_bytes(data)
     with pytest.raises(FormatError, match="the record of the guest g1 is damaged"):
-        list_guests(home)
+        find_guest(home, "g1")
+
+
+def test_a_damaged_record_hides_no_other_guest_and_can_be_removed(home: Home) -> None:
+    with OwnGuest(home, "g1") as own:
+        own.begin(**FACTS)
+        own.keep()
+    (home.guests / "g1" / "record.json").write_bytes(b"")
+    with OwnGuest(home, None) as own:
+        own.begin(**FACTS | {"overlay": "/mine.delta"})
+        assert own.name == "g2"
+        assert [(g.record.name, g.state) for g in list_guests(home)] == [
+            *[("g1", "damaged"), ("g2", "running")]
+        ]
+        assert user_of_overlay(home, Path("/mine.delta")) == own.record
+    GuestFolder(home, "g1").remove()
+    assert list_guests(home) == []
+
+
+def test_what_a_killed_command_left_is_used_again(home: Home) -> None:
+    """A directory without a record, and that of a guest that was not to be kept."""
+    home.guests.mkdir()
+    (home.guests / "g1").mkdir()
+    pid = os.fork()
+    if not pid:
+        try:
+            OwnGuest(home, "g2").begin(**FACTS)
+            (home.guests / "g2" / "console.log").write_bytes(b"earlier")
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    assert list_guests(home) == []
+    with OwnGuest(home, None) as first, OwnGuest(home, None) as second:
+        assert [first.name, second.name] == ["g1", "g2"]
+        assert not second.folder.log_path.exists()
+    assert list(home.guests.iterdir()) == []
+
+
+def test_a_file_system_that_keeps_open_files_under_other_names(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS and FUSE do: the directory is not empty before the lock is closed."""
+    own = OwnGuest(home, "g1")
+    own.begin(**FACTS)
+    hidden = own.folder.path / ".nfs0001"
+
+    def rename_what_is_open(path: Path, **_: Any) -> None:
+        for each in list(path.iterdir()):
+            each.rename(hidden) if each.name == "lock" else each.unlink()
+
+    monkeypatch.setattr("p2pcloop.store.guests.shutil.rmtree", rename_what_is_open)
+    own.close()
+    assert list_guests(home) == []
+    hidden.unlink()  # as the kernel does once it is closed
+    with OwnGuest(home, "g1") as again:
+        assert again.name == "g1"
+
+
+def test_processes_of_one_number_are_told_apart() -> None:
+    start = process_start(os.getpid())
+    assert start is not None
+    assert start == process_start(os.getpid())
+    assert start > (process_start(1) or 0)
+    assert process_start(1 << 22) is None
 
 
 @pytest.mark.parametrize("field", ["name", "memory", "kept", "fetch", "started"])

@@ -101,11 +101,12 @@ def _report_gone(home: Home, waiting: WaitingFile) -> None:
     )
 
 
-async def _know_again(manifest: Manifest, client: ControlClient) -> None:
+async def _know_again(manifest: Manifest, waiting: WaitingFile, client: ControlClient) -> None:
     """Have a p2pcloopd that came back know where the image may be had.
 
     Else it would read by BitTorrent alone, which takes longer and brings whole blocks.
     """
+    waiting.clear()
     try:
         await client.call("resolve", ref=str(manifest.name), at=manifest.version)
     except P2pcloopError as err:  # its layers are had from where they were before
@@ -147,7 +148,7 @@ async def _open_stored(
     client = ReconnectingClient(
         spec.home.control_socket,
         partial(_report_gone, spec.home, waiting),
-        partial(_know_again, manifest),
+        partial(_know_again, manifest, waiting),
         wanting,
     )
     await nursery.start(client.run)

@@ -9,6 +9,7 @@ import click
 from p2pcloop.cli.options import home_option
 from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.terminal import notify
+from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 
@@ -40,10 +41,17 @@ def command(name: str, home: Home) -> None:
     Ends when the guest ends, with the exit code of its boot, or when the input ends.
     """
     with GuestProcess(home, name) as guest:
+        folder = GuestFolder(home, name)
+        if not folder.socket_path.exists():
+            raise GuestError(
+                f"the guest {name} has no console to attach to: it starts, or is one of `run`",
+                hint="`p2pcloop ps` shows it; try again in a moment",
+            )
         attaching = importlib.import_module("p2pcloopd.guest.attaching")
-        if not attaching.attach(GuestFolder(home, name), guest):
-            notify(f"p2pcloop: left the guest {name}, which runs on")
-            return
-        guest.wait()
-        notify(f"p2pcloop: the guest {name} has ended")
-        raise click.exceptions.Exit(guest.exit_code())
+        ending = attaching.attach(folder, guest)
+        if ending == "ended":
+            guest.wait()
+            notify(f"p2pcloop: the guest {name} has ended")
+            raise click.exceptions.Exit(guest.exit_code())
+        notify(f"p2pcloop: left the guest {name}, which runs on")
+        raise click.exceptions.Exit(130 if ending == "signal" else 0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import RawIOBase
+from types import FrameType
 from typing import NoReturn
 
 from p2pcloop.client.terminal import report_error
-from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.errors import GuestError, P2pcloopError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, encode
 
 _RECEIVE_SIZE = 1 << 16
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STREAMS = (0, 1)
 
 
@@ -42,12 +44,8 @@ def in_background(work: Callable[[Callable[[str], None]], int]) -> str:
         _work_and_exit(work, write_end)
     os.close(write_end)
     with open(read_end, "rb", buffering=0) as answer:
-        try:
+        with _passing_on(pid):
             messages = _first_message(answer)
-        except KeyboardInterrupt:
-            os.kill(pid, signal.SIGTERM)  # our child, which was not waited for
-            os.waitpid(pid, 0)
-            raise
     match messages:
         case [Event(_, "started", {"name": str(name)})]:
             return name
@@ -57,6 +55,23 @@ def in_background(work: Callable[[Callable[[str], None]], int]) -> str:
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     raise GuestError(f"the guest ended while it started (status {code})")
+
+
+@contextmanager
+def _passing_on(pid: int) -> Iterator[None]:
+    """End the child, too, if a signal ends this process meanwhile."""
+
+    def end(number: int, _frame: FrameType | None) -> NoReturn:
+        os.kill(pid, signal.SIGTERM)  # our child, which was not waited for
+        os.waitpid(pid, 0)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _first_message(answer: RawIOBase) -> list[Message]:
@@ -78,8 +93,10 @@ def _work_and_exit(work: Callable[[Callable[[str], None]], int], output: int) ->
         nonlocal told
         if not told:
             told = True
-            with suppress(BrokenPipeError):  # the parent was killed
+            try:
                 os.write(output, encode(message))
+            except BrokenPipeError:  # the parent was killed: nothing was promised to its user
+                os.kill(os.getpid(), signal.SIGTERM)
             os.close(output)
 
     try:
@@ -89,14 +106,19 @@ def _work_and_exit(work: Callable[[Callable[[str], None]], int], output: int) ->
             os.dup2(null, stream)
         os.close(null)
         code = work(lambda name: tell(Event(0, "started", {"name": name})))
-    except P2pcloopError as err:
-        code = err.exit_code
+    except (P2pcloopError, OSError) as err:
+        failure = err if isinstance(err, P2pcloopError) else storage_error(_system(err), err)
+        code = failure.exit_code
         if told:
-            report_error(err)  # into the guest's log
-        tell(Failure(0, err))
+            report_error(failure)  # into the guest's log
+        tell(Failure(0, failure))
     except BaseException:
         import traceback  # noqa: PLC0415  for a bug of ours only
 
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _system(err: OSError) -> str:
+    return f"cannot use {err.filename}" if err.filename else "the system refused"

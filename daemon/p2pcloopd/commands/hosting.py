@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Any
 from p2pcloop.client.refs import StoredRef
 from p2pcloop.client.traffic import received_by
 from p2pcloop.client.whole import LateClient
-from p2pcloop.errors import BusyError, P2pcloopError
+from p2pcloop.errors import BusyError, P2pcloopError, StorageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
@@ -29,6 +30,8 @@ from p2pcloopd.guest.kernel import Kernel, find_kernel, shared_libraries
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def host(
         append = _append(target, plan.words, options.append)
         spec = replace(spec, append=append, forwarded=ports)
         plan.start(own, spec, disk, outcome, late_node=late_node)
-        own.end(**_record_end(outcome))
+        _record_end(own, outcome)
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if options.report is not None:
@@ -177,14 +180,19 @@ def _fetch(target: ImageFile | StoredRef, before: dict[str, Any] | None) -> dict
     }
 
 
-def _record_end(outcome: Outcome) -> dict[str, Any]:
+def _record_end(own: OwnGuest, outcome: Outcome) -> None:
+    """Record how the guest ended, and let it go; its own end matters more than errors here."""
     facts = outcome.facts()
-    return {
-        "reason": facts["exit"],
-        "exit_code": facts["exit_code"],
-        "error": facts.get("error"),
-        "boot_seconds": facts["boot_seconds"],
-    }
+    try:
+        own.end(
+            reason=facts["exit"],
+            exit_code=facts["exit_code"],
+            error=facts.get("error"),
+            boot_seconds=facts["boot_seconds"],
+        )
+        own.close()
+    except StorageError as err:
+        _log.warning("the end of the guest %s is not recorded: %s", own.name, err)
 
 
 def _cpu(asked: int | None) -> int | None:

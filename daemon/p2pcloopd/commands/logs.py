@@ -35,9 +35,18 @@ def command(name: str, home: Home, *, follow: bool) -> None:
 
     The last 4 MiB are kept, and as much before them. On a terminal only what draws is shown.
     """
+    screen = ScreenFilter(utf8=takes_utf8()) if os.isatty(_STDOUT) else None
+    try:
+        _show(home, name, _writer(screen), follow=follow)
+    finally:
+        if screen is not None:  # no colours of the guest's stay
+            sys.stdout.buffer.write(screen.undo())
+            sys.stdout.buffer.flush()
+
+
+def _show(home: Home, name: str, write: Callable[[bytes], None], *, follow: bool) -> None:
     guest = find_guest(home, name)
     folder = GuestFolder(home, name)
-    write = _writer()
     shown = folder.read_log(write)
     if follow and guest.state == "running":
         with suppress(GuestError, NotHereError), GuestProcess(home, name) as process:
@@ -46,9 +55,7 @@ def command(name: str, home: Home, *, follow: bool) -> None:
         folder.read_log(write, shown)
 
 
-def _writer() -> Callable[[bytes], None]:
-    screen = ScreenFilter(utf8=takes_utf8()) if os.isatty(_STDOUT) else None
-
+def _writer(screen: ScreenFilter | None) -> Callable[[bytes], None]:
     def write(data: bytes) -> None:
         sys.stdout.buffer.write(data if screen is None else screen.feed(data))
         sys.stdout.buffer.flush()

@@ -166,9 +166,10 @@ class _Node:
         with trio.move_on_after(_LATE_SECONDS):
             await self._wanted.wait()
         try:
-            await trio.to_thread.run_sync(self._start)
-        except P2pcloopError as err:
-            _log.warning("p2pcloopd does not start: %s", err)
+            await trio.to_thread.run_sync(self._start, abandon_on_cancel=True)
+        except (P2pcloopError, OSError) as err:
+            hint = getattr(err, "hint", None)
+            _log.warning("p2pcloopd does not start: %s%s", err, f"; {hint}" if hint else "")
         self._started.set()
 
     async def finish(self) -> None:

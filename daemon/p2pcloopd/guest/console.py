@@ -48,6 +48,10 @@ class Pty:
         self.close_slave()
         os.close(self.master)
 
+    def release(self) -> None:
+        """Have all who wait to send return: the guest reads no more, and this will be closed."""
+        trio.lowlevel.notify_closing(self.master)
+
     async def receive(self) -> bytes:
         """Return what the guest prints next; empty once no process has the slave open."""
         while True:
@@ -66,7 +70,10 @@ class Pty:
             try:
                 data = data[os.write(self.master, data) :]
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self.master)
+                try:
+                    await trio.lowlevel.wait_writable(self.master)
+                except trio.ClosedResourceError:  # the guest has ended
+                    return
             except OSError as err:
                 if err.errno != errno.EIO:  # the guest has ended
                     raise

@@ -75,7 +75,7 @@ def parse_port(text: str) -> ForwardedPort:
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        raise _bad(text, "is not of the form [ADDRESS:]PORT:GUESTPORT[/udp]")
+        raise _bad(text, "is not of the form [ADDRESS:]PORT:GUESTPORT[/udp], with an IPv4 address")
     address = match["address"] or _LOOPBACK
     try:
         socket.inet_pton(socket.AF_INET, address)

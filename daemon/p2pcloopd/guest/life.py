@@ -52,7 +52,7 @@ async def run_reachable(
     """
     with ExitStack() as stack:
         recent = Recent()
-        output = _Output(log, recent)
+        output = Output(log, recent)
         listener = stack.enter_context(open_listener(own.folder.socket_path))
         results: list[GuestResult] = []
 
@@ -75,20 +75,26 @@ async def run_reachable(
     return results[0]
 
 
-class _Output:
+class Output:
+    """What the guest prints, to those who follow it and to its log."""
+
     def __init__(self, log: Log, recent: Recent) -> None:
-        self._log: Log | None = log
+        self._log = log
         self._recent = recent
+        self._lost = 0
 
     def take(self, data: bytes) -> None:
+        """Take what was printed next. A full disk must not end the guest: the log has a gap."""
         self._recent.take(data)
-        if self._log is None:
-            return
+        gap = f"\n[{self._lost} bytes are lost: the disk was full]\n".encode()
         try:
-            self._log.write(data)
-        except OSError as err:  # a full disk must not end the guest
-            self._log = None
-            say(f"goes on without its log, which cannot be written: {err.strerror}")
+            self._log.write(gap + data if self._lost else data)
+        except OSError as err:
+            if not self._lost:
+                say(f"goes on without its log, which cannot be written: {err.strerror}")
+            self._lost += len(data)
+        else:
+            self._lost = 0
 
 
 async def _perform(guest: RunningGuest, recent: Recent, call: Call) -> dict[str, Any]:

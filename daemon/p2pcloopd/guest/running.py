@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import trio
+
 from p2pcloop.errors import FormatError, GuestError
 from p2pcloopd.guest import console, mconsole
 from p2pcloopd.guest.sandbox import SandboxedProcess
@@ -31,19 +33,32 @@ class RunningGuest:
         self.killed = False
         self._process: SandboxedProcess | None = None
         self._pty: console.Pty | None = None
+        self._has_pty = trio.Event()
+        self._size: bytes | None = None
         self._reply = Path()
 
     def runs_as(self, process: SandboxedProcess, pty: console.Pty, directory: Path) -> None:
         """Set the process and pty of this boot. If the guest was to end before, it ends now."""
         self._process = process
         self._pty = pty
+        self._has_pty.set()
+        if self._size is not None:
+            pty.set_size(self._size)
         self._reply = directory / "reply"
         if self.shutdown_asked or self.killed:
             self.kill()
 
+    def rests(self) -> None:
+        """Let go of the pty of a boot that has ended, before it is closed."""
+        if self._pty is not None:
+            self._pty.release()
+        self._pty = None
+        self._has_pty = trio.Event()
+
     async def send_console(self, data: bytes) -> None:
-        """Type `data` on the guest's keyboard."""
-        assert self._pty is not None
+        """Type `data` on the guest's keyboard; between two boots, wait for the next one."""
+        while self._pty is None:
+            await self._has_pty.wait()
         await self._pty.send(data)
 
     def copy_window_size(self) -> None:
@@ -52,7 +67,9 @@ class RunningGuest:
             self._pty.copy_window_size(_STDIN)
 
     def set_window_size(self, size: bytes) -> None:
-        """Give the guest's console a size: a struct winsize (tty_ioctl(4))."""
+        """Give the guest's console a size: a struct winsize (tty_ioctl(4)). Later boots have it,
+        too."""
+        self._size = size
         if self._pty is not None:
             self._pty.set_size(size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -83,11 +84,18 @@ class Log:
             raise storage_error(f"cannot write {path}", err) from err
 
     def write(self, data: bytes) -> None:
-        """Append; raises OSError where the system refuses."""
-        os.write(self.fd, data)
+        """Append.
+
+        Raises:
+            OSError: the system refused, or took a part only.
+        """
+        if os.write(self.fd, data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if (size := os.fstat(self.fd).st_size) > MAX_LOG:
             earlier = self._path.with_name(self._path.name + ".1")
-            earlier.write_bytes(os.pread(self.fd, size, 0))
+            new = earlier.with_name(earlier.name + ".new")
+            new.write_bytes(os.pread(self.fd, size, 0))
+            new.replace(earlier)
             os.ftruncate(self.fd, 0)
 
     def close(self) -> None:

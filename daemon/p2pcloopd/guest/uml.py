@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from p2pcloop.client import guests
 from p2pcloop.errors import GuestError
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest import console, sandbox
@@ -30,7 +31,7 @@ from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
 from p2pcloopd.guest.transcript import Transcript
 from p2pcloopd.guest.uml_kernel import CONSOLE, sandboxed_kernel
 
-SHUTDOWN_SECONDS = 60.0
+SHUTDOWN_SECONDS = float(guests.SHUTDOWN_SECONDS)
 """A guest that was asked to shut down and hangs is ended after this. It may wait for data of peers
 that are gone, and its user may have left."""
 
@@ -226,6 +227,7 @@ class _Attended:
         pty.close_slave()
         native.close_write_end()
         self._guest.runs_as(process, pty, directory)
+        stack.callback(self._guest.rests)
         return process, pty, unseen
 
     async def _type(self, keyboard: Keyboard, pty: console.Pty, watch: PromptWatch) -> None:
