@@ -26,6 +26,12 @@ MAX_STORED_SIZE = MAX_CHUNK_SIZE + (64 << 10)
 """Bytes by which incompressible content grows at most, in any codec."""
 
 
+def max_chained_length(size: int) -> int:
+    """The stored bytes that a chunk of a chain of `size` bytes may have, sealed or not. LZMA2 needs
+    3 bytes for each 64 KiB of incompressible content."""
+    return size + size // 256 + 1024
+
+
 class Codec(enum.IntEnum):
     """How a chunk's bytes are stored."""
 
@@ -73,6 +79,11 @@ class Chunk:
     def size(self) -> int:
         """Decoded bytes."""
         return self.blocks * BLOCK_SIZE
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a decoding that waits for its turn: stored ones now, decoded ones later."""
+        return self.size + self.length
 
     @property
     def chained(self) -> bool:
@@ -140,8 +151,11 @@ def _check_entries(data: bytes, pack_lengths: Sequence[int], codecs: Container[i
             )
         if not 1 <= blocks <= MAX_BLOCKS_PER_CHUNK or not 1 <= length <= MAX_STORED_SIZE:
             raise FormatError(f"a chunk claims {blocks} blocks in {length} bytes, over the limits")
-        if source and codec in CHAINED:
-            raise FormatError("a chunk of a chain lies in another layer than its chain")
+        if codec in CHAINED:
+            if source:
+                raise FormatError("a chunk of a chain lies in another layer than its chain")
+            if length > max_chained_length(blocks * BLOCK_SIZE):
+                raise FormatError(f"a chunk of a chain claims {blocks} blocks in {length} bytes")
         if source >= len(pack_lengths):
             raise FormatError(
                 f"a chunk lies in source {source} of a layer that has {len(pack_lengths) - 1}"

@@ -24,6 +24,9 @@ from p2pcloop.errors import FormatError, NeedsPackageError
 MAX_CHAIN_SIZE: Final = 16 << 20
 """Bytes of content of a chain: a decoder keeps as many, and who jumps to its end decodes them."""
 
+MAX_CHAIN_CHUNKS: Final = 64
+"""Chunks of a chain: who jumps to its end looks at the entry of each."""
+
 _LIBRARY = "liblzma.so.5"
 _LZMA2 = {"id": lzma.FILTER_LZMA2, "dict_size": MAX_CHAIN_SIZE}
 _FILTER = [
@@ -32,6 +35,10 @@ _FILTER = [
 ]
 _PLAIN_SIZE = 1 << 16
 """Bytes of an LZMA2 chunk that is not compressed."""
+
+_SPARE_FRAMES = 64
+"""LZMA2 chunks that a chunk may have beyond those of `_PLAIN_SIZE` bytes. To look at each takes
+time in which no other thread runs."""
 
 _SIZES = struct.Struct(">HH")
 """Of an LZMA2 chunk: the lower bits of its content's size and, if it is compressed, its length;
@@ -58,7 +65,7 @@ class ChainDecoder:
 
     def __init__(self) -> None:
         self.broken = False
-        self._done = 0
+        self._done = self._chunks = 0
         self._decompressor = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_LZMA2])
 
     def decode(self, stored: bytes, size: int) -> bytes:
@@ -67,14 +74,17 @@ class ChainDecoder:
 
         Raises:
             FormatError: the bytes are damaged or decode to another size, or the chain is longer
-                than `MAX_CHAIN_SIZE`.
+                than `MAX_CHAIN_SIZE` or `MAX_CHAIN_CHUNKS`.
         """
         if self.broken:
             raise FormatError("a chunk of a chain before this one is damaged")
-        _check_frames(stored, size, starts=not self._done)
+        _check_frames(stored, size, starts=not self._chunks)
         self._done += size
-        if self._done > MAX_CHAIN_SIZE:
-            raise FormatError(f"a chain of chunks is longer than {MAX_CHAIN_SIZE} bytes")
+        self._chunks += 1
+        if self._done > MAX_CHAIN_SIZE or self._chunks > MAX_CHAIN_CHUNKS:
+            raise FormatError(
+                f"a chain is longer than {MAX_CHAIN_SIZE} bytes or {MAX_CHAIN_CHUNKS} chunks"
+            )
         try:
             return _unfilter(self._decompressor.decompress(stored))
         except (lzma.LZMAError, EOFError) as err:
@@ -132,8 +142,10 @@ class ChainEncoder:
 
 
 def _check_frames(stored: bytes, size: int, *, starts: bool) -> None:
-    """Check that bytes are whole LZMA2 chunks of `size` bytes of content in all, that the first
-    that is compressed resets the state and sets the properties, and that none resets the
+    """Check that bytes are whole LZMA2 chunks of `size` bytes of content in all, not many more than
+    it takes.
+
+    The first that is compressed must reset the state and set the properties. None may reset the
     dictionary, unless it is the first of a chain. So what is decoded after them depends on them by
     their content alone.
 
@@ -145,7 +157,9 @@ def _check_frames(stored: bytes, size: int, *, starts: bool) -> None:
     """
     at = total = 0
     is_set = False
-    while at < len(stored) and total <= size:
+    for _ in range(size // _PLAIN_SIZE + _SPARE_FRAMES):
+        if at >= len(stored):
+            break
         control, low, packed = stored[at], *_SIZES.unpack(stored[at + 1 : at + 5].ljust(4, b"\0"))
         if (control == _PLAIN_FIRST or control >= _COMPRESSED_FIRST) and (at or not starts):
             raise FormatError("a chunk of a chain drops the content before it")

@@ -43,19 +43,12 @@ def missing_chunks(image: MergedImage, chunks: Iterable[ChunkKey]) -> dict[ByteR
     done: dict[int, set[int]] = {}
     pages: list[ByteRange] = []
     for layer, chunk in chunks:
-        before = done.setdefault(layer, set())
-        if chunk in before:
-            continue
         try:
-            needed = image.layers[layer].needs(chunk, before)
+            lacking = image.layers[layer].lacking(chunk, done.setdefault(layer, set()))
         except Missing as missing:
             pages += missing.ranges
             continue
-        before.update(needed)
-        for number in needed:
-            wanted = image.layers[layer].missing_chunk(number)
-            if wanted is not None:
-                found[wanted] = layer, number
+        found |= {wanted: (layer, number) for number, wanted in lacking.items()}
     if pages:
         raise Missing(pages)
     return found

@@ -57,10 +57,10 @@ class ChainAhead:
     All calls come from one thread.
 
     Attributes:
-        size: decoded bytes of all chunks that were not taken yet.
+        size: stored and decoded bytes of all chunks that were not taken yet.
     """
 
-    MAX_SIZE: Final = 4 << 20
+    MAX_SIZE: Final = 5 << 20
 
     def __init__(self) -> None:
         """Start no thread yet: a process that forks must not have any."""
@@ -72,7 +72,11 @@ class ChainAhead:
         return key in self._futures
 
     def start(self, key: int, size: int, decode: Decode) -> None:
-        """Have a chunk of `size` decoded bytes decoded after those that were started before."""
+        """Have a chunk decoded after those that were started before.
+
+        Args:
+            size: its stored and decoded bytes.
+        """
         self._pool = self._pool or ThreadPoolExecutor(1, "chain")
         self._futures[key] = self._pool.submit(decode), size
         self.size += size

@@ -203,17 +203,21 @@ class DecodedChunks:
                     continue
                 if layer.chunk(number).chained:
                     self._start_chain(key)
-                    return
+                    continue
                 pack, chunk, stored = layer.stored_chunk(number)
             except (Missing, P2pcloopError):
                 continue
-            self._ahead.start(key, chunk.size, partial(pack.decode, chunk, stored))
+            self._ahead.start(key, chunk.memory, partial(pack.decode, chunk, stored))
             limit -= chunk.size
             if limit <= 0:
                 return
 
     def _start_chain(self, key: int) -> None:
-        """Have the chunks of chains decoded that are here, from one on."""
+        """Have the chunks of chains decoded that are here and not small, from one on.
+
+        Raises:
+            Missing, FormatError: the same as `Layer.chunk`.
+        """
         layer = self._layers[key >> 32]
         for number in range(key & 0xFFFFFFFF, layer.header.chunk_count):
             following = chunk_key(key >> 32, number)
@@ -221,10 +225,11 @@ class DecodedChunks:
                 continue
             if self._chain.size >= ChainAhead.MAX_SIZE or self.is_decoded(following):
                 return
-            decode = layer.prepare_next(number)
+            chunk = layer.chunk(number)
+            decode = layer.prepare_next(number) if chunk.size >= LEAST_SIZE else None
             if decode is None:
                 return
-            self._chain.start(following, layer.chunk(number).size, decode)
+            self._chain.start(following, chunk.memory, decode)
 
 
 def _ignore(key: int) -> None:

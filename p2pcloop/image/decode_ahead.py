@@ -16,8 +16,9 @@ from typing import Final
 Decode = Callable[[], bytes | None]
 """Returns the content of a chunk, or None if the stored bytes are wrong; runs on any thread."""
 
-MAX_SIZE: Final = 4 << 20
-"""Decoded bytes of all chunks that are under way or not read yet; the oldest are dropped."""
+MAX_SIZE: Final = 6 << 20
+"""Stored and decoded bytes of all chunks that are under way or not read yet; the oldest are
+dropped."""
 
 _MAX_WORKERS = 3
 
@@ -36,7 +37,7 @@ class DecodeAhead:
         return key in self._jobs
 
     def start(self, key: int, size: int, decode: Decode) -> None:
-        """Have a chunk of `size` decoded bytes decoded by the next free thread."""
+        """Have a chunk of `size` stored and decoded bytes decoded by the next free thread."""
         while self._jobs and self._size + size > MAX_SIZE:
             self._pop(next(iter(self._jobs))).future.cancel()
         if self._pool is None:

@@ -14,7 +14,7 @@ from p2pcloop.formats.block_map import LayerMap
 from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, PAGE_SIZE, Chunk, ChunkPage, Codec
 from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
-from p2pcloop.formats.lzma_chain import MAX_CHAIN_SIZE, ChainDecoder
+from p2pcloop.formats.lzma_chain import MAX_CHAIN_CHUNKS, MAX_CHAIN_SIZE, ChainDecoder
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chain import Decode, OpenChains
@@ -240,11 +240,12 @@ class Layer:
     def read_chunks(self, number: int) -> Iterator[tuple[int, bytes]]:
         """Yield a chunk's number and its decoded content, verified.
 
-        Of a chain the chunks before it come first, as far as they have to be decoded.
+        Of a chain the chunks before it come first, as far as they have to be decoded. Those that
+        are here come even if later ones are missing: not all may fit into memory at once.
 
         Raises:
             Missing: the chunk, chunks before it in its chain, or their pages of the table are not
-                here or not right here; of the chunks it names all.
+                here or not right here; of the chunks it names all that are not here.
             CorruptError: one does not match its hash, from any source.
             FormatError: the table is what was signed and yet cannot be right.
         """
@@ -253,13 +254,13 @@ class Layer:
             yield number, self._read_alone(chunk)
             return
         numbers = self.needs(number)
-        missing = [wanted for each in numbers if (wanted := self._missing(each))]
-        if not missing:
-            yield from self._decode_chain(numbers)
-        elif (found := self._elsewhere(chunk)) is not None:
+        missing = {each: wanted for each in numbers if (wanted := self._missing(each))}
+        if missing and (found := self._elsewhere(chunk)) is not None:
             yield number, found
-        else:
-            raise Missing(missing)
+            return
+        yield from self._decode_chain(range(numbers[0], min(missing, default=number + 1)))
+        if missing:
+            raise Missing(list(missing.values()))
 
     def needs(self, number: int, before: Container[int] = ()) -> Sequence[int]:
         """The chunks whose stored bytes it takes to read a chunk: itself, last, and of a chain
@@ -272,17 +273,37 @@ class Layer:
             Missing: a page of the table is not here.
             FormatError: the table is what was signed and yet cannot be right.
         """
-        at, size = number, 0
-        while (chunk := self.chunk(at)).codec is Codec.CHAIN_NEXT:
+        at, chunk = number, self.chunk(number)
+        size = chunk.size
+        while chunk.codec is Codec.CHAIN_NEXT:
             if (self.header.layer_id, at) in self._chains or at - 1 in before:
                 break
-            size += chunk.size
-            if not at or size > MAX_CHAIN_SIZE:
-                raise FormatError("a chain of chunks has no start, or is too long")
             at -= 1
-        if at < number and not self.chunk(at).chained:
-            raise FormatError("a chain of chunks has no start")
+            if at < 0 or not (chunk := self.chunk(at)).chained:
+                raise FormatError("a chain of chunks has no start")
+            size += chunk.size
+            if size > MAX_CHAIN_SIZE or number - at >= MAX_CHAIN_CHUNKS:
+                raise FormatError("a chain of chunks is too long")
         return range(at, number + 1)
+
+    def lacking(self, number: int, before: set[int]) -> dict[int, ByteRange]:
+        """The ranges to fetch before a chunk can be read, by chunk; none if it is on this machine.
+
+        Args:
+            before: chunks whose stored bytes are here or are fetched before; what this chunk needs
+                is added.
+
+        Raises:
+            Missing, FormatError: the same as `needs`.
+        """
+        if number in before:
+            return {}
+        needed = self.needs(number, before)
+        found = {each: wanted for each in needed if (wanted := self._missing(each))}
+        if found and self._elsewhere(self.chunk(number)) is not None:
+            return {}
+        before.update(needed)
+        return found
 
     def _read_alone(self, chunk: Chunk) -> bytes:
         pack = self._packs[chunk.source]
@@ -334,7 +355,7 @@ class Layer:
     def missing_chunk(self, number: int) -> ByteRange | None:
         """Return the range of a chunk's stored bytes; None if the chunk is on this machine.
 
-        To read a chunk of a chain needs more than its own bytes: see `needs`.
+        To read a chunk of a chain needs more than its own bytes: see `lacking`.
 
         Raises:
             Missing: its page of the table is not here.

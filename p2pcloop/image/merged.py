@@ -150,14 +150,13 @@ class MergedImage:
     def missing(self, first: int, count: int) -> list[ByteRange]:
         """The ranges that a read of these blocks lacks, if known; see `BlockDevice.require`."""
         missing: dict[ByteRange, None] = {}
+        before: dict[int, set[int]] = {}
         for layer, chunk, _, _ in self.map.pieces(first, count):
             if chunk == ZERO_CHUNK or self._chunks.is_decoded(chunk_key(layer, chunk)):
                 continue
             try:
-                for needed in self.layers[layer].needs(chunk):
-                    wanted = self.layers[layer].missing_chunk(needed)
-                    if wanted is not None:
-                        missing[wanted] = None
+                lacking = self.layers[layer].lacking(chunk, before.setdefault(layer, set()))
+                missing.update(dict.fromkeys(lacking.values()))
             except Missing as page:
                 missing.update(dict.fromkeys(page.ranges))
         return list(missing)

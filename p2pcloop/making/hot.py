@@ -19,7 +19,7 @@ from p2pcloop.errors import UsageError
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import build_index
-from p2pcloop.formats.lzma_chain import MAX_CHAIN_SIZE, ChainEncoder
+from p2pcloop.formats.lzma_chain import MAX_CHAIN_CHUNKS, ChainEncoder
 from p2pcloop.formats.profile import Touch
 from p2pcloop.formats.seal import Seal
 from p2pcloop.image.api import Missing
@@ -34,7 +34,7 @@ HOT_BLOCKS: Final = 64
 """Blocks of a chunk: 256 KiB, so that a boot waits for few bytes that it does not need just then.
 Chunks of 512 KiB save less than a thousandth."""
 
-CHAIN_CHUNKS = MAX_CHAIN_SIZE // (HOT_BLOCKS * BLOCK_SIZE)
+CHAIN_CHUNKS = MAX_CHAIN_CHUNKS
 """Chunks of a chain. Chains of half the length make packs 3 percent larger."""
 
 MAX_HOT_BLOCKS = 1 << 18

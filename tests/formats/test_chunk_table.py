@@ -55,6 +55,15 @@ def test_a_chunk_of_a_chain_lies_in_the_pack_of_its_layer(codec: Codec) -> None:
         ChunkPage(data, pack_lengths=[1, 1])
 
 
+@pytest.mark.parametrize("codec", sorted(CHAINED))
+@pytest.mark.parametrize(("blocks", "most"), [(1, 5136), (MAX_BLOCKS_PER_CHUNK, 1053696)])
+def test_a_chunk_of_a_chain_hardly_grows(codec: Codec, blocks: int, most: int) -> None:
+    """Each that waits to be decoded takes as much memory as it has stored bytes."""
+    assert ChunkPage(entry(0, most, blocks, codec), pack_lengths=[PACK])[0].length == most
+    with pytest.raises(FormatError, match=f"{blocks} blocks in {most + 1} bytes"):
+        ChunkPage(entry(0, most + 1, blocks, codec), pack_lengths=[PACK])
+
+
 def test_entries_at_the_limits_are_taken() -> None:
     data = entry(PACK - 1) + entry(PACK - MAX_STORED_SIZE, MAX_STORED_SIZE, MAX_BLOCKS_PER_CHUNK, 2)
     first, second = ChunkPage(data, pack_lengths=[PACK])

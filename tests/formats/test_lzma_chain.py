@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, NeedsPackageError
 from p2pcloop.formats import lzma_chain
-from p2pcloop.formats.lzma_chain import MAX_CHAIN_SIZE, ChainDecoder, ChainEncoder
+from p2pcloop.formats.lzma_chain import MAX_CHAIN_CHUNKS, MAX_CHAIN_SIZE, ChainDecoder, ChainEncoder
 from p2pcloop.units import MAX_CHUNK_SIZE
 
 CALL = b"\xe8\x10\x00\x00\x00"
@@ -149,8 +149,25 @@ def test_the_encoder_obeys(kinds: list[list[int]]) -> None:
     assert list(decode(encode(contents), contents)) == contents
 
 
-def test_a_chain_has_an_end() -> None:
-    contents = [bytes(MAX_CHUNK_SIZE)] * (MAX_CHAIN_SIZE // MAX_CHUNK_SIZE + 1)
+def test_a_chunk_of_many_pieces_is_refused() -> None:
+    """To look at them takes longer than to decode what they hold."""
+    content = noise(4096)
+    for size, right in ((64, True), (63, False)):
+        parts = [content[at : at + size] for at in range(0, 4096, size)]
+        stored = b"".join(b"\2" + (len(part) - 1).to_bytes(2, "big") + part for part in parts)
+        if right:
+            assert ChainDecoder().decode(b"\1" + stored[1:], 4096) == content
+        else:
+            with pytest.raises(FormatError, match="chain"):
+                ChainDecoder().decode(b"\1" + stored[1:], 4096)
+
+
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [(MAX_CHUNK_SIZE, MAX_CHAIN_SIZE // MAX_CHUNK_SIZE), (4096, MAX_CHAIN_CHUNKS)],
+)
+def test_a_chain_has_an_end(size: int, most: int) -> None:
+    contents = [bytes(size)] * (most + 1)
     stored = encode(contents)
     decoded = decode(stored, contents)
     for content in contents[:-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.lzma_chain import ChainDecoder
 from p2pcloop.image import chain, chunks
+from p2pcloop.image import content as content_module
 from p2pcloop.image import layer as layer_module
 from p2pcloop.image.ahead import missing_chunks
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chain import ChainAhead, OpenChains
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.image.layer import Layer
+from p2pcloop.image.layer import Elsewhere, Layer, nowhere
 from p2pcloop.image.merged import MergedImage
 from tests.support.chains import SIZE, content_of, pack_chains
 from tests.support.images import MemoryContent, StoredLayer, read_views
@@ -52,16 +54,16 @@ class Stored:
         ranges: of the chunks.
     """
 
-    def __init__(self, folder: Path, lengths: list[int]) -> None:
+    def __init__(self, folder: Path, lengths: list[int], elsewhere: Elsewhere = nowhere) -> None:
         index, pack = pack_chains(lengths)
         self.stored = StoredLayer.of(folder, index, pack, bytes(20))
         self.content = StoredContent(self.stored.directory, self.stored.ref)
-        self.layer = self._open(index)
+        self.layer = self._open(index, elsewhere)
         count = sum(lengths)
         table = [self.layer.chunk(number) for number in range(count)]
         self.ranges = [ByteRange(bytes(20), len(index) + c.offset, c.length) for c in table]
 
-    def _open(self, index: bytes) -> Layer:
+    def _open(self, index: bytes, elsewhere: Elsewhere) -> Layer:
         header = open_index(index)
         for offset, length in (
             (header.length, header.map_length),
@@ -70,7 +72,7 @@ class Stored:
             self.content.accept(
                 ByteRange(bytes(20), offset, length), index[offset : offset + length]
             )
-        return Layer(self.content, header)
+        return Layer(self.content, header, elsewhere=elsewhere)
 
     def bring(self, missing: Missing) -> list[ByteRange]:
         for wanted in missing.ranges:
@@ -156,11 +158,92 @@ def test_readahead_brings_the_start_of_a_chain_first(tmp_path: Path) -> None:
     assert found[stored.ranges[3]] == (0, 3)
 
 
+def test_a_jump_ends_although_not_all_of_its_chain_fits_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = Stored(tmp_path, [6])
+    image = MergedImage([stored.layer])
+    size = sum(each.length for each in stored.ranges)
+    monkeypatch.setattr(content_module, "ARRIVALS_LIMIT", size - 1)
+    for _ in range(6):
+        try:
+            data = image.read_chunk(0, 5)
+        except Missing as missing:
+            stored.bring(missing)
+        else:
+            assert bytes(data) == content_of(5)
+            return
+    pytest.fail("the read is never answered")
+
+
+@pytest.mark.parametrize("asked", [[4], [3, 4]])
+def test_a_chunk_that_lies_elsewhere_is_fetched_for_those_after_it(
+    tmp_path: Path, asked: list[int]
+) -> None:
+    """Its content is at hand, but a decoder takes its stored bytes."""
+    held = hashlib.sha256(content_of(3)).digest()
+    stored = Stored(tmp_path, [5], lambda chunk: content_of(3) if chunk.id == held else None)
+    image = MergedImage([stored.layer])
+    assert list(missing_chunks(image, [(0, each) for each in asked])) == stored.ranges
+    assert missing_chunks(image, [(0, 3)]) == {}
+    with pytest.raises(Missing) as caught:
+        ImageDevice(image).require(asked[0] * SIZE, len(asked) * SIZE)
+    assert list(caught.value.ranges) == stored.ranges
+
+
+def test_what_many_chunks_of_a_chain_need_is_looked_up_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = Stored(tmp_path, [9])
+    looked: list[int] = []
+    missing = StoredContent.missing
+
+    def count(content: StoredContent, offset: int, length: int) -> ByteRange | None:
+        looked.append(offset)
+        return missing(content, offset, length)
+
+    monkeypatch.setattr(StoredContent, "missing", count)
+    with pytest.raises(Missing) as caught:
+        ImageDevice(MergedImage([stored.layer])).require(0, 9 * SIZE)
+    assert list(caught.value.ranges) == stored.ranges
+    assert looked == [each.offset for each in stored.ranges]
+
+
+def test_small_chunks_are_not_decoded_as_they_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert taken_ahead(tmp_path, monkeypatch, least=SIZE + 1, most=1 << 20) == []
+
+
+def test_chunks_that_wait_count_with_their_stored_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Stored(tmp_path / "other", [1]).ranges[0].length
+    assert taken_ahead(tmp_path, monkeypatch, least=1, most=SIZE + first) == [0]
+    assert taken_ahead(tmp_path, monkeypatch, least=1, most=SIZE + first + 1) == [0, 1]
+
+
+def taken_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, least: int, most: int
+) -> list[int]:
+    """The chunks of a chain of three that are decoded before they are read, once all are here."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(chunks, "LEAST_SIZE", least)
+    monkeypatch.setattr(ChainAhead, "MAX_SIZE", most)
+    stored = Stored(folder / str(most), [3])
+    image = MergedImage([stored.layer])
+    stored.bring(Missing(stored.ranges))
+    image.arrived(0, 0)
+    image.close()
+    return [number for number in range(3) if stored.layer.missing_chunk(number)]
+
+
 @pytest.mark.parametrize("most", [1, 2, 9])
 def test_chunks_are_decoded_as_they_arrive(
     tmp_path: Path, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """Some at most before they are read, in their order, and each once."""
+    monkeypatch.setattr(chunks, "LEAST_SIZE", 1)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(ChainAhead, "MAX_SIZE", most * SIZE)
     stored = Stored(tmp_path, [3, 2])
@@ -177,7 +260,11 @@ def test_chunks_are_decoded_as_they_arrive(
     image.close()
 
 
-def test_a_wrong_chunk_that_was_decoded_as_it_arrived(tmp_path: Path) -> None:
+def test_a_wrong_chunk_that_was_decoded_as_it_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "LEAST_SIZE", 1)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     stored = Stored(tmp_path, [4])
     image = MergedImage([stored.layer])
     for number, wanted in enumerate(stored.ranges):
@@ -234,12 +321,13 @@ def test_a_chain_without_its_start(damage: dict[int, Codec]) -> None:
         layer.read_chunk(2)
 
 
-def test_a_chain_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_module, "MAX_CHAIN_SIZE", 3 * SIZE)
-    layer = in_memory([5])
-    assert layer.read_chunk(3) == content_of(3)
+@pytest.mark.parametrize(("limit", "most"), [("MAX_CHAIN_SIZE", 3 * SIZE), ("MAX_CHAIN_CHUNKS", 3)])
+def test_a_chain_that_is_too_long(monkeypatch: pytest.MonkeyPatch, limit: str, most: int) -> None:
+    """The chunk that starts it counts, too."""
+    monkeypatch.setattr(layer_module, limit, most)
+    assert in_memory([4]).read_chunk(2) == content_of(2)
     with pytest.raises(FormatError, match="too long"):
-        in_memory([5]).read_chunk(4)
+        in_memory([4]).read_chunk(3)
 
 
 def test_few_decoders_are_kept(decoded: list[bytes]) -> None:

@@ -8,8 +8,12 @@ import pytest
 
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.block_map import Run
-from p2pcloop.image.chunks import _ENTRY_SIZE, AHEAD_SIZE, DecodedChunks
+from p2pcloop.formats.index import open_index
+from p2pcloop.image import chunks, decode_ahead
+from p2pcloop.image.chunks import _ENTRY_SIZE, AHEAD_SIZE, DecodedChunks, chunk_key
+from p2pcloop.image.layer import Layer
 from p2pcloop.image.spill import SpillFile
+from tests.support.chains import pack_chains
 from tests.support.images import MemoryContent, make_layer
 
 SIZE = 64 << 10
@@ -124,6 +128,36 @@ def test_several_chunks_at_once_are_started_together_one_is_not() -> None:
     case.chunks.read_ahead([7, 2, 12])
     assert case.decoded() == []
     case.chunks.close()
+
+
+def test_of_too_many_that_are_started_the_oldest_are_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each counts with its stored bytes, which here are as many as its content has."""
+    monkeypatch.setattr(decode_ahead, "MAX_SIZE", 4 * SIZE)
+    case = Case(cache_size=COUNT * (SIZE + _ENTRY_SIZE))
+    case.chunks._ahead.workers = 1
+    case.chunks.read_ahead([7, 2, 12])
+    assert case.decoded() == [7, 2, 12]
+    for number in (2, 7, 12):
+        case.read(number)
+    assert case.decoded() == [7]
+    case.chunks.close()
+
+
+def test_chunks_are_started_together_with_those_of_a_chain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(chunks, "LEAST_SIZE", 1)
+    index, pack = pack_chains([2])
+    case = Case()
+    layers = [Layer(MemoryContent(index + pack), open_index(index)), case.layer]
+    decoded = DecodedChunks(layers, cache_size=1 << 20)
+    decoded._ahead.workers = 1
+    decoded.read_ahead([chunk_key(0, 0), chunk_key(1, 4), chunk_key(0, 1), chunk_key(1, 7)])
+    assert case.decoded() == [4, 7]
+    assert all(decoded.is_decoded(number) for number in (0, 1))
+    decoded.close()
 
 
 def test_one_processor_decodes_nothing_ahead() -> None:
