@@ -28,6 +28,7 @@ class Source:
             UsageError, MismatchError: the image is private; see `StoredRef.check_secret`.
         """
         self._client: ControlClient = ref.client
+        self._spill = home.tmp
         # Held until this process ends.
         self._lease = Lease(home, ref.signed.id, running_command())
         self._stored = StoredImage.of_home(ref.signed.manifest, home, ref.secret)
@@ -40,7 +41,7 @@ class Source:
         """
         while True:
             try:
-                return self._stored.open()
+                return self._stored.open(spill=self._spill)
             except Missing as missing:
                 self.supply(missing)
 

@@ -2,7 +2,8 @@
 
 The chunks decoded last are kept in memory. A chunk that had to be decoded a second time goes into a
 temporary file, too: memory is too small for the chunks that are in use. A copy from end to end,
-which needs no chunk twice, writes nothing there.
+which needs no chunk twice, writes nothing there. Chunks of chains go there when memory drops them:
+to decode one again takes all those before it.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class DecodedChunks:
 
     def _keep_other(self, other: int, data: bytes, key: int) -> None:
         """Keep a chunk of a chain that was decoded on the way to another one."""
-        if other != key and other not in self._cache:
+        if other != key and not self.is_decoded(other):
             self._touch(other)
             self._keep(other, memoryview(data))
 
@@ -169,7 +170,12 @@ class DecodedChunks:
         self._cache[key] = data
         self._cached += len(data) + _ENTRY_SIZE
         while self._cached > self._cache_size and len(self._cache) > 1:
-            self._cached -= len(self._cache.popitem(last=False)[1]) + _ENTRY_SIZE
+            dropped, data = self._cache.popitem(last=False)
+            self._cached -= len(data) + _ENTRY_SIZE
+            if self._spill is not None and dropped not in self._spill:
+                with suppress(Missing, P2pcloopError):  # its page of the table was dropped, too
+                    if self._is_chained(dropped):
+                        self._spill.put(dropped, data)
 
     def _follow(self, key: int) -> None:
         """Decode ahead of a sequential reader."""

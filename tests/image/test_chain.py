@@ -134,6 +134,19 @@ def test_what_a_jump_decodes_on_its_way_is_kept(decoded: list[bytes]) -> None:
     assert image.bytes_touched == sum(image.layers[0].chunk(number).length for number in range(4))
 
 
+@pytest.mark.parametrize("order", [[7, 3, 2, 6, 0, 5, 1, 4], [0, 1, 2, 3, 4, 5, 6, 7, 0, 4, 1, 5]])
+def test_what_memory_drops_of_a_chain_goes_into_the_file(
+    tmp_path: Path, decoded: list[bytes], order: list[int]
+) -> None:
+    """To decode it again would take all chunks before it."""
+    image = MergedImage([in_memory([4, 4])], cache_size=SIZE, spill=tmp_path)
+    device = ImageDevice(image)
+    for number in order:
+        assert read_views(device, number * SIZE, [SIZE]) == content_of(number)
+    assert sorted(decoded) == sorted(content_of(number) for number in range(8))
+    image.close()
+
+
 def test_a_jump_names_all_that_it_lacks_at_once(tmp_path: Path) -> None:
     stored = Stored(tmp_path, [2, 4])
     image = MergedImage([stored.layer])
