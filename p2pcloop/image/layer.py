@@ -190,12 +190,17 @@ class Layer:
         self._content = content
         self._elsewhere = elsewhere
         self._packs = (Pack(content, header.index_length, header.pack_length, seal), *sources)
-        stored = _verified(
-            content, header.length, header.map_length, header.map_hash, "the map of a layer"
-        )
-        self._map = read_map(header, stored, seal=seal)
+        self._map = self.load_map()
         self._pages = pages or PageCache()
         self._chains = chains or OpenChains()
+
+    def load_map(self) -> LayerMap:
+        """Read and verify the layer's map; errors as of the constructor."""
+        header, pack = self.header, self._packs[0]
+        stored = _verified(
+            self._content, header.length, header.map_length, header.map_hash, "the map of a layer"
+        )
+        return read_map(header, stored, seal=pack.seal)
 
     def take_map(self) -> LayerMap:
         """Return the layer's map and forget it: once it is merged, it would only cost memory."""

@@ -14,8 +14,9 @@ from itertools import chain
 from typing import NamedTuple
 
 from p2pcloop.errors import P2pcloopError
-from p2pcloop.formats.block_map import ZERO_CHUNK
+from p2pcloop.formats.block_map import ZERO_CHUNK, BlockMap, LayerMap, merge
 from p2pcloop.formats.chunk_table import Chunk
+from p2pcloop.formats.index import VERSION
 from p2pcloop.image.api import Missing
 from p2pcloop.image.layer import Pack
 from p2pcloop.image.merged import MergedImage
@@ -75,7 +76,7 @@ class MovedBlocks:
         self, _block: int, content: memoryview, crc: int, expected: Place | None
     ) -> Place | None:
         """Return the place of a block. `expected` is preferred, so that runs stay long."""
-        if expected is not None and self._holds(expected, content):
+        if expected is not None and _holds(self._image, expected, content):
             return expected
         low = crc << _PLACE_BITS
         at = bisect_left(self._keys, low)
@@ -85,22 +86,16 @@ class MovedBlocks:
             ordinal, within = divmod(key & (1 << _PLACE_BITS) - 1, 1 << _WITHIN_BITS)
             layer, chunk, blocks = self._chunks[ordinal]
             place = Place(layer, chunk, within, blocks)
-            if self._holds(place, content):
+            if _holds(self._image, place, content):
                 return place
         return None
-
-    def _holds(self, place: Place, content: memoryview) -> bool:
-        try:
-            data = self._image.read_chunk(place.layer, place.chunk)
-        except (Missing, P2pcloopError):
-            return False  # it is gone since the search: the block is packed
-        start = place.within * BLOCK_SIZE
-        return data[start : start + BLOCK_SIZE] == content
 
     def _stored(self, changes: Changes) -> Iterator[list[_Stored]]:
         """Every chunk of the base that is here, as it is stored, some at a time."""
         batch: list[_Stored] = []
-        for layer, numbers in enumerate(_visible_chunks(self._image)):
+        for layer, numbers in enumerate(
+            _visible_chunks(self._image, _map_without_chains(self._image))
+        ):
             for number in numbers:
                 try:
                     pack, chunk, stored = self._image.layers[layer].stored_chunk(number)
@@ -137,10 +132,36 @@ def _matches(item: _Stored) -> list[tuple[int, int]]:
     return [(crc, within) for within, crc in enumerate(crcs) if item.changes.mark(crc)]
 
 
-def _visible_chunks(image: MergedImage) -> list[list[int]]:
-    """The numbers of the chunks that some block of the device shows, for each layer, in order."""
+def _holds(image: MergedImage, place: Place, content: memoryview) -> bool:
+    try:
+        data = image.read_chunk(place.layer, place.chunk)
+    except (Missing, P2pcloopError):
+        return False  # it is gone since the search: the block is packed
+    start = place.within * BLOCK_SIZE
+    return data[start : start + BLOCK_SIZE] == content
+
+
+def _map_without_chains(image: MergedImage) -> BlockMap:
+    """The map of an image without layers that have chains: no other layer can refer to those, and a
+    hot layer's blocks lie in the layers below it, too. Where maps are not here, that of all."""
+    chained = [layer.header.version == VERSION for layer in image.layers]
+    if not any(chained):
+        return image.map
+    try:
+        return merge(
+            [
+                LayerMap.from_runs([]) if left_out else layer.load_map()
+                for layer, left_out in zip(image.layers, chained, strict=True)
+            ]
+        )
+    except (Missing, P2pcloopError):
+        return image.map  # to pack a block again is always right
+
+
+def _visible_chunks(image: MergedImage, shown: BlockMap) -> list[list[int]]:
+    """The numbers of the chunks that some block of a map shows, for each layer, in order."""
     found: list[set[int]] = [set() for _ in image.layers]
-    for run in image.map:
+    for run in shown:
         if run.chunk != ZERO_CHUNK:
             last = run.chunk + (run.within + run.count - 1) // run.per_chunk
             found[run.layer].update(range(run.chunk, last + 1))
@@ -155,19 +176,23 @@ class LivePlaces:
         self._image = image
         self._layers = layers
         self._shown: Counter[tuple[int, int]] = Counter()
-        for run in image.map:
+        self._map = _map_without_chains(image)
+        for run in self._map:
             if run.layer >= layers and run.chunk != ZERO_CHUNK:
-                for layer, chunk, _, blocks in image.map.pieces(run.start, run.count):
+                for layer, chunk, _, blocks in self._map.pieces(run.start, run.count):
                     self._shown[layer, chunk] += blocks
 
     def find(
-        self, block: int, _content: memoryview, _crc: int, _expected: Place | None
+        self, block: int, content: memoryview, _crc: int, _expected: Place | None
     ) -> Place | None:
         """Return the place of a block; None if less than half of its chunk shows."""
-        layer, number, within, _ = self._image.map.pieces(block, 1)[0]
+        layer, number, within, _ = self._map.pieces(block, 1)[0]
         if layer < self._layers or number == ZERO_CHUNK:
             return None
         blocks = self._image.layers[layer].chunk(number).blocks
         if 2 * self._shown[layer, number] < blocks:
             return None
-        return Place(layer, number, within, blocks)
+        place = Place(layer, number, within, blocks)
+        if self._map is not self._image.map and not _holds(self._image, place, content):
+            return None  # a layer of chains has other content there
+        return place

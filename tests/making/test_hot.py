@@ -22,6 +22,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making import hot
+from p2pcloop.making.delta import Reuse, pack_delta
 from p2pcloop.making.hot import HOT_BLOCKS, HotLayer, adds_nothing, has_chunks, pack_hot
 from p2pcloop.making.moved import LivePlaces
 from p2pcloop.making.targets import DeviceTarget
@@ -194,23 +195,42 @@ def test_a_chain_ends_and_another_begins(monkeypatch: pytest.MonkeyPatch) -> Non
     assert stack.read() == device(range(1, 301))
 
 
-@pytest.mark.parametrize("squash", [False, True])
-def test_a_delta_refers_to_no_chunk_of_a_chain(squash: bool) -> None:
-    """They cannot be decoded alone: what moved is packed again."""
+def test_a_delta_refers_to_no_chunk_of_a_chain() -> None:
+    """They cannot be decoded alone: it refers to the same blocks below."""
+    kinds = list(range(1, 81))
+    stack = Stack()
+    base = stack.add(BytesTarget(device(kinds)), shape=SMALL)
+    add(stack, of((0, 64)))
+    moved = device([*range(200, 216), *kinds[16:64], *kinds[:16]])
+    delta = stack.add(BytesTarget(moved), shape=SMALL)
+    assert delta.sources == [open_index(base.index).layer_id]
+    assert (delta.stored_blocks, delta.referred_blocks) == (16, 16)
+    assert stack.read() == moved
+
+
+@pytest.mark.parametrize("lies", [False, True])
+def test_a_squash_refers_to_what_lies_below_a_hot_layer(lies: bool) -> None:
+    """Unless the layer of chains has other content than what lies below it."""
     kinds = list(range(1, 81))
     stack = Stack()
     stack.add(BytesTarget(device(kinds)), shape=SMALL)
-    hot_layer = add(stack, of((0, 64)))
-    moved = device([*range(200, 216), *kinds[16:64], *kinds[:16]])
-    if squash:
-        image = stack.open()
-        find = LivePlaces(image, 1).find
-        stack.add(BytesTarget(moved), shape=SMALL, base=image, find=find, in_a_row=1)
+    delta = stack.add(BytesTarget(device([*range(200, 232), *kinds[32:]])), shape=SMALL)
+    if lies:
+        other = Stack()
+        other.add(BytesTarget(device(range(300, 380))))
+        add(other, of((0, 64)))
+        stack.layers.append(other.layers[-1])
     else:
-        stack.add(BytesTarget(moved), shape=SMALL)
-    layer = top(stack)
-    assert open_index(hot_layer.index).layer_id not in layer.header.sources
-    assert stack.read() == moved
+        add(stack, of((0, 64)))
+    image, target = stack.open(), BytesTarget(stack.read())
+    changes = Stack(stack.layers[:1]).changes(target)
+    reuse = Reuse(image, LivePlaces(image, 1).find, in_a_row=1)
+    squashed = pack_delta(changes, target, io.BytesIO(), ignore, reuse, shape=SMALL)
+    if lies:
+        assert (squashed.stored_blocks, squashed.sources) == (64, [])
+    else:
+        assert squashed.sources == [open_index(delta.index).layer_id]
+        assert (squashed.stored_blocks, squashed.referred_blocks) == (0, 32)
 
 
 def test_of_too_many_touches_the_first_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
