@@ -212,15 +212,19 @@ class _Connection:
         try:
             with scope:
                 await self._frames.send(await self._perform(request.id, call))
-                if call.then is not None:
-                    try:
-                        await self._frames.flush()
-                    finally:  # the client may have read it and gone by then
+                self._forget(request.id, scope)  # the client may use its number again
+                try:
+                    await self._frames.flush()
+                finally:  # the client may have read it and gone by then
+                    if call.then is not None:
                         call.then()
         finally:
             self.room.give_back(call.held)
-            if self._running.get(request.id) is scope:
-                del self._running[request.id]
+            self._forget(request.id, scope)
+
+    def _forget(self, id: int, scope: trio.CancelScope) -> None:  # noqa: A002  the protocol's word
+        if self._running.get(id) is scope:
+            del self._running[id]
 
     async def _perform(self, id: int, call: Call) -> bytes:  # noqa: A002  the protocol's word
         try:

@@ -31,6 +31,7 @@ class FrameSender:
 
     async def send(self, frame: bytes) -> None:
         """Send a frame, once no other waits. Where that is cancelled, nothing is sent."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # `flush` does not look where nothing waits
         await self.flush()
         self.send_nowait(frame)
 

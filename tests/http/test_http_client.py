@@ -27,7 +27,7 @@ from p2pcloopd.http.client import (
     RangesIgnoredError,
     Span,
 )
-from p2pcloopd.http.wire import CountedStream
+from p2pcloopd.http.wire import CountedStream, Wire
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, busybox_httpd, misbehaving, nginx, python_http_server
 
@@ -212,6 +212,25 @@ async def test_a_redirect_on_the_same_host_is_followed(client: HttpClient, to: s
     async with answering(redirecting(to, "308 Permanent Redirect"), OK) as (url, asked):
         assert await client.get(f"{url}/m/x", 2) == b"ok"
         assert asked == ["connected", "/m/x", "/real/x"]
+
+
+async def test_a_redirect_leaves_the_next_connection_its_time(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what is left of the time in which the first answer had to begin."""
+    deadlines = []
+    connect = http_client._connect
+
+    async def noting(place: http_client._Place, wire: Wire) -> http_client._Connection:
+        deadlines.append(trio.current_effective_deadline())
+        return await connect(place, wire)
+
+    monkeypatch.setattr(http_client, "_connect", noting)
+    first = "HTTP/1.1 302 Found\r\nLocation: /y\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    async with answering(first, OK) as (url, _):
+        assert await client.get(f"{url}/x", 2) == b"ok"
+    assert len(deadlines) == 2
+    assert deadlines[0] == deadlines[1]
 
 
 @pytest.mark.parametrize(

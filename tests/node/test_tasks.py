@@ -102,6 +102,21 @@ async def test_frames_arrive_whole_and_in_order_whatever_is_cancelled() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_task_that_is_cancelled_sends_nothing() -> None:
+    """Nor where it would not have to wait: what it tells is of an operation that is over."""
+    ours, theirs = socket.socketpair()
+    stream, reader = (
+        trio.SocketStream(trio.socket.from_stdlib_socket(each)) for each in (ours, theirs)
+    )
+    sender = FrameSender(stream)
+    async with stream, reader:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await sender.send(b"late")
+        sender.send_nowait(b"next")
+        assert await reader.receive_some() == b"next"
+
+
 async def test_who_sends_learns_that_the_other_side_hung_up() -> None:
     ours, theirs = socket.socketpair()
     theirs.close()

@@ -326,7 +326,6 @@ class _Connection:
             if wanted.take is None:
                 data += event.data
             else:
-                self.limit.end_wait()
                 await wanted.take(bytes(event.data))
         speed.record(length - first, trio.current_time() - begun)
         return bytes(data)
@@ -369,6 +368,7 @@ class _Connection:
     async def _receive(self) -> bool:
         self.limit.begin_wait()
         data = await self.stream.receive_some(RECEIVE_SIZE)
+        self.limit.end_wait()
         self._http.receive_data(bytes(data))
         return bool(data)
 

@@ -128,7 +128,7 @@ class Record:
             return Sources()
 
     def save_sources(self, sources: Sources) -> None:
-        """Keep where to look, durably."""
+        """Keep where to look; durably once `open_have` has made the directory's name durable."""
         kept = {item.name: getattr(sources, item.name) for item in fields(sources)}
         replace_file(self.directory / "peers", msgpack.packb(kept))
 
