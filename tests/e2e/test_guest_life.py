@@ -83,6 +83,23 @@ def test_a_guest_goes_on_without_a_terminal_until_it_is_stopped(
     assert node.run("run", cloop, "--overlay", overlay, "--", "cat", "/root/note").out == "kept\n"
 
 
+def test_the_end_of_a_boot_tells_where_the_changes_are(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    """Also what to do with them: published, and so with a name, the image's delta can be passed
+    on."""
+    link = node.json("seed", cloop, "--name", "tiny")["link"]
+    overlay = tmp_path / "my changes"
+    words = ("boot", link, *GUEST_OPTIONS, "--overlay", overlay)
+    with OnTerminal(node, *words, controlling=True) as terminal:
+        terminal.expect(SHELL_PROMPT, BOUND)
+        terminal.send_line("echo kept >/root/note; poweroff")
+        terminal.expect(r"my changes holds [\d.]+ kB of changes", BOUND)
+        terminal.expect(r"p2pcloop boot @\w+/tiny --overlay '/.*/my changes'", BOUND)
+        terminal.expect(r"p2pcloop publish '/.*/my changes' --name LABEL", BOUND)
+        assert terminal.wait(BOUND) == 0
+
+
 def test_attach_ends_with_the_guest(node: Node, cloop: Path) -> None:
     name = boot(node, cloop)
     with Attached(node, name) as terminal:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +14,10 @@ from typing import TYPE_CHECKING
 import click
 
 from p2pcloop.cli.output import check_writable
-from p2pcloop.errors import UsageError
+from p2pcloop.client.terminal import notify
+from p2pcloop.errors import P2pcloopError, UsageError
+from p2pcloop.text import printable
+from p2pcloop.units import BLOCK_SIZE, format_size
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
 from p2pcloopd.guest.escape import HELP
@@ -146,4 +151,28 @@ def _run(
 
         return Plan(start, prefetch=profile, words=AUTOLOGIN if autologin else "", kept=keep)
 
-    return run_session(ref, options, plan).exit_code
+    code = run_session(ref, options, plan).exit_code
+    if started is None and options.overlay is not None and sys.stderr.isatty():
+        _report_changes(ref, options.overlay)
+    return code
+
+
+def _report_changes(ref: str, overlay: Path) -> None:
+    """Tell a user at a terminal what the guest has changed, and what can be done with it."""
+    from p2pcloop.formats.overlay import Overlay  # noqa: PLC0415  the block server has loaded it
+
+    try:
+        info = Overlay.inspect(overlay)
+    except P2pcloopError:  # it was deleted meanwhile
+        return
+    size = format_size(info.data_blocks * BLOCK_SIZE)
+    file = shlex.quote(str(overlay))
+    image = shlex.quote(info.name or ref)
+    lines = [
+        f"p2pcloop: {printable(str(overlay))} holds {size} of changes",
+        f"  boot it again: p2pcloop boot {image} --overlay {file}",
+    ]
+    if info.name:
+        lines.append(f"  pass it on:    p2pcloop publish {file} --name LABEL")
+    for line in lines:
+        notify(line)
