@@ -459,8 +459,9 @@ def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
             f"there was a guest {name} before, and its log is kept",
             hint=f"`p2pcloop rm --guest {name}` forgets it; or choose another name",
         )
-    for path in (folder.log_path, folder.old_log_path, folder.waiting_path):
-        path.unlink(missing_ok=True)  # of one whose process was killed, and that was not kept
+    # Of one whose process was killed, and that was not kept.
+    for path in (folder.record_path, folder.log_path, folder.old_log_path, folder.waiting_path):
+        path.unlink(missing_ok=True)
     return folder, claim
 
 

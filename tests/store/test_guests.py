@@ -218,6 +218,7 @@ def test_what_a_killed_command_left_is_used_again(home: Home) -> None:
     assert list_guests(home) == []
     with OwnGuest(home, None) as first, OwnGuest(home, None) as second:
         assert [first.name, second.name] == ["g1", "g2"]
+        assert list_guests(home) == [], "no earlier guest's record counts as theirs"
         assert not second.folder.log_path.exists()
     assert list(home.guests.iterdir()) == []
 
