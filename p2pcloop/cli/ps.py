@@ -27,6 +27,9 @@ Examples:
 """
 
 _HEAD = ("NAME", "IMAGE", "OVERLAY", "MEMORY", "NETWORK", "FETCHED", "STATE")
+_ENDINGS = {"poweroff": "shut down", "reboot": "shut down"}
+"""Ctrl-Alt-Del makes an image's init reboot: that is how a guest is shut down from outside."""
+
 _USER_ADDRESS = "10.0.2.15"
 
 
@@ -87,7 +90,7 @@ def _fetched(guest: GuestState, status: dict[str, Any] | None) -> int | None:
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:
     version = "" if facts["version"] is None else f" {facts['version']}"
     fetched = facts["fetched"]
-    network = facts["network"] + (f" {facts['address']}" if facts["address"] else "")
+    network = " ".join(filter(None, (facts["network"], facts["address"], *facts["ports"])))
     return (
         facts["name"],
         printable(facts["image"]) + version,
@@ -108,7 +111,8 @@ def _state(facts: dict[str, Any]) -> str:
         case "ended":
             why = f": {printable(facts['error'])}" if facts["error"] else ""
             ago = format_duration(time.time() - facts["ended"])
-            return f"{facts['reason']} ({facts['exit_code']}) {ago} ago{why}"
+            how = _ENDINGS.get(facts["reason"], facts["reason"])
+            return f"{how} ({facts['exit_code']}) {ago} ago{why}"
     up = f"up {format_duration(facts['up'])}"
     if facts["waiting"] is None:
         return up

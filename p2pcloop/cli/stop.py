@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess
+from p2pcloop.client.terminal import notify
+from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 
@@ -37,14 +37,23 @@ def command(names: tuple[str, ...], seconds: int, home: Home, *, as_json: bool) 
     """Shut guests down in order (Ctrl-Alt-Del), one after the other; return when they have ended.
 
     A guest that does not shut down in time is ended at once. What it had flushed to its overlay is
-    durable.
+    durable. If one of them does not run, the others are stopped all the same.
     """
-    with ExitStack() as stack:
-        # All are looked up before the first is ended.
-        guests = [stack.enter_context(GuestProcess(home, name)) for name in names]
-        orderly = {guest.name: guest.stop(seconds) for guest in guests}
+    orderly: dict[str, bool] = {}
+    errors: list[P2pcloopError] = []
+    for name in dict.fromkeys(names):
+        try:
+            with GuestProcess(home, name) as guest:
+                orderly[name] = guest.stop(seconds)
+        except P2pcloopError as err:  # the others are stopped all the same
+            errors.append(err)
     if as_json:
         click.echo(to_json({"guests": [{"name": n, "orderly": o} for n, o in orderly.items()]}))
-        return
-    for name, ended in orderly.items():
-        click.echo(f"{name} {'has shut down' if ended else 'was ended at once'}")
+    else:
+        late = f"did not shut down within {seconds} s: it was ended" if seconds else "was ended"
+        for name, ended in orderly.items():
+            click.echo(f"{name} {'has shut down' if ended else late}")
+    if errors:
+        for other in errors[1:]:
+            notify(f"p2pcloop: {other}")
+        raise errors[0]

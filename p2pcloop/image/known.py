@@ -26,7 +26,7 @@ from pathlib import Path
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, ENTRY, Chunk, ChunkPage
 from p2pcloop.formats.index import IndexHeader
-from p2pcloop.formats.manifest import LayerRef, Manifest, open_manifest
+from p2pcloop.formats.manifest import ID_SIZE, LayerRef, Manifest, open_manifest
 from p2pcloop.formats.seal import Seal, key_check
 from p2pcloop.image.api import Missing
 from p2pcloop.image.content import StoredContent
@@ -271,7 +271,9 @@ class KnownChunks:
 
 def home_manifests(home: Home) -> Iterator[Manifest]:
     """The manifests of a home that can be read, newest first, `MAX_MANIFESTS` at most."""
-    for path in sorted(home.manifests.glob("*"), key=_modified, reverse=True)[:MAX_MANIFESTS]:
+    # Not the marks of versions that were removed (store/removed.py).
+    paths = home.manifests.glob("[0-9a-f]" * (2 * ID_SIZE))
+    for path in sorted(paths, key=_modified, reverse=True)[:MAX_MANIFESTS]:
         try:
             yield open_manifest(path.read_bytes()).manifest
         except (OSError, P2pcloopError) as err:

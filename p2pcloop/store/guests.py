@@ -23,7 +23,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -64,6 +64,7 @@ class GuestRecord:
         process_start: when that process started, as `process_start` tells.
         started: when, in seconds of Unix time.
         kept: whether the record stays when the guest has ended.
+        ports: of the host, which lead into the guest, as `--port` takes them.
         fetch: of an image that arrives: `torrents` (info hashes in hexadecimal), `before` (bytes
             that had come for them when the guest started) and `daemon` (p2pcloopd's process then).
         ended: when, or None while it runs.
@@ -84,6 +85,7 @@ class GuestRecord:
     process_start: int
     started: float
     kept: bool
+    ports: list[str] = field(default_factory=list)
     fetch: dict[str, Any] | None = None
     ended: float | None = None
     reason: str | None = None
@@ -255,7 +257,8 @@ class Claim:
         except OSError as err:
             if err.errno in (errno.EAGAIN, errno.EACCES):
                 raise BusyError(
-                    f"the guest {name} runs", hint=f"`p2pcloop stop {name}` ends it"
+                    f"the guest {name} runs",
+                    hint=f"choose another name, or end it: `p2pcloop stop {name}`",
                 ) from err
             raise
 
@@ -490,7 +493,7 @@ def _decode(data: bytes, name: str) -> GuestRecord:
         value = json.loads(data)
         if not isinstance(value, dict) or value.pop("format", None) != _FORMAT:
             raise FormatError("it is of another format")
-        known = {field.name for field in fields(GuestRecord)}
+        known = {each.name for each in fields(GuestRecord)}
         record = GuestRecord(**{key: each for key, each in value.items() if key in known})
         _check_types(record)
     except (FormatError, TypeError, ValueError, RecursionError) as err:
@@ -507,12 +510,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "float": (int, float),
     "bool": bool,
     "dict[str, Any]": dict,
+    "list[str]": list,
 }
 
 
 def _check_types(record: GuestRecord) -> None:
-    for field in fields(record):
-        kind, *none = str(field.type).split(" | ")
-        value = getattr(record, field.name)
+    for each in fields(record):
+        kind, *none = str(each.type).split(" | ")
+        value = getattr(record, each.name)
         if not (isinstance(value, _TYPES[kind]) or (value is None and none)):
-            raise FormatError(f"its {field.name} is {value!r}")
+            raise FormatError(f"its {each.name} is {value!r}")

@@ -111,21 +111,34 @@ def test_attach_ends_with_the_guest(node: Node, cloop: Path) -> None:
     assert "logs" in said
 
 
-def test_piped_input_is_typed_and_then_the_guest_is_left(node: Node, cloop: Path) -> None:
-    name = boot(node, cloop)
-    with Attached(node, name) as terminal:
-        terminal.leave()
-    typed = subprocess.run(
-        node.command("attach", name),
-        input=b"echo $((6 * 7))\n",
-        check=False,
-        env=node.environment,
-        capture_output=True,
-        timeout=BOUND,
-    )
-    assert typed.returncode == 0, typed
-    assert b"42" in typed.stdout
+def test_piped_input_is_held_until_the_prompt_and_then_the_guest_is_left(
+    node: Node, cloop: Path
+) -> None:
+    name = boot(node, cloop)  # its kernel has just begun
+    words = node.command("attach", name)
+    for _ in range(2):  # then with a prompt that stands there already
+        typed = subprocess.run(
+            words,
+            input=b"echo $((6 * 7))\ncat\nread by cat\n",
+            check=False,
+            env=node.environment,
+            capture_output=True,
+            timeout=BOUND,
+        )
+        assert typed.returncode == 0, typed
+        lines = typed.stdout.replace(b"\r", b"").split(b"\n")
+        assert b"42" in lines, typed
+        assert lines.count(b"read by cat") == 2, typed  # the echo, and cat's own
     assert find_guest(node.home, name).state == "running"
+
+
+def test_one_that_does_not_run_keeps_no_other_from_being_stopped(node: Node, cloop: Path) -> None:
+    first, second = boot(node, cloop), boot(node, cloop)
+    node.run("stop", first)
+    done = node.run("stop", "none", first, second, code=NotHereError.exit_code)
+    assert f"{second} has shut down" in done.out
+    assert "there is no guest none" in done.err
+    assert f"the guest {first} does not run" in done.err
 
 
 def test_logs_follow_a_guest_to_its_end(node: Node, cloop: Path) -> None:
@@ -161,7 +174,7 @@ def test_one_overlay_is_of_one_guest_which_is_named(
     node.run("rm", "--guest", "first", code=BusyError.exit_code)
     assert [guest["name"] for guest in node.json("ps", "--all")["guests"]] == ["first"]
     node.run("attach", "first")  # its output is read until it is up
-    assert "was ended at once" in node.run("stop", "first", "--time", "0").out
+    assert "first was ended" in node.run("stop", "first", "--time", "0").out
     assert find_guest(node.home, "first").record.reason == "killed"
     said = boot(node, cloop, "--name", "first", code=UsageError.exit_code)
     assert "rm --guest first" in said
@@ -198,7 +211,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(
     with Attached(node, name) as terminal:
         assert not terminal.echoes()
         terminal.process.send_signal(number)
-        assert terminal.wait(BOUND) == 130
+        assert terminal.wait(BOUND) == 128 + number
         assert terminal.echoes()
     assert find_guest(node.home, name).state == "running"
 
@@ -221,6 +234,9 @@ def test_attach_ends_with_its_output(node: Node, cloop: Path) -> None:
     os.close(read_end)
     with node.started("attach", name, stdin=subprocess.PIPE, stdout=write_end) as attached:
         os.close(write_end)
+        assert attached.stdin is not None
+        attached.stdin.write("echo what no one reads\n")
+        attached.stdin.flush()
         assert attached.wait(BOUND) == 0
     assert find_guest(node.home, name).state == "running"
 

@@ -34,6 +34,7 @@ STAND_IN = socket.inet_aton("192.0.0.8")
 )
 def test_parse(text: str, port: ForwardedPort) -> None:
     assert parse_port(text) == port
+    assert parse_port(port.option) == port
     assert port.is_open_to_others is text.startswith("0")
 
 
@@ -65,6 +66,13 @@ def test_a_port_in_use_is_refused_and_the_others_are_closed_again(protocol: str)
     assert "--port" in str(caught.value.hint)
     with bound_ports([free]):
         pass
+
+
+def test_a_port_that_is_given_twice_is_refused() -> None:
+    ports = [parse_port("2222:22"), parse_port("2222:80/udp"), parse_port("127.0.0.1:2222:23")]
+    with pytest.raises(UsageError, match=r"port 127\.0\.0\.1:2222/tcp is given twice"):
+        with bound_ports(ports):
+            pass
 
 
 def test_an_address_of_another_machine_is_refused() -> None:

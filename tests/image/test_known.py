@@ -22,6 +22,7 @@ from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
 from p2pcloop.store.lease import leased
+from p2pcloop.store.removed import mark_removed
 from tests.support.chains import pack_chains
 from tests.support.images import PIECE, StoredLayer
 from tests.support.shared_layers import BLOCK, SECRET, Peers, SharedLayer, block_of, manifest_of
@@ -211,11 +212,21 @@ def test_a_damaged_manifest_is_told_and_passed_over(
     old = SharedLayer(home.torrents, 0, {0: 1}, size=8)
     keep(home, manifest_of([old]))
     (home.manifests / ("00" * 32)).write_bytes(b"damaged")
-    (home.manifests / "folder").mkdir()
+    (home.manifests / ("01" * 32)).mkdir()
     with caplog.at_level(logging.WARNING):
         (manifest,) = home_manifests(home)
     assert manifest.layers == (old.ref,)
     assert "00000000 is passed over" in caplog.text
+    assert "01010101 is passed over" in caplog.text
+
+
+def test_the_mark_of_a_version_that_was_removed_is_no_damaged_manifest(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    mark_removed(home, [bytes(32)])
+    with caplog.at_level(logging.WARNING):
+        assert list(home_manifests(home)) == []
+    assert caplog.text == ""
 
 
 @settings(max_examples=40, deadline=None)

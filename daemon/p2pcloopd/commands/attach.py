@@ -24,6 +24,7 @@ Every key goes to the guest, but for Ctrl-], the escape:
 Ctrl-] d       leave the guest, which runs on
 Ctrl-] s       shut the guest down in order; again: end it
 Ctrl-] K       end it at once, as pulling the plug does
+Ctrl-] i       type what is held back until the guest shows a prompt
 Ctrl-] Ctrl-]  send Ctrl-] to the guest
 Ctrl-] ?       list these keys
 
@@ -38,7 +39,9 @@ attached or resized last.
 def command(name: str, home: Home) -> None:
     """Connect this terminal to the console of the guest NAME, which runs on when you leave it.
 
-    Ends when the guest ends, with the exit code of its boot, or when the input ends.
+    Ends when the guest ends, with the exit code of its boot. Input is held until the guest shows a
+    prompt, as that of `boot`; a pipe is typed line by line, one at each prompt, and when it has
+    ended and the guest waits at its prompt, the guest is left.
     """
     with GuestProcess(home, name) as guest:
         folder = GuestFolder(home, name)
@@ -48,10 +51,10 @@ def command(name: str, home: Home) -> None:
                 hint="`p2pcloop ps` shows it; try again in a moment",
             )
         attaching = importlib.import_module("p2pcloopd.guest.attaching")
-        ending = attaching.attach(folder, guest)
+        ending, number = attaching.attach(folder, guest)
         if ending == "ended":
             guest.wait()
             notify(f"p2pcloop: the guest {name} has ended")
             raise click.exceptions.Exit(guest.exit_code())
         notify(f"p2pcloop: left the guest {name}, which runs on")
-        raise click.exceptions.Exit(130 if ending == "signal" else 0)
+        raise click.exceptions.Exit(128 + number if ending == "signal" else 0)

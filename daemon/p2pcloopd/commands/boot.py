@@ -36,7 +36,7 @@ Examples:
   p2pcloop boot debian.cloop
   p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
-  p2pcloop boot @key/debian --net user --port 2222:22     # then: ssh -p 2222 root@localhost
+  p2pcloop boot @key/web --net user --port 8080:80        # then: curl localhost:8080
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b

@@ -166,6 +166,7 @@ def _record_facts(ref: str, target: ImageFile | StoredRef, options: GuestOptions
         "overlay": None if options.overlay is None else str(options.overlay.absolute()),
         "memory": options.mem,
         "network": options.net,
+        "ports": [port.option for port in options.ports],
     }
 
 

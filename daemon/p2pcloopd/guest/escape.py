@@ -26,6 +26,7 @@ ATTACHED: dict[int, Command] = {
     ord("d"): "leave",
     ord("s"): "shutdown",
     ord("K"): "kill",
+    ord("i"): "send",
     ord("?"): "help",
 }
 """The keys behind the escape at the terminal of `attach`."""
@@ -47,6 +48,7 @@ ATTACHED_HELP = """\
 Ctrl-] d       leave the guest, which runs on
 Ctrl-] s       shut the guest down in order; again: end it
 Ctrl-] K       end it at once, as pulling the plug does
+Ctrl-] i       type what is held back until the guest shows a prompt
 Ctrl-] Ctrl-]  send Ctrl-] to the guest
 Ctrl-] ?       this help"""
 

@@ -50,6 +50,11 @@ class ForwardedPort:
         """Whether other machines may reach it."""
         return not self.address.startswith("127.")
 
+    @property
+    def option(self) -> str:
+        """The port as `--port` takes it."""
+        return f"{self.address}:{self.port}:{self.guest_port}/{self.protocol}"
+
     def __str__(self) -> str:
         return f"{self.address}:{self.port}/{self.protocol}"
 
@@ -101,6 +106,10 @@ def bound_ports(ports: Iterable[ForwardedPort]) -> Iterator[tuple[BoundPort, ...
             than `MOST`.
     """
     wanted = tuple(ports)
+    places = list(map(str, wanted))
+    for place in places:
+        if places.count(place) > 1:
+            raise UsageError(f"port {place} is given twice", hint="it can lead to one port only")
     if len(wanted) > MOST:
         raise UsageError(f"a guest can have at most {MOST} forwarded ports")
     with ExitStack() as stack:

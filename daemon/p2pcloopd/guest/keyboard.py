@@ -14,13 +14,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
 
 import trio
 
-from p2pcloopd.guest.console import CHUNK, Pty, ready
-from p2pcloopd.guest.escape import Command, EscapeFilter
+from p2pcloopd.guest.console import CHUNK, ready
+from p2pcloopd.guest.escape import BOOT, Command, EscapeFilter
 from p2pcloopd.guest.prompts import QUIET_SECONDS, Prompt, PromptWatch
 
 END_SECONDS = 2.0
@@ -39,21 +39,35 @@ _SIGNALS = re.compile(rb"[\x03\x1a\x1c]")
 """Ctrl-C, Ctrl-Z and Ctrl-backslash: they act when they are pressed, whatever was typed before."""
 
 
+class Typed(Protocol):
+    """What input is typed on: a `Pty`, or another process's."""
+
+    async def send(self, data: bytes) -> None:
+        """Type `data`; waits while the guest does not read."""
+
+
 class Keyboard:
     """The input of a guest. After a reboot, what is left of it is typed on."""
 
-    def __init__(self, fd: int, *, on_command: Callable[[Command], None] | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        on_command: Callable[[Command], None] | None = None,
+        commands: Mapping[int, Command] = BOOT,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             fd: the descriptor of the input.
             on_command: called with the escape's commands; None where `fd` is no terminal of ours,
                 and every byte is the guest's.
+            commands: the keys behind the escape.
         """
         self._is_script = not os.isatty(fd) and on_command is None
         self._fd = fd
         self._on_command = on_command
-        self._escape = EscapeFilter()
+        self._escape = EscapeFilter(commands)
         self._ended = False
         self._held = bytearray()
         self._urgent = bytearray()
@@ -78,12 +92,15 @@ class Keyboard:
         self._ended = True
         self._report()
 
-    async def type_on(self, pty: Pty, watch: PromptWatch) -> None:
-        """Type on the keyboard of a guest that has just started.
+    async def type_on(self, pty: Typed, watch: PromptWatch, *, held: bool = True) -> None:
+        """Type on the keyboard of a guest.
+
+        Args:
+            held: whether the keys of a terminal are held until a prompt stands.
 
         Returns when the input has ended and the guest waits at its prompt.
         """
-        self._gate = "closed"
+        self._gate = "closed" if held or self._is_script else "open"
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_prompts, watch)
             typed = await self._type_all(pty, watch)
@@ -137,7 +154,7 @@ class Keyboard:
             self._prompt = prompt
             return is_prompt
 
-    async def _type_all(self, pty: Pty, watch: PromptWatch) -> bool:
+    async def _type_all(self, pty: Typed, watch: PromptWatch) -> bool:
         """Type until the end of the input; tell whether there was any."""
         typed = False
         while self._held or not self._ended:
@@ -188,7 +205,7 @@ class Keyboard:
                 return b""
 
 
-async def _wait_until_done(pty: Pty, watch: PromptWatch) -> None:
+async def _wait_until_done(pty: Typed, watch: PromptWatch) -> None:
     """Return when the guest waits at its prompt, all of its input behind it."""
     told = False
     while True:

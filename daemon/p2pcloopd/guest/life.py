@@ -20,6 +20,7 @@ from p2pcloop.formats.packing import Fields
 from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.control_server import Call, open_listener, serve_control
 from p2pcloopd.guest.messages import say
+from p2pcloopd.guest.prompts import PromptWatch
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.screen import Log, Recent
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
@@ -70,6 +71,7 @@ async def run_reachable(
 
         async with trio.open_nursery() as nursery:
             guest: RunningGuest = await nursery.start(live)
+            nursery.start_soon(output.wait_for_prompt)
             await nursery.start(serve_control, listener, partial(_perform, guest, recent))
             on_start()
     return results[0]
@@ -82,10 +84,17 @@ class Output:
         self._log = log
         self._recent = recent
         self._lost = 0
+        self._watch = PromptWatch()
+
+    async def wait_for_prompt(self) -> None:
+        """Note when the guest has shown its first prompt."""
+        await self._watch.wait()
+        self._recent.prompted = True
 
     def take(self, data: bytes) -> None:
         """Take what was printed next. A full disk must not end the guest: the log has a gap."""
         self._recent.take(data)
+        self._watch.take(data)
         gap = f"\n[{self._lost} bytes are lost: the disk was full]\n".encode()
         try:
             self._log.write(gap + data if self._lost else data)
@@ -102,7 +111,7 @@ async def _perform(guest: RunningGuest, recent: Recent, call: Call) -> dict[str,
     match call.op:
         case "console_position":
             fields.end()
-            return {"position": recent.position}
+            return {"position": recent.position, "prompted": recent.prompted}
         case "console_output":
             after = fields.integer("after", -1, _MAX_POSITION)
             fields.end()

@@ -25,10 +25,12 @@ class Recent:
 
     Attributes:
         position: the number of bytes printed so far.
+        prompted: whether a prompt has stood there.
     """
 
     def __init__(self) -> None:
         self.position = 0
+        self.prompted = False
         self._kept = bytearray()
         self._changed = trio.Event()
 
