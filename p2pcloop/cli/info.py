@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import at_option, file_options, home_option, json_option
-from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.refs import resolve_ref
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.filesystem import (

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
-from p2pcloop.client.refs import StoredRef, report_waiting, resolve_stored
+from p2pcloop.client.refs import report_waiting, resolve_stored
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import MismatchError, P2pcloopError
 from p2pcloop.formats.lineage import check_previous
 from p2pcloop.formats.manifest import ManifestRef, SignedManifest, open_manifest

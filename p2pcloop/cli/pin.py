@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
-from p2pcloop.client.refs import StoredRef, resolve_stored
+from p2pcloop.client.refs import resolve_stored
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
 from p2pcloop.text import to_json

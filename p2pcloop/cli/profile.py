@@ -15,7 +15,8 @@ from p2pcloop.cli.options import home_option, json_option, key_option, public_op
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, read_profile
 from p2pcloop.client.publisher import Content, Publisher, signing_key
-from p2pcloop.client.refs import StoredRef, resolve_ref, words_of_the_user
+from p2pcloop.client.refs import resolve_ref, words_of_the_user
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
 from p2pcloop.formats.profile import sign_profile, unpack_touches

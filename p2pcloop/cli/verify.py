@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
-from p2pcloop.client.refs import StoredRef, report_waiting, resolve_ref
+from p2pcloop.client.refs import report_waiting, resolve_ref
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from p2pcloop.client.publisher import Content, Publisher
-from p2pcloop.client.refs import StoredRef
 from p2pcloop.client.stored import Opened, open_stored
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.chunk_table import Chunk

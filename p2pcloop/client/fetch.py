@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from p2pcloop.client.refs import StoredRef, report_waiting
+from p2pcloop.client.refs import report_waiting
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from p2pcloop.client.delta import check_runs
 from p2pcloop.client.profiles import Subject
 from p2pcloop.client.publisher import Content, Publisher, newest_of, reference
-from p2pcloop.client.refs import StoredRef
 from p2pcloop.client.seed import seed_content
 from p2pcloop.client.stored import Opened, open_stored
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, progress_bar
 from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.index import open_index

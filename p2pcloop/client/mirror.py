@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 
 from p2pcloop.client.fetch import fetch_all
-from p2pcloop.client.refs import StoredRef, report_waiting
+from p2pcloop.client.refs import report_waiting
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, progress_bar
 from p2pcloop.errors import (
     CorruptError,

@@ -10,9 +10,10 @@ from typing import Any
 from p2pcloop.client.delta import Maker
 from p2pcloop.client.files_overlay import joined_boot, open_files_target
 from p2pcloop.client.publisher import Publisher, reference
-from p2pcloop.client.refs import StoredRef, made_on, resolve_stored
+from p2pcloop.client.refs import made_on, resolve_stored
 from p2pcloop.client.seed import seed_image
 from p2pcloop.client.stored import Opened, open_stored
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.boot import BootParameters

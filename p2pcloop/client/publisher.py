@@ -12,7 +12,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.client.control_client import ControlClient
-from p2pcloop.client.refs import StoredRef, words_of_the_user
+from p2pcloop.client.refs import words_of_the_user
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import ask_passphrase, notify
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.boot import BootParameters

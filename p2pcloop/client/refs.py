@@ -17,13 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.invocation import FileChoice
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import clean_pasted, is_link, parse_link
@@ -33,58 +33,13 @@ from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
 
 if TYPE_CHECKING:
-    from p2pcloop.formats.manifest import Manifest, SignedManifest
+    from p2pcloop.formats.manifest import Manifest
     from p2pcloop.making.image_file import ImageFile
 
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
 _FORMS_HINT = "a name is written @key/label, a link magnet:?…"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _IN_DIRECTORY = re.compile(r"/@[^/]*/[^/]*$")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRef:
-    """An image that p2pcloopd knows, with the connection over which it was asked."""
-
-    signed: SignedManifest
-    name: str
-    link: str
-    client: ControlClient
-
-    @property
-    def secret(self) -> bytes | None:
-        """The secret of a private image, from the link."""
-        return parse_link(self.link).secret
-
-    def check_secret(self) -> None:
-        """Compare the link's secret with the manifest.
-
-        Raises:
-            UsageError: the image is private, and the link has no secret.
-            MismatchError: it is another image's secret.
-        """
-        from p2pcloop.formats.seal import check_secret  # noqa: PLC0415  see above
-
-        check_secret(self.signed.manifest.key_check, self.secret)
-
-    @property
-    def stored(self) -> int:
-        """Bytes of all its layers, indexes included."""
-        layers = self.signed.manifest.all_layers
-        return sum(layer.index_length + layer.pack_length for layer in layers)
-
-    def here(self) -> int:
-        """Ask how many bytes of its layers are here, in whatever form."""
-        return sum(each["have_bytes"] + each["provisional_bytes"] for each in self._torrents())
-
-    def verified(self) -> int:
-        """Ask how many bytes of its layers are here in whole pieces."""
-        return sum(each["have_bytes"] for each in self._torrents())
-
-    def _torrents(self) -> list[dict[str, Any]]:
-        wanted = {layer.torrent for layer in self.signed.manifest.all_layers}
-        torrents = self.client.call("status")["torrents"]
-        return [each for each in torrents if each["info_hash"] in wanted]
 
 
 def resolve_ref(

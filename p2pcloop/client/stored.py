@@ -10,7 +10,8 @@ from typing import Any
 from p2pcloop.client.control_client import ControlClient, OnEvent
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.invocation import running_command
-from p2pcloop.client.refs import StoredRef, report_waiting
+from p2pcloop.client.refs import report_waiting
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage

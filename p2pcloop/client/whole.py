@@ -13,7 +13,7 @@ from typing import Any
 
 from p2pcloop.client.control_client import ControlClient, OnEvent
 from p2pcloop.client.daemon import ensure_daemon
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.manifest import SignedManifest

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from p2pcloop.client import stored
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.store.home import Home
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.client import refs
+from p2pcloop.client import refs, stored_ref
 from p2pcloop.client.whole import LateClient, find_whole
 from p2pcloop.formats.link import Link
 from p2pcloop.formats.manifest import LayerRef, Manifest, SignedManifest, open_manifest
@@ -158,7 +158,7 @@ def test_a_late_ref_is_found_without_p2pcloopd(
 
     monkeypatch.setattr(refs, "ensure_daemon", ensure)
     found = refs.resolve_ref(str(link_to(signed)), home, late=True)
-    assert isinstance(found, refs.StoredRef)
+    assert isinstance(found, stored_ref.StoredRef)
     assert not asked
     assert "once the guest is up" in capsys.readouterr().err
     with pytest.raises(StartsError):

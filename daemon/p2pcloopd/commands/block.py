@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import at_option, file_options, home_option, json_option
-from p2pcloop.client.refs import StoredRef, resolve_ref
+from p2pcloop.client.refs import resolve_ref
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home

@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.traffic import received_by
 from p2pcloop.client.whole import LateClient
 from p2pcloop.errors import BusyError, P2pcloopError, StorageError

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
-from p2pcloop.client.refs import StoredRef, made_on, resolve_ref
+from p2pcloop.client.refs import made_on, resolve_ref
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import MismatchError
 from p2pcloop.formats.overlay import Overlay

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,

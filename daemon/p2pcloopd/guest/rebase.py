@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
 from p2pcloop.image.api import never_missing

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from p2pcloop.client.refs import StoredRef
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.rebase import MAX_ANSWER
