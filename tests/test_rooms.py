@@ -25,7 +25,7 @@ DAEMON = ROOT / "daemon" / "p2pcloopd"
 MODULES = sorted(LIBRARY.rglob("*.py")) + sorted(DAEMON.rglob("*.py"))
 
 BELOW = {
-    "formats": {"errors", "text", "units", "formats", "parallel"},
+    "formats": {"errors", "text", "units", "shared_library", "formats", "parallel"},
     "store": {"errors", "text", "units", "formats", "store"},
     "protocol": {"errors", "text", "units", "formats", "protocol", "image.api"},
     "image": {"errors", "text", "units", "formats", "parallel", "store", "image"},

@@ -19,7 +19,8 @@ import struct
 from functools import cache
 from typing import Final
 
-from p2pcloop.errors import FormatError, NeedsPackageError
+from p2pcloop.errors import FormatError
+from p2pcloop.shared_library import load_library
 
 MAX_CHAIN_SIZE: Final = 16 << 20
 """Bytes of content of a chain: a decoder keeps as many, and who jumps to its end decodes them."""
@@ -243,12 +244,11 @@ class _Stream(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError as err:
-        raise NeedsPackageError(
-            "to pack a hot layer needs the library liblzma", hint="apt install liblzma5"
-        ) from err
+    library = load_library(
+        _LIBRARY,
+        "to pack a hot layer needs the library liblzma",
+        "apt install liblzma5",
+    )
     pointer = ctypes.c_void_p
     library.lzma_lzma_preset.argtypes = (pointer, ctypes.c_uint32)
     library.lzma_raw_encoder.argtypes = (pointer, pointer)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-from p2pcloop.errors import FormatError, NeedsPackageError
+from p2pcloop.errors import FormatError
+from p2pcloop.shared_library import load_library
 
 _LIBRARY = "liblzo2.so.2"
 _WORK_SIZE = 14 * 16384 * ctypes.sizeof(ctypes.c_short)
@@ -57,12 +58,11 @@ def _bound(size: int) -> int:
 
 @cache
 def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError as err:
-        raise NeedsPackageError(
-            "blocks compressed with LZO need the library liblzo2", hint="apt install liblzo2-2"
-        ) from err
+    library = load_library(
+        _LIBRARY,
+        "blocks compressed with LZO need the library liblzo2",
+        "apt install liblzo2-2",
+    )
     lengths = ctypes.POINTER(ctypes.c_size_t)
     for function in (library.lzo1x_decompress_safe, library.lzo1x_999_compress):
         function.argtypes = [

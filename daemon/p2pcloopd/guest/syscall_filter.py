@@ -19,7 +19,8 @@ import os
 import socket
 from functools import cache
 
-from p2pcloop.errors import GuestError, NeedsPackageError
+from p2pcloop.errors import GuestError
+from p2pcloop.shared_library import load_library
 
 _LIBRARY = "libseccomp.so.2"
 
@@ -135,13 +136,11 @@ def _check(code: int) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError as err:
-        raise NeedsPackageError(
-            "the sandbox round a guest needs the library libseccomp",
-            hint="apt-get install libseccomp2",
-        ) from err
+    library = load_library(
+        _LIBRARY,
+        "the sandbox round a guest needs the library libseccomp",
+        "apt-get install libseccomp2",
+    )
     unsigned, pointer = ctypes.c_uint32, ctypes.c_void_p
     library.seccomp_init.argtypes, library.seccomp_init.restype = [unsigned], pointer
     library.seccomp_release.argtypes, library.seccomp_release.restype = [pointer], None
