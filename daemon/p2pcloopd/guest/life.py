@@ -94,10 +94,11 @@ class Output:
     def take(self, data: bytes) -> None:
         """Take what was printed next. A full disk must not end the guest: the log has a gap."""
         self._recent.take(data)
-        self._watch.take(data)
-        gap = f"\n[{self._lost} bytes are lost: the disk was full]\n".encode()
+        if not self._recent.prompted:  # later output says nothing new
+            self._watch.take(data)
+        gap = f"\n[{self._lost} bytes are lost: the disk was full]\n" if self._lost else ""
         try:
-            self._log.write(gap + data if self._lost else data)
+            self._log.write(gap.encode() + data)
         except OSError as err:
             if not self._lost:
                 say(f"goes on without its log, which cannot be written: {err.strerror}")
