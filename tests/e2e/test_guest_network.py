@@ -219,20 +219,16 @@ def test_a_port_needs_a_network(node: Node, image: Path) -> None:
     assert "hint: add `--net user`" in said
 
 
+def run_words(image: Path, overlay: Path, kernel: Path) -> list[str | Path]:
+    """The words of `run` with an overlay, up to its command."""
+    return ["run", image, "--overlay", overlay, "--kernel", kernel, "--mem", "64M"]
+
+
 def test_the_name_server_is_there_for_this_boot_alone(
     node: Node, image: Path, kernel: Path, tmp_path: Path
 ) -> None:
     overlay = tmp_path / "mine.delta"
-    words: list[str | Path] = [
-        "run",
-        image,
-        "--overlay",
-        overlay,
-        "--kernel",
-        kernel,
-        "--mem",
-        "64M",
-    ]
+    words = run_words(image, overlay, kernel)
     shown = ["--", "sh", "-c", "wc -c </etc/resolv.conf; cat /etc/resolv.conf"]
     assert node.run(*words, "--net", "user", *shown).out == "20\nnameserver 10.0.2.3\n"
     # It was mounted: the overlay has an empty file, which is the same as none.
@@ -246,16 +242,7 @@ def test_a_link_into_run_leads_to_the_name_server(
     shutil.copyfile(image, linked)
     link = "symlink /etc/resolv.conf ../run/systemd/resolve/stub-resolv.conf"
     tool("debugfs", "-w", "-R", link, linked)
-    words: list[str | Path] = [
-        "run",
-        linked,
-        "--overlay",
-        overlay,
-        "--kernel",
-        kernel,
-        "--mem",
-        "64M",
-    ]
+    words = run_words(linked, overlay, kernel)
     shown = ["--", "sh", "-c", "cat /etc/resolv.conf; ls /run; readlink /etc/resolv.conf"]
     target = "../run/systemd/resolve/stub-resolv.conf\n"
     said = node.run(*words, "--net", "user", *shown).out

@@ -51,10 +51,10 @@ def command(name: str, home: Home) -> None:
                 hint="`p2pcloop ps` shows it; try again in a moment",
             )
         attaching = importlib.import_module("p2pcloopd.guest.attaching")
-        ending, number = attaching.attach(folder, guest)
-        if ending == "ended":
+        ended, number = attaching.attach(folder, guest)
+        if ended:
             guest.wait()
             notify(f"p2pcloop: the guest {name} has ended")
             raise click.exceptions.Exit(guest.exit_code())
         notify(f"p2pcloop: left the guest {name}, which runs on")
-        raise click.exceptions.Exit(128 + number if ending == "signal" else 0)
+        raise click.exceptions.Exit(128 + number if number else 0)

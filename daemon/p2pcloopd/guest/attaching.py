@@ -6,7 +6,6 @@ import signal
 import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
-from typing import Literal
 
 import trio
 
@@ -28,16 +27,13 @@ _SIGNALS = (
     *(signal.SIGWINCH, signal.SIGCONT),
 )
 
-Ending = Literal["ended", "left", "signal"]
-"""Why a terminal is not attached any more: the guest has ended or is about to; the user left it, or
-input or output has ended; a signal asked for it."""
 
-
-def attach(folder: GuestFolder, process: GuestProcess) -> tuple[Ending, int]:
+def attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
     """Connect this process's terminal, or its input and output, to a guest's console.
 
     Returns:
-        Why it ended, and the number of the signal that asked for it, or 0.
+        Whether the guest has ended, or is about to; else the user left it, or input or output has
+        ended. And the number of the signal that asked this process to end, or 0.
 
     Raises:
         DaemonError: the guest cannot be reached.
@@ -45,7 +41,7 @@ def attach(folder: GuestFolder, process: GuestProcess) -> tuple[Ending, int]:
     return run(lambda: _attach(folder, process))
 
 
-async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[Ending, int]:
+async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
     client = ControlClient(folder.socket_path)
     is_terminal = is_our_terminal(_STDIN)
     with plain_errors(), ExitStack() as stack:
@@ -67,14 +63,15 @@ async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[Ending, i
             nursery.start_soon(terminal.type_input)
             await terminal.show_output(earlier=is_terminal)
             nursery.cancel_scope.cancel()
-    return terminal.ending, terminal.signal
+    return terminal.ended, terminal.signal
 
 
 class _Attached:
     """A terminal, or an input and an output, that a guest's console is shown at.
 
     Attributes:
-        ending: why it is not attached any more.
+        ended: whether the guest has ended, or is about to.
+        signal: the number of the signal that asked this process to end, or 0.
         set_up: gives the terminal the settings again that a shell has changed.
         keyboard: reads the input, which is held until the guest shows a prompt, as that of `boot`.
     """
@@ -92,7 +89,7 @@ class _Attached:
         self._process = process
         self._sink = sink
         self._scope = scope
-        self.ending: Ending = "left"
+        self.ended = False
         self.signal = 0
         self.set_up: Callable[[], None] = lambda: None
         self._watch = PromptWatch()
@@ -111,7 +108,7 @@ class _Attached:
             try:
                 answer = await self._client.call("console_output", after=position)
             except ConnectionLostError:
-                self.ending = "ended"
+                self.ended = True
                 return
             self._watch.take(answer["data"])
             if shown:
@@ -122,7 +119,6 @@ class _Attached:
         """Follow the terminal's size, and leave the guest when this process is to end."""
         async for number in signals:
             if number not in (signal.SIGWINCH, signal.SIGCONT):
-                self.ending = "signal"
                 self.signal = number
                 self._scope.cancel()
                 return
