@@ -31,6 +31,12 @@ def boot(node: Node, ref: str | Path, *options: str | Path, code: int = 0) -> st
     return done.err if code else done.out.strip()
 
 
+def wait_until_up(node: Node, name: str) -> None:
+    """Return once a guest has shown its prompt: a guest that has just begun cannot shut down in
+    order, and is ended at once."""
+    node.run("attach", name)  # its input ends at once, and it leaves the guest at a prompt
+
+
 class Attached(OnTerminal):
     """`p2pcloop attach`, at a guest's shell."""
 
@@ -134,6 +140,7 @@ def test_piped_input_is_held_until_the_prompt_and_then_the_guest_is_left(
 
 def test_one_that_does_not_run_keeps_no_other_from_being_stopped(node: Node, cloop: Path) -> None:
     first, second = boot(node, cloop), boot(node, cloop)
+    wait_until_up(node, second)
     node.run("stop", first)
     done = node.run("stop", "none", first, second, code=NotHereError.exit_code)
     assert f"{second} has shut down" in done.out
@@ -143,6 +150,7 @@ def test_one_that_does_not_run_keeps_no_other_from_being_stopped(node: Node, clo
 
 def test_logs_follow_a_guest_to_its_end(node: Node, cloop: Path) -> None:
     name = boot(node, cloop)
+    wait_until_up(node, name)
     with node.started("logs", name, "--follow") as follower:
         node.run("stop", name)
         out, err = follower.communicate(timeout=BOUND)
@@ -173,7 +181,7 @@ def test_one_overlay_is_of_one_guest_which_is_named(
     assert "the guest first runs" in said
     node.run("rm", "--guest", "first", code=BusyError.exit_code)
     assert [guest["name"] for guest in node.json("ps", "--all")["guests"]] == ["first"]
-    node.run("attach", "first")  # its output is read until it is up
+    wait_until_up(node, "first")
     assert "first was ended" in node.run("stop", "first", "--time", "0").out
     assert find_guest(node.home, "first").record.reason == "killed"
     said = boot(node, cloop, "--name", "first", code=UsageError.exit_code)
