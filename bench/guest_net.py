@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
 from bench.links.network import Host, fast_pair, why_not
 from bench.processes import Argument, run, serving
-from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
+from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, unpacked_kernel
 from tools.tiny_image import build_tiny_image
 
 BYTES = 200_000_000

@@ -12,10 +12,10 @@ from bench.harness import Bench, BenchError
 from bench.processes import Argument, run, tail
 from p2pcloop.formats import newc
 from p2pcloop.protocol import virtio_blk
-from p2pcloopd.guest import xsave
-from p2pcloopd.guest.initramfs import build_initramfs
-from p2pcloopd.guest.kernel import Kernel, find_kernel, load_modules
-from p2pcloopd.guest.kernel_words import kernel_words
+from p2pcloopd.guest.system import xsave
+from p2pcloopd.guest.system.initramfs import build_initramfs
+from p2pcloopd.guest.system.kernel import Kernel, find_kernel, load_modules
+from p2pcloopd.guest.system.kernel_words import kernel_words
 from tools.console import Console, ConsoleError
 
 LOGIN = "login:"

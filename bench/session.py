@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bench.guests import pinned_cpu
 from bench.harness import Bench, BenchError
-from p2pcloopd.guest.kernel import find_kernel
+from p2pcloopd.guest.system.kernel import find_kernel
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 RESULTS = CHECKOUT / "build/bench"

@@ -19,8 +19,8 @@ from bench.guests import LIMIT, LOGIN
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
 from bench.processes import Argument, fresh_node, node, run, seeding, tail
 from p2pcloop.store.home import Home
-from p2pcloopd.guest.initramfs import START_MARK
-from p2pcloopd.guest.kernel import find_kernel
+from p2pcloopd.guest.system.initramfs import START_MARK
+from p2pcloopd.guest.system.kernel import find_kernel
 from tools.console import Console, ConsoleError
 
 _MOUNTED = rf"EXT4-fs \(vda\): mounted|{re.escape(START_MARK)}"

@@ -20,8 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from p2pcloop.errors import NeedsPackageError, P2pcloopError
-from p2pcloopd.guest.kernel import Kernel, find_kernel, load_modules, unpacked_kernel
-from p2pcloopd.guest.kernel_words import FIRST_WITH_SECCOMP
+from p2pcloopd.guest.system.kernel import Kernel, find_kernel, load_modules, unpacked_kernel
+from p2pcloopd.guest.system.kernel_words import FIRST_WITH_SECCOMP
 from p2pcloopd.programs import find_program
 from tools.debian_suite import AptError, debian_mirror, packages
 

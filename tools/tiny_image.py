@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from p2pcloopd.guest.kernel import find_busybox
+from p2pcloopd.guest.system.kernel import find_busybox
 from p2pcloopd.programs import find_program
 
 DEFAULT_SIZE = 16 << 20

@@ -66,8 +66,9 @@ def _start(size: int) -> int:
 
 
 def _settled(overlay: Path, home: Home) -> Path:
-    # A guest replays the journal, and this library knows no guests: p2pcloopd/guest/settle.py.
-    command = [sys.executable, "-P", "-m", "p2pcloopd.guest.settle"]
+    # A guest replays the journal, and this library knows no guests:
+    # p2pcloopd/guest/unseen/settle.py.
+    command = [sys.executable, "-P", "-m", "p2pcloopd.guest.unseen.settle"]
     command += [str(home.root), str(overlay.absolute())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -1,7 +1,8 @@
 """Moving a files overlay to another version of its image: the conflicts of its files.
 
-A guest reads the file systems (p2pcloopd/guest/comparing.py) and writes a list to a tar file. This
-module reads and checks the whole list, and compares it. Paths are bytes, relative to the root.
+A guest reads the file systems (p2pcloopd/guest/unseen/comparing.py) and writes a list to a tar
+file. This module reads and checks the whole list, and compares it. Paths are bytes, relative to the
+root.
 """
 
 from __future__ import annotations

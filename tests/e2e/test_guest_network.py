@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bench.links.network import Host, fast_pair, why_not
-from p2pcloopd.guest.addresses import MTU
-from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
+from p2pcloopd.guest.system.addresses import MTU
+from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, unpacked_kernel
 from tests.support.programs import Node, Nodes, tool
 from tests.support.waiting import BOUND
 from tools.tiny_image import build_tiny_image

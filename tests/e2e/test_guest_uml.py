@@ -26,12 +26,15 @@ import trio
 
 from p2pcloop.errors import GuestError, NeedsPackageError
 from p2pcloopd import programs
-from p2pcloopd.guest import frame_filter, initramfs, kernel, network, sandbox, xsave
-from p2pcloopd.guest.files_root import build_files_initramfs
-from p2pcloopd.guest.forwarding import BoundPort
-from p2pcloopd.guest.network import user_network
+from p2pcloopd.guest.network import frame_filter
+from p2pcloopd.guest.network import slirp as network
+from p2pcloopd.guest.network.forwarding import BoundPort
+from p2pcloopd.guest.network.slirp import user_network
 from p2pcloopd.guest.running import RunningGuest
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.system import initramfs, kernel, xsave
+from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.uml import run_guest
 from tests.support.file_systems import make_read_only
 from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image, fill_root

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest.kernel import SYSTEM_KERNEL, unpacked_kernel
+from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, unpacked_kernel
 from tests.support.programs import Guest, Node, Nodes, tool
 from tests.support.users import AS_ANOTHER_USER, NOBODY_ELSE, can_be_another_user
 from tests.support.waiting import BOUND

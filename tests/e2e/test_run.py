@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from p2pcloop.errors import GuestError, StorageError
-from p2pcloopd.guest.kernel import SYSTEM_KERNEL, find_kernel, load_modules
-from p2pcloopd.guest.kernel_words import OMISSIONS
+from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, find_kernel, load_modules
+from p2pcloopd.guest.system.kernel_words import OMISSIONS
 from tests.support.programs import Node, Nodes, descendants, tool
 from tests.support.waiting import BOUND
 

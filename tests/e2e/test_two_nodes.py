@@ -13,7 +13,7 @@ import pytest
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_compress import CODECS, Compress, smallest_compressor
 from p2pcloop.formats.link import parse_link
-from p2pcloopd.guest.kernel import find_kernel
+from p2pcloopd.guest.system.kernel import find_kernel
 from tests.support.cloops import build_v4
 from tests.support.programs import Guest, Nodes, tool
 

@@ -30,8 +30,8 @@ modules = [
 for module in modules:
     assert module.__file__.startswith(sys.prefix), module
 for name, word in (("xsave_shim", "PTRACE_SETREGSET"), ("slirp_ports", "slirp_new")):
-    assert word in resources.files("p2pcloopd.guest").joinpath(f"{name}.c").read_text()
-assert p2pcloopd.guest.scripts.script("init").startswith("#!/bin/sh")
+    assert word in resources.files("p2pcloopd.guest").joinpath("resources", f"{name}.c").read_text()
+assert p2pcloopd.guest.system.scripts.script("init").startswith("#!/bin/sh")
 print(*(module.__name__ for module in modules))
 """
 

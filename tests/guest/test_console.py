@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pcloopd.guest import console
+from p2pcloopd.guest.console import console
 
 
 @pytest.fixture

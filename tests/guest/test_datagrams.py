@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.links.network import fast_pair, why_not
-from p2pcloopd.guest.addresses import MTU
+from p2pcloopd.guest.system.addresses import MTU
 
 _WHY_NOT = why_not()
 pytestmark = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pcloopd.guest.escape import BRIEF, HELP, EscapeFilter
+from p2pcloopd.guest.console.escape import BRIEF, HELP, EscapeFilter
 
 
 @pytest.mark.parametrize(

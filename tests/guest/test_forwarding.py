@@ -14,8 +14,9 @@ import pytest
 import trio
 
 from p2pcloop.errors import BusyError, NeedsPackageError, UsageError
-from p2pcloopd.guest import addresses, network
-from p2pcloopd.guest.forwarding import MOST, ForwardedPort, bound_ports, parse_port
+from p2pcloopd.guest.network import slirp as network
+from p2pcloopd.guest.network.forwarding import MOST, ForwardedPort, bound_ports, parse_port
+from p2pcloopd.guest.system import addresses
 from tests.guest.test_network import GUEST, Wire, check_closed, checksum, ethernet, udp_datagram
 from tests.support.ports import free_port
 

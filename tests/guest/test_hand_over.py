@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloopd.guest import initramfs, scripts
-from p2pcloopd.guest.kernel import find_busybox
+from p2pcloopd.guest.system import initramfs, scripts
+from p2pcloopd.guest.system.kernel import find_busybox
 
 _BOUND = 120
 

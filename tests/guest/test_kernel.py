@@ -12,10 +12,12 @@ import pytest
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
 from p2pcloopd import programs
-from p2pcloopd.guest import kernel, sandbox, uml_kernel, xsave
-from p2pcloopd.guest.kernel import Kernel
-from p2pcloopd.guest.kernel_words import OMISSIONS, kernel_words
+from p2pcloopd.guest import uml_kernel
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.system import kernel, xsave
+from p2pcloopd.guest.system.kernel import Kernel
+from p2pcloopd.guest.system.kernel_words import OMISSIONS, kernel_words
 
 
 def make_kernel(tmp_path: Path, *, version: str = "6.1.0", built_in: str = "") -> Path:

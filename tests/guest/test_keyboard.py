@@ -13,10 +13,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pcloopd.guest.console import Pty
-from p2pcloopd.guest.escape import Command
-from p2pcloopd.guest.keyboard import Keyboard
-from p2pcloopd.guest.prompts import PromptWatch
+from p2pcloopd.guest.console.console import Pty
+from p2pcloopd.guest.console.escape import Command
+from p2pcloopd.guest.console.keyboard import Keyboard
+from p2pcloopd.guest.console.prompts import PromptWatch
 
 # ruff: noqa: ARG001  the clock is there to be used
 

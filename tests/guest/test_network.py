@@ -13,8 +13,11 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest import addresses, frame_filter, network, sandbox
-from p2pcloopd.guest.kernel import find_busybox
+from p2pcloopd.guest.network import frame_filter
+from p2pcloopd.guest.network import slirp as network
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.system import addresses
+from p2pcloopd.guest.system.kernel import find_busybox
 
 Segment = Callable[[bytes], bytes]
 """What an IP packet carries, given its destination."""

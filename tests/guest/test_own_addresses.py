@@ -20,7 +20,7 @@ import json, socket, subprocess, sys
 from contextlib import suppress
 from pathlib import Path
 import trio
-from p2pcloopd.guest import frame_filter
+from p2pcloopd.guest.network import frame_filter
 from tests.guest.test_network import open_wire, tcp_syn, udp_datagram
 
 scratch, guarded, *addresses = sys.argv[1:]

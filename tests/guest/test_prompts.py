@@ -6,7 +6,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pcloopd.guest.prompts import QUIET_SECONDS, UNKNOWN_SECONDS, Prompt, PromptWatch
+from p2pcloopd.guest.console.prompts import (
+    QUIET_SECONDS,
+    UNKNOWN_SECONDS,
+    Prompt,
+    PromptWatch,
+)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.formats.profile import Profile, Touch, pack_touches, sign_profile, unpack_touches
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
-from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.recording import boot_touches, keep_recording
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestResult
+from p2pcloopd.guest.system.kernel import Kernel
 
 IMAGE = b"i" * 32
 SIZE = 1 << 20

@@ -23,8 +23,10 @@ import pytest
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest import sandbox, sandbox_failure, scope, staging, syscall_filter
-from p2pcloopd.guest.kernel import find_busybox, shared_libraries
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.sandbox import failure as sandbox_failure
+from p2pcloopd.guest.sandbox import scope, staging, syscall_filter
+from p2pcloopd.guest.system.kernel import find_busybox, shared_libraries
 from p2pcloopd.programs import find_program
 from tests.support.users import (
     AS_ANOTHER_USER,
@@ -334,8 +336,8 @@ async def test_what_root_alone_can_reach_is_handed_in(tmp_path: Path) -> None:
 FAILING = """
 import trio
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest import sandbox
-from p2pcloopd.guest.kernel import find_busybox
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.system.kernel import find_busybox
 
 async def main():
     busybox = str(find_busybox())

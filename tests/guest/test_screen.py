@@ -11,8 +11,8 @@ import trio.testing
 
 from p2pcloop.errors import StorageError
 from p2pcloop.store.guests import MAX_LOG
+from p2pcloopd.guest.console.screen import KEPT, Log, Recent
 from p2pcloopd.guest.life import Output
-from p2pcloopd.guest.screen import KEPT, Log, Recent
 
 
 async def test_a_follower_gets_all_that_comes_in_order() -> None:
@@ -91,7 +91,7 @@ def test_a_full_disk_leaves_a_gap_and_no_more(
     output = Output(log, recent)
     output.take(b"before\n")
     with monkeypatch.context() as full:
-        full.setattr("p2pcloopd.guest.screen.os.write", lambda _fd, data: len(data) // 2)
+        full.setattr("p2pcloopd.guest.console.screen.os.write", lambda _fd, data: len(data) // 2)
         output.take(b"not kept\n")
         output.take(b"nor this\n")
     output.take(b"after\n")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcloopd.guest import messages
-from p2pcloopd.guest.screen_filter import ScreenFilter
+from p2pcloopd.guest.console import messages
+from p2pcloopd.guest.console.screen_filter import ScreenFilter
 
 PASSES = [
     b"plain\r\n\ttext\b\x07",

@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from p2pcloopd.guest import running
-from p2pcloopd.guest.console import Pty
-from p2pcloopd.guest.sandbox import SandboxedProcess
+from p2pcloopd.guest.console.console import Pty
+from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from p2pcloopd.guest.signals import counted_signals
+from p2pcloopd.guest.console.signals import counted_signals
 
 
 async def test_each_arrival_counts_and_what_was_before_comes_back() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloopd import programs
-from p2pcloopd.guest import kernel
+from p2pcloopd.guest.system import kernel
 from tests.support.archive import Archive, Key, careless_apt, run
 from tools import get_uml_kernel
 

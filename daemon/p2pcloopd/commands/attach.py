@@ -50,7 +50,7 @@ def command(name: str, home: Home) -> None:
                 f"the guest {name} has no console to attach to: it starts, or is one of `run`",
                 hint="`p2pcloop ps` shows it; try again in a moment",
             )
-        attaching = importlib.import_module("p2pcloopd.guest.attaching")
+        attaching = importlib.import_module("p2pcloopd.guest.console.attaching")
         ended, number = attaching.attach(folder, guest)
         if ended:
             guest.wait()

@@ -20,7 +20,7 @@ from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
-from p2pcloopd.guest.escape import HELP
+from p2pcloopd.guest.console.escape import HELP
 
 if TYPE_CHECKING:
     from p2pcloop.store.guests import OwnGuest
@@ -131,7 +131,7 @@ def _run(
         # Loaded while p2pcloopd starts: see session.py.
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
-        from p2pcloopd.guest.initramfs import AUTOLOGIN  # noqa: PLC0415
+        from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
 
         def start(
             own: OwnGuest,

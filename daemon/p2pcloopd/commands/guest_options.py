@@ -9,7 +9,7 @@ import click
 
 from p2pcloop.cli.options import FILL, SIZE, as_one, at_option, file_options, home_option
 from p2pcloop.store.home import Home
-from p2pcloopd.guest.forwarding import ForwardedPort, parse_port
+from p2pcloopd.guest.network.forwarding import ForwardedPort, parse_port
 
 
 def _to_ports(

@@ -20,16 +20,16 @@ from p2pcloop.store.guests import OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
-from p2pcloopd.guest import syscall_filter
 from p2pcloopd.guest.boot import Start, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
-from p2pcloopd.guest.files_root import build_files_initramfs
-from p2pcloopd.guest.forwarding import BoundPort
-from p2pcloopd.guest.initramfs import HAND_OVER, Part, build_initramfs
-from p2pcloopd.guest.kernel import Kernel, find_kernel, shared_libraries
+from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
+from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+from p2pcloopd.guest.system.files_root import build_files_initramfs
+from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
+from p2pcloopd.guest.system.kernel import Kernel, find_kernel, shared_libraries
 
 _log = logging.getLogger(__name__)
 

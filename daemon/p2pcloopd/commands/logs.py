@@ -15,7 +15,7 @@ from p2pcloop.client.guests import GuestProcess
 from p2pcloop.errors import DaemonError, GuestError, NotHereError
 from p2pcloop.store.guests import GuestFolder, find_guest
 from p2pcloop.store.home import Home
-from p2pcloopd.guest.screen_filter import ScreenFilter, takes_utf8
+from p2pcloopd.guest.console.screen_filter import ScreenFilter, takes_utf8
 
 _STDOUT = 1
 _EPILOG = """

@@ -17,7 +17,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.rebase import Conflict
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
-from p2pcloopd.guest.rebase import Move, image_id_of, move_overlay
+from p2pcloopd.guest.unseen.rebase import Move, image_id_of, move_overlay
 
 _EPILOG = """
 \b

@@ -79,7 +79,7 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
         # Loaded while p2pcloopd starts: see session.py.
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
         from p2pcloopd.guest.boot import run_one  # noqa: PLC0415
-        from p2pcloopd.guest.command_ending import command_ending  # noqa: PLC0415
+        from p2pcloopd.guest.system.command_ending import command_ending  # noqa: PLC0415
 
         def start(
             _own: OwnGuest,

@@ -19,7 +19,7 @@ from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
 from p2pcloopd.commands.guest_options import GuestOptions
-from p2pcloopd.guest.forwarding import bound_ports
+from p2pcloopd.guest.network.forwarding import bound_ports
 
 if TYPE_CHECKING:
     from p2pcloopd.commands.hosting import Plan

@@ -23,11 +23,11 @@ from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import plain_errors, run
-from p2pcloopd.guest.console import is_our_terminal
-from p2pcloopd.guest.escape import BRIEF
+from p2pcloopd.guest.console.console import is_our_terminal
+from p2pcloopd.guest.console.escape import BRIEF
+from p2pcloopd.guest.console.screen import Log
 from p2pcloopd.guest.life import run_reachable
 from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.screen import Log
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener

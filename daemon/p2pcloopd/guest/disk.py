@@ -23,7 +23,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
 from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
-from p2pcloopd.guest.files_root import WHOLE
+from p2pcloopd.guest.system.files_root import WHOLE
 
 DEFAULT_FILES_SIZE = 8 << 30
 """Bytes of a new files overlay; it takes disk space only for what is written."""

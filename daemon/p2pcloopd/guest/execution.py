@@ -19,7 +19,7 @@ import trio
 
 from p2pcloop.errors import GuestError, StorageError, storage_error
 from p2pcloopd.block.vhost_server import serve_device
-from p2pcloopd.guest.console import CHUNK, Sink, ready
+from p2pcloopd.guest.console.console import CHUNK, Sink, ready
 from p2pcloopd.guest.ports import Port, PortsDevice
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec

@@ -19,10 +19,10 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.control_server import Call, open_listener, serve_control
-from p2pcloopd.guest.messages import say
-from p2pcloopd.guest.prompts import PromptWatch
+from p2pcloopd.guest.console.messages import say
+from p2pcloopd.guest.console.prompts import PromptWatch
+from p2pcloopd.guest.console.screen import Log, Recent
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.screen import Log, Recent
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
 

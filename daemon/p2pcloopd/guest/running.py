@@ -9,8 +9,9 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import FormatError, GuestError
-from p2pcloopd.guest import console, mconsole
-from p2pcloopd.guest.sandbox import SandboxedProcess
+from p2pcloopd.guest import mconsole
+from p2pcloopd.guest.console import console
+from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.uml_kernel import MANAGEMENT_SOCKET
 
 _STDIN = 0

@@ -13,9 +13,9 @@ from typing import Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
-from p2pcloopd.guest.forwarding import BoundPort
-from p2pcloopd.guest.initramfs import build_initramfs
-from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.network.forwarding import BoundPort
+from p2pcloopd.guest.system.initramfs import build_initramfs
+from p2pcloopd.guest.system.kernel import Kernel
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done"]
 

@@ -6,8 +6,8 @@ import re
 import signal
 from collections.abc import Callable
 
-from p2pcloopd.guest.initramfs import FAILURE_MARK, START_MARK
 from p2pcloopd.guest.spec import Reason
+from p2pcloopd.guest.system.initramfs import FAILURE_MARK, START_MARK
 
 _TAIL = 8192
 _PROMPT = re.compile(rb"login: ?")

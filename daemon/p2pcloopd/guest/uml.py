@@ -16,18 +16,19 @@ import trio
 from p2pcloop.client import guests
 from p2pcloop.errors import GuestError
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest import console, sandbox
-from p2pcloopd.guest.escape import HELP, Command
-from p2pcloopd.guest.kernel import Kernel, find_kernel
-from p2pcloopd.guest.keyboard import Keyboard
-from p2pcloopd.guest.messages import report, say
-from p2pcloopd.guest.native_output import NativeOutput
-from p2pcloopd.guest.prompts import PromptWatch
+from p2pcloopd.guest.console import console
+from p2pcloopd.guest.console.escape import HELP, Command
+from p2pcloopd.guest.console.keyboard import Keyboard
+from p2pcloopd.guest.console.messages import report, say
+from p2pcloopd.guest.console.prompts import PromptWatch
+from p2pcloopd.guest.console.signals import counted_signals
 from p2pcloopd.guest.running import Interrupt, RunningGuest
-from p2pcloopd.guest.sandbox import SandboxedProcess
-from p2pcloopd.guest.signals import counted_signals
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
+from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.silence import Silence
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
+from p2pcloopd.guest.system.kernel import Kernel, find_kernel
 from p2pcloopd.guest.transcript import Transcript
 from p2pcloopd.guest.uml_kernel import CONSOLE, sandboxed_kernel
 
@@ -212,7 +213,7 @@ class _Attended:
         fds = list(consoles.values())
         parameters = [f"con{number}=fd:{fd},fd:{fd}" for number, fd in consoles.items()]
         if spec.network == "user":
-            from p2pcloopd.guest import network  # noqa: PLC0415  few guests have one
+            from p2pcloopd.guest.network import slirp as network  # noqa: PLC0415  few guests have one
 
             card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
             fds.append(card.fileno())

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from p2pcloop.protocol import virtio_blk, virtio_console
 from p2pcloop.store.socket_path import socket_folder
-from p2pcloopd.guest import sandbox, xsave
-from p2pcloopd.guest.kernel import Kernel
-from p2pcloopd.guest.kernel_words import kernel_words
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.system import xsave
+from p2pcloopd.guest.system.kernel import Kernel
+from p2pcloopd.guest.system.kernel_words import kernel_words
 
 CONSOLE = 1
 """The number of the console that the user sees: /dev/tty1, where a PC has its first login."""

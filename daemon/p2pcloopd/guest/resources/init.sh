@@ -1,8 +1,8 @@
 #!/bin/sh
 # Process 1 of a guest's first root, and nothing but what all first roots have in common. It is the
-# same for every guest. guest/initramfs.py writes /settings beside it: assignments, whose names are
-# in upper case. STEPS there names the scripts that follow, each in /lib: they are run here, and so
-# have the functions and variables of those before them.
+# same for every guest. guest/system/initramfs.py writes /settings beside it: assignments, whose
+# names are in upper case. STEPS there names the scripts that follow, each in /lib: they are run
+# here, and so have the functions and variables of those before them.
 # shellcheck disable=SC2034  # the steps use variables that are set here
 export PATH=/bin
 # Words of the kernel's command line are not patterns.

@@ -1,6 +1,6 @@
 # shellcheck shell=dash
-# Makes the mount namespace in which a sandbox is put together ready (guest/staging.py), and goes on
-# with a command. Usage, as `sh -c`, with $0 a busybox:
+# Makes the mount namespace in which a sandbox is put together ready (guest/sandbox/staging.py), and
+# goes on with a command. Usage, as `sh -c`, with $0 a busybox:
 #
 #     PLACE OWNER SIZE [KIND WHAT NAME]... -- COMMAND...
 #

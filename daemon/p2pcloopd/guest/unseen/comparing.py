@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from p2pcloop.making.rebase import Adoption
-from p2pcloopd.guest.files_root import LAYERS, WHOLE
-from p2pcloopd.guest.initramfs import Part, make_initramfs
-from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.system.files_root import LAYERS, WHOLE
+from p2pcloopd.guest.system.initramfs import Part, make_initramfs
+from p2pcloopd.guest.system.kernel import Kernel
 
 _OVERLAY = Part(steps=("open-overlay",), applets=("dmesg", "grep", "sync", "umount"))
 

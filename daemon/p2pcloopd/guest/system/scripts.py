@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).with_name("resources")
+_FOLDER = Path(__file__).parent.parent / "resources"
 
 
 def script(name: str) -> str:

@@ -4,7 +4,7 @@ A guest cannot unmount the file system below its own root, so an overlay always 
 replay; and as a layer of other images it cannot be written. An unseen guest mounts the copy and
 unmounts it again. This is a program of its own, run by `p2pcloop publish`:
 
-    python -m p2pcloopd.guest.settle HOME OVERLAY
+    python -m p2pcloopd.guest.unseen.settle HOME OVERLAY
 
 It prints the path of the copy, which lies beside the overlay. The caller removes the copy.
 """
@@ -21,9 +21,9 @@ from p2pcloop.formats.overlay_copy import copy_overlay
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
-from p2pcloopd.guest.comparing import build_changing_initramfs
-from p2pcloopd.guest.rebase import image_id_of
-from p2pcloopd.guest.unseen import run_unseen, unseen_disk
+from p2pcloopd.guest.unseen.comparing import build_changing_initramfs
+from p2pcloopd.guest.unseen.guests import run_unseen, unseen_disk
+from p2pcloopd.guest.unseen.rebase import image_id_of
 
 
 def settle(overlay: Path, home: Home) -> Path:

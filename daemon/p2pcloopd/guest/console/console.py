@@ -18,7 +18,7 @@ from typing import Literal
 
 import trio
 
-from p2pcloopd.guest.screen_filter import ScreenFilter, takes_utf8
+from p2pcloopd.guest.console.screen_filter import ScreenFilter, takes_utf8
 
 CHUNK = 4096
 """Bytes of one write: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""

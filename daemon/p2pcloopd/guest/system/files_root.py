@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from p2pcloopd.guest.initramfs import HAND_OVER, NETWORK, Part, make_initramfs
-from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.system.initramfs import HAND_OVER, NETWORK, Part, make_initramfs
+from p2pcloopd.guest.system.kernel import Kernel
 
 WHOLE = ("0",)
 """The place of a file system that has all of the disk."""

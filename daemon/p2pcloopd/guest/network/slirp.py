@@ -12,8 +12,12 @@ import trio
 
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest import frame_filter, own_addresses, preload, sandbox
-from p2pcloopd.guest.addresses import (
+from p2pcloopd.guest.network import frame_filter, own_addresses
+from p2pcloopd.guest.network.forwarding import BoundPort
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.sandbox.native_output import NativeOutput
+from p2pcloopd.guest.system import preload
+from p2pcloopd.guest.system.addresses import (
     GUEST_ADDRESS,
     GUEST_INTERFACE,
     HOST_ADDRESS,
@@ -21,8 +25,6 @@ from p2pcloopd.guest.addresses import (
     NAMESERVER_ADDRESS,
     PREFIX_LENGTH,
 )
-from p2pcloopd.guest.forwarding import BoundPort
-from p2pcloopd.guest.native_output import NativeOutput
 from p2pcloopd.programs import find_program
 
 _RESOLV_CONF = Path("/etc/resolv.conf")

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest import syscall_filter
-from p2pcloopd.guest.kernel import find_busybox, shared_libraries
-from p2pcloopd.guest.sandbox_failure import sandbox_failure
-from p2pcloopd.guest.scope import scope_words
-from p2pcloopd.guest.scripts import script
-from p2pcloopd.guest.staging import Stage
+from p2pcloopd.guest.sandbox import syscall_filter
+from p2pcloopd.guest.sandbox.failure import sandbox_failure
+from p2pcloopd.guest.sandbox.scope import scope_words
+from p2pcloopd.guest.sandbox.staging import Stage
+from p2pcloopd.guest.system.kernel import find_busybox, shared_libraries
+from p2pcloopd.guest.system.scripts import script
 from p2pcloopd.programs import find_program
 
 if TYPE_CHECKING:

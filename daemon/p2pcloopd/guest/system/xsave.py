@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from p2pcloopd.guest import preload
-from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.system import preload
+from p2pcloopd.guest.system.kernel import Kernel
 
 FIXED_IN = (6, 13)
 """The first kernel version that sizes its buffer by the host's XSAVE area."""

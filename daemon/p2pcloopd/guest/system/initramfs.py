@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
-from p2pcloopd.guest.addresses import (
+from p2pcloopd.guest.system.addresses import (
     GUEST_ADDRESS,
     GUEST_INTERFACE,
     HOST_ADDRESS,
     NAMESERVER_ADDRESS,
     PREFIX_LENGTH,
 )
-from p2pcloopd.guest.kernel import Kernel, find_busybox, load_modules
-from p2pcloopd.guest.scripts import script
+from p2pcloopd.guest.system.kernel import Kernel, find_busybox, load_modules
+from p2pcloopd.guest.system.scripts import script
 
 FAILURE_MARK = "p2pcloop: cannot boot: "
 """Begins the console line that says why the initramfs gave up; it powers off after it."""

@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from p2pcloopd.guest.initramfs import Part
+from p2pcloopd.guest.system.initramfs import Part
 
 
 def command_ending(command: Sequence[str]) -> Part:

@@ -14,12 +14,12 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
 from p2pcloopd.entry import plain_errors, run
-from p2pcloopd.guest.console import Sink, guest_keys, is_our_terminal
-from p2pcloopd.guest.escape import ATTACHED, ATTACHED_BRIEF, ATTACHED_HELP, Command
-from p2pcloopd.guest.keyboard import Keyboard
-from p2pcloopd.guest.messages import report
-from p2pcloopd.guest.prompts import PromptWatch
-from p2pcloopd.guest.signals import counted_signals
+from p2pcloopd.guest.console.console import Sink, guest_keys, is_our_terminal
+from p2pcloopd.guest.console.escape import ATTACHED, ATTACHED_BRIEF, ATTACHED_HELP, Command
+from p2pcloopd.guest.console.keyboard import Keyboard
+from p2pcloopd.guest.console.messages import report
+from p2pcloopd.guest.console.prompts import PromptWatch
+from p2pcloopd.guest.console.signals import counted_signals
 
 _STDIN = 0
 _SIGNALS = (

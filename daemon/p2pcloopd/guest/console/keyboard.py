@@ -19,9 +19,9 @@ from typing import Literal, Protocol
 
 import trio
 
-from p2pcloopd.guest.console import CHUNK, ready
-from p2pcloopd.guest.escape import BOOT, Command, EscapeFilter
-from p2pcloopd.guest.prompts import QUIET_SECONDS, Prompt, PromptWatch
+from p2pcloopd.guest.console.console import CHUNK, ready
+from p2pcloopd.guest.console.escape import BOOT, Command, EscapeFilter
+from p2pcloopd.guest.console.prompts import QUIET_SECONDS, Prompt, PromptWatch
 
 END_SECONDS = 2.0
 """How long a guest stands at its prompt after the end of its input to count as done; as long

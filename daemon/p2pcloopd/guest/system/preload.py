@@ -1,4 +1,4 @@
-"""Libraries for LD_PRELOAD: a source in C beside this module, compiled once on this machine."""
+"""Libraries for LD_PRELOAD: a source in C of resources/, compiled once on this machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import platformdirs
 
 from p2pcloop.errors import GuestError, NeedsPackageError
 
+_FOLDER = Path(__file__).parent.parent / "resources"
 _COMPILE_TIMEOUT = 60.0
 _HINT = "apt-get install gcc libc6-dev"
 
@@ -30,7 +31,7 @@ def compiled(name: str, reason: str, *, otherwise: str = "", cache: Path | None 
         NeedsPackageError: there is no C compiler.
         GuestError: the compiler fails otherwise.
     """
-    source = Path(__file__).with_name(f"{name}.c").read_bytes()
+    source = (_FOLDER / f"{name}.c").read_bytes()
     if cache is None:
         cache = platformdirs.user_cache_path("p2pcloop")
     library = cache / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}.so"

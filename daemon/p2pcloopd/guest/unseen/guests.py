@@ -21,8 +21,8 @@ from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.entry import run
 from p2pcloopd.guest.boot import serve_disks
 from p2pcloopd.guest.disk import disk_of
-from p2pcloopd.guest.kernel import Kernel
 from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.uml import run_guest
 
 _MEMORY = 256 << 20

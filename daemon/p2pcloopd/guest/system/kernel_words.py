@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p2pcloopd.guest.kernel import Kernel
+from p2pcloopd.guest.system.kernel import Kernel
 
 FIRST_WITH_SECCOMP = (6, 16)
 """The first kernel version that can run a guest's processes under seccomp instead of ptrace."""

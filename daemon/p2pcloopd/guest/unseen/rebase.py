@@ -27,9 +27,12 @@ from p2pcloop.making.rebase import (
 )
 from p2pcloop.store.home import Home
 from p2pcloop.store.overlays import register_overlay
-from p2pcloopd.guest.comparing import build_changing_initramfs, build_comparing_initramfs
 from p2pcloopd.guest.disk import layer_places
-from p2pcloopd.guest.unseen import run_unseen, unseen_disk
+from p2pcloopd.guest.unseen.comparing import (
+    build_changing_initramfs,
+    build_comparing_initramfs,
+)
+from p2pcloopd.guest.unseen.guests import run_unseen, unseen_disk
 
 _BUFFER = 1 << 20
 

@@ -16,7 +16,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from p2pcloopd.guest.scripts import script
+from p2pcloopd.guest.system.scripts import script
 from p2pcloopd.programs import find_program
 
 _UNPRIVILEGED_IDS = range(61184, 65520)

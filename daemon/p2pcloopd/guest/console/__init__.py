@@ -1,0 +1,1 @@
+"""A guest's console: its terminal, keys, what it prints, and who follows it."""

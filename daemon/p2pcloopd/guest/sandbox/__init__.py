@@ -1,0 +1,1 @@
+"""Processes that read a stranger's data run in bubblewrap, and see only what they need."""
