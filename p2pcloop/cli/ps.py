@@ -10,9 +10,6 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import home_option, json_option
-from p2pcloop.client.control_client import ControlClient
-from p2pcloop.client.traffic import received_by
-from p2pcloop.errors import DaemonError
 from p2pcloop.store.guests import GuestState, list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
@@ -40,12 +37,11 @@ _USER_ADDRESS = "10.0.2.15"
 def command(home: Home, *, every: bool, as_json: bool) -> None:
     """List the guests that run here, and what they wait for.
 
-    FETCHED counts the bytes that came for a guest's image since the guest started, for whatever
-    reader. Works without p2pcloopd.
+    FETCHED counts the bytes of its image that were not on this disk and came for a guest, readahead
+    included. Works without p2pcloopd.
     """
     guests = [guest for guest in list_guests(home) if every or guest.state == "running"]
-    status = _status(home) if any(guest.state == "running" for guest in guests) else None
-    facts = [_facts(guest, status) for guest in guests]
+    facts = [_facts(guest) for guest in guests]
     if as_json:
         click.echo(to_json({"guests": facts}))
     elif not facts:
@@ -55,36 +51,20 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
             click.echo(line)
 
 
-def _status(home: Home) -> dict[str, Any] | None:
-    try:
-        with ControlClient.connect(home) as client:
-            return client.call("status")
-    except DaemonError:  # a guest needs none while all that it reads is here
-        return None
-
-
-def _facts(guest: GuestState, status: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(guest: GuestState) -> dict[str, Any]:
     record = guest.record
     facts = asdict(record)
-    del facts["fetch"], facts["process_start"]
+    del facts["process_start"]
     ended = record.ended
     up = (time.time() if ended is None else ended) - record.started
     return facts | {
         "state": guest.state,
         "up": None if guest.state in ("lost", "damaged") else up,
-        "fetched": _fetched(guest, status),
+        "fetched": guest.fetched,
         "address": _USER_ADDRESS if record.network == "user" else None,
-        "waiting": guest.waiting,
-        "waiting_since": guest.waiting_since,
+        "waiting": None if guest.waiting is None else guest.waiting.what,
+        "waiting_since": None if guest.waiting is None else guest.waiting.since,
     }
-
-
-def _fetched(guest: GuestState, status: dict[str, Any] | None) -> int | None:
-    fetch = guest.record.fetch
-    if guest.state != "running" or fetch is None or status is None:
-        return None
-    before = fetch["before"] if status["pid"] == fetch["daemon"] else 0
-    return received_by(fetch["torrents"], status) - before
 
 
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:

@@ -34,15 +34,3 @@ def _sources(status: dict[str, Any]) -> dict[str, int]:
         for server in torrent["traffic"]["servers"]:
             found[server["base"]] += server["received"]
     return found
-
-
-def received_by(torrents: list[str], status: dict[str, Any]) -> int:
-    """Bytes of content that came for some torrents since p2pcloopd started.
-
-    Args:
-        torrents: their info hashes in hexadecimal.
-        status: the result of the operation `status`.
-    """
-    wanted = set(torrents)
-    found = (torrent for torrent in status["torrents"] if torrent["info_hash"].hex() in wanted)
-    return sum(torrent["received"] for torrent in found)

@@ -10,10 +10,21 @@ from p2pcloop.units import format_size
 
 def describe_waiting(fields: dict[str, Any]) -> str:
     """Text of a `waiting` event: how long no data came, and the result with each source."""
-    what = "no peer sends anything" if fields["connected"] else "no peer reachable"
+    return f"{_cause(fields)} for {fields['seconds']:.0f} s, still trying; {_tried(fields)}"
+
+
+def describe_cause(fields: dict[str, Any]) -> str:
+    """Text of a `waiting` event that stays true: without how long no data came."""
+    return f"{_cause(fields)}; {_tried(fields)}"
+
+
+def _cause(fields: dict[str, Any]) -> str:
+    return "no peer sends anything" if fields["connected"] else "no peer reachable"
+
+
+def _tried(fields: dict[str, Any]) -> str:
     tried = printable(", ".join(map(str, fields["tried"])))
-    told = f"tried: {tried}" if tried else "no peer is known"
-    return f"{what} for {fields['seconds']:.0f} s, still trying; {told}"
+    return f"tried: {tried}" if tried else "no peer is known"
 
 
 def describe_slow(fields: dict[str, Any], length: int) -> str:

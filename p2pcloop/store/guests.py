@@ -3,6 +3,7 @@
     guests/NAME/record.json   what the guest is, and how it ended: JSON, for people too
     guests/NAME/lock          locked by the process that runs the guest (fcntl(2), OFD lock)
     guests/NAME/waiting       one line for people: what the guest waits for; missing if nothing
+    guests/NAME/fetched       one line: bytes that came for the guest, and when the first did
     guests/NAME/console.log   what the guest printed; console.log.1 has what came before
     guests/NAME/control.sock  served by the process that runs the guest
 
@@ -65,13 +66,13 @@ class GuestRecord:
         started: when, in seconds of Unix time.
         kept: whether the record stays when the guest has ended.
         ports: of the host, which lead into the guest, as `--port` takes them.
-        fetch: of an image that arrives: `torrents` (info hashes in hexadecimal), `before` (bytes
-            that had come for them when the guest started) and `daemon` (p2pcloopd's process then).
         ended: when, or None while it runs.
         reason: what ended it (docs/guest.md), or "failed".
         exit_code: of the command that ran it.
         error: why it failed, for people.
         boot_seconds: until its first login prompt, or None.
+        fetched: bytes that came for it until its end; None for an image that is a file here, and
+            while it runs.
     """
 
     name: str
@@ -86,12 +87,42 @@ class GuestRecord:
     started: float
     kept: bool
     ports: list[str] = field(default_factory=list)
-    fetch: dict[str, Any] | None = None
     ended: float | None = None
     reason: str | None = None
     exit_code: int | None = None
     error: str | None = None
     boot_seconds: float | None = None
+    fetched: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a guest waits for.
+
+    Attributes:
+        what: for people.
+        since: when that began, in seconds of Unix time.
+    """
+
+    what: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What came for a guest.
+
+    Attributes:
+        count: bytes of its image, as they are stored, that were not here.
+        first: when the first of them came, in seconds of Unix time.
+    """
+
+    count: int
+    first: float
+
+    def encode(self) -> bytes:
+        """The line of the guest's `fetched`, always as long."""
+        return b"%20d %17.6f\n" % (self.count, self.first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +130,14 @@ class GuestState:
     """A guest as it is now.
 
     Attributes:
-        waiting: what it waits for, for people, or None.
-        waiting_since: when that began, in seconds of Unix time, or None.
+        waiting: what it waits for, or None.
+        fetched: bytes that came for it; None if nothing did, or could.
     """
 
     record: GuestRecord
     state: State
-    waiting: str | None = None
-    waiting_since: float | None = None
+    waiting: Waiting | None = None
+    fetched: int | None = None
 
 
 class GuestFolder:
@@ -117,6 +148,7 @@ class GuestFolder:
         self.path = home.guests / name
         self.record_path = self.path / "record.json"
         self.waiting_path = self.path / "waiting"
+        self.fetched_path = self.path / "fetched"
         self.log_path = self.path / "console.log"
         self.old_log_path = self.path / "console.log.1"
         self.socket_path = self.path / "control.sock"
@@ -138,10 +170,12 @@ class GuestFolder:
         except OSError as err:
             raise storage_error(f"cannot read {self.record_path}", err) from err
         if record.ended is not None:
-            return GuestState(record, "ended")
+            return GuestState(record, "ended", None, record.fetched)
+        came = self.read_fetched()
+        fetched = None if came is None else came.count
         if not runs:
-            return GuestState(record, "lost")
-        return GuestState(record, "running", *self._read_waiting())
+            return GuestState(record, "lost", None, fetched)
+        return GuestState(record, "running", self.read_waiting(), fetched)
 
     def read_record(self) -> GuestRecord | None:
         """The guest's record, or None if there is none any more; errors as for `read`."""
@@ -178,6 +212,24 @@ class GuestFolder:
             raise storage_error(f"cannot read {err.filename}", err) from err
         write(data)
         return (shown or 0) + len(data)
+
+    def read_waiting(self) -> Waiting | None:
+        """What the guest waits for, or None for nothing."""
+        try:
+            with open(self.waiting_path, encoding="utf-8", errors="replace") as file:
+                text = printable(file.read(_MAX_WAITING).strip())
+                since = os.fstat(file.fileno()).st_mtime
+        except OSError:  # it waits for nothing
+            return None
+        return Waiting(text, since) if text else None
+
+    def read_fetched(self) -> Fetched | None:
+        """What came for the guest, or None for nothing."""
+        try:
+            count, first = self.fetched_path.read_bytes().split()
+            return Fetched(int(count), float(first))
+        except (OSError, ValueError):  # nothing yet, or only half of a line: it only informs
+            return None
 
     def remove(self) -> None:
         """Delete the guest's record, which may be damaged, and its log.
@@ -232,15 +284,6 @@ class GuestFolder:
             os.close(fd)
         kind: int = _LOCK.unpack(asked)[0]
         return kind != fcntl.F_UNLCK
-
-    def _read_waiting(self) -> tuple[str, float] | tuple[None, None]:
-        try:
-            with open(self.waiting_path, encoding="utf-8", errors="replace") as file:
-                text = printable(file.read(_MAX_WAITING).strip())
-                since = os.fstat(file.fileno()).st_mtime
-        except OSError:  # it waits for nothing
-            return None, None
-        return (text, since) if text else (None, None)
 
 
 class Claim:
@@ -337,7 +380,8 @@ class OwnGuest:
             if self.record is None or not self.record.kept:
                 self.folder.clear(self._claim)
             else:
-                for path in (self.folder.waiting_path, self.folder.socket_path):
+                folder = self.folder
+                for path in (folder.waiting_path, folder.fetched_path, folder.socket_path):
                     path.unlink(missing_ok=True)
         except OSError as err:
             raise storage_error(f"cannot delete files in {self.folder.path}", err) from err
@@ -463,7 +507,8 @@ def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
             hint=f"`p2pcloop rm --guest {name}` forgets it; or choose another name",
         )
     # Of one whose process was killed, and that was not kept.
-    for path in (folder.record_path, folder.log_path, folder.old_log_path, folder.waiting_path):
+    logs = (folder.log_path, folder.old_log_path)
+    for path in (folder.record_path, *logs, folder.waiting_path, folder.fetched_path):
         path.unlink(missing_ok=True)
     return folder, claim
 
@@ -509,7 +554,6 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "int": int,
     "float": (int, float),
     "bool": bool,
-    "dict[str, Any]": dict,
     "list[str]": list,
 }
 

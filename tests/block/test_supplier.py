@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,11 @@ import trio
 
 from p2pcloop.errors import StorageError
 from p2pcloop.image.api import ByteRange, Missing
+from p2pcloop.store.guests import GuestFolder
+from p2pcloop.store.home import Home
+from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.supplier import FULL_RETRY_SECONDS, Supplier
+from p2pcloopd.block.waiting_file import WaitingFile
 
 WAITING = {"connected": False, "tried": ["192.0.2.1:6881: refused"], "peers": [], "seconds": 3}
 
@@ -50,6 +56,38 @@ async def test_many_reads_that_wait_are_one_line(caplog: pytest.LogCaptureFixtur
             node.answer.set()
         node.answer = trio.Event()
     assert "192.0.2.1:6881: refused" in lines[-1]
+
+
+async def test_what_a_guest_waits_for_and_what_came_is_told_to_other_programs(
+    tmp_path: Path,
+) -> None:
+    guest = GuestFolder(Home.at(tmp_path), "g1")
+    guest.path.mkdir(parents=True)
+    node = SilentNode()
+    supplier = Supplier(
+        node,
+        lambda _range, _data: None,
+        WaitingFile(guest.waiting_path),
+        FetchedFile(guest.fetched_path),
+    )
+    wanted = ranges(0)
+    before = time.time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supplier.supply, wanted)
+        await trio.testing.wait_all_tasks_blocked()
+        waiting = guest.read_waiting()
+        assert waiting is not None
+        # It has waited for so long already, and waits on: the words have no number in them.
+        assert waiting.what == "no peer reachable; tried: 192.0.2.1:6881: refused"
+        assert before - 3 - 1e-3 <= waiting.since <= time.time() - 3
+        assert guest.read_fetched() is None
+        node.answer.set()
+    assert guest.read_waiting() is None
+    supplier.deliver(wanted.ranges[0], bytes(4096))  # it was read ahead, too: it came once
+    fetched = guest.read_fetched()
+    assert fetched is not None
+    assert fetched.count == 4096
+    assert before - 1e-3 <= fetched.first <= time.time()
 
 
 class FullNode:

@@ -106,6 +106,18 @@ def test_the_end_of_a_boot_tells_where_the_changes_are(
         assert terminal.wait(BOUND) == 0
 
 
+def test_what_came_for_a_guest_is_told_to_its_end_and_after(nodes: Nodes, cloop: Path) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    name = boot(reader, seeder.seed(cloop)["link"])
+    wait_until_up(reader, name)
+    [running] = reader.json("ps")["guests"]
+    assert 0 < running["fetched"] < cloop.stat().st_size
+    reader.run("stop", name)
+    [ended] = reader.json("ps", "--all")["guests"]
+    assert running["fetched"] <= ended["fetched"] < cloop.stat().st_size
+    assert find_guest(reader.home, name).record.fetched == ended["fetched"]
+
+
 def test_attach_ends_with_the_guest(node: Node, cloop: Path) -> None:
     name = boot(node, cloop)
     with Attached(node, name) as terminal:

@@ -19,6 +19,7 @@ from p2pcloop.store.guests import (
     GuestFolder,
     GuestRecord,
     OwnGuest,
+    Waiting,
     _decode,
     _encode,
     find_guest,
@@ -27,6 +28,7 @@ from p2pcloop.store.guests import (
     user_of_overlay,
 )
 from p2pcloop.store.home import Home
+from p2pcloopd.block.fetched_file import FetchedFile
 
 FACTS: dict[str, Any] = {
     "ref": "debian.cloop",
@@ -136,9 +138,25 @@ def test_one_that_runs_is_not_removed(home: Home, g1: OwnGuest) -> None:
 
 def test_what_it_waits_for_is_told_in_one_line(home: Home, g1: OwnGuest) -> None:
     g1.folder.waiting_path.write_text("no peer is known\x1b[2J\n")
-    guest = find_guest(home, "g1")
-    assert guest.waiting == "no peer is known\\x1b[2J"
-    assert guest.waiting_since == g1.folder.waiting_path.stat().st_mtime
+    waiting = find_guest(home, "g1").waiting
+    since = g1.folder.waiting_path.stat().st_mtime
+    assert waiting == Waiting("no peer is known\\x1b[2J", since)
+
+
+def test_what_came_for_a_guest_is_told_while_it_runs_and_kept_at_its_end(home: Home) -> None:
+    with OwnGuest(home, "g1") as own:
+        own.begin(**FACTS)
+        assert find_guest(home, "g1").fetched is None
+        fetched = FetchedFile(own.folder.fetched_path)
+        for length in (5, 1 << 40, 7):
+            fetched.add(length)
+        assert find_guest(home, "g1").fetched == (1 << 40) + 12
+        own.folder.fetched_path.write_text("12")
+        assert find_guest(home, "g1").fetched is None
+        own.keep()
+        own.end(reason="poweroff", exit_code=0, fetched=12)
+    assert find_guest(home, "g1").fetched == 12
+    assert not own.folder.fetched_path.exists()
 
 
 def test_the_user_of_an_overlay_is_found_by_any_path(home: Home, tmp_path: Path) -> None:
@@ -167,7 +185,7 @@ _RECORDS = st.builds(
     name=st.just("g1"),
     overlay=st.none() | st.text(st.characters()),
     version=st.none() | st.integers(1, 1 << 53),
-    fetch=st.none() | st.just({"torrents": ["00" * 20], "before": 5, "daemon": 7}),
+    fetched=st.none() | st.integers(0, 1 << 53),
 )
 
 
@@ -251,7 +269,7 @@ def test_processes_of_one_number_are_told_apart() -> None:
     assert process_start(1 << 22) is None
 
 
-@pytest.mark.parametrize("field", ["name", "memory", "kept", "fetch", "started"])
+@pytest.mark.parametrize("field", ["name", "memory", "kept", "fetched", "started"])
 def test_a_field_of_another_type_is_told(g1: OwnGuest, field: str) -> None:
     assert g1.record is not None
     value = json.loads(_encode(g1.record)) | {field: [1]}

@@ -26,6 +26,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
 from p2pcloopd.block.booted import report_booted
+from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.files_overlay import make_file_system
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
@@ -152,7 +153,7 @@ async def _open_stored(
         wanting,
     )
     await nursery.start(client.run)
-    supplier = Supplier(client, stored.accept, waiting)
+    supplier = Supplier(client, stored.accept, waiting, FetchedFile(spec.fetched))
     while True:
         try:
             image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)

@@ -55,6 +55,7 @@ class BlockServerSpec:
         fill: bytes a second of backfill in idle time, 0 for no limit; None for no backfill.
         record_touches: whether the first read of each block is recorded, for a profile.
         waiting: a file that has a line while the guest waits for bytes, or None.
+        fetched: a file that tells how many bytes came for the guest, or None.
         files: the guest's second device, which then takes the writes instead of the image's; None
             if the overlay lies over the image's own blocks.
     """
@@ -72,6 +73,7 @@ class BlockServerSpec:
     fill: int | None = None
     record_touches: bool = False
     waiting: Path | None = None
+    fetched: Path | None = None
     files: FilesOverlay | None = None
 
     @property

@@ -15,7 +15,8 @@ import trio
 
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloop.protocol.waiting import describe_slow, describe_waiting
+from p2pcloop.protocol.waiting import describe_cause, describe_slow, describe_waiting
+from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.waiting_file import WaitingFile
 from p2pcloopd.block.waits import Waits
 
@@ -60,14 +61,18 @@ class Supplier:
         client: Caller,
         accept: Callable[[ByteRange, bytes], None],
         waiting: WaitingFile | None = None,
+        fetched: FetchedFile | None = None,
     ) -> None:
         """Ask for nothing yet.
 
         Args:
             accept: given each range with its bytes, as `StoredImage.accept`.
             waiting: told what the guest waits for while no bytes arrive.
+            fetched: told how many bytes arrived, each range once.
         """
         self._waiting = waiting or WaitingFile(None)
+        self._fetched = fetched or FetchedFile(None)
+        self._arrived: set[ByteRange] = set()
         self._client = client
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
@@ -117,6 +122,9 @@ class Supplier:
 
     def _deliver(self, wanted: ByteRange, data: bytes) -> None:
         self._accept(wanted, data)
+        if wanted not in self._arrived:  # one that was read ahead may be asked for meanwhile, too
+            self._arrived.add(wanted)
+            self._fetched.add(wanted.length)
         self._reported_waiting = False
         self._waiting.clear()
 
@@ -152,9 +160,8 @@ class Supplier:
         for them; every now and then how fast they arrive."""
         if event == "waiting" and not self._reported_waiting:
             self._reported_waiting = True
-            what = describe_waiting(fields)
-            self._waiting.report(what)
-            _log.warning("the guest waits: %s", what)
+            self._waiting.report(describe_cause(fields), fields["seconds"])
+            _log.warning("the guest waits: %s", describe_waiting(fields))
         elif event == "slow" and time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._reported = time.monotonic()
             _log.warning("the guest waits for %s", describe_slow(fields, length))

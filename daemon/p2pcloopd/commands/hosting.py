@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.traffic import received_by
 from p2pcloop.client.whole import LateClient
 from p2pcloop.errors import BusyError, P2pcloopError, StorageError
 from p2pcloop.making.image_file import ImageFile
@@ -101,20 +100,18 @@ def host(
     if isinstance(target, StoredRef):
         target.check_secret()
     files = choose_files(target, overlay, options.overlay_mode, options.overlay_size, home)
-    late_node = _late_node(target)
-    asks = options.report is not None or (plan.kept and late_node is None)
-    before = _status(target) if asks else None
+    before = None if options.report is None else _status(target)
     disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
     with socket_folder() as folder, OwnGuest(home, options.name) as own:
         _check_overlay_unused(home, overlay)
-        own.begin(**_record_facts(ref, target, options), fetch=_fetch(target, before))
-        disk = replace(disk, waiting=own.folder.waiting_path)
+        own.begin(**_record_facts(ref, target, options))
+        disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
         spec = _spec(options, folder, _first_root(target, files, plan.ending), two=bool(files))
         append = _append(target, plan.words, options.append)
         spec = replace(spec, append=append, forwarded=ports)
-        plan.start(own, spec, disk, outcome, late_node=late_node)
-        _record_end(own, outcome)
+        plan.start(own, spec, disk, outcome, late_node=_late_node(target))
+        _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
         if options.report is not None:
@@ -170,26 +167,21 @@ def _record_facts(ref: str, target: ImageFile | StoredRef, options: GuestOptions
     }
 
 
-def _fetch(target: ImageFile | StoredRef, before: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not isinstance(target, StoredRef) or before is None:
-        return None
-    torrents = [layer.torrent.hex() for layer in target.signed.manifest.layers]
-    return {
-        "torrents": torrents,
-        "before": received_by(torrents, before),
-        "daemon": before["pid"],
-    }
+def _record_end(own: OwnGuest, outcome: Outcome, *, arrives: bool) -> None:
+    """Record how the guest ended, and let it go; its own end matters more than errors here.
 
-
-def _record_end(own: OwnGuest, outcome: Outcome) -> None:
-    """Record how the guest ended, and let it go; its own end matters more than errors here."""
+    Args:
+        arrives: whether bytes of the image may come from others.
+    """
     facts = outcome.facts()
+    came = own.folder.read_fetched()
     try:
         own.end(
             reason=facts["exit"],
             exit_code=facts["exit_code"],
             error=facts.get("error"),
             boot_seconds=facts["boot_seconds"],
+            fetched=(0 if came is None else came.count) if arrives else None,
         )
         own.close()
     except StorageError as err:
