@@ -109,9 +109,9 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
 def main(args: Sequence[str] | None = None) -> int:
     """Measure, print the table, write the JSON; 0 if every bar is reached, 130 if interrupted."""
     words = sys.argv[1:] if args is None else args
-    if words and words[0] in SUITES | OTHERS:
-        return (SUITES | OTHERS)[words[0]](words[1:])
     try:
+        if words and words[0] in SUITES | OTHERS:
+            return (SUITES | OTHERS)[words[0]](words[1:])
         return _measure(parse(words))
     except KeyboardInterrupt:
         return INTERRUPTED

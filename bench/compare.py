@@ -64,7 +64,6 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
 def main(args: Sequence[str]) -> int:
     """Compare; 0 if nothing of p2pcloop is worse, 1 if something is or a run failed."""
     options, console = parse(args), screen()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the run in progress ends with it
     checkouts = {BEFORE: options.other.absolute(), AFTER: CHECKOUT}
     programs = {side: checkout / ".venv/bin/p2pcloop" for side, checkout in checkouts.items()}
     folder = options.out / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"

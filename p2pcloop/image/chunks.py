@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -26,7 +27,8 @@ BATCH_SIZE: Final = 2 << 20
 """Decoded bytes of chunks that are started together; others are decoded when they are read."""
 
 AHEAD_SIZE: Final = 512 << 10
-"""Bytes that are decoded ahead of a sequential reader; at least one chunk."""
+"""Bytes that are decoded ahead of a sequential reader at most; at least one chunk. It begins with
+one chunk and doubles with each that is read: most runs of a boot are short."""
 
 LEAST_SIZE: Final = 32 << 10
 """To decode a chunk of fewer bytes takes less time than to hand it to a thread."""
@@ -66,7 +68,7 @@ class DecodedChunks:
         self._spill = spill
         self._ahead = DecodeAhead()
         self._chain = ChainAhead()
-        self._last: deque[int] = deque(maxlen=_READERS)
+        self._readers: deque[_Reader] = deque(maxlen=_READERS)
 
     def touched(self, key: int) -> bool:
         """Whether a chunk was touched so far."""
@@ -179,16 +181,16 @@ class DecodedChunks:
 
     def _follow(self, key: int) -> None:
         """Decode ahead of a sequential reader."""
-        if key - 1 not in self._last:
-            self._last.append(key)
+        reader = next((each for each in self._readers if each.last == key - 1), None)
+        if reader is None:
+            self._readers.append(_Reader(key))
             return
-        self._last[self._last.index(key - 1)] = key
         layer = self._layers[key >> 32]
         number = (key & 0xFFFFFFFF) + 1
         size = layer.chunk(number - 1).size
-        if size < LEAST_SIZE:
-            return
-        end = min(number + max(1, AHEAD_SIZE // size), layer.header.chunk_count)
+        most = max(1, AHEAD_SIZE // size) if size >= LEAST_SIZE else 0
+        reader.last, reader.ahead = key, min(max(1, 2 * reader.ahead), most)
+        end = min(number + reader.ahead, layer.header.chunk_count)
         ahead = (chunk_key(key >> 32, each) for each in range(number, end))
         self._start([each for each in ahead if not self.is_decoded(each)], AHEAD_SIZE)
 
@@ -236,6 +238,19 @@ class DecodedChunks:
             if decode is None:
                 return
             self._chain.start(following, chunk.memory, decode)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """A reader that may be sequential.
+
+    Attributes:
+        last: the chunk that it read last.
+        ahead: chunks behind it that were decoded ahead then.
+    """
+
+    last: int
+    ahead: int = 0
 
 
 def _ignore(key: int) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from bench import compare
+from bench.__main__ import main
 from bench.figure import Figure, Report, Run, write_report
 from bench.harness import BenchError
-from bench.links.suite import command_of
+from bench.links.suite import INTERRUPTED, command_of
 
 RUN = Run("tools/bench missing", "2026-11-29T10:00:00", "2026-11-29T10:05:00", None, {})
 
@@ -69,6 +70,17 @@ def test_programs_take_turns_and_share_a_recorded_boot_and_a_profile(
     assert [Path(path).name for path in profiles] == ["boot-tiny.profile"]
     assert not any("--profile" in run for run in runs if "missing" in run)
     assert all("p2pcloop-profile" in run[run.index("--contenders") + 1] for run in runs[:2])
+
+
+def test_an_interrupted_comparison_ends_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_run(*_: object) -> Report:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "_one_run", one_run)
+    monkeypatch.setattr(compare, "_compile", lambda _checkout: None)
+    assert main(["compare", str(tmp_path), "missing", "--out", str(tmp_path)]) == INTERRUPTED
 
 
 def test_a_run_that_measures_nothing_is_told_with_its_words(tmp_path: Path) -> None:
