@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_the_modules_that_are_named_exist(page: Path) -> None:
     for name in re.findall(r"`([\w/]+\.py)`", page.read_text()):
         found = [path for path in MODULES if f"/{path}".endswith(f"/{name}")]
         assert found, f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "/" in m], ids=str)
+def test_the_modules_that_a_docstring_names_exist(module: str) -> None:
+    text = ast.get_docstring(ast.parse((CHECKOUT / module).read_text())) or ""
+    for name in re.findall(r"(?<![\w/.-])([\w/]+\.py)\b", text):
+        assert any(f"/{path}".endswith(f"/{name}") for path in MODULES), name
 
 
 @pytest.mark.parametrize("page", PLAIN, ids=lambda page: page.stem)

@@ -9,7 +9,7 @@ LOCAL = attached.LOCAL
 
 PLAIN, WARM = ours.COLD.name, ours.WARM.name
 PROFILED = ours.PROFILED.name
-"""An optimised image whose manifest carries a profile; figures.py has its bars."""
+"""An optimised image whose manifest carries a profile; boot_figures.py has its bars."""
 
 CONTENDERS = {
     contender.name: contender

@@ -1,4 +1,4 @@
-"""The border between trio's nurseries and plain code: one error in, one error out."""
+"""Turns trio's exception groups into one plain error, where plain code meets a nursery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that run side by side, events that are set again and again, and what takes too long."""
+"""Helpers for trio: tasks side by side, repeating events, time limits."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TorrentUse:
         junk: bytes of `room` that belong to no piece that is here.
         keep: the reason why nothing of it may be evicted, or None.
         garbage: no manifest names it: it is removed whole.
-        parts: bytes on the disk of parts of pieces that are not here (store/provisional_log.py).
+        provisional: bytes on the disk of provisional ranges (store/provisional_log.py).
     """
 
     torrent: bytes
@@ -40,7 +40,7 @@ class TorrentUse:
     junk: int = 0
     keep: Keep | None = None
     garbage: bool = False
-    parts: int = 0
+    provisional: int = 0
 
     @property
     def pieces(self) -> int:
@@ -58,8 +58,8 @@ class Choice:
 
     Attributes:
         remove: torrents that are removed whole.
-        evict: pieces to evict, by torrent. All parts of such a torrent are evicted, too, and the
-            bytes that belong to no piece; with no pieces, only these.
+        evict: pieces to evict, by torrent. All provisional ranges of such a torrent are evicted,
+            too, and the bytes that belong to no piece; with no pieces, only these.
         room: bytes on the disk now.
         left: bytes on the disk afterwards; file systems may round up.
         kept: bytes that must stay, by reason.
@@ -76,9 +76,10 @@ def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
     """Choose what to evict so that the rest takes at most `quota` bytes.
 
     Torrents that no manifest names, and bytes that belong to no piece, are evicted in any case.
-    Next are parts, which no peer can be served from, all of a torrent at once. Then pieces, one by
-    one, the least recently booted first. Of pieces that no boot ever used, those of the torrent
-    that was unused for longest are first, from its end: boots need the start of a pack.
+    Next are provisional ranges, which no peer can be served from, all of a torrent at once. Then
+    pieces, one by one, the least recently booted first. Of pieces that no boot ever used, those of
+    the torrent that was unused for longest are first, from its end: boots need the start of a
+    pack.
 
     Args:
         quota: None: evict only what is evicted in any case.
@@ -87,15 +88,15 @@ def choose(torrents: Iterable[TorrentUse], quota: int | None) -> Choice:
     free = [use for use in uses if use.keep is None]
     remove = tuple(use.torrent for use in free if use.garbage)
     free = [use for use in free if not use.garbage]
-    room = sum(use.room + use.parts + use.records for use in uses)
+    room = sum(use.room + use.provisional + use.records for use in uses)
     gone = [use for use in uses if use.torrent in set(remove)]
-    left = room - sum(use.room + use.parts + use.records for use in gone)
+    left = room - sum(use.room + use.provisional + use.records for use in gone)
     left -= sum(use.junk for use in free)
     evict: dict[bytes, list[int]] = {use.torrent: [] for use in free if use.junk}
     for use in sorted(free, key=lambda use: max(use.stamps, default=0)):
-        if quota is not None and left > quota and use.parts:
+        if quota is not None and left > quota and use.provisional:
             evict.setdefault(use.torrent, [])
-            left -= use.parts
+            left -= use.provisional
     if quota is not None and left > quota:
         for use, piece in _least_recent_first(free):
             evict.setdefault(use.torrent, []).append(piece)
@@ -124,7 +125,7 @@ def _kept(uses: Iterable[TorrentUse], removed: tuple[bytes, ...]) -> dict[Keep, 
     kept: Counter[Keep] = Counter()
     for use in uses:
         if use.keep is not None:
-            kept[use.keep] += use.room + use.parts
+            kept[use.keep] += use.room + use.provisional
         if use.torrent not in removed:
             kept[Keep.RECORDS] += use.records
     return {reason: kept[reason] for reason in Keep if kept[reason]}

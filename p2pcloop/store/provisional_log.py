@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from p2pcloop.formats.holes import punch_hole
-from p2pcloop.store.ranges import Range
+from p2pcloop.store.intervals import Range
 
 MAX_BYTES = 64 << 20
 """Bytes of all provisional ranges of a torrent together; later ones are not kept."""

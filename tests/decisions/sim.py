@@ -38,7 +38,7 @@ from p2pcloopd.engine.disk.record import Peer, Record, Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.backfill import fill as fill_torrent
 from p2pcloopd.engine.fetch.demand import Demand
-from p2pcloopd.engine.fetch.ranges import NoServers
+from p2pcloopd.engine.fetch.range_requests import NoServers
 from p2pcloopd.engine.fetch.swarm import Others, Priority, Traffic
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.client import Span, Take

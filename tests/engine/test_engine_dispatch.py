@@ -12,7 +12,7 @@ import trio.lowlevel
 
 from p2pcloop.errors import NotHereError
 from p2pcloopd.engine.engine import Engine
-from p2pcloopd.engine.fetch.ranges import Came, Dispatched, NoServers
+from p2pcloopd.engine.fetch.range_requests import Came, Dispatched, NoServers
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes

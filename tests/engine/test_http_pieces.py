@@ -14,7 +14,7 @@ import trio
 from p2pcloop.errors import NotHereError, UnreachableError
 from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
-from p2pcloopd.engine.fetch.ranges import Came, NoServers
+from p2pcloopd.engine.fetch.range_requests import Came, NoServers
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
@@ -25,7 +25,7 @@ PATIENCE = 30
 
 
 class FakeServers(NoServers):
-    """One server (p2pcloopd.engine.fetch.ranges.Servers).
+    """One server (p2pcloopd.engine.fetch.range_requests.Servers).
 
     Attributes:
         asked: the ranges that it was asked for.

@@ -64,7 +64,8 @@ def test_ranges_come_in_their_order_also_where_the_metadata_comes_later(nodes: N
         client.call("stream", take, ranges=ranges)
     assert sorted(order) == list(range(60))
     # What is asked for at once may come in any order: a window of 128 KiB of peers, and beside it
-    # a range of 256 KiB of the node's HTTP server (engine/fetch/ranges.py). Shuffled it is some 50.
+    # a range of 256 KiB of the node's HTTP server (engine/fetch/range_requests.py). Shuffled it is
+    # some 50.
     at_once = ((128 << 10) + TUNING.min_range) // PIECE
     assert max(abs(at - number) for at, number in enumerate(order)) <= at_once
 

@@ -1,4 +1,4 @@
-"""HTTP servers as the engine sees them, made of functions (p2pcloopd.engine.fetch.ranges)."""
+"""HTTP servers as the engine sees them (engine/fetch/range_requests.py), made of functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from p2pcloop.errors import NotHereError
-from p2pcloopd.engine.fetch.ranges import Came, Dispatched, NoServers
+from p2pcloopd.engine.fetch.range_requests import Came, Dispatched, NoServers
 
 Ask = Callable[[int, int], Awaitable[bytes | None]]
 Dispatch = Callable[[Sequence[int], int], Awaitable[Dispatched | None]]

@@ -105,7 +105,7 @@ def _report_gone(home: Home, waiting: WaitingFile) -> None:
 async def _know_again(manifest: Manifest, waiting: WaitingFile, client: ControlClient) -> None:
     """Have a p2pcloopd that came back know where the image may be had.
 
-    Else it would read by BitTorrent alone, which takes longer and brings whole blocks.
+    Else it would read by BitTorrent alone, which takes longer and fetches whole pieces.
     """
     waiting.clear()
     try:

@@ -1,4 +1,4 @@
-"""Making durable what arrives, and beginning anew where the disk refused or lost something."""
+"""Makes arrived pieces durable, and recovers after errors of the disk."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from p2pcloopd.engine.fetch.backfill import Completion, Interest
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
 from p2pcloopd.engine.fetch.peers import Peers
-from p2pcloopd.engine.fetch.ranges import Servers
+from p2pcloopd.engine.fetch.range_requests import Servers
 from p2pcloopd.engine.fetch.reads import Hold, Reads, hold_any
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.swarm import Swarm, TorrentStatistics, Traffic
@@ -203,7 +203,7 @@ class Torrent:
         return rate is None or length <= rate * self.tuning.guess
 
     async def evict(self, pieces: Collection[int]) -> bool:
-        """See `Saver.evict`; parts go, too."""
+        """See `Saver.evict`; provisional ranges go, too."""
         gone = await self.saver.evict(pieces, self.reads.unread)
         if gone:
             self.fetcher.wants.forget(pieces)

@@ -1,7 +1,7 @@
 """The command that runs a guest's kernel: its command line, and the sandbox round it.
 
-The kernel runs natively, as a process of this machine, so all of it is in a sandbox (sandbox.py).
-Kernel, modules and busybox come from this system, never from the image.
+The kernel runs natively, as a process of this machine, so all of it is in a sandbox
+(sandbox/bubblewrap.py). Kernel, modules and busybox come from this system, never from the image.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class MirrorReader:
 
     Every method raises `NotHereError` where the mirror does not have it, another `P2pcloopError`
     where it cannot be asked or answers something else; none takes longer than the limits of
-    http_client.py allow.
+    client.py allow.
 
     Attributes:
         base: its URL or its absolute directory; ends in "/".

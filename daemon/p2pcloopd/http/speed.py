@@ -1,4 +1,4 @@
-"""How fast a server's answers come once they have begun: what the line carries, without waiting."""
+"""Measures the rate of a server's answers, without the time until they begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom a node finds and who finds it, besides the peers and mirrors of links, where turned on."""
+"""Finding nodes, and being found, by the ways that the settings turn on."""
 
 from __future__ import annotations
 

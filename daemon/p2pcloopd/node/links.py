@@ -1,4 +1,4 @@
-"""The link to a version that is published here: this node first, then who has the layers below.
+"""Makes the link to a version published here: this node first, then sources of the layers below.
 
 Of a base that came from others this node may have but a part, and only while it runs: the link
 leads to those others, too. Not to all that are known: a link is copied and read out by people, a

@@ -47,7 +47,7 @@ def _use(
     directory: Path, info_hash: bytes, disk: Stored | None, wanted: bool, usage: Usage
 ) -> TorrentUse:
     try:
-        records, parts, changed = _beside(directory)
+        records, provisional, changed = _beside(directory)
         empty = disk is None and not any(directory.glob("data/*"))
     except OSError as err:
         raise storage_error(f"cannot look at {directory}", err) from err
@@ -56,7 +56,9 @@ def _use(
     settled = not named and time.time() - changed > GRACE_SECONDS
     if disk is None:
         gone = settled and empty
-        return TorrentUse(info_hash, 0, 0, b"", (), 0, records + parts, keep=keep, garbage=gone)
+        return TorrentUse(
+            info_hash, 0, 0, b"", (), 0, records + provisional, keep=keep, garbage=gone
+        )
     layer = [path.name for path, _ in disk.layout.files] == LAYER_FILES
     here = disk.have.to_list()
     room = allocated(disk.content)
@@ -72,7 +74,7 @@ def _use(
         junk if junk > _JUNK + room // 64 else 0,
         keep or _kept_by_files(disk, layer) or (None if named or settled else Keep.NEW),
         garbage=settled and layer,
-        parts=parts,
+        provisional=provisional,
     )
 
 
@@ -85,13 +87,15 @@ def _kept_by_files(disk: Stored, layer: bool) -> Keep | None:
 
 
 def _beside(directory: Path) -> tuple[int, int, float]:
-    """Bytes on the disk of all but the content and of parts, and when any of it changed last."""
-    records = parts = 0
+    """Bytes on the disk of records and of provisional ranges, and when any of it changed last."""
+    records = provisional = 0
     changed = []
     for path in directory.glob("*"):
         status = path.lstat()
         changed.append(status.st_mtime)
         if S_ISREG(status.st_mode):
             size = _STAT_UNIT * status.st_blocks
-            records, parts = (records, size) if path.name == FILE_NAME else (records + size, parts)
-    return records, parts, max(changed, default=time.time())
+            records, provisional = (
+                (records, size) if path.name == FILE_NAME else (records + size, provisional)
+            )
+    return records, provisional, max(changed, default=time.time())

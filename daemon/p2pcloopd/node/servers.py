@@ -22,7 +22,7 @@ from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.mirror import DispatchPath
 from p2pcloop.units import format_size
 from p2pcloopd.engine.fetch.health import Silence
-from p2pcloopd.engine.fetch.ranges import Came, Dispatched
+from p2pcloopd.engine.fetch.range_requests import Came, Dispatched
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader, Mirrors
@@ -32,7 +32,7 @@ from p2pcloopd.tasks import first_success, run_while
 
 @dataclass(slots=True, eq=False)
 class LayerServers:
-    """The HTTP servers of one layer (p2pcloopd.engine.fetch.ranges.Servers).
+    """The HTTP servers of one layer (p2pcloopd.engine.fetch.range_requests.Servers).
 
     Attributes:
         wire: counts what arrives from all servers.

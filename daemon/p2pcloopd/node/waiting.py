@@ -1,4 +1,4 @@
-"""What a client is told of an operation that takes long: for whom it waits, how fast it comes."""
+"""Progress events of long operations: which sources are awaited, and how fast bytes come."""
 
 from __future__ import annotations
 

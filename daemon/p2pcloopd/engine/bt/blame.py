@@ -1,4 +1,4 @@
-"""Who is to blame for a piece whose hash is wrong: libtorrent's bans, judged.
+"""Decides which of libtorrent's bans for wrong pieces were deserved.
 
 libtorrent bans a peer that sent all of a wrong piece; but also one that had a part in four of them
 (torrent.cpp, `penalize_peers`): beside a liar, every honest peer. Its alert does not tell which.

@@ -1,4 +1,4 @@
-"""Where a session listens: what the user asked for, and what came of it."""
+"""The addresses on which a session listens: those asked for, and those it got."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.mirror import build_metainfo
 from p2pcloopd.engine.bt import nodelay
 from p2pcloopd.engine.bt.listening import Listening
-from p2pcloopd.engine.bt.session_crowd import Crowd
 from p2pcloopd.engine.bt.session_end_game import EndGame
+from p2pcloopd.engine.bt.session_limits import PeerLimits
 from p2pcloopd.engine.bt.settings import EngineSettings, session_settings
 from p2pcloopd.engine.disk.record import Peer
 from p2pcloopd.entry import plain_errors
@@ -112,13 +112,13 @@ class Session:
         # Against the default back end it took less CPU and answered demand as soon or sooner.
         params.disk_io_constructor = "posix_disk_io_constructor"
         self.lt = lt.session(params)
-        everybody = lt.ip_filter()
+        all_hosts = lt.ip_filter()
         limited = 1 << lt.session.global_peer_class_id
-        everybody.add_rule("0.0.0.0", "255.255.255.255", limited)  # noqa: S104  no socket
-        everybody.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", limited)
-        self.lt.set_peer_class_filter(everybody)
+        all_hosts.add_rule("0.0.0.0", "255.255.255.255", limited)  # noqa: S104  no socket
+        all_hosts.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", limited)
+        self.lt.set_peer_class_filter(all_hosts)
         self.end_game = EndGame(self.lt)
-        self.crowd = Crowd(self.lt)
+        self.limits = PeerLimits(self.lt)
 
     def announce(self) -> None:
         """Tell the DHT of every public torrent: it can be reached now."""
@@ -222,4 +222,4 @@ async def open_session(settings: EngineSettings) -> AsyncIterator[Session]:
                     pump_scope.cancel()
     finally:
         # The last references: it ends here, and its ports are free again.
-        del session.end_game, session.crowd, session.lt
+        del session.end_game, session.limits, session.lt

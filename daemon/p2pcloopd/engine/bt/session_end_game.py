@@ -1,4 +1,4 @@
-"""Whether a block that one peer was asked for is asked of idle peers too: libtorrent's end-game.
+"""Turns libtorrent's end-game on only while a peer keeps a reader waiting.
 
 A torrent that is read on demand would always be in it: all that is wanted is asked for at once, so
 every idle peer would be asked for the same blocks, and most would have sent them before the

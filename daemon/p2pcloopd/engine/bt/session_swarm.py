@@ -143,7 +143,7 @@ class SessionSwarm:
         return [max(0, count - seeds) for count in self.handle.piece_availability()]
 
     def crowd(self, *, on: bool, without: frozenset[str]) -> None:
-        self._session.crowd.of(self.info_hash, on=on, without=without)
+        self._session.limits.of(self.info_hash, on=on, without=without)
         if self._handle is None:
             return
         before, self._without = self._without, without

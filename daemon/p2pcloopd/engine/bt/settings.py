@@ -106,7 +106,7 @@ ALONE: dict[str, object] = {
 """How much a peer is asked for at once where no other client wants the same."""
 
 CROWD: dict[str, object] = {"request_queue_time": 1, "max_out_request_queue": 2}
-"""And where others do: see session_crowd.py."""
+"""And where others do: see session_limits.py."""
 
 _DEMAND: dict[str, object] = {
     # A peer that wants nothing at the moment is one that will want something soon.

@@ -1,4 +1,4 @@
-"""Other files of the same content that a user seeds where they lie: they take over.
+"""Second copies of files seeded in place: used when the first is gone or changed.
 
 A torrent reads each of its files in one place. Where the user seeds a second copy of them, under
 another name perhaps, the first stays in use, and the copy is noted. It is used once the first is

@@ -1,4 +1,4 @@
-"""The room that a torrent's files take, and giving back what holds no piece that is here.
+"""The disk space of a torrent's files, and freeing the stretches that hold no piece.
 
 Everything here blocks on the disk and is meant for a worker thread.
 """

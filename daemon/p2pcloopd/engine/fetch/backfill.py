@@ -1,4 +1,4 @@
-"""What is wanted when no reader waits for it: four jobs, which bound what they want at once.
+"""Fetching for which no reader waits: four jobs, each with its own limit.
 
     fetch_all    all of a torrent, since a client asked for it
     fill         all of a torrent, in idle time

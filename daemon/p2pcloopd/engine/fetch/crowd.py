@@ -1,4 +1,4 @@
-"""Who else fetches a torrent at the same time, and who of a crowd asks for which piece.
+"""The other clients of a torrent, and which client asks the seeder for which piece.
 
 Without a dispatcher, clients share out what only a complete seeder has, without a word, by
 rendezvous hashing: each host draws a number from the piece and its address, and the highest has it
@@ -17,7 +17,7 @@ from p2pcloopd.engine.fetch.tuning import Tuning
 
 
 class Crowd:
-    """The clients that fetch the same torrent now and have not all of it.
+    """The connected peers that have not all of the torrent.
 
     Attributes:
         others: they, as they were seen last; none where there is no crowd.

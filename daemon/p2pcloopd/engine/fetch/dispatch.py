@@ -15,7 +15,7 @@ import trio
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.mirror import MAX_CANDIDATES
 from p2pcloopd.engine.fetch.health import Breaker
-from p2pcloopd.engine.fetch.ranges import Ranges
+from p2pcloopd.engine.fetch.range_requests import RangeRequests
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.tasks import Pulse
@@ -29,7 +29,11 @@ class Dispatch:
     """
 
     def __init__(
-        self, ranges: Ranges, store: Store, give: Callable[[int, bytes], bool], tuning: Tuning
+        self,
+        ranges: RangeRequests,
+        store: Store,
+        give: Callable[[int, bytes], bool],
+        tuning: Tuning,
     ) -> None:
         self.hosts: frozenset[str] = frozenset()
         self._breaker = Breaker(tuning.dispatch_cooldown)

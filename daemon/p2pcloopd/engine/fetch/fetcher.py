@@ -1,4 +1,4 @@
-"""The loop that has what is wanted asked for: look, plan (policy.py), apply the difference.
+"""The fetch loop of one torrent: collect the facts, plan (policy.py), apply the difference.
 
 It runs whenever something of the torrent changes, or the last plan's time has come. It also takes
 the news of libtorrent, and gives readers what arrives.
@@ -20,7 +20,7 @@ from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.dispatch import Dispatch
 from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.policy import plan, takes_exact_range
-from p2pcloopd.engine.fetch.ranges import Ranges
+from p2pcloopd.engine.fetch.range_requests import RangeRequests
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.swarm import Priority, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
@@ -45,7 +45,7 @@ class Fetcher:
     ) -> None:
         """`demand` tells of the readers of all torrents."""
         self.wants = Wants(self._on_wants, self._on_gone, tuning)
-        self.ranges = Ranges(store, peers, self.wants.table, self.give, tuning)
+        self.ranges = RangeRequests(store, peers, self.wants.table, self.give, tuning)
         self.dispatch = Dispatch(self.ranges, store, self.give, tuning)
         self.crowd = Crowd(swarm, tuning)
         self.read = trio.Event()
@@ -229,7 +229,7 @@ class Fetcher:
         self._dial(on=made.dial)
 
     def _withdraw(self, made: Plan) -> None:
-        """Tell peers no more of what a server is to bring.
+        """Tell peers no more of what a server is asked for.
 
         libtorrent may have been told of a piece and have asked no peer yet. So it is told first,
         and looked at for the last time: what a peer was asked for by then stays with it.

@@ -1,4 +1,4 @@
-"""What is asked for next, and of which source. Nothing else in the engine decides that.
+"""Decides which pieces are asked for next, and of which source. Nothing else in the engine does.
 
 `plan` is a function of facts. It changes nothing and waits for nothing: fetcher.py looks, plans,
 applies the difference, and does it again when something happens or `Plan.wake_at` has come.
@@ -7,23 +7,26 @@ A piece that is wanted, and not here, goes this way; the first line that fits de
 
     wanted as     where                                          asked of
     ------------  ---------------------------------------------  --------------------------------
-    any           a range request brings it                      that; peers, too, once it is late
+    any           a range request is under way for it            that; peers, too, once it is late
     any           bytes of it are here, no peer was asked,       a server, for the missing bytes
                   a server has ranges
     DEMAND        alone, no peer was asked, a server has ranges  a server, for this piece
+    DEMAND        exclusive mode, for up to a second             the dispatcher, first of all; all
+                                                                 clients, too
+    DEMAND        exclusive mode, for more than a second         a server, and all clients
     DEMAND        in a crowd, for its first quarter second       as the first of READAHEAD
-    DEMAND        exclusive mode, for more than a second         a server, and all peers
     DEMAND        else                                           peers
     READAHEAD     alone                                          peers, in order, a window at once;
                                                                  half of it while a reader waits
-    READAHEAD     in a crowd, another client has it              peers, in order, 2 MiB at once
+    READAHEAD     in a crowd, another client has it              peers, in order, 2 MiB at once; in
+                                                                 exclusive mode a window at once
     READAHEAD     in a crowd, only complete seeders have it,     the dispatcher, in order; in
                   a dispatcher is there                          exclusive mode all clients, too
     READAHEAD     in a crowd, only complete seeders have it      peers, 4 at once, own shares first
     FILL          for the rest of a piece                        nothing else
     FILL          else                                           peers: backfill.py bounds it
 
-Of what this gives to peers, servers bring some:
+Some of what is planned for peers is asked of servers instead:
 
     peers                                        HTTP servers are asked for
     -------------------------------------------  ------------------------------------------------
@@ -31,7 +34,7 @@ Of what this gives to peers, servers bring some:
     send, and a server is a web seed             half of what is wanted next, and what is late
     send, in a crowd or from mirrors alone       nothing
 
-"In a crowd": other clients fetch the same now, and none of them has all. "Exclusive mode": a
+"In a crowd": clients are connected that have not all of the torrent. "Exclusive mode": a
 dispatcher gives each piece to one client at a time, and its host is no peer meanwhile.
 """
 
@@ -82,7 +85,7 @@ def plan(view: View, tuning: Tuning) -> Plan:
 
 
 def _unsettled(view: View, tuning: Tuning, made: Plan, wants: Iterable[Want]) -> list[Want]:
-    """Those that no range request brings, or is to bring from now on."""
+    """Those for which no range request is under way or planned."""
     left, exact_ready, in_part = [], view.exact_ready, view.in_part
     for want in wants:
         flight = want.flight
@@ -96,7 +99,7 @@ def _unsettled(view: View, tuning: Tuning, made: Plan, wants: Iterable[Want]) ->
 
 
 def _await(view: View, tuning: Tuning, made: Plan, want: Want, flight: Flight) -> None:
-    """Wait for the range request that brings a piece, and ask peers as well once it is late."""
+    """Wait for the range request for a piece, and ask peers as well once it is late."""
     if want.servers_only:
         return
     if not flight.hedged:
@@ -110,7 +113,7 @@ def _await(view: View, tuning: Tuning, made: Plan, want: Want, flight: Flight) -
 
 
 def _for_peers(view: View, made: Plan) -> Iterator[Want]:
-    """What peers may have to bring, now or where another source fails."""
+    """Wants that peers are asked for, now or if another source fails."""
     asked = made.peers.keys() | set(made.dispatch).union(*made.ranges)
     return (w for w in view.wants if w.piece in asked or (w.flight and not w.flight.exact))
 
@@ -128,7 +131,7 @@ def _asked_of_peer(view: View, want: Want) -> bool:
 
 
 def _hedge_at(view: View, tuning: Tuning, flight: Flight) -> float:
-    """When peers are asked as well for what a range request does not bring."""
+    """When peers are asked as well, since a range request did not answer."""
     if flight.exact:
         silent_at = max(flight.since, view.servers_heard_at) + tuning.exact_hedge
         return min(silent_at, flight.since + tuning.exact_limit)

@@ -4,7 +4,7 @@ A server sent them by their exact range. They were not compared with a piece's h
 readers of this node alone, which compare a chunk with its SHA-256; peers and HTTP clients are given
 verified pieces only. They are here all the same: no operation asks for them again.
 
-All changes are made on trio's thread, at once; one task brings them to the disk, in their order
+All changes are made on trio's thread, at once; one task writes them to the disk, in their order
 (store/provisional_log.py).
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import trio
 
+from p2pcloop.store.intervals import Range, Ranges
 from p2pcloop.store.provisional_log import MAX_BYTES, ProvisionalLog
-from p2pcloop.store.ranges import Range, Ranges
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.tasks import race

@@ -20,7 +20,7 @@ from p2pcloop.errors import P2pcloopError, StorageError, UsageError
 from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.fetcher import Fetcher
-from p2pcloopd.engine.fetch.ranges import Came
+from p2pcloopd.engine.fetch.range_requests import Came
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import Tuning
 

@@ -1,4 +1,4 @@
-"""What came of a torrent's content, and what of it came although it was here.
+"""Counts the bytes received for a torrent, and how many of them were here already.
 
 A byte is here when it is durable, arrived, provisional (provisional.py), or in a block of a piece
 that libtorrent has in part. docs/formats/control.md has the exact words.

@@ -1,4 +1,4 @@
-"""What of a torrent is here, in whatever form. Every "is it here?" is asked of this.
+"""All forms in which bytes of a torrent are here. Every "is it here?" is asked of this.
 
     durable      pieces whose have bit is set: they serve every client
     arrived      pieces that libtorrent has, and found right; durable within a second or so

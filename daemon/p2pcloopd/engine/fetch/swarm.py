@@ -1,4 +1,4 @@
-"""What a torrent needs of the BitTorrent engine, and what it is told back.
+"""The interface between a torrent and its libtorrent swarm.
 
 `Torrent` knows no libtorrent: it speaks to a `Swarm`, which session_swarm.py makes of a torrent's
 handle.
@@ -93,7 +93,7 @@ class TorrentStatistics:
         provisional_bytes: bytes that are here of pieces that are not.
         received: bytes of the content that came, from peers and over HTTP.
         received_again: of them, those that were here; received_hedged: those that were here since
-            a second source was asked (engine/received.py).
+            a second source was asked (engine/fetch/received.py).
     """
 
     info_hash: bytes

@@ -46,7 +46,7 @@ class Tuning:
         exact_cooldown: exact ranges are not asked for so long after a request failed.
         exact_range: the most that one request for exact pieces asks for.
         rest_concurrency: such requests at once that no reader waits for: each takes a round trip.
-        server_concurrency: range requests at once of what peers do not bring: each waits for a
+        server_concurrency: range requests at once of what peers do not send: each waits for a
             round trip, or for a new connection.
         min_range, max_range, range_seconds: such a request asks for what arrives in so long, within
             these bounds: less would be mostly round trips, more would keep a reader waiting.

@@ -102,7 +102,7 @@ class Plan:
         dispatch_stalls: leave the dispatcher alone for a while.
         nudge: pieces that peers are told of anew, and idle peers are asked for, too.
         dial: try the peers that the user named.
-        silent: peers bring nothing.
+        silent: peers send nothing.
         wake_at: when to decide anew, if nothing happens before.
     """
 

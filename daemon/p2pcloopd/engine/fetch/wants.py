@@ -28,7 +28,7 @@ class Flight:
         run: the pieces.
         since: when it was asked for; infinity until then.
         exact: it was asked for at once, since a reader waits or bytes of it are here; the others
-            bring what peers do not.
+            fetch what peers do not send.
         hurried: a reader waited when it was asked for.
         hedged: peers were asked as well.
     """
@@ -58,8 +58,8 @@ class Want:
         stalled: a reader got nothing for a while; it is cleared when something was done about it.
         asked: how urgently peers were told that it is wanted, IDLE where they were not.
         asked_since: when they were told first.
-        flight: the range request that brings it, if there is one.
-        for_server: it is kept for a web seed, while peers bring the rest.
+        flight: the range request for it, if there is one.
+        for_server: it is kept for a web seed, while peers send the rest.
         absent_until: no server has it: none is asked before.
         single: servers are asked for it alone, since one of its neighbours was not there.
     """

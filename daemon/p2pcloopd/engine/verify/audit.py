@@ -1,4 +1,4 @@
-"""A seeder notices its own rot: what others are given is compared with its hash.
+"""Compares pieces with their hashes before, or right after, they are sent to others.
 
 No client tells a seeder that a piece of it is wrong: it hangs up, and asks no more. So:
 

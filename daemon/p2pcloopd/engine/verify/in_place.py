@@ -1,4 +1,4 @@
-"""Files that are seeded where they lie: watched, and served as long as they are what was hashed.
+"""Watches files that are seeded in place, and stops serving one that has changed.
 
 They belong to the user, who moves them, unplugs the disk that they are on, or writes to them; and
 others may be able to write in their directory. So every few seconds, and whenever a reader asks,

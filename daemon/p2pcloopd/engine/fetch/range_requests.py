@@ -1,6 +1,6 @@
 """HTTP servers as a source: range requests for pieces, and whole files of servers without ranges.
 
-One round trip brings what BitTorrent takes three for: to say that something is wanted, to be
+One round trip fetches what takes BitTorrent three: to say that something is wanted, to be
 unchoked, to ask. Of a piece of which bytes are here, the missing ones alone are asked for. Each
 piece is compared with its hash, given to libtorrent like any other, and so passed on.
 
@@ -155,7 +155,7 @@ class NoServers:
         return []
 
 
-class Ranges:
+class RangeRequests:
     """The range requests for pieces of one torrent.
 
     Attributes:
@@ -211,7 +211,7 @@ class Ranges:
         """Ask a server for pieces that are wanted.
 
         Args:
-            exact: at once; else it counts among those that bring what peers do not.
+            exact: at once; else it counts among those for what peers do not send.
             hedged: peers are asked for them, too.
         """
         hurried = any(self._wants[piece].waiting for piece in run)

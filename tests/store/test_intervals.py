@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcloop.store.ranges import Ranges
+from p2pcloop.store.intervals import Ranges
 
 SMALL = st.integers(0, 40)
 LENGTH = st.integers(1, 12)

@@ -1,8 +1,8 @@
-"""How much each peer is asked for at once: all that is wanted, but for where others want it too.
+"""Limits how much each peer is asked for while other clients fetch the same torrent.
 
 Alone, a reader is served soonest whose requests are all out. In a crowd a piece that was asked of
-the one who has all would come from there, although another peer has it meanwhile. So each is asked
-for little; or that one is kept out of the swarm, where it is asked over HTTP (fetch/dispatch.py).
+the complete seeder would come from there, although another peer has it meanwhile. So each is asked
+for little; or the seeder is kept out of the swarm, where it is asked over HTTP (fetch/dispatch.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from p2pcloopd.engine.bt.settings import ALONE, CROWD
 _BLOCKED = 1  # ip_filter::blocked
 
 
-class Crowd:
-    """The torrents of a session that others want at the same time."""
+class PeerLimits:
+    """How much the peers of a session are asked for: less while other clients want the same."""
 
     def __init__(self, session: lt.session) -> None:
         self._session = session
