@@ -51,7 +51,7 @@ BELOW_DAEMON = {
         *("control_client", "control_server", "entry", "frame_sender", "programs"),
         "unix_listener",
     },
-    "commands": {"commands", "guest", "block", "entry"},
+    "commands": {"commands", "guest", "block", "entry", "forked"},
     "guest/system": {"guest.system", "entry", "programs"},
     "guest/sandbox": {"guest.sandbox", "guest.system", "entry", "programs"},
     "guest/network": {"guest.network", "guest.sandbox", "guest.system", "entry", "programs"},

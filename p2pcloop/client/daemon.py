@@ -21,9 +21,33 @@ STOP_SECONDS = 60
 MAX_LOG = 8 << 20
 """If daemon.log has more bytes than this, the next start renames it to daemon.log.1."""
 
-_READY_FD = 3
+READY_FD = 3
+"""The descriptor by which a p2pcloopd that was started tells that it is ready, or why not."""
+
+Start = Callable[[Home, int], int]
+"""Starts a detached p2pcloopd on a home; it has a session of its own, the null device as its input
+and daemon.log as its output. Gets the descriptor for `READY_FD`; returns the process id."""
+
 _ATTEMPTS = 80
 _PAUSE = 0.25
+
+
+def spawn_daemon(home: Home, ready: int) -> int:
+    """Start a p2pcloopd with an interpreter of its own; see `Start`."""
+    # -P: a package called p2pcloopd in the current directory must not be taken for ours.
+    command = [sys.executable, "-P", "-m", "p2pcloopd", *daemon_options(home)]
+    with open_log(home) as log:
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, log, 1),
+            (os.POSIX_SPAWN_DUP2, log, 2),
+            (os.POSIX_SPAWN_DUP2, ready, READY_FD),
+        ]
+        # p2pcloopd never needs a passphrase, and outlives the command that was given one.
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        return os.posix_spawn(
+            sys.executable, command, environment, file_actions=actions, setsid=True
+        )
 
 
 def ensure_daemon(
@@ -31,6 +55,7 @@ def ensure_daemon(
     meanwhile: Callable[[], object] | None = None,
     *,
     warn: Callable[[str], None] | None = None,
+    start: Start = spawn_daemon,
 ) -> ControlClient:
     """Connect to the p2pcloopd of `home`; start one, and say so on stderr, if none runs.
 
@@ -40,6 +65,7 @@ def ensure_daemon(
         meanwhile: called while p2pcloopd starts; not called if one runs already.
         warn: takes what the user should know of it; else that goes to stderr, and so does the word
             that it starts.
+        start: starts the process.
 
     Raises:
         P2pcloopError: the error of the p2pcloopd that could not start.
@@ -62,7 +88,7 @@ def ensure_daemon(
             except NotRunningError:
                 pass
             try:
-                start_daemon(home, meanwhile, warn=warn or _warn)
+                start_daemon(home, meanwhile, warn=warn or _warn, start=start)
             except BusyError:
                 if attempt and home.holder() is None:
                     raise  # the home is free: something else is taken, a port
@@ -83,14 +109,14 @@ def start_daemon(
     meanwhile: Callable[[], object] | None = None,
     *,
     warn: Callable[[str], None] = _warn,
+    start: Start = spawn_daemon,
 ) -> None:
     """Start a detached p2pcloopd and return when it is ready.
-
-    It has a session of its own, the null device as its input and daemon.log as its output.
 
     Args:
         meanwhile: called while it starts, which takes a quarter of a second of one processor.
         warn: takes what the user should know of it.
+        start: starts the process.
 
     Raises:
         BusyError: one runs already.
@@ -99,7 +125,7 @@ def start_daemon(
     read_end, write_end = os.pipe()
     with open(read_end, "rb") as ready:
         try:
-            pid = _spawn(home, write_end)
+            pid = start(home, write_end)
         finally:
             os.close(write_end)
         if meanwhile is not None:
@@ -169,26 +195,14 @@ def stop_daemon(home: Home) -> bool:
     return True
 
 
-def _spawn(home: Home, ready: int) -> int:
-    # -P: a package called p2pcloopd in the current directory must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "p2pcloopd"]
-    command += ["--home", str(home.root), "--ready-fd", str(_READY_FD)]
-    with _open_log(home) as log:
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, log, 1),
-            (os.POSIX_SPAWN_DUP2, log, 2),
-            (os.POSIX_SPAWN_DUP2, ready, _READY_FD),
-        ]
-        # p2pcloopd never needs a passphrase, and outlives the command that was given one.
-        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-        return os.posix_spawn(
-            sys.executable, command, environment, file_actions=actions, setsid=True
-        )
+def daemon_options(home: Home) -> list[str]:
+    """The options of a p2pcloopd that is started for a home."""
+    return ["--home", str(home.root), "--ready-fd", str(READY_FD)]
 
 
 @contextmanager
-def _open_log(home: Home) -> Iterator[int]:
+def open_log(home: Home) -> Iterator[int]:
+    """Open daemon.log to append to it; one that has grown too large is renamed before."""
     try:
         if home.log.exists() and home.log.stat().st_size > MAX_LOG:
             home.log.replace(home.log.with_name(home.log.name + ".1"))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
-from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.daemon import Start, ensure_daemon, spawn_daemon
 from p2pcloop.client.invocation import FileChoice
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
@@ -50,6 +50,7 @@ def resolve_ref(
     look: bool = False,
     withdrawn: bool = False,
     meanwhile: Callable[[], object] | None = None,
+    start: Start = spawn_daemon,
     unpack: bool = True,
     late: bool = False,
 ) -> ImageFile | StoredRef:
@@ -59,7 +60,7 @@ def resolve_ref(
         at: the version that is wanted; 0 for that of a link, or the newest known of a name.
         look: ask all sources for the newest version of a name, even if one is known here.
         withdrawn: return a withdrawal, too.
-        meanwhile: see `ensure_daemon`.
+        meanwhile, start: see `ensure_daemon`.
         unpack: unpack the content of a container; False for commands that refuse files.
         late: p2pcloopd may start later: see whole.py.
 
@@ -85,7 +86,7 @@ def resolve_ref(
         raise UsageError("--partition and --raw are for files", hint="leave them out")
     if late and (found := _find_late(asked, home, at)) is not None:
         return found
-    client = ensure_daemon(home, meanwhile)
+    client = ensure_daemon(home, meanwhile, start=start)
     answer = client.call(
         "resolve", report_waiting, ref=asked, at=at, look=look, withdrawn=withdrawn
     )

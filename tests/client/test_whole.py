@@ -152,7 +152,7 @@ def test_a_late_ref_is_found_without_p2pcloopd(
     class StartsError(Exception):
         pass
 
-    def ensure(home: Home, _meanwhile: object = None) -> None:
+    def ensure(home: Home, *_: object, **_options: object) -> None:
         asked.append(home)
         raise StartsError
 

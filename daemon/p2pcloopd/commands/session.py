@@ -19,6 +19,7 @@ from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
 from p2pcloopd.commands.guest_options import GuestOptions
+from p2pcloopd.forked import fork_daemon
 from p2pcloopd.guest.network.forwarding import bound_ports
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
             options.home,
             at=options.at,
             meanwhile=lambda: _load().prepare(options.kernel),
+            start=fork_daemon,
             late=True,
         )
         result: GuestResult = _load().host(ref, target, options, plan(), started, ports)
