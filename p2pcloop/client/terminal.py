@@ -49,18 +49,22 @@ class Pace:
             done: bytes; the same number may be given again while nothing arrives.
             total: bytes, or 0 if it is not known.
         """
+        rate = self.rate(done)
+        if rate is None:
+            return ""
+        if not rate:
+            return f"nothing for {self._clock() - self._marks[0][0]:.0f} s"
+        left = f", {format_duration(math.ceil((total - done) / rate))} left" if done < total else ""
+        return f"{format_size(rate)}/s{left}"
+
+    def rate(self, done: int) -> float | None:
+        """Note how much is done; return the recent rate, or None within the first second."""
         now = self._clock()
         self._marks.append((now, done))
         while len(self._marks) > 2 and self._marks[1][0] <= now - _WINDOW:
             self._marks.popleft()
         begun, before = self._marks[0]
-        if now - begun < 1:
-            return ""
-        rate = max(0, done - before) / (now - begun)
-        if not rate:
-            return f"nothing for {now - begun:.0f} s"
-        left = f", {format_duration(math.ceil((total - done) / rate))} left" if done < total else ""
-        return f"{format_size(rate)}/s{left}"
+        return max(0, done - before) / (now - begun) if now - begun >= 1 else None
 
 
 @contextmanager

@@ -106,6 +106,35 @@ def test_the_end_of_a_boot_tells_where_the_changes_are(
         assert terminal.wait(BOUND) == 0
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_boot_at_a_terminal_is_one_line_until_the_prompt(
+    nodes: Nodes, cloop: Path, verbose: bool
+) -> None:
+    seeder, reader = nodes.make(), nodes.make()
+    link = seeder.seed(cloop)["link"]
+    words = ("boot", link, "--mem", "128M", "--name", "g1", *(["-v"] if verbose else []))
+    with OnTerminal(reader, *words, controlling=True) as terminal:
+        if not verbose:
+            terminal.expect(r"up after [\d.]+ s, [\d.]+ .B fetched, first byte after", BOUND)
+        terminal.expect(SHELL_PROMPT, BOUND)
+        assert ("Linux version" in terminal.printed) is verbose
+        assert ("booting, " in terminal.printed) is not verbose
+        assert terminal.run("echo $((40 + 2))", BOUND) == "42\n"
+        terminal.send_line("poweroff")
+        assert terminal.wait(BOUND) == 0
+    assert "Linux version" in reader.run("logs", "g1").out
+
+
+def test_a_boot_at_a_terminal_that_fails_shows_the_console(node: Node, cloop: Path) -> None:
+    words = ("boot", cloop, "--mem", "128M", "--append", "init=/no/such")
+    with OnTerminal(node, *words, controlling=True) as terminal:
+        terminal.expect("Linux version", BOUND)
+        terminal.expect("p2pcloop: cannot boot: .*/no/such", BOUND)
+        terminal.expect("p2pcloop: the guest cannot boot: .*/no/such", BOUND)
+        assert terminal.wait(BOUND) == GuestError.exit_code
+        assert terminal.printed.index("booting, ") < terminal.printed.index("Linux version")
+
+
 def test_what_came_for_a_guest_is_told_to_its_end_and_after(nodes: Nodes, cloop: Path) -> None:
     seeder, reader = nodes.make(), nodes.make()
     name = boot(reader, seeder.seed(cloop)["link"])

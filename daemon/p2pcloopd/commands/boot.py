@@ -65,6 +65,13 @@ A guest that still runs 60 seconds after the first signal is ended, too.
     metavar="stdio|FILE",
     help="Where the guest's console is; a FILE only gets what the guest prints.",
 )
+@click.option(
+    "--verbose",
+    "-v",
+    is_flag=True,
+    help="Show all that the guest prints; else a terminal gets one line of progress in place of"
+    " what comes before the first prompt.",
+)
 @click.option("--no-reboot", is_flag=True, help="End where the guest reboots.")
 @click.option(
     "--autologin",
@@ -80,6 +87,7 @@ def command(
     console: str,
     *,
     detach: bool,
+    verbose: bool,
     no_reboot: bool,
     autologin: bool,
     no_profile: bool,
@@ -98,6 +106,7 @@ def command(
         ref,
         options,
         file=file,
+        verbose=verbose,
         reboot=not no_reboot,
         autologin=autologin,
         profile=not no_profile,
@@ -120,6 +129,7 @@ def _run(
     started: Callable[[str], None] | None,
     *,
     file: Path | None,
+    verbose: bool,
     reboot: bool,
     autologin: bool,
     profile: bool,
@@ -145,8 +155,10 @@ def _run(
                 booting.report_keys(options.overlay)
             nowhere = None if started is None else Path(os.devnull)
             spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
+            shown = sys.stdout.isatty() and sys.stderr.isatty()
+            quiet = spec.console == "stdio" and shown and not verbose
             booting.boot_reachable(
-                own, spec, disk, outcome, started, keep=keep, late_node=late_node
+                own, spec, disk, outcome, started, keep=keep, quiet=quiet, late_node=late_node
             )
 
         return Plan(start, prefetch=profile, words=AUTOLOGIN if autologin else "", kept=keep)

@@ -26,7 +26,9 @@ from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console.console import is_our_terminal
 from p2pcloopd.guest.console.escape import BRIEF
 from p2pcloopd.guest.console.screen import Log
+from p2pcloopd.guest.console.status_line import status_line
 from p2pcloopd.guest.life import run_reachable
+from p2pcloopd.guest.progress import Progress
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
@@ -107,6 +109,7 @@ def boot_reachable(
     in_background: Callable[[str], None] | None,
     *,
     keep: bool,
+    quiet: bool,
     late_node: LateNode,
 ) -> None:
     """Boot a guest that other programs can reach; otherwise as `boot`.
@@ -116,9 +119,11 @@ def boot_reachable(
         in_background: called with its name once the guest runs in the background; None in the
             foreground. In the background, messages for the user go to the guest's log.
         keep: keep its record and log once it has run.
+        quiet: show one line of progress on the terminal until the guest's first prompt.
     """
     log = Log(own.folder.log_path)
-    try:
+    with ExitStack() as stack:
+        stack.callback(log.close)
         if in_background is not None:
             # Before the block server is forked: its messages belong there, too.
             os.dup2(log.fd, sys.stderr.fileno())
@@ -129,10 +134,12 @@ def boot_reachable(
             if in_background is not None:
                 in_background(own.name)
 
+        if quiet:
+            line = stack.enter_context(status_line())
+            begun = time.time() - (time.monotonic() - outcome.started)
+            spec = replace(spec, progress=Progress(line, own.folder, begun))
         live = partial(run_reachable, own, log, on_start)
         boot(spec, disk, outcome, live, late_node=late_node)
-    finally:
-        log.close()
 
 
 def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerProcess:

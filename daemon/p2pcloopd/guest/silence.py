@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import trio
 
 from p2pcloopd.guest.transcript import Transcript
@@ -15,25 +13,28 @@ SILENT_SECONDS = 20.0
 class Silence:
     """Waits for the first time that a guest prints nothing for `SILENT_SECONDS`."""
 
-    def __init__(self, transcript: Transcript, say: Callable[[str], None]) -> None:
-        """Follow a guest's output; `say` is called with a sentence that lacks its subject, the
-        guest."""
+    def __init__(self, transcript: Transcript) -> None:
+        """Follow a guest's output."""
         self._transcript = transcript
-        self._say = say
         self._scope = trio.CancelScope()
 
     def heard(self) -> None:
         """Record that the guest has printed something."""
         self._scope.deadline = trio.current_time() + SILENT_SECONDS
 
-    async def watch(self) -> None:
-        """Return after the first silence; tell the user, unless the guest waits for input."""
+    async def watch(self) -> str | None:
+        """Return after the first silence.
+
+        Returns:
+            What the user is to be told, without its subject, the guest; None if the guest waits for
+            input.
+        """
         self.heard()
         with self._scope:
             await trio.sleep_forever()
         if self._transcript.prompt_time is not None or self._transcript.asks():
-            return
-        self._say(
+            return None
+        return (
             f"has printed nothing for {SILENT_SECONDS:g} s; it runs "
             f"{self._transcript.started or 'the kernel alone, no init yet'}. It may wait for data"
             " (`p2pcloop status` tells), or print elsewhere: with --append init=/bin/sh it gives a"

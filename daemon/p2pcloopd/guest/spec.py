@@ -9,13 +9,16 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
+
+if TYPE_CHECKING:
+    from p2pcloopd.guest.progress import Progress
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done"]
 
@@ -51,6 +54,8 @@ class GuestSpec:
         kernel: a UML kernel, as `find_kernel` takes it, or as it returned it.
         append: more kernel parameters, quoted as for a shell.
         console: `stdio`, or a file for the guest's output.
+        progress: tells of a boot in one line, in place of what the guest prints before its first
+            prompt; None shows that. For console `stdio` on a terminal.
         read_only: mount the root read-only (a read-only disk always is).
         cpu: the only CPU that the guest runs on, or None for any.
         more_disks: sockets of further disks: /dev/vdb and so on.
@@ -66,6 +71,7 @@ class GuestSpec:
     kernel: Path | Kernel | None = None
     append: str = ""
     console: Literal["stdio"] | Path = "stdio"
+    progress: Progress | None = None
     read_only: bool = False
     cpu: int | None = field(default_factory=last_allowed_cpu)
     more_disks: tuple[Path, ...] = ()

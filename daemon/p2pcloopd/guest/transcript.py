@@ -10,10 +10,10 @@ from p2pcloopd.guest.spec import Reason
 from p2pcloopd.guest.system.initramfs import FAILURE_MARK, START_MARK
 
 _TAIL = 8192
-_PROMPT = re.compile(rb"login: ?")
+PROMPT = re.compile(rb"login: ?")
 _FAILURE = re.compile(rb"^" + re.escape(FAILURE_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
 _STARTED = re.compile(rb"^" + re.escape(START_MARK.encode()) + rb"(.*?)\r*$", re.MULTILINE)
-_CONTROLS = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[^\[]|[\x00-\x09\x0b-\x1f]")
+CONTROLS = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[^\[]|[\x00-\x09\x0b-\x1f]")
 _PANIC = b"Kernel panic - not syncing"
 _NO_DISK = re.compile(rb"EXT4-fs error|I/O error|IO failure|Aborting journal|Bus error")
 _ABORTED = 128 + signal.SIGABRT
@@ -45,14 +45,14 @@ class Transcript:
         self.tail = (self.tail + data)[-_TAIL:]
         if not self.started and (found := _STARTED.search(self.tail)):
             self.started = found[1].decode(errors="replace")
-        if self.prompt_time is None and _PROMPT.search(self.tail):
+        if self.prompt_time is None and PROMPT.search(self.tail):
             self.prompt_time = self._clock()
             return True
         return False
 
     def asks(self) -> bool:
         """Whether the last line is unfinished, as a prompt is."""
-        text = _CONTROLS.sub(b"", self.tail)
+        text = CONTROLS.sub(b"", self.tail)
         return bool(text) and not text.endswith(b"\n")
 
     def ending(self, exit_code: int) -> Reason:

@@ -22,6 +22,7 @@ from p2pcloopd.guest.console.keyboard import Keyboard
 from p2pcloopd.guest.console.messages import report, say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.signals import counted_signals
+from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.running import Interrupt, RunningGuest
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
@@ -82,6 +83,8 @@ async def run_guest(
         async with trio.open_nursery() as nursery:
             attended = _Attended(spec, stack, nursery, on_console, on_prompt, interrupt)
             nursery.start_soon(attended.obey_signals, signals)
+            if spec.progress is not None:
+                nursery.start_soon(spec.progress.line.carry)
             if attended.keyboard is not None:
                 nursery.start_soon(attended.keyboard.read)
             ends = await attended.boot_until_end(kernel, on_boot, task_status)
@@ -133,6 +136,7 @@ class _Attended:
         self._on_prompt = on_prompt
         self._interrupt = interrupt
         self._guest = RunningGuest(interrupt)
+        self._quiet: QuietStart | None = None
         self._set_up_terminal: Callable[[], None] = lambda: None
         if spec.console == "stdio":
             ours = console.is_our_terminal(_STDIN)
@@ -171,7 +175,7 @@ class _Attended:
     ) -> _End:
         """Run the guest's kernel once, to its end."""
         transcript = Transcript(trio.current_time)
-        watch, silence = PromptWatch(), Silence(transcript, say)
+        watch, silence = PromptWatch(), Silence(transcript)
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
@@ -184,6 +188,9 @@ class _Attended:
 
         async with AsyncExitStack() as stack:
             stack.callback(native.close)
+            if self._spec.progress is not None:
+                self._quiet = QuietStart(self._sink, self._spec.progress, transcript)
+                stack.push_async_callback(self._quiet.end)
             process, pty, unseen = await self._start(kernel, native, stack)
             if task_status is not None:
                 task_status.started(self._guest)
@@ -191,9 +198,11 @@ class _Attended:
                 nursery.start_soon(native.collect)
                 nursery.start_soon(unseen.drop_output)
                 if self.keyboard is not None:
-                    nursery.start_soon(silence.watch)
+                    nursery.start_soon(self._watch_silence, silence)
                     nursery.start_soon(self._type, self.keyboard, pty, watch)
-                await console.pump(pty, self._sink, on_output)
+                if self._quiet is not None:
+                    nursery.start_soon(self._quiet.run, watch)
+                await console.pump(pty, self._quiet or self._sink, on_output)
                 exit_code = await process.wait()
                 nursery.cancel_scope.cancel()
         return _End(*_ending(self._guest, transcript, native, exit_code), transcript.prompt_time)
@@ -231,6 +240,13 @@ class _Attended:
         stack.callback(self._guest.rests)
         return process, pty, unseen
 
+    async def _watch_silence(self, silence: Silence) -> None:
+        said = await silence.watch()
+        if said is not None:
+            if self._quiet is not None:
+                await self._quiet.show_all()
+            say(said)
+
     async def _type(self, keyboard: Keyboard, pty: console.Pty, watch: PromptWatch) -> None:
         await keyboard.type_on(pty, watch)
         if not self._is_ending:
@@ -264,6 +280,8 @@ class _Attended:
             return
         if not self._guest.shutdown_asked:
             self._nursery.start_soon(self._end_late)
+        if self._quiet is not None:
+            await self._quiet.show_all()
         if not await self._guest.shutdown(number):
             say("is ended")
         elif self._interrupt is None:

@@ -14,7 +14,7 @@ import tty
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import trio
 
@@ -168,7 +168,14 @@ class Sink:
             os.close(self._fd)
 
 
-async def pump(pty: Pty, sink: Sink, on_output: Callable[[bytes], None]) -> None:
+class Screen(Protocol):
+    """Takes what a guest prints, as `Sink` does."""
+
+    async def write(self, data: bytes) -> None:
+        """Take all of it."""
+
+
+async def pump(pty: Pty, sink: Screen, on_output: Callable[[bytes], None]) -> None:
     """Carry the guest's output to `sink` and to `on_output` until the guest has ended."""
     while data := await pty.receive():
         on_output(data)

@@ -1,0 +1,72 @@
+"""What is told of a guest that boots, in one line: where it is, what came, what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from p2pcloop.client.terminal import Pace
+from p2pcloop.store.guests import GuestFolder
+from p2pcloop.text import printable
+from p2pcloop.units import format_size
+from p2pcloopd.guest.console.status_line import StatusLine
+from p2pcloopd.guest.transcript import Transcript
+
+
+class Progress:
+    """Tells of a guest's boot.
+
+    Attributes:
+        line: where it is told.
+    """
+
+    def __init__(
+        self,
+        line: StatusLine,
+        folder: GuestFolder,
+        started: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Tell nothing yet.
+
+        Args:
+            folder: the guest's, where its block server says what came and what it waits for.
+            started: when the command did, in seconds of `clock`.
+            clock: Unix time, as in the guest's folder.
+        """
+        self.line = line
+        self._folder = folder
+        self._started = started
+        self._clock = clock
+        self._pace = Pace(clock)
+
+    def draw(self, transcript: Transcript) -> None:
+        """Tell how far a guest is that has printed this."""
+        now = self._clock()
+        parts = [f"booting, {now - self._started:.0f} s: {_phase(transcript)}"]
+        waiting = self._folder.read_waiting()
+        if waiting is not None:
+            parts.append(f"waits {now - waiting.since:.0f} s: {waiting.what}")
+        parts += self._came(with_rate=waiting is None)
+        self.line.draw("; ".join(parts))
+
+    def finish(self, after: float) -> None:
+        """Tell that the guest shows its prompt, `after` seconds ago."""
+        up = self._clock() - after - self._started
+        self.line.finish(", ".join([f"p2pcloop: up after {up:.1f} s", *self._came()]))
+
+    def _came(self, *, with_rate: bool = False) -> list[str]:
+        came = self._folder.read_fetched()
+        if came is None:
+            return []
+        rate = self._pace.rate(came.count)
+        told = f"{format_size(came.count)} fetched"
+        if with_rate and rate:
+            told += f", {format_size(rate)}/s"
+        return [told, f"first byte after {max(0.0, came.first - self._started):.1f} s"]
+
+
+def _phase(transcript: Transcript) -> str:
+    if transcript.started:
+        return printable(transcript.started)
+    return "kernel" if transcript.tail else "starting"
