@@ -55,6 +55,10 @@ BELOW_DAEMON = {
     "guest/system": {"guest.system", "entry", "programs"},
     "guest/sandbox": {"guest.sandbox", "guest.system", "entry", "programs"},
     "guest/network": {"guest.network", "guest.sandbox", "guest.system", "entry", "programs"},
+    "guest/display": {
+        *("guest.display", "guest.network", "guest.sandbox", "guest.system"),
+        *("entry", "programs"),
+    },
     "guest/console": {"guest.console", "control_client", "entry"},
 }
 """What each room of the daemon may import of p2pcloopd."""

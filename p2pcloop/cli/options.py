@@ -128,19 +128,23 @@ class PublishOptions:
     as_json: bool
 
 
-def as_one(kind: type, options: Sequence[Callable[..., Any]]) -> Callable[[_Command], Any]:
-    """Add options whose values a command gets as one object, its parameter `options`.
+def as_one(
+    kind: type, options: Sequence[Callable[..., Any]], parameter: str = "options"
+) -> Callable[[_Command], Any]:
+    """Add options whose values a command gets as one object.
 
     Args:
         kind: a dataclass with a field for each option, named like the option's parameter.
         options: decorators, in the order of `--help`.
+        parameter: the command's, for the object.
     """
     names = [field.name for field in fields(kind)]
 
     def add(command: _Command) -> Any:  # noqa: ANN401  click's decorators are of all types
         @wraps(command)
         def wrapped(**values: Any) -> None:  # noqa: ANN401  click's values are of all types
-            command(options=kind(**{name: values.pop(name) for name in names}), **values)
+            value = kind(**{name: values.pop(name) for name in names})
+            command(**{parameter: value}, **values)
 
         for option in reversed(options):
             wrapped = option(wrapped)

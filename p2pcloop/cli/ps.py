@@ -94,6 +94,8 @@ def _state(facts: dict[str, Any]) -> str:
             how = _ENDINGS.get(facts["reason"], facts["reason"])
             return f"{how} ({facts['exit_code']}) {ago} ago{why}"
     up = f"up {format_duration(facts['up'])}"
+    if facts["display"] is not None:
+        up += f", display {printable(str(facts['display'].get('address')))}"
     if facts["waiting"] is None:
         return up
     return (

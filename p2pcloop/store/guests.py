@@ -6,6 +6,7 @@
     guests/NAME/fetched       one line: bytes that came for the guest, and when the first did
     guests/NAME/console.log   what the guest printed; console.log.1 has what came before
     guests/NAME/control.sock  served by the process that runs the guest
+    guests/NAME/vnc-password  of its display, as vncpasswd(1) writes it
 
 The process that runs a guest alone writes in its directory, so a guest needs no p2pcloopd. The
 kernel frees the lock when that process and its block server have ended, for whatever reason: a
@@ -66,6 +67,7 @@ class GuestRecord:
         started: when, in seconds of Unix time.
         kept: whether the record stays when the guest has ended.
         ports: of the host, which lead into the guest, as `--port` takes them.
+        display: `kind`, `address` and `password` of its display (docs/display.md), or None.
         ended: when, or None while it runs.
         reason: what ended it (docs/guest.md), or "failed".
         exit_code: of the command that ran it.
@@ -87,6 +89,7 @@ class GuestRecord:
     started: float
     kept: bool
     ports: list[str] = field(default_factory=list)
+    display: dict[str, Any] | None = None
     ended: float | None = None
     reason: str | None = None
     exit_code: int | None = None
@@ -152,6 +155,10 @@ class GuestFolder:
         self.log_path = self.path / "console.log"
         self.old_log_path = self.path / "console.log.1"
         self.socket_path = self.path / "control.sock"
+        self.vnc_password_path = self.path / "vnc-password"
+        self.of_running = (
+            *(self.waiting_path, self.fetched_path, self.socket_path, self.vnc_password_path),
+        )
         self._lock_path = self.path / "lock"
 
     def read(self) -> GuestState:
@@ -380,8 +387,7 @@ class OwnGuest:
             if self.record is None or not self.record.kept:
                 self.folder.clear(self._claim)
             else:
-                folder = self.folder
-                for path in (folder.waiting_path, folder.fetched_path, folder.socket_path):
+                for path in self.folder.of_running:
                     path.unlink(missing_ok=True)
         except OSError as err:
             raise storage_error(f"cannot delete files in {self.folder.path}", err) from err
@@ -392,7 +398,8 @@ class OwnGuest:
         path = self.folder.record_path
         new = path.with_name("record.new")
         try:
-            with open(new, "wb") as file:
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
                 file.write(_encode(record))
                 file.flush()
                 if record.kept:  # others are worth nothing after a crash of the machine
@@ -508,7 +515,7 @@ def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
         )
     # Of one whose process was killed, and that was not kept.
     logs = (folder.log_path, folder.old_log_path)
-    for path in (folder.record_path, *logs, folder.waiting_path, folder.fetched_path):
+    for path in (folder.record_path, *logs, *folder.of_running):
         path.unlink(missing_ok=True)
     return folder, claim
 
@@ -555,6 +562,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "float": (int, float),
     "bool": bool,
     "list[str]": list,
+    "dict[str, Any]": dict,
 }
 
 

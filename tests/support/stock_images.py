@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tools.tiny_image import fill_root
@@ -46,6 +47,9 @@ _BASE = (
     "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
 )  # fmt: skip
 _GROWN = ("--variant=custom", "--setup-hook=tar-in base.tar /")
+_XTERM = (
+    "--variant=extract", "--include=xterm", "--setup-hook=tar-in busybox.tar /", "bookworm",
+)  # fmt: skip
 
 _INITTAB = """\
 ::sysinit:/etc/start
@@ -61,6 +65,13 @@ def stock_image(name: str) -> Path:
     scripts = (_MAKE_ROOT.read_text(), _MAKE_IMAGE.read_text())
     recipe = (*STOCK[name], *scripts, *_BASE, *_GROWN, "" if STOCK[name][0] else _INITTAB)
     return _made(name, recipe, ".cloop", lambda work: _make_image(name, work))
+
+
+def x_image() -> Path:
+    """Return the cloop of the tiny image with xterm, and nothing else of X; make it where it is not
+    here yet. Its packages are unpacked, not installed."""
+    scripts = (_MAKE_ROOT.read_text(), _MAKE_IMAGE.read_text())
+    return _made("x", (*_XTERM, *scripts), ".cloop", _make_x_image)
 
 
 def _base(suite: str) -> Path:
@@ -100,10 +111,23 @@ def _make_image(name: str, work: Path) -> Path:
     else:
         (work / "base.tar").symlink_to(_base(suite))
         _debian(work, *_GROWN, f"--include={init}", suite)
+    return _image_of_root(work)
+
+
+def _image_of_root(work: Path) -> Path:
     # mke2fs must see the files' true owners (tools/build-image).
     owner = [] if os.getuid() == 0 else ["unshare", "--map-root-user", "--map-auto", "--"]
     _run(work, *owner, _MAKE_IMAGE)
     return work / "image.cloop"
+
+
+def _make_x_image(work: Path) -> Path:
+    fill_root(work / "busybox")
+    with open(work / "busybox/etc/start", "a") as start:
+        start.write("mkdir /dev/pts\nmount -t devpts devpts /dev/pts\n")
+    _run(work, "tar", "-cf", "busybox.tar", "-C", "busybox", ".")
+    _debian(work, *_XTERM)
+    return _image_of_root(work)
 
 
 def _debian(work: Path, *arguments: str) -> Path:
@@ -129,4 +153,4 @@ def _run(work: Path, *command: str | Path) -> None:
 
 if __name__ == "__main__":
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(stock_image, STOCK))
+        list(pool.map(lambda make: make(), [x_image, *(partial(stock_image, n) for n in STOCK)]))

@@ -18,9 +18,11 @@ from p2pcloop.client.terminal import notify
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
+from p2pcloopd.commands.display_options import DisplayOptions, display_options
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
 from p2pcloopd.guest.console.escape import HELP
+from p2pcloopd.guest.display.choice import bound_display
 
 if TYPE_CHECKING:
     from p2pcloop.store.guests import OwnGuest
@@ -37,6 +39,7 @@ Examples:
   p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
   p2pcloop boot @key/web --net user --port 8080:80        # then: curl localhost:8080
+  p2pcloop boot @key/desktop --display vnc          # a screen; a line says how to open it
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b
@@ -58,6 +61,7 @@ A guest that still runs 60 seconds after the first signal is ended, too.
     "--detach", is_flag=True, help="Return once the guest runs; it goes on in the background."
 )
 @guest_options
+@display_options
 @click.option(
     "--console",
     default="stdio",
@@ -84,6 +88,7 @@ A guest that still runs 60 seconds after the first signal is ended, too.
 def command(
     ref: str,
     options: GuestOptions,
+    screen: DisplayOptions,
     console: str,
     *,
     detach: bool,
@@ -105,6 +110,7 @@ def command(
         _run,
         ref,
         options,
+        screen,
         file=file,
         verbose=verbose,
         reboot=not no_reboot,
@@ -126,6 +132,7 @@ def command(
 def _run(
     ref: str,
     options: GuestOptions,
+    screen: DisplayOptions,
     started: Callable[[str], None] | None,
     *,
     file: Path | None,
@@ -139,6 +146,7 @@ def _run(
 
     def plan() -> Plan:
         # Loaded while p2pcloopd starts: see session.py.
+        from p2pcloopd.commands.displaying import make_display, report_display  # noqa: PLC0415
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
@@ -154,6 +162,8 @@ def _run(
             if file is None and started is None:
                 booting.report_keys(options.overlay)
             nowhere = None if started is None else Path(os.devnull)
+            if display is not None:
+                report_display(own, display)
             spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
             shown = sys.stdout.isatty() and sys.stderr.isatty()
             quiet = spec.console == "stdio" and shown and not verbose
@@ -161,9 +171,12 @@ def _run(
                 own, spec, disk, outcome, started, keep=keep, quiet=quiet, late_node=late_node
             )
 
-        return Plan(start, prefetch=profile, words=AUTOLOGIN if autologin else "", kept=keep)
+        display = None if listener is None else make_display(ref, screen, listener)
+        words = AUTOLOGIN if autologin else ""
+        return Plan(start, prefetch=profile, words=words, kept=keep, display=display)
 
-    code = run_session(ref, options, plan).exit_code
+    with bound_display(screen.display) as listener:
+        code = run_session(ref, options, plan).exit_code
     if started is None and options.overlay is not None and sys.stderr.isatty():
         _report_changes(ref, options.overlay)
     return code

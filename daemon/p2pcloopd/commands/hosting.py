@@ -21,11 +21,14 @@ from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.boot import Start, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
+from p2pcloopd.guest.display.access import authority_file
+from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+from p2pcloopd.guest.system.display import display_part, display_words
 from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel, find_kernel, shared_libraries
@@ -43,6 +46,7 @@ class Plan:
         ending: what the guest's first root does once the root is there.
         words: the command's own for the kernel.
         kept: whether the guest's record may stay when it has ended.
+        display: an X server for the guest, or None.
     """
 
     start: Start
@@ -50,6 +54,7 @@ class Plan:
     ending: Part = HAND_OVER
     words: str = ""
     kept: bool = False
+    display: Display | None = None
 
 
 def prepare(path: Path | None) -> None:
@@ -105,11 +110,13 @@ def host(
     fresh = overlay is None or not overlay.exists()
     with socket_folder() as folder, OwnGuest(home, options.name) as own:
         _check_overlay_unused(home, overlay)
-        own.begin(**_record_facts(ref, target, options))
+        shown = None if plan.display is None else plan.display.facts()
+        own.begin(**_record_facts(ref, target, options), display=shown)
         disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
-        spec = _spec(options, folder, _first_root(target, files, plan.ending), two=bool(files))
-        append = _append(target, plan.words, options.append)
-        spec = replace(spec, append=append, forwarded=ports)
+        spec = _spec(options, folder, _first_root(target, files, plan), two=bool(files))
+        words = "" if plan.display is None else display_words()
+        append = _append(target, plan.words, words, options.append)
+        spec = replace(spec, append=append, forwarded=ports, display=plan.display)
         plan.start(own, spec, disk, outcome, late_node=_late_node(target))
         _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:
@@ -195,12 +202,15 @@ def _cpu(asked: int | None) -> int | None:
 
 
 def _first_root(
-    target: ImageFile | StoredRef, files: FilesOverlay | None, ending: Part
+    target: ImageFile | StoredRef, files: FilesOverlay | None, plan: Plan
 ) -> Callable[[Kernel], bytes]:
     """The function that makes the guest's initramfs."""
+    cookie = None if plan.display is None else plan.display.cookie
+    more = () if cookie is None else (display_part(authority_file(cookie)),)
     if files is None:
-        return partial(build_initramfs, ending=ending)
-    return partial(build_files_initramfs, places=layer_places(target), ending=ending)
+        return partial(build_initramfs, ending=plan.ending, more=more)
+    places = layer_places(target)
+    return partial(build_files_initramfs, places=places, ending=plan.ending, more=more)
 
 
 def _append(target: ImageFile | StoredRef, *words: str) -> str:

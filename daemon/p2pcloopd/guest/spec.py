@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
+from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
@@ -62,6 +63,7 @@ class GuestSpec:
         initramfs: makes the guest's first root for a kernel.
         ports_socket: a vhost-user socket of a console device with ports, or None.
         forwarded: ports of this machine that lead into the guest; with network `user`.
+        display: an X server for the guest, or None; its initramfs has the part `display_part`.
         reboot: whether a guest that reboots is started again; else a reboot ends it.
     """
 
@@ -79,6 +81,7 @@ class GuestSpec:
     reboot: bool = False
     ports_socket: Path | None = None
     forwarded: tuple[BoundPort, ...] = ()
+    display: Display | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:

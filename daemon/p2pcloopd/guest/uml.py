@@ -227,6 +227,12 @@ class _Attended:
             card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))
+        if spec.display is not None:
+            from p2pcloopd.guest.display import wire  # noqa: PLC0415  as above
+
+            card = await stack.enter_async_context(wire.display_wire(spec.display, say))
+            fds.append(card.fileno())
+            parameters.append(wire.uml_parameter(card.fileno()))
         files = stack.enter_context(ExitStack())
         boxed, directory = await trio.to_thread.run_sync(
             sandboxed_kernel, spec, kernel, parameters, files

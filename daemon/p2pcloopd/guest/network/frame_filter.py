@@ -46,6 +46,14 @@ _Instruction = tuple[int, int, int, int]
 _ACCEPT: _Instruction = (_RETURN, 0xFFFFFFFF, 0, 0)
 _DROP: _Instruction = (_RETURN, 0, 0, 0)
 _LOAD_DESTINATION: _Instruction = (_LOAD_WORD, 30, 0, 0)
+_ONLY_IPV4: tuple[_Instruction, ...] = (
+    (_LOAD_HALF, 12, 0, 0),
+    (_EQUAL, _ARP, 0, 1),
+    _ACCEPT,
+    (_EQUAL, _IPV4, 1, 0),
+    _DROP,
+)
+"""Accepts ARP, drops all that is neither ARP nor IPv4, and goes on."""
 
 
 def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
@@ -62,6 +70,16 @@ def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Networ
             "this machine has too many addresses of its own to keep a guest away from them",
             hint="boot with `--net none`",
         )
+    _attach(helper_end, program)
+
+
+def install_single(helper_end: socket.socket, address: str, port: int) -> None:
+    """Let `helper_end` receive only ARP, and TCP to one port of one address."""
+    service = _only_service(int(IPv4Address(address)), (_TCP,), port)
+    _attach(helper_end, [*_ONLY_IPV4, *service, _DROP])
+
+
+def _attach(helper_end: socket.socket, program: list[_Instruction]) -> None:
     code = b"".join(
         struct.pack("=HBBI", operation, true, false, operand)
         for operation, operand, true, false in program
@@ -73,11 +91,7 @@ def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Networ
 
 def _program(nameserver: int, closed: Iterable[IPv4Network]) -> list[_Instruction]:
     program = [
-        (_LOAD_HALF, 12, 0, 0),
-        (_EQUAL, _ARP, 0, 1),
-        _ACCEPT,
-        (_EQUAL, _IPV4, 1, 0),
-        _DROP,
+        *_ONLY_IPV4,
         *_only_service(nameserver, (_TCP, _UDP), _DNS),
         *_only_service(int(_EVERYBODY), (_UDP,), _DHCP_SERVER),
     ]

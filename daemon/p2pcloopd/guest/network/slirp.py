@@ -75,12 +75,12 @@ async def user_network(
             async with sandbox.running(helper, pass_fds=fds, output=native.write_end) as process:
                 native.close_write_end()
                 nursery.start_soon(_report_end, process, native, say)
-                nursery.start_soon(_tick, ours)
+                nursery.start_soon(tick, ours)
                 yield ours
                 nursery.cancel_scope.cancel()
 
 
-async def _tick(wire: socket.socket) -> None:
+async def tick(wire: socket.socket) -> None:
     """Send a frame now and then. The helper gives libslirp no time of its own: its timers are
     looked at only when a frame or data arrives, so what was lost at the end of a transfer would
     never be sent again."""
@@ -128,10 +128,10 @@ def _helper(fd: int, resolv_conf: Path, ports: Sequence[BoundPort]) -> sandbox.S
     )
 
 
-def uml_parameter(fd: int) -> str:
-    """Return the kernel parameter that makes the socket `fd` the guest's network card.
+def uml_parameter(fd: int, interface: str = GUEST_INTERFACE) -> str:
+    """Return the kernel parameter that makes the socket `fd` a network card of the guest.
 
     The card itself has the MTU, so that no program of the image has to set it. With `vec=1` frames
     are read and written many at a time, and wait where the helper is busy; else they are lost.
     """
-    return f"{GUEST_INTERFACE}:transport=fd,fd={fd},mtu={MTU},vec=1"
+    return f"{interface}:transport=fd,fd={fd},mtu={MTU},vec=1"

@@ -108,6 +108,7 @@ def prepare(
     tmpfs: Mapping[str, int] | None = None,
     environment: Mapping[str, str] | None = None,
     share_network: bool = False,
+    loopback: bool = False,
 ) -> Sandbox:
     """Put a sandbox together: no capability, namespaces of its own, and of the host's files only
     `visible`, all read-only. If root calls this, the sandbox runs as another user, which then owns
@@ -123,6 +124,8 @@ def prepare(
         environment: its variables; it has no others.
         share_network: keep the host's network namespace. Then it can make sockets of IPv4 only, and
             else of AF_UNIX only.
+        loopback: without the host's network, it can also make sockets of IPv4: its programs reach
+            each other.
 
     Raises:
         NeedsPackageError: a program or library that makes the sandbox is not installed.
@@ -139,9 +142,11 @@ def prepare(
     limiter = [str(find_program("prlimit", "util-linux"))]
     limiter += [f"--{name}={value}" for name, value in limits.items()]
     start = [*limiter, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
-    family = socket.AF_INET if share_network else socket.AF_UNIX
+    families = [socket.AF_INET] if share_network else [socket.AF_UNIX]
+    if loopback:
+        families.append(socket.AF_INET)
     scope = scope_words(memory, processes + _TASKS_OUTSIDE)
-    return Sandbox(scope, start, words, syscall_filter.build(family))
+    return Sandbox(scope, start, words, syscall_filter.build(*families))
 
 
 def _view(stage: Stage, visible: Mapping[Path, Path], tmpfs: Mapping[str, int]) -> list[str]:

@@ -28,7 +28,7 @@ _LIBRARY = "libseccomp.so.2"
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _ATTRIBUTE_BAD_ARCHITECTURE = 2
-_COMPARE_UNEQUAL, _COMPARE_MASKED_EQUAL = 1, 7
+_COMPARE_EQUAL, _COMPARE_GREATER, _COMPARE_MASKED_EQUAL = 4, 6, 7
 
 _NEW_NAMESPACES = (
     0x00020000,  # CLONE_NEWNS
@@ -71,11 +71,11 @@ class _Comparison(ctypes.Structure):
 
 
 @cache
-def build(family: socket.AddressFamily) -> bytes:
+def build(*families: socket.AddressFamily) -> bytes:
     """Return the program, as `bwrap --seccomp` takes it.
 
     Args:
-        family: the only address family of which sockets can be made.
+        families: the only address families of which sockets can be made.
 
     Raises:
         NeedsPackageError: libseccomp is not installed.
@@ -98,7 +98,10 @@ def build(family: socket.AddressFamily) -> bytes:
             new = _Comparison(0, _COMPARE_MASKED_EQUAL, flag, flag)
             _add(context, "clone", errno.EPERM, new)
         # AF_VSOCK knows no network namespace; nor do abstract AF_UNIX ones where that is shared.
-        _add(context, "socket", errno.EAFNOSUPPORT, _Comparison(0, _COMPARE_UNEQUAL, family, 0))
+        last = max(families)
+        others = [_Comparison(0, _COMPARE_EQUAL, n, 0) for n in range(last) if n not in families]
+        for other in (*others, _Comparison(0, _COMPARE_GREATER, last, 0)):
+            _add(context, "socket", errno.EAFNOSUPPORT, other)
         return _export(context)
     finally:
         library.seccomp_release(context)

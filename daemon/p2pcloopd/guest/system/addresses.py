@@ -1,4 +1,4 @@
-"""The wire between a guest and its helper (libslirp): its addresses and its longest packet."""
+"""The wires between a guest and its helpers (libslirp): their addresses and longest packet."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ GUEST_ADDRESS = "10.0.2.15"
 HOST_ADDRESS = "10.0.2.2"
 NAMESERVER_ADDRESS = "10.0.2.3"
 
+DISPLAY_INTERFACE = "vec1"
+DISPLAY_PREFIX_LENGTH = 29
+DISPLAY_NETWORK = f"192.0.0.0/{DISPLAY_PREFIX_LENGTH}"
+DISPLAY_GUEST_ADDRESS = "192.0.0.1"
+DISPLAY_ADDRESS = "192.0.0.2"
+DISPLAY_UNUSED_ADDRESS = "192.0.0.3"
+"""The wire to a guest's X server. No network has these addresses: 192.0.0.0/29 is for use inside
+one machine (RFC 7335). The last one is libslirp's name server, which the wire does not reach."""
+
+X_PORT = 6000
+DISPLAY = f"{DISPLAY_ADDRESS}:0"
+"""The X server of a guest, as X clients call it."""
+
 MTU = 15900
-"""Bytes of the longest IP packet on the wire. Guest and helper spend their time on frames, not on
+"""Bytes of the longest IP packet on a wire. Guest and helper spend their time on frames, not on
 bytes: with 1500 a guest sends at a sixth of this speed. UML has 64 buffers ready for frames, of the
 next power of two each; this fits 16 KiB with Ethernet's header and the kernel's own. Frames of
 32 KiB are hardly faster, and stall: libslirp acknowledges two segments at once, a lone one after

@@ -28,7 +28,10 @@ LAYERS = Part(
 
 
 def build_files_initramfs(
-    kernel: Kernel, places: Sequence[str] = WHOLE, ending: Part = HAND_OVER
+    kernel: Kernel,
+    places: Sequence[str] = WHOLE,
+    ending: Part = HAND_OVER,
+    more: Sequence[Part] = (),
 ) -> bytes:
     """Return the archive that boots a joined root with `kernel`.
 
@@ -37,6 +40,7 @@ def build_files_initramfs(
         places: where the image's file systems begin on /dev/vda, in bytes, from base to top; of a
             published files overlay followed by `/upper`.
         ending: as for `build_initramfs`.
+        more: as for `build_initramfs`.
 
     Raises:
         NeedsPackageError: busybox, or a module that every such root needs, is not on this system.
@@ -46,4 +50,4 @@ def build_files_initramfs(
         applets=("chmod", "hostname", "ln", "readlink"),
         settings={"PLACES": " ".join(places)},
     )
-    return make_initramfs(kernel, LAYERS, joined, NETWORK, ending)
+    return make_initramfs(kernel, LAYERS, joined, NETWORK, *more, ending)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -102,17 +102,18 @@ HAND_OVER = Part(
 console."""
 
 
-def build_initramfs(kernel: Kernel, ending: Part = HAND_OVER) -> bytes:
+def build_initramfs(kernel: Kernel, ending: Part = HAND_OVER, more: Sequence[Part] = ()) -> bytes:
     """Return the archive that boots the file system on /dev/vda with `kernel`.
 
     Args:
         kernel: the kernel that boots it.
         ending: what follows once the root is mounted at /root.
+        more: what comes before that.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    return make_initramfs(kernel, DISK_ROOT, NETWORK, ending)
+    return make_initramfs(kernel, DISK_ROOT, NETWORK, *more, ending)
 
 
 def make_initramfs(kernel: Kernel, *parts: Part) -> bytes:

@@ -1,0 +1,45 @@
+"""What display a guest is to have."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pcloopd.guest.display.access import new_cookie, new_password
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """An X server for one guest.
+
+    Attributes:
+        width: of the screen, in pixels.
+        height: of the screen, in pixels.
+        listener: listens for VNC's viewers.
+        title: what viewers show above it.
+        cookie: the guest shows it.
+        password: viewers show it.
+    """
+
+    width: int
+    height: int
+    listener: socket.socket
+    title: str = "p2pcloop"
+    cookie: bytes = field(default_factory=new_cookie, repr=False)
+    password: str = field(default_factory=new_password, repr=False)
+
+    @property
+    def geometry(self) -> str:
+        """The size, as X programs take it."""
+        return f"{self.width}x{self.height}"
+
+    @property
+    def address(self) -> str:
+        """Where viewers connect."""
+        address, port = self.listener.getsockname()
+        return f"{address}:{port}"
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a guest's record tells of it: the record is for its user alone."""
+        return {"kind": "vnc", "address": self.address, "password": self.password}

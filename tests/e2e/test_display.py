@@ -1,0 +1,153 @@
+"""A display for a stock image: a busybox with xterm, in which nothing was made for p2pcloop."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.programs import Guest, Node, Nodes
+from tests.support.rfb import NO_PASSWORD, RefusedError, Viewer
+from tests.support.stock_images import x_image
+from tests.support.waiting import BOUND
+
+pytestmark = pytest.mark.e2e
+
+BLUE, GREEN = (32, 64, 160), (0, 192, 0)
+WINDOW = 50_000
+"""Pixels of an xterm's background, at least."""
+
+IN_DISPLAY = ". /dev/.p2pcloop/display; "
+
+
+@pytest.fixture(scope="module")
+def x_node() -> Iterator[Node]:
+    with Nodes() as nodes:
+        yield nodes.make()
+
+
+@pytest.fixture
+def node(nodes: Nodes) -> Node:
+    return nodes.make()
+
+
+@pytest.fixture(scope="module")
+def guest(x_node: Node) -> Iterator[Guest]:
+    """A guest with a display and without a network."""
+    with Guest(
+        x_node, x_image(), "--name", "x", "--display", "vnc", "--geometry", "800x600"
+    ) as made:
+        made.prompt()
+        yield made
+        made.kill()
+
+
+@pytest.fixture(scope="module")
+def display(guest: Guest, x_node: Node) -> dict[str, Any]:
+    """What `ps` tells of the display."""
+    (found,) = x_node.json("ps")["guests"]
+    told: dict[str, Any] = found["display"]
+    assert f"vncviewer -passwd {x_node.root}/guests/x/vnc-password {told['address']}" in guest.said
+    assert told["password"] in guest.said
+    assert f"display {told['address']}" in x_node.run("ps").out
+    return told
+
+
+def test_a_window_of_the_guest_is_seen_and_typed_into(
+    guest: Guest, display: dict[str, Any]
+) -> None:
+    guest.sh("echo \"printf '\\\\033]11;#00c000\\\\007'\" >/root/green")
+    guest.sh(f"({IN_DISPLAY} xterm -bg '#2040a0' </dev/null >/root/said 2>&1 &)")
+    with Viewer(display["address"], display["password"]) as viewer:
+        assert (viewer.width, viewer.height) == (800, 600)
+        assert viewer.title.startswith("p2pcloop: x-")
+        viewer.wait(lambda: viewer.count(BLUE) > WINDOW)
+        assert not viewer.count(GREEN)
+        viewer.type("sh /root/green; echo $((6*7)) >/root/answer\n")
+        viewer.wait(lambda: viewer.count(GREEN) > WINDOW)
+        assert not viewer.count(BLUE)
+    assert guest.sh("until [ -s /root/answer ]; do sleep 0.1; done; cat /root/answer") == "42\n"
+
+
+def test_a_client_without_the_cookie_is_refused(guest: Guest) -> None:
+    without = f"{IN_DISPLAY} unset XAUTHORITY; xterm -e true 2>&1; echo $?"
+    said = guest.sh(f"({without})").splitlines()
+    assert "Authorization required" in said[0]
+    assert said[-1] == "1"
+    # A guess is no better, and the cookie lies where root alone reads it.
+    guess = "cp /dev/.p2pcloop/Xauthority /tmp/guess; head -c 28 /tmp/guess >/tmp/short"
+    guest.sh(f"{guess}; head -c 16 /dev/zero >>/tmp/short")
+    said = guest.sh(
+        f"({IN_DISPLAY} XAUTHORITY=/tmp/short xterm -e true 2>&1; echo $?)"
+    ).splitlines()
+    assert "Invalid MIT-MAGIC-COOKIE-1" in said[0]
+    assert guest.sh("stat -c %a /dev/.p2pcloop/Xauthority") == "600\n"
+
+
+def test_the_wire_leads_to_nothing_but_the_x_server(guest: Guest) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        port = listener.getsockname()[1]
+        guest.sh("ip route add default via 192.0.0.2")
+        try_all = "; ".join(
+            f"nc -w 1 {address} {port} </dev/null"
+            for address in ("192.0.0.2", "192.0.0.3", "127.0.0.1", "10.0.2.2", "192.0.0.6")
+        )
+        said = guest.sh(f"({try_all}) >/dev/null 2>&1; echo $?")
+        guest.sh("ip route del default")
+        assert said == "1\n"
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert " 0 packets received" in guest.sh("ping -c 1 -W 1 192.0.0.2 || :")
+    # It does lead there.
+    assert guest.sh("nc -w 1 192.0.0.2 6000 </dev/null; echo $?") == "0\n"
+
+
+def test_a_viewer_needs_the_password(display: dict[str, Any]) -> None:
+    with pytest.raises(RefusedError, match="Authentication failure"):
+        Viewer(display["address"], "wrong")
+    with Viewer(display["address"], display["password"]) as viewer:
+        assert NO_PASSWORD not in viewer.offered
+
+
+def test_what_tells_the_password_is_for_its_user_alone(
+    guest: Guest, x_node: Node, display: dict[str, Any]
+) -> None:
+    for name in ("record.json", "vnc-password"):
+        mode = (x_node.home.guests / "x" / name).stat().st_mode
+        assert stat.S_IMODE(mode) == 0o600, name
+    words = [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in guest.processes()]
+    assert not any(display["password"].encode() in each for each in words)
+
+
+def test_the_display_is_there_again_after_a_reboot_and_gone_after_a_kill(nodes: Nodes) -> None:
+    node = nodes.make()
+    with Guest(node, x_image(), "--display", "vnc") as guest:
+        guest.prompt()
+        (told,) = (each["display"] for each in node.json("ps")["guests"])
+        guest.send_line("reboot")
+        guest.expect("p2pcloop: starts", BOUND)
+        guest.prompt()
+        guest.sh(f"({IN_DISPLAY} xterm -bg '#2040a0' </dev/null >/root/said 2>&1 &)")
+        with Viewer(told["address"], told["password"]) as viewer:
+            viewer.wait(lambda: viewer.count(BLUE) > WINDOW)
+        boot, *others = guest.processes()
+        assert any(b"Xtigervnc" in Path(f"/proc/{p.pid}/cmdline").read_bytes() for p in others)
+        boot.kill()
+        guest.wait(BOUND)
+        for process in others:
+            process.wait()
+    with pytest.raises(ConnectionRefusedError):
+        Viewer(told["address"], told["password"])
+
+
+def test_a_port_that_is_in_use_is_refused(node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        said = node.run("boot", x_image(), "--display", f"vnc:{port}", code=6).err
+    assert f"port {port} of 127.0.0.1: it is in use" in said
+    assert not list(node.home.guests.glob("*"))

@@ -1,0 +1,190 @@
+"""What opens a display, what its wire lets through, and what a user may ask for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
+from p2pcloopd.guest.display import access, wire
+from p2pcloopd.guest.display.choice import (
+    DisplayChoice,
+    bound_display,
+    parse_display,
+    parse_geometry,
+)
+from p2pcloopd.guest.display.spec import Display
+from p2pcloopd.guest.network import frame_filter
+from p2pcloopd.guest.system import addresses
+from p2pcloopd.guest.system.kernel import find_busybox
+from p2pcloopd.programs import find_program
+
+ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
+TCP, UDP, ICMP = 6, 17, 1
+
+
+def frame(kind: int, address: str = "0.0.0.0", protocol: int = TCP, port: int = 0) -> bytes:
+    header = struct.pack("!BBHHHBBH4x4s", 0x45, 0, 40, 1, 0, 64, protocol, 0, inet(address))
+    return bytes(12) + struct.pack("!H", kind) + header + struct.pack("!HH16x", 40000, port)
+
+
+def inet(address: str) -> bytes:
+    return socket.inet_aton(address)
+
+
+def test_the_wire_carries_arp_and_tcp_to_the_x_server_alone() -> None:
+    server, port = addresses.DISPLAY_ADDRESS, addresses.X_PORT
+    wanted = [frame(ARP), frame(IPV4, server, TCP, port)]
+    others = [
+        frame(IPV4, server, TCP, port + 1),
+        frame(IPV4, server, UDP, port),
+        frame(IPV4, server, ICMP),
+        frame(IPV6, server, TCP, port),
+        frame(IPV4, "255.255.255.255", UDP, 67),
+        *(frame(IPV4, each, TCP, port) for each in ("127.0.0.1", "192.0.0.3", "10.0.2.2")),
+    ]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        frame_filter.install_single(theirs, server, port)
+        theirs.setblocking(False)
+        for each in [*others, *wanted, *others]:
+            ours.send(each)
+        assert [theirs.recv(100) for _ in wanted] == wanted
+        with pytest.raises(BlockingIOError):
+            theirs.recv(100)
+
+
+def test_a_password_is_kept_as_vnc_programs_keep_it() -> None:
+    # As tigervncpasswd(1) writes it.
+    assert access.password_file("password").hex() == "dbd83cfd727a1458"
+    drawn = {access.new_password() for _ in range(100)}
+    assert len(drawn) == 100
+    assert {len(each) for each in drawn} == {8}
+
+
+@pytest.mark.interop
+def test_xauth_reads_the_cookie(tmp_path: Path) -> None:
+    cookie = access.new_cookie()
+    file = tmp_path / "authority"
+    file.write_bytes(access.authority_file(cookie))
+    xauth = find_program("xauth", "xauth")
+    listing = subprocess.run(
+        [xauth, "-n", "-f", file, "list"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert listing.stdout.split()[-2:] == ["MIT-MAGIC-COOKIE-1", cookie.hex()]
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("none", DisplayChoice("none")),
+        ("vnc", DisplayChoice("vnc", "127.0.0.1", 0)),
+        ("vnc:5907", DisplayChoice("vnc", "127.0.0.1", 5907)),
+        ("vnc:0.0.0.0:5907", DisplayChoice("vnc", "0.0.0.0", 5907)),
+    ],
+)
+def test_displays_that_can_be_asked_for(text: str, choice: DisplayChoice) -> None:
+    assert parse_display(text) == choice
+    assert choice.is_open_to_others == ("0.0.0.0" in text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "VNC", "vnc:", "vnc:0", "vnc:65536", "vnc:-1", "vnc:host:5901", "vnc:1.2.3:5901"),
+        *("vnc:5901:", "vnc:256.0.0.1:1", "window:1", "vnc 5901", "vnc:٥٩٠١"),
+    ],
+)
+def test_displays_that_cannot(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_display(text)
+
+
+def test_sizes_of_screens() -> None:
+    assert parse_geometry("1280x800") == (1280, 800)
+    for text in ("", "1280", "1280x", "0x0", "63x64", "16385x800", "1280X800", "1280x800+1"):
+        with pytest.raises(UsageError):
+            parse_geometry(text)
+
+
+def test_a_free_port_is_found_and_a_taken_one_refused() -> None:
+    with (
+        bound_display(parse_display("vnc")) as first,
+        bound_display(parse_display("vnc")) as second,
+    ):
+        assert first is not None
+        assert second is not None
+        assert first.getsockname() != second.getsockname()
+        port = first.getsockname()[1]
+        with (
+            pytest.raises(BusyError, match=f"port {port} of 127"),
+            bound_display(parse_display(f"vnc:{port}")),
+        ):
+            pass
+    with (
+        pytest.raises(UsageError, match="does not have"),
+        bound_display(parse_display("vnc:192.0.2.77:5901")),
+    ):
+        pass
+    with bound_display(parse_display("none")) as nothing:
+        assert nothing is None
+
+
+def test_the_package_of_a_missing_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(NeedsPackageError) as caught:
+        wire.check_programs()
+    assert caught.value.hint == "apt-get install tigervnc-standalone-server"
+
+
+@pytest.mark.interop
+async def test_a_server_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """busybox in its place: it knows no applet of that name, and says so."""
+    _, helper, compiler = wire.check_programs()
+    monkeypatch.setattr(wire, "check_programs", lambda: (find_busybox(), helper, compiler))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        display = Display(800, 600, listener)
+        with pytest.raises(GuestError, match=r"does not start: .*applet not found"):
+            async with wire.display_wire(display, pytest.fail):
+                await trio.sleep_forever()
+
+
+@pytest.mark.interop
+async def test_a_server_that_ends_later_is_reported() -> None:
+    said: list[str] = []
+    told = trio.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        display = Display(800, 600, listener)
+        with trio.fail_after(60):
+            async with wire.display_wire(display, say):
+                # It greets a viewer: it is there.
+                async with await trio.open_tcp_stream(*listener.getsockname()) as viewer:
+                    assert await viewer.receive_some(12) == b"RFB 003.008\n"
+                server = await trio.to_thread.run_sync(server_of, listener)
+                os.kill(server, 9)
+                await told.wait()
+    assert said[0].startswith("has no display any more: its X server ended (exit status ")
+
+
+def server_of(listener: socket.socket) -> int:
+    """The process of the X server that has this listener open."""
+    inode = Path(f"/proc/self/fd/{listener.fileno()}").readlink()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_server = (process / "exe").readlink().name == "Xtigervnc"
+            if is_server and inode in {fd.readlink() for fd in (process / "fd").iterdir()}:
+                return int(process.name)
+        except OSError:
+            continue
+    raise AssertionError("no X server has the listener open")
