@@ -73,8 +73,8 @@ def test_every_package_has_its_reason_and_stands_once() -> None:
 def test_help_names_every_option() -> None:
     done = build_image("--help")
     assert done.returncode == 0
-    for option in ("--tiny", "--knoppix", "--force", "--size", "--suite", "--mirror", "--out"):
-        assert f"\n  {option} " in done.stdout
+    options = ("--tiny", "--knoppix", "--desktop", "--force", "--size", "--suite", "--mirror", "--out")
+    assert all(f"\n  {option} " in done.stdout for option in options)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,9 @@ def test_help_names_every_option() -> None:
         (["--suite", "-x"], "--suite takes a release's code name"),
         (["--cloop-format", "3", "--knoppix"], "--cloop-format takes 2 or 4"),
         (["--cloop-format", "4"], "--cloop-format goes with --knoppix"),
+        (["--desktop", "--tiny"], "--desktop goes with neither --tiny nor --knoppix"),
+        (["--desktop", "light", "--knoppix"], "--desktop goes with neither"),
+        (["--desktop", "heavy"], "unknown argument heavy"),
         (["--loud"], "unknown argument --loud"),
         (["image"], "unknown argument image"),
     ],
