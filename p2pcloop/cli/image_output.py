@@ -184,7 +184,7 @@ def _write_qcow2(
             raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
             with raw.open("wb") as file:
                 _write_raw(source, size, file, progress, skip_zeros)
-            pack_qcow2(raw, packed)
+            pack_qcow2(raw, packed, name=out)
             with packed.open("rb") as made:
                 os.fsync(made.fileno())
             _take_place(packed, out)

@@ -34,6 +34,7 @@ TAIL_SIZE = 512
 Read = Callable[[int, int], bytes]
 """Returns the bytes at an offset, of a length; fewer at the end of the file."""
 
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _MAGIC = (
     (b"QFI\xfb\0\0\0\2", "qcow2"),
     (b"QFI\xfb\0\0\0\3", "qcow2"),
@@ -42,9 +43,12 @@ _MAGIC = (
     (b"vhdxfile", "vhdx"),
     (b"\x1f\x8b\x08", "gz"),
     (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zst"),
+    (_ZSTD_MAGIC, "zst"),
     *((b"BZh%d1AY&SY" % level, "bz2") for level in range(1, 10)),
 )
+_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18(.{4})", re.DOTALL)
+"""A frame that decoders of zstd and lz4 skip, with its length (RFC 8878, 3.1.2)."""
+
 _VDI_MAGIC = struct.pack("<I", 0xBEDA107F)
 _VHD_COOKIE = b"conectix"
 
@@ -56,13 +60,29 @@ _OTHERS = (
     (0, b"Rar!\x1a\x07", "a rar archive"),
     (0, b"MSCF", "a cabinet archive"),
     (0, b"MSWIM\0\0\0", "a Windows image (WIM)"),
+    (0, b"WLPWM\0\0\0", "a Windows image (WIM)"),
+    (2, b"-lh", "an LHA archive"),
+    (0, b"\x60\xea", "an ARJ archive"),
+    (7, b"**ACE**", "an ACE archive"),
     (0, b"!<arch>\n", "a Debian package, or another ar archive"),
     (0, b"\xed\xab\xee\xdb", "an RPM package"),
     (0, b"xar!", "a xar archive"),
     (0, b"070701", "a cpio archive"),
     (0, b"070702", "a cpio archive"),
     (0, b"070707", "a cpio archive"),
+    (0, b"\xc7\x71", "a cpio archive"),
+    (0, b"\x71\xc7", "a cpio archive"),
     (0, b"\x7fELF", "a program (ELF)"),
+    (514, b"HdrS", "a Linux kernel"),
+    (0, b"MZ", "a program (for DOS, Windows or EFI)"),
+    (0, b"ANDROID!", "a boot image of Android, a kernel and an initramfs"),
+    (0, b"\x27\x05\x19\x56", "an image of U-Boot"),
+    (0, b"\xd0\x0d\xfe\xed", "a device tree, or an image of U-Boot"),
+    (0, b"UBI#", "flash content (UBI)"),
+    (0, b"\x31\x18\x10\x06", "flash content (UBIFS)"),
+    (0, b"\x85\x19", "flash content (JFFS2)"),
+    (0, b"ID3", "a recording (MP3)"),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office"),
     (0, b"%PDF-", "a PDF document"),
     (0, b"\x89PNG\r\n", "a picture (PNG)"),
     (0, b"\xff\xd8\xff", "a picture (JPEG)"),
@@ -72,6 +92,9 @@ _OTHERS = (
     (0, b"\x1aE\xdf\xa3", "a film (Matroska)"),
     (0, b"OggS", "a recording (Ogg)"),
     (0, b"\x04\x22\x4d\x18", "compressed by lz4"),
+    (0, b"\x02\x21\x4c\x18", "compressed by lz4"),
+    (0, b"LRZI", "compressed by lrzip"),
+    (0, b"7kSt", "a zpaq archive"),
     (0, b"LZIP", "compressed by lzip"),
     (0, b"\x89LZO\0\r\n\x1a\n", "compressed by lzop"),
     (0, b"\x5d\0\0", "compressed by lzma"),
@@ -88,9 +111,35 @@ _OTHERS = (
     (0, b"AFF10\r\n", "a forensic disk image (AFF)"),
     (0, b"\x3a\xff\x26\xed", "an Android sparse image"),
     (0, b"sprs", "a sparse image of macOS"),
+    (0, b"encrcdsa", "an encrypted disk image of macOS (dmg)"),
+    (0, b"cdsaencr", "an encrypted disk image of macOS (dmg)"),
+    (0, b"MComprHD", "a compressed disk of MAME (CHD)"),
+    (0, b"CISO", "a compressed CD (CSO)"),
+    (0, b"IsZ!", "a compressed CD (ISZ)"),
+    (0, b"DAA\0", "a compressed CD (DAA)"),
+    (0, b"ECM\0", "a compressed CD (ECM)"),
+    (0, b"MEDIA DESCRIPTOR", "the description of a CD (MDS), without its content"),
+    (0, b"JigsawDownload", "a template of jigdo"),
+    (0, b"zsync: ", "a file of zsync, which only tells where the image is"),
+    (0, b"partclone-image", "a copy of a partition (partclone)"),
+    (0, b"PaRtImAgE-VoLuMe", "a copy of a partition (partimage)"),
+    (0, b"\0ntfsclone-image", "a copy of a partition (ntfsclone)"),
+    (0, b"FsA0", "a copy of file systems (fsarchiver)"),
     (0, b"P2PC", "a file of p2pcloop, and no image"),
 )
 """Offset, bytes, text: files that hold no device, or one of a form that is not read."""
+
+_RAW_SECTORS = b"\0" + b"\xff" * 10 + b"\0"
+"""How each sector of 2352 bytes of a CD begins (ECMA-130, 14.1)."""
+
+_TABLES = (
+    (512, b"PM\0\0", "Apple"),
+    (0, b"RDSK", "Amiga"),
+    (508, b"\xda\xbe", "Sun"),
+    (0, b"\x0b\xe5\xa9\x41", "SGI"),
+    (512, b"WEV\x82", "BSD"),
+)
+"""Partition tables that are not read."""
 
 _UNPACK = "unpack it, and give the image that is in it"
 _CONVERT = "convert it: `qemu-img convert -O raw IN OUT`"
@@ -110,9 +159,18 @@ def detect_container(head: bytes, tail: bytes) -> str:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
+    if _behind_skippable(head).startswith(_ZSTD_MAGIC):
+        return "zst"
     if head[64:68] == _VDI_MAGIC:
         return "vdi"
     return "vhd" if tail.startswith(_VHD_COOKIE) and len(tail) == TAIL_SIZE else ""
+
+
+def _behind_skippable(head: bytes) -> bytes:
+    """The file without the frames at its start that decoders skip (pzstd writes some)."""
+    while frame := _SKIPPABLE.match(head):
+        head = head[frame.end() + int.from_bytes(frame[1], "little") :]
+    return head
 
 
 def describe_other(head: bytes, tail: bytes) -> tuple[str, str]:
@@ -128,6 +186,11 @@ def describe_other(head: bytes, tail: bytes) -> tuple[str, str]:
         if head.startswith(magic, offset):
             hint = _CONVERT if "disk image" in what or "qcow" in what else _UNPACK
             return what, hint
+    if head.startswith(_RAW_SECTORS):
+        return "a CD in raw sectors of 2352 bytes", "convert it: `bchunk IN.bin IN.cue OUT`"
+    for offset, magic, what in _TABLES:
+        if head.startswith(magic, offset):
+            return f"a disk with a partition table of {what}", "copy the root's partition out of it"
     if tail.startswith(b"koly"):
         return "a disk image of macOS (dmg)", _CONVERT
     if _is_text(head) and _is_text(tail):
@@ -176,10 +239,15 @@ def check_alone(kind: str, read: Read, size: int, name: str) -> None:
 _AGAIN = "fetch or copy it again"
 
 
-def _check_qcow2(read: Read, _size: int, _name: str) -> bool:
+def _check_qcow2(read: Read, _size: int, name: str) -> bool:
     """A backing file, or an external data file (incompatible feature 2)."""
     header = read(0, 80).ljust(80, b"\0")
     version, backing = struct.unpack_from(">4xIQ", header)
+    if struct.unpack_from(">I", header, 32)[0]:
+        raise UsageError(
+            f"{name} is encrypted",
+            hint="decrypt it first: `qemu-img convert` with the secret of the image",
+        )
     features = struct.unpack_from(">Q", header, 72)[0] if version > 2 else 0
     return bool(backing or features & 1 << 2)
 
@@ -196,6 +264,11 @@ def _check_vmdk(read: Read, size: int, name: str) -> bool:
     if (start + length) * 512 > size or length * 512 > _MAX_DESCRIPTOR:
         raise FormatError(f"{name} is cut off, or its descriptor is too long", hint=_AGAIN)
     descriptor = read(start * 512, length * 512)
+    if not descriptor.strip(b"\0 \r\n"):
+        raise UsageError(
+            f"{name} is a part of a VMware disk image: another file has its descriptor",
+            hint="make one image of them with that file: `qemu-img convert -O raw IN OUT`",
+        )
     parent = re.search(
         rb"^\s*parentCID\s*=\s*([0-9a-f]+)", descriptor, re.MULTILINE | re.IGNORECASE
     )

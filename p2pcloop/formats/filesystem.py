@@ -22,7 +22,16 @@ ROOT_TYPES = ("ext2", "ext3", "ext4", "btrfs", "xfs", *READ_ONLY_TYPES)
 
 ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
 
-NO_FILE_SYSTEM = ("jbd", "crypto_LUKS", "BitLocker", "swap", "LVM2_member", "linux_raid_member")
+NO_FILE_SYSTEM = (
+    "jbd",
+    "crypto_LUKS",
+    "BitLocker",
+    "swap",
+    "swsuspend",
+    "LVM2_member",
+    "linux_raid_member",
+    "btrfs_member",
+)
 """Content that is no file system, or none that can be read directly."""
 
 _EXT_MAGIC = 0xEF53
@@ -42,8 +51,15 @@ _MAGIC = (
     (3, b"-FVE-FS-", "BitLocker"),
     (3, b"NTFS    ", "ntfs"),
     (3, b"EXFAT   ", "exfat"),
-    (4086, b"SWAPSPACE2", "swap"),
-    (4086, b"SWAP-SPACE", "swap"),
+    *(
+        ((page << 10) - 10, magic, name)
+        for page in (4, 8, 16, 32, 64)
+        for magic, name in (
+            (b"SWAPSPACE2", "swap"),
+            (b"SWAP-SPACE", "swap"),
+            (b"S1SUSPEND\0", "swsuspend"),
+        )
+    ),
     *((sector * 512, b"LABELONE", "LVM2_member") for sector in range(4)),
     (4096, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),
     (0, b"\xfc\x4e\x2b\xa9", "linux_raid_member"),
@@ -72,11 +88,16 @@ _WORDS = {
     "crypto_LUKS": "an encrypted device (LUKS)",
     "BitLocker": "an encrypted device (BitLocker)",
     "swap": "a swap area",
+    "swsuspend": "a swap area with a suspended system",
     "LVM2_member": "a physical volume of LVM",
     "linux_raid_member": "a member of a RAID (md)",
+    "btrfs_member": "one of the devices of a btrfs that has several",
     "gpt": "a partition table (GPT)",
     "dos": "a partition table (MBR)",
 }
+
+_SIZED = ("ext2", "ext3", "ext4", "btrfs", "xfs", "squashfs")
+"""File systems whose superblock always tells their size."""
 
 _BOOT_SIGNATURE = b"\x55\xaa"
 
@@ -90,8 +111,13 @@ def detect_filesystem(start: bytes) -> str:
     """
     for offset, magic, name in _MAGIC:
         if start.startswith(magic, offset):
-            return name
+            return "btrfs_member" if name == "btrfs" and _btrfs_devices(start) > 1 else name
     return _ext_type(start) or ("dos" if _has_partitions(start) else "")
+
+
+def _btrfs_devices(start: bytes) -> int:
+    count = start[65536 + 136 : 65536 + 144]
+    return int.from_bytes(count, "little") if len(count) == 8 else 1
 
 
 def filesystem_size(start: bytes) -> int | None:
@@ -115,13 +141,25 @@ def check_whole(start: bytes, size: int, name: str) -> None:
         name: of the device or its file, for the message.
 
     Raises:
-        FormatError: it is cut off.
+        FormatError: it is cut off, or its superblock is damaged.
     """
-    claimed = filesystem_size(start) or 0
-    if claimed > size:
+    kind = detect_filesystem(start)
+    try:
+        claimed = _claimed(kind, start)
+    except struct.error as err:
         raise FormatError(
-            f"{name} is cut off: its {describe(detect_filesystem(start))} says that it has"
-            f" {claimed} bytes, and {size} are here",
+            f"{name} is cut off: it ends within the superblock of its {describe(kind)}",
+            hint="fetch or copy it again",
+        ) from err
+    if kind in _SIZED and not claimed:
+        raise FormatError(
+            f"{name} is damaged: the superblock of its {describe(kind)} tells no size that can be",
+            hint="fetch or copy it again",
+        )
+    if claimed is not None and claimed > size:
+        raise FormatError(
+            f"{name} is cut off: its {describe(kind)} says that it has {claimed} bytes, and {size}"
+            " are here",
             hint="fetch or copy it again",
         )
 
@@ -138,7 +176,9 @@ def _claimed(name: str, start: bytes) -> int | None:
             (blocks,) = struct.unpack_from("<I", start, 32848)
             return int(blocks * struct.unpack_from("<H", start, 32896)[0])
         case "squashfs":
-            return int(struct.unpack_from("<Q", start, 40)[0])
+            (major,) = struct.unpack_from("<H", start, 28)
+            (used,) = struct.unpack_from("<Q", start, 40)
+            return int(used) if major == 4 else None
         case "erofs":
             (blocks,) = struct.unpack_from("<I", start, 1060)
             return None if start[1036] > 16 else blocks << start[1036]

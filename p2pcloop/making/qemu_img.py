@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from p2pcloop.errors import FormatError, NeedsPackageError, StorageError
+from p2pcloop.errors import FormatError, NeedsPackageError, StorageError, storage_error
 from p2pcloop.formats.containers import DISK_FORMATS, check_alone
 from p2pcloop.making.build import Progress, check_image_size
 from p2pcloop.units import format_size
@@ -34,7 +34,9 @@ _LEAKS, _NO_CHECK = 3, 63
 """Exit codes of `qemu-img check`: room is lost, but no content; the format has no check."""
 
 _AGAIN = "fetch or copy it again"
-_OUR_NAME = re.compile(r"qemu-img: |Could not open 'json:\{.*\}': |'?json:\{.*\}'?:? ?")
+_OUR_NAME = re.compile(
+    r"qemu-img: |Could not open '(json:\{.*\}|/proc/self/fd/\d+)': |'?json:\{.*\}'?:? ?"
+)
 _MAPPED = re.compile(rb'"length": (\d+),.*"data": true(?:.*"offset": (\d+))?')
 _PERCENT = re.compile(rb"\(([0-9.]+)/100%\)")
 
@@ -71,8 +73,11 @@ def unpack_disk(kind: str, path: Path, out: Path, progress: Progress, *, name: P
         _convert(source, fd, out, lambda share: progress(int(share * device)), name)
 
 
-def pack_qcow2(raw: Path, out: Path) -> None:
+def pack_qcow2(raw: Path, out: Path, *, name: Path) -> None:
     """Write a raw file as a qcow2 image; holes and zeros take no room.
+
+    Args:
+        name: of `out`, for messages.
 
     Raises:
         StorageError: qemu-img could not write it.
@@ -85,7 +90,10 @@ def pack_qcow2(raw: Path, out: Path) -> None:
             timeout=None,
         )
     if done.returncode:
-        raise StorageError(f"qemu-img cannot write {out}: {_said(done)}", errno=errno.EIO)
+        said = _said(done)
+        if os.strerror(errno.ENOSPC) in said:
+            raise storage_error(f"cannot write {name}", OSError(errno.ENOSPC, ""))
+        raise StorageError(f"qemu-img cannot write {name}: {said}", errno=errno.EIO)
 
 
 def _as_json(kind: str, fd: int) -> str:
@@ -129,7 +137,8 @@ def check_room(folder: Path, needed: int, name: Path) -> None:
 def _data_size(source: str, fd: int, size: int, name: Path) -> int:
     """Return how many bytes of the device are no zeros.
 
-    Refuses data that begins within the file and ends behind it: QEMU would read zeros there.
+    Refuses data that begins within the file and ends behind it: QEMU would read zeros there. Of
+    compressed data QEMU does not tell the place; `check` and the decompression find such an end.
     """
     end = data = 0
     with tempfile.TemporaryFile() as errors:
@@ -138,7 +147,8 @@ def _data_size(source: str, fd: int, size: int, name: Path) -> int:
             for line in process.stdout:  # one for each stretch
                 if found := _MAPPED.search(line):
                     data += int(found[1])
-                    end = max(end, int(found[1]) + int(found[2] or 0))
+                    if found[2]:
+                        end = max(end, int(found[1]) + int(found[2]))
         errors.seek(0)
         if process.returncode:
             said = _words(errors.read(4096), process.returncode)

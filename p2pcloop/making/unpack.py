@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import struct
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
@@ -28,6 +29,9 @@ _ZSTD_IN = 2 << 10
 _OUT = 1 << 20
 _MEMORY = 1 << 30
 """Bytes of a decoder's window at most."""
+
+_SKIPPABLE = 0x184D2A50
+"""The magic number of a frame that decoders of zstd skip, without its lowest 4 bits."""
 
 _CHECK_ROOM = 64 << 20
 _BLOCK = 64 << 10
@@ -177,7 +181,44 @@ class _Bounded(_Decoder[bz2.BZ2Decompressor | lzma.LZMADecompressor]):
             yield self.wrapped.decompress(b"", _OUT)
 
 
-class _Zstd(_Decoder["zstandard.ZstdDecompressionObj"]):
+class _ZstdFrame:
+    """A frame of zstd, or one that decoders skip (RFC 8878, 3.1.2): in the form of `_Library`."""
+
+    def __init__(self) -> None:
+        self.eof = False
+        self.unused_data = b""
+        self._head = b""
+        self._skip: int | None = None
+        self._decoder: zstandard.ZstdDecompressionObj | None = None
+
+    def decompress(self, data: bytes) -> bytes:
+        """Decode; after `eof`, `unused_data` is what lies behind the frame."""
+        if self._decoder is None and self._skip is None:
+            self._head += data
+            if len(self._head) < 8:  # the shortest frame of zstd has 9 bytes
+                return b""
+            data = self._begin()
+        if self._decoder is not None:
+            out = self._decoder.decompress(data)
+            self.eof, self.unused_data = self._decoder.eof, self._decoder.unused_data
+            return out
+        assert self._skip is not None, "the frame has begun"
+        self.unused_data = data[self._skip :]
+        self._skip -= min(self._skip, len(data))
+        self.eof = not self._skip
+        return b""
+
+    def _begin(self) -> bytes:
+        """Find out which kind of frame it is; return the bytes for it."""
+        magic, length = struct.unpack_from("<II", self._head)
+        if magic & ~0xF == _SKIPPABLE:
+            self._skip = length
+            return self._head[8:]
+        self._decoder = zstandard.ZstdDecompressor(max_window_size=_MEMORY).decompressobj()
+        return self._head
+
+
+class _Zstd(_Decoder[_ZstdFrame]):
     def feed(self, data: bytes) -> Iterator[bytes]:
         yield self.wrapped.decompress(data)
 
@@ -186,7 +227,7 @@ _DECODERS: dict[str, Callable[[], _Decoder[Any]]] = {
     "gz": lambda: _Zlib(zlib.decompressobj(wbits=31)),
     "bz2": lambda: _Bounded(bz2.BZ2Decompressor()),
     "xz": lambda: _Bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)),
-    "zst": lambda: _Zstd(zstandard.ZstdDecompressor(max_window_size=_MEMORY).decompressobj()),
+    "zst": lambda: _Zstd(_ZstdFrame()),
 }
 
 

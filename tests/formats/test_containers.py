@@ -94,6 +94,15 @@ def test_external_data_is_refused(tmp_path: Path, made: dict[str, bytes]) -> Non
 
 
 @pytest.mark.interop
+def test_an_encrypted_qcow2_is_named(made: dict[str, bytes]) -> None:
+    locked = bytearray(made["qcow2"])
+    locked[32:36] = struct.pack(">I", 2)
+    with pytest.raises(UsageError, match="given is encrypted") as caught:
+        check("qcow2", bytes(locked))
+    assert caught.value.hint
+
+
+@pytest.mark.interop
 @pytest.mark.parametrize("kind", ["vdi", "vhd", "fixed"])
 def test_cut_off(made: dict[str, bytes], kind: str) -> None:
     short = made[kind][:-4096]
@@ -111,6 +120,16 @@ def test_cut_off(made: dict[str, bytes], kind: str) -> None:
         (b"\x7fELF\2\1\1", "a program (ELF)"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "a 7z archive"),
         (b"\x3a\xff\x26\xed\1\0", "an Android sparse image"),
+        (b"\x02\x21\x4c\x18" + bytes(300), "compressed by lz4"),
+        (b"\xc7\x71" + bytes(300), "a cpio archive"),
+        (b"\0" + b"\xff" * 10 + b"\0\0\2\0\1" + bytes(2336), "a CD in raw sectors of 2352 bytes"),
+        (bytes(514) + b"HdrS" + bytes(300), "a Linux kernel"),
+        (
+            b"ER".ljust(512, b"\0") + b"PM\0\0" + bytes(600),
+            "a disk with a partition table of Apple",
+        ),
+        (bytes(508) + b"\xda\xbe" + bytes(600), "a disk with a partition table of Sun"),
+        (b"encrcdsa" + bytes(900), "an encrypted disk image of macOS (dmg)"),
         (bytes(9000) + b"koly".ljust(512, b"\0"), "a disk image of macOS (dmg)"),
     ],
 )

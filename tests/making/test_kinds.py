@@ -84,6 +84,36 @@ def test_what_is_cut_off_within_another(tmp_path: Path) -> None:
         inspect_file(disk)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"), [(1028, bytes(4)), (1048, b"\x3c\0\0\0")], ids=["no blocks", "block size"]
+)
+def test_an_ext_whose_size_cannot_be_is_damaged(
+    tmp_path: Path, ext4: bytes, place: int, value: bytes
+) -> None:
+    path = written(tmp_path / "a", ext4[:place] + value + ext4[place + len(value) :])
+    with pytest.raises(FormatError, match="is damaged: the superblock of its ext4") as caught:
+        inspect_file(path)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("length", [4, 40, 104, 5000])
+def test_a_squashfs_that_ends_in_its_superblock(tmp_path: Path, length: int) -> None:
+    path = written(tmp_path / "a", b"hsqs".ljust(length, b"\0"))
+    with pytest.raises(FormatError, match=r"is (damaged|cut off)"):
+        inspect_file(path)
+
+
+def test_one_device_of_a_btrfs_with_several(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.touch()
+        os.truncate(path, 128 * MIB)
+    tool("mkfs.btrfs", "-q", "-d", "single", "-m", "single", paths[0])
+    assert not inspect_file(paths[0]).doubt
+    tool("mkfs.btrfs", "-q", "-f", "-d", "single", "-m", "single", *paths)
+    assert inspect_file(paths[0]).doubt == "it is one of the devices of a btrfs that has several"
+
+
 def test_a_journal_is_no_file_system(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.touch()

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, StorageError, UsageError
-from p2pcloop.formats.containers import DISK_FORMATS
+from p2pcloop.formats.containers import DISK_FORMATS, detect_container
+from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.making import qemu_img
 from p2pcloop.making import unpack as unpack_module
 from p2pcloop.making.unpack import unpack, unpack_nested
@@ -131,6 +133,50 @@ def test_disk_images_that_are_cut_off(tmp_path: Path, kind: str) -> None:
         assert caught.value.hint
         assert "json" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    "options", [("-c", "-O", "qcow2"), ("-O", "vmdk", "-o", "subformat=streamOptimized")]
+)
+def test_compressed_disk_images(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Of compressed data QEMU does not tell where it lies: it is longer than the file."""
+    raw, packed = tmp_path / "raw", tmp_path / "made"
+    raw.write_bytes(b"content " * (1 << 19))
+    tool("qemu-img", "convert", *options, raw, packed)
+    assert packed.stat().st_size < 1 << 20
+    kind = "vmdk" if "vmdk" in options else "qcow2"
+    whole = packed.read_bytes()
+    assert unpacked(tmp_path, kind, whole) == raw.read_bytes()
+    with pytest.raises(FormatError, match="given"):
+        unpacked(tmp_path, kind, whole[: len(whole) // 2])
+
+
+@pytest.mark.interop
+def test_a_part_of_a_disk_image_is_named(tmp_path: Path) -> None:
+    raw, packed = tmp_path / "raw", tmp_path / "made.vmdk"
+    raw.write_bytes(RAW)
+    parts = ("-o", "subformat=twoGbMaxExtentSparse")
+    tool("qemu-img", "convert", "-O", "vmdk", *parts, raw, packed)
+    part = (tmp_path / "made-s001.vmdk").read_bytes()
+    with pytest.raises(UsageError, match="given is a part of a VMware disk image") as caught:
+        unpacked(tmp_path, "vmdk", part)
+    assert caught.value.hint
+
+
+def skippable(content: bytes) -> bytes:
+    return struct.pack("<II", 0x184D2A5E, len(content)) + content
+
+
+def test_frames_that_decoders_of_zstd_skip(tmp_path: Path) -> None:
+    """pzstd writes one before each frame, and the seekable format one at the end."""
+    compress = COMPRESS["zst"]
+    pieces = (skippable(b"size"), compress(RAW), skippable(b""), compress(RAW[:999]))
+    data = b"".join(pieces) + skippable(bytes(5000))
+    assert detect_container(data[:PROBE_SIZE], data[-512:]) == "zst"
+    assert unpacked(tmp_path, "zst", data) == RAW + RAW[:999]
+    with pytest.raises(FormatError, match="given is cut off"):
+        unpacked(tmp_path, "zst", data[:-1])
 
 
 @pytest.mark.interop
