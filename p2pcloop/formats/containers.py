@@ -239,7 +239,7 @@ def check_alone(kind: str, read: Read, size: int, name: str) -> None:
 _AGAIN = "fetch or copy it again"
 
 
-def _check_qcow2(read: Read, _size: int, name: str) -> bool:
+def _check_qcow2(read: Read, size: int, name: str) -> bool:
     """A backing file, or an external data file (incompatible feature 2)."""
     header = read(0, 80).ljust(80, b"\0")
     version, backing = struct.unpack_from(">4xIQ", header)
@@ -249,7 +249,42 @@ def _check_qcow2(read: Read, _size: int, name: str) -> bool:
             hint="decrypt it first: `qemu-img convert` with the secret of the image",
         )
     features = struct.unpack_from(">Q", header, 72)[0] if version > 2 else 0
-    return bool(backing or features & 1 << 2)
+    if backing or features & 1 << 2:
+        return True
+    if (end := _compressed_end(read, header, wide=bool(features & 1 << 4))) > size:
+        raise FormatError(
+            f"{name} is cut off: it says that it has {end} bytes, and {size} are here", hint=_AGAIN
+        )
+    return False
+
+
+def _compressed_end(read: Read, header: bytes, *, wide: bool) -> int:
+    """The end of a qcow2's compressed clusters: QEMU takes what lies behind the file's end for
+    zeros, and their decompression seldom notices.
+
+    Args:
+        wide: entries of tables have 16 bytes (incompatible feature 4).
+    """
+    cluster_bits, _, _, entries, table = struct.unpack_from(">IQIIQ", header, 20)
+    if not 9 <= cluster_bits <= 21 or entries > _MAX_QCOW2_TABLES:
+        return 0  # `qemu-img` refuses it
+    cluster, shift, form = 1 << cluster_bits, 62 - (cluster_bits - 8), ">Q8x" if wide else ">Q"
+    end = 0
+    data = read(table, entries * 8)
+    places = {at & _QCOW2_OFFSET for (at,) in struct.iter_unpack(">Q", data[: len(data) // 8 * 8])}
+    for place in places:
+        found = b"" if not place or place % cluster else read(place, cluster)
+        for (entry,) in struct.iter_unpack(form, found[: len(found) // 16 * 16]):
+            if entry & _QCOW2_COMPRESSED:
+                offset, sectors = entry & (1 << shift) - 1, (entry & _QCOW2_COMPRESSED - 1) >> shift
+                end = max(end, (offset & ~511) + (sectors + 1) * 512)
+    return end
+
+
+_QCOW2_COMPRESSED = 1 << 62
+_QCOW2_OFFSET = (1 << 56) - (1 << 9)
+_MAX_QCOW2_TABLES = (32 << 20) // 8
+"""As QEMU takes (block/qcow2.h, QCOW_MAX_L1_SIZE)."""
 
 
 def _check_vmdk(read: Read, size: int, name: str) -> bool:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from p2pcloop.errors import FormatError
+from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.extents import Extents
+from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, detect_filesystem
 from p2pcloop.formats.iso9660 import AGAIN, SYSTEM_AREA, Entry, Tree, is_iso, read_volume
 
 __all__ = ["NESTED", "Iso", "IsoFile", "is_iso", "read_iso"]
@@ -91,7 +93,8 @@ def read_iso(fd: int, size: int) -> Iso:
                 _check(images)
                 return Iso(volume.name, tree.names, volume.boots, images, (), tuple(cd.notes))
     tree = volume.trees[0]
-    return Iso(volume.name, tree.names, volume.boots, (), tuple(_like_images(_Cd(fd, tree))))
+    unknown = tuple(_like_images(_Cd(fd, tree), volume.claimed))
+    return Iso(volume.name, tree.names, volume.boots, (), unknown)
 
 
 class _Cd:
@@ -235,8 +238,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _like_images(cd: _Cd) -> list[str]:
-    """Files that look like images, in the first two levels of folders; damaged ones are skipped."""
+def _like_images(cd: _Cd, size: int) -> list[str]:
+    """Files that look like images, in the first two levels of folders; damaged ones are skipped.
+
+    Args:
+        size: bytes of the CD. A file that takes most of it may have any name.
+    """
     folders, found, seen = [""], list[str](), set[int]()
     for folder in folders:
         try:
@@ -250,14 +257,22 @@ def _like_images(cd: _Cd) -> list[str]:
             path = f"{folder}/{entry.name}".lstrip("/")
             if entry.directory and folder.count("/") < 2 and len(folders) < _MAX_FOLDERS:
                 folders.append(path)
-            elif _LIKE_AN_IMAGE.fullmatch(name) and _begins_like_one(cd, entry):
+                continue
+            likely = _LIKE_AN_IMAGE.fullmatch(name) or _length(entry) > size // 4
+            if likely and _begins_like_one(cd, entry):
                 found.append(path)
     return found
 
 
 def _begins_like_one(cd: _Cd, entry: Entry) -> bool:
-    head = b"" if entry.directory or entry.link is not None else cd.read(entry, 2048)
-    return head[:4] == b"hsqs" or head[1024:1028] == b"\xe2\xe1\xf5\xe0" or b"V2.0" in head[:128]
+    if entry.directory or entry.link is not None:
+        return False
+    head = cd.read(entry, PROBE_SIZE)
+    return is_cloop(head) or detect_filesystem(head) in ROOT_TYPES
+
+
+def _length(entry: Entry) -> int:
+    return sum(length for _, length in entry.extents)
 
 
 def _to_file(name: str, entry: Entry, size: int) -> IsoFile:

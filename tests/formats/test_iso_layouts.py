@@ -107,6 +107,13 @@ def test_what_looks_like_images_elsewhere_is_named(tmp_path: Path, names: str) -
     assert sorted(name.lower() for name in found.unknown) == ["porteus/base/core.xzm", "slax/a.sb"]
 
 
+@pytest.mark.parametrize("name", ["KNOPPIX64/KNOPPIX", "live/filesystem.img", "base/morphix-base"])
+def test_what_takes_most_of_a_cd_is_named_whatever_its_name(tmp_path: Path, name: str) -> None:
+    files = {name: b"hsqs".ljust(900_000, b"\1"), "boot/vmlinuz": bytes(9000)}
+    found = read_cd(make_iso(tmp_path / "cd.iso", files, "-r"))
+    assert (found.images, found.unknown) == ((), (name,))
+
+
 def test_a_cd_of_files_has_none(tmp_path: Path) -> None:
     found = read_cd(make_iso(tmp_path / "cd.iso", {"a/b": b"c", "live/x": b""}, "-r"))
     assert (found.images, found.unknown) == ((), ())
