@@ -59,6 +59,7 @@ MEASURES = {
         stack.STACK,
         start.START,
         startup.HELP,
+        startup.PS,
         twice.TWICE,
         plan.PLAN,
     )

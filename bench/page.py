@@ -46,6 +46,7 @@ SECTIONS = {
     "publish": "Publishing changes",
     "upgrade": "Bytes that an upgrade moves",
     "help": "The start of the command",
+    "ps": "The list of guests",
 }
 """The headings of the page, in order, by measure."""
 

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class ConnectionLostError(DaemonError):
-    """p2pcloopd cannot be reached or went away; a new connection may find it again."""
+    """The server cannot be reached or went away; a new connection may find it again."""
 
 
 class _Call:
@@ -60,14 +60,18 @@ class _Call:
 
 
 class ControlClient:
-    """One connection to p2pcloopd. Run `run` in a nursery; it ends when the connection does.
+    """One connection to p2pcloopd, or to a guest.
+
+    Run `run` in a nursery; it ends when the connection does.
 
     Attributes:
         lost: the connection has ended; every call fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, server: str = "p2pcloopd") -> None:
+        """`path` is of the server's socket, `server` how errors name it."""
         self._path = path
+        self._server = server
         self._ids = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._slots = trio.Semaphore(MAX_IN_FLIGHT)
@@ -136,16 +140,16 @@ class ControlClient:
             while not messages:
                 data = await stream.receive_some(RECEIVE_SIZE)
                 if not data:
-                    raise ConnectionLostError("p2pcloopd hung up at the greeting")
+                    raise ConnectionLostError(f"{self._server} hung up at the greeting")
                 messages = receiver.receive(data)
         except (trio.BrokenResourceError, RemoteControlError) as err:
-            raise ConnectionLostError(f"lost p2pcloopd at the greeting: {err}") from err
+            raise ConnectionLostError(f"lost {self._server} at the greeting: {err}") from err
         match messages:
             case [Failure(0, error)]:
                 raise error
             case [Reply(0, _)]:
                 return
-        raise ConnectionLostError("p2pcloopd answered the greeting with something else")
+        raise ConnectionLostError(f"{self._server} answered the greeting with something else")
 
     async def _send(self, scope: trio.CancelScope) -> None:
         try:
@@ -163,7 +167,7 @@ class ControlClient:
         except trio.BrokenResourceError:
             pass  # hung up with our bytes unread: the same as the stream's end
         except RemoteControlError as err:
-            _log.warning("p2pcloopd broke the control protocol: %s", err)
+            _log.warning("%s broke the control protocol: %s", self._server, err)
         scope.cancel()
 
     def _take(self, message: Message) -> None:
@@ -179,12 +183,12 @@ class ControlClient:
 
     def _check(self) -> None:
         if self.lost:
-            raise ConnectionLostError("p2pcloopd went away", hint="daemon.log says why")
+            raise ConnectionLostError(f"{self._server} went away")
 
     def _lose(self) -> None:
         self.lost = True
         for call in self._calls.values():
-            call.end(ConnectionLostError("p2pcloopd went away"))
+            call.end(ConnectionLostError(f"{self._server} went away"))
         self._calls.clear()
 
 

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ MAX_HELD = 32 << 20
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerWords:
+    """How errors speak of the process that serves a control socket.
+
+    Attributes:
+        name: of the process.
+        log: where it says more.
+        stop: how it is ended, as advice.
+    """
+
+    name: str
+    log: str
+    stop: str
+
+
+P2PCLOOPD = ServerWords("p2pcloopd", "daemon.log", "stop p2pcloopd with `p2pcloop daemon stop`")
 
 
 class Call:
@@ -99,16 +118,18 @@ async def serve_control(
     listener: trio.SocketListener,
     handler: Handler,
     *,
+    server: ServerWords = P2PCLOOPD,
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve every client that connects, until cancelled.
 
-    `handler` returns the result of an operation or raises the P2pcloopError that the client gets.
+    `handler` returns the result of an operation or raises the P2pcloopError that the client gets;
+    other errors speak of `server`.
     A client that breaks the protocol or goes away is dropped, and what it asked for is cancelled.
     """
 
     async def serve(stream: trio.SocketStream) -> None:
-        await _Connection(stream, handler).run()
+        await _Connection(stream, handler, server).run()
 
     await trio.serve_listeners(serve, [listener], task_status=task_status)
 
@@ -143,7 +164,8 @@ class _Connection:
     cancelled half-way through its answer leaves the stream whole (`FrameSender`).
     """
 
-    def __init__(self, stream: trio.SocketStream, handler: Handler) -> None:
+    def __init__(self, stream: trio.SocketStream, handler: Handler, server: ServerWords) -> None:
+        self._server = server
         self._stream = stream
         self._handler = handler
         self._running: dict[int, trio.CancelScope] = {}
@@ -188,7 +210,9 @@ class _Connection:
                 if version == CONTROL_VERSION:
                     await self.send(Reply(id, _hello()))
                     return True
-                await self._stream.send_all(encode(Failure(id, _other_version(version))))
+                await self._stream.send_all(
+                    encode(Failure(id, _other_version(version, self._server)))
+                )
                 return False
         raise RemoteControlError("the first message is no `hello`")
 
@@ -239,8 +263,8 @@ class _Connection:
             # A bug of ours. It ends this request, loudly on both sides, and not every guest's disk.
             _log.exception("`%s` failed", call.op)
             failure = DaemonError(
-                f"p2pcloopd failed at `{call.op}`: {type(err).__name__}: {err}",
-                hint="this is a bug; daemon.log has more",
+                f"{self._server.name} failed at `{call.op}`: {type(err).__name__}: {err}",
+                hint=f"this is a bug; {self._server.log} has more",
             )
             return encode(Failure(id, failure))
 
@@ -256,9 +280,9 @@ def _hello() -> dict[str, Any]:
     return {"version": CONTROL_VERSION, "software": __version__, "pid": os.getpid()}
 
 
-def _other_version(version: int) -> DaemonError:
+def _other_version(version: int, server: ServerWords) -> DaemonError:
     return DaemonError(
-        f"the client speaks version {version} of the control protocol, p2pcloopd {__version__}"
-        f" speaks {CONTROL_VERSION}",
-        hint="stop p2pcloopd with `p2pcloop daemon stop` and start the new one",
+        f"the client speaks version {version} of the control protocol, {server.name} of p2pcloop"
+        f" {__version__} speaks {CONTROL_VERSION}",
+        hint=f"{server.stop}, and start it with the new version",
     )

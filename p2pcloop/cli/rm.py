@@ -14,7 +14,7 @@ from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
-from p2pcloop.store.guests import GuestFolder
+from p2pcloop.store.guests import GuestFolder, remove_guests
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.text import printable, to_json
@@ -26,14 +26,16 @@ Examples:
   p2pcloop rm @key/debian
   p2pcloop rm @key/debian --at 3       # this version only
   p2pcloop rm my-debian --published    # what was published from here, too
-  p2pcloop rm --guest g1               # the log and the end of a guest, not its overlay
+  p2pcloop rm --guest g1 g2            # the logs and ends of guests, not their overlays
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("refs", metavar="REF", nargs=-1, required=True)
 @click.option(
-    "--guest", is_flag=True, help="REF is a guest of `ps --all` that has ended: forget it."
+    "--guest",
+    is_flag=True,
+    help="REF is a guest of `ps --all` that has ended, or several of them: forget it.",
 )
 @click.option("--at", type=click.IntRange(1), metavar="VERSION", help="This version only.")
 @click.option(
@@ -44,7 +46,13 @@ Examples:
 @home_option
 @json_option
 def command(
-    ref: str, at: int | None, home: Home, *, guest: bool, published: bool, as_json: bool
+    refs: tuple[str, ...],
+    at: int | None,
+    home: Home,
+    *,
+    guest: bool,
+    published: bool,
+    as_json: bool,
 ) -> None:
     """Remove the image REF from this home: its data, its profile, and its name.
 
@@ -54,8 +62,11 @@ def command(
     withdraws an image from others.
     """
     if guest:
-        _remove_guest(ref, home, alone=at is None and not published, as_json=as_json)
+        _remove_guests(refs, home, alone=at is None and not published, as_json=as_json)
         return
+    if len(refs) > 1:
+        raise UsageError("one image is removed at a time", hint="give one REF")
+    [ref] = refs
     with words_of_the_user():
         asked = read_ref(ref, home)
         if not isinstance(asked, str):
@@ -79,11 +90,17 @@ def command(
     click.echo(to_json(facts) if as_json else _text(facts, _released(home, versions)))
 
 
-def _remove_guest(name: str, home: Home, *, alone: bool, as_json: bool) -> None:
+def _remove_guests(names: tuple[str, ...], home: Home, *, alone: bool, as_json: bool) -> None:
+    """Forget all of some guests; none if one cannot be."""
     if not alone:
         raise UsageError("--at and --published are of an image", hint="leave out --guest")
-    GuestFolder(home, name).remove()
-    click.echo(to_json({"guest": name}) if as_json else f"the guest {name} is forgotten")
+    chosen = list(dict.fromkeys(names))
+    remove_guests([GuestFolder(home, name) for name in chosen])
+    if as_json:
+        click.echo(to_json({"guests": chosen}))
+    else:
+        for name in chosen:
+            click.echo(f"the guest {name} is forgotten")
 
 
 def _versions(home: Home, name: Name, at: int | None) -> list[StoredVersion]:

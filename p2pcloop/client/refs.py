@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,11 +180,23 @@ def _file_or_label(ref: str, path: Path, home: Home) -> Path | str:
             f"{ref} is a file here, and a short name of {short}",
             hint=f"write ./{ref} for the file, or the name itself",
         )
+    if is_file:
+        _tell_image(ref, home)
     if short is None and not is_file:
         short = own_name(ref, home)
         if short is None and not path.exists():
             raise _not_here(ref, home)
     return path if short is None else str(short)
+
+
+def _tell_image(ref: str, home: Home) -> None:
+    """Say so if a file that is taken has the label of an image of the user's."""
+    from p2pcloop.store.known_names import own_name, short_key  # noqa: PLC0415  see above
+
+    with suppress(UsageError):  # several images have that label
+        own = own_name(ref, home)
+        if own is not None:
+            notify(f"{ref} is a file here, and is taken; your image is {short_key(own)}")
 
 
 def _check_words(pasted: str, path: Path) -> None:

@@ -24,7 +24,7 @@ import shutil
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -238,22 +238,6 @@ class GuestFolder:
         except (OSError, ValueError):  # nothing yet, or only half of a line: it only informs
             return None
 
-    def remove(self) -> None:
-        """Delete the guest's record, which may be damaged, and its log.
-
-        Raises:
-            NotHereError: there is no such guest.
-            BusyError: it runs.
-            StorageError: the system refused.
-        """
-        if not _NAME.fullmatch(self.name) or not self.path.is_dir():
-            raise _no_guest(self.name)
-        try:
-            with self.claim() as claim:
-                self.clear(claim)
-        except FileNotFoundError as err:  # another command was faster
-            raise _no_guest(self.name) from err
-
     def clear(self, claim: Claim) -> None:
         """Delete the directory, whose lock is `claim`, and let go of that.
 
@@ -410,6 +394,29 @@ class OwnGuest:
         except OSError as err:
             raise storage_error(f"cannot write {path}", err) from err
         self.record = record
+
+
+def remove_guests(folders: list[GuestFolder]) -> None:
+    """Delete the records, which may be damaged, and the logs of guests that have ended.
+
+    Raises:
+        NotHereError: there is no such guest as one of them; then all are still there.
+        BusyError: one of them runs; then, too.
+        StorageError: the system refused.
+    """
+    with ExitStack() as stack:
+        claims = [(folder, stack.enter_context(_claim_ended(folder))) for folder in folders]
+        for folder, claim in claims:
+            folder.clear(claim)
+
+
+def _claim_ended(folder: GuestFolder) -> Claim:
+    if not _NAME.fullmatch(folder.name) or not folder.path.is_dir():
+        raise _no_guest(folder.name)
+    try:
+        return folder.claim()
+    except FileNotFoundError as err:  # another command was faster
+        raise _no_guest(folder.name) from err
 
 
 def list_guests(home: Home) -> list[GuestState]:

@@ -72,8 +72,10 @@ def own_name(label: str, home: Home) -> Name | None:
     """
     if not is_label(label) or not home.names.exists():
         return None
-    ours = _our_keys(home)
     names = [each.name for each in Records(home).names() if each.name.label == label]
+    if not names:
+        return None
+    ours = _our_keys(home)
     own = [name for name in names if name.key in ours]
     if len(own) > 1:
         found = ", ".join(map(str, own))

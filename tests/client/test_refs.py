@@ -119,6 +119,18 @@ def test_a_file_may_be_called_like_a_url(node: Home, tmp_path: Path) -> None:
     assert read_ref("ftp://x.img", node) == Path("ftp:/x.img")
 
 
+def test_a_file_goes_before_the_label_of_an_image_and_says_so(
+    node: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("p2pcloop.store.known_names.own_name", lambda *_: NAME)
+    assert read_ref("debian", node) == str(NAME)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "debian").touch()
+    assert read_ref("debian", node) == Path("debian")
+    said = capsys.readouterr().err
+    assert said == "debian is a file here, and is taken; your image is @aaaq/debian\n"
+
+
 def test_a_short_name_that_is_a_file_too(node: Home, tmp_path: Path) -> None:
     ShortNames(node).add("knoppix", NAME)
     (tmp_path / "knoppix").touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import termios
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, NotHereError, UsageError
-from p2pcloop.store.guests import find_guest
+from p2pcloop.store.guests import find_guest, list_guests
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
 
 pytestmark = pytest.mark.e2e
+
+MKE2FS = shutil.which("mke2fs", path=f"{os.environ['PATH']}:/sbin")
 
 
 @pytest.fixture
@@ -81,8 +84,8 @@ def test_a_guest_goes_on_without_a_terminal_until_it_is_stopped(
     ended = {guest["name"]: guest for guest in node.json("ps", "--all")["guests"]}
     assert [(guest["state"], guest["exit_code"]) for guest in ended.values()] == [("ended", 0)] * 2
     assert "echo kept" in node.run("logs", "first").out
-    node.run("rm", "--guest", "first")
-    node.run("rm", "--guest", "g1")
+    said = node.run("rm", "--guest", "first", "g1", "first").out
+    assert said == "the guest first is forgotten\nthe guest g1 is forgotten\n"
     assert "no guest runs here" in node.run("ps", "--all").out
 
     # What it wrote is in its overlay.
@@ -100,6 +103,7 @@ def test_the_end_of_a_boot_tells_where_the_changes_are(
     with OnTerminal(node, *words, controlling=True) as terminal:
         terminal.expect(SHELL_PROMPT, BOUND)
         terminal.send_line("echo kept >/root/note; poweroff")
+        terminal.expect(r"\n\r?\np2pcloop: the guest has shut down; ", BOUND)
         terminal.expect(r"my changes holds [\d.]+ kB of changes", BOUND)
         terminal.expect(r"p2pcloop boot @\w+/tiny --overlay '/.*/my changes'", BOUND)
         terminal.expect(r"p2pcloop publish '/.*/my changes' --name LABEL", BOUND)
@@ -133,6 +137,51 @@ def test_a_boot_at_a_terminal_that_fails_shows_the_console(node: Node, cloop: Pa
         terminal.expect("p2pcloop: the guest cannot boot: .*/no/such", BOUND)
         assert terminal.wait(BOUND) == GuestError.exit_code
         assert terminal.printed.index("booting, ") < terminal.printed.index("Linux version")
+
+
+def test_a_boot_at_a_terminal_is_not_left_but_tells_how(node: Node, cloop: Path) -> None:
+    with OnTerminal(node, "boot", cloop, *GUEST_OPTIONS, controlling=True) as terminal:
+        terminal.expect(SHELL_PROMPT, BOUND)
+        terminal.send(b"\x1dd")
+        terminal.expect("it cannot be left", BOUND)
+        terminal.expect("boot --detach", BOUND)
+        assert terminal.run("echo $((40 + 2))", BOUND) == "42\n"
+        terminal.send(b"\x1dK")
+        terminal.expect("the guest was ended at once; its changes are gone", BOUND)
+        assert terminal.wait(BOUND) == 128 + signal.SIGKILL
+
+
+def test_a_guest_that_starts_is_followed_and_attached_to(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    gate, programs = tmp_path / "gate", tmp_path / "programs"
+    os.mkfifo(gate)
+    programs.mkdir()
+    mke2fs = programs / "mke2fs"  # runs between the guest's record and its kernel
+    mke2fs.write_text(f'#!/bin/sh\nread -r go <{gate}\nPATH=$PATH:/sbin\nexec {MKE2FS} "$@"\n')
+    mke2fs.chmod(0o755)
+    node.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
+    with node.started("boot", cloop, "--detach", *GUEST_OPTIONS, "--overlay-mode", "files"):
+        wait_until(lambda: list_guests(node.home))
+        follow, attach = ("logs", "g1", "--follow"), ("attach", "g1")
+        with node.started(*follow) as follower, node.started(*attach) as attached:
+            gate.write_text("go\n")
+            assert follower.stdout is not None
+            line = follower.stdout.readline
+            wait_until(lambda: "p2pcloop: starts" in line())
+            out, err = attached.communicate(timeout=BOUND)
+            assert (attached.returncode, "runs on" in err) == (0, True), out + err
+            assert find_guest(node.home, "g1").state == "running"
+
+
+def test_a_guest_whose_socket_cannot_be_made_runs_all_the_same(node: Node, cloop: Path) -> None:
+    """As in a home on a file system that takes no sockets."""
+    (node.home.guests / "g1" / "control.sock.new").mkdir(parents=True, mode=0o700)
+    said = node.run("boot", cloop, "--detach", *GUEST_OPTIONS, "--name", "g1").err
+    assert "`attach` and `logs --follow` do not reach the guest g1" in said
+    said = node.run("attach", "g1", code=GuestError.exit_code).err
+    assert "has no console to attach to" in said
+    assert find_guest(node.home, "g1").state == "running"
 
 
 def test_what_came_for_a_guest_is_told_to_its_end_and_after(nodes: Nodes, cloop: Path) -> None:

@@ -25,6 +25,7 @@ from p2pcloop.store.guests import (
     find_guest,
     list_guests,
     process_start,
+    remove_guests,
     user_of_overlay,
 )
 from p2pcloop.store.home import Home
@@ -126,14 +127,28 @@ def test_one_whose_process_was_killed_is_lost_until_it_is_removed(home: Home) ->
     os.waitpid(pid, 0)
     assert find_guest(home, "g1").state == "lost"
     assert user_of_overlay(home, Path("mine.delta")) is None
-    GuestFolder(home, "g1").remove()
+    remove_guests([GuestFolder(home, "g1")])
     assert list_guests(home) == []
 
 
 def test_one_that_runs_is_not_removed(home: Home, g1: OwnGuest) -> None:
     with pytest.raises(BusyError):
-        GuestFolder(home, "g1").remove()
+        remove_guests([GuestFolder(home, "g1")])
     assert find_guest(home, "g1").record == g1.record
+
+
+def test_of_several_guests_all_are_removed_or_none(home: Home, g1: OwnGuest) -> None:
+    for name in ("g2", "g3"):
+        with OwnGuest(home, name) as own:
+            own.begin(**FACTS)
+            own.keep()
+    folders = [GuestFolder(home, name) for name in ("g2", "g3")]
+    for other, error in ((g1.folder, BusyError), (GuestFolder(home, "none"), NotHereError)):
+        with pytest.raises(error):
+            remove_guests([*folders, other])
+        assert {guest.record.name for guest in list_guests(home)} == {"g1", "g2", "g3"}
+    remove_guests(folders)
+    assert [guest.record.name for guest in list_guests(home)] == ["g1"]
 
 
 def test_what_it_waits_for_is_told_in_one_line(home: Home, g1: OwnGuest) -> None:
@@ -216,7 +231,7 @@ def test_a_damaged_record_hides_no_other_guest_and_can_be_removed(home: Home) ->
             *[("g1", "damaged"), ("g2", "running")]
         ]
         assert user_of_overlay(home, Path("/mine.delta")) == own.record
-    GuestFolder(home, "g1").remove()
+    remove_guests([GuestFolder(home, "g1")])
     assert list_guests(home) == []
 
 

@@ -73,7 +73,16 @@ def test_every_package_has_its_reason_and_stands_once() -> None:
 def test_help_names_every_option() -> None:
     done = build_image("--help")
     assert done.returncode == 0
-    options = ("--tiny", "--knoppix", "--desktop", "--force", "--size", "--suite", "--mirror", "--out")
+    options = (
+        "--tiny",
+        "--knoppix",
+        "--desktop",
+        "--force",
+        "--size",
+        "--suite",
+        "--mirror",
+        "--out",
+    )
     assert all(f"\n  {option} " in done.stdout for option in options)
 
 

@@ -47,8 +47,9 @@ def command(name: str, home: Home) -> None:
         folder = GuestFolder(home, name)
         if not folder.socket_path.exists():
             raise GuestError(
-                f"the guest {name} has no console to attach to: it starts, or is one of `run`",
-                hint="`p2pcloop ps` shows it; try again in a moment",
+                f"the guest {name} has no console to attach to: it is one of `run`, or its home is"
+                " on a file system without sockets",
+                hint=f"`p2pcloop stop {name}` ends it",
             )
         attaching = importlib.import_module("p2pcloopd.guest.console.attaching")
         ended, number = attaching.attach(folder, guest)

@@ -25,12 +25,14 @@ from p2pcloopd.guest.console.escape import HELP
 from p2pcloopd.guest.display.choice import bound_display
 
 if TYPE_CHECKING:
+    from trio import SocketListener
+
     from p2pcloop.store.guests import OwnGuest
     from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
     from p2pcloopd.guest.boot import LateNode
     from p2pcloopd.guest.report import Outcome
-    from p2pcloopd.guest.spec import GuestSpec
+    from p2pcloopd.guest.spec import GuestResult, GuestSpec
 
 _EPILOG = f"""
 \b
@@ -53,6 +55,9 @@ read, and the guest runs until it ends or a signal arrives.
 SIGINT, SIGTERM and SIGHUP shut the guest down in order; a second SIGINT or SIGTERM ends it at once.
 A guest that still runs 60 seconds after the first signal is ended, too.
 """
+
+
+_ENDINGS = {"poweroff": "has shut down", "reboot": "has shut down", "killed": "was ended at once"}
 
 
 @click.command(epilog=_EPILOG)
@@ -157,6 +162,7 @@ def _run(
             disk: BlockServerSpec,
             outcome: Outcome,
             *,
+            listener: SocketListener | None,
             late_node: LateNode,
         ) -> None:
             if file is None and started is None:
@@ -165,39 +171,48 @@ def _run(
             if display is not None:
                 report_display(own, display)
             spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
-            shown = sys.stdout.isatty() and sys.stderr.isatty()
-            quiet = spec.console == "stdio" and shown and not verbose
+            shown = sys.stdout.isatty() and sys.stderr.isatty() and not verbose
             booting.boot_reachable(
-                own, spec, disk, outcome, started, keep=keep, quiet=quiet, late_node=late_node
+                *(own, listener, spec, disk, outcome, started),
+                keep=keep,
+                quiet=shown and spec.console == "stdio",
+                late_node=late_node,
             )
 
-        display = None if listener is None else make_display(ref, screen, listener)
+        display = None if shown_at is None else make_display(ref, screen, shown_at)
         words = AUTOLOGIN if autologin else ""
-        return Plan(start, prefetch=profile, words=words, kept=keep, display=display)
+        return Plan(start, prefetch=profile, words=words, reachable=True, display=display)
 
-    with bound_display(screen.display) as listener:
-        code = run_session(ref, options, plan).exit_code
-    if started is None and options.overlay is not None and sys.stderr.isatty():
-        _report_changes(ref, options.overlay)
-    return code
+    with bound_display(screen.display) as shown_at:
+        result = run_session(ref, options, plan)
+    if started is None and sys.stderr.isatty():
+        _report_end(result, ref, options.overlay)
+    return result.exit_code
 
 
-def _report_changes(ref: str, overlay: Path) -> None:
-    """Tell a user at a terminal what the guest has changed, and what can be done with it."""
+def _report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
+    """Tell a user at a terminal how the guest ended; the kernel's last messages stand above."""
+    how = _ENDINGS.get(result.reason, f"ended: {result.reason} (exit code {result.exit_code})")
+    notify(f"\np2pcloop: the guest {how}; {_changes(ref, overlay)}")
+
+
+def _changes(ref: str, overlay: Path | None) -> str:
+    """What the guest has changed, and what can be done with it, for a user at a terminal."""
+    if overlay is None:
+        return "its changes are gone (--overlay FILE keeps them)"
     from p2pcloop.formats.overlay import Overlay  # noqa: PLC0415  the block server has loaded it
 
     try:
         info = Overlay.inspect(overlay)
     except P2pcloopError:  # it was deleted meanwhile
-        return
+        return f"{printable(str(overlay))} is gone"
     size = format_size(info.data_blocks * BLOCK_SIZE)
     file = shlex.quote(str(overlay))
     image = shlex.quote(info.name or ref)
     lines = [
-        f"p2pcloop: {printable(str(overlay))} holds {size} of changes",
+        f"{printable(str(overlay))} holds {size} of changes",
         f"  boot it again: p2pcloop boot {image} --overlay {file}",
     ]
     if info.name:
         lines.append(f"  pass it on:    p2pcloop publish {file} --name LABEL")
-    for line in lines:
-        notify(line)
+    return "\n".join(lines)

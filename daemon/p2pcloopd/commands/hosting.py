@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from p2pcloop.store.guests import OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
-from p2pcloopd.guest.boot import Start, socket_folder
+from p2pcloopd.guest.boot import Start, open_control, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.display.access import authority_file
 from p2pcloopd.guest.display.spec import Display
@@ -45,7 +45,7 @@ class Plan:
         prefetch: fetch the image's profile ahead of the guest, and record a profile.
         ending: what the guest's first root does once the root is there.
         words: the command's own for the kernel.
-        kept: whether the guest's record may stay when it has ended.
+        reachable: whether other programs may follow the guest's console and type there.
         display: an X server for the guest, or None.
     """
 
@@ -53,7 +53,7 @@ class Plan:
     prefetch: bool
     ending: Part = HAND_OVER
     words: str = ""
-    kept: bool = False
+    reachable: bool = False
     display: Display | None = None
 
 
@@ -108,8 +108,9 @@ def host(
     before = None if options.report is None else _status(target)
     disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
-    with socket_folder() as folder, OwnGuest(home, options.name) as own:
+    with socket_folder() as folder, OwnGuest(home, options.name) as own, ExitStack() as stack:
         _check_overlay_unused(home, overlay)
+        listener = open_control(own, stack) if plan.reachable else None
         shown = None if plan.display is None else plan.display.facts()
         own.begin(**_record_facts(ref, target, options), display=shown)
         disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
@@ -117,7 +118,7 @@ def host(
         words = "" if plan.display is None else display_words()
         append = _append(target, plan.words, words, options.append)
         spec = replace(spec, append=append, forwarded=ports, display=plan.display)
-        plan.start(own, spec, disk, outcome, late_node=_late_node(target))
+        plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
         _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:
         recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)

@@ -87,6 +87,7 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
             disk: BlockServerSpec,
             outcome: Outcome,
             *,
+            listener: object,  # noqa: ARG001  a command has no console
             late_node: LateNode,
         ) -> None:
             run_one(replace(spec, console=console), disk, outcome, late_node=late_node)

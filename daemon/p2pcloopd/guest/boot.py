@@ -22,6 +22,7 @@ from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.control_server import open_listener
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.console.console import is_our_terminal
 from p2pcloopd.guest.console.escape import BRIEF
@@ -76,6 +77,7 @@ class Start(Protocol):
         disk: BlockServerSpec,
         outcome: Outcome,
         *,
+        listener: trio.SocketListener | None,
         late_node: LateNode,
     ) -> None: ...
 
@@ -101,8 +103,25 @@ def boot(
         outcome.error = err
 
 
+def open_control(own: OwnGuest, stack: ExitStack) -> trio.SocketListener | None:
+    """Listen on a guest's control socket until `stack` is closed.
+
+    To be called before the guest's record is written: a program that finds the guest can connect,
+    and is answered once the kernel runs.
+
+    Returns:
+        None where the file system of the home takes no sockets, for example; the user is told.
+    """
+    try:
+        return stack.enter_context(open_listener(own.folder.socket_path))
+    except P2pcloopError as err:
+        _log.warning("`attach` and `logs --follow` do not reach the guest %s: %s", own.name, err)
+        return None
+
+
 def boot_reachable(
     own: OwnGuest,
+    listener: trio.SocketListener | None,
     spec: GuestSpec,
     disk: BlockServerSpec,
     outcome: Outcome,
@@ -116,6 +135,7 @@ def boot_reachable(
 
     Args:
         own: the guest's directory.
+        listener: of its control socket, or None.
         in_background: called with its name once the guest runs in the background; None in the
             foreground. In the background, messages for the user go to the guest's log.
         keep: keep its record and log once it has run.
@@ -138,7 +158,7 @@ def boot_reachable(
             line = stack.enter_context(status_line())
             begun = time.time() - (time.monotonic() - outcome.started)
             spec = replace(spec, progress=Progress(line, own.folder, begun))
-        live = partial(run_reachable, own, log, on_start)
+        live = partial(run_reachable, own.name, listener, log, on_start)
         boot(spec, disk, outcome, live, late_node=late_node)
 
 

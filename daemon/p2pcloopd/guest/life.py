@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,7 @@ import trio
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.packing import Fields
-from p2pcloop.store.guests import OwnGuest
-from p2pcloopd.control_server import Call, open_listener, serve_control
+from p2pcloopd.control_server import Call, ServerWords, serve_control
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.screen import Log, Recent
@@ -32,7 +30,8 @@ _MAX_ROWS = 1 << 15
 
 
 async def run_reachable(
-    own: OwnGuest,
+    name: str,
+    listener: trio.SocketListener | None,
     log: Log,
     on_start: Callable[[], None],
     spec: GuestSpec,
@@ -43,38 +42,45 @@ async def run_reachable(
     """Run a guest as `run_guest` does; meanwhile serve its control socket and keep its log.
 
     Args:
-        own: the guest's directory.
+        name: of the guest.
+        listener: of the control socket; None where there is none.
         log: gets what the guest prints.
         on_start: called once its kernel runs and its socket is served.
 
     Raises:
         P2pcloopError: as for `run_guest`.
-        StorageError: the socket cannot be made.
     """
-    with ExitStack() as stack:
-        recent = Recent()
-        output = Output(log, recent)
-        listener = stack.enter_context(open_listener(own.folder.socket_path))
-        results: list[GuestResult] = []
+    recent = Recent()
+    output = Output(log, recent)
+    results: list[GuestResult] = []
 
-        async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
-            results.append(
-                await run_guest(
-                    spec,
-                    on_console=output.take,
-                    on_boot=on_boot,
-                    on_prompt=on_prompt,
-                    task_status=task_status,
-                )
+    async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
+        results.append(
+            await run_guest(
+                spec,
+                on_console=output.take,
+                on_boot=on_boot,
+                on_prompt=on_prompt,
+                task_status=task_status,
             )
-            nursery.cancel_scope.cancel()
+        )
+        nursery.cancel_scope.cancel()
 
-        async with trio.open_nursery() as nursery:
-            guest: RunningGuest = await nursery.start(live)
-            nursery.start_soon(output.wait_for_prompt)
-            await nursery.start(serve_control, listener, partial(_perform, guest, recent))
-            on_start()
+    async with trio.open_nursery() as nursery:
+        guest: RunningGuest = await nursery.start(live)
+        nursery.start_soon(output.wait_for_prompt)
+        if listener is not None:
+            perform = partial(_perform, guest, recent)
+            serve = partial(serve_control, listener, perform, server=_words(name))
+            await nursery.start(serve)
+        on_start()
     return results[0]
+
+
+def _words(name: str) -> ServerWords:
+    return ServerWords(
+        f"the guest {name}", f"`p2pcloop logs {name}`", f"shut it down with `p2pcloop stop {name}`"
+    )
 
 
 class Output:

@@ -17,7 +17,7 @@ from p2pcloop.client import guests
 from p2pcloop.errors import GuestError
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.console import console
-from p2pcloopd.guest.console.escape import HELP, Command
+from p2pcloopd.guest.console.escape import HELP, NOT_LEFT, Command
 from p2pcloopd.guest.console.keyboard import Keyboard
 from p2pcloopd.guest.console.messages import report, say
 from p2pcloopd.guest.console.prompts import PromptWatch
@@ -266,7 +266,7 @@ class _Attended:
             self._guest.kill()
             say("is ended")
         else:
-            report(HELP)
+            report(NOT_LEFT if command == "leave" else HELP)
 
     async def obey_signals(self, signals: AsyncIterator[int]) -> None:
         """Do what signals ask for, until cancelled."""

@@ -42,7 +42,7 @@ def attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
 
 
 async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
-    client = ControlClient(folder.socket_path)
+    client = ControlClient(folder.socket_path, f"the guest {folder.name}")
     is_terminal = is_our_terminal(_STDIN)
     with plain_errors(), ExitStack() as stack:
         # Given back last: no signal may end this process while the terminal is the guest's.
@@ -103,17 +103,18 @@ class _Attached:
         Args:
             earlier: write some of what it has printed before, too.
         """
-        position, shown = -1, earlier
-        while self._sink.is_open:
-            try:
+        position = -1
+        try:
+            now = await self._client.call("console_position")
+            begin = 0 if earlier else now["position"]
+            while self._sink.is_open:
                 answer = await self._client.call("console_output", after=position)
-            except ConnectionLostError:
-                self.ended = True
-                return
-            self._watch.take(answer["data"])
-            if shown:
-                await self._sink.write(answer["data"])
-            position, shown = answer["position"] + len(answer["data"]), True
+                data: bytes = answer["data"]
+                self._watch.take(data)  # also what came before: a prompt may stand there
+                await self._sink.write(data[max(0, begin - answer["position"]) :])
+                position = answer["position"] + len(data)
+        except ConnectionLostError:
+            self.ended = True
 
     async def obey_signals(self, signals: AsyncIterator[int]) -> None:
         """Follow the terminal's size, and leave the guest when this process is to end."""

@@ -15,6 +15,7 @@ ESCAPE = 0x1D
 """Ctrl-], or Ctrl-5 on a keyboard without a key for the bracket."""
 
 BOOT: dict[int, Command] = {
+    ord("d"): "leave",
     ord("s"): "shutdown",
     ord("K"): "kill",
     ord("i"): "send",
@@ -39,6 +40,10 @@ Ctrl-] K       end it at once, as pulling the plug does
 Ctrl-] i       type what is held back until the guest shows a prompt
 Ctrl-] Ctrl-]  send Ctrl-] to the guest
 Ctrl-] ?       this help"""
+
+NOT_LEFT = """\
+p2pcloop: this command runs the guest, so the guest ends with it: it cannot be left
+  `p2pcloop boot --detach` runs one that `attach` leaves; Ctrl-] s shuts this one down"""
 
 ATTACHED_BRIEF = (
     "all keys go to the guest; Ctrl-] is the escape: Ctrl-] d leaves it, Ctrl-] ? tells more"

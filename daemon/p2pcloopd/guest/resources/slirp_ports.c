@@ -17,22 +17,26 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STAND_IN 0xc0000008u /* 192.0.0.8, which no machine has (RFC 7600) */
 #define FIRST_PORT 1024
 #define CLIENTS 256
+#define SECOND 1000000000LL
+#define IDLE (300 * SECOND) /* a client that is silent for longer is forgotten (RFC 4787, 4.3) */
 #define FORWARDS 32
 #define BACKLOG 128
 
 struct forward {
 	int fd;
-	unsigned next; /* the client that a new one takes the place of */
 	struct sockaddr_in clients[CLIENTS];
+	int64_t used[CLIENTS]; /* when a datagram last went either way, in nanoseconds; 0: never */
 };
 
 static struct forward udp_forwards[FORWARDS];
@@ -53,6 +57,30 @@ static struct forward *forward_of(int fd)
 		if (udp_forwards[i].fd == fd)
 			return &udp_forwards[i];
 	return NULL;
+}
+
+static int64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * SECOND + time.tv_nsec;
+}
+
+/* The place of a client; a new one takes that of the client which was silent for longest. */
+static unsigned place_of(struct forward *forward, const struct sockaddr_in *client)
+{
+	unsigned oldest = 0;
+
+	for (unsigned i = 0; i < CLIENTS; i++) {
+		if (forward->clients[i].sin_port == client->sin_port &&
+		    forward->clients[i].sin_addr.s_addr == client->sin_addr.s_addr)
+			return i;
+		if (forward->used[i] < forward->used[oldest])
+			oldest = i;
+	}
+	forward->clients[oldest] = *client;
+	return oldest;
 }
 
 /* Whether an address is this machine's own: then a socket can be bound to it. */
@@ -138,14 +166,8 @@ ssize_t recvfrom(int fd, void *data, size_t size, int flags, struct sockaddr *ad
 
 	if (received < 0 || !forward || client->sin_family != AF_INET || !is_own(client))
 		return received;
-	for (i = 0; i < CLIENTS; i++)
-		if (forward->clients[i].sin_port == client->sin_port &&
-		    forward->clients[i].sin_addr.s_addr == client->sin_addr.s_addr)
-			break;
-	if (i == CLIENTS) {
-		i = forward->next++ % CLIENTS;
-		forward->clients[i] = *client;
-	}
+	i = place_of(forward, client);
+	forward->used[i] = now();
 	client->sin_addr.s_addr = htonl(STAND_IN);
 	client->sin_port = htons(FIRST_PORT + i);
 	return received;
@@ -160,10 +182,12 @@ ssize_t sendto(int fd, const void *data, size_t size, int flags, const struct so
 
 	if (to && to->sin_family == AF_INET && to->sin_addr.s_addr == htonl(STAND_IN)) {
 		i = ntohs(to->sin_port) - FIRST_PORT;
-		if (!forward || i >= CLIENTS || !forward->clients[i].sin_port) {
+		if (!forward || i >= CLIENTS || !forward->used[i] ||
+		    now() - forward->used[i] > IDLE) {
 			errno = EPERM;
 			return -1;
 		}
+		forward->used[i] = now();
 		address = (const struct sockaddr *)&forward->clients[i];
 	}
 	return REAL(sendto)(fd, data, size, flags, address, length);
