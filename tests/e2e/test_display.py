@@ -13,7 +13,8 @@ import pytest
 from tests.support.programs import Guest, Node, Nodes
 from tests.support.rfb import NO_PASSWORD, RefusedError, Viewer
 from tests.support.stock_images import x_image
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
+from tests.support.x_screen import desktop
 
 pytestmark = pytest.mark.e2e
 
@@ -150,4 +151,31 @@ def test_a_port_that_is_in_use_is_refused(node: Node) -> None:
         port = listener.getsockname()[1]
         said = node.run("boot", x_image(), "--display", f"vnc:{port}", code=6).err
     assert f"port {port} of 127.0.0.1: it is in use" in said
+    assert not list(node.home.guests.glob("*"))
+
+
+def test_a_window_on_the_users_desktop(nodes: Nodes, tmp_path: Path) -> None:
+    node = nodes.make()
+    with desktop(tmp_path) as users:
+        node.environment |= users.environment
+        with Guest(node, x_image(), "--display", "window") as guest:
+            guest.prompt()
+            guest.sh("echo \"printf '\\\\033]11;#00c000\\\\007'\" >/root/green")
+            guest.sh(f"({IN_DISPLAY} xterm -bg '#2040a0' </dev/null >/root/said 2>&1 &)")
+            wait_until(lambda: users.count(BLUE) > WINDOW)
+            users.point_at(100, 100)
+            users.type("sh /root/green")
+            users.press("Return")
+            wait_until(lambda: users.count(GREEN) > WINDOW)
+            (found,) = node.json("ps")["guests"]
+            address = users.environment["DISPLAY"]
+            assert found["display"] == {"kind": "window", "address": address, "password": None}
+            guest.kill()
+
+
+def test_a_window_without_a_desktop_is_refused(node: Node) -> None:
+    node.environment.pop("DISPLAY", None)
+    said = node.run("boot", x_image(), "--display", "window", code=10).err
+    assert "there is no X display for the window: DISPLAY is not set" in said
+    assert "hint: run it in a terminal of your desktop" in said
     assert not list(node.home.guests.glob("*"))

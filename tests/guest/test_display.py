@@ -7,23 +7,27 @@ import socket
 import struct
 import subprocess
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import trio
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
-from p2pcloopd.guest.display import access, wire
+from p2pcloopd.guest.display import access, host_display, servers, wire
 from p2pcloopd.guest.display.choice import (
     DisplayChoice,
     bound_display,
     parse_display,
     parse_geometry,
 )
+from p2pcloopd.guest.display.host_display import HostDisplay, find_host_display
+from p2pcloopd.guest.display.servers import XServer
 from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.system import addresses
 from p2pcloopd.guest.system.kernel import find_busybox
 from p2pcloopd.programs import find_program
+from tests.support.x_screen import HEIGHT, WIDTH, desktop
 
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 TCP, UDP, ICMP = 6, 17, 1
@@ -84,6 +88,7 @@ def test_xauth_reads_the_cookie(tmp_path: Path) -> None:
     ("text", "choice"),
     [
         ("none", DisplayChoice("none")),
+        ("window", DisplayChoice("window")),
         ("vnc", DisplayChoice("vnc", "127.0.0.1", 0)),
         ("vnc:5907", DisplayChoice("vnc", "127.0.0.1", 5907)),
         ("vnc:0.0.0.0:5907", DisplayChoice("vnc", "0.0.0.0", 5907)),
@@ -139,15 +144,19 @@ def test_a_free_port_is_found_and_a_taken_one_refused() -> None:
 def test_the_package_of_a_missing_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(NeedsPackageError) as caught:
-        wire.check_programs()
+        wire.check_programs(Display(800, 600))
     assert caught.value.hint == "apt-get install tigervnc-standalone-server"
+    host = HostDisplay(":1", "/nowhere", None, 800, 600)
+    with pytest.raises(NeedsPackageError) as caught:
+        wire.check_programs(Display(800, 600, host=host))
+    assert caught.value.hint == "apt-get install xserver-xephyr"
 
 
 @pytest.mark.interop
 async def test_a_server_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """busybox in its place: it knows no applet of that name, and says so."""
-    _, helper, compiler = wire.check_programs()
-    monkeypatch.setattr(wire, "check_programs", lambda: (find_busybox(), helper, compiler))
+    busybox = XServer(find_busybox(), (), {})
+    monkeypatch.setattr(wire, "find_server", lambda _display: busybox)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         display = Display(800, 600, listener)
         with pytest.raises(GuestError, match=r"does not start: .*applet not found"):
@@ -188,3 +197,84 @@ def server_of(listener: socket.socket) -> int:
         except OSError:
             continue
     raise AssertionError("no X server has the listener open")
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("program", ["Xephyr", "Xnest"])
+async def test_a_window_opens_on_the_users_display(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(name: str, package: str) -> Path:
+        if name != program:
+            raise NeedsPackageError(f"no {name}", hint=package)
+        return find_program(name, package)
+
+    monkeypatch.setattr(servers, "find_program", find)
+    with desktop(tmp_path) as users:
+        host = find_host_display(users.environment)
+        assert (host.width, host.height) == (WIDTH, HEIGHT)
+        display = Display(300, 200, host=host, title="the guest's own")
+        async with wire.display_wire(display, pytest.fail):
+            await trio.to_thread.run_sync(users.wait_for_window, display.title)
+
+
+@pytest.mark.interop
+def test_a_display_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    with desktop(tmp_path) as users:
+        wrong = tmp_path / "wrong"
+        wrong.write_bytes(access.authority_file(bytes(16)))
+        with pytest.raises(GuestError, match=r"it refused us: .*COOKIE"):
+            find_host_display(users.environment | {"XAUTHORITY": str(wrong)})
+        with pytest.raises(GuestError, match="it refused us: Authorization required"):
+            find_host_display({"DISPLAY": users.environment["DISPLAY"], "HOME": str(tmp_path)})
+    with pytest.raises(GuestError, match="cannot be used: ") as caught:
+        find_host_display(users.environment)
+    assert "--display vnc" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("", "DISPLAY is not set"), ("0", "DISPLAY is '0'"), (":0\n", "DISPLAY is"), ("a/b:1", "is")],
+)
+def test_names_of_displays_that_are_none(name: str, why: str) -> None:
+    with pytest.raises(GuestError, match=why):
+        find_host_display({"DISPLAY": name})
+
+
+def test_a_server_that_hangs_up_or_is_none() -> None:
+    for answer in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\1" + bytes(7)):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = Thread(target=answer_once, args=(listener, answer))
+            thread.start()
+            number = listener.getsockname()[1] - addresses.X_PORT
+            with pytest.raises(GuestError, match="cannot be used"):
+                find_host_display({"DISPLAY": f"localhost:{number}"})
+            thread.join()
+
+
+def answer_once(listener: socket.socket, answer: bytes) -> None:
+    with listener.accept()[0] as connection:
+        connection.recv(100)
+        connection.sendall(answer)
+
+
+def test_the_cookie_is_taken_that_names_the_display(tmp_path: Path) -> None:
+    def entry(family: int, address: bytes, number: bytes, cookie: bytes) -> bytes:
+        fields = (address, number, access.COOKIE_NAME, cookie)
+        packed = b"".join(struct.pack(">H", len(field)) + field for field in fields)
+        return struct.pack(">H", family) + packed
+
+    here = socket.gethostname().encode()
+    file = tmp_path / "authority"
+    file.write_bytes(
+        entry(256, b"elsewhere", b"7", b"1" * 16)
+        + entry(256, here, b"8", b"2" * 16)
+        + entry(256, here, b"7", b"3" * 16)
+        + entry(0, b"\x0a\0\0\1", b"7", b"4" * 16)
+        + b"\1"  # cut off
+    )
+    environment = {"XAUTHORITY": str(file)}
+    assert host_display._find_cookie(environment, "", 7) == b"3" * 16
+    assert host_display._find_cookie(environment, "localhost", 8) == b"2" * 16
+    assert host_display._find_cookie(environment, "10.0.0.1", 7) == b"4" * 16
+    assert host_display._find_cookie(environment, "", 9) is None

@@ -41,7 +41,8 @@ Examples:
   p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
   p2pcloop boot @key/web --net user --port 8080:80        # then: curl localhost:8080
-  p2pcloop boot @key/desktop --display vnc          # a screen; a line says how to open it
+  p2pcloop boot @key/desktop --display window       # a screen, as a window of your desktop
+  p2pcloop boot @key/desktop --display vnc          # a line says how to open it
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b
@@ -179,7 +180,7 @@ def _run(
                 late_node=late_node,
             )
 
-        display = None if shown_at is None else make_display(ref, screen, shown_at)
+        display = make_display(ref, screen, shown_at)
         words = AUTOLOGIN if autologin else ""
         return Plan(start, prefetch=profile, words=words, reachable=True, display=display)
 

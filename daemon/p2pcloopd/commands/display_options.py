@@ -15,9 +15,9 @@ def _to_display(_context: click.Context, _parameter: click.Parameter, value: str
 
 
 def _to_geometry(
-    _context: click.Context, _parameter: click.Parameter, value: str
-) -> tuple[int, int]:
-    return parse_geometry(value)
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    return None if value is None else parse_geometry(value)
 
 
 _OPTIONS = (
@@ -26,17 +26,16 @@ _OPTIONS = (
         default="none",
         show_default=True,
         callback=_to_display,
-        metavar="vnc[:[ADDR:]PORT]|none",
-        help="`vnc`: a screen for the guest's X programs, which any VNC viewer shows; the guest"
-        " needs no X server.  [default ADDR: 127.0.0.1; PORT: a free one]",
+        metavar="vnc[:[ADDR:]PORT]|window|none",
+        help="A screen for the guest's X programs, which any VNC viewer shows (`vnc`), or which is"
+        " a window of your desktop (`window`); the image needs no X server."
+        "  [default ADDR: 127.0.0.1; PORT: a free one]",
     ),
     click.option(
         "--geometry",
-        default="1280x800",
-        show_default=True,
         callback=_to_geometry,
         metavar="WIDTHxHEIGHT",
-        help="The size of that screen.",
+        help="The size of that screen.  [default: 1280x800; of a window, most of your screen]",
     ),
 )
 
@@ -46,7 +45,7 @@ class DisplayOptions:
     """The values of the options of `display_options`; `--help` explains them."""
 
     display: DisplayChoice
-    geometry: tuple[int, int]
+    geometry: tuple[int, int] | None
 
 
 display_options = as_one(DisplayOptions, _OPTIONS, "screen")

@@ -13,18 +13,39 @@ from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.commands.display_options import DisplayOptions
 from p2pcloopd.guest.display import wire
 from p2pcloopd.guest.display.access import password_file
+from p2pcloopd.guest.display.host_display import find_host_display
 from p2pcloopd.guest.display.spec import Display
 
+_USUAL_SIZE = (1280, 800)
 
-def make_display(ref: str, screen: DisplayOptions, listener: socket.socket) -> Display:
-    """Return the display of a guest that boots `ref`; viewers connect to `listener`.
+
+def make_display(
+    ref: str, screen: DisplayOptions, listener: socket.socket | None
+) -> Display | None:
+    """Return the display of a guest that boots `ref`, or None.
+
+    Args:
+        ref: the image.
+        screen: as the user wants it.
+        listener: viewers connect there.
 
     Raises:
         NeedsPackageError: a program of the display is not installed.
+        GuestError: the window needs the user's display, which cannot be used.
     """
-    wire.check_programs()
-    width, height = screen.geometry
-    return Display(width, height, listener, title=f"p2pcloop: {Path(ref).name[:64]}")
+    title = f"p2pcloop: {Path(ref).name[:64]}"
+    if screen.display.kind == "none":
+        return None
+    if listener is not None:
+        width, height = screen.geometry or _USUAL_SIZE
+        display = Display(width, height, listener, title=title)
+    else:
+        host = find_host_display()
+        most = (host.width * 9 // 10, host.height * 9 // 10)
+        width, height = screen.geometry or most
+        display = Display(width, height, host=host, title=title)
+    wire.check_programs(display)
+    return display
 
 
 def report_display(own: OwnGuest, display: Display) -> None:
@@ -33,6 +54,9 @@ def report_display(own: OwnGuest, display: Display) -> None:
     Raises:
         StorageError: the system refused.
     """
+    if display.listener is None:
+        notify(f"p2pcloop: display: a window of {display.geometry} on {display.address}")
+        return
     path = own.folder.vnc_password_path
     try:
         # The guest's directory is for its user alone, and so is this file.

@@ -24,7 +24,7 @@ _FORM = re.compile(r"vnc(?::(?:(?P<address>[\d.]+):)?(?P<port>\d{1,5}))?", re.AS
 _GEOMETRY = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})", re.ASCII)
 _MIN_SIDE, _MAX_SIDE = 64, 16384
 
-Kind = Literal["none", "vnc"]
+Kind = Literal["none", "vnc", "window"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +47,19 @@ class DisplayChoice:
 
 
 def parse_display(text: str) -> DisplayChoice:
-    """Read `none` or `vnc[:[ADDRESS:]PORT]`.
+    """Read `none`, `window` or `vnc[:[ADDRESS:]PORT]`.
 
     Raises:
         UsageError: it is not of that form.
     """
     if text == "none":
         return DisplayChoice("none")
+    if text == "window":
+        return DisplayChoice("window")
     match = _FORM.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"--display {text!r} is none of vnc, vnc:PORT, vnc:ADDRESS:PORT and none",
+            f"--display {text!r} is none of vnc, vnc:PORT, vnc:ADDRESS:PORT, window, none",
             hint="for example vnc:5901; ADDRESS is IPv4",
         )
     address = match["address"] or LOOPBACK
@@ -89,13 +91,13 @@ def parse_geometry(text: str) -> tuple[int, int]:
 
 @contextmanager
 def bound_display(choice: DisplayChoice) -> Iterator[socket.socket | None]:
-    """Open the port of a display, and close it at the end; None if it has none.
+    """Open the port of a display, and close it at the end; None if it has no port.
 
     Raises:
         BusyError: it is in use.
         UsageError: it needs root, or this machine does not have its address.
     """
-    if choice.kind == "none":
+    if choice.kind != "vnc":
         yield None
         return
     with _listener(choice) as listener:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pcloopd.guest.display.access import new_cookie, new_password
+from p2pcloopd.guest.display.host_display import HostDisplay
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +17,17 @@ class Display:
     Attributes:
         width: of the screen, in pixels.
         height: of the screen, in pixels.
-        listener: listens for VNC's viewers.
-        title: what viewers show above it.
+        listener: listens for VNC's viewers; None for a window.
+        host: the user's display, on which the window is; None for VNC.
+        title: what is shown above it.
         cookie: the guest shows it.
         password: viewers show it.
     """
 
     width: int
     height: int
-    listener: socket.socket
+    listener: socket.socket | None = None
+    host: HostDisplay | None = None
     title: str = "p2pcloop"
     cookie: bytes = field(default_factory=new_cookie, repr=False)
     password: str = field(default_factory=new_password, repr=False)
@@ -36,10 +39,15 @@ class Display:
 
     @property
     def address(self) -> str:
-        """Where viewers connect."""
+        """Where viewers connect, or the user's display."""
+        if self.listener is None:
+            assert self.host is not None
+            return self.host.name
         address, port = self.listener.getsockname()
         return f"{address}:{port}"
 
     def facts(self) -> dict[str, Any]:
         """Return what a guest's record tells of it: the record is for its user alone."""
+        if self.host is not None:
+            return {"kind": "window", "address": self.address, "password": None}
         return {"kind": "vnc", "address": self.address, "password": self.password}

@@ -1,4 +1,4 @@
-"""The X server of a guest: Xvnc, in a sandbox on this machine.
+"""The X server of a guest, in a sandbox on this machine, and the guest's way to it.
 
 The guest reaches it over a wire of its own, a second network card. At the other end of that wire
 is libslirp's helper, in the same sandbox as the server. The sandbox has a network of its own, in
@@ -6,7 +6,8 @@ which there is nothing but the server's port. So the wire leads nowhere else, wh
 sends. It works for guests with any network, and with none.
 
 The server reads what the programs of a stranger's image send. So it sees its own files only. The
-socket at which viewers connect is bound outside of the sandbox, and handed in.
+socket at which viewers connect is bound outside of the sandbox, and handed in. A server that shows
+a window reaches the user's display through a socket of this process (relay.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from p2pcloop.errors import GuestError
 from p2pcloop.store.socket_path import socket_folder
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest.display.access import authority_file, password_file
+from p2pcloopd.guest.display.relay import relay
+from p2pcloopd.guest.display.servers import OUTER_SOCKET, XServer, find_server
 from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.network import frame_filter, slirp
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
@@ -41,9 +43,9 @@ from p2pcloopd.guest.system.kernel import find_busybox
 from p2pcloopd.guest.system.scripts import script
 from p2pcloopd.programs import find_program
 
+_STDIN = 0
 _SHELL = Path("/bin/sh")
 _KEYBOARDS = Path("/usr/share/X11/xkb")
-_AUTHORITY, _PASSWORD = Path("/run/authority"), Path("/run/password")
 
 _MEMORY = 1 << 30
 """Bytes that the server may map: its own, and the windows and pictures of the guest's programs."""
@@ -51,16 +53,6 @@ _MEMORY = 1 << 30
 _PROCESSES = 32
 _SCRATCH = 1 << 20
 _START_SECONDS = 20
-
-_COMMON_OPTIONS = (
-    # With GLX, programs of the guest map a whole compiler (libLLVM) to draw in software. Memory
-    # cannot be shared with a guest.
-    *("-extension", "GLX", "-extension", "MIT-SHM"),
-    *("-noreset", "-s", "0", "-fp", "built-ins"),
-    *("-listen", "tcp", "-nolisten", "unix", "-nolisten", "local", "-nolisten", "inet6"),
-)
-"""What every server has. It would end, or begin anew, when its last client goes; `-s 0` leaves the
-screen on."""
 
 
 @asynccontextmanager
@@ -99,23 +91,43 @@ async def _serve(display: Display, wire: socket.socket, say: Callable[[str], Non
         closing(native),
         ready,
         when_ready,
-        tempfile.TemporaryDirectory(prefix="p2pcloop-", dir=socket_folder()) as folder,
+        tempfile.TemporaryDirectory(prefix="p2pcloop-", dir=socket_folder()) as made,
     ):
-        ends = wire.fileno(), when_ready.fileno()
-        boxed = await trio.to_thread.run_sync(_boxed, display, Path(folder), *ends)
-        fds = [*ends, display.listener.fileno()]
-        async with sandbox.running(boxed, pass_fds=fds, output=native.write_end) as process:
-            native.close_write_end()
-            when_ready.close()
-            is_ready = await _wait_until_ready(ready)
-            if not is_ready:
-                process.kill()
-            await native.collect()
-            code = await process.wait()
+        folder = Path(made)
+        async with _outer_display(display, folder) as sockets:
+            ends = wire.fileno(), when_ready.fileno()
+            boxed = await trio.to_thread.run_sync(_boxed, display, folder, ends, sockets)
+            fds = [*ends]
+            if display.listener is not None:
+                fds.append(display.listener.fileno())
+            async with sandbox.running(boxed, pass_fds=fds, output=native.write_end) as process:
+                native.close_write_end()
+                when_ready.close()
+                is_ready = await _wait_until_ready(ready)
+                if not is_ready:
+                    process.kill()
+                await native.collect()
+                code = await process.wait()
     said = f": {printable(native.last_words)}" if native.tail else ""
     if not is_ready:
         raise GuestError(f"the X server of the guest's display does not start{said}")
     say(f"has no display any more: its X server ended (exit status {code}){said}")
+
+
+@asynccontextmanager
+async def _outer_display(display: Display, folder: Path) -> AsyncIterator[Mapping[Path, Path]]:
+    """Yield the socket at which a server that shows a window reaches the user's display."""
+    if display.host is None:
+        yield {}
+        return
+    path = folder / "outer"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, listener, display.host)
+            yield {OUTER_SOCKET: path}
+            nursery.cancel_scope.cancel()
 
 
 async def _wait_until_ready(ready: socket.socket) -> bool:
@@ -126,57 +138,53 @@ async def _wait_until_ready(ready: socket.socket) -> bool:
     return False
 
 
-def check_programs() -> tuple[Path, Path, Path]:
+def check_programs(display: Display) -> tuple[XServer, Path, Path]:
     """Return the X server, the helper at the end of its wire, and the compiler of its keyboards.
 
     Raises:
         NeedsPackageError: one of them is not installed.
     """
     return (
-        find_program("Xtigervnc", "tigervnc-standalone-server"),
+        find_server(display),
         find_program("libslirp-helper", "libslirp-helper"),
         find_program("xkbcomp", "x11-xkb-utils"),
     )
 
 
-def _boxed(display: Display, folder: Path, wire: int, when_ready: int) -> sandbox.Sandbox:
+def _boxed(
+    display: Display, folder: Path, ends: tuple[int, int], sockets: Mapping[Path, Path]
+) -> sandbox.Sandbox:
     """Put the sandbox of server and helper together.
 
     Args:
         display: as the user wants it.
         folder: for the display's secrets; no other user can enter it.
-        wire: the helper's end of the wire.
-        when_ready: the server writes there once it serves its clients.
+        ends: the helper's end of the wire, and where the server writes once it serves its clients.
+        sockets: of the host, by their places in the sandbox.
     """
-    server, helper, keyboard_compiler = check_programs()
+    wire, when_ready = ends
+    server, helper, keyboard_compiler = check_programs(display)
     busybox = find_busybox()
-    secrets = {
-        _AUTHORITY: authority_file(display.cookie),
-        _PASSWORD: password_file(display.password),
-    }
     visible = {
-        **sandbox.program_files(server),
+        **sandbox.program_files(server.program),
         **sandbox.program_files(helper),
         **sandbox.program_files(keyboard_compiler),
-        **_written(secrets, folder),
+        **_written(server.secrets, folder),
+        **sockets,
         _SHELL: busybox,
         _KEYBOARDS: _KEYBOARDS,
     }
-    options = [
-        *("-displayfd", str(when_ready), "-auth", str(_AUTHORITY), *_COMMON_OPTIONS),
-        *("-geometry", display.geometry, "-depth", "24"),
-        # With -inetd its standard input is a socket that listens.
-        *("-inetd", "-desktop", display.title, "-AlwaysShared"),
-        *("-SecurityTypes", "TLSVnc,VncAuth", "-PasswordFile", str(_PASSWORD)),
-    ]
     start = [str(busybox), "sh", "-c", script("display"), "display"]
-    words = [str(display.listener.fileno()), _helper_command(helper, wire)]
+    listener = _STDIN if display.listener is None else display.listener.fileno()
+    words = [str(listener), _helper_command(helper, wire)]
+    words += [str(server.program), ":0", "-displayfd", str(when_ready), *server.options]
     return sandbox.prepare(
-        [*start, *words, str(server), ":0", *options],
+        [*start, *words],
         visible=visible,
         memory=_MEMORY,
         processes=_PROCESSES,
         tmpfs={"/tmp": _SCRATCH},  # noqa: S108  inside
+        environment=server.environment,
         loopback=True,
     )
 

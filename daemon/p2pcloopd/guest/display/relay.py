@@ -1,0 +1,80 @@
+"""Connections of a sandboxed X server to the user's display.
+
+The sandbox has no network and sees no socket of the host but the one that is served here. Bytes go
+both ways. The display's answers may carry descriptors: memory that it shares with its client
+(MIT-SHM), which makes the window quick. The other way none are carried.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+from p2pcloopd.guest.display.host_display import HostDisplay
+
+_CHUNK = 1 << 16
+_MAX_FDS = 16
+_FD_ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+
+
+async def relay(listener: socket.socket, host: HostDisplay) -> None:
+    """Connect each client of `listener` to the user's display, until cancelled."""
+    listener.setblocking(False)
+    served = trio.socket.from_stdlib_socket(listener)
+    async with trio.open_nursery() as nursery:
+        while True:
+            client, _ = await served.accept()
+            nursery.start_soon(_join, client, host)
+
+
+async def _join(client: trio.socket.SocketType, host: HostDisplay) -> None:
+    local = isinstance(host.address, str)
+    family = trio.socket.AF_UNIX if local else trio.socket.AF_INET
+    with client, trio.socket.socket(family) as server:
+        # Once one of them has gone, the other one sees an end.
+        with suppress(OSError):
+            await server.connect(host.address)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_carry, client, server, nursery.cancel_scope)
+                nursery.start_soon(
+                    partial(_carry, with_fds=local), server, client, nursery.cancel_scope
+                )
+
+
+async def _carry(
+    source: trio.socket.SocketType,
+    target: trio.socket.SocketType,
+    joined: trio.CancelScope,
+    *,
+    with_fds: bool = False,
+) -> None:
+    """Carry bytes until one end hangs up, and cancel `joined` then."""
+    with suppress(OSError):
+        while True:
+            room = _FD_ROOM if with_fds else 0
+            data, messages, _, _ = await source.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                break
+            fds = array.array("i")
+            for _, _, message in messages:
+                fds.frombytes(message[: len(message) - len(message) % fds.itemsize])
+            await _send(target, data, fds)
+    joined.cancel()
+
+
+async def _send(target: trio.socket.SocketType, data: bytes, fds: array.array[int]) -> None:
+    """Send bytes, and descriptors with the first of them; the descriptors are closed here."""
+    sent = 0
+    try:
+        if fds:
+            sent = await target.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    finally:
+        for fd in fds:
+            os.close(fd)
+    while sent < len(data):
+        sent += await target.send(data[sent:])
