@@ -59,6 +59,10 @@ BELOW_DAEMON = {
         *("guest.display", "guest.network", "guest.sandbox", "guest.system"),
         *("entry", "programs"),
     },
+    "guest/channel": {
+        *("guest.channel", "guest.console", "guest.ports", "block", "control_client"),
+        *("control_server", "entry"),
+    },
     "guest/console": {"guest.console", "control_client", "entry"},
 }
 """What each room of the daemon may import of p2pcloopd."""

@@ -26,7 +26,9 @@ CONTROL_TO_GUEST, CONTROL_FROM_GUEST = 2, 3
 
 _CONFIG = struct.Struct("<HHII")  # columns, rows, ports, emergency write
 _CONTROL = struct.Struct("<IHH")
-_MAX_CONTROL = 4096
+
+MAX_CONTROL = 4096
+"""Bytes of a control message of the guest's at most."""
 
 
 class Event(enum.IntEnum):
@@ -69,7 +71,7 @@ def parse_control(data: bytes) -> Control:
     Raises:
         VirtqueueError: it is too short or too long.
     """
-    if not _CONTROL.size <= len(data) <= _MAX_CONTROL:
+    if not _CONTROL.size <= len(data) <= MAX_CONTROL:
         raise VirtqueueError(f"a control message of {len(data)} bytes")
     return Control(*_CONTROL.unpack_from(data))
 

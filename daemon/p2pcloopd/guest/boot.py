@@ -24,6 +24,7 @@ from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.control_server import open_listener
 from p2pcloopd.entry import plain_errors, run
+from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.console.console import is_our_terminal
 from p2pcloopd.guest.console.escape import BRIEF
 from p2pcloopd.guest.console.screen import Log
@@ -32,6 +33,8 @@ from p2pcloopd.guest.life import run_reachable
 from p2pcloopd.guest.progress import Progress
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.system.initramfs import CHANNEL_MODULE
+from p2pcloopd.guest.system.kernel import Kernel, has_module
 from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -144,6 +147,7 @@ def boot_reachable(
     log = Log(own.folder.log_path)
     with ExitStack() as stack:
         stack.callback(log.close)
+        spec, channel = _with_channel(spec, stack)
         if in_background is not None:
             # Before the block server is forked: its messages belong there, too.
             os.dup2(log.fd, sys.stderr.fileno())
@@ -158,8 +162,22 @@ def boot_reachable(
             line = stack.enter_context(status_line())
             begun = time.time() - (time.monotonic() - outcome.started)
             spec = replace(spec, progress=Progress(line, own.folder, begun))
-        live = partial(run_reachable, own.name, listener, log, on_start)
+        live = partial(run_reachable, own.name, listener, log, on_start, channel)
         boot(spec, disk, outcome, live, late_node=late_node)
+
+
+def _with_channel(spec: GuestSpec, stack: ExitStack) -> tuple[GuestSpec, Channel]:
+    """Give a guest a channel for commands, where its kernel can have one.
+
+    The socket is bound before the block server is forked, and belongs to this process.
+    """
+    kernel = spec.kernel
+    if isinstance(kernel, Kernel) and not has_module(kernel, CHANNEL_MODULE):
+        missing = f"the guest's kernel ({kernel.release}) lacks the module {CHANNEL_MODULE}"
+        return spec, Channel(None, missing)
+    listener = stack.enter_context(bind_unix_listener(spec.ports_path))
+    listener.setblocking(False)
+    return replace(spec, ports_socket=spec.ports_path), Channel(listener)
 
 
 def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerProcess:
@@ -245,9 +263,9 @@ def run_one(
     spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode = None
 ) -> None:
     """Run the one command that the guest's first root has; otherwise as `boot`."""
-    from p2pcloopd.guest.execution import ports_path, run_command  # noqa: PLC0415  not for `boot`
+    from p2pcloopd.guest.execution import run_command  # noqa: PLC0415  not for `boot`
 
-    path = ports_path(spec)
+    path = spec.ports_path
     # It is bound before the block server is forked, and belongs to this process.
     with bind_unix_listener(path) as listener:
         listener.setblocking(False)

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import trio
 
@@ -177,8 +176,3 @@ class _Execution:
             if word == b"exit" and code.isdigit():
                 self.code = int(code) & 0xFF
                 self._ended.set()
-
-
-def ports_path(spec: GuestSpec) -> Path:
-    """Where the socket of a guest's ports is: beside that of its disk."""
-    return spec.vhost_socket.with_name("ports")

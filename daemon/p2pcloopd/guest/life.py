@@ -14,9 +14,10 @@ from typing import Any
 
 import trio
 
-from p2pcloop.errors import FormatError
 from p2pcloop.formats.packing import Fields
 from p2pcloopd.control_server import Call, ServerWords, serve_control
+from p2pcloopd.guest.channel.channel import Channel
+from p2pcloopd.guest.channel.operations import Commands
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.screen import Log, Recent
@@ -34,6 +35,7 @@ async def run_reachable(
     listener: trio.SocketListener | None,
     log: Log,
     on_start: Callable[[], None],
+    channel: Channel,
     spec: GuestSpec,
     *,
     on_boot: Callable[[], None] | None = None,
@@ -46,6 +48,7 @@ async def run_reachable(
         listener: of the control socket; None where there is none.
         log: gets what the guest prints.
         on_start: called once its kernel runs and its socket is served.
+        channel: to the guest's agent; served meanwhile.
 
     Raises:
         P2pcloopError: as for `run_guest`.
@@ -67,10 +70,12 @@ async def run_reachable(
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(channel.serve)
         guest: RunningGuest = await nursery.start(live)
         nursery.start_soon(output.wait_for_prompt)
         if listener is not None:
-            perform = partial(_perform, guest, recent)
+            channel.wake = guest.wake_agent
+            perform = partial(_perform, guest, recent, Commands(channel))
             serve = partial(serve_control, listener, perform, server=_words(name))
             await nursery.start(serve)
         on_start()
@@ -113,7 +118,9 @@ class Output:
             self._lost = 0
 
 
-async def _perform(guest: RunningGuest, recent: Recent, call: Call) -> dict[str, Any]:
+async def _perform(
+    guest: RunningGuest, recent: Recent, commands: Commands, call: Call
+) -> dict[str, Any]:
     fields = Fields(dict(call.args), f"`{call.op}`")
     match call.op:
         case "console_position":
@@ -134,4 +141,4 @@ async def _perform(guest: RunningGuest, recent: Recent, call: Call) -> dict[str,
             fields.end()
             guest.set_window_size(struct.pack("4H", rows, columns, 0, 0))
             return {}
-    raise FormatError(f"a guest knows no operation `{call.op[:64]}`")
+    return await commands.perform(call, fields)

@@ -7,6 +7,7 @@ kernel module, which our initramfs inserts. A guest can have any number of ports
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import deque
@@ -15,12 +16,17 @@ from contextlib import suppress
 
 import trio
 
+from p2pcloop.errors import BusyError
 from p2pcloop.protocol import virtio_console as vc
 from p2pcloop.protocol.vhost_state import Vring
 from p2pcloop.protocol.virtio_console import Control, Event
 from p2pcloop.protocol.virtqueue import Chain, Virtqueue, VirtqueueError
 
 _ONE = (1).to_bytes(8, "little")
+
+MAX_PIECE = 1 << 16
+"""Bytes of the guest's that are handed on at once, at most."""
+
 _ROOM = 1 << 16
 """Bytes for the guest that are kept here until it has room."""
 
@@ -33,9 +39,10 @@ class Port:
     """One port, our side.
 
     Attributes:
-        name: as the guest finds it.
+        name: as the guest finds it; "" for none.
+        ready: set once the guest knows the port.
         opened: set once the guest has opened it.
-        closed: set once the guest has closed it.
+        closed: set once the guest has closed it, or it was removed.
     """
 
     def __init__(
@@ -45,12 +52,15 @@ class Port:
 
         Args:
             name: a file name.
-            receive: called with what the guest writes; the guest waits while it is awaited.
+            receive: called with what the guest writes, at most `MAX_PIECE` bytes at once; the guest
+                waits while it is awaited.
         """
         self.name = name
+        self.ready = trio.Event()
         self.opened = trio.Event()
         self.closed = trio.Event()
         self._receive = receive
+        self._receiving = trio.CancelScope()
         self._pieces: deque[bytes] = deque()
         self._size = 0
         self._ended = False
@@ -74,6 +84,11 @@ class Port:
         self._ended = True
         self._report()
 
+    def record_opened(self) -> None:
+        """Record that the guest opened the port."""
+        self.opened.set()
+        self._report()
+
     def record_closed(self) -> None:
         """Record that the guest closed the port, and drop what waits for it."""
         self.closed.set()
@@ -81,11 +96,18 @@ class Port:
         self._size = 0
         self._report()
 
+    def record_removed(self) -> None:
+        """Record that the port is gone: what the guest has written there is dropped."""
+        self._ended = True
+        self._receive = None
+        self._receiving.cancel()
+        self.record_closed()
+
     async def take(self, limit: int) -> bytes:
         """Return what is to be written next, at most one `put`; empty at the end."""
-        await self.opened.wait()  # Linux's driver throws away what is sent before
-        while not self._pieces:
-            if self._ended:
+        # Linux's driver throws away what is sent before the port is open.
+        while not (self._pieces and self.opened.is_set()):
+            if self._ended and (self.opened.is_set() or self.closed.is_set()):
                 return b""
             await self._changed.wait()
         piece = self._pieces.popleft()
@@ -98,24 +120,63 @@ class Port:
     async def deliver(self, data: bytes) -> None:
         """Hand on what the guest wrote."""
         if self._receive is not None:
-            await self._receive(data)
+            with trio.CancelScope() as self._receiving:
+                await self._receive(data)
 
     def _report(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
 
+class _Place:
+    """One of the device's numbers.
+
+    Attributes:
+        port: the port that has this number now, or None.
+        heard: whether what the guest writes there is this port's; until then it is dropped.
+    """
+
+    def __init__(self, port: Port | None = None) -> None:
+        self.port = port
+        self.heard = port is not None
+        self._changed = trio.Event()
+
+    def set(self, port: Port | None) -> None:
+        """Have another port here, or none."""
+        self.port, self.heard = port, False
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def next(self, ended: Port | None) -> Port:
+        """Return the port that is here, once it is another one than `ended`."""
+        while self.port is None or self.port is ended:
+            await self._changed.wait()
+        return self.port
+
+    async def deliver(self, data: bytes) -> None:
+        """Hand on what the guest wrote here."""
+        if self.port is not None and self.heard:
+            await self.port.deliver(data)
+
+
 class PortsDevice:
     """The device: what `serve_front_end` serves."""
 
-    def __init__(self, ports: Sequence[Port]) -> None:
-        self.ports = ports
+    def __init__(self, ports: Sequence[Port], spare: int = 0) -> None:
+        """Make a device.
+
+        Args:
+            ports: those that it has from the beginning.
+            spare: how many more it can have at a time.
+        """
+        self._places = [*map(_Place, ports), *(_Place() for _ in range(spare))]
         self.features = vc.F_VERSION_1 | vc.F_MULTIPORT
-        self.config = vc.config_space(len(ports))
-        self.queues = vc.queue_count(len(ports))
+        self.config = vc.config_space(len(self._places))
+        self.queues = vc.queue_count(len(self._places))
         self._control = Port("")
         self._control.opened.set()
         self._servers: dict[int, _QueueServer] = {}
+        self._is_ready = False
 
     def serve_queue(self, index: int, queue: Virtqueue, vring: Vring) -> _QueueServer:
         """What serves one queue."""
@@ -124,49 +185,103 @@ class PortsDevice:
 
     def _server(self, index: int, queue: Virtqueue, vring: Vring) -> _QueueServer:
         if index == vc.CONTROL_TO_GUEST:
-            return _ToGuest(queue, vring, self._control, lambda: None)
+            return _ToGuest(queue, vring, _Place(self._control), self.hang_up)
         if index == vc.CONTROL_FROM_GUEST:
-            return _FromGuest(queue, vring, self._obey)
+            return _FromGuest(queue, vring, self._obey, vc.MAX_CONTROL)
         number, to_guest = vc.port_of(index)
-        port = self.ports[number]
+        place = self._places[number]
         if to_guest:
-            return _ToGuest(queue, vring, port, lambda: self.hang_up(port))
-        return _FromGuest(queue, vring, port.deliver)
+            return _ToGuest(queue, vring, place, self.hang_up)
+        return _FromGuest(queue, vring, place.deliver)
 
     def hang_up(self, port: Port) -> None:
         """Tell the guest that our side of a port is closed: its reads end, its writes fail."""
-        self._report(Control(self.ports.index(port), Event.PORT_OPEN, 0))
+        number = self._number(port)
+        if number is not None:
+            self._report(Control(number, Event.PORT_OPEN, 0))
+
+    async def add(self, ports: Sequence[Port]) -> list[int]:
+        """Offer more ports, open on our side.
+
+        Returns:
+            Their numbers, once the guest has them: all but the last one can be read there. Linux's
+            driver obeys in order, and the answer about the last port comes behind the opening of
+            those before it. Otherwise a reader would find the end of its input at once.
+
+        Raises:
+            BusyError: there are no numbers left.
+        """
+        free = (number for number, place in enumerate(self._places) if place.port is None)
+        numbers = list(itertools.islice(free, len(ports)))
+        if len(numbers) < len(ports):
+            raise BusyError("all ports into the guest are in use")
+        for number, port in zip(numbers, ports, strict=True):
+            self._places[number].set(port)
+            self._report(Control(number, Event.PORT_ADD))
+            self._report(Control(number, Event.PORT_OPEN))
+        await ports[-1].ready.wait()
+        # What still comes for ports that had these numbers before is in the rings by now.
+        for number in numbers:
+            await self._catch_up(number)
+            self._places[number].heard = True
+        return numbers
 
     def remove(self, port: Port) -> None:
-        """Remove a port: writes to it in the guest fail."""
-        if not port.closed.is_set():
-            self._report(Control(self.ports.index(port), Event.PORT_REMOVE))
-            port.record_closed()
+        """Remove a port, if it is there: writes to it in the guest fail, and its number is free."""
+        number = self._number(port)
+        if number is not None:
+            self._report(Control(number, Event.PORT_REMOVE))
+            self._places[number].set(None)
+        port.record_removed()
+
+    def close(self) -> None:
+        """Record that the guest is gone, and all ports with it."""
+        for place in self._places:
+            if place.port is not None:
+                place.port.record_removed()
 
     async def drain(self, port: Port) -> None:
         """Return when the guest has closed a port, and all that it wrote there was delivered."""
         await port.closed.wait()
-        number = self.ports.index(port)
+        number = self._number(port)
+        if number is not None:
+            await self._catch_up(number)
+
+    async def _catch_up(self, number: int) -> None:
         for index, server in self._servers.items():
             if index not in _CONTROL_QUEUES and vc.port_of(index) == (number, False):
                 await server.catch_up()
 
+    def _number(self, port: Port) -> int | None:
+        numbers = (number for number, place in enumerate(self._places) if place.port is port)
+        return next(numbers, None)
+
     async def _obey(self, data: bytes) -> None:
         message = vc.parse_control(data)
-        if message.event == Event.DEVICE_READY and message.value:
-            for number in range(len(self.ports)):
-                self._report(Control(number, Event.PORT_ADD))
-        elif message.port >= len(self.ports):
-            raise VirtqueueError(f"port {message.port} of {len(self.ports)}")
-        elif message.event == Event.PORT_READY and message.value:
-            # The name is sent last: a script that waits for it in the guest finds the port open.
-            self._report(Control(message.port, Event.PORT_OPEN))
-            name = self.ports[message.port].name
-            self._report(Control(message.port, Event.PORT_NAME, name=name))
-        elif message.event == Event.PORT_OPEN:
-            port = self.ports[message.port]
+        if message.event == Event.DEVICE_READY:
+            if message.value and not self._is_ready:  # a guest that repeats it gets no answer
+                self._is_ready = True
+                for number, place in enumerate(self._places):
+                    if place.port is not None:
+                        self._report(Control(number, Event.PORT_ADD))
+        elif message.port >= len(self._places):
+            raise VirtqueueError(f"port {message.port} of {len(self._places)}")
+        elif (port := self._places[message.port].port) is not None:  # it was not removed meanwhile
+            self._record(message, port)
+
+    def _record(self, message: Control, port: Port) -> None:
+        """Take what the guest says of a port."""
+        if message.event == Event.PORT_READY:
+            if message.value and not port.ready.is_set():
+                port.ready.set()
+                if port.name:
+                    # The name is sent last: a script that waits for it in the guest finds it open.
+                    self._report(Control(message.port, Event.PORT_OPEN))
+                    self._report(Control(message.port, Event.PORT_NAME, name=port.name))
+        elif message.event == Event.PORT_OPEN and port.ready.is_set():
+            # Without the answer to its offer, this is about the port that had its number before.
             if message.value:
-                port.opened.set()
+                port.record_opened()
             else:
                 port.record_closed()
 
@@ -234,13 +349,13 @@ class _QueueServer:
 
 
 class _ToGuest(_QueueServer):
-    """Fills the guest's buffers with what is put into a port."""
+    """Fills the guest's buffers with what is put into the port that is at a place."""
 
     def __init__(
-        self, queue: Virtqueue, vring: Vring, port: Port, on_end: Callable[[], None]
+        self, queue: Virtqueue, vring: Vring, place: _Place, on_end: Callable[[Port], None]
     ) -> None:
         super().__init__(queue, vring)
-        self._port = port
+        self._place = place
         self._on_end = on_end
 
     async def _serve(self) -> None:
@@ -249,25 +364,48 @@ class _ToGuest(_QueueServer):
             room = sum(map(len, chain.writable))
             if not room:
                 raise VirtqueueError("a buffer that cannot be written")
-            data = await self._port.take(room)
-            if not data:
-                self._on_end()
-                await trio.sleep_forever()
-            self._give_back(chain, vc.fill(chain.writable, data))
+            self._give_back(chain, vc.fill(chain.writable, await self._take(room)))
+
+    async def _take(self, room: int) -> bytes:
+        port: Port | None = None
+        while True:
+            port = await self._place.next(port)
+            if data := await port.take(room):
+                return data
+            self._on_end(port)
 
 
 class _FromGuest(_QueueServer):
     """Hands on what the guest writes."""
 
     def __init__(
-        self, queue: Virtqueue, vring: Vring, deliver: Callable[[bytes], Awaitable[None]]
+        self,
+        queue: Virtqueue,
+        vring: Vring,
+        deliver: Callable[[bytes], Awaitable[None]],
+        limit: int | None = None,
     ) -> None:
+        """Make it.
+
+        Args:
+            deliver: gets what was written.
+            limit: bytes of a message that comes whole or not at all; None for a stream, which comes
+                in pieces of `MAX_PIECE` bytes at most, however large the guest's buffers are.
+        """
         super().__init__(queue, vring)
         self._deliver = deliver
+        self._limit = limit
 
     async def _serve(self) -> None:
         while True:
             chain = await self._next()
-            data = b"".join(chain.readable)
-            await self._deliver(data)
+            if self._limit is not None:
+                size = sum(map(len, chain.readable))
+                if size > self._limit:
+                    raise VirtqueueError(f"a message of {size} bytes")
+                await self._deliver(b"".join(chain.readable))
+            else:
+                for view in chain.readable:
+                    for start in range(0, len(view), MAX_PIECE):
+                        await self._deliver(bytes(view[start : start + MAX_PIECE]))
             self._give_back(chain, 0)

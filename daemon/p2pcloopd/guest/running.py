@@ -37,10 +37,22 @@ class RunningGuest:
         self._has_pty = trio.Event()
         self._size: bytes | None = None
         self._reply = Path()
+        self._ring: Callable[[], None] | None = None
+        self._is_woken = False
 
-    def runs_as(self, process: SandboxedProcess, pty: console.Pty, directory: Path) -> None:
-        """Set the process and pty of this boot. If the guest was to end before, it ends now."""
+    def runs_as(
+        self,
+        process: SandboxedProcess,
+        pty: console.Pty,
+        directory: Path,
+        ring: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Set the process and pty of this boot, and what rings its agent's bell. If the guest was
+        to end before, it ends now."""
         self._process = process
+        self._ring = ring
+        if self._is_woken:
+            ring()
         self._pty = pty
         self._has_pty.set()
         if self._size is not None:
@@ -54,7 +66,14 @@ class RunningGuest:
         if self._pty is not None:
             self._pty.release()
         self._pty = None
+        self._ring = None
         self._has_pty = trio.Event()
+
+    def wake_agent(self) -> None:
+        """Have the guest's agent open its channel, in this boot and in later ones."""
+        if not self._is_woken and self._ring is not None:
+            self._ring()
+        self._is_woken = True
 
     async def send_console(self, data: bytes) -> None:
         """Type `data` on the guest's keyboard; between two boots, wait for the next one."""

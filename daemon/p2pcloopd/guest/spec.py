@@ -88,6 +88,12 @@ class GuestSpec:
         """The sockets of all disks, /dev/vda first."""
         return self.vhost_socket, *self.more_disks
 
+    @property
+    def ports_path(self) -> Path:
+        """Where the socket of a console device with ports is, beside that of the disk; see
+        `ports_socket`."""
+        return self.vhost_socket.with_name("ports")
+
     def check(self) -> None:
         """Refuse a guest that cannot run.
 

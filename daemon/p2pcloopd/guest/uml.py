@@ -29,6 +29,7 @@ from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.silence import Silence
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
+from p2pcloopd.guest.system.initramfs import BELL_CONSOLE
 from p2pcloopd.guest.system.kernel import Kernel, find_kernel
 from p2pcloopd.guest.transcript import Transcript
 from p2pcloopd.guest.uml_kernel import CONSOLE, sandboxed_kernel
@@ -40,7 +41,7 @@ that are gone, and its user may have left."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT)
 
 _STDIN = 0
-_UNSEEN_CONSOLES = range(2, 16)
+_UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
 
 
 async def run_guest(
@@ -216,7 +217,7 @@ class _Attended:
         stack.callback(pty.close)
         if spec.console == "stdio":
             pty.copy_window_size(_STDIN)
-        unseen = console.UnseenConsoles(_UNSEEN_CONSOLES)
+        unseen = console.UnseenConsoles(_UNSEEN_CONSOLES, BELL_CONSOLE)
         stack.callback(unseen.close)
         consoles = {CONSOLE: pty.slave, **unseen.fds}
         fds = list(consoles.values())
@@ -242,7 +243,7 @@ class _Attended:
         )
         pty.close_slave()
         native.close_write_end()
-        self._guest.runs_as(process, pty, directory)
+        self._guest.runs_as(process, pty, directory, unseen.ring)
         stack.callback(self._guest.rests)
         return process, pty, unseen
 

@@ -102,22 +102,42 @@ class UnseenConsoles:
         fds: the guest's ends, by the number of the console.
     """
 
-    def __init__(self, numbers: Iterable[int]) -> None:
+    def __init__(self, numbers: Iterable[int], bell: int) -> None:
+        """Make them.
+
+        Args:
+            numbers: of the consoles.
+            bell: of one more, on which `ring` types.
+        """
         self._ours, theirs = trio.socket.socketpair()
-        with theirs:
-            # Each console needs a pty of its own: the kernel takes none twice.
+        self._bell, guests_bell = trio.socket.socketpair()
+        with theirs, guests_bell:
+            # Each console needs a descriptor of its own: the kernel takes none twice.
             self.fds = {number: os.dup(theirs.fileno()) for number in numbers}
+            self.fds[bell] = os.dup(guests_bell.fileno())
+
+    def ring(self) -> None:
+        """Type a line on the console of the bell. One that is read later is kept until then."""
+        with suppress(OSError):  # so many wait there that one more says nothing
+            os.write(self._bell.fileno(), b"\n")
 
     async def drop_output(self) -> None:
         """Read and drop what the guest prints there, so that no program in it waits."""
-        while await self._ours.recv(CHUNK):
-            pass
+        async with trio.open_nursery() as nursery:
+            for end in (self._ours, self._bell):
+                nursery.start_soon(_drop, end)
 
     def close(self) -> None:
         """Close both ends."""
         self._ours.close()
+        self._bell.close()
         for fd in self.fds.values():
             os.close(fd)
+
+
+async def _drop(end: trio.socket.SocketType) -> None:
+    while await end.recv(CHUNK):
+        pass
 
 
 class Sink:

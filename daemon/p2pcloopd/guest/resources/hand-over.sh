@@ -10,6 +10,7 @@ echo "$START_MARK$init${kind:+ ($kind)}"
 for directory in dev proc sys; do
     [ -d /root/$directory ] && mount --move /$directory /root/$directory
 done
+begin_channel
 # What the kernel does not know it hands to init, although UML has used it.
 unset mem hostfs uml_dir umid
 [ "$1" != noreboot ] || shift

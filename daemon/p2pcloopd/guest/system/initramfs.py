@@ -38,6 +38,13 @@ READ_AHEAD_KB = 16
 """KiB that the guest reads ahead on its disk (docs/measurements/2026-11-guest-kernel.md). The
 kernel's own choice is up to 8192 on virtio-blk: each miss would fetch megabytes."""
 
+CHANNEL_MODULE = "virtio_console"
+"""Drives the channel to the agent. A guest whose kernel lacks it runs no commands of the host."""
+
+BELL_CONSOLE = 15
+"""The number of the console at which the agent waits until it is needed: its driver would take up
+much of a boot's time."""
+
 _SEED_SIZE = 64
 
 
@@ -94,12 +101,17 @@ DISK_ROOT = Part(steps=("disk-root",))
 """Mounts the file system of /dev/vda at /root."""
 
 HAND_OVER = Part(
-    steps=("programs", "logins", "hand-over"),
-    applets=(*("awk", "chmod", "grep", "ln", "ls", "mknod", "readlink", "sed", "switch_root"),),
-    settings={"START_MARK": START_MARK},
+    steps=("programs", "logins", "channel", "hand-over"),
+    scripts=("agent", "become"),
+    applets=(
+        *("awk", "chmod", "chroot", "env", "grep", "ln", "ls", "mknod", "readlink", "sed"),
+        *("setsid", "switch_root"),
+    ),
+    optional=(CHANNEL_MODULE,),
+    settings={"START_MARK": START_MARK, "BELL": f"/dev/tty{BELL_CONSOLE}"},
 )
-"""Hands over to the init of the root at /root: looks at that init first, and sees to a login on the
-console."""
+"""Hands over to the init of the root at /root: looks at that init first, sees to a login on the
+console, and starts the agent, which runs commands of the host beside the init."""
 
 
 def build_initramfs(kernel: Kernel, ending: Part = HAND_OVER, more: Sequence[Part] = ()) -> bytes:

@@ -202,6 +202,15 @@ def load_modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes
     return [(_module_name(file), _read_module(kernel, file)) for file in ordered]
 
 
+def has_module(kernel: Kernel, name: str) -> bool:
+    """Whether the kernel has a module, as a file or built in."""
+    try:
+        load_modules(kernel, [name])
+    except NeedsPackageError:
+        return False
+    return True
+
+
 def _no_module(kernel: Kernel, name: str) -> NeedsPackageError:
     where = kernel.modules or "any known directory"
     return NeedsPackageError(

@@ -1,0 +1,66 @@
+"""`p2pcloop exec`: a command in a guest that runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import click
+
+from p2pcloop.cli.options import home_option
+from p2pcloop.client.guests import GuestProcess
+from p2pcloop.errors import GuestError
+from p2pcloop.store.guests import GuestFolder
+from p2pcloop.store.home import Home
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop exec g1 -- systemctl is-system-running
+  p2pcloop exec g1 -- sh -c 'ls /var/log | wc -l'
+  p2pcloop exec -i g1 -- sh -s <setup.sh
+  p2pcloop exec g1 -- tar -cC /etc . | tar -x
+
+The exit code is the command's: 127 if the guest has no such command, 128 plus the signal's number
+if a signal ended it.
+
+SIGINT, SIGTERM and SIGHUP are passed on to the command; at a second one it is left. A command that
+is left, or whose `p2pcloop exec` was killed, gets SIGHUP in the guest, and SIGKILL after 5 seconds.
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("name")
+@click.argument(
+    "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
+)
+@click.option("-i", "--interactive", is_flag=True, help="Give CMD this command's standard input.")
+@home_option
+def command(name: str, command_words: tuple[str, ...], home: Home, *, interactive: bool) -> None:
+    """Run CMD as root in the guest NAME, which runs, and return its output and exit code.
+
+    The command runs beside the image's init and services, without a terminal, in root's home. A
+    guest that boots is waited for. A full-screen program needs `p2pcloop attach`.
+    """
+    words = [os.fsencode(word) for word in command_words]
+    folder = running_guest(home, name)
+    streams = importlib.import_module("p2pcloopd.guest.channel.streams")
+    raise click.exceptions.Exit(streams.execute(folder, words, with_input=interactive))
+
+
+def running_guest(home: Home, name: str) -> GuestFolder:
+    """The directory of a guest that takes commands.
+
+    Raises:
+        NotHereError: there is no such guest.
+        GuestError: it does not run, or it is a guest of `run`.
+    """
+    with GuestProcess(home, name):
+        folder = GuestFolder(home, name)
+        if not folder.socket_path.exists():
+            raise GuestError(
+                f"the guest {name} takes no commands: it is one of `run`, or its home is on a file"
+                " system without sockets",
+                hint="only guests of `p2pcloop boot` do",
+            )
+        return folder

@@ -1,0 +1,307 @@
+"""The channel to a guest's agent, and the commands that it runs (resources/agent.sh).
+
+The channel is a virtio console device that this process serves to the guest. Port 0 carries what
+the agent is told. Each command gets three ports more for its streams, which go when it has ended.
+What the guest sends is only ever output of a command that was asked for here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import trio
+
+from p2pcloop.errors import BusyError, GuestError
+from p2pcloop.protocol.agent import (
+    CODE_DIGITS,
+    MarkedStream,
+    check_command,
+    encode_end,
+    encode_kill,
+    encode_run,
+    new_mark,
+)
+from p2pcloopd.block.vhost_server import serve_device
+from p2pcloopd.guest.ports import Port, PortsDevice
+
+MAX_COMMANDS = 8
+"""Commands that run at once in a guest. Each has three ports, and each port two queues."""
+
+_START_SECONDS = 60.0
+"""How long the guest may take to offer ports for a command: its kernel does that."""
+
+_HANG_UP_SECONDS = 5.0
+"""How long a command may run on after its client has gone; then it is killed."""
+
+_HELD = 1 << 16
+"""Bytes of an output that wait here for the client; the guest waits with what follows."""
+
+_PORTS = 3
+
+_log = logging.getLogger(__name__)
+
+
+class Output:
+    """One output of a command, on its way to the client.
+
+    Attributes:
+        port: where the guest writes it.
+        ended: set when all of it is here.
+        taken: set when the client has seen its end.
+        trailer: what came behind the mark at its end; b"" if there was none.
+    """
+
+    def __init__(self, mark: bytes, trailer: int = 0) -> None:
+        self.ended = trio.Event()
+        self.trailer = b""
+        self.port = Port("", self._receive)
+        self._stream = MarkedStream(mark, trailer)
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._dropped = False
+        self._changed = trio.Event()
+        self.taken = trio.Event()
+
+    async def read(self) -> bytes:
+        """Return what has come, once there is something; empty at the end."""
+        while not self._pieces and not self.ended.is_set():
+            await self._changed.wait()
+        data = b"".join(self._pieces)
+        if not data:
+            self.taken.set()
+        self._pieces.clear()
+        self._size = 0
+        self._report()
+        return data
+
+    def drop(self) -> None:
+        """Drop all that comes from now on: it has no reader."""
+        self._dropped = True
+        self.taken.set()
+        self._pieces.clear()
+        self._size = 0
+        self._report()
+
+    def end(self) -> None:
+        """Record that nothing follows."""
+        self._put(self._stream.rest())
+        self.ended.set()
+        self._report()
+
+    async def _receive(self, data: bytes) -> None:
+        self._put(self._stream.feed(data))
+        if self._stream.ended:
+            self.trailer = self._stream.trailer
+            self.end()
+        while self._size >= _HELD:
+            await self._changed.wait()
+
+    def _put(self, data: bytes) -> None:
+        if data and not self._dropped:
+            self._pieces.append(data)
+            self._size += len(data)
+            self._report()
+
+    def _report(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class GuestCommand:
+    """A command that runs in a guest.
+
+    Attributes:
+        number: tells it from others of this guest.
+        stdout, stderr: what it prints.
+    """
+
+    def __init__(self, number: int, device: PortsDevice, agent: Port) -> None:
+        self.number = number
+        self._device = device
+        self._agent = agent
+        self._mark = new_mark()
+        self._input = Port("")
+        self.stdout = Output(self._mark)
+        self.stderr = Output(self._mark, CODE_DIGITS)
+
+    async def begin(self, words: Sequence[bytes], *, tools: bool) -> None:
+        """Have the agent start it; return once it has its streams."""
+        ports = [self._input, self.stdout.port, self.stderr.port]
+        first, second, third = await self._device.add(ports)
+        numbers = (first, second, third)
+        self._agent.put(encode_run(self.number, numbers, self._mark, words, tools=tools))
+        for port in ports:
+            await port.opened.wait()
+
+    async def send(self, data: bytes) -> bool:
+        """Write to its standard input; waits while it does not read.
+
+        Returns:
+            Whether it still may read more.
+        """
+        await self._input.send(data)
+        return not self._input.closed.is_set()
+
+    def end_input(self) -> None:
+        """End its standard input."""
+        self._input.end()
+
+    def close_output(self, output: Output) -> None:
+        """Take no more of an output: the command's writes there fail."""
+        output.drop()
+        self._device.remove(output.port)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and its process group."""
+        self._agent.put(encode_kill(self.number, number.name.removeprefix("SIG")))
+
+    async def finish(self) -> int:
+        """Return its exit code once it has ended and all that it wrote is here.
+
+        Raises:
+            GuestError: the guest ended, or its agent, before the command did.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_with_agent)
+            for output in (self.stdout, self.stderr):
+                nursery.start_soon(self._end_with_port, output)
+            for output in (self.stdout, self.stderr):
+                await output.ended.wait()
+            nursery.cancel_scope.cancel()
+        if not self.stderr.trailer.isdigit():
+            raise _shut_down()
+        return int(self.stderr.trailer) & 0xFF
+
+    async def end(self) -> None:
+        """End it, if it still runs, and take its ports away."""
+        for output in (self.stdout, self.stderr):
+            output.drop()
+        for number in (signal.SIGHUP, signal.SIGKILL):
+            if not self.stderr.ended.is_set():
+                self.signal(number)
+                with trio.move_on_after(_HANG_UP_SECONDS), suppress(GuestError):
+                    await self.finish()
+        self._agent.put(encode_end(self.number))
+        for port in (self._input, self.stdout.port, self.stderr.port):
+            self._device.remove(port)
+
+    async def _end_with_port(self, output: Output) -> None:
+        """A port that closes without the mark: what the agent started for it was killed."""
+        await self._device.drain(output.port)
+        output.end()
+
+    async def _end_with_agent(self) -> None:
+        await self._agent.closed.wait()
+        for output in (self.stdout, self.stderr):
+            output.end()
+
+
+class Channel:
+    """The way to a guest's agent, over all boots of the guest.
+
+    Attributes:
+        wake: has the agent open the channel.
+    """
+
+    def __init__(self, listener: socket.socket | None, missing: str | None = None) -> None:
+        """Make it; nothing is served before `serve`.
+
+        Args:
+            listener: listens at the spec's `ports_socket`; None where there is no channel.
+            missing: why the guest can have none, for people.
+        """
+        self.wake: Callable[[], None] = lambda: None
+        self._listener = listener
+        self._missing = missing
+        self._device: PortsDevice | None = None
+        self._agent: Port | None = None
+        self._changed = trio.Event()
+        self._numbers = itertools.count(1)
+        self._running = 0
+
+    async def serve(self) -> None:
+        """Serve the device to the guest, boot after boot."""
+        if self._listener is None:
+            return
+        sock = trio.socket.from_stdlib_socket(self._listener)
+        while True:
+            connection, _ = await sock.accept()
+            agent = Port("agent")
+            device = PortsDevice([agent], spare=MAX_COMMANDS * _PORTS)
+            self._set(device, agent)
+            try:
+                await serve_device(device, connection)
+            finally:
+                self._set(None, None)
+                device.close()
+
+    async def wait_open(self) -> None:
+        """Return once the agent listens.
+
+        Raises:
+            GuestError: the guest has none, or has none any more.
+        """
+        if self._missing is not None:
+            raise GuestError(self._missing)
+        self.wake()
+        while self._agent is None:
+            await self._changed.wait()
+        await self._agent.opened.wait()
+        if self._agent is None or self._agent.closed.is_set():
+            raise _shut_down()
+
+    @asynccontextmanager
+    async def command(self, words: Sequence[bytes], *, tools: bool) -> AsyncIterator[GuestCommand]:
+        """Run a command in the guest; at the end it is ended, if it still runs.
+
+        Args:
+            words: a program of the image and its arguments.
+            tools: they are a script for busybox's shell and its arguments instead, the first of
+                which is $0.
+
+        Raises:
+            UsageError: the words cannot be sent.
+            BusyError: too many run already.
+            GuestError: the guest does not answer.
+        """
+        check_command(words)
+        if self._running >= MAX_COMMANDS:
+            raise BusyError(
+                f"{MAX_COMMANDS} commands run in the guest already", hint="wait until one has ended"
+            )
+        await self.wait_open()
+        assert self._device is not None
+        assert self._agent is not None
+        command = GuestCommand(next(self._numbers), self._device, self._agent)
+        self._running += 1
+        try:
+            with trio.move_on_after(_START_SECONDS) as starting:
+                await command.begin(words, tools=tools)
+            if starting.cancelled_caught:
+                raise GuestError(
+                    f"the guest did not start the command within {_START_SECONDS:g} s",
+                    hint="`p2pcloop ps` tells whether it waits for bytes of its image",
+                )
+            yield command
+        finally:
+            with trio.CancelScope(shield=True):
+                await command.end()
+            self._running -= 1
+
+    def _set(self, device: PortsDevice | None, agent: Port | None) -> None:
+        self._device, self._agent = device, agent
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+def _shut_down() -> GuestError:
+    return GuestError(
+        "the guest ends, or has ended its other processes: it runs no commands any more",
+        hint="`p2pcloop ps --all` and `p2pcloop logs` tell more",
+    )

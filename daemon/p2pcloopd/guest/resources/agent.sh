@@ -1,0 +1,92 @@
+# shellcheck shell=dash
+# The agent: runs commands of the host in a guest that has an init of its own. It uses nothing of the
+# image. busybox's shell finds busybox's programs at /proc/self/exe; this script is its descriptor 9,
+# become.sh 7, and the driver of the ports 8: the files themselves are gone with the first root.
+# p2pcloop/protocol/agent.py has the host's words. It ends by SIGTERM, when the init ends all
+# processes.
+#
+#     agent.sh wait BELL                         waits for a line at BELL, then for the host's words
+#     agent.sh serve INPUT OUTPUT ERRORS MARK ID TOOLS WORD...   gives a command its streams
+#     agent.sh start ID TOOLS WORD...            becomes the command
+place=/dev/.p2pcloop
+
+# Each of the other two forms is a process of its own, started without `&`: see channel.sh.
+case $1 in
+    serve)
+        input=$2 output=$3 errors=$4 mark=$5
+        shift 5
+        # Pipes stand between the ports and the command: a port can be opened only once, and a
+        # program may open /dev/stderr anew.
+        mkdir -p $place
+        echo $$ >"$place/$1.streams"
+        cat <"$input" | {
+            {
+                (exec sh /proc/self/fd/9 start "$@" 2>&6 5>&- 6>&-)
+                code=$?
+                trap '' PIPE
+                printf %s "$mark"
+                printf %s%03d "$mark" $code >&6
+            } 6>&1 >&5 5>&- | cat >"$errors" 5>&-
+        } 5>&1 | cat >"$output"
+        exit
+        ;;
+    start)
+        id=$2 tools=$3
+        shift 3
+        become=$(cat /proc/self/fd/7)
+        # shellcheck disable=SC2016  # the inner shell expands it
+        exec setsid sh -c 'echo $$ >"$1"; cd /root 2>/dev/null || cd / || exit; shift
+            if [ "$1" = 1 ]; then shift 2; exec sh -c "$@" 7<&- 9<&-; fi
+            become=$2; shift 2; exec 7<&- 9<&-; eval "$become"' sh "$place/$id" "$tools" "$become" "$@"
+        ;;
+esac
+
+# The driver has much to do when it begins. So it waits until the host has a command.
+read -r _ <"$2"
+insmod /proc/self/fd/8
+exec 8<&-
+control=''
+tries=0
+until [ -c "$control" ]; do
+    tries=$((tries + 1))
+    [ $tries -le 1000 ] || exit
+    [ $tries = 1 ] || sleep 0.01
+    for control in /dev/vport*p0; do
+        break
+    done
+done
+# The ports of this device: /dev/vport1p and a number.
+base=${control%0}
+exec 3<>"$control" || exit
+
+while IFS= read -r line <&3; do
+    # shellcheck disable=SC2086  # words
+    set -- $line
+    case $1 in
+        run)
+            id=$2 input=$base$3 output=$base$4 errors=$base$5 mark=$6 tools=$7 count=$8
+            set --
+            while [ "$count" -gt 0 ] && IFS= read -r word <&3; do
+                count=$((count - 1))
+                case $word in
+                    *\\*)
+                        # The x keeps line feeds at the end.
+                        word=$(printf %bx "$word")
+                        word=${word%x}
+                        ;;
+                esac
+                set -- "$@" "$word"
+            done
+            setsid setsid sh /proc/self/fd/9 serve "$input" "$output" "$errors" "$mark" \
+                "$id" "$tools" "$@" 3>&-
+            ;;
+        kill)
+            read -r leader <"$place/$2" && kill -s "$3" -- "-$leader"
+            ;;
+        end)
+            # What the command has left behind may hold its streams open.
+            read -r leader <"$place/$2.streams" && kill -s KILL -- "-$leader"
+            rm -f "$place/$2" "$place/$2.streams"
+            ;;
+    esac
+done

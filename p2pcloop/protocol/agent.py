@@ -1,0 +1,126 @@
+"""The words of the host to the agent in a guest, and the end of a command's output; sans-io.
+
+The agent (daemon/p2pcloopd/guest/resources/agent.sh) is a shell script. It reads lines:
+
+    run ID INPUT OUTPUT ERRORS MARK TOOLS COUNT    and then COUNT lines, a word of the command each
+    kill ID SIGNAL
+    end ID
+
+ID is a number that the host chooses; INPUT, OUTPUT and ERRORS are the numbers of the ports for the
+command's streams. With TOOLS 1 the words are a script for busybox's shell and its arguments, with 0
+a program of the image and its arguments. In a word a backslash and a line feed are written as in C.
+
+The agent ends both outputs of a command with MARK, which the host has chosen at random: a process
+that the command has left behind may hold them open, and would never end them. The mark in ERRORS is
+followed by the command's exit code, in three digits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from p2pcloop.errors import UsageError
+
+MAX_WORDS = 1 << 12
+MAX_COMMAND = 1 << 16
+"""Bytes of all words of a command together. The agent's shell reads them byte by byte."""
+
+CODE_DIGITS = 3
+
+_MARK_BYTES = 16
+
+
+def new_mark() -> bytes:
+    """Return what no command prints by chance."""
+    return os.urandom(_MARK_BYTES).hex().encode()
+
+
+def check_command(words: Sequence[bytes]) -> None:
+    """Refuse a command that cannot be sent.
+
+    Raises:
+        UsageError: it has no words, too many, too long ones, or one with a null byte.
+    """
+    if not words or len(words) > MAX_WORDS or sum(map(len, words)) > MAX_COMMAND:
+        raise UsageError(
+            f"a guest's command has 1 to {MAX_WORDS} words, of {MAX_COMMAND >> 10} KiB together",
+            hint="pass longer data through its standard input",
+        )
+    if any(b"\0" in word for word in words):
+        raise UsageError("a word of a command cannot hold a null byte")
+
+
+def encode_run(
+    number: int, ports: tuple[int, int, int], mark: bytes, words: Sequence[bytes], *, tools: bool
+) -> bytes:
+    """Return the lines that have the agent run a command; see the module for their form."""
+    head = b"run %d %d %d %d %s %d %d" % (number, *ports, mark, tools, len(words))
+    escaped = (word.replace(b"\\", b"\\\\").replace(b"\n", b"\\n") for word in words)
+    return b"".join(line + b"\n" for line in (head, *escaped))
+
+
+def encode_kill(number: int, signal_name: str) -> bytes:
+    """Return the line that has the agent send a signal to a command and its process group.
+
+    Args:
+        number: of the command.
+        signal_name: `INT`, `TERM` and so on.
+    """
+    return b"kill %d %s\n" % (number, signal_name.encode())
+
+
+def encode_end(number: int) -> bytes:
+    """Return the line that has the agent let go of the streams of a command that has ended."""
+    return b"end %d\n" % number
+
+
+class MarkedStream:
+    """The output of a command, up to its mark.
+
+    Attributes:
+        ended: whether the mark, and what belongs behind it, has come.
+        trailer: the bytes behind the mark.
+    """
+
+    def __init__(self, mark: bytes, trailer: int = 0) -> None:
+        """Begin.
+
+        Args:
+            mark: ends the output.
+            trailer: bytes that follow the mark.
+        """
+        self.ended = False
+        self.trailer = b""
+        self._mark = mark
+        self._wanted = trailer
+        self._found = False
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what came next; return what is surely output. What follows the end is dropped."""
+        if self.ended:
+            return b""
+        output = b""
+        if not self._found:
+            output, mark, rest = (self._held + data).partition(self._mark)
+            self._found = bool(mark)
+            if not self._found:
+                kept = self._possible_mark(output)
+                self._held = output[len(output) - kept :]
+                return output[: len(output) - kept]
+            self._held = b""
+            data = rest
+        self.trailer = (self.trailer + data)[: self._wanted]
+        self.ended = len(self.trailer) == self._wanted
+        return output
+
+    def rest(self) -> bytes:
+        """What was held back in case it began a mark; for an output that ended without one."""
+        held, self._held = self._held, b""
+        return held
+
+    def _possible_mark(self, data: bytes) -> int:
+        """How many bytes at the end of `data` may begin the mark."""
+        longest = min(len(self._mark) - 1, len(data))
+        return next((n for n in range(longest, 0, -1) if data.endswith(self._mark[:n])), 0)
