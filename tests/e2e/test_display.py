@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.support.programs import Guest, Node, Nodes
-from tests.support.rfb import NO_PASSWORD, RefusedError, Viewer
 from tests.support.stock_images import x_image
 from tests.support.waiting import BOUND, wait_until
 from tests.support.x_screen import desktop
+from tools.vnc import NO_PASSWORD, RefusedError, Viewer
 
 pytestmark = pytest.mark.e2e
 

@@ -36,6 +36,17 @@ def test_what_is_read_after_the_prompt_is_not_of_the_boot() -> None:
     assert boot_touches([], outcome()) == []
 
 
+def test_with_a_display_a_boot_goes_on_until_the_guest_rests() -> None:
+    times = [101.0, 104.9, 106.0, 109.5, 113.0, 117.5, 118.0]
+    found = [[number, 1, at] for number, at in enumerate(times)]
+    kept = boot_touches(found, outcome(), display=True)
+    assert [touch.start for touch in kept] == [0, 1, 2, 3, 4]
+    assert len(boot_touches(found, outcome())) == 2
+    # It rested at its prompt: what a user reads later is not of the boot.
+    assert len(boot_touches([[0, 1, 101.0], [1, 1, 109.5]], outcome(), display=True)) == 1
+    assert len(boot_touches(found, outcome(prompt=None), display=True)) == len(times)
+
+
 def test_a_recording_is_kept_and_leaves_the_report(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     boot = outcome([8, 4, 101.0], [0, 1, 102.0])

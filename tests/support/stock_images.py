@@ -40,6 +40,8 @@ _BOUND = 900
 
 _MAKE_ROOT = Path(__file__).with_name("stock-root.sh")
 _MAKE_IMAGE = Path(__file__).with_name("stock-image.sh")
+_TOOLS = Path(__file__).parents[2] / "tools"
+_BUILD_IMAGE = _TOOLS / "build-image"
 
 # usr-is-merged: else bookworm installs perl, to merge /usr in a system that runs.
 _BASE = (
@@ -72,6 +74,15 @@ def x_image() -> Path:
     here yet. Its packages are unpacked, not installed."""
     scripts = (_MAKE_ROOT.read_text(), _MAKE_IMAGE.read_text())
     return _made("x", (*_XTERM, *scripts), ".cloop", _make_x_image)
+
+
+def desktop_image(kind: str) -> Path:
+    """Return the cloop that `tools/build-image --desktop` makes, with `kind` behind it; make it
+    where it is not here yet."""
+    scripts = [*_TOOLS.glob("customise-de*"), *(_TOOLS / "desktop").rglob("*")]
+    files = [_BUILD_IMAGE, *sorted(path for path in scripts if path.is_file())]
+    recipe = tuple(path.read_text() for path in files)
+    return _made(f"desktop-{kind}", recipe, ".cloop", lambda work: _make_desktop(kind, work))
 
 
 def _base(suite: str) -> Path:
@@ -130,6 +141,11 @@ def _make_x_image(work: Path) -> Path:
     return _image_of_root(work)
 
 
+def _make_desktop(kind: str, work: Path) -> Path:
+    _run(work, _BUILD_IMAGE, "--desktop", kind, "--out", work)
+    return work / f"desktop-{kind}.cloop"
+
+
 def _debian(work: Path, *arguments: str) -> Path:
     mode = "root" if os.getuid() == 0 else "unshare"
     _run(work, _MAKE_ROOT, f"--mode={mode}", *arguments)
@@ -153,4 +169,6 @@ def _run(work: Path, *command: str | Path) -> None:
 
 if __name__ == "__main__":
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda make: make(), [x_image, *(partial(stock_image, n) for n in STOCK)]))
+        stock = (partial(stock_image, name) for name in STOCK)
+        makers = [partial(desktop_image, "light"), x_image, *stock]
+        list(pool.map(lambda make: make(), makers))

@@ -121,7 +121,8 @@ def host(
         plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
         _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:
-        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh)
+        display = plan.display is not None
+        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh, display=display)
         if options.report is not None:
             facts = image_facts(target, before, home) | outcome.facts()
             write_report(options.report, facts | {"overlay_mode": disk.mode, "profile": recorded})

@@ -1,4 +1,8 @@
-"""A boot's profile: what the guest read up to its prompt, kept for the next boot."""
+"""A boot's profile: what the guest read until it was up, kept for the next boot.
+
+A guest is up at its prompt. One with a display goes on, since its desktop starts beside the login:
+it is up once it rests, that is, at its first pause in reading after the prompt.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,16 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.report import Outcome
 
+_REST_SECONDS = 4.0
+"""A guest that reads nothing new for so long rests. Desktops were seen to pause for 1.5 s at most
+while they start."""
+
 _log = logging.getLogger(__name__)
 
 
-def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> dict[str, Any]:
+def keep_recording(
+    home: Home, size: int, outcome: Outcome, *, fresh: bool, display: bool = False
+) -> dict[str, Any]:
     """Keep what a boot read first as the profile of its image, and take it out of the report.
 
     A signed profile that the user was given is never replaced. Nor is any profile if this boot was
@@ -25,12 +35,14 @@ def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> d
     Args:
         size: bytes of the image's device.
         outcome: of the boot; the touches are taken out of the block server's report.
+        fresh: whether its overlay held nothing when it began.
+        display: whether it had a display.
 
     Returns:
         For the report: `touches`, `blocks`, and whether it was `kept`.
     """
     image_id, found = outcome.block.pop("image_id", b""), outcome.block.pop("touches", [])
-    touches = boot_touches(found, outcome)
+    touches = boot_touches(found, outcome, display=display)
     if not touches:
         return {"touches": 0, "blocks": 0, "kept": False}
     known = load_profile(home, image_id)
@@ -45,21 +57,36 @@ def keep_recording(home: Home, size: int, outcome: Outcome, *, fresh: bool) -> d
     return {"touches": len(touches), "blocks": sum(t.count for t in touches), "kept": kept}
 
 
-def boot_touches(found: Sequence[Sequence[Any]], outcome: Outcome) -> list[Touch]:
-    """Return the touches up to the prompt, or all of them if there was no prompt.
+def boot_touches(
+    found: Sequence[Sequence[Any]], outcome: Outcome, *, display: bool = False
+) -> list[Touch]:
+    """Return the touches until the guest was up, or all of them if there was no prompt.
 
     Later reads depend on the user: after a script that shuts the guest down at its prompt, the next
     boot would prefetch all that a shutdown reads.
 
     Args:
-        found: first block, blocks, and monotonic seconds of each touch.
+        found: first block, blocks, and monotonic seconds of each touch, in order of time.
         outcome: when the guest began, and how long its boot took.
+        display: whether it had a display.
     """
     if not found:
         return []
     begun, end = found[0][2], float("inf")
     if outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
+        if display:
+            end = _rests_at([at for _, _, at in found], end)
     return [
         Touch(start, count, int((at - begun) * 1000)) for start, count, at in found if at <= end
     ]
+
+
+def _rests_at(times: Sequence[float], prompt: float) -> float:
+    """When a guest made the last touch before its first pause after the prompt."""
+    last = prompt
+    for at in times:
+        if at > last + _REST_SECONDS:
+            break
+        last = max(last, at)
+    return last
