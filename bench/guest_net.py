@@ -53,16 +53,20 @@ def _contenders(bench: Bench) -> Iterator[Contenders]:
         run(["debugfs", "-w", "-R", command, image])
     with fast_pair() as (near, far), _served(bench, far):
 
-        def guest(kernel: Path) -> Values:
-            words: list[Argument] = [*near.inside, bench.p2pcloop, "run", image, "--net", "user"]
+        def guest(kernel: Path, net: str) -> Values:
+            words: list[Argument] = [*near.inside, bench.p2pcloop, "run", image, "--net", net]
             words += ["--home", bench.work / "home", "--cpu", str(bench.cpu), "--kernel", kernel]
             return _both_ways([*words, "--", "sh", "-c"], "/bin/guest_net", far)
 
-        kernels = {"p2pcloop, kernel of the system": SYSTEM_KERNEL}
+        kernels = {", kernel of the system": SYSTEM_KERNEL}
         if unpacked_kernel().exists():
-            kernels = {"p2pcloop": unpacked_kernel(), **kernels}
+            kernels = {"": unpacked_kernel(), **kernels}
         yield {
-            **{name: partial(guest, kernel) for name, kernel in kernels.items()},
+            **{
+                f"{net}{name}": partial(guest, kernel, net)
+                for net in ("user", "lan")
+                for name, kernel in kernels.items()
+            },
             "no guest": lambda: _both_ways([*near.inside, "sh", "-c"], program, far),
         }
 

@@ -27,8 +27,6 @@ _HEAD = ("NAME", "IMAGE", "OVERLAY", "MEMORY", "NETWORK", "FETCHED", "STATE")
 _ENDINGS = {"poweroff": "shut down", "reboot": "shut down"}
 """Ctrl-Alt-Del makes an image's init reboot: that is how a guest is shut down from outside."""
 
-_USER_ADDRESS = "10.0.2.15"
-
 
 @click.command(epilog=_EPILOG)
 @click.option("--all", "every", is_flag=True, help="Also guests that have ended and were kept.")
@@ -61,7 +59,6 @@ def _facts(guest: GuestState) -> dict[str, Any]:
         "state": guest.state,
         "up": None if guest.state in ("lost", "damaged") else up,
         "fetched": guest.fetched,
-        "address": _USER_ADDRESS if record.network == "user" else None,
         "waiting": None if guest.waiting is None else guest.waiting.what,
         "waiting_since": None if guest.waiting is None else guest.waiting.since,
     }

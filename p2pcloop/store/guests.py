@@ -75,6 +75,7 @@ class GuestRecord:
         boot_seconds: until its first login prompt, or None.
         fetched: bytes that came for it until its end; None for an image that is a file here, and
             while it runs.
+        address: IPv4 of its network card, or None if it has none or this machine does not know it.
     """
 
     name: str
@@ -96,6 +97,7 @@ class GuestRecord:
     error: str | None = None
     boot_seconds: float | None = None
     fetched: int | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,9 +464,14 @@ def _look_at(folder: GuestFolder) -> GuestState:
         return GuestState(nothing, "damaged")
 
 
+def is_guest_name(name: str) -> bool:
+    """Whether a guest can be called like this."""
+    return _NAME.fullmatch(name) is not None
+
+
 def find_guest(home: Home, name: str) -> GuestState:
     """The guest of a name; errors as for `GuestFolder.read`."""
-    if not _NAME.fullmatch(name):
+    if not is_guest_name(name):
         raise _no_guest(name)
     return GuestFolder(home, name).read()
 
@@ -503,7 +510,7 @@ def process_start(pid: int) -> int | None:
 
 def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
     """Make and lock the directory of a name."""
-    if not _NAME.fullmatch(name):
+    if not is_guest_name(name):
         raise UsageError(
             f"{printable(name)} cannot be the name of a guest",
             hint="give 1 to 32 of a to z, 0 to 9 and hyphens, as for a host",

@@ -17,7 +17,8 @@ from p2pcloop.errors import BusyError, NeedsPackageError, UsageError
 from p2pcloopd.guest.network import slirp as network
 from p2pcloopd.guest.network.forwarding import MOST, ForwardedPort, bound_ports, parse_port
 from p2pcloopd.guest.system import addresses
-from tests.guest.test_network import GUEST, Wire, check_closed, checksum, ethernet, udp_datagram
+from tests.guest.test_network import GUEST, Wire, check_closed, ethernet, udp_datagram
+from tests.support.frames import checksum
 from tests.support.ports import free_port
 
 LOOPBACK = "127.0.0.1"
@@ -119,7 +120,7 @@ async def forwarded(word: str) -> AsyncIterator[tuple[Wire, int]]:
 
 def arp_reply(gateway: bytes) -> bytes:
     mac = bytes.fromhex("020000000015")
-    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + mac + GUEST + gateway + HOST
+    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 2) + mac + GUEST.address + gateway + HOST
     return ethernet(gateway, 0x0806, body)
 
 
@@ -138,7 +139,7 @@ def tcp_segment(
         head = (port, to_port, sequence, acknowledged, 5 << 4, flags, 65535, check, 0)
         return struct.pack("!HHIIBBHHH", *head) + data
 
-    pseudo = GUEST + HOST + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20 + len(data))
+    pseudo = GUEST.address + HOST + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20 + len(data))
     padding = bytes(len(data) % 2)
     return segment(checksum(pseudo + segment(0) + padding))
 

@@ -40,7 +40,7 @@ def run_functions(root: Path, script: str) -> list[str]:
     parts = [scripts.script(name) for name in ("programs", "network", "logins")]
     applets = root.parent / "bin"
     applets.mkdir(exist_ok=True)
-    parts_of_a_boot = (initramfs._COMMON, initramfs.NETWORK, initramfs.HAND_OVER)
+    parts_of_a_boot = (initramfs._COMMON, initramfs.network_part(None), initramfs.HAND_OVER)
     for name in (applet for part in parts_of_a_boot for applet in part.applets):
         if not (applets / name).is_symlink():
             (applets / name).symlink_to("/busybox")

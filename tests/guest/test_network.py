@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Network
@@ -18,54 +17,11 @@ from p2pcloopd.guest.network import slirp as network
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.system import addresses
 from p2pcloopd.guest.system.kernel import find_busybox
+from tests.support.frames import Segment, Station
 
-Segment = Callable[[bytes], bytes]
-"""What an IP packet carries, given its destination."""
-
-GUEST_MAC = bytes.fromhex("020000000015")
-GUEST = socket.inet_aton(addresses.GUEST_ADDRESS)
-
-
-def checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
-def ethernet(destination: bytes, kind: int, payload: bytes) -> bytes:
-    return (destination + GUEST_MAC + struct.pack("!H", kind) + payload).ljust(60, b"\0")
-
-
-def arp_request(target: bytes) -> bytes:
-    body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + GUEST_MAC + GUEST + bytes(6) + target
-    return ethernet(b"\xff" * 6, 0x0806, body)
-
-
-def ip_packet(destination: bytes, protocol: int, payload: bytes) -> bytes:
-    def header(check: int) -> bytes:
-        return struct.pack(
-            "!BBHHHBBH4s4s",
-            *(0x45, 0, 20 + len(payload), 1, 0, 64, protocol, check, GUEST, destination),
-        )
-
-    return header(checksum(header(0))) + payload
-
-
-def tcp_syn(source_port: int, port: int) -> Segment:
-    def for_destination(destination: bytes) -> bytes:
-        def segment(check: int) -> bytes:
-            return struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, 2, 65535, check, 0)
-
-        pseudo = GUEST + destination + struct.pack("!BBH", 0, socket.IPPROTO_TCP, 20)
-        return segment(checksum(pseudo + segment(0)))
-
-    return for_destination
-
-
-def udp_datagram(source_port: int, port: int, data: bytes = b"hello") -> Segment:
-    # Checksum 0: none.
-    return lambda _: struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
+GUEST = Station(bytes.fromhex("020000000015"), socket.inet_aton(addresses.GUEST_ADDRESS))
+ethernet, arp_request, ip_packet = GUEST.ethernet, GUEST.arp_request, GUEST.ip_packet
+tcp_syn, udp_datagram = GUEST.tcp_syn, GUEST.udp_datagram
 
 
 class Wire:

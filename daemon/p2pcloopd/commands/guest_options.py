@@ -9,6 +9,7 @@ import click
 
 from p2pcloop.cli.options import FILL, SIZE, as_one, at_option, file_options, home_option
 from p2pcloop.store.home import Home
+from p2pcloopd.guest.network.choice import Network, parse_network
 from p2pcloopd.guest.network.forwarding import ForwardedPort, parse_port
 
 
@@ -16,6 +17,10 @@ def _to_ports(
     _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
 ) -> tuple[ForwardedPort, ...]:
     return tuple(map(parse_port, value))
+
+
+def _to_network(_context: click.Context, _parameter: click.Parameter, value: str) -> Network:
+    return parse_network(value)
 
 
 _OPTIONS = (
@@ -46,10 +51,13 @@ _OPTIONS = (
     click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory."),
     click.option(
         "--net",
-        type=click.Choice(["user", "none"]),
         default="none",
         show_default=True,
-        help="`user` lets the guest open connections outside, but not to the host's loopback.",
+        callback=_to_network,
+        metavar="none|user|lan[:NAME]|bridge:IF",
+        help="`user` lets the guest open connections outside, but not to the host's loopback; `lan`"
+        " does, too, and joins the guests of one LAN, which find each other by name (g1.lan);"
+        " `bridge` puts the guest on this machine's bridge IF (root only).",
     ),
     click.option(
         "--port",
@@ -109,7 +117,7 @@ class GuestOptions:
     overlay_mode: str | None
     overlay_size: int | None
     mem: int
-    net: str
+    net: Network
     ports: tuple[ForwardedPort, ...]
     kernel: Path | None
     append: str

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import LateClient
@@ -23,11 +23,14 @@ from p2pcloopd.guest.boot import Start, open_control, socket_folder
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.display.access import authority_file
 from p2pcloopd.guest.display.spec import Display
+from p2pcloopd.guest.network.card import open_card
+from p2pcloopd.guest.network.choice import Kind
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+from p2pcloopd.guest.system.addresses import USER, Addresses
 from p2pcloopd.guest.system.display import display_part, display_words
 from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
@@ -110,14 +113,16 @@ def host(
     fresh = overlay is None or not overlay.exists()
     with socket_folder() as folder, OwnGuest(home, options.name) as own, ExitStack() as stack:
         _check_overlay_unused(home, overlay)
+        card = stack.enter_context(open_card(options.net, home, own.name))
+        wire = USER if card is None else card.addresses
         listener = open_control(own, stack) if plan.reachable else None
         shown = None if plan.display is None else plan.display.facts()
-        own.begin(**_record_facts(ref, target, options), display=shown)
+        own.begin(**_record_facts(ref, target, options, wire), display=shown)
         disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
-        spec = _spec(options, folder, _first_root(target, files, plan), two=bool(files))
+        spec = _spec(options, folder, _first_root(target, files, plan, wire), two=bool(files))
         words = "" if plan.display is None else display_words()
         append = _append(target, plan.words, words, options.append)
-        spec = replace(spec, append=append, forwarded=ports, display=plan.display)
+        spec = replace(spec, append=append, forwarded=ports, display=plan.display, card=card)
         plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
         _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:
@@ -132,6 +137,14 @@ def host(
     return outcome.guest
 
 
+_KINDS: dict[Kind, Literal["none", "user", "card"]] = {
+    "none": "none",
+    "user": "user",
+    "lan": "card",
+    "bridge": "card",
+}
+
+
 def _spec(
     options: GuestOptions, folder: Path, initramfs: Callable[[Kernel], bytes], *, two: bool
 ) -> GuestSpec:
@@ -141,7 +154,7 @@ def _spec(
         more_disks=(folder / "vdb",) if two else (),
         initramfs=initramfs,
         memory=options.mem,
-        network="user" if options.net == "user" else "none",
+        network=_KINDS[options.net.kind],
         kernel=_kernel(options.kernel),
         cpu=_cpu(options.cpu),
     )
@@ -163,7 +176,10 @@ def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
     )
 
 
-def _record_facts(ref: str, target: ImageFile | StoredRef, options: GuestOptions) -> dict[str, Any]:
+def _record_facts(
+    ref: str, target: ImageFile | StoredRef, options: GuestOptions, wire: Addresses | None
+) -> dict[str, Any]:
+    address = None if wire is None or options.net.kind == "none" else wire.guest
     stored = target if isinstance(target, StoredRef) else None
     return {
         "ref": ref,
@@ -171,7 +187,8 @@ def _record_facts(ref: str, target: ImageFile | StoredRef, options: GuestOptions
         "version": None if stored is None else stored.signed.manifest.version,
         "overlay": None if options.overlay is None else str(options.overlay.absolute()),
         "memory": options.mem,
-        "network": options.net,
+        "network": str(options.net),
+        "address": address,
         "ports": [port.option for port in options.ports],
     }
 
@@ -204,15 +221,20 @@ def _cpu(asked: int | None) -> int | None:
 
 
 def _first_root(
-    target: ImageFile | StoredRef, files: FilesOverlay | None, plan: Plan
+    target: ImageFile | StoredRef,
+    files: FilesOverlay | None,
+    plan: Plan,
+    wire: Addresses | None,
 ) -> Callable[[Kernel], bytes]:
     """The function that makes the guest's initramfs."""
     cookie = None if plan.display is None else plan.display.cookie
     more = () if cookie is None else (display_part(authority_file(cookie)),)
     if files is None:
-        return partial(build_initramfs, ending=plan.ending, more=more)
+        return partial(build_initramfs, ending=plan.ending, more=more, network=wire)
     places = layer_places(target)
-    return partial(build_files_initramfs, places=places, ending=plan.ending, more=more)
+    return partial(
+        build_files_initramfs, places=places, ending=plan.ending, more=more, network=wire
+    )
 
 
 def _append(target: ImageFile | StoredRef, *words: str) -> str:

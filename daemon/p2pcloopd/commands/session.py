@@ -42,8 +42,11 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
     if options.report is not None:
         check_writable(options.report)
-    if options.ports and options.net != "user":
-        raise UsageError("--port needs a guest with a network", hint="add `--net user`")
+    if options.ports and options.net.kind != "user":
+        raise UsageError(
+            "--port needs a guest with the network `user`", hint="give `--net user` with it"
+        )
+    options.net.check()
     with bound_ports(options.ports) as ports:
         for port in options.ports:
             if port.is_open_to_others:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
 from p2pcloopd.guest.display.spec import Display
+from p2pcloopd.guest.network.card import Card
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
@@ -51,7 +52,9 @@ class GuestSpec:
     Attributes:
         vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
         memory: bytes of the guest's RAM.
-        network: `user` lets the guest open connections to the outside, `none` has no network card.
+        network: `user` lets the guest open connections to the outside, `none` has no network card,
+            `card` has the one of `card`.
+        card: with network `card`: a tap of this machine.
         kernel: a UML kernel, as `find_kernel` takes it, or as it returned it.
         append: more kernel parameters, quoted as for a shell.
         console: `stdio`, or a file for the guest's output.
@@ -69,7 +72,8 @@ class GuestSpec:
 
     vhost_socket: Path
     memory: int = 512 << 20
-    network: Literal["user", "none"] = "none"
+    network: Literal["user", "none", "card"] = "none"
+    card: Card | None = None
     kernel: Path | Kernel | None = None
     append: str = ""
     console: Literal["stdio"] | Path = "stdio"

@@ -22,6 +22,7 @@ from p2pcloopd.guest.console.keyboard import Keyboard
 from p2pcloopd.guest.console.messages import report, say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.signals import counted_signals
+from p2pcloopd.guest.network.taps import forget_offloads
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.running import Interrupt, RunningGuest
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
@@ -86,6 +87,8 @@ async def run_guest(
             nursery.start_soon(attended.obey_signals, signals)
             if spec.progress is not None:
                 nursery.start_soon(spec.progress.line.carry)
+            if spec.card is not None:
+                nursery.start_soon(spec.card.follow, say)
             if attended.keyboard is not None:
                 nursery.start_soon(attended.keyboard.read)
             ends = await attended.boot_until_end(kernel, on_boot, task_status)
@@ -228,6 +231,10 @@ class _Attended:
             card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
             fds.append(card.fileno())
             parameters.append(network.uml_parameter(card.fileno()))
+        elif spec.card is not None:
+            forget_offloads(spec.card.tap)
+            fds.append(spec.card.tap)
+            parameters.append(spec.card.uml_parameter)
         if spec.display is not None:
             from p2pcloopd.guest.display import wire  # noqa: PLC0415  as above
 

@@ -10,6 +10,7 @@ in throughput. IPv6, and with it IPv4 in IPv6's clothes, passes in no form.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import socket
 import struct
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from p2pcloop.errors import GuestError
 
 _SO_ATTACH_FILTER = 26
+_TUNATTACHFILTER = 0x401054D5  # linux/if_tun.h
 _MAX_INSTRUCTIONS = 4096
 
 # Instruction codes: linux/bpf_common.h. Offsets: Ethernet header (14), then IPv4 (RFC 791).
@@ -64,13 +66,16 @@ def install(helper_end: socket.socket, nameserver: str, own: Iterable[IPv4Networ
     Raises:
         GuestError: `own` are more than a filter can hold, about a thousand.
     """
-    program = _program(int(IPv4Address(nameserver)), [*NEVER, *sorted(set(own))])
-    if len(program) > _MAX_INSTRUCTIONS:
-        raise GuestError(
-            "this machine has too many addresses of its own to keep a guest away from them",
-            hint="boot with `--net none`",
-        )
-    _attach(helper_end, program)
+    _attach(helper_end, _guests(nameserver, own))
+
+
+def install_on_tap(tap: int, nameserver: str, own: Iterable[IPv4Network] = ()) -> None:
+    """Let a helper that reads from the descriptor of a tap receive only what `install` lets pass.
+
+    Raises:
+        GuestError: as for `install`.
+    """
+    _attach(tap, _guests(nameserver, own))
 
 
 def install_single(helper_end: socket.socket, address: str, port: int) -> None:
@@ -79,14 +84,33 @@ def install_single(helper_end: socket.socket, address: str, port: int) -> None:
     _attach(helper_end, [*_ONLY_IPV4, *service, _DROP])
 
 
-def _attach(helper_end: socket.socket, program: list[_Instruction]) -> None:
+def _attach(end: socket.socket | int, program: list[_Instruction]) -> None:
+    """Put a program on a socket, or on the descriptor of a tap."""
     code = b"".join(
         struct.pack("=HBBI", operation, true, false, operand)
         for operation, operand, true, false in program
     )
     buffer = ctypes.create_string_buffer(code, len(code))
     program_header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
-    helper_end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
+    if isinstance(end, int):
+        fcntl.ioctl(end, _TUNATTACHFILTER, program_header)
+    else:
+        end.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program_header)
+
+
+def _guests(nameserver: str, own: Iterable[IPv4Network]) -> list[_Instruction]:
+    """The program for the frames of guests.
+
+    Raises:
+        GuestError: it would be too long for a filter.
+    """
+    program = _program(int(IPv4Address(nameserver)), [*NEVER, *sorted(set(own))])
+    if len(program) > _MAX_INSTRUCTIONS:
+        raise GuestError(
+            "this machine has too many addresses of its own to keep a guest away from them",
+            hint="boot with `--net none`",
+        )
+    return program
 
 
 def _program(nameserver: int, closed: Iterable[IPv4Network]) -> list[_Instruction]:

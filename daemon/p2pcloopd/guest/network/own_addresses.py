@@ -33,20 +33,32 @@ def own_networks() -> list[IPv4Network]:
     Raises:
         OSError: the kernel does not tell.
     """
+    return list(_networks(_own_network))
+
+
+def routed_networks() -> list[IPv4Network]:
+    """Return the IPv4 networks that this machine has a route to, other than the default one.
+
+    Raises:
+        OSError: the kernel does not tell.
+    """
+    return list(_networks(_routed_network))
+
+
+def _networks(select: Callable[[bytes], IPv4Network | None]) -> Iterator[IPv4Network]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
         size = _HEADER.size + len(body)
         sock.sendto(_HEADER.pack(size, _DUMP_ROUTES, _REQUEST | _DUMP, 1, 0) + body, (0, 0))
-        found: list[IPv4Network] = []
         while True:
             for kind, message in _messages(sock.recv(_MAX_MESSAGE)):
                 if kind == _DONE:
-                    return found
+                    return
                 if kind == _ERROR:
                     code = -struct.unpack_from("=i", message)[0]
                     raise OSError(code, "the routing table cannot be read")
-                if kind == _A_ROUTE and (network := _own_network(message)) is not None:
-                    found.append(network)
+                if kind == _A_ROUTE and (network := select(message)) is not None:
+                    yield network
 
 
 async def follow_own_networks(
@@ -81,6 +93,17 @@ def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _own_network(message: bytes) -> IPv4Network | None:
+    network, table, kind = _route(message)
+    return network if table == _LOCAL_TABLE and kind in _OWN_TYPES else None
+
+
+def _routed_network(message: bytes) -> IPv4Network | None:
+    network, table, _ = _route(message)
+    return network if table != _LOCAL_TABLE and network.prefixlen > 0 else None
+
+
+def _route(message: bytes) -> tuple[IPv4Network, int, int]:
+    """The destination, the table and the type of a route."""
     _, prefix, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message)
     destination = bytes(4)
     rest = message[_ROUTE.size :]
@@ -92,6 +115,4 @@ def _own_network(message: bytes) -> IPv4Network | None:
         elif attribute == _TABLE:
             (table,) = struct.unpack("=I", value)
         rest = rest[(size + 3) & ~3 :]
-    if table != _LOCAL_TABLE or kind not in _OWN_TYPES:
-        return None
-    return IPv4Network((destination, prefix))
+    return IPv4Network((destination, prefix)), table, kind

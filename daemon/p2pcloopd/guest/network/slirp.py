@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import trio
@@ -65,18 +66,44 @@ async def user_network(
         GuestError: the helper does not start.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    native = NativeOutput()
-    with ours, theirs, closing(native), plain_errors():
-        helper = await trio.to_thread.run_sync(_helper, theirs.fileno(), resolv_conf, ports)
-        fds = [theirs.fileno(), *(port.sock.fileno() for port in ports)]
+    with ours, theirs:
         close_off = partial(frame_filter.install, theirs, NAMESERVER_ADDRESS)
+        async with uplink(
+            theirs.fileno(), ours, close_off, say, ports=ports, resolv_conf=resolv_conf
+        ):
+            yield ours
+
+
+@asynccontextmanager
+async def uplink(
+    fd: int,
+    wire: socket.socket,
+    close_off: Callable[[list[IPv4Network]], None],
+    say: Callable[[str], None],
+    *,
+    ports: Sequence[BoundPort] = (),
+    resolv_conf: Path = _RESOLV_CONF,
+) -> AsyncIterator[None]:
+    """Run the helper on a wire of Ethernet frames.
+
+    Args:
+        fd: its end of the wire: a datagram socket, or a tap.
+        wire: sends frames to that end.
+        close_off: puts the filter of frames on `fd`; called with this machine's own networks.
+        say: called if the helper ends before the block is left.
+        ports: as for `user_network`; so are `resolv_conf` and the errors.
+    """
+    native = NativeOutput()
+    with closing(native), plain_errors():
+        helper = await trio.to_thread.run_sync(_helper, fd, resolv_conf, ports)
+        fds = [fd, *(port.sock.fileno() for port in ports)]
         async with trio.open_nursery() as nursery:
             await nursery.start(own_addresses.follow_own_networks, close_off)
             async with sandbox.running(helper, pass_fds=fds, output=native.write_end) as process:
                 native.close_write_end()
                 nursery.start_soon(_report_end, process, native, say)
-                nursery.start_soon(tick, ours)
-                yield ours
+                nursery.start_soon(tick, wire)
+                yield
                 nursery.cancel_scope.cancel()
 
 

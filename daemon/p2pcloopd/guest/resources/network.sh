@@ -33,9 +33,23 @@ give_name_server() {
     mount --bind /resolv.conf "/root$real"
 }
 
+# ask_for_address: sets ADDRESS, GATEWAY and NAMESERVER by DHCP; they stay empty without an answer.
+ask_for_address() {
+    printf '#!/bin/sh\n. /lib/lease.sh\n' >/lease-script
+    chmod 755 /lease-script
+    udhcpc -i "$INTERFACE" -n -q -f -t 5 -T 1 -A 1 -s /lease-script >/dev/null 2>&1 || :
+    if [ -f /lease ]; then
+        # shellcheck source=/dev/null  # made by lease.sh
+        . /lease
+    else
+        echo "p2pcloop: no DHCP server answers: the network card has no address yet"
+    fi
+}
+
 if [ -e "/sys/class/net/$INTERFACE" ]; then
-    ip address add "$ADDRESS" dev "$INTERFACE"
     ip link set "$INTERFACE" up
-    ip route add default via "$GATEWAY"
-    give_name_server
+    [ -n "$ADDRESS" ] || ask_for_address
+    [ -z "$ADDRESS" ] || ip address add "$ADDRESS" dev "$INTERFACE"
+    [ -z "$GATEWAY" ] || ip route add default via "$GATEWAY"
+    [ -z "$NAMESERVER" ] || give_name_server
 fi

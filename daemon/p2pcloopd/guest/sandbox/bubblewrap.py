@@ -47,7 +47,7 @@ _INSIDE = "1000"
 """User and group inside a sandbox; it need not know the numbers outside."""
 
 _NAMESPACES = (
-    *("--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
+    *("--unshare-all", "--unshare-user", "--die-with-parent"),
     *("--uid", _INSIDE, "--gid", _INSIDE, "--cap-drop", "ALL", "--new-session"),
     *("--clearenv", "--hostname", "guest"),
 )
@@ -109,11 +109,12 @@ def prepare(
     environment: Mapping[str, str] | None = None,
     share_network: bool = False,
     loopback: bool = False,
+    capabilities: Sequence[str] = (),
 ) -> Sandbox:
-    """Put a sandbox together: no capability, namespaces of its own, and of the host's files only
-    `visible`, all read-only. If root calls this, the sandbox runs as another user, which then owns
-    the sockets of `visible`. That user can read the files, but in the directories only those that
-    all users may read.
+    """Put a sandbox together: no capability but `capabilities`, namespaces of its own, and of the
+    host's files only `visible`, all read-only. If root calls this, the sandbox runs as another
+    user, which then owns the sockets of `visible`. That user can read the files, but in the
+    directories only those that all users may read.
 
     Args:
         command: the command line that runs in it.
@@ -126,6 +127,8 @@ def prepare(
             else of AF_UNIX only.
         loopback: without the host's network, it can also make sockets of IPv4: its programs reach
             each other.
+        capabilities: names of those that it has in its own namespaces, to set up a network there;
+            it can then make sockets of IPv4 and netlink, too.
 
     Raises:
         NeedsPackageError: a program or library that makes the sandbox is not installed.
@@ -133,6 +136,11 @@ def prepare(
     busybox = find_busybox()
     stage = Stage(busybox)
     words = [*_NAMESPACES, *(("--share-net",) if share_network else ())]
+    # A user namespace below that of the network would have no say there; the filter of system calls
+    # refuses new ones in any case.
+    words += ["--disable-userns"] if not capabilities else []
+    for name in capabilities:
+        words += ["--cap-add", name]
     words += _view(stage, {**visible, busybox: busybox}, tmpfs or {})
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
@@ -143,8 +151,10 @@ def prepare(
     limiter += [f"--{name}={value}" for name, value in limits.items()]
     start = [*limiter, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
     families = [socket.AF_INET] if share_network else [socket.AF_UNIX]
-    if loopback:
+    if loopback or capabilities:
         families.append(socket.AF_INET)
+    if capabilities:
+        families.append(socket.AF_NETLINK)
     scope = scope_words(memory, processes + _TASKS_OUTSIDE)
     return Sandbox(scope, start, words, syscall_filter.build(*families))
 
@@ -258,7 +268,7 @@ async def _started(
     """
     info_read, info_write = os.pipe()
     complaint_read, complaint_write = os.pipe()
-    filter_read = _readable(sandbox.syscall_filter)
+    filter_read = readable(sandbox.syscall_filter)
     gate, gate_inside = socket.socketpair()
     options = ["--info-fd", str(info_write), "--seccomp", str(filter_read)]
     words = [*start, *options, *sandbox.arguments]
@@ -317,8 +327,8 @@ def _environment() -> dict[str, str]:
     return path | {name: os.environ[name] for name in bus if name in os.environ}
 
 
-def _readable(data: bytes) -> int:
-    """Return the reading end of a pipe that holds some kilobytes."""
+def readable(data: bytes) -> int:
+    """Return the reading end of a pipe that holds `data`, at most 64 KiB."""
     read_end, write_end = os.pipe()
     with open(write_end, "wb") as pipe:
         pipe.write(data)

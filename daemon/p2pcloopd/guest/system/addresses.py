@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 GUEST_INTERFACE = "vec0"
 PREFIX_LENGTH = 24
 GUEST_ADDRESS = "10.0.2.15"
@@ -27,3 +29,24 @@ bytes: with 1500 a guest sends at a sixth of this speed. UML has 64 buffers read
 next power of two each; this fits 16 KiB with Ethernet's header and the kernel's own. Frames of
 32 KiB are hardly faster, and stall: libslirp acknowledges two segments at once, a lone one after
 200 ms, and its window holds few of these (docs/measurements/2026-11-guest-network.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """IPv4 addresses that a guest's card gets before the image's own programs run.
+
+    Attributes:
+        guest: its own.
+        prefix_length: bits of the network's part of it.
+        gateway: leads to all other networks.
+        nameserver: answers DNS.
+    """
+
+    guest: str
+    prefix_length: int
+    gateway: str
+    nameserver: str
+
+
+USER = Addresses(GUEST_ADDRESS, PREFIX_LENGTH, HOST_ADDRESS, NAMESERVER_ADDRESS)
+"""On the wire of `--net user`."""

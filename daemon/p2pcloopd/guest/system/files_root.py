@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from p2pcloopd.guest.system.initramfs import HAND_OVER, NETWORK, Part, make_initramfs
+from p2pcloopd.guest.system.addresses import USER, Addresses
+from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, make_initramfs, network_part
 from p2pcloopd.guest.system.kernel import Kernel
 
 WHOLE = ("0",)
@@ -32,6 +33,7 @@ def build_files_initramfs(
     places: Sequence[str] = WHOLE,
     ending: Part = HAND_OVER,
     more: Sequence[Part] = (),
+    network: Addresses | None = USER,
 ) -> bytes:
     """Return the archive that boots a joined root with `kernel`.
 
@@ -39,8 +41,7 @@ def build_files_initramfs(
         kernel: the kernel that boots it.
         places: where the image's file systems begin on /dev/vda, in bytes, from base to top; of a
             published files overlay followed by `/upper`.
-        ending: as for `build_initramfs`.
-        more: as for `build_initramfs`.
+        ending: as for `build_initramfs`; so are `more` and `network`.
 
     Raises:
         NeedsPackageError: busybox, or a module that every such root needs, is not on this system.
@@ -50,4 +51,4 @@ def build_files_initramfs(
         applets=("chmod", "hostname", "ln", "readlink"),
         settings={"PLACES": " ".join(places)},
     )
-    return make_initramfs(kernel, LAYERS, joined, NETWORK, *more, ending)
+    return make_initramfs(kernel, LAYERS, joined, network_part(network), *more, ending)

@@ -15,13 +15,7 @@ from dataclasses import dataclass, field
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
-from p2pcloopd.guest.system.addresses import (
-    GUEST_ADDRESS,
-    GUEST_INTERFACE,
-    HOST_ADDRESS,
-    NAMESERVER_ADDRESS,
-    PREFIX_LENGTH,
-)
+from p2pcloopd.guest.system.addresses import GUEST_INTERFACE, USER, Addresses
 from p2pcloopd.guest.system.kernel import Kernel, find_busybox, load_modules
 from p2pcloopd.guest.system.scripts import script
 
@@ -85,17 +79,23 @@ _COMMON = Part(
 )
 """What all first roots have."""
 
-NETWORK = Part(
-    steps=("programs", "network"),
-    applets=("grep", "ip", "readlink", "true"),
-    settings={
-        "INTERFACE": GUEST_INTERFACE,
-        "ADDRESS": f"{GUEST_ADDRESS}/{PREFIX_LENGTH}",
-        "GATEWAY": HOST_ADDRESS,
-        "NAMESERVER": NAMESERVER_ADDRESS,
-    },
-)
-"""Sets up the network card, where there is one."""
+
+def network_part(addresses: Addresses | None) -> Part:
+    """What sets up the network card, where there is one.
+
+    Args:
+        addresses: what the card gets; None asks by DHCP.
+    """
+    settings = {"INTERFACE": GUEST_INTERFACE, "ADDRESS": "", "GATEWAY": "", "NAMESERVER": ""}
+    applets = ("grep", "ip", "readlink", "true")
+    if addresses is None:
+        return Part(
+            ("programs", "network"), ("lease",), (*applets, "chmod", "udhcpc"), settings=settings
+        )
+    settings["ADDRESS"] = f"{addresses.guest}/{addresses.prefix_length}"
+    settings |= {"GATEWAY": addresses.gateway, "NAMESERVER": addresses.nameserver}
+    return Part(("programs", "network"), applets=applets, settings=settings)
+
 
 DISK_ROOT = Part(steps=("disk-root",))
 """Mounts the file system of /dev/vda at /root."""
@@ -114,18 +114,24 @@ HAND_OVER = Part(
 console, and starts the agent, which runs commands of the host beside the init."""
 
 
-def build_initramfs(kernel: Kernel, ending: Part = HAND_OVER, more: Sequence[Part] = ()) -> bytes:
+def build_initramfs(
+    kernel: Kernel,
+    ending: Part = HAND_OVER,
+    more: Sequence[Part] = (),
+    network: Addresses | None = USER,
+) -> bytes:
     """Return the archive that boots the file system on /dev/vda with `kernel`.
 
     Args:
         kernel: the kernel that boots it.
         ending: what follows once the root is mounted at /root.
         more: what comes before that.
+        network: as for `network_part`.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    return make_initramfs(kernel, DISK_ROOT, NETWORK, *more, ending)
+    return make_initramfs(kernel, DISK_ROOT, network_part(network), *more, ending)
 
 
 def make_initramfs(kernel: Kernel, *parts: Part) -> bytes:

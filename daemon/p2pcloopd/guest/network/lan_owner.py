@@ -1,0 +1,340 @@
+"""The process that a LAN belongs to, from its first guest to its last.
+
+    p2pcloopd.guest.network.lan_owner ADDRESS        an abstract Unix address, without its null byte
+
+The LAN is a network namespace in a sandbox: a bridge with a tap for each guest, nftables, and
+dnsmasq. A further tap leads to a libslirp helper outside, as the wire of `--net user` does. All of
+it is held by processes and descriptors: if this process is killed, sandbox and helper end with it,
+and the namespace ends with the last of its guests.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
+from p2pcloop.protocol.control import (
+    ControlReceiver,
+    Event,
+    Failure,
+    RemoteControlError,
+    Request,
+    encode,
+)
+from p2pcloop.store.guests import is_guest_name
+from p2pcloop.text import printable
+from p2pcloopd.entry import run
+from p2pcloopd.guest.network import frame_filter, own_addresses
+from p2pcloopd.guest.network.choice import LAN_PROGRAMS
+from p2pcloopd.guest.network.lan import credentials
+from p2pcloopd.guest.network.lan_plan import SLOTS, LanPlan, Slot, choose_network
+from p2pcloopd.guest.network.namespace_taps import TapMaker
+from p2pcloopd.guest.network.slirp import uplink
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.sandbox.native_output import NativeOutput
+from p2pcloopd.guest.system.addresses import MTU, NAMESERVER_ADDRESS, USER
+from p2pcloopd.guest.system.kernel import find_busybox
+from p2pcloopd.guest.system.scripts import script
+from p2pcloopd.programs import find_program
+
+_BACKLOG = 256
+_FIRST_GUEST_SECONDS = 20
+_FAREWELL_SECONDS = 1
+_MEMORY, _PROCESSES, _TMPFS = 256 << 20, 64, 1 << 20
+_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE")
+_CHUNK = 1 << 12
+
+
+def main() -> int:
+    """Listen, go into the background, and own the LAN until it has no guest any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(b"\0" + os.fsencode(sys.argv[1]))
+        except OSError as err:
+            if err.errno == errno.EADDRINUSE:  # another guest's is a moment ahead
+                return 0
+            raise
+        listening, tells = os.pipe()
+        if os.fork():
+            os.close(tells)
+            os.read(listening, 1)  # the child has listened, or has ended
+            return 0
+        # By the process that goes on: a socket tells its clients which process listened.
+        listener.listen(_BACKLOG)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, sys.stderr.fileno())
+        for fd in (null, listening, tells):
+            os.close(fd)
+        os.chdir("/")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with TapMaker() as maker:
+            return run(partial(_own, listener, maker))
+
+
+async def _own(listener: socket.socket, maker: TapMaker) -> int:
+    """Serve guests until the last one has left; tell them why if it ends before."""
+    listener.setblocking(False)
+    guests = trio.socket.from_stdlib_socket(listener)
+    try:
+        plan = choose_network(own_addresses.routed_networks())
+        async with _services(plan) as (process, control, native):
+            lan = _Lan(plan, maker, control, process, native)
+            await lan.set_up()
+            async with lan.outside(), trio.open_nursery() as nursery:
+                nursery.start_soon(lan.watch)
+                await lan.serve(guests)
+                nursery.cancel_scope.cancel()
+    except (P2pcloopError, OSError) as err:
+        error = err if isinstance(err, P2pcloopError) else GuestError(f"no LAN: {err}")
+        await _turn_away(guests, error)
+        return error.exit_code
+    return 0
+
+
+async def _turn_away(guests: trio.socket.SocketType, error: P2pcloopError) -> None:
+    """Answer the guests that wait for a LAN which does not come to be."""
+    with trio.move_on_after(_FAREWELL_SECONDS), suppress(OSError):
+        while True:
+            connection, _ = await guests.accept()
+            with connection:
+                await connection.send(encode(Failure(0, error)))
+
+
+@asynccontextmanager
+async def _services(
+    plan: LanPlan,
+) -> AsyncIterator[tuple[sandbox.SandboxedProcess, trio.SocketStream, NativeOutput]]:
+    """Run the sandbox of a LAN: its process, the other end of lan.sh's CONTROL, and its output."""
+    ours, theirs = socket.socketpair()
+    native = NativeOutput()
+    fds = [theirs.fileno()]
+    with ours, theirs, closing(native):
+        boxed, pipes = await trio.to_thread.run_sync(_sandbox, plan, theirs.fileno())
+        try:
+            fds += pipes
+            started = sandbox.running(boxed, pass_fds=fds, output=native.write_end)
+            async with started as process:
+                native.close_write_end()
+                theirs.close()
+                ours.setblocking(False)
+                control = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+                yield process, control, native
+        finally:
+            for fd in pipes:
+                os.close(fd)
+
+
+def _sandbox(plan: LanPlan, control: int) -> tuple[sandbox.Sandbox, list[int]]:
+    """The sandbox of a LAN, and the descriptors that it reads its rules and settings from."""
+    programs = [find_program(name, LAN_PROGRAMS[name]) for name in ("nft", "dnsmasq")]
+    busybox = find_busybox()
+    visible: dict[Path, Path] = {}
+    for program in programs:
+        visible |= sandbox.program_files(program)
+    pipes = [sandbox.readable(text.encode()) for text in (plan.rules(), plan.server_settings())]
+    uplink_address = f"{USER.guest}/{USER.prefix_length}"
+    words = [str(busybox), *map(str, programs), str(control), *map(str, pipes), str(MTU)]
+    words += [f"{plan.gateway}/{plan.network.prefixlen}", uplink_address, USER.gateway]
+    boxed = sandbox.prepare(
+        [str(busybox), "sh", "-c", script("lan"), "lan", *words],
+        visible=visible,
+        memory=_MEMORY,
+        processes=_PROCESSES,
+        tmpfs={"/run": _TMPFS},
+        capabilities=_CAPABILITIES,
+    )
+    return boxed, pipes
+
+
+class _Lan:
+    """A LAN whose sandbox runs."""
+
+    def __init__(
+        self,
+        plan: LanPlan,
+        maker: TapMaker,
+        control: trio.SocketStream,
+        process: sandbox.SandboxedProcess,
+        native: NativeOutput,
+    ) -> None:
+        self._plan = plan
+        self._process = process
+        self._native = native
+        self._maker = maker
+        self._control = control
+        self._free = deque(SLOTS)
+        self._guests: dict[str, Slot] = {}
+        self._connections: set[trio.socket.SocketType] = set()
+        self._first, self._last = trio.Event(), trio.Event()
+        self._telling = trio.Lock()
+
+    async def set_up(self) -> None:
+        """Go into the namespace, and make the way to the outside.
+
+        Raises:
+            GuestError: the services do not start, or no tap can be made.
+        """
+        await self._hear("bridge")
+        assert self._process.init_pid is not None
+        self._maker.enter(self._process.init_pid)
+        self._tap, self._frames = self._maker.uplink()
+        await self._control.send_all(b"uplink\n")
+        await self._hear("ready")
+
+    async def _hear(self, word: str) -> None:
+        """Wait until lan.sh tells something."""
+        if await self._control.receive_some(_CHUNK) != f"{word}\n".encode():
+            raise GuestError(f"the services of the LAN do not start {await self._end()}")
+
+    async def _end(self) -> str:
+        """Wait for the end of the services, and tell how it came."""
+        await self._native.collect()
+        code = await self._process.wait()
+        said = f": {printable(self._native.last_words)}" if self._native.tail else ""
+        return f"(exit status {code}){said}"
+
+    @asynccontextmanager
+    async def outside(self) -> AsyncIterator[None]:
+        """Run the helper that makes the guests' connections outside."""
+        close_off = partial(frame_filter.install_on_tap, self._tap, NAMESERVER_ADDRESS)
+        try:
+            async with uplink(self._tap, self._frames, close_off, self.tell):
+                yield
+        finally:
+            os.close(self._tap)
+            self._frames.close()
+
+    async def watch(self) -> None:
+        """Tell the guests if the services end, and raise an error."""
+        ended = f"the services of its LAN have ended {await self._end()}"
+        self.tell(ended)
+        raise GuestError(ended)
+
+    def tell(self, text: str) -> None:
+        """Tell the users of all guests something about the LAN."""
+        for connection in self._connections:
+            # One that does not read is about to end.
+            with suppress(OSError):
+                os.write(connection.fileno(), encode(Event(0, "told", {"text": text})))
+
+    async def serve(self, listener: trio.socket.SocketType) -> None:
+        """Take guests in until the last one has left; then `listener` is closed."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._accept, listener, nursery)
+            with trio.move_on_after(_FIRST_GUEST_SECONDS):
+                await self._first.wait()
+            if self._connections:
+                await self._last.wait()
+            # At once, so that a guest that comes now has a LAN of its own made.
+            listener.close()
+            nursery.cancel_scope.cancel()
+
+    async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            connection, _ = await listener.accept()
+            nursery.start_soon(self._attend, connection)
+
+    async def _attend(self, connection: trio.socket.SocketType) -> None:
+        """Serve one guest until its process ends or lets go of its card."""
+        with connection:
+            if credentials(connection).user != os.geteuid():
+                return
+            self._connections.add(connection)
+            self._first.set()
+            try:
+                await self._have_guest(connection)
+            except (ConnectionError, RemoteControlError):
+                pass
+            except P2pcloopError as err:
+                with suppress(OSError):
+                    await connection.send(encode(Failure(0, err)))
+            finally:
+                self._connections.discard(connection)
+                if not self._connections:
+                    self._last.set()
+
+    async def _have_guest(self, connection: trio.socket.SocketType) -> None:
+        """Give a guest a card, and keep its place until it has left.
+
+        Raises:
+            UsageError: there is no place, or it asks for something else.
+            GuestError: no card can be made.
+        """
+        guest = await _name_of_guest(connection)
+        number, tap = self._take_place()
+        slot = self._plan.slot(number)
+        try:
+            # The descriptor is not kept here: the card ends with the guest.
+            with os.fdopen(tap, "rb", buffering=0):
+                self._guests[guest] = slot
+                await self._name_guests()
+                facts = {
+                    "mac": slot.mac,
+                    "mtu": MTU,
+                    "addresses": asdict(self._plan.addresses(slot)),
+                }
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [tap]))
+                await connection.sendmsg([encode(Event(0, "card", facts))], [rights])
+            while await connection.recv(_CHUNK):
+                pass
+        finally:
+            self._free.append(number)
+            if self._guests.get(guest) == slot:
+                del self._guests[guest]
+        await self._name_guests()
+
+    def _take_place(self) -> tuple[int, int]:
+        """A free place, and the tap of it."""
+        for _ in range(len(self._free)):
+            number = self._free.popleft()
+            try:
+                return number, self._maker.card(self._plan.slot(number).interface)
+            except BusyError:  # a killed guest still lets go of its card
+                self._free.append(number)
+            except BaseException:
+                self._free.append(number)
+                raise
+        raise UsageError(
+            f"each of the LAN's {len(SLOTS)} addresses has a guest",
+            hint="end a guest, or boot this one in another LAN: `--net lan:NAME`",
+        )
+
+    async def _name_guests(self) -> None:
+        """Have dnsmasq know the guests by their names."""
+        async with self._telling:
+            lines = [*self._plan.hosts(self._guests), "."]
+            with suppress(trio.BrokenResourceError):
+                await self._control.send_all("".join(f"{line}\n" for line in lines).encode())
+                if await self._control.receive_some(_CHUNK):
+                    return
+            # The services have ended: `watch` tells it, and ends all of this.
+            await trio.sleep_forever()
+
+
+async def _name_of_guest(connection: trio.socket.SocketType) -> str:
+    receiver = ControlReceiver()
+    while data := await connection.recv(_CHUNK):
+        match receiver.receive(data):
+            case [Request(_, "join", {"guest": str(name)})] if is_guest_name(name):
+                return name
+            case []:
+                continue
+        break
+    raise UsageError("this LAN's process understands no such request")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

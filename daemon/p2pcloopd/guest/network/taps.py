@@ -1,0 +1,110 @@
+"""Taps: network cards whose frames a program reads and writes by a descriptor.
+
+A tap that is not persistent is gone once its last descriptor is closed, however its holder ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+# linux/if_tun.h, linux/sockios.h, linux/if.h
+_TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
+_TAP, _NO_HEADER = 0x0002, 0x1000
+_GET_FLAGS, _SET_FLAGS, _SET_MTU, _GET_MTU = 0x8913, 0x8914, 0x8922, 0x8921
+_GET_INDEX, _ADD_TO_BRIDGE = 0x8933, 0x89A2
+_ETHTOOL, _GET_DRIVER, _DRIVER_SIZE = 0x8946, 3, 196
+_UP = 1
+_NAME_SIZE = 16
+_REQUEST = struct.Struct(f"{_NAME_SIZE}s24x")
+"""struct ifreq."""
+
+
+def open_tap(template: str, mtu: int, bridge: str | None = None) -> int:
+    """Make a tap in the network namespace of this process, and set it up.
+
+    Args:
+        template: its name, in which the kernel replaces `%d` by the first free number.
+        mtu: bytes of its longest IP packet.
+        bridge: an interface that it becomes a port of.
+
+    Returns:
+        Its descriptor, from which frames are read one by one; a guest's kernel may have it.
+
+    Raises:
+        OSError: the kernel refused; nothing remains.
+    """
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        request = struct.pack(f"{_NAME_SIZE}sH22x", template.encode(), _TAP | _NO_HEADER)
+        name = fcntl.ioctl(tap, _TUNSETIFF, request)[:_NAME_SIZE].rstrip(b"\0")
+        forget_offloads(tap)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            _set(sock, _SET_MTU, name, mtu)
+            if bridge is not None:
+                _set(sock, _ADD_TO_BRIDGE, bridge.encode(), _get(sock, _GET_INDEX, name))
+            # Only now: it has no moment at which it is up, and not in the bridge.
+            _set(sock, _SET_FLAGS, name, _get(sock, _GET_FLAGS, name) & 0xFFFF | _UP)
+    except BaseException:
+        os.close(tap)
+        raise
+    return tap
+
+
+def forget_offloads(tap: int) -> None:
+    """Forget what an earlier reader of the tap could do (checksums, long segments): UML can do
+    nothing of it, and connections of a guest after a reboot would hang."""
+    fcntl.ioctl(tap, _TUNSETOFFLOAD, 0)
+
+
+def is_bridge(name: str) -> bool:
+    """Whether an interface is a bridge, by the name of its driver (SIOCETHTOOL). /sys would tell of
+    the network namespace in which it was mounted, which may be another one.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    told = ctypes.create_string_buffer(struct.pack("=I", _GET_DRIVER), _DRIVER_SIZE)
+    request = struct.pack(f"{_NAME_SIZE}sP16x", name.encode(), ctypes.addressof(told))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            fcntl.ioctl(sock, _ETHTOOL, request)
+        except OSError as err:
+            if err.errno == errno.EOPNOTSUPP:  # as the loopback says
+                return False
+            raise
+    return told.raw[4:36].rstrip(b"\0") == b"bridge"
+
+
+def is_up(name: str) -> bool:
+    """Whether an interface is set up.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return bool(_get(sock, _GET_FLAGS, name.encode()) & _UP)
+
+
+def interface_mtu(name: str) -> int:
+    """Bytes of the longest IP packet of an interface.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return _get(sock, _GET_MTU, name.encode())
+
+
+def _get(sock: socket.socket, number: int, name: bytes) -> int:
+    answer = fcntl.ioctl(sock, number, _REQUEST.pack(name))
+    (value,) = struct.unpack_from("=i", answer, _NAME_SIZE)
+    return int(value)
+
+
+def _set(sock: socket.socket, number: int, name: bytes, value: int) -> None:
+    fcntl.ioctl(sock, number, struct.pack(f"={_NAME_SIZE}si20x", name, value))

@@ -1,0 +1,223 @@
+"""Guests of one LAN, and guests on a bridge of their machine, in network namespaces."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from bench.links.network import Host, fast_pair, why_not
+from p2pcloopd.guest.system.addresses import MTU
+from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, unpacked_kernel
+from tests.support.programs import Node, Nodes, descendants
+from tests.support.waiting import BOUND, wait_until
+from tools.tiny_image import build_tiny_image
+
+_WHY_NOT = why_not()
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(_WHY_NOT is not None, reason=f"no namespaces here: {_WHY_NOT}"),
+]
+
+PORT = 5001
+
+SERVER = """
+import socket, sys
+with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
+    print("ready", flush=True)
+    while True:
+        with listener.accept()[0] as connection:
+            connection.sendall(b"outside\\n")
+"""
+
+
+@pytest.fixture(params=["system", "unpacked"])
+def kernel(request: pytest.FixtureRequest) -> Path:
+    if request.param == "system":
+        return SYSTEM_KERNEL
+    if not unpacked_kernel().exists():
+        pytest.skip("there is no newer kernel: tools/get-uml-kernel unpacks one")
+    return unpacked_kernel()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Host, Host]]:
+    with fast_pair() as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def node(nodes: Nodes, pair: tuple[Host, Host]) -> Node:
+    return nodes.make(inside=pair[0].inside)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / "tiny.img"
+    build_tiny_image(path)
+    return path
+
+
+def words(image: Path, network: str, *more: str | Path) -> list[str | Path]:
+    """The words of a `run`, up to its options."""
+    return ["run", image, "--net", network, "--mem", "64M", *more]
+
+
+@contextmanager
+def serving(host: Host, address: str) -> Iterator[None]:
+    """A server on a host, while the context lasts."""
+    argv = [*host.inside, sys.executable, "-c", SERVER, address, str(PORT)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            server.kill()
+
+
+SAYS = f"nc -ll -p {PORT} -e cat /proc/sys/kernel/ostype & echo ready; cat"
+
+ASKS = """
+    nc -w 9 web.lan {port} </dev/null
+    nc -w 9 {far} {port} </dev/null
+    for address in 10.0.2.2 127.0.0.1 10.88.0.1 {near}; do
+        if nc -w 2 $address {port} </dev/null >/dev/null 2>&1; then echo reached $address; fi
+    done
+    printf '#!/bin/sh\\nenv\\n' >/tmp/told
+    chmod 755 /tmp/told
+    udhcpc -f -n -q -i vec0 -s /tmp/told 2>/dev/null | grep -E '^(ip|router|dns|domain|mtu)=' | sort
+    cat /sys/class/net/vec0/mtu
+"""
+
+
+def test_guests_find_each_other_and_the_outside_but_not_this_machine(
+    node: Node, image: Path, kernel: Path, pair: tuple[Host, Host]
+) -> None:
+    near, far = pair
+    asks = ASKS.format(port=PORT, near=near.address, far=far.address)
+    web = words(image, "lan", "--name", "web", "--kernel", kernel)
+    with (
+        serving(far, far.address),
+        serving(near, "0.0.0.0"),
+        node.started(*web, "--", "sh", "-c", SAYS, stdin=subprocess.PIPE) as guest,
+    ):
+        assert guest.stdout is not None
+        assert guest.stdout.readline() == "ready\n"
+        [shown] = node.json("ps")["guests"]
+        assert (shown["name"], shown["network"], shown["address"]) == ("web", "lan", "10.88.0.2")
+        said = node.run(*words(image, "lan", "--kernel", kernel), "--", "sh", "-c", asks).out
+        guest.communicate(timeout=BOUND)
+    lease = ["dns=10.88.0.1", "domain=lan", "ip=10.88.0.3", "router=10.88.0.1"]
+    assert said.splitlines() == ["Linux", "outside", *lease, str(MTU)]
+
+
+def test_a_lan_outlives_the_guest_that_made_it(node: Node, image: Path) -> None:
+    """It is killed, with all that it started."""
+    first = words(image, "lan:class", "--name", "first")
+    second = words(image, "lan:class", "--name", "second")
+    script = f"{SAYS} >/dev/null; ping -c 1 -w 20 10.88.0.1 >/dev/null && nslookup second.lan"
+    with node.started(*first, "--", "sh", "-c", SAYS, stdin=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+        with node.started(*second, "--", "sh", "-c", script, stdin=subprocess.PIPE) as two:
+            wait_until(lambda: len(node.json("ps")["guests"]) == 2)
+            for process in descendants(one.pid):
+                process.kill()
+            out, err = two.communicate(timeout=BOUND)
+    assert (two.returncode, err) == (0, "")
+    assert "Address: 10.88.0.3" in out
+
+
+@pytest.fixture
+def bridge(pair: tuple[Host, Host], tmp_path: Path) -> Iterator[Host]:
+    """A host with a bridge br0, where a DHCP server of others answers."""
+    host = pair[0]
+
+    def ip(*arguments: str) -> None:
+        subprocess.run([*host.inside, "ip", *arguments], check=True)
+
+    ip("link", "add", "br0", "type", "bridge")
+    ip("address", "add", "192.168.77.1/24", "dev", "br0")
+    ip("link", "set", "br0", "up")
+    server = [*host.inside, "dnsmasq", "-k", "-C", "/dev/null", "--port=0", "--interface=br0"]
+    server += ["--dhcp-range=192.168.77.10,192.168.77.20,1h", "--dhcp-option=6,192.168.77.9"]
+    server += [f"--dhcp-leasefile={tmp_path / 'leases'}", "--user=root", "--log-facility=-"]
+    server += ["--pid-file", "--bind-interfaces", "--no-ping"]
+    with subprocess.Popen(server, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"started" in process.stderr.readline()
+        try:
+            yield host
+        finally:
+            process.kill()
+            ip("link", "delete", "br0")
+
+
+def taps(host: Host) -> str:
+    shown = [*host.inside, "ip", "-o", "link", "show", "type", "tun"]
+    return subprocess.run(shown, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_a_guest_on_a_bridge_has_an_address_of_that_network(
+    node: Node, image: Path, kernel: Path, bridge: Host
+) -> None:
+    script = "ip -o -4 address show vec0; ip route; cat /etc/resolv.conf; cat; ip -o link show vec0"
+    run = words(image, "bridge:br0", "--name", "g1", "--kernel", kernel)
+    macs = set()
+    for end in ("in order", "killed"):
+        with node.started(*run, "--", "sh", "-c", script, stdin=subprocess.PIPE) as guest:
+            assert guest.stdout is not None
+            assert re.search(r"inet 192\.168\.77\.1\d/24", guest.stdout.readline())
+            assert "default via 192.168.77.1 dev vec0" in guest.stdout.readline()
+            guest.stdout.readline()
+            assert guest.stdout.readline() == "nameserver 192.168.77.9\n"
+            macs |= set(re.findall("master br0 .* link/ether (\\S+)", taps(bridge)))
+            assert macs
+            [shown] = node.json("ps")["guests"]
+            assert (shown["network"], shown["address"]) == ("bridge:br0", None)
+            if end == "killed":
+                guest.send_signal(signal.SIGKILL)
+            out, _ = guest.communicate(timeout=BOUND)
+        wait_until(lambda: not taps(bridge))
+        assert ("link/ether 02:" in out) == (end == "in order")
+
+
+def test_a_bridge_without_a_dhcp_server_leaves_the_guest_without_an_address(
+    node: Node, image: Path, pair: tuple[Host, Host], tmp_path: Path
+) -> None:
+    inside, log = pair[0].inside, tmp_path / "console"
+    subprocess.run([*inside, "ip", "link", "add", "br1", "type", "bridge"], check=True)
+    subprocess.run([*inside, "ip", "link", "set", "br1", "up"], check=True)
+    try:
+        run = words(image, "bridge:br1", "--console", log)
+        assert node.run(*run, "--", "sh", "-c", "ip -4 -o address show vec0").out == ""
+    finally:
+        subprocess.run([*inside, "ip", "link", "delete", "br1"], check=True)
+    assert "no DHCP server answers" in log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says", "hint"),
+    [
+        (["bridge:br9"], 7, "no interface br9", "it has eth0"),
+        (["bridge:eth0"], 10, "the interface eth0 is no bridge", "--net bridge:br0"),
+        (["bridge:"], 2, "cannot be the name of an interface", "ip link show type bridge"),
+        (["lan:UP"], 2, "'UP' cannot be the name of a LAN", "a to z"),
+        (["ether"], 2, "--net 'ether' is no network", "give none, user, lan"),
+        (["lan", "--port", "2222:22"], 2, "--port needs", "--net user"),
+    ],
+)
+def test_a_network_that_cannot_be_changes_nothing(
+    node: Node, image: Path, options: list[str], code: int, says: str, hint: str
+) -> None:
+    said = node.run("run", image, "--net", *options, "--", "true", code=code).err
+    assert says in said
+    assert hint in said
+    assert not node.root.exists()

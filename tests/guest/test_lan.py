@@ -1,0 +1,229 @@
+"""A LAN of guests without guests: frames at their taps, in a network namespace of the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.skipif(
+        not os.access("/dev/net/tun", os.R_OK | os.W_OK),
+        reason="this user cannot use /dev/net/tun: run it as root",
+    ),
+]
+
+CHECKOUT = Path(__file__).parents[2]
+
+BEGIN = """
+import json, os, socket, subprocess, sys
+import trio
+from contextlib import suppress
+from pathlib import Path
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.store.home import Home
+from p2pcloopd.guest.network.lan import joined
+from p2pcloopd.guest.network import frame_filter, lan
+from tests.support.frames import ARP, EVERYBODY, IPV4, Station
+from tests.support.programs import descendants
+from tests.support.lans import PORT, Wire, content, ip, kind_of, own_lan, until
+
+home = Home.at(Path(sys.argv[1]))
+"""
+
+
+def in_a_namespace(program: str, scratch: Path, *words: str) -> Any:
+    """What a program prints as JSON that runs in a network namespace of its own."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    done = subprocess.run(
+        ["unshare", "--net", *user, sys.executable, "-c", BEGIN + program, scratch / "h", *words],
+        cwd=CHECKOUT, stdout=subprocess.PIPE, timeout=120, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+TOGETHER = """
+with joined(home, "lan", "g1") as first, joined(home, "lan", "g2") as second:
+    one, two = Wire(first), Wire(second)
+    found = {"addresses": [one.addresses.guest, two.addresses.guest]}
+    request = one.station.arp_request(two.station.address)
+    one.send(request)
+    found["asked"] = request in two.frames()
+    one.udp(two.addresses.guest, PORT, b"hello", to=two.station.mac)
+    found["heard"] = next(filter(None, map(content, two.frames()))).decode()
+    found["names"] = [one.look_up("g2.lan"), two.look_up("g1.lan"), one.look_up("g9.lan")[0]]
+    with joined(home, "other", "g2") as third:
+        three = Wire(third)
+        three.send(three.station.arp_request(two.station.address))
+        found["elsewhere"] = three.look_up("g1.lan")[0]
+    # What the bridge took before this is there, too.
+    one.send(request)
+    found["then"] = sum(frame[12:14] == request[12:14] for frame in until(two, request))
+print(json.dumps(found))
+"""
+
+
+def test_guests_of_a_lan_find_each_other_and_those_of_another_do_not(tmp_path: Path) -> None:
+    here, there = "10.88.0.2", "10.88.0.3"
+    assert in_a_namespace(TOGETHER, tmp_path) == {
+        "addresses": [here, there],
+        "asked": True,
+        "heard": "hello",
+        "names": [[0, there], [0, here], 3],
+        "elsewhere": 3,
+        "then": 1,
+    }
+
+
+SPOOFED = """
+with joined(home, "lan", "g1") as first, joined(home, "lan", "g2") as second:
+    one, two = Wire(first), Wire(second)
+    mac, address = one.station.mac, one.station.address
+    senders = {
+        "own": one.station,
+        "address": Station(mac, two.station.address),
+        "gateway": Station(mac, socket.inet_aton(one.addresses.gateway)),
+        "mac": Station(two.station.mac, address),
+        "outside": Station(mac, socket.inet_aton("192.0.2.1")),
+    }
+    for name, station in senders.items():
+        one.udp(two.addresses.guest, PORT, name.encode(), to=two.station.mac, station=station)
+        one.send(station.arp_request(two.station.address))
+    # What a false DHCP server would say, and IPv6.
+    offer = one.station.udp_datagram(67, PORT, b"offer")
+    one.packet(two.addresses.guest, socket.IPPROTO_UDP, offer, to=two.station.mac)
+    one.send(one.station.ethernet(EVERYBODY, 0x86DD, bytes(60)))
+    end = one.station.arp_request(two.station.address)
+    one.send(end)
+    frames = [frame for frame in until(two, end, 2)]
+    heard = [content(frame).decode() for frame in frames if content(frame)]
+    asked = [frame[22:32] == mac + address for frame in frames if kind_of(frame) == ARP]
+    other = [kind_of(frame) for frame in frames if kind_of(frame) not in (ARP, IPV4)]
+print(json.dumps([heard, asked, other]))
+"""
+
+
+def test_a_guest_sends_only_as_itself(tmp_path: Path) -> None:
+    assert in_a_namespace(SPOOFED, tmp_path) == [["own"], [True, True], []]
+
+
+OWN = """
+guarded, *addresses = sys.argv[2:]
+if guarded != "guarded":
+    frame_filter.install_on_tap = lambda *_: None
+ip("link", "set", "lo", "up")
+for address in ("192.0.2.1/24", "192.0.2.2/32", "169.254.169.254/32"):
+    ip("address", "add", address, "dev", "lo")
+ip("route", "add", "local", "203.0.113.0/24", "dev", "lo")
+ip("route", "add", "default", "dev", "lo")
+own_lan(home, "lan")
+with (
+    socket.create_server(("0.0.0.0", 0)) as tcp,
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    joined(home, "lan", "g1") as card,
+):
+    udp.bind(("0.0.0.0", 0))
+    wire = Wire(card)
+    for listener in (tcp, udp):
+        listener.setblocking(False)
+    found = {}
+    for address in addresses:
+        syn = wire.station.tcp_syn(PORT, tcp.getsockname()[1])
+        wire.packet(address, socket.IPPROTO_TCP, syn)
+        wire.udp(address, udp.getsockname()[1], b"hello")
+        wire.pass_helper()
+        found[address] = []
+        with suppress(BlockingIOError):
+            tcp.accept()[0].close()
+            found[address].append("tcp")
+        with suppress(BlockingIOError):
+            udp.recv(100)
+            found[address].append("udp")
+print(json.dumps(found))
+"""
+
+ADDRESSES = [
+    *("192.0.2.1", "192.0.2.2", "192.0.2.255", "203.0.113.9", "127.0.0.1", "0.0.0.0"),
+    *("169.254.169.254", "10.0.2.2", "10.0.2.3", "10.88.0.1"),
+]
+
+
+def test_no_frame_reaches_an_address_of_this_machine(tmp_path: Path) -> None:
+    found = in_a_namespace(OWN, tmp_path, "guarded", *ADDRESSES)
+    assert found == {address: [] for address in ADDRESSES}
+
+
+def test_it_is_the_filter_that_keeps_them_away(tmp_path: Path) -> None:
+    """Without it they are reached: the test above can fail."""
+    found = in_a_namespace(OWN, tmp_path, "open", *ADDRESSES)
+    for address in ("192.0.2.1", "192.0.2.2", "203.0.113.9"):
+        assert found[address] == ["tcp", "udp"], address
+
+
+KILLED = """
+def owners_processes(card):
+    return descendants(lan.credentials(card.owner).pid)
+
+def left():
+    # Links, rules, sockets and files of this namespace and of this home.
+    shown = "ip -o link; nft list ruleset; grep p2pcloop /proc/net/unix"
+    told = subprocess.run(["sh", "-c", shown], stdout=subprocess.PIPE)
+    return told.stdout, sorted(home.root.rglob("*"))
+
+before, names = left(), []
+with joined(home, "lan", "g1") as card:
+    count = len(owners_processes(card))
+for number in range(count):
+    with joined(home, "lan", "g1") as card, joined(home, "lan", "g2"):
+        processes = owners_processes(card)
+        assert len(processes) == count, processes
+        names.append(Path(f"/proc/{processes[number].pid}/comm").read_text().strip())
+        processes[number].kill()
+    for process in processes:
+        process.wait()
+    assert left() == before, (names, left(), before)
+print(json.dumps(names))
+"""
+
+
+def test_nothing_is_left_whichever_process_is_killed(tmp_path: Path) -> None:
+    names = in_a_namespace(KILLED, tmp_path)
+    assert {"bwrap", "dnsmasq", "libslirp-helper"} < {*names}
+
+
+TOLD = """
+with joined(home, "lan", "g1") as card:
+    processes = {
+        Path(f"/proc/{process.pid}/comm").read_text().strip(): process
+        for process in descendants(lan.credentials(card.owner).pid)
+    }
+    said = []
+    async def follow():
+        await card.follow(said.append)
+        said.append("end")
+    async def main():
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(follow)
+                processes["libslirp-helper"].kill()
+                while not said:
+                    await trio.sleep(0.01)
+                with joined(home, "lan", "g2") as other:
+                    assert other.addresses.guest == "10.88.0.3"
+                processes["dnsmasq"].kill()
+    trio.run(main)
+print(json.dumps(said))
+"""
+
+
+def test_guests_are_told_what_becomes_of_their_lan(tmp_path: Path) -> None:
+    said = in_a_namespace(TOLD, tmp_path)
+    assert said[0].startswith("has no network any more: its helper ended (exit status 137)")
+    assert said[1].startswith("the services of its LAN have ended")
+    assert said[2:] == ["is on its own now: the process that had its LAN has ended", "end"]
