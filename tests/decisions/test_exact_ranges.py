@@ -62,6 +62,7 @@ async def test_two_readers_of_a_range_share_a_request(world: World) -> None:
 
 async def test_a_range_beside_a_piece_that_is_here_comes_by_its_pieces(world: World) -> None:
     async with world.torrent(mirrors=1, peer=True) as it:
+        it.swarm.connected()
         it.expect([5])
         await world.advance()
         it.swarm.send(5)
@@ -73,6 +74,7 @@ async def test_a_range_beside_a_piece_that_is_here_comes_by_its_pieces(world: Wo
 
 async def test_a_piece_that_a_peer_was_asked_for_is_awaited(world: World) -> None:
     async with world.torrent(mirrors=1, peer=True) as it:
+        it.swarm.connected()
         it.expect([5])
         await world.advance()
         task = it.read(HERE.start, len(HERE))
@@ -184,6 +186,7 @@ async def test_a_guess_comes_by_its_exact_bytes_and_is_kept(world: World) -> Non
 
 async def test_of_a_piece_that_is_here_in_part_the_rest_alone_is_asked_for(world: World) -> None:
     async with world.torrent(mirrors=1, peer=True) as it:
+        it.swarm.connected()
         it.read(HERE.start, len(HERE))
         await world.advance(0.1)
         it.expect([5, 6])

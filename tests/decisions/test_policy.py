@@ -232,6 +232,38 @@ RANGES = {
         [range(16), range(16, 20)],
     ),
     "a peer may come": (decide(fill(1), servers_ready_at=-INF), []),
+    "the one known peer may come": (
+        decide(*map(ahead, range(20)), servers_ready_at=-INF, sole_peer=True),
+        [range(8)],
+    ),
+    "the one known peer may come, a guest waits": (
+        decide(*map(ahead, range(20)), servers_ready_at=-INF, sole_peer=True, reader_waits=True),
+        [range(4)],
+    ),
+    "the one known peer was asked for some": (
+        decide(ahead(0, asked=True), ahead(1, asked=True), ahead(2), servers_ready_at=-INF,
+               sole_peer=True, requested={0}),
+        [range(1, 3)],
+    ),
+    "the one known peer may come, a request is under way": (
+        decide(*map(ahead, range(20)), servers_ready_at=-INF, sole_peer=True,
+               flights=[flight(40, exact=False)]),
+        [],
+    ),
+    "the one known peer may come, no server is ready": (
+        decide(*map(ahead, range(20)), servers_ready_at=NOW + 1, sole_peer=True),
+        [],
+    ),
+    "the one known peer sends": (
+        decide(*map(ahead, range(20)), servers_ready_at=-INF, sole_peer=True, **SENDS),
+        [],
+    ),
+    "the one known peer is connected": (
+        decide(*map(ahead, range(20)), servers_ready_at=-INF, sole_peer=True,
+               peers_connected=True),
+        [],
+    ),
+    "several peers may come": (decide(*map(ahead, range(20)), servers_ready_at=-INF), []),
     "a peer may come, a second passed": (
         decide(fill(1), servers_ready_at=-INF, wanted_since=NOW - 1),
         [range(1, 2)],

@@ -55,6 +55,22 @@ async def test_peers_that_may_come_have_a_second(world: World) -> None:
         assert len(it.mirror.asked) > 0
 
 
+async def test_what_is_read_ahead_comes_from_a_mirror_until_the_one_peer_is_connected(
+    world: World,
+) -> None:
+    async with world.torrent(mirrors=1) as it:
+        it.mirror.delay = 0.3
+        it.expect(range(1, 64))
+        await world.advance(0.4)
+        first, second = it.mirror.asked
+        assert first == range(PIECE, 2 * PIECE)
+        assert len(second) == 8 * PIECE
+        it.swarm.connected()
+        await world.advance(0.4)
+        assert len(it.mirror.asked) == 2
+        assert len(it.swarm.wanted) == 8
+
+
 async def test_mirrors_are_asked_at_once_where_no_peer_may_come(world: World) -> None:
     async with world.torrent(mirrors=1, named=False) as it:
         it.fetch()

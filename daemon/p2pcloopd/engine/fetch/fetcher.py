@@ -132,6 +132,7 @@ class Fetcher:
             bytes_at=self._peers.bytes_at,
             peers_hopeful=self._peers.hopeful(),
             peers_connected=self._peers.connected,
+            sole_peer=self._peers.sole,
             peers_silent=self._silent,
             nudged_at=self._nudged_at,
             exact_ready_at=ranges.exact_ready_at(),

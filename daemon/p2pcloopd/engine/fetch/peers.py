@@ -133,6 +133,12 @@ class Peers:
         """Whether any peer is."""
         return bool(self._connected)
 
+    @property
+    def sole(self) -> bool:
+        """Whether no more than one peer is known, and no tracker to ask for others."""
+        most = max(len(self._connected), len(self.sources.peers))
+        return most <= 1 and not self.sources.trackers
+
     def hopeful(self) -> bool:
         """Whether a peer is connected, or one that was named may be yet."""
         return self.connected or any(peer.error is None for peer in self.tried())

@@ -31,6 +31,7 @@ Some of what is planned for peers is asked of servers instead:
     peers                                        HTTP servers are asked for
     -------------------------------------------  ------------------------------------------------
     none is connected, or all are silent         all of it, most urgent first, 4 ranges at once
+    the only one known is being connected to     what is read ahead next, one window at a time
     send, and a server is a web seed             half of what is wanted next, and what is late
     send, in a crowd or from mirrors alone       nothing
 
@@ -229,10 +230,12 @@ def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
     send, ready = _peers_send(view, tuning, made), view.servers_ready_at
     made.wake(ready if ready > view.now else math.inf)
     beside = send and view.seeds and not view.crowd
-    if send and not beside:
-        return
     told = made.peers.keys() - made.exact
     free = [want for want in view.wants if want.piece in told and want.flight is None]
+    if send and not beside:
+        if ready <= view.now:
+            _begin_with_server(view, tuning, made, free)
+        return
     if beside:
         _keep_for_seed(view, tuning, made, free)
     if ready > view.now:
@@ -242,7 +245,25 @@ def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
         return
     candidates = list(_candidates(view, tuning, made, free, beside=beside))
     flying = sum(not flight.exact for flight in view.flights)
-    made.ranges = list(runs_of(candidates, tuning.server_concurrency - flying, view.range_pieces))
+    _ask_servers(made, runs_of(candidates, tuning.server_concurrency - flying, view.range_pieces))
+
+
+def _begin_with_server(view: View, tuning: Tuning, made: Plan, free: Sequence[Want]) -> None:
+    """Ask a server for what a guest wants next while the one known peer is being connected to: that
+    takes some tenths of a second. Where others may come, this would be sent to each of them."""
+    heard = view.now - view.peers_heard_at < tuning.silent
+    if heard or view.crowd or view.peers_connected or not view.sole_peer:
+        return
+    if any(not flight.exact for flight in view.flights):
+        return
+    next_ones = (want for want in free if want.ahead and not _asked_of_peer(view, want))
+    there = [want for want in next_ones if want.absent_until <= view.now]
+    _ask_servers(made, runs_of(there, 1, max(1, view.window // view.piece_length)))
+
+
+def _ask_servers(made: Plan, runs: Iterable[range]) -> None:
+    """Have servers asked for these ranges, and peers for nothing of them."""
+    made.ranges = list(runs)
     for run in made.ranges:
         for piece in run:
             made.peers.pop(piece, None)

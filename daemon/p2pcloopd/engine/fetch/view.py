@@ -26,6 +26,7 @@ class View:
         peers_heard_at: when a peer sent content last; bytes_at: when anything did.
         peers_hopeful: a peer is connected, or one that was named may be yet.
         peers_connected: a peer is connected.
+        sole_peer: no more than one peer is known, and no tracker to ask for others.
         peers_silent: what the last plan said of it.
         nudged_at: when what stalls was asked for anew.
 
@@ -57,6 +58,7 @@ class View:
     bytes_at: float = -math.inf
     peers_hopeful: bool = False
     peers_connected: bool = False
+    sole_peer: bool = False
     peers_silent: bool = False
     nudged_at: float = -math.inf
 
