@@ -60,8 +60,8 @@ BELOW_DAEMON = {
         *("entry", "programs"),
     },
     "guest/channel": {
-        *("guest.channel", "guest.console", "guest.ports", "block", "control_client"),
-        *("control_server", "entry"),
+        *("guest.channel", "guest.console", "guest.ports", "guest.system", "block"),
+        *("control_client", "control_server", "entry"),
     },
     "guest/console": {"guest.console", "control_client", "entry"},
 }

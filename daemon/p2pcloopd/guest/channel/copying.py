@@ -1,0 +1,253 @@
+"""Copies files and directories between this machine and a guest, through commands in the guest.
+
+What a copy makes of a name is as with `podman cp`: a directory that is there gets the source as a
+part of it, a name that is not there becomes the copy, and a source that ends with `/.` is the
+content of a directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
+from typing import BinaryIO, NoReturn, Protocol
+
+import trio
+
+from p2pcloop.errors import (
+    FormatError,
+    GuestError,
+    MismatchError,
+    NotHereError,
+    StorageError,
+    storage_error,
+)
+from p2pcloopd.guest.channel.tree import Unpacker, pack_tree, read_file
+from p2pcloopd.guest.system.scripts import script
+
+_MAX_SAID = 4096
+_MAX_HEAD = 64
+_NOT_THERE, _OTHER_KIND = 3, 4
+_PERMISSIONS = 0o777
+
+LeaveOut = Callable[[str], None]
+"""Told what is not copied, and why."""
+
+
+class Command(Protocol):
+    """A command in a guest, as `RemoteCommand` is."""
+
+    async def write(self, data: bytes) -> bool: ...
+
+    async def end_input(self) -> None: ...
+
+    async def read(self, *, error: bool) -> bytes: ...
+
+    async def wait(self) -> int: ...
+
+
+class Start(Protocol):
+    """Runs a script in a guest, by busybox, as `remote_command` does."""
+
+    def __call__(self, words: Sequence[bytes], /) -> AbstractAsyncContextManager[Command]: ...
+
+
+async def copy_out(start: Start, source: str, target: str, leave_out: LeaveOut) -> None:
+    """Copy from a guest to this machine.
+
+    Args:
+        start: runs a script in the guest.
+        source: a path in the guest.
+        target: a path of this machine.
+        leave_out: told what is not copied.
+
+    Raises:
+        NotHereError: there is no such file in the guest, or no directory for it here.
+        MismatchError: a file was to replace a directory, or the other way round.
+        FormatError: the guest sent something else.
+        StorageError: this machine's system refused.
+        GuestError: the guest could not read it.
+    """
+    receiver = _Receiver(source, target, leave_out)
+    words = [script("copy-out").encode(), b"sh", os.fsencode(source)]
+    try:
+        async with start(words) as command:
+            await command.end_input()
+            code, said = await _finish(command, receiver.feed)
+            if code:
+                _raise(code, said, "read")
+        receiver.finish()
+    except OSError as err:
+        raise storage_error(f"cannot write {err.filename or target}", err) from err
+    finally:
+        receiver.close()
+
+
+async def copy_in(start: Start, source: str, target: str, leave_out: LeaveOut) -> None:
+    """Copy from this machine to a guest; arguments and errors are those of `copy_out`."""
+    facts, data = _outgoing(source, leave_out)
+    words = [script("copy-in"), "sh", target, *facts]
+    async with start([os.fsencode(word) for word in words]) as command:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_send, command, data)
+            code, said = await _finish(command, lambda _data: None)
+            nursery.cancel_scope.cancel()
+        if code:
+            _raise(code, said, "write")
+
+
+def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], Iterator[bytes]]:
+    """What copy-in.sh is told of a source, behind the target: kind, name, mode and size. And its
+    content."""
+    path = Path(source)
+    try:
+        found = path.stat()
+    except OSError as err:
+        raise NotHereError(f"cannot copy {source}: {err.strerror}") from err
+    name = posixpath.basename(posixpath.normpath(path.absolute()))
+    if stat.S_ISDIR(found.st_mode):
+        kind = "content" if _names_content(source) else "directory"
+        return [kind, name, "0", "0"], pack_tree(path, leave_out)
+    if stat.S_ISREG(found.st_mode):
+        facts = ["file", name, f"{stat.S_IMODE(found.st_mode):o}", str(found.st_size)]
+        return facts, read_file(path, found.st_size)
+    raise MismatchError(f"{source} is neither a file nor a directory")
+
+
+async def _send(command: Command, data: Iterator[bytes]) -> None:
+    try:
+        for piece in data:
+            if not await command.write(piece):  # it has ended, and says why
+                return
+    except OSError as err:
+        raise storage_error(f"cannot read {err.filename}", err) from err
+    await command.end_input()
+
+
+async def _finish(command: Command, take: Callable[[bytes], None]) -> tuple[int, str]:
+    """Hand on what a command prints until it has ended; its exit code and complaints."""
+    said = b""
+
+    async def listen() -> None:
+        nonlocal said
+        while data := await command.read(error=True):
+            said = (said + data)[:_MAX_SAID]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        while data := await command.read(error=False):
+            take(data)
+        code = await command.wait()
+    return code, said.decode(errors="replace").strip()
+
+
+def _raise(code: int, said: str, what: str) -> NoReturn:
+    """Raise what a script in a guest has ended with."""
+    if code == _NOT_THERE:
+        raise NotHereError(f"the guest cannot {what} it: {said}")
+    if code == _OTHER_KIND:
+        raise MismatchError(f"the guest cannot {what} it: {said}")
+    if os.strerror(errno.ENOSPC) in said:
+        raise StorageError(
+            f"the guest has no room for it: {said}",
+            errno=errno.ENOSPC,
+            hint="what had come by then is there",
+        )
+    raise GuestError(f"the guest could not {what} all of it: {said or f'exit code {code}'}")
+
+
+class _Receiver:
+    """Makes files of this machine of what copy-out.sh prints."""
+
+    def __init__(self, source: str, target: str, leave_out: LeaveOut) -> None:
+        self._source = source
+        self._target = target
+        self._leave_out = leave_out
+        self._head: bytes | None = b""
+        self._file: BinaryIO | None = None
+        self._new: Path | None = None
+        self._unpacker: Unpacker | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes; errors as for `copy_out`, and OSError."""
+        if self._head is not None:
+            head, newline, data = (self._head + data).partition(b"\n")
+            if len(head) > _MAX_HEAD:
+                raise FormatError("the guest sent something else than a file")
+            self._head = None if newline else head
+            if not newline:
+                return
+            self._begin(head.split())
+        if self._unpacker is not None:
+            self._unpacker.feed(data)
+        elif self._file is not None:
+            self._file.write(data)
+
+    def finish(self) -> None:
+        """Record that all has come."""
+        if self._head is not None:
+            raise FormatError("the guest sent nothing")
+        if self._unpacker is not None:
+            self._unpacker.finish()
+        elif self._file is not None:
+            self._file.flush()
+        self._new = None
+
+    def close(self) -> None:
+        """Close what is open. A new file that is not complete is removed."""
+        if self._unpacker is not None:
+            self._unpacker.close()
+        if self._file is not None:
+            with suppress(OSError):  # it was told at `finish`
+                self._file.close()
+        if self._new is not None:
+            self._new.unlink(missing_ok=True)
+
+    def _begin(self, words: list[bytes]) -> None:
+        match words:
+            case [b"file", mode] if mode.isdigit() and not mode.strip(b"01234567"):
+                self._open_file(int(mode, 8) & _PERMISSIONS)
+            case [b"directory"]:
+                self._open_directory()
+            case _:
+                raise FormatError("the guest sent something else than a file")
+
+    def _open_file(self, mode: int) -> None:
+        path = Path(self._target)
+        if path.is_dir():
+            path /= self._name()
+        elif self._target.endswith("/"):
+            raise NotHereError(f"there is no directory {self._target}")
+        if path.is_dir():
+            raise MismatchError(f"{path} is a directory, and cannot become a file")
+        is_new = not path.exists()
+        self._file = open(path, "wb")  # noqa: SIM115  closed by `close`
+        if is_new:
+            self._new = path
+            os.fchmod(self._file.fileno(), mode)
+
+    def _open_directory(self) -> None:
+        path = Path(self._target)
+        if path.is_dir() and not _names_content(self._source):
+            path /= self._name()
+        is_new = not path.is_dir()
+        if is_new:
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                raise MismatchError(f"{path} is no directory, and cannot become one") from None
+            except FileNotFoundError:
+                raise NotHereError(f"there is no directory {path.parent}") from None
+        self._unpacker = Unpacker(path, self._leave_out, is_new=is_new)
+
+    def _name(self) -> str:
+        return posixpath.basename(posixpath.normpath(self._source))
+
+
+def _names_content(source: str) -> bool:
+    """Whether a source means the content of a directory, not the directory."""
+    return source in (".", "/") or source.endswith("/.")

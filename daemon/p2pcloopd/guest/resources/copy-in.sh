@@ -1,0 +1,42 @@
+# shellcheck shell=dash
+# Runs in a guest, by busybox: makes the file or directory $1 of what comes from standard input. $2
+# is what comes: `file` its content, `directory` or `content` a tar file; `content` goes into $1
+# itself where that is a directory, the others below it, as $3. $4 is the mode of a file.
+# Exit codes: 3 if there is no directory for it, 4 if $1 is of the other kind.
+# Behind SIZE bytes of a file ($5) standard input ends; fewer of them are an error.
+target=$1
+if [ -d "$1" ]; then
+    [ "$2" = content ] || target=${1%/}/$3
+else
+    case $1 in
+        */)
+            [ "$2" != file ] || {
+                echo "there is no directory $1" >&2
+                exit 3
+            }
+            ;;
+    esac
+fi
+parent=$(dirname -- "$target" && echo x)
+parent=${parent%?x}
+[ -d "$parent" ] || {
+    echo "there is no directory $parent" >&2
+    exit 3
+}
+if [ "$2" = file ]; then
+    [ ! -d "$target" ] || {
+        echo "$target is a directory" >&2
+        exit 4
+    }
+    cat >"$target" && chmod "$4" "$target" || exit 1
+    [ ! -f "$target" ] || [ "$(stat -L -c %s "$target")" = "$5" ] || {
+        echo "$target is not complete" >&2
+        exit 1
+    }
+else
+    [ -d "$target" ] || mkdir "$target" || exit 4
+    cd "$target" || exit 4
+    tar -xpf - || exit 1
+fi
+# What was copied is durable when this has ended.
+sync

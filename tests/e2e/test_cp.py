@@ -1,0 +1,113 @@
+"""Files into guests that run, and out of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import MismatchError, NotHereError, StorageError, UsageError
+from tests.support.programs import GUEST_OPTIONS, Node, Nodes
+
+pytestmark = pytest.mark.e2e
+
+NOISE = random.Random(3).randbytes(2 << 20)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Nodes() as nodes:
+        yield nodes.make()
+
+
+@pytest.fixture(scope="module")
+def guest(node: Node, cloop: Path) -> str:
+    return node.run("boot", cloop, "--detach", *GUEST_OPTIONS).out.strip()
+
+
+def test_a_file_goes_in_and_comes_out(node: Node, guest: str, tmp_path: Path) -> None:
+    file = tmp_path / "with space\nand a line"
+    file.write_bytes(NOISE)
+    file.chmod(0o750)
+    node.run("cp", file, f"{guest}:/root/")
+    seen = node.run("exec", guest, "--", "stat", "-c", "%a %u %s", f"/root/{file.name}").out
+    assert seen == f"750 0 {len(NOISE)}\n"
+    back = tmp_path / "back"
+    back.mkdir()
+    node.run("cp", f"{guest}:/root/{file.name}", back)
+    assert (back / file.name).read_bytes() == NOISE
+    assert (back / file.name).stat().st_mode & 0o777 == 0o750
+    # A file that is there gets the content, and stays the file that it was.
+    there = tmp_path / "there"
+    there.write_bytes(b"long" * len(NOISE))
+    there.chmod(0o600)
+    number = there.stat().st_ino
+    node.run("cp", f"{guest}:root/{file.name}", there)  # paths begin at the root
+    assert (there.read_bytes(), there.stat().st_ino) == (NOISE, number)
+    assert there.stat().st_mode & 0o777 == 0o600
+    node.run("cp", f"{guest}:/proc/version", tmp_path / "version")  # a file of unknown size
+    assert (tmp_path / "version").read_text().startswith("Linux")
+
+
+def test_a_directory_goes_in_and_comes_out(node: Node, guest: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "a b").mkdir(parents=True)
+    (tree / "a b" / ("n" * 200)).write_bytes(NOISE[:1000])
+    (tree / "link").symlink_to("/etc/passwd")
+    (tree / "secret").write_text("x")
+    (tree / "secret").chmod(0o400)
+    node.run("cp", tree, f"{guest}:/root/t")  # which is not there: it becomes the copy
+    node.run("cp", tree, f"{guest}:/root/t")  # now it is: it gets the copy
+    node.run("cp", f"{tree}/.", f"{guest}:/root/t/tree")  # into it
+    names = node.run("exec", guest, "--", "sh", "-c", "cd /root/t; ls; ls tree").out.split("\n")
+    assert names == ["a b", "link", "secret", "tree", "a b", "link", "secret", ""]
+    node.run("cp", f"{guest}:/root/t/tree", tmp_path / "back")
+    same = [path.relative_to(tree) for path in sorted(tree.rglob("*"))]
+    back = tmp_path / "back"
+    assert [path.relative_to(back) for path in sorted(back.rglob("*"))] == same
+    assert (back / "a b" / ("n" * 200)).read_bytes() == NOISE[:1000]
+    assert (back / "link").readlink() == Path("/etc/passwd")
+    assert (back / "secret").stat().st_mode & 0o777 == 0o400
+    node.run("cp", f"{guest}:/root/t/.", tmp_path)
+    assert (tmp_path / "secret").read_text() == "x"
+
+
+def test_what_cannot_be_copied_is_told_and_changes_nothing(
+    node: Node, guest: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "tree").mkdir()
+    not_here, mismatch = NotHereError.exit_code, MismatchError.exit_code
+    for source, target, code, said in (
+        (f"{guest}:/no/such", tmp_path, not_here, "there is no /no/such"),
+        (f"{guest}:/etc/passwd", tmp_path / "new/", not_here, "new"),
+        (f"{guest}:/dev/null", tmp_path, mismatch, "neither a file nor a directory"),
+        (f"{guest}:/etc", tmp_path / "file", mismatch, "no directory"),
+        (tmp_path / "no", f"{guest}:/root/", not_here, "No such file"),
+        (tmp_path / "file", f"{guest}:/no/such/file", not_here, "no directory /no/such"),
+        (tmp_path / "file", f"{guest}:/root/new/", not_here, "no directory /root/new/"),
+        (tmp_path / "tree", f"{guest}:/etc/passwd", mismatch, "/etc/passwd"),
+        (tmp_path / "file", tmp_path / "other", UsageError.exit_code, "NAME:PATH"),
+        (f"{guest}:/a", f"{guest}:/b", UsageError.exit_code, "both are"),
+        ("none:/a", tmp_path, not_here, "there is no guest none"),
+    ):
+        slash = "/" if "new" in str(target) and not str(target).endswith("/") else ""
+        assert said in node.run("cp", source, f"{target}{slash}", code=code).err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "tree"]
+
+
+def test_a_full_disk_is_told(node: Node, guest: str, tmp_path: Path) -> None:
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.truncate(64 << 20)
+    node.run("exec", guest, "--", "mkdir", "/full")
+    node.run("exec", guest, "--", "mount", "-t", "tmpfs", "-o", "size=1m", "none", "/full")
+    said = node.run("cp", huge, f"{guest}:/full", code=StorageError.exit_code).err
+    assert "No space left on device" in said
+    (tmp_path / "tree").mkdir()
+    huge.rename(tmp_path / "tree/huge")
+    said = node.run("cp", tmp_path / "tree", f"{guest}:/full", code=StorageError.exit_code).err
+    assert "No space left on device" in said
