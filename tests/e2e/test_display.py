@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.programs import Guest, Node, Nodes
-from tests.support.stock_images import x_image
+from tests.support.stock_images import stock_image, x_image
 from tests.support.waiting import BOUND, wait_until
 from tests.support.x_screen import desktop
 from tools.vnc import NO_PASSWORD, RefusedError, Viewer
@@ -179,3 +179,61 @@ def test_a_window_without_a_desktop_is_refused(node: Node) -> None:
     assert "there is no X display for the window: DISPLAY is not set" in said
     assert "hint: run it in a terminal of your desktop" in said
     assert not list(node.home.guests.glob("*"))
+
+
+def test_a_session_runs_as_the_images_user_in_each_boot(node: Node) -> None:
+    session = ("--session", "id -un >/tmp/ran; pwd >>/tmp/ran; xterm -bg '#2040a0'")
+    with Guest(node, x_image(), "--display", "vnc", *session) as guest:
+        for _ in range(2):
+            guest.prompt()
+            (told,) = (each["display"] for each in node.json("ps")["guests"])
+            with Viewer(told["address"], told["password"]) as viewer:
+                viewer.wait(lambda: viewer.count(BLUE) > WINDOW)
+            assert guest.sh("cat /tmp/ran") == "ann\n/tmp\n"
+            assert "the guest starts `id -un" in guest.said
+            assert "` as ann\n" in guest.said
+            guest.sh("rm /tmp/ran")
+            guest.send_line("reboot")
+            guest.expect("p2pcloop: starts", BOUND)
+        guest.prompt()
+        guest.kill()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["echo no such thing >&2; exit 3"], "ended with exit status 3: no such thing"),
+        (["true"], "ended with exit status 0, without a word"),
+        (["true", "--session-user", "bob"], "ended with exit status 1: id: unknown user bob"),
+    ],
+)
+def test_a_session_that_ends_at_once_is_told(node: Node, options: list[str], told: str) -> None:
+    with Guest(node, x_image(), "--display", "vnc", "--session", *options) as guest:
+        guest.prompt()
+        wait_until(lambda: told in guest.said)
+        assert "the guest has no session any more: `" in guest.said
+        guest.kill()
+
+
+def test_a_session_begins_when_systemd_has_mounted_what_it_needs(node: Node) -> None:
+    session = (
+        "grep -c ' /dev/shm ' /proc/mounts; echo $DISPLAY $USER $HOME $XDG_RUNTIME_DIR; exit 5"
+    )
+    options = ("--display", "vnc", "--session", session)
+    with Guest(node, stock_image("bookworm"), *options) as guest:
+        told = "exit status 5: 1 / 192.0.0.2:0 root /root /run/user/0"
+        wait_until(lambda: told in guest.said)
+        assert "` as root, since it has no ordinary user" in guest.said
+        guest.kill()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--session", "xterm"], "--session needs a screen"),
+        (["--display", "vnc", "--session-user", "ann"], "--session-user needs a --session"),
+        (["--display", "vnc", "--session", " "], "--session needs a command"),
+    ],
+)
+def test_options_that_do_not_go_together(node: Node, options: list[str], why: str) -> None:
+    assert why in node.run("boot", "image.cloop", *options, code=2).err

@@ -70,10 +70,10 @@ def stock_image(name: str) -> Path:
 
 
 def x_image() -> Path:
-    """Return the cloop of the tiny image with xterm, and nothing else of X; make it where it is not
-    here yet. Its packages are unpacked, not installed."""
+    """Return the cloop of the tiny image with xterm and a user ann, and nothing else of X; make it
+    where it is not here yet. Its packages are unpacked, not installed."""
     scripts = (_MAKE_ROOT.read_text(), _MAKE_IMAGE.read_text())
-    return _made("x", (*_XTERM, *scripts), ".cloop", _make_x_image)
+    return _made("x", ("ann", *_XTERM, *scripts), ".cloop", _make_x_image)
 
 
 def desktop_image(kind: str) -> Path:
@@ -136,6 +136,9 @@ def _make_x_image(work: Path) -> Path:
     fill_root(work / "busybox")
     with open(work / "busybox/etc/start", "a") as start:
         start.write("mkdir /dev/pts\nmount -t devpts devpts /dev/pts\n")
+    (work / "busybox/tmp").chmod(0o1777)
+    with open(work / "busybox/etc/passwd", "a") as users:
+        users.write("ann:x:1000:1000:Ann:/tmp:/bin/sh\n")
     _run(work, "tar", "-cf", "busybox.tar", "-C", "busybox", ".")
     _debian(work, *_XTERM)
     return _image_of_root(work)

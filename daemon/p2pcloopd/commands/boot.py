@@ -43,6 +43,7 @@ Examples:
   p2pcloop boot @key/web --net user --port 8080:80        # then: curl localhost:8080
   p2pcloop boot @key/desktop --display window       # a screen, as a window of your desktop
   p2pcloop boot @key/desktop --display vnc          # a line says how to open it
+  p2pcloop boot debian.cloop --display vnc --session startxfce4
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b
@@ -108,6 +109,7 @@ def command(
     The image arrives while the guest runs; only blocks that the guest reads cross the wire. The
     first reads are recorded as the image's profile; the next boot fetches them ahead.
     """
+    screen.check()
     file = None if console == "stdio" else Path(console)
     if file is not None:
         check_writable(file)
@@ -152,7 +154,11 @@ def _run(
 
     def plan() -> Plan:
         # Loaded while p2pcloopd starts: see session.py.
-        from p2pcloopd.commands.displaying import make_display, report_display  # noqa: PLC0415
+        from p2pcloopd.commands.displaying import (  # noqa: PLC0415
+            make_display,
+            make_session,
+            report_display,
+        )
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
@@ -172,6 +178,7 @@ def _run(
             if display is not None:
                 report_display(own, display)
             spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
+            spec = replace(spec, session=make_session(screen))
             shown = sys.stdout.isatty() and sys.stderr.isatty() and not verbose
             booting.boot_reachable(
                 *(own, listener, spec, disk, outcome, started),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import click
 
 from p2pcloop.cli.options import as_one
+from p2pcloop.errors import UsageError
 from p2pcloopd.guest.display.choice import DisplayChoice, parse_display, parse_geometry
 
 
@@ -37,6 +38,16 @@ _OPTIONS = (
         metavar="WIDTHxHEIGHT",
         help="The size of that screen.  [default: 1280x800; of a window, most of your screen]",
     ),
+    click.option(
+        "--session",
+        metavar="COMMAND",
+        help="Run COMMAND on that screen, by the image's shell: `startxfce4`, `xterm`.",
+    ),
+    click.option(
+        "--session-user",
+        metavar="NAME",
+        help="Who runs it.  [default: the image's first ordinary user, else root]",
+    ),
 )
 
 
@@ -46,6 +57,23 @@ class DisplayOptions:
 
     display: DisplayChoice
     geometry: tuple[int, int] | None
+    session: str | None
+    session_user: str | None
+
+    def check(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            UsageError: there is a session without a display, or its user without a session.
+        """
+        if self.session is not None and self.display.kind == "none":
+            raise UsageError(
+                "--session needs a screen", hint="add --display vnc, or --display window"
+            )
+        if self.session_user is not None and self.session is None:
+            raise UsageError("--session-user needs a --session COMMAND")
+        if self.session is not None and not self.session.strip():
+            raise UsageError("--session needs a command, as `xterm`")
 
 
 display_options = as_one(DisplayOptions, _OPTIONS, "screen")

@@ -11,6 +11,7 @@ from p2pcloop.client.terminal import notify
 from p2pcloop.errors import storage_error
 from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.commands.display_options import DisplayOptions
+from p2pcloopd.guest.channel.session import Session
 from p2pcloopd.guest.display import wire
 from p2pcloopd.guest.display.access import password_file
 from p2pcloopd.guest.display.host_display import find_host_display
@@ -46,6 +47,11 @@ def make_display(
         display = Display(width, height, host=host, title=title)
     wire.check_programs(display)
     return display
+
+
+def make_session(screen: DisplayOptions) -> Session | None:
+    """Return what is to run on a guest's display, or None."""
+    return None if screen.session is None else Session(screen.session, screen.session_user)
 
 
 def report_display(own: OwnGuest, display: Display) -> None:

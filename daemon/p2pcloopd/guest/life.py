@@ -18,6 +18,7 @@ from p2pcloop.formats.packing import Fields
 from p2pcloopd.control_server import Call, ServerWords, serve_control
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.channel.operations import Commands
+from p2pcloopd.guest.channel.session import keep_session
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.screen import Log, Recent
@@ -73,8 +74,10 @@ async def run_reachable(
         nursery.start_soon(channel.serve)
         guest: RunningGuest = await nursery.start(live)
         nursery.start_soon(output.wait_for_prompt)
+        channel.wake = guest.wake_agent
+        if spec.session is not None:
+            nursery.start_soon(keep_session, channel, spec.session, say)
         if listener is not None:
-            channel.wake = guest.wake_agent
             perform = partial(_perform, guest, recent, Commands(channel))
             serve = partial(serve_control, listener, perform, server=_words(name))
             await nursery.start(serve)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from p2pcloop.errors import UsageError
 from p2pcloop.units import format_size
+from p2pcloopd.guest.channel.session import Session
 from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.network.card import Card
 from p2pcloopd.guest.network.forwarding import BoundPort
@@ -67,6 +68,7 @@ class GuestSpec:
         ports_socket: a vhost-user socket of a console device with ports, or None.
         forwarded: ports of this machine that lead into the guest; with network `user`.
         display: an X server for the guest, or None; its initramfs has the part `display_part`.
+        session: what runs on the display, or None.
         reboot: whether a guest that reboots is started again; else a reboot ends it.
     """
 
@@ -86,6 +88,7 @@ class GuestSpec:
     ports_socket: Path | None = None
     forwarded: tuple[BoundPort, ...] = ()
     display: Display | None = None
+    session: Session | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:

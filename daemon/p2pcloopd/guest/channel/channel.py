@@ -256,6 +256,16 @@ class Channel:
         if self._agent is None or self._agent.closed.is_set():
             raise _shut_down()
 
+    @property
+    def is_missing(self) -> bool:
+        """Whether the guest can have no channel."""
+        return self._missing is not None
+
+    async def wait_gone(self) -> None:
+        """Return once the guest has ended, or reboots."""
+        while self._device is not None:
+            await self._changed.wait()
+
     @asynccontextmanager
     async def command(self, words: Sequence[bytes], *, tools: bool) -> AsyncIterator[GuestCommand]:
         """Run a command in the guest; at the end it is ended, if it still runs.
