@@ -66,7 +66,7 @@ def guest(
     argv += ["con=null", "con1=fd:0,fd:1", "console=tty1", "noreboot", *kernel_words(kernel)]
     argv += map(str, arguments)
     console = Console(
-        argv, log=log, errors=log.with_suffix(".err"), env=_environment(kernel), patience=0
+        argv, log=log, errors=log.with_suffix(".err"), env=environment(kernel), patience=0
     )
     try:
         with console:
@@ -87,7 +87,8 @@ def disk_arguments(socket: Path, initramfs: Path) -> list[Argument]:
     return [vhost_disk(socket), f"initrd={initramfs}", "root=/dev/vda", "rw"]
 
 
-def _environment(kernel: Kernel) -> dict[str, str]:
+def environment(kernel: Kernel) -> dict[str, str]:
+    """The variables that a kernel needs on this machine."""
     environment = dict(os.environ)
     if xsave.is_needed(kernel):
         environment["LD_PRELOAD"] = str(xsave.compiled_shim())

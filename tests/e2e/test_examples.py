@@ -122,3 +122,11 @@ def test_without_arguments_it_says_its_usage(example: Path) -> None:
 def test_every_example_has_a_test() -> None:
     tests = {name.removeprefix("test_").replace("_", "-") for name in globals()}
     assert {path.stem for path in EXAMPLES.iterdir()} <= tests
+
+
+@pytest.mark.usefixtures("temporary")
+def test_classroom(cloop: Path) -> None:
+    said = tool(EXAMPLES / "classroom.sh", cloop)
+    places = re.findall(r"^(\w+) .* lan:class 10\.88\.0\.(\d) ", said, re.MULTILINE)
+    assert places == [("teacher", "2"), ("anna", "3"), ("ben", "4")]
+    assert "anna reads: lesson one\nben reads: lesson one\n" in said

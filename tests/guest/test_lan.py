@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.users import AS_ANOTHER_USER, NOBODY_ELSE, needs_another_user
 
 pytestmark = [
     pytest.mark.interop,
@@ -29,7 +33,7 @@ from pathlib import Path
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.lan import joined
-from p2pcloopd.guest.network import frame_filter, lan
+from p2pcloopd.guest.network import frame_filter, lan, lan_owner
 from tests.support.frames import ARP, EVERYBODY, IPV4, Station
 from tests.support.programs import descendants
 from tests.support.lans import PORT, Wire, content, ip, kind_of, own_lan, until
@@ -57,7 +61,9 @@ with joined(home, "lan", "g1") as first, joined(home, "lan", "g2") as second:
     found["asked"] = request in two.frames()
     one.udp(two.addresses.guest, PORT, b"hello", to=two.station.mac)
     found["heard"] = next(filter(None, map(content, two.frames()))).decode()
-    found["names"] = [one.look_up("g2.lan"), two.look_up("g1.lan"), one.look_up("g9.lan")[0]]
+    # dnsmasq may answer one question before it heeds the signal to read the names again.
+    unknown = one.look_up("g9.lan")[0]
+    found["names"] = [one.look_up("g2.lan"), two.look_up("g1.lan"), unknown]
     with joined(home, "other", "g2") as third:
         three = Wire(third)
         three.send(three.station.arp_request(two.station.address))
@@ -227,3 +233,71 @@ def test_guests_are_told_what_becomes_of_their_lan(tmp_path: Path) -> None:
     assert said[0].startswith("has no network any more: its helper ended (exit status 137)")
     assert said[1].startswith("the services of its LAN have ended")
     assert said[2:] == ["is on its own now: the process that had its LAN has ended", "end"]
+
+
+REFUSED = """
+from contextlib import asynccontextmanager
+from p2pcloop.errors import GuestError
+
+@asynccontextmanager
+async def refused(*_, **__):
+    raise GuestError("the sandbox does not start", hint="allow user namespaces")
+    yield
+
+lan_owner.sandbox.running = refused
+own_lan(home, "lan")
+try:
+    with joined(home, "lan", "g1"):
+        told = None
+except GuestError as err:
+    told = str(err), err.hint
+print(json.dumps(told))
+"""
+
+
+def test_what_keeps_a_lan_from_being_made_is_told_to_the_guest(tmp_path: Path) -> None:
+    """As without user namespaces."""
+    told = in_a_namespace(REFUSED, tmp_path)
+    assert told == ["the sandbox does not start", "allow user namespaces"]
+
+
+TAKEN = """
+with socket.socket(socket.AF_UNIX) as taken:
+    taken.bind(lan.address_of(home, "lan"))
+    taken.listen()
+    os.geteuid = lambda euid=os.geteuid(): euid + 1
+    lan.address_of = lambda home, name, found=taken.getsockname(): found
+    try:
+        with joined(home, "lan", "g1"):
+            told = None
+    except BusyError as err:
+        told = str(err), err.hint
+print(json.dumps(told))
+"""
+
+
+def test_another_users_program_at_a_lans_place_is_not_believed(tmp_path: Path) -> None:
+    said, hint = in_a_namespace("from p2pcloop.errors import BusyError\n" + TAKEN, tmp_path)
+    assert said == "another user's program has the place of the LAN lan"
+    assert hint == "give the LAN another name: `--net lan:NAME`"
+
+
+ORDINARY = """
+mount -t tmpfs tun /dev/net && mknod -m 666 /dev/net/tun c 10 200 && "$@"
+"""
+
+
+@needs_another_user
+def test_a_lan_needs_no_root() -> None:
+    """An ordinary user's, where /dev/net/tun is for all, as in Debian."""
+    home = Path(tempfile.mkdtemp(prefix="p2p-lan-"))
+    os.chown(home, NOBODY_ELSE, NOBODY_ELSE)
+    try:
+        inside = ["unshare", "--net", "--mount", "sh", "-c", ORDINARY, "sh", *AS_ANOTHER_USER]
+        done = subprocess.run(
+            [*inside, sys.executable, "-c", BEGIN + TOGETHER, home / "h"],
+            cwd=CHECKOUT, stdout=subprocess.PIPE, timeout=120, check=True,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(home)
+    assert json.loads(done.stdout)["names"][0] == [0, "10.88.0.3"]
