@@ -106,6 +106,10 @@ _HINTS = {
     codes.ENOSPC: "free some space on that file system",
     codes.EDQUOT: "free some of your disk quota",
     codes.EACCES: "check the permissions of the file and its folder",
+    codes.EROFS: "it is mounted read-only: choose another place",
+    codes.ENAMETOOLONG: "choose a shorter name",
+    codes.ENOTDIR: "a file lies where a folder is needed: move it away",
+    codes.EIO: "the disk or its connection has a fault: `dmesg` tells more",
 }
 
 

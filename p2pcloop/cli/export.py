@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
-from p2pcloop.cli.options import at_option, file_options, home_option, json_option
+from p2pcloop.cli.options import FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.refs import resolve_ref
@@ -49,10 +49,10 @@ _STEP = 1 << 20
 
 @click.command(epilog=_EPILOG)
 @click.argument("ref")
-@click.argument("out", type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("out", type=FilePath())
 @click.option(
     "--overlay",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Write the image as this overlay changed it.",
 )

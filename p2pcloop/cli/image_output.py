@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from p2pcloop.cli.output import check_place
-from p2pcloop.client.terminal import check_output_open
+from p2pcloop.client.terminal import check_output_open, notify
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import (
@@ -24,15 +24,25 @@ from p2pcloop.formats.cloop_writer import (
     stream_cloop,
     write_cloop,
 )
+from p2pcloop.formats.containers import CONTAINERS
 from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
 
 STDOUT = Path("-")
 
+_KEPT = 40
+"""Characters of OUT's name in that of a temporary file beside it: a name has 255 bytes at most."""
+
 _STEP = 1 << 20
 _ZEROS = bytes(_STEP)
 
+
+_NOT_WRITTEN = (
+    *(f".{kind}" for kind in CONTAINERS if kind != "qcow2"),
+    *(".zip", ".7z", ".tar", ".lz4", ".lzo", ".ova", ".dmg"),
+)
+"""Endings of forms of images that are not written."""
 
 Form = CloopForm | Literal["raw", "qcow2"]
 
@@ -91,14 +101,21 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
             terminal, a socket or a folder.
         StorageError: there is no folder for it.
     """
-    form = _choose_form(out, version, codec)
     kind = _kind(out)
+    form = _choose_form(out, version, codec)
+    if (kind == "stream" and form == "qcow2") or (kind == "disk" and form != "raw"):
+        what = "qcow2" if form == "qcow2" else "cloop"
+        raise UsageError(
+            f"{out} is a {'disk' if kind == 'disk' else 'pipe or a device'}: no {what} is written"
+            " there",
+            hint="give a file for it, or a name without that ending for the raw image",
+        )
     if kind == "stream":
         if out == STDOUT:
             check_output_open()
         if out == STDOUT and sys.stdout.isatty():
             raise UsageError("an image is not written to a terminal", hint="give it a pipe")
-        return Output(out, out, kind, "raw" if form == "qcow2" else form)
+        return Output(out, out, kind, form)
     path = Path(os.path.realpath(out))
     check_place(path)
     if kind == "disk" and not force:
@@ -113,8 +130,14 @@ def choose_output(out: Path, version: int | None, codec: str | None, *, force: b
 
 def _choose_form(out: Path, version: int | None, codec: str | None) -> Form:
     """Return the form: by the options, else by the name of OUT."""
-    if version is None and codec is None and out.suffix != ".cloop":
-        return "qcow2" if out.suffix == ".qcow2" else "raw"
+    suffix = out.suffix.lower()
+    if version is None and codec is None and suffix != ".cloop":
+        if suffix in _NOT_WRITTEN:
+            raise UsageError(
+                f"no image is written as {suffix}: {out} would hold a raw image",
+                hint="give OUT another ending (.img, .qcow2, .cloop), and convert that",
+            )
+        return "qcow2" if suffix == ".qcow2" else "raw"
     chosen = Codec[(codec or "zlib").upper()]
     if version == 2 and chosen is not Codec.ZLIB:
         raise UsageError(
@@ -180,7 +203,7 @@ def _write_qcow2(
 ) -> None:
     """Pack a temporary raw file beside it, with holes where the image has zeros."""
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:_KEPT]}.") as folder:
             raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
             with raw.open("wb") as file:
                 _write_raw(source, size, file, progress, skip_zeros)
@@ -225,11 +248,25 @@ def _stream(out: Path) -> Iterator[BinaryIO]:
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
             return
-        with out.open("wb") as file:
+        with _open_stream(out) as file:
             yield file
     except OSError as err:
         name = "the standard output" if out == STDOUT else out
         raise storage_error(f"cannot write {name}", err) from err
+
+
+def _open_stream(out: Path) -> BinaryIO:
+    """Open a pipe or a device; report it if the pipe has no reader, as that may last."""
+    if stat.S_ISFIFO(out.stat().st_mode):
+        try:
+            fd = os.open(out, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.set_blocking(fd, True)
+            return open(fd, "wb")
+        except OSError as err:
+            if err.errno != errno.ENXIO:
+                raise
+        notify(f"waiting for a program that reads the pipe {out}")
+    return out.open("wb")
 
 
 @contextmanager
@@ -255,7 +292,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary: Path | None = None
     try:
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_KEPT]}.")
         temporary = Path(name)
         with os.fdopen(fd, "wb") as file:
             yield file

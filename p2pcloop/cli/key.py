@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import FilePath, home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.client.terminal import ask_passphrase, check_output_open, choose_passphrase
@@ -97,7 +97,7 @@ def show(name: str, home: Home, as_json: bool) -> None:
 
 @command.command(short_help="Write the key NAME to a file: a copy.")
 @_name_argument
-@click.argument("out", type=click.Path(path_type=Path), default="-")
+@click.argument("out", type=FilePath(), default="-")
 @_passphrase_option
 @home_option
 def export(name: str, out: Path, protect: bool, home: Home) -> None:
@@ -129,7 +129,7 @@ def export(name: str, out: Path, protect: bool, home: Home) -> None:
 
 @command.command("import", short_help="Keep the key in FILE as NAME.")
 @click.argument("name")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
 @home_option
 @json_option
 def import_(name: str, file: Path, home: Home, as_json: bool) -> None:

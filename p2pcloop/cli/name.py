@@ -6,8 +6,9 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.refs import words_of_the_user
-from p2pcloop.formats.link import clean_pasted, is_link, parse_link
+from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name, check_label
+from p2pcloop.formats.pasted import clean_pasted
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.store.home import Home
 from p2pcloop.store.known_names import find_name
@@ -52,7 +53,8 @@ def add(short: str, name: str, home: Home) -> None:
     pasted = clean_pasted(name)
     with words_of_the_user():
         check_label(short)
-        target = _read(pasted if is_link(pasted) or is_url(pasted) else name, home)
+        pasted_name = is_link(pasted) or is_url(pasted) or pasted.startswith("@")
+        target = _read(pasted if pasted_name else name, home)
     ShortNames(home).add(short, target)
     click.echo(f"{short} stands for {target}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import PublishOptions, new_version_option, publish_options
+from p2pcloop.cli.options import FilePath, PublishOptions, new_version_option, publish_options
 from p2pcloop.cli.published import publisher_of, report_link, report_version, warn_if_only_here
 from p2pcloop.client.hot import HotMaker, fitting_touches
 from p2pcloop.client.image_file import check_publishable
@@ -35,7 +35,7 @@ Examples:
 @click.option(
     "--profile",
     "profile_file",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="What a boot reads.  [default: what is known here, see `p2pcloop profile show`]",
 )

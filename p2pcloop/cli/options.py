@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from p2pcloop.client.invocation import PARTITION, RAW
+from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.units import parse_size
 
 _MAX_VERSION = 1 << 53  # formats/signed.py, which takes some time to import
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|magnet:\?", re.IGNORECASE)
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class FilePath(click.Path):
+    """The path of a file. An empty one, or one with a `/` behind it, would be another place."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, allow_dash=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  click's signature
+        text = os.fspath(value)
+        check_given(text, param)
+        if text.endswith("/") and not Path(text).is_dir():
+            raise UsageError(f"{text} ends in `/`, and no such folder is here", hint="leave it out")
+        return super().convert(value, param, ctx)
+
+
+class DirectoryPath(click.Path):
+    """The path of a directory."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  click's signature
+        text = os.fspath(value)
+        check_given(text, param)
+        if _URL.match(text):
+            raise UsageError(f"{text} is a URL, not a directory", hint="give a directory here")
+        return super().convert(value, param, ctx)
+
+
+def check_given(text: str, param: click.Parameter | None) -> None:
+    """Refuse an empty path, which would stand for the current directory.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not text:
+        name = "the path" if param is None else param.human_readable_name.upper()
+        if isinstance(param, click.Option):
+            name = param.opts[0]
+        raise UsageError(f"{name} is empty", hint="is a variable of the shell unset?")
 
 
 def _to_home(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Home:

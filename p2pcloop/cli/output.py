@@ -19,6 +19,8 @@ def check_place(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="give the name of a file in it")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder", hint="choose another name")
     if not path.parent.is_dir():
         missing = FileNotFoundError(errno.ENOENT, "")
         raise storage_error(f"cannot write {path}", missing, hint=f"make {path.parent} first")
@@ -45,8 +47,9 @@ def check_not_served(path: Path, home: Home) -> None:
     """
     from p2pcloop.store.in_place import serves  # noqa: PLC0415  for commands that write images
 
-    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(home.root))
-    if inside and path.exists():
+    place = Path(os.path.realpath(path))
+    inside = place.is_relative_to(os.path.realpath(home.root))
+    if (inside and path.exists()) or _is_in_store(place, home):
         raise UsageError(f"{path} lies in the node's home, {home.root}", hint="choose another name")
     if serves(home.torrents, path):
         raise UsageError(
@@ -62,10 +65,13 @@ def check_outside_store(directory: Path, home: Home) -> None:
         UsageError: it is the node's home, or in one of the directories of its store.
     """
     place = Path(os.path.realpath(directory))
-    store = (home.torrents, home.manifests, home.indexes, home.profiles, home.tmp)
-    inside = any(place.is_relative_to(os.path.realpath(each)) for each in store)
-    if inside or place == Path(os.path.realpath(home.root)):
+    if _is_in_store(place, home) or place == Path(os.path.realpath(home.root)):
         raise UsageError(
             f"{directory} is the node's own, of its home {home.root}",
             hint="choose another directory, such as one in it of a name of its own",
         )
+
+
+def _is_in_store(place: Path, home: Home) -> bool:
+    store = (home.torrents, home.manifests, home.indexes, home.profiles, home.tmp)
+    return any(place.is_relative_to(os.path.realpath(each)) for each in store)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option
+from p2pcloop.cli.options import FilePath, home_option, json_option, key_option, public_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, read_profile
 from p2pcloop.client.publisher import Content, Publisher, signing_key
@@ -68,7 +68,7 @@ def show(ref: str, home: Home, as_json: bool) -> None:
 
 @command.command(short_help="Write the profile of an image to a file, signed.")
 @click.argument("ref", metavar="REF|IMAGE")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FilePath())
 @key_option
 @home_option
 @json_option
@@ -97,7 +97,7 @@ def export(ref: str, out: Path, key_name: str | None, home: Home, as_json: bool)
 
 @command.command(short_help="Use the profile in a file for an image.")
 @click.argument("ref", metavar="REF|IMAGE")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FilePath())
 @click.option(
     "--message",
     "-m",

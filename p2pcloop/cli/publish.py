@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import PublishOptions, publish_options
+from p2pcloop.cli.options import FilePath, PublishOptions, publish_options
 from p2pcloop.cli.published import (
     publisher_of,
     report_link,
@@ -31,7 +31,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("changed", type=click.Path(path_type=Path))
+@click.argument("changed", type=FilePath())
 @click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
 @click.option("--message", "-m", default="", metavar="TEXT", help="What changed, in one line.")
 @click.option("--base", metavar="REF", help="The image that it was made from.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import PublishOptions, new_version_option, publish_options
+from p2pcloop.cli.options import FilePath, PublishOptions, new_version_option, publish_options
 from p2pcloop.cli.published import publisher_of, report_seeded
 from p2pcloop.client.image_file import check_publishable, open_image_file
 from p2pcloop.client.refs import words_of_the_user
@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=FilePath())
 @click.option(
     "--name", "label", metavar="LABEL", help="What you call the image; else its file's name."
 )

@@ -47,7 +47,7 @@ def command(names: tuple[str, ...], seconds: int, home: Home, *, as_json: bool) 
                 orderly[name] = guest.stop(seconds)
         except P2pcloopError as err:  # the others are stopped all the same
             errors.append(err)
-    if as_json:
+    if as_json and (orderly or not errors):
         click.echo(to_json({"guests": [{"name": n, "orderly": o} for n, o in orderly.items()]}))
     else:
         late = f"did not shut down within {seconds} s: it was ended" if seconds else "was ended"
@@ -56,4 +56,5 @@ def command(names: tuple[str, ...], seconds: int, home: Home, *, as_json: bool) 
     if errors:
         for other in errors[1:]:
             notify(f"p2pcloop: {other}")
+        errors[0].facts_told = bool(orderly)
         raise errors[0]

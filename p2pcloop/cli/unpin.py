@@ -6,7 +6,8 @@ import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
 from p2pcloop.cli.pin import stored_image
-from p2pcloop.formats.link import clean_pasted, is_link
+from p2pcloop.formats.link import is_link
+from p2pcloop.formats.pasted import clean_pasted
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins
 from p2pcloop.text import to_json

@@ -14,6 +14,7 @@ functions: a boot of a link starts p2pcloopd before it loads the rest.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +27,9 @@ from p2pcloop.client.invocation import FileChoice
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import FormatError, NotHereError, UsageError
-from p2pcloop.formats.link import clean_pasted, is_link, parse_link
+from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import is_label
+from p2pcloop.formats.pasted import clean_pasted
 from p2pcloop.formats.place import is_url, parse_place
 from p2pcloop.protocol.waiting import describe_waiting
 from p2pcloop.store.home import Home
@@ -155,8 +157,8 @@ def read_ref(ref: str, home: Home) -> Path | str:
         return str(parse_place(pasted))
     from p2pcloop.store.known_names import find_name  # noqa: PLC0415  see above
 
-    if ref.startswith("@"):
-        return str(find_name(ref, home))
+    if pasted.startswith("@"):
+        return str(find_name(pasted, home))
     if _IN_DIRECTORY.search(ref):
         place = parse_place(ref)
         if not Path(place.base).is_dir():
@@ -174,7 +176,14 @@ def _file_or_label(ref: str, path: Path, home: Home) -> Path | str:
     from p2pcloop.store.names import ShortNames  # noqa: PLC0415
 
     short = ShortNames(home).find(ref) if is_label(ref) else None
-    is_file = path.exists() and not path.is_dir()  # a directory is never an image
+    try:
+        is_file = path.exists() and not path.is_dir()  # a directory is never an image
+    except OSError as err:
+        if err.errno == errno.ENAMETOOLONG:
+            raise NotHereError(
+                f"there is no file {ref[:60]}…: a name has 255 bytes at most", hint=_FORMS_HINT
+            ) from err
+        raise
     if short is not None and is_file:
         raise UsageError(
             f"{ref} is a file here, and a short name of {short}",

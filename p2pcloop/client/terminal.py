@@ -217,7 +217,19 @@ def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
         click.echo(told, err=True)
     except OSError:  # the exit code still tells
         sys.stderr = None
+    _drop_unwritten()
     return err.exit_code
+
+
+def _drop_unwritten() -> None:
+    """Drop output that its stream refuses: the interpreter would report that once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
 
 
 def report_usage(err: click.ClickException, *, as_json: bool = False) -> int:

@@ -17,7 +17,6 @@ import base64
 import ipaddress
 import re
 from dataclasses import dataclass, replace
-from unicodedata import category
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from p2pcloop.errors import FormatError, UsageError
@@ -35,7 +34,7 @@ _LABEL = "[0-9A-Za-z_]([0-9A-Za-z_-]{0,61}[0-9A-Za-z_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
 """RFC 1035, 2.3.4; and the underscore, which names of containers have and resolvers take."""
 
-_BRACKETS = ("<>", "()", "[]", '""', "''", "``", "“”", "‘’", "«»")  # noqa: RUF001  meant
+_ENTITY = re.compile(r"&(?:amp|AMP|#0*38|#[xX]0*26);")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +115,6 @@ def is_link(text: str) -> bool:
     return text[:7].lower() == "magnet:"
 
 
-def clean_pasted(text: str) -> str:
-    """Undo changes that mail, chats, web pages and shells make to a link.
-
-    It removes white space, line breaks and characters without a width, brackets and quotes around
-    it, and backslashes (a shell puts these before `?` and `&`, in quotes as well): a link has none
-    of them. A text that does not become a link or a URL by that is returned unchanged: it may be
-    the name of a file.
-    """
-    text = "".join(c for c in text if not (c.isspace() or c == "\\" or category(c) == "Cf"))
-    while len(text) > 1 and text[0] + text[-1] in _BRACKETS:
-        text = text[1:-1]
-    return text
-
-
 def parse_link(text: str) -> Link:
     """Read a link.
 
@@ -139,17 +124,23 @@ def parse_link(text: str) -> Link:
     """
     if len(text) > MAX_LINK_LENGTH or not is_link(text) or not text.isprintable():
         raise UsageError(f"{text[:60]!r} is not a link", hint="a link begins with magnet:?")
+    if entity := _ENTITY.search(text):
+        raise UsageError(
+            f"the link has `{entity[0]}` where a link has `&`: it comes from the source of a web"
+            " page",
+            hint=f"write & for each {entity[0]}, or copy the link from the page as it is shown",
+        )
     query, _, fragment = text.partition("?")[2].partition("#")
     if query.count("&") >= MAX_PARTS:
         raise FormatError(f"the link has more than {MAX_PARTS} parts")
-    if "&amp;" in query:
-        raise UsageError(
-            "the link has `&amp;` where a link has `&`: it comes from the source of a web page",
-            hint="write & for each &amp;, or copy the link from the page as it is shown",
-        )
     values: dict[str, list[str]] = {}
     for key, value in parse_qsl(query):
         values.setdefault(key, []).append(value)
+    if "x.p2pcloop" not in values and "x.p2pcloop" in text.lower():
+        raise FormatError(
+            "the link was changed on its way: `&` and `=` no longer join its parts",
+            hint="take it whole and unchanged: `p2pcloop info REF` prints it where it is known",
+        )
     if "x.p2pcloop" not in values:
         raise UsageError(
             "this magnet link has no x.p2pcloop part: it is for a BitTorrent client, not for us",

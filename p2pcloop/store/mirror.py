@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from p2pcloop.errors import MismatchError, UsageError, storage_error
+from p2pcloop.errors import FormatError, MismatchError, UsageError, storage_error
 from p2pcloop.formats.link import MAX_LINK_LENGTH, Link, parse_link
 from p2pcloop.formats.mirror import MirrorPath, RecordPath
 from p2pcloop.formats.name import Name
@@ -101,7 +101,7 @@ class MirrorDirectory:
         """
         where = self.root / str(RecordPath(signed.record.name))
         try:
-            known = open_record(where.read_bytes()).record
+            known = open_record(_read_own(where)).record
         except FileNotFoundError:
             return
         except OSError as err:
@@ -144,13 +144,18 @@ class MirrorDirectory:
     def _links(self) -> list[Link]:
         where = self.root / LINKS
         try:
-            with open(where, encoding="utf-8") as file:
-                lines = file.read(_MAX_LINKS_SIZE).splitlines()
+            lines = _read_own(where, _MAX_LINKS_SIZE).decode().splitlines()
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as err:
-            raise UsageError(f"{where} cannot be read: {err}", hint="move it away") from err
-        return [parse_link(line[: MAX_LINK_LENGTH + 1]) for line in lines if line]
+            why = err.strerror if isinstance(err, OSError) else err
+            raise UsageError(f"{where} cannot be read: {why}", hint="move it away") from err
+        try:
+            return [parse_link(line[: MAX_LINK_LENGTH + 1]) for line in lines if line]
+        except (FormatError, UsageError) as err:
+            raise UsageError(
+                f"{where} holds a line that is no link: {err}", hint="move it away, or take it out"
+            ) from err
 
     @contextmanager
     def _beside(self, where: Path) -> Iterator[int]:
@@ -231,6 +236,19 @@ def _delete_unlocked(path: Path) -> None:
         pass
     finally:
         os.close(fd)
+
+
+def _read_own(where: Path, limit: int = -1) -> bytes:
+    """The content of a file of the mirror; never waits at a pipe in its place.
+
+    Raises:
+        UsageError: it is no regular file.
+        OSError: the system refused.
+    """
+    with open(os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"{where} is a pipe, and no file", hint="move it away")
+        return file.read(limit)
 
 
 def web_seed(base: str) -> str:

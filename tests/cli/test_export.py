@@ -371,3 +371,98 @@ def test_a_disk_that_is_too_small_or_in_use_is_left_alone(
     finally:
         os.close(holder)
     assert (tmp_path / "disk.img").read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".vmdk", ".vdi", ".VHDX", ".gz", ".img.xz", ".zip"])
+def test_a_form_that_is_not_written_is_refused(
+    p2pcloop: Run, cloop: Path, tmp_path: Path, suffix: str
+) -> None:
+    ran = p2pcloop("export", cloop, tmp_path / f"out{suffix}")
+    assert ran.code == 2
+    assert "no image is written as" in ran.err
+    assert "hint:" in ran.err
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_endings_in_upper_case(p2pcloop: Run, cloop: Path, tmp_path: Path) -> None:
+    assert p2pcloop("export", cloop, tmp_path / "OUT.CLOOP").code == 0
+    assert inspect_file(tmp_path / "OUT.CLOOP").kind == "cloop"
+
+
+@pytest.mark.parametrize("out", ["", "none/", "a.cloop/"])
+def test_a_place_that_is_none(p2pcloop: Run, cloop: Path, tmp_path: Path, out: str) -> None:
+    given = f"{tmp_path}/{out}" if out else ""
+    before = cloop.read_bytes()
+    ran = p2pcloop("export", cloop, given, "--force")
+    assert ran.code == 2
+    assert "is empty" in ran.err if not out else "ends in `/`" in ran.err
+    assert "hint:" in ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.cloop"]
+    assert cloop.read_bytes() == before
+
+
+def test_a_file_where_a_folder_would_be(p2pcloop: Run, cloop: Path) -> None:
+    ran = p2pcloop("export", cloop, cloop / "out.img")
+    assert (ran.code, f"{cloop} is no folder" in ran.err) == (2, True)
+
+
+@pytest.mark.parametrize("suffix", ["", ".cloop", ".qcow2"])
+def test_a_name_as_long_as_can_be(p2pcloop: Run, cloop: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / ("é" * 124 + suffix)
+    assert p2pcloop("export", cloop, out).code == 0
+    assert sorted(tmp_path.iterdir()) == [cloop, out]
+
+
+@needs_root
+@pytest.mark.parametrize(("name", "options"), [("a.qcow2", ()), ("b", ("--codec", "lz4"))])
+def test_only_a_raw_image_is_written_to_a_disk(
+    p2pcloop: Run, cloop: Path, tmp_path: Path, disk: Path, name: str, options: tuple[str, ...]
+) -> None:
+    before = (tmp_path / "disk.img").read_bytes()
+    (tmp_path / name).symlink_to(disk)
+    ran = p2pcloop("export", cloop, tmp_path / name, "--force", *options)
+    assert ran.code == 2
+    assert "is a disk: no" in ran.err
+    assert disk.is_block_device()
+    assert (tmp_path / "disk.img").read_bytes() == before
+
+
+def test_a_pipe_without_a_reader_is_told(cloop: Path, home: Path, tmp_path: Path) -> None:
+    pipe, got = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    script = "from p2pcloop.cli.main import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "export", cloop, pipe, "--home", home],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == f"waiting for a program that reads the pipe {pipe}\n"
+        got.append(pipe.read_bytes())
+        assert process.wait() == 0
+    assert got == [padded(RAW, 65536)]
+
+
+def test_a_reader_that_leaves_is_an_error_of_one_line(cloop: Path, home: Path) -> None:
+    """What is left in the buffer of the standard output is not told once more at the end."""
+    for options in ([], ["--cloop-format", "4"], ["--cloop-format", "2"]):
+        command = [sys.executable, "-c", "from p2pcloop.cli.main import main; main()"]
+        read, write = os.pipe()
+        os.close(read)
+        ran = subprocess.run(
+            [*command, "export", cloop, "-", "--home", home, *options],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(write)
+        assert ran.returncode == 11
+        assert len(ran.stderr.splitlines()) == 1, ran.stderr
+        assert "Broken pipe" in ran.stderr
+
+
+def test_nothing_is_written_into_the_store(p2pcloop: Run, cloop: Path, home: Path) -> None:
+    (home / "torrents").mkdir()
+    ran = p2pcloop("export", cloop, home / "torrents" / "new.img")
+    assert (ran.code, list((home / "torrents").iterdir())) == (2, [])

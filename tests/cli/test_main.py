@@ -189,3 +189,17 @@ def test_the_manual_lists_every_exit_code() -> None:
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, P2pcloopError):
             assert f"\n| {kind.exit_code} | {kind.__name__} |" in manual
+
+
+@pytest.mark.parametrize(
+    "words", [("mirror", "x", ""), ("mirror", "x", "http://host/dir"), ("seed", ""), ("info", "")]
+)
+def test_an_empty_place_or_a_url_is_refused(p2pcloop: Run, words: tuple[str, ...]) -> None:
+    ran = p2pcloop(*words)
+    assert (ran.code, len(ran.err.splitlines())) == (2, 2)
+    assert "is empty" in ran.err or "is a URL" in ran.err
+
+
+def test_an_error_of_stop_is_the_only_json(p2pcloop: Run) -> None:
+    ran = p2pcloop("stop", "none", "--json")
+    assert ran.json["error"]["exit_code"] == ran.code == 7

@@ -175,7 +175,6 @@ def test_a_bad_label_is_one_line_and_changes_nothing(
         "a/b",
         "A",
         "deb\N{CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I}an",
-        "a\n",
     ):
         if command == "boot":
             p2pcloop("boot", "@x/y")  # it makes the home

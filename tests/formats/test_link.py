@@ -12,7 +12,6 @@ from p2pcloop.formats.link import (
     MAX_LINK_LENGTH,
     MAX_PEERS,
     Link,
-    clean_pasted,
     format_peer,
     is_link,
     parse_link,
@@ -20,6 +19,7 @@ from p2pcloop.formats.link import (
     parse_peer,
 )
 from p2pcloop.formats.name import Name
+from p2pcloop.formats.pasted import clean_pasted
 
 NAME = Name(bytes(range(32)), "debian")
 MANIFEST = bytes(range(100, 132))

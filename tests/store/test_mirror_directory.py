@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import MismatchError
+from p2pcloop.errors import MismatchError, UsageError
 from p2pcloop.formats.mirror import LayerFilePath
+from p2pcloop.formats.name import parse_name
 from p2pcloop.store.have import HaveFile, is_whole
 from p2pcloop.store.in_place import HeldFile
 from p2pcloop.store.mirror import open_mirror_directory
@@ -76,3 +77,21 @@ def test_only_what_a_killed_process_of_ours_left_is_deleted(tmp_path: Path) -> N
     assert [path for path in ours if path.exists()] == []
     assert all(path.exists() for path in others)
     assert len(list((tmp_path / "manifests").iterdir())) == 4
+
+
+def test_a_pipe_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    """To open it would wait for ever."""
+    os.mkfifo(tmp_path / "link.txt")
+    with open_mirror_directory(tmp_path) as mirror:
+        with pytest.raises(UsageError, match=r"link\.txt is a pipe") as caught:
+            mirror.urls(parse_name(f"@{'a' * 52}/x"))
+    assert caught.value.hint
+
+
+def test_a_file_of_the_user_in_the_place_of_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link.txt").write_text("my own notes\n")
+    with open_mirror_directory(tmp_path) as mirror:
+        with pytest.raises(UsageError, match=r"link\.txt holds a line that is no link") as caught:
+            mirror.urls(parse_name(f"@{'a' * 52}/x"))
+    assert caught.value.hint
+    assert (tmp_path / "link.txt").read_text() == "my own notes\n"

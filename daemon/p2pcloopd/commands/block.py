@@ -9,7 +9,14 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import at_option, file_options, home_option, json_option
+from p2pcloop.cli.options import (
+    DirectoryPath,
+    FilePath,
+    at_option,
+    file_options,
+    home_option,
+    json_option,
+)
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr
@@ -38,7 +45,7 @@ Examples:
 @click.option(
     "--vhost-user",
     "vhost_user",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="SOCKET",
     help="Serve vhost-user-blk at this unix socket.",
 )
@@ -49,7 +56,7 @@ Examples:
 )
 @click.option(
     "--tls-certificates",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=DirectoryPath(),
     metavar="DIR",
     help="NBD clients must use TLS; server-cert.pem, server-key.pem and ca-cert.pem lie in DIR.",
 )
@@ -63,7 +70,7 @@ Examples:
 )
 @click.option(
     "--overlay",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="FILE",
     help="Keep writes in this file, made where it does not exist; read-only without.",
 )

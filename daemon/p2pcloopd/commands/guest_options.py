@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import FILL, SIZE, as_one, at_option, file_options, home_option
+from p2pcloop.cli.options import FILL, SIZE, FilePath, as_one, at_option, file_options, home_option
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.choice import Network, parse_network
 from p2pcloopd.guest.network.forwarding import ForwardedPort, parse_port
@@ -32,7 +32,7 @@ _OPTIONS = (
     ),
     click.option(
         "--overlay",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="FILE",
         help="Keep changes in FILE, which is made where it does not exist; without, they are lost.",
     ),
@@ -70,7 +70,7 @@ _OPTIONS = (
     ),
     click.option(
         "--kernel",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="PATH",
         help="A User-Mode Linux kernel; `system` is this system's.  [env: P2PCLOOP_KERNEL]"
         "  [default: what tools/get-uml-kernel unpacked, or else this system's]",
@@ -90,7 +90,7 @@ _OPTIONS = (
     ),
     click.option(
         "--report",
-        type=click.Path(path_type=Path),
+        type=FilePath(),
         metavar="FILE.json",
         help="Write what was measured to this file.",
     ),

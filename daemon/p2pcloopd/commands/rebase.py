@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.cli.options import FilePath, at_option, home_option, json_option
 from p2pcloop.client.refs import made_on, resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr
@@ -28,7 +28,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("overlay", type=click.Path(path_type=Path))
+@click.argument("overlay", type=FilePath())
 @click.option("--onto", required=True, metavar="REF", help="The image that it is to lie on.")
 @click.option("--base", metavar="REF", help="The image that it lies on, where it names none.")
 @click.option("--ours", "choice", flag_value="ours", help="Where both changed, keep the overlay's.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from p2pcloop.cli.options import FilePath
 from p2pcloop.cli.output import check_writable
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
@@ -61,7 +62,7 @@ class _RunCommand(click.Command):
 @guest_options
 @click.option(
     "--console",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=os.devnull,
     metavar="FILE",
     help="Where to write what the guest's kernel says.  [default: nowhere]",

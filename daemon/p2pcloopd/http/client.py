@@ -463,7 +463,7 @@ def _check(answer: h11.Response, span: Span | None, method: bytes) -> None:
             )
         case status:
             raise UnreachableError(f"the server answers with status {status}")
-    if headers.get(b"content-encoding", "identity") != "identity":
+    if headers.get(b"content-encoding", "").strip().lower() not in ("", "identity"):
         raise FormatError("the server changes the content (Content-Encoding)")
 
 

@@ -1,0 +1,82 @@
+"""Undoing what mail, chats, web pages and shells do to a link, a name or a URL that is pasted.
+
+A link of ours has neither white space nor quotes, brackets, backslashes or invisible characters.
+What programs put around it or between its parts can therefore be told from it.
+"""
+
+from __future__ import annotations
+
+import quopri
+import re
+from unicodedata import category
+from urllib.parse import unquote
+
+_BRACKETS = ("<>", "()", "[]", '""', "''", "``", "“”", "‘’", "«»")  # noqa: RUF001  meant
+
+_OPENING = "<([{\"'`*„“”‚‘’«»‹›「『（《"  # noqa: RUF001  meant
+_CLOSING = ">)}\"'`*„“”‚‘’«»‹›」』）》.,;:!?。，、；：！？"  # noqa: RUF001  meant
+"""What may stand before and behind. A link that ends in one of these has it as `%29`."""
+
+_END = re.compile(r"[\"<>|`{}„“”‚‘«»‹›「」『』（）《》。、]")  # noqa: RUF001  meant
+_START = re.compile(r"(?<![\w./])magnet(?::|%(?:25)*3A)", re.IGNORECASE)
+_REPLY = re.compile(r"^[ \t]*(?:>[ \t]?)+", re.MULTILINE)
+"""What mail puts before the lines of a letter that is answered."""
+
+_NOT_QUOTED = re.compile(r"=(?!3D|\r?\n|[0-9A-F]{2})")
+_ENCODED = re.compile(r"x\.p2pcloop%(?:25)*3D", re.IGNORECASE)
+_EQUALS = re.compile(r"([?&#][\w.]+)%(?:25)*3D", re.IGNORECASE)
+_SECRET = re.compile(r"%23(key=[a-z2-7]{52})$", re.IGNORECASE)
+_WIDE = str.maketrans("：？＆＝＃", ":?&=#")  # noqa: RUF001  what input methods of CJK write
+_INVISIBLE = re.compile(
+    "\x1b\\[20[01]~|[\u034f\u115f\u1160\u3164\uffa0\ufffc\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+"""The marks of a terminal's paste, and characters without a look that are not of category Cf."""
+
+
+def clean_pasted(text: str) -> str:
+    """Undo changes that mail, chats, web pages and shells make to a link, a name or a URL.
+
+    This removes what stands before and behind it, white space, line breaks and invisible
+    characters, the escapes of shells (a backslash or `^` before `?` and `&`), and takes back
+    quoted-printable and percent-encoding of the whole. `&amp;` stays, for `parse_link` to name it.
+    A text that does not become a link, a name or a URL by that may be the name of a file.
+    """
+    if "=3D" in text and not _NOT_QUOTED.search(text):
+        quoted = text.encode("utf-8", "surrogateescape")
+        text = quopri.decodestring(quoted).decode("utf-8", "replace")
+    text = _INVISIBLE.sub("", text)
+    if _START.search(text.translate(_WIDE)):
+        return _link(text.translate(_WIDE))
+    text = _squeezed(text)
+    bare = text.lstrip(_OPENING)
+    if bare.startswith("@") or bare[:8].lower().startswith(("http://", "https://")):
+        bare = bare.rstrip(_CLOSING + "]").replace("/%40", "/@")
+        return bare.rstrip("/") if "/@" in bare else bare
+    while len(text) > 1 and text[0] + text[-1] in _BRACKETS:
+        text = text[1:-1]
+    return text
+
+
+def _link(text: str) -> str:
+    """The link in a text, which holds its beginning."""
+    text = _REPLY.sub("", text)
+    begin = _START.search(text)
+    text = _squeezed(text[begin.start() :] if begin else text)
+    if end := _END.search(text):
+        text = text[: end.start()]
+    for _ in range(3):
+        if not (encoded := _ENCODED.search(text)):
+            break
+        if "&" in text[: encoded.start()]:
+            text = _EQUALS.sub(r"\1=", text)
+        else:  # of a redirector's URL, what follows the encoded link is not a part of it
+            text = unquote(text.partition("&")[0])
+    text = re.sub(r"^(magnet):/*(\?|%3F)", r"\1:?", text, flags=re.IGNORECASE)
+    text = text.rstrip(_CLOSING)
+    while text.endswith("]") and text.count("]") > text.count("["):
+        text = text[:-1].rstrip(_CLOSING)
+    return _SECRET.sub(r"#\1", text)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(c for c in text if not (c.isspace() or c in "\\^" or category(c) == "Cf"))
