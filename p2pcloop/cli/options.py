@@ -65,7 +65,9 @@ def check_given(text: str, param: click.Parameter | None) -> None:
         raise UsageError(f"{name} is empty", hint="is a variable of the shell unset?")
 
 
-def _to_home(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Home:
+def _to_home(_context: click.Context, parameter: click.Parameter, value: str | None) -> Home:
+    if value is not None:
+        check_given(value, parameter)
     return Home.at(value)
 
 

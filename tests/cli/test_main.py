@@ -192,7 +192,14 @@ def test_the_manual_lists_every_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("mirror", "x", ""), ("mirror", "x", "http://host/dir"), ("seed", ""), ("info", "")]
+    "words",
+    [
+        ("mirror", "x", ""),
+        ("mirror", "x", "http://host/dir"),
+        ("seed", ""),
+        ("info", ""),
+        ("images", "--home", ""),
+    ],
 )
 def test_an_empty_place_or_a_url_is_refused(p2pcloop: Run, words: tuple[str, ...]) -> None:
     ran = p2pcloop(*words)

@@ -99,6 +99,22 @@ async def test_a_kept_connection_that_is_hung_up_on_is_replaced(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_server_that_sends_more_than_it_announced(client: HttpClient) -> None:
+    """What is too much is not taken for the beginning of the next answer."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab and more")
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/x"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        for _ in range(3):
+            assert await client.get(url, 2) == b"ab"
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_requests_at_once_after_the_server_was_started_anew(
     client: HttpClient,
 ) -> None:

@@ -348,7 +348,8 @@ class _Connection:
 
     def again(self) -> bool:
         """Make ready for another request; whether the connection is good for one."""
-        if self._http.our_state is self._http.their_state is h11.DONE:
+        done = self._http.our_state is self._http.their_state is h11.DONE
+        if done and not self._http.trailing_data[0]:  # else the next answer would begin with it
             self._http.start_next_cycle()
             return True
         return False

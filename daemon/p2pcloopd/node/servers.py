@@ -202,7 +202,7 @@ class LayerServers:
         return min(usable, key=_order, default=None)
 
     def faults(self) -> list[str]:
-        """See `Servers.faults`."""
+        """See `Servers.faults`; where nothing is wrong, who is awaited."""
         size = self.layer.index_length + self.layer.pack_length
         told = [f"{mirror.base} (has wrong bytes of it)" for mirror in self.refused]
         for mirror in self.servers:
@@ -214,7 +214,9 @@ class LayerServers:
                 )
             if error:
                 told.append(f"{mirror.base} ({error})")
-        return told
+        return told or [
+            f"{mirror.base} (asked, its answer is not whole yet)" for mirror in self.servers
+        ]
 
 
 class Layers:
