@@ -431,7 +431,7 @@ def test_a_pipe_without_a_reader_is_told(cloop: Path, home: Path, tmp_path: Path
     pipe, got = tmp_path / "pipe", list[bytes]()
     os.mkfifo(pipe)
     script = "from p2pcloop.cli.main import main; main()"
-    command = [sys.executable, "-c", script, "export", cloop, pipe, "--home", home]
+    command = [sys.executable, "-c", script, "export", str(cloop), str(pipe), "--home", str(home)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == f"waiting for a program that reads the pipe {pipe}\n"

@@ -24,6 +24,8 @@ COMMANDS = [
     "rebase",
     "ps",
     "attach",
+    "exec",
+    "cp",
     "logs",
     "stop",
     "info",

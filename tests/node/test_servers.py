@@ -64,6 +64,12 @@ async def test_whoever_has_it_gives_it(mock_clock: MockClock) -> None:
     assert of_layer.ready_at() <= trio.current_time()  # those that lack it may have something else
 
 
+async def test_who_is_awaited_is_named_where_nothing_is_wrong() -> None:
+    of_layer, _ = servers(1 << 20, count=2)
+    first, second = of_layer.faults()
+    assert (first.split()[0], second.split()[0]) == ("http://0/", "http://1/")
+
+
 async def test_who_lies_is_asked_for_nothing_of_the_layer_again() -> None:
     of_layer, [first, second] = servers(1 << 20, count=2)
     came = await of_layer.get(0, 10, spread=True)

@@ -214,9 +214,7 @@ class LayerServers:
                 )
             if error:
                 told.append(f"{mirror.base} ({error})")
-        return told or [
-            f"{mirror.base} (asked, its answer is not whole yet)" for mirror in self.servers
-        ]
+        return told or [f"{mirror.base} (asked, and not all has come)" for mirror in self.servers]
 
 
 class Layers:
