@@ -217,11 +217,13 @@ def test_a_session_that_ends_at_once_is_told(node: Node, options: list[str], tol
 
 def test_a_session_begins_when_systemd_has_mounted_what_it_needs(node: Node) -> None:
     session = (
-        "grep -c ' /dev/shm ' /proc/mounts; echo $DISPLAY $USER $HOME $XDG_RUNTIME_DIR; exit 5"
+        "grep -c ' /dev/shm ' /proc/mounts; echo $DISPLAY $USER $HOME $XDG_RUNTIME_DIR $LANG;"
+        " tr '\\0' '\\n' </proc/1/environ | grep -c -e ^lang=de -e ^keyboard=de; exit 5"
     )
     options = ("--display", "vnc", "--session", session)
-    with Guest(node, stock_image("bookworm"), *options) as guest:
-        told = "exit status 5: 1 / 192.0.0.2:0 root /root /run/user/0"
+    settings = ("--locale", "de_DE.UTF-8", "--keyboard", "de")
+    with Guest(node, stock_image("bookworm"), *options, *settings) as guest:
+        told = "exit status 5: 1 / 192.0.0.2:0 root /root /run/user/0 de_DE.UTF-8 / 2"
         wait_until(lambda: told in guest.said)
         assert "` as root, since it has no ordinary user" in guest.said
         guest.kill()
@@ -233,6 +235,7 @@ def test_a_session_begins_when_systemd_has_mounted_what_it_needs(node: Node) -> 
         (["--session", "xterm"], "--session needs a screen"),
         (["--display", "vnc", "--session-user", "ann"], "--session-user needs a --session"),
         (["--display", "vnc", "--session", " "], "--session needs a command"),
+        (["--locale", "german please"], "is no locale"),
     ],
 )
 def test_options_that_do_not_go_together(node: Node, options: list[str], why: str) -> None:

@@ -188,7 +188,7 @@ def _run(
             )
 
         display = make_display(ref, screen, shown_at)
-        words = AUTOLOGIN if autologin else ""
+        words = " ".join([*([AUTOLOGIN] if autologin else []), *screen.settings.words()])
         return Plan(start, prefetch=profile, words=words, reachable=True, display=display)
 
     with bound_display(screen.display) as shown_at:

@@ -9,6 +9,7 @@ import click
 from p2pcloop.cli.options import as_one
 from p2pcloop.errors import UsageError
 from p2pcloopd.guest.display.choice import DisplayChoice, parse_display, parse_geometry
+from p2pcloopd.guest.system.local_settings import LocalSettings, given_settings, host_settings
 
 
 def _to_display(_context: click.Context, _parameter: click.Parameter, value: str) -> DisplayChoice:
@@ -48,6 +49,17 @@ _OPTIONS = (
         metavar="NAME",
         help="Who runs it.  [default: the image's first ordinary user, else root]",
     ),
+    click.option(
+        "--locale",
+        metavar="LOCALE",
+        help="The guest's language, as de_DE.UTF-8; C leaves it to the image."
+        "  [default: with a --display, yours]",
+    ),
+    click.option(
+        "--keyboard",
+        metavar="LAYOUT",
+        help="The guest's keyboard layout, as de.  [default: with a --display, this machine's]",
+    ),
 )
 
 
@@ -59,13 +71,30 @@ class DisplayOptions:
     geometry: tuple[int, int] | None
     session: str | None
     session_user: str | None
+    locale: str | None
+    keyboard: str | None
+
+    @property
+    def settings(self) -> LocalSettings:
+        """What the guest is told of language, keyboard and time zone."""
+        given = given_settings(self.locale, self.keyboard)
+        if self.display.kind == "none":
+            return given
+        host = host_settings()
+        return LocalSettings(
+            host.locale if self.locale is None else given.locale,
+            given.keyboard or host.keyboard,
+            host.zone,
+        )
 
     def check(self) -> None:
         """Refuse options that do not go together.
 
         Raises:
-            UsageError: there is a session without a display, or its user without a session.
+            UsageError: there is a session without a display, or its user without a session; or a
+                setting is none.
         """
+        given_settings(self.locale, self.keyboard)
         if self.session is not None and self.display.kind == "none":
             raise UsageError(
                 "--session needs a screen", hint="add --display vnc, or --display window"

@@ -37,14 +37,15 @@ def make_display(
     title = f"p2pcloop: {Path(ref).name[:64]}"
     if screen.display.kind == "none":
         return None
+    variables = screen.settings.variables()
     if listener is not None:
         width, height = screen.geometry or _USUAL_SIZE
-        display = Display(width, height, listener, title=title)
+        display = Display(width, height, listener, variables=variables, title=title)
     else:
         host = find_host_display()
         most = (host.width * 9 // 10, host.height * 9 // 10)
         width, height = screen.geometry or most
-        display = Display(width, height, host=host, title=title)
+        display = Display(width, height, host=host, variables=variables, title=title)
     wire.check_programs(display)
     return display
 
@@ -72,4 +73,6 @@ def report_display(own: OwnGuest, display: Display) -> None:
     except OSError as err:
         raise storage_error(f"cannot write {path}", err) from err
     notify(f"p2pcloop: display: vncviewer -passwd {shlex.quote(str(path))} {display.address}")
+    if not display.address.startswith("127."):
+        notify(f"p2pcloop: warning: other machines can connect to the display at {display.address}")
     notify(f"p2pcloop: display: its password, for other viewers: {display.password}")

@@ -227,8 +227,9 @@ def _first_root(
     wire: Addresses | None,
 ) -> Callable[[Kernel], bytes]:
     """The function that makes the guest's initramfs."""
-    cookie = None if plan.display is None else plan.display.cookie
-    more = () if cookie is None else (display_part(authority_file(cookie)),)
+    more: tuple[Part, ...] = ()
+    if plan.display is not None:
+        more = (display_part(authority_file(plan.display.cookie), plan.display.variables),)
     if files is None:
         return partial(build_initramfs, ending=plan.ending, more=more, network=wire)
     places = layer_places(target)

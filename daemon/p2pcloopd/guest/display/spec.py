@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class Display:
         height: of the screen, in pixels.
         listener: listens for VNC's viewers; None for a window.
         host: the user's display, on which the window is; None for VNC.
+        variables: of the environment of programs on it.
         title: what is shown above it.
         cookie: the guest shows it.
         password: viewers show it.
@@ -28,6 +30,7 @@ class Display:
     height: int
     listener: socket.socket | None = None
     host: HostDisplay | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
     title: str = "p2pcloop"
     cookie: bytes = field(default_factory=new_cookie, repr=False)
     password: str = field(default_factory=new_password, repr=False)

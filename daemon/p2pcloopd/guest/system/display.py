@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
+
 from p2pcloopd.guest.system.addresses import (
     DISPLAY,
     DISPLAY_GUEST_ADDRESS,
@@ -16,13 +19,15 @@ _AUTHORITY = f"{_PLACE}/Xauthority"
 _VARIABLES = {"DISPLAY": DISPLAY, "XAUTHORITY": _AUTHORITY}
 
 
-def display_part(authority: bytes) -> Part:
+def display_part(authority: bytes, variables: Mapping[str, str]) -> Part:
     """Return the part of a first root for a guest with a display.
 
     Args:
         authority: an Xauthority file with the display's cookie.
+        variables: more of the environment of programs on the display.
     """
-    lines = [f"export {name}={value}\n" for name, value in _VARIABLES.items()]
+    variables = {**_VARIABLES, **variables}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
     return Part(
         steps=("display-card",),
         applets=("chmod", "cp", "ip"),
