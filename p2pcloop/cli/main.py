@@ -32,7 +32,7 @@ _COMMANDS = {
     "ps": ("p2pcloop.cli.ps", "List the guests that run here, and what they wait for."),
     "attach": ("p2pcloopd.commands.attach", "Connect the terminal to a guest's console."),
     "exec": ("p2pcloopd.commands.exec", "Run a command in a guest that runs."),
-    "cp": ("p2pcloopd.commands.cp", "Copy files into a guest that runs, and out of it."),
+    "cp": ("p2pcloopd.commands.cp", "Copy files into a guest or an overlay, and out of it."),
     "logs": ("p2pcloopd.commands.logs", "Show what a guest has printed."),
     "stop": ("p2pcloop.cli.stop", "Shut guests down in order."),
     "info": ("p2pcloop.cli.info", "Tell what an image, a link or a file is."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import MismatchError, NotHereError, StorageError, UsageError
+from p2pcloop.errors import BusyError, MismatchError, NotHereError, StorageError, UsageError
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes
 
 pytestmark = pytest.mark.e2e
@@ -111,3 +111,41 @@ def test_a_full_disk_is_told(node: Node, guest: str, tmp_path: Path) -> None:
     huge.rename(tmp_path / "tree/huge")
     said = node.run("cp", tmp_path / "tree", f"{guest}:/full", code=StorageError.exit_code).err
     assert "No space left on device" in said
+
+
+@pytest.mark.parametrize("mode", ["block", "files"])
+def test_an_overlay_is_read_and_written_while_no_guest_uses_it(
+    node: Node, cloop: Path, tmp_path: Path, mode: str
+) -> None:
+    overlay = tmp_path / "mine.delta"
+    options = ("--overlay", overlay, "--overlay-mode", mode)
+    node.run("run", cloop, *options, "--", "sh", "-c", "echo note >/root/note")
+    base = ("--base", cloop)
+    node.run("cp", *base, f"{overlay}:/root/note", tmp_path)
+    assert (tmp_path / "note").read_text() == "note\n"
+    node.run("cp", *base, f"{overlay}:/etc", tmp_path / "etc")  # of the image below it
+    assert (tmp_path / "etc/passwd").read_text().startswith("root:")
+    node.run("cp", *base, tmp_path / "etc", f"{overlay}:/root/")
+    done = node.run("run", cloop, *options, "--", "cat", "/root/etc/passwd", "/root/note")
+    assert done.out == (tmp_path / "etc/passwd").read_text() + "note\n"
+    said = node.run("cp", *base, f"{overlay}:/no/such", tmp_path, code=NotHereError.exit_code).err
+    assert "there is no /no/such" in said
+    node.run("cp", f"{overlay}:/root/note", tmp_path, code=NotHereError.exit_code)  # no --base
+    guest = node.run("boot", cloop, *GUEST_OPTIONS, *options, "--detach").out.strip()
+    said = node.run("cp", *base, f"{overlay}:/root/note", ".", code=BusyError.exit_code).err
+    assert f"name the guest instead of the overlay: {guest}:PATH" in said
+    node.run("cp", f"{guest}:/root/note", tmp_path / "again")
+    assert (tmp_path / "again").read_text() == "note\n"
+    node.run("stop", guest, "--time", "0")
+
+
+def test_reading_a_block_overlay_changes_nothing_of_it(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    link = node.json("seed", cloop, "--name", "tiny")["link"]
+    overlay = tmp_path / "mine.delta"
+    node.run("run", link, "--overlay", overlay, "--", "sh", "-c", "echo note >/root/note")
+    before = overlay.read_bytes()
+    node.run("cp", f"{overlay}:/root/note", tmp_path)  # it names its image
+    assert (tmp_path / "note").read_text() == "note\n"
+    assert overlay.read_bytes() == before

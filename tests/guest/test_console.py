@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from p2pcloopd.guest.console import console
 
@@ -106,3 +107,35 @@ async def test_window_size(pty: console.Pty) -> None:
     os.close(master)
     os.close(terminal)
     assert not console.is_our_terminal(pty.slave)
+
+
+async def test_a_bell_rings_once_and_not_before_a_program_listens() -> None:
+    """UML may lose what is typed before; the guest's terminal echoes what is typed later."""
+    for asked_first in (True, False):
+        consoles = console.UnseenConsoles([2], 15)
+        guest = consoles.fds[15]
+        os.set_blocking(guest, False)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(consoles.drop_output)
+                if asked_first:
+                    consoles.ring()
+                    with pytest.raises(BlockingIOError):
+                        os.read(guest, 10)
+                os.write(guest, b"\n")
+                if not asked_first:
+                    await wait_all_tasks_blocked()
+                    with pytest.raises(BlockingIOError):
+                        os.read(guest, 10)
+                    consoles.ring()
+                await trio.lowlevel.wait_readable(guest)
+                assert os.read(guest, 10) == b"\n"
+                os.write(guest, b"\r\n")  # the echo
+                os.write(consoles.fds[2], b"of another console")
+                consoles.ring()
+                await wait_all_tasks_blocked()
+                with pytest.raises(BlockingIOError):
+                    os.read(guest, 10)
+                nursery.cancel_scope.cancel()
+        finally:
+            consoles.close()

@@ -1,9 +1,11 @@
-"""`p2pcloop cp`: files and directories into a guest that runs, and out of it."""
+"""`p2pcloop cp`: files and directories into a guest or an overlay, and out of it."""
 
 from __future__ import annotations
 
 import importlib
 import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -21,38 +23,74 @@ Examples:
   p2pcloop cp g1:/etc/hostname .
   p2pcloop cp g1:/var/log logs        # the directory, as logs or logs/log
   p2pcloop cp site/. g1:/srv/www      # what is in the directory
+  p2pcloop cp mine.delta:/root/note . # of an overlay that no guest uses
 
-NAME:PATH is a path in the guest NAME. What begins with `/` or `.` is a path of this machine. A
-directory is copied with all that is in it. A target that is a directory gets the source as a part
-of it; a target that does not exist becomes the copy. Permissions and symbolic links are kept; what
-comes here belongs to you, what comes into the guest to its root.
+NAME:PATH is a path in the guest NAME, FILE:PATH one in the overlay FILE on its image. What begins
+with `/` or `.` names no guest. A directory is copied with all that is in it. A target that is a
+directory gets the source as a part of it; a target that does not exist becomes the copy.
+Permissions and symbolic links are kept; what comes here belongs to you, what comes into the guest
+to its root.
 """
 
-_REMOTE = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*):(?P<path>.*)", re.DOTALL)
+_GUEST = re.compile(r"([a-z0-9][a-z0-9-]*):(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """A path in a guest, or in an overlay.
+
+    Attributes:
+        where: the guest's name, or the overlay's file.
+        path: begins with a slash.
+    """
+
+    where: str | Path
+    path: str
+
+
+def _inside(word: str) -> _Inside | None:
+    """What a word says of a guest or an overlay; None for a path of this machine."""
+    if guest := _GUEST.fullmatch(word):
+        return _Inside(guest[1], "/" + guest[2].lstrip("/"))
+    for colon in re.finditer(":", word):
+        file = Path(word[: colon.start()])
+        if file.is_file():
+            return _Inside(file, "/" + word[colon.end() :].lstrip("/"))
+    return None
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("source")
 @click.argument("target")
+@click.option("--base", metavar="REF", help="The image of an overlay, where it names none.")
 @home_option
-def command(source: str, target: str, home: Home) -> None:
-    """Copy the file or directory SOURCE to TARGET; one of them is in a guest."""
-    inside, outside = _REMOTE.fullmatch(source), _REMOTE.fullmatch(target)
-    if (inside is None) == (outside is None):
-        many = "both are" if inside else "neither is"
+def command(source: str, target: str, base: str | None, home: Home) -> None:
+    """Copy the file or directory SOURCE to TARGET; one of them is in a guest or an overlay."""
+    inside, outside = _inside(source), _inside(target)
+    place = inside or outside
+    if place is None or (inside is not None and outside is not None):
+        many = "neither is" if place is None else "both are"
         raise UsageError(
             f"one of {printable(source)} and {printable(target)} must be in a guest, and {many}",
-            hint="a path in a guest is written NAME:PATH, one here that looks so ./NAME:PATH",
+            hint="a path in a guest is NAME:PATH, one in an overlay FILE:PATH (FILE exists)",
         )
-    remote = inside or outside
-    assert remote is not None
-    path = "/" + remote["path"].lstrip("/")
-    folder = running_guest(home, remote["name"])
+    if isinstance(place.where, Path):
+        at_rest = importlib.import_module("p2pcloopd.guest.unseen.at_rest")
+        home.create()
+        rest = at_rest.resting(place.where, base, home)
+        if inside is not None:
+            at_rest.from_overlay(rest, place.path, target, _leave_out)
+        else:
+            at_rest.to_overlay(rest, source, place.path, _leave_out)
+        return
+    if base is not None:
+        raise UsageError("--base is for overlays; a guest knows its image", hint="leave it out")
+    folder = running_guest(home, place.where)
     transfer = importlib.import_module("p2pcloopd.guest.channel.transfer")
     if inside is not None:
-        transfer.from_guest(folder, path, target, _leave_out)
+        transfer.from_guest(folder, place.path, target, _leave_out)
     else:
-        transfer.to_guest(folder, source, path, _leave_out)
+        transfer.to_guest(folder, source, place.path, _leave_out)
 
 
 def _leave_out(what: str) -> None:

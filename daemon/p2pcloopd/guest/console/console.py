@@ -109,6 +109,7 @@ class UnseenConsoles:
             numbers: of the consoles.
             bell: of one more, on which `ring` types.
         """
+        self._is_wanted = self._is_heard = self._has_rung = False
         self._ours, theirs = trio.socket.socketpair()
         self._bell, guests_bell = trio.socket.socketpair()
         with theirs, guests_bell:
@@ -117,15 +118,26 @@ class UnseenConsoles:
             self.fds[bell] = os.dup(guests_bell.fileno())
 
     def ring(self) -> None:
-        """Type a line on the console of the bell. One that is read later is kept until then."""
-        with suppress(OSError):  # so many wait there that one more says nothing
+        """Type a line on the console of the bell, once the program there has printed something.
+
+        UML may lose what is typed before a program has opened the console: it keeps that back until
+        more is typed.
+        """
+        self._is_wanted = True
+        if self._is_heard and not self._has_rung:
+            self._has_rung = True
             os.write(self._bell.fileno(), b"\n")
 
     async def drop_output(self) -> None:
         """Read and drop what the guest prints there, so that no program in it waits."""
         async with trio.open_nursery() as nursery:
-            for end in (self._ours, self._bell):
-                nursery.start_soon(_drop, end)
+            nursery.start_soon(_drop, self._ours, lambda: None)
+            nursery.start_soon(_drop, self._bell, self._hear)
+
+    def _hear(self) -> None:
+        self._is_heard = True
+        if self._is_wanted:
+            self.ring()
 
     def close(self) -> None:
         """Close both ends."""
@@ -135,9 +147,9 @@ class UnseenConsoles:
             os.close(fd)
 
 
-async def _drop(end: trio.socket.SocketType) -> None:
+async def _drop(end: trio.socket.SocketType, hear: Callable[[], None]) -> None:
     while await end.recv(CHUNK):
-        pass
+        hear()
 
 
 class Sink:

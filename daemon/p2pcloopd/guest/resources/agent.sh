@@ -42,7 +42,9 @@ case $1 in
 esac
 
 # The driver has much to do when it begins. So it waits until the host has a command.
-read -r _ <"$2"
+# It says that it listens: UML may lose what is typed earlier.
+exec 4<>"$2" && echo >&4 && read -r _ <&4
+exec 4>&-
 insmod /proc/self/fd/8
 exec 8<&-
 control=''
