@@ -87,7 +87,7 @@ def command(
 
 
 def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
-    warn_if_only_here(answer["link"], home)
+    warn_if_only_here(answer, home)
     if as_json:
         click.echo(to_json(answer))
         return

@@ -81,7 +81,7 @@ def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if "in_place" in answer:
         report_seeded(answer, home, as_json=as_json)
         return
-    warn_if_only_here(answer["link"], home)
+    warn_if_only_here(answer, home)
     if as_json:
         click.echo(to_json(answer))
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import PublishOptions
+from p2pcloop.cli.reach import describe_only_here, is_only_here
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.formats.filesystem import (
@@ -54,7 +54,7 @@ def report_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if answer["filesystem"] not in ROOT_TYPES:
         found = describe(answer["filesystem"])
         click.echo(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}", err=True)
-    warn_if_only_here(answer["link"], home)
+    warn_if_only_here(answer, home)
     place = answer["in_place"]
     if as_json:
         click.echo(to_json(answer | {"in_place": place is not None}))
@@ -85,21 +85,12 @@ def _to_size(answer: dict[str, Any]) -> str:
     return f"{size}, {describe(answer['filesystem'])}"
 
 
-def warn_if_only_here(link: str, home: Home) -> None:
-    """Warn if no other machine can reach the node, which is so with the default settings.
+def warn_if_only_here(answer: dict[str, Any], home: Home) -> None:
+    """Warn if no other machine can reach the node.
 
-    The first peer in a link is the node itself.
+    Only with the first version of a name: `p2pcloop status` tells it, too. The first peer in a link
+    is the node itself.
     """
-    if all(_is_loopback(host) for host, _ in parse_link(link).peers[:1]):
-        click.echo(
-            "only this machine reaches the node: to serve others, set `listen` in"
-            f" {home.config} (docs/daemon.md), restart it and repeat this",
-            err=True,
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    peers = parse_link(answer["link"]).peers[:1]
+    if answer["version"] == 1 and is_only_here([host for host, _ in peers]):
+        click.echo(describe_only_here(home), err=True)

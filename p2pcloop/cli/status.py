@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.reach import describe_only_here, is_only_here
 from p2pcloop.client.control_client import ControlClient
-from p2pcloop.errors import NotHereError
+from p2pcloop.errors import FormatError, MismatchError, NotHereError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloop.text import to_json
@@ -83,6 +85,8 @@ def _text(node: dict[str, Any]) -> str:
         f"received {format_size(node['received'])}, sent {format_size(node['sent'])}",
         *node["warnings"],
     ]
+    if is_only_here([address.rpartition(":")[0] for address in node["listen"]]):
+        lines.append(describe_only_here(Home.at(node["home"])))
     for mirror in node["mirrors"]:
         came = f"{format_size(mirror['received'])} came from it"
         lines.append(f"mirror {mirror['base']}: {mirror['error'] or came}")
@@ -96,10 +100,27 @@ def _text(node: dict[str, Any]) -> str:
     others = [torrent for info_hash, torrent in torrents.items() if info_hash not in told]
     if others:
         lines += ["", "torrents that are not of the newest version of a name:"]
+        versions = _versions(Home.at(node["home"]))
     for torrent in others:
-        what = torrent["name"] or "metadata not here yet"
+        unnamed = torrent["name"] or "metadata not here yet"
+        what = versions.get(torrent["info_hash"], unnamed)
         lines += [f"  {torrent['info_hash'].hex()} ({what})", f"    {_traffic([torrent])}"]
     return "\n".join(lines)
+
+
+def _versions(home: Home) -> dict[bytes, str]:
+    """What the torrents of all known versions belong to, by their info hashes; for people."""
+    found: dict[bytes, str] = {}
+    records = Records(home)
+    for record in records.names():
+        for number, ref in record.versions.items():
+            version = f"{record.name}, version {number}"
+            if ref.torrent:
+                found[ref.torrent] = f"manifest of {version}"
+            with suppress(NotHereError, FormatError, MismatchError):
+                for layer in records.manifest(ref.id).manifest.all_layers:
+                    found.setdefault(layer.torrent, version)
+    return found
 
 
 def _images(home: Home) -> Iterable[tuple[str, list[bytes], bytes]]:

@@ -160,6 +160,20 @@ def test_what_was_published_goes_by_order_only_and_its_numbers_go_on(
     assert publisher.json("seed", tmp_path / "disk.img", "--raw")["version"] == 2
 
 
+def test_of_what_was_published_and_removed_only_the_newest_manifest_is_served(
+    publisher: Node, tmp_path: Path
+) -> None:
+    first, second = (published(publisher, tmp_path, number) for number in (1, 2))
+    before = parse_link(first["link"]).manifest_torrent.hex()
+    assert before in publisher.torrents()
+    told = publisher.run("status").out
+    assert f"  {before} (manifest of {first['name']}, version 1)\n" in told
+    assert publisher.json("rm", first["name"], "--published")["versions"] == [2, 1]
+    [left] = publisher.torrents()
+    assert left == parse_link(second["link"]).manifest_torrent.hex()
+    assert publisher.json("seed", tmp_path / "disk.img", "--raw")["version"] == 3
+
+
 def test_a_file_that_another_image_needs_is_not_told_as_served_no_more(
     nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -19,7 +19,8 @@ from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
 from p2pcloopd.control_server import MAX_HELD
-from tests.support.programs import Node, Nodes
+from tests.support.programs import Node, Nodes, read_until
+from tests.support.waiting import wait_until
 
 from .conftest import publish_version
 
@@ -107,6 +108,24 @@ def test_sigkill_at_any_time_loses_nothing_that_was_here(nodes: Nodes, content: 
         assert reader.call("verify", torrent=torrent)["bad"] == []
     assert reader.call("resolve", ref=published["name"])["id"] == published["id"]
     assert read_all(reader, torrent, len(content)) == content
+
+
+def test_a_link_without_a_source_leaves_nothing_once_its_clients_are_gone(
+    nodes: Nodes, content: bytes
+) -> None:
+    publisher, reader = nodes.start(), nodes.start("waiting_after = 0.05")
+    link = publish_version(publisher, content)["link"]
+    publisher.end(signal.SIGTERM)
+    with reader.started("info", link) as one, reader.started("info", link) as two:
+        for client in (one, two):
+            read_until(client, "no peer reachable")
+        one.kill()
+        one.wait()
+        assert len(reader.torrents()) == 1, "the other one waits for it"
+        two.kill()
+        two.wait()
+    wait_until(lambda: not reader.torrents())
+    assert not any(reader.home.torrents.iterdir())
 
 
 async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) -> None:

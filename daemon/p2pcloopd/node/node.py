@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -51,6 +52,8 @@ class Node:
         dispatched: which pieces went to clients of a crowd just now.
         room: keeps the store within its quota.
         reports: tells clients of operations that take long.
+        resolving: torrents that were not known before links named them, and how many calls wait to
+            know whether the links are good.
         stopping: set it to stop the node in order.
         warnings: what its user should know since it started.
     """
@@ -78,6 +81,7 @@ class Node:
         self.dispatched = DispatchLog()
         self.room = Room(home, engine, config.quota)
         self.reports = Reports(config.waiting_after)
+        self.resolving = Counter[bytes]()
         self.stopping = trio.Event()
         self.warnings = list(warnings)
         self._started = trio.current_time()

@@ -51,7 +51,7 @@ async def remove(node: Node, call: Call) -> dict[str, Any]:
         await trio.to_thread.run_sync(_check_unused, node.home, ids)
         if ours:  # first: cut off in the middle, the rest goes with the next `rm` or `gc`
             await trio.to_thread.run_sync(mark_removed, node.home, ids)
-        removed, freed = await _remove_data(node, ids, keep_manifests=ours)
+        removed, freed = await _remove_data(node, ids, keep_newest=ours)
         if not ours:
             await trio.to_thread.run_sync(node.records.forget, name, ids)
     node.room.look_again()
@@ -87,9 +87,12 @@ def _check_unused(home: Home, ids: set[bytes]) -> None:
 
 
 async def _remove_data(
-    node: Node, ids: set[bytes], *, keep_manifests: bool
+    node: Node, ids: set[bytes], *, keep_newest: bool
 ) -> tuple[list[bytes], int]:
-    """Remove the torrents and profiles that only these manifests need.
+    """Remove the torrents and profiles that only these manifests need, and their own torrents.
+
+    Args:
+        keep_newest: keep the torrent of the newest manifest of the name.
 
     Returns:
         The torrents, and how many bytes of them were here.
@@ -103,11 +106,13 @@ async def _remove_data(
     ]
     needed = {layer.torrent for manifest in staying for layer in manifest.all_layers}
     torrents = {layer.torrent for manifest in going for layer in manifest.all_layers} - needed
-    if not keep_manifests:
-        name = next((manifest.name for manifest in going), None)
-        known = None if name is None else node.records.find(name)
-        versions = {} if known is None else known.versions
-        torrents |= {ref.torrent for ref in versions.values() if ref.id in ids and ref.torrent}
+    name = next((manifest.name for manifest in going), None)
+    known = None if name is None else node.records.find(name)
+    if known is not None:
+        # That of the newest version of a name of ours tells its number to others.
+        kept = {known.manifest_id} if keep_newest else set()
+        refs = (ref for ref in known.versions.values() if ref.id in ids - kept)
+        torrents |= {ref.torrent for ref in refs if ref.torrent}
     here = [torrent for each in sorted(torrents) if (torrent := node.engine.get(each)) is not None]
     freed = sum(torrent.have_bytes + torrent.store.provisional_bytes for torrent in here)
     for torrent in here:

@@ -6,6 +6,7 @@ secret of another image. So a manifest that is refused changes nothing of what t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -251,7 +252,10 @@ class VersionFinder:
         """
         node, link = self._node, lead.link
         wanted = (link.manifest_torrent, link.pack_torrent)
-        new = [torrent for torrent in wanted if torrent and node.engine.get(torrent) is None]
+        new = {torrent for torrent in wanted if torrent and node.engine.get(torrent) is None}
+        # Calls that wait for the same one wait together: the last that fails takes it away.
+        new |= node.resolving.keys() & set(wanted)
+        node.resolving.update(new)
         try:
             found = await self._get(lead)
             manifest = found.signed.manifest
@@ -263,13 +267,16 @@ class VersionFinder:
                 if not is_url(base):
                     await use_directory(node, base, manifest)
             named = {layer.torrent for layer in manifest.all_layers}
-            for torrent in set(new) - named - {link.manifest_torrent}:  # the link was wrong there
+            for torrent in new - named - {link.manifest_torrent}:  # the link was wrong there
                 await node.engine.remove(torrent, node.home.tmp)
             return await self._keep(found, old=old)
-        except P2pcloopError:
-            for torrent in new:
-                await node.engine.remove(torrent, node.home.tmp)
+        except BaseException:  # also where the client is gone, and this is cancelled
+            with trio.CancelScope(shield=True):
+                for torrent in new:
+                    await node.engine.remove(torrent, node.home.tmp)
             raise
+        finally:
+            node.resolving -= Counter(new)
 
     async def _keep(self, found: Found, *, old: bool) -> Found:
         node, signed, link, record = self._node, found.signed, found.lead.link, found.lead.record
