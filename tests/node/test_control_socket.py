@@ -7,6 +7,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from p2pcloopd.control_client import (
     ControlClient,
     ReconnectingClient,
 )
-from p2pcloopd.control_server import Call, open_listener, serve_control
+from p2pcloopd.control_server import P2PCLOOPD, Call, ServerWords, open_listener, serve_control
 
 HELLO = encode(Request(0, "hello", {"version": CONTROL_VERSION, "software": "test"}))
 
@@ -115,10 +116,13 @@ def modes(directory: Path) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def serving(path: Path, operations: Operations) -> AsyncIterator[None]:
+async def serving(
+    path: Path, operations: Operations, server: ServerWords = P2PCLOOPD
+) -> AsyncIterator[None]:
     with open_listener(path) as listener:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, listener, operations)
+            serve = partial(serve_control, listener, operations, server=server)
+            await nursery.start(serve)
             yield
             nursery.cancel_scope.cancel()
 
@@ -308,6 +312,32 @@ async def test_another_version_is_told_so(socket_path: Path, operations: Operati
         assert isinstance(answer, Failure)
         assert isinstance(answer.error, DaemonError)
         assert await client.next() is None
+
+
+async def test_errors_of_a_guests_socket_speak_of_the_guest(
+    socket_path: Path, operations: Operations
+) -> None:
+    words = ServerWords("the guest g1", "`p2pcloop logs g1`", "shut it down")
+    async with serving(socket_path, operations, words):
+        async with raw(socket_path, greet=False) as other:
+            hello = Request(0, "hello", {"version": CONTROL_VERSION + 1, "software": "new"})
+            await other.stream.send_all(encode(hello))
+            answer = await other.next()
+            assert isinstance(answer, Failure)
+            assert "the guest g1 of p2pcloop" in str(answer.error)
+            assert str(answer.error.hint).startswith("shut it down, and")
+        async with raw(socket_path) as client:
+            await client.stream.send_all(encode(Request(1, "bug", {})))
+            answer = await client.next()
+            assert isinstance(answer, Failure)
+            assert str(answer.error).startswith("the guest g1 failed at `bug`")
+            assert "`p2pcloop logs g1` has more" in str(answer.error.hint)
+    guest = ControlClient(socket_path, "the guest g1")
+    async with trio.open_nursery() as nursery:
+        async with serving(socket_path, operations, words):
+            await nursery.start(guest.run)
+    with pytest.raises(ConnectionLostError, match="the guest g1 went away"):
+        await guest.call("echo")
 
 
 async def test_calls_fail_when_the_server_goes(socket_path: Path, operations: Operations) -> None:
