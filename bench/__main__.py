@@ -32,7 +32,7 @@ from bench import (
 )
 from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
-from bench.links import boot_command, crowd, download, kept, missing
+from bench.links import boot_command, crowd, desktop, download, kept, missing
 from bench.links.suite import INTERRUPTED
 from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
@@ -71,6 +71,7 @@ SUITES = {
     "missing": missing.main,
     "kept": kept.main,
     "download": download.main,
+    "desktop": desktop.main,
 }
 """Measures over slow lines, with options of their own; named first, and alone."""
 

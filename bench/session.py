@@ -25,13 +25,11 @@ PROGRAM = CHECKOUT / ".venv/bin/p2pcloop"
 
 
 @contextmanager
-def opened_bench(
-    *, tiny: bool = False, cpu: int | None = None, program: Path = PROGRAM
-) -> Iterator[Bench]:
-    """The demo image, built if it is not there yet, and an empty directory.
+def opened_bench(*image: str, cpu: int | None = None, program: Path = PROGRAM) -> Iterator[Bench]:
+    """An image, built if it is not there yet, and an empty directory.
 
     Args:
-        tiny: busybox instead of Debian.
+        image: options of tools/build-image; without any, it is the demo image.
         cpu: the processor for guests; None: the last one.
         program: the p2pcloop to measure.
 
@@ -41,8 +39,8 @@ def opened_bench(
     """
     if not os.access(program, os.X_OK):
         raise BenchError(f"{program} is no program: run tools/setup in its checkout")
-    words = [str(CHECKOUT / "tools/build-image"), *(["--tiny"] if tiny else [])]
-    built = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    command = [str(CHECKOUT / "tools/build-image"), *image]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode != 0:
         raise BenchError("tools/build-image made no image")
     cloop = CHECKOUT / built.stdout.strip()

@@ -50,12 +50,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         default=120.0,
         help="seconds after which a boot is ended and counts as more than that (default 120)",
     )
-    parser.add_argument(
-        "--patience",
-        type=words.within(0, 3600, float),
-        default=60.0,
-        help="seconds to wait for a quiet machine, at most, before each boot (default 60)",
-    )
+    words.add_patience(parser)
     return parser.parse_args(args)
 
 

@@ -18,9 +18,19 @@ from bench.links.network import Host, network
 from bench.links.rig import Boot, Contender, Rig, TookTooLongError
 from bench.links.sample import Sample
 from bench.links.usage import Meter
-from tools.console import NotInTimeError
+from tools.console import Console, NotInTimeError
 
 Tell = Callable[[str], None]
+
+Arrive = Callable[[Console, Host, Path, float], float]
+"""Waits until the guest at a console, on a host, is up; gets the boot's directory and the seconds
+that it may take. Returns the time.monotonic() of it, or raises NotInTimeError."""
+
+
+def at_login(console: Console, _reader: Host, _place: Path, limit: float) -> float:
+    """Wait for the login prompt."""
+    console.expect(LOGIN, limit)
+    return time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,8 @@ class Plan:
         limit: seconds after which a boot is ended and counts as "more than" that.
         group: the control group of this program, for its processor time.
         patience: seconds to wait for a quiet machine, at most, before each boot.
+        local: the control: a boot without a link.
+        arrive: what a boot is counted until.
     """
 
     contenders: Sequence[Contender]
@@ -38,6 +50,8 @@ class Plan:
     limit: float
     group: Path | None
     patience: float = 0.0
+    local: Contender = LOCAL
+    arrive: Arrive = at_login
 
 
 @dataclass(slots=True)
@@ -45,7 +59,7 @@ class LinkRun:
     """All that was measured on one link.
 
     Attributes:
-        samples: of each contender by its name, in order; "local" is one of them.
+        samples: of each contender by its name, in order; the local one is among them.
     """
 
     link: Link
@@ -65,7 +79,7 @@ def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:
         control = result.control
         tell(f"{link}: {control.share:.1%} of the rate, {control.round_trip * 1000:.1f} ms")
         boots: dict[str, Boot] = {}
-        for contender in (LOCAL, *plan.contenders):
+        for contender in (plan.local, *plan.contenders):
             shared = bench.work / contender.name
             shared.mkdir()
             boots[contender.name] = stack.enter_context(contender.serve(rig, shared))
@@ -112,7 +126,7 @@ def boot_in_turn(
 
 
 def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
-    """Boot and count until the login prompt, or until `plan.limit`; then end it.
+    """Boot and count until the guest is up, or until `plan.limit`; then end it.
 
     Args:
         place: a directory to make, and to remove at the end.
@@ -122,20 +136,20 @@ def boot_once(boot: Boot, reader: Host, place: Path, plan: Plan) -> Sample:
     wait_until_quiet(plan.group, plan.patience)
     meter, before, start = Meter(plan.group), reader.traffic(), time.monotonic()
 
-    def sample(*, exceeded: bool) -> Sample:
-        seconds = plan.limit if exceeded else time.monotonic() - start
+    def sample(arrived: float | None) -> Sample:
+        seconds = plan.limit if arrived is None else arrived - start
         traffic = reader.traffic().since(before)
-        return Sample(seconds, exceeded, traffic.received, traffic.sent, meter.usage())
+        return Sample(seconds, arrived is None, traffic.received, traffic.sent, meter.usage())
 
     try:
         with running as console:
+            left = max(0.0, plan.limit - (time.monotonic() - start))
             try:
-                console.expect(LOGIN, max(0.0, plan.limit - (time.monotonic() - start)))
-                return sample(exceeded=False)
+                return sample(plan.arrive(console, reader, place, left))
             except NotInTimeError:
-                return sample(exceeded=True)
+                return sample(None)
     except TookTooLongError:
-        return sample(exceeded=True)
+        return sample(None)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

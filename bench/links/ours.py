@@ -16,6 +16,9 @@ from tools.console import Console, ConsoleError
 Publish = Callable[[Rig, Path], str]
 """Makes the node of a home, on the seeder, serve an image; returns its link."""
 
+Record = Callable[[Rig, Path, str], None]
+"""Boots an image of a home on the seeder; the home keeps the profile."""
+
 
 @contextmanager
 def boot_link(
@@ -44,13 +47,14 @@ def boot_cold(
         yield console
 
 
-def cold(name: str, about: str, publish: Publish) -> Contender:
-    """Boots with an empty home, of an image that `publish` has a seeder serve."""
+def cold(name: str, about: str, publish: Publish, more: Sequence[str] = ()) -> Contender:
+    """Boots with an empty home, of an image that `publish` has a seeder serve; `more` options of
+    `boot`."""
 
     @contextmanager
     def serve(rig: Rig, shared: Path) -> Iterator[Boot]:
         with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
-            yield partial(boot_cold, rig, publish(rig, seeder))
+            yield partial(boot_cold, rig, publish(rig, seeder), more=more)
 
     return Contender(name, about, serve)
 
@@ -60,33 +64,41 @@ def publish_plain(rig: Rig, home: Path) -> str:
     return seed(rig.bench, rig.seeder, home, rig.bench.cloop)["link"]
 
 
-def _publish_recorded(rig: Rig, home: Path) -> str:
+def record_profile(rig: Rig, home: Path, name: str) -> None:
+    """Boot an image on the seeder to its prompt; its home keeps the profile."""
+    with booted_to_record(rig, home, name):
+        pass
+
+
+@contextmanager
+def booted_to_record(rig: Rig, home: Path, name: str, *more: str) -> Iterator[Console]:
+    """The same; the guest stands at its prompt while the block runs. `more` options of `boot`."""
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
+    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu), *more]
+    log, errors = home.parent / "record.log", home.parent / "boot.log"
+    with Console([*map(str, argv)], log=log, errors=errors) as console:
+        console.expect(PROMPT, LIMIT)
+        yield console
+        console.send_line("poweroff")
+        console.wait(LIMIT)
+
+
+def _publish_recorded(rig: Rig, home: Path, record: Record = record_profile) -> str:
     """The same with a profile: that of the bench, else one that is recorded on the seeder."""
     name, kept = seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"], rig.bench.profile
     profile: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "profile"]
     if kept is not None and kept.exists():
         run([*profile, "attach", name, kept, "--home", home])
     else:
-        record_profile(rig, home, name)
+        record(rig, home, name)
         if kept is not None:
             run([*profile, "export", name, kept, "--home", home])
     return publish_plain(rig, home)
 
 
-def record_profile(rig: Rig, home: Path, name: str) -> None:
-    """Boot an image on the seeder; its home keeps the profile."""
-    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
-    argv += ["--mem", "512M", "--net", "none", "--cpu", str(rig.bench.cpu)]
-    log, errors = home.parent / "record.log", home.parent / "record.err"
-    with Console([*map(str, argv)], log=log, errors=errors) as console:
-        console.expect(PROMPT, LIMIT)
-        console.send_line("poweroff")
-        console.wait(LIMIT)
-
-
-def publish_optimised(rig: Rig, home: Path) -> str:
+def publish_optimised(rig: Rig, home: Path, record: Record = record_profile) -> str:
     """The same, optimised: the blocks that a boot reads lie packed in that order. It is public."""
-    _publish_recorded(rig, home)
+    _publish_recorded(rig, home, record)
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "optimize", rig.bench.cloop]
     told = run_json([*argv, "--name", "bench", "--public", "--json", "--home", home])
     if not isinstance(told, dict) or not isinstance(told.get("link"), str):

@@ -87,7 +87,7 @@ def run_suite(
         return MACHINE_CANNOT
     try:
         with (
-            opened_bench(tiny=options.tiny, cpu=options.cpu, program=options.p2pcloop) as bench,
+            opened_bench(*options.image, cpu=options.cpu, program=options.p2pcloop) as bench,
             own_group() as group,
         ):
             started = Started.now(command_of(name, args), machine_facts(bench))
@@ -128,7 +128,14 @@ def parser(name: str, about: str, *, rounds: int, epilog: str = "") -> argparse.
         default=rounds,
         help=f"samples of each (default {rounds})",
     )
-    made.add_argument("--tiny", action="store_true", help="busybox instead of Debian")
+    made.add_argument(
+        "--tiny",
+        dest="image",
+        action="store_const",
+        const=("--tiny",),
+        default=(),
+        help="busybox instead of Debian",
+    )
     made.add_argument("--cpu", type=int, help="the processor for guests (default: the last)")
     made.add_argument(
         "--out", type=Path, default=RESULTS, help="folder for the JSON (default build/bench/)"
@@ -146,6 +153,16 @@ def add_recorded(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="the recorded boot to take; a file that is not there yet is written",
+    )
+
+
+def add_patience(parser: argparse.ArgumentParser) -> None:
+    """Add `--patience`, for a machine that is never quiet."""
+    parser.add_argument(
+        "--patience",
+        type=within(0, 3600, float),
+        default=60.0,
+        help="seconds to wait for a quiet machine, at most, before each boot (default 60)",
     )
 
 

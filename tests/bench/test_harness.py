@@ -219,7 +219,7 @@ def test_files_are_drawn_by_their_names_until_there_are_enough(tmp_path: Path) -
 
 
 def test_an_interrupt_ends_it_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(**_options: object) -> NoReturn:
+    def interrupted(*_image: str, **_options: object) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bench.__main__.opened_bench", interrupted)

@@ -18,8 +18,8 @@ from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.report import Outcome
 
 _REST_SECONDS = 4.0
-"""A guest that reads nothing new for so long rests. Desktops were seen to pause for 1.5 s at most
-while they start."""
+"""A guest that reads nothing new for so long rests. An XFce that starts on a busy machine was seen
+to pause for at most 1.5 s."""
 
 _log = logging.getLogger(__name__)
 
