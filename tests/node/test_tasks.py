@@ -15,14 +15,14 @@ from p2pcloopd.tasks import Watch
 FRAME = bytes(range(256)) * 2048  # of 512 KiB: more than a socket takes at once
 
 
+# pytest-trio uses a clock that is an argument of the test, not one of `usefixtures`.
 @pytest.fixture
 def clock(mock_clock: MockClock) -> MockClock:
     mock_clock.autojump_threshold = 0
     return mock_clock
 
 
-@pytest.mark.usefixtures("clock")
-async def test_each_item_is_looked_at_in_its_time() -> None:
+async def test_each_item_is_looked_at_in_its_time(clock: MockClock) -> None:  # noqa: ARG001
     looked: list[tuple[str, float]] = []
     begun = trio.current_time()
 
@@ -49,8 +49,7 @@ async def test_each_item_is_looked_at_in_its_time() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.usefixtures("clock")
-async def test_work_ends_in_silence_and_not_before() -> None:
+async def test_work_ends_in_silence_and_not_before(clock: MockClock) -> None:  # noqa: ARG001
     heard = 0
     ended: dict[str, float] = {}
     silence = Silence(lambda: heard, 1)

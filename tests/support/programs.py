@@ -21,6 +21,7 @@ from p2pcloop.client.control_client import ControlClient
 from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.guests import find_guest, list_guests
 from p2pcloop.store.home import Home
+from tests.support.fork_server import Forked, fork_program
 from tests.support.waiting import BOUND
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
@@ -55,7 +56,7 @@ class Node:
         self.root = root
         self.inside = tuple(inside)
         self.environment = os.environ | {"P2PCLOOP_HOME": str(root)}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | None = None
         if config:
             self.configure(config)
 
@@ -75,15 +76,14 @@ class Node:
         assert isinstance(message, Event), message
         assert message.event == "ready"
 
-    def launch(self) -> tuple[subprocess.Popen[bytes], bytes]:
+    def launch(self) -> tuple[Forked, bytes]:
         """Start p2pcloopd; return it and what it says when it is ready or has failed."""
         self.home.create()
         read_end, write_end = os.pipe()
         with open(self.home.log, "ab") as log, open(read_end, "rb") as ready:
-            command = [sys.executable, "-P", "-m", "p2pcloopd", "--home", str(self.root)]
-            process = subprocess.Popen(
-                [*command, "--ready-fd", str(write_end)], pass_fds=[write_end], stderr=log
-            )
+            words = ["--home", str(self.root), "--ready-fd", "3"]
+            fds = {0: 0, 1: 1, 2: log.fileno(), 3: write_end}
+            process = fork_program("p2pcloopd", words, os.environ, fds)
             os.close(write_end)
             return process, ready.read()
 
@@ -125,10 +125,23 @@ class Node:
 
     def run(self, *words: str | Path, code: int = 0) -> Done:
         """Run a command to its end and check its exit code."""
-        with self.started(*words) as process:
-            out, err = process.communicate(timeout=BOUND)
-        assert process.returncode == code, (words, process.returncode, out, err, self.tail())
-        return Done(out, err)
+        if self.inside:
+            with self.started(*words) as process:
+                done, returned = Done(*process.communicate(timeout=BOUND)), process.returncode
+        else:
+            done, returned = self._forked(*words)
+        assert returned == code, (words, returned, done, self.tail())
+        return done
+
+    def _forked(self, *words: str | Path) -> tuple[Done, int | None]:
+        (out, out_end), (err, err_end) = os.pipe(), os.pipe()
+        with open(os.devnull) as null:
+            fds = {0: null.fileno(), 1: out_end, 2: err_end}
+            process = fork_program("p2pcloop", [str(w) for w in words], self.environment, fds)
+        os.close(out_end)
+        os.close(err_end)
+        said = process.communicate([out, err], BOUND)
+        return Done(*(text.decode() for text in said)), process.returncode
 
     def json(self, *words: str | Path, code: int = 0) -> dict[str, Any]:
         """Run a command with --json; return what it printed."""
