@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def command(
         device = ImageDevice(image, changes, length=length)
         stack.callback(device.close)
         output.check_room(device.size)
+        if isinstance(output.form, CloopForm):
+            output = replace(output, form=output.form.for_size(device.size))
         _write(output, device, supply, quiet=as_json)
     _report(output, device.size, as_json=as_json)
 

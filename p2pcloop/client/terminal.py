@@ -27,8 +27,18 @@ _WINDOW = 10.0
 
 
 def notify(text: str) -> None:
-    """Write a line for the user to stderr."""
-    click.echo(text, err=True)
+    """Write a line for the user to stderr; it is lost where that takes no more (a full disk)."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _to_null(2)
+
+
+def _to_null(stream: int) -> None:
+    """Have what is still written to a standard stream, and what it holds yet, go nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream)
+    os.close(null)
 
 
 REDRAW_SECONDS = 0.1
@@ -227,9 +237,7 @@ def _drop_unwritten() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.close(null)
+        _to_null(1)
 
 
 def report_usage(err: click.ClickException, *, as_json: bool = False) -> int:

@@ -20,7 +20,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
@@ -75,6 +75,13 @@ class CloopForm:
     codec: Codec = Codec.ZLIB
     block_size: int = 65536
     level: int = 9
+
+    def for_size(self, size: int) -> CloopForm:
+        """This form, with blocks as large as an image of `size` bytes needs."""
+        block_size = self.block_size
+        while size > MAX_BLOCK_COUNT * block_size and block_size < MAX_BLOCK_SIZE:
+            block_size *= 2
+        return replace(self, block_size=min(block_size, MAX_BLOCK_SIZE))
 
     def compressor(self) -> Compress:
         """The function that compresses its blocks.

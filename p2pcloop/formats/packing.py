@@ -48,7 +48,8 @@ def unpack_canonical(data: bytes, what: str, limit: int) -> dict[str, Any]:
         if not isinstance(value, dict) or pack_canonical(value) != data:
             raise FormatError(f"the bytes of {what} are not a canonical msgpack map")
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as err:
-        raise FormatError(f"the bytes of {what} are not msgpack: {err}") from err
+        why = "they are a web page, of a login perhaps" if data.lstrip()[:1] == b"<" else err
+        raise FormatError(f"the bytes of {what} are not msgpack: {why}") from err
     return value
 
 

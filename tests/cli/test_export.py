@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pcloop.formats import cloop_writer
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop import open_cloop
 from p2pcloop.formats.cloop_writer import CloopForm, write_cloop
@@ -463,3 +464,16 @@ def test_nothing_is_written_into_the_store(p2pcloop: Run, cloop: Path, home: Pat
     (home / "torrents").mkdir()
     ran = p2pcloop("export", cloop, home / "torrents" / "new.img")
     assert (ran.code, list((home / "torrents").iterdir())) == (2, [])
+
+
+def test_blocks_of_a_cloop_are_as_large_as_its_image_needs(
+    p2pcloop: Run, cloop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cloop has 2^24 blocks at most: 1 TB of those of 64 KiB."""
+    monkeypatch.setattr(cloop_writer, "MAX_BLOCK_COUNT", 16)
+    out = tmp_path / "out.cloop"
+    assert p2pcloop("export", cloop, out).code == 0
+    with open_cloop(out) as opened:
+        assert opened.index.header.block_size == 256 << 10
+    assert p2pcloop("export", out, tmp_path / "raw.img").code == 0
+    assert (tmp_path / "raw.img").read_bytes().rstrip(b"\0") == RAW.rstrip(b"\0")

@@ -139,3 +139,19 @@ def test_nothing_is_written_to_a_standard_output_that_is_closed(
     ran = run_closed({1}, *(str(image) if w == "IMAGE" else w for w in words), home=home)
     assert ran.returncode == 2
     assert b"the standard output is closed" in ran.stderr
+
+
+@pytest.mark.parametrize("where", ["/dev/full", "a pipe without a reader"])
+def test_remarks_that_cannot_be_written_end_no_command(where: str) -> None:
+    read, pipe = os.pipe()
+    os.close(read)
+    script = "from p2pcloop.client.terminal import notify; notify('a'); notify('b'); print('done')"
+    with open(where, "wb") if where.startswith("/") else os.fdopen(pipe, "wb") as refusing:
+        ran = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=refusing,
+            text=True,
+            check=False,
+        )
+    assert (ran.returncode, ran.stdout) == (0, "done\n")
