@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import stat
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from tests.support.programs import Guest, Node, Nodes
 from tests.support.stock_images import stock_image, x_image
 from tests.support.waiting import BOUND, wait_until
+from tests.support.web_socket import BrowserSocket
 from tests.support.x_screen import desktop
 from tools.vnc import NO_PASSWORD, RefusedError, Viewer
 
@@ -240,3 +242,20 @@ def test_a_session_begins_when_systemd_has_mounted_what_it_needs(node: Node) -> 
 )
 def test_options_that_do_not_go_together(node: Node, options: list[str], why: str) -> None:
     assert why in node.run("boot", "image.cloop", *options, code=2).err
+
+
+def test_a_browser_gets_the_display_by_one_link(node: Node) -> None:
+    with Guest(node, x_image(), "--display", "web") as guest:
+        guest.prompt()
+        (told,) = (each["display"] for each in node.json("ps")["guests"])
+        assert told["kind"] == "web"
+        assert f"p2pcloop: display: open {told['link']}\n" in guest.said
+        with urllib.request.urlopen(told["link"], timeout=BOUND) as page:
+            assert b"noVNC" in page.read()
+        browser = BrowserSocket(told["link"])
+        assert browser.recv(12) == b"RFB 003.008\n"
+        browser.close()
+        # What the pages do then is done here without them.
+        with Viewer(told["address"], told["password"]) as viewer:
+            assert NO_PASSWORD not in viewer.offered
+        guest.kill()

@@ -16,6 +16,7 @@ from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
 from p2pcloopd.guest.display import access, host_display, servers, wire
 from p2pcloopd.guest.display.choice import (
     DisplayChoice,
+    Listeners,
     bound_display,
     parse_display,
     parse_geometry,
@@ -89,6 +90,8 @@ def test_xauth_reads_the_cookie(tmp_path: Path) -> None:
     [
         ("none", DisplayChoice("none")),
         ("window", DisplayChoice("window")),
+        ("web", DisplayChoice("web", "127.0.0.1", 0)),
+        ("web:6081", DisplayChoice("web", "127.0.0.1", 6081)),
         ("vnc", DisplayChoice("vnc", "127.0.0.1", 0)),
         ("vnc:5907", DisplayChoice("vnc", "127.0.0.1", 5907)),
         ("vnc:0.0.0.0:5907", DisplayChoice("vnc", "0.0.0.0", 5907)),
@@ -103,7 +106,15 @@ def test_displays_that_can_be_asked_for(text: str, choice: DisplayChoice) -> Non
     "text",
     [
         *("", "VNC", "vnc:", "vnc:0", "vnc:65536", "vnc:-1", "vnc:host:5901", "vnc:1.2.3:5901"),
-        *("vnc:5901:", "vnc:256.0.0.1:1", "window:1", "vnc 5901", "vnc:٥٩٠١"),
+        *(
+            "web:0",
+            "web:0.0.0.0:6080",
+            "vnc:5901:",
+            "vnc:256.0.0.1:1",
+            "window:1",
+            "vnc 5901",
+            "vnc:٥٩٠١",
+        ),
     ],
 )
 def test_displays_that_cannot(text: str) -> None:
@@ -121,24 +132,25 @@ def test_sizes_of_screens() -> None:
 def test_a_free_port_is_found_and_a_taken_one_refused() -> None:
     with (
         bound_display(parse_display("vnc")) as first,
-        bound_display(parse_display("vnc")) as second,
+        bound_display(parse_display("web")) as second,
     ):
-        assert first is not None
-        assert second is not None
-        assert first.getsockname() != second.getsockname()
-        port = first.getsockname()[1]
-        with (
-            pytest.raises(BusyError, match=f"port {port} of 127"),
-            bound_display(parse_display(f"vnc:{port}")),
-        ):
-            pass
-    with (
-        pytest.raises(UsageError, match="does not have"),
-        bound_display(parse_display("vnc:192.0.2.77:5901")),
-    ):
+        assert first.vnc is not None
+        assert second.vnc is not None
+        assert second.web is not None
+        assert first.web is None
+        ports = [each.getsockname()[1] for each in (first.vnc, second.vnc, second.web)]
+        assert len(set(ports)) == 3
+        for kind, port in (("vnc", ports[0]), ("web", ports[2])):
+            with (
+                pytest.raises(BusyError, match=f"port {port} of 127"),
+                bound_display(parse_display(f"{kind}:{port}")),
+            ):
+                pass
+    away = parse_display("vnc:192.0.2.77:5901")
+    with pytest.raises(UsageError, match="does not have"), bound_display(away):
         pass
     with bound_display(parse_display("none")) as nothing:
-        assert nothing is None
+        assert nothing == Listeners()
 
 
 def test_the_package_of_a_missing_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

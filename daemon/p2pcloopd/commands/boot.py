@@ -43,7 +43,7 @@ Examples:
   p2pcloop boot @key/web --net user --port 8080:80        # then: curl localhost:8080
   p2pcloop boot @key/desktop --display window       # a screen, as a window of your desktop
   p2pcloop boot @key/desktop --display vnc          # a line says how to open it
-  p2pcloop boot debian.cloop --display vnc --session startxfce4
+  p2pcloop boot debian.cloop --display web --session startxfce4
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b

@@ -28,9 +28,9 @@ _OPTIONS = (
         default="none",
         show_default=True,
         callback=_to_display,
-        metavar="vnc[:[ADDR:]PORT]|window|none",
-        help="A screen for the guest's X programs, which any VNC viewer shows (`vnc`), or which is"
-        " a window of your desktop (`window`); the image needs no X server."
+        metavar="window|vnc[:[ADDR:]PORT]|web[:PORT]|none",
+        help="A screen for the guest's X programs: a window of your desktop, or one that any VNC"
+        " viewer shows, or a browser (`web`); the image needs no X server."
         "  [default ADDR: 127.0.0.1; PORT: a free one]",
     ),
     click.option(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 from pathlib import Path
 
 from p2pcloop.client.terminal import notify
@@ -14,21 +13,20 @@ from p2pcloopd.commands.display_options import DisplayOptions
 from p2pcloopd.guest.channel.session import Session
 from p2pcloopd.guest.display import wire
 from p2pcloopd.guest.display.access import password_file
+from p2pcloopd.guest.display.choice import Listeners
 from p2pcloopd.guest.display.host_display import find_host_display
 from p2pcloopd.guest.display.spec import Display
 
 _USUAL_SIZE = (1280, 800)
 
 
-def make_display(
-    ref: str, screen: DisplayOptions, listener: socket.socket | None
-) -> Display | None:
+def make_display(ref: str, screen: DisplayOptions, listeners: Listeners) -> Display | None:
     """Return the display of a guest that boots `ref`, or None.
 
     Args:
         ref: the image.
         screen: as the user wants it.
-        listener: viewers connect there.
+        listeners: viewers and browsers connect there.
 
     Raises:
         NeedsPackageError: a program of the display is not installed.
@@ -38,9 +36,10 @@ def make_display(
     if screen.display.kind == "none":
         return None
     variables = screen.settings.variables()
-    if listener is not None:
+    vnc, web = listeners.vnc, listeners.web
+    if vnc is not None:
         width, height = screen.geometry or _USUAL_SIZE
-        display = Display(width, height, listener, variables=variables, title=title)
+        display = Display(width, height, vnc, web=web, variables=variables, title=title)
     else:
         host = find_host_display()
         most = (host.width * 9 // 10, host.height * 9 // 10)
@@ -63,6 +62,9 @@ def report_display(own: OwnGuest, display: Display) -> None:
     """
     if display.listener is None:
         notify(f"p2pcloop: display: a window of {display.geometry} on {display.address}")
+        return
+    if display.web is not None:
+        notify(f"p2pcloop: display: open {display.link}")
         return
     path = own.folder.vnc_password_path
     try:

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -18,13 +18,14 @@ from typing import Literal
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
 
 LOOPBACK = "127.0.0.1"
-_USUAL_PORTS = range(5901, 5931)
+_VNC_PORTS, _WEB_PORTS = range(5901, 5931), range(6080, 6110)
 _BACKLOG = 16
+_WEB_FORM = re.compile(r"web(?::(?P<port>\d{1,5}))?", re.ASCII)
 _FORM = re.compile(r"vnc(?::(?:(?P<address>[\d.]+):)?(?P<port>\d{1,5}))?", re.ASCII)
 _GEOMETRY = re.compile(r"([1-9]\d{1,4})x([1-9]\d{1,4})", re.ASCII)
 _MIN_SIDE, _MAX_SIDE = 64, 16384
 
-Kind = Literal["none", "vnc", "window"]
+Kind = Literal["none", "vnc", "web", "window"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +48,20 @@ class DisplayChoice:
 
 
 def parse_display(text: str) -> DisplayChoice:
-    """Read `none`, `window` or `vnc[:[ADDRESS:]PORT]`.
+    """Read `none`, `window`, `web[:PORT]` or `vnc[:[ADDRESS:]PORT]`.
 
     Raises:
         UsageError: it is not of that form.
     """
-    if text == "none":
-        return DisplayChoice("none")
-    if text == "window":
-        return DisplayChoice("window")
+    if text in ("none", "window"):
+        return DisplayChoice("none" if text == "none" else "window")
+    if match := _WEB_FORM.fullmatch(text):
+        return DisplayChoice("web", port=_to_port(text, match["port"]))
     match = _FORM.fullmatch(text)
     if match is None:
         raise UsageError(
-            f"--display {text!r} is none of vnc, vnc:PORT, vnc:ADDRESS:PORT, window, none",
+            f"--display {text!r} is none of window, vnc, vnc:PORT, vnc:ADDRESS:PORT, web, web:PORT"
+            " and none",
             hint="for example vnc:5901; ADDRESS is IPv4",
         )
     address = match["address"] or LOOPBACK
@@ -67,10 +69,13 @@ def parse_display(text: str) -> DisplayChoice:
         socket.inet_pton(socket.AF_INET, address)
     except OSError as err:
         raise UsageError(f"--display {text!r} has no IPv4 address before its port") from err
-    port = int(match["port"] or 0)
-    if match["port"] and not 0 < port < 1 << 16:
+    return DisplayChoice("vnc", address, _to_port(text, match["port"]))
+
+
+def _to_port(text: str, port: str | None) -> int:
+    if port is not None and not 0 < int(port) < 1 << 16:
         raise UsageError(f"--display {text!r} has a port that is not within 1 to 65535")
-    return DisplayChoice("vnc", address, port)
+    return int(port or 0)
 
 
 def parse_geometry(text: str) -> tuple[int, int]:
@@ -89,23 +94,40 @@ def parse_geometry(text: str) -> tuple[int, int]:
     return sides
 
 
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The open ports of a display.
+
+    Attributes:
+        vnc: viewers connect there; None if it has none.
+        web: browsers do; None if it has none.
+    """
+
+    vnc: socket.socket | None = None
+    web: socket.socket | None = None
+
+
 @contextmanager
-def bound_display(choice: DisplayChoice) -> Iterator[socket.socket | None]:
-    """Open the port of a display, and close it at the end; None if it has no port.
+def bound_display(choice: DisplayChoice) -> Iterator[Listeners]:
+    """Open the ports of a display, and close them at the end.
 
     Raises:
-        BusyError: it is in use.
-        UsageError: it needs root, or this machine does not have its address.
+        BusyError: one is in use.
+        UsageError: one needs root, or this machine does not have its address.
     """
-    if choice.kind != "vnc":
-        yield None
-        return
-    with _listener(choice) as listener:
-        yield listener
+    if choice.kind == "vnc":
+        with _listener(choice, _VNC_PORTS) as vnc:
+            yield Listeners(vnc)
+    elif choice.kind == "web":
+        inner = DisplayChoice("vnc")
+        with _listener(choice, _WEB_PORTS) as web, _listener(inner, _VNC_PORTS) as vnc:
+            yield Listeners(vnc, web)
+    else:
+        yield Listeners()
 
 
-def _listener(choice: DisplayChoice) -> socket.socket:
-    ports = (choice.port,) if choice.port else (*_USUAL_PORTS, 0)
+def _listener(choice: DisplayChoice, usual: Iterable[int]) -> socket.socket:
+    ports = (choice.port,) if choice.port else (*usual, 0)
     for port in ports:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:

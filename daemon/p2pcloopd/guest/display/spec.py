@@ -9,6 +9,7 @@ from typing import Any
 
 from p2pcloopd.guest.display.access import new_cookie, new_password
 from p2pcloopd.guest.display.host_display import HostDisplay
+from p2pcloopd.guest.display.web import link, new_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Display:
         height: of the screen, in pixels.
         listener: listens for VNC's viewers; None for a window.
         host: the user's display, on which the window is; None for VNC.
+        web: listens for browsers, or None.
+        token: of the link for these.
         variables: of the environment of programs on it.
         title: what is shown above it.
         cookie: the guest shows it.
@@ -30,6 +33,8 @@ class Display:
     height: int
     listener: socket.socket | None = None
     host: HostDisplay | None = None
+    web: socket.socket | None = None
+    token: str = field(default_factory=new_token, repr=False)
     variables: Mapping[str, str] = field(default_factory=dict)
     title: str = "p2pcloop"
     cookie: bytes = field(default_factory=new_cookie, repr=False)
@@ -53,4 +58,11 @@ class Display:
         """Return what a guest's record tells of it: the record is for its user alone."""
         if self.host is not None:
             return {"kind": "window", "address": self.address, "password": None}
-        return {"kind": "vnc", "address": self.address, "password": self.password}
+        facts = {"kind": "vnc", "address": self.address, "password": self.password}
+        return facts | ({} if self.web is None else {"kind": "web", "link": self.link})
+
+    @property
+    def link(self) -> str:
+        """The link that opens it in a browser."""
+        assert self.web is not None
+        return link(self.web.getsockname(), self.token, self.password)

@@ -27,6 +27,7 @@ from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.display.relay import relay
 from p2pcloopd.guest.display.servers import OUTER_SOCKET, XServer, find_server
 from p2pcloopd.guest.display.spec import Display
+from p2pcloopd.guest.display.web import page_files, serve_web
 from p2pcloopd.guest.network import frame_filter, slirp
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
@@ -78,6 +79,9 @@ async def display_wire(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve, display, theirs, say)
             nursery.start_soon(slirp.tick, ours)
+            if display.web is not None and display.listener is not None:
+                vnc = display.listener.getsockname()
+                nursery.start_soon(serve_web, display.web, display.token, vnc)
             yield ours
             nursery.cancel_scope.cancel()
 
@@ -142,8 +146,10 @@ def check_programs(display: Display) -> tuple[XServer, Path, Path]:
     """Return the X server, the helper at the end of its wire, and the compiler of its keyboards.
 
     Raises:
-        NeedsPackageError: one of them is not installed.
+        NeedsPackageError: one of them is not installed, or noVNC for a display in a browser.
     """
+    if display.web is not None:
+        page_files()
     return (
         find_server(display),
         find_program("libslirp-helper", "libslirp-helper"),
