@@ -130,3 +130,14 @@ def test_classroom(cloop: Path) -> None:
     places = re.findall(r"^(\w+) .* lan:class 10\.88\.0\.(\d) ", said, re.MULTILINE)
     assert places == [("teacher", "2"), ("anna", "3"), ("ben", "4")]
     assert "anna reads: lesson one\nben reads: lesson one\n" in said
+
+
+@pytest.mark.usefixtures("temporary")
+def test_set_up_a_guest(cloop: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(
+        "#!/bin/sh\necho beside $(cat /proc/1/comm)\nmkdir result\nid -u >result/user\n"
+    )
+    said = tool(EXAMPLES / "set-up-a-guest.sh", cloop, script, tmp_path / "result")
+    assert said == "beside init\n"
+    assert (tmp_path / "result/user").read_text() == "0\n"

@@ -180,3 +180,20 @@ def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
             ["systemd-modules-load.service"],
         )
     assert f"{name} has shut down" in node.run("stop", name).out
+
+
+def test_commands_run_again_after_a_reboot(node: Node, cloop: Path) -> None:
+    name = boot(node, cloop)
+    boot_id = ("exec", name, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    first = node.run(*boot_id).out
+    with node.started("exec", name, "--", "sh", "-c", "reboot; exec sleep 1000") as command:
+        command.communicate(timeout=BOUND)
+    assert command.returncode in (GuestError.exit_code, 128 + signal.SIGTERM)
+
+    def another_boot() -> bool:
+        with node.started(*boot_id) as command:
+            out, _ = command.communicate(timeout=BOUND)
+        return command.returncode == 0 and out != first
+
+    wait_until(another_boot)
+    node.run("stop", name)

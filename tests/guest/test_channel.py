@@ -167,3 +167,34 @@ async def test_an_agent_that_has_ended_is_told(agent: Agent, channel: Channel) -
     agent.told.record_closed()
     with pytest.raises(GuestError, match="runs no commands"):
         await channel.wait_open()
+
+
+async def test_a_guest_that_boots_again_is_waited_for(agent: Agent) -> None:
+    channel = Channel(None)
+    before = Port("agent")
+    async with trio.open_nursery() as nursery:
+        channel._set(agent, before)  # type: ignore[arg-type]  # it has what is used
+        nursery.start_soon(channel.wait_open)
+        await wait_all_tasks_blocked()
+        channel._set(None, None)
+        before.record_removed()
+        await wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+
+
+async def test_a_guest_that_goes_while_a_command_starts_is_told(
+    agent: Agent, channel: Channel
+) -> None:
+    agent.answers = False
+    async with trio.open_nursery() as nursery:
+
+        async def go() -> None:
+            await wait_all_tasks_blocked()
+            for port in (agent.told, *agent.ports):
+                port.record_removed()
+
+        nursery.start_soon(go)
+        async with running(channel) as command:
+            with pytest.raises(GuestError, match="runs no commands"):
+                await command.finish()

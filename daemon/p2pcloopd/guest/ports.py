@@ -40,8 +40,8 @@ class Port:
 
     Attributes:
         name: as the guest finds it; "" for none.
-        ready: set once the guest knows the port.
-        opened: set once the guest has opened it.
+        ready: set once the guest knows the port, or it was removed.
+        opened: set once the guest has opened it, or it was removed.
         closed: set once the guest has closed it, or it was removed.
     """
 
@@ -97,7 +97,10 @@ class Port:
         self._report()
 
     def record_removed(self) -> None:
-        """Record that the port is gone: what the guest has written there is dropped."""
+        """Record that the port is gone: what the guest has written there is dropped, and no task
+        waits for the guest any more."""
+        self.ready.set()
+        self.opened.set()
         self._ended = True
         self._receive = None
         self._receiving.cancel()

@@ -8,7 +8,6 @@ What the guest sends is only ever output of a command that was asked for here.
 from __future__ import annotations
 
 import itertools
-import logging
 import signal
 import socket
 from collections import deque
@@ -43,8 +42,6 @@ _HELD = 1 << 16
 """Bytes of an output that wait here for the client; the guest waits with what follows."""
 
 _PORTS = 3
-
-_log = logging.getLogger(__name__)
 
 
 class Output:
@@ -250,10 +247,11 @@ class Channel:
         if self._missing is not None:
             raise GuestError(self._missing)
         self.wake()
-        while self._agent is None:
-            await self._changed.wait()
-        await self._agent.opened.wait()
-        if self._agent is None or self._agent.closed.is_set():
+        agent: Port | None = None
+        while agent is None or agent is not self._agent:  # else the guest boots again
+            agent = self._agent
+            await (self._changed if agent is None else agent.opened).wait()
+        if agent.closed.is_set():
             raise _shut_down()
 
     @property
