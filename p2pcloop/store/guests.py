@@ -67,7 +67,8 @@ class GuestRecord:
         started: when, in seconds of Unix time.
         kept: whether the record stays when the guest has ended.
         ports: of the host, which lead into the guest, as `--port` takes them.
-        display: `kind`, `address` and `password` of its display (docs/display.md), or None.
+        display: `kind`, `address`, `password` and, for browsers, `link` of its display
+            (docs/display.md), or None.
         ended: when, or None while it runs.
         reason: what ended it (docs/guest.md), or "failed".
         exit_code: of the command that ran it.

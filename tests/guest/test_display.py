@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 
@@ -28,6 +29,8 @@ from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.system import addresses
 from p2pcloopd.guest.system.kernel import find_busybox
 from p2pcloopd.programs import find_program
+from tests.support.users import AS_ANOTHER_USER, CHECKOUT, needs_another_user
+from tests.support.waiting import BOUND
 from tests.support.x_screen import HEIGHT, WIDTH, desktop
 
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
@@ -290,3 +293,35 @@ def test_the_cookie_is_taken_that_names_the_display(tmp_path: Path) -> None:
     assert host_display._find_cookie(environment, "localhost", 8) == b"2" * 16
     assert host_display._find_cookie(environment, "10.0.0.1", 7) == b"4" * 16
     assert host_display._find_cookie(environment, "", 9) is None
+
+
+ALONE = """
+import os, socket, trio
+from p2pcloopd.guest.display import wire
+from p2pcloopd.guest.display.spec import Display
+async def main():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with wire.display_wire(Display(800, 600, listener), print):
+            async with await trio.open_tcp_stream(*listener.getsockname()) as viewer:
+                print(os.getuid(), (await viewer.receive_some(12)).decode(), end="")
+trio.run(main)
+"""
+
+
+@pytest.mark.interop
+@needs_another_user
+def test_an_ordinary_user_can_have_a_display() -> None:
+    path = f"{CHECKOUT}:{CHECKOUT / 'daemon'}"
+    environment = os.environ | {"PYTHONPATH": path, "HOME": "/", "TMPDIR": "/tmp"}
+    done = subprocess.run(
+        [*AS_ANOTHER_USER, sys.executable, "-c", ALONE],
+        env=environment, cwd="/", capture_output=True, text=True, timeout=BOUND, check=False,
+    )  # fmt: skip
+    user = next(word for word in AS_ANOTHER_USER if word.startswith("--reuid=")).partition("=")[2]
+    assert (done.stdout, done.stderr) == (f"{user} RFB 003.008\n", "")
+
+
+def test_a_clipboard_stays_on_its_side() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        options = servers.find_server(Display(800, 600, listener)).options
+    assert {"-AcceptCutText=0", "-SendCutText=0"} <= set(options)

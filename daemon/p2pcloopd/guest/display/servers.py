@@ -63,6 +63,8 @@ def _vnc(display: Display) -> XServer:
             # With -inetd its standard input is a socket that listens.
             *("-inetd", "-desktop", display.title, "-AlwaysShared"),
             *("-SecurityTypes", "TLSVnc,VncAuth", "-PasswordFile", str(_PASSWORD)),
+            # A clipboard may hold passwords: neither side gets the other's.
+            *("-AcceptCutText=0", "-SendCutText=0"),
         ),
         {
             _AUTHORITY: authority_file(display.cookie),
