@@ -6,7 +6,8 @@ import itertools
 import os
 import shlex
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,22 +114,19 @@ class ControlClient:
         """
         given = {name: value for name, value in args.items() if value is not None}
         request = Request(next(self._ids), op, given)
-        try:
+        with _naming_loss(op):
             self._connection.sendall(encode(request))
-            while True:
-                match self._next():
-                    case Reply(request.id, result):
-                        return result
-                    case Failure(request.id, error):
-                        raise error
-                    case Event(request.id, event, fields):
-                        if on_event is not None:
-                            on_event(event, fields)
-        except (OSError, EOFError, RemoteControlError) as err:
-            raise DaemonError(
-                f"lost p2pcloopd during `{op}`: {str(err) or 'it went away'}",
-                hint="daemon.log in the node's home says why",
-            ) from err
+        while True:
+            with _naming_loss(op):
+                message = self._next()
+            match message:  # what `on_event` raises is its own, a full disk say
+                case Reply(request.id, result):
+                    return result
+                case Failure(request.id, error):
+                    raise error
+                case Event(request.id, event, fields):
+                    if on_event is not None:
+                        on_event(event, fields)
 
     def _next(self) -> Message:
         while not self._received:
@@ -137,3 +135,15 @@ class ControlClient:
                 raise EOFError
             self._received = self._receiver.receive(data)
         return self._received.pop(0)
+
+
+@contextmanager
+def _naming_loss(op: str) -> Iterator[None]:
+    """Report errors of the connection as what they mean: p2pcloopd is lost."""
+    try:
+        yield
+    except (OSError, EOFError, RemoteControlError) as err:
+        raise DaemonError(
+            f"lost p2pcloopd during `{op}`: {str(err) or 'it went away'}",
+            hint="daemon.log in the node's home says why",
+        ) from err

@@ -218,7 +218,8 @@ def report_error(err: P2pcloopError, *, as_json: bool = False) -> int:
         as_json: write it to the standard output as well, as JSON (docs/commands.md).
     """
     if as_json and not err.facts_told:
-        _tell_json(type(err).__name__, str(err), err.hint, err.exit_code)
+        known = (each for each in type(err).__mro__ if each.__module__ == P2pcloopError.__module__)
+        _tell_json(next(known).__name__, str(err), err.hint, err.exit_code)
     # A message may hold words of strangers: names of files, of a guest or a server.
     told = f"p2pcloop: {printable(str(err))}"
     if err.hint:

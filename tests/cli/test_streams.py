@@ -155,3 +155,24 @@ def test_remarks_that_cannot_be_written_end_no_command(where: str) -> None:
             check=False,
         )
     assert (ran.returncode, ran.stdout) == (0, "done\n")
+
+
+def test_output_that_cannot_be_written_is_not_called_a_lost_node(home: Path) -> None:
+    environment = os.environ | {"P2PCLOOP_HOME": str(home)}
+    try:
+        assert run_closed(set(), "daemon", "start", home=home).returncode == 0
+        with open("/dev/full", "wb") as full:
+            ran = subprocess.run(
+                [sys.executable, "-c", PROGRAM, "status", "--watch"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+                env=environment,
+            )
+        assert (ran.returncode, "the standard output" in ran.stderr) == (11, True)
+        assert "lost" not in ran.stderr
+    finally:
+        assert run_closed(set(), "daemon", "stop", home=home).returncode == 0
+    stopped = run_closed(set(), "status", "--json", home=home)
+    assert json.loads(stopped.stdout)["error"]["class"] == "DaemonError"
