@@ -81,6 +81,7 @@ class FakeSwarm:
         crowded, without: what `crowd` was told last.
         insisted: how often an end-game was wanted.
         dialled: the addresses that were connected to.
+        hurried: the pieces that were wanted each time when it was to connect at once.
     """
 
     peer: bool = False
@@ -93,6 +94,7 @@ class FakeSwarm:
     without: frozenset[str] = frozenset()
     insisted: int = 0
     dialled: list[Peer] = field(default_factory=list)
+    hurried: list[list[int]] = field(default_factory=list)
     joined: int = 0
     torrent: Torrent = field(init=False)
     content: bytes = b""
@@ -163,7 +165,7 @@ class FakeSwarm:
         self.dialled.append(peer)
 
     def hurry(self) -> None:
-        pass
+        self.hurried.append(sorted(self.wanted))
 
     def add_sources(self, sources: Sources) -> None:
         pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from p2pcloop.errors import UnreachableError
 from p2pcloopd.http.client import RangesIgnoredError
 from tests.decisions.sim import BACKGROUND, DEMAND, PIECE, HangError, World
@@ -69,6 +71,20 @@ async def test_what_is_read_ahead_comes_from_a_mirror_until_the_one_peer_is_conn
         await world.advance(0.4)
         assert len(it.mirror.asked) == 2
         assert len(it.swarm.wanted) == 8
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_peer_is_connected_to_at_once_when_it_is_asked_for_something(
+    world: World, known: bool
+) -> None:
+    """Also where the metadata came from a mirror, and the swarm is joined only then."""
+    async with world.torrent(mirrors=1, known=known) as it:
+        it.mirror.delay = 0.1
+        it.expect(range(1, 64))
+        await world.advance(0.3)
+        assert [wanted for wanted in it.swarm.hurried if wanted]
+        await world.advance(0.4)
+        assert len(it.swarm.hurried) <= 2, "a pause drops what is being connected"
 
 
 async def test_mirrors_are_asked_at_once_where_no_peer_may_come(world: World) -> None:

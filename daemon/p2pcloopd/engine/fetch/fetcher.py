@@ -57,7 +57,7 @@ class Fetcher:
         self._demand = demand
         self._tuning = tuning
         self._needed = ExitStack()
-        self._dials = False
+        self._dials = self._asks = False
         self._crowded: tuple[bool, frozenset[str]] = (False, frozenset())
         self._foreign, self._foreign_at = False, -math.inf
         self._connections = 0
@@ -228,6 +228,9 @@ class Fetcher:
         if made.whole:
             self.ranges.start_whole()
         self._dial(on=made.dial)
+        if made.peers and not self._asks:
+            self._peers.hurry()
+        self._asks = bool(made.peers)
 
     def _withdraw(self, made: Plan) -> None:
         """Tell peers no more of what a server is asked for.

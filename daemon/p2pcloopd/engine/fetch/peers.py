@@ -104,7 +104,8 @@ class Peers:
         self._looked = -math.inf
         self._since = 0.0
         self._lifted = 0.0
-        self._dialled = -math.inf
+        self._dialled = self._hurried = -math.inf
+        self._woken = False
         self._heard: dict[Peer, float] = {}
         self.bytes_at = -math.inf
         self._rate = Rate(tuning.rate_seconds)
@@ -152,6 +153,18 @@ class Peers:
         if begun:
             self._dialled = trio.current_time()
         self._again.set()
+
+    def hurry(self) -> None:
+        """Connect at once, if no peer is connected: something is asked of peers from now on.
+
+        What was tried before that does not count: libtorrent connects for nothing that is unwanted,
+        and not before the swarm is joined.
+        """
+        if trio.current_time() - self._hurried >= self._tuning.peer_retry:
+            self._hurried = trio.current_time()
+            self._dialled = -math.inf
+            self._woken = True
+            self._again.set()
 
     def look_again(self) -> None:
         """Search for peers anew, now if data is needed: there may be others to be found."""
@@ -262,18 +275,17 @@ class Peers:
 
     async def _run(self, nursery: trio.Nursery) -> None:
         reported = 0.0
-        woken = False
         while True:
             self._again = trio.Event()
             await self._lift_bans()
             if self._needs:
                 self._look_up()
-            alone = woken and self._alone()
+            alone = self._woken and self._alone()
+            self._woken = False
             self._connect_all(nursery, hurry=alone)
-            woken = False
             if not self._needs:
                 await self._wait_for_need()
-                woken = True
+                self._woken = True
                 reported = 0.0
                 continue
             with trio.move_on_after(self._tuning.peer_retry):
