@@ -53,8 +53,8 @@ def command(
     """Serve the difference of CHANGED, an overlay or an image (as of `seed`), from its base.
 
     An overlay names its base. The base of an image is the one that --base names, else the newest
-    version under LABEL; without a base the whole image is served (as by `seed`). Prints the name
-    and a link to boot with.
+    version under LABEL, unless `rm --published` has removed that; without a base the whole image is
+    served (as by `seed`). Prints the name and a link to boot with.
     """
     home, quiet = options.home, options.as_json
     file = open_image_file(changed, home, quiet=quiet)

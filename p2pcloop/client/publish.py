@@ -99,8 +99,9 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
             as_new_version=True,
         )
         return answer | {"base": None}
-    grown = base is not None and _stands_on(publisher.newest, base.signed.manifest)
-    lower = publisher.newest if grown else base
+    image = publisher.image
+    grown = base is not None and _stands_on(image, base.signed.manifest)
+    lower = image if grown else base
     below = None if lower is None else open_stored(lower, home, stack)
     with unchanged(file):
         target = _open_target(file, base, below, home, stack)

@@ -36,6 +36,7 @@ from p2pcloop.image.stored import check_headers
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key, was_imported
 from p2pcloop.store.profiles import find_profile
+from p2pcloop.store.removed import is_removed
 from p2pcloop.store.sources import known_source
 from p2pcloop.units import BLOCK_SIZE
 
@@ -93,9 +94,12 @@ class Publisher:
 
     @property
     def image(self) -> StoredRef | None:
-        """The newest version, unless it is a withdrawal, which has no content."""
+        """The newest version, unless it is a withdrawal, which has no content, or its data was
+        removed from here: it may be nowhere else."""
         newest = self.newest
-        return None if newest is None or newest.signed.manifest.withdrawn else newest
+        if newest is None or newest.signed.manifest.withdrawn:
+            return None
+        return None if is_removed(self.home, newest.signed.id) else newest
 
     @classmethod
     @contextmanager
