@@ -119,6 +119,50 @@ def test_a_guest_sends_only_as_itself(tmp_path: Path) -> None:
     assert in_a_namespace(SPOOFED, tmp_path) == [["own"], [True, True], []]
 
 
+DISPLACED = """
+found = []
+with (
+    joined(home, "lan", "g1") as first,
+    joined(home, "lan", "g2") as second,
+    joined(home, "lan", "g3") as third,
+):
+    one, two, three = Wire(first), Wire(second), Wire(third)
+    thief = Station(two.station.mac, one.station.address)
+    for last in range(16):
+        two.send(two.station.arp_request(three.station.address))
+        one.send(thief.ethernet(bytes.fromhex(f"0180c20000{last:02x}"), 0x88CC, bytes(46)))
+        three.udp(two.addresses.guest, PORT, b"secret", to=two.station.mac)
+        end = three.station.arp_request(bytes([10, 88, 0, 100 + last]))
+        three.send(end)
+        found.append([[content(frame).decode() for frame in until(wire, end) if content(frame)]
+            for wire in (one, two)])
+print(json.dumps(found))
+"""
+
+
+def test_no_guest_takes_another_ones_place_at_the_bridge(tmp_path: Path) -> None:
+    """Not by a link-local frame either, which a bridge learns from before nftables sees it."""
+    assert in_a_namespace(DISPLACED, tmp_path) == [[[], ["secret"]]] * 16
+
+
+GATEWAY = """
+with joined(home, "lan", "g1") as first:
+    wire = Wire(first)
+    found = [wire.gateway().hex(":")]
+    with ExitStack() as stack:
+        for number in range(6):
+            stack.enter_context(joined(home, "lan", f"more{number}"))
+    found.append(Wire(first).gateway().hex(":"))
+print(json.dumps(found))
+"""
+
+
+def test_the_gateway_is_the_same_for_as_long_as_the_lan_lasts(tmp_path: Path) -> None:
+    """The address of a bridge could be that of a tap, and change with the guests."""
+    found = in_a_namespace("from contextlib import ExitStack\n" + GATEWAY, tmp_path)
+    assert found == ["02:70:32:70:00:01"] * 2
+
+
 OWN = """
 guarded, *addresses = sys.argv[2:]
 if guarded != "guarded":

@@ -14,6 +14,11 @@ DOMAIN = "lan"
 BRIDGE, UPLINK = "lan", "uplink"
 """The interfaces of a LAN's namespace: one to its guests, one to the outside."""
 
+_MAC = "02:70:32:70:00:{:02x}"
+BRIDGE_MAC = _MAC.format(1)
+"""A bridge without an address of its own has the lowest of its ports': it would change when guests
+come and go, and the others would lose their gateway."""
+
 SLOTS = range(2, 254)
 """The last byte of the addresses that guests can have."""
 
@@ -54,7 +59,7 @@ class LanPlan:
 
     def slot(self, number: int) -> Slot:
         """The place of a number of `SLOTS`."""
-        return Slot(f"p{number}", f"02:70:32:70:00:{number:02x}", str(self.network[number]))
+        return Slot(f"p{number}", _MAC.format(number), str(self.network[number]))
 
     def addresses(self, slot: Slot) -> Addresses:
         """What a guest in a place is told."""

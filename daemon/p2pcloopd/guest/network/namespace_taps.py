@@ -10,13 +10,14 @@ import ctypes
 import errno
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
 from p2pcloop.errors import GuestError
 from p2pcloopd.guest.network.card import cannot_make_card
-from p2pcloopd.guest.network.lan_plan import BRIDGE, UPLINK
-from p2pcloopd.guest.network.taps import open_tap
+from p2pcloopd.guest.network.lan_plan import BRIDGE, BRIDGE_MAC, UPLINK
+from p2pcloopd.guest.network.taps import open_tap, set_up_bridge
 from p2pcloopd.guest.system.addresses import MTU
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
@@ -32,7 +33,9 @@ class TapMaker:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = os.fork()
         if not self._pid:
-            self._ours.close()
+            # It would keep what its parent closes, as the address of the LAN.
+            os.closerange(3, theirs.fileno())
+            os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
             _serve(theirs)
         theirs.close()
 
@@ -44,7 +47,8 @@ class TapMaker:
         os.waitpid(self._pid, 0)
 
     def enter(self, pid: int) -> None:
-        """Go into the user and network namespaces of a process, and let that network forward.
+        """Go into the user and network namespaces of a process, and let that network forward. Its
+        bridge is there already.
 
         Raises:
             GuestError: the kernel refused.
@@ -110,8 +114,10 @@ def _do(words: list[str], fds: list[int]) -> list[int]:
     match words:
         case ["enter"]:
             _enter(fds[0])
-            _NO_IPV6.write_text("1")
+            with suppress(FileNotFoundError):  # a kernel without IPv6
+                _NO_IPV6.write_text("1")
             _FORWARDING.write_text("1")
+            set_up_bridge(BRIDGE, BRIDGE_MAC)
             return []
         case ["uplink"]:
             tap = open_tap(UPLINK, MTU)

@@ -19,6 +19,10 @@ _GET_FLAGS, _SET_FLAGS, _SET_MTU, _GET_MTU = 0x8913, 0x8914, 0x8922, 0x8921
 _GET_INDEX, _ADD_TO_BRIDGE = 0x8933, 0x89A2
 _ETHTOOL, _GET_DRIVER, _DRIVER_SIZE = 0x8946, 3, 196
 _UP = 1
+# linux/rtnetlink.h, linux/if_link.h, linux/if_bridge.h
+_NEW_LINK, _REQUEST_WITH_ANSWER, _NESTED = 16, 0x5, 0x8000
+_ADDRESS, _LINK_INFO, _INFO_KIND, _INFO_DATA, _BRIDGE_SWITCHES = 1, 18, 1, 2, 46
+_NO_LINK_LOCAL_LEARNING = 1 << 0
 _NAME_SIZE = 16
 _REQUEST = struct.Struct(f"{_NAME_SIZE}s24x")
 """struct ifreq."""
@@ -59,6 +63,35 @@ def forget_offloads(tap: int) -> None:
     """Forget what an earlier reader of the tap could do (checksums, long segments): UML can do
     nothing of it, and connections of a guest after a reboot would hang."""
     fcntl.ioctl(tap, _TUNSETOFFLOAD, 0)
+
+
+def set_up_bridge(name: str, mac: str) -> None:
+    """Give a bridge its hardware address, and keep it from learning senders of link-local frames
+    (to 01:80:c2:00:00:00 and up to 0f). Rules of nftables do not see these before they are learned:
+    a station could take another one's place.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    switches = _attribute(
+        _BRIDGE_SWITCHES, struct.pack("=II", _NO_LINK_LOCAL_LEARNING, _NO_LINK_LOCAL_LEARNING)
+    )
+    kind = _attribute(_INFO_KIND, b"bridge\0")
+    body = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(name), 0, 0)
+    body += _attribute(_ADDRESS, bytes.fromhex(mac.replace(":", "")))
+    body += _attribute(_LINK_INFO | _NESTED, kind + _attribute(_INFO_DATA | _NESTED, switches))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        head = struct.pack("=IHHII", 16 + len(body), _NEW_LINK, _REQUEST_WITH_ANSWER, 1, 0)
+        sock.sendto(head + body, (0, 0))
+        (code,) = struct.unpack_from("=i", sock.recv(1 << 12), 16)
+    if code:
+        raise OSError(-code, os.strerror(-code))
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    """An attribute of netlink(7)."""
+    size = 4 + len(value)
+    return struct.pack("=HH", size, kind) + value + bytes(-size % 4)
 
 
 def is_bridge(name: str) -> bool:
