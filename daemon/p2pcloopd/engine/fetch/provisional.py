@@ -200,7 +200,11 @@ class Provisional:
 
     async def _write(self) -> None:
         """Forget and write what there is to be; the lock is held."""
-        self._changed, self._plenty = trio.Event(), trio.Event()
+        # `run` waits for an event that is not set yet: only one that is set is replaced.
+        if self._changed.is_set():
+            self._changed = trio.Event()
+        if self._plenty.is_set():
+            self._plenty = trio.Event()
         forgotten, fresh = self._forgotten, self._fresh.copy()
         self._forgotten = set()
         if self._closed or not (forgotten or fresh):
