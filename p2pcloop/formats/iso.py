@@ -30,6 +30,9 @@ _MAX_LISTED = 8
 _MAX_FOLDERS = 200
 _MAX_MODULE_FILE = 64 << 10
 
+_INITS = ("sbin/init", "etc/init", "bin/init", "bin/sh")
+_NO_INIT = "neither a live system that is known nor /sbin/init lies on it: no guest boots from it"
+
 _Named = list[tuple[str, Entry]]
 """Files with their paths, from base to top."""
 
@@ -94,7 +97,16 @@ def read_iso(fd: int, size: int) -> Iso:
                 return Iso(volume.name, tree.names, volume.boots, images, (), tuple(cd.notes))
     tree = volume.trees[0]
     unknown = tuple(_like_images(_Cd(fd, tree), volume.claimed))
-    return Iso(volume.name, tree.names, volume.boots, (), unknown)
+    notes = () if _has_init(tree) else (_NO_INIT,)
+    return Iso(volume.name, tree.names, volume.boots, (), unknown, notes)
+
+
+def _has_init(tree: Tree) -> bool:
+    """Whether the CD itself may be a root: one of the programs that the kernel looks for."""
+    try:
+        return any(tree.find(path) is not None for path in _INITS)
+    except FormatError:
+        return True  # that is not known
 
 
 class _Cd:

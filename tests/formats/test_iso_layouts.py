@@ -117,3 +117,9 @@ def test_what_takes_most_of_a_cd_is_named_whatever_its_name(tmp_path: Path, name
 def test_a_cd_of_files_has_none(tmp_path: Path) -> None:
     found = read_cd(make_iso(tmp_path / "cd.iso", {"a/b": b"c", "live/x": b""}, "-r"))
     assert (found.images, found.unknown) == ((), ())
+    assert "no guest boots from it" in found.notes[0]
+
+
+def test_a_cd_that_is_a_root_itself(tmp_path: Path) -> None:
+    found = read_cd(make_iso(tmp_path / "cd.iso", {"sbin/init": b"#!"}, "-r"))
+    assert (found.images, found.unknown, found.notes) == ((), (), ())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.errors import FormatError
+from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.making.local import inspect_file
 from p2pcloop.making.opened import OpenImage
 from tests.support.cds import NAMES, make_iso
@@ -33,7 +33,7 @@ def outcome(path: Path, data: bytes | bytearray) -> str:
         file = inspect_file(path)
         with OpenImage(path, file.parts) as image:
             found = image.read(0, image.size)
-    except FormatError as err:
+    except (FormatError, UsageError) as err:
         assert err.hint, err
         assert "\n" not in str(err)
         return "error"
