@@ -25,7 +25,9 @@ TERMINAL = 100_000
 
 def test_a_desktop_is_complete_and_its_terminal_answers(nodes: Nodes) -> None:
     node = nodes.make()
-    with Guest(node, desktop_image("light"), "--mem", "256M", "--display", "vnc") as guest:
+    with Guest(
+        node, desktop_image("light"), "--mem", "256M", "--display", "vnc", "--name", "g1"
+    ) as guest:
         guest.expect("login: ", BOUND)
         (told,) = (each["display"] for each in node.json("ps")["guests"])
         with Viewer(told["address"], told["password"]) as viewer:
@@ -39,4 +41,11 @@ def test_a_desktop_is_complete_and_its_terminal_answers(nodes: Nodes) -> None:
             assert not viewer.count(ANSWER)
             viewer.type("printf '\\33[48;5;%dm\\33[2J' $((6*7))\n")
             viewer.wait(lambda: viewer.count(ANSWER) > TERMINAL)
+
+        in_guest = ("exec", "g1", "--")
+        assert node.run(*in_guest, "pgrep", "-u", "knoppix", "-x", "jwm").out
+        # Programs that did not trust the cache would read all fonts.
+        fonts = node.run(*in_guest, "fc-cache", "--system-only", "--verbose").out
+        assert "truetype/dejavu: skipping, existing cache is valid" in fonts
+        assert ": caching" not in fonts
         guest.kill()
