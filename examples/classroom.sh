@@ -1,8 +1,7 @@
 #!/bin/bash
 # A classroom on one machine: guests of one image on a LAN of their own, which find each other by name.
 #     examples/classroom.sh IMAGE   (with busybox in it: tools/build-image --tiny makes one)
-# Boots three guests in the background, has the teacher's serve a page, and the pupils' read it. Needs
-# no root. Nothing is left behind.
+# The teacher's guest serves a page; those of two pupils read it. Needs no root. Nothing is left behind.
 set -euo pipefail
 [ $# -eq 1 ] || { echo "usage: $0 IMAGE" >&2 && exit 2; }
 image=$(realpath "$1")
@@ -12,19 +11,23 @@ PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 P2PCLOOP_HOME=$(mktemp -d)
 export P2PCLOOP_HOME
 clean_up() {
-    p2pcloop stop teacher anna ben || true
+    p2pcloop stop teacher || true
+    wait
     rm -rf "$P2PCLOOP_HOME"
 }
 trap clean_up EXIT
 
-# The first guest makes the LAN, the others join it. It is gone when the last one has ended.
-for guest in teacher anna ben; do
-    p2pcloop boot "$image" --detach --name "$guest" --net lan:class --mem 128M
-done
-p2pcloop ps
+# on_lan GUEST SCRIPT: runs a guest until its script ends.
+on_lan() {
+    p2pcloop run "$image" --name "$1" --net lan:class --mem 128M -- sh -c "$2" </dev/null
+}
 
-p2pcloop exec teacher -- sh -c 'mkdir /tmp/www && echo "lesson one" >/tmp/www/index.html'
-p2pcloop exec teacher -- httpd -h /tmp/www
+# The first guest makes the LAN, the others join it. It is gone when the last one has ended.
+on_lan teacher 'mkdir /tmp/www && echo "lesson one" >/tmp/www/index.html && httpd -f -h /tmp/www' &
+reads='until wget -qO - http://teacher.lan/ 2>/dev/null; do sleep 1; done'
 for pupil in anna ben; do
-    echo "$pupil reads: $(p2pcloop exec "$pupil" -- wget -qO - http://teacher.lan/)"
+    on_lan "$pupil" "$reads" | sed "s/^/$pupil reads: /" &
+    pupils+=($!)
 done
+wait "${pupils[@]}"
+p2pcloop ps

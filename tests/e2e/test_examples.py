@@ -127,9 +127,8 @@ def test_every_example_has_a_test() -> None:
 @pytest.mark.usefixtures("temporary")
 def test_classroom(cloop: Path) -> None:
     said = tool(EXAMPLES / "classroom.sh", cloop)
-    places = re.findall(r"^(\w+) .* lan:class 10\.88\.0\.(\d) ", said, re.MULTILINE)
-    assert places == [("teacher", "2"), ("anna", "3"), ("ben", "4")]
-    assert "anna reads: lesson one\nben reads: lesson one\n" in said
+    assert {"anna reads: lesson one", "ben reads: lesson one"} <= {*said.splitlines()}
+    assert re.search(r"^teacher .* lan:class 10\.88\.0\.\d+ ", said, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("temporary")

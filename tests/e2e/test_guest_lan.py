@@ -145,9 +145,12 @@ def bridge(pair: tuple[Host, Host], tmp_path: Path) -> Iterator[Host]:
 
     ip("link", "add", "br0", "type", "bridge")
     ip("address", "add", "192.168.77.1/24", "dev", "br0")
+    # A port as a network card would be.
+    ip("link", "add", "port", "address", "06:00:00:00:00:01", "type", "veth", "peer", "far")
+    ip("link", "set", "port", "master", "br0")
     ip("link", "set", "br0", "up")
     server = [*host.inside, "dnsmasq", "-k", "-C", "/dev/null", "--port=0", "--interface=br0"]
-    server += ["--dhcp-range=192.168.77.10,192.168.77.20,1h", "--dhcp-option=6,192.168.77.9"]
+    server += ["--dhcp-range=192.168.77.10,192.168.77.19,1h", "--dhcp-option=6,192.168.77.9"]
     server += [f"--dhcp-leasefile={tmp_path / 'leases'}", "--user=root", "--log-facility=-"]
     server += ["--pid-file", "--bind-interfaces", "--no-ping"]
     with subprocess.Popen(server, stderr=subprocess.PIPE) as process:
@@ -158,6 +161,7 @@ def bridge(pair: tuple[Host, Host], tmp_path: Path) -> Iterator[Host]:
         finally:
             process.kill()
             ip("link", "delete", "br0")
+            ip("link", "delete", "port")
 
 
 def taps(host: Host) -> str:
@@ -166,11 +170,11 @@ def taps(host: Host) -> str:
 
 
 def test_a_guest_on_a_bridge_has_an_address_of_that_network(
-    node: Node, image: Path, kernel: Path, bridge: Host
+    node: Node, image: Path, kernel: Path, bridge: Host, tmp_path: Path
 ) -> None:
     script = "ip -o -4 address show vec0; ip route; cat /etc/resolv.conf; cat; ip -o link show vec0"
     run = words(image, "bridge:br0", "--name", "g1", "--kernel", kernel)
-    macs = set()
+    leases = set[str]()
     for end in ("in order", "killed"):
         with node.started(*run, "--", "sh", "-c", script, stdin=subprocess.PIPE) as guest:
             assert guest.stdout is not None
@@ -178,8 +182,12 @@ def test_a_guest_on_a_bridge_has_an_address_of_that_network(
             assert "default via 192.168.77.1 dev vec0" in guest.stdout.readline()
             guest.stdout.readline()
             assert guest.stdout.readline() == "nameserver 192.168.77.9\n"
-            macs |= set(re.findall("master br0 .* link/ether (\\S+)", taps(bridge)))
-            assert macs
+            assert re.search("master br0 .* link/ether fe:", taps(bridge))
+            # The guest's own, which the DHCP server knows, is the same at each boot.
+            leases |= {(tmp_path / "leases").read_text().split()[1]}
+            shown = ["ip", "-o", "link", "show", "br0"]
+            told = subprocess.run([*bridge.inside, *shown], stdout=subprocess.PIPE, check=True)
+            assert b"link/ether 06:00:00:00:00:01" in told.stdout
             [shown] = node.json("ps")["guests"]
             assert (shown["network"], shown["address"]) == ("bridge:br0", None)
             if end == "killed":
@@ -187,6 +195,7 @@ def test_a_guest_on_a_bridge_has_an_address_of_that_network(
             out, _ = guest.communicate(timeout=BOUND)
         wait_until(lambda: not taps(bridge))
         assert ("link/ether 02:" in out) == (end == "in order")
+    assert len(leases) == 1
 
 
 def test_a_bridge_without_a_dhcp_server_leaves_the_guest_without_an_address(

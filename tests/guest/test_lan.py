@@ -64,6 +64,7 @@ with joined(home, "lan", "g1") as first, joined(home, "lan", "g2") as second:
     # dnsmasq may answer one question before it heeds the signal to read the names again.
     unknown = one.look_up("g9.lan")[0]
     found["names"] = [one.look_up("g2.lan"), two.look_up("g1.lan"), unknown]
+    found["gateway"] = one.gateway().hex()
     with joined(home, "other", "g2") as third:
         three = Wire(third)
         three.send(three.station.arp_request(two.station.address))
@@ -82,6 +83,7 @@ def test_guests_of_a_lan_find_each_other_and_those_of_another_do_not(tmp_path: P
         "asked": True,
         "heard": "hello",
         "names": [[0, there], [0, here], 3],
+        "gateway": "027032700001",
         "elsewhere": 3,
         "then": 1,
     }
@@ -327,21 +329,43 @@ def test_another_users_program_at_a_lans_place_is_not_believed(tmp_path: Path) -
 
 
 ORDINARY = """
-mount -t tmpfs tun /dev/net && mknod -m 666 /dev/net/tun c 10 200 && "$@"
+mount -t tmpfs tun /dev/net && mknod -m $0 /dev/net/tun c 10 200 && "$@"
 """
 
 
-@needs_another_user
-def test_a_lan_needs_no_root() -> None:
-    """An ordinary user's, where /dev/net/tun is for all, as in Debian."""
+def as_ordinary_user(program: str, tun_mode: str) -> Any:
+    """As `in_a_namespace`, for a user without rights, and with a /dev/net/tun of a given mode."""
     home = Path(tempfile.mkdtemp(prefix="p2p-lan-"))
     os.chown(home, NOBODY_ELSE, NOBODY_ELSE)
+    words = ["unshare", "--net", "--mount", "sh", "-c", ORDINARY, tun_mode, *AS_ANOTHER_USER]
     try:
-        inside = ["unshare", "--net", "--mount", "sh", "-c", ORDINARY, "sh", *AS_ANOTHER_USER]
         done = subprocess.run(
-            [*inside, sys.executable, "-c", BEGIN + TOGETHER, home / "h"],
+            [*words, sys.executable, "-c", BEGIN + program, home / "h"],
             cwd=CHECKOUT, stdout=subprocess.PIPE, timeout=120, check=True,
         )  # fmt: skip
     finally:
         shutil.rmtree(home)
-    assert json.loads(done.stdout)["names"][0] == [0, "10.88.0.3"]
+    return json.loads(done.stdout)
+
+
+@needs_another_user
+def test_a_lan_needs_no_root() -> None:
+    """Where /dev/net/tun is for all users, as in Debian."""
+    assert as_ordinary_user(TOGETHER, "666")["names"][0] == [0, "10.88.0.3"]
+
+
+CLOSED = """
+try:
+    with joined(home, "lan", "g1"):
+        told = None
+except P2pcloopError as err:
+    told = str(err), err.hint
+print(json.dumps(told))
+"""
+
+
+@needs_another_user
+def test_a_tun_that_is_closed_to_users_is_named() -> None:
+    said, hint = as_ordinary_user(CLOSED, "600")
+    assert said == "no network card can be made in the LAN's namespace: Permission denied"
+    assert "chmod 666 /dev/net/tun" in hint

@@ -89,15 +89,17 @@ class Wire:
 
     def pass_helper(self) -> None:
         """Return when the helper outside has dealt with all that was sent before: it answers an
-        ICMP echo (RFC 792) itself."""
+        ICMP echo (RFC 792) itself. On a busy machine it may take longer to start than the LAN's
+        gateway asks for its hardware address, so the question is repeated."""
         self._echoes += 1
         head, rest = b"\x08\0", struct.pack("!HH", 7, self._echoes) + b"echo"
         echo = head + checksum(head + b"\0\0" + rest).to_bytes(2, "big") + rest
-        self.packet(HOST_ADDRESS, socket.IPPROTO_ICMP, lambda _: echo)
-        for frame in self.frames():
-            is_icmp = kind_of(frame) == IPV4 and frame[23] == socket.IPPROTO_ICMP
-            if is_icmp and frame[34:36] == b"\0\0" and frame[38 : 38 + len(rest)] == rest:
-                return
+        for _ in range(int(BOUND)):
+            self.packet(HOST_ADDRESS, socket.IPPROTO_ICMP, lambda _: echo)
+            for frame in self.frames(1):
+                is_icmp = kind_of(frame) == IPV4 and frame[23] == socket.IPPROTO_ICMP
+                if is_icmp and frame[34:36] == b"\0\0" and frame[38 : 38 + len(rest)] == rest:
+                    return
         raise TimeoutError("the helper does not answer")
 
     def look_up(self, name: str) -> tuple[int, str]:

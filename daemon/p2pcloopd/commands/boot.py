@@ -41,6 +41,7 @@ Examples:
   p2pcloop boot 'magnet:?xt=...' --overlay mine.delta
   p2pcloop boot @key/debian --overlay mine.delta --net user --mem 1G
   p2pcloop boot @key/web --net user --port 8080:80        # then: curl localhost:8080
+  p2pcloop boot debian.cloop --net lan --name web         # other guests find it as web.lan
   p2pcloop boot @key/desktop --display window       # a screen, as a window of your desktop
   p2pcloop boot @key/desktop --display vnc          # a line says how to open it
   p2pcloop boot debian.cloop --display web --session startxfce4

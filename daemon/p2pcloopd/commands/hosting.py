@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import LateClient
@@ -24,7 +24,6 @@ from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.display.access import authority_file
 from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.network.card import open_card
-from p2pcloopd.guest.network.choice import Kind
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
@@ -137,14 +136,6 @@ def host(
     return outcome.guest
 
 
-_KINDS: dict[Kind, Literal["none", "user", "card"]] = {
-    "none": "none",
-    "user": "user",
-    "lan": "card",
-    "bridge": "card",
-}
-
-
 def _spec(
     options: GuestOptions, folder: Path, initramfs: Callable[[Kernel], bytes], *, two: bool
 ) -> GuestSpec:
@@ -154,7 +145,7 @@ def _spec(
         more_disks=(folder / "vdb",) if two else (),
         initramfs=initramfs,
         memory=options.mem,
-        network=_KINDS[options.net.kind],
+        network="user" if options.net.kind == "user" else "none",
         kernel=_kernel(options.kernel),
         cpu=_cpu(options.cpu),
     )

@@ -53,9 +53,9 @@ class GuestSpec:
     Attributes:
         vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
         memory: bytes of the guest's RAM.
-        network: `user` lets the guest open connections to the outside, `none` has no network card,
-            `card` has the one of `card`.
-        card: with network `card`: a tap of this machine.
+        network: `user` lets the guest open connections to the outside; with `none` it has no
+            network card but `card`.
+        card: on a tap of this machine, or None; with network `none`.
         kernel: a UML kernel, as `find_kernel` takes it, or as it returned it.
         append: more kernel parameters, quoted as for a shell.
         console: `stdio`, or a file for the guest's output.
@@ -74,7 +74,7 @@ class GuestSpec:
 
     vhost_socket: Path
     memory: int = 512 << 20
-    network: Literal["user", "none", "card"] = "none"
+    network: Literal["user", "none"] = "none"
     card: Card | None = None
     kernel: Path | Kernel | None = None
     append: str = ""

@@ -16,7 +16,8 @@ import struct
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _TAP, _NO_HEADER = 0x0002, 0x1000
 _GET_FLAGS, _SET_FLAGS, _SET_MTU, _GET_MTU = 0x8913, 0x8914, 0x8922, 0x8921
-_GET_INDEX, _ADD_TO_BRIDGE = 0x8933, 0x89A2
+_GET_INDEX, _ADD_TO_BRIDGE, _SET_ADDRESS = 0x8933, 0x89A2, 0x8924
+_ETHERNET = 1
 _ETHTOOL, _GET_DRIVER, _DRIVER_SIZE = 0x8946, 3, 196
 _UP = 1
 # linux/rtnetlink.h, linux/if_link.h, linux/if_bridge.h
@@ -50,6 +51,10 @@ def open_tap(template: str, mtu: int, bridge: str | None = None) -> int:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             _set(sock, _SET_MTU, name, mtu)
             if bridge is not None:
+                # The highest addresses there are: a bridge takes the lowest one of its ports.
+                address = b"\xfe\x70\x32" + os.urandom(3)
+                own = struct.pack(f"={_NAME_SIZE}sH6s16x", name, _ETHERNET, address)
+                fcntl.ioctl(sock, _SET_ADDRESS, own)
                 _set(sock, _ADD_TO_BRIDGE, bridge.encode(), _get(sock, _GET_INDEX, name))
             # Only now: it has no moment at which it is up, and not in the bridge.
             _set(sock, _SET_FLAGS, name, _get(sock, _GET_FLAGS, name) & 0xFFFF | _UP)

@@ -17,7 +17,9 @@ route=$1
 "$busybox" cat <&"$settings" >/run/settings
 : >/run/hosts
 "$busybox" ip link set lo up
-"$busybox" ip link add lan type bridge
+# With an address of its own: else that would change with the ports that come and go, and the guests
+# would not find it.
+"$busybox" ip link add lan address 02:70:32:70:00:01 type bridge
 "$busybox" ip address add "$gateway" dev lan
 "$busybox" ip link set lan mtu "$mtu" up
 echo bridge >&"$control"
