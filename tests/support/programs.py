@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import select
@@ -141,7 +142,9 @@ class Node:
         os.close(out_end)
         os.close(err_end)
         said = process.communicate([out, err], BOUND)
-        return Done(*(text.decode() for text in said)), process.returncode
+        # Its ends of lines are made "\n", as those of `started` are.
+        texts = (io.StringIO(each.decode(), newline=None).getvalue() for each in said)
+        return Done(*texts), process.returncode
 
     def json(self, *words: str | Path, code: int = 0) -> dict[str, Any]:
         """Run a command with --json; return what it printed."""
