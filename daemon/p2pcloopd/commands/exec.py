@@ -12,6 +12,7 @@ from p2pcloop.client.guests import GuestProcess
 from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
+from p2pcloopd.commands.behind_dashes import CommandBehindDashes
 
 _EPILOG = """
 \b
@@ -19,7 +20,7 @@ Examples:
   p2pcloop exec g1 -- systemctl is-system-running
   p2pcloop exec g1 -- sh -c 'ls /var/log | wc -l'
   p2pcloop exec -i g1 -- sh -s <setup.sh
-  p2pcloop exec g1 -- tar -cC /etc . | tar -x
+  p2pcloop exec g1 -- tar -cf - -C /etc . | tar -x
 
 The exit code is the command's: 127 if the guest has no such command, 128 plus the signal's number
 if a signal ended it.
@@ -29,7 +30,7 @@ is left, or whose `p2pcloop exec` was killed, gets SIGHUP in the guest, and SIGK
 """
 
 
-@click.command(epilog=_EPILOG)
+@click.command(cls=CommandBehindDashes, epilog=_EPILOG)
 @click.argument("name")
 @click.argument(
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED

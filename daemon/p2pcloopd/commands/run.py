@@ -11,6 +11,7 @@ import click
 
 from p2pcloop.cli.options import FilePath
 from p2pcloop.cli.output import check_writable
+from p2pcloopd.commands.behind_dashes import CommandBehindDashes
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
 from p2pcloopd.commands.session import run_session
 
@@ -40,21 +41,7 @@ limit.
 """
 
 
-class _RunCommand(click.Command):
-    """Explains where the `--` belongs, if it is missing before the guest's command."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        given = list(args)  # click takes words out of `args`
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as err:
-            if "--" in given:
-                raise
-            told = f"{err.format_message()} The guest's command stands behind `--`: REF -- ls -l"
-            raise click.UsageError(told, ctx) from err
-
-
-@click.command(cls=_RunCommand, epilog=_EPILOG)
+@click.command(cls=CommandBehindDashes, epilog=_EPILOG)
 @click.argument("ref")
 @click.argument(
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED

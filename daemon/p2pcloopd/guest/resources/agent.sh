@@ -41,7 +41,7 @@ case $1 in
         ;;
 esac
 
-# The driver has much to do when it begins. So it waits until the host has a command.
+# The driver and its buffers are for guests that run commands: it waits until the host has one.
 # It says that it listens: UML may lose what is typed earlier.
 exec 4<>"$2" && echo >&4 && read -r _ <&4
 exec 4>&-

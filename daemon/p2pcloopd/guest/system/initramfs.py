@@ -36,8 +36,8 @@ CHANNEL_MODULE = "virtio_console"
 """Drives the channel to the agent. A guest whose kernel lacks it runs no commands of the host."""
 
 BELL_CONSOLE = 15
-"""The number of the console at which the agent waits until it is needed: its driver would take up
-much of a boot's time."""
+"""The number of the console at which the agent waits until it is needed: most guests run no command
+of the host, and need not have the driver with its queues and buffers."""
 
 _SEED_SIZE = 64
 
