@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from p2pcloop.errors import FormatError
 
 _BLOCK = 512
-_MAX_NAME = 1 << 15
+_MAX_NAME = 1 << 12
+"""PATH_MAX of Linux: no path that is longer can be read in a guest."""
+
 _MAX_SIZE = 1 << 62
 _LONG_NAME, _LONG_LINK = b"L", b"K"
 _CHECKSUM = slice(148, 156)
@@ -75,7 +77,7 @@ class TarReader:
         Raises:
             FormatError: they are not such a file.
         """
-        self._held += data
+        self._hold(data)
         while not self.ended:
             if self._content:
                 if not self._held:
@@ -105,6 +107,10 @@ class TarReader:
                 member = self._read_header(block)
                 if member is not None:
                     yield member
+
+    def _hold(self, data: bytes) -> None:
+        if not self.ended:
+            self._held += data
 
     def _read_header(self, block: bytes) -> Member | None:
         if not any(block):

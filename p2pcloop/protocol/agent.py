@@ -11,8 +11,8 @@ command's streams. With TOOLS 1 the words are a script for busybox's shell and i
 a program of the image and its arguments. In a word a backslash and a line feed are written as in C.
 
 The agent ends both outputs of a command with MARK, which the host has chosen at random: a process
-that the command has left behind may hold them open, and would never end them. The mark in ERRORS is
-followed by the command's exit code, in three digits.
+that the command has left behind may hold them open, and would never end them. The mark is followed
+by the command's exit code, in three digits: the host may have closed one of the outputs.
 """
 
 from __future__ import annotations

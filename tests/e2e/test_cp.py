@@ -70,6 +70,14 @@ def test_a_directory_goes_in_and_comes_out(node: Node, guest: str, tmp_path: Pat
     assert (back / "a b" / ("n" * 200)).read_bytes() == NOISE[:1000]
     assert (back / "link").readlink() == Path("/etc/passwd")
     assert (back / "secret").stat().st_mode & 0o777 == 0o400
+    # A directory that is there keeps its permissions; one that is new gets those of the source.
+    tree.chmod(0o711)
+    (tmp_path / "name").symlink_to(tree)
+    node.run("exec", guest, "--", "mkdir", "-m", "1777", "/root/open")
+    node.run("cp", f"{tree}/.", f"{guest}:/root/open")
+    node.run("cp", tmp_path / "name", f"{guest}:/root/")
+    seen = node.run("exec", guest, "--", "stat", "-c", "%a", "/root/open", "/root/name").out
+    assert seen == "1777\n711\n"
     node.run("cp", f"{guest}:/root/t/.", tmp_path)
     assert (tmp_path / "secret").read_text() == "x"
 
@@ -92,6 +100,7 @@ def test_what_cannot_be_copied_is_told_and_changes_nothing(
         (tmp_path / "file", tmp_path / "other", UsageError.exit_code, "NAME:PATH"),
         (f"{guest}:/a", f"{guest}:/b", UsageError.exit_code, "both are"),
         ("none:/a", tmp_path, not_here, "there is no guest none"),
+        (f"{guest}:/bin/busybox", "/dev/full", StorageError.exit_code, "cannot write /dev/full"),
     ):
         slash = "/" if "new" in str(target) and not str(target).endswith("/") else ""
         assert said in node.run("cp", source, f"{target}{slash}", code=code).err

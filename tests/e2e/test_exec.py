@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trio
 
 from p2pcloop.errors import GuestError, NotHereError, UsageError
+from p2pcloop.store.guests import GuestFolder
+from p2pcloopd.guest.channel.client import remote_command
 from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, find_kernel
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes
 from tests.support.stock_images import stock_image
@@ -93,6 +98,35 @@ def test_signals_are_handed_on(node: Node, guest: str) -> None:
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=BOUND)
     assert (command.returncode, out, err) == (3, "caught\n", "")
+
+
+async def test_a_command_that_has_just_started_gets_signals(node: Node, guest: str) -> None:
+    folder = GuestFolder(node.home, guest)
+    for _ in range(5):
+        async with remote_command(folder, [b"sleep", b"1000"]) as command:
+            await command.signal(signal.SIGINT)
+            with trio.fail_after(BOUND):
+                assert [await command.read(error=error) for error in (True, False)] == [b"", b""]
+                assert await command.wait() == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("closed", ["2", "1 2"])
+def test_the_exit_code_comes_also_where_its_output_is_not_taken(
+    node: Node, guest: str, closed: str
+) -> None:
+    script = "echo a >&2; echo a; sleep 1; exit 3"
+    with ExitStack() as stack:
+        pipes = {}
+        for name in closed.split():
+            read, pipes[int(name)] = os.pipe()
+            os.close(read)
+            stack.callback(os.close, pipes[int(name)])
+        command = node.command("exec", guest, "--", "sh", "-c", f"trap '' PIPE; {script}")
+        done = subprocess.run(
+            command, stdout=pipes.get(1), stderr=pipes[2], env=node.environment,
+            timeout=BOUND, check=False,
+        )  # fmt: skip
+    assert done.returncode == 3
 
 
 @pytest.mark.parametrize("end", ["kill", "twice", "reader"])

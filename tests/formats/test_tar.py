@@ -51,6 +51,14 @@ def test_names_and_content_are_read_however_they_are_cut(
     assert [(member.name, content) for member, content in found] == files
 
 
+def test_what_follows_the_end_is_not_kept() -> None:
+    reader = TarReader()
+    assert not list(reader.feed(bytes(1024)))
+    for _ in range(100):
+        assert not list(reader.feed(bytes(1 << 16)))
+    assert len(reader._held) <= 1024
+
+
 @given(NAMES, NAMES)
 def test_links_are_read(name: bytes, link: bytes) -> None:
     [(member, _)] = read(header(name, kind=b"2", link=link) + bytes(1024))

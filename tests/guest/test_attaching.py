@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,8 +12,11 @@ import trio
 import trio.testing
 
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.store.guests import GuestFolder
+from p2pcloop.store.home import Home
 from p2pcloopd.control_client import ControlClient
-from p2pcloopd.guest.console.attaching import _Attached
+from p2pcloopd.control_server import open_listener
+from p2pcloopd.guest.console.attaching import _attach, _Attached
 from p2pcloopd.guest.console.console import Sink
 from p2pcloopd.guest.console.screen import Recent
 
@@ -59,3 +64,20 @@ async def test_a_pipe_gets_what_comes_and_a_terminal_what_was_there(
             await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert output.read_bytes() == shown
+
+
+async def test_a_guest_that_does_not_answer_yet_can_be_left(tmp_path: Path) -> None:
+    """It listens from the beginning, and answers once its kernel runs."""
+    home = Home(tmp_path)
+    folder = GuestFolder(home, "g1")
+    folder.path.mkdir(parents=True)
+    with open_listener(folder.socket_path):
+        async with trio.open_nursery() as nursery:
+
+            async def attach() -> None:
+                assert await _attach(folder, cast(GuestProcess, None)) == (False, signal.SIGINT)
+
+            nursery.start_soon(attach)
+            await trio.testing.wait_all_tasks_blocked()
+            for number in (signal.SIGCONT, signal.SIGINT):
+                os.kill(os.getpid(), number)

@@ -49,7 +49,7 @@ class Agent:
         return next(line for line in self.lines() if line.startswith(b"run")).split()[5]
 
     async def end(self, mark: bytes, code: int) -> None:
-        await self.ports[1].deliver(mark)
+        await self.ports[1].deliver(mark + b"%03d" % code)
         await self.ports[2].deliver(mark + b"%03d" % code)
 
 
@@ -79,7 +79,7 @@ async def test_a_command_ends_with_its_output_and_its_code(agent: Agent, channel
         await agent.ports[2].deliver(b"complaint")
         await agent.ports[1].deliver(b"some ")
         await agent.ports[1].deliver(b"output" + mark[:4])
-        await agent.ports[1].deliver(mark[4:] + b"of what it left behind")
+        await agent.ports[1].deliver(mark[4:] + b"143" + b"of what it left behind")
         await agent.ports[2].deliver(mark + b"14")
         assert await command.stdout.read() == b"some output"
         assert await command.stdout.read() == b""
@@ -161,6 +161,18 @@ async def test_a_channel_is_waited_for(agent: Agent) -> None:
         await wait_all_tasks_blocked()
         assert nursery.child_tasks
         channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+
+
+@pytest.mark.parametrize("closed", [["stderr"], ["stdout"], ["stderr", "stdout"]])
+async def test_the_exit_code_comes_also_where_outputs_are_closed(
+    agent: Agent, channel: Channel, closed: list[str]
+) -> None:
+    async with running(channel) as command:
+        for name in closed:
+            command.close_output(getattr(command, name))
+        assert len(agent.removed) == 1
+        await agent.end(agent.mark(), 7)
+        assert await command.finish() == 7
 
 
 async def test_an_agent_that_has_ended_is_told(agent: Agent, channel: Channel) -> None:

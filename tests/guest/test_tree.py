@@ -65,7 +65,10 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path, top: Path, left_out: list[s
     (tree / os.fsdecode(b"\xff\xfe")).write_bytes(b"")
     os.mkfifo(tree / "pipe")
     os.utime(tree / "private", (1_000_000_000, 1_000_000_000))
+    tree.chmod(0o711)
+    mode = top.stat().st_mode
     unpack(top, left_out, *pack_tree(tree, left_out.append))
+    assert top.stat().st_mode == mode
     assert list(files(top)) == [name for name in files(tree) if name != "pipe"]
     assert left_out == [f"{tree / 'pipe'}: it is no file, directory or link"]
     assert (top / deep.relative_to(tree) / "file").read_bytes() == b"content"
@@ -93,6 +96,7 @@ HOSTILE = {
     "a hard link to a link": [LINK_OUT, member("h", kind=b"1", link="way/precious")],
     "a hard link to what was there": [member("h", kind=b"1", link="mine")],
     "the top": [member(".", b"bad")],
+    "a thousand directories deep": [member("d/" * 1000 + "file", b"bad")],
 }
 
 

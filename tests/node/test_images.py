@@ -160,9 +160,7 @@ def test_what_was_published_goes_by_order_only_and_its_numbers_go_on(
     assert publisher.json("seed", tmp_path / "disk.img", "--raw")["version"] == 2
 
 
-def test_over_a_version_that_was_removed_all_is_published(
-    publisher: Node, tmp_path: Path
-) -> None:
+def test_over_a_version_that_was_removed_all_is_published(publisher: Node, tmp_path: Path) -> None:
     published(publisher, tmp_path, 1)
     whole = published(publisher, tmp_path, 2)["stored"]
     publisher.run("rm", "disk", "--published")

@@ -51,17 +51,18 @@ class Output:
         port: where the guest writes it.
         ended: set when all of it is here.
         taken: set when the client has seen its end.
+        is_dropped: whether it has lost its reader.
         trailer: what came behind the mark at its end; b"" if there was none.
     """
 
-    def __init__(self, mark: bytes, trailer: int = 0) -> None:
+    def __init__(self, mark: bytes) -> None:
         self.ended = trio.Event()
         self.trailer = b""
+        self.is_dropped = False
         self.port = Port("", self._receive)
-        self._stream = MarkedStream(mark, trailer)
+        self._stream = MarkedStream(mark, CODE_DIGITS)
         self._pieces: deque[bytes] = deque()
         self._size = 0
-        self._dropped = False
         self._changed = trio.Event()
         self.taken = trio.Event()
 
@@ -79,7 +80,7 @@ class Output:
 
     def drop(self) -> None:
         """Drop all that comes from now on: it has no reader."""
-        self._dropped = True
+        self.is_dropped = True
         self.taken.set()
         self._pieces.clear()
         self._size = 0
@@ -100,7 +101,7 @@ class Output:
             await self._changed.wait()
 
     def _put(self, data: bytes) -> None:
-        if data and not self._dropped:
+        if data and not self.is_dropped:
             self._pieces.append(data)
             self._size += len(data)
             self._report()
@@ -125,7 +126,7 @@ class GuestCommand:
         self._mark = new_mark()
         self._input = Port("")
         self.stdout = Output(self._mark)
-        self.stderr = Output(self._mark, CODE_DIGITS)
+        self.stderr = Output(self._mark)
 
     async def begin(self, words: Sequence[bytes], *, tools: bool) -> None:
         """Have the agent start it; return once it has its streams."""
@@ -150,9 +151,12 @@ class GuestCommand:
         self._input.end()
 
     def close_output(self, output: Output) -> None:
-        """Take no more of an output: the command's writes there fail."""
+        """Take no more of an output: the command's writes there fail. Of both outputs the last one
+        is only dropped: at its end comes the exit code."""
         output.drop()
-        self._device.remove(output.port)
+        other = self.stderr if output is self.stdout else self.stdout
+        if not other.is_dropped:
+            self._device.remove(output.port)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and its process group."""
@@ -171,16 +175,17 @@ class GuestCommand:
             for output in (self.stdout, self.stderr):
                 await output.ended.wait()
             nursery.cancel_scope.cancel()
-        if not self.stderr.trailer.isdigit():
+        code = self.stderr.trailer or self.stdout.trailer
+        if not code.isdigit():
             raise _shut_down()
-        return int(self.stderr.trailer) & 0xFF
+        return int(code) & 0xFF
 
     async def end(self) -> None:
         """End it, if it still runs, and take its ports away."""
         for output in (self.stdout, self.stderr):
             output.drop()
         for number in (signal.SIGHUP, signal.SIGKILL):
-            if not self.stderr.ended.is_set():
+            if not (self.stderr.ended.is_set() and self.stdout.ended.is_set()):
                 self.signal(number)
                 with trio.move_on_after(_HANG_UP_SECONDS), suppress(GuestError):
                     await self.finish()
@@ -279,13 +284,13 @@ class Channel:
             GuestError: the guest does not answer.
         """
         check_command(words)
+        await self.wait_open()
+        assert self._device is not None
+        assert self._agent is not None
         if self._running >= MAX_COMMANDS:
             raise BusyError(
                 f"{MAX_COMMANDS} commands run in the guest already", hint="wait until one has ended"
             )
-        await self.wait_open()
-        assert self._device is not None
-        assert self._agent is not None
         command = GuestCommand(next(self._numbers), self._device, self._agent)
         self._running += 1
         try:

@@ -12,7 +12,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
@@ -81,8 +81,6 @@ async def copy_out(start: Start, source: str, target: str, leave_out: LeaveOut) 
             if code:
                 _raise(code, said, "read")
         receiver.finish()
-    except OSError as err:
-        raise storage_error(f"cannot write {err.filename or target}", err) from err
     finally:
         receiver.close()
 
@@ -111,7 +109,7 @@ def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], Iterator[byt
     name = posixpath.basename(posixpath.normpath(path.absolute()))
     if stat.S_ISDIR(found.st_mode):
         kind = "content" if _names_content(source) else "directory"
-        return [kind, name, "0", "0"], pack_tree(path, leave_out)
+        return [kind, name, f"{stat.S_IMODE(found.st_mode):o}", "0"], pack_tree(path, leave_out)
     if stat.S_ISREG(found.st_mode):
         facts = ["file", name, f"{stat.S_IMODE(found.st_mode):o}", str(found.st_size)]
         return facts, read_file(path, found.st_size)
@@ -173,7 +171,11 @@ class _Receiver:
         self._unpacker: Unpacker | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes; errors as for `copy_out`, and OSError."""
+        """Take the next bytes; errors as for `copy_out`."""
+        with self._written():
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
         if self._head is not None:
             head, newline, data = (self._head + data).partition(b"\n")
             if len(head) > _MAX_HEAD:
@@ -188,13 +190,14 @@ class _Receiver:
             self._file.write(data)
 
     def finish(self) -> None:
-        """Record that all has come."""
+        """Record that all has come; errors as for `copy_out`."""
         if self._head is not None:
             raise FormatError("the guest sent nothing")
-        if self._unpacker is not None:
-            self._unpacker.finish()
-        elif self._file is not None:
-            self._file.flush()
+        with self._written():
+            if self._unpacker is not None:
+                self._unpacker.finish()
+            elif self._file is not None:
+                self._file.flush()
         self._new = None
 
     def close(self) -> None:
@@ -206,6 +209,14 @@ class _Receiver:
                 self._file.close()
         if self._new is not None:
             self._new.unlink(missing_ok=True)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as err:
+            named = os.fsdecode(err.filename) if err.filename else self._target
+            raise storage_error(f"cannot write {named}", err) from err
 
     def _begin(self, words: list[bytes]) -> None:
         match words:
@@ -224,7 +235,7 @@ class _Receiver:
             raise NotHereError(f"there is no directory {self._target}")
         if path.is_dir():
             raise MismatchError(f"{path} is a directory, and cannot become a file")
-        is_new = not path.exists()
+        is_new = not os.path.lexists(path)
         self._file = open(path, "wb")  # noqa: SIM115  closed by `close`
         if is_new:
             self._new = path

@@ -83,7 +83,7 @@ class _Tail:
     async def read_output(self, command: GuestCommand) -> None:
         """Read who the session runs as, and then its output."""
         head = b""
-        while b"\n" not in head and (data := await command.stdout.read()):
+        while b"\n" not in head and len(head) < _TAIL and (data := await command.stdout.read()):
             head += data
         user, begun, rest = head.partition(b"\n")
         if begun:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import trio
 
 from p2pcloop.errors import StorageError, storage_error
 from p2pcloop.store.guests import GuestFolder
+from p2pcloopd.control_client import ConnectionLostError
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.channel.client import RemoteCommand, remote_command
 from p2pcloopd.guest.console.console import Sink, ready
@@ -90,7 +92,8 @@ class _Streams:
                 scope.cancel()
                 return
             self._signalled = True
-            await self._command.signal(number)
+            with suppress(ConnectionLostError):  # the guest has ended: the command's call tells it
+                await self._command.signal(number)
 
     async def _read(self, command: RemoteCommand) -> None:
         while True:

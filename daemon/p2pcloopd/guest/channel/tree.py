@@ -23,6 +23,9 @@ _PERMISSIONS = 0o777
 _LATEST = 1 << 33
 """Seconds of Unix time that every file system can keep, or bounds by itself."""
 
+_MAX_DEPTH = 256
+"""Directories in each other: all paths that were made are held until the end."""
+
 _OWN = 0o700
 _NO_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 _END = bytes(1024)
@@ -31,7 +34,8 @@ _END = bytes(1024)
 def pack_tree(top: Path, leave_out: Callable[[str], None]) -> Iterator[bytes]:
     """Yield a tar file of what lies below a directory, in pieces of at most 64 KiB and a header.
 
-    All of it belongs to root. Links are kept as links. Sockets and devices are left out.
+    The directory itself is no part of it. All of it belongs to root. Links are kept as links.
+    Sockets and devices are left out.
 
     Args:
         top: the directory.
@@ -44,7 +48,8 @@ def pack_tree(top: Path, leave_out: Callable[[str], None]) -> Iterator[bytes]:
     pending = [top]
     while pending:
         directory = pending.pop()
-        yield _header(directory, top, tarfile.DIRTYPE)
+        if directory != top:
+            yield _header(directory, top, tarfile.DIRTYPE)
         for path in sorted(directory.iterdir()):
             mode = path.lstat().st_mode
             if stat.S_ISDIR(mode):
@@ -253,6 +258,8 @@ def _parts(name: bytes) -> tuple[bytes, ...]:
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if b".." in parts or name.startswith(b"/"):
         raise FormatError(f"a tar file of the guest would write to {name[:200]!r}")
+    if len(parts) > _MAX_DEPTH:
+        raise FormatError(f"a tar file of the guest has {len(parts)} directories in each other")
     return parts
 
 

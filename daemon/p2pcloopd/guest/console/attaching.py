@@ -50,15 +50,17 @@ async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int
         sink = Sink("stdio")
         stack.callback(sink.close)
         async with trio.open_nursery() as nursery:
-            await nursery.start(client.run)
             terminal = _Attached(
                 client, process, sink, nursery.cancel_scope, is_terminal=is_terminal
             )
+            # From now on: a guest that starts does not answer before its kernel runs.
+            nursery.start_soon(terminal.obey_signals, signals)
+            await nursery.start(client.run)
+            terminal.is_connected = True
             if is_terminal:
                 report(f"p2pcloop: {ATTACHED_BRIEF}")
                 terminal.set_up = stack.enter_context(guest_keys(_STDIN))
                 nursery.start_soon(terminal.send_size)
-            nursery.start_soon(terminal.obey_signals, signals)
             nursery.start_soon(terminal.keyboard.read)
             nursery.start_soon(terminal.type_input)
             await terminal.show_output(earlier=is_terminal)
@@ -72,6 +74,7 @@ class _Attached:
     Attributes:
         ended: whether the guest has ended, or is about to.
         signal: the number of the signal that asked this process to end, or 0.
+        is_connected: whether the guest has answered.
         set_up: gives the terminal the settings again that a shell has changed.
         keyboard: reads the input, which is held until the guest shows a prompt, as that of `boot`.
     """
@@ -91,6 +94,7 @@ class _Attached:
         self._scope = scope
         self.ended = False
         self.signal = 0
+        self.is_connected = False
         self.set_up: Callable[[], None] = lambda: None
         self._watch = PromptWatch()
         self.keyboard = Keyboard(
@@ -129,6 +133,8 @@ class _Attached:
 
     async def send_size(self) -> None:
         """Give the guest's console the size of this terminal."""
+        if not self.is_connected:
+            return
         with suppress(termios.error, P2pcloopError):
             rows, columns = termios.tcgetwinsize(_STDIN)
             if rows and columns:

@@ -24,9 +24,13 @@ case $1 in
                 (exec sh /proc/self/fd/9 start "$@" 2>&6 5>&- 6>&-)
                 code=$?
                 trap '' PIPE
-                printf %s "$mark"
+                printf %s%03d "$mark" $code
                 printf %s%03d "$mark" $code >&6
-            } 6>&1 >&5 5>&- | cat >"$errors" 5>&-
+            } 6>&1 >&5 5>&- | {
+                # The host sends signals once the port is open. So the command has its number first.
+                read -r _
+                exec cat >"$errors" 5>&-
+            }
         } 5>&1 | cat >"$output"
         exit
         ;;
@@ -35,7 +39,7 @@ case $1 in
         shift 3
         become=$(cat /proc/self/fd/7)
         # shellcheck disable=SC2016  # the inner shell expands it
-        exec setsid sh -c 'echo $$ >"$1"; cd /root 2>/dev/null || cd / || exit; shift
+        exec setsid sh -c 'echo $$ >"$1"; echo >&2; cd /root 2>/dev/null || cd / || exit; shift
             if [ "$1" = 1 ]; then shift 2; exec sh -c "$@" 7<&- 9<&-; fi
             become=$2; shift 2; exec 7<&- 9<&-; eval "$become"' sh "$place/$id" "$tools" "$become" "$@"
         ;;

@@ -1,7 +1,8 @@
 # shellcheck shell=dash
 # Runs in a guest, by busybox: makes the file or directory $1 of what comes from standard input. $2
 # is what comes: `file` its content, `directory` or `content` a tar file; `content` goes into $1
-# itself where that is a directory, the others below it, as $3. $4 is the mode of a file.
+# itself where that is a directory, the others below it, as $3. $4 is the mode of a file, or of the
+# directory; one that is there keeps its own.
 # Exit codes: 3 if there is no directory for it, 4 if $1 is of the other kind.
 # Behind SIZE bytes of a file ($5) standard input ends; fewer of them are an error.
 target=$1
@@ -34,7 +35,7 @@ if [ "$2" = file ]; then
         exit 1
     }
 else
-    [ -d "$target" ] || mkdir "$target" || exit 4
+    [ -d "$target" ] || { mkdir "$target" && chmod "$4" "$target"; } || exit 4
     cd "$target" || exit 4
     tar -xpf - || exit 1
 fi
