@@ -38,6 +38,24 @@ async def test_output_to_a_file_ends_with_the_guest(pty: console.Pty, tmp_path: 
     assert (tmp_path / "log").read_bytes() == text
 
 
+async def test_several_may_type_while_the_guest_does_not_read(pty: console.Pty) -> None:
+    texts = [letter * 20_000 for letter in (b"a", b"b")]
+    typed = b""
+    async with trio.open_nursery() as nursery:
+        for text in texts:
+            nursery.start_soon(pty.send, text)
+        await wait_all_tasks_blocked()
+        while len(typed) < 40_000:
+            await trio.lowlevel.wait_readable(pty.slave)
+            typed += os.read(pty.slave, 1 << 16)
+    assert typed in (texts[0] + texts[1], texts[1] + texts[0])
+    async with trio.open_nursery() as nursery:
+        for text in texts:
+            nursery.start_soon(pty.send, text)
+        await wait_all_tasks_blocked()
+        pty.release()
+
+
 async def test_a_file_that_takes_nothing_is_named() -> None:
     sink = console.Sink(Path("/dev/full"))
     with pytest.raises(OSError, match="No space left") as caught:

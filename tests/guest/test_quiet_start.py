@@ -218,3 +218,15 @@ def test_lines_directly_before_a_prompt_are_no_greeting() -> None:
     assert shown_at_prompt(KERNEL + many + b"\r\nvm login: ") == b"vm login: "
     assert shown_at_prompt(b"vm login: ") == b"vm login: "
     assert shown_at_prompt(b"\r\n") == b"\r\n"
+
+
+def test_a_terminal_that_takes_nothing_holds_up_no_guest() -> None:
+    ours, terminal = os.openpty()
+    os.set_blocking(terminal, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(terminal, bytes(4096))
+    os.set_blocking(terminal, True)
+    StatusLine(terminal, -1).draw("booting")
+    for fd in (ours, terminal):
+        os.close(fd)

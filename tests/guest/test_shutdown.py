@@ -7,14 +7,19 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
+import trio.testing
 
-from p2pcloopd.guest import running
+from p2pcloopd.guest import running, uml
 from p2pcloopd.guest.console.console import Pty
+from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
+from p2pcloopd.guest.spec import GuestSpec
 
 
 @pytest.fixture
@@ -38,6 +43,25 @@ def pty() -> Iterator[Pty]:
     made = Pty()
     yield made
     made.close()
+
+
+async def test_a_terminal_that_takes_nothing_does_not_hold_up_the_guests_end(
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+) -> None:
+    class Stuck:
+        async def show_all(self) -> None:
+            await trio.sleep_forever()
+
+    spec = GuestSpec(tmp_path / "vda", console=tmp_path / "console")
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            attended = uml._Attended(spec, stack, nursery, None, None, None)
+            attended._quiet = cast(QuietStart, Stuck())
+            with trio.fail_after(uml.SHUTDOWN_SECONDS / 2):
+                await attended._shut_down()
+            assert attended._guest.killed  # it did not run yet
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

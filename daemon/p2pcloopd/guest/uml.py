@@ -41,6 +41,9 @@ that are gone, and its user may have left."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGCONT)
 
+_SHOW_SECONDS = 1.0
+"""How long a terminal may take to show what was held back, before the guest is asked to end."""
+
 _STDIN = 0
 _UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
 
@@ -295,11 +298,23 @@ class _Attended:
         if not self._guest.shutdown_asked:
             self._nursery.start_soon(self._end_late)
         if self._quiet is not None:
-            await self._quiet.show_all()
+            await self._show_start(self._quiet)
         if not await self._guest.shutdown(number):
             say("is ended")
         elif self._interrupt is None:
             say(f"shuts down (again: end it; it is ended after {SHUTDOWN_SECONDS:g} s)")
+
+    async def _show_start(self, quiet: QuietStart) -> None:
+        """Show what was held back; a terminal that takes nothing is not waited for."""
+        shown = trio.Event()
+
+        async def show() -> None:
+            await quiet.show_all()
+            shown.set()
+
+        self._nursery.start_soon(show)
+        with trio.move_on_after(_SHOW_SECONDS):
+            await shown.wait()
 
     async def _end_late(self) -> None:
         """End a guest that does not shut down; its own end cancels this."""

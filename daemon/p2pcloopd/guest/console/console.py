@@ -35,6 +35,8 @@ class Pty:
         # UML sets it raw as well, but only once its console driver is up.
         tty.setraw(self.slave)
         os.set_blocking(self.master, False)
+        self._sending = trio.Lock()  # one task at a time may wait until it can write
+        self._is_released = False
         self.set_size(_DEFAULT_SIZE)
 
     def close_slave(self) -> None:
@@ -50,6 +52,7 @@ class Pty:
 
     def release(self) -> None:
         """Have all who wait to send return: the guest reads no more, and this will be closed."""
+        self._is_released = True
         trio.lowlevel.notify_closing(self.master)
 
     async def receive(self) -> bytes:
@@ -65,8 +68,13 @@ class Pty:
                 return b""
 
     async def send(self, data: bytes) -> None:
-        """Type `data` on the guest's keyboard; waits while the guest does not read."""
-        while data:
+        """Type `data` on the guest's keyboard, behind what others type; waits while the guest does
+        not read."""
+        async with self._sending:
+            await self._send(data)
+
+    async def _send(self, data: bytes) -> None:
+        while data and not self._is_released:
             try:
                 data = data[os.write(self.master, data) :]
             except BlockingIOError:

@@ -7,6 +7,7 @@ it is shown whole, above the line.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +35,10 @@ class StatusLine:
         self._unfinished = b""
 
     def draw(self, text: str) -> None:
-        """Show `text` in place of what stood there, as much of it as fits into one line."""
+        """Show `text` in place of what stood there, as much of it as fits into one line. A terminal
+        that takes nothing now goes without it."""
+        if not self._takes_more():
+            return
         plain = text.encode("ascii", "replace").decode()  # one column each
         line = plain[: self._columns() - 1]
         self._write(f"\r{line.ljust(len(self._drawn))}".encode())
@@ -73,6 +77,11 @@ class StatusLine:
         self._write(text if drawn else b"\r\n" + text)
         if drawn:
             self.draw(drawn)
+
+    def _takes_more(self) -> bool:
+        waiting = select.poll()
+        waiting.register(self._terminal, select.POLLOUT)
+        return bool(waiting.poll(0))
 
     def _columns(self) -> int:
         with suppress(OSError):
