@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -35,6 +36,7 @@ from tests.support.x_screen import HEIGHT, WIDTH, desktop
 
 ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD
 TCP, UDP, ICMP = 6, 17, 1
+SO_DETACH_FILTER = 27
 
 
 def frame(kind: int, address: str = "0.0.0.0", protocol: int = TCP, port: int = 0) -> bytes:
@@ -293,6 +295,37 @@ def test_the_cookie_is_taken_that_names_the_display(tmp_path: Path) -> None:
     assert host_display._find_cookie(environment, "localhost", 8) == b"2" * 16
     assert host_display._find_cookie(environment, "10.0.0.1", 7) == b"4" * 16
     assert host_display._find_cookie(environment, "", 9) is None
+
+
+def test_the_port_of_viewers_takes_connections_and_makes_none() -> None:
+    """The sandboxed server has it: it must not lead to services of this machine."""
+    with (
+        bound_display(DisplayChoice("vnc")) as listeners,
+        socket.create_server(("127.0.0.1", 0)) as service,
+    ):
+        listener = listeners.vnc
+        assert listener is not None
+        with socket.create_connection(listener.getsockname(), BOUND) as viewer:
+            accepted, _ = listener.accept()
+            accepted.sendall(b"RFB")
+            assert viewer.recv(3) == b"RFB"
+        listener.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(PermissionError):
+            listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+        for taken in (listener, accepted):
+            with taken:
+                disconnect(taken)
+                taken.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    taken.connect(service.getsockname())
+        service.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            service.accept()
+
+
+def disconnect(sock: socket.socket) -> None:
+    """Make a TCP socket one that can be connected again (connect(2), AF_UNSPEC)."""
+    ctypes.CDLL(None).connect(sock.fileno(), bytes(16), 16)
 
 
 ALONE = """

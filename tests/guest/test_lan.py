@@ -328,6 +328,85 @@ def test_another_users_program_at_a_lans_place_is_not_believed(tmp_path: Path) -
     assert hint == "give the LAN another name: `--net lan:NAME`"
 
 
+FULL = """
+with ExitStack() as stack:
+    taken = stack.enter_context(socket.socket(socket.AF_UNIX))
+    taken.bind(lan.address_of(home, "lan"))
+    taken.listen(0)
+    with suppress(BlockingIOError):
+        while True:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect(taken.getsockname())
+    try:
+        with joined(home, "lan", "g1"):
+            told = None
+    except P2pcloopError as err:
+        told = str(err), err.hint
+print(json.dumps(told))
+"""
+
+
+def test_a_lans_place_that_takes_no_clients_is_not_waited_for(tmp_path: Path) -> None:
+    said, hint = in_a_namespace("from contextlib import ExitStack\n" + FULL, tmp_path)
+    assert said.startswith("the LAN lan cannot be reached")
+    assert hint == "give the LAN another name: `--net lan:NAME`"
+
+
+AHEAD = """
+ahead = socket.socket(socket.AF_UNIX)
+ahead.bind(lan.address_of(home, "lan"))
+start = lan._start_owner
+def started(address):
+    start(address)
+    ahead.close()
+lan._start_owner = started
+with joined(home, "lan", "g1") as card:
+    print(json.dumps(card.addresses.guest))
+"""
+
+
+def test_two_guests_may_begin_a_lan_at_once(tmp_path: Path) -> None:
+    """The other one's owner has the address, and does not listen yet."""
+    assert in_a_namespace(AHEAD, tmp_path) == "10.88.0.2"
+
+
+LATER = """
+def told(card):
+    said = []
+    async def follow():
+        with trio.CancelScope() as scope:
+            def say(text):
+                said.append(text)
+                scope.cancel()
+            await card.follow(say)
+    trio.run(follow)
+    return said
+
+with joined(home, "lan", "g1") as first, joined(home, "lan", "g2") as second:
+    for process in descendants(lan.credentials(first.owner).pid):
+        if Path(f"/proc/{process.pid}/comm").read_text().strip() == "libslirp-helper":
+            process.kill()
+    said = told(first)
+    with joined(home, "lan", "g3") as third:
+        said += told(third)
+        two, three = Wire(second), Wire(third)
+        # The second guest ends, and has not read what it was told.
+        found = two.look_up("g2.lan")[0]
+        second.owner.close()
+        while three.look_up("g2.lan")[0] == 0:
+            pass
+print(json.dumps([found, said]))
+"""
+
+
+def test_what_became_of_a_lan_is_told_to_later_guests_and_kept_from_none(tmp_path: Path) -> None:
+    found, said = in_a_namespace(LATER, tmp_path)
+    assert found == 0
+    ended = "has no network any more: its helper ended (exit status 137)"
+    assert [text.startswith(ended) for text in said] == [True, True]
+
+
 ORDINARY = """
 mount -t tmpfs tun /dev/net && mknod -m $0 /dev/net/tun c 10 200 && "$@"
 """

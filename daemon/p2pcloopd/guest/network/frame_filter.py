@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from p2pcloop.errors import GuestError
 
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_LOCK_FILTER = 26, 44
 _TUNATTACHFILTER = 0x401054D5  # linux/if_tun.h
 _MAX_INSTRUCTIONS = 4096
 
@@ -27,6 +27,7 @@ _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30
 _LOAD_HALF_INDEXED, _LOAD_X_HEADER_LENGTH = 0x48, 0xB1
 _MASK, _EQUAL, _ANY_BIT, _RETURN = 0x54, 0x15, 0x45, 0x06
 _ARP, _IPV4, _TCP, _UDP, _DNS, _DHCP_SERVER = 0x0806, 0x0800, 6, 17, 53, 67
+_TCP_FLAGS, _SYN_AND_ACK = 13, 0x12  # from the TCP header on, as a filter of TCP sockets reads
 
 _EVERYBODY = IPv4Address("255.255.255.255")
 
@@ -82,6 +83,23 @@ def install_single(helper_end: socket.socket, address: str, port: int) -> None:
     """Let `helper_end` receive only ARP, and TCP to one port of one address."""
     service = _only_service(int(IPv4Address(address)), (_TCP,), port)
     _attach(helper_end, [*_ONLY_IPV4, *service, _DROP])
+
+
+def accept_only(listener: socket.socket) -> None:
+    """Let a listening TCP socket, and those that it accepts, take connections and make none.
+
+    A program that has such a socket could shut it down and connect it, in the network in which it
+    was made. The filter drops what would answer it. No holder of the socket can remove the filter.
+    """
+    program = [
+        (_LOAD_BYTE, _TCP_FLAGS, 0, 0),
+        (_MASK, _SYN_AND_ACK, 0, 0),
+        (_EQUAL, _SYN_AND_ACK, 0, 1),
+        _DROP,
+        _ACCEPT,
+    ]
+    _attach(listener, program)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_LOCK_FILTER, 1)
 
 
 def _attach(end: socket.socket | int, program: list[_Instruction]) -> None:

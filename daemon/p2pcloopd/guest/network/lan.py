@@ -27,6 +27,7 @@ from p2pcloopd.guest.system.addresses import Addresses
 _TRIES = 10
 """How often a LAN may end at the very moment at which a guest joins it."""
 
+_ANOTHER_NAME = "give the LAN another name: `--net lan:NAME`"
 _ANSWER_SECONDS = 60
 _CHUNK = 1 << 16
 _CREDENTIALS = struct.Struct("=iII")
@@ -53,8 +54,10 @@ def joined(home: Home, lan: str, guest: str) -> Iterator[Card]:
     """
     for _ in range(_TRIES):
         with ExitStack() as stack:
-            owner = stack.enter_context(_connected(home, lan))
-            answer = _ask(owner, guest)
+            owner = _connected(home, lan)
+            if owner is None:  # another guest's does not listen yet
+                continue
+            answer = _ask(stack.enter_context(owner), guest)
             if answer is None:  # it ended with its last guest
                 continue
             facts, tap = answer
@@ -62,7 +65,10 @@ def joined(home: Home, lan: str, guest: str) -> Iterator[Card]:
             owner.settimeout(None)
             yield Card(tap, facts["mac"], facts["mtu"], Addresses(**facts["addresses"]), owner)
             return
-    raise GuestError(f"the LAN {lan} ends whenever a guest joins it", hint="try again")
+    raise GuestError(
+        f"the LAN {lan} does not begin, or ends whenever a guest joins it",
+        hint=f"try again, or {_ANOTHER_NAME}",
+    )
 
 
 def address_of(home: Home, lan: str) -> bytes:
@@ -77,10 +83,14 @@ def credentials(sock: socket.socket | trio.socket.SocketType) -> Credentials:
     return Credentials(*_CREDENTIALS.unpack(data))
 
 
-def _connected(home: Home, lan: str) -> socket.socket:
+def _connected(home: Home, lan: str) -> socket.socket | None:
+    """A connection to the owner of a LAN, which is started where there is none; None if one has
+    just begun, or ended."""
     address = address_of(home, lan)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        # Before it connects: at a stranger's socket that takes no clients, it would wait for ever.
+        sock.settimeout(_ANSWER_SECONDS)
         try:
             sock.connect(address)
         except ConnectionRefusedError:
@@ -90,12 +100,16 @@ def _connected(home: Home, lan: str) -> socket.socket:
         if credentials(sock).user != os.geteuid():
             raise BusyError(
                 f"another user's program has the place of the LAN {lan}",
-                hint="give the LAN another name: `--net lan:NAME`",
+                hint=_ANOTHER_NAME,
             )
-        sock.settimeout(_ANSWER_SECONDS)
+    except ConnectionRefusedError:
+        sock.close()
+        return None
     except OSError as err:
         sock.close()
-        raise GuestError(f"the LAN {lan} cannot be reached: {err.strerror}") from err
+        raise GuestError(
+            f"the LAN {lan} cannot be reached: {err.strerror}", hint=_ANOTHER_NAME
+        ) from err
     except BaseException:
         sock.close()
         raise

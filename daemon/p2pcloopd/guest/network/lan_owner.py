@@ -178,6 +178,8 @@ class _Lan:
         self._free = deque(SLOTS)
         self._guests: dict[str, Slot] = {}
         self._connections: set[trio.socket.SocketType] = set()
+        self._members: set[trio.socket.SocketType] = set()
+        self._news: list[str] = []
         self._first, self._last = trio.Event(), trio.Event()
         self._telling = trio.Lock()
 
@@ -224,11 +226,10 @@ class _Lan:
         raise GuestError(ended)
 
     def tell(self, text: str) -> None:
-        """Tell the users of all guests something about the LAN."""
-        for connection in self._connections:
-            # One that does not read is about to end.
-            with suppress(OSError):
-                os.write(connection.fileno(), encode(Event(0, "told", {"text": text})))
+        """Tell the users of all guests something about the LAN, also of those that come later."""
+        self._news.append(text)
+        for connection in self._members:
+            _tell(connection, text)
 
     async def serve(self, listener: trio.socket.SocketType) -> None:
         """Take guests in until the last one has left; then `listener` is closed."""
@@ -278,7 +279,7 @@ class _Lan:
         slot = self._plan.slot(number)
         try:
             # The descriptor is not kept here: the card ends with the guest.
-            with os.fdopen(tap, "rb", buffering=0):
+            with os.fdopen(tap, "rb", buffering=0), suppress(ConnectionError):
                 self._guests[guest] = slot
                 await self._name_guests()
                 facts = {
@@ -288,9 +289,14 @@ class _Lan:
                 }
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [tap]))
                 await connection.sendmsg([encode(Event(0, "card", facts))], [rights])
-            while await connection.recv(_CHUNK):
-                pass
+                self._members.add(connection)
+                for text in self._news:
+                    _tell(connection, text)
+            with suppress(ConnectionError):
+                while await connection.recv(_CHUNK):
+                    pass
         finally:
+            self._members.discard(connection)
             self._free.append(number)
             if self._guests.get(guest) == slot:
                 del self._guests[guest]
@@ -322,6 +328,12 @@ class _Lan:
                     return
             # The services have ended: `watch` tells it, and ends all of this.
             await trio.sleep_forever()
+
+
+def _tell(connection: trio.socket.SocketType, text: str) -> None:
+    # One that does not read is about to end.
+    with suppress(OSError):
+        os.write(connection.fileno(), encode(Event(0, "told", {"text": text})))
 
 
 async def _name_of_guest(connection: trio.socket.SocketType) -> str:
