@@ -17,9 +17,10 @@ from p2pcloop.errors import BusyError, P2pcloopError, StorageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
+from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
-from p2pcloopd.guest.boot import Start, open_control, socket_folder
+from p2pcloopd.guest.boot import Start, open_control
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
 from p2pcloopd.guest.display.access import authority_file
 from p2pcloopd.guest.display.spec import Display
@@ -110,7 +111,7 @@ def host(
     before = None if options.report is None else _status(target)
     disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
-    with socket_folder() as folder, OwnGuest(home, options.name) as own, ExitStack() as stack:
+    with temporary_folder() as folder, OwnGuest(home, options.name) as own, ExitStack() as stack:
         _check_overlay_unused(home, overlay)
         card = stack.enter_context(open_card(options.net, home, own.name))
         wire = USER if card is None else card.addresses

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -271,13 +269,3 @@ def run_one(
         listener.setblocking(False)
         live = partial(run_command, listener)
         boot(replace(spec, ports_socket=path), disk, outcome, live, late_node=late_node)
-
-
-@contextmanager
-def socket_folder() -> Iterator[Path]:
-    """A folder for sockets that only this user can reach; it goes at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="p2pcloop-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
 from p2pcloop.protocol import virtio_blk, virtio_console
-from p2pcloop.store.socket_path import socket_folder
+from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system import xsave
@@ -88,8 +87,7 @@ def sandboxed_kernel(
 def _guest_directory(stack: ExitStack) -> Path:
     """Make a directory for the sandbox. Other users of this machine cannot reach it; the user that
     the sandbox runs as, which is another one if root starts it, can read it."""
-    made = tempfile.TemporaryDirectory(prefix="p2pcloop-", dir=socket_folder())
-    directory = Path(stack.enter_context(made)) / "guest"
+    directory = stack.enter_context(temporary_folder()) / "guest"
     for path in (directory, directory / "empty"):
         path.mkdir()
         path.chmod(0o755)

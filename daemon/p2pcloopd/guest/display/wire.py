@@ -13,7 +13,6 @@ a window reaches the user's display through a socket of this process (relay.py).
 from __future__ import annotations
 
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import trio
 
 from p2pcloop.errors import GuestError
-from p2pcloop.store.socket_path import socket_folder
+from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloop.text import printable
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.display.relay import relay
@@ -95,9 +94,8 @@ async def _serve(display: Display, wire: socket.socket, say: Callable[[str], Non
         closing(native),
         ready,
         when_ready,
-        tempfile.TemporaryDirectory(prefix="p2pcloop-", dir=socket_folder()) as made,
+        temporary_folder() as folder,
     ):
-        folder = Path(made)
         async with _outer_display(display, folder) as sockets:
             ends = wire.fileno(), when_ready.fileno()
             boxed = await trio.to_thread.run_sync(_boxed, display, folder, ends, sockets)
