@@ -235,6 +235,7 @@ def test_a_session_begins_when_systemd_has_mounted_what_it_needs(node: Node) -> 
     ("options", "why"),
     [
         (["--session", "xterm"], "--session needs a screen"),
+        (["--geometry", "800x600"], "--geometry is the size of a screen"),
         (["--display", "vnc", "--session-user", "ann"], "--session-user needs a --session"),
         (["--display", "vnc", "--session", " "], "--session needs a command"),
         (["--locale", "german please"], "is no locale"),

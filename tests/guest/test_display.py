@@ -8,14 +8,17 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 
 import pytest
 import trio
+import trio.testing
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
-from p2pcloopd.guest.display import access, host_display, servers, wire
+from p2pcloopd.commands.displaying import title_of
+from p2pcloopd.guest.display import access, host_display, relay, servers, wire
 from p2pcloopd.guest.display.choice import (
     DisplayChoice,
     Listeners,
@@ -104,7 +107,6 @@ def test_xauth_reads_the_cookie(tmp_path: Path) -> None:
 )
 def test_displays_that_can_be_asked_for(text: str, choice: DisplayChoice) -> None:
     assert parse_display(text) == choice
-    assert choice.is_open_to_others == ("0.0.0.0" in text)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +354,40 @@ def test_an_ordinary_user_can_have_a_display() -> None:
     )  # fmt: skip
     user = next(word for word in AS_ANOTHER_USER if word.startswith("--reuid=")).partition("=")[2]
     assert (done.stdout, done.stderr) == (f"{user} RFB 003.008\n", "")
+
+
+def test_a_title_has_no_secret_of_a_link() -> None:
+    assert title_of("/images/desktop.cloop") == "p2pcloop: desktop.cloop"
+    assert title_of("magnet:?xt=urn:x&ws=http://a/b#key=c2VjcmV0") == "p2pcloop: b"
+
+
+async def test_a_taken_over_server_has_few_connections(tmp_path: Path) -> None:
+    """Each would take two descriptors of the process that runs the guest."""
+    outer, path = tmp_path / "outer", tmp_path / "inner"
+    with socket.socket(socket.AF_UNIX) as display, socket.socket(socket.AF_UNIX) as listener:
+        for sock, place in ((display, outer), (listener, path)):
+            sock.bind(str(place))
+            sock.listen(100)
+        host = HostDisplay(":1", str(outer), None, 1, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.relay, listener, host)
+            with ExitStack() as stack:
+                clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(40)]
+                for client in clients:
+                    client.connect(str(path))
+                served = stack.enter_context(
+                    trio.socket.fromfd(display.fileno(), display.family, display.type)
+                )
+                with trio.fail_after(BOUND):
+                    for _ in range(relay._MAX_CLIENTS):
+                        stack.enter_context((await served.accept())[0])
+                    await trio.testing.wait_all_tasks_blocked()
+                    with pytest.raises(BlockingIOError):
+                        display.accept()
+                    # The next one is served when one leaves.
+                    clients[0].close()
+                    stack.enter_context((await served.accept())[0])
+            nursery.cancel_scope.cancel()
 
 
 def test_a_clipboard_stays_on_its_side() -> None:

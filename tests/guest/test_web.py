@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from p2pcloop.errors import NeedsPackageError
+from p2pcloopd.guest.display import web
 from p2pcloopd.guest.display.web import link, new_token, page_files, serve_web
 from tests.support.waiting import BOUND
 from tests.support.web_socket import BrowserSocket
@@ -24,14 +25,14 @@ NOISE = bytes(range(256)) * 1000
 @asynccontextmanager
 async def served() -> AsyncIterator[str]:
     """The link of a web server whose VNC server echoes."""
-    with socket.create_server(("127.0.0.1", 0)) as web:
+    with socket.create_server(("127.0.0.1", 0)) as pages:
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(trio.serve_tcp, echoing, 0)
             port = listeners[0].socket.getsockname()[1]
             token = new_token()
-            nursery.start_soon(serve_web, web, token, ("127.0.0.1", port))
+            nursery.start_soon(serve_web, pages, token, ("127.0.0.1", port))
             with trio.fail_after(BOUND):
-                yield link(web.getsockname(), token, "secret")
+                yield link(pages.getsockname(), token, "secret")
             nursery.cancel_scope.cancel()
 
 
@@ -85,6 +86,24 @@ async def test_a_web_socket_carries_bytes_both_ways() -> None:
         wrong = url.replace(f"path={token}", f"path={token[::-1]}")
         refused = await trio.to_thread.run_sync(opened, wrong)
         assert refused.startswith(b"HTTP/1.1 404 ")
+
+
+async def test_idle_connections_take_few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any user of this machine may connect."""
+    monkeypatch.setattr(web, "_MAX_CONNECTIONS", 3)
+    async with served() as url, AsyncExitStack() as stack:
+        parts = urlsplit(url)
+        place = str(parts.hostname), parts.port or 0
+        first, *_ = [
+            await stack.enter_async_context(await trio.open_tcp_stream(*place)) for _ in range(12)
+        ]
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        # The server could take one more each time that it answers.
+        for _ in range(20):
+            await first.send_all(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert (await first.receive_some(1000)).startswith(b"HTTP/1.1 404 ")
+        # It has a copy of the listener, too.
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1 + 3
 
 
 def opened(url: str) -> bytes:

@@ -91,10 +91,12 @@ class DisplayOptions:
         """Refuse options that do not go together.
 
         Raises:
-            UsageError: there is a session without a display, or its user without a session; or a
-                setting is none.
+            UsageError: there is a session or a size without a display, or a session's user
+                without a session; or a setting is none.
         """
         given_settings(self.locale, self.keyboard)
+        if self.geometry is not None and self.display.kind == "none":
+            raise UsageError("--geometry is the size of a screen", hint="add a --display")
         if self.session is not None and self.display.kind == "none":
             raise UsageError(
                 "--session needs a screen", hint="add --display vnc, or --display window"

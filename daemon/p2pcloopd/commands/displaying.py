@@ -32,7 +32,7 @@ def make_display(ref: str, screen: DisplayOptions, listeners: Listeners) -> Disp
         NeedsPackageError: a program of the display is not installed.
         GuestError: the window needs the user's display, which cannot be used.
     """
-    title = f"p2pcloop: {Path(ref).name[:64]}"
+    title = title_of(ref)
     if screen.display.kind == "none":
         return None
     variables = screen.settings.variables()
@@ -47,6 +47,12 @@ def make_display(ref: str, screen: DisplayOptions, listeners: Listeners) -> Disp
         display = Display(width, height, host=host, variables=variables, title=title)
     wire.check_programs(display)
     return display
+
+
+def title_of(ref: str) -> str:
+    """What stands above the display of a guest that boots `ref`. All users of this machine can see
+    it among the words of the server: it has no secret of a link, which stands behind its `#`."""
+    return f"p2pcloop: {Path(ref.partition('#')[0]).name[:64]}"
 
 
 def make_session(screen: DisplayOptions) -> Session | None:

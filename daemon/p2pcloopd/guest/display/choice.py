@@ -42,11 +42,6 @@ class DisplayChoice:
     address: str = LOOPBACK
     port: int = 0
 
-    @property
-    def is_open_to_others(self) -> bool:
-        """Whether viewers on other machines may connect."""
-        return not self.address.startswith("127.")
-
 
 def parse_display(text: str) -> DisplayChoice:
     """Read `none`, `window`, `web[:PORT]` or `vnc[:[ADDRESS:]PORT]`.

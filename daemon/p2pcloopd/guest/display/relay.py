@@ -18,6 +18,9 @@ import trio
 from p2pcloopd.guest.display.host_display import HostDisplay
 
 _CHUNK = 1 << 16
+_MAX_CLIENTS = 16
+"""A server has one or two connections. One that a guest has taken over may open more."""
+
 _MAX_FDS = 16
 _FD_ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 
@@ -26,10 +29,19 @@ async def relay(listener: socket.socket, host: HostDisplay) -> None:
     """Connect each client of `listener` to the user's display, until cancelled."""
     listener.setblocking(False)
     served = trio.socket.from_stdlib_socket(listener)
+    room = trio.Semaphore(_MAX_CLIENTS)
+
+    async def serve(client: trio.socket.SocketType) -> None:
+        try:
+            await _join(client, host)
+        finally:
+            room.release()
+
     async with trio.open_nursery() as nursery:
         while True:
+            await room.acquire()
             client, _ = await served.accept()
-            nursery.start_soon(_join, client, host)
+            nursery.start_soon(serve, client)
 
 
 async def _join(client: trio.socket.SocketType, host: HostDisplay) -> None:

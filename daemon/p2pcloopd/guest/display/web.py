@@ -73,13 +73,18 @@ async def serve_web(listener: socket.socket, token: str, vnc: Address) -> None:
     copy.setblocking(False)
 
     async def serve(client: trio.socket.SocketType) -> None:
-        async with room, trio.SocketStream(client) as stream:
-            with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                await _Connection(stream, token, files, vnc).run()
+        try:
+            async with trio.SocketStream(client) as stream:
+                with suppress(OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                    await _Connection(stream, token, files, vnc).run()
+        finally:
+            room.release()
 
     with trio.socket.from_stdlib_socket(copy) as served:
         async with trio.open_nursery() as nursery:
             while True:
+                # Before it accepts: any user may connect, and descriptors are few.
+                await room.acquire()
                 client, _ = await served.accept()
                 nursery.start_soon(serve, client)
 
