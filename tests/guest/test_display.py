@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, UsageError
+from p2pcloop.store import temporary_folder
 from p2pcloopd.commands.displaying import title_of
 from p2pcloopd.guest.display import access, host_display, relay, servers, wire
 from p2pcloopd.guest.display.choice import (
@@ -203,6 +204,22 @@ async def test_a_server_that_ends_later_is_reported() -> None:
                 os.kill(server, 9)
                 await told.wait()
     assert said[0].startswith("has no display any more: its X server ended (exit status ")
+
+
+@pytest.mark.interop
+async def test_no_file_of_this_machine_holds_a_displays_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stay there if this process was killed."""
+    monkeypatch.setattr(temporary_folder, "socket_folder", lambda: str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(60):
+        async with (
+            wire.display_wire(Display(800, 600, listener), pytest.fail),
+            await trio.open_tcp_stream(*listener.getsockname()) as viewer,
+        ):
+            assert await viewer.receive_some(12) == b"RFB 003.008\n"
+            files = await trio.to_thread.run_sync(lambda: [*tmp_path.rglob("*")])
+            assert [path.name for path in files if path.is_file()] == []
 
 
 def server_of(listener: socket.socket) -> int:

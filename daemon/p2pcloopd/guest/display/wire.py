@@ -12,9 +12,10 @@ a window reaches the user's display through a socket of this process (relay.py).
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import trio
@@ -94,12 +95,12 @@ async def _serve(display: Display, wire: socket.socket, say: Callable[[str], Non
         closing(native),
         ready,
         when_ready,
-        temporary_folder() as folder,
+        _readable(find_server(display).secrets) as secrets,
     ):
-        async with _outer_display(display, folder) as sockets:
+        async with _outer_display(display) as sockets:
             ends = wire.fileno(), when_ready.fileno()
-            boxed = await trio.to_thread.run_sync(_boxed, display, folder, ends, sockets)
-            fds = [*ends]
+            boxed = await trio.to_thread.run_sync(_boxed, display, ends, secrets, sockets)
+            fds = [*ends, *secrets.values()]
             if display.listener is not None:
                 fds.append(display.listener.fileno())
             async with sandbox.running(boxed, pass_fds=fds, output=native.write_end) as process:
@@ -117,13 +118,13 @@ async def _serve(display: Display, wire: socket.socket, say: Callable[[str], Non
 
 
 @asynccontextmanager
-async def _outer_display(display: Display, folder: Path) -> AsyncIterator[Mapping[Path, Path]]:
+async def _outer_display(display: Display) -> AsyncIterator[Mapping[Path, Path]]:
     """Yield the socket at which a server that shows a window reaches the user's display."""
     if display.host is None:
         yield {}
         return
-    path = folder / "outer"
-    with socket.socket(socket.AF_UNIX) as listener:
+    with temporary_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = folder / "outer"
         listener.bind(str(path))
         listener.listen()
         async with trio.open_nursery() as nursery:
@@ -156,14 +157,17 @@ def check_programs(display: Display) -> tuple[XServer, Path, Path]:
 
 
 def _boxed(
-    display: Display, folder: Path, ends: tuple[int, int], sockets: Mapping[Path, Path]
+    display: Display,
+    ends: tuple[int, int],
+    secrets: Mapping[Path, int],
+    sockets: Mapping[Path, Path],
 ) -> sandbox.Sandbox:
     """Put the sandbox of server and helper together.
 
     Args:
         display: as the user wants it.
-        folder: for the display's secrets; no other user can enter it.
         ends: the helper's end of the wire, and where the server writes once it serves its clients.
+        secrets: descriptors of the server's files, by their places in the sandbox.
         sockets: of the host, by their places in the sandbox.
     """
     wire, when_ready = ends
@@ -173,33 +177,37 @@ def _boxed(
         **sandbox.program_files(server.program),
         **sandbox.program_files(helper),
         **sandbox.program_files(keyboard_compiler),
-        **_written(server.secrets, folder),
         **sockets,
         _SHELL: busybox,
         _KEYBOARDS: _KEYBOARDS,
     }
     start = [str(busybox), "sh", "-c", script("display"), "display"]
     listener = _STDIN if display.listener is None else display.listener.fileno()
-    words = [str(listener), _helper_command(helper, wire)]
+    words = [str(busybox), str(listener), _helper_command(helper, wire)]
+    words += [word for place, fd in secrets.items() for word in (str(fd), str(place))]
+    words += ["--"]
     words += [str(server.program), ":0", "-displayfd", str(when_ready), *server.options]
     return sandbox.prepare(
         [*start, *words],
         visible=visible,
         memory=_MEMORY,
         processes=_PROCESSES,
-        tmpfs={"/tmp": _SCRATCH},  # noqa: S108  inside
+        tmpfs={"/run": _SCRATCH, "/tmp": _SCRATCH},  # noqa: S108  inside
         environment=server.environment,
         loopback=True,
     )
 
 
-def _written(files: Mapping[Path, bytes], folder: Path) -> dict[Path, Path]:
-    """Write files for this user alone; return where each lies, by its place in the sandbox."""
-    places = {inside: folder / inside.name for inside in files}
-    for inside, place in places.items():
-        place.touch(mode=0o600)
-        place.write_bytes(files[inside])
-    return places
+@contextmanager
+def _readable(files: Mapping[Path, bytes]) -> Iterator[dict[Path, int]]:
+    """Descriptors from which the files of a sandbox are read: none lies on this machine's disk,
+    where it would be left if this process was killed."""
+    fds = {place: sandbox.readable(data) for place, data in files.items()}
+    try:
+        yield fds
+    finally:
+        for fd in fds.values():
+            os.close(fd)
 
 
 def _helper_command(program: Path, wire: int) -> str:
