@@ -80,6 +80,8 @@ def test_a_machine_without_taps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_the_network_hides_none_that_has_a_route() -> None:
     assert choose_network([]).gateway == "10.88.0.1"
     assert choose_network([IPv4Network("10.88.0.128/25")]).gateway == "172.29.88.1"
+    everything = [IPv4Network("0.0.0.0/1"), IPv4Network("128.0.0.0/1")]
+    assert choose_network(everything).gateway == "10.88.0.1"
     vpn = [IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12")]
     assert choose_network(vpn).gateway == "192.168.188.1"
     with pytest.raises(GuestError, match=r"10\.88\.0\.0/24 \(10\.0\.0\.0/8\)") as caught:

@@ -27,6 +27,11 @@ _CANDIDATES = tuple(
 )
 
 
+_NAMED_PREFIX = 8
+"""A wider route leads to the rest of the world, as the default one does: VPNs have two of /1 in its
+place. No private network is wider (RFC 1918)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A place for a guest: all of it follows from its number.
@@ -103,7 +108,7 @@ def choose_network(routed: Iterable[IPv4Network]) -> LanPlan:
     Raises:
         GuestError: there is none.
     """
-    taken = list(routed)
+    taken = [network for network in routed if network.prefixlen >= _NAMED_PREFIX]
     for network in _CANDIDATES:
         if not any(network.overlaps(each) for each in taken):
             return LanPlan(network)
