@@ -72,6 +72,14 @@ def test_output_errors_and_exit_code_are_the_commands(node: Node, guest: str) ->
     node.run("exec", guest, "--", "true", "x" * (1 << 16), code=UsageError.exit_code)
 
 
+def test_a_list_of_processes_does_not_end_the_output(node: Node, guest: str) -> None:
+    """No program in the guest sees what ends it."""
+    script = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null; echo; echo end"
+    seen = piped(node, guest, "--", "sh", "-c", script, data=b"")
+    assert b"serve" in seen
+    assert seen.endswith(b"\nend\n")
+
+
 def test_every_byte_goes_through_both_ways(node: Node, guest: str) -> None:
     assert piped(node, guest, "--", "cat", data=NOISE) == NOISE
     assert piped(node, guest, "--", "wc", "-c", data=b"").strip() == b"0"

@@ -6,15 +6,17 @@
 # processes.
 #
 #     agent.sh wait BELL                         waits for a line at BELL, then for the host's words
-#     agent.sh serve INPUT OUTPUT ERRORS MARK ID TOOLS WORD...   gives a command its streams
+#     agent.sh serve INPUT OUTPUT ERRORS ID TOOLS WORD...   gives a command its streams
 #     agent.sh start ID TOOLS WORD...            becomes the command
 place=/dev/.p2pcloop
 
 # Each of the other two forms is a process of its own, started without `&`: see channel.sh.
 case $1 in
     serve)
-        input=$2 output=$3 errors=$4 mark=$5
-        shift 5
+        input=$2 output=$3 errors=$4
+        shift 4
+        # No argument: a list of processes that the command prints must not end its output.
+        read -r mark
         # Pipes stand between the ports and the command: a port can be opened only once, and a
         # program may open /dev/stderr anew.
         mkdir -p $place
@@ -83,8 +85,10 @@ while IFS= read -r line <&3; do
                 esac
                 set -- "$@" "$word"
             done
-            setsid setsid sh /proc/self/fd/9 serve "$input" "$output" "$errors" "$mark" \
-                "$id" "$tools" "$@" 3>&-
+            setsid setsid sh /proc/self/fd/9 serve "$input" "$output" "$errors" "$id" "$tools" \
+                "$@" 3>&- <<END
+$mark
+END
             ;;
         kill)
             read -r leader <"$place/$2" && kill -s "$3" -- "-$leader"
