@@ -199,8 +199,8 @@ class GuestFolder:
 
         Args:
             write: gets the bytes.
-            shown: bytes of console.log that are known already; None for nothing, and then
-                console.log.1 comes first.
+            shown: bytes of console.log that are known already; None for nothing. Where that has
+                begun anew since, or nothing is known, console.log.1 has what came before.
 
         Returns:
             How many bytes of console.log are known now.
@@ -208,20 +208,26 @@ class GuestFolder:
         Raises:
             StorageError: the system refused.
         """
+        earlier = b""
         try:
-            if shown is None and self.old_log_path.exists():
-                write(self.old_log_path.read_bytes())
             with open(self.log_path, "rb") as log:
-                if (shown or 0) > os.fstat(log.fileno()).st_size:  # it has begun anew
+                if shown is None or shown > os.fstat(log.fileno()).st_size:
+                    earlier = self._read_old_log(shown or 0)
                     shown = 0
-                log.seek(shown or 0)
+                log.seek(shown)
                 data = log.read()
         except FileNotFoundError:
             return 0
         except OSError as err:
             raise storage_error(f"cannot read {err.filename}", err) from err
-        write(data)
-        return (shown or 0) + len(data)
+        write(earlier + data)
+        return shown + len(data)
+
+    def _read_old_log(self, position: int) -> bytes:
+        with suppress(FileNotFoundError), open(self.old_log_path, "rb") as log:
+            log.seek(position)
+            return log.read()
+        return b""
 
     def read_waiting(self) -> Waiting | None:
         """What the guest waits for, or None for nothing."""

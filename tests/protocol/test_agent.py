@@ -84,7 +84,7 @@ def test_the_agents_shell_reads_the_words_that_were_sent(words: list[bytes]) -> 
     script = f"""
         exec 3<&0
         base=/port/
-        tell() {{ for word; do printf '%s\\0' "$word"; done; }}
+        tell() {{ read -r mark; for word in "$mark" "$@"; do printf '%s\\0' "$word"; done; }}
         {told.replace("3>&-", "")}
     """
     sent = encode_run(7, (1, 2, 3), _MARK, words, tools=True)
@@ -93,7 +93,7 @@ def test_the_agents_shell_reads_the_words_that_were_sent(words: list[bytes]) -> 
         input=sent, capture_output=True, check=True, timeout=BOUND,
     )  # fmt: skip
     assert done.stderr == b""
-    head = [b"/port/1", b"/port/2", b"/port/3", _MARK, b"7", b"1"]
+    head = [_MARK, b"/port/1", b"/port/2", b"/port/3", b"7", b"1"]
     assert done.stdout.split(b"\0") == [*head, *words, b""]
 
 

@@ -300,3 +300,18 @@ def test_a_field_of_a_later_version_is_passed_over(g1: OwnGuest) -> None:
 
 def test_a_home_without_guests() -> None:
     assert list_guests(Home.at("/nonexistent")) == []
+
+
+def test_a_log_that_begins_anew_loses_nothing_for_its_reader(home: Home) -> None:
+    folder = GuestFolder(home, "g1")
+    folder.path.mkdir(parents=True)
+    seen: list[bytes] = []
+    folder.log_path.write_bytes(b"one two ")
+    shown = folder.read_log(seen.append)
+    folder.old_log_path.write_bytes(b"one two three ")
+    folder.log_path.write_bytes(b"four")
+    assert folder.read_log(seen.append, shown) == len(b"four")
+    assert b"".join(seen) == b"one two three four"
+    seen.clear()
+    folder.read_log(seen.append)
+    assert b"".join(seen) == b"one two three four"
