@@ -31,11 +31,11 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("refs", metavar="REF", nargs=-1, required=True)
+@click.argument("refs", metavar="REF|NAME...", nargs=-1, required=True)
 @click.option(
     "--guest",
     is_flag=True,
-    help="REF is a guest of `ps --all` that has ended, or several of them: forget it.",
+    help="Forget the guests NAME... of `ps --all`, which have ended.",
 )
 @click.option("--at", type=click.IntRange(1), metavar="VERSION", help="This version only.")
 @click.option(

@@ -291,10 +291,12 @@ _told: set[str] = set()
 
 
 def report_waiting(event: str, fields: dict[str, Any]) -> None:
-    """Say on stderr, once, that no peer answers, and which peers were tried."""
+    """Say on stderr, once, that no peer answers, which peers were tried, and what to do."""
     if event != "waiting":
         return
     told = describe_waiting(fields | {"seconds": 0})
     if told not in _told:
-        _told.add(told)
         notify(describe_waiting(fields))
+        if not _told:
+            notify("  hint: see that p2pcloopd runs there, or take a newer link; Ctrl-C gives up")
+        _told.add(told)

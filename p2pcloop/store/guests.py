@@ -424,6 +424,9 @@ def _claim_ended(folder: GuestFolder) -> Claim:
         raise _no_guest(folder.name)
     try:
         return folder.claim()
+    except BusyError as err:
+        hint = f"`p2pcloop stop {folder.name}` ends it"
+        raise BusyError(str(err), hint=hint) from err
     except FileNotFoundError as err:  # another command was faster
         raise _no_guest(folder.name) from err
 

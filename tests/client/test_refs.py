@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from p2pcloop import errors
-from p2pcloop.client.refs import read_ref
+from p2pcloop.client import refs
+from p2pcloop.client.refs import read_ref, report_waiting
 from p2pcloop.errors import FormatError, NotHereError, UsageError
 from p2pcloop.formats.link import Link
 from p2pcloop.formats.name import Name
@@ -194,6 +195,19 @@ def test_files_have_no_versions(p2pcloop: Run, tmp_path: Path) -> None:
         assert "no versions" in ran.err
     for at in ("0", "-1", "x", str(1 << 54)):
         assert p2pcloop("info", "a.img", "--at", at).code == 2
+
+
+def test_a_command_that_waits_tells_each_cause_once_and_once_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(refs, "_told", set())
+    fields = {"connected": False, "seconds": 3.0, "tried": ["10.0.0.1:6881 (no answer yet)"]}
+    for changed in ({}, {"seconds": 6.0}, {"tried": ["10.0.0.1:6881 (connection refused)"]}):
+        report_waiting("waiting", fields | changed)
+    first, hint, second = capsys.readouterr().err.splitlines()
+    assert "no answer yet" in first
+    assert hint.startswith("  hint: see that p2pcloopd runs there")
+    assert "connection refused" in second
 
 
 def test_short_names_are_added_listed_and_forgotten(p2pcloop: Run, home: Path) -> None:

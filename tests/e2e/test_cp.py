@@ -98,7 +98,7 @@ def test_what_cannot_be_copied_is_told_and_changes_nothing(
         (tmp_path / "file", f"{guest}:/root/new/", not_here, "no directory /root/new/"),
         (tmp_path / "tree", f"{guest}:/etc/passwd", mismatch, "/etc/passwd"),
         (tmp_path / "file", tmp_path / "other", UsageError.exit_code, "NAME:PATH"),
-        (f"{guest}:/a", f"{guest}:/b", UsageError.exit_code, "both are"),
+        (f"{guest}:/a", f"{guest}:/b", UsageError.exit_code, "./NAME"),
         ("none:/a", tmp_path, not_here, "there is no guest none"),
         (f"{guest}:/bin/busybox", "/dev/full", StorageError.exit_code, "cannot write /dev/full"),
     ):

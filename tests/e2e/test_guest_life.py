@@ -269,7 +269,9 @@ def test_one_overlay_is_of_one_guest_which_is_named(
     assert "p2pcloop stop first" in said
     said = boot(node, cloop, "--name", "first", code=BusyError.exit_code)
     assert "the guest first runs" in said
-    node.run("rm", "--guest", "first", code=BusyError.exit_code)
+    said = node.run("rm", "--guest", "first", code=BusyError.exit_code).err
+    assert "p2pcloop stop first" in said
+    assert "choose another name" not in said
     assert [guest["name"] for guest in node.json("ps", "--all")["guests"]] == ["first"]
     wait_until_up(node, "first")
     assert "first was ended" in node.run("stop", "first", "--time", "0").out

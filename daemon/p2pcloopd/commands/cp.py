@@ -72,7 +72,8 @@ def command(source: str, target: str, base: str | None, home: Home) -> None:
         many = "neither is" if place is None else "both are"
         raise UsageError(
             f"one of {printable(source)} and {printable(target)} must be in a guest, and {many}",
-            hint="a path in a guest is NAME:PATH, one in an overlay FILE:PATH (FILE exists)",
+            hint="a path in a guest is NAME:PATH, one in an overlay FILE:PATH (FILE exists), "
+            "a file here whose name has a colon ./NAME",
         )
     if isinstance(place.where, Path):
         at_rest = importlib.import_module("p2pcloopd.guest.unseen.at_rest")
