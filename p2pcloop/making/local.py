@@ -204,7 +204,8 @@ def open_local(
     if file.kind == "overlay":
         raise UsageError(
             f"{file.name} is an overlay, not an image",
-            hint="name the image that it was made on, and the overlay with --overlay",
+            hint="`p2pcloop info` names the image that it was made on: give that; boot, run, "
+            "block and export take the overlay as --overlay",
         )
     if file.kind == "profile":
         raise UsageError(f"{file.name} is a profile, not an image")

@@ -92,7 +92,9 @@ def test_an_overlay_is_no_image(tmp_path: Path) -> None:
     Overlay.create(tmp_path / "o", image_id=bytes(range(32)), image_size=8192).close()
     with pytest.raises(UsageError, match="is an overlay") as caught:
         open_local(inspect_file(tmp_path / "o"), None, ignore)
-    assert caught.value.hint
+    hint = caught.value.hint or ""
+    assert "`p2pcloop info`" in hint
+    assert "boot, run, block and export" in hint  # `diff` and others have no --overlay
 
 
 @pytest.mark.parametrize("block_size", [512, 66048])
