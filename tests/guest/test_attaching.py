@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 from p2pcloopd.control_client import ControlClient
@@ -64,6 +65,20 @@ async def test_a_pipe_gets_what_comes_and_a_terminal_what_was_there(
             await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert output.read_bytes() == shown
+
+
+async def test_a_guest_that_ends_while_it_starts_is_told(tmp_path: Path) -> None:
+    folder = GuestFolder(Home(tmp_path), "g1")
+    folder.path.mkdir(parents=True)
+    with open_listener(folder.socket_path) as listener:
+        async with trio.open_nursery() as nursery:
+
+            async def attach() -> None:
+                with pytest.raises(GuestError, match="does not answer"):
+                    await _attach(folder, cast(GuestProcess, None))
+
+            nursery.start_soon(attach)
+            await (await listener.accept()).aclose()
 
 
 async def test_a_guest_that_does_not_answer_yet_can_be_left(tmp_path: Path) -> None:

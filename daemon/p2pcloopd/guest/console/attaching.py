@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import trio
 
 from p2pcloop.client.guests import GuestProcess
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
 from p2pcloopd.entry import plain_errors, run
@@ -36,7 +36,8 @@ def attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int]:
         ended. And the number of the signal that asked this process to end, or 0.
 
     Raises:
-        DaemonError: the guest cannot be reached.
+        GuestError: the guest cannot be reached: it ends, or did while it started.
+        DaemonError: it speaks another version.
     """
     return run(lambda: _attach(folder, process))
 
@@ -55,7 +56,13 @@ async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int
             )
             # From now on: a guest that starts does not answer before its kernel runs.
             nursery.start_soon(terminal.obey_signals, signals)
-            await nursery.start(client.run)
+            try:
+                await nursery.start(client.run)
+            except ConnectionLostError as lost:
+                raise GuestError(
+                    f"the guest {folder.name} does not answer: {lost}",
+                    hint=f"it may have ended: `p2pcloop logs {folder.name}` shows what it printed",
+                ) from lost
             terminal.is_connected = True
             if is_terminal:
                 report(f"p2pcloop: {ATTACHED_BRIEF}")
