@@ -56,6 +56,21 @@ async def test_several_may_type_while_the_guest_does_not_read(pty: console.Pty) 
         pty.release()
 
 
+async def test_a_pipe_that_is_full_stops_nothing_but_its_writer() -> None:
+    read, write = os.pipe()
+    sink = console.Sink(write)
+    data = bytes(1 << 20)
+    got = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sink.write, data)
+        await wait_all_tasks_blocked()
+        while got < len(data):
+            await trio.lowlevel.wait_readable(read)
+            got += len(os.read(read, 1 << 16))
+    for fd in (read, write):
+        os.close(fd)
+
+
 async def test_a_file_that_takes_nothing_is_named() -> None:
     sink = console.Sink(Path("/dev/full"))
     with pytest.raises(OSError, match="No space left") as caught:

@@ -187,10 +187,11 @@ class Sink:
         """
         if self._screen is not None:
             data = self._screen.feed(data)
-        while data and self.is_open:
+        left = memoryview(data)
+        while left and self.is_open:
             await ready(trio.lowlevel.wait_writable, self._fd)
             try:
-                data = data[os.write(self._fd, data) :]
+                left = left[os.write(self._fd, left[:CHUNK]) :]
             except BlockingIOError:
                 continue
             except OSError as err:
