@@ -21,7 +21,7 @@ case $1 in
         # program may open /dev/stderr anew.
         mkdir -p $place
         echo $$ >"$place/$1.streams"
-        cat <"$input" | {
+        { echo >&0 && exec cat; } <>"$input" | {
             {
                 (exec sh /proc/self/fd/9 start "$@" 2>&6 5>&- 6>&-)
                 code=$?
@@ -55,17 +55,20 @@ insmod /proc/self/fd/8
 exec 8<&-
 control=''
 tries=0
-until [ -c "$control" ]; do
+# The device is there before it can be opened: the driver makes it first, and then knows it.
+until [ -c "$control" ] && command exec 3<>"$control"; do
     tries=$((tries + 1))
     [ $tries -le 1000 ] || exit
     [ $tries = 1 ] || sleep 0.01
     for control in /dev/vport*p0; do
         break
     done
-done
+done 2>/dev/null
 # The ports of this device: /dev/vport1p and a number.
 base=${control%0}
-exec 3<>"$control" || exit
+# Linux's driver gives the end of a stream to who reads before the host's side is open. A write
+# waits for that. (The same holds for a command's input, above.) The host drops it.
+echo >&3
 
 while IFS= read -r line <&3; do
     # shellcheck disable=SC2086  # words
