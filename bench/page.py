@@ -31,6 +31,7 @@ SECTIONS = {
     "boot": "Boots over loopback",
     "start": "The start of a guest",
     "boot-readonly": "Roots that cannot be written",
+    "desktop": "A desktop",
     "guest-net": "The network of a guest",
     "guest-reads": "Reads in the guest",
     "nbd-reads": "Reads over NBD",

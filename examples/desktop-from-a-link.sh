@@ -1,10 +1,12 @@
 #!/bin/bash
 # A desktop from a link: one node serves a desktop, optimised with the profile of one boot; another
 # one boots it, with nothing but the link, and shows it to a VNC viewer.
-#     examples/desktop-from-a-link.sh IMAGE      (tools/build-image --desktop prints its path)
+#     examples/desktop-from-a-link.sh IMAGE [SECONDS]
+# `tools/build-image --desktop` prints the path of its IMAGE. SECONDS, 30 unless given, are left for
+# the desktop to start while the boot is recorded.
 # A line tells how to open the display. `poweroff` in the guest ends it; nothing is left behind.
 set -euo pipefail
-[ $# -eq 1 ] || { echo "usage: $0 IMAGE" >&2 && exit 2; }
+[ $# -eq 1 ] || [ $# -eq 2 ] || { echo "usage: $0 IMAGE [SECONDS]" >&2 && exit 2; }
 image=$(realpath "$1")
 PATH=$(realpath "$(dirname "$0")/../.venv/bin"):$PATH
 
@@ -19,9 +21,10 @@ trap clean_up EXIT
 
 # Alice boots the image once. The boot records what the desktop reads until it rests; the guest is
 # shut down some seconds after that.
-echo "a boot is recorded, for half a minute"
+echo "a boot is recorded"
 p2pcloop boot "$image" --display vnc --detach --name recorded --home "$work/alice"
-sleep 30
+p2pcloop exec recorded --home "$work/alice" -- true # once it is up
+sleep "${2-30}"
 p2pcloop stop recorded --home "$work/alice"
 
 # What was recorded is packed in its order, in a small layer over the image.

@@ -89,6 +89,17 @@ def test_pass_on_changes(cloop: Path) -> None:
     assert re.search(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", said)
 
 
+@pytest.mark.usefixtures("temporary")
+def test_desktop_from_a_link(cloop: Path, tmp_path: Path) -> None:
+    """With an image that has no desktop, which needs less time: tests/e2e/test_desktop.py has."""
+    with on_terminal(tmp_path, EXAMPLES / "desktop-from-a-link.sh", cloop, "6") as example:
+        example.expect("the link: magnet:", BOUND)
+        example.expect(SHELL_PROMPT, BOUND)
+        example.send_line("poweroff")
+        example.expect(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", BOUND)
+        assert example.wait(BOUND) == 0
+
+
 def test_serve_from_a_mirror(cloop: Path, tmp_path: Path, temporary: Path) -> None:
     with on_terminal(tmp_path, EXAMPLES / "serve-from-a-mirror.sh", cloop) as example:
         example.expect(r"data/[0-9a-f]{32}/pack, [1-9]\d+ bytes", BOUND)

@@ -216,7 +216,7 @@ def test_a_port_in_use_stops_the_command_before_anything_starts(
 
 def test_a_port_needs_a_network(node: Node, image: Path) -> None:
     said = node.run("run", image, "--port", "2222:22", "--", "true", code=2).err
-    assert "hint: add `--net user`" in said
+    assert "hint: give `--net user` with it" in said
 
 
 def run_words(image: Path, overlay: Path, kernel: Path) -> list[str | Path]:

@@ -96,9 +96,13 @@ def test_what_cannot_be_is_refused_and_makes_nothing(
     assert not overlay.exists()
 
 
-def test_a_damaged_file_system_is_told(node: Node, tmp_path: Path) -> None:
+def test_a_damaged_file_system_is_told(node: Node, tree: Path, tmp_path: Path) -> None:
     image = tmp_path / "image"
-    image.write_bytes(b"hsqs" + bytes(1 << 20))
+    make_read_only("squashfs", tree, image)
+    with open(image, "r+b") as file:
+        size = file.seek(0, 2)
+        file.seek(96)  # behind the superblock
+        file.write(bytes(size - 96))
     with Guest(node, image) as guest:
         assert guest.wait(BOUND) == GuestError.exit_code
     assert "the guest cannot boot: the image's squashfs does not mount" in guest.said

@@ -21,7 +21,7 @@ case $1 in
         # program may open /dev/stderr anew.
         mkdir -p $place
         echo $$ >"$place/$1.streams"
-        { echo >&0 && exec cat; } <>"$input" | {
+        cat <"$input" | {
             {
                 (exec sh /proc/self/fd/9 start "$@" 2>&6 5>&- 6>&-)
                 code=$?
@@ -67,7 +67,7 @@ done 2>/dev/null
 # The ports of this device: /dev/vport1p and a number.
 base=${control%0}
 # Linux's driver gives the end of a stream to who reads before the host's side is open. A write
-# waits for that. (The same holds for a command's input, above.) The host drops it.
+# waits for that; the host drops it.
 echo >&3
 
 while IFS= read -r line <&3; do

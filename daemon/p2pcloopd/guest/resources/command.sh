@@ -19,12 +19,9 @@ fi
 $busybox ip link set lo up
 [ ! -f /etc/hostname ] || $busybox hostname -F /etc/hostname
 
-# Linux's driver gives the end of a stream to who reads before the host's side is open. A write
-# waits for that, and the host drops this one.
 exec 3<>$place/control
-echo >&3
 $busybox mkfifo $place/in $place/out $place/err
-{ echo >&0 && exec $busybox cat; } <>$place/stdin >$place/in 3>&- &
+$busybox cat $place/stdin >$place/in 3>&- &
 $busybox cat $place/out >$place/stdout 3>&- &
 output=$!
 $busybox cat $place/err >$place/stderr 3>&- &
