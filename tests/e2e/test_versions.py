@@ -134,7 +134,7 @@ def test_a_version_whose_history_nobody_has_says_so(nodes: Nodes, tmp_path: Path
     assert "what came before it cannot be told" in " ".join(reason)
     gone = reader.run("info", name, "--at", "1", code=NotHereError.exit_code)
     *waited, why = gone.err.splitlines()
-    assert len(waited) == 1, "within 3 s it says that it waits"
+    assert len(waited) == 2, "within 3 s it says that it waits, and what to do"
     assert "no source that was asked has it" in why
     assert reader.json("info", name)["version"] == 2
 
