@@ -149,6 +149,9 @@ class FakeSwarm:
     def requested(self) -> set[int]:
         return set(self.wanted) if self.peer else set()
 
+    def has_piece(self, piece: int) -> bool:
+        return piece in self._here
+
     def add_piece(self, piece: int, data: bytes) -> None:
         assert data == self.content[piece * PIECE :][:PIECE]
         self._later(partial(self._arrived, piece))

@@ -168,6 +168,9 @@ class SessionSwarm:
             if any(block["state"] for block in part["blocks"])  # 0: block_state_t::none
         }
 
+    def has_piece(self, piece: int) -> bool:
+        return self._handle is not None and self._handle.have_piece(piece)
+
     def add_piece(self, piece: int, data: bytes) -> None:
         if self._handle is not None:
             self._handle.add_piece(piece, data, 0)

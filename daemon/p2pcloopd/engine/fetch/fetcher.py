@@ -344,7 +344,30 @@ class Fetcher:
             piece_length=0 if disk is None else disk.layout.piece_length,
             coming=self.is_coming(offset, length),
         )
-        return takes_exact_range(view, self._tuning)
+        return takes_exact_range(view, self._tuning) and self._take_back(offset, length)
+
+    def _take_back(self, offset: int, length: int) -> bool:
+        """Tell peers no more of the pieces of a range; whether no peer was asked for one by then.
+
+        libtorrent may ask a peer at any moment for what it was told of. What a plan would take back
+        later, when the server was asked already, would come twice.
+        """
+        pieces = self._store.stored.layout.pieces_of(offset, length)
+        wants = [want for piece in pieces if (want := self.wants.table.get(piece)) is not None]
+        told = [want for want in wants if want.asked is not Priority.IDLE]
+        if not told:
+            return True
+        self._swarm.prioritize([want.piece for want in told], Priority.IDLE)
+        for want in told:
+            want.asked, want.asked_since = Priority.IDLE, math.inf
+        self._store.changed.notify()
+        return not self._from_peers(want.piece for want in told)
+
+    def _from_peers(self, pieces: Iterable[int]) -> set[int]:
+        """Those of some pieces that a peer was asked for, or that came and are not known here yet:
+        libtorrent tells of them a moment later."""
+        requested = self._swarm.requested()
+        return {piece for piece in pieces if piece in requested or self._swarm.has_piece(piece)}
 
     def is_coming(self, offset: int, length: int) -> bool:
         """Whether a piece of a range is here, wanted by a reader, or on its way to become whole."""
@@ -362,7 +385,7 @@ class Fetcher:
             return False
         if want.waiting or want.ahead or want.flight is not None:
             return True
-        return want.asked is not Priority.IDLE and piece in self._swarm.requested()
+        return want.asked is not Priority.IDLE and bool(self._from_peers([piece]))
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all readers that their pieces cannot be had."""

@@ -188,6 +188,9 @@ class Swarm(Protocol):
     def requested(self) -> set[int]:
         """Pieces of which a block was asked of a peer, or came: they are not whole yet."""
 
+    def has_piece(self, piece: int) -> bool:
+        """Whether a piece is whole there, although its news may not have come yet."""
+
     def add_piece(self, piece: int, data: bytes) -> None:
         """Have a piece that came otherwise kept and passed on; news follow as for all others."""
 
