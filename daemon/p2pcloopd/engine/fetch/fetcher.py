@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 
 import trio
@@ -247,10 +247,9 @@ class Fetcher:
         ]
         if not asked:
             return
-        self._swarm.prioritize([want.piece for want in asked], Priority.IDLE)
+        self._tell_no_more(asked)
         requested = self._swarm.requested()
         for want in asked:
-            want.asked, want.asked_since = Priority.IDLE, math.inf
             if want.piece not in requested:
                 continue
             if want.piece in made.exact:
@@ -258,6 +257,12 @@ class Fetcher:
                 made.peers[want.piece] = want.priority
             elif self._peers.connected:
                 self._store.received.hedge(want.piece)
+
+    def _tell_no_more(self, wants: Sequence[Want]) -> None:
+        """Have libtorrent ask no peer for pieces that it was told of."""
+        self._swarm.prioritize([want.piece for want in wants], Priority.IDLE)
+        for want in wants:
+            want.asked, want.asked_since = Priority.IDLE, math.inf
 
     def _fly(self, made: Plan) -> None:
         """Begin the range requests of a plan."""
@@ -357,9 +362,7 @@ class Fetcher:
         told = [want for want in wants if want.asked is not Priority.IDLE]
         if not told:
             return True
-        self._swarm.prioritize([want.piece for want in told], Priority.IDLE)
-        for want in told:
-            want.asked, want.asked_since = Priority.IDLE, math.inf
+        self._tell_no_more(told)
         self._store.changed.notify()
         return not self._from_peers(want.piece for want in told)
 
