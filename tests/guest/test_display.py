@@ -34,6 +34,7 @@ from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.system import addresses
 from p2pcloopd.guest.system.kernel import find_busybox
 from p2pcloopd.programs import find_program
+from tests.support.programs import descendant
 from tests.support.users import AS_ANOTHER_USER, CHECKOUT, needs_another_user
 from tests.support.waiting import BOUND
 from tests.support.x_screen import HEIGHT, WIDTH, desktop
@@ -200,8 +201,7 @@ async def test_a_server_that_ends_later_is_reported() -> None:
                 # It greets a viewer: it is there.
                 async with await trio.open_tcp_stream(*listener.getsockname()) as viewer:
                     assert await viewer.receive_some(12) == b"RFB 003.008\n"
-                server = await trio.to_thread.run_sync(server_of, listener)
-                os.kill(server, 9)
+                descendant(os.getpid(), "Xtigervnc").kill()
                 await told.wait()
     assert said[0].startswith("has no display any more: its X server ended (exit status ")
 
@@ -220,19 +220,6 @@ async def test_no_file_of_this_machine_holds_a_displays_secrets(
             assert await viewer.receive_some(12) == b"RFB 003.008\n"
             files = await trio.to_thread.run_sync(lambda: [*tmp_path.rglob("*")])
             assert [path.name for path in files if path.is_file()] == []
-
-
-def server_of(listener: socket.socket) -> int:
-    """The process of the X server that has this listener open."""
-    inode = Path(f"/proc/self/fd/{listener.fileno()}").readlink()
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_server = (process / "exe").readlink().name == "Xtigervnc"
-            if is_server and inode in {fd.readlink() for fd in (process / "fd").iterdir()}:
-                return int(process.name)
-        except OSError:
-            continue
-    raise AssertionError("no X server has the listener open")
 
 
 @pytest.mark.interop

@@ -35,7 +35,7 @@ from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.lan import joined
 from p2pcloopd.guest.network import frame_filter, lan, lan_owner
 from tests.support.frames import ARP, EVERYBODY, IPV4, Station
-from tests.support.programs import descendants
+from tests.support.programs import descendant, descendants
 from tests.support.lans import PORT, Wire, content, ip, kind_of, own_lan, until
 
 home = Home.at(Path(sys.argv[1]))
@@ -220,7 +220,10 @@ def test_it_is_the_filter_that_keeps_them_away(tmp_path: Path) -> None:
 
 KILLED = """
 def owners_processes(card):
-    return descendants(lan.credentials(card.owner).pid)
+    owner = lan.credentials(card.owner).pid
+    for program in ("dnsmasq", "libslirp-helper"):
+        descendant(owner, program)
+    return descendants(owner)
 
 def left():
     # Links, rules, sockets and files of this namespace and of this home.
@@ -235,7 +238,7 @@ for number in range(count):
     with joined(home, "lan", "g1") as card, joined(home, "lan", "g2"):
         processes = owners_processes(card)
         assert len(processes) == count, processes
-        names.append(Path(f"/proc/{processes[number].pid}/comm").read_text().strip())
+        names.append(processes[number].program())
         processes[number].kill()
     for process in processes:
         process.wait()
@@ -251,10 +254,7 @@ def test_nothing_is_left_whichever_process_is_killed(tmp_path: Path) -> None:
 
 TOLD = """
 with joined(home, "lan", "g1") as card:
-    processes = {
-        Path(f"/proc/{process.pid}/comm").read_text().strip(): process
-        for process in descendants(lan.credentials(card.owner).pid)
-    }
+    owner = lan.credentials(card.owner).pid
     said = []
     async def follow():
         await card.follow(said.append)
@@ -263,12 +263,12 @@ with joined(home, "lan", "g1") as card:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(follow)
-                processes["libslirp-helper"].kill()
+                descendant(owner, "libslirp-helper").kill()
                 while not said:
                     await trio.sleep(0.01)
                 with joined(home, "lan", "g2") as other:
                     assert other.addresses.guest == "10.88.0.3"
-                processes["dnsmasq"].kill()
+                descendant(owner, "dnsmasq").kill()
     trio.run(main)
 print(json.dumps(said))
 """
@@ -384,9 +384,7 @@ def told(card):
     return said
 
 with joined(home, "lan", "g1") as first, joined(home, "lan", "g2") as second:
-    for process in descendants(lan.credentials(first.owner).pid):
-        if Path(f"/proc/{process.pid}/comm").read_text().strip() == "libslirp-helper":
-            process.kill()
+    descendant(lan.credentials(first.owner).pid, "libslirp-helper").kill()
     said = told(first)
     with joined(home, "lan", "g3") as third:
         said += told(third)

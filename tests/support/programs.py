@@ -23,7 +23,7 @@ from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.guests import find_guest, list_guests
 from p2pcloop.store.home import Home
 from tests.support.fork_server import Forked, fork_program
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
 
@@ -307,6 +307,13 @@ class Process(NamedTuple):
         fields = _stat(self.pid)
         return fields is not None and fields[19] == self.start and fields[0] not in "ZX"
 
+    def program(self) -> str:
+        """The name of the program that it runs (proc_pid_comm(5)); empty when it has ended."""
+        try:
+            return Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except OSError:
+            return ""
+
     def wait(self) -> None:
         """Wait for its end, at most `BOUND` seconds."""
         with contextlib.suppress(ProcessLookupError), pidfd(self.pid) as fd:
@@ -334,6 +341,19 @@ def descendants(pid: int) -> list[Process]:
     for process in found:
         found += children.get(process.pid, [])
     return found
+
+
+def descendant(pid: int, program: str) -> Process:
+    """The process's descendant that runs a program; waits until one does: where a program is
+    started by others (bubblewrap), their processes are seen before it."""
+    found: list[Process] = []
+
+    def is_found() -> bool:
+        found[:] = [process for process in descendants(pid) if process.program() == program]
+        return bool(found)
+
+    wait_until(is_found, f"process {pid} has started no {program}")
+    return found[0]
 
 
 def _stat(pid: int) -> list[str] | None:
