@@ -79,6 +79,11 @@ class FakeSwarm:
         where: peers that have not all.
         have: how many of these have each piece.
         crowded, without: what `crowd` was told last.
+        late: whether news come only when the torrent asks which pieces were asked of peers, as on a
+            machine that is busy.
+        quick: pieces that the peer is not asked for before the moment when it would have been told
+            no more of them: then it sends them at once.
+        keeps: whether the peer sends, too, what it is told no more of.
         insisted: how often an end-game was wanted.
         dialled: the addresses that were connected to.
         hurried: the pieces that were wanted each time when it was to connect at once.
@@ -91,6 +96,9 @@ class FakeSwarm:
     wanted: dict[int, Priority] = field(default_factory=dict)
     log: list[tuple[float, Priority, tuple[int, ...]]] = field(default_factory=list)
     crowded: bool = False
+    late: bool = False
+    quick: set[int] = field(default_factory=set)
+    keeps: bool = False
     without: frozenset[str] = frozenset()
     insisted: int = 0
     dialled: list[Peer] = field(default_factory=list)
@@ -99,6 +107,7 @@ class FakeSwarm:
     torrent: Torrent = field(init=False)
     content: bytes = b""
     _here: set[int] = field(default_factory=set)
+    _kept: set[int] = field(default_factory=set)
     _news: list[Callable[[], None]] = field(default_factory=list)
     _some: trio.Event = field(default_factory=trio.Event)
 
@@ -119,6 +128,7 @@ class FakeSwarm:
 
     async def stop(self) -> None:
         self.wanted.clear()
+        self._kept.clear()
         await trio.lowlevel.checkpoint()
 
     def prioritize(self, pieces: Iterable[int], priority: Priority) -> None:
@@ -126,8 +136,12 @@ class FakeSwarm:
         if asked:
             self.log.append((trio.current_time(), priority, asked))
         for piece in asked:
-            if priority is Priority.IDLE or piece in self._here:
-                self.wanted.pop(piece, None)
+            if priority is Priority.IDLE and piece in self.quick:
+                self.quick.remove(piece)
+                self._send(piece)
+            elif priority is Priority.IDLE or piece in self._here:
+                if self.wanted.pop(piece, None) is not None and self.keeps:
+                    self._kept.add(piece)
             else:
                 self.wanted[piece] = priority
 
@@ -147,10 +161,9 @@ class FakeSwarm:
         return self.peer and self.is_foreign
 
     def requested(self) -> set[int]:
-        return set(self.wanted) if self.peer else set()
-
-    def has_piece(self, piece: int) -> bool:
-        return piece in self._here
+        asked = self._kept.union(self.wanted).difference(self.quick) if self.peer else set[int]()
+        self.hear()
+        return asked
 
     def add_piece(self, piece: int, data: bytes) -> None:
         assert data == self.content[piece * PIECE :][:PIECE]
@@ -189,11 +202,9 @@ class FakeSwarm:
         """Have the peer send pieces."""
         assert self.peer
         for piece in pieces:
-            assert piece in self.wanted, f"piece was not asked for: {piece}"
-            size = len(self.content[piece * PIECE :][:PIECE])
-            self.torrent.peers.on_received(("10.0.0.9", 1), size)
-            self.torrent.store.received.on_block(piece, 0, piece * PIECE, size)
-            self._later(partial(self._arrived, piece))
+            asked = piece in self.wanted or piece in self._kept
+            assert asked, f"piece was not asked for: {piece}"
+            self._send(piece)
 
     def trickle(self) -> None:
         """Have the peer send a byte: it is not silent."""
@@ -219,8 +230,26 @@ class FakeSwarm:
         while True:
             await self._some.wait()
             self._some = trio.Event()
-            while self._news:
-                self._news.pop(0)()
+            if not self.late:
+                self.hear()
+
+    def hear(self) -> None:
+        """Bring the news now."""
+        while self._news:
+            self._news.pop(0)()
+
+    def _send(self, piece: int) -> None:
+        """Have a piece whole here at once, and told of later."""
+        self.wanted.pop(piece, None)
+        self._kept.discard(piece)
+        self._here.add(piece)
+        self._later(partial(self._sent, piece))
+
+    def _sent(self, piece: int) -> None:
+        size = len(self.content[piece * PIECE :][:PIECE])
+        self.torrent.peers.on_received(("10.0.0.9", 1), size)
+        self.torrent.store.received.on_block(piece, 0, piece * PIECE, size)
+        self.torrent.fetcher.on_piece_arrived(piece)
 
     def write(self, pieces: Iterable[int]) -> None:
         """Write pieces to the files, as libtorrent's cache is."""

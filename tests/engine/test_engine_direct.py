@@ -13,8 +13,8 @@ import trio.testing
 
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.fetch.backfill import fetch_all, fill
-from p2pcloopd.engine.fetch.fetcher import side_by_side
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
+from p2pcloopd.engine.fetch.wants import side_by_side
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.fake_servers import Ask, RangeServer

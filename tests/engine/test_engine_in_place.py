@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from p2pcloop.store.in_place import STAMPS
 from p2pcloopd.engine.disk import seeding
 from p2pcloopd.engine.disk.content import Content, hash_pieces
 from p2pcloopd.engine.disk.copies import COPIES, load_copies, record_copy
-from p2pcloopd.engine.disk.metainfo import TorrentLayout
+from p2pcloopd.engine.disk.metainfo import Metainfo, TorrentLayout
 from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.tuning import TUNING
@@ -330,6 +330,60 @@ async def test_a_file_that_cannot_be_read_is_not_served_for_a_while(
             assert await seeded.read(0, PIECE) == content[:PIECE]
         assert torrent.usable()
     assert "is served again" in caplog.text
+
+
+def during_a_comparison(monkeypatch: pytest.MonkeyPatch, pack: Path) -> list[int]:
+    """Have a byte flipped right after pieces were compared, and before the result is looked at.
+
+    Returns:
+        Where it is to be flipped yet.
+    """
+    compare = Content.wrong_pieces
+    flips = [70 * PIECE - 50_001]
+
+    def compare_slowly(content: Content, meta: Metainfo, pieces: Iterable[int]) -> list[int]:
+        wrong = compare(content, meta, pieces)
+        while flips:
+            flip(pack, flips.pop())
+            later(pack)
+        return wrong
+
+    monkeypatch.setattr(Content, "wrong_pieces", compare_slowly)
+    return flips
+
+
+def later(pack: Path) -> None:
+    """Have a file written to later than its clock tells apart."""
+    now = pack.stat().st_mtime_ns
+    os.utime(pack, ns=(now, now + 1_000_000_000))
+
+
+async def test_what_is_put_right_while_it_is_compared_is_served_again(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(source.staging)
+        await until(lambda: seeded.store.running)
+        flips = during_a_comparison(monkeypatch, source.pack)
+        flip(source.pack, 70 * PIECE - 50_001)
+        later(source.pack)
+        with trio.fail_after(PATIENCE):
+            await until(lambda: not flips)
+        await becomes(seeded, None)
+        assert seeded.usable()
+
+
+async def test_what_is_spoiled_while_it_is_compared_is_not_served(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = nodes.source("1", content)
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(source.staging)
+        await until(lambda: seeded.store.running)
+        during_a_comparison(monkeypatch, source.pack)
+        later(source.pack)
+        await becomes(seeded, "changed")
 
 
 async def test_rot_of_a_file_in_place_is_told(nodes: Nodes, content: bytes) -> None:

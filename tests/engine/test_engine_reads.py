@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.tuning import TUNING
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 16384
 PATIENCE = 30
@@ -66,6 +67,25 @@ async def test_what_was_just_brought_is_read_from_memory(
 
             monkeypatch.setattr(torrent.store.stored.content, "read", refuse)
             assert await torrent.read(PIECE + 5, 2 * PIECE) == content[PIECE + 5 :][: 2 * PIECE]
+
+
+async def test_who_asks_what_peers_were_asked_for_hears_what_they_sent(
+    nodes: Nodes, content: bytes
+) -> None:
+    """libtorrent has a thread of its own; this one has no time for its news meanwhile."""
+    async with nodes.open("1") as seeder, nodes.open("2") as reader:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+        with trio.fail_after(PATIENCE):
+            await torrent.read(0, 1)
+        wanted, deadline = range(5, 10), time.monotonic() + BOUND
+        torrent.fetcher.wants.fill(wanted, dial=True)
+        torrent.fetcher.step()
+        while not all(map(torrent.store.has, wanted)):  # nothing is awaited here
+            requested = torrent._swarm.requested()
+            both = [piece for piece in requested if torrent.store.has(piece)]
+            assert not both, "no piece is here and on its way"
+            assert time.monotonic() < deadline
 
 
 async def test_only_what_is_asked_for_crosses(nodes: Nodes, content: bytes) -> None:

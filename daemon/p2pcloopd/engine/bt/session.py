@@ -1,8 +1,9 @@
 """libtorrent's session in trio, with no thread and no polling of ours.
 
 The modules session*.py alone import libtorrent. libtorrent writes a byte into a socket when it has
-something to tell; the pump takes all alerts and hands each to its torrent. An alert dies at the
-next `pop_alerts`, so what is needed is copied out of it at once.
+something to tell; the pump takes all alerts and hands each to its torrent. A torrent that has to
+know at once hears them before. An alert dies at the next `pop_alerts`, so what is needed is copied
+out of it at once.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class Session:
         self.neighbours: set[Peer] = set()
         self.takers: list[Callable[[lt.alert], None]] = []
         self._totals: list[Callable[[dict[str, int]], None]] = []
+        self._hearing = False
         values: Any = session_settings(settings) | {"alert_mask": _alerts(settings)}
         params = lt.session_params(values)
         # No cache of its own: what is written is in the file at once, and in the kernel's cache.
@@ -155,12 +157,22 @@ class Session:
             self.lt.set_alert_fd(theirs.fileno())
             try:
                 while True:
-                    for alert in self.lt.pop_alerts():
-                        self._dispatch(alert)
+                    self.hear()
                     await trio.lowlevel.wait_readable(ours)
                     ours.recv(4096)
             finally:
                 self.lt.set_alert_fd(-1)
+
+    def hear(self) -> None:
+        """Hand over the alerts that are there by now."""
+        if self._hearing:
+            return  # one who is told asks for more: that dies with the alerts which are left
+        self._hearing = True
+        try:
+            for alert in self.lt.pop_alerts():
+                self._dispatch(alert)
+        finally:
+            self._hearing = False
 
     def _dispatch(self, alert: lt.alert) -> None:
         if isinstance(alert, lt.torrent_alert):

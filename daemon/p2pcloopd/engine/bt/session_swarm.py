@@ -161,15 +161,15 @@ class SessionSwarm:
     def requested(self) -> set[int]:
         if self._handle is None:
             return set()
+        # A piece leaves the queue and is told of in one step of libtorrent's thread, so the news
+        # that are there after the look leave no gap.
         queue = self._handle.get_download_queue()
+        self._session.hear()
         return {
             part["piece_index"]
             for part in queue
             if any(block["state"] for block in part["blocks"])  # 0: block_state_t::none
         }
-
-    def has_piece(self, piece: int) -> bool:
-        return self._handle is not None and self._handle.have_piece(piece)
 
     def add_piece(self, piece: int, data: bytes) -> None:
         if self._handle is not None:

@@ -147,18 +147,23 @@ class Stored:
         right = all(stamp.size == sizes.get(name) for name, stamp in stamps.items())
         return right and stamps not in self._wrong
 
-    def approve(self) -> None:
-        """Serve the files that lie elsewhere: all pieces were compared since `look`, and right."""
-        now = self.content.stamps()
+    def approve(self, stamps: dict[str, Stamp]) -> None:
+        """Serve the files that lie elsewhere: all pieces were compared, and right.
+
+        Args:
+            stamps: of the files before the first piece was compared. Files that were written to
+                since are compared again.
+        """
         self.look()
-        if self.fault is Fault.UNCHECKED and self.content.stamps() == now:
-            save_stamps(self._record.directory, now)
-            self._right = now
+        if self.fault is Fault.UNCHECKED and self.content.stamps() == stamps:
+            save_stamps(self._record.directory, stamps)
+            self._right = stamps
             self.fault = None
 
-    def found_wrong(self) -> None:
-        """Note that files that lie elsewhere do not hold what they must; until they change."""
-        self._wrong = [*self._wrong, self.content.stamps()][-MAX_COPIES - 1 :]
+    def found_wrong(self, stamps: dict[str, Stamp]) -> None:
+        """Note that files that lie elsewhere do not hold what they must, while they have these
+        stamps. They are those of before the comparison: files may be put right during it."""
+        self._wrong = [*self._wrong, stamps][-MAX_COPIES - 1 :]
         self.fault = Fault.CHANGED
 
     def lose(self, error: StorageError) -> None:
@@ -252,9 +257,10 @@ class Stored:
         Raises:
             CorruptError: some are, and the files are not ours to write.
         """
+        stamps = self.content.stamps()
         wrong = set(self.wrong(piece for piece in pieces if self.have.has(piece, piece)))
         if wrong and self.in_place:
-            self.found_wrong()
+            self.found_wrong(stamps)
             raise self.error()
         if wrong:
             for offset, length in self.content.lacking():

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 
 import trio
 
 from p2pcloop.errors import P2pcloopError
 from p2pcloopd.engine.disk.holes import is_linked
+from p2pcloopd.engine.fetch.asked import Asked
 from p2pcloopd.engine.fetch.crowd import Crowd
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.dispatch import Dispatch
@@ -25,7 +26,7 @@ from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.swarm import Priority, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.engine.fetch.view import Plan, RangeView, View
-from p2pcloopd.engine.fetch.wants import Want, Wants
+from p2pcloopd.engine.fetch.wants import Want, Wants, side_by_side
 from p2pcloopd.tasks import Pulse
 
 
@@ -52,12 +53,13 @@ class Fetcher:
         self.read_at = -math.inf
         self.last_read = 0
         self._swarm = swarm
+        self._asked = Asked(swarm)
         self._peers = peers
         self._store = store
         self._demand = demand
         self._tuning = tuning
         self._needed = ExitStack()
-        self._dials = self._asks = False
+        self._dials = self._hurries = False
         self._crowded: tuple[bool, frozenset[str]] = (False, frozenset())
         self._foreign, self._foreign_at = False, -math.inf
         self._connections = 0
@@ -65,7 +67,6 @@ class Fetcher:
         self._silent = False
         self._nudged_at = -math.inf
         self._heard, self._heard_at = 0, -math.inf
-        self._requested: set[int] | None = None
         self._wants_changed = Pulse()
 
     # --- the loop ---------------------------------------------------------------------------
@@ -110,20 +111,21 @@ class Fetcher:
     def _look(self) -> View:
         now = trio.current_time()
         store, ranges, servers = self._store, self.ranges, self.ranges.servers
+        # First of all: it brings news.
+        requested = self._asked.requested() if servers.ready_at() <= now else set()
         wants = [want for want in self.wants.table.values() if not store.is_coming(want.piece)]
         if not (wants and self._wanted):
             self._wanted, self._wanted_since = bool(wants), now
         self._share_flights(wants)
         crowded = bool(self.crowd)
         self.crowd.look(now, expecting=any(w.ahead or (crowded and w.waiting) for w in wants))
-        self._requested = None
         self._listen(now)
         layout = store.stored.layout
         return View(
             now=now,
             wants=wants,
             in_part=store.in_part,
-            requested=self._is_requested,
+            requested=requested.__contains__,
             reader_waits=self._demand.busy,
             wanted_since=self._wanted_since,
             piece_length=layout.piece_length,
@@ -162,12 +164,6 @@ class Fetcher:
         heard = self.ranges.servers.heard()
         if heard != self._heard:
             self._heard, self._heard_at = heard, now
-
-    def _is_requested(self, piece: int) -> bool:
-        """Whether a peer was asked for a piece: libtorrent is asked once a look."""
-        if self._requested is None:
-            self._requested = self._swarm.requested()
-        return piece in self._requested
 
     def exclusive_hosts(self) -> frozenset[str]:
         """The hosts that are no peers: a dispatcher would be asked for what other clients have.
@@ -228,15 +224,16 @@ class Fetcher:
         if made.whole:
             self.ranges.start_whole()
         self._dial(on=made.dial)
-        if made.peers and not self._asks:
+        if made.peers and not self._hurries:
             self._peers.hurry()
-        self._asks = bool(made.peers)
+        self._hurries = bool(made.peers)
 
     def _withdraw(self, made: Plan) -> None:
         """Tell peers no more of what a server is asked for.
 
         libtorrent may have been told of a piece and have asked no peer yet. So it is told first,
-        and looked at for the last time: what a peer was asked for by then stays with it.
+        and looked at for the last time: what a peer was asked for by then stays with it, and what
+        one has sent is asked of no source.
         """
         asked = [
             want
@@ -247,22 +244,23 @@ class Fetcher:
         ]
         if not asked:
             return
-        self._tell_no_more(asked)
-        requested = self._swarm.requested()
-        for want in asked:
-            if want.piece not in requested:
-                continue
+        for want in self._take_back(asked):
             if want.piece in made.exact:
                 made.exact.remove(want.piece)
                 made.peers[want.piece] = want.priority
             elif self._peers.connected:
                 self._store.received.hedge(want.piece)
+        here, table = self._store.is_coming, self.wants.table
+        made.leave_out({p for p in made.pieces() if here(p) or p not in table})
 
-    def _tell_no_more(self, wants: Sequence[Want]) -> None:
-        """Have libtorrent ask no peer for pieces that it was told of."""
-        self._swarm.prioritize([want.piece for want in wants], Priority.IDLE)
+    def _take_back(self, wants: Collection[Want]) -> list[Want]:
+        """Tell libtorrent no more of some wants; those that a peer was asked for by then."""
+        pieces = [want.piece for want in wants]
+        self._asked.tell(pieces, Priority.IDLE)
         for want in wants:
             want.asked, want.asked_since = Priority.IDLE, math.inf
+        requested = self._asked.of_peers(pieces)
+        return [want for want in wants if want.piece in requested]
 
     def _fly(self, made: Plan) -> None:
         """Begin the range requests of a plan."""
@@ -288,7 +286,7 @@ class Fetcher:
                 want.asked = priority
                 fresh[priority].append(piece)
         for priority in sorted(fresh, reverse=True):
-            self._swarm.prioritize(fresh[priority], priority)
+            self._asked.tell(fresh[priority], priority)
 
     def _nudge(self, pieces: Collection[int]) -> None:
         """Have idle peers asked too for what does not come, and peers told of it anew.
@@ -305,9 +303,9 @@ class Fetcher:
             want = self.wants.table[piece]
             want.stalled = False
             by_priority[want.asked].append(piece)
-        self._swarm.prioritize(pieces, Priority.IDLE)
+        self._asked.tell(pieces, Priority.IDLE)
         for priority in sorted(by_priority, reverse=True):
-            self._swarm.prioritize(by_priority[priority], priority)
+            self._asked.tell(by_priority[priority], priority)
 
     def _dial(self, *, on: bool) -> None:
         """Have peers tried from now on, or not.
@@ -349,53 +347,39 @@ class Fetcher:
             piece_length=0 if disk is None else disk.layout.piece_length,
             coming=self.is_coming(offset, length),
         )
-        return takes_exact_range(view, self._tuning) and self._take_back(offset, length)
+        return takes_exact_range(view, self._tuning) and self._leave_to_server(offset, length)
 
-    def _take_back(self, offset: int, length: int) -> bool:
-        """Tell peers no more of the pieces of a range; whether no peer was asked for one by then.
+    def _leave_to_server(self, offset: int, length: int) -> bool:
+        """Tell peers no more of the pieces of a range; whether none of them comes from one.
 
         libtorrent may ask a peer at any moment for what it was told of. What a plan would take back
         later, when the server was asked already, would come twice.
         """
-        pieces = self._store.stored.layout.pieces_of(offset, length)
-        wants = [want for piece in pieces if (want := self.wants.table.get(piece)) is not None]
-        told = [want for want in wants if want.asked is not Priority.IDLE]
+        pieces, table = self._store.stored.layout.pieces_of(offset, length), self.wants.table
+        told = [table[p] for p in pieces if p in table and table[p].asked is not Priority.IDLE]
         if not told:
             return True
-        self._tell_no_more(told)
         self._store.changed.notify()
-        return not self._from_peers(want.piece for want in told)
-
-    def _from_peers(self, pieces: Iterable[int]) -> set[int]:
-        """Those of some pieces that a peer was asked for, or that came and are not known here yet:
-        libtorrent tells of them a moment later."""
-        requested = self._swarm.requested()
-        return {piece for piece in pieces if piece in requested or self._swarm.has_piece(piece)}
+        return not self._take_back(told) and not any(map(self._store.is_coming, pieces))
 
     def is_coming(self, offset: int, length: int) -> bool:
         """Whether a piece of a range is here, wanted by a reader, or on its way to become whole."""
         disk = self._store.disk
         if disk is None or offset + length > disk.layout.total_size:
             return False
-        return any(map(self._is_piece_coming, disk.layout.pieces_of(offset, length)))
-
-    def _is_piece_coming(self, piece: int) -> bool:
-        """Whether a piece is here, wanted by a reader, or on its way to become whole."""
-        if self._store.is_coming(piece):
+        pieces = disk.layout.pieces_of(offset, length)
+        # First of all: it brings news.
+        if self._asked.of_peers(pieces) or any(map(self._store.is_coming, pieces)):
             return True
-        want = self.wants.table.get(piece)
-        if want is None:
-            return False
-        if want.waiting or want.ahead or want.flight is not None:
-            return True
-        return want.asked is not Priority.IDLE and bool(self._from_peers([piece]))
+        wants = [want for piece in pieces if (want := self.wants.table.get(piece)) is not None]
+        return any(want.waiting or want.ahead or want.flight is not None for want in wants)
 
     def fail(self, error: P2pcloopError) -> None:
         """Tell all readers that their pieces cannot be had."""
         asked = [p for p in self.wants.read if self.wants.table[p].asked is not Priority.IDLE]
         self.wants.fail(error)
         if self._store.running:
-            self._swarm.prioritize(asked, Priority.IDLE)
+            self._asked.tell(asked, Priority.IDLE)
         self._store.changed.notify()
 
     @property
@@ -430,7 +414,7 @@ class Fetcher:
         asked = [want.piece for want in wants if want.asked is not Priority.IDLE]
         if asked and self._store.running:
             here = self._store.has
-            self._swarm.prioritize([p for p in asked if not here(p)], Priority.IDLE)
+            self._asked.tell([p for p in asked if not here(p)], Priority.IDLE)
         self._store.changed.notify()
 
     # --- the swarm --------------------------------------------------------------------------
@@ -447,6 +431,7 @@ class Fetcher:
         whole = disk is not None and disk.have.complete()
         have = None if whole else [] if disk is None else disk.have.to_list()
         held = {} if disk is None else disk.content.held()
+        self._asked.clear()
         self._swarm.start(info, have, self._peers.sources, held)
         store.compared_since = trio.current_time() if whole else -math.inf
         store.running = True
@@ -476,6 +461,7 @@ class Fetcher:
 
     def on_piece_arrived(self, piece: int) -> None:
         """Note that libtorrent has a piece and found it right."""
+        self._asked.arrived(piece)
         if not self._store.arrive(piece):
             return
         self.wants.arrived(piece)
@@ -511,14 +497,3 @@ class Fetcher:
                 self.on_piece_arrived(piece)
         self._store.on_flushed()
         self._on_wants(self.wants.read)
-
-
-def side_by_side(pieces: Iterable[int], most: int) -> list[range]:
-    """Pieces as runs that are side by side, of at most so many each."""
-    runs: list[range] = []
-    for piece in sorted(pieces):
-        if runs and runs[-1].stop == piece and len(runs[-1]) < most:
-            runs[-1] = range(runs[-1].start, piece + 1)
-        else:
-            runs.append(range(piece, piece + 1))
-    return runs

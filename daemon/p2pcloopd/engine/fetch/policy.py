@@ -92,7 +92,7 @@ def _unsettled(view: View, tuning: Tuning, made: Plan, wants: Iterable[Want]) ->
         flight = want.flight
         if flight is not None and not (want.waiting and flight.exact and flight.queued):
             _await(view, tuning, made, want, flight)
-        elif exact_ready and not _asked_of_peer(view, want) and in_part(want.piece):
+        elif exact_ready and not view.requested(want.piece) and in_part(want.piece):
             made.exact.append(want.piece)
         else:
             left.append(want)
@@ -127,10 +127,6 @@ def _in_window(view: View, pieces: Sequence[int], urgent: set[int]) -> list[int]
     return [*(piece for piece in pieces if piece in urgent), *others[: max(0, room)]]
 
 
-def _asked_of_peer(view: View, want: Want) -> bool:
-    return want.asked is not Priority.IDLE and view.requested(want.piece)
-
-
 def _hedge_at(view: View, tuning: Tuning, flight: Flight) -> float:
     """When peers are asked as well, since a range request did not answer."""
     if flight.exact:
@@ -152,7 +148,7 @@ def _by_demand(view: View, tuning: Tuning, made: Plan, want: Want) -> bool:
         if view.now < patient_until:
             made.wake(patient_until)
             return False
-    elif view.exact_ready and (want.stalled or not _asked_of_peer(view, want)):
+    elif view.exact_ready and (want.stalled or not view.requested(want.piece)):
         made.exact.append(want.piece)
         if not want.stalled:
             return True
@@ -256,7 +252,7 @@ def _begin_with_server(view: View, tuning: Tuning, made: Plan, free: Sequence[Wa
         return
     if any(not flight.exact for flight in view.flights):
         return
-    next_ones = (want for want in free if want.ahead and not _asked_of_peer(view, want))
+    next_ones = (want for want in free if want.ahead and not view.requested(want.piece))
     there = [want for want in next_ones if want.absent_until <= view.now]
     _ask_servers(made, runs_of(there, 1, max(1, view.window // view.piece_length)))
 

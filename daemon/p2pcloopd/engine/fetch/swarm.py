@@ -186,10 +186,10 @@ class Swarm(Protocol):
         """Whether a peer is connected that is no node of ours, and none that is."""
 
     def requested(self) -> set[int]:
-        """Pieces of which a block was asked of a peer, or came: they are not whole yet."""
+        """Pieces of which a block was asked of a peer, or came: they are not whole yet.
 
-    def has_piece(self, piece: int) -> bool:
-        """Whether a piece is whole there, although its news may not have come yet."""
+        News come before it returns: what became whole until then is told as ever.
+        """
 
     def add_piece(self, piece: int, data: bytes) -> None:
         """Have a piece that came otherwise kept and passed on; news follow as for all others."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from p2pcloopd.engine.fetch.swarm import Priority
-from p2pcloopd.engine.fetch.wants import Flight, Want
+from p2pcloopd.engine.fetch.wants import Flight, Want, side_by_side
 
 
 @dataclass(slots=True)
@@ -17,7 +18,8 @@ class View:
     Attributes:
         wants: of pieces that are not here, in the order in which they were wanted first.
         in_part: whether bytes of a piece are here, or on their way by themselves.
-        requested: whether a peer was asked for a block of a piece, or has sent one.
+        requested: whether a peer was asked for a block of a piece, or has sent one; it is known
+            only where a server may be asked.
         reader_waits: whether a guest waits, for this torrent or another.
         wanted_since: since when something is wanted.
         piece_length: bytes of a piece.
@@ -126,6 +128,21 @@ class Plan:
         """Have peers told that these are read ahead."""
         for want in wants:
             self.peers[want.piece] = Priority.READAHEAD
+
+    def pieces(self) -> set[int]:
+        """All that is asked for."""
+        return set(self.peers).union(self.exact, self.dispatch, *self.ranges)
+
+    def leave_out(self, gone: Collection[int]) -> None:
+        """Ask for none of these pieces."""
+        if not gone:
+            return
+        self.peers = {p: priority for p, priority in self.peers.items() if p not in gone}
+        self.exact = [piece for piece in self.exact if piece not in gone]
+        runs = [side_by_side(set(run).difference(gone), len(run)) for run in self.ranges]
+        self.ranges = list(chain.from_iterable(runs))
+        self.dispatch = [piece for piece in self.dispatch if piece not in gone]
+        self.nudge = [piece for piece in self.nudge if piece not in gone]
 
     def wake(self, at: float) -> None:
         """Decide anew at this time, at the latest."""

@@ -102,6 +102,17 @@ class Want:
         return not (self.waiting or self.ahead or self.fills)
 
 
+def side_by_side(pieces: Iterable[int], most: int) -> list[range]:
+    """Pieces as runs that are side by side, of at most so many each."""
+    runs: list[range] = []
+    for piece in sorted(pieces):
+        if runs and runs[-1].stop == piece and len(runs[-1]) < most:
+            runs[-1] = range(runs[-1].start, piece + 1)
+        else:
+            runs.append(range(piece, piece + 1))
+    return runs
+
+
 def runs_of(wants: Iterable[Want], most: int, length: int) -> Iterator[range]:
     """Up to `most` runs of up to `length` pieces, side by side and equally urgent; the most urgent
     pieces come first. One that is `single` is a run of its own."""

@@ -80,12 +80,13 @@ class InPlace:
         step = max(1, self._tuning.compare_step // layout.piece_length)
         log.info("%s", disk.error())
         try:
+            stamps = await trio.to_thread.run_sync(disk.content.stamps)
             for first in range(0, layout.pieces, step):
                 pieces = range(first, min(first + step, layout.pieces))
                 if await trio.to_thread.run_sync(disk.wrong, pieces):
-                    disk.found_wrong()
+                    disk.found_wrong(stamps)
                     return
-            await trio.to_thread.run_sync(disk.approve)
+            await trio.to_thread.run_sync(disk.approve, stamps)
         except StorageError as err:
             disk.lose(err)
 
