@@ -30,7 +30,7 @@ pytestmark = pytest.mark.e2e
 
 PROGRAMS = (
     *("linux.uml", "busybox", "bwrap", "cc", "ldd"),
-    *("prlimit", "setpriv", "taskset", "unshare"),
+    *("mount", "prlimit", "setpriv", "unshare"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -268,9 +269,20 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_programs_with_a_dynamic_linker_are_told_by_their_elf_header(tmp_path: Path) -> None:
-    assert kernel.has_interpreter(Path(sys.executable).resolve())
-    assert not kernel.has_interpreter(kernel.find_busybox())
+    linker = kernel.find_interpreter(Path(sys.executable).resolve())
+    assert linker is not None
+    assert linker.name.startswith("ld-linux")
+    assert linker.exists()
+    assert kernel.find_interpreter(kernel.find_busybox()) is None
     for content in (b"", b"#!/bin/sh\n", b"\x7fELF\x02", b"\x7fELF\x02" + bytes(59)):
         (tmp_path / "other").write_bytes(content)
-        assert not kernel.has_interpreter(tmp_path / "other")
-    assert not kernel.has_interpreter(tmp_path / "none")
+        assert kernel.find_interpreter(tmp_path / "other") is None
+    assert kernel.find_interpreter(tmp_path / "none") is None
+
+
+def test_libraries_are_those_that_ldd_lists() -> None:
+    program = Path(sys.executable).resolve()
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    for path in kernel.shared_libraries(program):
+        assert str(path) in listed
+    assert len(kernel.shared_libraries(program)) == listed.count(" (0x") - listed.count("vdso")

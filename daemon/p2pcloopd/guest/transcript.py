@@ -42,10 +42,12 @@ class Transcript:
 
     def take(self, data: bytes) -> bool:
         """Add what was printed next; return whether that showed the first login prompt."""
+        before = self.tail.rfind(b"\n") + 1  # earlier lines were looked at
+        text = self.tail[before:] + data
         self.tail = (self.tail + data)[-_TAIL:]
-        if not self.started and (found := _STARTED.search(self.tail)):
+        if not self.started and (found := _STARTED.search(text)):
             self.started = found[1].decode(errors="replace")
-        if self.prompt_time is None and PROMPT.search(self.tail):
+        if self.prompt_time is None and PROMPT.search(text):
             self.prompt_time = self._clock()
             return True
         return False

@@ -2,38 +2,32 @@
 # Makes the mount namespace in which a sandbox is put together ready (guest/sandbox/staging.py), and
 # goes on with a command. Usage, as `sh -c`, with $0 a busybox:
 #
-#     PLACE OWNER SIZE [KIND WHAT NAME]... -- COMMAND...
+#     PLACE SIZE MOUNT TABLE [FILE NAME]... -- COMMAND...
 #
-# PLACE gets a tmpfs of SIZE bytes. Each triple makes PLACE/NAME there: `tmpfs BYTES` an empty one
-# that belongs to the user OWNER, `copy FILE` a file that all can read, `bind PATH` what is at PATH.
+# PLACE gets a tmpfs of SIZE bytes. Each pair makes PLACE/NAME there: a copy of FILE that all can
+# read, or an empty file if FILE is empty. Then MOUNT, util-linux's, mounts all of TABLE (fstab(5)):
+# each program that is started here delays the guest by a millisecond.
 set -e
-# The files of a tmpfs are counted: a million empty ones fill a machine's memory as well.
-tmpfs_files=64
 
 # When the machine's memory is short, the guest is ended before the user's other programs.
 echo 500 >/proc/self/oom_score_adj || :
-place=$1 owner=$2 size=$3
-shift 3
+place=$1 size=$2 mount=$3 table=$4
+shift 4
 "$0" mount -t tmpfs -o "mode=755,nr_inodes=1024,size=$size" p2pcloop "$place"
 cd "$place"
 while [ "$1" != -- ]; do
-    case $1 in
-        tmpfs)
-            "$0" mkdir "$3"
-            own=mode=700,uid=$owner,gid=$owner
-            "$0" mount -t tmpfs -o "$own,nr_inodes=$tmpfs_files,size=$2" p2pcloop "$3"
-            ;;
-        copy)
-            "$0" cat "$2" >"$3"
-            "$0" chmod 555 "$3"
-            ;;
-        bind)
-            if [ -d "$2" ]; then "$0" mkdir "$3"; else : >"$3"; fi
-            "$0" mount -o rbind "$2" "$3"
-            ;;
-    esac
-    shift 3
+    if [ "$1" ]; then
+        "$0" cat "$1" >"$2"
+        "$0" chmod 555 "$2"
+    else
+        : >"$2"
+    fi
+    shift 2
 done
 shift
+if [ "$table" ]; then
+    printf "%s\n" "$table" >fstab
+    "$mount" --no-mtab --all --fstab "$place/fstab"
+fi
 cd /
 exec "$@"

@@ -17,8 +17,8 @@ import resource
 import signal
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -272,19 +272,18 @@ async def _started(
     gate, gate_inside = socket.socketpair()
     options = ["--info-fd", str(info_write), "--seccomp", str(filter_read)]
     words = [*start, *options, *sandbox.arguments]
-    if cpu is not None:
-        words = [str(find_program("taskset", "util-linux")), "-c", str(cpu), *words]
     try:
-        # Started by this very thread: --die-with-parent means the thread that forked.
-        popen = subprocess.Popen(  # noqa: ASYNC220  see above; it takes milliseconds
-            words,
-            stdin=gate_inside.fileno(),
-            stdout=output,
-            stderr=complaint_write,
-            pass_fds=[*pass_fds, info_write, filter_read],
-            env=_environment(),
-            start_new_session=True,
-        )
+        with _on_cpu(cpu):
+            # Started by this very thread: --die-with-parent means the thread that forked.
+            popen = subprocess.Popen(  # noqa: ASYNC220  see above; it takes milliseconds
+                words,
+                stdin=gate_inside.fileno(),
+                stdout=output,
+                stderr=complaint_write,
+                pass_fds=[*pass_fds, info_write, filter_read],
+                env=_environment(),
+                start_new_session=True,
+            )
     except OSError as err:
         os.close(info_read)
         os.close(complaint_read)
@@ -295,6 +294,27 @@ async def _started(
             os.close(fd)
         gate_inside.close()
     return await _let_through(popen, info_read, complaint_read, gate)
+
+
+@contextmanager
+def _on_cpu(cpu: int | None) -> Iterator[None]:
+    """Let this thread run on one CPU only: what it starts inside inherits that, and keeps it.
+
+    Raises:
+        OSError: this process may not use that CPU, or there is none.
+    """
+    if cpu is None:
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError as err:
+        raise OSError(err.errno, f"CPU {cpu} cannot be used: {err.strerror}") from err
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 async def _let_through(

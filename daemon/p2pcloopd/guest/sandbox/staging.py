@@ -28,6 +28,9 @@ it, and nothing that is handed in lies below it."""
 
 _SLACK = 1 << 20
 
+_TMPFS_FILES = 64
+"""The files of a tmpfs are counted: a million empty ones fill a machine's memory as well."""
+
 
 class Stage:
     """Collects what a sandbox is to see; `words` is the command that makes it ready."""
@@ -36,11 +39,17 @@ class Stage:
         self._busybox = str(busybox)
         self._user = _another_user()
         self._room = _SLACK
-        self._made: list[str] = []
+        self._count = 0
+        self._files: list[str] = []
+        self._table: list[str] = []
 
     def tmpfs(self, size: int) -> Path:
         """Return the place of a new tmpfs of at most `size` bytes and 64 files: the sandbox's."""
-        return self._make("tmpfs", str(size))
+        place, owner = self._place(), self._user or 0
+        owned = f"mode=700,uid={owner},gid={owner}"
+        limits = f"nr_inodes={_TMPFS_FILES},size={size}"
+        self._table.append(f"p2pcloop {place} tmpfs X-mount.mkdir,{owned},{limits}")
+        return place
 
     def hand_in(self, path: Path) -> Path:
         """Return a place at which the sandbox's user reaches `path`. It can then read a file of the
@@ -52,21 +61,35 @@ class Stage:
             os.chown(path, self._user, self._user)
         elif stat.S_ISREG(status.st_mode) and not _is_for_all(status.st_mode):
             self._room += status.st_size
-            return self._make("copy", str(path))
+            place = self._place()
+            self._files += [str(path), place.name]
+            return place
         if all(folder.stat().st_mode & stat.S_IXOTH for folder in path.resolve().parents):
             return path
-        return self._make("bind", str(path))
+        return self._bind(path, directory=stat.S_ISDIR(status.st_mode))
 
-    def _make(self, kind: str, what: str) -> Path:
-        name = str(len(self._made) // 3)
-        self._made += [kind, what, name]
-        return _STAGE / name
+    def _bind(self, path: Path, *, directory: bool) -> Path:
+        place = self._place()
+        if not directory:
+            self._files += ["", place.name]
+        made = ",X-mount.mkdir" if directory else ""
+        self._table.append(f"{_as_field(path)} {place} none rbind{made}")
+        return place
+
+    def _place(self) -> Path:
+        self._count += 1
+        return _STAGE / str(self._count)
 
     def words(self) -> list[str]:
-        """Return the command line that makes the stage and runs what is appended to it."""
-        owner, room = str(self._user or 0), str(self._room)
+        """Return the command line that makes the stage and runs what is appended to it.
+
+        Raises:
+            NeedsPackageError: a program of util-linux is not installed.
+        """
+        # util-linux's, which mounts all of a table. (Busybox's has no way to name the table.)
+        mount = str(find_program("mount", "mount"))
         words = [self._busybox, "sh", "-c", script("stage"), self._busybox]
-        words += [str(_STAGE), owner, room, *self._made, "--"]
+        words += [str(_STAGE), str(self._room), mount, "\n".join(self._table), *self._files, "--"]
         namespace = [str(find_program("unshare", "util-linux")), "--mount"]
         namespace += ["--propagation", "private"]
         if self._user is None:
@@ -75,6 +98,11 @@ class Stage:
         ids = [f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups"]
         become = [str(find_program("setpriv", "util-linux")), *ids, "--no-new-privs"]
         return [*namespace, *words, *become, "--inh-caps=-all", "--bounding-set=-all"]
+
+
+def _as_field(path: Path) -> str:
+    """Write a path as a field of fstab(5): with its white space, and the backslash, in octal."""
+    return "".join(f"\\{ord(char):03o}" if char in " \t\n\\" else char for char in str(path))
 
 
 def _is_for_all(mode: int) -> bool:

@@ -58,8 +58,11 @@ _ELF64 = b"\x7fELF\x02"
 _ELF_HEADER = struct.Struct("<32xQ14xHH")
 """Offset, size of an entry, and number of entries of the program header table."""
 
-_WORD = struct.Struct("<I")
+_PROGRAM_HEADER = struct.Struct("<I4xQ16xQ")
+"""Type, offset and size of a segment."""
+
 _PT_INTERP = 3
+_MAX_PATH = 4096
 
 
 def find_busybox() -> Path:
@@ -69,7 +72,7 @@ def find_busybox() -> Path:
         NeedsPackageError: there is none, or it is linked dynamically.
     """
     path = find_program("busybox", "busybox-static")
-    if has_interpreter(path):
+    if find_interpreter(path) is not None:
         raise NeedsPackageError(
             f"{path} needs shared libraries, which a guest's first root does not have",
             hint="apt-get install busybox-static",
@@ -77,32 +80,46 @@ def find_busybox() -> Path:
     return path
 
 
-def has_interpreter(program: Path) -> bool:
-    """Whether a program is started by a dynamic linker, by its ELF header (elf(5)).
+def find_interpreter(program: Path) -> Path | None:
+    """Return the dynamic linker that starts a program, by its ELF header (elf(5)).
 
-    `ldd` tells it too, and takes ten times as long. False where it is no 64-bit ELF file.
+    None where it needs none, or is no 64-bit ELF file.
     """
     try:
         with program.open("rb") as file:
             header = file.read(_ELF_HEADER.size)
             if len(header) < _ELF_HEADER.size or header[:5] != _ELF64:
-                return False
+                return None
             offset, size, count = _ELF_HEADER.unpack(header)
             file.seek(offset)
             table = file.read(size * count)
-    except OSError:
-        return False
-    starts = range(0, len(table) - _WORD.size + 1, max(size, 1))
-    return any(_WORD.unpack_from(table, start)[0] == _PT_INTERP for start in starts)
+            for start in range(0, len(table) - _PROGRAM_HEADER.size + 1, max(size, 1)):
+                kind, offset, length = _PROGRAM_HEADER.unpack_from(table, start)
+                if kind == _PT_INTERP:
+                    file.seek(offset)
+                    return Path(os.fsdecode(file.read(min(length, _MAX_PATH)).rstrip(b"\0")))
+    except (OSError, OverflowError):
+        pass
+    return None
 
 
 @cache
 def shared_libraries(program: Path) -> tuple[Path, ...]:
     """Return the absolute paths that the dynamic linker opens for `program`, itself included;
     empty for a static one. They are asked for once: a command needs them again and again."""
-    done = subprocess.run(
-        ["ldd", program], capture_output=True, text=True, timeout=_PROGRAM_TIMEOUT, check=False
-    )
+    interpreter = find_interpreter(program)
+    # ldd(1) is a shell script that asks the linker, too; a shared object names none.
+    asked: list[str | Path] = ["ldd"] if interpreter is None else [interpreter, "--list"]
+    try:
+        done = subprocess.run(
+            [*asked, program],
+            capture_output=True,
+            text=True,
+            timeout=_PROGRAM_TIMEOUT,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ()
     if done.returncode != 0:
         return ()
     paths = re.findall(r"(?:=> |^\s+)(/\S+)(?= \(0x)", done.stdout, re.MULTILINE)
