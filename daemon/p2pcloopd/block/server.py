@@ -20,6 +20,7 @@ from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.opening import Disk, Ready, open_disk
 from p2pcloopd.block.source import StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.vhost_queue import MOMENT
 from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.block.waits import Waits
 from p2pcloopd.unix_listener import unix_listener
@@ -125,6 +126,8 @@ async def _serve_front_ends(
     spec: BlockServerSpec, disk: Disk, listeners: _Listeners, attached: Callable[[bool], None]
 ) -> None:
     served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
+    # A guest has one queue for each disk.
+    moment = MOMENT if spec.for_guest and disk.changes is None else 0
     async with trio.open_nursery() as nursery:
         if listeners.nbd:
             from p2pcloopd.block.nbd_server import serve_nbd  # noqa: PLC0415  guests need no NBD
@@ -133,7 +136,8 @@ async def _serve_front_ends(
             nursery.start_soon(serve, disk.image, listeners.nbd)
         for backend, listener in served:
             if backend is not None and listener is not None:
-                nursery.start_soon(serve_vhost_user, backend, listener, attached)
+                serve_disk = partial(serve_vhost_user, moment=moment)
+                nursery.start_soon(serve_disk, backend, listener, attached)
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:

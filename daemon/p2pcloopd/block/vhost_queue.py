@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import time
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -25,6 +27,13 @@ _BATCH_REQUESTS = 256
 _BATCH_BYTES = 1 << 20
 """Requests answered before the driver is called and other tasks have their turn."""
 
+MOMENT = 0.001
+"""Seconds for which the only queue of a process waits for the next kick by itself. A guest that
+boots kicks again within that time, as a rule."""
+
+_MOMENTS = 10
+"""Moments after which other tasks have their turn at the latest."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,12 +45,15 @@ class QueueServer:
         vring: its `call` is read each time, since a front end may replace it.
     """
 
-    def __init__(self, backend: Backend, queue: Virtqueue, vring: Vring) -> None:
+    def __init__(
+        self, backend: Backend, queue: Virtqueue, vring: Vring, *, moment: float = 0
+    ) -> None:
+        """`moment`: seconds to wait for a kick while other tasks have to wait, too; 0 for none."""
         assert vring.kick is not None
         self.queue = queue
         self.vring = vring
         self._backend = backend
-        self._kick = vring.kick
+        self._kicks = _Kicks(vring.kick, moment)
         self._taking = trio.CancelScope()
         self._ended = trio.Event()
         self._nursery: trio.Nursery
@@ -72,10 +84,9 @@ class QueueServer:
             while True:
                 self.queue.refuse_kicks()
                 while self._answer_batch() or self.queue.want_kicks():
-                    await trio.lowlevel.checkpoint()
-                await trio.lowlevel.wait_readable(self._kick)
-                if not os.read(self._kick, 8):
-                    raise VirtqueueError("the kick descriptor was closed")
+                    await self._kicks.let_others_run()
+                # Tasks that wait for bytes must have them at once.
+                await self._kicks.wait(alone=not self._nursery.child_tasks)
         except (VirtqueueError, OSError) as error:
             self._give_up(error)
 
@@ -168,3 +179,48 @@ class QueueServer:
                 os.write(self.vring.err, _ONE)
             except OSError as failure:
                 _log.error("vhost-user: the front end could not be told: %s", failure)
+
+
+class _Kicks:
+    """Waits for the driver's kicks.
+
+    For a kick that comes soon it waits without trio, which takes a tenth of the processor time.
+    Other tasks of this process have to wait meanwhile, so it does that for a short time only.
+    """
+
+    def __init__(self, descriptor: int, moment: float) -> None:
+        self._descriptor = descriptor
+        self._moment = moment
+        self._turn_ends = 0.0
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    async def let_others_run(self) -> None:
+        """Let other tasks run; they have to wait again after that."""
+        await trio.lowlevel.checkpoint()
+        self._begin_turn()
+
+    async def wait(self, *, alone: bool) -> None:
+        """Return when there was a kick.
+
+        Args:
+            alone: whether other tasks may have to wait for a moment.
+
+        Raises:
+            VirtqueueError: the descriptor was closed.
+            OSError: it is none that can be read.
+        """
+        if not (alone and self._comes_soon()):
+            await trio.lowlevel.wait_readable(self._descriptor)
+            self._begin_turn()
+        if not os.read(self._descriptor, 8):
+            raise VirtqueueError("the kick descriptor was closed")
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = time.monotonic() + _MOMENTS * self._moment
+
+    def _comes_soon(self) -> bool:
+        """Wait for a kick for a moment, unless others have waited long enough."""
+        if time.monotonic() >= self._turn_ends:
+            return False
+        return bool(self._poll.poll(self._moment * 1000))

@@ -46,6 +46,8 @@ async def serve_vhost_user(
     backend: Backend,
     listener: trio.socket.SocketType,
     attached: Callable[[bool], None] = lambda _: None,
+    *,
+    moment: float = 0,
 ) -> None:
     """Serve a device to one front end after the other; a second one at a time is refused.
 
@@ -53,6 +55,7 @@ async def serve_vhost_user(
         backend: what is served; it is not closed.
         listener: a listening unix socket, which is closed at the end.
         attached: called with True when a front end has connected, with False when it has left.
+        moment: as of `QueueServer`; for the only device of a process.
     """
     served: _Served | None = None
 
@@ -67,7 +70,7 @@ async def serve_vhost_user(
         served = _Served(stream.socket)
         attached(True)
         try:
-            await serve_front_end(backend, stream.socket)
+            await serve_front_end(backend, stream.socket, moment=moment)
         finally:
             served.ended.set()
             served = None
@@ -131,18 +134,21 @@ class _BlockDevice:
 
     queues = virtio_blk.MAX_QUEUES
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, moment: float) -> None:
         self._backend = backend
+        self._moment = moment
         self.features = virtio_blk.offered_features(backend.device)
         self.config = virtio_blk.config_space(backend.device)
 
     def serve_queue(self, index: int, queue: Virtqueue, vring: Vring) -> QueueServer:  # noqa: ARG002  all are alike
-        return QueueServer(self._backend, queue, vring)
+        return QueueServer(self._backend, queue, vring, moment=self._moment)
 
 
-async def serve_front_end(backend: Backend, connection: trio.socket.SocketType) -> None:
+async def serve_front_end(
+    backend: Backend, connection: trio.socket.SocketType, *, moment: float = 0
+) -> None:
     """Serve a block device to the front end at the other end of a socket; see `serve_device`."""
-    await serve_device(_BlockDevice(backend), connection)
+    await serve_device(_BlockDevice(backend, moment), connection)
 
 
 async def serve_device(device: VhostDevice, connection: trio.socket.SocketType) -> None:
