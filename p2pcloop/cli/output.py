@@ -73,5 +73,5 @@ def check_outside_store(directory: Path, home: Home) -> None:
 
 
 def _is_in_store(place: Path, home: Home) -> bool:
-    store = (home.torrents, home.manifests, home.indexes, home.profiles, home.tmp)
+    store = (home.torrents, home.manifests, home.indexes, home.kept, home.profiles, home.tmp)
     return any(place.is_relative_to(os.path.realpath(each)) for each in store)

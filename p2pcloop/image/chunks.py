@@ -93,11 +93,22 @@ class DecodedChunks:
         if data is not None:
             self._cache.move_to_end(key)
             return data
-        data = self._decode(key)
-        if self._touch(key) or self._spill is None or not self._spill.put(key, data):
+        kept = self._layers[key >> 32].read_kept(key & 0xFFFFFFFF)
+        data = self._decode(key) if kept is None else memoryview(kept)
+        once = self._touch(key) or kept is not None
+        if once or self._spill is None or not self._spill.put(key, data):
             self._keep(key, data)
-        self._follow(key)
+        if kept is None:
+            self._follow(key)
         return data
+
+    def contents(self) -> list[tuple[bytes, memoryview]]:
+        """Return id and content of each chunk in memory, for store/kept.py."""
+        found: list[tuple[bytes, memoryview]] = []
+        for key, data in self._cache.items():
+            with suppress(Missing, P2pcloopError):  # its page of the table was dropped again
+                found.append((self._layers[key >> 32].chunk(key & 0xFFFFFFFF).id, data))
+        return found
 
     def is_decoded(self, key: int) -> bool:
         """Whether a chunk is kept here, or a thread has its stored bytes."""
@@ -114,7 +125,8 @@ class DecodedChunks:
     def arrived(self, key: int) -> None:
         """Decode a chunk ahead whose stored bytes have just come, if it is the next of a chain."""
         with suppress(Missing, P2pcloopError):  # its page of the table was dropped again
-            if self._ahead.workers and self._is_chained(key):
+            kept = self._layers[key >> 32].is_kept(key & 0xFFFFFFFF)
+            if self._ahead.workers and not kept and self._is_chained(key):
                 self._start_chain(key)
 
     def close(self) -> None:
@@ -207,7 +219,7 @@ class DecodedChunks:
                 continue
             layer, number = self._layers[key >> 32], key & 0xFFFFFFFF
             try:
-                if layer.chunk(number).size < LEAST_SIZE:
+                if layer.chunk(number).size < LEAST_SIZE or layer.is_kept(number):
                     continue
                 if layer.chunk(number).chained:
                     self._start_chain(key)

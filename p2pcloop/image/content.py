@@ -37,6 +37,9 @@ class Content(Protocol):
     def missing(self, offset: int, length: int) -> ByteRange | None:
         """Return the range to fetch before these bytes can be read; None if they are here."""
 
+    def use(self, offset: int, length: int) -> None:
+        """Count bytes as used that were not read: what they decode to was kept."""
+
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
         """Report that the bytes that `read` returned do not match their hash.
 
@@ -71,6 +74,9 @@ class LocalContent:
 
     def missing(self, offset: int, length: int) -> None:
         """See `Content.missing`: all is here."""
+
+    def use(self, offset: int, length: int) -> None:
+        """See `Content.use`: nothing of a local file is ever evicted."""
 
     def reject(self, offset: int, length: int, what: str) -> NoReturn:  # noqa: ARG002  see Content
         """See `Content.reject`."""
@@ -116,7 +122,7 @@ class StoredContent:
         data = self._arrivals.pop((offset, length), None)
         if data is not None:
             self._arrived -= len(data)
-            self._use(offset, length)
+            self.use(offset, length)
             return data
         if not self.has(offset, length):
             raise Missing([ByteRange(self._torrent, offset, length)])
@@ -125,7 +131,7 @@ class StoredContent:
         data = self._read_files(offset, length)
         if len(data) != length:
             self.reject(offset, length, "a part of a file in the store")
-        self._use(offset, length)
+        self.use(offset, length)
         return data
 
     def missing(self, offset: int, length: int) -> ByteRange | None:
@@ -133,6 +139,10 @@ class StoredContent:
         if (offset, length) in self._arrivals or self.has(offset, length):
             return None
         return ByteRange(self._torrent, offset, length)
+
+    def is_whole(self) -> bool:
+        """Whether all bytes are here and durable."""
+        return self.has(0, self._pieces * self._piece_length)
 
     def used(self) -> bytes:
         """The pieces that were read so far: one bit a piece, most significant bit first."""
@@ -173,7 +183,8 @@ class StoredContent:
             self._have.close()
             self._have = None
 
-    def _use(self, offset: int, length: int) -> None:
+    def use(self, offset: int, length: int) -> None:
+        """See `Content.use`."""
         size = self._piece_length
         for piece in range(offset // size, (offset + length - 1) // size + 1):
             self._used.add(piece)

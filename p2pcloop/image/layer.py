@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.block_map import LayerMap
@@ -26,6 +26,15 @@ Elsewhere = Callable[[Chunk], bytes | None]
 
 def nowhere(_chunk: Chunk) -> None:
     """The `Elsewhere` that knows no other place."""
+
+
+class Kept(Protocol):
+    """Decoded chunks that an earlier boot has left here, by their ids (store/kept.py)."""
+
+    def __contains__(self, chunk_id: bytes, /) -> bool: ...
+
+    def read(self, chunk_id: bytes, size: int) -> bytes | None:
+        """Return the content of a chunk, verified; None if it is not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,7 @@ class Layer:
         elsewhere: Elsewhere = nowhere,
         pages: PageCache | None = None,
         chains: OpenChains | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Read and verify the map.
 
@@ -180,6 +190,7 @@ class Layer:
             elsewhere: called for each chunk that is missing.
             pages: keeps the pages of the chunk table; shared by the layers of an image.
             chains: keeps the decoders of chains; shared by the layers of an image.
+            kept: decoded chunks of the image, or None.
 
         Raises:
             Missing: the map is not here.
@@ -193,6 +204,7 @@ class Layer:
         self._map = self.load_map()
         self._pages = pages or PageCache()
         self._chains = chains or OpenChains()
+        self._kept = kept
 
     def load_map(self) -> LayerMap:
         """Read and verify the layer's map; errors as of the constructor."""
@@ -236,6 +248,25 @@ class Layer:
         chunk = self.chunk(number)
         pack = self._packs[chunk.source]
         return pack, chunk, pack.content.read(pack.start + chunk.offset, chunk.length)
+
+    def is_kept(self, number: int) -> bool:
+        """Whether `read_kept` has a chunk; errors as of `chunk`."""
+        return self._kept is not None and self.chunk(number).id in self._kept
+
+    def read_kept(self, number: int) -> bytes | None:
+        """Return the content of a chunk, verified, if an earlier boot has kept it.
+
+        Raises:
+            Missing, FormatError: the same as `chunk`.
+        """
+        if self._kept is None:
+            return None
+        chunk = self.chunk(number)
+        data = self._kept.read(chunk.id, chunk.size)
+        if data is not None:
+            pack = self._packs[chunk.source]
+            pack.content.use(pack.start + chunk.offset, chunk.length)
+        return data
 
     def read_chunk(self, number: int) -> bytes:
         """Return the decoded content of a chunk, verified; errors as of `read_chunks`."""

@@ -181,6 +181,10 @@ class MergedImage:
             return None
         return None if pack.seal is not None else (pack, chunk, stored)
 
+    def contents(self) -> list[tuple[bytes, memoryview]]:
+        """Return id and content of the decoded chunks that are in memory."""
+        return self._chunks.contents()
+
     def close(self) -> None:
         """Close the layers' files."""
         self._chunks.close()

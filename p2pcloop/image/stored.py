@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from p2pcloop.errors import FormatError, MismatchError, UsageError
+from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.formats.index import MAX_HEADER_SIZE, MAX_RUNS, IndexHeader
 from p2pcloop.formats.manifest import LayerRef, Manifest
 from p2pcloop.formats.seal import Seal, check_secret
@@ -14,9 +15,10 @@ from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chain import OpenChains
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.known import KnownChunks
-from p2pcloop.image.layer import Layer, Pack, PageCache, load_header, nowhere
+from p2pcloop.image.layer import Layer, Pack, PageCache, load_header
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE, MergedImage
 from p2pcloop.store.home import Home
+from p2pcloop.store.kept import KeptChunks
 
 MAX_HEADERS_SIZE = 2 * MAX_HEADER_SIZE
 """Bytes of the index headers of all layers together: hashes of pages of 2^25 chunks."""
@@ -32,6 +34,7 @@ class StoredImage:
         secret: bytes | None = None,
         *,
         known: KnownChunks | None = None,
+        kept: KeptChunks | None = None,
     ) -> None:
         """Nothing is read yet.
 
@@ -40,6 +43,7 @@ class StoredImage:
             torrents: the store's folder with one directory for each info hash.
             secret: of a private image, as its link has it.
             known: searched for each chunk that is missing, before p2pcloopd is asked.
+            kept: decoded chunks of an earlier boot; closed with the image.
 
         Raises:
             UsageError: the image is private and there is no secret.
@@ -49,6 +53,7 @@ class StoredImage:
         self._manifest = manifest
         self._secret = secret if manifest.private else None
         self._known = known
+        self._kept = kept
         self._contents = {
             layer.torrent: StoredContent(torrents / layer.torrent.hex(), layer)
             for layer in manifest.all_layers
@@ -60,14 +65,21 @@ class StoredImage:
         self._chains = OpenChains()
 
     @classmethod
-    def of_home(cls, manifest: Manifest, home: Home, secret: bytes | None = None) -> Self:
+    def of_home(
+        cls,
+        manifest: Manifest,
+        home: Home,
+        secret: bytes | None = None,
+        *,
+        kept: KeptChunks | None = None,
+    ) -> Self:
         """From a home's store; chunks that other images there have are read from those.
 
         Raises:
             UsageError, MismatchError: as for the constructor.
         """
         known = KnownChunks(home, secrets=[] if secret is None else [secret])
-        return cls(manifest, home.torrents, secret, known=known)
+        return cls(manifest, home.torrents, secret, known=known, kept=kept)
 
     def accept(self, wanted: ByteRange, data: bytes) -> None:
         """Take p2pcloopd's answer to a missing range."""
@@ -103,8 +115,13 @@ class StoredImage:
         layers = [self._layers[ref.layer_id] for ref in self._manifest.layers]
         if layers[-1].header.image_size != self._manifest.size:
             raise _mismatch("the image has another size than the manifest says")
-        also_close = None if self._known is None else self._known.close
-        return MergedImage(layers, cache_size=cache_size, spill=spill, also_close=also_close)
+        return MergedImage(
+            layers, cache_size=cache_size, spill=spill, also_close=self._close_elsewhere
+        )
+
+    def is_whole(self) -> bool:
+        """Whether all bytes of all layers are here."""
+        return all(content.is_whole() for content in self._contents.values())
 
     def used(self) -> dict[bytes, bytes]:
         """The pieces of each torrent that were read so far: see `StoredContent.used`."""
@@ -115,6 +132,12 @@ class StoredImage:
         """Close the files; for an image that was never opened (else close the merged image)."""
         for content in self._contents.values():
             content.close()
+        self._close_elsewhere()
+
+    def _close_elsewhere(self) -> None:
+        for each in (self._known, self._kept):
+            if each is not None:
+                each.close()
 
     def _load_header(self, ref: LayerRef) -> None:
         if ref.layer_id in self._headers:
@@ -140,10 +163,16 @@ class StoredImage:
             header,
             seal=seal,
             sources=sources,
-            elsewhere=nowhere if self._known is None else self._known.read,
+            elsewhere=self._elsewhere,
             pages=self._pages,
             chains=self._chains,
+            kept=self._kept,
         )
+
+    def _elsewhere(self, chunk: Chunk) -> bytes | None:
+        if self._kept is not None and (data := self._kept.read(chunk.id, chunk.size)) is not None:
+            return data
+        return None if self._known is None else self._known.read(chunk)
 
     def _pack(self, layer_id: bytes) -> Pack:
         """The pack of a layer of the stack or of a source."""

@@ -19,6 +19,7 @@
     overlays/                 overlays that lie on images of this home, a file each
     sources/                  the file that the versions of a name were made of, a file each
     indexes/                  indexes of cloop files that are used where they lie
+    kept/<image id hex>       decoded chunks of an image, for its next boot
     tmp/                      files that are being made; on the file system of torrents/
 
 The user's default home also has `uml/`: the kernel that `tools/get-uml-kernel` unpacked.
@@ -139,6 +140,10 @@ class Home:
     @property
     def indexes(self) -> Path:
         return self.root / "indexes"
+
+    @property
+    def kept(self) -> Path:
+        return self.root / "kept"
 
     @property
     def tmp(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,59 @@ def test_what_cannot_be_decoded_ahead_is_told_to_who_reads_it() -> None:
     case.read(7)
     assert touched(case) == {0, 1, 2, 3, 4, 5, 7}
     case.chunks.close()
+
+
+class KeptDict:
+    """Decoded chunks of an earlier boot."""
+
+    def __init__(self, *contents: bytes) -> None:
+        self.contents = {hashlib.sha256(content).digest(): content for content in contents}
+
+    def __contains__(self, chunk_id: bytes) -> bool:
+        return chunk_id in self.contents
+
+    def read(self, chunk_id: bytes, size: int) -> bytes | None:
+        content = self.contents.get(chunk_id)
+        return content if content is not None and len(content) == size else None
+
+
+def test_what_an_earlier_boot_has_kept_is_not_decoded() -> None:
+    case = Case(cache_size=1 << 30)
+    kept = case.layer._kept = KeptDict(*map(content_of, range(4)))
+    case.chunks._ahead.workers = 1
+    for number in range(3):
+        case.read(number)
+    case.chunks.read_ahead([chunk_key(0, 2), chunk_key(0, 3)])
+    assert case.decoded() == []
+    assert touched(case) == {0, 1, 2}
+    assert case.chunks.bytes_touched == 3 * SIZE
+    case.read(3)
+    kept.contents.clear()
+    for number in range(4):  # they are in memory
+        case.read(number)
+    assert case.decoded() == []
+    case.read(7)
+    assert case.decoded() == [7]
+    contents = [bytes(content) for _, content in case.chunks.contents()]
+    assert contents == [content_of(number) for number in (0, 1, 2, 3, 7)]
+    assert all(hashlib.sha256(data).digest() == each for each, data in case.chunks.contents())
+    case.chunks.close()
+
+
+def test_kept_chunks_of_chains_are_read_without_those_before_them() -> None:
+    index, pack = pack_chains([6])
+    content = MemoryContent(index + pack)
+    layer = Layer(content, open_index(index))
+    contents = [layer.read_chunk(number) for number in range(6)]
+    layer = Layer(content, open_index(index), kept=KeptDict(contents[4], contents[5]))
+    chunks = DecodedChunks([layer], cache_size=1 << 30)
+    layer.chunk(0)  # reads its page of the table
+    content.reads.clear()
+    chunks.arrived(chunk_key(0, 4))
+    assert chunks.read(chunk_key(0, 5)) == contents[5]
+    assert content.reads == []
+    assert chunks.read(chunk_key(0, 3)) == contents[3]
+    assert len(content.reads) == 4
+    assert chunks.read(chunk_key(0, 4)) == contents[4]
+    assert len(content.reads) == 4
+    chunks.close()

@@ -84,6 +84,9 @@ class MemoryContent:
     def missing(self, offset: int, length: int) -> None:
         """All is here."""
 
+    def use(self, offset: int, length: int) -> None:
+        """Nothing is evicted."""
+
     def reject(self, offset: int, length: int, what: str) -> NoReturn:
         raise CorruptError(f"{what}: {length} bytes at {offset}")
 

@@ -23,11 +23,13 @@ from p2pcloop.image.touches import Touches
 from p2pcloop.image.zeros import files_device
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
+from p2pcloop.store.kept import KeptChunks
 from p2pcloop.store.lease import Lease
 from p2pcloop.store.overlays import register_overlay
 from p2pcloopd.block.booted import report_booted
 from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.files_overlay import make_file_system
+from p2pcloopd.block.keeping import Keeper
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
@@ -47,10 +49,12 @@ class Disk:
     Attributes:
         image: the image, with a block overlay over it; read-only without one.
         changes: the device of a files overlay, or None.
+        keeper: keeps what a boot has decoded of the image, or None.
     """
 
     image: LocalBackend | StoredBackend
     changes: LocalBackend | None
+    keeper: Keeper | None = None
 
     def close(self) -> None:
         """Close all files; unflushed writes may be lost."""
@@ -138,8 +142,10 @@ async def _open_stored(
     wanting: Callable[[], None],
 ) -> Disk:
     manifest = signed.manifest
+    # Of a private image nothing lies on a disk that its secret does not protect.
+    kept = None if manifest.private else KeptChunks(spec.home, manifest.image_id)
     # A wrong secret is refused here, before an overlay is made.
-    stored = StoredImage.of_home(manifest, spec.home, spec.secret)
+    stored = StoredImage.of_home(manifest, spec.home, spec.secret, kept=kept)
     overlay = _open_overlay(
         spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
     )
@@ -166,7 +172,9 @@ async def _open_stored(
 
             device = ImageDevice(image, over, _touches(spec), length=manifest.length)
             prefetch = Prefetch(device, client, supplier)
-            return Disk(StoredBackend(device, supplier, prefetch, tell), changes)
+            keeper = Keeper(spec.home, image, kept) if kept is not None else None
+            backend = StoredBackend(device, supplier, prefetch, tell, whole=stored.is_whole())
+            return Disk(backend, changes, keeper)
 
 
 def _open_overlay(

@@ -61,10 +61,13 @@ async def serve(
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
         disk = await open_disk(spec, nursery, stack, ready, wanting)
-        if isinstance(disk.image, StoredBackend):
+        if isinstance(disk.image, StoredBackend) and not disk.image.whole:
             if not spec.profile:
                 nursery.start_soon(disk.image.prefetch.follow)
             nursery.start_soon(_read_ahead, spec, disk.image)
+        keeper = disk.keeper if spec.for_guest else None
+        if keeper is not None:
+            nursery.start_soon(keeper.run)
         try:
             await _serve_front_ends(spec, disk, listeners, attached)
         finally:
@@ -72,6 +75,8 @@ async def serve(
                 await (disk.changes or disk.image).flush()
                 if isinstance(disk.image, StoredBackend):
                     await disk.image.report_booted()
+                if keeper is not None:
+                    await keeper.keep()
             report = _report(disk)
             disk.close()
         nursery.cancel_scope.cancel()

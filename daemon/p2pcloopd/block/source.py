@@ -34,6 +34,7 @@ class StoredBackend:
         supplier: fetches missing bytes.
         prefetch: fetches bytes before they are read.
         report_booted: called at the end; ends the lease and reports the used pieces.
+        whole: whether all of the image is here: then nothing is prefetched.
     """
 
     def __init__(
@@ -42,11 +43,14 @@ class StoredBackend:
         supplier: Supplier,
         prefetch: Prefetch,
         report_booted: Callable[[], Awaitable[None]],
+        *,
+        whole: bool,
     ) -> None:
         self.device = device
         self.supplier = supplier
         self.prefetch = prefetch
         self.report_booted = report_booted
+        self.whole = whole
         self._shared_flush = SharedFlush(device)
 
     async def supply(self, missing: Missing) -> None:

@@ -10,6 +10,7 @@ from p2pcloop.errors import BusyError, FormatError, MismatchError, NotHereError,
 from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.formats.name import parse_name
 from p2pcloop.store.home import Home
+from p2pcloop.store.kept import forget_chunks
 from p2pcloop.store.keys import our_keys
 from p2pcloop.store.lease import leased
 from p2pcloop.store.name_table import MAX_HISTORY, NameRecord
@@ -121,4 +122,5 @@ async def _remove_data(
     images = {manifest.image_id for manifest in going} - {each.image_id for each in staying}
     for image_id in images:
         await trio.to_thread.run_sync(forget_profile, node.home, image_id)
+        await trio.to_thread.run_sync(forget_chunks, node.home, image_id)
     return [torrent.info_hash for torrent in here], freed

@@ -1,0 +1,99 @@
+"""The chunks of a boot are kept for the next one: once, when the guest reads nothing new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcloop.formats.block_map import Run
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.store.home import Home
+from p2pcloop.store.kept import KeptChunks, kept_path
+from p2pcloopd.block.keeping import PAUSE_SECONDS, Keeper
+from tests.support.images import make_layer
+
+SIZE = 1 << 16
+CHUNKS = [bytes([number + 1]) * SIZE for number in range(40)]
+
+
+class Boot:
+    """One boot of the same image: what it reads is found in `decoded`, unless it was kept."""
+
+    def __init__(self, home: Home) -> None:
+        blocks = SIZE // 4096
+        runs = [Run(0, len(CHUNKS) * blocks, 0, 0, blocks)]
+        layer = make_layer(runs, CHUNKS, len(CHUNKS) * blocks)
+        self.kept = KeptChunks(home, bytes(32))
+        layer._kept = self.kept
+        self.image = MergedImage([layer])
+        self.image.image_id = bytes(32)
+        self.keeper = Keeper(home, self.image, self.kept)
+        self.here = {n for n in range(len(CHUNKS)) if layer.chunk(n).id in self.kept}
+
+    def read(self, *numbers: int) -> None:
+        for number in numbers:
+            assert self.image.read_chunk(0, number) == CHUNKS[number]
+
+    def close(self) -> None:
+        self.image.close()
+        self.kept.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home")
+    home.create()
+    return home
+
+
+async def test_a_boot_is_kept_after_a_pause(
+    home: Home,
+    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+) -> None:
+    boot = Boot(home)
+    assert boot.here == set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(boot.keeper.run)
+        await trio.sleep(4 * PAUSE_SECONDS)  # nothing was read yet
+        for number in range(4):
+            boot.read(number)
+            await trio.sleep(PAUSE_SECONDS / 2)
+            assert not kept_path(home, bytes(32)).exists()
+    assert kept_path(home, bytes(32)).exists()
+    boot.read(20)
+    await boot.keeper.keep()  # the guest's end
+    boot.close()
+    boot = Boot(home)
+    assert boot.here == {0, 1, 2, 3}
+    boot.close()
+
+
+async def test_a_guest_that_ends_early_is_kept_at_its_end(home: Home) -> None:
+    boot = Boot(home)
+    boot.read(*range(20))
+    await boot.keeper.keep()
+    boot.close()
+    before = kept_path(home, bytes(32)).stat().st_ino
+    boot = Boot(home)
+    assert boot.here == set(range(20))
+    boot.read(*range(21))
+    await boot.keeper.keep()  # one chunk of 21 is new: not worth it
+    boot.close()
+    assert kept_path(home, bytes(32)).stat().st_ino == before
+    boot = Boot(home)
+    boot.read(*range(23))
+    await boot.keeper.keep()
+    boot.close()
+    boot = Boot(home)
+    assert boot.here == set(range(23))
+    boot.close()
+
+
+async def test_a_guest_that_reads_nothing_leaves_nothing(home: Home) -> None:
+    boot = Boot(home)
+    await boot.keeper.keep()
+    boot.close()
+    assert not home.kept.exists()
