@@ -32,7 +32,7 @@ from bench import (
 )
 from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
-from bench.links import boot_command, crowd, desktop, download, kept, missing
+from bench.links import boot_command, crowd, desktop, download, kept, missing, netboot
 from bench.links.suite import INTERRUPTED
 from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
@@ -72,6 +72,7 @@ SUITES = {
     "kept": kept.main,
     "download": download.main,
     "desktop": desktop.main,
+    "netboot": netboot.main,
 }
 """Measures over slow lines, with options of their own; named first, and alone."""
 

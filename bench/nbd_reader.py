@@ -14,23 +14,29 @@ _BLOCK = 4096
 
 
 class NbdReader:
-    """A connection to the default export behind a unix socket.
+    """A connection to an export.
 
     Args:
+        where: a unix socket, or a socket that is connected already.
         limit: seconds that the server may let it wait.
+        name: of the export.
 
     Raises:
         BenchError: from any method: the server broke the protocol, refused, or hung up.
         TimeoutError: from any method: it said nothing for `limit` seconds.
     """
 
-    def __init__(self, path: Path, limit: float = 30) -> None:
+    def __init__(self, where: Path | socket.socket, limit: float = 30, name: bytes = b"") -> None:
         self._lengths: dict[int, int] = {}
-        self._socket = socket.socket(socket.AF_UNIX)
+        path = None if isinstance(where, socket.socket) else str(where)
+        self._socket: socket.socket = (
+            where if isinstance(where, socket.socket) else socket.socket(socket.AF_UNIX)
+        )
         self._socket.settimeout(limit)
         try:
-            self._connect(str(path), time.monotonic() + limit)
-            self._negotiate()
+            if path is not None:
+                self._connect(path, time.monotonic() + limit)
+            self._negotiate(name)
         except BaseException:
             self._socket.close()
             raise
@@ -83,12 +89,12 @@ class NbdReader:
         self._socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0))
         self._socket.close()
 
-    def _negotiate(self) -> None:
+    def _negotiate(self, name: bytes) -> None:
         if self._receive(16) != b"NBDMAGICIHAVEOPT":
             raise BenchError("the NBD server is not of the newstyle")
         self._receive(2)
         self._socket.sendall(struct.pack(">I", 3))  # fixed newstyle, no zeroes
-        data = struct.pack(">IH", 0, 0)  # the default export, no information asked for
+        data = struct.pack(">I", len(name)) + name + bytes(2)  # no information asked for
         self._socket.sendall(b"IHAVEOPT" + struct.pack(">II", _OPTION_GO, len(data)) + data)
         while True:
             _, _, reply, length = struct.unpack(">QIII", self._receive(20))

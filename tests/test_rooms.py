@@ -51,7 +51,11 @@ BELOW_DAEMON = {
         *("control_client", "control_server", "entry", "frame_sender", "programs"),
         "unix_listener",
     },
-    "commands": {"commands", "guest", "block", "entry", "forked"},
+    "netboot": {
+        *("netboot", "block", "http", "guest.system", "guest.sandbox", "guest.network"),
+        *("entry", "programs"),
+    },
+    "commands": {"commands", "guest", "block", "netboot", "entry", "forked", "programs"},
     "guest/system": {"guest.system", "entry", "programs"},
     "guest/sandbox": {"guest.sandbox", "guest.system", "entry", "programs"},
     "guest/network": {"guest.network", "guest.sandbox", "guest.system", "entry", "programs"},

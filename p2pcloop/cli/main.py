@@ -45,6 +45,7 @@ _COMMANDS = {
     "mirror": ("p2pcloop.cli.mirror", "Write an image as static files, for any web server."),
     "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
     "block": ("p2pcloopd.commands.block", "Serve an image as a block device (NBD, vhost-user)."),
+    "netboot": ("p2pcloopd.commands.netboot", "Let bare machines boot an image over the network."),
     "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
     "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
     "rm": ("p2pcloop.cli.rm", "Remove an image, or a guest that has ended."),

@@ -51,6 +51,10 @@ class ImageDevice:
         self.touches = touches
         self._length = length
 
+    def with_overlay(self, overlay: Overlay) -> ImageDevice:
+        """The same image below an overlay of its own, which its decoded chunks are shared with."""
+        return ImageDevice(self.image, overlay, length=self._length)
+
     @property
     def size(self) -> int:
         """See `BlockDevice.size`."""
@@ -181,6 +185,10 @@ class ImageDevice:
     def close(self) -> None:
         """See `BlockDevice.close`."""
         self.image.close()
+        self.close_overlay()
+
+    def close_overlay(self) -> None:
+        """Close the overlay alone; other devices may have the same image."""
         if self.overlay is not None:
             self.overlay.close()
 

@@ -28,7 +28,13 @@ from collections.abc import Callable
 from typing import ClassVar, Final, NamedTuple
 
 from p2pcloop.protocol import nbd_wire as wire
-from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Agreed, Export, check_request
+from p2pcloop.protocol.nbd_export import (
+    MAX_PAYLOAD,
+    Agreed,
+    Export,
+    Exports,
+    check_request,
+)
 from p2pcloop.protocol.nbd_options import Then, answer_option
 from p2pcloop.protocol.nbd_reply import Replies
 from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
@@ -138,8 +144,9 @@ class NbdServer:
         replies: makes the replies to requests as agreed; not before NEGOTIATED.
     """
 
-    def __init__(self, export: Export) -> None:
-        self._export = export
+    def __init__(self, exports: Exports) -> None:
+        self._exports = exports
+        self._export = Export(0, read_only=True)  # until one is chosen
         self._state = _State.CLIENT_FLAGS
         self._input = memoryview(bytearray(INPUT_SIZE))
         self._start = 0
@@ -155,6 +162,11 @@ class NbdServer:
         self._skip = 0
         self._refusal = Reply(b"")
         self._resume = _State.OPTION
+
+    @property
+    def chosen(self) -> bytes:
+        """The name under which the client asked for its export; not before NEGOTIATED."""
+        return self._agreed.name
 
     def receive_buffer(self) -> memoryview:
         """The buffer for the next bytes of the connection; never empty."""
@@ -253,7 +265,7 @@ class NbdServer:
         option, length = self._option
         if (data := self._take(length)) is None:
             return Signal.NEED_DATA
-        reply, then = answer_option(self._export, self._agreed, option, bytes(data))
+        reply, then = answer_option(self._exports, self._agreed, option, bytes(data))
         self._enter(_AFTER_OPTION[then])
         return Reply(reply)
 
@@ -267,6 +279,8 @@ class NbdServer:
 
     def _begin_transmission(self) -> Event:
         self._enter(_State.REQUEST)
+        assert self._agreed.export is not None, "an option that chooses none leads elsewhere"
+        self._export = self._agreed.export
         self.replies = Replies(structured=self._agreed.structured)
         return Signal.NEGOTIATED
 

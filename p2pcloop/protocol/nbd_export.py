@@ -6,7 +6,7 @@ Source: doc/proto.md of NetworkBlockDevice/nbd.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.units import BLOCK_SIZE
@@ -28,7 +28,7 @@ _CHANGES: Final = (wire.CMD_WRITE, wire.CMD_TRIM, wire.CMD_WRITE_ZEROES)
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The device that is served.
+    """A device that is served; as `Exports`, the only one.
 
     Attributes:
         size: bytes of the device.
@@ -42,6 +42,32 @@ class Export:
     names: tuple[str, ...] = ("",)
     tls: bool = False
 
+    def find(self, name: bytes) -> Export | str:
+        """See `Exports.find`."""
+        if name in [known.encode() for known in self.names]:
+            return self
+        return f"no export {quoted(name)}: served are {', '.join(map(repr, self.names))}"
+
+
+class Exports(Protocol):
+    """The devices that a server has, by their names."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is listed; there may be more."""
+
+    @property
+    def tls(self) -> bool:
+        """See `Export.tls`."""
+
+    def find(self, name: bytes) -> Export | str:
+        """The export of a name, or text for people why there is none; changes nothing."""
+
+
+def quoted(name: bytes) -> str:
+    """A client's name of an export, for messages."""
+    return repr(name[:64].decode("utf-8", "replace"))
+
 
 @dataclass(slots=True)
 class Agreed:
@@ -53,6 +79,7 @@ class Agreed:
         structured: READ is answered in chunks.
         block_status: `base:allocation` may be asked for.
         context_name: the export's name with which that was selected.
+        export: what was chosen, under `name`; None before that.
     """
 
     no_zeroes: bool = False
@@ -60,6 +87,8 @@ class Agreed:
     structured: bool = False
     block_status: bool = False
     context_name: bytes = b""
+    export: Export | None = None
+    name: bytes = b""
 
 
 class Refusal(NamedTuple):

@@ -1,8 +1,7 @@
 """The answers to the options of an NBD client, before its requests.
 
-There is one export, under the empty name and those of its image, with one metadata context,
-`base:allocation`. Source: doc/proto.md of NetworkBlockDevice/nbd ("Option types", "Metadata
-querying", "TLS support").
+Each export has one metadata context, `base:allocation`. Source: doc/proto.md of
+NetworkBlockDevice/nbd ("Option types", "Metadata querying", "TLS support").
 """
 
 from __future__ import annotations
@@ -12,7 +11,13 @@ import struct
 from typing import Final
 
 from p2pcloop.protocol import nbd_wire as wire
-from p2pcloop.protocol.nbd_export import MAX_PAYLOAD, Agreed, Export, transmission_flags
+from p2pcloop.protocol.nbd_export import (
+    MAX_PAYLOAD,
+    Agreed,
+    Exports,
+    quoted,
+    transmission_flags,
+)
 from p2pcloop.protocol.nbd_wire import RemoteProtocolError
 from p2pcloop.units import BLOCK_SIZE
 
@@ -33,7 +38,7 @@ class Then(enum.Enum):
     END = enum.auto()
 
 
-def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> tuple[bytes, Then]:
+def answer_option(exports: Exports, agreed: Agreed, option: int, data: bytes) -> tuple[bytes, Then]:
     """The bytes that answer an option, and the next step; changes `agreed`.
 
     Raises:
@@ -41,14 +46,14 @@ def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> t
     """
     if option == wire.OPT_ABORT:
         return wire.option_reply(option, wire.REP_ACK), Then.END
-    if export.tls and (option == wire.OPT_STARTTLS or not agreed.tls):
+    if exports.tls and (option == wire.OPT_STARTTLS or not agreed.tls):
         return _insist_on_tls(agreed, option, data)
     if option == wire.OPT_EXPORT_NAME:
-        return _choose_export(export, agreed, data), Then.TRANSMISSION
+        return _choose_export(exports, agreed, data), Then.TRANSMISSION
     if option in (wire.OPT_INFO, wire.OPT_GO):
-        return _describe_export(export, agreed, option, data)
+        return _describe_export(exports, agreed, option, data)
     if option in (wire.OPT_LIST_META_CONTEXT, wire.OPT_SET_META_CONTEXT):
-        return _answer_contexts(export, agreed, option, data), Then.NEXT_OPTION
+        return _answer_contexts(exports, agreed, option, data), Then.NEXT_OPTION
     if option not in (wire.OPT_LIST, wire.OPT_STRUCTURED_REPLY):
         return wire.option_reply(option, wire.REP_ERR_UNSUP), Then.NEXT_OPTION
     if data:
@@ -56,7 +61,7 @@ def answer_option(export: Export, agreed: Agreed, option: int, data: bytes) -> t
     if option == wire.OPT_STRUCTURED_REPLY:
         agreed.structured = True
         return wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
-    names = [name.encode() for name in export.names]
+    names = [name.encode() for name in exports.names]
     told = b"".join(
         wire.option_reply(option, wire.REP_SERVER, _LENGTH.pack(len(name)) + name) for name in names
     )
@@ -74,24 +79,28 @@ def _insist_on_tls(agreed: Agreed, option: int, data: bytes) -> tuple[bytes, The
     return wire.option_reply(option, wire.REP_ACK), Then.TLS
 
 
-def _choose_export(export: Export, agreed: Agreed, name: bytes) -> bytes:
-    if not _is_known(export, name):
-        raise RemoteProtocolError(f"the client asked for export {_quoted(name)}: {_served(export)}")
+def _choose_export(exports: Exports, agreed: Agreed, name: bytes) -> bytes:
+    export = exports.find(name)
+    if isinstance(export, str):
+        raise RemoteProtocolError(f"the client asked for export {quoted(name)}: {export}")
+    agreed.export, agreed.name = export, name
     agreed.block_status = agreed.block_status and name == agreed.context_name
     chosen = wire.EXPORT_NAME_REPLY.pack(export.size, transmission_flags(export, agreed))
     return chosen if agreed.no_zeroes else chosen + wire.EXPORT_NAME_PADDING
 
 
 def _describe_export(
-    export: Export, agreed: Agreed, option: int, data: bytes
+    exports: Exports, agreed: Agreed, option: int, data: bytes
 ) -> tuple[bytes, Then]:
     parsed = _parse_info(data)
     if parsed is None:
         return wire.option_reply(option, wire.REP_ERR_INVALID), Then.NEXT_OPTION
     name, wanted = parsed
-    if not _is_known(export, name):
-        return _unknown_export(export, option, name), Then.NEXT_OPTION
+    export = exports.find(name)
+    if isinstance(export, str):
+        return _unknown_export(option, export), Then.NEXT_OPTION
     if option == wire.OPT_GO:
+        agreed.export, agreed.name = export, name
         agreed.block_status = agreed.block_status and name == agreed.context_name
     flags = transmission_flags(export, agreed)
     info = wire.INFO_EXPORT_REPLY.pack(wire.INFO_EXPORT, export.size, flags)
@@ -116,7 +125,7 @@ def _parse_info(data: bytes) -> tuple[bytes, tuple[int, ...]] | None:
     return data[4:name_end], struct.unpack_from(f">{count}H", data, name_end + 2)
 
 
-def _answer_contexts(export: Export, agreed: Agreed, option: int, data: bytes) -> bytes:
+def _answer_contexts(exports: Exports, agreed: Agreed, option: int, data: bytes) -> bytes:
     """LIST_META_CONTEXT lists the contexts; SET_META_CONTEXT replaces the selection."""
     selects = option == wire.OPT_SET_META_CONTEXT
     if selects:
@@ -125,8 +134,8 @@ def _answer_contexts(export: Export, agreed: Agreed, option: int, data: bytes) -
     if parsed is None:
         return wire.option_reply(option, wire.REP_ERR_INVALID)
     name, queries = parsed
-    if not _is_known(export, name):
-        return _unknown_export(export, option, name)
+    if isinstance(refusal := exports.find(name), str):
+        return _unknown_export(option, refusal)
     if selects:
         agreed.block_status = found = ALLOCATION in queries
         agreed.context_name = name
@@ -163,18 +172,5 @@ def _parse_string(data: bytes, at: int) -> tuple[bytes, int]:
     return data[start : start + length], start + length
 
 
-def _is_known(export: Export, name: bytes) -> bool:
-    return name in [known.encode() for known in export.names]
-
-
-def _unknown_export(export: Export, option: int, name: bytes) -> bytes:
-    told = f"no export {_quoted(name)}: {_served(export)}".encode()
-    return wire.option_reply(option, wire.REP_ERR_UNKNOWN, told[: wire.MAX_STRING])
-
-
-def _served(export: Export) -> str:
-    return "served are " + ", ".join(map(repr, export.names))
-
-
-def _quoted(name: bytes) -> str:
-    return repr(name[:64].decode("utf-8", "replace"))
+def _unknown_export(option: int, why: str) -> bytes:
+    return wire.option_reply(option, wire.REP_ERR_UNKNOWN, why.encode()[: wire.MAX_STRING])

@@ -37,7 +37,7 @@ Tree = Callable[[Files], Path]
 
 def run_functions(root: Path, script: str) -> list[str]:
     """Run a script behind the functions, with the applets of a first root; its output's lines."""
-    parts = [scripts.script(name) for name in ("programs", "network", "logins")]
+    parts = [scripts.script(name) for name in ("programs", "name-server", "network", "logins")]
     applets = root.parent / "bin"
     applets.mkdir(exist_ok=True)
     parts_of_a_boot = (initramfs._COMMON, initramfs.network_part(None), initramfs.HAND_OVER)

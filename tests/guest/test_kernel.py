@@ -59,6 +59,25 @@ def test_modules_come_in_the_order_of_insertion(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_module_needs_without_a_symbol_comes_before_it(tmp_path: Path) -> None:
+    """As ext4 needs an implementation of crc32c, by the name of an alias (modprobe.d(5))."""
+    program = make_kernel(tmp_path)
+    add_modules(
+        tmp_path,
+        "ext4.ko: jbd2.ko\njbd2.ko:\ncrc32c_generic.ko:\nr8169.ko:\n",
+        {f"{name}.ko": name.encode() for name in ("ext4", "jbd2", "crc32c_generic", "r8169")},
+    )
+    modules = tmp_path / "lib/uml/modules/6.1.0"
+    (modules / "modules.alias").write_text("alias crc32c crc32c_generic\nalias pci:v* other\n")
+    (modules / "modules.softdep").write_text(
+        "softdep jbd2 pre: crc32c post: later\nsoftdep crc32c_generic pre: jbd2\n"
+        "softdep r8169 pre: realtek\n"
+    )
+    found = kernel.find_kernel(program)
+    names = [name for name, _ in kernel.load_modules(found, ["ext4", "r8169"])]
+    assert names == ["crc32c_generic", "jbd2", "ext4", "r8169"]
+
+
 def test_module_that_is_not_there(tmp_path: Path) -> None:
     program = make_kernel(tmp_path)
     add_modules(tmp_path, "virtio_blk.ko:\n", {})

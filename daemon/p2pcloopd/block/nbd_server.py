@@ -22,9 +22,11 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -32,7 +34,7 @@ from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.image.api import Missing
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
-from p2pcloop.protocol.nbd_export import Export
+from p2pcloop.protocol.nbd_export import Export, Exports
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
 from p2pcloopd.block.nbd_read import SPARSE_READ, ReadReply
@@ -47,9 +49,49 @@ MAX_INLINE_CHANGE: Final = 4 << 20
 """Bytes in which a longer TRIM, WRITE_ZEROES or CACHE is done, so that other tasks get their
 turn."""
 
+_KEEPALIVE: Final = {
+    # Seconds until a silent client is asked whether it is there, and between questions; how many
+    # stay without an answer; milliseconds that a reply may take to arrive.
+    socket.TCP_KEEPIDLE: 5,
+    socket.TCP_KEEPINTVL: 5,
+    socket.TCP_KEEPCNT: 4,
+    socket.TCP_USER_TIMEOUT: 30_000,
+}
+"""Options of TCP, tcp(7)."""
+
 _NO_PAYLOAD: Final = memoryview(b"")
 
 _log = logging.getLogger(__name__)
+
+
+class Served(Protocol):
+    """The exports of a server, and the devices behind them."""
+
+    @property
+    def exports(self) -> Exports:
+        """What clients can ask for."""
+
+    def attach(self, name: bytes, leave: Callable[[], None]) -> AbstractContextManager[Backend]:
+        """The device of a client, while it is connected.
+
+        Args:
+            name: the export, as `Exports.find` has allowed it just now.
+            leave: ends the connection.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """A server of one device."""
+
+    backend: Backend
+    exports: Export
+
+    @contextmanager
+    def attach(self, name: bytes, leave: Callable[[], None]) -> Iterator[Backend]:
+        """See `Served.attach`."""
+        del name, leave
+        yield self.backend
 
 
 async def serve_nbd(
@@ -71,32 +113,52 @@ async def serve_nbd(
 
     `task_status.started` gets the listeners once clients can connect.
     """
-    places = trio.Semaphore(MAX_CONNECTIONS)
     device = backend.device
     export = Export(device.size, device.read_only, ("", *names), tls=tls is not None)
+    await serve_exports(_One(backend, export), listeners, tls=tls, task_status=task_status)
+
+
+async def serve_exports(
+    served: Served,
+    listeners: list[trio.SocketListener],
+    *,
+    tls: ssl.SSLContext | None = None,
+    max_connections: int = MAX_CONNECTIONS,
+    task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve several devices, as `serve_nbd` does one; at most so many clients at a time."""
+    places = trio.Semaphore(max_connections)
 
     async def handle(stream: trio.SocketStream) -> None:
         if not places.value:
-            _log.warning("NBD: %d clients are served: the next one waits", MAX_CONNECTIONS)
+            _log.warning("NBD: %d clients are served: the next one waits", max_connections)
         async with places:
             # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
             with socket.socket(fileno=stream.socket.detach()) as sock:
                 sock.setblocking(False)
-                await _Connection(backend, sock, export, tls).run()
+                _notice_lost_client(sock)
+                await _Connection(served, sock, tls).run()
 
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
 
+def _notice_lost_client(sock: socket.socket) -> None:
+    """End the connection of a client whose machine has lost its power or its network."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class _Connection:
-    def __init__(
-        self, backend: Backend, sock: socket.socket, export: Export, tls: ssl.SSLContext | None
-    ) -> None:
-        self._backend = backend
-        self._device = backend.device
+    _backend: Backend
+
+    def __init__(self, served: Served, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._served = served
         self._sock = sock
         self._tls = tls
         self._transport: Transport = PlainTransport(sock)
-        self._protocol = NbdServer(export)
+        self._protocol = NbdServer(served.exports)
         self._session = trio.CancelScope()
         self._sender = ReplySender(self._transport, lost=self._session.cancel)
         self._tasks: trio.Nursery
@@ -106,12 +168,16 @@ class _Connection:
 
     async def run(self) -> None:
         """Serve the client until it leaves; its errors end here, with a line in the log."""
+        with ExitStack() as attached:
+            await self._run(attached)
+
+    async def _run(self, attached: ExitStack) -> None:
         try:
             async with trio.open_nursery() as self._tasks:
                 orderly = False
                 try:
                     with self._session:
-                        orderly = await self._serve()
+                        orderly = await self._serve(attached)
                 except wire.RemoteProtocolError as err:
                     _log.warning("NBD client dropped: %s", err)
                 if orderly:
@@ -122,7 +188,7 @@ class _Connection:
             if isinstance(self._transport, TlsTransport):
                 self._transport.close()
 
-    async def _serve(self) -> bool:
+    async def _serve(self, attached: ExitStack) -> bool:
         """Return whether the client said that it leaves (DISC); else it vanished."""
         await self._sender.send(GREETING)
         with trio.move_on_after(HANDSHAKE_SECONDS) as handshake:
@@ -131,6 +197,9 @@ class _Connection:
         if handshake.cancelled_caught:
             _log.warning("NBD client dropped: no handshake in %d s", HANDSHAKE_SECONDS)
             return False
+        device = self._served.attach(self._protocol.chosen, self._session.cancel)
+        self._backend = attached.enter_context(device)
+        self._device = self._backend.device
         return await self._transmit()
 
     async def _negotiate(self) -> bool:

@@ -95,7 +95,7 @@ def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
     name = signed.manifest.name
     if spec.for_guest:  # forked by the command that runs the guest
         return f"the guest of {name}, process {os.getppid()}"
-    return f"`p2pcloop block` of {name}, process {os.getpid()}"
+    return f"`p2pcloop {spec.command}` of {name}, process {os.getpid()}"
 
 
 def _report_gone(home: Home, waiting: WaitingFile) -> None:
@@ -126,7 +126,7 @@ def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
     image = open_local(
         *(file, spec.home.indexes, _no_progress), cache_size=spec.cache_size, spill=spec.home.tmp
     )
-    overlay = _open_overlay(spec, image.image_id, image.size)
+    overlay = open_overlay(spec, image.image_id, image.size)
     ready()
     over, changes = _place(spec, overlay)
     device = ImageDevice(image, over, _touches(spec), length=odd_length(file))
@@ -146,7 +146,7 @@ async def _open_stored(
     kept = None if manifest.private else KeptChunks(spec.home, manifest.image_id)
     # A wrong secret is refused here, before an overlay is made.
     stored = StoredImage.of_home(manifest, spec.home, spec.secret, kept=kept)
-    overlay = _open_overlay(
+    overlay = open_overlay(
         spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
     )
     over, changes = _place(spec, overlay)
@@ -177,7 +177,7 @@ async def _open_stored(
             return Disk(backend, changes, keeper)
 
 
-def _open_overlay(
+def open_overlay(
     spec: BlockServerSpec,
     image_id: bytes,
     size: int,
@@ -185,6 +185,15 @@ def _open_overlay(
     manifest_id: bytes | None = None,
     name: str = "",
 ) -> Overlay | None:
+    """Open the overlay of a block server, or make it; None where it has none.
+
+    Args:
+        image_id, size: of the image below.
+        manifest_id, name: of that, where it has a manifest.
+
+    Raises:
+        As `open_disk`.
+    """
     if spec.overlay is None:
         return None
     fill = None

@@ -35,6 +35,7 @@ async def serve(
     stopped: Callable[[], Awaitable[None]],
     attached: Callable[[bool], None] = lambda _: None,
     wanting: Callable[[], None] = lambda: None,
+    more: Callable[[Disk], Awaitable[None]] | None = None,
 ) -> dict[str, Any]:
     """Serve until `stopped` returns; then make all durable.
 
@@ -45,6 +46,7 @@ async def serve(
         attached: called with True when a vhost-user front end has connected, with False when it
             has left.
         wanting: called when p2pcloopd is needed and there is no connection to it.
+        more: serves the disk elsewhere, too, until it is cancelled.
 
     Returns:
         The facts about reads, for a boot's report. If touches are recorded, also `image_id` and
@@ -69,7 +71,7 @@ async def serve(
         if keeper is not None:
             nursery.start_soon(keeper.run)
         try:
-            await _serve_front_ends(spec, disk, listeners, attached)
+            await _serve_front_ends(spec, disk, listeners, attached, more)
         finally:
             with trio.CancelScope(shield=True):
                 await (disk.changes or disk.image).flush()
@@ -128,12 +130,18 @@ async def wait_for_signal() -> None:
 
 
 async def _serve_front_ends(
-    spec: BlockServerSpec, disk: Disk, listeners: _Listeners, attached: Callable[[bool], None]
+    spec: BlockServerSpec,
+    disk: Disk,
+    listeners: _Listeners,
+    attached: Callable[[bool], None],
+    more: Callable[[Disk], Awaitable[None]] | None,
 ) -> None:
     served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
     # A guest has one queue for each disk.
     moment = MOMENT if spec.for_guest and disk.changes is None else 0
     async with trio.open_nursery() as nursery:
+        if more is not None:
+            nursery.start_soon(more, disk)
         if listeners.nbd:
             from p2pcloopd.block.nbd_server import serve_nbd  # noqa: PLC0415  guests need no NBD
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloopd.block.prefetch import Prefetch
@@ -17,6 +18,10 @@ class LocalBackend:
     def __init__(self, device: ImageDevice) -> None:
         self.device = device
         self._shared_flush = SharedFlush(device)
+
+    def with_overlay(self, overlay: Overlay) -> LocalBackend:
+        """The same image with changes of its own."""
+        return LocalBackend(self.device.with_overlay(overlay))
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`; never called."""
@@ -52,6 +57,12 @@ class StoredBackend:
         self.report_booted = report_booted
         self.whole = whole
         self._shared_flush = SharedFlush(device)
+
+    def with_overlay(self, overlay: Overlay) -> StoredBackend:
+        """The same image with changes of its own."""
+        device = self.device.with_overlay(overlay)
+        whole = self.whole
+        return StoredBackend(device, self.supplier, self.prefetch, self.report_booted, whole=whole)
 
     async def supply(self, missing: Missing) -> None:
         """See `Backend.supply`."""

@@ -49,6 +49,7 @@ class BlockServerSpec:
         nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
         nbd_tls: how NBD clients must start TLS, or None.
         for_guest: whether it serves a guest of this process, as of `boot`.
+        command: the command of the user that serves, where that is not for a guest.
         cache_size: bytes of decoded chunks that are kept in memory.
         secret: the secret of a private image.
         profile: the touches to prefetch, in this order.
@@ -67,6 +68,7 @@ class BlockServerSpec:
     nbd: str | None = None
     nbd_tls: NbdTls | None = None
     for_guest: bool = False
+    command: str = "block"
     cache_size: int = DEFAULT_CACHE_SIZE
     secret: bytes | None = field(default=None, repr=False)
     profile: tuple[Touch, ...] = ()

@@ -99,7 +99,7 @@ def _mode_of(overlay: Path, asked: str | None) -> str:
 
 
 def _mode_for(target: ImageFile | StoredRef, asked: str | None, home: Home) -> str:
-    found = _file_system_of(target, home)
+    found = file_system_of(target, home)
     if found is None:
         return asked or "block"  # the guest finds out
     name = str(target.name)
@@ -117,8 +117,12 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None, home: Home) -> s
     return asked or ("files" if several else overlay_mode(found))
 
 
-def _file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
-    """The image's file system, or None where it is not known here."""
+def file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
+    """The image's file system, or None where it is not known here.
+
+    Raises:
+        P2pcloopError: its content cannot be read.
+    """
     if isinstance(target, StoredRef):
         told = target.signed.manifest.boot.root_type
         return told or detect_filesystem(_read_stored_start(target, home))

@@ -46,7 +46,9 @@ for word in $command_line; do
     esac
 done
 
-load virtio_blk
+for driver in $DRIVERS; do
+    load "$driver"
+done
 for step in $STEPS; do
     # shellcheck source=/dev/null  # each step is checked by itself
     . "/lib/$step.sh"

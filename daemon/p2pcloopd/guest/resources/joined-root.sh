@@ -1,40 +1,9 @@
 # shellcheck shell=dash
 # A step of the first root: joins the image's file systems and the overlay's at /root.
-# shellcheck disable=SC2154  # init.sh sets `mode`, mount_layers sets `layers` and `types`
-disk_is_there /dev/vda
+disk_is_there "$DISK"
 disk_is_there /dev/vdb
 # shellcheck disable=SC2086  # one word a place
-mount_layers /image /dev/vda $PLACES
+mount_layers /image "$DISK" $PLACES
 mkdir /changes
 mount -t ext4 -o rw,discard /dev/vdb /changes || fail "the overlay's file system does not mount"
-mkdir -p /changes/upper /changes/work
-noted=index=off,metacopy=off,redirect_dir=off,xino=off
-directories=lowerdir=$layers,upperdir=/changes/upper,workdir=/changes/work
-mount -t overlay -o "$mode,$noted,$directories" overlay /root ||
-    fail "image and overlay cannot be joined"
-
-is_there() {
-    [ -e "$1" ] || [ -L "$1" ]
-}
-
-# What a system expects to be able to write to, and what is mounted below.
-if [ "$mode" = rw ]; then
-    for name in dev etc home proc run sys tmp var; do
-        is_there /root/$name || mkdir /root/$name
-    done
-    [ -L /root/tmp ] || [ -k /root/tmp ] || chmod 1777 /root/tmp
-    # KNOPPIX of the CD's time had these on a RAM disk.
-    if [ "${types#*iso9660}" != "$types" ] || is_there /root/ramdisk; then
-        is_there /root/ramdisk || mkdir /root/ramdisk
-        for name in etc home tmp var; do
-            case $(readlink /root/$name) in
-                /ramdisk/* | ramdisk/*) mkdir -p /root/ramdisk/$name ;;
-                *) is_there /root/ramdisk/$name || ln -s ../$name /root/ramdisk/$name ;;
-            esac
-        done
-    fi
-fi
-name=''
-[ -L /root/etc ] || [ -L /root/etc/hostname ] || [ ! -f /root/etc/hostname ] ||
-    read -r name </root/etc/hostname
-hostname "${name:-p2pcloop}"
+join_root

@@ -17,7 +17,10 @@ mount_layers() {
         fi
         type=$(file_system_on "$device")
         case $type in
-            ext4 | btrfs | xfs) options=$(without_journal "$type") ;;
+            ext4 | btrfs | xfs)
+                options=$(without_journal "$type")
+                [ ! -e "/modules/$type.order" ] || load "$type"
+                ;;
             '') fail "the image holds no file system that is known at byte $byte" ;;
             *)
                 case $type in iso9660) module=isofs ;; *) module=$type ;; esac

@@ -19,13 +19,13 @@ WHOLE = ("0",)
 """The place of a file system that has all of the disk."""
 
 LAYERS = Part(
-    steps=("layers",),
-    applets=("losetup",),
+    steps=("layers", "join"),
+    applets=("chmod", "hostname", "ln", "losetup", "readlink"),
     modules=("overlay", "loop"),
     # An image of another type boots without them; the guest says which one is missing.
-    optional=("squashfs", "isofs", "erofs"),
+    optional=("squashfs", "isofs", "erofs", "ext4", "btrfs", "xfs"),
 )
-"""Mounts the file systems of an image; ext4 is built into the kernel."""
+"""Mounts the file systems of an image, and joins them; UML's kernel has ext4 built in."""
 
 
 def build_files_initramfs(
@@ -48,7 +48,6 @@ def build_files_initramfs(
     """
     joined = Part(
         steps=("joined-root",),
-        applets=("chmod", "hostname", "ln", "readlink"),
         settings={"PLACES": " ".join(places)},
     )
     return make_initramfs(kernel, LAYERS, joined, network_part(network), *more, ending)

@@ -53,7 +53,7 @@ class Part:
         modules: modules of the kernel; `load NAME` inserts one, with those that it needs.
         optional: modules that the first root does without where the kernel has none.
         settings: variables of the steps, in upper case.
-        files: names and content of further files.
+        files: names and content of further files; those in bin/ are programs.
     """
 
     steps: tuple[str, ...]
@@ -70,8 +70,8 @@ _COMMON = Part(
     applets=(
         *("sh", "cat", "dd", "insmod", "mkdir", "mount", "od", "poweroff", "rm", "sleep", "tr"),
     ),
-    modules=("virtio_blk",),
     settings={
+        "DISK": "/dev/vda",
         "FAILURE_MARK": FAILURE_MARK,
         "AUTOLOGIN_WORD": AUTOLOGIN,
         "READ_AHEAD_KB": str(READ_AHEAD_KB),
@@ -90,15 +90,25 @@ def network_part(addresses: Addresses | None) -> Part:
     applets = ("grep", "ip", "readlink", "true")
     if addresses is None:
         return Part(
-            ("programs", "network"), ("lease",), (*applets, "chmod", "udhcpc"), settings=settings
+            ("programs", "name-server", "network"),
+            ("lease",),
+            (*applets, "chmod", "udhcpc"),
+            settings=settings,
         )
     settings["ADDRESS"] = f"{addresses.guest}/{addresses.prefix_length}"
     settings |= {"GATEWAY": addresses.gateway, "NAMESERVER": addresses.nameserver}
-    return Part(("programs", "network"), applets=applets, settings=settings)
+    return Part(("programs", "name-server", "network"), applets=applets, settings=settings)
 
 
-DISK_ROOT = Part(steps=("disk-root",))
-"""Mounts the file system of /dev/vda at /root."""
+VIRTIO_BLK = ("virtio_blk",)
+"""Drives the disks of a guest under User-Mode Linux, which has virtio without a bus."""
+
+DISK_ROOT = Part(
+    steps=("disk-root",),
+    # Kernels that have them as modules; else they are built in.
+    optional=("ext4", "btrfs", "xfs"),
+)
+"""Mounts the file system of the disk at /root."""
 
 HAND_OVER = Part(
     steps=("programs", "logins", "channel", "hand-over"),
@@ -134,17 +144,19 @@ def build_initramfs(
     return make_initramfs(kernel, DISK_ROOT, network_part(network), *more, ending)
 
 
-def make_initramfs(kernel: Kernel, *parts: Part) -> bytes:
+def make_initramfs(kernel: Kernel, *parts: Part, drivers: Sequence[str] = VIRTIO_BLK) -> bytes:
     """Return an archive whose /init runs the steps of some parts, one after the other.
 
     Args:
         kernel: the kernel that boots it.
-        parts: what it has besides that which every first root has.
+        parts: what it has besides that which every first root has. A setting of a later one counts.
+        drivers: modules that are inserted before the steps.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    all_parts = (_COMMON, *parts)
+    first = Part((), modules=tuple(drivers), settings={"DRIVERS": " ".join(drivers)})
+    all_parts = (_COMMON, first, *parts)
     applets = dict.fromkeys(applet for part in all_parts for applet in part.applets)
     modules = _module_files(kernel, all_parts)
     scripts = dict.fromkeys(name for part in all_parts for name in (*part.steps, *part.scripts))
@@ -157,12 +169,16 @@ def make_initramfs(kernel: Kernel, *parts: Part) -> bytes:
             *(newc.symlink(f"bin/{applet}", "busybox") for applet in applets),
             *(newc.regular_file(name, data) for name, data in modules.items()),
             *(newc.regular_file(f"lib/{name}.sh", script(name).encode()) for name in scripts),
-            *(newc.regular_file(name, data) for part in parts for name, data in part.files),
+            *(_further_file(name, data) for part in parts for name, data in part.files),
             newc.regular_file("settings", _settings(all_parts)),
             newc.regular_file("seed", os.urandom(_SEED_SIZE)),
             newc.regular_file("init", script("init").encode(), 0o755),
         ]
     )
+
+
+def _further_file(name: str, data: bytes) -> newc.Entry:
+    return newc.regular_file(name, data, 0o755 if name.startswith("bin/") else 0o644)
 
 
 def _module_files(kernel: Kernel, parts: Iterable[Part]) -> dict[str, bytes]:

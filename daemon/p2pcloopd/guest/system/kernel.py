@@ -10,8 +10,9 @@ import struct
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 import zstandard
@@ -26,24 +27,29 @@ _KERNEL_HINT = (
 )
 
 SYSTEM_KERNEL = Path("system")
-"""Stands for Debian's `linux.uml` where a kernel's path is asked for."""
+"""Stands for this system's own kernel where a kernel's path is asked for: Debian's `linux.uml`, or
+for QEMU that of /boot."""
+
+Kind = Literal["uml", "pc"]
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A UML kernel and where its modules lie.
+    """A kernel and where its modules lie.
 
     Attributes:
-        path: the program, an absolute path.
+        path: absolute; of a UML kernel the program.
         release: what it calls itself, `6.1.176`.
         modules: the directory that holds its modules.dep, or None where it has none.
         options: what its configuration says `y` to, without `CONFIG_`.
+        kind: what it runs on: as a program (UML), or on a PC (QEMU).
     """
 
     path: Path
     release: str
     modules: Path | None
     options: frozenset[str] = frozenset()
+    kind: Kind = "uml"
 
     @property
     def version(self) -> tuple[int, int]:
@@ -205,17 +211,14 @@ def load_modules(kernel: Kernel, wanted: Iterable[str]) -> list[tuple[str, bytes
         if missing:
             raise _no_module(kernel, missing[0])
         return []
-    dependencies = _read_modules_dep(kernel.modules / "modules.dep")
-    built_in = {_module_name(line) for line in _lines(kernel.modules / "modules.builtin")}
+    tree = _read_tree(kernel.modules)
     ordered: list[str] = []
     for name in wanted:
-        if name.replace("-", "_") in built_in:
+        if name.replace("-", "_") in tree.built_in:
             continue
-        if name.replace("-", "_") not in dependencies:
+        if name.replace("-", "_") not in tree.dependencies:
             raise _no_module(kernel, name)
-        first, *needed = dependencies[name.replace("-", "_")]
-        # modules.dep lists what to insert last first.
-        ordered += [file for file in [*reversed(needed), first] if file not in ordered]
+        ordered += [file for file in tree.needed_by(name) if file not in ordered]
     return [(_module_name(file), _read_module(kernel, file)) for file in ordered]
 
 
@@ -230,6 +233,11 @@ def has_module(kernel: Kernel, name: str) -> bool:
 
 def _no_module(kernel: Kernel, name: str) -> NeedsPackageError:
     where = kernel.modules or "any known directory"
+    if kernel.kind == "pc":
+        return NeedsPackageError(
+            f"the kernel {kernel.path} ({kernel.release}) lacks the module {name} in {where}",
+            hint="`tools/get-stock-kernel` unpacks a kernel of Debian's, which has it",
+        )
     return NeedsPackageError(
         f"the kernel {kernel.path} ({kernel.release}) lacks the module {name} in {where}",
         hint="apt-get install user-mode-linux, or put the kernel's modules into "
@@ -240,6 +248,65 @@ def _no_module(kernel: Kernel, name: str) -> NeedsPackageError:
 def _is_built_in(kernel: Kernel, module: str) -> bool:
     """Whether the kernel's own configuration says so (module names follow the options')."""
     return module.upper().replace("-", "_") in kernel.options
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """What depmod(8) has found out of a directory of modules.
+
+    Attributes:
+        built_in: names of those that are part of the kernel.
+        dependencies: name → its file and those it needs, as `_read_modules_dep` returns them.
+        before: name → names of those that are to be inserted before it, although it has no symbol
+            of theirs (`softdep ... pre:`, modprobe.d(5)).
+    """
+
+    built_in: frozenset[str]
+    dependencies: dict[str, list[str]]
+    before: dict[str, list[str]]
+
+    def needed_by(self, name: str) -> list[str]:
+        """The files of a module and of those that it needs, in the order of insertion."""
+        files: list[str] = []
+        self._add(name.replace("-", "_"), files, set())
+        return files
+
+    def _add(self, name: str, files: list[str], seen: set[str]) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        for other in self.before.get(name, ()):
+            if other in self.dependencies:
+                self._add(other, files, seen)
+        first, *needed = self.dependencies[name]
+        # modules.dep lists what to insert last first.
+        for file in reversed(needed):
+            if _module_name(file) in self.dependencies:
+                self._add(_module_name(file), files, seen)
+            elif file not in files:
+                files.append(file)
+        files.append(first)
+
+
+@lru_cache(maxsize=4)
+def _read_tree(modules: Path) -> _Tree:
+    """Read a directory of modules, once: a first root asks for many of them."""
+    aliases = {
+        words[1]: words[2].replace("-", "_")
+        for words in map(str.split, _lines(modules / "modules.alias"))
+        if len(words) == 3 and "*" not in words[1]
+    }
+    before: dict[str, list[str]] = {}
+    for line in _lines(modules / "modules.softdep"):
+        found = re.fullmatch(r"softdep (\S+) pre: (.*?)( post:.*)?", line)
+        if found:
+            names = [aliases.get(name, name).replace("-", "_") for name in found[2].split()]
+            before.setdefault(found[1].replace("-", "_"), []).extend(names)
+    return _Tree(
+        frozenset(_module_name(line) for line in _lines(modules / "modules.builtin")),
+        _read_modules_dep(modules / "modules.dep"),
+        before,
+    )
 
 
 def _read_modules_dep(path: Path) -> dict[str, list[str]]:

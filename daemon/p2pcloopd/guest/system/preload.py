@@ -1,4 +1,5 @@
-"""Libraries for LD_PRELOAD: a source in C of resources/, compiled once on this machine."""
+"""Sources in C of resources/, compiled once on this machine: libraries for LD_PRELOAD, and programs
+for a first root, which has no libraries."""
 
 from __future__ import annotations
 
@@ -17,6 +18,10 @@ _COMPILE_TIMEOUT = 60.0
 _HINT = "apt-get install gcc libc6-dev"
 
 
+_LIBRARY = ("-shared", "-fPIC")
+_PROGRAM = ("-static", "-s")
+
+
 def compiled(name: str, reason: str, *, otherwise: str = "", cache: Path | None = None) -> Path:
     """Return the shared library of NAME.c. It is compiled unless `cache`, by default the user's
     cache directory, has it for this source. Two processes may do so at once: the file appears
@@ -31,30 +36,47 @@ def compiled(name: str, reason: str, *, otherwise: str = "", cache: Path | None 
         NeedsPackageError: there is no C compiler.
         GuestError: the compiler fails otherwise.
     """
-    source = (_FOLDER / f"{name}.c").read_bytes()
+    return _built(f"{name}.c", _LIBRARY, ".so", reason, _HINT + otherwise, cache)
+
+
+def compiled_program(name: str, reason: str, *, cache: Path | None = None) -> Path:
+    """Return the program of NAME.c, linked statically; arguments and errors as for `compiled`."""
+    return _built(f"{name}.c", _PROGRAM, "", reason, _HINT, cache)
+
+
+def _built(
+    source_name: str,
+    options: tuple[str, ...],
+    suffix: str,
+    reason: str,
+    hint: str,
+    cache: Path | None,
+) -> Path:
+    source = (_FOLDER / source_name).read_bytes()
+    name = source_name.removesuffix(".c")
     if cache is None:
         cache = platformdirs.user_cache_path("p2pcloop")
-    library = cache / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    if not library.exists():
+    output = cache / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}{suffix}"
+    if not output.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
-            built = Path(scratch) / "library.so"
-            _compile(source, built, reason, _HINT + otherwise)
-            built.replace(library)
-    return library
+            built = Path(scratch) / "output"
+            _compile(source, built, options, reason, hint)
+            built.replace(output)
+    return output
 
 
-def _compile(source: bytes, output: Path, reason: str, hint: str) -> None:
+def _compile(source: bytes, output: Path, options: tuple[str, ...], reason: str, hint: str) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NeedsPackageError(f"{reason}, and there is no C compiler to build it", hint=hint)
     done = subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-x", "c", "-o", output, "-"],
+        [compiler, *options, "-O2", "-Wall", "-x", "c", "-o", output, "-"],
         input=source, capture_output=True, timeout=_COMPILE_TIMEOUT, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         text = done.stderr.decode(errors="replace").strip()
-        if "No such file" in text:
+        if "No such file" in text or "cannot find -lc" in text:
             raise NeedsPackageError(
                 f"the C compiler lacks the C library's headers: {text.splitlines()[0]}", hint=hint
             )

@@ -9,4 +9,9 @@ _FOLDER = Path(__file__).parent.parent / "resources"
 
 def script(name: str) -> str:
     """Return the script resources/NAME.sh."""
-    return (_FOLDER / f"{name}.sh").read_text()
+    return resource(f"{name}.sh")
+
+
+def resource(name: str) -> str:
+    """Return the text of a file of resources/."""
+    return (_FOLDER / name).read_text()

@@ -1,0 +1,1 @@
+"""Machines that boot an image over the network."""

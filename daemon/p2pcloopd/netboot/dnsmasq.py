@@ -1,0 +1,133 @@
+"""dnsmasq at an interface of this machine, in a sandbox: it is reached by every machine of a LAN.
+
+It needs ports below 1024 of the host's network, so it is root in it, with three capabilities, and
+sees nothing of the host's files. It ends with the process that started it, and its leases with it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from p2pcloop.errors import BusyError, GuestError, P2pcloopError
+from p2pcloop.text import printable
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.sandbox import syscall_filter
+from p2pcloopd.guest.system.kernel import find_busybox
+from p2pcloopd.guest.system.scripts import script
+from p2pcloopd.netboot.plan import TFTP_FOLDER
+from p2pcloopd.programs import find_program
+
+_CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE")
+_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
+_TASKS = 64
+_START_SECONDS = 20
+_LINES = 4
+_MAX_LINE = 4096
+
+
+@asynccontextmanager
+async def running_dnsmasq(
+    settings: str, tftp: Mapping[str, Path], *, nursery: trio.Nursery
+) -> AsyncIterator[None]:
+    """Run dnsmasq, once it serves, while the context lasts.
+
+    Args:
+        settings: its configuration.
+        tftp: what it serves by TFTP, by name.
+        nursery: gets an error if it ends before that.
+
+    Raises:
+        NeedsPackageError: a program is missing.
+        BusyError: a port is taken.
+        GuestError: it does not start.
+    """
+    read_end, write_end = os.pipe()
+    configuration = sandbox.readable(settings.encode())
+    boxed = _sandbox(configuration, tftp)
+    output = _Output(read_end)
+    try:
+        async with sandbox.running(boxed, pass_fds=[configuration], output=write_end) as process:
+            os.close(write_end)
+            write_end = -1
+            nursery.start_soon(output.follow)
+            with trio.move_on_after(_START_SECONDS):
+                await output.started.wait()
+            if not output.serves:
+                raise output.error()
+            nursery.start_soon(_watch, process, output)
+            yield
+            output.expects_end = True
+    finally:
+        os.close(configuration)
+        if write_end >= 0:
+            os.close(write_end)
+
+
+async def _watch(process: sandbox.SandboxedProcess, output: _Output) -> None:
+    await process.wait()
+    if not output.expects_end:
+        raise output.error()
+
+
+class _Output:
+    """What dnsmasq prints."""
+
+    def __init__(self, read_end: int) -> None:
+        self._stream = trio.lowlevel.FdStream(read_end)
+        self._lines: list[str] = []
+        self.started = trio.Event()
+        self.serves = False
+        self.expects_end = False
+
+    async def follow(self) -> None:
+        """Read until it ends."""
+        rest = b""
+        async with self._stream:
+            async for data in self._stream:
+                *lines, rest = (rest + data).split(b"\n")
+                rest = rest[-_MAX_LINE:]
+                for line in lines:
+                    self._take(line.decode(errors="replace"))
+        self.started.set()
+
+    def _take(self, line: str) -> None:
+        self._lines = [*self._lines, line][-_LINES:]
+        if ": started, version" in line:
+            self.serves = True
+            self.started.set()
+
+    def error(self) -> P2pcloopError:
+        """Why it does not run."""
+        said = printable(" / ".join(self._lines)) or "it says nothing"
+        if "in use" in said:
+            return BusyError(
+                f"DHCP or TFTP cannot be served: {said}",
+                hint="`ss -ulpn` names the program that has port 67, 69 or 4011: end it, or have it"
+                " serve another interface",
+            )
+        return GuestError(f"dnsmasq does not serve: {said}")
+
+
+def _sandbox(configuration: int, tftp: Mapping[str, Path]) -> sandbox.Sandbox:
+    dnsmasq, busybox = find_program("dnsmasq", "dnsmasq-base"), find_busybox()
+    words = ["--unshare-ipc", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try"]
+    words += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    for name in _CAPABILITIES:
+        words += ["--cap-add", name]
+    # It looks up interfaces in /proc/net, and is the only process that it sees there.
+    words += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
+    for path in (*sandbox.program_files(dnsmasq), busybox):
+        words += ["--ro-bind", str(path), str(path)]
+    for name, path in tftp.items():
+        words += ["--ro-bind", str(path), f"{TFTP_FOLDER}/{name}"]
+    words += ["--remount-ro", "/", "--chdir", "/", "--"]
+    words += [str(busybox), "sh", "-c", script("gate"), "gate", str(_TASKS)]
+    words += [str(dnsmasq), "-k", "-C", f"/proc/self/fd/{configuration}", "--pid-file=/run/pid"]
+    start = [str(find_program("bwrap", "bubblewrap"))]
+    return sandbox.Sandbox([], start, words, syscall_filter.build(*_FAMILIES))

@@ -1,0 +1,133 @@
+"""Everything by which machines of a LAN start, in one process: none of it outlives that."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pcloop.errors import BusyError
+from p2pcloopd.block.nbd_listen import open_nbd_listeners
+from p2pcloopd.block.nbd_server import serve_exports
+from p2pcloopd.block.opening import Disk
+from p2pcloopd.block.server import serve
+from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.http.server import Pace, open_http_listener, serve_http
+from p2pcloopd.http.wire import Wire
+from p2pcloopd.netboot.dhcp_servers import find_server
+from p2pcloopd.netboot.dnsmasq import running_dnsmasq
+from p2pcloopd.netboot.interface import Interface, check_no_own_server, is_port_taken
+from p2pcloopd.netboot.kept import KeptChanges
+from p2pcloopd.netboot.machines import Machines
+from p2pcloopd.netboot.plan import INITRAMFS, KERNEL, SCRIPT, NetbootPlan
+from p2pcloopd.netboot.site import NetbootSite
+
+MAX_MACHINES = 256
+
+_IMAGE_DIGITS = 16
+"""Of an image's id: they tell it from other versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Netboot:
+    """What is served.
+
+    Attributes:
+        plan: how machines start.
+        spec: the image, as the block server takes it, without a place where it listens.
+        tftp: files for TFTP, by name.
+        kernel, initramfs: what machines start with.
+        told: gets lines for the user.
+        stopped: returns when it is to end.
+        keep: where each machine's changes are kept; None: in its memory.
+    """
+
+    plan: NetbootPlan
+    spec: BlockServerSpec
+    tftp: Mapping[str, Path]
+    kernel: bytes
+    initramfs: bytes
+    told: Callable[[str], None]
+    stopped: Callable[[], Awaitable[None]]
+    keep: Path | None = None
+
+
+async def serve_machines(netboot: Netboot) -> dict[str, Any]:
+    """Serve until `stopped` returns; the report of the block server.
+
+    Raises:
+        BusyError: a port is taken, or another DHCP server answers and this was to be one.
+        NeedsPackageError, GuestError: dnsmasq is missing, or does not run.
+        P2pcloopError: the image cannot be opened.
+    """
+    plan = netboot.plan
+    async with AsyncExitStack() as stack:
+        # Before anything is sent: a port that is taken is a reason to do nothing.
+        address = f"{plan.interface.address}:{plan.port}"
+        disks = await stack.enter_async_context(open_nbd_listeners(address))
+        http = await open_http_listener(plan.interface.address, plan.http_port)
+        stack.push_async_callback(http.aclose)
+        if plan.range is not None:
+            await _refuse_second_server(plan.interface)
+
+        async def more(disk: Disk) -> None:
+            await _serve_disk(netboot, disk, disks, http)
+
+        return await serve(netboot.spec, lambda: None, netboot.stopped, more=more)
+
+
+async def _serve_disk(
+    netboot: Netboot, disk: Disk, disks: list[trio.SocketListener], http: trio.SocketListener
+) -> None:
+    """Serve a disk that is open, and all that machines need before they read it."""
+    plan = netboot.plan
+    image = disk.image.device.image.image_id.hex()[:_IMAGE_DIGITS]
+    files = {
+        SCRIPT: plan.script(image).encode(),
+        KERNEL: netboot.kernel,
+        INITRAMFS: netboot.initramfs,
+    }
+    kept = None if netboot.keep is None else KeptChanges(netboot.keep, netboot.spec, disk)
+    machines = Machines(image, disk.image, netboot.told, kept)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(machines.close_left)
+            nursery.start_soon(serve_http, [http], NetbootSite(files), Wire(), Pace(0))
+            nursery.start_soon(
+                partial(serve_exports, machines, disks, max_connections=MAX_MACHINES)
+            )
+            settings = plan.server_settings()
+            async with running_dnsmasq(settings, netboot.tftp, nursery=nursery):
+                netboot.told("machines that start at the network get the image; Ctrl-C ends it")
+                if plan.range is None:
+                    nursery.start_soon(_warn_without_server, netboot)
+                await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await machines.close_all()
+
+
+async def _refuse_second_server(interface: Interface) -> None:
+    check_no_own_server(interface)
+    other = await find_server(interface)
+    if other is not None:
+        raise BusyError(
+            f"the DHCP server {other} answers at {interface.name}: machines would get addresses"
+            " from either",
+            hint="`--dhcp proxy` works beside it",
+        )
+
+
+async def _warn_without_server(netboot: Netboot) -> None:
+    """Tell if machines will get no address."""
+    interface = netboot.plan.interface
+    if await find_server(interface) is None and not is_port_taken(interface):
+        netboot.told(
+            f"no DHCP server has answered at {interface.name}: machines get no address there,"
+            " unless one starts, or this ends and is started with --dhcp server --range FIRST,LAST"
+        )

@@ -1,0 +1,100 @@
+"""The changes that a node keeps for each machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from p2pcloop.errors import UsageError
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.making.local import inspect_file, open_local
+from p2pcloop.store.home import Home
+from p2pcloopd.block.opening import Disk
+from p2pcloopd.block.source import LocalBackend
+from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.netboot.kept import KeptChanges, check_folder
+
+MAC = "52:54:00:77:00:01"
+FIRST, SECOND = "boot-1", "boot-2"
+
+
+def kept(tmp_path: Path, content: bytes = bytes(8192)) -> KeptChanges:
+    home = Home.at(tmp_path / "home")
+    home.create()
+    path = tmp_path / "disk.img"
+    path.write_bytes(content)
+    file = inspect_file(path, raw=True)
+    image = open_local(file, home.indexes, lambda _: None)
+    folder = tmp_path / "kept"
+    folder.mkdir(exist_ok=True)
+    return KeptChanges(
+        folder, BlockServerSpec(home, file), Disk(LocalBackend(ImageDevice(image)), None)
+    )
+
+
+def write(changes: KeptChanges, text: bytes, boot: str = FIRST) -> None:
+    device = changes.backend(MAC, boot).device
+    device.write(0, [memoryview(text.ljust(4096, b"."))])
+
+
+def read(changes: KeptChanges, boot: str = FIRST) -> bytes:
+    content = memoryview(bytearray(4096))
+    changes.backend(MAC, boot).device.read_into(0, [content])
+    return bytes(content).rstrip(b".")
+
+
+async def test_changes_outlive_an_end_in_order(tmp_path: Path) -> None:
+    before = kept(tmp_path)
+    assert before.refusal(MAC, FIRST, again=False) is None
+    write(before, b"mine")
+    await before.close_all()
+    after = kept(tmp_path)
+    # The boot that wrote last goes on; an older one, which knows less, does not.
+    assert after.refusal(MAC, FIRST, again=True) is None
+    assert "start the machine again" in str(after.refusal(MAC, SECOND, again=True))
+    assert read(after) == b"mine"
+    await after.close_all()
+
+
+async def test_after_a_kill_a_running_machine_is_refused_and_a_new_boot_is_not(
+    tmp_path: Path,
+) -> None:
+    killed = kept(tmp_path)
+    write(killed, b"not synced")
+    killed.backend(MAC, FIRST).device.close_overlay()  # as the kernel closes its files
+    after = kept(tmp_path)
+    assert "start the machine again" in str(after.refusal(MAC, FIRST, again=True))
+    assert after.refusal(MAC, SECOND, again=False) is None
+    write(after, b"anew", SECOND)
+    assert after.refusal(MAC, SECOND, again=True) is None
+    assert after.refusal(MAC, FIRST, again=True) is not None
+    await after.close_all()
+
+
+async def test_machines_have_changes_of_their_own(tmp_path: Path) -> None:
+    changes = kept(tmp_path)
+    write(changes, b"mine")
+    other = changes.backend("52:54:00:77:00:02", SECOND).device
+    content = memoryview(bytearray(4096))
+    other.read_into(0, [content])
+    assert bytes(content) == bytes(4096)
+    await changes.close_all()
+    assert sorted(path.name for path in changes.folder.glob("*.delta")) == [
+        "52-54-00-77-00-01.delta",
+        "52-54-00-77-00-02.delta",
+    ]
+
+
+async def test_changes_of_another_version_are_left_alone(tmp_path: Path) -> None:
+    before = kept(tmp_path)
+    write(before, b"mine")
+    await before.close_all()
+    after = kept(tmp_path, b"another".ljust(8192, b"."))
+    told = str(after.refusal(MAC, FIRST, again=False))
+    assert "another version" in told and "move the file away" in told
+
+
+def test_a_folder_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        check_folder(tmp_path / "none")
