@@ -140,6 +140,11 @@ class IndexHeader:
         return THIRD_CODECS if self.version == THIRD_VERSION else FIRST_CODECS
 
     @property
+    def hot(self) -> bool:
+        """Whether it is of a hot layer: what it maps reads the same without it."""
+        return self.version == VERSION
+
+    @property
     def tag_size(self) -> int:
         """Bytes by which each stored part is longer than its content."""
         return 0 if self.salt is None else TAG_SIZE

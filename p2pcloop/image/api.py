@@ -7,7 +7,7 @@ raises `Missing`. Then the caller has the missing ranges fetched and calls again
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 PART_SIZE = 1 << 20
@@ -23,12 +23,14 @@ class ByteRange:
         offset: first byte, counted from the start of the torrent's first file.
         length: bytes, at least 1.
         heal: the bytes on this disk did not match their SHA-256: check them, and fetch them anew.
+        instead: once all of these are here, the range is not needed: they hold the same content.
     """
 
     torrent: bytes
     offset: int
     length: int
     heal: bool = False
+    instead: tuple[ByteRange, ...] = field(default=(), compare=False)
 
     def parts(self) -> Iterator[ByteRange]:
         """The range in parts of at most `PART_SIZE`, in order."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, P2pcloopError
-from p2pcloop.formats.block_map import ZERO_CHUNK, merge
+from p2pcloop.formats.block_map import ZERO_CHUNK, BlockMap, LayerMap, merge
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.manifest import compute_image_id
 from p2pcloop.image.api import ByteRange, Missing
@@ -17,6 +18,11 @@ from p2pcloop.image.spill import SpillFile
 from p2pcloop.units import BLOCK_SIZE
 
 DEFAULT_CACHE_SIZE = 64 << 20
+
+JUMP_SIZE = 256 << 10
+"""A read that lacks so many bytes more of a hot layer than of the layers below takes the latter: it
+jumps ahead of what is read in order, and would wait for all of the chain before it. What is read in
+order lacks a chunk or two, and these are on their way."""
 
 
 class MergedImage:
@@ -48,7 +54,9 @@ class MergedImage:
         self._also_close = also_close
         self.size = layers[-1].header.image_size
         self.image_id = compute_image_id(self.size, [layer.header.layer_id for layer in layers])
-        self.map = merge([layer.take_map() for layer in layers])
+        maps = [layer.take_map() for layer in layers]
+        self.map = merge(maps)
+        self._lower = _LowerMap([layer.header.hot for layer in layers], maps)
         self._chunks = DecodedChunks(
             layers, cache_size=cache_size, spill=None if spill is None else SpillFile(spill)
         )
@@ -98,13 +106,43 @@ class MergedImage:
                 scatter.zero(size)
                 continue
             try:
-                part = self._read_part(layer, chunk, within * BLOCK_SIZE + skip, size)
+                parts = [self._read_part(layer, chunk, within * BLOCK_SIZE + skip, size)]
             except Missing as absent:
-                missing.update(dict.fromkeys(absent.ranges))
-                scatter.take(size)
-            else:
+                parts, lacking = self._read_lower(layer, offset - size, size, absent)
+                if lacking:
+                    missing.update(dict.fromkeys(lacking))
+                    scatter.take(size)
+                    continue
+            for part in parts:
                 scatter.put(part)
         return list(missing)
+
+    def _read_lower(
+        self, layer: int, offset: int, size: int, absent: Missing
+    ) -> tuple[list[memoryview], Sequence[ByteRange]]:
+        """Read from the layers below what a hot layer repeats, and lacks.
+
+        Returns:
+            The bytes, or the ranges to fetch: of the hot layer, unless those below lack far less.
+        """
+        below = self._lower.map_below(layer)
+        if below is None or any(each.heal for each in absent.ranges):
+            return [], absent.ranges
+        parts, lacking, first = [], dict[ByteRange, None](), offset // BLOCK_SIZE
+        end = offset + size
+        for lower, chunk, within, blocks in below.pieces(first, -(-end // BLOCK_SIZE) - first):
+            skip = offset % BLOCK_SIZE
+            length = min(blocks * BLOCK_SIZE - skip, end - offset)
+            offset += length
+            if chunk == ZERO_CHUNK:
+                return [], absent.ranges  # a hot layer leaves zeros out: it repeats something else
+            try:
+                parts.append(self._read_part(lower, chunk, within * BLOCK_SIZE + skip, length))
+            except Missing as missing:
+                lacking.update(dict.fromkeys(missing.ranges))
+        if _bytes_of(absent.ranges) - _bytes_of(lacking) <= JUMP_SIZE and lacking:
+            return [], absent.ranges
+        return parts, [replace(each, instead=absent.ranges) for each in lacking]
 
     def _read_part(self, layer: int, number: int, start: int, size: int) -> memoryview:
         key = chunk_key(layer, number)
@@ -196,3 +234,29 @@ class MergedImage:
     def read_chunk(self, layer: int, number: int) -> memoryview:
         """Return the decoded content of a chunk of a layer, verified; errors as of `Layer`'s."""
         return self._chunks.read(chunk_key(layer, number))
+
+
+class _LowerMap:
+    """The map of an image without its hot layers, made when it is needed first."""
+
+    def __init__(self, hot: Sequence[bool], maps: Sequence[LayerMap]) -> None:
+        """`hot` tells which of the maps' layers are hot, base first."""
+        self._hot = hot
+        nothing = LayerMap.from_runs([])
+        self._maps = [nothing if is_hot else each for is_hot, each in zip(hot, maps, strict=True)]
+        self._map: BlockMap | None = None
+        if True not in hot:
+            self._maps.clear()
+
+    def map_below(self, layer: int) -> BlockMap | None:
+        """The map, if a layer is hot and lies over others."""
+        if not self._hot[layer] or all(self._hot[:layer]):
+            return None
+        if self._map is None:
+            self._map = merge(self._maps)
+            self._maps.clear()
+        return self._map
+
+
+def _bytes_of(ranges: Iterable[ByteRange]) -> int:
+    return sum(each.length for each in ranges)

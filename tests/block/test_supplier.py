@@ -90,6 +90,53 @@ async def test_what_a_guest_waits_for_and_what_came_is_told_to_other_programs(
     assert before - 1e-3 <= fetched.first <= time.time()
 
 
+class NumberedNode:
+    """A p2pcloopd that answers nothing, and notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.left: list[int] = []
+
+    async def call(
+        self, op: str, on_event: Callable[[str, dict[str, Any]], None] | None = None, **args: Any
+    ) -> dict[str, Any]:
+        assert (op, on_event is None, args["heal"]) == ("read", False, False)
+        self.asked.append(args["offset"])
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.left.append(args["offset"])
+        raise AssertionError
+
+
+async def test_ranges_are_asked_for_in_their_order() -> None:
+    node = NumberedNode()
+    supplier = Supplier(node, lambda _range, _data: None)
+    for attempt in range(8):  # tasks that begin at once do so in one order or the other
+        node.asked.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supplier.supply, ranges(*range(9)))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert node.asked == list(range(9)), attempt
+
+
+async def test_a_range_is_not_waited_for_once_others_came_that_hold_the_same() -> None:
+    node = NumberedNode()
+    supplier = Supplier(node, lambda _range, _data: None)
+    others = ranges(4096, 8192).ranges
+    wanted = Missing([ByteRange(bytes(20), 0, 4096, instead=others)])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supplier.supply, wanted)
+        await trio.testing.wait_all_tasks_blocked()
+        supplier.deliver(others[1], bytes(4096))
+        supplier.deliver(others[1], bytes(4096))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (node.asked, node.left) == ([0], [])
+        supplier.deliver(others[0], bytes(4096))
+    assert node.left == [0]
+
+
 class FullNode:
     """A p2pcloopd on a disk that has no room, `tries` times."""
 

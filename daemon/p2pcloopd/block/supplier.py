@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -43,8 +43,14 @@ class Caller(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Asking:
-    """A range that p2pcloopd was asked for; `scope` cancels the call if it arrives another way."""
+    """A range that p2pcloopd was asked for.
 
+    Attributes:
+        instead: ranges that have to arrive yet before it is not needed any more.
+        scope: cancels the call if it arrives another way, or all of these do.
+    """
+
+    instead: set[ByteRange] = field(default_factory=set)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
 
@@ -96,6 +102,9 @@ class Supplier:
         async with trio.open_nursery() as nursery:
             for wanted in missing.ranges:
                 nursery.start_soon(fetch, wanted)
+                # In their order: tasks that begin at once do so in any. A chain is decoded from
+                # its first chunk on, and others may wait for that one already.
+                await trio.lowlevel.checkpoint()
         if errors:
             raise errors[0]
 
@@ -110,7 +119,7 @@ class Supplier:
             # Each waiting read looks again afterwards, and asks itself if this one failed.
             await self._under_way[wanted].ended.wait()
             return
-        asking = self._under_way[wanted] = _Asking()
+        asking = self._under_way[wanted] = _Asking(set(wanted.instead))
         started = time.monotonic()
         try:
             with asking.scope:
@@ -122,6 +131,11 @@ class Supplier:
 
     def _deliver(self, wanted: ByteRange, data: bytes) -> None:
         self._accept(wanted, data)
+        for asking in self._under_way.values():
+            if wanted in asking.instead:
+                asking.instead.remove(wanted)
+                if not asking.instead:
+                    asking.scope.cancel()
         if wanted not in self._arrived:  # one that was read ahead may be asked for meanwhile, too
             self._arrived.add(wanted)
             self._fetched.add(wanted.length)
@@ -139,7 +153,14 @@ class Supplier:
         full for a while, and p2pcloopd tries anew each time."""
         while True:
             try:
-                answer = await self._client.call("read", report, **asdict(part))
+                answer = await self._client.call(
+                    "read",
+                    report,
+                    torrent=part.torrent,
+                    offset=part.offset,
+                    length=part.length,
+                    heal=part.heal,
+                )
             except StorageError as err:
                 if err.errno not in _FULL:
                     raise
