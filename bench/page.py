@@ -36,6 +36,7 @@ SECTIONS = {
     "guest-reads": "Reads in the guest",
     "nbd-reads": "Reads over NBD",
     "cloop-reads": "Reads of a cloop V4.0 over NBD",
+    "mount": "An image as a file",
     "stack": "A stack of 20 layers",
     "plan": "One decision of what to fetch next",
     "memory": "Memory",

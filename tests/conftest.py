@@ -19,7 +19,7 @@ hypothesis.settings.load_profile("p2pcloop")
 os.environ.setdefault("P2PCLOOP_KERNEL", "system")
 
 _LATER = ("interop", "e2e")
-_FOLDERS_THAT_WAIT = ("engine", "interop", "node")
+_FOLDERS_THAT_WAIT = ("engine", "interop", "mount", "node")
 
 
 @pytest.fixture

@@ -55,7 +55,10 @@ BELOW_DAEMON = {
         *("netboot", "block", "http", "guest.system", "guest.sandbox", "guest.network"),
         *("entry", "programs"),
     },
-    "commands": {"commands", "guest", "block", "netboot", "entry", "forked", "programs"},
+    "mount": {"mount", "block", "control_client", "entry", "programs"},
+    "commands": {
+        *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "programs"),
+    },
     "guest/system": {"guest.system", "entry", "programs"},
     "guest/sandbox": {"guest.sandbox", "guest.system", "entry", "programs"},
     "guest/network": {"guest.network", "guest.sandbox", "guest.system", "entry", "programs"},

@@ -44,7 +44,7 @@ def fork_daemon(home: Home, ready: int) -> int:
             importlib.import_module(name)
     sys.stdout.flush()
     sys.stderr.flush()
-    with open_log(home) as log:
+    with open_log(home.log) as log:
         pid = os.fork()
         if not pid:
             _run_and_exit(home, log, ready)

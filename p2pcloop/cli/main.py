@@ -46,6 +46,8 @@ _COMMANDS = {
     "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
     "block": ("p2pcloopd.commands.block", "Serve an image as a block device (NBD, vhost-user)."),
     "netboot": ("p2pcloopd.commands.netboot", "Let bare machines boot an image over the network."),
+    "mount": ("p2pcloopd.commands.mount", "Show the known images as files below a directory."),
+    "umount": ("p2pcloopd.commands.umount", "End a mount."),
     "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
     "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
     "rm": ("p2pcloop.cli.rm", "Remove an image, or a guest that has ended."),

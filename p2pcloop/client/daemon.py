@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.terminal import VARIABLE, notify
@@ -36,7 +37,7 @@ def spawn_daemon(home: Home, ready: int) -> int:
     """Start a p2pcloopd with an interpreter of its own; see `Start`."""
     # -P: a package called p2pcloopd in the current directory must not be taken for ours.
     command = [sys.executable, "-P", "-m", "p2pcloopd", *daemon_options(home)]
-    with open_log(home) as log:
+    with open_log(home.log) as log:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
             (os.POSIX_SPAWN_DUP2, log, 1),
@@ -201,15 +202,15 @@ def daemon_options(home: Home) -> list[str]:
 
 
 @contextmanager
-def open_log(home: Home) -> Iterator[int]:
-    """Open daemon.log to append to it; one that has grown too large is renamed before."""
+def open_log(path: Path) -> Iterator[int]:
+    """Open a log to append to it; one that has grown too large is renamed before."""
     try:
-        if home.log.exists() and home.log.stat().st_size > MAX_LOG:
-            home.log.replace(home.log.with_name(home.log.name + ".1"))
+        if path.exists() and path.stat().st_size > MAX_LOG:
+            path.replace(path.with_name(path.name + ".1"))
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(home.log, flags, 0o600)
+        log = os.open(path, flags, 0o600)
     except OSError as err:
-        raise storage_error(f"cannot write {home.log}", err) from err
+        raise storage_error(f"cannot write {path}", err) from err
     try:
         yield log
     finally:

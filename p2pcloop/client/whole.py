@@ -79,7 +79,7 @@ def find_whole(asked: str, home: Home, at: int = 0) -> StoredRef | None:
         if link is not None and link.manifest_id != wanted:
             return None
         signed = records.manifest(wanted)
-        if signed.manifest.withdrawn or not _is_whole(signed, home):
+        if signed.manifest.withdrawn or not is_all_here(signed, home):
             return None
     except (P2pcloopError, KeyError):
         return None
@@ -88,6 +88,7 @@ def find_whole(asked: str, home: Home, at: int = 0) -> StoredRef | None:
     return StoredRef(signed, str(known.name), told, LateClient(home, asked, at))
 
 
-def _is_whole(signed: SignedManifest, home: Home) -> bool:
+def is_all_here(signed: SignedManifest, home: Home) -> bool:
+    """Whether all layers of an image are here, so that p2pcloopd is not needed to read it."""
     layers = signed.manifest.all_layers
     return all(is_whole(home.torrents / layer.torrent.hex() / "have") for layer in layers)

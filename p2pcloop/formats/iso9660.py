@@ -35,7 +35,9 @@ _MAX_LINKS = 16
 _DIRECTORY, _ASSOCIATED, _MORE = 0x02, 0x04, 0x80
 """Flags of a file (ECMA-119, 9.1.6)."""
 
-_JOLIET = (b"%/@", b"%/C", b"%/E")
+JOLIET = (b"%/@", b"%/C", b"%/E")
+"""Escape sequences of a volume descriptor whose names are Unicode (Joliet)."""
+
 AGAIN = "fetch or copy it again"
 _MOUNT = "mount it, and seed the file on it that is the image"
 
@@ -162,7 +164,7 @@ def read_volume(fd: int, size: int) -> Volume:
     for descriptor in reader.descriptors():
         if descriptor[0] == 1:
             primary = primary or descriptor
-        elif descriptor[0] == 2 and descriptor[88:91] in _JOLIET:
+        elif descriptor[0] == 2 and descriptor[88:91] in JOLIET:
             joliet = joliet or descriptor
         elif descriptor[0] == 0 and descriptor[7:30] == b"EL TORITO SPECIFICATION":
             boots = True
@@ -312,7 +314,7 @@ class _Reader:
 
     def _posix(self, area: bytes) -> _Posix:
         """The fields of Rock Ridge of an entry (P1282, 4.1)."""
-        name, target = bytearray(), _LinkTarget()
+        name, target = bytearray(), LinkTarget()
         linked = False
         fault = ""
         for tag, data in self._fields(area):
@@ -327,29 +329,41 @@ class _Reader:
         return _Posix(name.decode("utf-8", "replace"), link, fault)
 
     def _fields(self, area: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """The fields of a system use area and of those that continue it (SUSP, 4 and 5.1)."""
-        for _ in range(_MAX_CONTINUATIONS):
-            at, following = 0, b""
-            while at + 4 <= len(area):
-                tag, length = area[at : at + 2], area[at + 2]
-                if length < 4 or at + length > len(area) or tag == b"ST":
-                    break
-                data = area[at + 4 : at + length]
-                if tag == b"CE" and len(data) >= 24:
-                    block, offset, size = struct.unpack_from("<I4xI4xI", data)
-                    following = self._take(block * self.block_size + offset, min(size, 1 << 16))
-                else:
-                    yield tag, data
-                at += length
-            if not following:
-                return
-            area = following
+        return system_use_fields(area, self.block_size, self._take)
 
     def _take(self, offset: int, length: int) -> bytes:
         if length > self._left:
             raise FormatError(f"its folders are longer than {MAX_READ} bytes", hint=_MOUNT)
         self._left -= length
         return os.pread(self._fd, length, offset) if offset < self._size else b""
+
+
+def system_use_fields(
+    area: bytes, block_size: int, take: Callable[[int, int], bytes]
+) -> Iterator[tuple[bytes, bytes]]:
+    """The fields of a system use area and of those that continue it (SUSP, 4 and 5.1).
+
+    Args:
+        area: of a directory record.
+        block_size: bytes of the CD's blocks.
+        take: reads the CD: offset, length.
+    """
+    for _ in range(_MAX_CONTINUATIONS):
+        at, following = 0, b""
+        while at + 4 <= len(area):
+            tag, length = area[at : at + 2], area[at + 2]
+            if length < 4 or at + length > len(area) or tag == b"ST":
+                break
+            data = area[at + 4 : at + length]
+            if tag == b"CE" and len(data) >= 24:
+                block, offset, size = struct.unpack_from("<I4xI4xI", data)
+                following = take(block * block_size + offset, min(size, 1 << 16))
+            else:
+                yield tag, data
+            at += length
+        if not following:
+            return
+        area = following
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +375,7 @@ class _Posix:
     fault: str
 
 
-class _LinkTarget:
+class LinkTarget:
     """The target of a symbolic link, from its SL fields (P1282, 4.1.3)."""
 
     def __init__(self) -> None:
@@ -370,6 +384,7 @@ class _LinkTarget:
         self._bad = False
 
     def add(self, data: bytes) -> None:
+        """Take the next field."""
         at = 1
         while at < len(data):
             flags, length = data[at], data[at + 1] if at + 1 < len(data) else len(data)
@@ -387,8 +402,13 @@ class _LinkTarget:
             self._goes_on = bool(flags & 0x01)
             at += 2 + length
 
+    def raw(self) -> bytes:
+        """The target; empty if a field is malformed."""
+        return b"" if self._bad else b"/".join(self._parts)
+
     def text(self) -> str:
-        return "" if self._bad else b"/".join(self._parts).decode("utf-8", "replace")
+        """The same as text."""
+        return self.raw().decode("utf-8", "replace")
 
 
 def _posix(record: _Record, posix: _Posix) -> str:

@@ -7,6 +7,7 @@
     config.toml               the user's settings
     ports.msgpack             the ports that were chosen at the first start
     daemon.log                the log of a detached p2pcloopd
+    mount.log                 the log of detached mounts
     keys/                     the user's signing keys
     manifests/<sha256 hex>    signed manifests as they were received
     names.msgpack             the manifest that each name points to
@@ -92,6 +93,10 @@ class Home:
     @property
     def log(self) -> Path:
         return self.root / "daemon.log"
+
+    @property
+    def mount_log(self) -> Path:
+        return self.root / "mount.log"
 
     @property
     def keys(self) -> Path:

@@ -8,6 +8,13 @@ from typing import Protocol
 from p2pcloop.image.api import BlockDevice, Missing
 
 
+class Supplying(Protocol):
+    """The way to fetch what a read lacks."""
+
+    async def supply(self, missing: Missing) -> None:
+        """See `Backend.supply`."""
+
+
 class Backend(Protocol):
     """A device together with the way to fill it.
 
@@ -32,7 +39,7 @@ class Backend(Protocol):
         """Return when everything written before the call is durable (`SharedFlush.flush`)."""
 
 
-async def complete(backend: Backend, call: Callable[[], None], missing: Missing) -> None:
+async def complete(backend: Supplying, call: Callable[[], None], missing: Missing) -> None:
     """Fetch what `call` lacked and call again, until it succeeds.
 
     Raises:

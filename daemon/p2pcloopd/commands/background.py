@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STREAMS = (0, 1)
 
 
-def in_background(work: Callable[[Callable[[str], None]], int]) -> str:
+def in_background(work: Callable[[Callable[[str], None]], int], what: str = "the guest") -> str:
     """Fork; the child does `work` in a session of its own, without a terminal.
 
     Returns in the parent once the child calls what it was given, and never in the child. Until
@@ -29,6 +29,7 @@ def in_background(work: Callable[[Callable[[str], None]], int]) -> str:
     Args:
         work: gets the function to call, with the guest's name, once the guest runs; returns an
             exit code.
+        what: runs, for an error's message. (Of a mount the name is its directory.)
 
     Returns:
         The guest's name.
@@ -54,7 +55,7 @@ def in_background(work: Callable[[Callable[[str], None]], int]) -> str:
             raise error
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    raise GuestError(f"the guest ended while it started (status {code})")
+    raise GuestError(f"{what} ended while it started (status {code})")
 
 
 @contextmanager

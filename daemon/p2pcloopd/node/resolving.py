@@ -159,8 +159,10 @@ class VersionFinder:
         return await self._take(Lead(link.fitted(), record, tuple(looked.mirrors)))
 
     def _sources(self, base: str, links: Iterable[Link]) -> list[RecordSource]:
-        """The place that the user named, the mirrors that links name, and the node's sources."""
-        bases = _joined([base] if base else [], *(link.mirrors for link in links))
+        """The place that the user named, the mirrors that links and settings name, and the node's
+        sources."""
+        set_up = self._node.config.discovery.mirrors
+        bases = _joined([base] if base else [], *(link.mirrors for link in links), set_up)
         return [
             *(MirrorSource(mirror) for mirror in self._node.mirrors(bases)),
             *self._node.sources,

@@ -1,0 +1,1 @@
+"""Images as files: a file system of FUSE that shows the images a node knows."""

@@ -1,0 +1,242 @@
+"""Mounting and unmounting by fusermount3, which needs no privilege, and what is mounted where.
+
+fusermount3 opens /dev/fuse, mounts, and passes the descriptor over a socket whose number it finds
+in the environment (libfuse, util/fusermount.c and lib/mount.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pcloop.errors import (
+    BusyError,
+    NeedsPackageError,
+    NotHereError,
+    UsageError,
+    storage_error,
+)
+from p2pcloop.text import printable
+from p2pcloopd.programs import find_program
+
+DEVICE = Path("/dev/fuse")
+KIND = "fuse.p2pcloop"
+"""The type of our file system, as the table of mounts has it."""
+
+_VARIABLE = "_FUSE_COMMFD"
+_TABLE = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A mounted file system.
+
+    Attributes:
+        path: where.
+        device: its numbers, "0:53": another one that is mounted later has others.
+        kind: its type.
+        source: what it was mounted from, in its own words.
+    """
+
+    path: Path
+    device: str
+    kind: str
+    source: str
+
+
+def mounted_at(path: Path) -> Mounted | None:
+    """Return the file system that is mounted at a path, the last of several."""
+    found = None
+    for line in _TABLE.read_text(errors="surrogateescape").splitlines():
+        # proc_pid_mountinfo(5): ID, parent, device, root, mount point, ..., "-", type, source, ...
+        before, _, after = line.partition(" - ")
+        fields = before.split(" ")
+        if Path(_plain(fields[4])) == path:
+            kind, source = after.split(" ")[:2]
+            found = Mounted(path, fields[2], kind, _plain(source))
+    return found
+
+
+def real_path(path: Path) -> Path:
+    """Return a path without symbolic links. It may lead to a mount whose process died."""
+    return Path(os.path.realpath(path))
+
+
+def check_device() -> None:
+    """Check that this user may use FUSE.
+
+    Raises:
+        NeedsPackageError: fusermount3 or /dev/fuse is missing.
+        StorageError: /dev/fuse cannot be opened.
+    """
+    find_program("fusermount3", "fuse3")
+    if not DEVICE.exists():
+        raise NeedsPackageError(
+            f"{DEVICE} is missing: this system has no FUSE",
+            hint="load the module (`modprobe fuse` as root); a container needs --device /dev/fuse",
+        )
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as err:
+        raise storage_error(
+            f"cannot open {DEVICE}",
+            err,
+            hint="a container needs --device /dev/fuse; else its mode should be 0666",
+        ) from err
+
+
+def prepare(path: Path, repaired: Callable[[str], None]) -> None:
+    """Check that a directory can be mounted on. A mount of ours whose process died is unmounted.
+
+    Args:
+        path: as of `real_path`.
+        repaired: told what was unmounted, in a line for people.
+
+    Raises:
+        BusyError: something is mounted there.
+        NotHereError, UsageError: it is no directory, is not empty, or is another user's.
+    """
+    while (there := mounted_at(path)) is not None:
+        if there.kind != KIND:
+            raise BusyError(
+                f"{printable(there.source)} ({there.kind}) is mounted at {path}",
+                hint="choose another directory, or unmount it",
+            )
+        if not is_dead(path):
+            raise BusyError(
+                f"p2pcloop is mounted at {path} already", hint=f"p2pcloop umount {path}"
+            )
+        unmount(path)
+        repaired(f"the mount at {path} had lost its process: it is unmounted, and mounted anew")
+    _check_directory(path)
+
+
+def is_dead(path: Path) -> bool:
+    """Whether a mounted file system of FUSE has no process any more."""
+    try:
+        path.stat()
+    except OSError as err:
+        return err.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _check_directory(path: Path) -> None:
+    try:
+        with os.scandir(path) as entries:
+            first = next(entries, None)
+    except FileNotFoundError as err:
+        raise NotHereError(f"there is no directory {path}", hint=f"mkdir -p {path}") from err
+    except NotADirectoryError as err:
+        raise UsageError(f"{path} is no directory", hint="choose an empty directory") from err
+    except OSError as err:
+        raise storage_error(f"cannot look into {path}", err) from err
+    if first is not None:
+        raise UsageError(
+            f"{path} is not empty: what is in it could not be seen",
+            hint="choose an empty directory",
+        )
+    if not os.access(path, os.W_OK):
+        raise UsageError(
+            f"you may not write into {path}, so you may not mount there",
+            hint="choose a directory of your own",
+        )
+
+
+def mount(path: Path, *, everyone: bool) -> int:
+    """Mount a file system of ours; return the descriptor of /dev/fuse.
+
+    Args:
+        path: a directory that `prepare` has checked.
+        everyone: other users may read it, too.
+
+    Raises:
+        UsageError: fusermount3 refuses.
+        NeedsPackageError: it is not installed.
+    """
+    options = ["ro", "nosuid", "nodev", "default_permissions", "fsname=p2pcloop"]
+    options += ["subtype=p2pcloop", *(["allow_other"] if everyone else [])]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        words = [str(find_program("fusermount3", "fuse3")), "-o", ",".join(options)]
+        done = _run([*words, "--", str(path)], theirs.fileno())
+        theirs.close()
+        if done.returncode:
+            raise _refused(path, done.stderr)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    if not fds:
+        raise UsageError(f"fusermount3 mounted {path}, and passed no descriptor")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def unmount(path: Path) -> None:
+    """Unmount a file system of ours. Files that are open stay open.
+
+    Raises:
+        UsageError: fusermount3 refuses.
+        NeedsPackageError: it is not installed.
+    """
+    done = _run(unmount_command(path))
+    if done.returncode:
+        raise _refused(path, done.stderr)
+
+
+def unmount_command(path: Path) -> list[str]:
+    """The command that unmounts a file system, whether files of it are open or not.
+
+    Raises:
+        NeedsPackageError: fusermount3 is not installed.
+    """
+    return [str(find_program("fusermount3", "fuse3")), "-u", "-z", "--", str(path)]
+
+
+def check_ours(path: Path) -> None:
+    """Check that a file system of ours is mounted at a path.
+
+    Raises:
+        NotHereError: nothing is mounted there.
+        UsageError: something else is.
+    """
+    there = mounted_at(path)
+    if there is None:
+        raise NotHereError(f"nothing is mounted at {path}", hint="`mount -t fuse.p2pcloop` lists")
+    if there.kind != KIND:
+        raise UsageError(
+            f"what is mounted at {path} is not p2pcloop's: {there.kind}", hint=f"umount {path}"
+        )
+
+
+def _run(words: list[str], fd: int | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run fusermount3, which passes a descriptor over the socket `fd`."""
+    return subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=dict(os.environ) if fd is None else os.environ | {_VARIABLE: str(fd)},
+        pass_fds=() if fd is None else (fd,),
+        check=False,
+    )
+
+
+def _refused(path: Path, said: bytes) -> UsageError:
+    text = printable(said.decode("utf-8", "replace").strip().removeprefix("fusermount3: "))
+    if "user_allow_other" in text:
+        return UsageError(
+            "this system lets only root show a mount to other users",
+            hint="leave --allow-other out, or have root write `user_allow_other` into"
+            " /etc/fuse.conf",
+        )
+    return UsageError(f"fusermount3 refuses {path}: {text or 'without a word'}")
+
+
+def _plain(field: str) -> str:
+    """A field of the table of mounts, whose spaces and the like are written as octal numbers."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), field)

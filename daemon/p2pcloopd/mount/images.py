@@ -1,0 +1,169 @@
+"""The images that a mount reads: opened at the first read, and closed once nothing uses them."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pcloop.client.whole import is_all_here
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.store.home import Home
+from p2pcloopd.block.opening import open_disk
+from p2pcloopd.block.source import StoredBackend
+from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.supplier import Caller
+from p2pcloopd.entry import plain_errors
+
+LINGER_SECONDS = 30.0
+"""An image that is not used stays open so long: programs open files again and again."""
+
+_KNOW_SECONDS = 2.0
+"""While p2pcloopd is down, what is here can be read all the same."""
+
+_log = logging.getLogger(__name__)
+
+
+class HeldImage:
+    """An image that stays open until `release`."""
+
+    def __init__(self, image: _Image, backend: StoredBackend) -> None:
+        self._image: _Image | None = image
+        self.backend = backend
+
+    @property
+    def device(self) -> ImageDevice:
+        """The device, which is only read."""
+        return self.backend.device
+
+    def release(self) -> None:
+        """Use it no more; a second call does nothing."""
+        if self._image is not None:
+            self._image.drop()
+            self._image = None
+
+
+@dataclass(eq=False)
+class _Image:
+    """An image that is open or being opened, and how many use it."""
+
+    users: int = 0
+    backend: StoredBackend | None = None
+    error: P2pcloopError | None = None
+    opening: trio.CancelScope = field(default_factory=trio.CancelScope)
+    opened: trio.Event = field(default_factory=trio.Event)
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    def use(self) -> None:
+        self.users += 1
+        self._note()
+
+    def drop(self) -> None:
+        self.users -= 1
+        self._note()
+        if not self.users and not self.opened.is_set():
+            self.opening.cancel()  # every reader that waited for it has gone
+
+    def _note(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def unused(self) -> None:
+        """Return when nothing has used it for a while; right after that, `users` is 0."""
+        while True:
+            if self.users:
+                await self.changed.wait()
+                continue
+            with trio.move_on_after(LINGER_SECONDS) as pause:
+                await self.changed.wait()
+            if pause.cancelled_caught and not self.users:
+                return
+
+
+class Images:
+    """Opens images of a home, each once however many files of it are read."""
+
+    def __init__(self, home: Home, client: Caller, nursery: trio.Nursery) -> None:
+        """Open nothing yet.
+
+        Args:
+            home: whose store and p2pcloopd are used.
+            client: a connection to p2pcloopd.
+            nursery: has a task for each open image.
+        """
+        self._home = home
+        self._client = client
+        self._nursery = nursery
+        self._images: dict[bytes, _Image] = {}
+
+    async def hold(self, signed: SignedManifest, secret: bytes | None) -> HeldImage:
+        """Open an image, unless it is open.
+
+        Raises:
+            UsageError, MismatchError: it is private, and the secret is missing or another one.
+            P2pcloopError: it cannot be read.
+        """
+        image = self._images.get(signed.id)
+        if image is None:
+            image = self._images[signed.id] = _Image()
+            self._nursery.start_soon(self._keep, image, signed, secret)
+        image.use()
+        try:
+            await image.opened.wait()
+            if image.error is not None:
+                raise image.error.with_traceback(None)
+        except BaseException:
+            image.drop()
+            raise
+        assert image.backend is not None, "it is open, or there is an error"
+        return HeldImage(image, image.backend)
+
+    async def _keep(self, image: _Image, signed: SignedManifest, secret: bytes | None) -> None:
+        try:
+            with image.opening, plain_errors():
+                await self._serve(image, signed, secret)
+        except P2pcloopError as err:
+            image.error = err
+        finally:
+            if self._images.get(signed.id) is image:
+                del self._images[signed.id]
+            image.opened.set()
+
+    async def _serve(self, image: _Image, signed: SignedManifest, secret: bytes | None) -> None:
+        await self._know(signed)
+        spec = BlockServerSpec(self._home, signed, secret=secret, command="mount")
+        async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+            disk = await open_disk(spec, nursery, stack, _nothing, _nothing)
+            backend = disk.image
+            assert isinstance(backend, StoredBackend), "it is of a manifest"
+            try:
+                if not backend.whole:
+                    nursery.start_soon(backend.prefetch.follow)
+                image.backend = backend
+                image.opened.set()
+                await image.unused()
+                del self._images[signed.id]
+            finally:
+                with trio.CancelScope(shield=True):
+                    await backend.report_booted()
+                disk.close()
+            nursery.cancel_scope.cancel()
+
+    async def _know(self, signed: SignedManifest) -> None:
+        """Have p2pcloopd know where the image may be had, unless all of it is here."""
+        if is_all_here(signed, self._home):
+            return
+        manifest = signed.manifest
+        try:
+            with trio.move_on_after(_KNOW_SECONDS):
+                await self._client.call("resolve", ref=str(manifest.name), at=manifest.version)
+        except P2pcloopError as err:  # its layers are had from where they were before
+            _log.info("p2pcloopd does not find %s: %s", manifest.name, err)
+
+
+def _nothing() -> None:
+    """Do nothing: what is open is told by an event."""

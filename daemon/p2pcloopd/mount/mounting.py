@@ -1,0 +1,119 @@
+"""A mount from its start to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from p2pcloop.store.home import Home
+from p2pcloopd.control_client import ReconnectingClient
+from p2pcloopd.mount.fusermount import Mounted, mount, mounted_at, unmount_command
+from p2pcloopd.mount.images import Images
+from p2pcloopd.mount.tree import Known, Root
+from p2pcloopd.mount.tree_server import TreeServer
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """What is mounted where.
+
+    Attributes:
+        home: the node whose images are shown.
+        path: a directory that `fusermount.prepare` has checked.
+        everyone: other users may read it, too.
+    """
+
+    home: Home
+    path: Path
+    everyone: bool = False
+
+
+async def serve_mount(spec: MountSpec, ready: Callable[[], None]) -> None:
+    """Mount and serve until the tree is unmounted and nothing of it is open any more.
+
+    A signal unmounts it. A second one ends it at once: programs that still have a file of it open
+    get errors.
+
+    Args:
+        ready: called when the tree can be used.
+
+    Raises:
+        UsageError: fusermount3 refuses.
+        KernelProtocolError: the kernel is too old.
+    """
+    fd = mount(spec.path, everyone=spec.everyone)
+    ours = mounted_at(spec.path)
+    try:
+        async with trio.open_nursery() as nursery:
+            client = ReconnectingClient(spec.home.control_socket, lambda: _report_gone(spec.home))
+            await nursery.start(client.run)
+            images = Images(spec.home, client, nursery)
+            server = TreeServer(fd, Root(Known(spec.home, client, images, int(time.time()))))
+            nursery.start_soon(_end_with, server, nursery.cancel_scope)
+            await nursery.start(_unmount_at_signal, spec.path, ours, server, nursery.cancel_scope)
+            ready()
+    finally:
+        os.close(fd)
+        # After an error, or a second signal before the first was done: a mount without its process
+        # would be in the way. Nothing is asked of the tree for it.
+        with trio.CancelScope(shield=True):
+            await _unmount(spec.path, ours)
+
+
+async def _end_with(server: TreeServer, scope: trio.CancelScope) -> None:
+    await server.run()
+    scope.cancel()
+
+
+async def _unmount_at_signal(
+    path: Path,
+    ours: Mounted | None,
+    server: TreeServer,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    with trio.open_signal_receiver(*_SIGNALS) as signals:
+        task_status.started()
+        async for _ in signals:
+            break
+        await _unmount(path, ours)
+        if server.open_files:
+            _log.warning(
+                "%s is unmounted; open files are served until they are closed: %d; a second Ctrl-C"
+                " ends this at once",
+                *(path, server.open_files),
+            )
+        async for _ in signals:
+            break
+        scope.cancel()
+
+
+async def _unmount(path: Path, ours: Mounted | None) -> None:
+    """Unmount our file system, if it is still there; files of it may be open."""
+    if ours is None or mounted_at(path) != ours:
+        return
+    done = await trio.run_process(
+        unmount_command(path), capture_stdout=True, capture_stderr=True, check=False
+    )
+    if done.returncode:
+        _log.warning("%s", done.stderr.decode("utf-8", "replace").strip())
+
+
+def _report_gone(home: Home) -> None:
+    _log.warning(
+        "a reader waits: no p2pcloopd runs on %s; start it with `p2pcloop daemon start --home %s`",
+        *(home.root, shlex.quote(str(home.root))),
+    )

@@ -1,0 +1,68 @@
+"""File systems whose files are read from the device, without a mount.
+
+A reader of one is plain code. The function by which it reads the device may raise an exception of
+its own (bytes that are not here yet); nothing is kept of a call that ended so. Content comes from
+strangers: each number is checked before it is used, and what is read for one call is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+MAX_LINK = 4096
+"""Bytes of a symbolic link's target, as of PATH_MAX."""
+
+Read = Callable[[int, int], bytes]
+"""Returns bytes of the device: offset, length. It may raise what the caller catches."""
+
+Run = tuple[int, int | None]
+"""Bytes of a file that lie together: their number, and where in the device; None for zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """A file, directory or link.
+
+    Attributes:
+        number: tells it from others of its file system.
+        mode: kind and permissions, as of stat(2).
+        size: bytes.
+        changed: of its content, in seconds since 1970.
+    """
+
+    number: int
+    mode: int
+    size: int
+    changed: int
+
+
+Kind = TypeVar("Kind", bound=Inode)
+
+
+class FileTree(Protocol[Kind]):
+    """A file system; all methods raise `FormatError` where it is damaged.
+
+    Attributes:
+        root: the number of its root.
+    """
+
+    root: int
+
+    def inode(self, number: int) -> Kind:
+        """Read an inode."""
+
+    def entries(self, folder: Kind) -> Sequence[tuple[bytes, int]]:
+        """The names in a directory, each with the number of its inode; without `.` and `..`."""
+
+    def target(self, link: Kind) -> bytes:
+        """The target of a symbolic link."""
+
+    def runs(self, file: Kind, offset: int, length: int) -> Iterator[Run]:
+        """Where bytes of a file lie in the device, in order, up to the file's end."""
+
+
+def content(runs: Iterable[Run], read: Read) -> bytes:
+    """The bytes of some runs, which must be few."""
+    return b"".join(bytes(size) if place is None else read(place, size) for size, place in runs)

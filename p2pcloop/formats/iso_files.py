@@ -1,0 +1,254 @@
+"""The files of an ISO 9660 file system, read one directory at a time; see `FileTree`.
+
+The number of an inode is the place of its directory record in the device. Names are those that
+Linux shows: Rock Ridge, else Joliet, else the plain ones in lower case without a version.
+
+Sources: as of iso9660.py. A deep directory is moved by Rock Ridge and named by a CL field (P1282,
+4.1.5).
+"""
+
+from __future__ import annotations
+
+import calendar
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from p2pcloop.errors import FormatError
+from p2pcloop.formats.file_tree import MAX_LINK, Inode, Read, Run, content
+from p2pcloop.formats.iso9660 import (
+    AGAIN,
+    JOLIET,
+    MAGIC,
+    MAX_DIRECTORY,
+    MAX_EXTENTS,
+    SYSTEM_AREA,
+    LinkTarget,
+    system_use_fields,
+)
+
+_SECTOR = 2048
+_MAX_DESCRIPTORS = 64
+_MAX_RECORD = 255
+_ROOT_RECORD = 156
+_DIRECTORY, _ASSOCIATED, _MORE = 0x02, 0x04, 0x80
+
+
+@dataclass(frozen=True, slots=True)
+class IsoInode(Inode):
+    """An inode of a CD.
+
+    Attributes:
+        extents: places of its content in the device: offset, length.
+        link: the target of a symbolic link.
+        fault: why its content cannot be read, or "".
+    """
+
+    extents: tuple[tuple[int, int], ...] = ()
+    link: bytes = b""
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A directory record (ECMA-119, 9.1)."""
+
+    place: int
+    identifier: bytes
+    flags: int
+    extent: tuple[int, int]
+    changed: int
+    interleaved: bool
+    system_use: bytes
+
+
+class IsoFiles:
+    """A CD; see `FileTree`."""
+
+    def __init__(self, read: Read, size: int) -> None:
+        """Read the volume descriptors, and look for Rock Ridge.
+
+        Args:
+            read: reads the device.
+            size: bytes of the device.
+
+        Raises:
+            FormatError: it is no CD, or its values are impossible.
+        """
+        self._read = read
+        self._size = size
+        self._block = _SECTOR
+        primary = joliet = 0
+        for number in range(_MAX_DESCRIPTORS):
+            place = SYSTEM_AREA + number * _SECTOR
+            data = read(place, _SECTOR) if place + _SECTOR <= size else b""
+            if data[1:6] != MAGIC or data[0] == 255:
+                break
+            if data[0] == 1 and not primary:
+                primary = place
+                (self._block,) = struct.unpack_from("<H", data, 128)
+            elif data[0] == 2 and data[88:91] in JOLIET and not joliet:
+                joliet = place
+        if not primary or self._block not in (512, 1024, 2048):
+            raise FormatError("it has no volume descriptor of a CD", hint=AGAIN)
+        self.root = primary + _ROOT_RECORD
+        self._skip, self._rock_ridge = self._find_rock_ridge()
+        self._joliet = bool(joliet) and not self._rock_ridge
+        if self._joliet:
+            self.root = joliet + _ROOT_RECORD
+
+    def inode(self, number: int) -> IsoInode:
+        """See `FileTree.inode`."""
+        record = self._record(number)
+        mode = stat.S_IFDIR | 0o555 if record.flags & _DIRECTORY else stat.S_IFREG | 0o444
+        target = LinkTarget()
+        fault = "its content is interleaved with others'" if record.interleaved else ""
+        for tag, data in self._fields(record):
+            if tag == b"PX" and len(data) >= 4:
+                (mode,) = struct.unpack_from("<I", data)
+                mode &= 0xFFFF
+            elif tag == b"SL":
+                target.add(data)
+            elif tag == b"ZF":
+                fault = "it is compressed by zisofs"
+            elif tag == b"CL" and len(data) >= 4:
+                return self._moved(number, struct.unpack_from("<I", data)[0] * self._block)
+        if stat.S_ISLNK(mode):
+            link = target.raw()
+            return IsoInode(number, mode, len(link), record.changed, link=link)
+        extents = self._extents(record)
+        size = sum(length for _, length in extents)
+        return IsoInode(number, mode, size, record.changed, extents, fault=fault)
+
+    def entries(self, folder: IsoInode) -> list[tuple[bytes, int]]:
+        """See `FileTree.entries`."""
+        found: dict[bytes, int] = {}
+        more = False
+        for record in self._records(folder):
+            goes_on, more = more, bool(record.flags & _MORE)
+            if goes_on or record.flags & _ASSOCIATED or record.identifier in (b"\0", b"\1"):
+                continue
+            name = self._name(record)
+            if name and name not in (b".", b"..") and not {0, 0x2F} & set(name):
+                found.setdefault(name, record.place)
+        return list(found.items())
+
+    def target(self, link: IsoInode) -> bytes:
+        """See `FileTree.target`."""
+        if not stat.S_ISLNK(link.mode) or not 0 < len(link.link) < MAX_LINK:
+            raise FormatError("a symbolic link of the CD is damaged", hint=AGAIN)
+        return link.link
+
+    def runs(self, file: IsoInode, offset: int, length: int) -> Iterator[Run]:
+        """See `FileTree.runs`."""
+        if file.fault:
+            raise FormatError(f"a file of the CD is not read: {file.fault}", hint="mount disk.img")
+        end = min(offset + length, file.size)
+        start = 0
+        for place, size in file.extents:
+            skip = max(0, offset - start)
+            count = min(start + size, end) - start - skip
+            if count > 0:
+                if place + skip + count > self._size:
+                    raise FormatError("a file lies beyond the end of the CD", hint=AGAIN)
+                yield count, place + skip
+            start += size
+
+    def _moved(self, number: int, place: int) -> IsoInode:
+        """The inode of a directory that Rock Ridge moved: its own record tells its length."""
+        record = self._record(place)
+        mode = stat.S_IFDIR | 0o555
+        return IsoInode(number, mode, record.extent[1], record.changed, (record.extent,))
+
+    def _find_rock_ridge(self) -> tuple[int, bool]:
+        """The bytes to skip in each system use area (SUSP, SP), and whether it has Rock Ridge."""
+        first = self._record(self._record(self.root).extent[0])
+        area = first.system_use
+        if area[:2] == b"SP" and len(area) >= 7:
+            return area[6], True
+        fields = system_use_fields(area, self._block, self._take)
+        return 0, any(tag in (b"PX", b"RR") for tag, _ in fields)
+
+    def _fields(self, record: _Record) -> Iterator[tuple[bytes, bytes]]:
+        if self._rock_ridge:
+            area = record.system_use[self._skip :]
+            yield from system_use_fields(area, self._block, self._take)
+
+    def _name(self, record: _Record) -> bytes:
+        """The name that is shown; empty for what is not: a directory in the place to which Rock
+        Ridge moved it."""
+        name = bytearray()
+        for tag, data in self._fields(record):
+            if tag == b"RE":
+                return b""
+            if tag == b"NM" and data and not data[0] & 0x06:
+                name += data[1:]
+        if name:
+            return bytes(name)
+        if self._joliet:
+            return record.identifier.decode("utf-16-be", "replace").partition(";")[0].encode()
+        return record.identifier.partition(b";")[0].rstrip(b".").lower()
+
+    def _extents(self, record: _Record) -> tuple[tuple[int, int], ...]:
+        """The places of a file; one of several has a record for each, one behind the other."""
+        extents = [record.extent]
+        place = record.place
+        while record.flags & _MORE:
+            place += self._read(place, 1)[0]
+            if place % _SECTOR and not self._read(place, 1)[0]:  # no record crosses a sector's end
+                place = (place // _SECTOR + 1) * _SECTOR
+            record = self._record(place)
+            extents.append(record.extent)
+            if len(extents) > MAX_EXTENTS:
+                raise FormatError("a file of the CD lies in too many extents", hint=AGAIN)
+        return tuple(extents)
+
+    def _records(self, folder: IsoInode) -> Iterator[_Record]:
+        if not stat.S_ISDIR(folder.mode):
+            raise FormatError("what is looked into is no directory", hint=AGAIN)
+        if folder.size > MAX_DIRECTORY:
+            raise FormatError(f"a directory of the CD is longer than {MAX_DIRECTORY} bytes")
+        [(start, length)] = folder.extents[:1]
+        data = content([(length, start)], self._take)
+        at = 0
+        while at < len(data):
+            if not data[at]:
+                at = (at // _SECTOR + 1) * _SECTOR
+                continue
+            yield self._parse(data[at : at + data[at]], start + at)
+            at += data[at]
+
+    def _record(self, place: int) -> _Record:
+        data = self._take(place, min(_MAX_RECORD, max(0, self._size - place)))
+        return self._parse(data[: data[0]] if data else b"", place)
+
+    def _parse(self, data: bytes, place: int) -> _Record:
+        if len(data) < 34 or len(data) < data[0]:
+            raise FormatError("a directory of the CD is damaged", hint=AGAIN)
+        (block,) = struct.unpack_from("<I", data, 2)
+        (length,) = struct.unpack_from("<I", data, 10)
+        end = 33 + data[32]
+        return _Record(
+            place=place,
+            identifier=data[33:end],
+            flags=data[25],
+            extent=((block + data[1]) * self._block, length),
+            changed=_seconds(data[18:25]),
+            interleaved=bool(data[26] or data[27]),
+            system_use=data[end + end % 2 :],
+        )
+
+    def _take(self, offset: int, length: int) -> bytes:
+        if offset + length > self._size:
+            raise FormatError("the CD names places beyond its end", hint=AGAIN)
+        return self._read(offset, length)
+
+
+def _seconds(date: bytes) -> int:
+    """Seconds since 1970 of a date (ECMA-119, 9.1.5); of an impossible one some other number."""
+    year, month, day, hour, minute, second, zone = struct.unpack("<6Bb", date)
+    if not 1 <= month <= 12:
+        return 0
+    seconds: int = calendar.timegm((1900 + year, month, day, hour, minute, second))
+    return seconds - 900 * int(zone)
