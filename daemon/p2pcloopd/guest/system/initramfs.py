@@ -110,8 +110,11 @@ DISK_ROOT = Part(
 )
 """Mounts the file system of the disk at /root."""
 
+CPUINFO = "cpuinfo"
+"""The step that mends /proc/cpuinfo, for an init or a command of the image."""
+
 HAND_OVER = Part(
-    steps=("programs", "logins", "channel", "hand-over"),
+    steps=(CPUINFO, "programs", "logins", "channel", "hand-over"),
     scripts=("agent", "become"),
     applets=(
         *("awk", "chmod", "chroot", "env", "grep", "ln", "ls", "mknod", "readlink", "sed"),
