@@ -14,7 +14,7 @@ import trio
 
 from p2pcloop.errors import StorageError
 from p2pcloop.image.api import ByteRange, Missing
-from p2pcloop.store.guests import GuestFolder
+from p2pcloop.store.guests import GuestFolder, Waiting
 from p2pcloop.store.home import Home
 from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.supplier import FULL_RETRY_SECONDS, Supplier
@@ -28,12 +28,14 @@ class SilentNode:
 
     def __init__(self) -> None:
         self.answer = trio.Event()
+        self.tell: Callable[[str, dict[str, Any]], None]
 
     async def call(
         self, op: str, on_event: Callable[[str, dict[str, Any]], None] | None = None, **args: Any
     ) -> dict[str, Any]:
         assert op == "read"
         assert on_event is not None
+        self.tell = on_event
         on_event("waiting", WAITING)
         await self.answer.wait()
         return {"data": bytes(args["length"])}
@@ -81,6 +83,10 @@ async def test_what_a_guest_waits_for_and_what_came_is_told_to_other_programs(
         assert waiting.what == "no peer reachable; tried: 192.0.2.1:6881: refused"
         assert before - 3 - 1e-3 <= waiting.since <= time.time() - 3
         assert guest.read_fetched() is None
+        node.tell("waiting", WAITING | {"tried": ["192.0.2.1:6881: timed out"], "seconds": 12})
+        assert guest.read_waiting() == Waiting(
+            "no peer reachable; tried: 192.0.2.1:6881: timed out", waiting.since
+        ), "the newest cause, and the same wait"
         node.answer.set()
     assert guest.read_waiting() is None
     supplier.deliver(wanted.ranges[0], bytes(4096))  # it was read ahead, too: it came once

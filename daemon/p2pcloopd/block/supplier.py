@@ -178,11 +178,12 @@ class Supplier:
 
     def _report(self, length: int, event: str, fields: dict[str, Any]) -> None:
         """Report to the user that the guest waits: once if no bytes arrive, however many reads wait
-        for them; every now and then how fast they arrive."""
-        if event == "waiting" and not self._reported_waiting:
-            self._reported_waiting = True
+        for them; every now and then how fast they arrive. Other programs have the newest cause."""
+        if event == "waiting":
             self._waiting.report(describe_cause(fields), fields["seconds"])
-            _log.warning("the guest waits: %s", describe_waiting(fields))
+            if not self._reported_waiting:
+                self._reported_waiting = True
+                _log.warning("the guest waits: %s", describe_waiting(fields))
         elif event == "slow" and time.monotonic() - self._reported >= _REPORT_SECONDS:
             self._reported = time.monotonic()
             _log.warning("the guest waits for %s", describe_slow(fields, length))

@@ -123,6 +123,7 @@ def host(
         words = "" if plan.display is None else display_words()
         append = _append(target, plan.words, words, options.append)
         spec = replace(spec, append=append, forwarded=ports, display=plan.display, card=card)
+        spec = replace(spec, waiting=own.folder.read_waiting)
         plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
         _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:

@@ -1,42 +1,78 @@
-"""Tells the user which program runs when a guest prints nothing."""
+"""Tells the user what a guest that prints nothing does: what it waits for, or which program runs."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import trio
 
+from p2pcloop.store.guests import Waiting
 from p2pcloopd.guest.transcript import Transcript
 
 SILENT_SECONDS = 20.0
 """The user is told after so long without output."""
 
 
-class Silence:
-    """Waits for the first time that a guest prints nothing for `SILENT_SECONDS`."""
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A guest that has printed nothing for `SILENT_SECONDS`.
 
-    def __init__(self, transcript: Transcript) -> None:
-        """Follow a guest's output."""
+    Attributes:
+        said: what the user is to be told, without its subject, the guest.
+        waits: whether it is known to wait for data, and so goes on by itself.
+    """
+
+    said: str
+    waits: bool
+
+
+class Silence:
+    """Waits until a guest prints nothing for `SILENT_SECONDS`."""
+
+    def __init__(
+        self, transcript: Transcript, waiting: Callable[[], Waiting | None] = lambda: None
+    ) -> None:
+        """Follow a guest's output; `waiting` tells what its reads wait for."""
         self._transcript = transcript
+        self._waiting = waiting
+        self._told = 0.0
         self._scope = trio.CancelScope()
 
     def heard(self) -> None:
         """Record that the guest has printed something."""
         self._scope.deadline = trio.current_time() + SILENT_SECONDS
 
-    async def watch(self) -> str | None:
-        """Return after the first silence.
+    async def watch(self) -> Silent | None:
+        """Return after the next silence; of one wait for data only once.
 
         Returns:
-            What the user is to be told, without its subject, the guest; None if the guest waits for
-            input.
+            None if the guest waits for input.
         """
-        self.heard()
-        with self._scope:
-            await trio.sleep_forever()
-        if self._transcript.prompt_time is not None or self._transcript.asks():
-            return None
+        while True:
+            self._scope = trio.CancelScope()
+            self.heard()
+            with self._scope:
+                await trio.sleep_forever()
+            if self._transcript.prompt_time is not None or self._transcript.asks():
+                return None
+            silent = f"has printed nothing for {SILENT_SECONDS:g} s"
+            waiting = self._waiting()
+            if waiting is None:
+                return Silent(f"{silent}; {self._program()}", waits=False)
+            if waiting.since != self._told:
+                self._told = waiting.since
+                since = time.time() - waiting.since
+                return Silent(
+                    f"{silent}: it has waited for data for {since:.0f} s ({waiting.what}). It goes"
+                    " on when some arrives",
+                    waits=True,
+                )
+
+    def _program(self) -> str:
         return (
-            f"has printed nothing for {SILENT_SECONDS:g} s; it runs "
-            f"{self._transcript.started or 'the kernel alone, no init yet'}. It may wait for data"
-            " (`p2pcloop status` tells), or print elsewhere: with --append init=/bin/sh it gives a"
-            " shell"
+            f"it runs {self._transcript.started or 'the kernel alone, no init yet'}. It may wait"
+            " for data (`p2pcloop status` tells), or print elsewhere: with --append init=/bin/sh it"
+            " gives a shell"
         )

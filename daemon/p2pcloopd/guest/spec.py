@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from p2pcloop.errors import UsageError
+from p2pcloop.store.guests import Waiting
 from p2pcloop.units import format_size
 from p2pcloopd.guest.channel.session import Session
 from p2pcloopd.guest.display.spec import Display
@@ -61,6 +62,7 @@ class GuestSpec:
         console: `stdio`, or a file for the guest's output.
         progress: tells of a boot in one line, in place of what the guest prints before its first
             prompt; None shows that. For console `stdio` on a terminal.
+        waiting: tells what the guest's reads wait for, or None.
         read_only: mount the root read-only (a read-only disk always is).
         cpu: the only CPU that the guest runs on, or None for any.
         more_disks: sockets of further disks: /dev/vdb and so on.
@@ -80,6 +82,7 @@ class GuestSpec:
     append: str = ""
     console: Literal["stdio"] | Path = "stdio"
     progress: Progress | None = None
+    waiting: Callable[[], Waiting | None] = lambda: None
     read_only: bool = False
     cpu: int | None = field(default_factory=last_allowed_cpu)
     more_disks: tuple[Path, ...] = ()

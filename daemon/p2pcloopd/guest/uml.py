@@ -182,7 +182,7 @@ class _Attended:
     ) -> _End:
         """Run the guest's kernel once, to its end."""
         transcript = Transcript(trio.current_time)
-        watch, silence = PromptWatch(), Silence(transcript)
+        watch, silence = PromptWatch(), Silence(transcript, self._spec.waiting)
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
@@ -258,11 +258,12 @@ class _Attended:
         return process, pty, unseen
 
     async def _watch_silence(self, silence: Silence) -> None:
-        said = await silence.watch()
-        if said is not None:
-            if self._quiet is not None:
+        while (silent := await silence.watch()) is not None:
+            if self._quiet is not None and not silent.waits:
                 await self._quiet.show_all()
-            say(said)
+            say(silent.said)
+            if not silent.waits:
+                return
 
     async def _type(self, keyboard: Keyboard, pty: console.Pty, watch: PromptWatch) -> None:
         await keyboard.type_on(pty, watch)
