@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ _EPILOG = """
 \b
 Examples:
   p2pcloop ps
-  p2pcloop ps --all                 # also those that have ended and were kept
+  p2pcloop ps -a                    # also those that have ended and were kept
   p2pcloop ps --json | jq -r '.guests[] | select(.waiting).name'
 """
 
@@ -27,16 +28,24 @@ _HEAD = ("NAME", "IMAGE", "OVERLAY", "MEMORY", "NETWORK", "FETCHED", "STATE")
 _ENDINGS = {"poweroff": "shut down", "reboot": "shut down"}
 """Ctrl-Alt-Del makes an image's init reboot: that is how a guest is shut down from outside."""
 
+_KEY_SHOWN = 8
+"""Characters of a key: one of a million keys begins as another does."""
+
 
 @click.command(epilog=_EPILOG)
-@click.option("--all", "every", is_flag=True, help="Also guests that have ended and were kept.")
+@click.option(
+    "--all", "-a", "every", is_flag=True, help="Also guests that have ended and were kept."
+)
 @home_option
 @json_option
 def command(home: Home, *, every: bool, as_json: bool) -> None:
     """List the guests that run here, and what they wait for.
 
     FETCHED counts the bytes of its image that were not on this disk and came for a guest, readahead
-    included. Works without p2pcloopd.
+    included. STATE is how long a guest is up, and what it waits for; of one that has ended, how:
+    `shut down`, `killed` (at once), `panic`, `crash`, `failed` (to boot), with its exit code. Of
+    keys and paths the table shows the beginning, or the end; --json has all. Works without
+    p2pcloopd.
     """
     guests = [guest for guest in list_guests(home) if every or guest.state == "running"]
     facts = [_facts(guest) for guest in guests]
@@ -70,13 +79,22 @@ def _row(facts: dict[str, Any]) -> tuple[str, ...]:
     network = " ".join(filter(None, (facts["network"], facts["address"], *facts["ports"])))
     return (
         facts["name"],
-        printable(facts["image"]) + version,
-        printable(facts["overlay"] or "-"),
+        printable(_short(facts["image"])) + version,
+        printable(_short(facts["overlay"] or "-")),
         format_size(facts["memory"]),
         network,
         "-" if fetched is None else format_size(fetched),
         _state(facts),
     )
+
+
+def _short(place: str) -> str:
+    """The name of a file; or the name of an image, which a command takes with so much of its key
+    unless two keys begin with that."""
+    if place.startswith("@"):
+        key, _, label = place.partition("/")
+        return f"{key[: _KEY_SHOWN + 1]}/{label}"
+    return Path(place).name or place
 
 
 def _state(facts: dict[str, Any]) -> str:

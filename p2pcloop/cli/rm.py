@@ -9,12 +9,13 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.guests import names_or_all
 from p2pcloop.client.refs import read_ref, words_of_the_user
 from p2pcloop.errors import NotHereError, UsageError
 from p2pcloop.formats.link import is_link, parse_link
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.place import parse_place
-from p2pcloop.store.guests import GuestFolder, remove_guests
+from p2pcloop.store.guests import GuestFolder, list_guests, remove_guests
 from p2pcloop.store.home import Home
 from p2pcloop.store.inventory import StoredVersion, list_versions
 from p2pcloop.text import printable, to_json
@@ -27,15 +28,19 @@ Examples:
   p2pcloop rm @key/debian --at 3       # this version only
   p2pcloop rm my-debian --published    # what was published from here, too
   p2pcloop rm --guest g1 g2            # the logs and ends of guests, not their overlays
+  p2pcloop rm --guest --all            # of all that have ended
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("refs", metavar="REF|NAME...", nargs=-1, required=True)
+@click.argument("refs", metavar="REF|NAME...", nargs=-1)
 @click.option(
     "--guest",
     is_flag=True,
     help="Forget the guests NAME... of `ps --all`, which have ended.",
+)
+@click.option(
+    "--all", "-a", "every", is_flag=True, help="With --guest: all guests that have ended."
 )
 @click.option("--at", type=click.IntRange(1), metavar="VERSION", help="This version only.")
 @click.option(
@@ -51,6 +56,7 @@ def command(
     home: Home,
     *,
     guest: bool,
+    every: bool,
     published: bool,
     as_json: bool,
 ) -> None:
@@ -62,8 +68,14 @@ def command(
     withdraws an image from others.
     """
     if guest:
-        _remove_guests(refs, home, alone=at is None and not published, as_json=as_json)
+        if at is not None or published:
+            raise UsageError("--at and --published are of an image", hint="leave out --guest")
+        _remove_guests(names_or_all(refs, _ended(home) if every else None), home, as_json=as_json)
         return
+    if every:
+        raise UsageError("--all is of guests", hint="`p2pcloop rm --guest --all`")
+    if not refs:
+        raise UsageError("which image?", hint="give REF; `p2pcloop images` lists them")
     if len(refs) > 1:
         raise UsageError("one image is removed at a time", hint="give one REF")
     [ref] = refs
@@ -90,14 +102,17 @@ def command(
     click.echo(to_json(facts) if as_json else _text(facts, _released(home, versions)))
 
 
-def _remove_guests(names: tuple[str, ...], home: Home, *, alone: bool, as_json: bool) -> None:
+def _ended(home: Home) -> list[str]:
+    return [each.record.name for each in list_guests(home) if each.state != "running"]
+
+
+def _remove_guests(chosen: list[str], home: Home, *, as_json: bool) -> None:
     """Forget all of some guests; none if one cannot be."""
-    if not alone:
-        raise UsageError("--at and --published are of an image", hint="leave out --guest")
-    chosen = list(dict.fromkeys(names))
     remove_guests([GuestFolder(home, name) for name in chosen])
     if as_json:
         click.echo(to_json({"guests": chosen}))
+    elif not chosen:
+        click.echo("no guest that has ended is kept here")
     else:
         for name in chosen:
             click.echo(f"the guest {name} is forgotten")

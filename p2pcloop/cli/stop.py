@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from p2pcloop.cli.options import home_option, json_option
-from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess
+from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess, names_or_all
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import P2pcloopError
+from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 
@@ -17,11 +18,13 @@ Examples:
   p2pcloop stop g1
   p2pcloop stop g1 g2 --time 10
   p2pcloop stop g1 --time 0          # at once, as pulling the plug does
+  p2pcloop stop --all
 """
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1)
+@click.option("--all", "-a", "every", is_flag=True, help="All guests that run here.")
 @click.option(
     "--time",
     "seconds",
@@ -33,15 +36,18 @@ Examples:
 )
 @home_option
 @json_option
-def command(names: tuple[str, ...], seconds: int, home: Home, *, as_json: bool) -> None:
+def command(
+    names: tuple[str, ...], seconds: int, home: Home, *, every: bool, as_json: bool
+) -> None:
     """Shut guests down in order (Ctrl-Alt-Del), one after the other; return when they have ended.
 
     A guest that does not shut down in time is ended at once. What it had flushed to its overlay is
     durable. If one of them does not run, the others are stopped all the same.
     """
+    chosen = names_or_all(names, _running(home) if every else None)
     orderly: dict[str, bool] = {}
     errors: list[P2pcloopError] = []
-    for name in dict.fromkeys(names):
+    for name in chosen:
         try:
             with GuestProcess(home, name) as guest:
                 orderly[name] = guest.stop(seconds)
@@ -53,8 +59,14 @@ def command(names: tuple[str, ...], seconds: int, home: Home, *, as_json: bool) 
         late = f"did not shut down within {seconds} s: it was ended" if seconds else "was ended"
         for name, ended in orderly.items():
             click.echo(f"{name} {'has shut down' if ended else late}")
+        if not chosen:
+            click.echo("no guest runs here")
     if errors:
         for other in errors[1:]:
             notify(f"p2pcloop: {other}")
         errors[0].facts_told = bool(orderly)
         raise errors[0]
+
+
+def _running(home: Home) -> list[str]:
+    return [each.record.name for each in list_guests(home) if each.state == "running"]

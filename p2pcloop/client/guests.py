@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Sequence
 from typing import Self
 
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import GuestError, UsageError
 from p2pcloop.store.guests import GuestFolder, GuestRecord, find_guest, process_start
 from p2pcloop.store.home import Home
 
@@ -111,6 +112,22 @@ class GuestProcess:
         if found.state != "running":
             raise _ended(self.name)
         return found.record
+
+
+def names_or_all(names: Sequence[str], every: Sequence[str] | None) -> list[str]:
+    """The guests that a command is about: those that its user named, or all.
+
+    Args:
+        names: as named, maybe twice.
+        every: all that can be meant, where the user said `--all`.
+
+    Raises:
+        UsageError: there are names as well as `--all`, or neither.
+    """
+    if (every is None) != bool(names):
+        told = "give names of guests, or --all, not both" if names else "which guests?"
+        raise UsageError(told, hint="`p2pcloop ps --all` lists them; --all means all of them")
+    return list(dict.fromkeys(names if every is None else every))
 
 
 def _ended(name: str) -> GuestError:

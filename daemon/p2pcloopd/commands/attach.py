@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -13,6 +14,7 @@ from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 
+_STDOUT = 1
 _EPILOG = """
 \b
 Examples:
@@ -57,5 +59,7 @@ def command(name: str, home: Home) -> None:
             guest.wait()
             notify(f"p2pcloop: the guest {name} has ended")
             raise click.exceptions.Exit(guest.exit_code())
-        notify(f"p2pcloop: left the guest {name}, which runs on")
+        # The guest's prompt stands on this line.
+        begin = "\n" if os.isatty(_STDOUT) else ""
+        notify(f"{begin}p2pcloop: left the guest {name}, which runs on")
         raise click.exceptions.Exit(128 + number if number else 0)

@@ -55,7 +55,11 @@ def in_background(work: Callable[[Callable[[str], None]], int], what: str = "the
             raise error
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
-    raise GuestError(f"{what} ended while it started (status {code})")
+    raise GuestError(
+        f"{what} ended while it started (status {code})",
+        hint="without --detach it may say why; one that the system killed (status -9) may have had"
+        " too little memory",
+    )
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 
 from p2pcloop.cli.options import home_option
 from p2pcloop.client.guests import GuestProcess
-from p2pcloop.errors import GuestError
+from p2pcloop.errors import GuestError, UsageError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
 from p2pcloopd.commands.behind_dashes import CommandBehindDashes
@@ -36,13 +36,22 @@ is left, or whose `p2pcloop exec` was killed, gets SIGHUP in the guest, and SIGK
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
 )
 @click.option("-i", "--interactive", is_flag=True, help="Give CMD this command's standard input.")
+@click.option("-t", "--tty", is_flag=True, hidden=True)
 @home_option
-def command(name: str, command_words: tuple[str, ...], home: Home, *, interactive: bool) -> None:
+def command(
+    name: str, command_words: tuple[str, ...], home: Home, *, interactive: bool, tty: bool
+) -> None:
     """Run CMD as root in the guest NAME, which runs, and return its output and exit code.
 
     The command runs beside the image's init and services, without a terminal, in root's home. A
     guest that boots is waited for. A full-screen program needs `p2pcloop attach`.
     """
+    if tty:  # `docker exec -it` and the like
+        raise UsageError(
+            "a command of `exec` has no terminal (-t)",
+            hint=f"`p2pcloop attach {name}` gives the guest's console; leave out -t for a command"
+            " that needs none",
+        )
     words = [os.fsencode(word) for word in command_words]
     folder = running_guest(home, name)
     streams = importlib.import_module("p2pcloopd.guest.channel.streams")

@@ -23,36 +23,59 @@ _EPILOG = """
 Examples:
   p2pcloop logs g1
   p2pcloop logs g1 --follow         # until the guest ends, or Ctrl-C
+  p2pcloop logs g1 -n 20            # the last 20 lines
 """
 
 
 @click.command(epilog=_EPILOG)
 @click.argument("name")
 @click.option("--follow", "-f", is_flag=True, help="Go on with what it prints, until it ends.")
+@click.option(
+    "--lines",
+    "-n",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Of what it has printed so far, show the last N lines.  [default: all]",
+)
 @home_option
-def command(name: str, home: Home, *, follow: bool) -> None:
+def command(name: str, home: Home, lines: int | None, *, follow: bool) -> None:
     """Show what the guest NAME has printed at its console, and what p2pcloop said of it.
 
     The last 4 MiB are kept, and as much before them. On a terminal only what draws is shown.
     """
     screen = ScreenFilter(utf8=takes_utf8()) if os.isatty(_STDOUT) else None
     try:
-        _show(home, name, _writer(screen), follow=follow)
+        _show(home, name, _writer(screen), lines, follow=follow)
     finally:
         if screen is not None:  # no colours of the guest's stay
             sys.stdout.buffer.write(screen.undo())
             sys.stdout.buffer.flush()
 
 
-def _show(home: Home, name: str, write: Callable[[bytes], None], *, follow: bool) -> None:
+def _show(
+    home: Home, name: str, write: Callable[[bytes], None], lines: int | None, *, follow: bool
+) -> None:
     guest = find_guest(home, name)
     folder = GuestFolder(home, name)
-    shown = folder.read_log(write)
+    shown = folder.read_log(lambda data: write(last_lines(data, lines)))
     if follow and guest.state == "running":
         with suppress(GuestError, NotHereError), GuestProcess(home, name) as process:
             shown = _follow(folder, write, shown)
             process.wait()
         folder.read_log(write, shown)
+
+
+def last_lines(data: bytes, lines: int | None) -> bytes:
+    """The last `lines` lines of what a guest has printed, or all of it. The last one may be
+    unfinished, as a prompt is."""
+    if lines is None:
+        return data
+    begin = len(data)
+    for _ in range(lines):
+        if begin == 0:
+            break
+        begin = data.rfind(b"\n", 0, begin - 1) + 1
+    return data[begin:]
 
 
 def _writer(screen: ScreenFilter | None) -> Callable[[bytes], None]:

@@ -1,0 +1,161 @@
+"""Commands on guests, which are played by records that this process holds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcloop.client.guests import GuestProcess
+from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.store.guests import OwnGuest, list_guests
+from p2pcloop.store.home import Home
+from p2pcloopd.commands.logs import last_lines
+from tests.support.command import Run
+
+KEY = "y" * 52
+FACTS: dict[str, Any] = {
+    "ref": "debian",
+    "image": f"@{KEY}/debian",
+    "version": 12,
+    "overlay": "/home/me/overlays/mine.delta",
+    "memory": 512 << 20,
+    "network": "lan",
+    "address": "10.88.0.12",
+}
+
+Begin = Callable[..., OwnGuest]
+
+
+@pytest.fixture
+def begin(home: Path) -> Iterator[Begin]:
+    """Makes a guest that runs, and that is kept when it ends."""
+    with ExitStack() as stack:
+
+        def make(name: str, **facts: Any) -> OwnGuest:
+            Home.at(home).create()
+            own = stack.enter_context(OwnGuest(Home.at(home), name))
+            own.begin(**FACTS | facts)
+            own.keep()
+            return own
+
+        yield make
+
+
+def end(own: OwnGuest) -> None:
+    own.end(reason="poweroff", exit_code=0)
+    own.close()
+
+
+def names(home: Path) -> list[str]:
+    return [guest.record.name for guest in list_guests(Home.at(home))]
+
+
+def test_the_table_of_guests_fits_a_terminal(p2pcloop: Run, begin: Begin) -> None:
+    begin("g1")
+    begin("file", image="/a/long/way/to/the/images/debian.cloop", version=None, overlay=None)
+    ran = p2pcloop("ps")
+    head, first, second = ran.out.splitlines()
+    assert max(map(len, (head, first, second))) <= 100
+    assert " @yyyyyyyy/debian 12  mine.delta  536.9 MB  lan 10.88.0.12  -        up " in first
+    assert second.split()[:3] == ["file", "debian.cloop", "-"]
+    [told, _] = p2pcloop("ps", "--json").json["guests"]
+    assert (told["image"], told["overlay"]) == (FACTS["image"], FACTS["overlay"])
+
+
+@pytest.mark.parametrize("option", ["-a", "--all"])
+def test_all_guests_are_listed(p2pcloop: Run, begin: Begin, option: str) -> None:
+    end(begin("g1"))
+    assert p2pcloop("ps").out.startswith("no guest runs here")
+    assert "shut down (0)" in p2pcloop("ps", option).out
+
+
+def test_all_that_have_ended_are_forgotten(p2pcloop: Run, begin: Begin, home: Path) -> None:
+    for name in ("g1", "g2"):
+        end(begin(name))
+    begin("g3")
+    assert p2pcloop("rm", "--guest", "--all").out.splitlines() == [
+        "the guest g1 is forgotten",
+        "the guest g2 is forgotten",
+    ]
+    assert names(home) == ["g3"]
+    assert p2pcloop("rm", "--guest", "--all").out == "no guest that has ended is kept here\n"
+    assert p2pcloop("rm", "--guest", "g3").code == BusyError.exit_code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("rm",),
+        ("rm", "--guest"),
+        ("rm", "--all"),
+        ("rm", "--guest", "--all", "g1"),
+        ("rm", "--guest", "--all", "--published"),
+        ("stop",),
+        ("stop", "--all", "g1"),
+    ],
+)
+def test_which_guests_are_meant_must_be_said(
+    p2pcloop: Run, begin: Begin, home: Path, words: tuple[str, ...]
+) -> None:
+    end(begin("g1"))
+    ran = p2pcloop(*words)
+    assert ran.code == UsageError.exit_code
+    assert "hint: " in ran.err
+    assert names(home) == ["g1"]
+
+
+def test_all_that_run_are_stopped(
+    p2pcloop: Run, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end(begin("g0"))
+    running = {name: begin(name) for name in ("g1", "g2")}
+
+    def shut_down(process: GuestProcess, number: signal.Signals) -> None:
+        assert number == signal.SIGTERM
+        end(running[process.name])
+
+    monkeypatch.setattr(GuestProcess, "signal", shut_down)
+    monkeypatch.setattr(GuestProcess, "wait", lambda _process, _seconds: True)
+    assert p2pcloop("stop", "--all").out == "g1 has shut down\ng2 has shut down\n"
+    assert p2pcloop("stop", "--all").out == "no guest runs here\n"
+
+
+def test_the_last_lines_of_a_log(p2pcloop: Run, begin: Begin) -> None:
+    own = begin("g1")
+    own.folder.old_log_path.write_bytes(b"one\ntwo\n")
+    own.folder.log_path.write_bytes(b"three\nlogin: ")
+    assert p2pcloop("logs", "g1", "-n", "3").out == "two\nthree\nlogin: "
+    assert p2pcloop("logs", "g1", "--lines", "9").out == "one\ntwo\nthree\nlogin: "
+    assert p2pcloop("logs", "g1").out == "one\ntwo\nthree\nlogin: "
+
+
+@pytest.mark.parametrize(
+    ("data", "lines", "shown"),
+    [
+        (b"a\nb\n", 1, b"b\n"),
+        (b"a\nb", 1, b"b"),
+        (b"a\n\n", 1, b"\n"),
+        (b"\n", 1, b"\n"),
+        (b"\na", 2, b"\na"),
+        (b"a\nb\n", 0, b""),
+        (b"", 3, b""),
+        (b"a\nb\n", None, b"a\nb\n"),
+    ],
+)
+def test_lines_from_the_end(data: bytes, lines: int | None, shown: bytes) -> None:
+    assert last_lines(data, lines) == shown
+
+
+def test_a_terminal_for_a_command_is_refused_with_what_gives_one(p2pcloop: Run) -> None:
+    ran = p2pcloop("exec", "-it", "g1", "--", "bash")
+    assert ran.code == UsageError.exit_code
+    assert "`p2pcloop attach g1`" in ran.err
+
+
+def test_a_guest_that_is_not_there(p2pcloop: Run) -> None:
+    assert p2pcloop("logs", "g1", "-n", "3").code == NotHereError.exit_code
