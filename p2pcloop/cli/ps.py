@@ -61,7 +61,8 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
 def _facts(guest: GuestState) -> dict[str, Any]:
     record = guest.record
     facts = asdict(record)
-    del facts["process_start"]
+    for key in ("process_start", "words", "directory"):
+        del facts[key]
     ended = record.ended
     up = (time.time() if ended is None else ended) - record.started
     return facts | {

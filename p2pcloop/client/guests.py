@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import signal
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from p2pcloop.errors import GuestError, UsageError
-from p2pcloop.store.guests import GuestFolder, GuestRecord, find_guest, process_start
+from p2pcloop.store.guest_record import GuestRecord
+from p2pcloop.store.guests import GuestFolder, find_guest, process_start
 from p2pcloop.store.home import Home
+from p2pcloop.text import printable
 
 SHUTDOWN_SECONDS = 60
 """A guest that has not shut down by then is ended by the process that runs it."""
@@ -112,6 +115,26 @@ class GuestProcess:
         if found.state != "running":
             raise _ended(self.name)
         return found.record
+
+
+def describe_display(folder: GuestFolder, display: Mapping[str, Any]) -> list[str]:
+    """Lines that tell a user how to open a guest's display.
+
+    Args:
+        folder: the guest's.
+        display: as in the guest's record.
+    """
+    address = printable(str(display.get("address")))
+    if display.get("kind") == "window":
+        return [f"display: a window on {address}"]
+    if link := display.get("link"):
+        return [f"display: open {printable(str(link))}"]
+    file = printable(shlex.quote(str(folder.vnc_password_path)))
+    password = printable(str(display.get("password")))
+    return [
+        f"display: vncviewer -passwd {file} {address}",
+        f"display: its password, for other viewers: {password}",
+    ]
 
 
 def names_or_all(names: Sequence[str], every: Sequence[str] | None) -> list[str]:

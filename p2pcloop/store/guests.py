@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -25,14 +24,27 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError, storage_error
+from p2pcloop.errors import (
+    BusyError,
+    FormatError,
+    NotHereError,
+    P2pcloopError,
+    StorageError,
+    UsageError,
+    storage_error,
+)
 from p2pcloop.formats.named import open_named
+from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
 from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.text import printable
+
+Earlier = Literal["refuse", "forget", "continue"]
+"""What is done where a guest of the same name has ended and was kept: refuse the name, forget that
+guest, or go on with it: its log goes on, and it stays even if it does not start."""
 
 State = Literal["running", "ended", "lost", "damaged"]
 """`lost`: the process that ran it was killed, so its record has no end. `damaged`: its record
@@ -41,64 +53,11 @@ cannot be read; `error` says why, and the other facts mean nothing."""
 MAX_LOG = 4 << 20
 """Bytes of console.log; what came before it, as many at most, is in console.log.1."""
 
-_FORMAT = 1
-_MAX_RECORD = 1 << 16
 _MAX_WAITING = 400
 _MAX_AUTOMATIC = 10_000
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _LOCK = struct.Struct("hhqqi4x")
 """struct flock of 64-bit Linux: type, whence, start, length, pid."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuestRecord:
-    """What a guest is, and how it ended.
-
-    Attributes:
-        name: unique in the home.
-        ref: the image, as the user named it.
-        image: the image's name, or the path of its file.
-        version: of the image; None for a file.
-        overlay: the absolute path of the file that keeps the changes, or None.
-        memory: bytes.
-        network: as `boot --net` takes it.
-        pid: the process that runs it.
-        process_start: when that process started, as `process_start` tells.
-        started: when, in seconds of Unix time.
-        kept: whether the record stays when the guest has ended.
-        ports: of the host, which lead into the guest, as `--port` takes them.
-        display: `kind`, `address`, `password` and, for browsers, `link` of its display
-            (docs/display.md), or None.
-        ended: when, or None while it runs.
-        reason: what ended it (docs/guest.md), or "failed".
-        exit_code: of the command that ran it.
-        error: why it failed, for people.
-        boot_seconds: until its first login prompt, or None.
-        fetched: bytes that came for it until its end; None for an image that is a file here, and
-            while it runs.
-        address: IPv4 of its network card, or None if it has none or this machine does not know it.
-    """
-
-    name: str
-    ref: str
-    image: str
-    version: int | None
-    overlay: str | None
-    memory: int
-    network: str
-    pid: int
-    process_start: int
-    started: float
-    kept: bool
-    ports: list[str] = field(default_factory=list)
-    display: dict[str, Any] | None = None
-    ended: float | None = None
-    reason: str | None = None
-    exit_code: int | None = None
-    error: str | None = None
-    boot_seconds: float | None = None
-    fetched: int | None = None
-    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +133,7 @@ class GuestFolder:
         """
         runs = self._is_held()  # first: a guest that ends meanwhile has its end in its record
         try:
-            record = _decode(self.record_path.read_bytes(), self.name)
+            record = decode_record(self.record_path.read_bytes(), self.name)
         except (FileNotFoundError, NotADirectoryError) as err:
             raise _no_guest(self.name) from err
         except OSError as err:
@@ -326,11 +285,12 @@ class OwnGuest:
         record: what was last written to its record.
     """
 
-    def __init__(self, home: Home, name: str | None) -> None:
+    def __init__(self, home: Home, name: str | None, earlier: Earlier = "refuse") -> None:
         """Take a name.
 
         Args:
             name: None for the first free one of g1, g2 and so on.
+            earlier: what to do about a guest that had the name before.
 
         Raises:
             UsageError: no name can be like this, or an earlier guest of this name was kept.
@@ -339,9 +299,13 @@ class OwnGuest:
         """
         try:
             home.guests.mkdir(mode=0o700, exist_ok=True)
-            self.folder, self._claim = _take_free(home) if name is None else _take(home, name)
+            if name is None:
+                self.folder, self._claim = _take_free(home)
+            else:
+                self.folder, self._claim = _take(home, name, earlier)
         except OSError as err:
             raise storage_error(f"cannot write in {home.guests}", err) from err
+        self._continues = earlier == "continue" and self.folder.record_path.exists()
         self.record: GuestRecord | None = None
 
     @property
@@ -351,14 +315,18 @@ class OwnGuest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, P2pcloopError) and self._continues and self.record is not None:
+            if self.record.ended is None:
+                with suppress(StorageError):  # the error that was first is told
+                    self.end(reason="failed", exit_code=error.exit_code, error=str(error))
         self.close()
 
     def begin(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord
         """Write the record; `facts` are those that this does not know itself."""
         pid, now = os.getpid(), time.time()
         own: dict[str, Any] = {"name": self.name, "pid": pid, "process_start": process_start(pid)}
-        self._write(GuestRecord(**own, started=now, kept=False, **facts))
+        self._write(GuestRecord(**own, started=now, kept=self._continues, **facts))
 
     def keep(self) -> None:
         """Have record and log stay when it has ended."""
@@ -377,7 +345,8 @@ class OwnGuest:
             StorageError: the system refused.
         """
         try:
-            if self.record is None or not self.record.kept:
+            is_kept = self._continues if self.record is None else self.record.kept
+            if not is_kept:
                 self.folder.clear(self._claim)
             else:
                 for path in self.folder.of_running:
@@ -393,7 +362,7 @@ class OwnGuest:
         try:
             fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file:
-                file.write(_encode(record))
+                file.write(encode_record(record))
                 file.flush()
                 if record.kept:  # others are worth nothing after a crash of the machine
                     os.fsync(file.fileno())
@@ -518,7 +487,7 @@ def process_start(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[19])
 
 
-def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
+def _take(home: Home, name: str, earlier: Earlier = "refuse") -> tuple[GuestFolder, Claim]:
     """Make and lock the directory of a name."""
     if not is_guest_name(name):
         raise UsageError(
@@ -531,15 +500,19 @@ def _take(home: Home, name: str) -> tuple[GuestFolder, Claim]:
         with suppress(FileNotFoundError):  # deleted meanwhile, by the command that ran the guest
             claim = folder.claim()
             break
+    of_ended = [folder.record_path, folder.log_path, folder.old_log_path]
     if folder.record_path.exists() and _is_kept(folder):
-        claim.close()
-        raise UsageError(
-            f"there was a guest {name} before, and its log is kept",
-            hint=f"`p2pcloop rm --guest {name}` forgets it; or choose another name",
-        )
-    # Of one whose process was killed, and that was not kept.
-    logs = (folder.log_path, folder.old_log_path)
-    for path in (folder.record_path, *logs, *folder.of_running):
+        if earlier == "refuse":
+            claim.close()
+            raise UsageError(
+                f"there was a guest {name} before, and its log is kept",
+                hint=f"`p2pcloop start {name}` boots it again, `p2pcloop rm --guest {name}` forgets"
+                " it, and --replace does so before it boots; or choose another name",
+            )
+        if earlier == "continue":
+            of_ended = []
+    # Of one whose process was killed, and that was not kept; or that is to be forgotten.
+    for path in (*of_ended, *folder.of_running):
         path.unlink(missing_ok=True)
     return folder, claim
 
@@ -555,44 +528,3 @@ def _take_free(home: Home) -> tuple[GuestFolder, Claim]:
     raise UsageError(
         f"{_MAX_AUTOMATIC} guests are kept here", hint="forget some: `p2pcloop rm --guest NAME`"
     )
-
-
-def _encode(record: GuestRecord) -> bytes:
-    # ASCII: the bytes of a path that are no text become escapes, and come back as they were.
-    return json.dumps({"format": _FORMAT} | asdict(record), indent=1).encode() + b"\n"
-
-
-def _decode(data: bytes, name: str) -> GuestRecord:
-    try:
-        if len(data) > _MAX_RECORD:
-            raise FormatError(f"it has {len(data)} bytes")
-        value = json.loads(data)
-        if not isinstance(value, dict) or value.pop("format", None) != _FORMAT:
-            raise FormatError("it is of another format")
-        known = {each.name for each in fields(GuestRecord)}
-        record = GuestRecord(**{key: each for key, each in value.items() if key in known})
-        _check_types(record)
-    except (FormatError, TypeError, ValueError, RecursionError) as err:
-        raise FormatError(
-            f"the record of the guest {name} is damaged: {err}",
-            hint=f"`p2pcloop rm --guest {name}` forgets it",
-        ) from err
-    return record
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "list[str]": list,
-    "dict[str, Any]": dict,
-}
-
-
-def _check_types(record: GuestRecord) -> None:
-    for each in fields(record):
-        kind, *none = str(each.type).split(" | ")
-        value = getattr(record, each.name)
-        if not (isinstance(value, _TYPES[kind]) or (value is None and none)):
-            raise FormatError(f"its {each.name} is {value!r}")

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from p2pcloop.client.guests import GuestProcess
-from p2pcloop.errors import BusyError, NotHereError, UsageError
+from p2pcloop.errors import BusyError, GuestError, NotHereError, StorageError, UsageError
 from p2pcloop.store.guests import OwnGuest, list_guests
 from p2pcloop.store.home import Home
 from p2pcloopd.commands.logs import last_lines
+from p2pcloopd.commands.start import _again
 from tests.support.command import Run
 
 KEY = "y" * 52
@@ -125,6 +126,49 @@ def test_all_that_run_are_stopped(
     assert p2pcloop("stop", "--all").out == "no guest runs here\n"
 
 
+@pytest.mark.parametrize(
+    ("facts", "code", "hint"),
+    [
+        ({}, UsageError.exit_code, "p2pcloop boot debian --name g1 --replace"),
+        (
+            {"words": ["debian"], "directory": "/"},
+            NotHereError.exit_code,
+            "boot ... --name g1 --replace` begins with a new one",
+        ),
+        (
+            {"words": ["debian"], "directory": "/no/such", "overlay": None},
+            StorageError.exit_code,
+            "",
+        ),
+    ],
+    ids=["of an older version", "its overlay is gone", "its directory is gone"],
+)
+def test_a_guest_that_cannot_be_started_again_stays_as_it_was(
+    p2pcloop: Run, begin: Begin, home: Path, facts: dict[str, Any], code: int, hint: str
+) -> None:
+    end(begin("g1", **facts))
+    before = list_guests(Home.at(home))
+    ran = p2pcloop("start", "g1")
+    assert (ran.code, ran.out) == (code, "")
+    assert hint in ran.err
+    assert list_guests(Home.at(home)) == before
+
+
+def test_one_that_runs_is_not_started(p2pcloop: Run, begin: Begin) -> None:
+    begin("g1")
+    ran = p2pcloop("start", "g1")
+    assert ran.code == BusyError.exit_code
+    assert "the guest g1 runs" in ran.err
+    assert p2pcloop("start", "g2").code == NotHereError.exit_code
+
+
+def test_a_guest_is_started_with_the_words_that_it_was_booted_with(tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    own = ["--name", "g1", "--home", str(tmp_path), "--detach", "--console", "stdio"]
+    assert _again(["--mem", "1G", "debian"], "g1", home) == ["--mem", "1G", "debian", *own]
+    assert _again(["--mem", "1G", "--", "-x"], "g1", home) == ["--mem", "1G", *own, "--", "-x"]
+
+
 def test_the_last_lines_of_a_log(p2pcloop: Run, begin: Begin) -> None:
     own = begin("g1")
     own.folder.old_log_path.write_bytes(b"one\ntwo\n")
@@ -149,6 +193,39 @@ def test_the_last_lines_of_a_log(p2pcloop: Run, begin: Begin) -> None:
 )
 def test_lines_from_the_end(data: bytes, lines: int | None, shown: bytes) -> None:
     assert last_lines(data, lines) == shown
+
+
+@pytest.mark.parametrize(
+    ("display", "lines"),
+    [
+        (
+            {"kind": "vnc", "address": "127.0.0.1:5901", "password": "k3"},
+            [
+                "display: vncviewer -passwd {home}/guests/g1/vnc-password 127.0.0.1:5901",
+                "display: its password, for other viewers: k3",
+            ],
+        ),
+        (
+            {"kind": "web", "address": "127.0.0.1:5901", "password": "k3", "link": "http://x/#p"},
+            ["display: open http://x/#p"],
+        ),
+        ({"kind": "window", "address": ":0", "password": None}, ["display: a window on :0"]),
+    ],
+)
+def test_how_to_open_a_display_is_told_again(
+    p2pcloop: Run, begin: Begin, home: Path, display: dict[str, Any], lines: list[str]
+) -> None:
+    begin("g1", display=display)
+    told = p2pcloop("display", "g1").out.splitlines()
+    assert told == [line.format(home=home) for line in lines]
+    assert p2pcloop("display", "g1", "--json").json == display
+
+
+def test_a_guest_without_a_display(p2pcloop: Run, begin: Begin) -> None:
+    own = begin("g1")
+    assert p2pcloop("display", "g1").code == GuestError.exit_code
+    end(own)
+    assert "does not run" in p2pcloop("display", "g1").err
 
 
 def test_a_terminal_for_a_command_is_refused_with_what_gives_one(p2pcloop: Run) -> None:

@@ -57,6 +57,10 @@ def display(guest: Guest, x_node: Node) -> dict[str, Any]:
     assert f"vncviewer -passwd {x_node.root}/guests/x/vnc-password {told['address']}" in guest.said
     assert told["password"] in guest.said
     assert f"display {told['address']}" in x_node.run("ps").out
+    again = x_node.run("display", "x").out.splitlines()
+    assert [f"p2pcloop: {line}" in guest.said.splitlines() for line in again] == [True, True]
+    assert x_node.json("display", "x") == told
+    assert x_node.run("exec", "x", "--", "sh", "-c", "echo $DISPLAY").out == "192.0.0.2:0\n"
     return told
 
 

@@ -205,7 +205,7 @@ def test_a_kernel_without_the_module_boots_and_says_why(
 @pytest.mark.parametrize("image", INITS)
 def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
     """It sees what the init has mounted, outlives its start, and ends with it."""
-    name = node.run("boot", stock_image(image), "--detach").out.strip()
+    name = node.run("boot", stock_image(image), "--detach", "--name", f"my-{image}").out.strip()
     up = "while ! pidof agetty getty >/dev/null; do sleep 0.2; done"
     node.run("exec", name, "--", "sh", "-c", up)
     assert node.run("exec", name, "--", "cat", "/proc/1/comm").out == f"{INITS[image]}\n"
@@ -216,6 +216,9 @@ def test_the_agent_lives_beside_each_init(node: Node, image: str) -> None:
         for of in ("self", "1")
     )  # fmt: skip
     assert mounts == of_init
+    said = node.run("exec", name, "--", "cat", "/proc/sys/kernel/hostname", "/proc/cpuinfo").out
+    assert said.startswith(f"{name}\nprocessor\t: 0\ncore id\t: 0\n")
+    assert said.endswith("\n\n")
     if image == "trixie":
         assert any(" /run tmpfs " in line for line in mounts)
         # Where systemd has put what it found running: a scope that it never stops.

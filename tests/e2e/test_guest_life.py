@@ -238,6 +238,35 @@ def test_one_that_does_not_run_keeps_no_other_from_being_stopped(node: Node, clo
     assert f"the guest {first} does not run" in done.err
 
 
+def test_a_guest_that_ended_is_started_again_or_replaced(
+    node: Node, cloop: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.cloop").symlink_to(cloop)
+    options = ("--detach", *GUEST_OPTIONS, "--name", "web", "--overlay", "mine.delta")
+    with node.started("boot", "tiny.cloop", *options, cwd=tmp_path) as booting:
+        assert booting.communicate(timeout=BOUND)[0] == "web\n"
+    node.run("exec", "web", "--", "sh", "-c", "hostname >/root/kept; sync")
+    wait_until_up(node, "web")
+    node.run("start", "web", code=BusyError.exit_code)
+    node.run("stop", "web")
+    log = node.run("logs", "web").out
+    assert "web\n" == node.run("start", "web").out
+    assert node.run("exec", "web", "--", "cat", "/root/kept").out == "web\n"
+    wait_until_up(node, "web")
+    assert node.run("logs", "web").out.startswith(log)
+    again = find_guest(node.home, "web").record
+    node.run("stop", "web")
+    assert (again.kept, again.memory) == (True, 128 << 20)
+    # It names the same overlay, which the start found, too: its path is relative.
+    assert again.overlay == str(tmp_path / "mine.delta")
+    (tmp_path / "mine.delta").rename(tmp_path / "gone")
+    node.run("start", "web", code=NotHereError.exit_code)
+    assert boot(node, cloop, "--name", "web", "--replace") == "web"
+    wait_until_up(node, "web")
+    assert not node.run("logs", "web").out.startswith(log)
+    assert find_guest(node.home, "web").record.overlay is None
+
+
 def test_logs_follow_a_guest_to_its_end(node: Node, cloop: Path) -> None:
     name = boot(node, cloop)
     wait_until_up(node, name)

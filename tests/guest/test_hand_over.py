@@ -490,3 +490,21 @@ def test_an_image_without_resolv_conf_gets_an_empty_one(tree: Tree) -> None:
     root = tree({"etc/hosts": ""})
     run_functions(root, GIVE)
     assert (root / "etc/resolv.conf").read_text() == ""
+
+
+NAMED = 'hostname() { echo "hostname $*"; }\nNAME=web\n' + scripts.script("hostname")
+
+
+@pytest.mark.parametrize("link", ["-> /lib/systemd/systemd", "-> ../lib/systemd/systemd"])
+def test_systemd_is_told_its_name_by_the_kernel(tree: Tree, link: str) -> None:
+    root = tree({"sbin/init": link, "lib/systemd/systemd": GOOD, "etc/hostname": "image\n"})
+    assert run_functions(root, NAMED) == ["hostname web"]
+
+
+def test_other_inits_read_their_name_in_a_file(tree: Tree) -> None:
+    root = tree({"sbin/init": GOOD, "etc/hostname": "-> name", "etc/name": "image\n"})
+    mounted = "mount --bind /hostname /root/etc/name"
+    assert run_functions(root, NAMED + "cat /hostname\n") == ["hostname web", mounted, "web"]
+    assert (root / "etc/name").read_text() == "image\n"
+    (root / "etc/name").unlink()
+    assert run_functions(root, NAMED) == ["hostname web"]

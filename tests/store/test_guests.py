@@ -15,13 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcloop.errors import BusyError, FormatError, NotHereError, UsageError
+from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
 from p2pcloop.store.guests import (
     GuestFolder,
-    GuestRecord,
     OwnGuest,
     Waiting,
-    _decode,
-    _encode,
     find_guest,
     list_guests,
     process_start,
@@ -97,6 +95,46 @@ def test_a_name_is_taken_once(home: Home, g1: OwnGuest) -> None:
     assert told.value.hint is not None
     assert "rm --guest g1" in told.value.hint
     assert find_guest(home, "g1").state == "ended"
+
+
+def test_a_name_is_taken_again_by_who_forgets_the_earlier_guest(home: Home, g1: OwnGuest) -> None:
+    with pytest.raises(BusyError, match="g1 runs"):
+        OwnGuest(home, "g1", "forget")
+    g1.folder.log_path.write_bytes(b"before\n")
+    g1.end(reason="poweroff", exit_code=0)
+    g1.close()
+    with OwnGuest(home, "g1", "forget") as own:
+        assert not own.folder.log_path.exists()
+        own.begin(**FACTS)
+    assert list_guests(home) == []
+
+
+def test_a_guest_goes_on_under_its_record_and_with_its_log(home: Home, g1: OwnGuest) -> None:
+    with pytest.raises(BusyError, match="g1 runs"):
+        OwnGuest(home, "g1", "continue")
+    g1.folder.log_path.write_bytes(b"before\n")
+    g1.end(reason="poweroff", exit_code=0)
+    g1.close()
+    ended = find_guest(home, "g1")
+    with pytest.raises(UsageError, match="no kernel"), OwnGuest(home, "g1", "continue"):
+        raise UsageError("no kernel")
+    assert find_guest(home, "g1") == ended, "it did not even begin"
+    with (
+        pytest.raises(UsageError, match="no kernel"),
+        OwnGuest(home, "g1", "continue") as own,
+    ):
+        own.begin(**FACTS)
+        assert find_guest(home, "g1").state == "running"
+        raise UsageError("no kernel")
+    guest = find_guest(home, "g1")
+    assert (guest.state, guest.record.reason, guest.record.error) == ("ended", "failed", "no kernel")
+    assert guest.record.exit_code == UsageError.exit_code
+    with OwnGuest(home, "g1", "continue") as own:
+        own.begin(**FACTS)
+        own.keep()
+        own.end(reason="poweroff", exit_code=0)
+    assert find_guest(home, "g1").record.reason == "poweroff"
+    assert own.folder.log_path.read_bytes() == b"before\n"
 
 
 def test_names_are_chosen_that_are_free(home: Home, g1: OwnGuest) -> None:
@@ -201,12 +239,13 @@ _RECORDS = st.builds(
     overlay=st.none() | st.text(st.characters()),
     version=st.none() | st.integers(1, 1 << 53),
     fetched=st.none() | st.integers(0, 1 << 53),
+    words=st.none() | st.lists(st.text(st.characters())),
 )
 
 
 @given(_RECORDS)
 def test_any_record_is_read_as_it_was_written(record: GuestRecord) -> None:
-    assert _decode(_encode(record), "g1") == record
+    assert decode_record(encode_record(record), "g1") == record
 
 
 @pytest.mark.parametrize(

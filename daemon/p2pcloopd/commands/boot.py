@@ -44,7 +44,7 @@ Examples:
   p2pcloop boot debian.cloop --net lan --name web         # other guests find it as web.lan
   p2pcloop boot @key/desktop --display window       # a screen, as a window of your desktop
   p2pcloop boot @key/desktop --display vnc          # a line says how to open it
-  p2pcloop boot debian.cloop --display web --session startxfce4
+  p2pcloop boot @key/xfce --display web --session startxfce4      # an image that has that command
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
 
 \b
@@ -60,13 +60,39 @@ A guest that still runs 60 seconds after the first signal is ended, too.
 """
 
 
+EARLIER = "p2pcloop.earlier"
+"""Key of a context's `meta`: what to do about a guest that had the name before."""
+
+WORDS = "p2pcloop.words"
+"""Key of a context's `meta`: the words behind `p2pcloop boot`."""
+
 _ENDINGS = {"poweroff": "has shut down", "reboot": "has shut down", "killed": "was ended at once"}
 
 
-@click.command(epilog=_EPILOG)
+class Boot(click.Command):
+    """Keeps the words of the command line, with which `start` boots the guest again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+def _to_earlier(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  click's signature
+    if value:
+        context.meta[EARLIER] = "forget"
+
+
+@click.command(cls=Boot, epilog=_EPILOG)
 @click.argument("ref")
 @click.option(
     "--detach", is_flag=True, help="Return once the guest runs; it goes on in the background."
+)
+@click.option(
+    "--replace",
+    is_flag=True,
+    expose_value=False,
+    callback=_to_earlier,
+    help="Forget a guest that had the name before and has ended, with its log.",
 )
 @guest_options
 @display_options
@@ -160,7 +186,7 @@ def _run(
             make_session,
             report_display,
         )
-        from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
+        from p2pcloopd.commands.hosting import Invocation, Plan  # noqa: PLC0415
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
 
@@ -190,13 +216,29 @@ def _run(
 
         display = make_display(ref, screen, shown_at)
         words = " ".join([*([AUTOLOGIN] if autologin else []), *screen.settings.words()])
-        return Plan(start, prefetch=profile, words=words, reachable=True, display=display)
+        return Plan(
+            *(start, profile),
+            words=words,
+            reachable=True,
+            display=display,
+            earlier=meta.get(EARLIER, "refuse"),
+            invocation=Invocation(meta[WORDS], directory),
+        )
 
+    meta, directory = click.get_current_context().meta, working_directory()
     with bound_display(screen.display) as shown_at:
         result = run_session(ref, options, plan)
     if started is None and sys.stderr.isatty():
         _report_end(result, ref, options.overlay)
     return result.exit_code
+
+
+def working_directory() -> str:
+    """The working directory; "" where it was deleted."""
+    try:
+        return os.getcwd()  # noqa: PTH109  as the system names it
+    except FileNotFoundError:
+        return ""
 
 
 def _report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
+from p2pcloop.client.guests import describe_display
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import storage_error
 from p2pcloop.store.guests import OwnGuest
@@ -69,18 +69,21 @@ def report_display(own: OwnGuest, display: Display) -> None:
     if display.listener is None:
         notify(f"p2pcloop: display: a window of {display.geometry} on {display.address}")
         return
-    if display.web is not None:
-        notify(f"p2pcloop: display: open {display.link}")
-        return
-    path = own.folder.vnc_password_path
+    if display.web is None:
+        _write_password(own.folder.vnc_password_path, display.password)
+        if not display.address.startswith("127."):
+            notify(
+                f"p2pcloop: warning: other machines can connect to the display at {display.address}"
+            )
+    for line in describe_display(own.folder, display.facts()):
+        notify(f"p2pcloop: {line}")
+
+
+def _write_password(path: Path, password: str) -> None:
     try:
         # The guest's directory is for its user alone, and so is this file.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
-            file.write(password_file(display.password))
+            file.write(password_file(password))
     except OSError as err:
         raise storage_error(f"cannot write {path}", err) from err
-    notify(f"p2pcloop: display: vncviewer -passwd {shlex.quote(str(path))} {display.address}")
-    if not display.address.startswith("127."):
-        notify(f"p2pcloop: warning: other machines can connect to the display at {display.address}")
-    notify(f"p2pcloop: display: its password, for other viewers: {display.password}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,7 +15,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import LateClient
 from p2pcloop.errors import BusyError, P2pcloopError, StorageError
 from p2pcloop.making.image_file import ImageFile
-from p2pcloop.store.guests import OwnGuest, user_of_overlay
+from p2pcloop.store.guests import Earlier, OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
 from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.block.spec import FilesOverlay
@@ -33,10 +33,24 @@ from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.system.addresses import USER, Addresses
 from p2pcloopd.guest.system.display import display_part, display_words
 from p2pcloopd.guest.system.files_root import build_files_initramfs
+from p2pcloopd.guest.system.hostname import hostname_part, hostname_words
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel, find_kernel, shared_libraries
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A call of `p2pcloop boot`.
+
+    Attributes:
+        words: behind `p2pcloop boot`.
+        directory: the working directory.
+    """
+
+    words: tuple[str, ...]
+    directory: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,8 @@ class Plan:
         words: the command's own for the kernel.
         reachable: whether other programs may follow the guest's console and type there.
         display: an X server for the guest, or None.
+        earlier: what to do about a guest that had the name before, as for `OwnGuest`.
+        invocation: how the command was called, for `start`; None where that boots no such guest.
     """
 
     start: Start
@@ -58,6 +74,8 @@ class Plan:
     words: str = ""
     reachable: bool = False
     display: Display | None = None
+    earlier: Earlier = "refuse"
+    invocation: Invocation | None = None
 
 
 def prepare(path: Path | None) -> None:
@@ -111,17 +129,19 @@ def host(
     before = None if options.report is None else _status(target)
     disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
-    with temporary_folder() as folder, OwnGuest(home, options.name) as own, ExitStack() as stack:
-        _check_overlay_unused(home, overlay)
+    _check_overlay_unused(home, overlay)
+    with temporary_folder() as folder, ExitStack() as stack:
+        own = stack.enter_context(OwnGuest(home, options.name, plan.earlier))
         card = stack.enter_context(open_card(options.net, home, own.name))
         wire = USER if card is None else card.addresses
         listener = open_control(own, stack) if plan.reachable else None
         shown = None if plan.display is None else plan.display.facts()
-        own.begin(**_record_facts(ref, target, options, wire), display=shown)
+        own.begin(**_record_facts(ref, target, options, wire, plan), display=shown)
         disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
-        spec = _spec(options, folder, _first_root(target, files, plan, wire), two=bool(files))
-        words = "" if plan.display is None else display_words()
-        append = _append(target, plan.words, words, options.append)
+        parts, words = _extras(options, plan)
+        first_root = _first_root(target, files, plan, wire, parts)
+        spec = _spec(options, folder, first_root, two=bool(files))
+        append = _append(target, plan.words, *words, options.append)
         spec = replace(spec, append=append, forwarded=ports, display=plan.display, card=card)
         spec = replace(spec, waiting=own.folder.read_waiting)
         plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
@@ -170,10 +190,15 @@ def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
 
 
 def _record_facts(
-    ref: str, target: ImageFile | StoredRef, options: GuestOptions, wire: Addresses | None
+    ref: str,
+    target: ImageFile | StoredRef,
+    options: GuestOptions,
+    wire: Addresses | None,
+    plan: Plan,
 ) -> dict[str, Any]:
     address = None if wire is None or options.net.kind == "none" else wire.guest
     stored = target if isinstance(target, StoredRef) else None
+    called = plan.invocation
     return {
         "ref": ref,
         "image": str(target.name),
@@ -183,6 +208,8 @@ def _record_facts(
         "network": str(options.net),
         "address": address,
         "ports": [port.option for port in options.ports],
+        "words": None if called is None else list(called.words),
+        "directory": None if called is None else called.directory,
     }
 
 
@@ -213,16 +240,26 @@ def _cpu(asked: int | None) -> int | None:
     return None if asked == -1 else asked
 
 
+def _extras(options: GuestOptions, plan: Plan) -> tuple[list[Part], list[str]]:
+    """Parts of the guest's first root, and words for its kernel, for what not all guests have."""
+    parts, words = [], []
+    if plan.display is not None:
+        parts.append(display_part(authority_file(plan.display.cookie), plan.display.variables))
+        words.append(display_words())
+    if options.name is not None and plan.reachable:  # a command of `run` has no init
+        parts.append(hostname_part(options.name))
+        words.append(hostname_words(options.name))
+    return parts, words
+
+
 def _first_root(
     target: ImageFile | StoredRef,
     files: FilesOverlay | None,
     plan: Plan,
     wire: Addresses | None,
+    more: Sequence[Part],
 ) -> Callable[[Kernel], bytes]:
     """The function that makes the guest's initramfs."""
-    more: tuple[Part, ...] = ()
-    if plan.display is not None:
-        more = (display_part(authority_file(plan.display.cookie), plan.display.variables),)
     if files is None:
         return partial(build_initramfs, ending=plan.ending, more=more, network=wire)
     places = layer_places(target)

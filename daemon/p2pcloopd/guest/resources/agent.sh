@@ -40,6 +40,9 @@ case $1 in
         id=$2 tools=$3
         shift 3
         become=$(cat /proc/self/fd/7)
+        # Programs find the guest's display, where it has one.
+        # shellcheck source=/dev/null  # made for this guest
+        [ ! -r $place/display ] || . $place/display
         # shellcheck disable=SC2016  # the inner shell expands it
         exec setsid sh -c 'echo $$ >"$1"; echo >&2; cd /root 2>/dev/null || cd / || exit; shift
             if [ "$1" = 1 ]; then shift 2; exec sh -c "$@" 7<&- 9<&-; fi

@@ -1,0 +1,72 @@
+"""`p2pcloop start`: a guest that has ended, once more."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from p2pcloop.cli.options import home_option
+from p2pcloop.client.terminal import notify
+from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
+from p2pcloop.store.guest_record import GuestRecord
+from p2pcloop.store.guests import find_guest
+from p2pcloop.store.home import Home
+from p2pcloop.text import printable
+from p2pcloopd.commands import boot
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop start g1                 # then: attach, exec, logs, stop
+  p2pcloop start g1 && p2pcloop attach g1
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("name")
+@home_option
+@click.pass_context
+def command(context: click.Context, name: str, home: Home) -> None:
+    """Boot the guest NAME, which has ended, again, with all options that it had.
+
+    It runs in the background, and its log goes on. A guest with an overlay goes on with its
+    changes; one without begins with the image as it is. Names of images, and paths, mean what they
+    meant where the guest was booted first.
+    """
+    record = _ended(home, name)
+    if record.words is None or not record.directory:
+        raise UsageError(
+            f"the record of the guest {name} does not tell how it was booted",
+            hint=f"boot it once more: p2pcloop boot {printable(record.ref)} --name {name} --replace",
+        )
+    if record.overlay is None:
+        notify(f"p2pcloop: the guest {name} has no overlay: it begins with the image as it is")
+    elif not Path(record.overlay).exists():
+        raise NotHereError(
+            f"the overlay of the guest {name}, {printable(record.overlay)}, is gone",
+            hint=f"`p2pcloop boot ... --name {name} --replace` begins with a new one",
+        )
+    try:
+        os.chdir(record.directory)
+    except OSError as err:
+        raise storage_error(f"cannot go to {record.directory}, where {name} was booted", err) from err
+    words = _again(record.words, name, home)
+    with boot.command.make_context("boot", words, parent=context) as inner:
+        inner.meta |= {boot.WORDS: tuple(record.words), boot.EARLIER: "continue"}
+        boot.command.invoke(inner)
+
+
+def _ended(home: Home, name: str) -> GuestRecord:
+    guest = find_guest(home, name)
+    if guest.state == "running":
+        raise BusyError(f"the guest {name} runs", hint=f"`p2pcloop attach {name}` leads to it")
+    return guest.record
+
+
+def _again(words: list[str], name: str, home: Home) -> list[str]:
+    """The words of a boot in the background, of which the last ones count; `--` ends options."""
+    own = ["--name", name, "--home", str(home.root), "--detach", "--console", "stdio"]
+    end = words.index("--") if "--" in words else len(words)
+    return [*words[:end], *own, *words[end:]]
