@@ -12,15 +12,13 @@ import re
 
 import trio
 
-from p2pcloopd.guest.console.console import Sink
+from p2pcloopd.guest.console.console import Screen
 from p2pcloopd.guest.console.prompts import Prompt, PromptWatch
 from p2pcloopd.guest.progress import Progress
+from p2pcloopd.guest.quiet_end import END_SECONDS
 from p2pcloopd.guest.transcript import CONTROLS, PROMPT, Transcript
 
 _REDRAW_SECONDS = 0.25
-_END_SECONDS = 5.0
-"""How long a terminal may take to show what was held back of a guest that has ended."""
-
 _KEPT = 1 << 18
 """Bytes that are held back at least: ten boots. Of more, the last ones are."""
 
@@ -35,7 +33,7 @@ _QUESTIONS = re.compile(rb"\x1b\[[0-9;?>=]*[nc]")
 class QuietStart:
     """Stands between a guest and its sink until the first prompt of a boot."""
 
-    def __init__(self, sink: Sink, progress: Progress, transcript: Transcript) -> None:
+    def __init__(self, sink: Screen, progress: Progress, transcript: Transcript) -> None:
         """Hold back what the guest prints.
 
         Args:
@@ -83,7 +81,7 @@ class QuietStart:
 
     async def end(self) -> None:
         """Show all that was held back, of a guest that has ended."""
-        with trio.move_on_after(_END_SECONDS, shield=True):
+        with trio.move_on_after(END_SECONDS, shield=True):
             await self.show_all()
 
     async def _redraw(self) -> None:

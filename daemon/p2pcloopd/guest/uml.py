@@ -23,6 +23,7 @@ from p2pcloopd.guest.console.messages import report, say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.signals import counted_signals
 from p2pcloopd.guest.network.taps import forget_offloads
+from p2pcloopd.guest.quiet_end import QuietEnd
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.running import Interrupt, RunningGuest
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
@@ -195,9 +196,7 @@ class _Attended:
 
         async with AsyncExitStack() as stack:
             stack.callback(native.close)
-            if self._spec.progress is not None:
-                self._quiet = QuietStart(self._sink, self._spec.progress, transcript)
-                stack.push_async_callback(self._quiet.end)
+            quiet_end = self._hold_back(transcript, stack)
             process, pty, unseen = await self._start(kernel, native, stack)
             if task_status is not None:
                 task_status.started(self._guest)
@@ -209,10 +208,21 @@ class _Attended:
                     nursery.start_soon(self._type, self.keyboard, pty, watch)
                 if self._quiet is not None:
                     nursery.start_soon(self._quiet.run, watch)
+                nursery.start_soon(quiet_end.run)
                 await console.pump(pty, self._quiet or self._sink, on_output)
                 exit_code = await process.wait()
                 nursery.cancel_scope.cancel()
+            quiet_end.is_good = transcript.ending(exit_code) in ("poweroff", "reboot")
         return _End(*_ending(self._guest, transcript, native, exit_code), transcript.prompt_time)
+
+    def _hold_back(self, transcript: Transcript, stack: AsyncExitStack) -> QuietEnd:
+        """Keep from a terminal what says nothing to a user; `stack` shows it where it matters."""
+        quiet_end = QuietEnd(self._sink)
+        if self._spec.progress is not None:
+            stack.push_async_callback(quiet_end.end)
+            self._quiet = QuietStart(quiet_end, self._spec.progress, transcript)
+            stack.push_async_callback(self._quiet.end)
+        return quiet_end
 
     async def _start(
         self, kernel: Kernel, native: NativeOutput, stack: AsyncExitStack
