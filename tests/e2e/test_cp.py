@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from p2pcloop.errors import BusyError, MismatchError, NotHereError, StorageError, UsageError
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.e2e
 
@@ -74,12 +76,31 @@ def test_a_directory_goes_in_and_comes_out(node: Node, guest: str, tmp_path: Pat
     tree.chmod(0o711)
     (tmp_path / "name").symlink_to(tree)
     node.run("exec", guest, "--", "mkdir", "-m", "1777", "/root/open")
-    node.run("cp", f"{tree}/.", f"{guest}:/root/open")
     node.run("cp", tmp_path / "name", f"{guest}:/root/")
-    seen = node.run("exec", guest, "--", "stat", "-c", "%a", "/root/open", "/root/name").out
-    assert seen == "1777\n711\n"
+    node.run("exec", guest, "--", "mkdir", "-m", "2770", "/root/open/a b")
+    (tree / "new").mkdir(mode=0o750)
+    node.run("cp", f"{tree}/.", f"{guest}:/root/open")
+    names = ("/root/open", "/root/name", "/root/open/a b", "/root/open/new")
+    seen = node.run("exec", guest, "--", "stat", "-c", "%a", *names).out
+    assert seen == "1777\n711\n2770\n750\n"
     node.run("cp", f"{guest}:/root/t/.", tmp_path)
     assert (tmp_path / "secret").read_text() == "x"
+
+
+def test_a_file_from_the_standard_input_and_to_the_standard_output(
+    node: Node, guest: str
+) -> None:
+    with node.started("cp", "-", f"{guest}:/root/typed", stdin=subprocess.PIPE) as copying:
+        assert copying.communicate("typed\n" * 50_000, timeout=BOUND) == ("", "")
+        assert copying.returncode == 0
+    assert node.run("cp", f"{guest}:/root/typed", "-").out == "typed\n" * 50_000
+    seen = node.run("exec", guest, "--", "stat", "-c", "%a %s", "/root/typed").out
+    assert seen == "644 300000\n"
+    said = node.run("cp", f"{guest}:/etc", "-", code=MismatchError.exit_code).err
+    assert "/etc is a directory" in said
+    said = node.run("cp", "-", f"{guest}:/root", code=MismatchError.exit_code).err
+    assert "/root is a directory" in said
+    node.run("cp", "-", "-", code=UsageError.exit_code)
 
 
 def test_what_cannot_be_copied_is_told_and_changes_nothing(

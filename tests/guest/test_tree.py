@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import FormatError, MismatchError
-from p2pcloopd.guest.channel.tree import Unpacker, pack_tree, read_file
+from p2pcloopd.guest.channel.tree import Unpacker, directories_below, pack_tree, read_file
 
 _END = bytes(1024)
 
@@ -50,6 +50,15 @@ def unpack(top: Path, left_out: list[str], *parts: bytes, is_new: bool = True) -
 
 def files(top: Path) -> Iterator[str]:
     return (str(path.relative_to(top)) for path in sorted(top.rglob("*")))
+
+
+def test_directories_are_listed_and_links_are_not(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / os.fsdecode(b"no\xfftext")).mkdir()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "file").touch()
+    listed = sorted(map(os.fsencode, directories_below(tmp_path)))
+    assert listed == [b"a", b"a/b", b"no\xfftext"]
 
 
 def test_a_tree_comes_back_as_it_was(tmp_path: Path, top: Path, left_out: list[str]) -> None:

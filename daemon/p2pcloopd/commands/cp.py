@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import home_option
-from p2pcloop.client.terminal import notify
+from p2pcloop.client.terminal import check_output_open, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
@@ -24,6 +24,8 @@ Examples:
   p2pcloop cp g1:/var/log logs        # the directory, as logs or logs/log
   p2pcloop cp site/. g1:/srv/www      # what is in the directory
   p2pcloop cp mine.delta:/root/note . # of an overlay that no guest uses
+  p2pcloop cp g1:/var/log/syslog - | less
+  ls | p2pcloop cp - g1:/root/list    # a file made of the standard input
 
 NAME:PATH is a path in the guest NAME, FILE:PATH one in the overlay FILE on its image. What begins
 with `/` or `.` names no guest. A directory is copied with all that is in it. A target that is a
@@ -32,6 +34,7 @@ Permissions and symbolic links are kept; what comes here belongs to you, what co
 to its root.
 """
 
+STANDARD_STREAM = "-"
 _GUEST = re.compile(r"([a-z0-9][a-z0-9-]*):(.*)", re.DOTALL)
 
 
@@ -65,8 +68,13 @@ def _inside(word: str) -> _Inside | None:
 @click.option("--base", metavar="REF", help="The image of an overlay, where it names none.")
 @home_option
 def command(source: str, target: str, base: str | None, home: Home) -> None:
-    """Copy the file or directory SOURCE to TARGET; one of them is in a guest or an overlay."""
+    """Copy the file or directory SOURCE to TARGET; one of them is in a guest or an overlay.
+
+    The other one may be `-`, the standard input or output, of a file.
+    """
     inside, outside = _inside(source), _inside(target)
+    if target == STANDARD_STREAM:
+        check_output_open()
     place = inside or outside
     if place is None or (inside is not None and outside is not None):
         many = "neither is" if place is None else "both are"

@@ -11,8 +11,9 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
@@ -26,8 +27,17 @@ from p2pcloop.errors import (
     StorageError,
     storage_error,
 )
-from p2pcloopd.guest.channel.tree import Unpacker, pack_tree, read_file
+from p2pcloopd.guest.channel.tree import Unpacker, directories_below, pack_tree, read_file
+from p2pcloopd.guest.console.console import ready
 from p2pcloopd.guest.system.scripts import script
+
+STANDARD_STREAM = "-"
+"""A source that is the standard input, a target that is the standard output: of files alone."""
+
+_STDIN, _STDOUT = 0, 1
+_PIECE = 1 << 16
+_BLOCK = 4096
+"""Bytes of the blocks in which copy-in.sh takes the names of directories."""
 
 _MAX_SAID = 4096
 _MAX_HEAD = 64
@@ -62,7 +72,7 @@ async def copy_out(start: Start, source: str, target: str, leave_out: LeaveOut) 
     Args:
         start: runs a script in the guest.
         source: a path in the guest.
-        target: a path of this machine.
+        target: a path of this machine, or `-` for the standard output.
         leave_out: told what is not copied.
 
     Raises:
@@ -86,7 +96,8 @@ async def copy_out(start: Start, source: str, target: str, leave_out: LeaveOut) 
 
 
 async def copy_in(start: Start, source: str, target: str, leave_out: LeaveOut) -> None:
-    """Copy from this machine to a guest; arguments and errors are those of `copy_out`."""
+    """Copy from this machine to a guest; arguments and errors are those of `copy_out`. The source
+    `-` is the standard input."""
     facts, data = _outgoing(source, leave_out)
     words = [script("copy-in"), "sh", target, *facts]
     async with start([os.fsencode(word) for word in words]) as command:
@@ -98,31 +109,70 @@ async def copy_in(start: Start, source: str, target: str, leave_out: LeaveOut) -
             _raise(code, said, "write")
 
 
-def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], Iterator[bytes]]:
+def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], AsyncGenerator[bytes, None]]:
     """What copy-in.sh is told of a source, behind the target: kind, name, mode and size. And its
     content."""
+    if source == STANDARD_STREAM:
+        return ["file", "", "", ""], _standard_input()
     path = Path(source)
     try:
         found = path.stat()
     except OSError as err:
         raise NotHereError(f"cannot copy {source}: {err.strerror}") from err
     name = posixpath.basename(posixpath.normpath(path.absolute()))
+    mode = f"{stat.S_IMODE(found.st_mode):o}"
     if stat.S_ISDIR(found.st_mode):
         kind = "content" if _names_content(source) else "directory"
-        return [kind, name, f"{stat.S_IMODE(found.st_mode):o}", "0"], pack_tree(path, leave_out)
+        names = _padded_names(path)
+        content = chain(_slices(names), pack_tree(path, leave_out))
+        return [kind, name, mode, str(len(names) // _BLOCK)], _files(content)
     if stat.S_ISREG(found.st_mode):
-        facts = ["file", name, f"{stat.S_IMODE(found.st_mode):o}", str(found.st_size)]
-        return facts, read_file(path, found.st_size)
+        size = found.st_size
+        return ["file", name, mode, str(size)], _files(read_file(path, size))
     raise MismatchError(f"{source} is neither a file nor a directory")
 
 
-async def _send(command: Command, data: Iterator[bytes]) -> None:
+def _padded_names(top: Path) -> bytes:
+    """The directories below `top`, as copy-in.sh takes them."""
     try:
-        for piece in data:
-            if not await command.write(piece):  # it has ended, and says why
-                return
+        names = b"".join(os.fsencode(name) + b"\0" for name in directories_below(top))
     except OSError as err:
         raise storage_error(f"cannot read {err.filename}", err) from err
+    return names + bytes(-len(names) % _BLOCK)
+
+
+def _slices(data: bytes) -> Iterator[bytes]:
+    return (data[begin : begin + _PIECE] for begin in range(0, len(data), _PIECE))
+
+
+async def _files(data: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The pieces of files, which never keep this process waiting for long."""
+    try:
+        for piece in data:
+            yield piece
+    except OSError as err:
+        raise storage_error(f"cannot read {err.filename}", err) from err
+
+
+async def _standard_input() -> AsyncGenerator[bytes, None]:
+    while True:
+        await ready(trio.lowlevel.wait_readable, _STDIN)
+        try:
+            data = os.read(_STDIN, _PIECE)
+        except BlockingIOError:
+            continue
+        except OSError as err:
+            raise storage_error("cannot read the standard input", err) from err
+        if not data:
+            return
+        yield data
+
+
+async def _send(command: Command, data: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(data):
+        async for piece in data:
+            if not await command.write(piece):  # it has ended, and says why
+                return
     await command.end_input()
 
 
@@ -215,7 +265,8 @@ class _Receiver:
         try:
             yield
         except OSError as err:
-            named = os.fsdecode(err.filename) if err.filename else self._target
+            target = "the standard output" if self._target == STANDARD_STREAM else self._target
+            named = os.fsdecode(err.filename) if isinstance(err.filename, str | bytes) else target
             raise storage_error(f"cannot write {named}", err) from err
 
     def _begin(self, words: list[bytes]) -> None:
@@ -228,6 +279,9 @@ class _Receiver:
                 raise FormatError("the guest sent something else than a file")
 
     def _open_file(self, mode: int) -> None:
+        if self._target == STANDARD_STREAM:
+            self._file = open(_STDOUT, "wb", closefd=False)  # noqa: SIM115  as below
+            return
         path = Path(self._target)
         if path.is_dir():
             path /= self._name()
@@ -242,6 +296,12 @@ class _Receiver:
             os.fchmod(self._file.fileno(), mode)
 
     def _open_directory(self) -> None:
+        if self._target == STANDARD_STREAM:
+            raise MismatchError(
+                f"{self._source} is a directory, which is no one stream of bytes",
+                hint="in a guest that runs, `p2pcloop exec NAME -- tar -cf - -C PATH .` makes one"
+                " of it",
+            )
         path = Path(self._target)
         if path.is_dir() and not _names_content(self._source):
             path /= self._name()

@@ -63,6 +63,24 @@ def pack_tree(top: Path, leave_out: Callable[[str], None]) -> Iterator[bytes]:
     yield _END
 
 
+def directories_below(top: Path) -> Iterator[str]:
+    """The paths of all directories below `top`, relative to it; links are not followed.
+
+    Raises:
+        OSError: the system refused.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for directory, names, _ in os.walk(top, onerror=refuse):
+        below = os.path.relpath(directory, top)
+        for name in names:
+            path = os.path.join(directory, name)  # noqa: PTH118  names may be no text
+            if not os.path.islink(path):  # noqa: PTH114  as above
+                yield os.path.normpath(os.path.join(below, name))  # noqa: PTH118  as above
+
+
 def read_file(path: Path, size: int) -> Iterator[bytes]:
     """Yield the first `size` bytes of a file, in pieces of at most 64 KiB.
 
