@@ -32,6 +32,7 @@ SECTIONS = {
     "start": "The start of a guest",
     "boot-readonly": "Roots that cannot be written",
     "desktop": "A desktop",
+    "netboot": "A machine that boots over the network",
     "guest-net": "The network of a guest",
     "guest-reads": "Reads in the guest",
     "nbd-reads": "Reads over NBD",

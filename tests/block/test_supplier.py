@@ -17,7 +17,7 @@ from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.store.guests import GuestFolder, Waiting
 from p2pcloop.store.home import Home
 from p2pcloopd.block.fetched_file import FetchedFile
-from p2pcloopd.block.supplier import FULL_RETRY_SECONDS, Supplier
+from p2pcloopd.block.supplier import _MAX_ARRIVED, FULL_RETRY_SECONDS, Supplier
 from p2pcloopd.block.waiting_file import WaitingFile
 
 WAITING = {"connected": False, "tried": ["192.0.2.1:6881: refused"], "peers": [], "seconds": 3}
@@ -141,6 +141,18 @@ async def test_a_range_is_not_waited_for_once_others_came_that_hold_the_same() -
         assert (node.asked, node.left) == ([0], [])
         supplier.deliver(others[0], bytes(4096))
     assert node.left == [0]
+
+
+async def test_of_what_came_only_the_latest_is_remembered(tmp_path: Path) -> None:
+    fetched = FetchedFile(tmp_path / "fetched")
+    supplier = Supplier(SilentNode(), lambda _range, _data: None, fetched=fetched)
+    count = _MAX_ARRIVED + 10
+    for number in range(count):
+        supplier.deliver(ranges(number << 20).ranges[0], bytes(4096))
+    for number in (count - 1, count - _MAX_ARRIVED):
+        supplier.deliver(ranges(number << 20).ranges[0], bytes(4096))
+    assert len(supplier._arrived) == _MAX_ARRIVED
+    assert (tmp_path / "fetched").read_bytes().split()[0] == b"%d" % (count * 4096)
 
 
 class FullNode:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from p2pcloop.errors import GuestError
 from tests.support.users import AS_ANOTHER_USER, NOBODY_ELSE, needs_another_user
 
 pytestmark = [
@@ -305,6 +306,25 @@ def test_what_keeps_a_lan_from_being_made_is_told_to_the_guest(tmp_path: Path) -
     """As without user namespaces."""
     told = in_a_namespace(REFUSED, tmp_path)
     assert told == ["the sandbox does not start", "allow user namespaces"]
+
+
+NO_PROCESS = """
+import sys
+from p2pcloopd.guest.network import lan_owner
+def refuse():
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+lan_owner.TapMaker = refuse
+sys.exit(lan_owner.main())
+"""
+
+
+def test_an_owner_that_fails_before_it_serves_says_why(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_PROCESS, f"p2pcloop-test{tmp_path}"],
+        cwd=CHECKOUT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == GuestError.exit_code
+    assert done.stderr.startswith("a process for its taps is refused: Resource temporarily")
 
 
 TAKEN = """

@@ -32,6 +32,11 @@ _REPORT_SECONDS = 10.0
 """Seconds between messages about a slow line: the terminal belongs to the guest."""
 
 
+_MAX_ARRIVED = 4096
+"""Ranges of which it is known that they arrived. One that comes twice, since it was read ahead and
+asked for, does so within moments."""
+
+
 class Caller(Protocol):
     """A connection to p2pcloopd that outlives it (`ReconnectingClient`)."""
 
@@ -78,7 +83,7 @@ class Supplier:
         """
         self._waiting = waiting or WaitingFile(None)
         self._fetched = fetched or FetchedFile(None)
-        self._arrived: set[ByteRange] = set()
+        self._arrived: dict[ByteRange, None] = {}
         self._client = client
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
@@ -137,7 +142,9 @@ class Supplier:
                 if not asking.instead:
                     asking.scope.cancel()
         if wanted not in self._arrived:  # one that was read ahead may be asked for meanwhile, too
-            self._arrived.add(wanted)
+            self._arrived[wanted] = None
+            if len(self._arrived) > _MAX_ARRIVED:
+                del self._arrived[next(iter(self._arrived))]
             self._fetched.add(wanted.length)
         self._reported_waiting = False
         self._waiting.clear()

@@ -68,20 +68,34 @@ def main() -> int:
                 return 0
             raise
         listening, tells = os.pipe()
-        if os.fork():
+        if pid := os.fork():
             os.close(tells)
-            os.read(listening, 1)  # the child has listened, or has ended
-            return 0
+            if os.read(listening, 1):
+                return 0
+            # Before that it tells on this standard error why it cannot own a LAN.
+            return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) or 1
+        os.close(listening)
         # By the process that goes on: a socket tells its clients which process listened.
         listener.listen(_BACKLOG)
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, sys.stderr.fileno())
-        for fd in (null, listening, tells):
-            os.close(fd)
-        os.chdir("/")
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with TapMaker() as maker:
+        try:
+            maker = TapMaker()
+        except OSError as err:
+            print(f"a process for its taps is refused: {err.strerror}", file=sys.stderr)
+            return GuestError.exit_code
+        with maker:
+            _go_into_background(tells)
             return run(partial(_own, listener, maker))
+
+
+def _go_into_background(tells: int) -> None:
+    """Need nothing of the guest's process any more, and write to `tells` that it is so."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, sys.stderr.fileno())
+    os.close(null)
+    os.chdir("/")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.write(tells, b"\n")
+    os.close(tells)
 
 
 async def _own(listener: socket.socket, maker: TapMaker) -> int:
