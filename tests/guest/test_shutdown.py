@@ -15,11 +15,13 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcloopd.guest import running, uml
+from p2pcloopd.guest import mconsole, running, uml
 from p2pcloopd.guest.console.console import Pty
+from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.spec import GuestSpec
+from tests.support.waiting import BOUND
 
 
 @pytest.fixture
@@ -83,6 +85,57 @@ async def test_an_answer_that_is_none_ends_the_guest(
                 await console.sendto(answer, sender)
     assert guest.killed is killed
     assert not killed or process.wait(20) == -signal.SIGKILL
+
+
+async def test_a_kernel_that_does_not_listen_yet_is_told_once_it_does(
+    directory: Path, process: subprocess.Popen[bytes], pty: Pty
+) -> None:
+    guest = running.RunningGuest()
+    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
+        with trio.fail_after(BOUND):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guest.shutdown)
+                await trio.testing.wait_all_tasks_blocked()
+                guest.heard()  # of the kernel's first lines
+                await trio.testing.wait_all_tasks_blocked()
+                await console.bind(str(directory / "guest" / "mconsole"))
+                guest.heard()
+                _, sender = await console.recvfrom(1024)
+                await console.sendto(bytes(12), sender)
+    assert not guest.killed
+    assert process.poll() is None
+
+
+async def test_keys_that_were_pressed_before_the_prompt_are_pressed_again_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pressed: list[str] = []
+
+    async def press(_root: Path, _socket: Path, _reply: Path, command: str) -> str:
+        pressed.append(command)
+        await trio.lowlevel.checkpoint()
+        return ""
+
+    monkeypatch.setattr(mconsole, "send_command", press)
+    spec = GuestSpec(tmp_path / "vda", console=tmp_path / "console")
+    with ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            attended = uml._Attended(spec, stack, nursery, None, None, None)
+            watch = PromptWatch()
+            nursery.start_soon(attended._press_again, watch)
+            attended._guest._process = cast(SandboxedProcess, _NoProcess())
+            await attended._shut_down()
+            assert pressed == ["cad"]
+            watch.take(b"vm login: ")
+            with trio.fail_after(BOUND):
+                while pressed != ["cad", "cad"]:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+
+class _NoProcess:
+    init_pid = 0
 
 
 @pytest.mark.parametrize("place", ["guest/mconsole", "guest"])

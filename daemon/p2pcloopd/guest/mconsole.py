@@ -7,6 +7,7 @@ own root.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ from p2pcloop.protocol import mconsole
 
 REPLY_TIMEOUT = 5.0
 _MAX_REPLIES = 64
+_NOT_THERE = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+class NotThereError(GuestError):
+    """UML does not listen, or not yet: its kernel has just begun."""
 
 
 async def send_command(root: Path, socket_path: Path, reply_path: Path, command: str) -> str:
@@ -33,7 +39,8 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
         command: `cad`, `version`, ...
 
     Raises:
-        GuestError: UML does not listen (yet), does not answer in time, or refuses the command.
+        NotThereError: UML does not listen, or not yet.
+        GuestError: it does not answer in time, or refuses the command.
     """
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as sock:
         try:
@@ -44,7 +51,8 @@ async def send_command(root: Path, socket_path: Path, reply_path: Path, command:
             with trio.fail_after(REPLY_TIMEOUT):
                 return await _read_answer(sock, command)
         except OSError as err:
-            raise GuestError(
+            kind = NotThereError if err.errno in _NOT_THERE else GuestError
+            raise kind(
                 f"the guest's management console is not there: {err.strerror or err}"
             ) from err
         except trio.TooSlowError as err:

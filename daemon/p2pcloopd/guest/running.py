@@ -39,6 +39,8 @@ class RunningGuest:
         self._reply = Path()
         self._ring: Callable[[], None] | None = None
         self._is_woken = False
+        self._heard = trio.Event()
+        self._pressing = trio.Lock()  # the answer comes to one socket
 
     def runs_as(
         self,
@@ -60,6 +62,11 @@ class RunningGuest:
         self._reply = directory / "reply"
         if self.shutdown_asked or self.killed:
             self.kill()
+
+    def heard(self) -> None:
+        """Record that the guest has printed something."""
+        self._heard.set()
+        self._heard = trio.Event()
 
     def rests(self) -> None:
         """Let go of the pty of a boot that has ended, before it is closed."""
@@ -97,6 +104,8 @@ class RunningGuest:
         """Press Ctrl-Alt-Del: the image's init shuts down in order. At a second call, or if UML
         does not answer properly, the guest ends at once.
 
+        Returns once the guest's kernel has taken it, which it does once it has set itself up.
+
         Args:
             number: the signal that asks for it.
 
@@ -111,13 +120,23 @@ class RunningGuest:
             if not self._interrupt(number):
                 self.kill()
             return not self.killed
-        root = Path(f"/proc/{self._process.init_pid}/root")
-        try:
-            await mconsole.send_command(root, MANAGEMENT_SOCKET, self._reply, "cad")
-        except (GuestError, FormatError):
-            self.kill()
-            return False
-        return True
+        return await self.press_keys()
+
+    async def press_keys(self) -> bool:
+        """Press Ctrl-Alt-Del, of a guest that was asked to shut down. Returns as `shutdown` does."""
+        while self._process is not None and not self.killed:
+            heard = self._heard
+            root = Path(f"/proc/{self._process.init_pid}/root")
+            try:
+                async with self._pressing:
+                    await mconsole.send_command(root, MANAGEMENT_SOCKET, self._reply, "cad")
+            except mconsole.NotThereError:
+                await heard.wait()  # its kernel, and then its first root, print what they do
+            except (GuestError, FormatError):
+                self.kill()
+            else:
+                return True
+        return False
 
     def kill(self) -> None:
         """End the guest at once, as pulling the plug does."""

@@ -191,6 +191,7 @@ class _Attended:
                 self._on_prompt()
             watch.take(data)
             silence.heard()
+            self._guest.heard()
             if self._on_console is not None:
                 self._on_console(data)
 
@@ -203,6 +204,7 @@ class _Attended:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(native.collect)
                 nursery.start_soon(unseen.drop_output)
+                nursery.start_soon(self._press_again, watch)
                 if self.keyboard is not None:
                     nursery.start_soon(self._watch_silence, silence)
                     nursery.start_soon(self._type, self.keyboard, pty, watch)
@@ -266,6 +268,12 @@ class _Attended:
         self._guest.runs_as(process, pty, directory, unseen.ring)
         stack.callback(self._guest.rests)
         return process, pty, unseen
+
+    async def _press_again(self, watch: PromptWatch) -> None:
+        """An init may lose Ctrl-Alt-Del until it has set itself up; at its prompt it has."""
+        await watch.wait()
+        if self._guest.shutdown_asked and self._interrupt is None:
+            await self._guest.press_keys()
 
     async def _watch_silence(self, silence: Silence) -> None:
         while (silent := await silence.watch()) is not None:
