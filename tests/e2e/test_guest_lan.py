@@ -82,6 +82,24 @@ def serving(host: Host, address: str) -> Iterator[None]:
             server.kill()
 
 
+CLIENT = """
+import socket, sys
+try:
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), 30) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        while data := connection.recv(100):
+            sys.stdout.write(data.decode())
+except ConnectionResetError:
+    sys.stdout.write("refused")
+"""
+
+
+def hears(host: Host, address: str, port: int) -> bytes:
+    """What is heard at a port from a host."""
+    argv = [*host.inside, sys.executable, "-c", CLIENT, address, str(port)]
+    return subprocess.run(argv, capture_output=True, timeout=BOUND, check=True).stdout
+
+
 SAYS = f"nc -ll -p {PORT} -e cat /proc/sys/kernel/ostype & echo ready; cat"
 
 ASKS = """
@@ -102,7 +120,8 @@ def test_guests_find_each_other_and_the_outside_but_not_this_machine(
 ) -> None:
     near, far = pair
     asks = ASKS.format(port=PORT, near=near.address, far=far.address)
-    web = words(image, "lan", "--name", "web", "--kernel", kernel)
+    opened = ("--port", f"0.0.0.0:8080:{PORT}", "--port", "8081:9")
+    web = words(image, "lan", "--name", "web", "--kernel", kernel, *opened)
     with (
         serving(far, far.address),
         serving(near, "0.0.0.0"),
@@ -113,6 +132,8 @@ def test_guests_find_each_other_and_the_outside_but_not_this_machine(
         [shown] = node.json("ps")["guests"]
         assert (shown["name"], shown["network"], shown["address"]) == ("web", "lan", "10.88.0.2")
         said = node.run(*words(image, "lan", "--kernel", kernel), "--", "sh", "-c", asks).out
+        assert [hears(near, "127.0.0.1", 8080), hears(far, near.address, 8080)] == [b"Linux\n"] * 2
+        assert hears(near, "127.0.0.1", 8081) == b"refused"  # nothing listens in the guest
         guest.communicate(timeout=BOUND)
     lease = ["dns=10.88.0.1", "domain=lan", "ip=10.88.0.3", "router=10.88.0.1"]
     assert said.splitlines() == ["Linux", "outside", *lease, str(MTU)]

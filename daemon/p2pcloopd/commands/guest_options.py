@@ -65,8 +65,8 @@ _OPTIONS = (
         multiple=True,
         callback=_to_ports,
         metavar="[ADDR:]PORT:GUESTPORT[/udp]",
-        help="With `--net user`: PORT of this machine leads to GUESTPORT of the guest, as 2222:22;"
-        " may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
+        help="With `--net user` or `lan`: PORT of this machine leads to GUESTPORT of the guest, as"
+        " 2222:22; may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
     ),
     click.option(
         "--kernel",

@@ -132,7 +132,7 @@ def host(
     _check_overlay_unused(home, overlay)
     with temporary_folder() as folder, ExitStack() as stack:
         own = stack.enter_context(OwnGuest(home, options.name, plan.earlier))
-        card = stack.enter_context(open_card(options.net, home, own.name))
+        card = stack.enter_context(open_card(options.net, home, own.name, ports))
         wire = USER if card is None else card.addresses
         listener = open_control(own, stack) if plan.reachable else None
         shown = None if plan.display is None else plan.display.facts()

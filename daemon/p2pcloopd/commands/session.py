@@ -42,10 +42,7 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
     if options.report is not None:
         check_writable(options.report)
-    if options.ports and options.net.kind != "user":
-        raise UsageError(
-            "--port needs a guest with the network `user`", hint="give `--net user` with it"
-        )
+    _check_ports(options)
     options.net.check()
     with bound_ports(options.ports) as ports:
         for port in options.ports:
@@ -62,6 +59,23 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
         )
         result: GuestResult = _load().host(ref, target, options, plan(), started, ports)
         return result
+
+
+def _check_ports(options: GuestOptions) -> None:
+    """Refuse ports that lead nowhere.
+
+    Raises:
+        UsageError: as its message says.
+    """
+    if options.ports and options.net.kind not in ("user", "lan"):
+        raise UsageError(
+            "--port needs a guest with the network `user` or `lan`",
+            hint="give `--net user` with it",
+        )
+    if options.net.kind == "lan" and any(port.protocol == "udp" for port in options.ports):
+        raise UsageError(
+            "a port that leads into a LAN is one of TCP", hint="`--net user` takes /udp, too"
+        )
 
 
 def _load() -> ModuleType:

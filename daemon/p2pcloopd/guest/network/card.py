@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,6 +18,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloopd.guest.network import taps
 from p2pcloopd.guest.network.choice import Network, check_bridge
+from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.addresses import GUEST_INTERFACE, Addresses
 
 _BRIDGE_TAP = "p2pcloop%d"
@@ -70,11 +71,14 @@ async def _received(sock: trio.socket.SocketType) -> bytes:
 
 
 @contextmanager
-def open_card(network: Network, home: Home, guest: str) -> Iterator[Card | None]:
+def open_card(
+    network: Network, home: Home, guest: str, ports: Sequence[BoundPort] = ()
+) -> Iterator[Card | None]:
     """A card for a guest, while the context lasts; None for a network that needs no tap.
 
     Args:
         guest: its name.
+        ports: of this machine; with a LAN they lead into the guest from now on.
 
     Raises:
         P2pcloopError: there can be none, and what to do.
@@ -83,7 +87,7 @@ def open_card(network: Network, home: Home, guest: str) -> Iterator[Card | None]
         case "lan":
             from p2pcloopd.guest.network import lan  # noqa: PLC0415  not for most guests
 
-            with lan.joined(home, network.name, guest) as card:
+            with lan.joined(home, network.name, guest, ports) as card:
                 yield card
         case "bridge":
             with _on_bridge(network.name, home, guest) as card:

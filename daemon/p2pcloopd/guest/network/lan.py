@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from p2pcloop.errors import BusyError, GuestError, P2pcloopError
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Request, encode
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.card import Card
+from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.addresses import Addresses
 
 _TRIES = 10
@@ -42,12 +43,15 @@ class Credentials(NamedTuple):
 
 
 @contextmanager
-def joined(home: Home, lan: str, guest: str) -> Iterator[Card]:
+def joined(
+    home: Home, lan: str, guest: str, ports: Sequence[BoundPort] = ()
+) -> Iterator[Card]:
     """A card of a LAN, while the context lasts; the LAN is made where there is none.
 
     Args:
         lan: its name, which is the home's own.
         guest: the name of the guest, by which others in the LAN find it.
+        ports: of this machine, of TCP, which lead to the guest.
 
     Raises:
         P2pcloopError: there can be none, and what to do.
@@ -57,7 +61,7 @@ def joined(home: Home, lan: str, guest: str) -> Iterator[Card]:
             owner = _connected(home, lan)
             if owner is None:  # another guest's does not listen yet
                 continue
-            answer = _ask(stack.enter_context(owner), guest)
+            answer = _ask(stack.enter_context(owner), guest, ports)
             if answer is None:  # it ended with its last guest
                 continue
             facts, tap = answer
@@ -132,12 +136,18 @@ def _start_owner(address: bytes) -> None:
         raise GuestError(f"the process of the LAN does not start: {' / '.join(said[-3:])}")
 
 
-def _ask(owner: socket.socket, guest: str) -> tuple[dict[str, Any], int] | None:
+def _ask(
+    owner: socket.socket, guest: str, ports: Sequence[BoundPort]
+) -> tuple[dict[str, Any], int] | None:
     """Ask for a card: its facts and its tap. None if the owner ends."""
     receiver, fds = ControlReceiver(), list[int]()
     messages: list[Message] = []
     try:
-        owner.sendall(encode(Request(0, "join", {"guest": guest})))
+        facts = {"guest": guest, "ports": [each.port.guest_port for each in ports]}
+        # One message of some hundred bytes: the kernel takes it whole.
+        socket.send_fds(
+            owner, [encode(Request(0, "join", facts))], [each.sock.fileno() for each in ports]
+        )
         while not messages:
             data, given, _, _ = socket.recv_fds(owner, _CHUNK, 1)
             if not data:

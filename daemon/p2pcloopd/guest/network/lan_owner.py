@@ -18,7 +18,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,10 @@ from p2pcloop.text import printable
 from p2pcloopd.entry import run
 from p2pcloopd.guest.network import frame_filter, own_addresses
 from p2pcloopd.guest.network.choice import LAN_PROGRAMS
+from p2pcloopd.guest.network.forwarding import MOST
 from p2pcloopd.guest.network.lan import credentials
 from p2pcloopd.guest.network.lan_plan import SLOTS, LanPlan, Slot, choose_network
+from p2pcloopd.guest.network.lan_ports import LanPorts
 from p2pcloopd.guest.network.namespace_taps import TapMaker
 from p2pcloopd.guest.network.slirp import uplink
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
@@ -56,6 +58,7 @@ _FAREWELL_SECONDS = 1
 _MEMORY, _PROCESSES, _TMPFS = 256 << 20, 64, 1 << 20
 _CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE")
 _CHUNK = 1 << 12
+_RIGHTS = socket.CMSG_SPACE(MOST * array.array("i").itemsize)
 
 
 def main() -> int:
@@ -196,6 +199,7 @@ class _Lan:
         self._news: list[str] = []
         self._first, self._last = trio.Event(), trio.Event()
         self._telling = trio.Lock()
+        self._ports = LanPorts(maker.dial)
 
     async def set_up(self) -> None:
         """Go into the namespace, and make the way to the outside.
@@ -288,8 +292,23 @@ class _Lan:
             UsageError: there is no place, or it asks for something else.
             GuestError: no card can be made.
         """
-        guest = await _name_of_guest(connection)
-        number, tap = self._take_place()
+        guest, ports, listeners = await _request_of_guest(connection)
+        with ExitStack() as stack:
+            for listener in listeners:
+                stack.enter_context(listener)
+            number, tap = self._take_place()
+            await self._keep_place(connection, guest, number, tap, ports, listeners)
+        await self._name_guests()
+
+    async def _keep_place(
+        self,
+        connection: trio.socket.SocketType,
+        guest: str,
+        number: int,
+        tap: int,
+        ports: list[int],
+        listeners: list[socket.socket],
+    ) -> None:
         slot = self._plan.slot(number)
         try:
             # The descriptor is not kept here: the card ends with the guest.
@@ -306,15 +325,17 @@ class _Lan:
                 self._members.add(connection)
                 for text in self._news:
                     _tell(connection, text)
-            with suppress(ConnectionError):
-                while await connection.recv(_CHUNK):
-                    pass
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ports.lead, listeners, slot.address, ports)
+                with suppress(ConnectionError):
+                    while await connection.recv(_CHUNK):
+                        pass
+                nursery.cancel_scope.cancel()
         finally:
             self._members.discard(connection)
             self._free.append(number)
             if self._guests.get(guest) == slot:
                 del self._guests[guest]
-        await self._name_guests()
 
     def _take_place(self) -> tuple[int, int]:
         """A free place, and the tap of it."""
@@ -350,16 +371,37 @@ def _tell(connection: trio.socket.SocketType, text: str) -> None:
         os.write(connection.fileno(), encode(Event(0, "told", {"text": text})))
 
 
-async def _name_of_guest(connection: trio.socket.SocketType) -> str:
-    receiver = ControlReceiver()
-    while data := await connection.recv(_CHUNK):
-        match receiver.receive(data):
-            case [Request(_, "join", {"guest": str(name)})] if is_guest_name(name):
-                return name
-            case []:
-                continue
-        break
-    raise UsageError("this LAN's process understands no such request")
+async def _request_of_guest(
+    connection: trio.socket.SocketType,
+) -> tuple[str, list[int], list[socket.socket]]:
+    """The guest's name, ports of its own, and for each a socket of this machine that leads there."""
+    receiver, fds = ControlReceiver(), list[int]()
+    try:
+        while True:
+            data, messages, _, _ = await connection.recvmsg(_CHUNK, _RIGHTS, socket.MSG_CMSG_CLOEXEC)
+            fds += [fd for *_, rights in messages for fd in _descriptors(rights)]
+            match receiver.receive(data) if data else [None]:
+                case [Request(_, "join", {"guest": str(name), "ports": list(ports)})] if (
+                    is_guest_name(name) and len(ports) == len(fds)
+                ):
+                    return name, [int(port) for port in ports], list(map(_socket, fds))
+                case []:
+                    continue
+            raise UsageError("this LAN's process understands no such request")
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def _socket(fd: int) -> socket.socket:
+    return socket.socket(fileno=fd)
+
+
+def _descriptors(rights: bytes) -> array.array[int]:
+    fds = array.array("i")
+    fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
+    return fds
 
 
 if __name__ == "__main__":

@@ -74,8 +74,9 @@ class LanPlan:
         """The rules of the LAN's namespace, as nft takes them.
 
         A guest sends only from its own addresses, and is no DHCP server to others. Of the namespace
-        it reaches DHCP and DNS. All others of its connections go outside, where the filter of
-        frames decides; none comes in. IPv6 passes in no form.
+        it reaches DHCP and DNS, and answers connections that the LAN's owner makes for its ports
+        (lan_ports.py). All others of its connections go outside, where the filter of frames
+        decides; none comes in. IPv6 passes in no form.
         """
         slots = [self.slot(number) for number in SLOTS]
         cards = ", ".join(f'"{s.interface}" . {s.mac} . {s.address}' for s in slots)
@@ -149,6 +150,7 @@ table ip lan {{
         iifname "{bridge}" udp dport {{ 53, 67 }} accept
         iifname "{bridge}" tcp dport 53 accept
         iifname "{bridge}" icmp type echo-request accept
+        iifname "{bridge}" ct direction reply ct state established,related accept
         iifname "{uplink}" ct state established,related accept
     }}
     chain through_namespace {{
