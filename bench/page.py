@@ -41,6 +41,7 @@ SECTIONS = {
     "stack": "A stack of 20 layers",
     "plan": "One decision of what to fetch next",
     "memory": "Memory",
+    "many": "Eight guests of one image",
     "serve": "The cost of comparing pieces before they are served",
     "seed": "Seeding a cloop",
     "cloop-seed": "Seeding a cloop V4.0",

@@ -11,7 +11,7 @@
 #   core id, empty line: works
 #   no core id, empty line: works
 #   core id, no empty line: works
-#   no core id, no empty line: Unable to create system stat structure
+#   no core id, no empty line: vmstat: Unable to create system stat structure
 # Why it matters: this is the list of a User-Mode Linux, of which `ps` alone works and `ps aux` does
 #   not; the message names neither the file nor the line.
 # Source: procps, library/stat.c: stat_cores_verify()
@@ -25,18 +25,26 @@ for package in ./*.deb; do
 done
 unshare --user --map-root-user --mount true || exit 2
 
-# tried CPUINFO: what vmstat says where that is the list of processors.
+# tried LINE...: what vmstat says where the list of processors has these lines.
 tried() {
-    printf "$1" >cpuinfo
+    printf '%b\n' 'processor\t: 0' 'bogomips\t: 4000.00' "$@" >cpuinfo
     # shellcheck disable=SC2016  # the inner shell's own
-    LD_LIBRARY_PATH=$(echo "$work"/root/usr/lib/*-linux-gnu) \
+    if LD_LIBRARY_PATH=$(echo "$work"/root/usr/lib/*-linux-gnu) \
         unshare --user --map-root-user --mount sh -c \
         'mount --bind cpuinfo /proc/cpuinfo && exec "$@" >/dev/null 2>said' sh \
-        root/usr/bin/vmstat && echo works || tail -n 1 said
+        root/usr/bin/vmstat; then
+        echo works
+    else
+        tail -n 1 said
+    fi
 }
-for core in yes no; do for line in yes no; do
-    text='processor\t: 0\nbogomips\t: 4000.00\n'
-    [ $core = no ] || text+='core id\t\t: 0\n'
-    [ $line = no ] || text+='\n'
-    echo "core id $core, empty line $line: $(tried "$text")"
-done; done
+core='core id\t\t: 0'
+seen="core id, empty line: $(tried "$core" '')
+no core id, empty line: $(tried '')
+core id, no empty line: $(tried "$core")
+no core id, no empty line: $(tried)"
+echo "$seen"
+[ "$seen" = "core id, empty line: works
+no core id, empty line: works
+core id, no empty line: works
+no core id, no empty line: vmstat: Unable to create system stat structure" ]

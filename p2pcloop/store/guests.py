@@ -316,10 +316,10 @@ class OwnGuest:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, P2pcloopError) and self._continues and self.record is not None:
-            if self.record.ended is None:
-                with suppress(StorageError):  # the error that was first is told
-                    self.end(reason="failed", exit_code=error.exit_code, error=str(error))
+        runs = self._continues and self.record is not None and self.record.ended is None
+        if runs and isinstance(error, P2pcloopError):
+            with suppress(StorageError):  # the error that was first is told
+                self.end(reason="failed", exit_code=error.exit_code, error=str(error))
         self.close()
 
     def begin(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord

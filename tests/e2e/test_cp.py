@@ -80,16 +80,14 @@ def test_a_directory_goes_in_and_comes_out(node: Node, guest: str, tmp_path: Pat
     node.run("exec", guest, "--", "mkdir", "-m", "2770", "/root/open/a b")
     (tree / "new").mkdir(mode=0o750)
     node.run("cp", f"{tree}/.", f"{guest}:/root/open")
-    names = ("/root/open", "/root/name", "/root/open/a b", "/root/open/new")
-    seen = node.run("exec", guest, "--", "stat", "-c", "%a", *names).out
+    directories = ("/root/open", "/root/name", "/root/open/a b", "/root/open/new")
+    seen = node.run("exec", guest, "--", "stat", "-c", "%a", *directories).out
     assert seen == "1777\n711\n2770\n750\n"
     node.run("cp", f"{guest}:/root/t/.", tmp_path)
     assert (tmp_path / "secret").read_text() == "x"
 
 
-def test_a_file_from_the_standard_input_and_to_the_standard_output(
-    node: Node, guest: str
-) -> None:
+def test_a_file_from_the_standard_input_and_to_the_standard_output(node: Node, guest: str) -> None:
     with node.started("cp", "-", f"{guest}:/root/typed", stdin=subprocess.PIPE) as copying:
         assert copying.communicate("typed\n" * 50_000, timeout=BOUND) == ("", "")
         assert copying.returncode == 0

@@ -245,12 +245,12 @@ def test_a_guest_that_ended_is_started_again_or_replaced(
     options = ("--detach", *GUEST_OPTIONS, "--name", "web", "--overlay", "mine.delta")
     with node.started("boot", "tiny.cloop", *options, cwd=tmp_path) as booting:
         assert booting.communicate(timeout=BOUND)[0] == "web\n"
-    node.run("exec", "web", "--", "sh", "-c", "hostname >/root/kept; sync")
+    node.run("exec", "web", "--", "sh", "-c", "echo web >/root/kept; sync")
     wait_until_up(node, "web")
     node.run("start", "web", code=BusyError.exit_code)
     node.run("stop", "web")
     log = node.run("logs", "web").out
-    assert "web\n" == node.run("start", "web").out
+    assert node.run("start", "web").out == "web\n"
     assert node.run("exec", "web", "--", "cat", "/root/kept").out == "web\n"
     wait_until_up(node, "web")
     assert node.run("logs", "web").out.startswith(log)

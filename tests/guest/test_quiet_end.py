@@ -1,4 +1,4 @@
-"""What a kernel prints after its final message does not reach a terminal, if the guest ends well."""
+"""What a kernel prints after its final message reaches no terminal, if the guest ends well."""
 
 from __future__ import annotations
 

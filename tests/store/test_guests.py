@@ -127,7 +127,11 @@ def test_a_guest_goes_on_under_its_record_and_with_its_log(home: Home, g1: OwnGu
         assert find_guest(home, "g1").state == "running"
         raise UsageError("no kernel")
     guest = find_guest(home, "g1")
-    assert (guest.state, guest.record.reason, guest.record.error) == ("ended", "failed", "no kernel")
+    assert (guest.state, guest.record.reason, guest.record.error) == (
+        "ended",
+        "failed",
+        "no kernel",
+    )
     assert guest.record.exit_code == UsageError.exit_code
     with OwnGuest(home, "g1", "continue") as own:
         own.begin(**FACTS)
@@ -326,15 +330,15 @@ def test_processes_of_one_number_are_told_apart() -> None:
 @pytest.mark.parametrize("field", ["name", "memory", "kept", "fetched", "started"])
 def test_a_field_of_another_type_is_told(g1: OwnGuest, field: str) -> None:
     assert g1.record is not None
-    value = json.loads(_encode(g1.record)) | {field: [1]}
+    value = json.loads(encode_record(g1.record)) | {field: [1]}
     with pytest.raises(FormatError, match=field):
-        _decode(json.dumps(value).encode(), "g1")
+        decode_record(json.dumps(value).encode(), "g1")
 
 
 def test_a_field_of_a_later_version_is_passed_over(g1: OwnGuest) -> None:
     assert g1.record is not None
-    value = json.loads(_encode(g1.record)) | {"later": 1}
-    assert _decode(json.dumps(value).encode(), "g1") == replace(g1.record)
+    value = json.loads(encode_record(g1.record)) | {"later": 1}
+    assert decode_record(json.dumps(value).encode(), "g1") == replace(g1.record)
 
 
 def test_a_home_without_guests() -> None:

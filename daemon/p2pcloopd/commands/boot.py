@@ -77,7 +77,7 @@ class Boot(click.Command):
         return super().parse_args(ctx, args)
 
 
-def _to_earlier(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  click's signature
+def _to_earlier(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         context.meta[EARLIER] = "forget"
 
@@ -186,7 +186,7 @@ def _run(
             make_session,
             report_display,
         )
-        from p2pcloopd.commands.hosting import Invocation, Plan  # noqa: PLC0415
+        from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
 
@@ -216,16 +216,9 @@ def _run(
 
         display = make_display(ref, screen, shown_at)
         words = " ".join([*([AUTOLOGIN] if autologin else []), *screen.settings.words()])
-        return Plan(
-            *(start, profile),
-            words=words,
-            reachable=True,
-            display=display,
-            earlier=meta.get(EARLIER, "refuse"),
-            invocation=Invocation(meta[WORDS], directory),
-        )
+        plan = Plan(start, prefetch=profile, words=words, reachable=True, display=display)
+        return _as_called(plan)
 
-    meta, directory = click.get_current_context().meta, working_directory()
     with bound_display(screen.display) as shown_at:
         result = run_session(ref, options, plan)
     if started is None and sys.stderr.isatty():
@@ -233,7 +226,16 @@ def _run(
     return result.exit_code
 
 
-def working_directory() -> str:
+def _as_called(plan: Plan) -> Plan:
+    """Add to a plan how this command was called."""
+    from p2pcloopd.commands.hosting import Invocation  # noqa: PLC0415  as above
+
+    meta = click.get_current_context().meta
+    called = Invocation(meta[WORDS], _working_directory())
+    return replace(plan, earlier=meta.get(EARLIER, "refuse"), invocation=called)
+
+
+def _working_directory() -> str:
     """The working directory; "" where it was deleted."""
     try:
         return os.getcwd()  # noqa: PTH109  as the system names it

@@ -27,8 +27,8 @@ _OPTIONS = (
     click.option(
         "--name",
         metavar="NAME",
-        help="What `ps`, `attach`, `logs` and `stop` call the guest, and after `boot` its host name;"
-        " its log and end are kept until `rm --guest NAME`.  [default: g1, g2, …]",
+        help="What `ps`, `attach`, `logs` and `stop` call the guest; with `boot` also its host"
+        " name, and its log and end are kept until `rm --guest NAME`.  [default: g1, g2, …]",
     ),
     click.option(
         "--overlay",

@@ -39,7 +39,7 @@ def command(context: click.Context, name: str, home: Home) -> None:
     if record.words is None or not record.directory:
         raise UsageError(
             f"the record of the guest {name} does not tell how it was booted",
-            hint=f"boot it once more: p2pcloop boot {printable(record.ref)} --name {name} --replace",
+            hint=f"boot it anew: p2pcloop boot {printable(record.ref)} --name {name} --replace",
         )
     if record.overlay is None:
         notify(f"p2pcloop: the guest {name} has no overlay: it begins with the image as it is")
@@ -51,10 +51,12 @@ def command(context: click.Context, name: str, home: Home) -> None:
     try:
         os.chdir(record.directory)
     except OSError as err:
-        raise storage_error(f"cannot go to {record.directory}, where {name} was booted", err) from err
+        raise storage_error(
+            f"cannot go to {record.directory}, where {name} was booted", err
+        ) from err
     words = _again(record.words, name, home)
     with boot.command.make_context("boot", words, parent=context) as inner:
-        inner.meta |= {boot.WORDS: tuple(record.words), boot.EARLIER: "continue"}
+        inner.meta.update({boot.WORDS: tuple(record.words), boot.EARLIER: "continue"})
         boot.command.invoke(inner)
 
 

@@ -21,7 +21,7 @@ END_SECONDS = 5.0
 _HELD = 1 << 14
 _LINE = 128
 _FINAL = re.compile(
-    rb"(?:^|\n)(?:\[ *\d+\.\d+\] )?reboot: (?:Power down|System halted|Restarting system)\r*\n"
+    rb"(?:^|\n|\[ *\d+\.\d+\] )reboot: (?:Power down|System halted|Restarting system)\r*\n"
 )
 
 

@@ -123,7 +123,7 @@ class RunningGuest:
         return await self.press_keys()
 
     async def press_keys(self) -> bool:
-        """Press Ctrl-Alt-Del, of a guest that was asked to shut down. Returns as `shutdown` does."""
+        """Press Ctrl-Alt-Del of a guest that was asked to shut down; returns as `shutdown` does."""
         while self._process is not None and not self.killed:
             heard = self._heard
             root = Path(f"/proc/{self._process.init_pid}/root")

@@ -1,4 +1,4 @@
-"""Tells the user what a guest that prints nothing does: what it waits for, or which program runs."""
+"""Tells the user what a guest that prints nothing waits for, or which program it runs."""
 
 from __future__ import annotations
 

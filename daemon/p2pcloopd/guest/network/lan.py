@@ -43,9 +43,7 @@ class Credentials(NamedTuple):
 
 
 @contextmanager
-def joined(
-    home: Home, lan: str, guest: str, ports: Sequence[BoundPort] = ()
-) -> Iterator[Card]:
+def joined(home: Home, lan: str, guest: str, ports: Sequence[BoundPort] = ()) -> Iterator[Card]:
     """A card of a LAN, while the context lasts; the LAN is made where there is none.
 
     Args:

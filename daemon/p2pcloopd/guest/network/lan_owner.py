@@ -374,11 +374,13 @@ def _tell(connection: trio.socket.SocketType, text: str) -> None:
 async def _request_of_guest(
     connection: trio.socket.SocketType,
 ) -> tuple[str, list[int], list[socket.socket]]:
-    """The guest's name, ports of its own, and for each a socket of this machine that leads there."""
+    """The guest's name, ports of its own, and for each a socket of this machine leading there."""
     receiver, fds = ControlReceiver(), list[int]()
     try:
         while True:
-            data, messages, _, _ = await connection.recvmsg(_CHUNK, _RIGHTS, socket.MSG_CMSG_CLOEXEC)
+            data, messages, _, _ = await connection.recvmsg(
+                _CHUNK, _RIGHTS, socket.MSG_CMSG_CLOEXEC
+            )
             fds += [fd for *_, rights in messages for fd in _descriptors(rights)]
             match receiver.receive(data) if data else [None]:
                 case [Request(_, "join", {"guest": str(name), "ports": list(ports)})] if (
