@@ -35,8 +35,7 @@ def boot(node: Node, ref: str | Path, *options: str | Path, code: int = 0) -> st
 
 
 def wait_until_up(node: Node, name: str) -> None:
-    """Return once a guest has shown its prompt: a guest that has just begun cannot shut down in
-    order, and is ended at once."""
+    """Return once a guest has shown its prompt."""
     node.run("attach", name)  # its input ends at once, and it leaves the guest at a prompt
 
 
@@ -265,6 +264,16 @@ def test_a_guest_that_ended_is_started_again_or_replaced(
     wait_until_up(node, "web")
     assert not node.run("logs", "web").out.startswith(log)
     assert find_guest(node.home, "web").record.overlay is None
+
+
+@pytest.mark.parametrize("until", ["at once", "its init"])
+def test_a_guest_that_has_just_begun_is_shut_down_in_order(
+    node: Node, cloop: Path, until: str
+) -> None:
+    name = boot(node, cloop)
+    if until == "its init":
+        wait_until(lambda: "p2pcloop: starts " in node.run("logs", name).out)
+    assert node.run("stop", name).out == f"{name} has shut down\n"
 
 
 def test_logs_follow_a_guest_to_its_end(node: Node, cloop: Path) -> None:

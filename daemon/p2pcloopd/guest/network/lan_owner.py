@@ -80,25 +80,29 @@ def main() -> int:
         os.close(listening)
         # By the process that goes on: a socket tells its clients which process listened.
         listener.listen(_BACKLOG)
+        complaints = _go_into_background()
         try:
             maker = TapMaker()
         except OSError as err:
-            print(f"a process for its taps is refused: {err.strerror}", file=sys.stderr)
+            os.write(complaints, f"a process for its taps is refused: {err.strerror}\n".encode())
             return GuestError.exit_code
+        os.close(complaints)
+        os.write(tells, b"\n")
+        os.close(tells)
         with maker:
-            _go_into_background(tells)
             return run(partial(_own, listener, maker))
 
 
-def _go_into_background(tells: int) -> None:
-    """Need nothing of the guest's process any more, and write to `tells` that it is so."""
+def _go_into_background() -> int:
+    """Need nothing of the guest's process any more but its standard error, which is returned: it
+    waits until no process has that."""
+    complaints = os.dup(sys.stderr.fileno())
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, sys.stderr.fileno())
     os.close(null)
     os.chdir("/")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.write(tells, b"\n")
-    os.close(tells)
+    return complaints
 
 
 async def _own(listener: socket.socket, maker: TapMaker) -> int:

@@ -6,6 +6,8 @@ choose_init
 check_program "$init" "$init"
 arrange_login
 echo "$START_MARK$init${kind:+ ($kind)}"
+# A shell, for instance, does not heed Ctrl-Alt-Del.
+[ -n "$kind" ] || echo 1 >/proc/sys/kernel/ctrl-alt-del
 
 for directory in dev proc sys; do
     [ -d /root/$directory ] && mount --move /$directory /root/$directory

@@ -30,6 +30,11 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 
+# Ctrl-Alt-Del asks process 1 to end, rather than restarting the kernel under it: with a root that is
+# mounted, UML's may hang then. Here nothing was written yet.
+echo 0 >/proc/sys/kernel/ctrl-alt-del
+trap 'umount /root 2>/dev/null; poweroff -f; sleep 60' INT
+
 # UML's watchdog needs a program on the host: an init that opens it gets a kernel warning.
 rm -f /dev/watchdog /dev/watchdog0
 # Without it, guests that boot the same image would begin with the same random numbers.

@@ -69,6 +69,7 @@ _COMMON = Part(
     steps=("disks",),
     applets=(
         *("sh", "cat", "dd", "insmod", "mkdir", "mount", "od", "poweroff", "rm", "sleep", "tr"),
+        "umount",
     ),
     settings={
         "DISK": "/dev/vda",
