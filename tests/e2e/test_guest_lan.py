@@ -241,7 +241,8 @@ def test_a_bridge_without_a_dhcp_server_leaves_the_guest_without_an_address(
         (["bridge:"], 2, "cannot be the name of an interface", "ip link show type bridge"),
         (["lan:UP"], 2, "'UP' cannot be the name of a LAN", "a to z"),
         (["ether"], 2, "--net 'ether' is no network", "give none, user, lan"),
-        (["lan", "--port", "2222:22"], 2, "--port needs", "--net user"),
+        (["none", "--port", "2222:22"], 2, "--port needs", "--net user"),
+        (["lan", "--port", "2222:22/udp"], 2, "one of TCP", "--net user"),
     ],
 )
 def test_a_network_that_cannot_be_changes_nothing(
