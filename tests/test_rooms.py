@@ -70,6 +70,11 @@ BELOW_DAEMON = {
         *("guest.channel", "guest.console", "guest.ports", "guest.system", "block"),
         *("control_client", "control_server", "entry"),
     },
+    "guest/machine": {
+        *("guest.machine", "guest.spec", "guest.transcript", "guest.vm", "guest.ports"),
+        *("guest.console", "guest.network", "guest.display", "guest.sandbox", "guest.system"),
+        *("entry", "programs"),
+    },
     "guest/console": {"guest.console", "control_client", "entry"},
 }
 """What each room of the daemon may import of p2pcloopd."""

@@ -1,4 +1,5 @@
-"""Unpacks Debian's stock kernel with its modules for this user alone; `p2pcloop netboot` takes it.
+"""Unpacks Debian's stock kernel with its modules for this user alone; `p2pcloop netboot` and guests
+in QEMU take it.
 
 To install it would make an initramfs and set up a boot loader on this machine, which needs neither.
 Run through `tools/get-stock-kernel`.
@@ -66,7 +67,8 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
         prog="tools/get-stock-kernel",
         description="Fetch Debian's stock kernel for PCs (about 70 MB, 430 MB unpacked) from the"
         " mirror that apt is set up for, have apt verify it, and unpack it for this user alone:"
-        " nothing is installed. Prints the kernel's path; `p2pcloop netboot` takes it by itself.",
+        " nothing is installed. Prints the kernel's path; `p2pcloop netboot` and `p2pcloop boot"
+        " --vm qemu` take it by themselves.",
         epilog="Exit codes: 0 the kernel is there, 1 it is not, 2 the command line is wrong.",
     )
     parser.add_argument(

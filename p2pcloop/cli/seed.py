@@ -23,6 +23,7 @@ Examples:
   p2pcloop seed KNOPPIX.cloop --name knoppix
   p2pcloop seed debian-12.qcow2 --name debian
   p2pcloop seed disk.img.xz --partition 2 --name my-disk --json
+  p2pcloop seed --raw debian-12.qcow2 --name vm     # the whole disk: boot it with --vm qemu
 """
 
 
@@ -49,8 +50,9 @@ def command(
     A .cloop is served where it lies, without a second copy: leave it there unchanged. So is a CD
     (.iso): the live system on it is booted (KNOPPIX, Debian, Ubuntu, Fedora, Arch, antiX), or else
     the CD itself. All others are packed (zstd) into the node's home: a raw image or a block device;
-    the root partition of a disk; the content of a qcow2, VMDK, VDI, VHD or VHDX (read by qemu-img),
-    or of a file compressed by gzip, xz, zstd or bzip2. By default only this machine reaches the
+    the root partition of a disk (with --raw the whole disk, with its boot loader); the content of a
+    qcow2, VMDK, VDI, VHD or VHDX (read by qemu-img), or of a file compressed by gzip, xz, zstd or
+    bzip2. By default only this machine reaches the
     node (docs/daemon.md says how to serve others).
     """
     with words_of_the_user():

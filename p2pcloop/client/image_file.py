@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from p2pcloop.client.invocation import FileChoice, until_command_ends
+from p2pcloop.client.invocation import WHOLE_DISK, FileChoice, chosen, until_command_ends
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import CONTAINERS
@@ -35,7 +35,7 @@ def open_image_file(path: Path, home: Home, *, quiet: bool = False) -> ImageFile
         StorageError: there is no room for its content, or the disk refused.
     """
     choice = FileChoice.current()
-    partition, raw = choice.partition, choice.raw
+    partition, raw = choice.partition, choice.raw or chosen(WHOLE_DISK, False)
     file = inspect_file(path, partition=partition, raw=raw)
     while file.kind in CONTAINERS or (not raw and _is_nested(file)):
         if len(file.packed) == _MAX_DEPTH:

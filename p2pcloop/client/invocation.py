@@ -27,6 +27,10 @@ def chosen(option: str, default: Any) -> Any:  # noqa: ANN401  options are of al
 PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
 """The names under which a command's context holds the user's choices."""
 
+WHOLE_DISK = "p2pcloop.whole_disk"
+"""The name of a mark of commands for which a file is a whole disk, as with `--raw`. It says nothing
+of images that are no files."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileChoice:

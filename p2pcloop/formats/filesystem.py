@@ -22,6 +22,9 @@ ROOT_TYPES = ("ext2", "ext3", "ext4", "btrfs", "xfs", *READ_ONLY_TYPES)
 
 ROOT_HINT = f"a root is {', '.join(ROOT_TYPES)}, on the whole device"
 
+PARTITION_TABLES = ("gpt", "dos")
+"""What whole disks begin with."""
+
 NO_FILE_SYSTEM = (
     "jbd",
     "crypto_LUKS",

@@ -16,6 +16,9 @@ _GPT_HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
 """magic, revision, header's length, its CRC, reserved, its place, the other one's, first and last
 usable sector, id, place of the entries, their number, length and CRC."""
 
+_BOOT_CODE_SIZE = 440
+"""Bytes at the start of a disk that a BIOS runs (UEFI Specification 2.10, 5.2.1)."""
+
 _EXTENDED = (0x05, 0x0F, 0x85)
 _AGAIN = "fetch or copy it again"
 
@@ -80,6 +83,23 @@ def read_partitions(read: Read, size: int) -> tuple[Partition, ...]:
     if end > size:
         raise FormatError(_cut_off(end, size), hint=_AGAIN)
     return found
+
+
+def boots_by_uefi_alone(start: bytes) -> bool:
+    """Whether a disk has a partition for UEFI's boot loaders, and no boot code for a BIOS.
+
+    Args:
+        start: its first 64 KiB, or all of a shorter one.
+    """
+    if any(start[:_BOOT_CODE_SIZE]):
+        return False
+    for sector in _SECTORS:
+        # A copy at the end of the disk, which counts where this table is damaged, is not here.
+        table, _ = _gpt_header(lambda at, length: start[at : at + length], sector, sector)
+        kinds = [(table or b"")[at : at + 16] for at in range(0, len(table or b""), 128)]
+        if any(any(kind) and OTHER_TYPES.get(UUID(bytes_le=kind)) == "EFI" for kind in kinds):
+            return True
+    return any(_mbr_use(kind) == "EFI" for kind, _, _ in _mbr_entries(start[:512]))
 
 
 def _read_gpt(read: Read, size: int, sector: int) -> Iterator[Partition]:

@@ -158,8 +158,8 @@ async def booted(spec: GuestSpec) -> AsyncIterator[Guest]:
 
 def pids_of(guest: RunningGuest) -> list[int]:
     """Every process in the guest's sandbox."""
-    assert guest._process is not None
-    namespace = Path(f"/proc/{guest._process.init_pid}/ns/pid").readlink()
+    assert guest._boot is not None
+    namespace = Path(f"/proc/{guest._boot.process.init_pid}/ns/pid").readlink()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

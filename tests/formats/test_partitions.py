@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.partitions import MAX_PARTITIONS, Partition, read_partitions
+from p2pcloop.formats.partitions import (
+    MAX_PARTITIONS,
+    Partition,
+    boots_by_uefi_alone,
+    read_partitions,
+)
 from tests.support.disks import BOOT, EFI, LINUX, ROOT, make_gpt, make_mbr
 
 MIB = 1 << 20
@@ -91,3 +96,23 @@ def test_damage_anywhere_is_an_error_of_ours_or_harmless(disk: bytes, data: st.D
         return
     assert len(found) <= MAX_PARTITIONS
     assert all(0 <= part.offset < part.end <= size for part in found)
+
+
+def test_what_boots_a_disk() -> None:
+    """A BIOS where there is boot code for one, since that starts sooner; else UEFI."""
+    code, efi, root = b"\xeb\x63\x90", (EFI, b"e" * MIB), (ROOT, b"r" * MIB)
+    for disk in (
+        make_gpt({1: root, 15: efi}),
+        make_gpt({1: efi}, 4096),
+        make_mbr({1: (0xEF, b"e")}),
+    ):
+        start = disk[: 64 << 10]
+        assert boots_by_uefi_alone(start)
+        assert not boots_by_uefi_alone(code + start[len(code) :])
+    for disk in (make_gpt({1: root}), make_mbr({1: (0x83, b"r" * MIB)}), b""):
+        assert not boots_by_uefi_alone(disk[: 64 << 10])
+
+
+@given(st.binary(max_size=2048))
+def test_any_start_of_a_disk_has_an_answer(start: bytes) -> None:
+    assert boots_by_uefi_alone(bytes(512) + b"EFI PART" + start) in (True, False)

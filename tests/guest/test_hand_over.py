@@ -29,6 +29,7 @@ mknod() {
     echo "node $*"
 }
 init='' autologin='' TERM=linux mode=rw INTERFACE=none NAMESERVER=10.0.2.3
+CONSOLE='4 1' SERIAL_CONSOLE=''
 """
 
 Files = dict[str, str | bytes]
@@ -508,3 +509,14 @@ def test_other_inits_read_their_name_in_a_file(tree: Tree) -> None:
     assert (root / "etc/name").read_text() == "image\n"
     (root / "etc/name").unlink()
     assert run_functions(root, NAMED) == ["hostname web"]
+
+
+def test_the_login_on_a_serial_console_is_not_started_twice(tree: Tree) -> None:
+    """Of the console in QEMU, which is a serial line, systemd would start a login of its own."""
+    files = {"lib/systemd/systemd": GOOD, "run/x": "", **TTY1}
+    root = tree(files | {"sbin/init": "-> /lib/systemd/systemd"})
+    said = run_functions(
+        root, "CONSOLE='4 64' SERIAL_CONSOLE=ttyS0 init=/sbin/init\narrange_login\n"
+    )
+    assert "node /dev/tty0 c 4 64" in said
+    assert (root / "run/systemd/system/serial-getty@ttyS0.service").read_text() == ""

@@ -13,7 +13,7 @@ import pytest
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
 from p2pcloopd import programs
-from p2pcloopd.guest import uml_kernel
+from p2pcloopd.guest.machine import uml_kernel
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system import kernel, xsave

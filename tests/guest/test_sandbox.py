@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -350,6 +351,25 @@ async def main():
 
 trio.run(main)
 """
+
+
+async def test_a_device_that_is_handed_in_can_be_opened(tmp_path: Path) -> None:
+    """Also one that root alone may open: the sandbox runs as another user."""
+    device = Path("/dev/zero")
+    if os.geteuid() == 0:
+        device = tmp_path / "zero"
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 5))
+    busybox = find_busybox()
+    boxed = sandbox.prepare(
+        [str(busybox), "sh", "-c", f"head -c 3 {device} | od -An -tx1; ls /dev"],
+        visible={busybox: busybox},
+        memory=MEMORY,
+        processes=PROCESSES,
+        devices=[device],
+    )
+    zeros, *others = (await output_of(boxed)).split(b"\n")
+    assert zeros.strip() == b"00 00 00"
+    assert b"kvm" not in others
 
 
 def why_it_does_not_start(*before: str) -> str:

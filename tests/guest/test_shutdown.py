@@ -15,9 +15,11 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcloopd.guest import mconsole, running, uml
+from p2pcloopd.guest import running, uml
 from p2pcloopd.guest.console.console import Pty
 from p2pcloopd.guest.console.prompts import PromptWatch
+from p2pcloopd.guest.machine import mconsole
+from p2pcloopd.guest.machine import uml as machine
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.spec import GuestSpec
@@ -28,7 +30,7 @@ from tests.support.waiting import BOUND
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where the guest has its socket; short, as unix sockets want it."""
     with tempfile.TemporaryDirectory(prefix="p2pg") as name:
-        monkeypatch.setattr(running, "MANAGEMENT_SOCKET", Path(name, "guest/mconsole"))
+        monkeypatch.setattr(machine, "MANAGEMENT_SOCKET", Path(name, "guest/mconsole"))
         (Path(name) / "guest").mkdir()
         yield Path(name)
 
@@ -75,7 +77,7 @@ async def test_an_answer_that_is_none_ends_the_guest(
     directory: Path, process: subprocess.Popen[bytes], pty: Pty, answer: bytes, killed: bool
 ) -> None:
     guest = running.RunningGuest()
-    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
+    guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
         await console.bind(str(directory / "guest" / "mconsole"))
         with trio.fail_after(20):
@@ -91,7 +93,7 @@ async def test_a_kernel_that_does_not_listen_yet_is_told_once_it_does(
     directory: Path, process: subprocess.Popen[bytes], pty: Pty
 ) -> None:
     guest = running.RunningGuest()
-    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
+    guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
         with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
@@ -127,7 +129,8 @@ async def test_keys_that_were_pressed_before_the_prompt_are_pressed_again_at_it(
             attended = uml._Attended(spec, stack, nursery, None, None, None)
             watch = PromptWatch()
             nursery.start_soon(attended._press_again, watch)
-            attended._guest._process = cast(SandboxedProcess, _NoProcess())
+            process = cast(SandboxedProcess, _NoProcess())
+            attended._guest._boot = machine.UmlBoot(process, cast(Pty, None), tmp_path)
             await attended._shut_down()
             assert pressed == ["cad"]
             watch.take(b"vm login: ")
@@ -151,7 +154,7 @@ async def test_a_link_in_the_sockets_place_is_not_followed(
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(directory / "other" / ("mconsole" if "/" in place else ""))
     guest = running.RunningGuest()
-    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
+    guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
         another.bind(str(directory / "other/mconsole"))
         another.setblocking(False)
@@ -168,5 +171,5 @@ async def test_what_was_asked_before_the_kernel_runs_holds_when_it_does(
     """Before its first start, and between a reboot's two kernels."""
     guest = running.RunningGuest()
     assert not await guest.shutdown()
-    guest.runs_as(SandboxedProcess(process, process.pid), pty, directory)
+    guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
     assert process.wait(20) == -signal.SIGKILL

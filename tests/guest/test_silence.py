@@ -49,6 +49,15 @@ async def test_a_guest_that_never_got_to_its_init(autojump_clock: MockClock) -> 
     assert autojump_clock.current_time() >= SILENT_SECONDS
 
 
+async def test_a_disk_that_boots_by_itself(autojump_clock: MockClock) -> None:
+    silence = Silence(Transcript(trio.current_time), by_firmware=True)
+    silent = await silence.watch()
+    assert silent is not None
+    for what in ("console=ttyS0", "drivers of virtio", "--firmware"):
+        assert what in silent.said
+    assert autojump_clock.current_time() >= SILENT_SECONDS
+
+
 @pytest.mark.parametrize("end", [b"vm login: ", b"sh-5.2# ", b"\x1b[?2004h\x1b[1mroot$\x1b[0m "])
 async def test_a_guest_that_asks_is_not_silent(autojump_clock: MockClock, end: bytes) -> None:
     assert await after_a_while(STARTS, end) is None

@@ -6,6 +6,7 @@ One process serves one guest, so that a guest's disk outlives p2pcloopd.
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.opening import Disk, Ready, open_disk
 from p2pcloopd.block.source import StoredBackend
-from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.block.vhost_queue import MOMENT
 from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.block.waits import Waits
@@ -92,6 +93,7 @@ class _Listeners:
     vhost_user: trio.socket.SocketType | None
     changes: trio.socket.SocketType | None
     nbd: list[trio.SocketListener]
+    nbd_changes: list[trio.SocketListener]
     tls: ssl.SSLContext | None
 
 
@@ -101,20 +103,28 @@ async def _listen(spec: BlockServerSpec, stack: AsyncExitStack) -> _Listeners:
         vhost_user = stack.enter_context(unix_listener(vhost_user))
     nbd: list[trio.SocketListener] = []
     tls = None if spec.nbd_tls is None else spec.nbd_tls.context()
-    if spec.nbd is not None:
+    if isinstance(spec.nbd, socket.socket):
+        nbd = [_listener(spec.nbd)]
+    elif spec.nbd is not None:
         from p2pcloopd.block.nbd_listen import (  # noqa: PLC0415  guests need no NBD
             open_nbd_listeners,
         )
 
         nbd = await stack.enter_async_context(open_nbd_listeners(spec.nbd))
-    changes = None if spec.files is None else spec.files.vhost_user
+    files = spec.files or FilesOverlay(0)
+    changes = files.vhost_user
     wrap = trio.socket.from_stdlib_socket
     return _Listeners(
         None if vhost_user is None else wrap(vhost_user),
         None if changes is None else wrap(changes),
         nbd,
+        [] if files.nbd is None else [_listener(files.nbd)],
         tls,
     )
+
+
+def _listener(sock: socket.socket) -> trio.SocketListener:
+    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))
 
 
 async def _cancel_when(stopped: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
@@ -142,11 +152,16 @@ async def _serve_front_ends(
     async with trio.open_nursery() as nursery:
         if more is not None:
             nursery.start_soon(more, disk)
-        if listeners.nbd:
+        if listeners.nbd or listeners.nbd_changes:
             from p2pcloopd.block.nbd_server import serve_nbd  # noqa: PLC0415  guests need no NBD
 
             serve = partial(serve_nbd, names=spec.names, tls=listeners.tls)
-            nursery.start_soon(serve, disk.image, listeners.nbd)
+            for backend, each in (
+                (disk.image, listeners.nbd),
+                (disk.changes, listeners.nbd_changes),
+            ):
+                if backend is not None and each:
+                    nursery.start_soon(serve, backend, each)
         for backend, listener in served:
             if backend is not None and listener is not None:
                 serve_disk = partial(serve_vhost_user, moment=moment)

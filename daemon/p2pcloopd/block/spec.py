@@ -30,10 +30,12 @@ class FilesOverlay:
     Attributes:
         size: bytes of the device if the overlay has to be made.
         vhost_user: a listening socket for its front end, or None.
+        nbd: a listening socket for NBD clients, or None.
     """
 
     size: int
     vhost_user: socket.socket | None = None
+    nbd: socket.socket | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class BlockServerSpec:
         overlay: the file that takes the writes, made if it does not exist; "temporary" keeps them
             until the end only; None serves read-only.
         vhost_user: a listening socket or a path for a vhost-user-blk front end, or None.
-        nbd: `unix:PATH` or `HOST:PORT` for NBD clients, or None.
+        nbd: a listening socket, `unix:PATH` or `HOST:PORT` for NBD clients, or None.
         nbd_tls: how NBD clients must start TLS, or None.
         for_guest: whether it serves a guest of this process, as of `boot`.
         command: the command of the user that serves, where that is not for a guest.
@@ -65,7 +67,7 @@ class BlockServerSpec:
     image: ImageFile | SignedManifest
     overlay: Path | str | None = None
     vhost_user: socket.socket | Path | None = None
-    nbd: str | None = None
+    nbd: socket.socket | str | None = None
     nbd_tls: NbdTls | None = None
     for_guest: bool = False
     command: str = "block"

@@ -46,6 +46,8 @@ Examples:
   p2pcloop boot @key/desktop --display vnc          # a line says how to open it
   p2pcloop boot @key/xfce --display web --session startxfce4      # an image that has that command
   p2pcloop boot debian.cloop --detach --name g1    # then: attach, logs, ps, stop
+  p2pcloop boot debian.cloop --vm qemu             # with a kernel as PCs have it
+  p2pcloop boot @key/vm --vm qemu --overlay vm.delta   # a whole disk, by its own boot loader
 
 \b
 Every key goes to the guest, also Ctrl-C. The exception is Ctrl-], the escape:
@@ -131,7 +133,7 @@ def command(
     autologin: bool,
     no_profile: bool,
 ) -> None:
-    """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux.
+    """Boot REF (a file, a link, or @key/label once known here) in User-Mode Linux, or in QEMU.
 
     The image arrives while the guest runs; only blocks that the guest reads cross the wire. The
     first reads are recorded as the image's profile; the next boot fetches them ahead.

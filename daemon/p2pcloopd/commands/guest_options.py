@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from p2pcloop.cli.options import FILL, SIZE, FilePath, as_one, at_option, file_options, home_option
+from p2pcloop.client.invocation import WHOLE_DISK
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.choice import Network, parse_network
 from p2pcloopd.guest.network.forwarding import ForwardedPort, parse_port
+from p2pcloopd.guest.vm import Firmware, Vm
 
 
 def _to_ports(
@@ -21,6 +24,15 @@ def _to_ports(
 
 def _to_network(_context: click.Context, _parameter: click.Parameter, value: str) -> Network:
     return parse_network(value)
+
+
+def _keep_whole(
+    context: click.Context, _parameter: click.Parameter, value: str | None
+) -> str | None:
+    """What boots by firmware is a whole disk."""
+    if value is not None:
+        context.meta[WHOLE_DISK] = True
+    return value
 
 
 _OPTIONS = (
@@ -69,11 +81,28 @@ _OPTIONS = (
         " 2222:22; may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
     ),
     click.option(
+        "--vm",
+        type=click.Choice(get_args(Vm)),
+        default="uml",
+        show_default=True,
+        help="The machine: User-Mode Linux, or QEMU with a kernel as PCs have it, by KVM where that"
+        " runs a guest.",
+    ),
+    click.option(
+        "--firmware",
+        type=click.Choice(get_args(Firmware)),
+        callback=_keep_whole,
+        help="With `--vm qemu`: boot a whole disk by its own boot loader.  [default: for an image"
+        " with a partition table, what its boot loader is for]",
+    ),
+    click.option(
         "--kernel",
         type=FilePath(),
         metavar="PATH",
         help="A User-Mode Linux kernel; `system` is this system's.  [env: P2PCLOOP_KERNEL]"
-        "  [default: what tools/get-uml-kernel unpacked, or else this system's]",
+        "  [default: what tools/get-uml-kernel unpacked, or else this system's]  With `--vm qemu` a"
+        " bzImage.  [env: P2PCLOOP_STOCK_KERNEL]  [default: what tools/get-stock-kernel unpacked,"
+        " or else this system's]",
     ),
     click.option(
         "--append",
@@ -86,7 +115,8 @@ _OPTIONS = (
         "--cpu",
         type=int,
         metavar="N",
-        help="The CPU the guest runs on (it is one CPU's worth of work); -1: any.  [last allowed]",
+        help="The CPU the guest runs on (it is one CPU's worth of work); -1: any.  [last allowed;"
+        " with `--vm qemu` any]",
     ),
     click.option(
         "--report",
@@ -119,6 +149,8 @@ class GuestOptions:
     mem: int
     net: Network
     ports: tuple[ForwardedPort, ...]
+    vm: Vm
+    firmware: Firmware | None
     kernel: Path | None
     append: str
     cpu: int | None

@@ -13,7 +13,7 @@ from typing import Any
 
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import LateClient
-from p2pcloop.errors import BusyError, P2pcloopError, StorageError
+from p2pcloop.errors import BusyError, P2pcloopError, StorageError, UsageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import Earlier, OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home
@@ -21,9 +21,10 @@ from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.boot import Start, open_control
-from p2pcloopd.guest.disk import choose_files, disk_of, layer_places, size_of
+from p2pcloopd.guest.disk import choose_files, choose_firmware, disk_of, layer_places, size_of
 from p2pcloopd.guest.display.access import authority_file
 from p2pcloopd.guest.display.spec import Display
+from p2pcloopd.guest.machine.kvm import disk_protocol, probe_kvm
 from p2pcloopd.guest.network.card import open_card
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.recording import keep_recording
@@ -36,6 +37,8 @@ from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.system.hostname import hostname_part, hostname_words
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel, find_kernel, shared_libraries
+from p2pcloopd.guest.system.stock_kernel import find_stock_kernel
+from p2pcloopd.guest.vm import Vm
 
 _log = logging.getLogger(__name__)
 
@@ -78,24 +81,22 @@ class Plan:
     invocation: Invocation | None = None
 
 
-def prepare(path: Path | None) -> None:
-    """Find out what depends on this system alone; `host` would do so later.
-
-    Args:
-        path: of the kernel, as `find_kernel` takes it.
-    """
-    kernel = _kernel(path)
-    if isinstance(kernel, Kernel):
+def prepare(options: GuestOptions) -> None:
+    """Find out what depends on this system alone; `host` would do so later."""
+    kernel = _kernel(options.kernel, options.vm)
+    if options.vm == "qemu":
+        probe_kvm()
+    elif isinstance(kernel, Kernel):
         shared_libraries(kernel.path)
     with suppress(P2pcloopError):  # as above
         syscall_filter.build(socket.AF_UNIX)
 
 
 @cache
-def _kernel(path: Path | None) -> Kernel | Path | None:
+def _kernel(path: Path | None, vm: Vm) -> Kernel | Path | None:
     """The kernel, or the path where there is none: `run_guest` raises the error."""
     try:
-        return find_kernel(path)
+        return find_kernel(path) if vm == "uml" else find_stock_kernel(path)
     except P2pcloopError:
         return path
 
@@ -125,7 +126,11 @@ def host(
     home, overlay = options.home, options.overlay
     if isinstance(target, StoredRef):
         target.check_secret()
-    files = choose_files(target, overlay, options.overlay_mode, options.overlay_size, home)
+    firmware = choose_firmware(target, options.vm, options.firmware, home)
+    if firmware is not None:
+        _check_firmware_options(options, plan)
+    mode, size = options.overlay_mode, options.overlay_size
+    files = choose_files(target, overlay, mode, size, home, whole_disk=firmware is not None)
     before = None if options.report is None else _status(target)
     disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
     fresh = overlay is None or not overlay.exists()
@@ -143,7 +148,7 @@ def host(
         spec = _spec(options, folder, first_root, two=bool(files))
         append = _append(target, plan.words, *words, options.append)
         spec = replace(spec, append=append, forwarded=ports, display=plan.display, card=card)
-        spec = replace(spec, waiting=own.folder.read_waiting)
+        spec = replace(spec, waiting=own.folder.read_waiting, firmware=firmware)
         plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
         _record_end(own, outcome, arrives=isinstance(target, StoredRef))
     try:
@@ -168,9 +173,38 @@ def _spec(
         initramfs=initramfs,
         memory=options.mem,
         network="user" if options.net.kind == "user" else "none",
-        kernel=_kernel(options.kernel),
-        cpu=_cpu(options.cpu),
+        vm=options.vm,
+        disk_protocol=disk_protocol() if options.vm == "qemu" else "vhost-user",
+        kernel=_kernel(options.kernel, options.vm),
+        cpu=_cpu(options),
     )
+
+
+def _check_firmware_options(options: GuestOptions, plan: Plan) -> None:
+    """Refuse what needs a kernel and a first root of this system.
+
+    Raises:
+        UsageError: it was asked for.
+    """
+    given = {
+        "--append": options.append,
+        "--kernel": options.kernel,
+        "--display": plan.display,
+        "--autologin, --locale, --keyboard": plan.words,
+    }
+    if not plan.reachable:
+        raise UsageError(
+            "a disk that boots by its own boot loader runs its own init: `run` has no say there",
+            hint="`boot` it; or seed its root partition (`p2pcloop seed` without --raw), and run"
+            " the command in that",
+        )
+    for option, value in given.items():
+        if value:
+            raise UsageError(
+                f"a disk that boots by its own boot loader has its own kernel: {option} says"
+                " nothing",
+                hint="leave it out; or boot its root partition (without --firmware and --raw)",
+            )
 
 
 def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
@@ -234,10 +268,11 @@ def _record_end(own: OwnGuest, outcome: Outcome, *, arrives: bool) -> None:
         _log.warning("the end of the guest %s is not recorded: %s", own.name, err)
 
 
-def _cpu(asked: int | None) -> int | None:
-    if asked is None:
-        return last_allowed_cpu()
-    return None if asked == -1 else asked
+def _cpu(options: GuestOptions) -> int | None:
+    if options.cpu is None:
+        # QEMU's threads wait for each other only now and then.
+        return last_allowed_cpu() if options.vm == "uml" else None
+    return None if options.cpu == -1 else options.cpu
 
 
 def _extras(options: GuestOptions, plan: Plan) -> tuple[list[Part], list[str]]:

@@ -43,6 +43,8 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
     if options.report is not None:
         check_writable(options.report)
     _check_ports(options)
+    if options.firmware is not None and options.vm != "qemu":
+        raise UsageError("--firmware is for guests in QEMU", hint="give `--vm qemu` with it")
     options.net.check()
     with bound_ports(options.ports) as ports:
         for port in options.ports:
@@ -53,7 +55,7 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
             ref,
             options.home,
             at=options.at,
-            meanwhile=lambda: _load().prepare(options.kernel),
+            meanwhile=lambda: _load().prepare(options),
             start=fork_daemon,
             late=True,
         )

@@ -34,6 +34,7 @@ from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.system.initramfs import CHANNEL_MODULE
 from p2pcloopd.guest.system.kernel import Kernel, has_module
 from p2pcloopd.guest.uml import run_guest
+from p2pcloopd.guest.vm import DiskProtocol
 from p2pcloopd.unix_listener import bind_unix_listener
 
 _END_SECONDS = 10
@@ -98,7 +99,7 @@ def boot(
         late_node: called once the guest shows its prompt, or lacks bytes, or takes its time.
     """
     try:
-        with serve_disks(disk, spec.disks) as block:
+        with serve_disks(disk, spec.disks, spec.disk_protocol) as block:
             run(partial(_run, spec, block, outcome, live, late_node))
     except P2pcloopError as err:
         outcome.error = err
@@ -170,18 +171,30 @@ def _with_channel(spec: GuestSpec, stack: ExitStack) -> tuple[GuestSpec, Channel
     The socket is bound before the block server is forked, and belongs to this process.
     """
     kernel = spec.kernel
+    if spec.firmware is not None:
+        return spec, Channel(
+            None, "the guest boots by its disk's own boot loader, without an agent"
+        )
     if isinstance(kernel, Kernel) and not has_module(kernel, CHANNEL_MODULE):
         missing = f"the guest's kernel ({kernel.release}) lacks the module {CHANNEL_MODULE}"
         return spec, Channel(None, missing)
+    if spec.vm == "qemu":
+        channel = Channel(None)
+        return replace(spec, ports_user=channel), channel
     listener = stack.enter_context(bind_unix_listener(spec.ports_path))
     listener.setblocking(False)
     return replace(spec, ports_socket=spec.ports_path), Channel(listener)
 
 
-def serve_disks(disk: BlockServerSpec, sockets: Sequence[Path]) -> BlockServerProcess:
+def serve_disks(
+    disk: BlockServerSpec, sockets: Sequence[Path], protocol: DiskProtocol = "vhost-user"
+) -> BlockServerProcess:
     """Fork the process that serves an image, and its files overlay if it has one, at sockets."""
     with ExitStack() as stack:
         first, *more = [stack.enter_context(bind_unix_listener(path)) for path in sockets]
+        if protocol == "nbd":
+            files = disk.files and replace(disk.files, nbd=more[0])
+            return BlockServerProcess(replace(disk, nbd=first, files=files))
         disk = replace(disk, vhost_user=first)
         if disk.files is not None:
             disk = replace(disk, files=replace(disk.files, vhost_user=more[0]))
@@ -263,6 +276,9 @@ def run_one(
     """Run the one command that the guest's first root has; otherwise as `boot`."""
     from p2pcloopd.guest.execution import run_command  # noqa: PLC0415  not for `boot`
 
+    if spec.vm == "qemu":
+        boot(spec, disk, outcome, partial(run_command, None), late_node=late_node)
+        return
     path = spec.ports_path
     # It is bound before the block server is forked, and belongs to this process.
     with bind_unix_listener(path) as listener:

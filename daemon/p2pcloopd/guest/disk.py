@@ -9,6 +9,7 @@ from pathlib import Path
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.filesystem import (
+    PARTITION_TABLES,
     PROBE_SIZE,
     READ_ONLY_TYPES,
     ROOT_HINT,
@@ -18,12 +19,14 @@ from p2pcloop.formats.filesystem import (
     overlay_mode,
 )
 from p2pcloop.formats.overlay import Overlay
+from p2pcloop.formats.partitions import boots_by_uefi_alone
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE, format_size
 from p2pcloopd.block.spec import MIN_FILES_SIZE, TEMPORARY, BlockServerSpec, FilesOverlay
 from p2pcloopd.guest.system.files_root import WHOLE
+from p2pcloopd.guest.vm import Firmware, Vm
 
 DEFAULT_FILES_SIZE = 8 << 30
 """Bytes of a new files overlay; it takes disk space only for what is written."""
@@ -35,6 +38,8 @@ def choose_files(
     asked: str | None,
     size: int | None,
     home: Home,
+    *,
+    whole_disk: bool = False,
 ) -> FilesOverlay | None:
     """Tell whether a guest's changes are kept as files, on a second device; None: as blocks.
 
@@ -44,6 +49,7 @@ def choose_files(
     Args:
         asked: "block" or "files", the user's word, or None.
         size: bytes of the device if it has to be made; None for `DEFAULT_FILES_SIZE`.
+        whole_disk: it boots by its own boot loader, which knows nothing of a second device.
 
     Raises:
         MismatchError: the existing overlay has another mode than the user asked for.
@@ -53,8 +59,15 @@ def choose_files(
     """
     if overlay is not None and overlay.exists():
         mode = _mode_of(overlay, asked)
+    elif whole_disk:
+        mode = "block"
     else:
         mode = _mode_for(target, asked, home)
+    if whole_disk and "files" in (mode, asked):
+        raise UsageError(
+            "a disk that boots by its own boot loader keeps changed blocks alone",
+            hint="leave out --overlay-mode, and give a new overlay",
+        )
     _check_size_counts(overlay, mode, size)
     if mode == "block":
         return None
@@ -65,6 +78,41 @@ def choose_files(
             hint=f"give {MIN_FILES_SIZE >> 20}M to {MAX_IMAGE_SIZE >> 40}T",
         )
     return FilesOverlay(size - size % BLOCK_SIZE)
+
+
+def choose_firmware(
+    target: ImageFile | StoredRef, vm: Vm, asked: Firmware | None, home: Home
+) -> Firmware | None:
+    """Tell which firmware boots an image by its own boot loader; None: a kernel of ours boots it.
+
+    An image is a whole disk if it begins with a partition table.
+
+    Args:
+        asked: the user's word, or None.
+
+    Raises:
+        UsageError: firmware was asked for, and the image is no whole disk.
+        P2pcloopError: its content cannot be read.
+    """
+    if vm != "qemu":
+        return None
+    found = file_system_of(target, home)
+    if found is None:  # an overlay, which the block server refuses
+        return asked
+    if found not in PARTITION_TABLES:
+        if asked is None:
+            return None
+        raise UsageError(
+            f"{target.name} is no whole disk, but {describe(found)}: firmware finds no boot loader",
+            hint="leave out --firmware: a kernel of this system boots it; or seed the whole disk"
+            " (`p2pcloop seed --raw`)",
+        )
+    if asked is not None:
+        return asked
+    start = (
+        _read_stored_start(target, home) if isinstance(target, StoredRef) else _read_start(target)
+    )
+    return "uefi" if boots_by_uefi_alone(start) else "bios"
 
 
 def _check_size_counts(overlay: Path | None, mode: str, size: int | None) -> None:
@@ -103,6 +151,12 @@ def _mode_for(target: ImageFile | StoredRef, asked: str | None, home: Home) -> s
     if found is None:
         return asked or "block"  # the guest finds out
     name = str(target.name)
+    if found in PARTITION_TABLES:
+        raise GuestError(
+            f"{name} cannot boot in User-Mode Linux: it is a whole disk ({describe(found)})",
+            hint="`--vm qemu` boots it by its own boot loader; or give its root alone: leave out"
+            " --raw, or --partition N",
+        )
     if found not in ROOT_TYPES:
         raise GuestError(f"{name} cannot boot: it holds {describe(found)}", hint=ROOT_HINT)
     several = len(layer_places(target)) > 1
@@ -128,9 +182,13 @@ def file_system_of(target: ImageFile | StoredRef, home: Home) -> str | None:
         return told or detect_filesystem(_read_stored_start(target, home))
     if target.kind == "overlay":
         return None  # the block server says what to do with it
+    return detect_filesystem(_read_start(target))
+
+
+def _read_start(target: ImageFile) -> bytes:
     from p2pcloop.making.pack import read_start  # noqa: PLC0415  for local files
 
-    return detect_filesystem(read_start(target, PROBE_SIZE))
+    return read_start(target, PROBE_SIZE)
 
 
 def _read_stored_start(target: StoredRef, home: Home) -> bytes:

@@ -17,9 +17,8 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import GuestError, StorageError, storage_error
-from p2pcloopd.block.vhost_server import serve_device
 from p2pcloopd.guest.console.console import CHUNK, Sink, ready
-from p2pcloopd.guest.ports import Port, PortsDevice
+from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.uml import run_guest
@@ -30,7 +29,7 @@ _MAX_LINE = 4096
 
 
 async def run_command(
-    listener: socket.socket,
+    listener: socket.socket | None,
     spec: GuestSpec,
     *,
     on_boot: Callable[[], None] | None = None,
@@ -41,7 +40,7 @@ async def run_command(
     SIGINT, SIGTERM and SIGHUP are handed on to the command. A second one ends the guest.
 
     Args:
-        listener: listens at the spec's `ports_socket`.
+        listener: listens at the spec's `ports_socket`; None where the machine makes the ports.
         spec: of a guest whose first root has a `command_ending`.
         on_boot: as for `run_guest`.
         on_prompt: called when the guest is about to run the command.
@@ -52,6 +51,8 @@ async def run_command(
             an error at once, as from a pipe whose reader is gone.
     """
     execution = _Execution()
+    if listener is None:
+        spec = replace(spec, ports_user=execution)
     results: list[GuestResult] = []
 
     async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
@@ -67,7 +68,8 @@ async def run_command(
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(execution.serve, listener)
+        if listener is not None:
+            nursery.start_soon(execution.serve, listener)
         guest: RunningGuest = await nursery.start(live)
         nursery.start_soon(execution.forward_input)
         if on_prompt is not None:
@@ -101,7 +103,7 @@ class _Execution:
         self._input = Port("stdin")
         self._control = Port("control", self._take_control)
         self._outputs = [self._output("stdout", _STDOUT), self._output("stderr", _STDERR)]
-        self._device = PortsDevice([self._input, *self._outputs, self._control])
+        self._device: GuestPorts | None = None
         self._said = b""
         self._ended = trio.Event()
 
@@ -109,7 +111,12 @@ class _Execution:
         """Serve the device to the one guest that connects."""
         sock = trio.socket.from_stdlib_socket(listener)
         connection, _ = await sock.accept()
-        await serve_device(self._device, connection)
+        await self.use_ports(partial(PortsDevice, connection=connection))
+
+    async def use_ports(self, make: MakePorts) -> None:
+        """Have the ports in the one boot of the guest."""
+        self._device = make([self._input, *self._outputs, self._control], 0)
+        await self._device.serve()
 
     async def forward_input(self) -> None:
         """Carry standard input into the guest until its end, or until the guest closes the port."""
@@ -137,6 +144,7 @@ class _Execution:
     async def finish(self) -> None:
         """Return once the command has ended and all that it wrote was written here."""
         await self._ended.wait()
+        assert self._device is not None
         for port in self._outputs:
             await self._device.drain(port)
 
@@ -164,6 +172,7 @@ class _Execution:
             self.refused = storage_error(f"cannot write the command's {_NAMES[name]}", err)
         if refused or not sink.is_open:
             # The command's next write there fails, as to a pipe whose reader is gone.
+            assert self._device is not None
             for port in self._outputs:
                 if port.name == name:
                     self._device.remove(port)

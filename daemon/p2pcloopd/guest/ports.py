@@ -1,4 +1,7 @@
-"""Byte streams into a guest: the ports of a virtio console, served over vhost-user in this process.
+"""Byte streams into a guest: the ports of a virtio console.
+
+User-Mode Linux gets the device from this process, over vhost-user (`PortsDevice`). QEMU has one of
+its own, whose ports are sockets to this process (machine/qemu_ports.py).
 
 Unlike a serial line or a terminal, a port carries every byte unchanged, makes the writer wait while
 the reader is slow, and tells each side when the other one closes. It needs no network, and only a
@@ -13,6 +16,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import trio
 
@@ -21,6 +25,7 @@ from p2pcloop.protocol import virtio_console as vc
 from p2pcloop.protocol.vhost_state import Vring
 from p2pcloop.protocol.virtio_console import Control, Event
 from p2pcloop.protocol.virtqueue import Chain, Virtqueue, VirtqueueError
+from p2pcloopd.block.vhost_server import serve_device
 
 _ONE = (1).to_bytes(8, "little")
 
@@ -131,6 +136,36 @@ class Port:
         self._changed = trio.Event()
 
 
+class GuestPorts(Protocol):
+    """The ports of one boot of a guest."""
+
+    async def add(self, ports: Sequence[Port]) -> list[int]:
+        """Offer more ports, open on our side; see `PortsDevice.add`."""
+
+    def remove(self, port: Port) -> None:
+        """Remove a port, if it is there: writes to it in the guest fail."""
+
+    async def drain(self, port: Port) -> None:
+        """Return when the guest has closed a port, and all that it wrote there was delivered."""
+
+    async def serve(self) -> None:
+        """Carry data until the guest has ended."""
+
+    def close(self) -> None:
+        """Record that the guest is gone, and all ports with it."""
+
+
+MakePorts = Callable[[Sequence[Port], int], GuestPorts]
+"""Makes the ports of a boot: those that it has from the beginning, and how many more at most."""
+
+
+class PortsUser(Protocol):
+    """What has ports in a guest: a channel, or a command."""
+
+    async def use_ports(self, make: MakePorts) -> None:
+        """Have ports in a boot of the guest, to its end."""
+
+
 class _Place:
     """One of the device's numbers.
 
@@ -165,13 +200,20 @@ class _Place:
 class PortsDevice:
     """The device: what `serve_front_end` serves."""
 
-    def __init__(self, ports: Sequence[Port], spare: int = 0) -> None:
+    def __init__(
+        self,
+        ports: Sequence[Port],
+        spare: int = 0,
+        connection: trio.socket.SocketType | None = None,
+    ) -> None:
         """Make a device.
 
         Args:
             ports: those that it has from the beginning.
             spare: how many more it can have at a time.
+            connection: to the front end that `serve` serves.
         """
+        self._connection = connection
         self._places = [*map(_Place, ports), *(_Place() for _ in range(spare))]
         self.features = vc.F_VERSION_1 | vc.F_MULTIPORT
         self.config = vc.config_space(len(self._places))
@@ -180,6 +222,11 @@ class PortsDevice:
         self._control.opened.set()
         self._servers: dict[int, _QueueServer] = {}
         self._is_ready = False
+
+    async def serve(self) -> None:
+        """Serve the front end until it leaves."""
+        assert self._connection is not None
+        await serve_device(self, self._connection)
 
     def serve_queue(self, index: int, queue: Virtqueue, vring: Vring) -> _QueueServer:
         """What serves one queue."""

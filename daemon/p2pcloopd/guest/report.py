@@ -53,12 +53,14 @@ class Outcome:
         assert self.begun is not None
         if self.guest.boot_seconds is not None:
             facts["boot_seconds"] = self.begun - self.started + self.guest.boot_seconds
+        kernel = self.guest.kernel
         return facts | {
             "exit": self.guest.reason,
             "reboots": self.guest.reboots,
             "exit_code": self.guest.exit_code,
-            "kernel": str(self.guest.kernel.path),
-            "kernel_release": self.guest.kernel.release,
+            "machine": self.guest.machine,
+            "kernel": None if kernel is None else str(kernel.path),
+            "kernel_release": None if kernel is None else kernel.release,
             "seconds": self.guest.seconds,
         }
 

@@ -32,10 +32,20 @@ class Silence:
     """Waits until a guest prints nothing for `SILENT_SECONDS`."""
 
     def __init__(
-        self, transcript: Transcript, waiting: Callable[[], Waiting | None] = lambda: None
+        self,
+        transcript: Transcript,
+        waiting: Callable[[], Waiting | None] = lambda: None,
+        *,
+        by_firmware: bool = False,
     ) -> None:
-        """Follow a guest's output; `waiting` tells what its reads wait for."""
+        """Follow a guest's output.
+
+        Args:
+            waiting: tells what its reads wait for.
+            by_firmware: the disk's own boot loader boots it, so its init is not known.
+        """
         self._transcript = transcript
+        self._by_firmware = by_firmware
         self._waiting = waiting
         self._told = 0.0
         self._scope = trio.CancelScope()
@@ -71,6 +81,13 @@ class Silence:
                 )
 
     def _program(self) -> str:
+        if self._by_firmware:
+            return (
+                "its kernel may print elsewhere: it needs console=ttyS0 in the settings of the"
+                " disk's boot loader. Or the disk is made for another machine: its kernel needs"
+                " drivers of virtio (PCI, block, network), and its boot loader perhaps the other"
+                " firmware (--firmware bios or uefi)"
+            )
         return (
             f"it runs {self._transcript.started or 'the kernel alone, no init yet'}. It may wait"
             " for data (`p2pcloop status` tells), or print elsewhere: with --append init=/bin/sh it"

@@ -20,11 +20,15 @@ from p2pcloopd.guest.network.card import Card
 from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
+from p2pcloopd.guest.vm import DiskProtocol, Firmware, Vm
 
 if TYPE_CHECKING:
+    from p2pcloopd.guest.ports import PortsUser
     from p2pcloopd.guest.progress import Progress
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done"]
+
+_STDIN = 0
 
 MIN_MEMORY = 64 << 20
 """Below this a kernel with its initramfs does not come up."""
@@ -52,12 +56,13 @@ class GuestSpec:
     """What to boot and how.
 
     Attributes:
-        vhost_socket: a vhost-user-blk server's socket: the guest's /dev/vda.
+        vhost_socket: the socket of a server of `disk_protocol`: the guest's /dev/vda.
         memory: bytes of the guest's RAM.
         network: `user` lets the guest open connections to the outside; with `none` it has no
             network card but `card`.
         card: on a tap of this machine, or None; with network `none`.
-        kernel: a UML kernel, as `find_kernel` takes it, or as it returned it.
+        kernel: a kernel for the machine, as `find_kernel` or `find_stock_kernel` take it, or as
+            they returned it.
         append: more kernel parameters, quoted as for a shell.
         console: `stdio`, or a file for the guest's output.
         progress: tells of a boot in one line, in place of what the guest prints before its first
@@ -67,11 +72,16 @@ class GuestSpec:
         cpu: the only CPU that the guest runs on, or None for any.
         more_disks: sockets of further disks: /dev/vdb and so on.
         initramfs: makes the guest's first root for a kernel.
-        ports_socket: a vhost-user socket of a console device with ports, or None.
+        ports_socket: a vhost-user socket of a console device with ports, or None; for UML.
+        ports_user: has ports in each boot of the guest, or None; for QEMU.
         forwarded: ports of this machine that lead into the guest; with network `user`.
         display: an X server for the guest, or None; its initramfs has the part `display_part`.
         session: what runs on the display, or None.
         reboot: whether a guest that reboots is started again; else a reboot ends it.
+        vm: the machine.
+        disk_protocol: what its disks' servers speak; NBD is for QEMU without KVM alone.
+        firmware: boots the disk by its own boot loader, on QEMU: then nothing of this system's is
+            in the guest, neither kernel nor first root. None for the others.
     """
 
     vhost_socket: Path
@@ -92,6 +102,10 @@ class GuestSpec:
     forwarded: tuple[BoundPort, ...] = ()
     display: Display | None = None
     session: Session | None = None
+    vm: Vm = "uml"
+    disk_protocol: DiskProtocol = "vhost-user"
+    firmware: Firmware | None = None
+    ports_user: PortsUser | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -152,24 +166,35 @@ class GuestSpec:
         return [re.sub(r"^([^=]*=)?(.* .*)$", r'\1"\2"', word) for word in words]
 
 
+def terminal_type(spec: GuestSpec) -> list[str]:
+    """The user's TERM, as a word for a kernel: it hands it to init, and systemd hands it to the
+    console's login. Nothing where the guest is not at the user's terminal."""
+    kind = os.environ.get("TERM", "")
+    if spec.console == "stdio" and os.isatty(_STDIN) and re.fullmatch(r"[\w.+-]{1,32}", kind):
+        return [f"TERM={kind}"]
+    return []
+
+
 @dataclass(frozen=True, slots=True)
 class GuestResult:
     """How a guest ended.
 
     Attributes:
-        exit_code: 0 after an orderly end; otherwise UML's exit status, or 128 + the signal.
+        exit_code: 0 after an orderly end; otherwise the machine's exit status, or 128 + the signal.
         reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
             is a kernel that ended without saying why, `done` the end of the command that the guest
             was for.
-        kernel: the kernel that it ran.
+        kernel: the kernel that it ran; None for one of its disk's own.
         seconds: from the call to the end.
         boot_seconds: from the call to the first login prompt, or None if there was none.
         reboots: how often it was started again.
+        machine: what it ran on; see `Machine`.
     """
 
     exit_code: int
     reason: Reason
-    kernel: Kernel
+    kernel: Kernel | None
     seconds: float
     boot_seconds: float | None
     reboots: int = 0
+    machine: str = "uml"

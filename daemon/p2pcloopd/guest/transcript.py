@@ -18,9 +18,10 @@ _PANIC = b"Kernel panic - not syncing"
 _NO_DISK = re.compile(rb"EXT4-fs error|I/O error|IO failure|Aborting journal|Bus error")
 _ABORTED = 128 + signal.SIGABRT
 # UML has no power switch: its kernel makes a power-off a halt before it says so.
+_HALTED = b"reboot: System halted"
 _ENDINGS: dict[bytes, Reason] = {
     b"reboot: Power down": "poweroff",
-    b"reboot: System halted": "poweroff",
+    _HALTED: "poweroff",
     b"reboot: Restarting system": "reboot",
 }
 
@@ -70,6 +71,15 @@ class Transcript:
         if exit_code == 0 or (exit_code == _ABORTED and is_down):
             return said[last] if last >= 0 else "crash"
         return "panic" if _PANIC in self.tail else "crash"
+
+    def panicked(self) -> bool:
+        """Whether the kernel's last message was a panic."""
+        orderly = max(self.tail.rfind(message) for message in _ENDINGS)
+        return self.tail.rfind(_PANIC) > orderly
+
+    def halted(self) -> bool:
+        """Whether the last line says that the kernel has halted."""
+        return self.tail.rstrip().endswith(_HALTED)
 
     def initramfs_failure(self) -> str | None:
         """Return why the initramfs gave up, or None if it did not."""

@@ -1,7 +1,6 @@
 """Runs a guest to its end: boots the kernel, again after each reboot, and attends to its user.
 
-uml_kernel.py has the kernel's command and its sandbox; running.py has what an owner does with the
-guest meanwhile.
+machine/ has what the kernel runs on; running.py has what an owner does with the guest meanwhile.
 """
 
 from __future__ import annotations
@@ -22,19 +21,15 @@ from p2pcloopd.guest.console.keyboard import Keyboard
 from p2pcloopd.guest.console.messages import report, say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.signals import counted_signals
-from p2pcloopd.guest.network.taps import forget_offloads
+from p2pcloopd.guest.machine.choice import choose_machine
+from p2pcloopd.guest.machine.machine import Console, Machine
 from p2pcloopd.guest.quiet_end import QuietEnd
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.running import Interrupt, RunningGuest
-from p2pcloopd.guest.sandbox import bubblewrap as sandbox
-from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.silence import Silence
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
-from p2pcloopd.guest.system.initramfs import BELL_CONSOLE
-from p2pcloopd.guest.system.kernel import Kernel, find_kernel
 from p2pcloopd.guest.transcript import Transcript
-from p2pcloopd.guest.uml_kernel import CONSOLE, sandboxed_kernel
 
 SHUTDOWN_SECONDS = float(guests.SHUTDOWN_SECONDS)
 """A guest that was asked to shut down and hangs is ended after this. It may wait for data of peers
@@ -46,7 +41,6 @@ _SHOW_SECONDS = 1.0
 """How long a terminal may take to show what was held back, before the guest is asked to end."""
 
 _STDIN = 0
-_UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
 
 
 async def run_guest(
@@ -80,9 +74,9 @@ async def run_guest(
     """
     started = trio.current_time()
     spec.check()
-    kernel = spec.kernel
-    if not isinstance(kernel, Kernel):
-        kernel = await trio.to_thread.run_sync(find_kernel, kernel)
+    machine = await trio.to_thread.run_sync(choose_machine, spec)
+    if machine.remark and interrupt is None:  # the standard error of a command is its own
+        say(machine.remark)
     with plain_errors(), ExitStack() as stack:
         # Given back last: no signal may end this process while the terminal is the guest's.
         signals = stack.enter_context(counted_signals(*_SIGNALS))
@@ -95,15 +89,16 @@ async def run_guest(
                 nursery.start_soon(spec.card.follow, say)
             if attended.keyboard is not None:
                 nursery.start_soon(attended.keyboard.read)
-            ends = await attended.boot_until_end(kernel, on_boot, task_status)
+            ends = await attended.boot_until_end(machine, on_boot, task_status)
             nursery.cancel_scope.cancel()
     return GuestResult(
         exit_code=ends[-1].exit_code,
         reason=ends[-1].reason,
-        kernel=kernel,
+        kernel=machine.kernel,
         seconds=trio.current_time() - started,
         boot_seconds=next((end.prompt - started for end in ends if end.prompt is not None), None),
         reboots=len(ends) - 1,
+        machine=machine.name,
     )
 
 
@@ -161,7 +156,7 @@ class _Attended:
 
     async def boot_until_end(
         self,
-        kernel: Kernel,
+        machine: Machine,
         on_boot: Callable[[], None] | None,
         task_status: trio.TaskStatus[RunningGuest],
     ) -> list[_End]:
@@ -174,21 +169,24 @@ class _Attended:
         while True:
             if on_boot is not None:
                 on_boot()
-            ends.append(await self._boot(kernel, task_status if not ends else None))
+            ends.append(await self._boot(machine, task_status if not ends else None))
             if not self._spec.reboot or ends[-1].reason != "reboot" or self._is_ending:
                 return ends
 
     async def _boot(
-        self, kernel: Kernel, task_status: trio.TaskStatus[RunningGuest] | None
+        self, machine: Machine, task_status: trio.TaskStatus[RunningGuest] | None
     ) -> _End:
         """Run the guest's kernel once, to its end."""
         transcript = Transcript(trio.current_time)
-        watch, silence = PromptWatch(), Silence(transcript, self._spec.waiting)
+        watch = PromptWatch()
+        by_firmware = self._spec.firmware is not None
+        silence = Silence(transcript, self._spec.waiting, by_firmware=by_firmware)
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
             if transcript.take(data) and self._on_prompt is not None:
                 self._on_prompt()
+            boot.heard(transcript)
             watch.take(data)
             silence.heard()
             self._guest.heard()
@@ -198,24 +196,33 @@ class _Attended:
         async with AsyncExitStack() as stack:
             stack.callback(native.close)
             quiet_end = self._hold_back(transcript, stack)
-            process, pty, unseen = await self._start(kernel, native, stack)
+            boot = await machine.start(self._spec, native, stack)
+            native.close_write_end()
+            self._guest.runs_as(boot)
+            stack.callback(self._guest.rests)
             if task_status is not None:
                 task_status.started(self._guest)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(native.collect)
-                nursery.start_soon(unseen.drop_output)
+                nursery.start_soon(boot.attend)
                 nursery.start_soon(self._press_again, watch)
                 if self.keyboard is not None:
                     nursery.start_soon(self._watch_silence, silence)
-                    nursery.start_soon(self._type, self.keyboard, pty, watch)
+                    nursery.start_soon(self._type, self.keyboard, boot.console, watch)
                 if self._quiet is not None:
                     nursery.start_soon(self._quiet.run, watch)
                 nursery.start_soon(quiet_end.run)
-                await console.pump(pty, self._quiet or self._sink, on_output)
-                exit_code = await process.wait()
+                await console.pump(boot.console, self._quiet or self._sink, on_output)
+                exit_code = await boot.process.wait()
+                await boot.settle()
                 nursery.cancel_scope.cancel()
-            quiet_end.is_good = transcript.ending(exit_code) in ("poweroff", "reboot")
-        return _End(*_ending(self._guest, transcript, native, exit_code), transcript.prompt_time)
+            code, reason = boot.ending(transcript, exit_code)
+            quiet_end.is_good = reason in ("poweroff", "reboot")
+        if self._guest.killed:
+            return _End(exit_code, "killed", transcript.prompt_time)
+        if not by_firmware or code:  # a disk's own kernel may print elsewhere
+            _check_started(transcript, native, exit_code)
+        return _End(code, reason, transcript.prompt_time)
 
     def _hold_back(self, transcript: Transcript, stack: AsyncExitStack) -> QuietEnd:
         """Keep from a terminal what says nothing to a user; `stack` shows it where it matters."""
@@ -225,49 +232,6 @@ class _Attended:
             self._quiet = QuietStart(quiet_end, self._spec.progress, transcript)
             stack.push_async_callback(self._quiet.end)
         return quiet_end
-
-    async def _start(
-        self, kernel: Kernel, native: NativeOutput, stack: AsyncExitStack
-    ) -> tuple[SandboxedProcess, console.Pty, console.UnseenConsoles]:
-        """Start the guest's kernel; `stack` ends it, and gives back all that it needs."""
-        spec = self._spec
-        pty = console.Pty()
-        stack.callback(pty.close)
-        if spec.console == "stdio":
-            pty.copy_window_size(_STDIN)
-        unseen = console.UnseenConsoles(_UNSEEN_CONSOLES, BELL_CONSOLE)
-        stack.callback(unseen.close)
-        consoles = {CONSOLE: pty.slave, **unseen.fds}
-        fds = list(consoles.values())
-        parameters = [f"con{number}=fd:{fd},fd:{fd}" for number, fd in consoles.items()]
-        if spec.network == "user":
-            from p2pcloopd.guest.network import slirp as network  # noqa: PLC0415  few guests have one
-
-            card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
-            fds.append(card.fileno())
-            parameters.append(network.uml_parameter(card.fileno()))
-        elif spec.card is not None:
-            forget_offloads(spec.card.tap)
-            fds.append(spec.card.tap)
-            parameters.append(spec.card.uml_parameter)
-        if spec.display is not None:
-            from p2pcloopd.guest.display import wire  # noqa: PLC0415  as above
-
-            card = await stack.enter_async_context(wire.display_wire(spec.display, say))
-            fds.append(card.fileno())
-            parameters.append(wire.uml_parameter(card.fileno()))
-        files = stack.enter_context(ExitStack())
-        boxed, directory = await trio.to_thread.run_sync(
-            sandboxed_kernel, spec, kernel, parameters, files
-        )
-        process = await stack.enter_async_context(
-            sandbox.running(boxed, pass_fds=fds, output=native.write_end, cpu=spec.cpu)
-        )
-        pty.close_slave()
-        native.close_write_end()
-        self._guest.runs_as(process, pty, directory, unseen.ring)
-        stack.callback(self._guest.rests)
-        return process, pty, unseen
 
     async def _press_again(self, watch: PromptWatch) -> None:
         """An init may lose Ctrl-Alt-Del until it has set itself up; at its prompt it has."""
@@ -283,8 +247,8 @@ class _Attended:
             if not silent.waits:
                 return
 
-    async def _type(self, keyboard: Keyboard, pty: console.Pty, watch: PromptWatch) -> None:
-        await keyboard.type_on(pty, watch)
+    async def _type(self, keyboard: Keyboard, typed: Console, watch: PromptWatch) -> None:
+        await keyboard.type_on(typed, watch)
         if not self._is_ending:
             say("has read all of its input")
             await self._shut_down()
@@ -343,11 +307,12 @@ class _Attended:
             say(f"did not shut down within {SHUTDOWN_SECONDS:g} s and is ended")
 
 
-def _ending(
-    guest: RunningGuest, transcript: Transcript, native: NativeOutput, code: int
-) -> tuple[int, Reason]:
-    if guest.killed:
-        return code, "killed"
+def _check_started(transcript: Transcript, native: NativeOutput, code: int) -> None:
+    """Refuse an end that none of a guest's was.
+
+    Raises:
+        GuestError: its machine or its first root gave up.
+    """
     if (failure := transcript.initramfs_failure()) is not None:
         raise GuestError(f"the guest cannot boot: {failure}")
     if not transcript.tail:
@@ -355,8 +320,3 @@ def _ending(
             f"the kernel did not start (exit status {code}): {native.last_words}",
             hint="is there room for the guest's memory?",
         )
-    reason = transcript.ending(code)
-    if reason in ("poweroff", "reboot"):
-        return 0, reason
-    # A kernel that ends with 0 but never said that it goes down did not end well.
-    return code or 1, reason

@@ -1,7 +1,8 @@
 """The channel to a guest's agent, and the commands that it runs (resources/agent.sh).
 
-The channel is a virtio console device that this process serves to the guest. Port 0 carries what
-the agent is told. Each command gets three ports more for its streams, which go when it has ended.
+The channel is a virtio console device of the guest, whose ports lead to this process. The first one
+carries what the agent is told. Each command gets three ports more for its streams, which go when it
+has ended.
 What the guest sends is only ever output of a command that was asked for here.
 """
 
@@ -13,6 +14,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import trio
 
@@ -26,8 +28,7 @@ from p2pcloop.protocol.agent import (
     encode_run,
     new_mark,
 )
-from p2pcloopd.block.vhost_server import serve_device
-from p2pcloopd.guest.ports import Port, PortsDevice
+from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 
 MAX_COMMANDS = 8
 """Commands that run at once in a guest. Each has three ports, and each port two queues."""
@@ -119,7 +120,7 @@ class GuestCommand:
         stdout, stderr: what it prints.
     """
 
-    def __init__(self, number: int, device: PortsDevice, agent: Port) -> None:
+    def __init__(self, number: int, device: GuestPorts, agent: Port) -> None:
         self.number = number
         self._device = device
         self._agent = agent
@@ -215,13 +216,14 @@ class Channel:
         """Make it; nothing is served before `serve`.
 
         Args:
-            listener: listens at the spec's `ports_socket`; None where there is no channel.
+            listener: listens at the spec's `ports_socket`; None where there is no channel, or where
+                the machine calls `use_ports`.
             missing: why the guest can have none, for people.
         """
         self.wake: Callable[[], None] = lambda: None
         self._listener = listener
         self._missing = missing
-        self._device: PortsDevice | None = None
+        self._device: GuestPorts | None = None
         self._agent: Port | None = None
         self._changed = trio.Event()
         self._numbers = itertools.count(1)
@@ -234,14 +236,18 @@ class Channel:
         sock = trio.socket.from_stdlib_socket(self._listener)
         while True:
             connection, _ = await sock.accept()
-            agent = Port("agent")
-            device = PortsDevice([agent], spare=MAX_COMMANDS * _PORTS)
-            self._set(device, agent)
-            try:
-                await serve_device(device, connection)
-            finally:
-                self._set(None, None)
-                device.close()
+            await self.use_ports(partial(PortsDevice, connection=connection))
+
+    async def use_ports(self, make: MakePorts) -> None:
+        """Have the channel in one boot of the guest, to its end."""
+        agent = Port("agent")
+        device = make([agent], MAX_COMMANDS * _PORTS)
+        self._set(device, agent)
+        try:
+            await device.serve()
+        finally:
+            self._set(None, None)
+            device.close()
 
     async def wait_open(self) -> None:
         """Return once the agent listens.
@@ -307,7 +313,7 @@ class Channel:
                 await command.end()
             self._running -= 1
 
-    def _set(self, device: PortsDevice | None, agent: Port | None) -> None:
+    def _set(self, device: GuestPorts | None, agent: Port | None) -> None:
         self._device, self._agent = device, agent
         self._changed.set()
         self._changed = trio.Event()

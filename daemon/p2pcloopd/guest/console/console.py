@@ -216,7 +216,14 @@ class Screen(Protocol):
         """Take all of it."""
 
 
-async def pump(pty: Pty, sink: Screen, on_output: Callable[[bytes], None]) -> None:
+class Printing(Protocol):
+    """A console that a guest prints on."""
+
+    async def receive(self) -> bytes:
+        """Return what is printed next; empty once the guest has ended."""
+
+
+async def pump(pty: Printing, sink: Screen, on_output: Callable[[bytes], None]) -> None:
     """Carry the guest's output to `sink` and to `on_output` until the guest has ended."""
     while data := await pty.receive():
         on_output(data)

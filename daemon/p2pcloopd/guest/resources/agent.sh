@@ -5,7 +5,7 @@
 # p2pcloop/protocol/agent.py has the host's words. It ends by SIGTERM, when the init ends all
 # processes.
 #
-#     agent.sh wait BELL                         waits for a line at BELL, then for the host's words
+#     agent.sh wait BELL     waits for a line at BELL, if there is one, then for the host's words
 #     agent.sh serve INPUT OUTPUT ERRORS ID TOOLS WORD...   gives a command its streams
 #     agent.sh start ID TOOLS WORD...            becomes the command
 place=/dev/.p2pcloop
@@ -21,7 +21,10 @@ case $1 in
         # program may open /dev/stderr anew.
         mkdir -p $place
         echo $$ >"$place/$1.streams"
-        cat <"$input" | {
+        # They may come a moment later than the host's words.
+        until [ -c "$errors" ]; do sleep 0.01; done
+        # A write waits until the host's side is open: see below.
+        { exec 4<>"$input" && echo >&4 && exec cat <&4; } | {
             {
                 (exec sh /proc/self/fd/9 start "$@" 2>&6 5>&- 6>&-)
                 code=$?
@@ -52,8 +55,10 @@ esac
 
 # The driver and its buffers are for guests that run commands: it waits until the host has one.
 # It says that it listens: UML may lose what is typed earlier.
-exec 4<>"$2" && echo >&4 && read -r _ <&4
-exec 4>&-
+if [ -n "$2" ]; then
+    exec 4<>"$2" && echo >&4 && read -r _ <&4
+    exec 4>&-
+fi
 insmod /proc/self/fd/8
 exec 8<&-
 control=''
@@ -63,12 +68,13 @@ until [ -c "$control" ] && command exec 3<>"$control"; do
     tries=$((tries + 1))
     [ $tries -le 1000 ] || exit
     [ $tries = 1 ] || sleep 0.01
-    for control in /dev/vport*p0; do
+    # QEMU gives no port the number 0.
+    for control in /dev/vport*p[01]; do
         break
     done
 done 2>/dev/null
 # The ports of this device: /dev/vport1p and a number.
-base=${control%0}
+base=${control%?}
 # Linux's driver gives the end of a stream to who reads before the host's side is open. A write
 # waits for that; the host drops it.
 echo >&3

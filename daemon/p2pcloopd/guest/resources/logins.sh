@@ -6,19 +6,20 @@
 # The console is tty1, where a PC shows it, and so do nearly all images. /dev/tty0 is the same. An
 # image that has its login on /dev/console and on tty1 gets the first alone: two that read one
 # terminal share its keys. One that has it elsewhere (a serial line) gets that as another name of
-# the console.
+# the console. In QEMU the console is a serial line, which pc.sh has called tty1.
 
 # shellcheck disable=SC2034  # hand-over.sh tells `kind`
 # shellcheck disable=SC2154  # find_real sets `real`, choose_init sets `init` (programs.sh)
 
-HIDDEN=15 # a terminal of UML that leads nowhere, and that no image has a login on
+HIDDEN=15 # a terminal that leads nowhere, and that no image has a login on
 
 # same_console NAME...: makes /dev/NAME the console.
 same_console() {
     for device in "$@"; do
         case $device in */*) mkdir -p "/dev/${device%/*}" ;; esac
         rm -f "/dev/$device"
-        mknod "/dev/$device" c 4 1
+        # shellcheck disable=SC2086  # major and minor number
+        mknod "/dev/$device" c $CONSOLE
     done
 }
 
@@ -164,6 +165,11 @@ is_first_boot() {
 systemd_logins() {
     kind=systemd
     mask_serial_logins
+    # systemd starts a login on each console that the kernel names.
+    if [ -n "$SERIAL_CONSOLE" ] && mount_run; then
+        mkdir -p "$run/systemd/system"
+        : >"$run/systemd/system/serial-getty@$SERIAL_CONSOLE.service"
+    fi
     if wants console-getty.service; then
         onto=console
         if wants getty@tty1.service && mount_run; then

@@ -110,6 +110,7 @@ def prepare(
     share_network: bool = False,
     loopback: bool = False,
     capabilities: Sequence[str] = (),
+    devices: Sequence[Path] = (),
 ) -> Sandbox:
     """Put a sandbox together: no capability but `capabilities`, namespaces of its own, and of the
     host's files only `visible`, all read-only. If root calls this, the sandbox runs as another
@@ -129,6 +130,7 @@ def prepare(
             each other.
         capabilities: names of those that it has in its own namespaces, to set up a network there;
             it can then make sockets of IPv4 and netlink, too.
+        devices: device files of the host that it can open, at the same places.
 
     Raises:
         NeedsPackageError: a program or library that makes the sandbox is not installed.
@@ -141,7 +143,7 @@ def prepare(
     words += ["--disable-userns"] if not capabilities else []
     for name in capabilities:
         words += ["--cap-add", name]
-    words += _view(stage, {**visible, busybox: busybox}, tmpfs or {})
+    words += _view(stage, {**visible, busybox: busybox}, tmpfs or {}, devices)
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
     tasks = str(_lowered("nproc", processes))
@@ -159,7 +161,9 @@ def prepare(
     return Sandbox(scope, start, words, syscall_filter.build(*families))
 
 
-def _view(stage: Stage, visible: Mapping[Path, Path], tmpfs: Mapping[str, int]) -> list[str]:
+def _view(
+    stage: Stage, visible: Mapping[Path, Path], tmpfs: Mapping[str, int], devices: Sequence[Path]
+) -> list[str]:
     """Return bubblewrap's arguments for the files of a sandbox; the order of mounts matters."""
     words = ["--proc", "/proc"]
     for hidden in filter(os.path.exists, _HIDDEN):
@@ -167,6 +171,8 @@ def _view(stage: Stage, visible: Mapping[Path, Path], tmpfs: Mapping[str, int]) 
     words += ["--remount-ro", "/proc", "--tmpfs", "/dev"]
     for device in _DEVICES:
         words += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+    for path in devices:
+        words += ["--dev-bind", str(stage.device(path)), str(path)]
     for place, size in tmpfs.items():
         words += ["--bind", str(stage.tmpfs(size)), place]
     for inside, outside in visible.items():

@@ -68,6 +68,15 @@ class Stage:
             return path
         return self._bind(path, directory=stat.S_ISDIR(status.st_mode))
 
+    def device(self, path: Path) -> Path:
+        """Return a place at which the sandbox's user can open a character device of the host."""
+        if self._user is None:
+            return path
+        number, place = path.stat().st_rdev, self._place()
+        made = f"device {os.major(number)} {os.minor(number)} {self._user}"
+        self._files += [made, place.name]
+        return place
+
     def _bind(self, path: Path, *, directory: bool) -> Path:
         place = self._place()
         if not directory:

@@ -11,6 +11,10 @@ HOST_ADDRESS = "10.0.2.2"
 NAMESERVER_ADDRESS = "10.0.2.3"
 
 DISPLAY_INTERFACE = "vec1"
+PC_INTERFACE, PC_DISPLAY_INTERFACE = "eth0", "eth1"
+PC_CARD, PC_DISPLAY_CARD = "04", "05"
+"""Of a guest in QEMU: the names of its cards, and their places on the PCI bus, in hexadecimal."""
+
 DISPLAY_PREFIX_LENGTH = 29
 DISPLAY_NETWORK = f"192.0.0.0/{DISPLAY_PREFIX_LENGTH}"
 DISPLAY_GUEST_ADDRESS = "192.0.0.1"

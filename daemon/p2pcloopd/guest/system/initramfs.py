@@ -11,12 +11,20 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
-from p2pcloopd.guest.system.addresses import GUEST_INTERFACE, USER, Addresses
-from p2pcloopd.guest.system.kernel import Kernel, find_busybox, load_modules
+from p2pcloopd.guest.system.addresses import (
+    GUEST_INTERFACE,
+    PC_CARD,
+    PC_DISPLAY_CARD,
+    PC_DISPLAY_INTERFACE,
+    PC_INTERFACE,
+    USER,
+    Addresses,
+)
+from p2pcloopd.guest.system.kernel import Kernel, Kind, find_busybox, load_modules
 from p2pcloopd.guest.system.scripts import script
 
 FAILURE_MARK = "p2pcloop: cannot boot: "
@@ -80,6 +88,41 @@ _COMMON = Part(
 )
 """What all first roots have."""
 
+DRIVERS: Mapping[Kind, tuple[str, ...]] = {
+    "uml": ("virtio_blk",),
+    "pc": ("virtio_pci", "virtio_blk"),
+}
+"""What drives the disks of a guest. User-Mode Linux has virtio without a bus."""
+
+PC_HASHES = ("crc32c_generic", "xxhash_generic", "sha256_generic", "blake2b_generic")
+"""What the modules of file systems ask for by the names of the hashes, and modules.dep does not
+list."""
+
+MACHINES: Mapping[Kind, Part] = {
+    "uml": Part(
+        steps=(),
+        settings={"CONSOLE": "4 1", "BELL": f"/dev/tty{BELL_CONSOLE}", "SERIAL_CONSOLE": ""},
+    ),
+    "pc": Part(
+        steps=("pc",),
+        applets=("ip", "ls", "mknod"),
+        # What a kernel lacks is told once an image needs it.
+        optional=("virtio_net", "virtio_rng", "ext4", "btrfs", "xfs", *PC_HASHES),
+        settings={
+            "CONSOLE": "4 64",
+            "BELL": "",
+            "HASHES": " ".join(PC_HASHES),
+            "SERIAL_CONSOLE": "ttyS0",
+            "INTERFACE": PC_INTERFACE,
+            "DISPLAY_CARD": PC_DISPLAY_INTERFACE,
+            "PC_CARDS": f"{PC_CARD}={PC_INTERFACE} {PC_DISPLAY_CARD}={PC_DISPLAY_INTERFACE}",
+        },
+    ),
+}
+"""What first roots of guests have for their machine. CONSOLE is the device number of the console
+that the user sees, BELL where the agent waits, SERIAL_CONSOLE the console's name for the kernel
+where that is a serial line."""
+
 
 def network_part(addresses: Addresses | None) -> Part:
     """What sets up the network card, where there is one.
@@ -101,9 +144,6 @@ def network_part(addresses: Addresses | None) -> Part:
     return Part(("programs", "name-server", "network"), applets=applets, settings=settings)
 
 
-VIRTIO_BLK = ("virtio_blk",)
-"""Drives the disks of a guest under User-Mode Linux, which has virtio without a bus."""
-
 DISK_ROOT = Part(
     steps=("disk-root",),
     # Kernels that have them as modules; else they are built in.
@@ -122,7 +162,7 @@ HAND_OVER = Part(
         *("setsid", "switch_root"),
     ),
     optional=(CHANNEL_MODULE,),
-    settings={"START_MARK": START_MARK, "BELL": f"/dev/tty{BELL_CONSOLE}"},
+    settings={"START_MARK": START_MARK},
 )
 """Hands over to the init of the root at /root: looks at that init first, sees to a login on the
 console, and starts the agent, which runs commands of the host beside the init."""
@@ -148,19 +188,23 @@ def build_initramfs(
     return make_initramfs(kernel, DISK_ROOT, network_part(network), *more, ending)
 
 
-def make_initramfs(kernel: Kernel, *parts: Part, drivers: Sequence[str] = VIRTIO_BLK) -> bytes:
+def make_initramfs(kernel: Kernel, *parts: Part, drivers: Sequence[str] | None = None) -> bytes:
     """Return an archive whose /init runs the steps of some parts, one after the other.
 
     Args:
         kernel: the kernel that boots it.
         parts: what it has besides that which every first root has. A setting of a later one counts.
-        drivers: modules that are inserted before the steps.
+        drivers: modules that are inserted before the steps, for a bare machine; None for a guest,
+            which has what its machine needs.
 
     Raises:
         NeedsPackageError: busybox or a module is not on this system.
     """
-    first = Part((), modules=tuple(drivers), settings={"DRIVERS": " ".join(drivers)})
-    all_parts = (_COMMON, first, *parts)
+    # The machine's settings come last, and count; its steps are the first.
+    machine = Part(()) if drivers is not None else MACHINES[kernel.kind]
+    drivers = DRIVERS[kernel.kind] if drivers is None else drivers
+    first = Part(machine.steps, modules=tuple(drivers), settings={"DRIVERS": " ".join(drivers)})
+    all_parts = (first, _COMMON, *parts, replace(machine, steps=()))
     applets = dict.fromkeys(applet for part in all_parts for applet in part.applets)
     modules = _module_files(kernel, all_parts)
     scripts = dict.fromkeys(name for part in all_parts for name in (*part.steps, *part.scripts))

@@ -56,6 +56,10 @@ SERIAL_LINES = Omission(
 """UML's serial lines /dev/ttyS0 to ttyS63, each of which the guest's udev and systemd look at. In
 the sandbox they lead nowhere: to open one is an error."""
 
+PC_WORDS = ("net.ifnames=0",)
+"""For a kernel on QEMU. The first root has given the network cards their addresses, and udev would
+give them other names."""
+
 OMISSIONS = (LEGACY_PTYS, SERIAL_LINES, RAID6)
 
 
@@ -68,6 +72,8 @@ def kernel_words(kernel: Kernel, given: Sequence[str] = ()) -> list[str]:
             of a parameter that is given twice the kernel takes the last one. What follows a `--` is
             for init.
     """
+    if kernel.kind == "pc":
+        return [*PC_WORDS, *given]
     end = given.index("--") if "--" in given else len(given)
     theirs, for_init = list(given[:end]), given[end:]
     left_out = [

@@ -109,7 +109,8 @@ def kernel_release(head: bytes) -> str | None:
 
 
 def _find_modules(kernel: Path, release: str) -> Path | None:
-    beside = [folder / "lib/modules" for folder in (kernel.parent, kernel.parent.parent)]
+    folders = (kernel.parent, kernel.parent.parent, kernel.parent.parent / "usr")
+    beside = [folder / "lib/modules" for folder in folders]
     for root in (*beside, Path("/lib/modules"), Path("/usr/lib/modules")):
         if (root / release / "modules.dep").is_file():
             return root / release

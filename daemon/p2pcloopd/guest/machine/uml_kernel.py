@@ -6,15 +6,13 @@ The kernel runs natively, as a process of this machine, so all of it is in a san
 
 from __future__ import annotations
 
-import os
-import re
 from contextlib import ExitStack
 from pathlib import Path
 
 from p2pcloop.protocol import virtio_blk, virtio_console
 from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
-from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.spec import GuestSpec, terminal_type
 from p2pcloopd.guest.system import xsave
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.system.kernel_words import kernel_words
@@ -44,8 +42,6 @@ _NATIVE_TASKS = 64
 
 _NATIVE_MEMORY = 1 << 30
 """Bytes that a process may map besides the guest's memory; it may map that twice."""
-
-_STDIN = 0
 
 
 def sandboxed_kernel(
@@ -118,18 +114,10 @@ def _command_line(
     return [
         str(kernel.path),
         f"mem={spec.memory >> 10}K",
-        *("con=null", *parameters, f"console=tty{CONSOLE}", *_terminal_type(spec)),
+        *("con=null", *parameters, f"console=tty{CONSOLE}", *terminal_type(spec)),
         f"initrd={directory / 'initramfs.cpio'}",
         *("root=/dev/vda", "ro" if spec.read_only else "rw"),
         *(f"uml_dir={_UML_DIRECTORY}", f"umid={_UMID}", f"hostfs={directory / 'empty'}"),
         # A reboot and a panic end the program.
         *("noreboot", "panic=1", *kernel_words(kernel, spec.append_words())),
     ]
-
-
-def _terminal_type(spec: GuestSpec) -> list[str]:
-    """The user's TERM: the kernel hands it to init, and systemd hands it to the console's login."""
-    kind = os.environ.get("TERM", "")
-    if spec.console == "stdio" and os.isatty(_STDIN) and re.fullmatch(r"[\w.+-]{1,32}", kind):
-        return [f"TERM={kind}"]
-    return []

@@ -1,0 +1,121 @@
+"""User-Mode Linux as a machine: a Linux kernel that is a program of this machine."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from p2pcloopd.guest.console.console import Pty, UnseenConsoles
+from p2pcloopd.guest.console.messages import say
+from p2pcloopd.guest.machine import mconsole
+from p2pcloopd.guest.machine.uml_kernel import CONSOLE, MANAGEMENT_SOCKET, sandboxed_kernel
+from p2pcloopd.guest.network.taps import forget_offloads
+from p2pcloopd.guest.sandbox import bubblewrap as sandbox
+from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
+from p2pcloopd.guest.sandbox.native_output import NativeOutput
+from p2pcloopd.guest.spec import GuestSpec, Reason
+from p2pcloopd.guest.system.initramfs import BELL_CONSOLE
+from p2pcloopd.guest.system.kernel import Kernel
+from p2pcloopd.guest.transcript import Transcript
+
+_STDIN = 0
+_UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
+
+
+@dataclass(frozen=True, slots=True)
+class UmlBoot:
+    """A kernel that runs; see `Boot`.
+
+    Attributes:
+        directory: of the host, which the kernel sees under the same name.
+        unseen: its consoles that are not shown; None in tests.
+    """
+
+    process: SandboxedProcess
+    console: Pty
+    directory: Path
+    unseen: UnseenConsoles | None = None
+
+    async def attend(self) -> None:
+        """Drop what is printed where it is not shown."""
+        if self.unseen is not None:
+            await self.unseen.drop_output()
+
+    async def settle(self) -> None:
+        """Do nothing: the kernel says all on its console."""
+
+    def ring(self) -> None:
+        """Have the agent open its channel."""
+        if self.unseen is not None:
+            self.unseen.ring()
+
+    def heard(self, transcript: Transcript) -> None:
+        """Do nothing: the kernel is a program, and ends by itself."""
+
+    async def press_ctrl_alt_del(self) -> None:
+        """Press the keys through the management console."""
+        root = Path(f"/proc/{self.process.init_pid}/root")
+        await mconsole.send_command(root, MANAGEMENT_SOCKET, self.directory / "reply", "cad")
+
+    def ending(self, transcript: Transcript, exit_code: int) -> tuple[int, Reason]:
+        """Tell by the kernel's last message; see `Boot`."""
+        reason = transcript.ending(exit_code)
+        if reason in ("poweroff", "reboot"):
+            return 0, reason
+        # A kernel that ends with 0 but never said that it goes down did not end well.
+        return exit_code or 1, reason
+
+
+@dataclass(frozen=True, slots=True)
+class UmlMachine:
+    """See `Machine`."""
+
+    kernel: Kernel
+    name: str = "uml"
+    remark: str = ""
+
+    async def start(self, spec: GuestSpec, native: NativeOutput, stack: AsyncExitStack) -> UmlBoot:
+        """Start the kernel; see `Machine`."""
+        pty = Pty()
+        stack.callback(pty.close)
+        if spec.console == "stdio":
+            pty.copy_window_size(_STDIN)
+        unseen = UnseenConsoles(_UNSEEN_CONSOLES, BELL_CONSOLE)
+        stack.callback(unseen.close)
+        consoles = {CONSOLE: pty.slave, **unseen.fds}
+        fds = list(consoles.values())
+        parameters = [f"con{number}=fd:{fd},fd:{fd}" for number, fd in consoles.items()]
+        for fd, parameter in await _cards(spec, stack):
+            fds.append(fd)
+            parameters.append(parameter)
+        files = stack.enter_context(ExitStack())
+        boxed, directory = await trio.to_thread.run_sync(
+            sandboxed_kernel, spec, self.kernel, parameters, files
+        )
+        process = await stack.enter_async_context(
+            sandbox.running(boxed, pass_fds=fds, output=native.write_end, cpu=spec.cpu)
+        )
+        pty.close_slave()
+        return UmlBoot(process, pty, directory, unseen)
+
+
+async def _cards(spec: GuestSpec, stack: AsyncExitStack) -> list[tuple[int, str]]:
+    """The descriptor of each network card, and the kernel's parameter that makes it one."""
+    cards: list[tuple[int, str]] = []
+    if spec.network == "user":
+        from p2pcloopd.guest.network import slirp as network  # noqa: PLC0415  few guests have one
+
+        card = await stack.enter_async_context(network.user_network(say, ports=spec.forwarded))
+        cards.append((card.fileno(), network.uml_parameter(card.fileno())))
+    elif spec.card is not None:
+        forget_offloads(spec.card.tap)
+        cards.append((spec.card.tap, spec.card.uml_parameter))
+    if spec.display is not None:
+        from p2pcloopd.guest.display import wire  # noqa: PLC0415  as above
+
+        card = await stack.enter_async_context(wire.display_wire(spec.display, say))
+        cards.append((card.fileno(), wire.uml_parameter(card.fileno())))
+    return cards

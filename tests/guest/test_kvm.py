@@ -1,0 +1,81 @@
+"""Whether KVM is taken: by what a probe does, not by whether a device is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from p2pcloopd.guest.machine import kvm
+
+BUSYBOX = ["/bin/busybox", "sh", "-c"]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file in the place of /dev/kvm."""
+    path = tmp_path / "kvm"
+    path.touch()
+    monkeypatch.setattr(kvm, "DEVICE", path)
+    return path
+
+
+def test_a_guest_that_runs_to_its_end_is_proof(device: Path) -> None:
+    assert kvm.run_probe([*BUSYBOX, "exit 0"]).is_usable
+    device.unlink()
+    found = kvm.run_probe([*BUSYBOX, "exit 0"])
+    assert not found.is_usable
+    assert str(device) in found.why_not
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("sleep 60", "too slowly"),
+        ("kill -9 $$", "status -9"),
+        ("echo no permission; exit 1", "no permission"),
+        (r"printf '\033[2Jclear'; exit 1", r"\x1b[2Jclear"),
+    ],
+)
+def test_what_is_none_is_told(script: str, why: str) -> None:
+    found = kvm.run_probe([*BUSYBOX, script], limit=0.5)
+    assert not found.is_usable
+    assert why in found.why_not
+
+
+def test_a_program_that_cannot_be_run(device: Path) -> None:
+    assert device.exists()
+    assert "cannot be tried" in kvm.run_probe(["/nowhere/python"]).why_not
+
+
+def test_the_probe_of_a_file_that_is_no_kvm(device: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(kvm._PROBE), str(device)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == f"{device} cannot be used: Inappropriate ioctl for device\n"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(kvm._PROBE), str(device) + "-"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "No such file" in done.stdout
+
+
+def test_the_machine_that_this_test_runs_on_is_judged_in_time() -> None:
+    """Whatever it has: KVM, none, or one that opens and runs no guest."""
+    started = time.monotonic()
+    found = kvm.run_probe([sys.executable, "-I", "-S", str(kvm._PROBE), str(kvm.DEVICE)])
+    assert time.monotonic() - started < 60  # the limit of the probe, and a loaded machine
+    if not kvm.DEVICE.exists():
+        assert "has no /dev/kvm" in found.why_not

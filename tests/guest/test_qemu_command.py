@@ -1,0 +1,124 @@
+"""QEMU's command line: what a guest's machine is, and that it stays the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from p2pcloop.errors import NeedsPackageError
+from p2pcloopd.guest.machine import firmware
+from p2pcloopd.guest.machine.qemu_command import (
+    FirmwareFiles,
+    KernelFiles,
+    Pc,
+    PcCard,
+    command_line,
+)
+
+KERNEL = KernelFiles(
+    Path("/run/boot/vmlinuz"), Path("/run/boot/initramfs.cpio"), "console=ttyS0 a=b"
+)
+
+
+def words_for(
+    boots: KernelFiles | FirmwareFiles = KERNEL,
+    *,
+    accelerator: Literal["kvm", "tcg"] = "tcg",
+    cards: tuple[PcCard, ...] = (),
+    ports: bool = False,
+    disks: int = 1,
+) -> list[str]:
+    sockets = tuple(Path(f"/run/disks/{n}") for n in range(disks))
+    return command_line(
+        Pc(Path("/q"), accelerator, 512 << 20, sockets, cards, 7, 8, boots, ports=ports)
+    )
+
+
+def values(words: list[str], option: str) -> list[str]:
+    return [words[n + 1] for n, word in enumerate(words) if word == option]
+
+
+def test_machine_processor_and_memory_do_not_depend_on_the_host() -> None:
+    for words in (words_for(accelerator="kvm"), words_for(accelerator="tcg")):
+        (machine,) = values(words, "-machine")
+        assert machine.startswith("pc-q35-7.2,memory-backend=ram")
+        (cpu,) = values(words, "-cpu")
+        assert cpu.startswith("qemu64,")
+        assert values(words, "-m") == ["524288k"]
+        assert values(words, "-accel")[0] in ("kvm", "tcg,tb-size=256")
+        assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
+
+
+def test_everything_that_qemu_can_be_denied_is_denied() -> None:
+    (sandbox,) = values(words_for(), "-sandbox")
+    denied = {"obsolete", "elevateprivileges", "spawn", "resourcecontrol"}
+    assert sandbox.split(",")[0] == "on"
+    assert {word.removesuffix("=deny") for word in sandbox.split(",")[1:]} == denied
+    assert all(word.endswith("=deny") for word in sandbox.split(",")[1:])
+
+
+def test_each_device_has_a_place_of_its_own() -> None:
+    cards = (
+        PcCard("network", "dgram", 9, "52:54:00:70:32:01", 15900),
+        PcCard("display", "dgram", 10, "52:54:00:70:32:02", 15900),
+    )
+    words = words_for(cards=cards, ports=True, disks=2)
+    devices = [each for each in values(words, "-device") if "-pci" in each]
+    places = [field for each in devices for field in each.split(",") if field.startswith("addr=")]
+    assert len(devices) == 6
+    assert len(set(places)) == 6
+    assert any("host_mtu=15900" in each and "mac=52:54:00:70:32:01" in each for each in devices)
+    assert "dgram,id=network,local.type=fd,local.str=9" in values(words, "-netdev")
+    # A device that is left out moves none of the others.
+    fewer = values(words_for(cards=cards[1:]), "-device")
+    assert set(fewer) <= set(values(words, "-device"))
+
+
+def test_with_tcg_qemu_itself_writes_what_is_read() -> None:
+    """TCG notices no other writes, and would run code that is not there any more."""
+    tcg, kvm = words_for(disks=2), words_for(accelerator="kvm", disks=2)
+    assert not any("vhost-user" in word for word in tcg)
+    assert [word.split(",")[3] for word in values(tcg, "-blockdev")] == [
+        "server.path=/run/disks/0",
+        "server.path=/run/disks/1",
+    ]
+    assert sum("vhost-user-blk-pci" in word for word in kvm) == 2
+    assert not any("nbd" in word for word in kvm)
+
+
+def test_a_tap_is_given_by_its_descriptor() -> None:
+    words = words_for(cards=(PcCard("network", "tap", 9, "02:00:00:00:00:01", 1500),))
+    assert values(words, "-netdev") == ["tap,id=network,fd=9,vhost=off"]
+
+
+def test_a_kernel_gets_its_words_as_one() -> None:
+    words = words_for()
+    assert values(words, "-append") == ["console=ttyS0 a=b"]
+    assert values(words, "-kernel") == ["/run/boot/vmlinuz"]
+
+
+def test_firmware() -> None:
+    bios = words_for(FirmwareFiles())
+    assert "-kernel" not in bios
+    assert "graphics=off" in values(bios, "-machine")[0]
+    uefi = words_for(FirmwareFiles(Path("/f/code.fd"), 12))
+    assert "pflash0=code,pflash1=variables" in values(uefi, "-machine")[0]
+    assert values(uefi, "-add-fd") == ["fd=12,set=1"]
+    code, variables, _disk = values(uefi, "-blockdev")
+    assert "read-only=on" in code
+    assert "filename=/f/code.fd" in code
+    assert "filename=/dev/fdset/1" in variables
+
+
+def test_firmware_that_is_not_installed(tmp_path: Path) -> None:
+    with pytest.raises(NeedsPackageError) as caught:
+        firmware.find_uefi(tmp_path)
+    assert "apt-get install ovmf" in str(caught.value.hint)
+    for name in ("OVMF_CODE.fd", "OVMF_VARS.fd"):
+        (tmp_path / name).touch()
+    assert firmware.find_uefi(tmp_path).code == tmp_path / "OVMF_CODE.fd"
+    for name in ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"):
+        (tmp_path / name).touch()
+    assert firmware.find_uefi(tmp_path).variables == tmp_path / "OVMF_VARS_4M.fd"

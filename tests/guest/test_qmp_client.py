@@ -1,0 +1,270 @@
+"""The connection to QEMU's monitor, and the ports of a guest in QEMU; QEMU is played by a task."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+from trio.testing import MockClock
+
+from p2pcloop.errors import BusyError, FormatError, GuestError
+from p2pcloop.protocol.qmp import MachineEvent
+from p2pcloopd.guest.machine.qemu_ports import QemuPorts
+from p2pcloopd.guest.machine.qmp_client import Qmp
+from p2pcloopd.guest.ports import Port
+from tests.support.waiting import BOUND
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
+
+
+class Qemu:
+    """Plays QEMU: answers commands, keeps the sockets that it is given, and sends events."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self.sock = sock
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.refused: set[str] = set()
+        self.silent: set[str] = set()
+        self.fds: dict[str, trio.socket.SocketType] = {}
+        self._rest = b""
+
+    async def run(self) -> None:
+        await self.send(GREETING)
+        while True:
+            data, given, _, _ = await self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(4))
+            if not data:
+                return
+            fds = [int.from_bytes(value[:4], "little") for _, _, value in given]
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                await self._answer(json.loads(line), fds)
+
+    async def _answer(self, command: dict[str, Any], fds: list[int]) -> None:
+        name, arguments = command["execute"], command["arguments"]
+        self.asked.append((name, arguments))
+        if name == "getfd":
+            (fd,) = fds
+            self.fds[arguments["fdname"]] = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
+        if name in self.silent:
+            return
+        if name in self.refused:
+            error = {"class": "GenericError", "desc": "no such device"}
+            await self.send({"error": error, "id": command["id"]})
+        else:
+            await self.send({"return": {"did": name}, "id": command["id"]})
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await self.sock.send(json.dumps(message).encode() + b"\r\n")
+
+    async def tell(self, name: str, **data: object) -> None:
+        await self.send({"event": name, "data": data, "timestamp": {"seconds": 1}})
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.asked]
+
+
+@asynccontextmanager
+async def connected(
+    on_event: Callable[[MachineEvent], None] = lambda _: None,
+) -> AsyncIterator[tuple[Qmp, Qemu]]:
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        qmp, qemu = Qmp(ours, on_event), Qemu(theirs)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(qmp.run)
+            nursery.start_soon(qemu.run)
+            try:
+                yield qmp, qemu
+            finally:
+                for sock in qemu.fds.values():
+                    sock.close()
+            nursery.cancel_scope.cancel()
+
+
+async def test_commands_are_answered_in_any_order_and_events_come_between() -> None:
+    events: list[MachineEvent] = []
+    async with connected(events.append) as (qmp, qemu):
+        qemu.silent = {"stop"}
+        answers: list[object] = []
+
+        async def stop() -> None:
+            answers.append(await qmp.execute("stop"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            while "stop" not in qemu.names():
+                await trio.testing.wait_all_tasks_blocked()
+            assert await qmp.execute("query-name") == {"did": "query-name"}
+            await qemu.tell("SHUTDOWN", guest=True, reason="guest-reset")
+            await qemu.send({"return": "late", "id": 1})
+    assert answers == ["late"]
+    assert events == [MachineEvent("SHUTDOWN", {"guest": True, "reason": "guest-reset"})]
+    assert qemu.names()[0] == "qmp_capabilities"
+
+
+async def test_a_refusal_and_an_end_are_errors() -> None:
+    async with connected() as (qmp, qemu):
+        qemu.refused = {"device_add"}
+        with pytest.raises(GuestError, match="device_add: no such device"):
+            await qmp.execute("device_add", {"driver": "x"})
+        qemu.silent = {"stop"}
+
+        async def stop() -> None:
+            with pytest.raises(GuestError, match="ended"):
+                await qmp.execute("stop")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            while "stop" not in qemu.names():
+                await trio.testing.wait_all_tasks_blocked()
+            qemu.sock.shutdown(socket.SHUT_RDWR)
+        with trio.fail_after(BOUND):
+            await qmp.ended.wait()
+        with pytest.raises(GuestError, match="has ended"):
+            await qmp.execute("cont")
+
+
+async def test_a_qemu_that_does_not_answer(autojump_clock: MockClock) -> None:
+    async with connected() as (qmp, qemu):
+        qemu.silent = {"cont"}
+        with pytest.raises(GuestError, match="does not answer"):
+            await qmp.execute("cont")
+    assert autojump_clock.current_time() >= 10
+
+
+async def test_what_is_no_qmp_is_an_error() -> None:
+    ours, theirs = trio.socket.socketpair()
+    with ours, theirs:
+        await theirs.send(b"SSH-2.0\r\n")
+        with pytest.raises(FormatError):
+            await Qmp(ours, lambda _: None).run()
+
+
+@asynccontextmanager
+async def ports_of(*first: Port, spare: int = 0) -> AsyncIterator[tuple[QemuPorts, Qemu]]:
+    served: list[QemuPorts] = []
+
+    def take(event: MachineEvent) -> None:
+        served[0].take_event(event)
+
+    async with connected(take) as (qmp, qemu):
+        served.append(QemuPorts(qmp, first, spare))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served[0].serve)
+            while qemu.names().count("device_add") < len(first):
+                await trio.lowlevel.checkpoint()
+            yield served[0], qemu
+            nursery.cancel_scope.cancel()
+        served[0].close()
+
+
+def plugged(qemu: Qemu) -> list[tuple[str, int]]:
+    """Names for QEMU, and numbers, of the ports so far."""
+    return [(given["id"], given["nr"]) for name, given in qemu.asked if name == "device_add"]
+
+
+async def test_a_port_carries_bytes_both_ways_and_its_end() -> None:
+    written = bytearray()
+
+    async def receive(data: bytes) -> None:
+        written.extend(data)
+
+    port = Port("stdin", receive)
+    with trio.fail_after(BOUND):
+        async with ports_of(port) as (ports, qemu):
+            ((name, number),) = plugged(qemu)
+            assert number == 1  # QEMU keeps 0
+            assert qemu.asked[-1][1]["name"] == "stdin"
+            sock = qemu.fds[name]
+            await port.send(b"before it is open")
+            await qemu.tell("VSERPORT_CHANGE", id=name, open=True)
+            assert await sock.recv(100) == b"before it is open"
+            await port.send(b"more")
+            port.end()
+            assert await sock.recv(100) == b"more"
+            assert await sock.recv(100) == b""
+            await sock.send(b"x" * 100_000)
+            await qemu.tell("VSERPORT_CHANGE", id=name, open=False)
+            await ports.drain(port)
+            assert written == b"x" * 100_000
+
+
+async def test_drain_waits_for_what_qemu_held_back() -> None:
+    """QEMU tells of the closing at once, and hands on what it had no room for only then."""
+    seen = bytearray()
+    slowly = trio.Event()
+
+    async def receive(data: bytes) -> None:
+        await slowly.wait()
+        seen.extend(data)
+
+    port = Port("stdout", receive)
+    with trio.fail_after(BOUND):
+        async with ports_of(port) as (ports, qemu):
+            ((name, _),) = plugged(qemu)
+            await qemu.tell("VSERPORT_CHANGE", id=name, open=True)
+            await port.opened.wait()
+            sock = qemu.fds[name]
+            await sock.send(b"a" * 1000)
+            await qemu.tell("VSERPORT_CHANGE", id=name, open=False)
+            done: list[int] = []
+
+            async def drain() -> None:
+                await ports.drain(port)
+                done.append(len(seen))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(drain)
+                while qemu.names().count("query-name") < 2:
+                    await trio.lowlevel.checkpoint()
+                assert not done
+                await sock.send(b"b" * 1000)
+                slowly.set()
+            assert done == [2000]
+
+
+async def test_numbers_are_free_again_once_a_port_is_out() -> None:
+    with trio.fail_after(BOUND):
+        async with ports_of(Port("agent"), spare=1) as (ports, qemu):
+            first = Port("")
+            assert await ports.add([first]) == [2]
+            with pytest.raises(BusyError):
+                await ports.add([Port("")])
+            ports.remove(first)
+            assert first.closed.is_set()
+            while "chardev-remove" not in qemu.names():
+                await trio.lowlevel.checkpoint()
+            second, again = Port(""), None
+            while again is None:
+                await trio.lowlevel.checkpoint()
+                try:
+                    again = await ports.add([second])
+                except BusyError:
+                    continue
+            assert again == [2]
+            # An event about the port that was there before is not taken for this one.
+            (_, (old, _), (new, _)) = plugged(qemu)
+            assert old != new
+            await qemu.tell("VSERPORT_CHANGE", id=old, open=True)
+            await qemu.tell("VSERPORT_CHANGE", id=new, open=True)
+            await second.opened.wait()
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_descriptors_are_closed_with_the_guest() -> None:
+    before = open_descriptors()
+    async with ports_of(Port("a"), Port("b")) as (_, qemu):
+        assert open_descriptors() >= before + 6  # the monitor's two, and two of each port
+        assert len(qemu.fds) == 2
+    assert open_descriptors() == before
