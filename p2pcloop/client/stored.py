@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from p2pcloop.client.control_client import ControlClient, OnEvent
@@ -54,7 +54,14 @@ class Source:
         """
         for wanted in missing.ranges:
             data = b"".join(
-                self._client.call("read", on_event, **asdict(part))["data"]
+                self._client.call(
+                    "read",
+                    on_event,
+                    torrent=part.torrent,
+                    offset=part.offset,
+                    length=part.length,
+                    heal=part.heal,
+                )["data"]
                 for part in wanted.parts()
             )
             self._stored.accept(wanted, data)
