@@ -140,7 +140,7 @@ def _command(machine: Machine, work: Path) -> list[str]:
     words += ["-M", "q35", "-cpu", "qemu64,+rdrand", "-m", str(machine.memory), "-nodefaults"]
     words += ["-display", "none", "-vga", "std", "-serial", "stdio"]
     words += ["-netdev", f"tap,id=lan,ifname={machine.tap},script=no,downscript=no"]
-    words += ["-device", f"{machine.card},netdev=lan,mac={machine.mac},bootindex=0", "-no-reboot"]
+    words += ["-device", f"{machine.card},netdev=lan,mac={machine.mac},bootindex=1", "-no-reboot"]
     if machine.firmware == "uefi":
         variables = work / f"variables-{machine.number}.fd"
         shutil.copyfile(_OVMF / _VARIABLES, variables)

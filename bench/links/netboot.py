@@ -20,7 +20,6 @@ import os
 import shutil
 import socket
 import statistics
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,15 +141,14 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     counts = (1, options.machines)
     crowds: dict[int, list[Crowd]] = {count: [] for count in counts}
     real: dict[int, Crowd] = {}
-    for number in range(options.rounds):
-        for count in counts:
-            with _behind_line(suite, options.link) as place:
+    with _behind_line(suite, options.link) as place:
+        for number in range(options.rounds):
+            for count in counts:
                 crowds[count].append(_replayed(suite, place, count, reads))
-            suite.tell(f"{count} replayed, round {number + 1}: {_told(crowds[count][-1])}")
-    for count in () if options.no_real else counts:
-        with _behind_line(suite, options.link) as place:
+                suite.tell(f"{count} replayed, round {number + 1}: {_told(crowds[count][-1])}")
+        for count in () if options.no_real else counts:
             real[count] = _machines(suite, place, count, options.firmware)
-        suite.tell(f"{count} real machines: {_told(real[count])}")
+            suite.tell(f"{count} real machines: {_told(real[count])}")
     judged = bars(alone, crowds, real)
     suite.write(figures(alone, crowds, real), judged)
     suite.console.print(_table(alone))
@@ -193,7 +191,9 @@ def _from_disk(bench: Bench, kernel: Kernel, firmware: Firmware) -> Started:
     place.mkdir()
     disk = Part((), settings={"DISK": "/dev/vda", "READ_AHEAD_KB": str(READ_AHEAD_KB)})
     initramfs = place / "initramfs"
-    initramfs.write_bytes(build_machine_root(kernel, disk=disk, drivers=("virtio_blk",)))
+    initramfs.write_bytes(
+        build_machine_root(kernel, file_system="ext4", disk=disk, drivers=("virtio_blk",))
+    )
     machine = Machine(1, firmware)
     facts = f"p2pcloop.node=- p2pcloop.image=- p2pcloop.mac={machine.mac} {_WORDS}"
     argv: list[str | Path] = ["-kernel", kernel.path, "-initrd", initramfs, "-append", facts]
@@ -215,16 +215,18 @@ def _start(machine: Machine, host: Host, place: Path, more: Sequence[str | Path]
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A node that serves a LAN, and has a slow line to a seeder.
+    """A LAN whose node has a slow line to a seeder.
 
     Attributes:
         host: of the node; its bridge is the LAN.
-        image: the id of the image, as far as machines name it.
+        ref: the link of the image.
+        image: its id, as far as machines name it.
     """
 
     seeder: Host
     host: Host
     work: Path
+    ref: str
     image: str
 
 
@@ -233,25 +235,31 @@ def _behind_line(suite: Suite, link: Link) -> Iterator[_Place]:
     bench = suite.bench
     place = bench.work / "behind"
     place.mkdir()
-    with network(link, ["seeder", "node"], bench.work) as (seeder, host):
-        with node_on(bench, seeder, place / "seeder") as served:
-            rig = Rig(bench, boot_initramfs(bench), seeder, host)
-            # The first run makes it, the others find it in the bench's folder.
-            ref = publish_optimised(rig, served)
-            told = run([*seeder.inside, bench.p2pcloop, "info", ref, "--json", "--home", served])
-            image = _field(told, "image_id")[:16]
-            for command in (
-                f"link add {BRIDGE} type bridge mcast_snooping 0",
-                f"addr add {_LAN_ADDRESS}/24 dev {BRIDGE}",
-                f"link set {BRIDGE} up",
-            ):
-                run([*host.inside, "ip", *command.split()])
-            with node_on(bench, host, place / "node") as home:
-                run([*host.inside, bench.p2pcloop, "daemon", "start", "--home", home])
-                served_by: list[Argument] = ["--dhcp", "server", "--range", _RANGE]
-                with netbooting(bench, host, ref, home, served_by):
-                    yield _Place(seeder, host, place, image)
-    shutil.rmtree(place)
+    with (
+        network(link, ["seeder", "node"], bench.work) as (seeder, host),
+        node_on(bench, seeder, place / "seeder") as served,
+    ):
+        ref = publish_optimised(Rig(bench, boot_initramfs(bench), seeder, host), served)
+        told = run([*seeder.inside, bench.p2pcloop, "info", ref, "--json", "--home", served])
+        for command in (
+            f"link add {BRIDGE} type bridge mcast_snooping 0",
+            f"addr add {_LAN_ADDRESS}/24 dev {BRIDGE}",
+            f"link set {BRIDGE} up",
+        ):
+            run([*host.inside, "ip", *command.split()])
+        yield _Place(seeder, host, place, ref, _field(told, "image_id")[:16])
+
+
+@contextmanager
+def _node(suite: Suite, place: _Place) -> Iterator[None]:
+    """A node that knows nothing of the image, and serves it to the LAN."""
+    bench, home = suite.bench, place.work / "node"
+    with node_on(bench, place.host, home):
+        run([*place.host.inside, bench.p2pcloop, "daemon", "start", "--home", home])
+        options: list[Argument] = ["--dhcp", "server", "--range", _RANGE]
+        with netbooting(bench, place.host, place.ref, home, options):
+            yield
+    shutil.rmtree(home)
 
 
 def _field(told: str, name: str) -> str:
@@ -261,7 +269,8 @@ def _field(told: str, name: str) -> str:
 
 
 def _replayed(suite: Suite, place: _Place, count: int, reads: Sequence[Read]) -> Crowd:
-    meter, before, start = Meter(suite.group), place.seeder.traffic(), time.monotonic()
+    # Before the node: what it fetches ahead of the first machine counts, too.
+    meter, before = Meter(suite.group), place.seeder.traffic()
 
     def one(number: int) -> float:
         _enter_network(place.host.pid)
@@ -273,7 +282,8 @@ def _replayed(suite: Suite, place: _Place, count: int, reads: Sequence[Read]) ->
         return time.monotonic() - start
 
     # Threads of their own: each goes into the namespace, and does not come back.
-    with ThreadPoolExecutor(count, initializer=threading.current_thread) as pool:
+    with _node(suite, place), ThreadPoolExecutor(count) as pool:
+        start = time.monotonic()
         last = max(pool.map(one, range(count)))
     return Crowd(last, place.seeder.traffic().since(before).sent, meter.usage())
 
@@ -291,8 +301,10 @@ def _enter_network(pid: int) -> None:
 
 
 def _machines(suite: Suite, place: _Place, count: int, firmware: Firmware) -> Crowd:
-    meter, before, start = Meter(suite.group), place.seeder.traffic(), time.monotonic()
-    with ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+    # Before the node: what it fetches ahead of the first machine counts, too.
+    meter, before = Meter(suite.group), place.seeder.traffic()
+    with _node(suite, place), ExitStack() as stack, ThreadPoolExecutor(count) as pool:
+        start = time.monotonic()
         consoles = [
             stack.enter_context(
                 switched_on(Machine(number + 1, firmware, memory=384), place.host, place.work)
