@@ -377,9 +377,12 @@ def put_header(buffer: memoryview, unique: int, length: int) -> None:
     _OUT_HEADER.pack_into(buffer, 0, HEADER_SIZE + length, 0, unique)
 
 
-def found(unique: int, node: int, attributes: Attributes, seconds: int) -> bytes:
-    """The reply to a lookup; the kernel may keep name and attributes for `seconds`."""
-    entry = _ENTRY.pack(node, 0, seconds, seconds, 0, 0)
+def found(
+    unique: int, node: int, attributes: Attributes, seconds: int, *, name_seconds: int
+) -> bytes:
+    """The reply to a lookup; the kernel may keep attributes for `seconds`, and that this name leads
+    to this node for `name_seconds`."""
+    entry = _ENTRY.pack(node, 0, name_seconds, seconds, 0, 0)
     return reply(unique, entry + _pack_attributes(attributes))
 
 

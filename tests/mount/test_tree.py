@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.formats.name import format_key
-from tests.support.mounts import names, needs_fuse
-from tests.support.programs import tool
+from tests.support.mounts import mounted, names, needs_fuse
+from tests.support.programs import Nodes, tool
 from tests.support.users import AS_ANOTHER_USER, needs_another_user
+from tests.support.waiting import wait_until
 
 from .conftest import CONTENT, MIB, Mounted
 
@@ -149,3 +150,25 @@ def test_a_loop_device(tree: Mounted) -> None:
 @needs_another_user
 def test_other_users_see_nothing(tree: Mounted) -> None:
     tool(*AS_ANOTHER_USER, "ls", tree.root, code=2)
+
+
+def test_versions(nodes: Nodes, tmp_path: Path) -> None:
+    """A newer version is the image's device at once; the older one stays below its number."""
+    node = nodes.make()
+    one, two = tmp_path / "one.img", tmp_path / "two.img"
+    one.write_bytes(CONTENT)
+    two.write_bytes(CONTENT[:MIB] + bytes(4096) + CONTENT[MIB + 4096 :])
+    name = node.seed(one, "twice")["name"]
+    with mounted(node, tmp_path / "tree"):
+        image = tmp_path / "tree" / name
+        assert names(image / "versions") == ["1"]
+        node.run("publish", two, "--base", name, "--name", "twice", "--raw")
+        wait_until(lambda: names(image / "versions") == ["1", "2"])
+        wait_until(lambda: json.loads((image / "manifest.json").read_text())["version"] == 2)
+        assert (image / "disk.img").read_bytes() == two.read_bytes()
+        assert (image / "versions/1/disk.img").read_bytes() == one.read_bytes()
+        node.run("unpublish", name)
+        wait_until(lambda: names(image) == ["manifest.json", "versions"])
+        told = json.loads((image / "manifest.json").read_text())
+        assert (told["withdrawn"], told["files"]) == (True, "the version is withdrawn")
+        assert (image / "versions/2/disk.img").stat().st_size == len(CONTENT)

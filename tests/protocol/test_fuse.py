@@ -128,9 +128,9 @@ def test_replies() -> None:
 
 
 def test_entries_and_attributes() -> None:
-    entry = fuse.found(9, 3, FILE, 60)
+    entry = fuse.found(9, 3, FILE, 60, name_seconds=1)
     assert len(entry) == 16 + 40 + 88
-    assert struct.unpack_from("=QQQQII", entry, 16) == (3, 0, 60, 60, 0, 0)
+    assert struct.unpack_from("=QQQQII", entry, 16) == (3, 0, 1, 60, 0, 0)
     number, size, blocks, accessed, modified, changed = struct.unpack_from("=6Q", entry, 56)
     assert (number, size, blocks) == (7, 1000, 2)
     assert accessed == modified == changed == 1_700_000_000

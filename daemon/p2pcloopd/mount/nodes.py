@@ -54,7 +54,7 @@ class Node:
 
     Attributes:
         identity: tells it from all others in the tree; two names of one file have one identity.
-        seconds: how long the kernel may keep its name and attributes.
+        seconds: how long the kernel may keep its attributes, and the names in a directory.
     """
 
     kind = 0

@@ -290,7 +290,10 @@ class TreeServer:
         if node is None:
             return _Reply(fuse.not_found(request.unique, NOT_FOUND_SECONDS))
         number = self._nodes.add(node)
-        data = fuse.found(request.unique, number, node.attributes(), node.seconds)
+        data = fuse.found(
+            *(request.unique, number, node.attributes(), node.seconds),
+            name_seconds=min(node.seconds, folder.seconds),  # another file may get the name
+        )
         return _Reply(data, partial(self._nodes.forget, number, 1))
 
     async def _open(self, request: fuse.Open) -> _Reply:
