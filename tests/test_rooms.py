@@ -25,13 +25,23 @@ DAEMON = ROOT / "daemon" / "p2pcloopd"
 MODULES = sorted(LIBRARY.rglob("*.py")) + sorted(DAEMON.rglob("*.py"))
 
 BELOW = {
-    "formats": {"errors", "text", "units", "shared_library", "formats", "parallel"},
-    "store": {"errors", "text", "units", "formats", "store"},
-    "protocol": {"errors", "text", "units", "formats", "protocol", "image.api"},
-    "image": {"errors", "text", "units", "formats", "parallel", "store", "image"},
-    "making": {"errors", "text", "units", "formats", "parallel", "store", "image", "making"},
+    "formats": {"errors", "frozen", "text", "units", "shared_library", "formats", "parallel"},
+    "store": {"errors", "frozen", "text", "units", "formats", "store"},
+    "protocol": {"errors", "frozen", "text", "units", "formats", "protocol", "image.api"},
+    "image": {"errors", "frozen", "text", "units", "formats", "parallel", "store", "image"},
+    "making": {
+        "errors",
+        "frozen",
+        "text",
+        "units",
+        "formats",
+        "parallel",
+        "store",
+        "image",
+        "making",
+    },
     "client": {
-        *("__version__", "errors", "text", "units", "formats", "store", "protocol"),
+        *("__version__", "errors", "frozen", "text", "units", "formats", "store", "protocol"),
         *("image", "making", "client"),
     },
 }

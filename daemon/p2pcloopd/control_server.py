@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import trio
 
 from p2pcloop import __version__
 from p2pcloop.errors import BusyError, DaemonError, P2pcloopError, storage_error
+from p2pcloop.frozen import dataclass
 from p2pcloop.protocol.control import (
     CONTROL_VERSION,
     MAX_IN_FLIGHT,

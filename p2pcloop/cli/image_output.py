@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,6 +24,7 @@ from p2pcloop.formats.cloop_writer import (
     write_cloop,
 )
 from p2pcloop.formats.containers import CONTAINERS
+from p2pcloop.frozen import dataclass
 from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size

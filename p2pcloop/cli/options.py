@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import click
 
 from p2pcloop.client.invocation import PARTITION, RAW
 from p2pcloop.errors import UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.units import parse_size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.formats.index import MAX_RUNS, open_index
 from p2pcloop.formats.manifest import MAX_SOURCES, LayerRef, Manifest
 from p2pcloop.formats.seal import Seal
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.known import KnownChunks

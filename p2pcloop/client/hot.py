@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import LayerRef, ManifestRef
 from p2pcloop.formats.profile import Profile, unpack_touches
 from p2pcloop.formats.seal import Seal
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.hot import HotLayer, adds_nothing, has_chunks, pack_hot
 from p2pcloop.making.image_file import ImageFile

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
+
+from p2pcloop.frozen import dataclass
 
 _Resource = TypeVar("_Resource")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.client.refs import resolve_ref
@@ -19,6 +18,7 @@ from p2pcloop.formats.profile import (
     open_profile,
     unpack_touches,
 )
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.ahead import chunks_in_order
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.seal import new_secret
+from p2pcloop.frozen import dataclass
 from p2pcloop.making.changes import Target
 from p2pcloop.making.delta import Delta
 from p2pcloop.making.image_file import ImageFile

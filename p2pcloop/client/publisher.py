@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.profile import fit_touches
 from p2pcloop.formats.record import Record, sign_record
 from p2pcloop.formats.seal import key_check
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.stored import check_headers
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import DEFAULT_KEY, load_key, load_or_create_key, was_imported

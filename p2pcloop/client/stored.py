@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from p2pcloop.client.control_client import ControlClient, OnEvent
@@ -12,6 +12,7 @@ from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.invocation import running_command
 from p2pcloop.client.refs import report_waiting
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.formats.link import parse_link
+from p2pcloop.frozen import dataclass
 
 if TYPE_CHECKING:
     from p2pcloop.formats.manifest import SignedManifest

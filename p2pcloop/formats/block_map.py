@@ -19,11 +19,12 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, compress, count, islice, pairwise
 from operator import add, le, ne
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
 
 ZERO_CHUNK = 0xFFFFFFFF

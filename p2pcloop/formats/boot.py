@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.packing import Fields
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 MAX_ROOTS = 16

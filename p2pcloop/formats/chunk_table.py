@@ -10,11 +10,11 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from typing import overload
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_CHUNK_SIZE
 
 ENTRY = struct.Struct("<QIHBB32s")

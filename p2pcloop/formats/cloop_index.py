@@ -13,7 +13,6 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.chunk_table import Codec
@@ -25,6 +24,7 @@ from p2pcloop.formats.cloop_entries import (
     flagged_lengths,
     zlib_lengths,
 )
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import MAX_CHUNK_SIZE, MAX_IMAGE_SIZE, SECTOR_SIZE
 
 PREAMBLE_SIZE = 128

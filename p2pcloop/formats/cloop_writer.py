@@ -20,7 +20,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import BinaryIO
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
@@ -39,6 +39,7 @@ from p2pcloop.formats.cloop_index import (
     PREAMBLE_SIZE,
     CloopHeader,
 )
+from p2pcloop.frozen import dataclass
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import SECTOR_SIZE, format_size
 

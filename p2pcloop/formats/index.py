@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import overload
 
 import zstandard
@@ -35,6 +34,7 @@ from p2pcloop.formats.chunk_table import (
 )
 from p2pcloop.formats.codec import decode_zstd
 from p2pcloop.formats.seal import SALT_SIZE, TAG_SIZE, Seal
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 MAGIC = b"P2PCIDX\0"

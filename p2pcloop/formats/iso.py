@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 
 from p2pcloop.errors import FormatError
@@ -12,6 +11,7 @@ from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.extents import Extents
 from p2pcloop.formats.filesystem import PROBE_SIZE, ROOT_TYPES, detect_filesystem
 from p2pcloop.formats.iso9660 import AGAIN, SYSTEM_AREA, Entry, Tree, is_iso, read_volume
+from p2pcloop.frozen import dataclass
 
 __all__ = ["NESTED", "Iso", "IsoFile", "is_iso", "read_iso"]
 

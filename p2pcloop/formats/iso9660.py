@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.extents import Extents
+from p2pcloop.frozen import dataclass
 
 SYSTEM_AREA = 32768
 """Bytes before the first volume descriptor (ECMA-119, 6.2.1)."""

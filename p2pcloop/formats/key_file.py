@@ -15,12 +15,12 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import FormatError, MismatchError
 from p2pcloop.formats.name import format_key, parse_key
+from p2pcloop.frozen import dataclass
 
 MAX_KEY_TEXT = 512
 """More bytes than a key's text has."""

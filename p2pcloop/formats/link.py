@@ -16,11 +16,12 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from p2pcloop.errors import FormatError, UsageError
 from p2pcloop.formats.name import KEY_CHARACTERS, Name, format_key, parse_key, parse_name
+from p2pcloop.frozen import dataclass
 
 MAX_LINK_LENGTH = 8192
 MAX_PARTS = 256

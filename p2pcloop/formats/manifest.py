@@ -13,7 +13,7 @@ records, mirrors, the DHT, histories; and a later version may follow it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -32,6 +32,7 @@ from p2pcloop.formats.signed import (
     unpack_signed,
     verify,
 )
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 FORMATS = (1, 2, 3, 4, 5, 6)

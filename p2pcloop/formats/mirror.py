@@ -17,11 +17,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.formats.name import Name, parse_name
+from p2pcloop.frozen import dataclass
 
 INDEX, PACK = "index", "pack"
 """The two files of a layer, in the order of its torrent."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 
 KEY_SIZE = 32
 KEY_CHARACTERS = 52

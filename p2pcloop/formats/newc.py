@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from p2pcloop.frozen import dataclass
 
 MAX_CONTENT = (1 << 32) - 1
 """Bytes that one entry may hold: the size is 8 hexadecimal digits."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +20,7 @@ from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_flush import Flusher
 from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
 from p2pcloop.formats.overlay_states import LOAD_SIZE, Run, State, StateTable
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
 
 __all__ = ["Overlay", "OverlayInfo", "Run", "State"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 MAGIC = b"P2PCOVL\n"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from uuid import UUID
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 
 MAX_PARTITIONS = 256
 _SECTORS = (512, 4096)

@@ -9,11 +9,10 @@ A base ends in "/": a URL, or a directory, with the layout of docs/formats/mirro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.link import parse_mirror
 from p2pcloop.formats.name import Name, parse_name
+from p2pcloop.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

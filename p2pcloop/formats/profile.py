@@ -8,7 +8,6 @@ signed, or a file in the home of the node that recorded it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgpack
 import zstandard
@@ -18,6 +17,7 @@ from p2pcloop.errors import FormatError
 from p2pcloop.formats.name import KEY_SIZE, Name
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.formats.signed import MAX_TIME, check_format, sign, unpack_signed, verify
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
 FORMAT = 1

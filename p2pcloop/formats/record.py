@@ -7,8 +7,6 @@ formats/signed.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.formats.manifest import ID_SIZE, INFO_HASH_SIZE
@@ -22,6 +20,7 @@ from p2pcloop.formats.signed import (
     unpack_signed,
     verify,
 )
+from p2pcloop.frozen import dataclass
 
 FORMAT_VERSION = 1
 SIGNATURE_DOMAIN = b"p2pcloop record 1\0"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 
 _BLOCK = 512
 _MAX_NAME = 1 << 12

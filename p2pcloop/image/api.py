@@ -7,8 +7,10 @@ raises `Missing`. Then the caller has the missing ranges fetched and calls again
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Protocol
+
+from p2pcloop.frozen import dataclass
 
 PART_SIZE = 1 << 20
 """Bytes asked of p2pcloopd in one call at most, so that other readers do not wait long."""

@@ -19,7 +19,7 @@ from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from p2pcloop.formats.chunk_table import ENTRIES_PER_PAGE, ENTRY, Chunk, ChunkPa
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.manifest import ID_SIZE, LayerRef, Manifest, open_manifest
 from p2pcloop.formats.seal import Seal, key_check
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.content import StoredContent
 from p2pcloop.image.layer import Pack, load_header, load_page, read_page_bytes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
@@ -16,6 +15,7 @@ from p2pcloop.formats.codec import decode
 from p2pcloop.formats.index import IndexHeader, read_header, read_map, read_page
 from p2pcloop.formats.lzma_chain import MAX_CHAIN_CHUNKS, MAX_CHAIN_SIZE, ChainDecoder
 from p2pcloop.formats.seal import Seal
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.chain import Decode, OpenChains
 from p2pcloop.image.content import Content

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO
 
 import zstandard
@@ -18,6 +18,7 @@ from p2pcloop.formats.block_map import Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.cloop import CloopFile
 from p2pcloop.formats.index import build_index
+from p2pcloop.frozen import dataclass
 from p2pcloop.parallel import ordered_map
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 

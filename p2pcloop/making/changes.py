@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Protocol
 
 from isal import isal_zlib
 
 from p2pcloop.formats.block_map import ZERO_CHUNK, Piece
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.scatter import Scatter

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
@@ -17,6 +17,7 @@ from p2pcloop.formats.block_map import MAX_BLOCKS_PER_CHUNK, ZERO_CHUNK, Run
 from p2pcloop.formats.chunk_table import Chunk, Codec
 from p2pcloop.formats.index import MAX_SOURCES
 from p2pcloop.formats.seal import Seal
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.making.build import Progress
 from p2pcloop.making.changes import REPEATED, Changes, Stretch, Target, checksum, stretches_of

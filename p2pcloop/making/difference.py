@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from p2pcloop.formats.block_map import ZERO_CHUNK, Piece
 from p2pcloop.formats.chunk_table import Chunk
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.units import BLOCK_SIZE

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 import threading
-from dataclasses import dataclass
 
 import zstandard
 
 from p2pcloop.formats.chunk_table import Codec
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
 
 _SMALL = 16 << 20

@@ -11,7 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import islice
 from typing import BinaryIO, Final
 
@@ -22,6 +22,7 @@ from p2pcloop.formats.index import build_index
 from p2pcloop.formats.lzma_chain import MAX_CHAIN_CHUNKS, ChainEncoder
 from p2pcloop.formats.profile import Touch
 from p2pcloop.formats.seal import Seal
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.layer import Layer
 from p2pcloop.image.merged import MergedImage

@@ -5,10 +5,11 @@ Apart from how that is found out (local.py), since most commands get no file, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from p2pcloop.formats.extents import Extents
+from p2pcloop.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True)

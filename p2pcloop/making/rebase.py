@@ -12,10 +12,10 @@ import stat
 import tarfile
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import IO
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 
 MAX_ANSWER = 1 << 30
 """Bytes of the tar file: some four million files."""

@@ -16,13 +16,14 @@ A peer that breaks the framing or these rules is dropped: `RemoteControlError`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NoReturn
 
 import msgpack
 
 from p2pcloop import errors
 from p2pcloop.errors import DaemonError, FormatError, P2pcloopError, StorageError
+from p2pcloop.frozen import dataclass
 
 CONTROL_VERSION = 1
 

@@ -8,9 +8,9 @@ in the byte order of the machine, as UML and its console always share one.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 
 MAGIC = 0xCAFEBABE
 VERSION = 2

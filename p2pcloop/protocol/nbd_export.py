@@ -5,9 +5,9 @@ Source: doc/proto.md of NetworkBlockDevice/nbd.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from p2pcloop.frozen import dataclass
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.units import BLOCK_SIZE
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from p2pcloop.frozen import dataclass
 from p2pcloop.protocol.vhost_user import MAX_REGIONS, Message, RefusedError
 
 _MEMORY = struct.Struct("<II")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloop.frozen import dataclass
 
 MAX_PAYLOAD = 4096
 """Bytes of a payload at most; the longest known one, a full memory table, has 264."""

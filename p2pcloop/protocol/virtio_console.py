@@ -11,8 +11,8 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from p2pcloop.frozen import dataclass
 from p2pcloop.protocol.virtqueue import VirtqueueError
 
 DEVICE_ID = 3

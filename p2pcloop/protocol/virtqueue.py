@@ -17,9 +17,9 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloop.frozen import dataclass
 
 MAX_QUEUE_SIZE = 1024
 """Descriptors in a queue's table, or in an indirect one, at most."""

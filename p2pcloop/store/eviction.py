@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloop.store.stamps import set_bits
 from p2pcloop.store.usage import Keep

@@ -24,7 +24,7 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -38,6 +38,7 @@ from p2pcloop.errors import (
     storage_error,
 )
 from p2pcloop.formats.named import open_named
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
 from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.text import printable

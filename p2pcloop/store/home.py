@@ -39,11 +39,11 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.named import has_name, open_named
+from p2pcloop.frozen import dataclass
 
 _STAGING_PREFIX = "seed-"
 

@@ -20,13 +20,14 @@ import os
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Self
 
 import msgpack
 
 from p2pcloop.errors import MismatchError, StorageError, storage_error
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import replace_file
 
 STAMPS = "in-place"

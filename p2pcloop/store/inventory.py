@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import (
@@ -15,6 +14,7 @@ from p2pcloop.errors import (
     storage_error,
 )
 from p2pcloop.formats.manifest import LayerRef, SignedManifest
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import HaveView
 from p2pcloop.store.home import Home
 from p2pcloop.store.in_place import hold_served

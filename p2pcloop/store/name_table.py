@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, UsageError, storage_error
@@ -20,6 +19,7 @@ from p2pcloop.formats.name import Name, parse_name
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.formats.record import MAX_RECORD_SIZE, open_record
 from p2pcloop.formats.signed import MAX_VERSION
+from p2pcloop.frozen import dataclass
 
 FORMAT_VERSION = 2
 MAX_NAMES = 1 << 16

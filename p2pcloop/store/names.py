@@ -8,10 +8,9 @@ is no question of trust. Commands write them, not p2pcloopd.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import Name, check_label, parse_name
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
 
 MAX_SHORT_NAMES = 4096

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
 from p2pcloop.formats.profile import Profile, Touch, fit_touches, open_profile, unpack_touches
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.units import BLOCK_SIZE
 

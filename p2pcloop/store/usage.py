@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from p2pcloop.formats.manifest import (
     ManifestRef,
     open_manifest,
 )
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import our_keys
 from p2pcloop.store.lease import leased

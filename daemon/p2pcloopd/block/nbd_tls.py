@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import NotHereError, UsageError, storage_error
+from p2pcloop.frozen import dataclass
 
 _HINT = "docs/nbd.md tells how to make it (certtool, or openssl)"
 

@@ -7,7 +7,6 @@ import os
 import shlex
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import trio
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.formats.overlay import Overlay
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.stored import StoredImage

@@ -9,7 +9,6 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.opening import Disk, Ready, open_disk
 from p2pcloopd.block.source import StoredBackend

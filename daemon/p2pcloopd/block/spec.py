@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.profile import Touch
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home

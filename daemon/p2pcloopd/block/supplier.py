@@ -7,13 +7,14 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any, Protocol
 
 import trio
 
 from p2pcloop.errors import P2pcloopError, StorageError
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.waiting import describe_cause, describe_slow, describe_waiting
 from p2pcloopd.block.fetched_file import FetchedFile

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ import click
 from p2pcloop.cli.options import home_option
 from p2pcloop.client.terminal import check_output_open, notify
 from p2pcloop.errors import UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloopd.commands.exec import running_guest

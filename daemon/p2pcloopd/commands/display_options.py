@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import click
 
 from p2pcloop.cli.options import as_one
 from p2pcloop.errors import UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.display.choice import DisplayChoice, parse_display, parse_geometry
 from p2pcloopd.guest.system.local_settings import LocalSettings, given_settings, host_settings
 

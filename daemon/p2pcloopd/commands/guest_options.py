@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -10,6 +9,7 @@ import click
 
 from p2pcloop.cli.options import FILL, SIZE, FilePath, as_one, at_option, file_options, home_option
 from p2pcloop.client.invocation import WHOLE_DISK
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
 from p2pcloopd.guest.network.choice import Network, parse_network
 from p2pcloopd.guest.network.forwarding import ForwardedPort, parse_port

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import LateClient
 from p2pcloop.errors import BusyError, P2pcloopError, StorageError, UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import Earlier, OwnGuest, user_of_overlay
 from p2pcloop.store.home import Home

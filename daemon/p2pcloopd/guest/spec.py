@@ -7,11 +7,12 @@ import re
 import shlex
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from p2pcloop.errors import UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import Waiting
 from p2pcloop.units import format_size
 from p2pcloopd.guest.channel.session import Session

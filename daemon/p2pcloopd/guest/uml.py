@@ -8,12 +8,12 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
 
 import trio
 
 from p2pcloop.client import guests
 from p2pcloop.errors import GuestError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.console import console
 from p2pcloopd.guest.console.escape import HELP, NOT_LEFT, Command

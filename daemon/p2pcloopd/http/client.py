@@ -11,7 +11,6 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from urllib.parse import quote, urljoin, urlsplit
@@ -20,6 +19,7 @@ import h11
 import trio
 
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.http.speed import Speed
 from p2pcloopd.http.wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
 

@@ -15,7 +15,6 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 
 import ifaddr
@@ -33,6 +32,7 @@ from zeroconf import (
 from p2pcloop.errors import NotHereError, P2pcloopError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.formats.name import Name
+from p2pcloop.frozen import dataclass
 from p2pcloopd.names.lookup import FoundRecord, Mirror
 
 _log = logging.getLogger(__name__)

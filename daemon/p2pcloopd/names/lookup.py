@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 import trio
@@ -16,6 +16,7 @@ import trio
 from p2pcloop.errors import MismatchError, NotHereError, P2pcloopError
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import SignedRecord, open_record
+from p2pcloop.frozen import dataclass
 
 LOOK_SECONDS = 10.0
 """The longest that sources are waited for."""

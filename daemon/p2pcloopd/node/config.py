@@ -26,13 +26,14 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.link import parse_mirror, parse_peer, parse_tracker
+from p2pcloop.frozen import dataclass
 from p2pcloop.units import parse_size
 
 MAX_RATE = (1 << 31) - 1

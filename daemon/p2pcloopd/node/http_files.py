@@ -6,7 +6,6 @@ a path of this machine as it came.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import unquote
 
@@ -24,6 +23,7 @@ from p2pcloop.formats.mirror import (
     build_metainfo,
     parse_path,
 )
+from p2pcloop.frozen import dataclass
 from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.server import File

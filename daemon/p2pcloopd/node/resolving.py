@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
@@ -21,6 +21,7 @@ from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest
 from p2pcloop.formats.place import Place, is_url, parse_place
 from p2pcloop.formats.record import SignedRecord
 from p2pcloop.formats.seal import check_secret
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import fork_error
 from p2pcloopd.control_server import Call

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 
 import trio
 
 from p2pcloop.errors import P2pcloopError
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.eviction import Choice, choose, describe_kept
 from p2pcloop.store.home import Home
 from p2pcloop.store.pins import load_pins, save_pins

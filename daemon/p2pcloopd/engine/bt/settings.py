@@ -6,9 +6,9 @@ Every value that differs from libtorrent's default carries its reason.
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
 from p2pcloop.formats.link import format_peer
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.engine.disk.metainfo import MAX_METADATA_SIZE
 from p2pcloopd.engine.disk.record import Peer

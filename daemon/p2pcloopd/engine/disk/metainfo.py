@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from p2pcloop.errors import FormatError
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloop.units import MAX_IMAGE_SIZE
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import msgpack
 
 from p2pcloop.errors import FormatError, NotHereError, storage_error
 from p2pcloop.formats.mirror import build_metainfo, extract_info
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import replace_file, sync_directory
 from p2pcloopd.engine.disk.content import Content

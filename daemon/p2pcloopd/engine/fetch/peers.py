@@ -9,11 +9,11 @@ import socket
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import trio
 
 from p2pcloop.formats.link import format_peer
+from p2pcloop.frozen import dataclass
 from p2pcloopd.engine.disk.record import Peer, Sources
 from p2pcloopd.engine.fetch.health import Rate
 from p2pcloopd.engine.fetch.swarm import ServerStatistics, Swarm, Traffic

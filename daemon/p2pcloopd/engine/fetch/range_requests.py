@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from p2pcloop.errors import NotHereError, P2pcloopError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.engine.fetch.health import Breaker, Silence
 from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.store import Store

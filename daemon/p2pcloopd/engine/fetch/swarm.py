@@ -7,10 +7,10 @@ handle.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.in_place import HeldFile
 from p2pcloopd.engine.disk.record import Peer, Sources
 

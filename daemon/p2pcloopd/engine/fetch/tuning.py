@@ -6,7 +6,7 @@ of formats and of memory stand where they are kept, and libtorrent's settings in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from p2pcloop.frozen import dataclass
 
 MIB = 1 << 20
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import chain
 
+from p2pcloop.frozen import dataclass
 from p2pcloopd.engine.fetch.swarm import Priority
 from p2pcloopd.engine.fetch.wants import Flight, Want, side_by_side
 

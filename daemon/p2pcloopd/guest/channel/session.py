@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 
 from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.channel.channel import Channel, GuestCommand, Output
 from p2pcloopd.guest.system.scripts import script

@@ -12,10 +12,10 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.network import frame_filter
 
 LOOPBACK = "127.0.0.1"

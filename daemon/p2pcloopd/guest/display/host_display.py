@@ -12,10 +12,10 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import GuestError
+from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
 from p2pcloopd.guest.display.access import COOKIE_NAME
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from p2pcloop.errors import NeedsPackageError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.display.access import authority_file, password_file
 from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.programs import find_program

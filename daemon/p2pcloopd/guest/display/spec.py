@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.display.access import new_cookie, new_password
 from p2pcloopd.guest.display.host_display import HostDisplay
 from p2pcloopd.guest.display.web import link, new_token

@@ -7,12 +7,12 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 
 import trio
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError
+from p2pcloop.frozen import dataclass
 from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from p2pcloop.errors import GuestError, NotHereError, UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.network import taps
 from p2pcloopd.programs import find_program
 

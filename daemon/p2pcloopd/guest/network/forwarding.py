@@ -14,10 +14,10 @@ import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError, UsageError
+from p2pcloop.frozen import dataclass
 
 MOST = 32
 """As many as slirp_ports.c has places for."""

@@ -4,10 +4,10 @@ settings."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from p2pcloop.errors import GuestError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.system.addresses import MTU, NAMESERVER_ADDRESS, Addresses
 
 DOMAIN = "lan"

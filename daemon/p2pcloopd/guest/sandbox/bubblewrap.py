@@ -19,13 +19,13 @@ import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from p2pcloop.errors import GuestError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.sandbox.failure import sandbox_failure
 from p2pcloopd.guest.sandbox.scope import scope_words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from p2pcloop.frozen import dataclass
 
 GUEST_INTERFACE = "vec0"
 PREFIX_LENGTH = 24

@@ -11,10 +11,11 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats import newc
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.system.addresses import (
     GUEST_INTERFACE,
     PC_CARD,

@@ -9,7 +9,6 @@ import re
 import struct
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ import platformdirs
 import zstandard
 
 from p2pcloop.errors import NeedsPackageError, NotHereError
+from p2pcloop.frozen import dataclass
 from p2pcloopd.programs import find_program
 
 _MODULE_SUFFIX = re.compile(r"\.ko(\.gz|\.xz|\.zst)?$")

@@ -7,8 +7,8 @@ all the rest. Each is left out where the kernel has it, and a word of ours gives
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from p2pcloop.frozen import dataclass
 from p2pcloopd.guest.system.kernel import Kernel
 
 FIRST_WITH_SECCOMP = (6, 16)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pcloop.errors import UsageError
+from p2pcloop.frozen import dataclass
 
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(_[A-Z]{2})?(\.[A-Za-z0-9-]{1,12})?(@[a-z]{1,12})?")
 _KEYBOARD = re.compile(r"[a-z]{2,12}(-[a-z0-9_-]{1,24})?")

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import trio
 from p2pcloop.client.refs import made_on, resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import BusyError, GuestError
+from p2pcloop.frozen import dataclass
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.guests import user_of_overlay
 from p2pcloop.store.home import Home

@@ -6,13 +6,13 @@ import io
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import never_missing
 from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.zeros import files_device
