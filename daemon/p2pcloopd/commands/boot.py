@@ -183,11 +183,6 @@ def _run(
 
     def plan() -> Plan:
         # Loaded while p2pcloopd starts: see session.py.
-        from p2pcloopd.commands.displaying import (  # noqa: PLC0415
-            make_display,
-            make_session,
-            report_display,
-        )
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
         from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
@@ -204,10 +199,12 @@ def _run(
             if file is None and started is None:
                 booting.report_keys(options.overlay)
             nowhere = None if started is None else Path(os.devnull)
-            if display is not None:
-                report_display(own, display)
             spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
-            spec = replace(spec, session=make_session(screen))
+            if display is not None:
+                from p2pcloopd.commands import displaying  # noqa: PLC0415  not for most boots
+
+                displaying.report_display(own, display)
+                spec = replace(spec, session=displaying.make_session(screen))
             shown = sys.stdout.isatty() and sys.stderr.isatty() and not verbose
             booting.boot_reachable(
                 *(own, listener, spec, disk, outcome, started),
@@ -216,7 +213,11 @@ def _run(
                 late_node=late_node,
             )
 
-        display = make_display(ref, screen, shown_at)
+        display = None
+        if screen.display.kind != "none":
+            from p2pcloopd.commands.displaying import make_display  # noqa: PLC0415  as above
+
+            display = make_display(ref, screen, shown_at)
         words = " ".join([*([AUTOLOGIN] if autologin else []), *screen.settings.words()])
         plan = Plan(start, prefetch=profile, words=words, reachable=True, display=display)
         return _as_called(plan)

@@ -18,7 +18,6 @@ from p2pcloop.formats.packing import Fields
 from p2pcloopd.control_server import Call, ServerWords, serve_control
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.channel.operations import Commands
-from p2pcloopd.guest.channel.session import keep_session
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.screen import Log, Recent
@@ -76,6 +75,8 @@ async def run_reachable(
         nursery.start_soon(output.wait_for_prompt)
         channel.wake = guest.wake_agent
         if spec.session is not None:
+            from p2pcloopd.guest.channel.session import keep_session  # noqa: PLC0415  few guests
+
             nursery.start_soon(keep_session, channel, spec.session, say)
         if listener is not None:
             perform = partial(_perform, guest, recent, Commands(channel))
