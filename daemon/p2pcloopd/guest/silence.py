@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import trio
 
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import Waiting
 from p2pcloopd.guest.transcript import Transcript
 

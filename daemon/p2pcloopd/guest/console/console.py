@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
+import select
 import stat
 import struct
 import sys
@@ -22,6 +24,9 @@ from p2pcloopd.guest.console.screen_filter import ScreenFilter, takes_utf8
 
 CHUNK = 4096
 """Bytes of one write: a pipe that polls as writable takes PIPE_BUF = 4096 without blocking."""
+
+_PIECES = 16
+"""Pieces of output after which other tasks have their turn."""
 
 _STDOUT = 1
 _DEFAULT_SIZE = struct.pack("4H", 24, 80, 0, 0)
@@ -176,6 +181,8 @@ class Sink:
         else:
             sys.stdout.flush()
             self._fd = _STDOUT if console == "stdio" else console
+        self._writable = select.poll()
+        self._writable.register(self._fd, select.POLLOUT)
         # A terminal gets only what draws on its screen.
         self._screen = ScreenFilter(utf8=takes_utf8()) if os.isatty(self._fd) else None
 
@@ -189,7 +196,8 @@ class Sink:
             data = self._screen.feed(data)
         left = memoryview(data)
         while left and self.is_open:
-            await ready(trio.lowlevel.wait_writable, self._fd)
+            if not self._writable.poll(0):  # as a rule it takes what a guest prints at once
+                await ready(trio.lowlevel.wait_writable, self._fd)
             try:
                 left = left[os.write(self._fd, left[:CHUNK]) :]
             except BlockingIOError:
@@ -225,9 +233,13 @@ class Printing(Protocol):
 
 async def pump(pty: Printing, sink: Screen, on_output: Callable[[bytes], None]) -> None:
     """Carry the guest's output to `sink` and to `on_output` until the guest has ended."""
-    while data := await pty.receive():
+    for pieces in itertools.count(1):
+        if not (data := await pty.receive()):
+            return
         on_output(data)
         await sink.write(data)
+        if not pieces % _PIECES:  # a guest that prints on and on keeps no other task waiting
+            await trio.lowlevel.checkpoint()
 
 
 async def ready(wait: Callable[[int], object], fd: int) -> None:

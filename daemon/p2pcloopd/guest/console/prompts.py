@@ -10,7 +10,6 @@ line that ends like a prompt, with no output behind it for a moment.
 from __future__ import annotations
 
 import re
-from math import inf
 from typing import Literal
 
 import trio
@@ -42,7 +41,9 @@ class PromptWatch:
 
     def __init__(self) -> None:
         self._line = b""
-        self._changed = trio.Event()
+        # Made by the tasks that wait: most of what a boot prints wakes none.
+        self._changed: trio.Event | None = None
+        self._asked: trio.Event | None = None
 
     def take(self, data: bytes) -> None:
         """Add what was printed next."""
@@ -51,8 +52,12 @@ class PromptWatch:
         # A message that the kernel prints behind a prompt does not answer it.
         if not self._line and before and (message := _KERNEL_MESSAGE.search(before[-1])):
             self._line = before[-1][: message.start()]
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+        if self._asked is not None and self.prompt is not None:
+            self._asked.set()
+            self._asked = None
 
     def forget(self) -> None:
         """Record that something was typed: the prompt that stands there was answered."""
@@ -61,6 +66,8 @@ class PromptWatch:
     @property
     def prompt(self) -> Prompt | None:
         """The kind of prompt at the end of the output; None after a line's end."""
+        if not self._line:
+            return None
         text = _CONTROLS.sub(b"", self._line)
         if not text.strip():
             return None
@@ -70,15 +77,24 @@ class PromptWatch:
 
     async def changed(self) -> None:
         """Return when something more was printed."""
+        if self._changed is None:
+            self._changed = trio.Event()
         await self._changed.wait()
 
     async def wait(self, quiet: float = QUIET_SECONDS) -> Prompt:
         """Return once a prompt has stood for `quiet` seconds, or an unfinished line for long."""
         while True:
             prompt = self.prompt
-            patience = {None: inf, "other": max(quiet, UNKNOWN_SECONDS)}.get(prompt, quiet)
-            with trio.move_on_after(patience):
-                await self._changed.wait()
+            if prompt is None:
+                await self._is_asked()
                 continue
-            assert prompt is not None
+            with trio.move_on_after(max(quiet, UNKNOWN_SECONDS) if prompt == "other" else quiet):
+                await self.changed()
+                continue
             return prompt
+
+    async def _is_asked(self) -> None:
+        """Return once a prompt stands at the end of the output."""
+        if self._asked is None:
+            self._asked = trio.Event()
+        await self._asked.wait()

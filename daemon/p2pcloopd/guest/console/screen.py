@@ -32,15 +32,16 @@ class Recent:
         self.position = 0
         self.prompted = False
         self._kept = bytearray()
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None  # made by the tasks that wait
 
     def take(self, data: bytes) -> None:
         """Add what was printed next."""
         self.position += len(data)
         self._kept += data
         del self._kept[: max(0, len(self._kept) - KEPT)]
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def start(self) -> int:
         """The position from which a new follower reads: some whole lines back."""
@@ -57,6 +58,8 @@ class Recent:
             and up to 64 KiB.
         """
         while position >= self.position:
+            if self._changed is None:
+                self._changed = trio.Event()
             await self._changed.wait()
         begin = self.position - len(self._kept)
         position = max(position, begin)
