@@ -27,11 +27,11 @@ _BATCH_REQUESTS = 256
 _BATCH_BYTES = 1 << 20
 """Requests answered before the driver is called and other tasks have their turn."""
 
-MOMENT = 0.001
+MOMENT = 0.004
 """Seconds for which the only queue of a process waits for the next kick by itself. A guest that
 boots kicks again within that time, as a rule."""
 
-_MOMENTS = 10
+_MOMENTS = 5
 """Moments after which other tasks have their turn at the latest."""
 
 _log = logging.getLogger(__name__)
