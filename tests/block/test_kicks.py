@@ -6,14 +6,25 @@ import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.merged import MergedImage
 from p2pcloop.protocol.virtio_blk import Kind, Status
 from p2pcloop.protocol.virtqueue import F_EVENT_IDX
+from p2pcloop.store.home import Home
+from p2pcloopd.block.opening import Disk
+from p2pcloopd.block.server import moment_of
+from p2pcloopd.block.source import LocalBackend, StoredBackend
+from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.vhost_queue import MOMENT
 from p2pcloopd.block.vhost_server import serve_front_end
 from tests.support.front_end import FrontEnd
+from tests.support.images import make_layer
 from tests.support.memory_device import MemoryBackend, MemoryDevice
 from tests.support.waiting import BOUND
 
@@ -71,6 +82,21 @@ class Server:
         while True:
             await trio.sleep(0.001)
             self.turns += 1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("for_guest", [True, False])
+def test_only_a_guest_whose_image_is_here_has_moments(
+    tmp_path: Path, *, whole: bool, for_guest: bool
+) -> None:
+    other: Any = None
+    device = ImageDevice(MergedImage([make_layer([], [], 16)]))
+    stored = StoredBackend(device, other, other, other, whole=whole)
+    spec = BlockServerSpec(Home(tmp_path), other, for_guest=for_guest)
+    moment = MOMENT if whole and for_guest else 0
+    assert moment_of(spec, Disk(stored, None)) == moment
+    assert moment_of(spec, Disk(stored, LocalBackend(device))) == 0
+    assert moment_of(spec, Disk(LocalBackend(device), None)) == (MOMENT if for_guest else 0)
 
 
 async def test_kicks_that_come_soon_are_awaited_without_trio() -> None:

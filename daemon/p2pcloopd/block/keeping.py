@@ -10,7 +10,7 @@ from p2pcloop.image.merged import MergedImage
 from p2pcloop.store.home import Home
 from p2pcloop.store.kept import KeptChunks, keep_chunks
 
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS = 15.0
 """A guest that reads nothing new for so long has booted, or waits for bytes: then there will be
 more to keep at its next boot."""
 

@@ -147,8 +147,7 @@ async def _serve_front_ends(
     more: Callable[[Disk], Awaitable[None]] | None,
 ) -> None:
     served = [(disk.image, listeners.vhost_user), (disk.changes, listeners.changes)]
-    # A guest has one queue for each disk.
-    moment = MOMENT if spec.for_guest and disk.changes is None else 0
+    moment = moment_of(spec, disk)
     async with trio.open_nursery() as nursery:
         if more is not None:
             nursery.start_soon(more, disk)
@@ -166,6 +165,17 @@ async def _serve_front_ends(
             if backend is not None and listener is not None:
                 serve_disk = partial(serve_vhost_user, moment=moment)
                 nursery.start_soon(serve_disk, backend, listener, attached)
+
+
+def moment_of(spec: BlockServerSpec, disk: Disk) -> float:
+    """How long a queue may wait for kicks while other tasks have to wait, too (`QueueServer`).
+
+    Only that of a guest with one disk, which has one queue, and all of whose image is here: what
+    comes of others must be taken at once.
+    """
+    image = disk.image
+    arrives = isinstance(image, StoredBackend) and not image.whole
+    return MOMENT if spec.for_guest and disk.changes is None and not arrives else 0
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
