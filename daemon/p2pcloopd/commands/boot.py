@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
     from p2pcloopd.guest.boot import LateNode
+    from p2pcloopd.guest.display.choice import Listeners
+    from p2pcloopd.guest.display.spec import Display
     from p2pcloopd.guest.report import Outcome
     from p2pcloopd.guest.spec import GuestResult, GuestSpec
 
@@ -213,11 +215,7 @@ def _run(
                 late_node=late_node,
             )
 
-        display = None
-        if screen.display.kind != "none":
-            from p2pcloopd.commands.displaying import make_display  # noqa: PLC0415  as above
-
-            display = make_display(ref, screen, shown_at)
+        display = _display(ref, screen, shown_at)
         words = " ".join([*([AUTOLOGIN] if autologin else []), *screen.settings.words()])
         plan = Plan(start, prefetch=profile, words=words, reachable=True, display=display)
         return _as_called(plan)
@@ -244,6 +242,14 @@ def _working_directory() -> str:
         return os.getcwd()  # noqa: PTH109  as the system names it
     except FileNotFoundError:
         return ""
+
+
+def _display(ref: str, screen: DisplayOptions, shown_at: Listeners) -> Display | None:
+    if screen.display.kind == "none":
+        return None
+    from p2pcloopd.commands.displaying import make_display  # noqa: PLC0415  not for most boots
+
+    return make_display(ref, screen, shown_at)
 
 
 def _report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
