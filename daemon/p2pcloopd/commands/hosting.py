@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import LateClient
@@ -23,23 +23,23 @@ from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.boot import Start, open_control
 from p2pcloopd.guest.disk import choose_files, choose_firmware, disk_of, layer_places, size_of
-from p2pcloopd.guest.display.access import authority_file
-from p2pcloopd.guest.display.spec import Display
 from p2pcloopd.guest.machine.kvm import disk_protocol, probe_kvm
-from p2pcloopd.guest.network.card import open_card
-from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.system.addresses import USER, Addresses
-from p2pcloopd.guest.system.display import display_part, display_words
 from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.system.hostname import hostname_part, hostname_words
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel, find_kernel, shared_libraries
 from p2pcloopd.guest.system.stock_kernel import find_stock_kernel
 from p2pcloopd.guest.vm import Vm
+
+if TYPE_CHECKING:
+    from p2pcloopd.guest.display.spec import Display
+    from p2pcloopd.guest.network.card import Card
+    from p2pcloopd.guest.network.forwarding import BoundPort
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def host(
     _check_overlay_unused(home, overlay)
     with temporary_folder() as folder, ExitStack() as stack:
         own = stack.enter_context(OwnGuest(home, options.name, plan.earlier))
-        card = stack.enter_context(open_card(options.net, home, own.name, ports))
+        card = _card(options, own, ports, stack)
         wire = USER if card is None else card.addresses
         listener = open_control(own, stack) if plan.reachable else None
         shown = None if plan.display is None else plan.display.facts()
@@ -206,6 +206,17 @@ def _check_firmware_options(options: GuestOptions, plan: Plan) -> None:
                 " nothing",
                 hint="leave it out; or boot its root partition (without --firmware and --raw)",
             )
+
+
+def _card(
+    options: GuestOptions, own: OwnGuest, ports: tuple[BoundPort, ...], stack: ExitStack
+) -> Card | None:
+    """The guest's network card, until `stack` is closed; None where it needs no tap."""
+    if options.net.kind in ("none", "user"):
+        return None
+    from p2pcloopd.guest.network.card import open_card  # noqa: PLC0415  few guests have one
+
+    return stack.enter_context(open_card(options.net, options.home, own.name, ports))
 
 
 def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
@@ -280,6 +291,9 @@ def _extras(options: GuestOptions, plan: Plan) -> tuple[list[Part], list[str]]:
     """Parts of the guest's first root, and words for its kernel, for what not all guests have."""
     parts, words = [], []
     if plan.display is not None:
+        from p2pcloopd.guest.display.access import authority_file  # noqa: PLC0415  few guests
+        from p2pcloopd.guest.system.display import display_part, display_words  # noqa: PLC0415
+
         parts.append(display_part(authority_file(plan.display.cookie), plan.display.variables))
         words.append(display_words())
     if options.name is not None and plan.reachable:  # a command of `run` has no init

@@ -15,15 +15,15 @@ from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import Waiting
 from p2pcloop.units import format_size
-from p2pcloopd.guest.channel.session import Session
-from p2pcloopd.guest.display.spec import Display
-from p2pcloopd.guest.network.card import Card
-from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.vm import DiskProtocol, Firmware, Vm
 
 if TYPE_CHECKING:
+    from p2pcloopd.guest.channel.session import Session
+    from p2pcloopd.guest.display.spec import Display
+    from p2pcloopd.guest.network.card import Card
+    from p2pcloopd.guest.network.forwarding import BoundPort
     from p2pcloopd.guest.ports import PortsUser
     from p2pcloopd.guest.progress import Progress
 
