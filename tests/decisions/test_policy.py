@@ -388,6 +388,31 @@ def test_what_stalls_is_asked_for_anew() -> None:
     assert not decide(ahead(0, age=5), **DISPATCH, dispatching=True).dispatch_stalls
 
 
+@pytest.mark.parametrize("others", [0, 1, 2, 8, 16])
+def test_the_more_clients_share_an_uplink_the_longer_are_the_gaps(others: int) -> None:
+    """What each gets of a slow seeder comes now and then; nothing is wrong yet."""
+    gap = 1 + others * TUNING.crowd_gap
+
+    def decided(since: float) -> Plan:
+        quiet = {"peers_heard_at": NOW - since, "bytes_at": NOW - since, "wanted_since": NOW - 60}
+        crowd = {"crowd": others, "copies": [1] * 9, "peers_connected": True}
+        dispatch = {"dispatch_ready": bool(others), "dispatching": True}
+        facts: dict[str, Any] = SERVER | quiet | crowd | dispatch
+        return decide(ahead(0, asked=True, age=60), **facts)
+
+    patient, late = decided(gap - 0.01), decided(gap + 0.01)
+    assert (patient.ranges, patient.nudge, patient.dispatch_stalls) == ([], [], False)
+    assert (late.ranges, late.dispatch_stalls) == ([range(1)], True)
+
+
+def test_what_a_dispatcher_gives_counts_as_sent_by_peers() -> None:
+    """The others have it from this client: a server is asked for nothing beside it."""
+    facts = SERVER | {"peers_heard_at": NOW - 60, "bytes_at": NOW - 0.1, "wanted_since": NOW - 60}
+    wanted = ahead(0, asked=True, age=60)
+    assert decide(wanted, **EXCLUSIVE | facts).ranges == []
+    assert decide(wanted, **DISPATCH | facts).ranges == [range(1)]
+
+
 @pytest.mark.parametrize(
     ("facts", "exact"),
     [

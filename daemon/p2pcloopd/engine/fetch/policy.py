@@ -36,7 +36,8 @@ Some of what is planned for peers is asked of servers instead:
     send, in a crowd or from mirrors alone       nothing
 
 "In a crowd": clients are connected that have not all of the torrent. "Exclusive mode": a
-dispatcher gives each piece to one client at a time, and its host is no peer meanwhile.
+dispatcher gives each piece to one client at a time, and its host is no peer meanwhile. "Silent":
+nothing came for a second, and a quarter of a second more for each other client of a crowd.
 """
 
 from __future__ import annotations
@@ -209,13 +210,14 @@ def _nudge(view: View, tuning: Tuning, made: Plan) -> None:
     if not ahead and not view.dispatching:
         return
     since = min((want.asked_since for want in ahead), default=view.wanted_since)
-    stalls_at = max(view.bytes_at, min(since, view.now), view.nudged_at) + tuning.stall
+    patience = tuning.stall + view.crowd * tuning.crowd_gap
+    stalls_at = max(view.bytes_at, min(since, view.now), view.nudged_at) + patience
     if view.now < stalls_at:
         made.wake(stalls_at)
         return
     made.nudge += [want.piece for want in ahead if not want.stalled]
     made.dispatch_stalls = view.dispatching
-    made.wake(view.now + tuning.stall)
+    made.wake(view.now + patience)
 
 
 def _share_with_servers(view: View, tuning: Tuning, made: Plan) -> None:
@@ -282,14 +284,17 @@ def _candidates(
 def _peers_send(view: View, tuning: Tuning, made: Plan) -> bool:
     """Whether peers send, or may be about to: they are given a second, once, until they have sent
     something. Where BitTorrent is blocked connections come up, and break, for ever."""
-    if view.now - view.peers_heard_at < tuning.silent:
+    silent = tuning.silent + view.crowd * tuning.crowd_gap
+    # What a dispatcher gives to one client, the others have from that client.
+    heard_at = view.bytes_at if view.exclusive else view.peers_heard_at
+    if view.now - heard_at < silent:
         made.silent = False
-        made.wake(view.peers_heard_at + tuning.silent)
+        made.wake(heard_at + silent)
         return True
-    waits = view.now - view.wanted_since < tuning.silent and view.peers_hopeful
+    waits = view.now - view.wanted_since < silent and view.peers_hopeful
     made.silent = view.peers_silent or not waits
     if not made.silent:
-        made.wake(view.wanted_since + tuning.silent)
+        made.wake(view.wanted_since + silent)
     return not made.silent
 
 

@@ -23,6 +23,10 @@ class Tuning:
             for the same.
         crowd_patience: a reader in a crowd waits so long for the piece to come from other clients.
         dispatch_patience: the same where a dispatcher gives each piece to one client at a time.
+        crowd_gap: in a crowd nothing may arrive for so much longer, for each other client, before
+            it stalls or peers count as silent: all share the seeder's uplink, so what each gets
+            comes in gaps. What a server sent to one of them meanwhile would take that uplink from
+            all, and make the gaps longer.
         crowd_linger: a crowd is one until nothing was read ahead for so long: what its guests read
             next is the same.
         look: between two looks at what other clients have, while something is read ahead:
@@ -125,6 +129,7 @@ class Tuning:
     stall: float = 1.0
     crowd_patience: float = 0.25
     dispatch_patience: float = 1.0
+    crowd_gap: float = 0.25
     crowd_linger: float = 5.0
     look: float = 0.05
     look_others: float = 0.25
