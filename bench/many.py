@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.guests import LIMIT, LOGIN
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
-from bench.processes import Argument, fresh_node, run, run_json, seeding, tail
+from bench.processes import Argument, daemon_pid, fresh_node, run, run_json, seeding, tail
 from bench.start import children
 from p2pcloop.store.guests import GuestFolder, find_guest
 from p2pcloop.store.home import Home
@@ -39,13 +39,14 @@ def pss_mb(pid: int) -> float:
     return sum(map(int, sizes)) * 1024 / 1e6
 
 
-def block_servers(boot: int) -> list[int]:
-    """The block server of a process that runs a guest: its child that runs the same program."""
+def block_servers(boot: int, daemon: int) -> list[int]:
+    """The block server of a process that runs a guest: its child that runs the same program, unless
+    that is the p2pcloopd which the command has started."""
     program = Path(f"/proc/{boot}/exe").resolve()
     found = []
     for child in children(boot):
         with suppress(OSError):
-            if Path(f"/proc/{child}/exe").resolve() == program:
+            if child != daemon and Path(f"/proc/{child}/exe").resolve() == program:
                 found.append(child)
     return found
 
@@ -120,7 +121,7 @@ def _watch(
     servers = [
         server
         for name in names
-        for server in block_servers(find_guest(Home.at(home), name).record.pid)
+        for server in block_servers(find_guest(Home.at(home), name).record.pid, daemon_pid(home))
     ]
     if len(servers) != len(names):
         raise BenchError(f"{len(names)} guests have {len(servers)} block servers")
