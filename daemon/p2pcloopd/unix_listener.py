@@ -15,6 +15,9 @@ from p2pcloop.store.socket_path import socket_address
 
 _BACKLOG = 64
 
+_NO_SOCKETS = (errno.EPERM, errno.EIO, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without sockets answer: vfat the first, those in user space any."""
+
 
 @contextmanager
 def unix_listener(path: Path) -> Iterator[socket.socket]:
@@ -49,7 +52,11 @@ def bind_unix_listener(path: Path) -> socket.socket:
         listener.close()
         if err.errno == errno.EADDRINUSE:
             raise BusyError(f"another program listens on {path} already") from err
-        raise storage_error(f"cannot listen on {path}", err) from err
+        hint = None
+        if err.errno in _NO_SOCKETS:
+            path.unlink(missing_ok=True)  # such a file system may make a file of another kind
+            hint = "its file system may know no sockets, as vfat: use another folder, or --home"
+        raise storage_error(f"cannot listen on {path}", err, hint=hint) from err
     except UsageError:
         listener.close()
         raise

@@ -86,6 +86,11 @@ class Chunk:
         return self.size + self.length
 
     @property
+    def follows(self) -> bool:
+        """Whether it is one of a chain, and not the first."""
+        return self.codec is Codec.CHAIN_NEXT
+
+    @property
     def chained(self) -> bool:
         """Whether it can only be decoded after those before it in its chain."""
         return self.codec in CHAINED

@@ -144,10 +144,24 @@ class DecodedChunks:
         if data is not None:
             return memoryview(data)
         # A chunk that was wrong when it was decoded ahead may have been healed since: read it.
+        again = False
         for number, data in self._layers[key >> 32].read_chunks(key & 0xFFFFFFFF):
-            self._keep_other(chunk_key(key >> 32, number), data, key)
+            other = chunk_key(key >> 32, number)
+            again |= other != key and self.is_decoded(other)
+            self._keep_other(other, data, key)
         assert data is not None, "a chunk is decoded last of those that it needs"
+        if again and self._spill is not None:
+            self._decode_rest(key)
         return memoryview(data)
+
+    def _decode_rest(self, key: int) -> None:
+        """Decode what follows of a chain that was decoded from its start once more: it is not a
+        third time, although a reader jumps in it forth and back. What is missing ends it."""
+        layer, number = self._layers[key >> 32], (key & 0xFFFFFFFF) + 1
+        with suppress(Missing, P2pcloopError):
+            while number < layer.header.chunk_count and layer.chunk(number).follows:
+                self._keep_other(chunk_key(key >> 32, number), layer.read_chunk(number), key)
+                number += 1
 
     def _is_chained(self, key: int) -> bool:
         return self._layers[key >> 32].chunk(key & 0xFFFFFFFF).chained

@@ -19,6 +19,8 @@ def describe_cause(fields: dict[str, Any]) -> str:
 
 
 def _cause(fields: dict[str, Any]) -> str:
+    if fields.get("arriving"):
+        return "a server sends slowly"
     return "no peer sends anything" if fields["connected"] else "no peer reachable"
 
 

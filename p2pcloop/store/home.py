@@ -182,7 +182,9 @@ class Home:
             raise UsageError(f"{self.root} belongs to another user", hint="choose another --home")
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UsageError(
-                f"{self.root} can be written by other users", hint=f"chmod go-w {self.root}"
+                f"{self.root} can be written by other users",
+                hint=f"chmod go-w {self.root}; where that changes nothing, as on vfat, choose"
+                " another --home",
             )
 
     @contextmanager

@@ -9,6 +9,7 @@ the old one could be signed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -25,6 +26,7 @@ from p2pcloop.store.home import sync_directory
 DEFAULT_KEY = "default"
 _SUFFIX = ".key"
 _IMPORTED = ".imported"
+_NO_LINKS = "its file system knows no hard links: choose another --home, on ext4 for example"
 
 AskPassphrase = Callable[[str], str]
 """Returns the passphrase of the key that it is given, or raises a `P2pcloopError`."""
@@ -168,7 +170,8 @@ def _put(path: Path, text: bytes) -> bool:
             Path(hidden).unlink()
         sync_directory(path.parent)
     except OSError as err:
-        raise storage_error(f"cannot make the key {path}", err) from err
+        hint = _NO_LINKS if err.errno in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP) else None
+        raise storage_error(f"cannot make the key {path}", err, hint=hint) from err
     return True
 
 

@@ -24,6 +24,24 @@ def test_it_is_the_owners_and_goes_away(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_file_system_without_sockets_is_named_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT in user space makes a file of another kind, and fails."""
+    path = tmp_path / "s"
+
+    class Refusing(socket.socket):
+        def bind(self, _address: object) -> None:
+            path.touch()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    with pytest.raises(StorageError) as caught:
+        bind_unix_listener(path)
+    assert "may know no sockets" in (caught.value.hint or "")
+    assert not path.exists()
+
+
 def test_one_that_was_removed_meanwhile(tmp_path: Path) -> None:
     with unix_listener(tmp_path / "s"):
         (tmp_path / "s").unlink()

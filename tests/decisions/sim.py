@@ -410,6 +410,7 @@ class Run:
         mirrors: those that it knows, web seeds last.
         content: what it is to hold.
         host: the address of every mirror.
+        name_servers: has a command name them once more.
     """
 
     def __init__(
@@ -419,6 +420,7 @@ class Run:
         mirrors: list[FakeMirror],
         nursery: trio.Nursery,
         world: World,
+        name_servers: Callable[[], object],
     ) -> None:
         self._world = world
         self.torrent = torrent
@@ -427,6 +429,7 @@ class Run:
         self.content = swarm.content
         self.host = "10.0.0.99"
         self._nursery = nursery
+        self.name_servers = name_servers
 
     @property
     def mirror(self) -> FakeMirror:
@@ -600,29 +603,18 @@ class World(trio.abc.Clock):
         if known:
             record.save_torrent(info)
         bus = FakeSwarm(content=content, **({"have": [0] * pieces} | swarm))  # type: ignore[arg-type]
-        wire = Wire()
-        bases = [f"http://mirror{n}/" for n in range(mirrors)]
-        seeds = [f"http://seed{n}/" for n in range(web_seeds)]
-        servers = {base: FakeMirror(base, content, layer, info, wire) for base in [*bases, *seeds]}
-        readers = {base: MirrorReader(base, files) for base, files in servers.items()}
-        hashes = _hashes(content)
-        decoded = info_dictionary(layout, hashes)
-        demand = Demand()
+        decoded = info_dictionary(layout, _hashes(content))
         torrent = Torrent(
-            layer.torrent,
-            record,
-            bus,
-            demand,
+            *(layer.torrent, record, bus, Demand()),
             decode=lambda _info: decoded,
             on_stall=lambda _torrent: None,
         )
         bus.torrent = torrent
-        layers = Layers(wire, cast(Mirrors, _Seeds(readers)))
-        known_servers = layers.know(layer, [readers[base] for base in bases], seeds)
-        if servers:
-            torrent.servers = known_servers
-        if bases:
-            torrent.elsewhere = partial(known_servers.info, alone=not named)
+        bases = [f"http://mirror{n}/" for n in range(mirrors)]
+        seeds = [f"http://seed{n}/" for n in range(web_seeds)]
+        wire = Wire()
+        servers = [FakeMirror(base, content, layer, info, wire) for base in (*bases, *seeds)]
+        know = _connect(torrent, servers, bases, seeds, alone=not named)
         names = _Names()
         trio.socket.set_custom_hostname_resolver(names)
         async with trio.open_nursery() as nursery:
@@ -630,10 +622,30 @@ class World(trio.abc.Clock):
             await torrent.start(Sources(peers=(("10.0.0.9", 1),) if named else ()))
             nursery.start_soon(torrent.run)
             await self.settle()
-            it = Run(torrent, bus, list(servers.values()), nursery, self)
+            it = Run(torrent, bus, servers, nursery, self, know)
             names.tell = lambda: it.host
             yield it
             nursery.cancel_scope.cancel()
+
+
+def _connect(
+    torrent: Torrent, servers: list[FakeMirror], bases: list[str], seeds: list[str], *, alone: bool
+) -> Callable[[], object]:
+    """Have a torrent know its servers; `alone` is whether they alone have its metadata.
+
+    Returns:
+        What has them named once more.
+    """
+    if not servers:
+        return lambda: None
+    readers = {files.base: MirrorReader(files.base, files) for files in servers}
+    layers = Layers(servers[0].wire, cast(Mirrors, _Seeds(readers)))
+    known_ones = [readers[base] for base in bases]
+    know = partial(layers.know, servers[0].layer, known_ones, seeds)
+    torrent.servers = known = know()
+    if bases:
+        torrent.elsewhere = partial(known.info, alone=alone)
+    return know
 
 
 def _hashes(content: bytes) -> bytes:

@@ -166,6 +166,22 @@ async def test_wrong_bytes_are_asked_for_anew_and_their_mirror_no_more(world: Wo
         assert len(honest.asked) == 2
 
 
+async def test_a_mirror_with_wrong_bytes_is_known_anew_after_ten_minutes(world: World) -> None:
+    """A command that names it does not have it lie once more: it may have been mended since."""
+    async with world.torrent(mirrors=1, peer=True) as it:
+        it.mirror.lies = True
+        it.read(HERE.start, len(HERE))
+        await world.advance(0.1)
+        it.read(HERE.start, len(HERE), heal=True)
+        await world.advance(0.1)
+        for minutes, again in ((9, False), (2, True)):
+            await world.advance(60 * minutes)
+            it.name_servers()
+            it.read_piece(40)
+            await world.advance(0.1)
+            assert (len(it.mirror.asked) > 1) is again
+
+
 async def test_a_guess_is_dear_where_it_keeps_the_link_busy_for_12_ms(world: World) -> None:
     async with world.torrent(mirrors=1) as it:
         assert it.is_cheap(1 << 20)  # no rate is known

@@ -113,6 +113,11 @@ async def _shows_nothing(
         assert torrent.have_bytes == 0
 
 
+def open_files() -> set[str]:
+    """What this process has open."""
+    return {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+
+
 @pytest.mark.parametrize("start", ["away", "there"])
 async def test_a_file_that_comes_back_is_served_again(
     nodes: Nodes, content: bytes, start: str
@@ -129,6 +134,7 @@ async def test_a_file_that_comes_back_is_served_again(
         if start == "there":
             source.pack.rename(away)
         await becomes(seeded, "gone")
+        await until(lambda: str(away) not in open_files(), "its disk may be unplugged")
         torrent = await reader.add(info_hash, peers=seeder.listen_ports)
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:

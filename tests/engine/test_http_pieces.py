@@ -70,6 +70,9 @@ class FakeServers(NoServers):
         for at in range(0, len(self.content), 10_000):
             await take(self._came(self.content[at : at + 10_000]))
 
+    def asking(self) -> bool:
+        return False
+
     def faults(self) -> list[str]:
         return []
 

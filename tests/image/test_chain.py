@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,20 @@ def test_what_memory_drops_of_a_chain_goes_into_the_file(
     for number in order:
         assert read_views(device, number * SIZE, [SIZE]) == content_of(number)
     assert sorted(decoded) == sorted(content_of(number) for number in range(8))
+    image.close()
+
+
+def test_chains_that_are_read_in_any_order_are_decoded_twice_at_most(
+    tmp_path: Path, decoded: list[bytes]
+) -> None:
+    """More of them than there are decoders: each jump ahead began one anew."""
+    image = MergedImage([in_memory([16] * 6)], cache_size=SIZE, spill=tmp_path)
+    device = ImageDevice(image)
+    order = list(range(6 * 16))
+    random.Random(1).shuffle(order)
+    for number in order:
+        assert read_views(device, number * SIZE, [SIZE]) == content_of(number)
+    assert len(decoded) < 2 * len(order)
     image.close()
 
 

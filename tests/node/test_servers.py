@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ from trio.testing import MockClock
 from p2pcloop.errors import NotHereError, UnreachableError
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloopd.engine.fetch.tuning import TUNING
-from p2pcloopd.http.client import RangesIgnoredError
+from p2pcloopd.http.client import RangesIgnoredError, WrongRangeError
 from p2pcloopd.http.mirrors import MAX_WHOLE, MirrorReader
 from p2pcloopd.http.wire import Wire
 from p2pcloopd.node.servers import LayerServers
@@ -46,6 +47,24 @@ async def test_whole_files_are_taken_of_layers_that_are_small_enough(
     assert fault.startswith("http://0/ (")
     assert "ignores ranges" in fault
     assert ("is not taken whole" in fault) is not whole
+
+
+async def test_a_server_that_always_sends_another_range_is_taken_whole(
+    mock_clock: MockClock,
+) -> None:
+    of_layer, [files] = servers(1 << 20)
+    wrong = WrongRangeError("http://0/x: asked for bytes 0-9, got 'bytes 0-4/9'")
+    for errors in ([wrong, None], [wrong, wrong]):  # one alone may be an accident
+        assert of_layer.whole_ready_at() == math.inf
+        for error in errors:
+            files.error = error
+            with suppress(UnreachableError):
+                await of_layer.get(0, 10)
+            mock_clock.jump(31)
+    assert of_layer.whole_ready_at() <= trio.current_time()
+    assert of_layer.ready_at() == math.inf
+    [fault] = of_layer.faults()
+    assert "got 'bytes 0-4/9'" in fault
 
 
 async def test_whoever_has_it_gives_it(mock_clock: MockClock) -> None:

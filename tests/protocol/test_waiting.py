@@ -13,6 +13,15 @@ def test_nobody_answering_is_told_with_who_was_tried() -> None:
     )
 
 
+def test_a_server_that_sends_slowly_is_no_peer_that_cannot_be_reached() -> None:
+    tried = ["http://10.0.0.2/ (asked, and not all has come)"]
+    fields = {"connected": False, "arriving": True, "seconds": 9, "tried": tried}
+    assert describe_waiting(fields) == (
+        "a server sends slowly for 9 s, still trying; tried: http://10.0.0.2/ (asked, and not all"
+        " has come)"
+    )
+
+
 def test_servers_that_were_tried_are_not_called_peers() -> None:
     tried = ["10.0.0.1:6881 (connection refused)", "http://10.0.0.2/: it ignores ranges"]
     assert describe_waiting({"connected": True, "seconds": 3, "tried": tried}) == (

@@ -142,6 +142,19 @@ def test_a_full_disk_leaves_no_half_key(keys: Path, monkeypatch: pytest.MonkeyPa
     load_or_create_key(keys)
 
 
+def test_a_file_system_without_hard_links_is_named(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError) as caught:
+        store_key(keys, "school", TEXT)
+    assert "knows no hard links" in (caught.value.hint or "")
+    assert list(keys.iterdir()) == []
+
+
 def test_a_key_is_kept_once_and_never_replaced(keys: Path) -> None:
     key = store_key(keys, "school", TEXT)
     assert key.public == PUBLIC

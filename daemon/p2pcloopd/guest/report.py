@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.errors import P2pcloopError, storage_error
+from p2pcloop.errors import P2pcloopError, StorageError, storage_error
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
@@ -102,12 +104,23 @@ def image_facts(
 
 
 def write_report(path: Path, facts: dict[str, Any]) -> None:
-    """Write the facts to a file.
+    """Write the facts to a file, or to a pipe with a name, which a program has open to read.
 
     Raises:
-        StorageError: the system refused.
+        StorageError: the system refused, or no program has the pipe open.
     """
     try:
-        path.write_text(to_json(facts) + "\n")
+        # Opened so, a pipe without a reader is an error; else it would be waited for, for ever.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o666)
+        os.set_blocking(fd, True)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(to_json(facts) + "\n")
     except OSError as err:
+        if err.errno == errno.ENXIO:
+            raise StorageError(
+                f"cannot write the report {path}: it is a pipe, and no program reads it",
+                errno=errno.ENXIO,
+                hint="have a program read it before this command begins",
+            ) from err
         raise storage_error(f"cannot write the report {path}", err) from err

@@ -94,6 +94,10 @@ class RangesIgnoredError(FormatError):
     """A server answers requests for a part of a file with something else: it serves whole files."""
 
 
+class WrongRangeError(FormatError):
+    """A server answers a request for a part of a file with another part."""
+
+
 class _Limit:
     """How long one request may take: all in all, and until something comes.
 
@@ -476,7 +480,7 @@ def _check_range(headers: dict[bytes, str], span: Span) -> None:
         )
     told = headers.get(b"content-range", "none")
     if told.split("/")[0].lower() != f"bytes {span}":
-        raise FormatError(f"asked for bytes {span}, got {told[:80]!r}")
+        raise WrongRangeError(f"asked for bytes {span}, got {told[:80]!r}")
 
 
 def _seconds_until(told: str) -> float | None:

@@ -38,7 +38,14 @@ from p2pcloop.formats.mirror import (
 )
 from p2pcloop.formats.name import Name
 from p2pcloop.formats.record import MAX_RECORD_SIZE
-from p2pcloopd.http.client import HttpClient, OverloadedError, RangesIgnoredError, Span, Take
+from p2pcloopd.http.client import (
+    HttpClient,
+    OverloadedError,
+    RangesIgnoredError,
+    Span,
+    Take,
+    WrongRangeError,
+)
 
 RETRY_SECONDS = 1.0
 """How long a mirror that did not answer, or could not now, is asked for nothing, where it does not
@@ -66,6 +73,10 @@ the last of them waits for all, and what breaks off begins anew. A CD fits, a DV
 
 FORGET_RANGES_SECONDS = 300.0
 """A server that ignored a range is taken to do so for so long; it may be mended."""
+
+MAX_WRONG_RANGES = 2
+"""So many wrong parts of files, one after the other, count as ignored ranges: the server sends what
+it likes. One alone may be an accident."""
 
 _PART_SIZE = 1 << 20
 
@@ -202,6 +213,7 @@ class MirrorReader:
         self.asked = 0
         self._not_before = self._whole_until = -math.inf
         self._failures = 0
+        self._wrong_ranges = 0
 
     async def record(self, name: Name) -> bytes:
         """The signed record of a name, not checked. To have none of that name is no fault."""
@@ -270,7 +282,7 @@ class MirrorReader:
         self._absent = isinstance(error, NotHereError)
         if self._absent:  # to have it in part is no fault
             return
-        if isinstance(error, RangesIgnoredError):  # it may be asked for whole files
+        if self._ignores_ranges(error):  # it may be asked for whole files
             self._whole_until = trio.current_time() + FORGET_RANGES_SECONDS
             return
         if self.usable:  # of several requests that fail together, the first counts
@@ -283,6 +295,12 @@ class MirrorReader:
             pause = RETRY_SECONDS * 2.0 ** (self._failures - 1)
         until = trio.current_time() + min(pause, PENALTY_SECONDS)
         self._not_before = max(until, self._not_before)
+
+    def _ignores_ranges(self, error: P2pcloopError) -> bool:
+        if isinstance(error, WrongRangeError):
+            self._wrong_ranges += 1
+            return self._wrong_ranges >= MAX_WRONG_RANGES
+        return isinstance(error, RangesIgnoredError)
 
     @property
     def rate(self) -> float | None:
@@ -331,6 +349,8 @@ class MirrorReader:
         # Who serves small files may be at fault with ranges all the same.
         if of_content or not self._of_content:
             self.fault = None
+        if of_content:
+            self._wrong_ranges = 0
         self._answered_at = trio.current_time()
         self._failures = 0
 

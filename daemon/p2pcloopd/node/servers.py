@@ -41,7 +41,7 @@ class LayerServers:
         whole: those of `mirrors` that are web seeds, too.
         disputed: manifests say different things of the layer, so that it cannot be told which of
             a server's bytes are whose: it is read by its torrent, which is not a matter of trust.
-        refused: those whose bytes were wrong, and which are asked no more.
+        refused: the bases of those whose bytes were wrong, and until when they are not known anew.
         not_before: when the metadata may be asked for.
     """
 
@@ -51,7 +51,7 @@ class LayerServers:
     mirrors: list[MirrorReader] = field(default_factory=list)
     web_seeds: list[MirrorReader] = field(default_factory=list)
     whole: list[MirrorReader] = field(default_factory=list)
-    refused: list[MirrorReader] = field(default_factory=list)
+    refused: dict[str, float] = field(default_factory=dict)
     not_before: float = 0.0
     disputed: bool = False
     _hosts: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -94,6 +94,10 @@ class LayerServers:
     def heard(self) -> int:
         """See `Servers.heard`: of all layers."""
         return self.wire.received
+
+    def asking(self) -> bool:
+        """See `Servers.asking`: of any layer."""
+        return any(mirror.asked for mirror in self.servers)
 
     def ready_at(self) -> float:
         """See `Servers.ready_at`."""
@@ -184,14 +188,21 @@ class LayerServers:
         self.not_before = self.not_before or trio.current_time() + self.tuning.metadata_follow
         return True
 
+    def trusts(self, mirror: MirrorReader) -> bool:
+        """Whether a server that a command names may be asked: it did not lie of late."""
+        until = self.refused.get(mirror.base)
+        if until is not None and until <= trio.current_time():
+            del self.refused[mirror.base]
+            return True
+        return until is None
+
     def _refuse(self, mirror: MirrorReader) -> None:
         """Ask a mirror for nothing of the layer any more."""
         if self.disputed:
             return  # what was asked for wrongly is no mirror's fault
         error = MismatchError(f"{mirror.base} has wrong bytes of a layer")
         mirror.on_failure(error, of_content=True)
-        if mirror not in self.refused:
-            self.refused.append(mirror)
+        self.refused[mirror.base] = trio.current_time() + self.tuning.refused
         for known in (self.mirrors, self.web_seeds, self.whole):
             if mirror in known:
                 known.remove(mirror)
@@ -204,7 +215,7 @@ class LayerServers:
     def faults(self) -> list[str]:
         """See `Servers.faults`; where nothing is wrong, who is awaited."""
         size = self.layer.index_length + self.layer.pack_length
-        told = [f"{mirror.base} (has wrong bytes of it)" for mirror in self.refused]
+        told = [f"{base} (has wrong bytes of it)" for base in self.refused]
         for mirror in self.servers:
             error = (mirror.fault or "").removeprefix(mirror.base)
             if mirror.whole_only and size > MAX_WHOLE:
@@ -240,12 +251,13 @@ class Layers:
             self._known[layer.torrent] = servers
         elif servers.layer != layer:
             servers.disputed = True
-        servers.mirrors += [mirror for mirror in mirrors if mirror not in servers.mirrors]
+        fresh = [mirror for mirror in mirrors if servers.trusts(mirror)]
+        servers.mirrors += [mirror for mirror in fresh if mirror not in servers.mirrors]
         seeds = {f"{mirror.base}data/": mirror for mirror in servers.mirrors}
         for url in web_seeds:
             mirror = seeds.get(url) or self._readers.open_seed(url)
             known = servers.whole if url in seeds else servers.web_seeds
-            if mirror not in known:
+            if mirror not in known and servers.trusts(mirror):
                 known.append(mirror)
         return servers
 

@@ -28,6 +28,7 @@ class _Operation:
     Attributes:
         begun: when, in trio's time.
         pause: seconds to the next look whether anything came.
+        heard: `Servers.heard` at the last look.
         telling: what its client is being told now; None where that is nothing.
     """
 
@@ -35,6 +36,7 @@ class _Operation:
     call: Call
     begun: float
     pause: float
+    heard: int
     telling: trio.CancelScope | None = None
 
 
@@ -61,8 +63,7 @@ class Reports:
 
         Told again every three times as long. Returns or raises what `work` does.
         """
-        operation = _Operation(torrent, call, trio.current_time(), self._after)
-        self._stalls.add(operation, self._after)
+        operation = self._begin(torrent, call)
         try:
             return await work()
         finally:
@@ -73,13 +74,18 @@ class Reports:
     ) -> Result:
         """As `report_if_waiting`; where it takes long, tell how fast something comes, and from
         whom."""
-        operation = _Operation(torrent, call, trio.current_time(), self._after)
-        self._stalls.add(operation, self._after)
+        operation = self._begin(torrent, call)
         self._paces.add(operation, SLOW_SECONDS)
         try:
             return await work()
         finally:
             self._end(operation)
+
+    def _begin(self, torrent: Torrent, call: Call) -> _Operation:
+        now, heard = trio.current_time(), torrent.servers.heard()
+        operation = _Operation(torrent, call, now, self._after, heard)
+        self._stalls.add(operation, self._after)
+        return operation
 
     def _end(self, operation: _Operation) -> None:
         self._stalls.remove(operation)
@@ -91,11 +97,13 @@ class Reports:
         torrent = operation.torrent
         if torrent.peers.stalled() < self._after:
             return operation.pause
+        before, operation.heard = operation.heard, torrent.servers.heard()
         tried = torrent.peers.tried()
         self._tell(
             operation,
             "waiting",
             connected=any(peer.connected for peer in torrent.traffic().peers),
+            arriving=torrent.servers.asking() and operation.heard != before,
             peers=[peer.address for peer in tried],
             tried=[*map(str, tried), *torrent.servers.faults()],
             seconds=int(trio.current_time() - operation.begun),

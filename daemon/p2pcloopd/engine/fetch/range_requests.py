@@ -72,6 +72,9 @@ class Servers(Protocol):
     def heard(self) -> int:
         """A number that grows while bytes arrive from servers."""
 
+    def asking(self) -> bool:
+        """Whether a request for content is under way."""
+
     def ready_at(self) -> float:
         """When one may be asked for a range, in trio's time; infinity where none ever."""
 
@@ -121,6 +124,10 @@ class NoServers:
     def heard(self) -> int:
         """See `Servers.heard`."""
         return 0
+
+    def asking(self) -> bool:
+        """See `Servers.asking`."""
+        return False
 
     def ready_at(self) -> float:
         """See `Servers.ready_at`."""

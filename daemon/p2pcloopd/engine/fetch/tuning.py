@@ -86,6 +86,8 @@ class Tuning:
             waited for so long, or so long after the first of them, or once there are so many: a
             guest that waits has the processor to itself. Until then SIGKILL loses them.
         unwritten: so many are kept in memory where the disk takes nothing.
+        refused: a server that sent wrong bytes is asked for nothing of the layer for so long,
+            although commands name it: it may be mended by then.
         first_stagger: before the metadata is known, the next mirror is asked where one does not
             answer for so long.
         first_patience: and the metadata is asked for as well after so long.
@@ -173,6 +175,7 @@ class Tuning:
     write_after: float = 1.0
     write_bytes: int = 4 * MIB
     unwritten: int = 16 * MIB
+    refused: float = 600.0
     first_stagger: float = 1.0
     first_patience: float = 3.0
     guess: float = 0.012
