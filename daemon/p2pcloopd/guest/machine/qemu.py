@@ -61,7 +61,7 @@ _PANICKED = 134
 
 _SETTLE_SECONDS = 5.0
 _HALT_LOOKS, _HALT_PAUSE = 20, 0.1
-_HALTED = re.compile(r"EFL=([0-9a-f]+).*HLT=1", re.DOTALL)
+_HALTED = re.compile(r"[ER]FL=([0-9a-f]+).*HLT=1", re.DOTALL)
 _INTERRUPTS = 1 << 9
 _REGISTERS = {"command-line": "info registers"}
 
