@@ -9,6 +9,7 @@ import pytest
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloopd.guest.machine import firmware
+from p2pcloopd.guest.machine.qemu import is_halted
 from p2pcloopd.guest.machine.qemu_command import (
     FirmwareFiles,
     KernelFiles,
@@ -122,3 +123,19 @@ def test_firmware_that_is_not_installed(tmp_path: Path) -> None:
     for name in ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"):
         (tmp_path / name).touch()
     assert firmware.find_uefi(tmp_path).variables == tmp_path / "OVMF_VARS_4M.fd"
+
+
+@pytest.mark.parametrize(
+    ("registers", "is_at_its_end"),
+    [
+        ("RIP=ffffffff81a2 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\nES =0000", True),
+        ("EIP=000f2a3c EFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\nES =0000", True),
+        ("RIP=ffffffff81a2 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\nES =0000", False),
+        ("RIP=ffffffff81a2 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0\r\nES =0000", False),
+        ("", False),
+    ],
+)
+def test_a_processor_that_waits_without_interrupts_is_halted(
+    registers: str, is_at_its_end: bool
+) -> None:
+    assert is_halted(registers) == is_at_its_end

@@ -61,9 +61,19 @@ _PANICKED = 134
 
 _SETTLE_SECONDS = 5.0
 _HALT_LOOKS, _HALT_PAUSE = 20, 0.1
-_HALTED = re.compile(r"[ER]FL=([0-9a-f]+).*HLT=1", re.DOTALL)
+_FLAGS = re.compile(r"[ER]FL=([0-9a-f]+).*HLT=1", re.DOTALL)
 _INTERRUPTS = 1 << 9
 _REGISTERS = {"command-line": "info registers"}
+
+
+def is_halted(registers: str) -> bool:
+    """Whether a processor waits for an interrupt, and has interrupts turned off: for ever.
+
+    Args:
+        registers: what QEMU's `info registers` says; the flags are RFL in 64-bit mode, else EFL.
+    """
+    found = _FLAGS.search(registers)
+    return found is not None and not int(found[1], 16) & _INTERRUPTS
 
 
 class QemuMachine:
@@ -286,8 +296,7 @@ class QemuBoot:
                 told = await self._qmp.execute("human-monitor-command", _REGISTERS)
             except GuestError:
                 return
-            found = _HALTED.search(str(told))
-            if found is not None and not int(found[1], 16) & _INTERRUPTS:
+            if is_halted(str(told)):
                 self._is_halted = True
                 self.process.kill()
                 return
