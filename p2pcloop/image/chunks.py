@@ -110,6 +110,16 @@ class DecodedChunks:
                 found.append((self._layers[key >> 32].chunk(key & 0xFFFFFFFF).id, data))
         return found
 
+    def release_kept(self) -> int:
+        """Drop the chunks from memory that `Layer.read_kept` has; return their bytes."""
+        released = 0
+        for key in list(self._cache):
+            with suppress(Missing, P2pcloopError):  # its page of the table was dropped again
+                if self._layers[key >> 32].is_kept(key & 0xFFFFFFFF):
+                    released += len(self._cache.pop(key)) + _ENTRY_SIZE
+        self._cached -= released
+        return released
+
     def is_decoded(self, key: int) -> bool:
         """Whether a chunk is kept here, or a thread has its stored bytes."""
         if key in self._cache or key in self._chain:

@@ -223,6 +223,10 @@ class MergedImage:
         """Return id and content of the decoded chunks that are in memory."""
         return self._chunks.contents()
 
+    def release_kept(self) -> int:
+        """Drop the chunks from memory that `Layer.read_kept` has; return their bytes."""
+        return self._chunks.release_kept()
+
     def close(self) -> None:
         """Close the layers' files."""
         self._chunks.close()

@@ -3,17 +3,21 @@
 A boot reads the chunks that the boot before has read. To read one here and compare it with its
 SHA-256 takes a quarter of the time that decoding it takes. Nothing depends on these files: what is
 missing or wrong in one is decoded from its pack.
+
+The block servers of one image share its file: what it has they need not hold in memory
+(image/chunks.py).
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
 import struct
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,18 +42,18 @@ _log = logging.getLogger(__name__)
 
 
 class KeptChunks:
-    """The kept chunks of an image, by their ids; none if there are none, or the file is damaged."""
+    """The kept chunks of an image, by their ids; none if there are none, or the file is damaged.
+
+    Attributes:
+        size: bytes of their contents.
+    """
 
     def __init__(self, home: Home, image_id: bytes) -> None:
         """Open the file, which counts as a use of it."""
         self._places: dict[bytes, tuple[int, int]] = {}
         self._fd = -1
-        try:
-            self._fd = os.open(kept_path(home, image_id), os.O_RDONLY | os.O_CLOEXEC)
-            self._places = _read_places(self._fd)
-            os.utime(self._fd)
-        except OSError as err:
-            _log.debug("no kept chunks: %s", err)
+        self._path = kept_path(home, image_id)
+        self._open()
 
     def __contains__(self, chunk_id: bytes) -> bool:
         return chunk_id in self._places
@@ -68,6 +72,22 @@ class KeptChunks:
             return data
         del self._places[chunk_id]
         return None
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self._places.values())
+
+    def refresh(self) -> None:
+        """Open the file that has been kept since, if there is one. What was kept before may be
+        dropped in it, for want of room."""
+        with suppress(OSError):
+            if self._fd < 0 or not os.path.samestat(os.fstat(self._fd), self._path.stat()):
+                self.close()
+                self._open()
+
+    def lacking(self, chunks: Iterable[tuple[bytes, memoryview]]) -> int:
+        """How many bytes of `chunks` (id, content) are not kept."""
+        return sum(len(content) for chunk_id, content in chunks if chunk_id not in self)
 
     def joined(self, chunks: Iterable[tuple[bytes, memoryview]]) -> list[tuple[bytes, memoryview]]:
         """Put `chunks` (id, content) before what is kept, as far as `MAX_SIZE` allows."""
@@ -90,6 +110,14 @@ class KeptChunks:
             os.close(self._fd)
             self._fd = -1
 
+    def _open(self) -> None:
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._places = _read_places(self._fd)
+            os.utime(self._fd)
+        except OSError as err:
+            _log.debug("no kept chunks: %s", err)
+
     def _read(self, chunk_id: bytes) -> bytes | None:
         place = self._places.get(chunk_id)
         if place is None:
@@ -102,6 +130,36 @@ class KeptChunks:
 def kept_path(home: Home, image_id: bytes) -> Path:
     """The path of an image's kept chunks."""
     return home.kept / image_id.hex()
+
+
+def add_chunks(
+    home: Home, image_id: bytes, chunks: list[tuple[bytes, memoryview]], *, worth: int
+) -> None:
+    """Keep chunks (id, content) of an image beside those that are kept.
+
+    Of several processes one does so at a time: the next finds what it has kept.
+
+    Args:
+        worth: the file is written once one byte of so many would be new in it.
+    """
+    try:
+        home.kept.mkdir(mode=0o700, exist_ok=True)
+        with _locked(home.kept), closing(KeptChunks(home, image_id)) as kept:
+            new = kept.lacking(chunks)
+            if new * worth > kept.size + new:
+                keep_chunks(home, image_id, kept.joined(chunks))
+    except OSError as err:
+        _log.info("decoded chunks are not kept in %s: %s", home.kept, err)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def keep_chunks(home: Home, image_id: bytes, chunks: list[tuple[bytes, memoryview]]) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from hypothesis import strategies as st
 
 from p2pcloop.store import kept
 from p2pcloop.store.home import Home
-from p2pcloop.store.kept import KeptChunks, forget_chunks, keep_chunks, kept_path
+from p2pcloop.store.kept import KeptChunks, add_chunks, forget_chunks, keep_chunks, kept_path
+from tests.support.waiting import BOUND
 
 IMAGE = bytes(range(32))
 CONTENTS = [random.Random(n).randbytes(size) for n, size in enumerate((4096, 65536, 8192))]
@@ -103,6 +107,53 @@ def test_chunks_of_earlier_boots_stay_as_far_as_there_is_room(
     monkeypatch.setattr(kept, "MAX_SIZE", 3 * 4096)
     assert found.joined(views(CHUNKS[2:])) == views([CHUNKS[2], CHUNKS[0]])
     found.close()
+
+
+def test_chunks_are_added_if_enough_of_them_are_new(home: Home) -> None:
+    found = KeptChunks(home, IMAGE)
+    found.refresh()
+    assert found.size == 0
+    add_chunks(home, IMAGE, views(CHUNKS[1:2]), worth=2)
+    assert found.size == 0
+    found.refresh()
+    assert found.size == 65536
+    assert found.lacking(views(CHUNKS)) == 4096 + 8192
+    add_chunks(home, IMAGE, views(CHUNKS[:2]), worth=17)  # 4096 of 17 * 4096 bytes
+    found.refresh()
+    assert found.size == 65536
+    add_chunks(home, IMAGE, views(CHUNKS[:2]), worth=18)
+    found.refresh()
+    assert found.size == 65536 + 4096
+    add_chunks(home, IMAGE, views(CHUNKS[2:]), worth=16)
+    forget_chunks(home, IMAGE)
+    found.refresh()  # what is open stays
+    assert found.read(CHUNKS[1][0], 65536) == CONTENTS[1]
+    found.close()
+
+
+def test_processes_add_their_chunks_one_after_the_other(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.kept.mkdir()
+    folder = os.open(home.kept, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    waits = threading.Event()
+    lock = fcntl.flock
+
+    def flock(fd: int, operation: int) -> None:
+        waits.set()
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            adding = pool.submit(add_chunks, home, IMAGE, views(CHUNKS[1:2]), worth=16)
+            assert waits.wait(BOUND)
+            assert keep_chunks(home, IMAGE, views(CHUNKS[:1]))  # by the one that has the lock
+        finally:
+            os.close(folder)
+        adding.result()
+    assert read_all(home) == [*CONTENTS[:2], None]
 
 
 def test_the_images_that_were_unused_for_longest_go(home: Home) -> None:
