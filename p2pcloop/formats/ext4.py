@@ -17,10 +17,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.file_tree import MAX_LINK, Inode, Read, Run, content
+from p2pcloop.formats.file_tree import (
+    MAX_LINK,
+    Entry,
+    Inode,
+    Part,
+    Prepare,
+    Read,
+    Run,
+    content,
+    prepare_nothing,
+)
 
-MAX_DIRECTORY = 64 << 20
-"""Bytes of a directory that is read; a million files take 32 MiB."""
+MAX_DIRECTORY = 16 << 20
+"""Bytes of a directory that is read: half a million files with names of 24 bytes."""
+
+_PART = 64 << 10
+"""Bytes of a directory that are read in one call: the largest block; 5,400 entries at most."""
+
+_PREPARED = 1 << 20
+"""Bytes of a directory that are prepared together. A call walks their map: 1024 runs at most."""
 
 _SUPERBLOCK = 1024
 _MAGIC = 0xEF53
@@ -59,6 +75,12 @@ _NOT_WRITTEN = 1 << 15
 
 _DIRECT = 12
 _DIRECTORY_ENTRY = struct.Struct("<IHBB")
+_KINDS = (
+    *(0, stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR),
+    *(stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFLNK),
+)
+"""Kinds of files by the number in a directory entry (directory.rst)."""
+
 _FAST_LINK = 60
 
 _AGAIN = "ask the publisher whether the image is whole"
@@ -84,29 +106,33 @@ class Ext4:
 
     root = 2
 
-    def __init__(self, read: Read, size: int) -> None:
+    def __init__(self, read: Read, size: int, prepare: Prepare = prepare_nothing) -> None:
         """Read the superblock.
 
         Args:
             read: reads the device.
             size: bytes of the device.
+            prepare: see `Prepare`.
 
         Raises:
             FormatError: it is none, is damaged, or has abilities that are not read.
         """
         self._read = read
+        self._prepare = prepare
         self._size = size
         data = read(_SUPERBLOCK, 1024)
         if len(data) < 1024 or struct.unpack_from("<H", data, 56)[0] != _MAGIC:
             raise FormatError("it has no superblock of ext4", hint=_AGAIN)
-        _check_abilities(*struct.unpack_from("<I", data, 96))
+        (abilities,) = struct.unpack_from("<I", data, 96)
+        _check_abilities(abilities)
+        self._kinds = _KINDS if abilities & _FILE_TYPES else ()
         (shift,) = struct.unpack_from("<I", data, 24)
         (self._inodes,) = struct.unpack_from("<I", data, 0)
         (self._inodes_per_group,) = struct.unpack_from("<I", data, 40)
         (first_block,) = struct.unpack_from("<I", data, 20)
         (revision,) = struct.unpack_from("<I", data, 76)
         self._inode_size = struct.unpack_from("<H", data, 88)[0] if revision else _FIRST_INODE_SIZE
-        wide = struct.unpack_from("<I", data, 96)[0] & _64BIT
+        wide = abilities & _64BIT
         self._descriptor_size = struct.unpack_from("<H", data, 254)[0] if wide else 32
         self._wide = bool(wide)
         if (
@@ -144,8 +170,8 @@ class Ext4:
         size = low | high << 32
         return Ext4Inode(number, mode, size, changed, links, flags, data[40:100])
 
-    def entries(self, folder: Ext4Inode) -> list[tuple[bytes, int]]:
-        """The names in a directory, each with the number of its inode; without `.` and `..`.
+    def entries(self, folder: Ext4Inode, start: int = 0) -> Part:
+        """See `FileTree.entries`; parts begin at bytes of the directory.
 
         Raises:
             FormatError: it is no directory, too large, or damaged.
@@ -154,11 +180,15 @@ class Ext4:
             raise FormatError(f"inode {folder.number} is no directory", hint=_AGAIN)
         if folder.size > MAX_DIRECTORY:
             raise FormatError(f"a directory is longer than {MAX_DIRECTORY} bytes")
-        data = self._content(folder)
-        found: list[tuple[bytes, int]] = []
-        for start in range(0, len(data), self._block):
-            found += _entries(data[start : start + self._block])
-        return found
+        if start % _PREPARED == 0:
+            runs = self.runs(folder, start, _PREPARED)
+            self._prepare([(place, size) for size, place in runs if place is not None])
+        data = content(self.runs(folder, start, _PART), self._take, self._prepare)
+        found: list[Entry] = []
+        for at in range(0, len(data), self._block):
+            found += _entries(data[at : at + self._block], self._kinds)
+        end = start + _PART
+        return found, end if end < folder.size else None
 
     def target(self, link: Ext4Inode) -> bytes:
         """The target of a symbolic link.
@@ -170,10 +200,7 @@ class Ext4:
             raise FormatError(f"inode {link.number} is no symbolic link", hint=_AGAIN)
         if link.size < _FAST_LINK and not link.flags & _HAS_EXTENTS:
             return link.place[: link.size]
-        return self._content(link)
-
-    def _content(self, file: Ext4Inode) -> bytes:
-        return content(self.runs(file, 0, file.size), self._take)
+        return content(self.runs(link, 0, link.size), self._take, self._prepare)
 
     def runs(self, file: Ext4Inode, offset: int, length: int) -> Iterator[Run]:
         """Where bytes of a file lie in the device, in order, up to the file's end.
@@ -273,10 +300,10 @@ def _check_abilities(incompatible: int) -> None:
         )
 
 
-def _entries(block: bytes) -> Iterator[tuple[bytes, int]]:
+def _entries(block: bytes, kinds: Sequence[int]) -> Iterator[Entry]:
     at = 0
     while at + _DIRECTORY_ENTRY.size <= len(block):
-        number, length, name_length, _ = _DIRECTORY_ENTRY.unpack_from(block, at)
+        number, length, name_length, kind = _DIRECTORY_ENTRY.unpack_from(block, at)
         size = len(block) if length in (0, 0xFFFF) and len(block) == 1 << 16 else length
         if size < _DIRECTORY_ENTRY.size or size % 4 or at + size > len(block):
             raise FormatError("a directory is damaged", hint=_AGAIN)
@@ -285,7 +312,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, int]]:
         if number and name not in (b".", b".."):
             if not name or name_length > size - _DIRECTORY_ENTRY.size or {0, 0x2F} & set(name):
                 raise FormatError("a directory has an impossible name", hint=_AGAIN)
-            yield name, number
+            yield Entry(name, number, kinds[kind] if kind < len(kinds) else 0)
         at += size
 
 

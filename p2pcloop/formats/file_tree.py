@@ -2,20 +2,31 @@
 
 A reader of one is plain code. The function by which it reads the device may raise an exception of
 its own (bytes that are not here yet); nothing is kept of a call that ended so. Content comes from
-strangers: each number is checked before it is used, and what is read for one call is bounded.
+strangers: each number is checked before it is used, and what is read for one call is bounded. A
+directory is read in parts, so that a long one stops no other reader of the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 MAX_LINK = 4096
 """Bytes of a symbolic link's target, as of PATH_MAX."""
 
+MAX_NAME = 255
+"""Bytes of a name, as of NAME_MAX."""
+
+MAX_ENTRIES = 1 << 20
+"""Names in a directory."""
+
 Read = Callable[[int, int], bytes]
 """Returns bytes of the device: offset, length. It may raise what the caller catches."""
+
+Prepare = Callable[[Sequence[tuple[int, int]]], None]
+"""Called with ranges of the device that are read next, one by one: so what is not here can be
+fetched at once. It may raise what the caller catches."""
 
 Run = tuple[int, int | None]
 """Bytes of a file that lie together: their number, and where in the device; None for zeros."""
@@ -38,6 +49,23 @@ class Inode:
     changed: int
 
 
+class Entry(NamedTuple):
+    """A name in a directory.
+
+    Attributes:
+        number: of its inode.
+        kind: as in a mode; 0 if only the inode tells it.
+    """
+
+    name: bytes
+    number: int
+    kind: int
+
+
+Part = tuple[list[Entry], int | None]
+"""Some entries of a directory, and where the next part begins; None at the end."""
+
+
 Kind = TypeVar("Kind", bound=Inode)
 
 
@@ -53,8 +81,12 @@ class FileTree(Protocol[Kind]):
     def inode(self, number: int) -> Kind:
         """Read an inode."""
 
-    def entries(self, folder: Kind) -> Sequence[tuple[bytes, int]]:
-        """The names in a directory, each with the number of its inode; without `.` and `..`."""
+    def entries(self, folder: Kind, start: int = 0) -> Part:
+        """A part of the entries of a directory; without `.` and `..`.
+
+        Args:
+            start: 0, or what the part before returned.
+        """
 
     def target(self, link: Kind) -> bytes:
         """The target of a symbolic link."""
@@ -63,6 +95,12 @@ class FileTree(Protocol[Kind]):
         """Where bytes of a file lie in the device, in order, up to the file's end."""
 
 
-def content(runs: Iterable[Run], read: Read) -> bytes:
+def prepare_nothing(ranges: Sequence[tuple[int, int]]) -> None:
+    """The `Prepare` of a device all of which is here."""
+
+
+def content(runs: Iterable[Run], read: Read, prepare: Prepare = prepare_nothing) -> bytes:
     """The bytes of some runs, which must be few."""
+    runs = list(runs)
+    prepare([(place, size) for size, place in runs if place is not None])
     return b"".join(bytes(size) if place is None else read(place, size) for size, place in runs)

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.extents import Extents
+from p2pcloop.formats.file_tree import MAX_LINK
 from p2pcloop.frozen import dataclass
 
 SYSTEM_AREA = 32768
@@ -377,20 +378,25 @@ class _Posix:
 
 
 class LinkTarget:
-    """The target of a symbolic link, from its SL fields (P1282, 4.1.3)."""
+    """The target of a symbolic link, from its SL fields (P1282, 4.1.3).
+
+    One of `MAX_LINK` bytes or more is malformed.
+    """
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
+        self._size = 0
         self._goes_on = False
         self._bad = False
 
     def add(self, data: bytes) -> None:
         """Take the next field."""
-        at = 1
+        at = len(data) if self._bad else 1
         while at < len(data):
             flags, length = data[at], data[at + 1] if at + 1 < len(data) else len(data)
             text = data[at + 2 : at + 2 + length]
-            if len(text) < length:
+            self._size += len(text) + 1
+            if len(text) < length or self._size > MAX_LINK:
                 self._bad = True
                 return
             text = {0x02: b".", 0x04: b"..", 0x08: b""}.get(flags & 0x0E, text)

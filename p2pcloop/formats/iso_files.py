@@ -16,7 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.file_tree import MAX_LINK, Inode, Read, Run, content
+from p2pcloop.formats.file_tree import (
+    MAX_LINK,
+    MAX_NAME,
+    Entry,
+    Inode,
+    Part,
+    Prepare,
+    Read,
+    Run,
+    prepare_nothing,
+)
 from p2pcloop.formats.iso9660 import (
     AGAIN,
     JOLIET,
@@ -29,6 +39,13 @@ from p2pcloop.formats.iso9660 import (
 )
 
 _SECTOR = 2048
+_PART = 8 * _SECTOR
+"""Bytes of a directory that are read in one call."""
+
+_MAX_CONTINUED = 512 << 10
+"""Bytes of continuation areas that are read in one call: of `_PART` with links of 2 KiB each 320
+KiB. Each field of 4 bytes costs time."""
+
 _MAX_DESCRIPTORS = 64
 _MAX_RECORD = 255
 _ROOT_RECORD = 156
@@ -66,19 +83,22 @@ class _Record:
 class IsoFiles:
     """A CD; see `FileTree`."""
 
-    def __init__(self, read: Read, size: int) -> None:
+    def __init__(self, read: Read, size: int, prepare: Prepare = prepare_nothing) -> None:
         """Read the volume descriptors, and look for Rock Ridge.
 
         Args:
             read: reads the device.
             size: bytes of the device.
+            prepare: see `Prepare`.
 
         Raises:
             FormatError: it is no CD, or its values are impossible.
         """
         self._read = read
+        self._prepare = prepare
         self._size = size
         self._block = _SECTOR
+        self._left = _MAX_CONTINUED
         primary = joliet = 0
         for number in range(_MAX_DESCRIPTORS):
             place = SYSTEM_AREA + number * _SECTOR
@@ -100,6 +120,7 @@ class IsoFiles:
 
     def inode(self, number: int) -> IsoInode:
         """See `FileTree.inode`."""
+        self._left = _MAX_CONTINUED
         record = self._record(number)
         mode = stat.S_IFDIR | 0o555 if record.flags & _DIRECTORY else stat.S_IFREG | 0o444
         target = LinkTarget()
@@ -121,18 +142,21 @@ class IsoFiles:
         size = sum(length for _, length in extents)
         return IsoInode(number, mode, size, record.changed, extents, fault=fault)
 
-    def entries(self, folder: IsoInode) -> list[tuple[bytes, int]]:
-        """See `FileTree.entries`."""
-        found: dict[bytes, int] = {}
-        more = False
-        for record in self._records(folder):
+    def entries(self, folder: IsoInode, start: int = 0) -> Part:
+        """See `FileTree.entries`. A part begins at a byte of the directory, and knows whether the
+        record before is of the same file: twice the byte, and 1 if so."""
+        self._left = _MAX_CONTINUED
+        at, more = start >> 1, bool(start & 1)
+        found: list[Entry] = []
+        records, end = self._records(folder, at)
+        for record in records:
             goes_on, more = more, bool(record.flags & _MORE)
             if goes_on or record.flags & _ASSOCIATED or record.identifier in (b"\0", b"\1"):
                 continue
-            name = self._name(record)
+            name, kind = self._shown(record)
             if name and name not in (b".", b"..") and not {0, 0x2F} & set(name):
-                found.setdefault(name, record.place)
-        return list(found.items())
+                found.append(Entry(name, record.place, kind))
+        return found, None if end is None else end << 1 | more
 
     def target(self, link: IsoInode) -> bytes:
         """See `FileTree.target`."""
@@ -173,30 +197,38 @@ class IsoFiles:
     def _fields(self, record: _Record) -> Iterator[tuple[bytes, bytes]]:
         if self._rock_ridge:
             area = record.system_use[self._skip :]
-            yield from system_use_fields(area, self._block, self._take)
+            yield from system_use_fields(area, self._block, self._take_more)
 
-    def _name(self, record: _Record) -> bytes:
-        """The name that is shown; empty for what is not: a directory in the place to which Rock
-        Ridge moved it."""
+    def _shown(self, record: _Record) -> tuple[bytes, int]:
+        """The name that is shown, and the kind. The name is empty for what is not shown: a
+        directory in the place to which Rock Ridge moved it, and a name that no system takes."""
         name = bytearray()
+        kind = stat.S_IFDIR if record.flags & _DIRECTORY else stat.S_IFREG
         for tag, data in self._fields(record):
             if tag == b"RE":
-                return b""
+                return b"", 0
             if tag == b"NM" and data and not data[0] & 0x06:
                 name += data[1:]
+                if len(name) > MAX_NAME:
+                    return b"", 0
+            elif tag == b"PX" and len(data) >= 4:
+                kind = stat.S_IFMT(struct.unpack_from("<I", data)[0] & 0xFFFF)
+            elif tag == b"CL":
+                kind = stat.S_IFDIR
         if name:
-            return bytes(name)
+            return bytes(name), kind
         if self._joliet:
-            return record.identifier.decode("utf-16-be", "replace").partition(";")[0].encode()
-        return record.identifier.partition(b";")[0].rstrip(b".").lower()
+            text = record.identifier.decode("utf-16-be", "replace").partition(";")[0]
+            return text.encode(), kind
+        return record.identifier.partition(b";")[0].rstrip(b".").lower(), kind
 
     def _extents(self, record: _Record) -> tuple[tuple[int, int], ...]:
         """The places of a file; one of several has a record for each, one behind the other."""
         extents = [record.extent]
         place = record.place
         while record.flags & _MORE:
-            place += self._read(place, 1)[0]
-            if place % _SECTOR and not self._read(place, 1)[0]:  # no record crosses a sector's end
+            place += self._take(place, 1)[0]
+            if place % _SECTOR and not self._take(place, 1)[0]:  # no record crosses a sector's end
                 place = (place // _SECTOR + 1) * _SECTOR
             record = self._record(place)
             extents.append(record.extent)
@@ -204,20 +236,28 @@ class IsoFiles:
                 raise FormatError("a file of the CD lies in too many extents", hint=AGAIN)
         return tuple(extents)
 
-    def _records(self, folder: IsoInode) -> Iterator[_Record]:
+    def _records(self, folder: IsoInode, at: int) -> tuple[list[_Record], int | None]:
+        """Records of a directory from byte `at` on, and the byte after them; None at the end."""
         if not stat.S_ISDIR(folder.mode):
             raise FormatError("what is looked into is no directory", hint=AGAIN)
         if folder.size > MAX_DIRECTORY:
             raise FormatError(f"a directory of the CD is longer than {MAX_DIRECTORY} bytes")
         [(start, length)] = folder.extents[:1]
-        data = content([(length, start)], self._take)
-        at = 0
-        while at < len(data):
-            if not data[at]:
+        if not at:
+            self._prepare([(start, length)])
+        first, size = at, min(_PART, length - at)
+        data = self._take(start + first, size)
+        found: list[_Record] = []
+        while at < first + size:
+            taken = data[at - first]
+            if not taken:
                 at = (at // _SECTOR + 1) * _SECTOR
                 continue
-            yield self._parse(data[at : at + data[at]], start + at)
-            at += data[at]
+            if at + taken > first + size < length and found:
+                break  # it goes on in the next part
+            found.append(self._parse(data[at - first : at - first + taken], start + at))
+            at += taken
+        return found, at if at < length else None
 
     def _record(self, place: int) -> _Record:
         data = self._take(place, min(_MAX_RECORD, max(0, self._size - place)))
@@ -238,6 +278,13 @@ class IsoFiles:
             interleaved=bool(data[26] or data[27]),
             system_use=data[end + end % 2 :],
         )
+
+    def _take_more(self, offset: int, length: int) -> bytes:
+        """Read a continuation area, as long as the call is within its bound."""
+        self._left -= length
+        if self._left < 0:
+            raise FormatError("a directory of the CD has too many continuation areas", hint=AGAIN)
+        return self._take(offset, length)
 
     def _take(self, offset: int, length: int) -> bytes:
         if offset + length > self._size:

@@ -27,8 +27,9 @@ BUFFER_SIZE: Final = 64 << 10
 MAX_READ: Final = 1 << 20
 """Bytes of a file that the kernel asks for in one request at most."""
 
-MAX_NAME: Final = 1024
-"""Bytes of a name; the kernel looks up no longer one."""
+MAX_NAME: Final = 255
+"""Bytes of a name in the tree, as of NAME_MAX. The kernel looks up longer ones, too: up to 1024
+bytes, since Linux 6.14 up to 4095."""
 
 KEEP_CACHE: Final = 1 << 1
 """Flag of an opened file: what the kernel has cached of it stays valid."""
@@ -36,8 +37,13 @@ KEEP_CACHE: Final = 1 << 1
 _MAJOR, _MINOR = 7, 31
 _MAX_WRITE = 4096
 _MAX_PAGES = MAX_READ // 4096
-_MAX_BACKGROUND = 32
-"""Requests of readahead that the kernel sends before the first of them is answered."""
+_MAX_BACKGROUND = 4096
+"""Requests of readahead that the kernel sends before the first of them is answered.
+
+All buffered reads of the mount share them, and those of an image without sources wait without end:
+with the kernel's 12, or 32, a few such readers would stop the readers of all other images. For a
+user who is not root the kernel lowers the number to its `max_user_bgreq`, which grows with memory.
+"""
 
 _IN_HEADER = struct.Struct("=IIQQIIIHH")
 _OUT_HEADER = struct.Struct("=IiQ")
@@ -281,19 +287,22 @@ class DirectoryEntry(NamedTuple):
 
 
 def parse(data: memoryview) -> Request:
-    """Read one request.
+    """Read one request. One whose body is damaged is `Refused` with EIO: it can be answered.
 
     Raises:
-        KernelProtocolError: it is none.
+        KernelProtocolError: it has no whole header.
     """
     try:
         length, operation, unique, node, _, _, _, extensions, _ = _IN_HEADER.unpack_from(data)
-        if length != len(data):
-            raise KernelProtocolError(f"a request of {length} bytes came with {len(data)}")
-        body = data[_IN_HEADER.size : length - 8 * extensions]
-        return _parse_body(operation, unique, node, body)
     except struct.error as err:
         raise KernelProtocolError(f"a request is cut off: {err}") from err
+    if length != len(data):
+        return Refused(unique, errno.EIO)
+    body = data[_IN_HEADER.size : length - 8 * extensions]
+    try:
+        return _parse_body(operation, unique, node, body)
+    except (KernelProtocolError, struct.error):
+        return Refused(unique, errno.EIO)
 
 
 def _parse_body(operation: int, unique: int, node: int, body: memoryview) -> Request:  # noqa: C901  one case a request
@@ -301,7 +310,10 @@ def _parse_body(operation: int, unique: int, node: int, body: memoryview) -> Req
         case Operation.READ:
             return Read(unique, *_READ_IN.unpack_from(body)[:3])
         case Operation.LOOKUP:
-            return Lookup(unique, node, _name(body))
+            name = _name(body)
+            if len(name) > MAX_NAME:
+                return Refused(unique, errno.ENAMETOOLONG)
+            return Lookup(unique, node, name)
         case Operation.GETATTR:
             return GetAttributes(unique, node)
         case Operation.FORGET:
@@ -337,8 +349,8 @@ def _parse_body(operation: int, unique: int, node: int, body: memoryview) -> Req
 
 def _name(body: memoryview) -> bytes:
     name, end, _ = bytes(body).partition(b"\0")
-    if not end or not name or len(name) > MAX_NAME:
-        raise KernelProtocolError("a name is empty, too long, or without an end")
+    if not end or not name:
+        raise KernelProtocolError("a name is empty, or without an end")
     return name
 
 
@@ -408,18 +420,27 @@ def sought(unique: int, offset: int) -> bytes:
 
 def file_system(unique: int) -> bytes:
     """The reply to `StatFs`: nothing is free, and nothing is counted."""
-    return reply(unique, _STATFS.pack(0, 0, 0, 0, 0, 4096, 255, 4096, 0))
+    return reply(unique, _STATFS.pack(0, 0, 0, 0, 0, 4096, MAX_NAME, 4096, 0))
 
 
 def directory(unique: int, entries: Sequence[DirectoryEntry], request: ReadDirectory) -> bytes:
-    """The reply to `ReadDirectory`: as many of the directory's entries as there is room for."""
+    """The reply to `ReadDirectory`: as many of the directory's entries as there is room for.
+
+    Entries with names over `MAX_NAME` are left out. EINVAL, as of getdents(2), where there is no
+    room for one entry: an empty reply would say that the directory ends there.
+    """
     body = bytearray()
-    for number, entry in enumerate(entries[request.offset :], request.offset + 1):
+    for at in range(request.offset, len(entries)):
+        entry = entries[at]
+        if len(entry.name) > MAX_NAME:
+            continue
         size = -(-(_DIRECTORY_ENTRY.size + len(entry.name)) // 8) * 8
         if len(body) + size > request.length:
+            if not body:
+                return failed(unique, errno.EINVAL)
             break
         kind = stat.S_IFMT(entry.mode) >> 12
-        body += _DIRECTORY_ENTRY.pack(entry.number, number, len(entry.name), kind)
+        body += _DIRECTORY_ENTRY.pack(entry.number, at + 1, len(entry.name), kind)
         body += entry.name.ljust(size - _DIRECTORY_ENTRY.size, b"\0")
     return reply(unique, bytes(body))
 

@@ -8,6 +8,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.ext4 import Ext4, Ext4Inode
 from p2pcloop.formats.file_tree import content
+from tests.support.file_systems import entries, numbers
 from tests.support.programs import tool
 
 KINDS = ("ext2", "ext3", "ext4")
@@ -79,8 +81,9 @@ def read(data: bytes | bytearray, files: Ext4, inode: Ext4Inode, offset: int, le
 
 
 def walk(files: Ext4, folder: Ext4Inode, path: bytes = b"") -> Iterator[tuple[bytes, Ext4Inode]]:
-    for name, number in files.entries(folder):
+    for name, number, kind in entries(files, folder):
         inode = files.inode(number)
+        assert kind == stat.S_IFMT(inode.mode)
         yield path + name, inode
         if stat.S_ISDIR(inode.mode):
             yield from walk(files, inode, path + name + b"/")
@@ -106,8 +109,8 @@ def test_all_files_are_read_as_they_were_written(device: bytes, tree: Path) -> N
 
 def test_parts_of_files(device: bytes, tree: Path) -> None:
     files = opened(device)
-    numbers = dict(files.entries(files.inode(files.root)))
-    inode, wanted = files.inode(numbers[b"sparse"]), (tree / "sparse").read_bytes()
+    number = numbers(files, files.inode(files.root))[b"sparse"]
+    inode, wanted = files.inode(number), (tree / "sparse").read_bytes()
     for offset, length in ((0, 1), (4999, 2), (1 << 20, 20000), ((9 << 20) - 1, 3), (10 << 20, 9)):
         assert read(device, files, inode, offset, length) == wanted[offset : offset + length]
     assert list(files.runs(inode, len(wanted), 1)) == []
@@ -140,7 +143,7 @@ def test_what_is_no_ext4(device: bytes) -> None:
 def test_wrong_questions(device: bytes) -> None:
     files = opened(device)
     root = files.inode(files.root)
-    small = files.inode(dict(files.entries(root))[b"small"])
+    small = files.inode(numbers(files, root)[b"small"])
     for question in (
         lambda: files.inode(0),
         lambda: files.inode(1 << 31),
@@ -173,8 +176,45 @@ def test_damage_is_told_or_does_no_harm(device: bytes, data: st.DataObject) -> N
         with suppress(FormatError):
             inode = files.inode(number)
             if stat.S_ISDIR(inode.mode):
-                files.entries(inode)
+                entries(files, inode)
             elif stat.S_ISLNK(inode.mode):
                 files.target(inode)
             else:
                 content(files.runs(inode, 0, min(inode.size, 1 << 18)), take)
+
+
+def test_directories_are_read_in_parts(device: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a part is read from is told before it is read: so it can be fetched at once."""
+    prepared: list[tuple[int, int]] = []
+    late: list[int] = []
+
+    def take(offset: int, length: int) -> bytes:
+        if offset in places and not any(at <= offset < at + n for at, n in prepared):
+            late.append(offset)
+        return device[offset : offset + length]
+
+    places: set[int] = set()
+    files = Ext4(take, len(device), prepared.extend)
+    many = files.inode(numbers(files, files.inode(files.root))[b"many"])
+    places = {place for _, place in files.runs(many, 0, many.size) if place is not None}
+    prepared.clear()
+    whole = entries(files, many)
+    assert len(whole) == 600
+    assert (bool(places), late) == (True, [])
+    monkeypatch.setattr("p2pcloop.formats.ext4._PART", 4096)
+    assert entries(files, many) == whole
+
+
+def test_a_directory_without_kinds(device: bytes) -> None:
+    data = bytearray(device)
+    (flags,) = struct.unpack_from("<I", data, 1024 + 96)
+    struct.pack_into("<I", data, 1024 + 96, flags & ~0x2)
+    files = opened(data)
+    assert {entry.kind for entry in entries(files, files.inode(files.root))} == {0}
+
+
+def test_a_directory_that_is_too_long(device: bytes) -> None:
+    files = opened(device)
+    root = replace(files.inode(files.root), size=(16 << 20) + 1)
+    with pytest.raises(FormatError, match="longer than"):
+        files.entries(root)

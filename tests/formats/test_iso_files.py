@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.file_tree import content
+from p2pcloop.formats.iso9660 import LinkTarget
 from p2pcloop.formats.iso_files import IsoFiles, IsoInode
 from tests.support.cds import join_files, make_iso, make_iso_of
+from tests.support.file_systems import entries, numbers
 from tests.support.programs import tool
 
 TIME = 1_600_000_000
@@ -31,8 +34,9 @@ def read(data: bytes | bytearray, files: IsoFiles, inode: IsoInode, offset: int 
 
 
 def walk(files: IsoFiles, folder: IsoInode, path: bytes = b"") -> Iterator[tuple[bytes, IsoInode]]:
-    for name, number in files.entries(folder):
+    for name, number, kind in entries(files, folder):
         inode = files.inode(number)
+        assert kind == stat.S_IFMT(inode.mode)
         yield path + name, inode
         if stat.S_ISDIR(inode.mode):
             yield from walk(files, inode, path + name + b"/")
@@ -90,7 +94,7 @@ def test_rock_ridge(tree: Path, tmp_path: Path) -> None:
 def test_names_of_each_kind(tmp_path: Path, options: tuple[str, ...], name: str) -> None:
     data = make_iso(tmp_path / "cd.iso", {"Some name.text": b"content"}, *options).read_bytes()
     files = opened(data)
-    [(told, number)] = files.entries(files.inode(files.root))
+    [(told, number, _)] = entries(files, files.inode(files.root))
     assert told == name.encode()
     assert read(data, files, files.inode(number)) == b"content"
 
@@ -100,9 +104,9 @@ def test_a_file_of_two_extents(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     join_files(data, b"A.;1", b"B.;1")
     files = opened(data)
-    entries = dict(files.entries(files.inode(files.root)))
-    assert sorted(entries) == [b"a", b"c"]
-    inode = files.inode(entries[b"a"])
+    found = numbers(files, files.inode(files.root))
+    assert sorted(found) == [b"a", b"c"]
+    inode = files.inode(found[b"a"])
     assert read(data, files, inode) == b"1" * 2048 + b"2" * 100
     assert read(data, files, inode, 2047) == b"1" + b"2" * 100
 
@@ -115,7 +119,7 @@ def test_what_zisofs_compressed_is_told(tmp_path: Path) -> None:
     tool("xorriso", "-outdev", out, "-map", folder, "/", "-set_filter", "--zisofs", "/file", "--")
     data = out.read_bytes()
     files = opened(data)
-    inode = files.inode(dict(files.entries(files.inode(files.root)))[b"file"])
+    inode = files.inode(numbers(files, files.inode(files.root))[b"file"])
     with pytest.raises(FormatError, match="compressed by zisofs"):
         read(data, files, inode)
 
@@ -141,7 +145,7 @@ def test_damage_is_told_or_does_no_harm(data: st.DataObject, small: bytes) -> No
             try:
                 inode = files.inode(pending.pop())
                 if stat.S_ISDIR(inode.mode):
-                    pending += [number for _, number in files.entries(inode)]
+                    pending += [entry.number for entry in entries(files, inode)]
                 elif stat.S_ISLNK(inode.mode):
                     files.target(inode)
                 else:
@@ -159,3 +163,75 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     (folder / "some/file").write_text("content")
     (folder / "link").symlink_to("some/file")
     return make_iso_of(folder, folder.with_name("cd.iso"), "-R").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A CD with a name that goes on in a continuation area, and one that does not."""
+    folder = tmp_path_factory.mktemp("continued") / "tree"
+    folder.mkdir()
+    (folder / ("n" * 240)).write_text("long")
+    (folder / "z").write_text("last")
+    return make_iso_of(folder, folder.with_name("cd.iso"), "-R").read_bytes()
+
+
+def continue_in(data: bytes, area: bytes) -> bytes:
+    """The CD with another continuation area of the long name."""
+    at = data.index(b"CE\x1c\x01", data.index(b"nnnn"))
+    block = -(-len(data) // 2048)
+    told = b"".join(struct.pack("<I", n) + struct.pack(">I", n) for n in (block, 0, len(area)))
+    return (data[: at + 4] + told + data[at + 28 :]).ljust(block * 2048, b"\0") + area
+
+
+def test_a_long_name_goes_on_elsewhere(continued: bytes) -> None:
+    files = opened(continued)
+    assert sorted(numbers(files, files.inode(files.root))) == [b"n" * 240, b"z"]
+
+
+def test_a_name_that_no_system_takes_hides_no_other(continued: bytes) -> None:
+    field = b"NM\xff\x01\x00" + b"m" * 250
+    files = opened(continue_in(continued, field * 100))
+    assert list(numbers(files, files.inode(files.root))) == [b"z"]
+
+
+def test_continuation_areas_have_a_bound(continued: bytes) -> None:
+    """Each is read again by its own CE field: 32 times 64 KiB for each record of a directory."""
+    block = -(-len(continued) // 2048)
+    again = b"".join(struct.pack("<I", n) + struct.pack(">I", n) for n in (block, 0, 1 << 16))
+    area = b"CE\x1c\x01" + again + b"XX\x04\x01" * (((1 << 16) - 28) // 4)
+    taken = 0
+    data = continue_in(continued, area)
+
+    def take(offset: int, length: int) -> bytes:
+        nonlocal taken
+        taken += length
+        return data[offset : offset + length]
+
+    files = IsoFiles(take, len(data))
+    root = files.inode(files.root)
+    with pytest.raises(FormatError, match="too many continuation areas"):
+        files.entries(root)
+    assert taken < 1 << 20
+
+
+def test_a_long_target_is_malformed() -> None:
+    target = LinkTarget()
+    target.add(b"\0" + b"\0\x04some" * 40)
+    assert target.raw() == b"/".join([b"some"] * 40)
+    for _ in range(1000):
+        target.add(b"\0" + b"\0\x04some" * 40)
+    assert target.raw() == b""
+    assert not target._parts or len(target._parts) < 1000
+
+
+def test_directories_are_read_in_parts(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_iso_of(tree, tmp_path / "cd.iso", "-R").read_bytes()
+    files = opened(data)
+    many = files.inode(numbers(files, files.inode(files.root))[b"many"])
+    whole = entries(files, many)
+    for size in (2048, 5000, 1 << 20):
+        monkeypatch.setattr("p2pcloop.formats.iso_files._PART", size)
+        assert entries(files, many) == whole
+        assert len(whole) == 300

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
+from p2pcloop.formats.file_tree import Entry, FileTree, Inode
 from tests.support.programs import tool
 
 READ_ONLY = ("squashfs", "iso9660", "erofs")
+
+Kind = TypeVar("Kind", bound=Inode)
+
+
+def entries(files: FileTree[Kind], folder: Kind) -> list[Entry]:
+    """All entries of a directory, from its parts."""
+    found, start = files.entries(folder)
+    while start is not None:
+        more, start = files.entries(folder, start)
+        found += more
+    return found
+
+
+def numbers(files: FileTree[Kind], folder: Kind) -> dict[bytes, int]:
+    """The inodes of a directory by name."""
+    return {entry.name: entry.number for entry in entries(files, folder)}
 
 
 def make_read_only(kind: str, tree: Path, out: Path) -> None:

@@ -146,6 +146,24 @@ async def _open_stored(
     kept = None if manifest.private else KeptChunks(spec.home, manifest.image_id)
     # A wrong secret is refused here, before an overlay is made.
     stored = StoredImage.of_home(manifest, spec.home, spec.secret, kept=kept)
+    try:
+        return await _with_overlay(spec, signed, stored, kept, lease, nursery, ready, wanting)
+    except BaseException:  # a reader that gave up, too: a mount opens one image after another
+        stored.close()
+        raise
+
+
+async def _with_overlay(
+    spec: BlockServerSpec,
+    signed: SignedManifest,
+    stored: StoredImage,
+    kept: KeptChunks | None,
+    lease: Lease,
+    nursery: trio.Nursery,
+    ready: Ready,
+    wanting: Callable[[], None],
+) -> Disk:
+    manifest = signed.manifest
     overlay = open_overlay(
         spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
     )

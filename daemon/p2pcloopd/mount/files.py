@@ -7,22 +7,37 @@ mounted the tree, and can be read; devices, sockets and pipes are left out.
 
 from __future__ import annotations
 
+import logging
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+import trio
+
+from p2pcloop.errors import FormatError
 from p2pcloop.formats.ext4 import Ext4
-from p2pcloop.formats.file_tree import FileTree, Inode, Read
+from p2pcloop.formats.file_tree import MAX_ENTRIES, Entry, FileTree, Inode, Prepare, Read
 from p2pcloop.formats.iso_files import IsoFiles
 from p2pcloop.formats.manifest import Manifest, SignedManifest
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.protocol.fuse import DirectoryEntry
 from p2pcloopd.block.backend import complete
 from p2pcloopd.mount.images import HeldImage
-from p2pcloopd.mount.nodes import FOREVER, Directory, File, Identity, Link, Node, Opened, seek_data
+from p2pcloopd.mount.nodes import (
+    FOREVER,
+    Directory,
+    File,
+    Identity,
+    Link,
+    Node,
+    Opened,
+    inode_number,
+    seek_data,
+)
 
-Open = Callable[[Read, int], FileTree[Any]]
+Open = Callable[[Read, int, Prepare], FileTree[Any]]
 
 _READERS: dict[str, Open] = {"ext2": Ext4, "ext3": Ext4, "ext4": Ext4, "iso9660": IsoFiles}
 """File systems whose files are shown, and what reads them."""
@@ -30,7 +45,14 @@ _READERS: dict[str, Open] = {"ext2": Ext4, "ext3": Ext4, "ext4": Ext4, "iso9660"
 _ROOT = 0
 """Stands for the root's inode, which is not known before something is read."""
 
+_SHOWN = (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK)
+
+_STEP = 256
+"""Entries that are worked on before other readers get their turn."""
+
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 def why_no_files(manifest: Manifest) -> str | None:
@@ -58,7 +80,7 @@ class FileSystem:
             where: the directory; a directory of the file system has one place in a tree.
             hold: opens the image.
         """
-        self.hold = hold
+        self._hold = hold
         self._open = _READERS[signed.manifest.boot.root_type]
         self._signed = signed
         self._where = where
@@ -72,31 +94,64 @@ class FileSystem:
         """The identity of an inode's node."""
         return "file", self._signed.id, self._where, number
 
+    async def open(self) -> OpenTree:
+        """Open the image and read the start of its file system; the caller closes it.
+
+        Raises:
+            P2pcloopError: the file system is damaged, or cannot be read.
+        """
+        image = await self._hold()
+        try:
+            device = image.device
+            read, prepare = partial(_read, device), partial(_prepare, device)
+            files = await _completed(image, lambda: self._open(read, device.size, prepare))
+        except BaseException:
+            image.release()
+            raise
+        return OpenTree(image, files)
+
+    async def inode(self, number: int) -> Inode:
+        """Read an inode.
+
+        Raises:
+            P2pcloopError: as of `open`.
+        """
+        with await self.open() as tree:
+            inode: Inode = await tree.read(lambda files: files.inode(number))
+            return inode
+
+
+class OpenTree:
+    """The file system of an image that is open, until `close`."""
+
+    def __init__(self, image: HeldImage, files: FileTree[Any]) -> None:
+        self.image = image
+        self.files = files
+
     async def read(self, work: Callable[[FileTree[Any]], Result]) -> Result:
         """Return the result of `work`, which is called again when missing bytes have come.
 
         Raises:
             P2pcloopError: the file system is damaged, or cannot be read.
         """
-        image = await self.hold()
-        try:
-            return await self.read_held(image, work)
-        finally:
-            image.release()
+        return await _completed(self.image, lambda: work(self.files))
 
-    async def read_held(self, image: HeldImage, work: Callable[[FileTree[Any]], Result]) -> Result:
-        """The same of an image that is open."""
-        return await _completed(image, self._open, work)
+    def close(self) -> None:
+        """Use the image no more."""
+        self.image.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-async def _completed(
-    image: HeldImage, open_tree: Open, work: Callable[[FileTree[Any]], Result]
-) -> Result:
+async def _completed(image: HeldImage, work: Callable[[], Result]) -> Result:
     results: list[Result] = []
 
     def call() -> None:
-        device = image.device
-        results.append(work(open_tree(partial(_read, device), device.size)))
+        results.append(work())
 
     try:
         call()
@@ -109,6 +164,22 @@ def _read(device: ImageDevice, offset: int, length: int) -> bytes:
     data = bytearray(length)
     device.read_into(offset, (memoryview(data),))
     return bytes(data)
+
+
+def _prepare(device: ImageDevice, ranges: Sequence[tuple[int, int]]) -> None:
+    _all_at_once(partial(device.require, *each) for each in ranges)
+
+
+def _all_at_once(calls: Iterable[Callable[[], None]]) -> None:
+    """Make all calls, then raise one `Missing` with the ranges of all of them."""
+    missing: list[ByteRange] = []
+    for call in calls:
+        try:
+            call()
+        except Missing as absent:
+            missing += absent.ranges
+    if missing:
+        raise Missing(missing)
 
 
 def _node(system: FileSystem, inode: Inode) -> Node | None:
@@ -130,32 +201,77 @@ class _Folder(Directory):
         )
         self._system = system
         self._number = inode.number
-        self._names: dict[bytes, int] | None = None
+        self._names: dict[bytes, Entry] | None = None
 
     async def find(self, name: bytes) -> Node | None:
-        number = (await self._load()).get(name)
-        if number is None:
+        entry = (await self._load()).get(name)
+        if entry is None:
             return None
-        inode: Inode = await self._system.read(lambda files: files.inode(number))
-        return _node(self._system, inode)
+        return _node(self._system, await self._system.inode(entry.number))
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    async def entries(self) -> Sequence[DirectoryEntry]:
         names = await self._load()
-        inodes: dict[int, Inode] = await self._system.read(
-            lambda files: {number: files.inode(number) for number in names.values()}
-        )
-        found = [(name, _node(self._system, inodes[number])) for name, number in names.items()]
-        return [(name, node) for name, node in found if node is not None]
+        kinds = await self._kinds([entry.number for entry in names.values() if not entry.kind])
+        found: list[DirectoryEntry] = []
+        for name, number, kind in names.values():
+            mode = kind or kinds[number]
+            if mode in _SHOWN:
+                identity = self._system.identity(number)
+                found.append(DirectoryEntry(name, inode_number(identity), mode))
+                if len(found) % _STEP == 0:
+                    await trio.lowlevel.checkpoint()
+        return found
 
-    async def _load(self) -> dict[bytes, int]:
-        """The inodes of its names."""
+    async def _load(self) -> dict[bytes, Entry]:
+        """Its entries by name."""
         if self._names is None:
-            self._names = await self._system.read(self._list)
+            self._names = await self._read_names()
         return self._names
 
-    def _list(self, files: FileTree[Any]) -> dict[bytes, int]:
-        number = files.root if self._number == _ROOT else self._number
-        return dict(files.entries(files.inode(number)))
+    async def _read_names(self) -> dict[bytes, Entry]:
+        """Read its entries in parts: what was read is kept when a part lacks bytes, and other
+        readers get their turn after each."""
+        names: dict[bytes, Entry] = {}
+        with await self._system.open() as tree:
+            number = tree.files.root if self._number == _ROOT else self._number
+            folder: Inode = await tree.read(lambda files: files.inode(number))
+            start: int | None = 0
+            while start is not None:
+                part, start = await tree.read(
+                    lambda files, start=start: files.entries(folder, start)  # type: ignore[misc]
+                )
+                for entry in part:
+                    names.setdefault(entry.name, entry)
+                if len(names) > MAX_ENTRIES:
+                    raise FormatError(f"a directory has more than {MAX_ENTRIES} names")
+                await trio.lowlevel.checkpoint()
+        return names
+
+    async def _kinds(self, numbers: Sequence[int]) -> dict[int, int]:
+        """The kinds of inodes; 0 for one that cannot be read."""
+        kinds: dict[int, int] = {}
+        if not numbers:
+            return kinds
+        with await self._system.open() as tree:
+            for at in range(0, len(numbers), _STEP):
+                some = numbers[at : at + _STEP]
+                await tree.read(
+                    lambda files, some=some: _all_at_once(  # type: ignore[misc]
+                        partial(_read_kind, files, number, kinds) for number in some
+                    )
+                )
+                await trio.lowlevel.checkpoint()
+        return kinds
+
+
+def _read_kind(files: FileTree[Any], number: int, kinds: dict[int, int]) -> None:
+    if number in kinds:
+        return
+    try:
+        kinds[number] = stat.S_IFMT(files.inode(number).mode)
+    except FormatError as err:
+        _log.warning("an entry of a directory is left out: %s", err)
+        kinds[number] = 0
 
 
 class _File(File):
@@ -169,32 +285,25 @@ class _File(File):
         self._inode = inode
 
     async def open(self) -> Opened:
-        image = await self._system.hold()
-        try:
-            files = await self._system.read_held(image, lambda files: files)
-        except BaseException:
-            image.release()
-            raise
-        return _OpenFile(image, files, self._inode)
+        return _OpenFile(await self._system.open(), self._inode)
 
 
 class _OpenFile:
-    def __init__(self, image: HeldImage, files: FileTree[Any], inode: Inode) -> None:
-        self._image = image
-        self._files = files
+    def __init__(self, tree: OpenTree, inode: Inode) -> None:
+        self._tree = tree
         self._inode = inode
 
     def read_into(self, offset: int, view: memoryview) -> int:
         missing: list[ByteRange] = []
         done = 0
-        for size, place in self._files.runs(self._inode, offset, len(view)):
+        for size, place in self._tree.files.runs(self._inode, offset, len(view)):
             part = view[done : done + size]
             done += size
             if place is None:
                 part[:] = bytes(size)
                 continue
             try:
-                self._image.device.read_into(place, (part,))
+                self._tree.image.device.read_into(place, (part,))
             except Missing as absent:
                 missing += absent.ranges
         if missing:
@@ -202,7 +311,7 @@ class _OpenFile:
         return done
 
     async def supply(self, missing: Missing) -> None:
-        await self._image.backend.supply(missing)
+        await self._tree.image.backend.supply(missing)
 
     def read_ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Nothing: a file lies in few chunks."""
@@ -211,7 +320,7 @@ class _OpenFile:
         return seek_data(offset, whence, self._inode.size)
 
     def close(self) -> None:
-        self._image.release()
+        self._tree.close()
 
 
 class _Link(Link):
@@ -223,5 +332,6 @@ class _Link(Link):
         self._inode = inode
 
     async def target(self) -> bytes:
-        target: bytes = await self._system.read(lambda files: files.target(self._inode))
-        return target
+        with await self._system.open() as tree:
+            target: bytes = await tree.read(lambda files: files.target(self._inode))
+            return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
@@ -49,8 +50,14 @@ class HeldImage:
 
 @dataclass(eq=False)
 class _Image:
-    """An image that is open or being opened, and how many use it."""
+    """An image that is open or being opened, and how many use it.
 
+    Attributes:
+        give_up: called when every reader that waited for the opening has gone. It is cancelled
+            then, which takes a while: a reader that comes meanwhile must not find it.
+    """
+
+    give_up: Callable[[], None]
     users: int = 0
     backend: StoredBackend | None = None
     error: P2pcloopError | None = None
@@ -66,7 +73,8 @@ class _Image:
         self.users -= 1
         self._note()
         if not self.users and not self.opened.is_set():
-            self.opening.cancel()  # every reader that waited for it has gone
+            self.give_up()
+            self.opening.cancel()
 
     def _note(self) -> None:
         self.changed.set()
@@ -109,7 +117,7 @@ class Images:
         """
         image = self._images.get(signed.id)
         if image is None:
-            image = self._images[signed.id] = _Image()
+            image = self._images[signed.id] = _Image(lambda: self._take_out(signed))
             self._nursery.start_soon(self._keep, image, signed, secret)
         image.use()
         try:
@@ -128,10 +136,17 @@ class Images:
                 await self._serve(image, signed, secret)
         except P2pcloopError as err:
             image.error = err
+        except Exception as err:  # a bug that shows in one image must not end the others' readers
+            _log.exception("%s failed by a bug of p2pcloop", signed.manifest.name)
+            image.error = P2pcloopError(f"{signed.manifest.name} cannot be read: {err}")
         finally:
             if self._images.get(signed.id) is image:
-                del self._images[signed.id]
+                self._take_out(signed)
             image.opened.set()
+
+    def _take_out(self, signed: SignedManifest) -> None:
+        """The next reader opens the image anew."""
+        del self._images[signed.id]
 
     async def _serve(self, image: _Image, signed: SignedManifest, secret: bytes | None) -> None:
         await self._know(signed)
@@ -146,7 +161,7 @@ class Images:
                 image.backend = backend
                 image.opened.set()
                 await image.unused()
-                del self._images[signed.id]
+                self._take_out(signed)
             finally:
                 with trio.CancelScope(shield=True):
                     await backend.report_booted()

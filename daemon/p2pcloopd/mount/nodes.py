@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Protocol
 
 from p2pcloop.image.api import Missing
-from p2pcloop.protocol.fuse import Attributes
+from p2pcloop.protocol.fuse import Attributes, DirectoryEntry
 
 FOREVER = 24 * 3600
 """Seconds that the kernel may keep what never changes."""
@@ -49,6 +49,12 @@ class Opened(Protocol):
         """Nothing more is read."""
 
 
+def inode_number(identity: Identity) -> int:
+    """Return the number of the inode that a node of this identity has."""
+    digest = blake2b(repr(identity).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 2  # never 0 or 1
+
+
 class Node:
     """A file, a directory or a link.
 
@@ -74,8 +80,11 @@ class Node:
     @property
     def number(self) -> int:
         """The number of its inode, the same at each mount."""
-        digest = blake2b(repr(self.identity).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") | 2  # never 0 or 1
+        return inode_number(self.identity)
+
+    def entry(self, name: bytes) -> DirectoryEntry:
+        """An entry of a directory that names it."""
+        return DirectoryEntry(name, self.number, self.mode)
 
     def attributes(self) -> Attributes:
         """Its attributes. It belongs to the user who mounted it."""
@@ -99,8 +108,8 @@ class Directory(Node):
         """
         raise NotImplementedError
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
-        """Return names in it, each with what it names.
+    async def entries(self) -> Sequence[DirectoryEntry]:
+        """Return its entries, without `.` and `..`.
 
         Raises:
             P2pcloopError: they cannot be told.

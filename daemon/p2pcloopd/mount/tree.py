@@ -20,7 +20,7 @@ from p2pcloop.formats.manifest import LayerRef, ManifestRef, SignedManifest
 from p2pcloop.formats.name import Name, format_key, is_label, parse_key
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloop.image.api import Missing
-from p2pcloop.protocol.fuse import Attributes
+from p2pcloop.protocol.fuse import Attributes, DirectoryEntry
 from p2pcloop.store.home import Home
 from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import Records
@@ -114,10 +114,10 @@ class Root(Directory):
         except FormatError:
             return None
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    async def entries(self) -> Sequence[DirectoryEntry]:
         """See `Directory.entries`."""
-        keys = {record.name.key for record in self._known.records().names()}
-        return [(f"@{format_key(key)}".encode(), _Publisher(self._known, key)) for key in keys]
+        keys = sorted({record.name.key for record in self._known.records().names()})
+        return [_Publisher(self._known, key).entry(f"@{format_key(key)}".encode()) for key in keys]
 
 
 class _Publisher(Directory):
@@ -137,12 +137,10 @@ class _Publisher(Directory):
             await self._known.resolve(wanted)
         return self._image(wanted)
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    async def entries(self) -> Sequence[DirectoryEntry]:
         names = [record.name for record in self._known.records().names()]
-        found = [
-            (name.label.encode(), self._image(name)) for name in names if name.key == self._key
-        ]
-        return [(label, node) for label, node in found if node is not None]
+        found = [(name.label, self._image(name)) for name in names if name.key == self._key]
+        return [node.entry(label.encode()) for label, node in found if node is not None]
 
     def _image(self, name: Name) -> _Image | None:
         record = self._known.find(name)
@@ -168,8 +166,8 @@ class _Version(Directory):
         make = self._makers().get(name)
         return None if make is None else make()
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
-        return [(name, make()) for name, make in self._makers().items()]
+    async def entries(self) -> Sequence[DirectoryEntry]:
+        return [make().entry(name) for name, make in self._makers().items()]
 
     def _makers(self) -> dict[bytes, Callable[[], Node]]:
         """What is in it, by name."""
@@ -217,11 +215,11 @@ class _Versions(Directory):
             found = self._version(number)
         return found
 
-    async def entries(self) -> Sequence[tuple[bytes, Node]]:
+    async def entries(self) -> Sequence[DirectoryEntry]:
         record = self._known.find(self._name)
         numbers = [] if record is None else sorted(record.versions)
         found = [(str(number).encode(), self._version(number)) for number in numbers]
-        return [(name, node) for name, node in found if node is not None]
+        return [node.entry(name) for name, node in found if node is not None]
 
     def _version(self, number: int) -> _Version | None:
         record = self._known.find(self._name)

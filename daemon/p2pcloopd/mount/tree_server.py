@@ -7,7 +7,11 @@ when a signal reaches the process that waits for it: else a read that waits for 
 interrupted.
 
 Overload: the kernel has one request of each thread under way, and a bounded number of readahead
-(`protocol/fuse.py`). So the number of tasks is bounded by the threads that use the tree.
+for the whole mount (`protocol/fuse.py`). So the number of tasks is bounded by these, and by the
+threads that use the tree. A read that waits holds no buffer.
+
+An error of any kind is answered, and confined to its request: a bug that shows in one file must not
+end the mount, whose other readers would get I/O errors. The log has its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import NamedTuple
 
 import trio
@@ -177,6 +180,7 @@ class TreeServer:
     def _take_batch(self) -> bool:
         """Take the requests that are here, answer reads; return whether there may be more."""
         reads: list[fuse.Read] = []
+        interrupts: list[fuse.Interrupt] = []
         more = True
         for _ in range(_BATCH):
             request = self._next()
@@ -185,12 +189,17 @@ class TreeServer:
                 break
             if isinstance(request, fuse.Read):
                 reads.append(request)
+            elif isinstance(request, fuse.Interrupt):
+                interrupts.append(request)
             else:
                 self._take(request)
         if len(reads) > 1:
             self._read_ahead(reads)
         for read in reads:
             self._read(read)
+        for interrupt in interrupts:  # its read may have come in this batch, and waits only now
+            if interrupt.target in self._waiting:
+                self._waiting[interrupt.target].cancel()
         return more or bool(reads)
 
     def _next(self) -> fuse.Request | None:
@@ -219,12 +228,10 @@ class TreeServer:
             case fuse.Forget(nodes):
                 for number, lookups in nodes:
                     self._nodes.forget(number, lookups)
-            case fuse.Interrupt(target):
-                if target in self._waiting:
-                    self._waiting[target].cancel()
             case fuse.Init():
                 self._send(fuse.reply_to_init(request))
             case _:
+                assert not isinstance(request, fuse.Read | fuse.Interrupt), "_take_batch takes it"
                 self._answer(request.unique, partial(self._reply_at_once, request))
 
     def _reply_at_once(self, request: fuse.Request) -> bytes:
@@ -254,7 +261,7 @@ class TreeServer:
         """Send what `call` returns, or why it failed."""
         try:
             data = call()
-        except (P2pcloopError, OSError) as err:
+        except Exception as err:  # see the module: confined to its request
             data = _failed(unique, err)
         self._send(data)
 
@@ -271,7 +278,7 @@ class TreeServer:
             with scope:
                 try:
                     answer = await work()
-                except (P2pcloopError, OSError) as err:
+                except Exception as err:  # see the module: confined to its request
                     answer = _Reply(_failed(unique, err))
         finally:
             del self._waiting[unique]
@@ -323,7 +330,10 @@ class TreeServer:
         for handle, ranges in by_handle.items():
             opened = self._handles.get(handle)
             if len(ranges) > 1 and opened is not None and not isinstance(opened, _Listed):
-                opened.read_ahead(ranges)
+                try:
+                    opened.read_ahead(ranges)
+                except Exception:  # each read is made all the same, and tells its own error
+                    _log.exception("a preparation of reads failed")
 
     def _read(self, request: fuse.Read) -> None:
         """Answer a read, or have a task answer it that fetches what is missing."""
@@ -334,13 +344,18 @@ class TreeServer:
         except Missing as missing:
             lacking = missing.with_traceback(None)
             self._start(request.unique, partial(self._read_later, opened, request, lacking))
-        except (P2pcloopError, OSError) as err:
+        except Exception as err:  # see the module: confined to its request
             self._send(_failed(request.unique, err))
 
     async def _read_later(self, opened: Opened, request: fuse.Read, missing: Missing) -> _Reply:
-        view = memoryview(bytearray(fuse.HEADER_SIZE + min(request.length, fuse.MAX_READ)))
         data: list[memoryview] = []
-        await complete(opened, lambda: data.append(_filled(opened, request, view)), missing)
+
+        def fill() -> None:
+            # Made anew in each try: thousands of reads may wait, and a waiting one needs no buffer.
+            size = fuse.HEADER_SIZE + min(request.length, fuse.MAX_READ)
+            data.append(_filled(opened, request, memoryview(bytearray(size))))
+
+        await complete(opened, fill, missing)
         return _Reply(data[0])
 
     def _opened(self, handle: int) -> Opened:
@@ -361,20 +376,18 @@ class TreeServer:
 
     def _send(self, data: bytes | memoryview) -> bool:
         """Send a reply; return whether the kernel took it. It no longer wants that of a process
-        that was killed."""
+        that was killed, and refuses one that does not fit its request: a bug of ours."""
         try:
             os.write(self._fd, data)
         except OSError as err:
             if err.errno != errno.ENOENT and err.errno not in _GONE:
-                raise
+                _log.error("the kernel refused a reply of %d bytes: %s", len(data), err)
             return False
         return True
 
 
 async def _list(folder: Directory) -> list[fuse.DirectoryEntry]:
-    dots = [(b".", folder), (b"..", folder)]
-    entries = [*dots, *sorted(await folder.entries(), key=itemgetter(0))]
-    return [fuse.DirectoryEntry(name, node.number, node.mode) for name, node in entries]
+    return [folder.entry(b"."), folder.entry(b".."), *await folder.entries()]
 
 
 def _filled(opened: Opened, request: fuse.Read, view: memoryview) -> memoryview:
@@ -388,10 +401,13 @@ def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def _failed(unique: int, err: P2pcloopError | OSError) -> bytes:
+def _failed(unique: int, err: Exception) -> bytes:
     """Return the reply to a request that failed; the log tells why."""
     if isinstance(err, OSError):
         return fuse.failed(unique, err.errno or errno.EIO)
+    if not isinstance(err, P2pcloopError):
+        _log.error("a request failed by a bug of p2pcloop", exc_info=err)
+        return fuse.failed(unique, errno.EIO)
     _log.warning("%s", _words(err))
     if isinstance(err, StorageError):
         return fuse.failed(unique, err.errno)
