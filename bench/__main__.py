@@ -22,7 +22,7 @@ from bench import (
     nbd_reads,
     only_source,
     packing,
-    page,
+    performance_page,
     plan,
     seed,
     serve,
@@ -36,7 +36,7 @@ from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
 from bench.links import boot_command, crowd, desktop, download, kept, missing, netboot
 from bench.links.suite import INTERRUPTED
-from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
+from bench.run_setup import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
 MEASURES = {
     measure.name: measure
@@ -80,7 +80,7 @@ SUITES = {
 }
 """Measures over slow lines, with options of their own; named first, and alone."""
 
-OTHERS = {"compare": compare.main, "page": page.main}
+OTHERS = {"compare": compare.main, "page": performance_page.main}
 """Commands that work with the reports of measures; named first, with options of their own."""
 
 

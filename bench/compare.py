@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.figure import Bar, Figure, Report, Started, bar_table, read_report, write_report
 from bench.harness import BenchError
 from bench.processes import run, tail
-from bench.session import CHECKOUT, RESULTS, screen
+from bench.run_setup import CHECKOUT, RESULTS, screen
 
 BEFORE, AFTER = "before", "after"
 _OWN = "p2pcloop,p2pcloop-profile,p2pcloop-warm"

@@ -1,7 +1,7 @@
 """A figure: the thing measured, its value in each round, and its run. And the JSON of all that.
 
 All commands of `tools/bench` write the same file, a `Report`: one run (command, date, load,
-machine), its figures, and the bars that they were held against. `bench/page.py` makes
+machine), its figures, and the bars that they were held against. `bench/performance_page.py` makes
 docs/performance.md of such files, `bench/compare.py` compares two of them.
 """
 
@@ -157,7 +157,7 @@ class Run:
         command: repeats the run.
         began, ended: ISO 8601, UTC.
         load: load average of one minute at the start and at the end; None if it is unknown.
-        machine: facts, see `bench.session.machine_facts`.
+        machine: facts, see `bench.run_setup.machine_facts`.
         note: anything that a reader must know about this run.
     """
 

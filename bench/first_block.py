@@ -24,8 +24,8 @@ from pathlib import Path
 from bench.harness import Bench, BenchError, Contenders, Measure, Row, Values
 from bench.processes import Argument, node, run, run_json
 from p2pcloop.client.daemon import ensure_daemon
+from p2pcloop.client.open_stored import Source
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.stored import Source
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.link import parse_link
 from p2pcloop.image.api import Missing

@@ -29,7 +29,7 @@ from bench.links.rig import Boot, Contender, Rig, node_on
 from bench.links.sample import RECEIVED, TIME, boot_figures
 from bench.links.suite import Suite, run_suite
 from bench.processes import run, tail
-from bench.session import CHECKOUT
+from bench.run_setup import CHECKOUT
 from tools.console import Console, NotInTimeError
 
 _LINKS = "8748,1507,613"

@@ -15,7 +15,7 @@ from bench.harness import Bench, BenchError
 from bench.links.link import Link
 from bench.links.network import why_not
 from bench.links.usage import own_group
-from bench.session import PROGRAM, RESULTS, machine_facts, opened_bench, screen
+from bench.run_setup import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
 MACHINE_CANNOT, INTERRUPTED = 2, 130
 _PATHS = ("--out", "--p2pcloop", "--profile", "--recorded")

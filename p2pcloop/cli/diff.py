@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.stored import open_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.image.api import never_missing

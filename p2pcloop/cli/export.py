@@ -15,8 +15,8 @@ from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
 from p2pcloop.cli.options import FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
+from p2pcloop.client.open_stored import Source
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.stored import Source
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError

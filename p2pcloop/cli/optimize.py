@@ -13,9 +13,9 @@ from p2pcloop.cli.options import FilePath, PublishOptions, new_version_option, p
 from p2pcloop.cli.published import publisher_of, report_link, report_version, warn_if_only_here
 from p2pcloop.client.hot import HotMaker, fitting_touches
 from p2pcloop.client.image_file import check_publishable
+from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.profiles import read_profile
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.stored import open_stored
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json

@@ -72,13 +72,7 @@ def command(
             raise UsageError("--at and --published are of an image", hint="leave out --guest")
         _remove_guests(names_or_all(refs, _ended(home) if every else None), home, as_json=as_json)
         return
-    if every:
-        raise UsageError("--all is of guests", hint="`p2pcloop rm --guest --all`")
-    if not refs:
-        raise UsageError("which image?", hint="give REF; `p2pcloop images` lists them")
-    if len(refs) > 1:
-        raise UsageError("one image is removed at a time", hint="give one REF")
-    [ref] = refs
+    ref = _only_image(refs, every=every)
     with words_of_the_user():
         asked = read_ref(ref, home)
         if not isinstance(asked, str):
@@ -100,6 +94,17 @@ def command(
         "known": done["known"],
     }
     click.echo(to_json(facts) if as_json else _text(facts, _released(home, versions)))
+
+
+def _only_image(refs: tuple[str, ...], *, every: bool) -> str:
+    """The one image that is named."""
+    if every:
+        raise UsageError("--all is of guests", hint="`p2pcloop rm --guest --all`")
+    if not refs:
+        raise UsageError("which image?", hint="give REF; `p2pcloop images` lists them")
+    if len(refs) > 1:
+        raise UsageError("one image is removed at a time", hint="give one REF")
+    return refs[0]
 
 
 def _ended(home: Home) -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.publisher import Content, Publisher
-from p2pcloop.client.stored import Opened, open_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError, storage_error
@@ -145,12 +145,7 @@ class Maker:
             finish_layer(staging, delta.index)
             layer = self.publisher.serve_layer(staging, header)
         layers = () if manifest is None else manifest.layers
-        known = [] if found_in is None else [*found_in.ref.signed.manifest.all_layers]
-        refs = {ref.layer_id: ref for ref in (*known, *others.found.values())}
-        kept = [] if manifest is None else [ref.layer_id for ref in manifest.sources]
-        stack = {ref.layer_id for ref in layers}
-        wanted = dict.fromkeys(key for key in (*kept, *delta.sources) if key not in stack)
-        sources = tuple(refs[layer_id] for layer_id in wanted)
+        sources = others.sources(found_in, delta.sources)
         return Made(Content(target.size, (*layers, layer), sources), changes, delta)
 
 
@@ -212,6 +207,7 @@ class _Others:
 
     def __init__(self, home: Home, manifest: Manifest | None, secret: bytes | None) -> None:
         self.found: dict[bytes, LayerRef] = {}
+        self._manifest = manifest
         self._home = home
         self._private = secret is not None
         self.stack = () if manifest is None else tuple(ref.layer_id for ref in manifest.all_layers)
@@ -230,6 +226,20 @@ class _Others:
                 self.found[layer_id] = known.ref
                 return layer_id, known.chunk
         return None
+
+    def sources(self, found_in: Opened | None, used: Iterable[bytes]) -> tuple[LayerRef, ...]:
+        """The layers that the new version names beside its own.
+
+        Args:
+            found_in: the image in which blocks were found.
+            used: ids of the layers in which the new one has chunks.
+        """
+        manifest = self._manifest
+        known = () if found_in is None else found_in.ref.signed.manifest.all_layers
+        refs = {ref.layer_id: ref for ref in (*known, *self.found.values())}
+        kept = () if manifest is None else (ref.layer_id for ref in manifest.sources)
+        own = set() if manifest is None else {ref.layer_id for ref in manifest.layers}
+        return tuple(refs[key] for key in dict.fromkeys([*kept, *used]) if key not in own)
 
     def close(self) -> None:
         self._known.close()

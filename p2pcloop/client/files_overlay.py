@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from p2pcloop.client.stored import Opened
+from p2pcloop.client.open_stored import Opened
 from p2pcloop.errors import GuestError, MismatchError, UsageError
-from p2pcloop.formats.boot import MAX_ROOTS, BootParameters, Root
+from p2pcloop.formats.boot_parameters import MAX_ROOTS, BootParameters, Root
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.merged import MergedImage

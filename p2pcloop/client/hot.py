@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from p2pcloop.client.delta import check_runs
+from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.profiles import Subject
 from p2pcloop.client.publisher import Content, Publisher, newest_of, reference
 from p2pcloop.client.seed import seed_content
-from p2pcloop.client.stored import Opened, open_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, progress_bar
 from p2pcloop.errors import NotHereError, UsageError, storage_error

@@ -50,11 +50,7 @@ def write_mirror(
     if missing:
         _fetch_verified(ref, missing, quiet=quiet)
     for layer in missing:
-        for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
-            store = home.torrents / layer.torrent.hex()
-            source = hold_served(store, f"{path.torrent_name}/{path.file}")
-            # An eviction that began before the lease clears the bits before it makes holes.
-            mirror.copy(path, source, size, partial(is_whole, store / "have"))
+        _copy_layer(layer, mirror, home)
     # A URL that was given to an earlier run holds for this one, too.
     urls = mirror.urls(manifest.name) if url is None else (url,)
     for layer in manifest.all_layers:
@@ -78,6 +74,15 @@ def write_mirror(
             " by link only, not by name"
         )
     return link, sum(layer.index_length + layer.pack_length for layer in missing)
+
+
+def _copy_layer(layer: LayerRef, mirror: MirrorDirectory, home: Home) -> None:
+    """Write the files of a layer that is here."""
+    store = home.torrents / layer.torrent.hex()
+    for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
+        source = hold_served(store, f"{path.torrent_name}/{path.file}")
+        # An eviction that began before the lease clears the bits before it makes holes.
+        mirror.copy(path, source, size, partial(is_whole, store / "have"))
 
 
 def _is_there(layer: LayerRef, mirror: MirrorDirectory) -> bool:

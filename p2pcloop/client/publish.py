@@ -9,14 +9,14 @@ from typing import Any
 
 from p2pcloop.client.delta import Maker
 from p2pcloop.client.files_overlay import joined_boot, open_files_target
+from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.publisher import Publisher, reference
 from p2pcloop.client.refs import made_on, resolve_stored
 from p2pcloop.client.seed import seed_image
-from p2pcloop.client.stored import Opened, open_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import BusyError
-from p2pcloop.formats.boot import BootParameters
+from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
@@ -90,16 +90,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
     secret = _choose_secret(request, publisher)
     publisher.check_secret(secret)
     if base is None and secret is None:
-        answer = seed_image(
-            file,
-            publisher,
-            append=request.append or "",
-            message=request.message,
-            public=request.public,
-            quiet=request.quiet,
-            as_new_version=True,
-        )
-        return answer | {"base": None}
+        return _seed(request, publisher)
     image = publisher.image
     grown = base is not None and _stands_on(image, base.signed.manifest)
     lower = image if grown else base
@@ -126,6 +117,20 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
         "unknown_blocks": made.changes.unknown,
         **_facts(made.delta),
     }
+
+
+def _seed(request: Request, publisher: Publisher) -> dict[str, Any]:
+    """Publish a file as a whole image, with the file as its layer."""
+    answer = seed_image(
+        request.file,
+        publisher,
+        append=request.append or "",
+        message=request.message,
+        public=request.public,
+        quiet=request.quiet,
+        as_new_version=True,
+    )
+    return answer | {"base": None}
 
 
 def _choose_secret(request: Request, publisher: Publisher) -> bytes | None:

@@ -16,7 +16,7 @@ from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import ask_passphrase, notify
 from p2pcloop.errors import MismatchError, NotHereError, UsageError
-from p2pcloop.formats.boot import BootParameters
+from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.link import parse_link
 from p2pcloop.formats.manifest import (

@@ -6,7 +6,7 @@ from typing import Any
 
 from p2pcloop.client.publisher import Content, Publisher
 from p2pcloop.client.terminal import notify, progress_bar
-from p2pcloop.formats.boot import BootParameters
+from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,
     detect_filesystem,

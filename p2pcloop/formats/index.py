@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import overload
+from typing import NamedTuple, overload
 
 import zstandard
 
@@ -186,17 +186,7 @@ def build_index(
         FormatError: more runs, chunks or sources than the format holds, or a chunk in a source
             that is not named, or that holds a chain of which it is a part.
     """
-    if len(chunks) > MAX_CHUNKS or len(runs) > MAX_RUNS or len(sources) > MAX_SOURCES:
-        raise FormatError(
-            f"a layer of {len(chunks)} chunks, {len(runs)} runs and {len(sources)} sources is "
-            f"over the limits of {MAX_CHUNKS}, {MAX_RUNS} and {MAX_SOURCES}"
-        )
-    if any(chunk.source > len(sources) for chunk in chunks):
-        raise FormatError("a chunk lies in a source that the layer does not name")
-    if any(chunk.source and chunk.chained for chunk in chunks):
-        raise FormatError("a chunk of a chain lies in another layer than its chain")
-    if len(set(sources)) < len(sources):
-        raise FormatError("a layer names one source twice")
+    _check_content(runs, chunks, sources)
     stored_map = zstandard.ZstdCompressor(level=19).compress(pack_runs(runs))
     table = pack_chunks(chunks)
     pages = [table[at : at + PAGE_SIZE] for at in range(0, len(table), PAGE_SIZE)]
@@ -221,6 +211,21 @@ def build_index(
     return fixed + extension + hashes + stored_map + b"".join(pages)
 
 
+def _check_content(runs: Sequence[Run], chunks: Sequence[Chunk], sources: Sequence[bytes]) -> None:
+    """Refuse what the format cannot hold; see `build_index`."""
+    if len(chunks) > MAX_CHUNKS or len(runs) > MAX_RUNS or len(sources) > MAX_SOURCES:
+        raise FormatError(
+            f"a layer of {len(chunks)} chunks, {len(runs)} runs and {len(sources)} sources is "
+            f"over the limits of {MAX_CHUNKS}, {MAX_RUNS} and {MAX_SOURCES}"
+        )
+    if any(chunk.source > len(sources) for chunk in chunks):
+        raise FormatError("a chunk lies in a source that the layer does not name")
+    if any(chunk.source and chunk.chained for chunk in chunks):
+        raise FormatError("a chunk of a chain lies in another layer than its chain")
+    if len(set(sources)) < len(sources):
+        raise FormatError("a layer names one source twice")
+
+
 def _version_for(chunks: Sequence[Chunk], sources: Sequence[bytes], seal: Seal | None) -> int:
     codecs = {chunk.codec for chunk in chunks}
     if not codecs <= THIRD_CODECS:
@@ -236,6 +241,34 @@ def _pack_extension(sources: Sequence[bytes], seal: Seal | None) -> bytes:
     return EXTENSION.pack(flags, len(sources), salt) + b"".join(sources)
 
 
+class _Fixed(NamedTuple):
+    """The fields of `FIXED`."""
+
+    magic: bytes
+    version: int
+    length: int
+    image_size: int
+    pack_length: int
+    chunk_count: int
+    per_page: int
+    run_count: int
+    map_length: int
+    map_hash: bytes
+
+    def checks(self, tag_size: int) -> dict[str, bool]:
+        """What is to be right of them, and whether it is; `tag_size` is that of a sealed map."""
+        aligned = self.image_size % BLOCK_SIZE == 0
+        most = zstd_bound(self.run_count * RUN.size) + tag_size
+        return {
+            "image size": aligned and 0 < self.image_size <= MAX_IMAGE_SIZE,
+            "pack length": self.pack_length <= MAX_IMAGE_SIZE,
+            "chunk count": self.chunk_count <= MAX_CHUNKS,
+            "entries per page": self.per_page == ENTRIES_PER_PAGE,
+            "run count": self.run_count <= MAX_RUNS,
+            "map length": self.map_length <= most,
+        }
+
+
 def read_header(data: bytes) -> IndexHeader:
     """Check the bytes of a header whole and return the header.
 
@@ -244,52 +277,33 @@ def read_header(data: bytes) -> IndexHeader:
     """
     if len(data) < FIXED.size or not data.startswith(MAGIC):
         raise FormatError("these bytes are not the index of a layer")
-    (
-        _,
-        version,
-        length,
-        image_size,
-        pack_length,
-        chunk_count,
-        per_page,
-        run_count,
-        map_length,
-        (map_hash),
-    ) = FIXED.unpack_from(data)
-    if not PLAIN_VERSION <= version <= VERSION:
+    fixed = _Fixed(*FIXED.unpack_from(data))
+    if not PLAIN_VERSION <= fixed.version <= VERSION:
         raise FormatError(
-            f"the index is of version {version}; this program reads 1 to {VERSION}",
+            f"the index is of version {fixed.version}; this program reads 1 to {VERSION}",
             hint="a newer p2pcloop may read it",
         )
-    extended = version >= EXTENDED_VERSION
+    extended = fixed.version >= EXTENDED_VERSION
     sources, salt, at = _read_extension(data) if extended else ((), None, FIXED.size)
-    pages = -(-chunk_count // ENTRIES_PER_PAGE)
-    tag_size = 0 if salt is None else TAG_SIZE
-    checks = {
-        "header length": length == len(data) == at + HASH_SIZE * pages,
-        "image size": image_size % BLOCK_SIZE == 0 and 0 < image_size <= MAX_IMAGE_SIZE,
-        "pack length": pack_length <= MAX_IMAGE_SIZE,
-        "chunk count": chunk_count <= MAX_CHUNKS,
-        "entries per page": per_page == ENTRIES_PER_PAGE,
-        "run count": run_count <= MAX_RUNS,
-        "map length": map_length <= zstd_bound(run_count * RUN.size) + tag_size,
-    }
+    pages = -(-fixed.chunk_count // ENTRIES_PER_PAGE)
+    checks = {"header length": fixed.length == len(data) == at + HASH_SIZE * pages}
+    checks |= fixed.checks(tag_size=0 if salt is None else TAG_SIZE)
     wrong = [what for what, right in checks.items() if not right]
     if wrong:
         raise FormatError(f"the index header's {', '.join(wrong)} cannot be right")
     return IndexHeader(
         layer_id=hashlib.sha256(data).digest(),
-        length=length,
-        image_size=image_size,
-        pack_length=pack_length,
-        chunk_count=chunk_count,
-        run_count=run_count,
-        map_length=map_length,
-        map_hash=map_hash,
+        length=fixed.length,
+        image_size=fixed.image_size,
+        pack_length=fixed.pack_length,
+        chunk_count=fixed.chunk_count,
+        run_count=fixed.run_count,
+        map_length=fixed.map_length,
+        map_hash=fixed.map_hash,
         page_hashes=HashList(data[at:]),
         sources=sources,
         salt=salt,
-        version=version,
+        version=fixed.version,
     )
 
 

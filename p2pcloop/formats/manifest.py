@@ -19,7 +19,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.boot import BootParameters, read_boot
+from p2pcloop.formats.boot_parameters import BootParameters, read_boot
 from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
 from p2pcloop.formats.name import KEY_SIZE, LABEL_MAX, Name, check_label
 from p2pcloop.formats.packing import Fields

@@ -77,24 +77,15 @@ def inspect_copy(
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise UsageError(f"{name} is not a file: a regular one or a block device is needed")
         with path.open("rb") as file:
-            size = os.lseek(file.fileno(), 0, os.SEEK_END)
             found = ImageFile(
                 path.resolve(),
                 "raw",
-                size,
+                os.lseek(file.fileno(), 0, os.SEEK_END),
                 given=given and given.resolve(),
                 packed=packed,
                 is_device=stat.S_ISBLK(mode),
             )
-            if not size:
-                raise UsageError(f"{name} is empty: an image holds at least one byte")
-            if raw and partition:
-                raise UsageError("--raw takes the whole disk, --partition a part of it")
-            if found.is_device and (where := _written_at(found.path)):
-                raise BusyError(
-                    f"{name} is mounted at {where} and may be written while it is read",
-                    hint="unmount it, mount it read-only, or take a snapshot (LVM)",
-                )
+            _check_use(found, name, partition, raw=raw)
             found = _identify(found, file.fileno(), partition, raw=raw)
     except FileNotFoundError as err:
         raise NotHereError(
@@ -108,6 +99,19 @@ def inspect_copy(
         with OpenImage(found.path, found.parts, found.name) as image:
             image.check_whole()
     return found
+
+
+def _check_use(file: ImageFile, name: Path, partition: int, *, raw: bool) -> None:
+    """Refuse a file that cannot be used so, whatever it holds; see `inspect_file`."""
+    if not file.size:
+        raise UsageError(f"{name} is empty: an image holds at least one byte")
+    if raw and partition:
+        raise UsageError("--raw takes the whole disk, --partition a part of it")
+    if file.is_device and (where := _written_at(file.path)):
+        raise BusyError(
+            f"{name} is mounted at {where} and may be written while it is read",
+            hint="unmount it, mount it read-only, or take a snapshot (LVM)",
+        )
 
 
 def _written_at(device: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Self
 
 from p2pcloop.errors import storage_error
 from p2pcloop.formats.block_map import ZERO_CHUNK, Run
-from p2pcloop.formats.boot import Root
+from p2pcloop.formats.boot_parameters import Root
 from p2pcloop.formats.chunk_table import Chunk, ChunkPage
 from p2pcloop.formats.cloop import CloopFile, open_cloop
 from p2pcloop.formats.filesystem import PROBE_SIZE, check_whole

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from p2pcloop.errors import storage_error
-from p2pcloop.formats.boot import Root
+from p2pcloop.formats.boot_parameters import Root
 from p2pcloop.formats.index import IndexHeader, open_index
 from p2pcloop.making.build import Progress, check_image_size, pack_raw
 from p2pcloop.making.image_file import ImageFile

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, UsageError
-from p2pcloop.formats.boot import MAX_ROOTS
+from p2pcloop.formats.boot_parameters import MAX_ROOTS
 from p2pcloop.formats.cloop import HEADER_SIZE as CLOOP_HEADER_SIZE
 from p2pcloop.formats.cloop import is_cloop
 from p2pcloop.formats.extents import Extents

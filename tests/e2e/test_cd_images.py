@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.formats.boot import Root
+from p2pcloop.formats.boot_parameters import Root
 from p2pcloop.formats.manifest import Manifest, open_manifest
 from p2pcloop.making.opened import ALIGNMENT
 from tests.support.cds import make_iso

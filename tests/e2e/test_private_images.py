@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.formats.link import parse_link
-from tests.support.programs import Guest, Nodes
+from tests.support.programs import Guest, Node, Nodes
 
 from .conftest import DATA
 
@@ -25,30 +25,8 @@ def test_with_the_key_it_boots_and_without_it_is_only_seeded(
     link = parse_link(whole)
     assert link.secret is not None
     public, _, key = whole.partition("#key=")
-    overlay = tmp_path / "mine.delta"
-
-    # A user without the key fetches all of it, and none of it is in what they have.
-    assert carrier.json("fetch", public)["readable"] is False
-    assert "sealed" in carrier.run("fetch", public).out
-    assert carrier.json("info", public)["private"] is True
-    stored = b"".join(path.read_bytes() for path in carrier.home.torrents.rglob("pack"))
-    assert len(stored) > len(DATA)
-    for at in range(0, len(DATA), 65536):
-        assert DATA[at : at + 64] not in stored
-    out = tmp_path / "out.img"
-    for words, code, told in (
-        (["boot", public, "--overlay", overlay], 2, "its key is not here"),
-        (["export", public, out], 2, "its key is not here"),
-        (["boot", f"{public}#key={WRONG}", "--overlay", overlay], 5, "wrong key"),
-        (["boot", whole[:-1], "--overlay", overlay], 2, "key"),
-    ):
-        done = carrier.run(*words, code=code)
-        assert told in done.err
-        assert len([line for line in done.err.splitlines() if "hint:" not in line]) == 1
-        assert done.out == ""
-    assert not overlay.exists()
-    assert not out.exists()
-    assert not [path for path in carrier.home.root.rglob("*") if key in _text(path)]
+    overlay, out = tmp_path / "mine.delta", tmp_path / "out.img"
+    _carries_what_it_cannot_read(carrier, whole, overlay, out)
 
     # The carrier is enough for a user who has the key; it learns nothing by that.
     publisher.run("daemon", "stop")
@@ -62,6 +40,32 @@ def test_with_the_key_it_boots_and_without_it_is_only_seeded(
     reader.run("export", name, out)
     assert out.read_bytes() == image.read_bytes()
     assert reader.json("verify", overlay)["changed"] > 0
+    assert not [path for path in carrier.home.root.rglob("*") if key in _text(path)]
+
+
+def _carries_what_it_cannot_read(carrier: Node, whole: str, overlay: Path, out: Path) -> None:
+    """A user without the key fetches all of an image, and none of it is in what they have."""
+    public, _, key = whole.partition("#key=")
+    assert carrier.json("fetch", public)["readable"] is False
+    assert "sealed" in carrier.run("fetch", public).out
+    assert carrier.json("info", public)["private"] is True
+    stored = b"".join(path.read_bytes() for path in carrier.home.torrents.rglob("pack"))
+    assert len(stored) > len(DATA)
+    for at in range(0, len(DATA), 65536):
+        assert DATA[at : at + 64] not in stored
+    refused: list[tuple[list[str | Path], int, str]] = [
+        (["boot", public, "--overlay", overlay], 2, "its key is not here"),
+        (["export", public, out], 2, "its key is not here"),
+        (["boot", f"{public}#key={WRONG}", "--overlay", overlay], 5, "wrong key"),
+        (["boot", whole[:-1], "--overlay", overlay], 2, "key"),
+    ]
+    for words, code, told in refused:
+        done = carrier.run(*words, code=code)
+        assert told in done.err
+        assert len([line for line in done.err.splitlines() if "hint:" not in line]) == 1
+        assert done.out == ""
+    assert not overlay.exists()
+    assert not out.exists()
     assert not [path for path in carrier.home.root.rglob("*") if key in _text(path)]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,17 +36,7 @@ def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Pat
         assert "starting p2pcloopd" in guest.said
         guest.sh("echo kept > /root/mine && sync")
         guest.power_off()
-    told = json.loads(report.read_text())
-    assert (told["exit"], told["exit_code"]) == ("poweroff", 0)
-    assert 0 < told["boot_seconds"] < told["total_seconds"]
-    ran = find_kernel()
-    assert (told["kernel"], told["kernel_release"]) == (str(ran.path), ran.release)
-    [url] = parse_link(seeded["link"]).mirrors  # what a guest waits for comes over HTTP
-    assert set(told["sources"]) == {url}
-    assert all(count > 0 for count in told["sources"].values())
-    assert sum(told["sources"].values()) <= told["bytes_received"] < cloop.stat().st_size
-    assert told["block_server"]["waits"]["count"] > 0
-    assert told["image_stored"] == cloop.stat().st_size
+    _tells_all(json.loads(report.read_text()), seeded["link"], cloop)
 
     # By name now, with no other node there: what the first boot read is here.
     seeder.run("daemon", "stop")
@@ -63,6 +54,20 @@ def test_changes_last_from_boot_to_boot(nodes: Nodes, cloop: Path, tmp_path: Pat
     reader.run("export", cloop, raw, "--overlay", overlay)
     assert tool("debugfs", "-R", "cat /root/mine", raw) == "kept\n"
     assert reader.json("info", overlay)["made_on"] == seeded["name"]
+
+
+def _tells_all(told: dict[str, Any], link: str, cloop: Path) -> None:
+    """The report of a boot from another node."""
+    assert (told["exit"], told["exit_code"]) == ("poweroff", 0)
+    assert 0 < told["boot_seconds"] < told["total_seconds"]
+    ran = find_kernel()
+    assert (told["kernel"], told["kernel_release"]) == (str(ran.path), ran.release)
+    [url] = parse_link(link).mirrors  # what a guest waits for comes over HTTP
+    assert set(told["sources"]) == {url}
+    assert all(count > 0 for count in told["sources"].values())
+    assert sum(told["sources"].values()) <= told["bytes_received"] < cloop.stat().st_size
+    assert told["block_server"]["waits"]["count"] > 0
+    assert told["image_stored"] == cloop.stat().st_size
 
 
 def test_two_guests_boot_at_once(nodes: Nodes, cloop: Path) -> None:

@@ -69,16 +69,7 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     updated = reader.json("update", name)
     assert (updated["version"], updated["before"], updated["message"]) == (3, 1, "change 3")
     assert "stays at version 3" in reader.run("update", name).out
-    versions = reader.json("log", name)["versions"]
-    assert [version["version"] for version in versions] == [3, 2, 1]
-    assert [version["message"] for version in versions] == ["change 3", "change 2", "change 1"]
-    assert [version["missing"] for version in versions] == [None, None, None]
-    assert all(0 < version["added"] < SIZE / 10 for version in versions[:2])
-    assert versions[2]["added"] > SIZE / 2
-    text = reader.run("log", name).out.splitlines()
-    assert text[0] == name
-    for line, version in zip(text[1:], versions, strict=True):  # each is made from the one before
-        assert version["message"] in line
+    versions = _told_by_log(reader, name)
     reader.run("name", "add", "disk", name)
     for version in (1, 2, 3):
         out = tmp_path / f"out{version}.img"
@@ -104,6 +95,21 @@ def test_versions_are_told_found_and_gone_back_to(nodes: Nodes, tmp_path: Path) 
     assert "stays at version 3: no source could tell its newest one" in alone.out
     [problem] = alone.err.splitlines()
     assert problem.count("http://") == 1
+
+
+def _told_by_log(reader: Node, name: str) -> list[dict[str, Any]]:
+    """Three versions, each made from the one before."""
+    versions: list[dict[str, Any]] = reader.json("log", name)["versions"]
+    assert [version["version"] for version in versions] == [3, 2, 1]
+    assert [version["message"] for version in versions] == ["change 3", "change 2", "change 1"]
+    assert [version["missing"] for version in versions] == [None, None, None]
+    assert all(0 < version["added"] < SIZE / 10 for version in versions[:2])
+    assert versions[2]["added"] > SIZE / 2
+    text = reader.run("log", name).out.splitlines()
+    assert text[0] == name
+    for line, version in zip(text[1:], versions, strict=True):
+        assert version["message"] in line
+    return versions
 
 
 def test_a_mirror_in_a_directory_tells_the_history(nodes: Nodes, tmp_path: Path) -> None:

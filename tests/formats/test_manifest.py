@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, MismatchError
-from p2pcloop.formats.boot import MAX_ROOTS, BootParameters, Root
+from p2pcloop.formats.boot_parameters import MAX_ROOTS, BootParameters, Root
 from p2pcloop.formats.manifest import (
     MAX_LAYERS,
     MAX_MANIFEST_SIZE,

@@ -148,6 +148,26 @@ async def test_nonsense_stops_the_queue_alone(
     assert "queue stopped" in caplog.text
 
 
+async def added(device: PortsDevice, ports: list[Port], told: Guest) -> None:
+    """Add two ports, which the guest opens; it closes the ones before first."""
+    numbers: list[int] = []
+
+    async def add() -> None:
+        numbers.extend(await device.add(ports))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(add)
+        await wait_all_tasks_blocked()
+        assert not numbers
+        await told.write(Control(2, Event.PORT_OPEN, 0).encode())  # of the port before
+        for number in (1, 2):
+            await told.write(Control(number, Event.PORT_READY).encode())
+            await told.write(Control(number, Event.PORT_OPEN).encode())
+    assert numbers == [1, 2]
+    assert not ports[1].closed.is_set()
+    assert ports[1].opened.is_set()
+
+
 async def test_ports_come_and_go_while_the_guest_runs() -> None:
     """What was written to one that is gone, or is not open yet, does not come to the next one."""
     got: list[bytes] = []
@@ -166,21 +186,7 @@ async def test_ports_come_and_go_while_the_guest_runs() -> None:
             await told.write(Control(number, Event.PORT_READY).encode())
         for turn in (1, 2):
             ports = [Port("", receive), Port("", receive)]
-            added: list[int] = []
-
-            async def add(ports: list[Port] = ports, added: list[int] = added) -> None:
-                added += await device.add(ports)
-
-            nursery.start_soon(add)
-            await wait_all_tasks_blocked()
-            assert not added
-            await told.write(Control(2, Event.PORT_OPEN, 0).encode())  # of the port before
-            for number in (1, 2):
-                await told.write(Control(number, Event.PORT_READY).encode())
-                await told.write(Control(number, Event.PORT_OPEN).encode())
-            assert added == [1, 2]
-            assert not ports[1].closed.is_set()
-            assert ports[1].opened.is_set()
+            await added(device, ports, told)
             ports[0].put(b"in%d" % turn)
             address = await incoming.read()
             assert incoming.driver.bytes_at(address, 3) == b"in%d" % turn

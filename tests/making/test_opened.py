@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError, UsageError
-from p2pcloop.formats.boot import Root
+from p2pcloop.formats.boot_parameters import Root
 from p2pcloop.formats.extents import Extents
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.making.image_file import ImageFile, Part

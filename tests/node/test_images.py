@@ -239,17 +239,7 @@ def test_a_withdrawal_is_passed_on_by_the_name(
     for store in (publisher.home.root, publisher.home.torrents, publisher.home.manifests / "x"):
         assert "node's own" in publisher.run("mirror", "disk", store, code=UsageError.exit_code).err
 
-    done = publisher.json("unpublish", "disk", "-m", "it had my keys in it")
-    assert (done["version"], done["changed"]) == (2, True)
-    assert publisher.json("unpublish", "disk")["changed"] is False
-    assert "withdrawn by its publisher" in publisher.run("status").out
-    err = publisher.run("rm", "disk", code=UsageError.exit_code).err
-    assert "it is withdrawn; --published" in err
-    assert "`p2pcloop unpublish`" not in err
-    err = publisher.run("boot", "disk", code=NotHereError.exit_code).err
-    assert "withdrawn" in err
-    assert "it had my keys in it" in err
-
+    _withdraws(publisher)
     assert "was withdrawn" in reader.run("update", first["name"]).out
     for command in ("info", "fetch"):
         told = reader.run(command, first["name"], code=NotHereError.exit_code).err
@@ -276,6 +266,20 @@ def test_a_withdrawal_is_passed_on_by_the_name(
     assert again["version"] == 3
     assert reader.json("update", first["name"])["withdrawn"] is False
     assert reader.json("info", first["name"])["version"] == 3
+
+
+def _withdraws(publisher: Node) -> None:
+    """A publisher withdraws its first version, and is told so from then on."""
+    done = publisher.json("unpublish", "disk", "-m", "it had my keys in it")
+    assert (done["version"], done["changed"]) == (2, True)
+    assert publisher.json("unpublish", "disk")["changed"] is False
+    assert "withdrawn by its publisher" in publisher.run("status").out
+    err = publisher.run("rm", "disk", code=UsageError.exit_code).err
+    assert "it is withdrawn; --published" in err
+    assert "`p2pcloop unpublish`" not in err
+    err = publisher.run("boot", "disk", code=NotHereError.exit_code).err
+    assert "withdrawn" in err
+    assert "it had my keys in it" in err
 
 
 def test_a_key_that_was_imported_signs_no_second_version_1(

@@ -81,16 +81,7 @@ class Torrent:
         self.store.suspect = self.audit.suspect
         self.completion = Completion(self.store, self.fetcher, demand, tuning)
         self._interest = Interest(self.store, self.fetcher, demand, tuning)
-        self.reads = Reads(
-            self.store,
-            self.fetcher,
-            demand,
-            tuning,
-            metadata=self.metadata,
-            want_metadata=self.want_metadata,
-            mend=self.saver.mend,
-            verify=self.saver.verify,
-        )
+        self.reads = Reads(self.store, self.fetcher, demand, tuning, owner=self)
         self._record = record
         self._swarm = swarm
         self._decode = decode

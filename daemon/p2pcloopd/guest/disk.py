@@ -196,7 +196,7 @@ def _read_stored_start(target: StoredRef, home: Home) -> bytes:
     # Few images need this.
     from io import BufferedReader  # noqa: PLC0415
 
-    from p2pcloop.client.stored import Source  # noqa: PLC0415
+    from p2pcloop.client.open_stored import Source  # noqa: PLC0415
     from p2pcloop.image.device import ImageDevice  # noqa: PLC0415
     from p2pcloop.image.reader import DeviceReader  # noqa: PLC0415
 

@@ -146,27 +146,8 @@ async def look_up(
     result = LookedUp()
 
     async def ask(source: RecordSource, scope: trio.CancelScope) -> None:
-        problems: list[str] = []
-        found: Sequence[FoundRecord] = ()
-        try:
-            found = await source.find(name)
-        except NotHereError:
-            pass
-        except P2pcloopError as err:
-            problems.append(str(err))
-        if not found and not problems:
-            result.without.append(f"{source.name}: has no record of it")
-        valid = 0
-        for each in found:
-            try:
-                result.add(_check(each, name), each)
-                valid += 1
-            except P2pcloopError as err:
-                problems.append(str(err))
+        valid = await _ask(source, name, result)
         waiting.discard(source.name)
-        result.problems += [
-            each if each.startswith(source.name) else f"{source.name}: {each}" for each in problems
-        ]
         if valid and not thorough:
             scope.deadline = min(scope.deadline, trio.current_time() + GRACE_SECONDS)
 
@@ -180,6 +161,31 @@ async def look_up(
     for problem in result.problems + result.without:
         _log.info("looking for %s: %s", name, problem)
     return result
+
+
+async def _ask(source: RecordSource, name: Name, result: LookedUp) -> bool:
+    """Add what a source says to the result; whether a record of it is valid."""
+    problems: list[str] = []
+    found: Sequence[FoundRecord] = ()
+    try:
+        found = await source.find(name)
+    except NotHereError:
+        pass
+    except P2pcloopError as err:
+        problems.append(str(err))
+    if not found and not problems:
+        result.without.append(f"{source.name}: has no record of it")
+    valid = False
+    for each in found:
+        try:
+            result.add(_check(each, name), each)
+            valid = True
+        except P2pcloopError as err:
+            problems.append(str(err))
+    result.problems += [
+        each if each.startswith(source.name) else f"{source.name}: {each}" for each in problems
+    ]
+    return valid
 
 
 def _check(found: FoundRecord, name: Name) -> SignedRecord:

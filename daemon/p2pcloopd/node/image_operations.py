@@ -27,6 +27,7 @@ from p2pcloop.formats.seal import SECRET_SIZE, check_secret
 from p2pcloop.formats.signed import MAX_VERSION
 from p2pcloop.store.removed import unmark_removed
 from p2pcloopd.control_server import Call
+from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.names.lookup import HISTORY_SECONDS
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.links import make_link
@@ -78,13 +79,7 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
     fields.end()
     signed = open_manifest(data)
     manifest = signed.manifest
-    layers = []
-    for layer in manifest.all_layers:
-        known = node.engine.get(layer.torrent)
-        if known is None:
-            raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
-        known.completion.hurry()  # clients that get the link ask this node for it
-        layers.append(known)
+    layers = _layers_of(node, manifest)
     if secret is not None:
         check_secret(manifest.key_check, secret)
     async with node.records_lock:
@@ -111,6 +106,18 @@ async def seed_manifest(node: Node, call: Call) -> dict[str, Any]:
         "public": public,
         "announced": public and node.announces(),
     }
+
+
+def _layers_of(node: Node, manifest: Manifest) -> list[Torrent]:
+    """The torrents of a manifest's layers, which clients that get its link ask this node for."""
+    layers = []
+    for layer in manifest.all_layers:
+        known = node.engine.get(layer.torrent)
+        if known is None:
+            raise NotHereError(f"layer {layer.torrent.hex()} of the manifest is not seeded here")
+        known.completion.hurry()
+        layers.append(known)
+    return layers
 
 
 async def seed_record(node: Node, call: Call) -> dict[str, Any]:

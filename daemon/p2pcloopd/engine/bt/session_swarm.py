@@ -68,17 +68,33 @@ class SessionSwarm:
         sources: Sources,
         held: Mapping[int, HeldFile],
     ) -> None:
+        self._public = sources.public
+        self._without = frozenset()
+        self._trackers: set[str] = set()
+        self._held = held  # open until libtorrent lets go of the torrent
+        self._gone = trio.Event()
+        self._blame = Blame(self.torrent.peers)
+        self._handle = self._session.lt.add_torrent(self._parameters(info, have, sources, held))
+        self._session.swarms[self._handle] = self
+        if self._public:
+            self._add_trackers(self._session.settings.announce_trackers)
+
+    def _parameters(
+        self,
+        info: bytes | None,
+        have: list[bool] | None,
+        sources: Sources,
+        held: Mapping[int, HeldFile],
+    ) -> lt.add_torrent_params:
+        """What libtorrent is told of the torrent when it is joined: see `Swarm.start`."""
         params = lt.add_torrent_params()
         # The binding takes text in UTF-8, or bytes as they are: a path may be none.
         params.save_path = os.fsencode(self._save_path)  # type: ignore[assignment]  # its stub errs
         params.flags = lt.torrent_flags.update_subscribe
-        self._without = frozenset()
         if not self._session.settings.pex:
             params.flags |= lt.torrent_flags.disable_pex
         # Both mean announcing; who only looks is told all the same (`look_up`, and LSD's news).
-        self._public = sources.public
-        self._trackers: set[str] = set()
-        if not self._public:
+        if not sources.public:
             params.flags |= lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd
         # These are connected to at once, others at the next full second.
         banned = self.torrent.peers.banned
@@ -100,13 +116,7 @@ class SessionSwarm:
             # Whatever happens to a file that lies elsewhere, it is never written.
             params.flags |= lt.torrent_flags.upload_mode
             params.renamed_files = {number: file.link for number, file in held.items()}
-        self._held = held  # open until libtorrent lets go of the torrent
-        self._gone = trio.Event()
-        self._blame = Blame(self.torrent.peers)
-        self._handle = self._session.lt.add_torrent(params)
-        self._session.swarms[self._handle] = self
-        if self._public:
-            self._add_trackers(self._session.settings.announce_trackers)
+        return params
 
     async def stop(self) -> None:
         if self._handle is None:

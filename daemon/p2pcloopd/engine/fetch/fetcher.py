@@ -114,21 +114,17 @@ class Fetcher:
         # First of all: it brings news.
         requested = self._asked.requested() if servers.ready_at() <= now else set()
         wants = [want for want in self.wants.table.values() if not store.is_coming(want.piece)]
-        if not (wants and self._wanted):
-            self._wanted, self._wanted_since = bool(wants), now
         self._share_flights(wants)
         crowded = bool(self.crowd)
         self.crowd.look(now, expecting=any(w.ahead or (crowded and w.waiting) for w in wants))
-        self._listen(now)
-        layout = store.stored.layout
         return View(
             now=now,
             wants=wants,
             in_part=store.in_part,
             requested=requested.__contains__,
             reader_waits=self._demand.busy,
-            wanted_since=self._wanted_since,
-            piece_length=layout.piece_length,
+            wanted_since=self._since_wanted(now, wants),
+            piece_length=store.stored.layout.piece_length,
             window=self.window(),
             peers_heard_at=self._peers.heard_at,
             bytes_at=self._peers.bytes_at,
@@ -143,7 +139,7 @@ class Fetcher:
             seeds=servers.seeds,
             range_pieces=self._range_pieces(),
             flights=ranges.flights,
-            servers_heard_at=self._heard_at,
+            servers_heard_at=self._servers_heard_at(now),
             crowd=len(self.crowd),
             copies=self.crowd.copies,
             mine=self.crowd.mine,
@@ -159,11 +155,18 @@ class Fetcher:
             for want in wants:
                 want.flight = want.flight or flying.get(want.piece)
 
-    def _listen(self, now: float) -> None:
-        """Note whether bytes arrived from servers since the last look."""
+    def _since_wanted(self, now: float, wants: Collection[Want]) -> float:
+        """Since when something is wanted."""
+        if not (wants and self._wanted):
+            self._wanted, self._wanted_since = bool(wants), now
+        return self._wanted_since
+
+    def _servers_heard_at(self, now: float) -> float:
+        """When bytes arrived from servers last: now, if some did since the last look."""
         heard = self.ranges.servers.heard()
         if heard != self._heard:
             self._heard, self._heard_at = heard, now
+        return self._heard_at
 
     def exclusive_hosts(self) -> frozenset[str]:
         """The hosts that are no peers: a dispatcher would be asked for what other clients have.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import TypeVarTuple
+from typing import Protocol, TypeVarTuple
 
 import trio
 
@@ -46,36 +46,33 @@ async def hold_any(_size: int) -> None:
     await trio.lowlevel.checkpoint()
 
 
-class Reads:
-    """The reads of one torrent.
+class Owner(Protocol):
+    """The torrent that is read, as far as a read needs it."""
 
-    Args:
-        metadata: waits until the layout is known.
-        want_metadata: has it fetched; waits for nothing.
-        mend: called before anything is fetched: raises or mends what the disk refused.
-        verify: compares pieces with their hashes, and drops those that are wrong.
-    """
+    async def metadata(self) -> TorrentLayout:
+        """Wait until the layout is known."""
+
+    def want_metadata(self) -> None:
+        """Have it fetched; waits for nothing."""
+
+    async def mend(self) -> None:
+        """Raise or mend what the disk refused: before anything is fetched."""
+
+    async def verify(self, pieces: range) -> list[int]:
+        """Compare pieces with their hashes, and drop those that are wrong."""
+
+
+class Reads:
+    """The reads of one torrent."""
 
     def __init__(
-        self,
-        store: Store,
-        fetcher: Fetcher,
-        demand: Demand,
-        tuning: Tuning,
-        *,
-        metadata: Callable[[], Awaitable[TorrentLayout]],
-        want_metadata: Callable[[], None],
-        mend: Callable[[], Awaitable[None]],
-        verify: Callable[[range], Awaitable[list[int]]],
+        self, store: Store, fetcher: Fetcher, demand: Demand, tuning: Tuning, owner: Owner
     ) -> None:
         self._store = store
         self._fetcher = fetcher
         self._demand = demand
         self._tuning = tuning
-        self._metadata = metadata
-        self._want_metadata = want_metadata
-        self._mend = mend
-        self._verify = verify
+        self._owner = owner
         self._under_way: set[trio.Event] = set()
         self._sent: dict[tuple[int, int], tuple[str, Callable[[], None]]] = {}
 
@@ -141,7 +138,7 @@ class Reads:
             if data is None and exact:
                 data = await self._fetch_exact(offset, length)
         if data is not None and self._fetcher.ranges.servers.begins_metadata(offset):
-            self._want_metadata()
+            self._owner.want_metadata()
         return data
 
     async def _fetch_exact(self, offset: int, length: int) -> bytes | None:
@@ -203,7 +200,7 @@ class Reads:
         async def lose_patience() -> None:
             await trio.sleep(self._tuning.first_patience)
             try:
-                await self._metadata()
+                await self._owner.metadata()
             except P2pcloopError:
                 return  # the reader is told, once no server answers either
             nursery.cancel_scope.cancel()
@@ -270,7 +267,7 @@ class Reads:
 
     async def _look(self, offset: int, length: int, *, heal: bool) -> tuple[range, list[int]]:
         """The pieces of a range, and which of them are not durable."""
-        layout = await self._metadata()
+        layout = await self._owner.metadata()
         if not (offset >= 0 and 0 < length <= MAX_READ and offset + length <= layout.total_size):
             raise UsageError(
                 f"bytes {offset} to {offset + length} cannot be read: the torrent has"
@@ -278,7 +275,7 @@ class Reads:
             )
         pieces = layout.pieces_of(offset, length)
         if heal:
-            await self._verify(pieces)
+            await self._owner.verify(pieces)
         return pieces, [piece for piece in pieces if not self._store.is_durable(piece)]
 
     async def _read(
@@ -300,7 +297,7 @@ class Reads:
     async def _fetch_pieces(
         self, missing: list[int], *, keep: bool, ahead: bool = False
     ) -> dict[int, bytes | None]:
-        await self._mend()
+        await self._owner.mend()
         return await self._fetcher.get(missing, keep=keep, ahead=ahead)
 
     async def _read_piece(self, piece: int) -> bytes:

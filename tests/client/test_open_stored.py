@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from p2pcloop.client import stored
+from p2pcloop.client import open_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.stored import StoredImage
@@ -22,11 +22,11 @@ def test_a_command_keeps_decoded_chunks_in_a_file_of_the_home(
     options: dict[str, Any] = {}
     image = SimpleNamespace(open=lambda **given: options.update(given))
     monkeypatch.setattr(StoredImage, "of_home", lambda *_: image)
-    monkeypatch.setattr(stored, "Lease", lambda *_: None)
+    monkeypatch.setattr(open_stored, "Lease", lambda *_: None)
     signed = SimpleNamespace(id=bytes(32), manifest=None)
     ref = SimpleNamespace(client=None, signed=signed, secret=None)
     home = Home(tmp_path)
-    stored.Source(cast(StoredRef, ref), home).open()
+    open_stored.Source(cast(StoredRef, ref), home).open()
     assert options == {"spill": home.tmp}
 
 
@@ -38,7 +38,7 @@ def test_p2pcloopd_is_asked_for_a_range_in_the_words_that_it_knows(
     asked: list[dict[str, Any]] = []
     image = SimpleNamespace(accept=lambda *given: taken.append(given))
     monkeypatch.setattr(StoredImage, "of_home", lambda *_: image)
-    monkeypatch.setattr(stored, "Lease", lambda *_: None)
+    monkeypatch.setattr(open_stored, "Lease", lambda *_: None)
 
     def call(op: str, _on_event: object, **args: Any) -> dict[str, Any]:
         asked.append({"op": op, **args})
@@ -48,7 +48,7 @@ def test_p2pcloopd_is_asked_for_a_range_in_the_words_that_it_knows(
     ref = SimpleNamespace(client=SimpleNamespace(call=call), signed=signed, secret=None)
     below = ByteRange(bytes(20), 0, 4096)
     wanted = ByteRange(bytes(20), 8192, 4096, instead=(below,))
-    stored.Source(cast(StoredRef, ref), Home(tmp_path)).supply(Missing([wanted]))
+    open_stored.Source(cast(StoredRef, ref), Home(tmp_path)).supply(Missing([wanted]))
     assert taken == [(wanted, bytes(4096))]
     assert asked == [
         {"op": "read", "torrent": bytes(20), "offset": 8192, "length": 4096, "heal": False}

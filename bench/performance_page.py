@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bench.figure import Bar, Figure, Report, as_json, read_report
-from bench.session import CHECKOUT
+from bench.run_setup import CHECKOUT
 
 CURRENT = CHECKOUT / "docs/measurements/current"
 PAGE = CHECKOUT / "docs/performance.md"
@@ -110,7 +110,7 @@ def taken_over(report: Report, folder: Path) -> None:
     if report.error:
         raise PageError(f"{report.name} was not measured: {report.error}")
     if report.name not in SECTIONS:
-        raise PageError(f"{report.name} has no section in bench/page.py")
+        raise PageError(f"{report.name} has no section in bench/performance_page.py")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report.name}.json").write_text(as_json(report))
 

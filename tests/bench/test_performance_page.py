@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import page
+from bench import performance_page
 from bench.__main__ import MEASURES, SUITES
 from bench.figure import Bar, Figure, Quantity, Report, Run
 
@@ -38,23 +38,25 @@ REPORT = Report(
 
 
 def test_the_page_is_what_the_reports_make() -> None:
-    assert page.PAGE.read_text() == page.page(page.current(page.CURRENT))
+    assert performance_page.PAGE.read_text() == performance_page.page(
+        performance_page.current(performance_page.CURRENT)
+    )
 
 
 def test_every_measure_has_a_section_and_every_report_a_command() -> None:
-    assert set(page.SECTIONS) == set(MEASURES) | set(SUITES)
-    for report in page.current(page.CURRENT):
+    assert set(performance_page.SECTIONS) == set(MEASURES) | set(SUITES)
+    for report in performance_page.current(performance_page.CURRENT):
         assert report.run.command.startswith(f"tools/bench {report.name}")
         assert (report.error, bool(report.figures or report.bars)) == (None, True)
 
 
 def test_reports_name_no_path_of_a_machine() -> None:
-    for path in page.CURRENT.glob("*.json"):
+    for path in performance_page.CURRENT.glob("*.json"):
         assert not re.search(r'[" ]/(?!s\b|GB)[a-z]', path.read_text()), path
 
 
 def test_a_run_is_shown_with_its_command_its_date_its_load_and_its_figures() -> None:
-    text = page.page([REPORT])
+    text = performance_page.page([REPORT])
     assert "\n    tools/bench links --rounds 2\n" in text
     assert "\n29 November 2026, load 0.3 to 4.2, guest kernel 7.2. Two rounds.\n" in text
     assert "| boot | 1507 KB/s | 613 KB/s |\n" in text
@@ -65,18 +67,18 @@ def test_a_run_is_shown_with_its_command_its_date_its_load_and_its_figures() -> 
 
 def test_a_run_on_another_machine_says_so() -> None:
     other = replace(RUN, machine=MACHINE | {"processor": "another", "processors": 8})
-    text = page.page([REPORT, REPORT, replace(REPORT, run=other)])
+    text = performance_page.page([REPORT, REPORT, replace(REPORT, run=other)])
     assert "The machine: 2 processors, a processor, 24 GiB of memory." in text
     assert text.count("another machine: 8 processors, another") == 1
 
 
 def test_a_new_report_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
-    page.taken_over(REPORT, tmp_path)
+    performance_page.taken_over(REPORT, tmp_path)
     newer = replace(REPORT, run=replace(RUN, note="newer"))
-    page.taken_over(newer, tmp_path)
-    assert page.current(tmp_path) == [newer]
+    performance_page.taken_over(newer, tmp_path)
+    assert performance_page.current(tmp_path) == [newer]
     for wrong in (replace(REPORT, error="no link"), replace(REPORT, name="compare")):
-        with pytest.raises(page.PageError):
-            page.taken_over(wrong, tmp_path)
-    with pytest.raises(page.PageError, match="no reports"):
-        page.page([])
+        with pytest.raises(performance_page.PageError):
+            performance_page.taken_over(wrong, tmp_path)
+    with pytest.raises(performance_page.PageError, match="no reports"):
+        performance_page.page([])
