@@ -22,7 +22,7 @@ from p2pcloop.formats.manifest import LayerRef, Manifest, open_manifest, sign_ma
 from p2pcloop.store.have import HaveFile
 from p2pcloop.store.home import Home
 from p2pcloop.units import BLOCK_SIZE
-from p2pcloopd.block.server import serve, wait_for_signal
+from p2pcloopd.block.server import serve, serve_until_signal
 from p2pcloopd.block.spec import BlockServerSpec
 
 TERABYTE = 1 << 40
@@ -93,7 +93,7 @@ def main(home_path: str, socket: str, overlay: str | None = None) -> None:
         overlay=None if overlay is None else Path(overlay),
         nbd=f"unix:{socket}",
     )
-    trio.run(partial(serve, spec, lambda: None, wait_for_signal))
+    trio.run(partial(serve_until_signal, partial(serve, spec, lambda: None)))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from bench.links.bare_machines import (
 from bench.links.control import doubts_of_usage
 from bench.links.least import recorded_boot
 from bench.links.link import Link
-from bench.links.network import Host, network
+from bench.links.network import Host, behind, network
 from bench.links.ours import publish_optimised
 from bench.links.rig import Rig, node_on
 from bench.links.suite import Suite, run_suite
@@ -62,7 +62,7 @@ from p2pcloopd.netboot.machine_root import READ_AHEAD_KB, build_machine_root
 
 LIMIT = 1200.0
 PORT = 10809
-_LAN_ADDRESS = "192.168.99.1"
+_LAN_ADDRESS, _CLIENT_ADDRESS = "192.168.99.1", "192.168.99.2"
 _RANGE = "192.168.99.10,192.168.99.60"
 _WORDS = "console=ttyS0"
 _FIRST_LINE = "Linux version"
@@ -219,12 +219,14 @@ class _Place:
 
     Attributes:
         host: of the node; its bridge is the LAN.
+        client: on the LAN: the node serves no program of its own machine.
         ref: the link of the image.
         image: its id, as far as machines name it.
     """
 
     seeder: Host
     host: Host
+    client: Host
     work: Path
     ref: str
     image: str
@@ -247,7 +249,8 @@ def _behind_line(suite: Suite, link: Link) -> Iterator[_Place]:
             f"link set {BRIDGE} up",
         ):
             run([*host.inside, "ip", *command.split()])
-        yield _Place(seeder, host, place, ref, _field(told, "image_id")[:16])
+        with behind(host, BRIDGE, _CLIENT_ADDRESS) as client:
+            yield _Place(seeder, host, client, place, ref, _field(told, "image_id")[:16])
 
 
 @contextmanager
@@ -273,7 +276,7 @@ def _replayed(suite: Suite, place: _Place, count: int, reads: Sequence[Read]) ->
     meter, before = Meter(suite.group), place.seeder.traffic()
 
     def one(number: int) -> float:
-        _enter_network(place.host.pid)
+        _enter_network(place.client.pid)
         name = f"{place.image}/52:54:00:78:00:{number:02x}/{uuid.uuid4()}".encode()
         with socket.create_connection((_LAN_ADDRESS, PORT), timeout=60) as connected:
             reader = NbdReader(connected, LIMIT, name)

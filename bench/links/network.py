@@ -153,6 +153,23 @@ def fast_pair() -> Iterator[tuple[Host, Host]]:
 
 
 @contextmanager
+def behind(host: Host, bridge: str, address: str) -> Iterator[Host]:
+    """One more host, at a bridge of another one; nothing slows it down.
+
+    Args:
+        address: of its eth0, in a network of 256 addresses.
+    """
+    with _namespace() as pid:
+        _ip(
+            host.pid,
+            f"link add behind type veth peer name eth0 netns {pid}",
+            f"link set behind master {bridge} up",
+        )
+        _ip(pid, "link set lo up", f"addr add {address}/24 dev eth0", "link set eth0 up")
+        yield Host("behind", address, pid)
+
+
+@contextmanager
 def _namespace() -> Iterator[int]:
     """The id of a process with a network and a mount namespace of its own."""
     dies_with_us = ("setpriv", "--pdeathsig", "KILL")

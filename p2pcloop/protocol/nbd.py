@@ -6,6 +6,7 @@ No socket, clock or log here. The owner of the connection sends `GREETING` first
         NEED_DATA   receive into `server.receive_buffer()`, then `server.received(count)`
         Reply       send its bytes
         START_TLS   shake hands; all further bytes go through TLS
+        Choice      only where it was wanted: get the export ready, or call `refuse`
         NEGOTIATED  the negotiation is over, requests follow
         Request     carry it out; answer with a reply of `server.replies`
         DISCONNECT  answer the requests in flight, then close
@@ -33,9 +34,10 @@ from p2pcloop.protocol.nbd_export import (
     Agreed,
     Export,
     Exports,
+    Refused,
     check_request,
 )
-from p2pcloop.protocol.nbd_options import Then, answer_option
+from p2pcloop.protocol.nbd_options import Then, answer_option, chosen_export
 from p2pcloop.protocol.nbd_reply import Replies
 from p2pcloop.protocol.nbd_wire import LocalProtocolError, RemoteProtocolError
 
@@ -73,6 +75,12 @@ class Reply(NamedTuple):
     data: bytes
 
 
+class Choice(NamedTuple):
+    """The client asks to be served an export of this name; it is answered at the next call."""
+
+    name: bytes
+
+
 class Request(NamedTuple):
     """A checked request.
 
@@ -96,7 +104,7 @@ class Request(NamedTuple):
     payload: memoryview
 
 
-Event = Reply | Request | Signal
+Event = Reply | Choice | Request | Signal
 
 
 class _State(enum.Enum):
@@ -144,8 +152,17 @@ class NbdServer:
         replies: makes the replies to requests as agreed; not before NEGOTIATED.
     """
 
-    def __init__(self, exports: Exports) -> None:
+    def __init__(self, exports: Exports, *, choices: bool = False) -> None:
+        """Begin a connection.
+
+        Args:
+            exports: what clients can ask for.
+            choices: `Choice` is an event before an export is given, so that it can be got ready.
+        """
         self._exports = exports
+        self._choices = choices
+        self._announced = False
+        self._refused: str | None = None
         self._export = Export(0, read_only=True)  # until one is chosen
         self._state = _State.CLIENT_FLAGS
         self._input = memoryview(bytearray(INPUT_SIZE))
@@ -192,6 +209,12 @@ class NbdServer:
             self._payload_end += count
         else:
             self._end += count
+
+    def refuse(self, why: str) -> None:
+        """Refuse the export of the last `Choice`, with text for people."""
+        if not self._announced:
+            raise LocalProtocolError("the client has asked for no export")
+        self._refused = why
 
     def next_event(self) -> Event:
         """The next event of the bytes received so far; NEED_DATA if there is none.
@@ -263,9 +286,19 @@ class NbdServer:
 
     def _parse_option_data(self) -> Event:
         option, length = self._option
-        if (data := self._take(length)) is None:
+        if self._end - self._start < length:
             return Signal.NEED_DATA
-        reply, then = answer_option(self._exports, self._agreed, option, bytes(data))
+        if self._choices and not self._announced:
+            data = bytes(self._input[self._start : self._start + length])
+            name = chosen_export(self._exports, self._agreed, option, data)
+            if name is not None:
+                self._announced = True
+                return Choice(name)
+        taken = self._take(length)
+        assert taken is not None, "all of it is there"
+        exports = self._exports if self._refused is None else Refused(self._exports, self._refused)
+        self._announced, self._refused = False, None
+        reply, then = answer_option(exports, self._agreed, option, bytes(taken))
         self._enter(_AFTER_OPTION[then])
         return Reply(reply)
 

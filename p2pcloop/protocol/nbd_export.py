@@ -64,6 +64,29 @@ class Exports(Protocol):
         """The export of a name, or text for people why there is none; changes nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """`Exports` of which none is given, for a reason."""
+
+    exports: Exports
+    why: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `Exports.names`."""
+        return self.exports.names
+
+    @property
+    def tls(self) -> bool:
+        """See `Exports.tls`."""
+        return self.exports.tls
+
+    def find(self, name: bytes) -> Export | str:
+        """See `Exports.find`."""
+        del name
+        return self.why
+
+
 def quoted(name: bytes) -> str:
     """A client's name of an export, for messages."""
     return repr(name[:64].decode("utf-8", "replace"))

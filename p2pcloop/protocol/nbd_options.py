@@ -68,6 +68,19 @@ def answer_option(exports: Exports, agreed: Agreed, option: int, data: bytes) ->
     return told + wire.option_reply(option, wire.REP_ACK), Then.NEXT_OPTION
 
 
+def chosen_export(exports: Exports, agreed: Agreed, option: int, data: bytes) -> bytes | None:
+    """The name that an option asks to be served, if the answer to it would give that export."""
+    if exports.tls and not agreed.tls:
+        return None
+    if option == wire.OPT_EXPORT_NAME:
+        name = data
+    elif option == wire.OPT_GO and (parsed := _parse_info(data)) is not None:
+        name = parsed[0]
+    else:
+        return None
+    return None if isinstance(exports.find(name), str) else name
+
+
 def _insist_on_tls(agreed: Agreed, option: int, data: bytes) -> tuple[bytes, Then]:
     if option == wire.OPT_EXPORT_NAME:
         raise RemoteProtocolError("the client asked for an export before TLS was started")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import struct
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcloop.errors import BusyError, StorageError
 from p2pcloop.image.api import Missing
 from p2pcloop.protocol.nbd_export import Export
-from p2pcloop.protocol.nbd_wire import RemoteProtocolError
 from p2pcloopd.block.nbd_server import serve_exports
-from p2pcloopd.netboot.machines import Machines, parse_export
+from p2pcloopd.netboot.machines import Machines, disk_name, parse_export
 from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
 from tests.support.waiting import until
@@ -51,36 +52,38 @@ def machines(said: list[str]) -> Machines:
     return Machines(IMAGE, Backend(), said.append)
 
 
-def test_a_machine_gets_the_image_read_only(machines: Machines) -> None:
+async def test_a_machine_gets_the_image_read_only(machines: Machines) -> None:
     assert machines.find(name()) == Export(1 << 20, read_only=True)
-    with machines.attach(name(), lambda: None) as backend:
+    async with machines.attach(name(), lambda: None) as backend:
         assert backend is machines.backend
         assert machines.count == 1
     assert machines.count == 0
 
 
-def test_a_second_machine_with_one_address_is_refused_while_the_first_is_there(
+async def test_a_second_machine_with_one_address_is_refused_while_the_first_is_there(
     machines: Machines, said: list[str]
 ) -> None:
-    with machines.attach(name(0), lambda: None):
+    async with machines.attach(name(0), lambda: None):
         refusal = machines.find(name(1))
         assert isinstance(refusal, str)
         assert MAC in refusal and "turn the other one off" in refusal
-        with pytest.raises(RemoteProtocolError), machines.attach(name(1), lambda: None):
-            pass
+        with pytest.raises(BusyError):
+            async with machines.attach(name(1), lambda: None):
+                pass
         assert machines.count == 1
         assert any("two machines" in line for line in said)
         assert not isinstance(machines.find(name(1, "52:54:00:77:00:02")), str)
     assert not isinstance(machines.find(name(1)), str)
 
 
-def test_a_machine_that_lost_its_connection_takes_the_place_of_the_old_one(
+async def test_a_machine_that_lost_its_connection_takes_the_place_of_the_old_one(
     machines: Machines, said: list[str]
 ) -> None:
     left = []
-    with ExitStack() as stack:
-        with machines.attach(name(), lambda: left.append("first")):
-            stack.enter_context(machines.attach(name(again="/again"), lambda: None))
+    async with AsyncExitStack() as stack:
+        async with machines.attach(name(), lambda: left.append("first")):
+            again = machines.attach(name(again="/again"), lambda: None)
+            await stack.enter_async_context(again)
             assert left == ["first"]
         # The end of the old connection takes nothing from the new one.
         assert machines.count == 1
@@ -92,6 +95,84 @@ def test_a_machine_of_another_version_reads_none_of_this_one(machines: Machines)
     refusal = machines.find(name(image="fedcba9876543210", again="/again"))
     assert isinstance(refusal, str)
     assert "start the machine again" in refusal
+
+
+@pytest.mark.parametrize("again", ["", "/again"])
+def test_a_machine_whose_changes_were_kept_gets_no_bare_image(said: list[str], again: str) -> None:
+    bare = Machines(IMAGE, Backend(), said.append)
+    keeping = Machines(disk_name(IMAGE, keeps=True), Backend(), said.append, Kept())
+    kept_name = name(image=IMAGE + "-keep", again=again)
+    assert "serve the image with --keep" in str(bare.find(kept_name))
+    assert "without --keep" in str(keeping.find(name(again=again)))
+    assert keeping.find(kept_name) == Export(1 << 20, read_only=False)
+
+
+class Kept:
+    """Changes that a full disk refuses, until there is room."""
+
+    def __init__(self) -> None:
+        self.full = False
+        self.seen: list[str] = []
+
+    def refusal(self, mac: str, boot: str, *, again: bool) -> str | None:
+        del mac, boot, again
+        return None
+
+    async def backend(self, mac: str, boot: str) -> Backend:
+        del mac, boot
+        await trio.lowlevel.checkpoint()
+        if self.full:
+            raise StorageError("no room is left on the node's disk", errno=errno.ENOSPC)
+        self.seen.append("open")
+        return Backend()
+
+    def lost(self, mac: str, boot: str) -> None:
+        del mac, boot
+        self.seen.append("lost")
+
+    async def close(self, mac: str) -> None:
+        del mac
+        self.seen.append("close")
+
+    async def close_all(self) -> None:
+        """Nothing is open."""
+
+
+async def test_a_machine_is_told_why_its_changes_cannot_be_opened(said: list[str]) -> None:
+    """It is told before it takes the connection for its disk."""
+    kept = Kept()
+    machines = Machines(disk_name(IMAGE, keeps=True), Backend(), said.append, kept)
+    kept.full = True
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_exports, machines, [listener])
+        nursery.start_soon(machines.close_left)
+        kind, text, refused = await ask(listener, name(image=IMAGE + "-keep"))
+        assert kind == 0x80000006
+        assert b"no room is left" in text
+        assert not any(line.endswith("has gone") for line in said)
+        kept.full = False
+        kind, _, stream = await ask(listener, name(image=IMAGE + "-keep"))
+        assert kind == 1
+        assert kept.seen[-1] == "open"  # before the answer
+        # It vanishes, and comes back, and leaves in order.
+        await stream.aclose()
+        await until(lambda: kept.seen[-2:] == ["lost", "close"])
+        kind, _, stream = await ask(listener, name(image=IMAGE + "-keep", again="/again"))
+        await stream.send_all(struct.pack(">IHHQQI", 0x25609513, 0, 2, 0, 0, 0))
+        await until(lambda: kept.seen[-2:] == ["open", "close"])
+        await refused.aclose()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_second_machine_that_asks_on_and_on_is_told_of_once(
+    machines: Machines, said: list[str]
+) -> None:
+    async with machines.attach(name(0), lambda: None):
+        for _ in range(3):
+            machines.find(name(1))
+    assert sum("two machines" in line for line in said) == 1
 
 
 @pytest.mark.parametrize(

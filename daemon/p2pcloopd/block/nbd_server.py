@@ -22,8 +22,8 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -33,7 +33,7 @@ import trio
 from p2pcloop.errors import P2pcloopError, StorageError
 from p2pcloop.image.api import Missing
 from p2pcloop.protocol import nbd_wire as wire
-from p2pcloop.protocol.nbd import GREETING, NbdServer, Reply, Request, Signal
+from p2pcloop.protocol.nbd import GREETING, Choice, NbdServer, Reply, Request, Signal
 from p2pcloop.protocol.nbd_export import Export, Exports
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
@@ -71,13 +71,23 @@ class Served(Protocol):
     def exports(self) -> Exports:
         """What clients can ask for."""
 
-    def attach(self, name: bytes, leave: Callable[[], None]) -> AbstractContextManager[Backend]:
+    def attach(
+        self, name: bytes, leave: Callable[[], None]
+    ) -> AbstractAsyncContextManager[Backend]:
         """The device of a client, while it is connected.
+
+        It is entered before the client is told that it gets the export.
 
         Args:
             name: the export, as `Exports.find` has allowed it just now.
             leave: ends the connection.
+
+        Raises:
+            P2pcloopError: the client does not get it; it is told why.
         """
+
+    def leaves(self, name: bytes) -> None:
+        """A client says that it leaves (DISC), and has all answers. Else it was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +97,14 @@ class _One:
     backend: Backend
     exports: Export
 
-    @contextmanager
-    def attach(self, name: bytes, leave: Callable[[], None]) -> Iterator[Backend]:
+    @asynccontextmanager
+    async def attach(self, name: bytes, leave: Callable[[], None]) -> AsyncIterator[Backend]:
         """See `Served.attach`."""
         del name, leave
         yield self.backend
+
+    def leaves(self, name: bytes) -> None:
+        """See `Served.leaves`: it makes no difference."""
 
 
 async def serve_nbd(
@@ -124,12 +137,21 @@ async def serve_exports(
     *,
     tls: ssl.SSLContext | None = None,
     max_connections: int = MAX_CONNECTIONS,
+    admits: Callable[[str], bool] = lambda _: True,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve several devices, as `serve_nbd` does one; at most so many clients at a time."""
+    """Serve several devices, as `serve_nbd` does one; at most so many clients at a time.
+
+    Args:
+        served, listeners, tls, task_status: as for `serve_nbd`.
+        max_connections: how many clients are served at a time.
+        admits: whether a client at an address is served; others are hung up on.
+    """
     places = trio.Semaphore(max_connections)
 
     async def handle(stream: trio.SocketStream) -> None:
+        if not admits(peer_address(stream.socket)):
+            return
         if not places.value:
             _log.warning("NBD: %d clients are served: the next one waits", max_connections)
         async with places:
@@ -142,6 +164,15 @@ async def serve_exports(
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
 
+def peer_address(sock: trio.socket.SocketType) -> str:
+    """A client's address; empty where it has none, or has gone already."""
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return ""
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
 def _notice_lost_client(sock: socket.socket) -> None:
     """End the connection of a client whose machine has lost its power or its network."""
     if sock.family != socket.AF_UNIX:
@@ -152,13 +183,14 @@ def _notice_lost_client(sock: socket.socket) -> None:
 
 class _Connection:
     _backend: Backend
+    _attached: AsyncExitStack
 
     def __init__(self, served: Served, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         self._served = served
         self._sock = sock
         self._tls = tls
         self._transport: Transport = PlainTransport(sock)
-        self._protocol = NbdServer(served.exports)
+        self._protocol = NbdServer(served.exports, choices=True)
         self._session = trio.CancelScope()
         self._sender = ReplySender(self._transport, lost=self._session.cancel)
         self._tasks: trio.Nursery
@@ -168,27 +200,28 @@ class _Connection:
 
     async def run(self) -> None:
         """Serve the client until it leaves; its errors end here, with a line in the log."""
-        with ExitStack() as attached:
-            await self._run(attached)
+        async with AsyncExitStack() as self._attached:
+            await self._run()
 
-    async def _run(self, attached: ExitStack) -> None:
+    async def _run(self) -> None:
         try:
             async with trio.open_nursery() as self._tasks:
                 orderly = False
                 try:
                     with self._session:
-                        orderly = await self._serve(attached)
+                        orderly = await self._serve()
                 except wire.RemoteProtocolError as err:
                     _log.warning("NBD client dropped: %s", err)
                 if orderly:
                     await self._finish()
+                    self._served.leaves(self._protocol.chosen)
                 else:
                     self._tasks.cancel_scope.cancel()
         finally:
             if isinstance(self._transport, TlsTransport):
                 self._transport.close()
 
-    async def _serve(self, attached: ExitStack) -> bool:
+    async def _serve(self) -> bool:
         """Return whether the client said that it leaves (DISC); else it vanished."""
         await self._sender.send(GREETING)
         with trio.move_on_after(HANDSHAKE_SECONDS) as handshake:
@@ -197,8 +230,6 @@ class _Connection:
         if handshake.cancelled_caught:
             _log.warning("NBD client dropped: no handshake in %d s", HANDSHAKE_SECONDS)
             return False
-        device = self._served.attach(self._protocol.chosen, self._session.cancel)
-        self._backend = attached.enter_context(device)
         self._device = self._backend.device
         return await self._transmit()
 
@@ -210,12 +241,23 @@ class _Connection:
                     return False
             elif isinstance(event, Reply):
                 await self._sender.send(event.data)
+            elif isinstance(event, Choice):
+                await self._attach(event.name)
             elif event is Signal.START_TLS:
                 assert self._tls is not None, "the protocol starts TLS only where it is wanted"
                 self._transport = await TlsTransport.accept(self._sock, self._tls)
                 self._sender.transport = self._transport
             else:
                 return event is Signal.NEGOTIATED
+
+    async def _attach(self, name: bytes) -> None:
+        """Get the device of an export, or refuse it."""
+        await self._attached.aclose()
+        device = self._served.attach(name, self._session.cancel)
+        try:
+            self._backend = await self._attached.enter_async_context(device)
+        except P2pcloopError as err:
+            self._protocol.refuse(str(err))
 
     async def _transmit(self) -> bool:
         next_event = self._protocol.next_event

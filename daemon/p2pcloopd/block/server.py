@@ -132,11 +132,32 @@ async def _cancel_when(stopped: Callable[[], Awaitable[None]], scope: trio.Cance
     scope.cancel()
 
 
-async def wait_for_signal() -> None:
-    """Return at SIGTERM or SIGINT, as `stopped` of a server that runs in the foreground."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            return
+async def serve_until_signal(
+    serving: Callable[[Callable[[], Awaitable[None]]], Awaitable[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Run a server in the foreground, to the first SIGTERM, SIGINT or SIGHUP (a closed terminal).
+
+    Further signals do nothing until it has ended: they would end it while it makes all durable.
+
+    Args:
+        serving: gets `stopped` of `serve`.
+    """
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else by nohup(1)
+        numbers.append(signal.SIGHUP)
+    asked = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def ask(*_: object) -> None:
+        token.run_sync_soon(asked.set)
+
+    # Not by trio's receiver: it sends those once more that arrived in the last moment.
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        return await serving(asked.wait)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _serve_front_ends(

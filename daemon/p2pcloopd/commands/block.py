@@ -26,7 +26,7 @@ from p2pcloop.store.profiles import expected_touches
 from p2pcloop.text import to_json
 from p2pcloopd.block.nbd_listen import check_nbd_address
 from p2pcloopd.block.nbd_tls import NbdTls
-from p2pcloopd.block.server import serve, wait_for_signal
+from p2pcloopd.block.server import serve, serve_until_signal
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
 
@@ -119,7 +119,7 @@ def command(
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
     changes = "read-only" if overlay is None else f"writes go to {overlay}"
     ready = partial(click.echo, f"serving at {where}, {changes}; Ctrl-C ends it", err=True)
-    report = run(partial(serve, spec, ready, wait_for_signal))
+    report = run(partial(serve_until_signal, partial(serve, spec, ready)))
     if as_json:
         click.echo(to_json(report))
 

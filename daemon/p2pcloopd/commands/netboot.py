@@ -20,13 +20,12 @@ from p2pcloop.cli.options import (
 )
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import UsageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import expected_touches
 from p2pcloop.text import printable, to_json
-from p2pcloopd.block.server import wait_for_signal
+from p2pcloopd.block.server import serve_until_signal
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
 from p2pcloopd.guest.disk import choose_files, file_system_of, layer_places
@@ -39,6 +38,7 @@ from p2pcloopd.netboot.kept import check_folder
 from p2pcloopd.netboot.machine_root import build_machine_root
 from p2pcloopd.netboot.plan import NetbootPlan, check_words, ipxe_programs
 from p2pcloopd.netboot.serving import Netboot, serve_machines
+from p2pcloopd.netboot.telling import Teller, TellingHandler
 from p2pcloopd.programs import find_program
 
 DEFAULT_PORT = 10809
@@ -133,7 +133,8 @@ def command(
     if keep is not None:
         check_folder(keep)
     machine_kernel = find_stock_kernel(kernel)
-    log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
+    teller = Teller()
+    logging.basicConfig(level=logging.WARNING, handlers=[TellingHandler(teller)])
     home.create()
     target = resolve_ref(ref, home, at=at)
     title = f"p2pcloop: {printable(str(target.name))} from {interface.address}"
@@ -145,22 +146,20 @@ def command(
         tftp,
         machine_kernel.path.read_bytes(),
         first_root,
-        _tell,
-        wait_for_signal,
+        teller.tell,
         keep,
     )
-    _tell(
+    teller.tell(
         f"every machine at {lan} ({interface.network}) can read {printable(str(target.name))}"
         f" from {interface.address}, ports {port} (NBD) and {plan.http_port} (HTTP);"
         " nothing is encrypted"
     )
-    report = run(partial(serve_machines, netboot))
+    try:
+        report = run(partial(serve_until_signal, partial(serve_machines, netboot)))
+    finally:
+        teller.close()
     if as_json:
         click.echo(to_json(report))
-
-
-def _tell(text: str) -> None:
-    click.echo(f"p2pcloop: {text}", err=True)
 
 
 def _check_dhcp(dhcp: str, addresses: str | None) -> None:

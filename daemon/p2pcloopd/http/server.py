@@ -155,13 +155,21 @@ async def serve_http(
     wire: Wire,
     pace: Pace,
     *,
+    admits: Callable[[str], bool] = lambda _: True,
     task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve every client that connects, until cancelled; `wire` counts what crosses."""
+    """Serve every client that connects, until cancelled; `wire` counts what crosses.
+
+    Args:
+        admits: whether a client at an address is served; others are hung up on.
+    """
     open_connections = 0
 
     async def serve(plain: trio.SocketStream) -> None:
         nonlocal open_connections
+        if not admits(_address(plain)):
+            await trio.aclose_forcefully(plain)
+            return
         open_connections += 1
         try:
             async with CountedStream(plain, wire) as stream:
@@ -220,6 +228,14 @@ async def _accept_all(
                 raise
             _log.warning("a connection cannot be taken: %s", err)
             await trio.sleep(_NO_ROOM_SECONDS)
+
+
+def _address(client: trio.SocketStream) -> str:
+    """The client's address; empty if it has gone already."""
+    try:
+        return str(client.socket.getpeername()[0])
+    except OSError:
+        return ""
 
 
 def _take(listening: socket.socket) -> trio.socket.SocketType:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -27,52 +26,92 @@ _CAPABILITIES = ("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE")
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _TASKS = 64
 _START_SECONDS = 20
+MIN_PAUSE, MAX_PAUSE = 1, 60
+"""Seconds between its end and its next start."""
+
 _LINES = 4
 _MAX_LINE = 4096
 
 
-@asynccontextmanager
-async def running_dnsmasq(
-    settings: str, tftp: Mapping[str, Path], *, nursery: trio.Nursery
-) -> AsyncIterator[None]:
-    """Run dnsmasq, once it serves, while the context lasts.
+async def serve_dnsmasq(
+    settings: str,
+    tftp: Mapping[str, Path],
+    told: Callable[[str], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run dnsmasq until cancelled; if it ends later on, start it again, with a growing pause.
+
+    Machines that run do not need it: their disks go on meanwhile.
 
     Args:
         settings: its configuration.
         tftp: what it serves by TFTP, by name.
-        nursery: gets an error if it ends before that.
+        told: gets a line when it has ended, and when it serves again.
+        task_status: started once it serves for the first time.
 
     Raises:
         NeedsPackageError: a program is missing.
         BusyError: a port is taken.
         GuestError: it does not start.
     """
+    serves = 0
+    pause = MIN_PAUSE
+
+    def started() -> None:
+        nonlocal serves
+        if not serves:
+            task_status.started()
+        elif pause > MIN_PAUSE:
+            told("machines can start again")
+        serves += 1
+
+    while True:
+        begun = trio.current_time()
+        error = await run_dnsmasq(settings, tftp, started)
+        if not serves:
+            raise error
+        if trio.current_time() - begun > MAX_PAUSE:
+            pause = MIN_PAUSE
+        told(f"no machine can start, and those that run go on. Next try in {pause} s: {error}")
+        await trio.sleep(pause)
+        pause = min(2 * pause, MAX_PAUSE)
+
+
+async def run_dnsmasq(
+    settings: str, tftp: Mapping[str, Path], started: Callable[[], None]
+) -> P2pcloopError:
+    """Run dnsmasq to its end; return why it ended, or did not start.
+
+    Args:
+        settings, tftp: as for `serve_dnsmasq`.
+        started: called once it serves.
+    """
+    boxed = _sandbox(configuration := sandbox.readable(settings.encode()), tftp)
     read_end, write_end = os.pipe()
-    configuration = sandbox.readable(settings.encode())
-    boxed = _sandbox(configuration, tftp)
     output = _Output(read_end)
     try:
-        async with sandbox.running(boxed, pass_fds=[configuration], output=write_end) as process:
-            os.close(write_end)
-            write_end = -1
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(output.follow)
-            with trio.move_on_after(_START_SECONDS):
-                await output.started.wait()
-            if not output.serves:
-                raise output.error()
-            nursery.start_soon(_watch, process, output)
-            yield
-            output.expects_end = True
+            try:
+                async with sandbox.running(
+                    boxed, pass_fds=[configuration], output=write_end
+                ) as process:
+                    os.close(write_end)  # `follow` ends with the last writer
+                    write_end = -1
+                    with trio.move_on_after(_START_SECONDS):
+                        await output.started.wait()
+                    if output.serves:
+                        started()
+                        await process.wait()
+            except P2pcloopError as err:
+                return err
+            finally:
+                if write_end >= 0:
+                    os.close(write_end)
     finally:
         os.close(configuration)
-        if write_end >= 0:
-            os.close(write_end)
-
-
-async def _watch(process: sandbox.SandboxedProcess, output: _Output) -> None:
-    await process.wait()
-    if not output.expects_end:
-        raise output.error()
+    return output.error()
 
 
 class _Output:
@@ -83,7 +122,6 @@ class _Output:
         self._lines: list[str] = []
         self.started = trio.Event()
         self.serves = False
-        self.expects_end = False
 
     async def follow(self) -> None:
         """Read until it ends."""

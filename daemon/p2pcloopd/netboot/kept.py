@@ -2,15 +2,21 @@
 
 A machine that is connected anew goes on as if nothing had been, so nothing may have been lost that
 it wrote. What it has not flushed is in this process alone. So beside each overlay lies a file
-`MAC.boot`: it names the boot that wrote last, and says `whole` once all of it is in the overlay. If
-this process was killed it says `open`, and that boot is refused. The overlay then is as after a
-power failure of the machine, at its last flush, which a new boot of it can use.
+`MAC.boot`: it names the boot that wrote last, and says `whole` once all of it is in the overlay,
+with the overlay's inode, time of its last change (nanoseconds) and size: it must be the same file
+when that boot goes on. If this process was killed it says `open`, and that boot is refused. The
+overlay then is as after a power failure of the machine, at its last flush, which a new boot of it
+can use.
+
+Two machines may have one address. So a disk waits for a while for the boot that had it, when the
+connection broke and when this process has just started.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -24,6 +30,12 @@ from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
 
 SUFFIX = ".delta"
+
+RESERVED_SECONDS = 30
+"""For so long a machine that has lost its connection may take to notice it (nbd_root.c: 20 s), and
+to connect anew."""
+
+_WHOLE = "whole "
 
 _log = logging.getLogger(__name__)
 
@@ -54,24 +66,31 @@ class KeptChanges:
         folder: where they lie.
         spec: of the image.
         disk: the image.
+        started: since when machines that ran before may come back, by trio's clock.
     """
 
     folder: Path
     spec: BlockServerSpec
     disk: Disk
+    started: float = field(default_factory=trio.current_time)
     _open: dict[str, _Changes] = field(default_factory=dict)
-    _closing: set[str] = field(default_factory=set)
+    _busy: dict[str, str] = field(default_factory=dict)
+    """Machines whose overlay is being opened or closed, and a clause that says so."""
+    _reserved: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """By machine: the boot that has lost its connection, and when another one may have the disk."""
 
     def refusal(self, mac: str, boot: str, *, again: bool) -> str | None:
         """Why a machine cannot go on with its changes, or begin with them; None if it can."""
-        if mac in self._closing:
-            return "the node still writes down the changes of this machine"
-        path = self._path(mac)
-        if again and not self._goes_on(mac, boot):
+        if mac in self._busy:
+            return self._busy[mac]
+        if again and (refusal := self._cannot_go_on(mac, boot)) is not None:
+            return refusal
+        if self._reserved_for(mac) not in (None, boot):
             return (
-                "the node has ended before it wrote down all that this machine had written: start"
-                " the machine again"
+                "a machine with this network card had its disk just now, and may come back: it is"
+                f" waited for {RESERVED_SECONDS} s"
             )
+        path = self._path(mac)
         if mac in self._open or not path.exists():
             return None
         try:
@@ -85,68 +104,130 @@ class KeptChanges:
             )
         return None
 
-    def backend(self, mac: str, boot: str) -> LocalBackend | StoredBackend:
+    async def backend(self, mac: str, boot: str) -> LocalBackend | StoredBackend:
         """The disk of a machine, with its changes; they stay open until `close`.
 
+        When it returns, the boot is named on the disk as the one that writes.
+
         Raises:
-            P2pcloopError: they cannot be opened.
+            P2pcloopError: they cannot be opened; then `MAC.boot` is as before.
         """
         changes = self._open.get(mac)
-        if changes is None:
-            changes = self._open[mac] = _Changes("", self._with_overlay(mac))
-        if changes.boot != boot:
-            self._write_boot(mac, boot, "open")
-            changes.boot = boot
-        return changes.backend
+        if changes is not None and changes.boot == boot:
+            return changes.backend
+        self._busy[mac] = "the node still opens the changes of this machine"
+        try:
+            opened = changes or _Changes("", await self._with_overlay(mac))
+            try:
+                await trio.to_thread.run_sync(self._write_boot, mac, f"{boot} open")
+            except BaseException:
+                if changes is None:
+                    opened.backend.device.close_overlay()
+                raise
+            # No checkpoint since: what the disk says is known here, too.
+            opened.boot = boot
+            self._open[mac] = opened
+        finally:
+            del self._busy[mac]
+        self._reserved.pop(mac, None)
+        return opened.backend
+
+    def lost(self, mac: str, boot: str) -> None:
+        """The connection of a machine broke: its disk waits a while for it alone."""
+        self._reserved[mac] = boot, trio.current_time() + RESERVED_SECONDS
 
     async def close(self, mac: str) -> None:
         """Make the changes of a machine that has gone durable, and close them. It may come back
         meanwhile, and has to wait."""
         if (changes := self._open.pop(mac, None)) is None:
             return
-        self._closing.add(mac)
+        self._busy[mac] = "the node still writes down the changes of this machine"
         try:
             with trio.CancelScope(shield=True):
                 await changes.backend.flush()
-            self._write_boot(mac, changes.boot, "whole")
+                await trio.to_thread.run_sync(self._write_whole, mac, changes.boot)
         except P2pcloopError as err:
             _log.error("changes of the machine %s are lost: %s", mac, err)
         finally:
             changes.backend.device.close_overlay()
-            self._closing.discard(mac)
+            del self._busy[mac]
 
     async def close_all(self) -> None:
         """The same of all machines."""
         for mac in list(self._open):
             await self.close(mac)
 
-    def _goes_on(self, mac: str, boot: str) -> bool:
+    def _cannot_go_on(self, mac: str, boot: str) -> str | None:
         if (changes := self._open.get(mac)) is not None:
-            return changes.boot == boot
-        try:
-            return self._boot_path(mac).read_text() == f"{boot} whole\n"
-        except OSError:
-            return False
+            whole = changes.boot == boot
+        else:
+            named, said = self._read_boot(mac)
+            whole = named == boot and said.startswith(_WHOLE)
+            if whole and said != _WHOLE + _facts(self._path(mac)):
+                return (
+                    f"{self._path(mac).name} on the node was moved or changed while this machine"
+                    " waited: start the machine again"
+                )
+        if whole:
+            return None
+        return (
+            "the node has ended before it wrote down all that this machine had written, or another"
+            " machine has had its disk since: start the machine again"
+        )
 
-    def _with_overlay(self, mac: str) -> LocalBackend | StoredBackend:
+    def _reserved_for(self, mac: str) -> str | None:
+        """The boot that alone may have a machine's disk now."""
+        now = trio.current_time()
+        if mac in self._reserved:
+            boot, until = self._reserved[mac]
+            if now < until:
+                return boot
+            del self._reserved[mac]
+        if mac in self._open or now >= self.started + RESERVED_SECONDS:
+            return None
+        boot, said = self._read_boot(mac)
+        return boot if said.startswith(_WHOLE) else None
+
+    async def _with_overlay(self, mac: str) -> LocalBackend | StoredBackend:
         base = self.disk.image.device
         spec = replace(self.spec, overlay=self._path(mac))
         manifest = spec.image if isinstance(spec.image, SignedManifest) else None
-        overlay = open_overlay(
-            spec,
-            base.image.image_id,
-            base.image.size,
-            manifest_id=None if manifest is None else manifest.id,
-            name="" if manifest is None else str(manifest.manifest.name),
+        overlay = await trio.to_thread.run_sync(
+            partial(
+                open_overlay,
+                *(spec, base.image.image_id, base.image.size),
+                manifest_id=None if manifest is None else manifest.id,
+                name="" if manifest is None else str(manifest.manifest.name),
+            )
         )
         assert overlay is not None, "the spec has one"
         return self.disk.image.with_overlay(overlay)
 
-    def _write_boot(self, mac: str, boot: str, state: str) -> None:
-        replace_file(self._boot_path(mac), f"{boot} {state}\n".encode())
+    def _read_boot(self, mac: str) -> tuple[str, str]:
+        """The boot that wrote last, and what is said of it."""
+        try:
+            boot, _, said = self._boot_path(mac).read_text().strip().partition(" ")
+        except (OSError, ValueError):
+            return "", ""
+        return boot, said
+
+    def _write_boot(self, mac: str, text: str) -> None:
+        replace_file(self._boot_path(mac), f"{text}\n".encode())
+
+    def _write_whole(self, mac: str, boot: str) -> None:
+        self._write_boot(mac, f"{boot} {_WHOLE}{_facts(self._path(mac))}")
 
     def _path(self, mac: str) -> Path:
         return self.folder / (mac.replace(":", "-") + SUFFIX)
 
     def _boot_path(self, mac: str) -> Path:
         return self._path(mac).with_suffix(".boot")
+
+
+def _facts(path: Path) -> str:
+    """What is different once a file was replaced or written; empty where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return ""
+    return f"{facts.st_ino} {facts.st_mtime_ns} {facts.st_size}"

@@ -3,29 +3,31 @@
 A machine asks for the export `IMAGE/MAC/BOOT`, and for `IMAGE/MAC/BOOT/again` when it connects anew
 (resources/nbd_root.c). IMAGE is the image that it started with: it never reads another one's
 blocks. BOOT is new at each start, so that two machines with one address are told apart from one
-that comes back.
+that comes back. IMAGE ends with `-keep` where the node keeps the changes: a machine that has
+written to its disk must not go on with the bare image.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import BusyError, P2pcloopError
 from p2pcloop.protocol.nbd_export import Export, Exports
-from p2pcloop.protocol.nbd_wire import RemoteProtocolError
 from p2pcloopd.block.backend import Backend
 
 _NAME = re.compile(
-    r"(?P<image>[0-9a-f]+)/(?P<mac>[0-9a-f]{2}(:[0-9a-f]{2}){5})/(?P<boot>[0-9a-f-]{36})"
+    r"(?P<image>[0-9a-f]+(-keep)?)/(?P<mac>[0-9a-f]{2}(:[0-9a-f]{2}){5})/(?P<boot>[0-9a-f-]{36})"
     r"(?P<again>/again)?"
 )
+
+_KEEPS = "-keep"
 
 _NO_NAME = "this server gives disks to machines that start here, and to no others"
 
@@ -44,6 +46,16 @@ class Asked:
     again: bool
 
 
+def disk_name(image: str, *, keeps: bool) -> str:
+    """The first part of exports' names.
+
+    Args:
+        image: digits of the image's id.
+        keeps: the node keeps what machines change.
+    """
+    return image + _KEEPS if keeps else image
+
+
 def parse_export(name: bytes) -> Asked | None:
     """Read the name of an export; None where it is none of a machine."""
     found = _NAME.fullmatch(name.decode("utf-8", "replace"))
@@ -58,8 +70,11 @@ class Changes(Protocol):
     def refusal(self, mac: str, boot: str, *, again: bool) -> str | None:
         """Why a machine gets no disk now; None if it does."""
 
-    def backend(self, mac: str, boot: str) -> Backend:
+    async def backend(self, mac: str, boot: str) -> Backend:
         """The disk of a machine."""
+
+    def lost(self, mac: str, boot: str) -> None:
+        """The connection of a machine broke."""
 
     async def close(self, mac: str) -> None:
         """Make what a machine changed durable, and close it."""
@@ -72,6 +87,9 @@ class Changes(Protocol):
 class _Connected:
     boot: str
     leave: Callable[[], None]
+    orderly: bool = False
+    told: bool = False
+    """Another machine has asked for its disk, and the user knows it."""
 
 
 @dataclass(slots=True)
@@ -79,7 +97,7 @@ class Machines:
     """Gives each machine its disk (`p2pcloopd.block.nbd_server.Served`), and is the list of them.
 
     Attributes:
-        image: what their exports begin with.
+        image: what their exports begin with (`disk_name`).
         backend: the disk, which no machine changes.
         told: called with a line when a machine comes or goes.
         kept: the changes of each machine; None where they keep these in their memory.
@@ -114,13 +132,25 @@ class Machines:
         if asked is None:
             return _NO_NAME
         if asked.image != self.image:
+            if asked.image.removesuffix(_KEEPS) == self.image.removesuffix(_KEEPS):
+                return (
+                    "the node keeps no changes now, and did when this machine started: serve the"
+                    " image with --keep, or start the machine again"
+                    if self.kept is None
+                    else "the node keeps changes now, and did not when this machine started: serve"
+                    " the image without --keep, or start the machine again"
+                )
             return (
                 "the node serves another image, or another version of it, than this machine"
                 " started with: start the machine again"
             )
         there = self._connected.get(asked.mac)
         if there is not None and there.boot != asked.boot:
-            self.told(f"two machines have the network card {asked.mac}: the second one has to wait")
+            if not there.told:
+                there.told = True
+                self.told(
+                    f"two machines have the network card {asked.mac}: the second one has to wait"
+                )
             return (
                 f"another machine with the network card {asked.mac} has its disk already: change"
                 " the address of one of them, or turn the other one off"
@@ -131,35 +161,51 @@ class Machines:
                 return refusal
         return Export(self.backend.device.size, read_only=self.kept is None)
 
-    @contextmanager
-    def attach(self, name: bytes, leave: Callable[[], None]) -> Iterator[Backend]:
+    @asynccontextmanager
+    async def attach(self, name: bytes, leave: Callable[[], None]) -> AsyncIterator[Backend]:
         """See `Served.attach`. A connection takes the place of an older one of the same boot: its
         machine has lost that."""
         asked = parse_export(name)
         refusal = self.find(name)
         if asked is None or isinstance(refusal, str):
-            raise RemoteProtocolError(str(refusal))
-        backend = self._backend(asked)
+            raise BusyError(str(refusal))
         if (before := self._connected.get(asked.mac)) is not None:
             before.leave()
         own = self._connected[asked.mac] = _Connected(asked.boot, leave)
-        self.told(f"{asked.mac} {'has its disk again' if asked.again else 'has its disk'}")
         try:
-            yield backend
+            backend = await self._backend(asked)
+            self.told(f"{asked.mac} {'has its disk again' if asked.again else 'has its disk'}")
+            try:
+                yield backend
+            finally:
+                self._ended(asked, own)
         finally:
             if self._connected.get(asked.mac) is own:
                 del self._connected[asked.mac]
-                self.told(f"{asked.mac} has gone")
                 self._gone.send_nowait(asked.mac)
 
-    def _backend(self, asked: Asked) -> Backend:
+    def leaves(self, name: bytes) -> None:
+        """See `Served.leaves`."""
+        asked = parse_export(name)
+        if asked is not None and (there := self._connected.get(asked.mac)) is not None:
+            there.orderly = there.boot == asked.boot
+
+    def _ended(self, asked: Asked, own: _Connected) -> None:
+        """A machine's connection has ended."""
+        if self._connected.get(asked.mac) is not own:
+            return
+        self.told(f"{asked.mac} has gone")
+        if self.kept is not None and not own.orderly:
+            self.kept.lost(asked.mac, asked.boot)
+
+    async def _backend(self, asked: Asked) -> Backend:
         if self.kept is None:
             return self.backend
         try:
-            return self.kept.backend(asked.mac, asked.boot)
+            return await self.kept.backend(asked.mac, asked.boot)
         except P2pcloopError as err:
             self.told(f"{asked.mac} gets no disk: {err}")
-            raise RemoteProtocolError(f"its changes cannot be opened: {err}") from err
+            raise
 
     async def close_left(self) -> None:
         """Close the changes of machines that have gone, until cancelled."""

@@ -12,18 +12,18 @@ from typing import Any
 import trio
 
 from p2pcloop.errors import BusyError
-from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_exports
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
 from p2pcloopd.block.spec import BlockServerSpec
-from p2pcloopd.http.server import Pace, open_http_listener, serve_http
+from p2pcloopd.http.server import Pace, serve_http
 from p2pcloopd.http.wire import Wire
 from p2pcloopd.netboot.dhcp_servers import find_server
-from p2pcloopd.netboot.dnsmasq import running_dnsmasq
+from p2pcloopd.netboot.dnsmasq import serve_dnsmasq
 from p2pcloopd.netboot.interface import Interface, check_no_own_server, is_port_taken
 from p2pcloopd.netboot.kept import KeptChanges
-from p2pcloopd.netboot.machines import Machines
+from p2pcloopd.netboot.lan_listener import is_behind, lan_listener
+from p2pcloopd.netboot.machines import Machines, disk_name
 from p2pcloopd.netboot.plan import INITRAMFS, KERNEL, SCRIPT, NetbootPlan
 from p2pcloopd.netboot.site import NetbootSite
 
@@ -43,7 +43,6 @@ class Netboot:
         tftp: files for TFTP, by name.
         kernel, initramfs: what machines start with.
         told: gets lines for the user.
-        stopped: returns when it is to end.
         keep: where each machine's changes are kept; None: in its memory.
     """
 
@@ -53,11 +52,12 @@ class Netboot:
     kernel: bytes
     initramfs: bytes
     told: Callable[[str], None]
-    stopped: Callable[[], Awaitable[None]]
     keep: Path | None = None
 
 
-async def serve_machines(netboot: Netboot) -> dict[str, Any]:
+async def serve_machines(
+    netboot: Netboot, stopped: Callable[[], Awaitable[None]]
+) -> dict[str, Any]:
     """Serve until `stopped` returns; the report of the block server.
 
     Raises:
@@ -68,25 +68,24 @@ async def serve_machines(netboot: Netboot) -> dict[str, Any]:
     plan = netboot.plan
     async with AsyncExitStack() as stack:
         # Before anything is sent: a port that is taken is a reason to do nothing.
-        address = f"{plan.interface.address}:{plan.port}"
-        disks = await stack.enter_async_context(open_nbd_listeners(address))
-        http = await open_http_listener(plan.interface.address, plan.http_port)
-        stack.push_async_callback(http.aclose)
+        disks = await stack.enter_async_context(lan_listener(plan.interface, plan.port))
+        http = await stack.enter_async_context(lan_listener(plan.interface, plan.http_port))
         if plan.range is not None:
             await _refuse_second_server(plan.interface)
 
         async def more(disk: Disk) -> None:
             await _serve_disk(netboot, disk, disks, http)
 
-        return await serve(netboot.spec, lambda: None, netboot.stopped, more=more)
+        return await serve(netboot.spec, lambda: None, stopped, more=more)
 
 
 async def _serve_disk(
-    netboot: Netboot, disk: Disk, disks: list[trio.SocketListener], http: trio.SocketListener
+    netboot: Netboot, disk: Disk, disks: trio.SocketListener, http: trio.SocketListener
 ) -> None:
     """Serve a disk that is open, and all that machines need before they read it."""
     plan = netboot.plan
     image = disk.image.device.image.image_id.hex()[:_IMAGE_DIGITS]
+    image = disk_name(image, keeps=netboot.keep is not None)
     files = {
         SCRIPT: plan.script(image).encode(),
         KERNEL: netboot.kernel,
@@ -97,16 +96,21 @@ async def _serve_disk(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(machines.close_left)
-            nursery.start_soon(serve_http, [http], NetbootSite(files), Wire(), Pace(0))
+            admits = partial(is_behind, plan.interface)
+            site = NetbootSite(files)
+            nursery.start_soon(partial(serve_http, [http], site, Wire(), Pace(0), admits=admits))
             nursery.start_soon(
-                partial(serve_exports, machines, disks, max_connections=MAX_MACHINES)
+                partial(
+                    serve_exports, machines, [disks], max_connections=MAX_MACHINES, admits=admits
+                )
             )
-            settings = plan.server_settings()
-            async with running_dnsmasq(settings, netboot.tftp, nursery=nursery):
-                netboot.told("machines that start at the network get the image; Ctrl-C ends it")
-                if plan.range is None:
-                    nursery.start_soon(_warn_without_server, netboot)
-                await trio.sleep_forever()
+            # Before our own dnsmasq has the port.
+            warns = plan.range is None and not is_port_taken(plan.interface)
+            await nursery.start(serve_dnsmasq, plan.server_settings(), netboot.tftp, netboot.told)
+            netboot.told("machines that start at the network get the image; Ctrl-C ends it")
+            if warns:
+                nursery.start_soon(warn_without_server, plan.interface, netboot.told)
+            await trio.sleep_forever()
     finally:
         with trio.CancelScope(shield=True):
             await machines.close_all()
@@ -123,11 +127,15 @@ async def _refuse_second_server(interface: Interface) -> None:
         )
 
 
-async def _warn_without_server(netboot: Netboot) -> None:
+async def warn_without_server(interface: Interface, told: Callable[[str], None]) -> None:
     """Tell if machines will get no address."""
-    interface = netboot.plan.interface
-    if await find_server(interface) is None and not is_port_taken(interface):
-        netboot.told(
+    try:
+        server = await find_server(interface)
+    except OSError as err:  # the interface went down: nothing is known, and machines may come later
+        told(f"it is not known whether a DHCP server answers at {interface.name}: {err.strerror}")
+        return
+    if server is None:
+        told(
             f"no DHCP server has answered at {interface.name}: machines get no address there,"
             " unless one starts, or this ends and is started with --dhcp server --range FIRST,LAST"
         )

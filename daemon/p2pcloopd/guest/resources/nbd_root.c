@@ -40,7 +40,9 @@ enum {
     MAX_TEXT = 256,
     MAX_MESSAGE = 8192,
     HANDSHAKE_SECONDS = 10,
-    FIRST_SECONDS = 60, /* until the first connection must be there */
+    /* Until the first connection must be there: after a crash the node notices the end of the last
+     * boot's connection in 25 seconds, and waits for that boot for 30 more. */
+    FIRST_SECONDS = 120,
     IDLE_SECONDS = 5,   /* of a connection, until the kernel asks whether the node lives */
     PROBES = 3,
     LOST_MS = 20000, /* until unanswered data make a connection a dead one */
@@ -51,6 +53,8 @@ enum {
     REP_ACK = 1,
     REP_INFO = 3,
     INFO_EXPORT = 0,
+    READ_ONLY = 2,
+    TELL_AFTER_MS = 5000, /* that the first connection has to wait */
 };
 #define REP_ERROR 0x80000000u
 #define OPTION_MAGIC 0x49484156454F5054u /* "IHAVEOPT" */
@@ -80,6 +84,16 @@ static void tell(const char *text) {
     int size = snprintf(line, sizeof line, "<4>p2pcloop: %s\n", text);
     if (log_fd >= 0 && write(log_fd, line, size) < 0)
         return;
+}
+
+/* Tell why something waits, unless that was told last. */
+static void tell_once(const char *what, char told[MAX_TEXT]) {
+    char text[MAX_TEXT + 32];
+    if (!strcmp(told, why))
+        return;
+    snprintf(text, sizeof text, "%s: %s", what, why);
+    tell(text);
+    strcpy(told, why);
 }
 
 static int receive(int fd, void *data, size_t size) {
@@ -322,14 +336,17 @@ static void wait_ms(int ms) {
 
 /* Try once to put another connection in place of the dead one. */
 static int try_again(int fd, uint16_t family, const struct sockaddr_in *node, const char *name,
-                     uint64_t size) {
+                     const struct disk *first) {
     struct disk disk = {0};
     int connection = connect_to(node, name, &disk);
     if (connection < 0)
         return -1;
-    if (disk.size != size) {
+    if (disk.size != first->size || (disk.flags ^ first->flags) & READ_ONLY) {
         close(connection);
-        return failed("the node's disk has another size now");
+        return failed("the node's disk %s now: start the machine again",
+                      disk.size != first->size   ? "has another size"
+                      : disk.flags & READ_ONLY ? "cannot be written"
+                                               : "can be written");
     }
     int error = hand_over(fd, family, connection, NULL);
     close(connection); /* the kernel holds it */
@@ -342,7 +359,7 @@ static int try_again(int fd, uint16_t family, const struct sockaddr_in *node, co
 /* Until the machine ends: see to it that the device has a connection. The console is told when that
  * takes long, of each reason once. */
 static void attend(int fd, int events, uint16_t family, const struct sockaddr_in *node,
-                   const char *name, uint64_t size) {
+                   const char *name, const struct disk *first) {
     for (;;) {
         char data[MAX_MESSAGE] __attribute__((aligned(NLMSG_ALIGNTO)));
         ssize_t count = recv(events, data, sizeof data, 0);
@@ -351,15 +368,11 @@ static void attend(int fd, int events, uint16_t family, const struct sockaddr_in
         if (count >= 0 && command->cmd != NBD_CMD_LINK_DEAD)
             continue;
         char told[MAX_TEXT] = "";
-        for (int wait = MIN_WAIT_MS; try_again(fd, family, node, name, size); wait *= 2) {
+        for (int wait = MIN_WAIT_MS; try_again(fd, family, node, name, first); wait *= 2) {
             if (wait > MAX_WAIT_MS)
                 wait = MAX_WAIT_MS;
-            if (wait == MAX_WAIT_MS && strcmp(told, why)) {
-                char text[MAX_TEXT + 32];
-                snprintf(text, sizeof text, "the disk waits: %s", why);
-                tell(text);
-                strcpy(told, why);
-            }
+            if (wait == MAX_WAIT_MS)
+                tell_once("the disk waits", told);
             wait_ms(wait);
         }
         if (*told)
@@ -369,10 +382,13 @@ static void attend(int fd, int events, uint16_t family, const struct sockaddr_in
 
 /* Return the first connection, as soon as the node gives one; -1 if it gives none. */
 static int first_connection(const struct sockaddr_in *node, const char *name, struct disk *disk) {
+    char told[MAX_TEXT] = "";
     for (int left = FIRST_SECONDS * 1000; left > 0; left -= MAX_WAIT_MS / 2) {
         int connection = connect_to(node, name, disk);
         if (connection >= 0)
             return connection;
+        if (left < FIRST_SECONDS * 1000 - TELL_AFTER_MS)
+            tell_once("no disk yet", told);
         wait_ms(MAX_WAIT_MS / 2);
     }
     return -1;
@@ -393,7 +409,6 @@ static void go_into_background(char *mark) {
     if (fork())
         _exit(0);
     setsid();
-    log_fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
     int score = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
     if (chdir("/") || mlockall(MCL_CURRENT | MCL_FUTURE) || write(score, "-1000", 5) < 0)
         tell("the disk's client is not safe from a lack of memory");
@@ -412,6 +427,7 @@ int main(int count, char **words) {
     char again[MAX_NAME];
     snprintf(again, sizeof again, "%s/again", words[3]);
 
+    log_fd = open("/dev/kmsg", O_WRONLY | O_CLOEXEC);
     uint16_t family = 0;
     uint32_t group = 0;
     int fd = netlink(), events = netlink();
@@ -428,5 +444,5 @@ int main(int count, char **words) {
         return give_up("the kernel refuses the disk", error);
     close(connection);
     go_into_background(words[0]);
-    attend(fd, events, family, &node, again, disk.size);
+    attend(fd, events, family, &node, again, &disk);
 }
