@@ -1,7 +1,8 @@
-"""Turns trio's exception groups into one plain error, where plain code meets a nursery."""
+"""The entry of a process: its limits, and trio's exception groups as one plain error."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,6 +12,14 @@ import trio
 from p2pcloop.errors import P2pcloopError
 
 Result = TypeVar("Result")
+
+_MAX_FILES = 1 << 16
+
+
+def allow_many_files() -> None:
+    """Raise this process's limit of open files as far as the system allows, up to 65,536."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
 
 
 def run(function: Callable[[], Awaitable[Result]]) -> Result:

@@ -207,6 +207,14 @@ class DecodedChunks:
     def _keep(self, key: int, data: memoryview) -> None:
         self._cache[key] = data
         self._cached += len(data) + _ENTRY_SIZE
+        self._drop()
+
+    def limit(self, cache_size: int) -> None:
+        """Keep up to so many bytes in memory from now on, or the last chunk."""
+        self._cache_size = cache_size
+        self._drop()
+
+    def _drop(self) -> None:
         while self._cached > self._cache_size and len(self._cache) > 1:
             dropped, data = self._cache.popitem(last=False)
             self._cached -= len(data) + _ENTRY_SIZE

@@ -61,6 +61,10 @@ class MergedImage:
             layers, cache_size=cache_size, spill=None if spill is None else SpillFile(spill)
         )
 
+    def limit_cache(self, cache_size: int) -> None:
+        """Keep up to so many bytes of decoded chunks from now on."""
+        self._chunks.limit(cache_size)
+
     @property
     def chunks_touched(self) -> int:
         """Distinct chunks read so far."""

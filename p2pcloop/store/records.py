@@ -61,6 +61,10 @@ class Records:
             raise MismatchError(f"{path} holds another manifest", hint=f"delete {path}")
         return signed
 
+    def has_manifest(self, manifest_id: bytes) -> bool:
+        """Whether a manifest was kept; it is not read for that."""
+        return (self._home.manifests / manifest_id.hex()).exists()
+
     def find(self, name: Name) -> NameRecord | None:
         """The entry of a name, or None."""
         return self._names.get(name)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import FormatError
+from p2pcloop.formats.file_tree import Entry
 from p2pcloop.image.api import Missing
 from p2pcloopd.mount import files as module
-from p2pcloopd.mount.files import FileSystem
+from p2pcloopd.mount.files import FileSystem, NameTables
 from p2pcloopd.mount.nodes import Directory
 from tests.support.memory_device import MemoryDevice
 from tests.support.programs import tool
@@ -75,7 +76,7 @@ def root(image: Image) -> Directory:
         return image
 
     signed: Any = Signed
-    node = FileSystem(signed, "version", hold).root()
+    node = FileSystem(signed, "version", hold, NameTables()).root()
     assert isinstance(node, Directory)
     return node
 
@@ -117,6 +118,20 @@ async def test_an_odd_entry_is_left_out(content: bytes, caplog: pytest.LogCaptur
     assert len(entries) == MANY - 1
     assert b"77" not in {entry.name for entry in entries}
     assert "is left out" in caplog.text
+
+
+async def test_the_names_of_all_directories_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were not needed for the longest time go first."""
+    monkeypatch.setattr(module, "MAX_ENTRIES", 100)
+    tables = NameTables()
+    names = {b"%d" % number: Entry(b"%d" % number, number, 0) for number in range(30)}
+    for number in (1, 2, 3):
+        tables.put((number,), names)
+    assert tables.get((1,)) is names
+    tables.put((4,), names)
+    assert [number for number in range(1, 5) if tables.get((number,)) is not None] == [1, 3, 4]
+    tables.put((4,), names)
+    assert tables.get((1,)) is names
 
 
 async def test_a_directory_of_too_many_names(

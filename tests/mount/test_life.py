@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import NeedsPackageError, StorageError, UsageError
-from p2pcloopd.mount import fusermount
+from p2pcloopd.mount import fusermount, mounting
 from tests.support.images import make_image
 from tests.support.mounts import is_mounted, mounted, names, needs_fuse, unmount
 from tests.support.programs import Node, Nodes, read_until, tool
@@ -252,6 +252,23 @@ def test_bad_mount_points(nodes: Nodes, tmp_path: Path) -> None:
     assert (full / "kept").read_text() == "kept"
     assert not any(is_mounted(where) for where in (full, file))
     assert not node.root.exists()
+
+
+async def test_an_ending_mount_leaves_its_successor_alone(directory: Path) -> None:
+    """The next file system may get the same numbers: only the descriptor tells them apart."""
+    one = fusermount.mount(directory, everyone=False)
+    assert fusermount.is_connected(one)
+    fusermount.unmount(directory)
+    assert not fusermount.is_connected(one)
+    two = fusermount.mount(directory, everyone=False)
+    successor = fusermount.mounted_at(directory)
+    assert successor is not None
+    await mounting._unmount_if_it_lives(one, directory, successor)
+    assert fusermount.mounted_at(directory) == successor
+    os.close(one)
+    await mounting._unmount_if_it_lives(two, directory, successor)
+    assert fusermount.mounted_at(directory) is None
+    os.close(two)
 
 
 def test_what_is_not_ours_is_not_unmounted(nodes: Nodes, tmp_path: Path) -> None:

@@ -152,6 +152,23 @@ def test_other_users_see_nothing(tree: Mounted) -> None:
     tool(*AS_ANOTHER_USER, "ls", tree.root, code=2)
 
 
+def test_a_private_image(nodes: Nodes, tmp_path: Path) -> None:
+    """It is readable where its key is known; where it is not, its reader is refused."""
+    raw = tmp_path / "raw.img"
+    raw.write_bytes(CONTENT)
+    publisher, reader = nodes.make(), nodes.make()
+    whole = publisher.json("publish", raw, "--raw", "--name", "secret", "--private")["link"]
+    public = whole.partition("#key=")[0]
+    info = reader.json("info", public)
+    assert info["private"] is True
+    with mounted(reader, tmp_path / "tree"):
+        disk = tmp_path / "tree" / info["name"] / "disk.img"
+        with pytest.raises(PermissionError):
+            disk.read_bytes()
+        reader.run("info", whole)
+        assert disk.read_bytes() == CONTENT
+
+
 def test_versions(nodes: Nodes, tmp_path: Path) -> None:
     """A newer version is the image's device at once; the older one stays below its number."""
     node = nodes.make()

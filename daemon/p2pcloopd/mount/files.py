@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import stat
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -67,11 +68,42 @@ def why_no_files(manifest: Manifest) -> str | None:
     return None
 
 
+class NameTables:
+    """The names of the directories that were read last, of all images of a mount together.
+
+    The kernel knows a directory long after its names were needed; they are read again then.
+    """
+
+    def __init__(self) -> None:
+        self._tables: OrderedDict[Identity, dict[bytes, Entry]] = OrderedDict()
+        self._names = 0
+
+    def get(self, folder: Identity) -> dict[bytes, Entry] | None:
+        """Return the entries of a directory by name, if they are kept."""
+        table = self._tables.get(folder)
+        if table is not None:
+            self._tables.move_to_end(folder)
+        return table
+
+    def put(self, folder: Identity, table: dict[bytes, Entry]) -> None:
+        """Keep the entries of a directory, and up to `MAX_ENTRIES` of all."""
+        if folder in self._tables:  # two programs read it at once
+            return
+        self._tables[folder] = table
+        self._names += len(table) + 1
+        while self._names > MAX_ENTRIES and len(self._tables) > 1:
+            self._names -= len(self._tables.popitem(last=False)[1]) + 1
+
+
 class FileSystem:
     """The file system of one version, as it is shown in one directory of the tree."""
 
     def __init__(
-        self, signed: SignedManifest, where: str, hold: Callable[[], Awaitable[HeldImage]]
+        self,
+        signed: SignedManifest,
+        where: str,
+        hold: Callable[[], Awaitable[HeldImage]],
+        tables: NameTables,
     ) -> None:
         """Read nothing yet.
 
@@ -79,7 +111,9 @@ class FileSystem:
             signed: the version.
             where: the directory; a directory of the file system has one place in a tree.
             hold: opens the image.
+            tables: keeps the names of its directories.
         """
+        self.tables = tables
         self._hold = hold
         self._open = _READERS[signed.manifest.boot.root_type]
         self._signed = signed
@@ -201,7 +235,6 @@ class _Folder(Directory):
         )
         self._system = system
         self._number = inode.number
-        self._names: dict[bytes, Entry] | None = None
 
     async def find(self, name: bytes) -> Node | None:
         entry = (await self._load()).get(name)
@@ -224,9 +257,11 @@ class _Folder(Directory):
 
     async def _load(self) -> dict[bytes, Entry]:
         """Its entries by name."""
-        if self._names is None:
-            self._names = await self._read_names()
-        return self._names
+        names = self._system.tables.get(self.identity)
+        if names is None:
+            names = await self._read_names()
+            self._system.tables.put(self.identity, names)
+        return names
 
     async def _read_names(self) -> dict[bytes, Entry]:
         """Read its entries in parts: what was read is kept when a part lacks bytes, and other

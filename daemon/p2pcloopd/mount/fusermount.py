@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import socket
 import subprocess
 from collections.abc import Callable
@@ -174,6 +175,14 @@ def mount(path: Path, *, everyone: bool) -> int:
         raise UsageError(f"fusermount3 mounted {path}, and passed no descriptor")
     os.set_inheritable(fds[0], False)
     return fds[0]
+
+
+def is_connected(fd: int) -> bool:
+    """Whether the file system of a descriptor of /dev/fuse still exists: it is mounted, or files of
+    it are open (fs/fuse/dev.c, fuse_dev_poll)."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return not poll.poll(0)
 
 
 def unmount(path: Path) -> None:

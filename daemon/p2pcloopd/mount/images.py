@@ -1,8 +1,13 @@
-"""The images that a mount reads: opened at the first read, and closed once nothing uses them."""
+"""The images that a mount reads: opened at the first read, and closed once nothing uses them.
+
+One mount may show thousands of images. Those that are used are bounded by the programs that use
+them; of the others a few stay open. All together they have the memory of one block server's cache.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -13,6 +18,7 @@ from p2pcloop.client.whole import is_all_here
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
 from p2pcloop.store.home import Home
 from p2pcloopd.block.opening import open_disk
 from p2pcloopd.block.source import StoredBackend
@@ -22,6 +28,12 @@ from p2pcloopd.entry import plain_errors
 
 LINGER_SECONDS = 30.0
 """An image that is not used stays open so long: programs open files again and again."""
+
+MAX_LINGERING = 8
+"""Images that stay open without a user; `find` over a mount opens one after the other."""
+
+_MIN_CACHE = 4 << 20
+"""Bytes of the cache of an image, however many are open: some chunks."""
 
 _KNOW_SECONDS = 2.0
 """While p2pcloopd is down, what is here can be read all the same."""
@@ -53,25 +65,36 @@ class _Image:
     """An image that is open or being opened, and how many use it.
 
     Attributes:
+        rest: called when its last user has gone.
         give_up: called when every reader that waited for the opening has gone. It is cancelled
             then, which takes a while: a reader that comes meanwhile must not find it.
     """
 
+    rest: Callable[[], None]
     give_up: Callable[[], None]
     users: int = 0
     backend: StoredBackend | None = None
     error: P2pcloopError | None = None
+    hurried: bool = False
     opening: trio.CancelScope = field(default_factory=trio.CancelScope)
     opened: trio.Event = field(default_factory=trio.Event)
     changed: trio.Event = field(default_factory=trio.Event)
 
     def use(self) -> None:
         self.users += 1
+        self.hurried = False
+        self._note()
+
+    def hurry(self) -> None:
+        """Be closed now unless it is used again before that."""
+        self.hurried = True
         self._note()
 
     def drop(self) -> None:
         self.users -= 1
         self._note()
+        if not self.users and self.opened.is_set():
+            self.rest()
         if not self.users and not self.opened.is_set():
             self.give_up()
             self.opening.cancel()
@@ -86,6 +109,8 @@ class _Image:
             if self.users:
                 await self.changed.wait()
                 continue
+            if self.hurried:
+                return
             with trio.move_on_after(LINGER_SECONDS) as pause:
                 await self.changed.wait()
             if pause.cancelled_caught and not self.users:
@@ -107,6 +132,7 @@ class Images:
         self._client = client
         self._nursery = nursery
         self._images: dict[bytes, _Image] = {}
+        self._resting: OrderedDict[bytes, None] = OrderedDict()
 
     async def hold(self, signed: SignedManifest, secret: bytes | None) -> HeldImage:
         """Open an image, unless it is open.
@@ -117,9 +143,12 @@ class Images:
         """
         image = self._images.get(signed.id)
         if image is None:
-            image = self._images[signed.id] = _Image(lambda: self._take_out(signed))
+            image = self._images[signed.id] = _Image(
+                lambda: self._rest(signed), lambda: self._take_out(signed)
+            )
             self._nursery.start_soon(self._keep, image, signed, secret)
         image.use()
+        self._resting.pop(signed.id, None)
         try:
             await image.opened.wait()
             if image.error is not None:
@@ -147,6 +176,23 @@ class Images:
     def _take_out(self, signed: SignedManifest) -> None:
         """The next reader opens the image anew."""
         del self._images[signed.id]
+        self._resting.pop(signed.id, None)
+        self._divide_cache()
+
+    def _rest(self, signed: SignedManifest) -> None:
+        """Of the images without a user, close those that were released longest ago."""
+        if signed.id not in self._images:  # it failed while it was used
+            return
+        self._resting[signed.id] = None
+        while len(self._resting) > MAX_LINGERING:
+            self._images[self._resting.popitem(last=False)[0]].hurry()
+
+    def _divide_cache(self) -> None:
+        """Give each open image its part of the memory for decoded chunks."""
+        opened = [image.backend for image in self._images.values() if image.backend is not None]
+        for backend in opened:
+            part = max(_MIN_CACHE, DEFAULT_CACHE_SIZE // len(opened))
+            backend.device.image.limit_cache(part)
 
     async def _serve(self, image: _Image, signed: SignedManifest, secret: bytes | None) -> None:
         await self._know(signed)
@@ -159,6 +205,7 @@ class Images:
                 if not backend.whole:
                     nursery.start_soon(backend.prefetch.follow)
                 image.backend = backend
+                self._divide_cache()
                 image.opened.set()
                 await image.unused()
                 self._take_out(signed)

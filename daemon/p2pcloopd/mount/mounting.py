@@ -15,7 +15,14 @@ import trio
 
 from p2pcloop.store.home import Home
 from p2pcloopd.control_client import ReconnectingClient
-from p2pcloopd.mount.fusermount import Mounted, mount, mounted_at, unmount_command
+from p2pcloopd.entry import allow_many_files
+from p2pcloopd.mount.fusermount import (
+    Mounted,
+    is_connected,
+    mount,
+    mounted_at,
+    unmount_command,
+)
 from p2pcloopd.mount.images import Images
 from p2pcloopd.mount.tree import Known, Root
 from p2pcloopd.mount.tree_server import TreeServer
@@ -53,6 +60,7 @@ async def serve_mount(spec: MountSpec, ready: Callable[[], None]) -> None:
         UsageError: fusermount3 refuses.
         KernelProtocolError: the kernel is too old.
     """
+    allow_many_files()
     fd = mount(spec.path, everyone=spec.everyone)
     ours = mounted_at(spec.path)
     try:
@@ -61,20 +69,35 @@ async def serve_mount(spec: MountSpec, ready: Callable[[], None]) -> None:
             await nursery.start(client.run)
             images = Images(spec.home, client, nursery)
             server = TreeServer(fd, Root(Known(spec.home, client, images, int(time.time()))))
-            nursery.start_soon(_end_with, server, nursery.cancel_scope)
+            nursery.start_soon(_serve, server, fd, spec.path, ours, nursery.cancel_scope)
             await nursery.start(_unmount_at_signal, spec.path, ours, server, nursery.cancel_scope)
             ready()
     finally:
+        await _unmount_if_it_lives(fd, spec.path, ours)
         os.close(fd)
-        # After an error, or a second signal before the first was done: a mount without its process
-        # would be in the way. Nothing is asked of the tree for it.
-        with trio.CancelScope(shield=True):
-            await _unmount(spec.path, ours)
 
 
-async def _end_with(server: TreeServer, scope: trio.CancelScope) -> None:
-    await server.run()
+async def _serve(
+    server: TreeServer, fd: int, path: Path, ours: Mounted | None, scope: trio.CancelScope
+) -> None:
+    try:
+        await server.run()
+    finally:
+        # Not only once all is closed: until then, requests would wait for a server that is gone.
+        await _unmount_if_it_lives(fd, path, ours)
     scope.cancel()
+
+
+async def _unmount_if_it_lives(fd: int, path: Path, ours: Mounted | None) -> None:
+    """Unmount after an error, or after a second signal before the first was done: a mount without
+    its process would be in the way. Nothing is asked of the tree for it.
+
+    Once a file system is unmounted, the next one may get its numbers: so its successor at the same
+    place would look like it, but for the descriptor.
+    """
+    if is_connected(fd):
+        with trio.CancelScope(shield=True):
+            await _unmount(path, ours)
 
 
 async def _unmount_at_signal(

@@ -55,6 +55,11 @@ def inode_number(identity: Identity) -> int:
     return int.from_bytes(digest, "little") | 2  # never 0 or 1
 
 
+def folder_entry(name: bytes, identity: Identity) -> DirectoryEntry:
+    """An entry that names a directory of this identity, which need not be made for that."""
+    return DirectoryEntry(name, inode_number(identity), stat.S_IFDIR | 0o555)
+
+
 class Node:
     """A file, a directory or a link.
 

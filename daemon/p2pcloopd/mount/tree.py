@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,12 +26,25 @@ from p2pcloop.store.name_table import NameRecord
 from p2pcloop.store.records import Records
 from p2pcloop.text import to_json
 from p2pcloopd.block.supplier import Caller
-from p2pcloopd.mount.files import FileSystem, why_no_files
+from p2pcloopd.mount.files import FileSystem, NameTables, why_no_files
 from p2pcloopd.mount.images import HeldImage, Images
-from p2pcloopd.mount.nodes import FOREVER, SOON, Directory, File, Node, Opened, Text
+from p2pcloopd.mount.nodes import (
+    FOREVER,
+    SOON,
+    Directory,
+    File,
+    Identity,
+    Node,
+    Opened,
+    Text,
+    folder_entry,
+)
 
 RESOLVE_SECONDS = 60.0
 """A look-up of a name waits so long for those who may know it."""
+
+_STEP = 256
+"""Entries of a directory that are made before other readers get their turn."""
 
 Stamp = tuple[int, int, int]
 
@@ -42,6 +55,7 @@ class Known:
 
     Attributes:
         images: opens images.
+        tables: the names of directories in the images' file systems.
         begun: when the tree was mounted, in seconds since 1970.
     """
 
@@ -49,6 +63,7 @@ class Known:
     client: Caller
     images: Images
     begun: int
+    tables: NameTables = field(default_factory=NameTables)
     _stamp: Stamp | None = None
     _records: Records | None = None
 
@@ -110,14 +125,32 @@ class Root(Directory):
     async def find(self, name: bytes) -> Node | None:
         """See `Directory.find`. Any key is a directory: what it signed cannot be listed."""
         try:
-            return _Publisher(self._known, parse_key(_text(name).removeprefix("@")))
+            key = parse_key(_text(name[1:]))
         except FormatError:
             return None
+        # A directory has one name: the kernel gets confused by a second one.
+        return _Publisher(self._known, key) if name == _key_name(key) else None
 
     async def entries(self) -> Sequence[DirectoryEntry]:
         """See `Directory.entries`."""
         keys = sorted({record.name.key for record in self._known.records().names()})
-        return [_Publisher(self._known, key).entry(f"@{format_key(key)}".encode()) for key in keys]
+        return [_Publisher(self._known, key).entry(_key_name(key)) for key in keys]
+
+
+def _image_of(name: Name) -> Identity:
+    """The identity of the directory of an image."""
+    return "image", str(name)
+
+
+def _version_of(manifest_id: bytes) -> Identity:
+    """The identity of the directory of a version."""
+    return "version", manifest_id
+
+
+async def _pause(number: int) -> None:
+    """Let other readers have their turn after some entries."""
+    if number % _STEP == 0:
+        await trio.lowlevel.checkpoint()
 
 
 class _Publisher(Directory):
@@ -138,9 +171,13 @@ class _Publisher(Directory):
         return self._image(wanted)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        names = [record.name for record in self._known.records().names()]
-        found = [(name.label, self._image(name)) for name in names if name.key == self._key]
-        return [node.entry(label.encode()) for label, node in found if node is not None]
+        records = self._known.records()
+        found: list[DirectoryEntry] = []
+        for number, record in enumerate(records.names()):
+            if record.name.key == self._key and records.has_manifest(record.manifest_id):
+                found.append(folder_entry(record.name.label.encode(), _image_of(record.name)))
+            await _pause(number)
+        return found
 
     def _image(self, name: Name) -> _Image | None:
         record = self._known.find(name)
@@ -159,8 +196,12 @@ class _Version(Directory):
         identity, seconds = self._place(signed)
         super().__init__(identity, changed=signed.manifest.created, seconds=seconds)
 
-    def _place(self, signed: SignedManifest) -> tuple[tuple[str | bytes, ...], int]:
-        return ("version", signed.id), FOREVER
+    def _place(self, signed: SignedManifest) -> tuple[Identity, int]:
+        return _version_of(signed.id), FOREVER
+
+    def _newest(self) -> SignedManifest:
+        """The version that is shown."""
+        return self._signed
 
     async def find(self, name: bytes) -> Node | None:
         make = self._makers().get(name)
@@ -171,7 +212,7 @@ class _Version(Directory):
 
     def _makers(self) -> dict[bytes, Callable[[], Node]]:
         """What is in it, by name."""
-        known, signed = self._known, self._signed
+        known, signed = self._known, self._newest()
         found: dict[bytes, Callable[[], Node]] = {
             b"manifest.json": lambda: _manifest_file(signed),
         }
@@ -179,7 +220,7 @@ class _Version(Directory):
             found[b"disk.img"] = lambda: Disk(known, signed)
         if why_no_files(signed.manifest) is None:
             hold = partial(known.hold, signed)
-            found[b"files"] = FileSystem(signed, self.where, hold).root
+            found[b"files"] = FileSystem(signed, self.where, hold, known.tables).root
         return found
 
 
@@ -188,8 +229,20 @@ class _Image(_Version):
 
     where = "image"
 
-    def _place(self, signed: SignedManifest) -> tuple[tuple[str | bytes, ...], int]:
-        return ("image", str(signed.manifest.name)), SOON
+    def _place(self, signed: SignedManifest) -> tuple[Identity, int]:
+        return _image_of(signed.manifest.name), SOON
+
+    def attributes(self) -> Attributes:
+        """See `Node.attributes`."""
+        return super().attributes()._replace(changed=self._newest().manifest.created)
+
+    def _newest(self) -> SignedManifest:
+        # A program whose working directory this is does not look its name up again.
+        record = self._known.find(self._signed.manifest.name)
+        if record is not None and record.manifest_id != self._signed.id:
+            ref = record.versions[record.version]
+            self._signed = self._known.manifest(ref) or self._signed
+        return self._signed
 
     def _makers(self) -> dict[bytes, Callable[[], Node]]:
         name = self._signed.manifest.name
@@ -217,9 +270,14 @@ class _Versions(Directory):
 
     async def entries(self) -> Sequence[DirectoryEntry]:
         record = self._known.find(self._name)
-        numbers = [] if record is None else sorted(record.versions)
-        found = [(str(number).encode(), self._version(number)) for number in numbers]
-        return [node.entry(name) for name, node in found if node is not None]
+        versions = {} if record is None else record.versions
+        records = self._known.records()
+        found: list[DirectoryEntry] = []
+        for number, ref in sorted(versions.items()):
+            if records.has_manifest(ref.id):
+                found.append(folder_entry(str(number).encode(), _version_of(ref.id)))
+            await _pause(number)
+        return found
 
     def _version(self, number: int) -> _Version | None:
         record = self._known.find(self._name)
@@ -318,6 +376,10 @@ def _layer_facts(layer: LayerRef) -> dict[str, Any]:
         "index_length": layer.index_length,
         "pack_length": layer.pack_length,
     }
+
+
+def _key_name(key: bytes) -> bytes:
+    return f"@{format_key(key)}".encode()
 
 
 def _text(name: bytes) -> str:

@@ -89,7 +89,11 @@ class _Looked:
 
 
 class _Nodes:
-    """The nodes that the kernel knows, by number. A node's number is never given again."""
+    """The nodes that the kernel knows, by number. A node's number is never given again.
+
+    The kernel keeps more of each than we do, and forgets it when its memory runs short: that bounds
+    them. What is large, the names in a directory, is bounded apart from them (`NameTables`).
+    """
 
     def __init__(self, root: Node) -> None:
         self._numbers = itertools.count(fuse.ROOT)

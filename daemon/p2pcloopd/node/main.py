@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import signal
 import sys
 from functools import partial
@@ -18,7 +17,7 @@ from p2pcloop.client.terminal import log_to_stderr, open_standard_streams
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home
-from p2pcloopd.entry import run
+from p2pcloopd.entry import allow_many_files, run
 from p2pcloopd.node.run import run_node
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -45,15 +44,6 @@ class _Starter:
             os.write(self._fd, frame)
         os.close(self._fd)
         self._fd = None
-
-
-_MAX_FILES = 1 << 16
-
-
-def _allow_many_files() -> None:
-    """A file that is seeded where it lies stays open, and so do connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
 
 
 async def _run(home: Home, starter: _Starter) -> None:
@@ -86,7 +76,7 @@ def command(home: Home, log_level: str, ready_fd: int | None) -> None:
     Commands start it by themselves; `p2pcloop daemon stop` stops it.
     """
     os.umask(0o077)
-    _allow_many_files()
+    allow_many_files()  # a file that is seeded where it lies stays open, and so do connections
     log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     starter = _Starter(ready_fd)
     try:
