@@ -15,7 +15,7 @@ import trio
 
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.fuse import DirectoryEntry, Operation
-from p2pcloopd.mount.nodes import Directory, File, Node, Text
+from p2pcloopd.mount.nodes import Directory, File, Node, Opened, Text
 from p2pcloopd.mount.tree_server import TreeServer
 from tests.support.waiting import BOUND
 
@@ -73,6 +73,7 @@ class Top(Directory):
             b"text": Text(("text",), b"content", changed=0, seconds=1),
             b"waits": Odd(Missing([ByteRange(bytes(20), 0, 1)])),
             b"broken": Odd(ZeroDivisionError("a bug")),
+            b"soon": Soon(("soon",), b"content", changed=0, seconds=1),
         }
 
     async def find(self, name: bytes) -> Node | None:
@@ -82,6 +83,14 @@ class Top(Directory):
 
     async def entries(self) -> Sequence[DirectoryEntry]:
         raise RuntimeError("a bug")
+
+
+class Soon(Text):
+    """A file whose opening takes a moment."""
+
+    async def open(self) -> Opened:
+        await trio.lowlevel.checkpoint()
+        return await super().open()
 
 
 class Odd(File):
@@ -150,6 +159,17 @@ async def test_a_read_is_interrupted_in_the_batch_in_which_it_came() -> None:
         kernel.send(3, Operation.READ, read_at(waits))
         kernel.send(5, Operation.INTERRUPT, struct.pack("=Q", 3))
         assert await kernel.answer() == (3, errno.EINTR, b"")
+
+
+async def test_a_signal_does_not_fail_what_is_answered_soon() -> None:
+    """As qemu-io got EINTR from open(2) of an image that was here: a timer's signal had come."""
+    async with serving() as kernel:
+        error, data = await kernel.ask(Operation.LOOKUP, b"soon\0")
+        assert error == 0
+        (node,) = struct.unpack_from("=Q", data)
+        kernel.send(3, Operation.OPEN, bytes(8), node=node)
+        kernel.send(5, Operation.INTERRUPT, struct.pack("=Q", 3))
+        assert (await kernel.answer())[:2] == (3, 0)
 
 
 async def test_a_read_is_interrupted_while_it_waits() -> None:

@@ -46,6 +46,13 @@ NOT_FOUND_SECONDS = 10
 _BATCH = 64
 """Requests that are taken before other tasks get their turn."""
 
+INTERRUPT_SECONDS = 0.5
+"""A request goes on so long after a signal reached its process.
+
+The kernel does not say which signal it was. A handler of the program takes most of them, and few
+programs expect that an open or a read of a file fails then: what is here is answered all the same.
+"""
+
 _GONE = (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
 
 _CODES = {
@@ -203,7 +210,7 @@ class TreeServer:
             self._read(read)
         for interrupt in interrupts:  # its read may have come in this batch, and waits only now
             if interrupt.target in self._waiting:
-                self._waiting[interrupt.target].cancel()
+                self._waiting[interrupt.target].deadline = trio.current_time() + INTERRUPT_SECONDS
         return more or bool(reads)
 
     def _next(self) -> fuse.Request | None:
