@@ -62,6 +62,7 @@ from p2pcloopd.netboot.machine_root import READ_AHEAD_KB, build_machine_root
 
 LIMIT = 1200.0
 PORT = 10809
+MAX_MACHINES = 32
 _LAN_ADDRESS, _CLIENT_ADDRESS = "192.168.99.1", "192.168.99.2"
 _RANGE = "192.168.99.10,192.168.99.60"
 _WORDS = "console=ttyS0"
@@ -104,7 +105,7 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--link", type=words.link, default=words.link("1507"), help="of the node")
     parser.add_argument(
         "--machines",
-        type=words.within(2, 32, int),
+        type=words.within(2, MAX_MACHINES, int),
         default=8,
         metavar="N",
         help="how many boot at once (default 8); one alone is always measured",
@@ -250,6 +251,10 @@ def _behind_line(suite: Suite, link: Link) -> Iterator[_Place]:
         ):
             run([*host.inside, "ip", *command.split()])
         with behind(host, BRIDGE, _CLIENT_ADDRESS) as client:
+            # A node serves a few connections of an address alone.
+            for number in range(MAX_MACHINES):
+                words = f"addr add {_client_address(number)}/24 dev eth0"
+                run([*client.inside, "ip", *words.split()])
             yield _Place(seeder, host, client, place, ref, _field(told, "image_id")[:16])
 
 
@@ -278,7 +283,8 @@ def _replayed(suite: Suite, place: _Place, count: int, reads: Sequence[Read]) ->
     def one(number: int) -> float:
         _enter_network(place.client.pid)
         name = f"{place.image}/52:54:00:78:00:{number:02x}/{uuid.uuid4()}".encode()
-        with socket.create_connection((_LAN_ADDRESS, PORT), timeout=60) as connected:
+        address = (_LAN_ADDRESS, PORT)
+        with socket.create_connection(address, 60, (_client_address(number), 0)) as connected:
             reader = NbdReader(connected, LIMIT, name)
             replay(reader, reads)
             reader.close()
@@ -289,6 +295,11 @@ def _replayed(suite: Suite, place: _Place, count: int, reads: Sequence[Read]) ->
         start = time.monotonic()
         last = max(pool.map(one, range(count)))
     return Crowd(last, place.seeder.traffic().since(before).sent, meter.usage())
+
+
+def _client_address(number: int) -> str:
+    """Of a replayed machine; outside the range that real ones get."""
+    return f"192.168.99.{100 + number}"
 
 
 def _enter_network(pid: int) -> None:

@@ -15,9 +15,9 @@ A `Request` has been checked whole: its range lies in the device and is not empt
 to its command, and a read-only export gets no changes. If a request fails a check, the event is the
 `Reply` that refuses it. Requests may be answered in any order.
 
-Memory: `INPUT_SIZE` for input, and one buffer of at most `MAX_PAYLOAD` for a WRITE of more than
-`MAX_INPUT_PAYLOAD`; a buffer of up to `MAX_KEPT_PAYLOAD` is kept for the next such WRITE. A payload
-is copied at most once; of a large one only the part that arrived together with its header.
+Memory: `INPUT_SIZE` for input, and one buffer of at most `Export.max_payload` for a WRITE of more
+than `MAX_INPUT_PAYLOAD`; a buffer of up to `MAX_KEPT_PAYLOAD` is kept for the next such WRITE. A
+payload is copied at most once; of a large one only the part that arrived together with its header.
 
 Source: doc/proto.md of NetworkBlockDevice/nbd.
 """
@@ -30,7 +30,6 @@ from typing import ClassVar, Final, NamedTuple
 
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd_export import (
-    MAX_PAYLOAD,
     Agreed,
     Export,
     Exports,
@@ -330,8 +329,8 @@ class NbdServer:
             self._enter(_State.CLOSED)
             return None
         writes = command == wire.CMD_WRITE
-        if writes and length > MAX_PAYLOAD:
-            raise RemoteProtocolError(f"a WRITE of {length} bytes: the limit is {MAX_PAYLOAD}")
+        if writes and length > (largest := self._export.max_payload):
+            raise RemoteProtocolError(f"a WRITE of {length} bytes: the limit is {largest}")
         refusal = check_request(self._export, self._agreed, command, flags, offset, length)
         if refusal is not None:
             reply = self.replies.error(cookie, *refusal)

@@ -35,12 +35,14 @@ class Export:
         read_only: changes are refused.
         names: under which clients may ask for it.
         tls: nothing is listed or served before TLS was started (FORCEDTLS).
+        max_payload: bytes of the largest READ or WRITE.
     """
 
     size: int
     read_only: bool
     names: tuple[str, ...] = ("",)
     tls: bool = False
+    max_payload: int = MAX_PAYLOAD
 
     def find(self, name: bytes) -> Export | str:
         """See `Exports.find`."""
@@ -145,7 +147,7 @@ def check_request(
     if export.read_only and command in _CHANGES:
         return Refusal(wire.EPERM, "the export is read-only")
     refusal = _check_range(export, command, offset, length)
-    return refusal or _check_cost(command, flags, offset, length)
+    return refusal or _check_cost(export, command, flags, offset, length)
 
 
 def _check_range(export: Export, command: int, offset: int, length: int) -> Refusal | None:
@@ -158,10 +160,12 @@ def _check_range(export: Export, command: int, offset: int, length: int) -> Refu
     return None
 
 
-def _check_cost(command: int, flags: int, offset: int, length: int) -> Refusal | None:
-    if command == wire.CMD_READ and length > MAX_PAYLOAD:
+def _check_cost(
+    export: Export, command: int, flags: int, offset: int, length: int
+) -> Refusal | None:
+    if command == wire.CMD_READ and length > export.max_payload:
         error = wire.EOVERFLOW if flags & wire.CMD_FLAG_DF else wire.EINVAL
-        return Refusal(error, f"a READ of {length} bytes: the limit is {MAX_PAYLOAD}")
+        return Refusal(error, f"a READ of {length} bytes: the limit is {export.max_payload}")
     if flags & wire.CMD_FLAG_FAST_ZERO:
         # Zeros are written if no room may be freed; so are parts of blocks.
         whole_blocks = (offset + length) // BLOCK_SIZE - -(-offset // BLOCK_SIZE)

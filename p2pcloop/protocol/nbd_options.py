@@ -12,7 +12,6 @@ from typing import Final
 
 from p2pcloop.protocol import nbd_wire as wire
 from p2pcloop.protocol.nbd_export import (
-    MAX_PAYLOAD,
     Agreed,
     Exports,
     quoted,
@@ -119,7 +118,8 @@ def _describe_export(
     info = wire.INFO_EXPORT_REPLY.pack(wire.INFO_EXPORT, export.size, flags)
     replies = wire.option_reply(option, wire.REP_INFO, info)
     if wire.INFO_BLOCK_SIZE in wanted:
-        sizes = wire.INFO_BLOCK_SIZE_REPLY.pack(wire.INFO_BLOCK_SIZE, 1, BLOCK_SIZE, MAX_PAYLOAD)
+        largest = export.max_payload
+        sizes = wire.INFO_BLOCK_SIZE_REPLY.pack(wire.INFO_BLOCK_SIZE, 1, BLOCK_SIZE, largest)
         replies += wire.option_reply(option, wire.REP_INFO, sizes)
     then = Then.TRANSMISSION if option == wire.OPT_GO else Then.NEXT_OPTION
     return replies + wire.option_reply(option, wire.REP_ACK), then

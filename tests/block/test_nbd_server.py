@@ -14,7 +14,8 @@ import trio.testing
 
 from p2pcloop.errors import CorruptError, StorageError
 from p2pcloop.image.api import Missing
-from p2pcloopd.block.nbd_server import MAX_CONNECTIONS, MAX_INLINE_CHANGE
+from p2pcloopd.block.nbd_crowd import MAX_CONNECTIONS
+from p2pcloopd.block.nbd_server import MAX_INLINE_CHANGE
 from p2pcloopd.block.nbd_waiting import MAX_WAITING
 from tests.support.memory_device import MemoryBackend, MemoryDevice
 from tests.support.nbd_client import (

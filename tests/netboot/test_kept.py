@@ -167,6 +167,24 @@ async def test_a_boot_that_cannot_be_named_gets_no_disk_and_changes_nothing(
     await after.close_all()
 
 
+async def test_strangers_do_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = kept(tmp_path)
+    await write(changes, b"mine")
+    await changes.close_all()
+    other = "52:54:00:77:00:02"
+    assert changes.refusal(other, SECOND, again=False) is None
+    with monkeypatch.context() as patched:
+        patched.setattr("p2pcloopd.netboot.kept.MAX_OVERLAYS", 1)
+        assert "keeps changes of 1 machines" in str(changes.refusal(other, SECOND, again=False))
+        assert changes.refusal(MAC, FIRST, again=True) is None
+    with monkeypatch.context() as patched:
+        patched.setattr("p2pcloopd.netboot.kept.MIN_FREE", 1 << 60)
+        assert "disk has" in str(changes.refusal(other, SECOND, again=False))
+        assert changes.refusal(MAC, FIRST, again=True) is None
+
+
 def test_a_folder_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder"):
         check_folder(tmp_path / "none")

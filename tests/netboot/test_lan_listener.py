@@ -24,6 +24,7 @@ import trio
 from contextlib import AsyncExitStack
 from functools import partial
 from p2pcloop.protocol.nbd_export import Export
+from p2pcloopd.block.nbd_crowd import Limits
 from p2pcloopd.block.nbd_server import serve_exports
 from p2pcloopd.http.server import Pace, serve_http
 from p2pcloopd.http.wire import Wire
@@ -39,7 +40,8 @@ async def main():
     machines = Machines("00", None, print)
     async with listen({PORT}) as disks, listen({HTTP_PORT}) as http:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(serve_exports, machines, [disks], admits=admits))
+            limits = Limits(admits=admits)
+            nursery.start_soon(partial(serve_exports, machines, [disks], limits=limits))
             site = NetbootSite({{"vmlinuz": b"kernel"}})
             nursery.start_soon(partial(serve_http, [http], site, Wire(), Pace(0), admits=admits))
             print("serves", flush=True)

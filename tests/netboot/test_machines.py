@@ -15,7 +15,7 @@ from p2pcloop.errors import BusyError, StorageError
 from p2pcloop.image.api import Missing
 from p2pcloop.protocol.nbd_export import Export
 from p2pcloopd.block.nbd_server import serve_exports
-from p2pcloopd.netboot.machines import Machines, disk_name, parse_export
+from p2pcloopd.netboot.machines import MAX_PAYLOAD, Machines, disk_name, parse_export
 from tests.support.memory_device import MemoryDevice
 from tests.support.nbd_client import NbdClient
 from tests.support.waiting import until
@@ -53,7 +53,7 @@ def machines(said: list[str]) -> Machines:
 
 
 async def test_a_machine_gets_the_image_read_only(machines: Machines) -> None:
-    assert machines.find(name()) == Export(1 << 20, read_only=True)
+    assert machines.find(name()) == Export(1 << 20, read_only=True, max_payload=MAX_PAYLOAD)
     async with machines.attach(name(), lambda: None) as backend:
         assert backend is machines.backend
         assert machines.count == 1
@@ -104,7 +104,7 @@ def test_a_machine_whose_changes_were_kept_gets_no_bare_image(said: list[str], a
     kept_name = name(image=IMAGE + "-keep", again=again)
     assert "serve the image with --keep" in str(bare.find(kept_name))
     assert "without --keep" in str(keeping.find(name(again=again)))
-    assert keeping.find(kept_name) == Export(1 << 20, read_only=False)
+    assert keeping.find(kept_name) == Export(1 << 20, read_only=False, max_payload=MAX_PAYLOAD)
 
 
 class Kept:

@@ -617,3 +617,11 @@ def test_writes_are_the_same_however_they_are_cut(lengths: list[int], piece: int
     )
     seen = feed(transmitting(), (sent[n : n + piece] for n in range(0, len(sent), piece)))
     assert [event[5] for event in seen] == payloads
+
+
+def test_an_export_may_have_smaller_requests() -> None:
+    small = Export(SIZE, read_only=False, max_payload=8192)
+    assert check_request(small, Agreed(), wire.CMD_READ, 0, 0, 8704) is not None
+    assert check_request(small, Agreed(), wire.CMD_READ, 0, 0, 8192) is None
+    seen = feed(NbdServer(small), [CLIENT_FLAGS + GO + request(wire.CMD_WRITE, 0, 8704)])
+    assert seen[-1][0] == "broken"

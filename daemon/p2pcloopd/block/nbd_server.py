@@ -6,11 +6,13 @@ together in one call. Reads that need decoding are put off until the others are 
 their chunks are decoded in parallel. Only a request that must wait (for missing bytes, for the
 disk) gets a task of its own; replies are sent as they become ready.
 
-Overload: at most `MAX_CONNECTIONS` are served; the next one waits for its turn. At most
-`MAX_WAITING` requests with `MAX_WAITING_PAYLOAD` bytes wait in tasks of one connection, and its
-replies fill at most one send buffer; beyond that the server reads no more from it. So a connection
-takes at most 64 MiB for waiting requests, 32 MiB for an arriving WRITE, and 32 MiB for a departing
-READ. With requests of up to 128 KiB that are answered at once, it takes half a MiB in all.
+Overload: at most `Limits.served` clients are served; of the next ones some wait for their turn, and
+all others are hung up on (nbd_crowd.py). At most `MAX_WAITING` requests with `MAX_WAITING_PAYLOAD`
+bytes wait in tasks of one connection, and its replies fill at most one send buffer; beyond that the
+server reads no more from it. So a connection takes at most 64 MiB for waiting requests, 32 MiB for
+an arriving WRITE, and 32 MiB for a departing READ (`Export.max_payload` may be less). Waiting
+requests of all connections take `MAX_WAITING_OF_ALL`, besides one of each. With requests of up to
+128 KiB that are answered at once, it takes half a MiB in all.
 
 Ends: if a client vanishes or breaks the protocol, its waiting requests are dropped; none of them
 was acknowledged. After an orderly DISC all requests in flight are finished first, reads only as
@@ -37,12 +39,12 @@ from p2pcloop.protocol.nbd import GREETING, Choice, NbdServer, Reply, Request, S
 from p2pcloop.protocol.nbd_export import Export, Exports
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.nbd_calls import block_status, call_for, must_be_durable, payload_of
+from p2pcloopd.block.nbd_crowd import DEFAULT_LIMITS, Crowd, Limits
 from p2pcloopd.block.nbd_read import SPARSE_READ, ReadReply
 from p2pcloopd.block.nbd_sender import ReplySender
 from p2pcloopd.block.nbd_transport import PlainTransport, TlsTransport, Transport
-from p2pcloopd.block.nbd_waiting import Waiting
+from p2pcloopd.block.nbd_waiting import Budget, Waiting
 
-MAX_CONNECTIONS: Final = 16
 HANDSHAKE_SECONDS: Final = 30
 
 MAX_INLINE_CHANGE: Final = 4 << 20
@@ -136,30 +138,36 @@ async def serve_exports(
     listeners: list[trio.SocketListener],
     *,
     tls: ssl.SSLContext | None = None,
-    max_connections: int = MAX_CONNECTIONS,
-    admits: Callable[[str], bool] = lambda _: True,
+    limits: Limits = DEFAULT_LIMITS,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve several devices, as `serve_nbd` does one; at most so many clients at a time.
+    """Serve several devices, as `serve_nbd` does one.
 
     Args:
-        served, listeners, tls, task_status: as for `serve_nbd`.
-        max_connections: how many clients are served at a time.
-        admits: whether a client at an address is served; others are hung up on.
+        served: the devices.
+        listeners, tls, task_status: as for `serve_nbd`.
+        limits: how many clients are served, and which.
     """
-    places = trio.Semaphore(max_connections)
+    places = trio.Semaphore(limits.served)
+    crowd, budget = Crowd(limits), Budget()
 
     async def handle(stream: trio.SocketStream) -> None:
-        if not admits(peer_address(stream.socket)):
+        address = peer_address(stream.socket)
+        if (refusal := crowd.refusal(address)) is not None:
+            _log.warning("NBD: a client is hung up on: %s", refusal)
             return
-        if not places.value:
-            _log.warning("NBD: %d clients are served: the next one waits", max_connections)
-        async with places:
-            # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
-            with socket.socket(fileno=stream.socket.detach()) as sock:
-                sock.setblocking(False)
-                _notice_lost_client(sock)
-                await _Connection(served, sock, tls).run()
+        with crowd.counted(address) as negotiated:
+            if not places.value:
+                _log.warning("NBD: %d clients are served: the next one waits", limits.served)
+            async with places:
+                await serve_client(stream, negotiated)
+
+    async def serve_client(stream: trio.SocketStream, negotiated: Callable[[], None]) -> None:
+        # SocketStream has set TCP_NODELAY; its own send and receive cost a reschedule each.
+        with socket.socket(fileno=stream.socket.detach()) as sock:
+            sock.setblocking(False)
+            _notice_lost_client(sock)
+            await _Connection(served, sock, tls, Waiting(budget), negotiated).run()
 
     await trio.serve_listeners(handle, listeners, task_status=task_status)
 
@@ -185,7 +193,14 @@ class _Connection:
     _backend: Backend
     _attached: AsyncExitStack
 
-    def __init__(self, served: Served, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None,
+        waiting: Waiting,
+        negotiated: Callable[[], None],
+    ) -> None:
         self._served = served
         self._sock = sock
         self._tls = tls
@@ -194,7 +209,8 @@ class _Connection:
         self._session = trio.CancelScope()
         self._sender = ReplySender(self._transport, lost=self._session.cancel)
         self._tasks: trio.Nursery
-        self._waiting = Waiting()
+        self._waiting = waiting
+        self._negotiated = negotiated
         self._waiting_reads: set[trio.CancelScope] = set()
         self._put_off: list[Request] = []
 
@@ -230,6 +246,7 @@ class _Connection:
         if handshake.cancelled_caught:
             _log.warning("NBD client dropped: no handshake in %d s", HANDSHAKE_SECONDS)
             return False
+        self._negotiated()
         self._device = self._backend.device
         return await self._transmit()
 

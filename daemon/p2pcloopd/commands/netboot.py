@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +26,10 @@ from p2pcloop.store.profiles import expected_touches
 from p2pcloop.text import printable, to_json
 from p2pcloopd.block.server import serve_until_signal
 from p2pcloopd.block.spec import BlockServerSpec
-from p2pcloopd.entry import run
+from p2pcloopd.entry import allow_many_files, run
 from p2pcloopd.guest.disk import choose_files, file_system_of, layer_places
 from p2pcloopd.guest.network.choice import LAN_PROGRAMS
+from p2pcloopd.guest.spec import split_append
 from p2pcloopd.guest.system.files_root import WHOLE
 from p2pcloopd.guest.system.kernel import Kernel, find_busybox
 from p2pcloopd.guest.system.stock_kernel import find_stock_kernel
@@ -126,13 +126,14 @@ def command(
     """
     check_root()
     _check_dhcp(dhcp, addresses)
+    words = check_words(split_append(append))
     interface = find_interface(lan)
     given = None if addresses is None else parse_range(addresses, interface)
-    words = check_words(shlex.split(append))
     tftp = _programs()
     if keep is not None:
         check_folder(keep)
     machine_kernel = find_stock_kernel(kernel)
+    allow_many_files()  # each machine has a connection, and an overlay
     teller = Teller()
     logging.basicConfig(level=logging.WARNING, handlers=[TellingHandler(teller)])
     home.create()
@@ -184,10 +185,25 @@ def _programs() -> dict[str, Path]:
 
 
 def _image_words(target: ImageFile | StoredRef) -> tuple[str, ...]:
-    """The publisher's words for the kernel."""
     if not isinstance(target, StoredRef):
         return ()
-    return check_words(shlex.split(target.signed.manifest.boot.append))
+    return publisher_words(str(target.name), target.signed.manifest.boot.append)
+
+
+def publisher_words(name: str, append: str) -> tuple[str, ...]:
+    """The words for the kernel that the publisher of an image gave it.
+
+    Raises:
+        UsageError: machines cannot start with them.
+    """
+    try:
+        return check_words(split_append(append))
+    except UsageError as err:
+        raise UsageError(
+            f"the publisher of {printable(name)} gave it words for the kernel with which no machine"
+            f" can start: {err}",
+            hint="the publisher can publish it with others (--append)",
+        ) from err
 
 
 def _disk(target: ImageFile | StoredRef, home: Home) -> BlockServerSpec:

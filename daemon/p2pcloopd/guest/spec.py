@@ -148,23 +148,29 @@ class GuestSpec:
         self.append_words()
 
     def append_words(self) -> list[str]:
-        """Return the additional kernel parameters one by one, quoted as the kernel wants it.
+        """Return the additional kernel parameters one by one, as `split_append` does."""
+        return split_append(self.append)
 
-        Raises:
-            UsageError: unbalanced quotes, control characters, a double quote inside a parameter
-                (the kernel knows no escape), or too many bytes.
-        """
-        if len(self.append.encode()) > MAX_APPEND or not self.append.isprintable():
-            raise UsageError(
-                f"kernel parameters must be printable and at most {MAX_APPEND} bytes long"
-            )
-        try:
-            words = shlex.split(self.append)
-        except ValueError as err:
-            raise UsageError(f"kernel parameters {self.append!r}: {err}") from err
-        if any('"' in word for word in words):
-            raise UsageError(f"a kernel parameter cannot hold a double quote: {self.append!r}")
-        return [re.sub(r"^([^=]*=)?(.* .*)$", r'\1"\2"', word) for word in words]
+
+def split_append(append: str) -> list[str]:
+    """Return kernel parameters one by one, quoted as the kernel wants it.
+
+    Args:
+        append: quoted as for a shell.
+
+    Raises:
+        UsageError: unbalanced quotes, control characters, a double quote inside a parameter (the
+            kernel knows no escape), or too many bytes.
+    """
+    if len(append.encode()) > MAX_APPEND or not append.isprintable():
+        raise UsageError(f"kernel parameters must be printable and at most {MAX_APPEND} bytes long")
+    try:
+        words = shlex.split(append)
+    except ValueError as err:
+        raise UsageError(f"kernel parameters {append!r}: {err}") from err
+    if any('"' in word for word in words):
+        raise UsageError(f"a kernel parameter cannot hold a double quote: {append!r}")
+    return [re.sub(r"^([^=]*=)?(.* .*)$", r'\1"\2"', word) for word in words]
 
 
 def terminal_type(spec: GuestSpec) -> list[str]:

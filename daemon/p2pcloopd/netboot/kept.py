@@ -15,6 +15,7 @@ connection broke and when this process has just started.
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.store.home import replace_file
+from p2pcloop.units import format_size
 from p2pcloopd.block.opening import Disk, open_overlay
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import BlockServerSpec
@@ -34,6 +36,12 @@ SUFFIX = ".delta"
 RESERVED_SECONDS = 30
 """For so long a machine that has lost its connection may take to notice it (nbd_root.c: 20 s), and
 to connect anew."""
+
+MAX_OVERLAYS = 1024
+"""In a folder; a machine on the LAN can have one made for any hardware address."""
+
+MIN_FREE = 1 << 30
+"""Bytes that are free on the folder's disk, else no further machine gets an overlay."""
 
 _WHOLE = "whole "
 
@@ -91,8 +99,10 @@ class KeptChanges:
                 f" waited for {RESERVED_SECONDS} s"
             )
         path = self._path(mac)
-        if mac in self._open or not path.exists():
+        if mac in self._open:
             return None
+        if not path.exists():
+            return self._no_room()
         try:
             made_on = Overlay.inspect(path).image_id
         except P2pcloopError as err:
@@ -156,6 +166,21 @@ class KeptChanges:
         """The same of all machines."""
         for mac in list(self._open):
             await self.close(mac)
+
+    def _no_room(self) -> str | None:
+        """Why no overlay can be made for one more machine."""
+        if sum(1 for _ in self.folder.glob("*" + SUFFIX)) >= MAX_OVERLAYS:
+            return (
+                f"the node keeps changes of {MAX_OVERLAYS} machines, and no more: remove those in"
+                f" {self.folder} that are not needed"
+            )
+        free = shutil.disk_usage(self.folder).free
+        if free < MIN_FREE:
+            return (
+                f"the node's disk has {format_size(free)} left, and takes no changes of further"
+                f" machines below {format_size(MIN_FREE)}"
+            )
+        return None
 
     def _cannot_go_on(self, mac: str, boot: str) -> str | None:
         if (changes := self._open.get(mac)) is not None:

@@ -27,6 +27,10 @@ _NAME = re.compile(
     r"(?P<again>/again)?"
 )
 
+MAX_PAYLOAD = 4 << 20
+"""Bytes of the largest READ or WRITE. Linux sends 1.25 MiB at most (BLK_DEF_MAX_SECTORS_CAP),
+unless its administrator wants more."""
+
 _KEEPS = "-keep"
 
 _NO_NAME = "this server gives disks to machines that start here, and to no others"
@@ -159,7 +163,8 @@ class Machines:
             refusal = self.kept.refusal(asked.mac, asked.boot, again=asked.again)
             if refusal is not None:
                 return refusal
-        return Export(self.backend.device.size, read_only=self.kept is None)
+        size = self.backend.device.size
+        return Export(size, read_only=self.kept is None, max_payload=MAX_PAYLOAD)
 
     @asynccontextmanager
     async def attach(self, name: bytes, leave: Callable[[], None]) -> AsyncIterator[Backend]:

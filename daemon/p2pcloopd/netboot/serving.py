@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from p2pcloop.errors import BusyError
+from p2pcloopd.block.nbd_crowd import Limits
 from p2pcloopd.block.nbd_server import serve_exports
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
@@ -27,7 +28,9 @@ from p2pcloopd.netboot.machines import Machines, disk_name
 from p2pcloopd.netboot.plan import INITRAMFS, KERNEL, SCRIPT, NetbootPlan
 from p2pcloopd.netboot.site import NetbootSite
 
-MAX_MACHINES = 256
+LIMITS = Limits(served=256, waiting=0, negotiating=128, of_address=4)
+"""Of the disks' server. A machine has one connection, and two where it has lost one. After a
+restart all machines come at once."""
 
 _IMAGE_DIGITS = 16
 """Of an image's id: they tell it from other versions."""
@@ -99,11 +102,8 @@ async def _serve_disk(
             admits = partial(is_behind, plan.interface)
             site = NetbootSite(files)
             nursery.start_soon(partial(serve_http, [http], site, Wire(), Pace(0), admits=admits))
-            nursery.start_soon(
-                partial(
-                    serve_exports, machines, [disks], max_connections=MAX_MACHINES, admits=admits
-                )
-            )
+            limits = replace(LIMITS, admits=admits)
+            nursery.start_soon(partial(serve_exports, machines, [disks], limits=limits))
             # Before our own dnsmasq has the port.
             warns = plan.range is None and not is_port_taken(plan.interface)
             await nursery.start(serve_dnsmasq, plan.server_settings(), netboot.tftp, netboot.told)
