@@ -60,3 +60,14 @@ def test_a_terminal_that_is_gone_ends_nothing(pipe: tuple[int, int]) -> None:
     teller.tell("a machine has its disk")
     teller.close()
     log.handlers.clear()
+
+
+def test_the_log_is_told_as_lines_like_others(pipe: tuple[int, int]) -> None:
+    teller = Teller(pipe[1])
+    record = logging.LogRecord("p2pcloopd.x", logging.WARNING, "", 0, "%d came", (3,), None)
+    handler = TellingHandler(teller)
+    assert handler.formatter is not None  # else basicConfig gives it one with more words
+    handler.handle(record)
+    teller.close()
+    os.close(pipe[1])
+    assert all_lines(pipe[0]) == ["p2pcloop: 3 came"]

@@ -64,6 +64,7 @@ class TellingHandler(logging.Handler):
 
     def __init__(self, teller: Teller) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter("%(message)s"))  # else basicConfig sets its own
         self._teller = teller
 
     def emit(self, record: logging.LogRecord) -> None:
