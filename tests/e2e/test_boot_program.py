@@ -122,8 +122,8 @@ def test_a_guest_that_hangs_on_a_read_is_ended_after_a_while(
     """The only source of the image is gone. What was flushed is kept."""
     program = (
         "from p2pcloop.cli.main import main\n"
-        "from p2pcloopd.guest import uml\n"
-        "uml.SHUTDOWN_SECONDS = 0.5\n"
+        "from p2pcloopd.guest import lifecycle\n"
+        "lifecycle.SHUTDOWN_SECONDS = 0.5\n"
         "main()"
     )
     overlay, merged = tmp_path / "o", tmp_path / "merged.img"

@@ -26,6 +26,8 @@ import trio
 
 from p2pcloop.errors import GuestError, NeedsPackageError
 from p2pcloopd import programs
+from p2pcloopd.guest.events import Events
+from p2pcloopd.guest.lifecycle import run_guest
 from p2pcloopd.guest.network import frame_filter
 from p2pcloopd.guest.network import slirp as network
 from p2pcloopd.guest.network.forwarding import BoundPort
@@ -35,7 +37,6 @@ from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.system import initramfs, kernel, xsave
 from p2pcloopd.guest.system.files_root import build_files_initramfs
-from p2pcloopd.guest.uml import run_guest
 from tests.support.file_systems import make_read_only
 from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image, fill_root
 
@@ -147,7 +148,8 @@ async def booted(spec: GuestSpec) -> AsyncIterator[Guest]:
     guest = Guest()
 
     async def live(task_status: trio.TaskStatus[RunningGuest]) -> None:
-        guest.result = await run_guest(spec, on_console=guest.on_console, task_status=task_status)
+        events = Events(console=guest.on_console)
+        guest.result = await run_guest(spec, events, task_status=task_status)
 
     with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
@@ -310,7 +312,7 @@ async def test_guest_dies_with_its_parent(spec: GuestSpec) -> None:
         import trio
         from pathlib import Path
         from p2pcloopd.guest.spec import GuestSpec
-        from p2pcloopd.guest.uml import run_guest
+        from p2pcloopd.guest.lifecycle import run_guest
 
         async def live(task_status):
             spec = GuestSpec(Path({str(spec.vhost_socket)!r}), console=Path("/dev/null"))
@@ -339,7 +341,7 @@ async def test_window_size(spec: GuestSpec) -> None:
         import trio
         from pathlib import Path
         from p2pcloopd.guest.spec import GuestSpec
-        from p2pcloopd.guest.uml import run_guest
+        from p2pcloopd.guest.lifecycle import run_guest
         spec = GuestSpec(Path({str(spec.vhost_socket)!r}), append="quiet")
         sys.exit(trio.run(run_guest, spec).exit_code)
     """

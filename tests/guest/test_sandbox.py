@@ -570,7 +570,7 @@ async def test_programs_of_a_sandbox_with_a_loopback_reach_each_other_alone() ->
             visible=python_files(),
             memory=MEMORY,
             processes=PROCESSES,
-            loopback=True,
+            network=sandbox.Network(loopback=True),
         )
         found = json.loads(await output_of(boxed))
     assert found == {

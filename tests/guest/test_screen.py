@@ -12,7 +12,7 @@ import trio.testing
 from p2pcloop.errors import StorageError
 from p2pcloop.store.guests import MAX_LOG
 from p2pcloopd.guest.console.screen import KEPT, Log, Recent
-from p2pcloopd.guest.life import Output
+from p2pcloopd.guest.control_socket import Output
 
 
 async def test_a_follower_gets_all_that_comes_in_order() -> None:

@@ -15,9 +15,10 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcloopd.guest import running, uml
+from p2pcloopd.guest import lifecycle, running
 from p2pcloopd.guest.console.console import Pty
 from p2pcloopd.guest.console.prompts import PromptWatch
+from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.machine import mconsole
 from p2pcloopd.guest.machine import uml as machine
 from p2pcloopd.guest.quiet_start import QuietStart
@@ -60,9 +61,9 @@ async def test_a_terminal_that_takes_nothing_does_not_hold_up_the_guests_end(
     spec = GuestSpec(tmp_path / "vda", console=tmp_path / "console")
     with ExitStack() as stack:
         async with trio.open_nursery() as nursery:
-            attended = uml._Attended(spec, stack, nursery, None, None, None)
+            attended = lifecycle._Attended(spec, Events(), None, stack, nursery)
             attended._quiet = cast(QuietStart, Stuck())
-            with trio.fail_after(uml.SHUTDOWN_SECONDS / 2):
+            with trio.fail_after(lifecycle.SHUTDOWN_SECONDS / 2):
                 await attended._shut_down()
             assert attended._guest.killed  # it did not run yet
             nursery.cancel_scope.cancel()
@@ -126,7 +127,7 @@ async def test_keys_that_were_pressed_before_the_prompt_are_pressed_again_at_it(
     spec = GuestSpec(tmp_path / "vda", console=tmp_path / "console")
     with ExitStack() as stack:
         async with trio.open_nursery() as nursery:
-            attended = uml._Attended(spec, stack, nursery, None, None, None)
+            attended = lifecycle._Attended(spec, Events(), None, stack, nursery)
             watch = PromptWatch()
             nursery.start_soon(attended._press_again, watch)
             process = cast(SandboxedProcess, _NoProcess())

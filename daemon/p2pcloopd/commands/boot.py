@@ -16,25 +16,21 @@ import click
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import P2pcloopError, UsageError
+from p2pcloop.frozen import dataclass
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, format_size
 from p2pcloopd.commands.display_options import DisplayOptions, display_options
+from p2pcloopd.commands.guest_command import run_guest_command
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
-from p2pcloopd.commands.session import run_session
 from p2pcloopd.guest.console.escape import HELP
 from p2pcloopd.guest.display.choice import bound_display
 
 if TYPE_CHECKING:
-    from trio import SocketListener
-
-    from p2pcloop.store.guests import OwnGuest
-    from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
-    from p2pcloopd.guest.boot import LateNode
     from p2pcloopd.guest.display.choice import Listeners
     from p2pcloopd.guest.display.spec import Display
-    from p2pcloopd.guest.report import Outcome
-    from p2pcloopd.guest.spec import GuestResult, GuestSpec
+    from p2pcloopd.guest.spec import GuestResult
+    from p2pcloopd.guest.with_block_server import ReadyGuest
 
 _EPILOG = f"""
 \b
@@ -145,8 +141,7 @@ def command(
     if file is not None:
         check_writable(file)
 
-    session = partial(
-        _run,
+    boot = _Boot(
         ref,
         options,
         screen,
@@ -157,7 +152,7 @@ def command(
         profile=not no_profile,
     )
     if not detach:
-        raise click.exceptions.Exit(session(None))
+        raise click.exceptions.Exit(boot.run(None))
     if file is not None:
         raise UsageError(
             "--detach keeps what the guest prints in its log: --console FILE says nothing",
@@ -165,66 +160,70 @@ def command(
         )
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for most boots
 
-    click.echo(in_background(session))
+    click.echo(in_background(boot.run))
 
 
-def _run(
-    ref: str,
-    options: GuestOptions,
-    screen: DisplayOptions,
-    started: Callable[[str], None] | None,
-    *,
-    file: Path | None,
-    verbose: bool,
-    reboot: bool,
-    autologin: bool,
-    profile: bool,
-) -> int:
-    """Run the guest to its end; `started` is called once it runs in the background, or None."""
-    keep = options.name is not None or started is not None
+@dataclass(frozen=True, slots=True)
+class _Boot:
+    """What a user asks of a boot."""
 
-    def plan() -> Plan:
-        # Loaded while p2pcloopd starts: see session.py.
+    ref: str
+    options: GuestOptions
+    screen: DisplayOptions
+    file: Path | None
+    verbose: bool
+    reboot: bool
+    autologin: bool
+    profile: bool
+
+    def run(self, started: Callable[[str], None] | None) -> int:
+        """Run the guest to its end, and return the exit code.
+
+        Args:
+            started: called once it runs in the background, or None.
+        """
+        with bound_display(self.screen.display) as shown_at:
+            result = run_guest_command(
+                self.ref, self.options, partial(self._plan, started, shown_at)
+            )
+        if started is None and sys.stderr.isatty():
+            _report_end(result, self.ref, self.options.overlay)
+        return result.exit_code
+
+    def _plan(self, started: Callable[[str], None] | None, shown_at: Listeners) -> Plan:
+        # Loaded while p2pcloopd starts: see guest_command.py.
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
-        from p2pcloopd.guest import boot as booting  # noqa: PLC0415
         from p2pcloopd.guest.system.initramfs import AUTOLOGIN  # noqa: PLC0415
 
-        def start(
-            own: OwnGuest,
-            spec: GuestSpec,
-            disk: BlockServerSpec,
-            outcome: Outcome,
-            *,
-            listener: SocketListener | None,
-            late_node: LateNode,
-        ) -> None:
-            if file is None and started is None:
-                booting.report_keys(options.overlay)
-            nowhere = None if started is None else Path(os.devnull)
-            spec = replace(spec, console=nowhere or file or "stdio", reboot=reboot)
-            if display is not None:
-                from p2pcloopd.commands import displaying  # noqa: PLC0415  not for most boots
-
-                displaying.report_display(own, display)
-                spec = replace(spec, session=displaying.make_session(screen))
-            shown = sys.stdout.isatty() and sys.stderr.isatty() and not verbose
-            booting.boot_reachable(
-                *(own, listener, spec, disk, outcome, started),
-                keep=keep,
-                quiet=shown and spec.console == "stdio",
-                late_node=late_node,
-            )
-
-        display = _display(ref, screen, shown_at)
-        words = " ".join([*([AUTOLOGIN] if autologin else []), *screen.settings.words()])
-        plan = Plan(start, prefetch=profile, words=words, reachable=True, display=display)
+        words = [*([AUTOLOGIN] if self.autologin else []), *self.screen.settings.words()]
+        plan = Plan(
+            partial(self._start, started),
+            prefetch=self.profile,
+            words=" ".join(words),
+            reachable=True,
+            display=_display(self.ref, self.screen, shown_at),
+        )
         return _as_called(plan)
 
-    with bound_display(screen.display) as shown_at:
-        result = run_session(ref, options, plan)
-    if started is None and sys.stderr.isatty():
-        _report_end(result, ref, options.overlay)
-    return result.exit_code
+    def _start(self, started: Callable[[str], None] | None, ready: ReadyGuest) -> None:
+        from p2pcloopd.guest import with_block_server  # noqa: PLC0415  as above
+
+        if self.file is None and started is None:
+            with_block_server.report_keys(self.options.overlay)
+        nowhere = None if started is None else Path(os.devnull)
+        spec = replace(ready.spec, console=nowhere or self.file or "stdio", reboot=self.reboot)
+        if spec.display is not None:
+            from p2pcloopd.commands import displaying  # noqa: PLC0415  not for most boots
+
+            displaying.report_display(ready.own, spec.display)
+            spec = replace(spec, session=displaying.make_session(self.screen))
+        shown = sys.stdout.isatty() and sys.stderr.isatty() and not self.verbose
+        with_block_server.boot_reachable(
+            replace(ready, spec=spec),
+            started,
+            keep=self.options.name is not None or started is not None,
+            quiet=shown and spec.console == "stdio",
+        )
 
 
 def _as_called(plan: Plan) -> Plan:

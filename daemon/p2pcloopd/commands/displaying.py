@@ -10,7 +10,7 @@ from p2pcloop.client.terminal import notify
 from p2pcloop.errors import storage_error
 from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.commands.display_options import DisplayOptions
-from p2pcloopd.guest.channel.session import Session
+from p2pcloopd.guest.channel.display_session import Session
 from p2pcloopd.guest.display import wire
 from p2pcloopd.guest.display.access import password_file
 from p2pcloopd.guest.display.choice import Listeners

@@ -21,7 +21,6 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
-from p2pcloopd.guest.boot import Start, open_control
 from p2pcloopd.guest.disk import choose_files, choose_firmware, disk_of, layer_places, size_of
 from p2pcloopd.guest.machine.kvm import disk_protocol, probe_kvm
 from p2pcloopd.guest.recording import keep_recording
@@ -34,9 +33,12 @@ from p2pcloopd.guest.system.hostname import hostname_part, hostname_words
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel, find_kernel, shared_libraries
 from p2pcloopd.guest.system.stock_kernel import find_stock_kernel
-from p2pcloopd.guest.vm import Vm
+from p2pcloopd.guest.vm import Firmware, Vm
+from p2pcloopd.guest.with_block_server import ReadyGuest, open_control
 
 if TYPE_CHECKING:
+    from trio import SocketListener
+
     from p2pcloopd.guest.display.spec import Display
     from p2pcloopd.guest.network.card import Card
     from p2pcloopd.guest.network.forwarding import BoundPort
@@ -62,7 +64,7 @@ class Plan:
     """What a command does with its guest.
 
     Attributes:
-        start: runs the guest; of an image that is all here, it starts p2pcloopd meanwhile.
+        start: boots the guest and waits for its end.
         prefetch: fetch the image's profile ahead of the guest, and record a profile.
         ending: what the guest's first root does once the root is there.
         words: the command's own for the kernel.
@@ -72,7 +74,7 @@ class Plan:
         invocation: how the command was called, for `start`; None where that boots no such guest.
     """
 
-    start: Start
+    start: Callable[[ReadyGuest], None]
     prefetch: bool
     ending: Part = HAND_OVER
     words: str = ""
@@ -83,7 +85,7 @@ class Plan:
 
 
 def prepare(options: GuestOptions) -> None:
-    """Find out what depends on this system alone; `host` would do so later."""
+    """Find out what depends on this system alone; `Hosting.run` would do so later."""
     kernel = _kernel(options.kernel, options.vm)
     if options.vm == "qemu":
         probe_kvm()
@@ -102,83 +104,138 @@ def _kernel(path: Path | None, vm: Vm) -> Kernel | Path | None:
         return path
 
 
-def host(
-    ref: str,
-    target: ImageFile | StoredRef,
-    options: GuestOptions,
-    plan: Plan,
-    started: float,
-    ports: tuple[BoundPort, ...] = (),
-) -> GuestResult:
-    """Run a guest to its end; keep its first reads as a profile, and write the report.
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """A command's guest.
 
-    Args:
+    Attributes:
         ref: the image, as the user named it.
         target: the image.
         options: of the command.
-        plan: what it does with its guest.
-        started: seconds of the monotonic clock at the command's start.
+        plan: what the command does with its guest.
         ports: of this machine, which lead into the guest.
-
-    Raises:
-        P2pcloopError: there was no guest, or none to its end.
     """
-    outcome = Outcome(started=started)
-    home, overlay = options.home, options.overlay
-    if isinstance(target, StoredRef):
-        target.check_secret()
-    firmware = choose_firmware(target, options.vm, options.firmware, home)
-    if firmware is not None:
-        _check_firmware_options(options, plan)
-    mode, size = options.overlay_mode, options.overlay_size
-    files = choose_files(target, overlay, mode, size, home, whole_disk=firmware is not None)
-    before = None if options.report is None else _status(target)
-    disk = disk_of(target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files)
-    fresh = overlay is None or not overlay.exists()
-    _check_overlay_unused(home, overlay)
-    with temporary_folder() as folder, ExitStack() as stack:
-        own = stack.enter_context(OwnGuest(home, options.name, plan.earlier))
-        card = _card(options, own, ports, stack)
+
+    ref: str
+    target: ImageFile | StoredRef
+    options: GuestOptions
+    plan: Plan
+    ports: tuple[BoundPort, ...] = ()
+
+    def run(self, started: float) -> GuestResult:
+        """Run the guest to its end; keep its first reads as a profile, and write the report.
+
+        Args:
+            started: seconds of the monotonic clock at the command's start.
+
+        Raises:
+            P2pcloopError: there was no guest, or none to its end.
+        """
+        outcome = Outcome(started=started)
+        target, options, plan = self.target, self.options, self.plan
+        home, overlay = options.home, options.overlay
+        if isinstance(target, StoredRef):
+            target.check_secret()
+        firmware = choose_firmware(target, options.vm, options.firmware, home)
+        if firmware is not None:
+            _check_firmware_options(options, plan)
+        mode, size = options.overlay_mode, options.overlay_size
+        files = choose_files(target, overlay, mode, size, home, whole_disk=firmware is not None)
+        before = None if options.report is None else _status(target)
+        disk = disk_of(
+            target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files
+        )
+        fresh = overlay is None or not overlay.exists()
+        _check_overlay_unused(home, overlay)
+        with temporary_folder() as folder, ExitStack() as stack:
+            own = stack.enter_context(OwnGuest(home, options.name, plan.earlier))
+            spec, listener = self._open(own, folder, files, firmware, stack)
+            disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
+            plan.start(ReadyGuest(own, spec, disk, outcome, listener, _late_node(target)))
+            _record_end(own, outcome, arrives=isinstance(target, StoredRef))
+        try:
+            display = plan.display is not None
+            recorded = keep_recording(home, size_of(target), outcome, fresh=fresh, display=display)
+            if options.report is not None:
+                facts = image_facts(target, before, home) | outcome.facts()
+                facts |= {"overlay_mode": disk.mode, "profile": recorded}
+                write_report(options.report, facts)
+        finally:
+            outcome.check()
+        assert outcome.guest is not None
+        return outcome.guest
+
+    def _open(
+        self,
+        own: OwnGuest,
+        folder: Path,
+        files: FilesOverlay | None,
+        firmware: Firmware | None,
+        stack: ExitStack,
+    ) -> tuple[GuestSpec, SocketListener | None]:
+        """Write the guest's record, with its network card and its control socket open until `stack`
+        is closed."""
+        options, plan = self.options, self.plan
+        card = _card(options, own, self.ports, stack)
         wire = USER if card is None else card.addresses
         listener = open_control(own, stack) if plan.reachable else None
-        shown = None if plan.display is None else plan.display.facts()
-        own.begin(**_record_facts(ref, target, options, wire, plan), display=shown)
-        disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
+        own.begin(**self._record_facts(wire))
         parts, words = _extras(options, plan)
-        first_root = _first_root(target, files, plan, wire, parts)
-        spec = _spec(options, folder, first_root, two=bool(files))
-        append = _append(target, plan.words, *words, options.append)
-        spec = replace(spec, append=append, forwarded=ports, display=plan.display, card=card)
-        spec = replace(spec, waiting=own.folder.read_waiting, firmware=firmware)
-        plan.start(own, spec, disk, outcome, listener=listener, late_node=_late_node(target))
-        _record_end(own, outcome, arrives=isinstance(target, StoredRef))
-    try:
-        display = plan.display is not None
-        recorded = keep_recording(home, size_of(target), outcome, fresh=fresh, display=display)
-        if options.report is not None:
-            facts = image_facts(target, before, home) | outcome.facts()
-            write_report(options.report, facts | {"overlay_mode": disk.mode, "profile": recorded})
-    finally:
-        outcome.check()
-    assert outcome.guest is not None
-    return outcome.guest
+        spec = GuestSpec(
+            vhost_socket=folder / "vda",
+            more_disks=() if files is None else (folder / "vdb",),
+            initramfs=self._first_root(files, wire, parts),
+            memory=options.mem,
+            network="user" if options.net.kind == "user" else "none",
+            vm=options.vm,
+            firmware=firmware,
+            disk_protocol=disk_protocol() if options.vm == "qemu" else "vhost-user",
+            kernel=_kernel(options.kernel, options.vm),
+            cpu=_cpu(options),
+            append=self._append(words),
+            forwarded=self.ports,
+            display=plan.display,
+            card=card,
+            waiting=own.folder.read_waiting,
+        )
+        return spec, listener
 
+    def _record_facts(self, wire: Addresses | None) -> dict[str, Any]:
+        target, options, display = self.target, self.options, self.plan.display
+        address = None if wire is None or options.net.kind == "none" else wire.guest
+        stored = target if isinstance(target, StoredRef) else None
+        called = self.plan.invocation
+        return {
+            "ref": self.ref,
+            "image": str(target.name),
+            "version": None if stored is None else stored.signed.manifest.version,
+            "overlay": None if options.overlay is None else str(options.overlay.absolute()),
+            "memory": options.mem,
+            "network": str(options.net),
+            "address": address,
+            "ports": [port.option for port in options.ports],
+            "words": None if called is None else list(called.words),
+            "directory": None if called is None else called.directory,
+            "display": None if display is None else display.facts(),
+        }
 
-def _spec(
-    options: GuestOptions, folder: Path, initramfs: Callable[[Kernel], bytes], *, two: bool
-) -> GuestSpec:
-    """The guest of a command; `two` is whether it has a second disk."""
-    return GuestSpec(
-        vhost_socket=folder / "vda",
-        more_disks=(folder / "vdb",) if two else (),
-        initramfs=initramfs,
-        memory=options.mem,
-        network="user" if options.net.kind == "user" else "none",
-        vm=options.vm,
-        disk_protocol=disk_protocol() if options.vm == "qemu" else "vhost-user",
-        kernel=_kernel(options.kernel, options.vm),
-        cpu=_cpu(options),
-    )
+    def _first_root(
+        self, files: FilesOverlay | None, wire: Addresses | None, more: Sequence[Part]
+    ) -> Callable[[Kernel], bytes]:
+        """The function that makes the guest's initramfs."""
+        ending = self.plan.ending
+        if files is None:
+            return partial(build_initramfs, ending=ending, more=more, network=wire)
+        places = layer_places(self.target)
+        return partial(build_files_initramfs, places=places, ending=ending, more=more, network=wire)
+
+    def _append(self, words: Sequence[str]) -> str:
+        """Words for the kernel: the publisher's, ours, and the user's, of which the last one
+        counts."""
+        target = self.target
+        published = target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
+        ours = (self.plan.words, *words)
+        return " ".join(filter(None, (published, *ours, self.options.append)))
 
 
 def _check_firmware_options(options: GuestOptions, plan: Plan) -> None:
@@ -235,30 +292,6 @@ def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
     )
 
 
-def _record_facts(
-    ref: str,
-    target: ImageFile | StoredRef,
-    options: GuestOptions,
-    wire: Addresses | None,
-    plan: Plan,
-) -> dict[str, Any]:
-    address = None if wire is None or options.net.kind == "none" else wire.guest
-    stored = target if isinstance(target, StoredRef) else None
-    called = plan.invocation
-    return {
-        "ref": ref,
-        "image": str(target.name),
-        "version": None if stored is None else stored.signed.manifest.version,
-        "overlay": None if options.overlay is None else str(options.overlay.absolute()),
-        "memory": options.mem,
-        "network": str(options.net),
-        "address": address,
-        "ports": [port.option for port in options.ports],
-        "words": None if called is None else list(called.words),
-        "directory": None if called is None else called.directory,
-    }
-
-
 def _record_end(own: OwnGuest, outcome: Outcome, *, arrives: bool) -> None:
     """Record how the guest ended, and let it go; its own end matters more than errors here.
 
@@ -300,28 +333,6 @@ def _extras(options: GuestOptions, plan: Plan) -> tuple[list[Part], list[str]]:
         parts.append(hostname_part(options.name))
         words.append(hostname_words(options.name))
     return parts, words
-
-
-def _first_root(
-    target: ImageFile | StoredRef,
-    files: FilesOverlay | None,
-    plan: Plan,
-    wire: Addresses | None,
-    more: Sequence[Part],
-) -> Callable[[Kernel], bytes]:
-    """The function that makes the guest's initramfs."""
-    if files is None:
-        return partial(build_initramfs, ending=plan.ending, more=more, network=wire)
-    places = layer_places(target)
-    return partial(
-        build_files_initramfs, places=places, ending=plan.ending, more=more, network=wire
-    )
-
-
-def _append(target: ImageFile | StoredRef, *words: str) -> str:
-    """Words for the kernel: the publisher's, ours, and the user's, of which the last one counts."""
-    published = target.signed.manifest.boot.append if isinstance(target, StoredRef) else ""
-    return " ".join(filter(None, (published, *words)))
 
 
 def _late_node(target: ImageFile | StoredRef) -> Callable[[], object] | None:

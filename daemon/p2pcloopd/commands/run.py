@@ -12,16 +12,12 @@ import click
 from p2pcloop.cli.options import FilePath
 from p2pcloop.cli.output import check_writable
 from p2pcloopd.commands.behind_dashes import CommandBehindDashes
+from p2pcloopd.commands.guest_command import run_guest_command
 from p2pcloopd.commands.guest_options import GuestOptions, guest_options
-from p2pcloopd.commands.session import run_session
 
 if TYPE_CHECKING:
-    from p2pcloop.store.guests import OwnGuest
-    from p2pcloopd.block.spec import BlockServerSpec
     from p2pcloopd.commands.hosting import Plan
-    from p2pcloopd.guest.boot import LateNode
-    from p2pcloopd.guest.report import Outcome
-    from p2pcloopd.guest.spec import GuestSpec
+    from p2pcloopd.guest.with_block_server import ReadyGuest
 
 _EPILOG = """
 \b
@@ -64,22 +60,14 @@ def command(ref: str, command_words: tuple[str, ...], options: GuestOptions, con
     check_writable(console)
 
     def plan() -> Plan:
-        # Loaded while p2pcloopd starts: see session.py.
+        # Loaded while p2pcloopd starts: see guest_command.py.
         from p2pcloopd.commands.hosting import Plan  # noqa: PLC0415
-        from p2pcloopd.guest.boot import run_one  # noqa: PLC0415
         from p2pcloopd.guest.system.command_ending import command_ending  # noqa: PLC0415
+        from p2pcloopd.guest.with_block_server import run_one  # noqa: PLC0415
 
-        def start(
-            _own: OwnGuest,
-            spec: GuestSpec,
-            disk: BlockServerSpec,
-            outcome: Outcome,
-            *,
-            listener: object,  # noqa: ARG001  a command has no console
-            late_node: LateNode,
-        ) -> None:
-            run_one(replace(spec, console=console), disk, outcome, late_node=late_node)
+        def start(ready: ReadyGuest) -> None:
+            run_one(replace(ready, spec=replace(ready.spec, console=console)))
 
         return Plan(start, prefetch=False, ending=command_ending(command_words), words="quiet")
 
-    raise click.exceptions.Exit(run_session(ref, options, plan).exit_code)
+    raise click.exceptions.Exit(run_guest_command(ref, options, plan).exit_code)

@@ -20,7 +20,7 @@ from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.vm import DiskProtocol, Firmware, Vm
 
 if TYPE_CHECKING:
-    from p2pcloopd.guest.channel.session import Session
+    from p2pcloopd.guest.channel.display_session import Session
     from p2pcloopd.guest.display.spec import Display
     from p2pcloopd.guest.network.card import Card
     from p2pcloopd.guest.network.forwarding import BoundPort

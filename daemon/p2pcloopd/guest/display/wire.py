@@ -194,7 +194,7 @@ def _boxed(
         processes=_PROCESSES,
         tmpfs={"/run": _SCRATCH, "/tmp": _SCRATCH},  # noqa: S108  inside
         environment=server.environment,
-        loopback=True,
+        network=sandbox.Network(loopback=True),
     )
 
 

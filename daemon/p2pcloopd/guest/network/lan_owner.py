@@ -175,7 +175,7 @@ def _sandbox(plan: LanPlan, control: int) -> tuple[sandbox.Sandbox, list[int]]:
         memory=_MEMORY,
         processes=_PROCESSES,
         tmpfs={"/run": _TMPFS},
-        capabilities=_CAPABILITIES,
+        network=sandbox.Network(capabilities=_CAPABILITIES),
     )
     return boxed, pipes
 

@@ -151,7 +151,7 @@ def _helper(fd: int, resolv_conf: Path, ports: Sequence[BoundPort]) -> sandbox.S
         memory=_MEMORY,
         processes=_PROCESSES,
         environment=environment,
-        share_network=True,
+        network=sandbox.Network(shared=True),
     )
 
 

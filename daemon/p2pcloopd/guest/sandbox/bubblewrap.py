@@ -75,6 +75,44 @@ _LIMITS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """What a sandbox has of networks: nothing but sockets of AF_UNIX, if it is not said otherwise.
+
+    Attributes:
+        shared: it has the host's network namespace, and can make sockets of IPv4 only.
+        loopback: its programs reach each other by IPv4, too.
+        capabilities: names of those that it has in its own namespaces, to set up a network there;
+            it can then make sockets of IPv4 and netlink, too.
+    """
+
+    shared: bool = False
+    loopback: bool = False
+    capabilities: Sequence[str] = ()
+
+    def words(self) -> list[str]:
+        """Arguments of bubblewrap."""
+        words = ["--share-net"] if self.shared else []
+        # A user namespace below that of the network would have no say there; the filter of system
+        # calls refuses new ones in any case.
+        words += ["--disable-userns"] if not self.capabilities else []
+        for name in self.capabilities:
+            words += ["--cap-add", name]
+        return words
+
+    def families(self) -> list[socket.AddressFamily]:
+        """The families of the sockets that may be made."""
+        families = [socket.AF_INET] if self.shared else [socket.AF_UNIX]
+        if self.loopback or self.capabilities:
+            families.append(socket.AF_INET)
+        if self.capabilities:
+            families.append(socket.AF_NETLINK)
+        return families
+
+
+NO_NETWORK = Network()
+
+
+@dataclass(frozen=True, slots=True)
 class Sandbox:
     """A command and what it may see and do.
 
@@ -107,13 +145,11 @@ def prepare(
     processes: int,
     tmpfs: Mapping[str, int] | None = None,
     environment: Mapping[str, str] | None = None,
-    share_network: bool = False,
-    loopback: bool = False,
-    capabilities: Sequence[str] = (),
     devices: Sequence[Path] = (),
+    network: Network = NO_NETWORK,
 ) -> Sandbox:
-    """Put a sandbox together: no capability but `capabilities`, namespaces of its own, and of the
-    host's files only `visible`, all read-only. If root calls this, the sandbox runs as another
+    """Put a sandbox together: no capability but those of `network`, namespaces of its own, and of
+    the host's files only `visible`, all read-only. If root calls this, the sandbox runs as another
     user, which then owns the sockets of `visible`. That user can read the files, but in the
     directories only those that all users may read.
 
@@ -124,12 +160,6 @@ def prepare(
         processes: how many it may have at once; threads count.
         tmpfs: place → bytes it may hold, in at most 64 files; writable and executable.
         environment: its variables; it has no others.
-        share_network: keep the host's network namespace. Then it can make sockets of IPv4 only, and
-            else of AF_UNIX only.
-        loopback: without the host's network, it can also make sockets of IPv4: its programs reach
-            each other.
-        capabilities: names of those that it has in its own namespaces, to set up a network there;
-            it can then make sockets of IPv4 and netlink, too.
         devices: device files of the host that it can open, at the same places.
 
     Raises:
@@ -137,12 +167,7 @@ def prepare(
     """
     busybox = find_busybox()
     stage = Stage(busybox)
-    words = [*_NAMESPACES, *(("--share-net",) if share_network else ())]
-    # A user namespace below that of the network would have no say there; the filter of system calls
-    # refuses new ones in any case.
-    words += ["--disable-userns"] if not capabilities else []
-    for name in capabilities:
-        words += ["--cap-add", name]
+    words = [*_NAMESPACES, *network.words()]
     words += _view(stage, {**visible, busybox: busybox}, tmpfs or {}, devices)
     for name, value in (environment or {}).items():
         words += ["--setenv", name, value]
@@ -152,13 +177,8 @@ def prepare(
     limiter = [str(find_program("prlimit", "util-linux"))]
     limiter += [f"--{name}={value}" for name, value in limits.items()]
     start = [*limiter, *stage.words(), str(find_program("bwrap", "bubblewrap"))]
-    families = [socket.AF_INET] if share_network else [socket.AF_UNIX]
-    if loopback or capabilities:
-        families.append(socket.AF_INET)
-    if capabilities:
-        families.append(socket.AF_NETLINK)
     scope = scope_words(memory, processes + _TASKS_OUTSIDE)
-    return Sandbox(scope, start, words, syscall_filter.build(*families))
+    return Sandbox(scope, start, words, syscall_filter.build(*network.families()))
 
 
 def _view(

@@ -25,15 +25,15 @@ from p2pcloop.store.guests import user_of_overlay
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.entry import plain_errors, run
-from p2pcloopd.guest.boot import serve_disks
 from p2pcloopd.guest.channel.channel import Channel, GuestCommand
 from p2pcloopd.guest.channel.copying import LeaveOut, Start, copy_in, copy_out
 from p2pcloopd.guest.disk import choose_files, disk_of, layer_places
+from p2pcloopd.guest.lifecycle import run_guest
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.system.initramfs import CHANNEL_MODULE, HAND_OVER, build_initramfs
-from p2pcloopd.guest.uml import run_guest
+from p2pcloopd.guest.with_block_server import serve_disks
 from p2pcloopd.unix_listener import bind_unix_listener
 
 _MEMORY = 256 << 20

@@ -19,11 +19,11 @@ from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
 from p2pcloopd.entry import run
-from p2pcloopd.guest.boot import serve_disks
 from p2pcloopd.guest.disk import disk_of
+from p2pcloopd.guest.lifecycle import run_guest
 from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.kernel import Kernel
-from p2pcloopd.guest.uml import run_guest
+from p2pcloopd.guest.with_block_server import serve_disks
 
 _MEMORY = 256 << 20
 

@@ -7,16 +7,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import trio
 
 from p2pcloop.errors import GuestError, P2pcloopError
+from p2pcloop.frozen import dataclass
 from p2pcloop.store.guests import OwnGuest
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec
@@ -27,13 +27,13 @@ from p2pcloopd.guest.console.console import is_our_terminal
 from p2pcloopd.guest.console.escape import BRIEF
 from p2pcloopd.guest.console.screen import Log
 from p2pcloopd.guest.console.status_line import status_line
-from p2pcloopd.guest.life import run_reachable
+from p2pcloopd.guest.control_socket import Reachable, run_reachable
+from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.progress import Progress
 from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.system.initramfs import CHANNEL_MODULE
 from p2pcloopd.guest.system.kernel import Kernel, has_module
-from p2pcloopd.guest.uml import run_guest
 from p2pcloopd.guest.vm import DiskProtocol
 from p2pcloopd.unix_listener import bind_unix_listener
 
@@ -52,57 +52,41 @@ def report_keys(overlay: Path | None) -> None:
         print(*(f"p2pcloop: {line}" for line in told), sep="\n", file=sys.stderr, flush=True)
 
 
-class Live(Protocol):
-    """Runs a guest to its end, as `run_guest` does."""
-
-    async def __call__(
-        self,
-        spec: GuestSpec,
-        *,
-        on_boot: Callable[[], None] | None = None,
-        on_prompt: Callable[[], None] | None = None,
-    ) -> GuestResult: ...
-
+Live = Callable[[GuestSpec, Events], Awaitable[GuestResult]]
+"""Runs a guest to its end, as `run_guest` does."""
 
 LateNode = Callable[[], object] | None
 """Starts the p2pcloopd of the guest's home; it blocks. None where one runs, or is of no use."""
 
 
-class Start(Protocol):
-    """Boots a guest and waits for its end, as `boot` does."""
+@dataclass(frozen=True, slots=True)
+class ReadyGuest:
+    """A guest that is about to be booted.
 
-    def __call__(
-        self,
-        own: OwnGuest,
-        /,
-        spec: GuestSpec,
-        disk: BlockServerSpec,
-        outcome: Outcome,
-        *,
-        listener: trio.SocketListener | None,
-        late_node: LateNode,
-    ) -> None: ...
-
-
-def boot(
-    spec: GuestSpec,
-    disk: BlockServerSpec,
-    outcome: Outcome,
-    live: Live = run_guest,
-    *,
-    late_node: LateNode = None,
-) -> None:
-    """Boot a guest and wait for its end; an error is left in `outcome`.
-
-    Args:
-        live: runs the guest.
+    Attributes:
+        own: its directory.
+        spec: what it is.
+        disk: the image, and how its block server serves it.
+        outcome: gets how it went.
+        listener: of its control socket, or None.
         late_node: called once the guest shows its prompt, or lacks bytes, or takes its time.
     """
+
+    own: OwnGuest
+    spec: GuestSpec
+    disk: BlockServerSpec
+    outcome: Outcome
+    listener: trio.SocketListener | None = None
+    late_node: LateNode = None
+
+
+def _boot(ready: ReadyGuest, live: Live) -> None:
+    """Boot a guest and wait for its end; an error is left in its outcome."""
     try:
-        with serve_disks(disk, spec.disks, spec.disk_protocol) as block:
-            run(partial(_run, spec, block, outcome, live, late_node))
+        with serve_disks(ready.disk, ready.spec.disks, ready.spec.disk_protocol) as block:
+            run(partial(_run, ready, block, live))
     except P2pcloopError as err:
-        outcome.error = err
+        ready.outcome.error = err
 
 
 def open_control(own: OwnGuest, stack: ExitStack) -> trio.SocketListener | None:
@@ -122,31 +106,21 @@ def open_control(own: OwnGuest, stack: ExitStack) -> trio.SocketListener | None:
 
 
 def boot_reachable(
-    own: OwnGuest,
-    listener: trio.SocketListener | None,
-    spec: GuestSpec,
-    disk: BlockServerSpec,
-    outcome: Outcome,
-    in_background: Callable[[str], None] | None,
-    *,
-    keep: bool,
-    quiet: bool,
-    late_node: LateNode,
+    ready: ReadyGuest, in_background: Callable[[str], None] | None, *, keep: bool, quiet: bool
 ) -> None:
-    """Boot a guest that other programs can reach; otherwise as `boot`.
+    """Boot a guest that other programs can reach, and wait for its end.
 
     Args:
-        own: the guest's directory.
-        listener: of its control socket, or None.
         in_background: called with its name once the guest runs in the background; None in the
             foreground. In the background, messages for the user go to the guest's log.
         keep: keep its record and log once it has run.
         quiet: show one line of progress on the terminal until the guest's first prompt.
     """
+    own = ready.own
     log = Log(own.folder.log_path)
     with ExitStack() as stack:
         stack.callback(log.close)
-        spec, channel = _with_channel(spec, stack)
+        spec, channel = _with_channel(ready.spec, stack)
         if in_background is not None:
             # Before the block server is forked: its messages belong there, too.
             os.dup2(log.fd, sys.stderr.fileno())
@@ -159,10 +133,10 @@ def boot_reachable(
 
         if quiet:
             line = stack.enter_context(status_line())
-            begun = time.time() - (time.monotonic() - outcome.started)
+            begun = time.time() - (time.monotonic() - ready.outcome.started)
             spec = replace(spec, progress=Progress(line, own.folder, begun))
-        live = partial(run_reachable, own.name, listener, log, on_start, channel)
-        boot(spec, disk, outcome, live, late_node=late_node)
+        reach = Reachable(own.name, ready.listener, channel, log, on_start)
+        _boot(replace(ready, spec=spec), partial(run_reachable, reach))
 
 
 def _with_channel(spec: GuestSpec, stack: ExitStack) -> tuple[GuestSpec, Channel]:
@@ -234,13 +208,8 @@ class _Node:
         await self._started.wait()
 
 
-async def _run(
-    spec: GuestSpec,
-    block: BlockServerProcess,
-    outcome: Outcome,
-    live: Live,
-    late_node: LateNode,
-) -> None:
+async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None:
+    outcome = ready.outcome
     await block.wait_ready()
     outcome.begun = time.monotonic()
     stuck = trio.CancelScope()
@@ -253,15 +222,15 @@ async def _run(
         outcome.block = await block.finish(on_disk, node.want)
 
     async with trio.open_nursery() as serving:
-        node = _Node(late_node)
+        node = _Node(ready.late_node)
         serving.start_soon(node.run)
         serving.start_soon(wait_for_block_server)
         with stuck:
             # Even a guest that cannot boot has read something, and the report tells it.
             try:
                 with plain_errors():
-                    on_boot = partial(on_disk, attached=True)
-                    outcome.guest = await live(spec, on_boot=on_boot, on_prompt=node.want)
+                    events = Events(boot=partial(on_disk, attached=True), prompt=node.want)
+                    outcome.guest = await live(ready.spec, events)
             except P2pcloopError as err:
                 outcome.error = err
         await node.finish()
@@ -270,18 +239,16 @@ async def _run(
         raise GuestError("the guest let go of its disk and did not end; it was killed")
 
 
-def run_one(
-    spec: GuestSpec, disk: BlockServerSpec, outcome: Outcome, *, late_node: LateNode = None
-) -> None:
-    """Run the one command that the guest's first root has; otherwise as `boot`."""
-    from p2pcloopd.guest.execution import run_command  # noqa: PLC0415  not for `boot`
+def run_one(ready: ReadyGuest) -> None:
+    """Run a guest for the one command that its first root has, and wait for its end."""
+    from p2pcloopd.guest.one_command import run_command  # noqa: PLC0415  not for `boot`
 
-    if spec.vm == "qemu":
-        boot(spec, disk, outcome, partial(run_command, None), late_node=late_node)
+    if ready.spec.vm == "qemu":
+        _boot(ready, partial(run_command, None))
         return
-    path = spec.ports_path
+    path = ready.spec.ports_path
     # It is bound before the block server is forked, and belongs to this process.
     with bind_unix_listener(path) as listener:
         listener.setblocking(False)
-        live = partial(run_command, listener)
-        boot(replace(spec, ports_socket=path), disk, outcome, live, late_node=late_node)
+        spec = replace(ready.spec, ports_socket=path)
+        _boot(replace(ready, spec=spec), partial(run_command, listener))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from p2pcloopd.guest.spec import GuestResult
 
 
-def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> GuestResult:
+def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> GuestResult:
     """Run a guest to its end; keep its first reads as a profile, and write the report.
 
     Args:
@@ -59,7 +59,8 @@ def run_session(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> Gu
             start=fork_daemon,
             late=True,
         )
-        result: GuestResult = _load().host(ref, target, options, plan(), started, ports)
+        hosting = _load().Hosting(ref, target, options, plan(), ports)
+        result: GuestResult = hosting.run(started)
         return result
 
 

@@ -6,7 +6,7 @@ machine/ has what the kernel runs on; running.py has what an owner does with the
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 
 import trio
@@ -21,8 +21,9 @@ from p2pcloopd.guest.console.keyboard import Keyboard
 from p2pcloopd.guest.console.messages import report, say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.signals import counted_signals
+from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.machine.choice import choose_machine
-from p2pcloopd.guest.machine.machine import Console, Machine
+from p2pcloopd.guest.machine.machine import Boot, Console, Machine
 from p2pcloopd.guest.quiet_end import QuietEnd
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.running import Interrupt, RunningGuest
@@ -43,12 +44,34 @@ _SHOW_SECONDS = 1.0
 _STDIN = 0
 
 
+Attend = Callable[[trio.Nursery, RunningGuest], Awaitable[None]]
+"""Attends to a guest that runs; what it starts in the nursery ends with the guest."""
+
+
+async def run_attended(
+    spec: GuestSpec,
+    attend: Attend,
+    events: Events = Events(),  # noqa: B008  it is frozen
+    *,
+    interrupt: Interrupt | None = None,
+) -> GuestResult:
+    """Run a guest as `run_guest` does, and attend to it meanwhile."""
+    results: list[GuestResult] = []
+
+    async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
+        result = await run_guest(spec, events, interrupt=interrupt, task_status=task_status)
+        results.append(result)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        await attend(nursery, await nursery.start(live))
+    return results[0]
+
+
 async def run_guest(
     spec: GuestSpec,
+    events: Events = Events(),  # noqa: B008  it is frozen
     *,
-    on_console: Callable[[bytes], None] | None = None,
-    on_boot: Callable[[], None] | None = None,
-    on_prompt: Callable[[], None] | None = None,
     interrupt: Interrupt | None = None,
     task_status: trio.TaskStatus[RunningGuest] = trio.TASK_STATUS_IGNORED,
 ) -> GuestResult:
@@ -60,9 +83,6 @@ async def run_guest(
     main thread. Cancellation kills the guest; at the end no process of the guest is left.
 
     Args:
-        on_console: called with each piece of the guest's output.
-        on_boot: called before each start of the kernel: the first, and those of reboots.
-        on_prompt: called at the first login prompt of each boot.
         interrupt: asks the guest to end, instead of Ctrl-Alt-Del.
         task_status: gets the `RunningGuest` once it runs.
 
@@ -81,7 +101,7 @@ async def run_guest(
         # Given back last: no signal may end this process while the terminal is the guest's.
         signals = stack.enter_context(counted_signals(*_SIGNALS))
         async with trio.open_nursery() as nursery:
-            attended = _Attended(spec, stack, nursery, on_console, on_prompt, interrupt)
+            attended = _Attended(spec, events, interrupt, stack, nursery)
             nursery.start_soon(attended.obey_signals, signals)
             if spec.progress is not None:
                 nursery.start_soon(spec.progress.line.carry)
@@ -89,7 +109,7 @@ async def run_guest(
                 nursery.start_soon(spec.card.follow, say)
             if attended.keyboard is not None:
                 nursery.start_soon(attended.keyboard.read)
-            ends = await attended.boot_until_end(machine, on_boot, task_status)
+            ends = await attended.boot_until_end(machine, task_status)
             nursery.cancel_scope.cancel()
     return GuestResult(
         exit_code=ends[-1].exit_code,
@@ -126,17 +146,15 @@ class _Attended:
     def __init__(
         self,
         spec: GuestSpec,
+        events: Events,
+        interrupt: Interrupt | None,
         stack: ExitStack,
         nursery: trio.Nursery,
-        on_console: Callable[[bytes], None] | None,
-        on_prompt: Callable[[], None] | None,
-        interrupt: Interrupt | None,
     ) -> None:
         self.keyboard: Keyboard | None = None
         self._spec = spec
         self._nursery = nursery
-        self._on_console = on_console
-        self._on_prompt = on_prompt
+        self._events = events
         self._interrupt = interrupt
         self._guest = RunningGuest(interrupt)
         self._quiet: QuietStart | None = None
@@ -155,20 +173,16 @@ class _Attended:
         return self._guest.shutdown_asked or self._guest.killed
 
     async def boot_until_end(
-        self,
-        machine: Machine,
-        on_boot: Callable[[], None] | None,
-        task_status: trio.TaskStatus[RunningGuest],
+        self, machine: Machine, task_status: trio.TaskStatus[RunningGuest]
     ) -> list[_End]:
-        """Boot, and boot again as long as the guest reboots; the arguments are `run_guest`'s.
+        """Boot, and boot again as long as the guest reboots.
 
         Returns:
             The end of each boot, at least one.
         """
         ends: list[_End] = []
         while True:
-            if on_boot is not None:
-                on_boot()
+            self._events.boot()
             ends.append(await self._boot(machine, task_status if not ends else None))
             if not self._spec.reboot or ends[-1].reason != "reboot" or self._is_ending:
                 return ends
@@ -184,33 +198,24 @@ class _Attended:
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
-            if transcript.take(data) and self._on_prompt is not None:
-                self._on_prompt()
+            if transcript.take(data):
+                self._events.prompt()
             boot.heard(transcript)
             watch.take(data)
             silence.heard()
             self._guest.heard()
-            if self._on_console is not None:
-                self._on_console(data)
+            self._events.console(data)
 
         async with AsyncExitStack() as stack:
             stack.callback(native.close)
             quiet_end = self._hold_back(transcript, stack)
-            boot = await machine.start(self._spec, native, stack)
-            native.close_write_end()
-            self._guest.runs_as(boot)
-            stack.callback(self._guest.rests)
+            boot = await self._start(machine, native, stack)
             if task_status is not None:
                 task_status.started(self._guest)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(native.collect)
                 nursery.start_soon(boot.attend)
-                nursery.start_soon(self._press_again, watch)
-                if self.keyboard is not None:
-                    nursery.start_soon(self._watch_silence, silence)
-                    nursery.start_soon(self._type, self.keyboard, boot.console, watch)
-                if self._quiet is not None:
-                    nursery.start_soon(self._quiet.run, watch)
+                self._attend(nursery, boot.console, watch, silence)
                 nursery.start_soon(quiet_end.run)
                 await console.pump(boot.console, self._quiet or self._sink, on_output)
                 exit_code = await boot.process.wait()
@@ -232,6 +237,25 @@ class _Attended:
             self._quiet = QuietStart(quiet_end, self._spec.progress, transcript)
             stack.push_async_callback(self._quiet.end)
         return quiet_end
+
+    async def _start(self, machine: Machine, native: NativeOutput, stack: AsyncExitStack) -> Boot:
+        """Start the guest's kernel; `stack` ends it."""
+        boot = await machine.start(self._spec, native, stack)
+        native.close_write_end()
+        self._guest.runs_as(boot)
+        stack.callback(self._guest.rests)
+        return boot
+
+    def _attend(
+        self, nursery: trio.Nursery, typed: Console, watch: PromptWatch, silence: Silence
+    ) -> None:
+        """Attend to the user during one boot, until the nursery ends."""
+        nursery.start_soon(self._press_again, watch)
+        if self.keyboard is not None:
+            nursery.start_soon(self._watch_silence, silence)
+            nursery.start_soon(self._type, self.keyboard, typed, watch)
+        if self._quiet is not None:
+            nursery.start_soon(self._quiet.run, watch)
 
     async def _press_again(self, watch: PromptWatch) -> None:
         """An init may lose Ctrl-Alt-Del until it has set itself up; at its prompt it has."""

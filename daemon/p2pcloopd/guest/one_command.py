@@ -18,10 +18,11 @@ import trio
 
 from p2pcloop.errors import GuestError, StorageError, storage_error
 from p2pcloopd.guest.console.console import CHUNK, Sink, ready
+from p2pcloopd.guest.events import Events
+from p2pcloopd.guest.lifecycle import run_attended
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
-from p2pcloopd.guest.uml import run_guest
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _NAMES = {"stdout": "standard output", "stderr": "standard error"}
@@ -29,11 +30,7 @@ _MAX_LINE = 4096
 
 
 async def run_command(
-    listener: socket.socket | None,
-    spec: GuestSpec,
-    *,
-    on_boot: Callable[[], None] | None = None,
-    on_prompt: Callable[[], None] | None = None,
+    listener: socket.socket | None, spec: GuestSpec, events: Events
 ) -> GuestResult:
     """Run the guest of a command until the command has ended; its exit code is the result's.
 
@@ -42,8 +39,6 @@ async def run_command(
     Args:
         listener: listens at the spec's `ports_socket`; None where the machine makes the ports.
         spec: of a guest whose first root has a `command_ending`.
-        on_boot: as for `run_guest`.
-        on_prompt: called when the guest is about to run the command.
 
     Raises:
         GuestError: the guest ended before the command did, or as for `run_guest`.
@@ -53,30 +48,16 @@ async def run_command(
     execution = _Execution()
     if listener is None:
         spec = replace(spec, ports_user=execution)
-    results: list[GuestResult] = []
 
-    async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
-        results.append(
-            await run_guest(
-                spec,
-                on_boot=on_boot,
-                on_prompt=on_prompt,
-                interrupt=execution.interrupt,
-                task_status=task_status,
-            )
-        )
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
+    async def attend(nursery: trio.Nursery, guest: RunningGuest) -> None:
         if listener is not None:
             nursery.start_soon(execution.serve, listener)
-        guest: RunningGuest = await nursery.start(live)
         nursery.start_soon(execution.forward_input)
-        if on_prompt is not None:
-            nursery.start_soon(execution.report_start, on_prompt)
+        nursery.start_soon(execution.report_start, events.prompt)
         await execution.finish()
         guest.kill()
-    (result,) = results
+
+    result = await run_attended(spec, attend, events, interrupt=execution.interrupt)
     if execution.refused is not None:
         raise execution.refused
     if execution.code is not None:

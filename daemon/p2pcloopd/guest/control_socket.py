@@ -9,81 +9,76 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import trio
 
 from p2pcloop.formats.packing import Fields
+from p2pcloop.frozen import dataclass
 from p2pcloopd.control_server import Call, ServerWords, serve_control
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.channel.operations import Commands
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.screen import Log, Recent
+from p2pcloopd.guest.events import Events
+from p2pcloopd.guest.lifecycle import run_attended
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
-from p2pcloopd.guest.uml import run_guest
 
 _MAX_INPUT = 1 << 16
 _MAX_POSITION = 1 << 62
 _MAX_ROWS = 1 << 15
 
 
-async def run_reachable(
-    name: str,
-    listener: trio.SocketListener | None,
-    log: Log,
-    on_start: Callable[[], None],
-    channel: Channel,
-    spec: GuestSpec,
-    *,
-    on_boot: Callable[[], None] | None = None,
-    on_prompt: Callable[[], None] | None = None,
-) -> GuestResult:
-    """Run a guest as `run_guest` does; meanwhile serve its control socket and keep its log.
+@dataclass(frozen=True, slots=True)
+class Reachable:
+    """Where other programs reach a guest.
 
-    Args:
+    Attributes:
         name: of the guest.
-        listener: of the control socket; None where there is none.
-        log: gets what the guest prints.
+        listener: of its control socket; None where there is none.
+        channel: to its agent.
+        log: gets what it prints.
         on_start: called once its kernel runs and its socket is served.
-        channel: to the guest's agent; served meanwhile.
+    """
+
+    name: str
+    listener: trio.SocketListener | None
+    channel: Channel
+    log: Log
+    on_start: Callable[[], None]
+
+
+async def run_reachable(reach: Reachable, spec: GuestSpec, events: Events) -> GuestResult:
+    """Run a guest as `run_guest` does; meanwhile serve its control socket and its channel, and keep
+    its log.
 
     Raises:
         P2pcloopError: as for `run_guest`.
     """
     recent = Recent()
-    output = Output(log, recent)
-    results: list[GuestResult] = []
+    output = Output(reach.log, recent)
 
-    async def live(*, task_status: trio.TaskStatus[RunningGuest]) -> None:
-        results.append(
-            await run_guest(
-                spec,
-                on_console=output.take,
-                on_boot=on_boot,
-                on_prompt=on_prompt,
-                task_status=task_status,
-            )
-        )
-        nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(channel.serve)
-        guest: RunningGuest = await nursery.start(live)
+    async def attend(nursery: trio.Nursery, guest: RunningGuest) -> None:
+        nursery.start_soon(reach.channel.serve)
         nursery.start_soon(output.wait_for_prompt)
-        channel.wake = guest.wake_agent
+        reach.channel.wake = guest.wake_agent
         if spec.session is not None:
-            from p2pcloopd.guest.channel.session import keep_session  # noqa: PLC0415  few guests
+            from p2pcloopd.guest.channel.display_session import (  # noqa: PLC0415  few guests
+                keep_session,
+            )
 
-            nursery.start_soon(keep_session, channel, spec.session, say)
-        if listener is not None:
-            perform = partial(_perform, guest, recent, Commands(channel))
-            serve = partial(serve_control, listener, perform, server=_words(name))
+            nursery.start_soon(keep_session, reach.channel, spec.session, say)
+        if reach.listener is not None:
+            perform = partial(_perform, guest, recent, Commands(reach.channel))
+            serve = partial(serve_control, reach.listener, perform, server=_words(reach.name))
             await nursery.start(serve)
-        on_start()
-    return results[0]
+        reach.on_start()
+
+    return await run_attended(spec, attend, replace(events, console=output.take))
 
 
 def _words(name: str) -> ServerWords:
