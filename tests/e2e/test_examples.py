@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.programs import P2PCLOOP, started, tool
+from bench.links.bare_machines import BRIDGE, lan
+from tests.support.programs import P2PCLOOP, Nodes, started, tool
 from tests.support.waiting import BOUND
 from tools.console import Console
 from tools.tiny_image import SHELL_PROMPT
@@ -140,6 +142,22 @@ def test_classroom(cloop: Path) -> None:
     said = tool(EXAMPLES / "classroom.sh", cloop)
     assert {"anna reads: lesson one", "ben reads: lesson one"} <= {*said.splitlines()}
     assert re.search(r"^teacher .* lan:class 10\.88\.0\.\d+ ", said, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("temporary")
+def test_classroom_of_machines(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:
+    """Until machines may start; tests/e2e/test_netboot.py starts some."""
+    with lan() as (here, _other):
+        words = [EXAMPLES / "classroom-of-machines.sh", cloop, BRIDGE, tmp_path / "changes"]
+        environment = nodes.make().environment
+        with started([*here.inside, *words], env=environment) as example:
+            assert example.stderr is not None
+            said = [next(example.stderr)]
+            while "machines that start" not in said[-1]:
+                said.append(next(example.stderr))
+            assert (tmp_path / "changes").is_dir()
+            example.send_signal(signal.SIGINT)
+            assert example.wait(BOUND) in (0, 128 + signal.SIGINT), said
 
 
 @pytest.mark.usefixtures("temporary")

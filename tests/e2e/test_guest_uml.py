@@ -321,7 +321,7 @@ async def test_guest_dies_with_its_parent(spec: GuestSpec) -> None:
         async def main():
             async with trio.open_nursery() as nursery:
                 guest = await nursery.start(live)
-                print(guest._process.init_pid, flush=True)
+                print(guest._boot.process.init_pid, flush=True)
 
         trio.run(main)
     """
