@@ -148,9 +148,11 @@ def test_classroom(cloop: Path) -> None:
 def test_classroom_of_machines(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:
     """Until machines may start; tests/e2e/test_netboot.py starts some."""
     with lan() as (here, _other):
-        words = [EXAMPLES / "classroom-of-machines.sh", cloop, BRIDGE, tmp_path / "changes"]
+        words: list[str | Path] = [EXAMPLES / "classroom-of-machines.sh", cloop, BRIDGE]
+        words.append(tmp_path / "changes")
         environment = nodes.make().environment
-        with started([*here.inside, *words], env=environment) as example:
+        words[:0] = here.inside
+        with started(words, env=environment) as example:
             assert example.stderr is not None
             said = [next(example.stderr)]
             while "machines that start" not in said[-1]:

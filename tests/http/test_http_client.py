@@ -26,6 +26,7 @@ from p2pcloopd.http.client import (
     OverloadedError,
     RangesIgnoredError,
     Span,
+    WrongRangeError,
 )
 from p2pcloopd.http.wire import CountedStream, Wire
 from tests.support.ports import free_port
@@ -163,9 +164,9 @@ WRONG = {
     Fault.SERVER_ERROR: (OverloadedError, "status 500"),
     Fault.HTML: (RangesIgnoredError, "ignores ranges"),
     Fault.IGNORES_RANGE: (RangesIgnoredError, "ignores ranges"),
-    Fault.HALF_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 1000-3499/100000'"),
+    Fault.HALF_RANGE: (WrongRangeError, "asked for bytes 1000-5999, got 'bytes 1000-3499/100000'"),
     Fault.CUT_OFF: (UnreachableError, "hung up before the end"),
-    Fault.OTHER_RANGE: (FormatError, "asked for bytes 1000-5999, got 'bytes 999-5998/100000'"),
+    Fault.OTHER_RANGE: (WrongRangeError, "asked for bytes 1000-5999, got 'bytes 999-5998/100000'"),
     Fault.TOO_MUCH: (FormatError, "longer than 5000 bytes"),
     Fault.LONG_HEADER: (FormatError, "no HTTP"),
     Fault.REDIRECT: (UnreachableError, "redirects to 'http://127.0.0.1:9/file'"),
