@@ -10,17 +10,17 @@ The block servers of one image share its file: what it has they need not hold in
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
+from p2pcloop.store.folder_lock import locked_folder
 from p2pcloop.store.home import Home
 
 MAX_SIZE: Final = 64 << 20
@@ -144,22 +144,12 @@ def add_chunks(
     """
     try:
         home.kept.mkdir(mode=0o700, exist_ok=True)
-        with _locked(home.kept), closing(KeptChunks(home, image_id)) as kept:
+        with locked_folder(home.kept), closing(KeptChunks(home, image_id)) as kept:
             new = kept.lacking(chunks)
             if new * worth > kept.size + new:
                 keep_chunks(home, image_id, kept.joined(chunks))
     except OSError as err:
         _log.info("decoded chunks are not kept in %s: %s", home.kept, err)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def keep_chunks(home: Home, image_id: bytes, chunks: list[tuple[bytes, memoryview]]) -> bool:
