@@ -22,6 +22,7 @@ import trio
 
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.formats.link import format_peer
+from p2pcloop.frozen import dataclass
 from p2pcloopd.http.semantics import (
     Headers,
     fields,
@@ -97,6 +98,30 @@ class File(Protocol):
         Raises:
             P2pcloopError: they are not here any more, or the disk refuses.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class BytesFile:
+    """A file in memory; see `File`."""
+
+    data: bytes
+    etag: str | None
+    modified: int | None = None
+    media_type: str = "application/octet-stream"
+    lasting: bool = False
+
+    @property
+    def size(self) -> int:
+        """See `File`."""
+        return len(self.data)
+
+    def here(self, offset: int, length: int) -> bool:
+        """See `File`."""
+        return offset + length <= len(self.data)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """See `File`."""
+        return self.data[offset : offset + length]
 
 
 class Site(Protocol):

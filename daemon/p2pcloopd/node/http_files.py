@@ -26,32 +26,10 @@ from p2pcloop.formats.mirror import (
 from p2pcloop.frozen import dataclass
 from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.torrent import Torrent
-from p2pcloopd.http.server import File
+from p2pcloopd.http.server import BytesFile, File
 from p2pcloopd.node.node import Node
 
-_BINARY = "application/octet-stream"
 _TORRENT = "application/x-bittorrent"  # BEP 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    """A small file (p2pcloopd.http.server.File)."""
-
-    data: bytes
-    etag: str | None
-    modified: int | None = None
-    media_type: str = _BINARY
-    lasting: bool = True
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    def here(self, offset: int, length: int) -> bool:
-        return offset + length <= len(self.data)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return self.data[offset : offset + length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +41,7 @@ class _LayerFile:
     start: int
     size: int
     etag: str
-    media_type: str = _BINARY
+    media_type: str = "application/octet-stream"
     lasting: bool = True
 
     @property
@@ -111,19 +89,20 @@ class NodeFiles:
                 known = self._node.records.find(name)
                 if known is None or known.record is None:
                     return None
-                return _Bytes(known.record, sha256(known.record).hexdigest(), lasting=False)
+                return BytesFile(known.record, sha256(known.record).hexdigest())
             case ManifestPath(manifest_id):
                 try:
                     signed = await trio.to_thread.run_sync(self._node.records.manifest, manifest_id)
                 except (NotHereError, FormatError, MismatchError):
                     return None
-                return _Bytes(signed.data, manifest_id.hex(), signed.manifest.created)
+                created = signed.manifest.created
+                return BytesFile(signed.data, manifest_id.hex(), created, lasting=True)
             case MetainfoPath(info_hash):
                 stored = self._stored(info_hash)
                 if stored is None:
                     return None
                 data = build_metainfo(stored.info)
-                return _Bytes(data, info_hash.hex(), stored.since, _TORRENT)
+                return BytesFile(data, info_hash.hex(), stored.since, _TORRENT, lasting=True)
             case LayerFilePath(torrent_name, file):
                 return _find_layer_file(self._node, torrent_name, file)
             case _:
@@ -149,9 +128,9 @@ class NodeFiles:
             return None
         with self._node.dispatched.choose(asked.torrent, here) as piece:
             if piece is None:
-                return _Bytes(b"", None, lasting=False)
+                return BytesFile(b"", None)
             data = await torrent.audit.read(piece * layout.piece_length, sizes[piece])
-            return _Bytes(piece.to_bytes(4, "big") + data, None, lasting=False)
+            return BytesFile(piece.to_bytes(4, "big") + data, None)
 
     def _stored(self, info_hash: bytes) -> Stored | None:
         torrent = self._node.engine.get(info_hash)
