@@ -7,7 +7,6 @@ By then all that the guest wrote is durable, so it can be killed.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from functools import partial
 import trio
 
 from p2pcloop.errors import GuestError, StorageError, storage_error
-from p2pcloopd.guest.console.console import CHUNK, Sink, ready
+from p2pcloopd.guest.console.console import CHUNK, Sink, read_ready
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_attended
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
@@ -104,11 +103,8 @@ class _Execution:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_when_unread, nursery.cancel_scope)
             while True:
-                await ready(trio.lowlevel.wait_readable, _STDIN)
                 try:
-                    data = os.read(_STDIN, CHUNK)
-                except BlockingIOError:
-                    continue
+                    data = await read_ready(_STDIN, CHUNK)
                 except OSError:  # closed, or not readable, or a terminal that is gone
                     data = b""
                 if not data:

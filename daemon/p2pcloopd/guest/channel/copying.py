@@ -28,7 +28,7 @@ from p2pcloop.errors import (
     storage_error,
 )
 from p2pcloopd.guest.channel.tree import Unpacker, directories_below, pack_tree, read_file
-from p2pcloopd.guest.console.console import ready
+from p2pcloopd.guest.console.console import read_ready
 from p2pcloopd.guest.system.scripts import script
 
 STANDARD_STREAM = "-"
@@ -156,11 +156,8 @@ async def _files(data: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
 
 async def _standard_input() -> AsyncGenerator[bytes, None]:
     while True:
-        await ready(trio.lowlevel.wait_readable, _STDIN)
         try:
-            data = os.read(_STDIN, _PIECE)
-        except BlockingIOError:
-            continue
+            data = await read_ready(_STDIN, _PIECE)
         except OSError as err:
             raise storage_error("cannot read the standard input", err) from err
         if not data:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.control_client import ConnectionLostError
 from p2pcloopd.entry import plain_errors, run
 from p2pcloopd.guest.channel.client import RemoteCommand, remote_command
-from p2pcloopd.guest.console.console import Sink, ready
+from p2pcloopd.guest.console.console import Sink, read_ready
 from p2pcloopd.guest.console.signals import counted_signals
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
@@ -97,11 +96,8 @@ class _Streams:
 
     async def _read(self, command: RemoteCommand) -> None:
         while True:
-            await ready(trio.lowlevel.wait_readable, _STDIN)
             try:
-                data = os.read(_STDIN, _INPUT_SIZE)
-            except BlockingIOError:
-                continue
+                data = await read_ready(_STDIN, _INPUT_SIZE)
             except OSError:  # closed, or not readable, or a terminal that is gone
                 data = b""
             if not data:

@@ -254,6 +254,20 @@ async def ready(wait: Callable[[int], object], fd: int) -> None:
     await trio.lowlevel.checkpoint()
 
 
+async def read_ready(fd: int, size: int) -> bytes:
+    """Wait until `fd` has something to read; at most `size` bytes of it, or none at its end.
+
+    Raises:
+        OSError: it is closed, or cannot be read, or is a terminal that is gone.
+    """
+    while True:
+        await ready(trio.lowlevel.wait_readable, fd)
+        try:
+            return os.read(fd, size)
+        except BlockingIOError:
+            continue
+
+
 def is_our_terminal(fd: int) -> bool:
     """Whether `fd` is a terminal in whose foreground this process runs: touching it from the
     background would stop this process."""

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 import trio
 
-from p2pcloopd.guest.console.console import CHUNK, ready
+from p2pcloopd.guest.console.console import CHUNK, read_ready
 from p2pcloopd.guest.console.escape import BOOT, Command, EscapeFilter
 from p2pcloopd.guest.console.prompts import QUIET_SECONDS, Prompt, PromptWatch
 
@@ -192,17 +192,13 @@ class Keyboard:
         self._changed = trio.Event()
 
     async def _receive(self) -> bytes:
-        while True:
-            await ready(trio.lowlevel.wait_readable, self._fd)
-            try:
-                return os.read(self._fd, CHUNK)
-            except BlockingIOError:
-                continue
-            except OSError as err:
-                # The terminal is gone; or standard input is closed, or cannot be read (`nohup`).
-                if err.errno not in (errno.EIO, errno.EBADF):
-                    raise
-                return b""
+        try:
+            return await read_ready(self._fd, CHUNK)
+        except OSError as err:
+            # The terminal is gone; or standard input is closed, or cannot be read (`nohup`).
+            if err.errno not in (errno.EIO, errno.EBADF):
+                raise
+            return b""
 
 
 async def _wait_until_done(pty: Typed, watch: PromptWatch) -> None:
