@@ -18,16 +18,14 @@ from p2pcloop.cli.options import (
     json_option,
 )
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
-from p2pcloop.store.profiles import expected_touches
 from p2pcloop.text import to_json
 from p2pcloopd.block.nbd_listen import check_nbd_address
 from p2pcloopd.block.nbd_tls import NbdTls
 from p2pcloopd.block.server import serve, serve_until_signal
-from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.commands.served_image import served_image
 from p2pcloopd.entry import run
 
 _EPILOG = """
@@ -102,20 +100,13 @@ def command(
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s")
     home.create()
     target = resolve_ref(ref, home, at=at)
-    if isinstance(target, StoredRef):
-        target.client.close()
-        target.check_secret()
-    spec = BlockServerSpec(
-        home=home,
-        image=target.signed if isinstance(target, StoredRef) else target,
-        secret=target.secret if isinstance(target, StoredRef) else None,
+    spec = replace(
+        served_image(target, home, "block", prefetch=profile),
         overlay=overlay,
         vhost_user=vhost_user,
         nbd=nbd,
         nbd_tls=tls,
     )
-    if profile and isinstance(target, StoredRef):
-        spec = replace(spec, profile=expected_touches(home, target.signed.manifest))
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
     changes = "read-only" if overlay is None else f"writes go to {overlay}"
     ready = partial(click.echo, f"serving at {where}, {changes}; Ctrl-C ends it", err=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,10 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import UsageError
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
-from p2pcloop.store.profiles import expected_touches
 from p2pcloop.text import printable, to_json
 from p2pcloopd.block.server import serve_until_signal
-from p2pcloopd.block.spec import BlockServerSpec
-from p2pcloopd.entry import allow_many_files, run
+from p2pcloopd.commands.served_image import served_image
+from p2pcloopd.entry import run
 from p2pcloopd.guest.disk import choose_files, file_system_of, layer_places
 from p2pcloopd.guest.network.choice import LAN_PROGRAMS
 from p2pcloopd.guest.spec import split_append
@@ -133,34 +133,44 @@ def command(
     if keep is not None:
         check_folder(keep)
     machine_kernel = find_stock_kernel(kernel)
-    allow_many_files()  # each machine has a connection, and an overlay
-    teller = Teller()
-    logging.basicConfig(level=logging.WARNING, handlers=[TellingHandler(teller)])
-    home.create()
-    target = resolve_ref(ref, home, at=at)
-    title = f"p2pcloop: {printable(str(target.name))} from {interface.address}"
-    plan = NetbootPlan(interface, title, port, (*_image_words(target), *words), given)
-    first_root = _first_root(target, machine_kernel, home, keep)
-    netboot = Netboot(
-        plan,
-        _disk(target, home),
-        tftp,
-        machine_kernel.path.read_bytes(),
-        first_root,
-        teller.tell,
-        keep,
-    )
-    teller.tell(
-        f"every machine at {lan} ({interface.network}) can read {printable(str(target.name))}"
-        f" from {interface.address}, ports {port} (NBD) and {plan.http_port} (HTTP);"
-        " nothing is encrypted"
-    )
-    try:
+    with _telling() as tell:
+        home.create()
+        target = resolve_ref(ref, home, at=at)
+        title = f"p2pcloop: {printable(str(target.name))} from {interface.address}"
+        netboot = Netboot(
+            NetbootPlan(interface, title, port, (*_image_words(target), *words), given),
+            served_image(target, home, "netboot", prefetch=True),
+            tftp,
+            machine_kernel.path.read_bytes(),
+            _first_root(target, machine_kernel, home, keep),
+            tell,
+            keep,
+        )
+        tell(_reach(netboot.plan, printable(str(target.name))))
         report = run(partial(serve_until_signal, partial(serve_machines, netboot)))
-    finally:
-        teller.close()
     if as_json:
         click.echo(to_json(report))
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """Gives what tells the user a line, also each line of the log, and waits for nothing."""
+    teller = Teller()
+    logging.basicConfig(level=logging.WARNING, handlers=[TellingHandler(teller)])
+    try:
+        yield teller.tell
+    finally:
+        teller.close()
+
+
+def _reach(plan: NetbootPlan, name: str) -> str:
+    """Who can read the image, and where."""
+    interface = plan.interface
+    return (
+        f"every machine at {interface.name} ({interface.network}) can read {name}"
+        f" from {interface.address}, ports {plan.port} (NBD) and {plan.http_port} (HTTP);"
+        " nothing is encrypted"
+    )
 
 
 def _check_dhcp(dhcp: str, addresses: str | None) -> None:
@@ -204,15 +214,6 @@ def publisher_words(name: str, append: str) -> tuple[str, ...]:
             f" can start: {err}",
             hint="the publisher can publish it with others (--append)",
         ) from err
-
-
-def _disk(target: ImageFile | StoredRef, home: Home) -> BlockServerSpec:
-    if not isinstance(target, StoredRef):
-        return BlockServerSpec(home, target, command="netboot")
-    target.client.close()
-    target.check_secret()
-    spec = BlockServerSpec(home, target.signed, secret=target.secret, command="netboot")
-    return replace(spec, profile=expected_touches(home, target.signed.manifest))
 
 
 def _first_root(

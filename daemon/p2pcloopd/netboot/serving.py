@@ -17,6 +17,7 @@ from p2pcloopd.block.nbd_server import serve_exports
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
 from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.entry import allow_many_files
 from p2pcloopd.http.server import Pace, serve_http
 from p2pcloopd.http.wire import Wire
 from p2pcloopd.netboot.dhcp_servers import find_server
@@ -69,6 +70,7 @@ async def serve_machines(
         P2pcloopError: the image cannot be opened.
     """
     plan = netboot.plan
+    allow_many_files()  # each machine has a connection, and an overlay
     async with AsyncExitStack() as stack:
         # Before anything is sent: a port that is taken is a reason to do nothing.
         disks = await stack.enter_async_context(lan_listener(plan.interface, plan.port))
