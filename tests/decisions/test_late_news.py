@@ -3,7 +3,8 @@ asked for it, whatever asks. So it is with what a peer is about to send."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -38,16 +39,22 @@ async def is_read(world: World, it: Run, task: Task, piece: int) -> None:
     assert it.torrent.store.received.again == 0
 
 
+@asynccontextmanager
+async def asked(world: World, job: Callable[[Run], object]) -> AsyncIterator[tuple[Run, int]]:
+    """A job that asks a peer for pieces, and the first of them."""
+    async with world.torrent(mirrors=1, peer=True) as it:
+        it.swarm.connected()
+        job(it)
+        await world.advance()
+        yield it, min(it.swarm.wanted)
+
+
 @jobs
 @reads
 async def test_a_read_of_what_a_peer_has_sent(
     world: World, job: Callable[[Run], object], read: Callable[[Run, int], Task]
 ) -> None:
-    async with world.torrent(mirrors=1, peer=True) as it:
-        it.swarm.connected()
-        job(it)
-        await world.advance()
-        piece = min(it.swarm.wanted)
+    async with asked(world, job) as (it, piece):
         it.swarm.late = True
         it.swarm.send(piece)
         await is_read(world, it, read(it, piece), piece)
@@ -59,11 +66,7 @@ async def test_a_read_of_what_a_peer_sends_at_the_last_moment(
     world: World, job: Callable[[Run], object], read: Callable[[Run, int], Task]
 ) -> None:
     """No peer was asked when the read looked, and one has sent it when it is told no more."""
-    async with world.torrent(mirrors=1, peer=True) as it:
-        it.swarm.connected()
-        job(it)
-        await world.advance()
-        piece = min(it.swarm.wanted)
+    async with asked(world, job) as (it, piece):
         it.swarm.late, it.swarm.quick = True, {piece}
         task = read(it, piece)
         await world.advance()

@@ -6,7 +6,6 @@ import os
 import random
 import stat
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.ext4 import Ext4, Ext4Inode
+from p2pcloop.formats.ext4 import Ext4
 from p2pcloop.formats.file_tree import content
-from tests.support.file_systems import entries, numbers
+from tests.support.file_systems import entries, numbers, read, reader, walk
 from tests.support.programs import tool
 
 KINDS = ("ext2", "ext3", "ext4")
@@ -72,21 +71,7 @@ def device(request: pytest.FixtureRequest, tree: Path) -> bytes:
 
 
 def opened(data: bytes | bytearray) -> Ext4:
-    return Ext4(lambda offset, length: bytes(data[offset : offset + length]), len(data))
-
-
-def read(data: bytes | bytearray, files: Ext4, inode: Ext4Inode, offset: int, length: int) -> bytes:
-    runs = files.runs(inode, offset, length)
-    return content(runs, lambda place, size: bytes(data[place : place + size]))
-
-
-def walk(files: Ext4, folder: Ext4Inode, path: bytes = b"") -> Iterator[tuple[bytes, Ext4Inode]]:
-    for name, number, kind in entries(files, folder):
-        inode = files.inode(number)
-        assert kind == stat.S_IFMT(inode.mode)
-        yield path + name, inode
-        if stat.S_ISDIR(inode.mode):
-            yield from walk(files, inode, path + name + b"/")
+    return Ext4(reader(data), len(data))
 
 
 def test_all_files_are_read_as_they_were_written(device: bytes, tree: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import random
 import stat
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,32 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import FormatError
-from p2pcloop.formats.file_tree import content
 from p2pcloop.formats.iso9660 import LinkTarget
-from p2pcloop.formats.iso_files import IsoFiles, IsoInode
+from p2pcloop.formats.iso_files import IsoFiles
 from tests.support.cds import join_files, make_iso, make_iso_of
-from tests.support.file_systems import entries, numbers
+from tests.support.file_systems import entries, numbers, read, reader, walk
 from tests.support.programs import tool
 
 TIME = 1_600_000_000
 
 
 def opened(data: bytes | bytearray) -> IsoFiles:
-    return IsoFiles(lambda offset, length: bytes(data[offset : offset + length]), len(data))
-
-
-def read(data: bytes | bytearray, files: IsoFiles, inode: IsoInode, offset: int = 0) -> bytes:
-    runs = files.runs(inode, offset, inode.size)
-    return content(runs, lambda place, size: bytes(data[place : place + size]))
-
-
-def walk(files: IsoFiles, folder: IsoInode, path: bytes = b"") -> Iterator[tuple[bytes, IsoInode]]:
-    for name, number, kind in entries(files, folder):
-        inode = files.inode(number)
-        assert kind == stat.S_IFMT(inode.mode)
-        yield path + name, inode
-        if stat.S_ISDIR(inode.mode):
-            yield from walk(files, inode, path + name + b"/")
+    return IsoFiles(reader(data), len(data))
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from p2pcloop.formats.file_tree import Entry, FileTree, Inode
+from p2pcloop.formats.file_tree import Entry, FileTree, Inode, Read, content
 from tests.support.programs import tool
 
 READ_ONLY = ("squashfs", "iso9660", "erofs")
@@ -25,6 +27,33 @@ def entries(files: FileTree[Kind], folder: Kind) -> list[Entry]:
 def numbers(files: FileTree[Kind], folder: Kind) -> dict[bytes, int]:
     """The inodes of a directory by name."""
     return {entry.name: entry.number for entry in entries(files, folder)}
+
+
+def walk(files: FileTree[Kind], folder: Kind, path: bytes = b"") -> Iterator[tuple[bytes, Kind]]:
+    """All that is below a directory, by path."""
+    for name, number, kind in entries(files, folder):
+        inode = files.inode(number)
+        assert kind == stat.S_IFMT(inode.mode)
+        yield path + name, inode
+        if stat.S_ISDIR(inode.mode):
+            yield from walk(files, inode, path + name + b"/")
+
+
+def reader(data: bytes | bytearray) -> Read:
+    """Reads a device in memory."""
+    return lambda offset, length: bytes(data[offset : offset + length])
+
+
+def read(
+    data: bytes | bytearray,
+    files: FileTree[Kind],
+    inode: Kind,
+    offset: int = 0,
+    length: int | None = None,
+) -> bytes:
+    """A part of a file of a device in memory; as many bytes as the file has, if not told."""
+    runs = files.runs(inode, offset, inode.size if length is None else length)
+    return content(runs, reader(data))
 
 
 def make_read_only(kind: str, tree: Path, out: Path) -> None:
