@@ -64,7 +64,7 @@ def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> tu
     if isinstance(target, StoredRef):
         stack.enter_context(target.client)
         opened = open_stored(target, home, stack)
-        return Side(opened.image, opened.supply), target.signed.manifest.device_length
+        return Side(opened.image, opened.supply), target.signed.manifest.disk_length
     with progress_bar("reading", quiet=quiet) as progress:
         progress(0, device_size(target))
         image = open_local(target, home.indexes, progress)

@@ -99,7 +99,7 @@ def command(
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
     if isinstance(target, StoredRef):
-        output.check_room(target.signed.manifest.device_length)
+        output.check_room(target.signed.manifest.disk_length)
     with ExitStack() as stack:
         image, supply = _open(target, home, stack, quiet=as_json)
         changes = None

@@ -60,7 +60,7 @@ def _facts(version: StoredVersion, short: str | None, *, serves: bool) -> dict[s
         "created": manifest.created,
         "message": manifest.message,
         "manifest": version.signed.id,
-        "size": manifest.device_length,
+        "size": manifest.disk_length,
         "stored": version.stored,
         "here": version.here,
         "here_share": version.here / version.stored if version.stored else 0.0,

@@ -130,7 +130,7 @@ def _device_length(info: OverlayInfo, home: Home) -> int:
     """Exact bytes of the device that an overlay lies on or is; it counts whole blocks itself."""
     if info.mode == "block" and info.manifest_id is not None:
         with suppress(P2pcloopError):
-            return Records(home).manifest(info.manifest_id).manifest.device_length
+            return Records(home).manifest(info.manifest_id).manifest.disk_length
     return info.image_size
 
 
@@ -143,7 +143,7 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
         "created": manifest.created,
         "manifest": ref.signed.id,
         "image_id": manifest.image_id,
-        "size": manifest.device_length,
+        "size": manifest.disk_length,
         "stored": ref.stored,
         "here": here,
         "here_share": here / ref.stored,

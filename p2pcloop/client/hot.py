@@ -50,7 +50,7 @@ class Optimized:
     def facts(self) -> dict[str, Any]:
         """Facts for the output of `optimize` (docs/commands.md)."""
         return {
-            "size": self.content.device_length,
+            "size": self.content.disk_length,
             "layers": len(self.content.layers),
             "stored": self.layer.pack_length,
             "index": len(self.layer.index),

@@ -112,7 +112,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
     return answer | {
         "base": None if base is None else base.name,
         "filesystem": content.boot.root_type,
-        "size": content.device_length,
+        "size": content.disk_length,
         "layers": len(content.layers),
         "unknown_blocks": made.changes.unknown,
         **_facts(made.delta),

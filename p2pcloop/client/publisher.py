@@ -19,6 +19,7 @@ from p2pcloop.errors import MismatchError, NotHereError, UsageError
 from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.index import IndexHeader
 from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.manifest import (
     MAX_LAYERS,
     LayerRef,
@@ -53,6 +54,7 @@ class Content:
         boot: for the guest.
         profile: packed touches of a boot; b"" for the known profile that fits, if any.
         length: bytes of the device if they are no multiple of 4096; else 0.
+        machine: of a state; else None.
     """
 
     size: int
@@ -61,18 +63,25 @@ class Content:
     boot: BootParameters = field(default_factory=BootParameters)
     profile: bytes = b""
     length: int = 0
+    machine: MachineState | None = None
 
     @property
-    def device_length(self) -> int:
-        """Exact bytes of the device."""
-        return self.length or self.size
+    def disk_length(self) -> int:
+        """See `Manifest.disk_length`."""
+        return self.length or self.size if self.machine is None else self.machine.disk_length
 
     @classmethod
     def of(cls, manifest: Manifest) -> Content:
         """The content that a manifest describes."""
-        layers, sources = manifest.layers, manifest.sources
-        boot, profile = manifest.boot, manifest.profile
-        return cls(manifest.size, layers, sources, boot, profile, manifest.length)
+        return cls(
+            manifest.size,
+            manifest.layers,
+            manifest.sources,
+            manifest.boot,
+            manifest.profile,
+            manifest.length,
+            manifest.machine,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +349,7 @@ class Publisher:
             key_check=None if secret is None else key_check(secret),
             profile=content.profile,
             length=content.length,
+            machine=content.machine,
         )
         if not manifest.profile:
             manifest = replace(manifest, profile=self._profile_for(manifest))

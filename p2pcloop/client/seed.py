@@ -75,7 +75,7 @@ def seed_content(
         content = Content(header.image_size, (layer,), boot=boot, length=odd_length(file))
     return content, {
         "torrent": layer.torrent,
-        "size": content.device_length,
+        "size": content.disk_length,
         "filesystem": boot.root_type,
         "stored": header.pack_length,
         "format": file.kind,

@@ -4,7 +4,7 @@ A signed manifest is an envelope (formats/signed.py) around a canonical msgpack 
 id is the SHA-256 of the body. The lowest sufficient format is written, so that a manifest that was
 published before keeps its id: format 3 only with a profile, format 4 only with a root of several
 file systems, format 5 only for a withdrawal, format 6 only for a device whose length is no multiple
-of 4096 bytes.
+of 4096 bytes, format 7 only for a state.
 
 A withdrawal is a version without content. So everything that passes versions on passes it on, too:
 records, mirrors, the DHT, histories; and a later version may follow it.
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.boot_parameters import BootParameters, read_boot
 from p2pcloop.formats.index import FIXED, MAX_HEADER_SIZE, MAX_INDEX_SIZE
+from p2pcloop.formats.machine_state import MachineState, read_machine_state
 from p2pcloop.formats.name import KEY_SIZE, LABEL_MAX, Name, check_label
 from p2pcloop.formats.packing import Fields
 from p2pcloop.formats.profile import MAX_TOUCHES_SIZE, unpack_touches
@@ -35,7 +36,7 @@ from p2pcloop.formats.signed import (
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
 
-FORMATS = (1, 2, 3, 4, 5, 6)
+FORMATS = (1, 2, 3, 4, 5, 6, 7)
 SIGNATURE_DOMAIN = b"p2pcloop manifest 1\0"
 ID_SIZE = 32
 INFO_HASH_SIZE = 20
@@ -104,7 +105,8 @@ class Manifest:
         key_check: if layers are sealed, the check of the secret (formats/seal.py); else None.
         profile: packed touches of a boot (formats/profile.py), or b"" if none is attached.
         withdrawn: the publisher takes the image back; `message` may say why.
-        length: bytes of the device if they are no multiple of 4096; else 0.
+        length: bytes of the device if they are no multiple of 4096; else 0, and 0 of a state.
+        machine: of a state, what it takes to go on; None of an image that is no state.
     """
 
     key: bytes
@@ -122,11 +124,18 @@ class Manifest:
     profile: bytes = b""
     withdrawn: bool = False
     length: int = 0
+    machine: MachineState | None = None
 
     @property
-    def device_length(self) -> int:
-        """Exact bytes of the device; zeros fill its last block."""
-        return self.length or self.size
+    def disk_size(self) -> int:
+        """Bytes of the disk in whole blocks: of all of the device, unless it is a state."""
+        return self.size if self.machine is None else self.machine.disk.size
+
+    @property
+    def disk_length(self) -> int:
+        """Exact bytes of the disk: of all of the device, unless it is a state. Zeros fill its last
+        block."""
+        return self.length or self.size if self.machine is None else self.machine.disk_length
 
     @property
     def private(self) -> bool:
@@ -221,6 +230,8 @@ def _to_map(manifest: Manifest) -> dict[str, Any]:
 
 def _format_of(manifest: Manifest, later: dict[str, Any]) -> int:
     """The lowest sufficient format."""
+    if manifest.machine is not None:
+        return 7
     if manifest.length:
         return 6
     if manifest.withdrawn:
@@ -249,6 +260,8 @@ def _later_fields(manifest: Manifest) -> dict[str, Any]:
         fields["withdrawn"] = True
     if manifest.length:
         fields["length"] = manifest.length
+    if manifest.machine is not None:
+        fields["machine"] = manifest.machine.to_map()
     later = bool(fields or manifest.boot.roots)
     if manifest.parent is not None and (later or manifest.parent.torrent is not None):
         fields["parent"] = {"id": manifest.parent.id, "torrent": manifest.parent.torrent}
@@ -271,6 +284,7 @@ def _from_map(values: dict[str, Any]) -> Manifest:
     fields = Fields(values, "a manifest")
     fields.integer("format", number, number)
     size = fields.integer("size", BLOCK_SIZE, MAX_IMAGE_SIZE)
+    machine = read_machine_state(fields.map("machine")) if "machine" in fields else None
     manifest = Manifest(
         key=fields.data("key", KEY_SIZE),
         label=check_label(fields.text("label", LABEL_MAX)),
@@ -278,13 +292,14 @@ def _from_map(values: dict[str, Any]) -> Manifest:
         created=fields.integer("created", 0, MAX_TIME),
         size=size,
         layers=tuple(_read_layer(item) for item in fields.items("layers", MAX_LAYERS)),
-        boot=read_boot(fields.map("boot"), size),
+        boot=read_boot(fields.map("boot"), size if machine is None else machine.disk.size),
         **(_read_parent(fields) if number == 1 else _read_later(fields)),
         profile=_read_profile(fields) if number >= 3 else b"",
         withdrawn=fields.boolean("withdrawn") if "withdrawn" in fields else False,
         length=fields.integer("length", size - BLOCK_SIZE + 1, size - 1)
         if "length" in fields
         else 0,
+        machine=machine,
     )
     fields.end()
     _check(manifest)
@@ -298,16 +313,26 @@ def _check(manifest: Manifest) -> None:
     if manifest.size % BLOCK_SIZE:
         raise FormatError(f"the manifest's size is not a multiple of {BLOCK_SIZE} bytes")
     if manifest.withdrawn:
-        if manifest.all_layers or manifest.profile or manifest.boot != BootParameters():
+        parts = manifest.all_layers or manifest.profile or manifest.machine
+        if parts or manifest.boot != BootParameters():
             raise FormatError("the manifest withdraws an image, and holds one")
     elif not manifest.layers:
         raise FormatError("the manifest has no layers")
     if manifest.profile:
         unpack_touches(manifest.profile, blocks=manifest.size // BLOCK_SIZE)
+    if manifest.machine is not None:
+        _check_state(manifest, manifest.machine)
     layers = manifest.all_layers
     for what in ("layer_id", "torrent"):
         if len({getattr(layer, what) for layer in layers}) < len(layers):
             raise FormatError(f"the manifest has two layers of one {what}")
+
+
+def _check_state(manifest: Manifest, machine: MachineState) -> None:
+    if manifest.size != machine.size:
+        raise FormatError("the parts of a state are not the whole of its device")
+    if manifest.length:
+        raise FormatError("the length of a state is that of its parts")
 
 
 def _read_parent(fields: Fields) -> dict[str, Any]:

@@ -69,6 +69,12 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def keys(self, limit: int) -> tuple[str, ...]:
+        """The names of the fields that are left, of which there are at most `limit`."""
+        if len(self._values) > limit:
+            raise FormatError(f"{self._what} has more than {limit} fields")
+        return tuple(self._values)
+
     def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401  narrowed by the callers
         if key not in self._values:
             raise FormatError(f"{self._what} has no field {key!r}")

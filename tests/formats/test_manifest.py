@@ -129,8 +129,8 @@ def test_the_golden_withdrawal_of_format_5() -> None:
 def test_the_golden_manifest_of_format_6() -> None:
     assert open_manifest(GOLDEN_6).manifest == MANIFEST_6
     assert sign_manifest(MANIFEST_6, PRIVATE) == GOLDEN_6
-    assert MANIFEST_6.device_length == (600 << 20) - 2048
-    assert MANIFEST_4.device_length == MANIFEST_4.size
+    assert MANIFEST_6.disk_length == (600 << 20) - 2048
+    assert MANIFEST_4.disk_length == MANIFEST_4.size
     assert MANIFEST_6.image_id == MANIFEST_4.image_id, "overlays know blocks"
 
 
@@ -349,7 +349,7 @@ def test_cut_off_anywhere_or_followed_by_something() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 7}, "of format 7; this program reads 1 and 2 and 3 and 4 and 5 and 6"),
+        ({"format": 8}, "of format 8; this program reads 1 and 2 and 3 and 4 and 5 and 6 and 7"),
         ({"format": True}, "of format True"),
         ({"format": "1"}, "of format '1'"),
         ({"extra": 1}, "unknown fields: 'extra'"),

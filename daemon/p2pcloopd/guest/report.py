@@ -94,7 +94,7 @@ def image_facts(
     facts = {
         "image": target.name,
         "manifest": target.signed.id,
-        "image_size": manifest.device_length,
+        "image_size": manifest.disk_length,
         "image_stored": sum(layer.pack_length for layer in manifest.layers),
     }
     assert before is not None

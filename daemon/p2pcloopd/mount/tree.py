@@ -291,7 +291,7 @@ class Disk(File):
 
     def __init__(self, known: Known, signed: SignedManifest) -> None:
         manifest = signed.manifest
-        size, changed = manifest.device_length, manifest.created
+        size, changed = manifest.disk_length, manifest.created
         super().__init__(("disk", signed.id), changed=changed, size=size, seconds=FOREVER)
         self._known = known
         self._signed = signed
@@ -356,7 +356,7 @@ def manifest_facts(signed: SignedManifest) -> dict[str, Any]:
         "message": manifest.message,
         "manifest": signed.id,
         "image_id": None if manifest.withdrawn else manifest.image_id,
-        "size": manifest.device_length,
+        "size": manifest.disk_length,
         "filesystem": manifest.boot.root_type,
         "files": why_no_files(manifest) or "shown",
         "append": manifest.boot.append,
