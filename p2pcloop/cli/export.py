@@ -16,7 +16,7 @@ from p2pcloop.cli.options import FilePath, at_option, file_options, home_option,
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.open_stored import Source
-from p2pcloop.client.refs import resolve_ref
+from p2pcloop.client.refs import resolve_ref, tell_state
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
@@ -98,6 +98,7 @@ def command(
         check_not_served(out, home)
     target = resolve_ref(ref, home, at=at)
     _check_sources(out, target, overlay)
+    tell_state(target, "is written, its memory is not")
     if isinstance(target, StoredRef):
         output.check_room(target.signed.manifest.disk_length)
     with ExitStack() as stack:
@@ -106,7 +107,7 @@ def command(
         if overlay is not None:
             changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
         if isinstance(target, StoredRef):
-            length = target.signed.manifest.length
+            length = target.signed.manifest.disk_length
         else:
             length = odd_length(target)
         device = ImageDevice(image, changes, length=length)

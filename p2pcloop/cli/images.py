@@ -61,6 +61,7 @@ def _facts(version: StoredVersion, short: str | None, *, serves: bool) -> dict[s
         "message": manifest.message,
         "manifest": version.signed.id,
         "size": manifest.disk_length,
+        "memory": None if manifest.machine is None else manifest.machine.memory_length,
         "stored": version.stored,
         "here": version.here,
         "here_share": version.here / version.stored if version.stored else 0.0,
@@ -87,9 +88,11 @@ def _text(facts: dict[str, Any]) -> Iterator[str]:
     share = 100 * facts["here"] // facts["stored"]
     notes = [facts["from"] if facts["from"] == "published here" else "from others"]
     notes += [each for each in ("private", "pinned", "seeded") if facts[each]]
+    memory = facts["memory"]
+    state = "" if memory is None else f", a state with {format_size(memory)} of memory"
     yield (
         f"  version {facts['version']} of {day}: {share} % of {format_size(facts['stored'])} here,"
-        f" for a device of {format_size(facts['size'])}; {', '.join(notes)}"
+        f" for a device of {format_size(facts['size'])}{state}; {', '.join(notes)}"
     )
     for path in facts["in_place"]:
         yield f"  read from {printable(path)}"

@@ -21,6 +21,7 @@ from p2pcloop.formats.filesystem import (
     overlay_mode,
 )
 from p2pcloop.formats.iso import read_iso
+from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.overlay import Overlay, OverlayInfo
 from p2pcloop.making.build import can_stay, check_image_size
 from p2pcloop.making.image_file import ImageFile, Part
@@ -151,7 +152,28 @@ def _stored_facts(ref: StoredRef) -> dict[str, Any]:
         "private": manifest.private,
         **_root_facts(manifest.boot.root_type),
         "append": manifest.boot.append,
+        **_state_facts(manifest.machine),
         "link": ref.link,
+    }
+
+
+def _state_facts(machine: MachineState | None) -> dict[str, Any]:
+    """What a state has besides its disk, and what it takes to go on."""
+    if machine is None:
+        return {"state": False}
+    return {
+        "state": True,
+        "suspended": machine.suspended,
+        "memory": machine.memory_length,
+        "device_state": machine.device_state_length,
+        "machine": machine.type,
+        "cpu": machine.cpu,
+        "accelerator": machine.accelerator,
+        "qemu": machine.qemu,
+        "network": machine.network,
+        "host_name": machine.host_name,
+        "devices": list(machine.devices),
+        "firmware": {role: digest.hex() for role, digest in machine.firmware},
     }
 
 
@@ -159,7 +181,9 @@ def _to_text(key: str, value: object) -> str:
     """A fact as text for people."""
     if isinstance(value, bytes):
         return value.hex()
-    if key == "created" and isinstance(value, int):
+    if key == "firmware" and isinstance(value, dict):
+        return ", ".join(f"{role} {digest}" for role, digest in value.items())
+    if key in ("created", "suspended") and isinstance(value, int):
         return datetime.fromtimestamp(value, UTC).isoformat(sep=" ")
     if key == "images" and isinstance(value, list):
         return "; ".join(map(image_text, value))

@@ -124,6 +124,7 @@ def _facts(
         "layers": len(manifest.layers),
         "private": manifest.private,
         "withdrawn": manifest.withdrawn,
+        "memory": None if manifest.machine is None else manifest.machine.memory_length,
         "parent": None,
         "missing": problem or None,
     }
@@ -151,6 +152,8 @@ def _text(facts: dict[str, Any], before: dict[str, Any] | None) -> str:
     added = "withdrawn" if facts["withdrawn"] else format_size(facts["added"])
     line = f"  {facts['version']:>4}  {date}  {added:>9}  {facts['message']}"
     lines = [line.rstrip()]
+    if facts["memory"] is not None:
+        lines.append(f"        a state, with {format_size(facts['memory'])} of memory")
     parent = facts["parent"]
     if parent is not None and (before is None or not _is_told(parent, before)):
         what = f"{parent['name']}, version {parent['version']}"

@@ -70,7 +70,12 @@ def command(
         else:
             fetch_all(target, quiet=as_json)
             made = squash(target, publisher, stack, whole=whole, quiet=as_json)
-            content = replace(made.content, boot=manifest.boot, length=manifest.length)
+            content = replace(
+                made.content,
+                boot=manifest.boot,
+                length=manifest.length,
+                machine=manifest.machine,
+            )
             answer = publisher.release(
                 content,
                 message=message,

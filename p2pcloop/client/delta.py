@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.publisher import Content, Publisher
@@ -147,6 +147,20 @@ class Maker:
         layers = () if manifest is None else manifest.layers
         sources = others.sources(found_in, delta.sources)
         return Made(Content(target.size, (*layers, layer), sources), changes, delta)
+
+
+def delta_facts(delta: Delta | None) -> dict[str, Any]:
+    """What commands tell of a delta (docs/commands.md); None: nothing changed."""
+    if delta is None:
+        return {"stored": 0}
+    return {
+        "stored": delta.pack_length,
+        "index": len(delta.index),
+        "stored_blocks": delta.stored_blocks,
+        "repeated_blocks": delta.repeated_blocks,
+        "referred_blocks": delta.referred_blocks,
+        "zero_blocks": delta.zero_blocks,
+    }
 
 
 def squash(

@@ -42,7 +42,8 @@ def open_files_target(
     stack.callback(copy.unlink, missing_ok=True)
     overlay = Overlay.open(copy, image_id=None, read_only=True, mode="files")
     stack.callback(overlay.close)
-    return files_target(opened.image, overlay, opened.supply, _start(opened.image.size), below)
+    size = opened.ref.signed.manifest.disk_size
+    return files_target(opened.image, overlay, opened.supply, _start(size), below, size)
 
 
 def joined_boot(base: Manifest, overlay_size: int) -> BootParameters:
@@ -51,13 +52,13 @@ def joined_boot(base: Manifest, overlay_size: int) -> BootParameters:
     Raises:
         UsageError: the root consists of as many file systems as it may.
     """
-    roots = base.boot.roots or (Root(0, base.size),)
+    roots = base.boot.roots or (Root(0, base.disk_size),)
     if len(roots) == MAX_ROOTS:
         raise UsageError(
             f"{base.name} is of {MAX_ROOTS} file systems one over the other, and takes no more",
             hint="move your overlay onto an earlier version (`p2pcloop rebase`), then publish it",
         )
-    changes = Root(_start(base.size), overlay_size, changes=True)
+    changes = Root(_start(base.disk_size), overlay_size, changes=True)
     return replace(base.boot, roots=(*roots, changes))
 
 

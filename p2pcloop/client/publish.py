@@ -7,23 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from p2pcloop.client.delta import Maker
+from p2pcloop.client.delta import Maker, delta_facts
 from p2pcloop.client.files_overlay import joined_boot, open_files_target
 from p2pcloop.client.open_stored import Opened, open_stored
-from p2pcloop.client.publisher import Publisher, reference
+from p2pcloop.client.publisher import Publisher, choose_secret, reference
 from p2pcloop.client.refs import made_on, resolve_stored
 from p2pcloop.client.seed import seed_image
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import notify
 from p2pcloop.errors import BusyError
 from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.filesystem import PROBE_SIZE, detect_filesystem
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
-from p2pcloop.formats.seal import new_secret
 from p2pcloop.frozen import dataclass
 from p2pcloop.making.changes import Target
-from p2pcloop.making.delta import Delta
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import unchanged
 from p2pcloop.making.pack import device_roots, odd_length, open_target
@@ -87,12 +84,12 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
     """
     file, home = request.file, publisher.home
     base = request.base
-    secret = _choose_secret(request, publisher)
+    secret = choose_secret(base, publisher, private=request.private)
     publisher.check_secret(secret)
     if base is None and secret is None:
         return _seed(request, publisher)
     image = publisher.image
-    grown = base is not None and _stands_on(image, base.signed.manifest)
+    grown = base is not None and _goes_on(image, base.signed.manifest)
     lower = image if grown else base
     below = None if lower is None else open_stored(lower, home, stack)
     with unchanged(file):
@@ -115,7 +112,7 @@ def publish(request: Request, publisher: Publisher, stack: ExitStack) -> dict[st
         "size": content.disk_length,
         "layers": len(content.layers),
         "unknown_blocks": made.changes.unknown,
-        **_facts(made.delta),
+        **delta_facts(made.delta),
     }
 
 
@@ -133,20 +130,12 @@ def _seed(request: Request, publisher: Publisher) -> dict[str, Any]:
     return answer | {"base": None}
 
 
-def _choose_secret(request: Request, publisher: Publisher) -> bytes | None:
-    """The secret of the base, else of the version before. A private image stays private."""
-    for ref in (request.base, publisher.newest):
-        if ref is not None and ref.signed.manifest.private:
-            ref.check_secret()
-            if not request.private:
-                notify(f"it is private, as {ref.name} is")
-            return ref.secret
-    return new_secret() if request.private else None
-
-
-def _stands_on(newest: StoredRef | None, base: Manifest) -> bool:
-    layers = () if newest is None else newest.signed.manifest.layers
-    return layers[: len(base.layers)] == base.layers
+def _goes_on(newest: StoredRef | None, base: Manifest) -> bool:
+    """Whether the newest version lies on the layers of a base, and is no state: the memory of a
+    guest is of no use to the versions of an image."""
+    if newest is None or newest.signed.manifest.machine is not None:
+        return False
+    return newest.signed.manifest.layers[: len(base.layers)] == base.layers
 
 
 def _open_target(
@@ -166,7 +155,9 @@ def _open_target(
         return open_files_target(file.path, opened, other, home, stack)
     overlay = Overlay.open(file.path, image_id=opened.image.image_id, read_only=True)
     stack.callback(overlay.close)
-    return overlay_target(opened.image, overlay, opened.supply, None if same else below.image)
+    other = None if same else below.image
+    size = base.signed.manifest.disk_size
+    return overlay_target(opened.image, overlay, opened.supply, other, size)
 
 
 def _boot(request: Request, target: Target, base: StoredRef | None) -> BootParameters:
@@ -190,17 +181,5 @@ def _length(request: Request, base: StoredRef | None) -> int:
         return odd_length(request.file)
     if base is None or Overlay.inspect(request.file.path).mode == "files":
         return 0
-    return base.signed.manifest.length
-
-
-def _facts(delta: Delta | None) -> dict[str, Any]:
-    if delta is None:
-        return {"stored": 0}
-    return {
-        "stored": delta.pack_length,
-        "index": len(delta.index),
-        "stored_blocks": delta.stored_blocks,
-        "repeated_blocks": delta.repeated_blocks,
-        "referred_blocks": delta.referred_blocks,
-        "zero_blocks": delta.zero_blocks,
-    }
+    length = base.signed.manifest.disk_length
+    return length if length % BLOCK_SIZE else 0

@@ -32,7 +32,7 @@ from p2pcloop.formats.manifest import (
 from p2pcloop.formats.name import Name, check_label
 from p2pcloop.formats.profile import fit_touches
 from p2pcloop.formats.record import Record, sign_record
-from p2pcloop.formats.seal import key_check
+from p2pcloop.formats.seal import key_check, new_secret
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.stored import check_headers
 from p2pcloop.store.home import Home
@@ -362,6 +362,27 @@ class Publisher:
             return newest.profile
         found = None if manifest.private else find_profile(self.home, manifest)
         return b"" if found is None else fit_touches(found.touches, manifest.size // BLOCK_SIZE)
+
+
+def choose_secret(base: StoredRef | None, publisher: Publisher, *, private: bool) -> bytes | None:
+    """The secret of a new version: that of its base, else of the version before; None for none.
+
+    A private image stays private.
+
+    Args:
+        base: what the version is made from.
+        private: make a secret if there is none.
+
+    Raises:
+        UsageError, MismatchError: see `StoredRef.check_secret`.
+    """
+    for ref in (base, publisher.newest):
+        if ref is not None and ref.signed.manifest.private:
+            ref.check_secret()
+            if not private:
+                notify(f"it is private, as {ref.name} is")
+            return ref.secret
+    return new_secret() if private else None
 
 
 def signing_key(home: Home, name: str | None) -> Ed25519PrivateKey:

@@ -290,6 +290,19 @@ _told: set[str] = set()
 """The lines of `report_waiting`: a command that waits for several layers says each once."""
 
 
+def tell_state(target: ImageFile | StoredRef, what: str) -> None:
+    """Tell the user of a command that takes an image for its disk that it is more, if it is.
+
+    Args:
+        what: what the command does with the disk, a sentence of which the disk is the subject.
+    """
+    if isinstance(target, StoredRef) and target.signed.manifest.machine is not None:
+        notify(
+            f"p2pcloop: {target.name} is a state of a guest that ran; its disk {what}."
+            " `p2pcloop resume` goes on where the guest stopped"
+        )
+
+
 def report_waiting(event: str, fields: dict[str, Any]) -> None:
     """Say on stderr, once, that no peer answers, which peers were tried, and what to do."""
     if event != "waiting":

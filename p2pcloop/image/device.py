@@ -45,7 +45,8 @@ class ImageDevice:
         *,
         length: int = 0,
     ) -> None:
-        """`length`: bytes of the device if they are no multiple of 4096; else 0."""
+        """`length`: bytes of the device if they are not all of the image: no multiple of 4096, or
+        the disk of a state; 0 for all of it."""
         self.image = image
         self.overlay = overlay
         self.touches = touches

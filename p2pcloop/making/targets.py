@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import ZERO_CHUNK
@@ -13,7 +14,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.zeros import files_device
 from p2pcloop.making.build import NextData, Read, check_image_size, no_holes
-from p2pcloop.making.changes import Stretch, Target
+from p2pcloop.making.changes import Stretch, Target, append_block, stretches_of
 from p2pcloop.units import BLOCK_SIZE
 
 _SPAN = 1 << 20
@@ -66,12 +67,17 @@ class DeviceTarget:
     """A device, read on one thread at a time; waits for missing ranges."""
 
     def __init__(
-        self, device: BlockDevice, supply: Callable[[Missing], None], stretches: Iterable[Stretch]
+        self,
+        device: BlockDevice,
+        supply: Callable[[Missing], None],
+        stretches: Iterable[Stretch],
+        size: int = 0,
     ) -> None:
-        self.size = device.size
+        """`size`: bytes from its start that are the target, whole blocks; 0 for all of it."""
+        self.size = size or device.size
         self._device = device
         self._supply = supply
-        self._stretches = stretches
+        self._stretches = _within(stretches, 0, size // BLOCK_SIZE) if size else stretches
         self._lock = threading.Lock()
 
     def stretches(self) -> Iterable[Stretch]:
@@ -100,38 +106,67 @@ class DeviceTarget:
 
 
 class JoinedTarget:
-    """Two targets one behind the other on a device, with zeros between them."""
+    """Targets one behind the other on a device, with zeros between them."""
 
-    def __init__(self, lower: Target, upper: Target, start: int) -> None:
-        """`start`: the byte at which `upper` begins, a multiple of 4096 behind `lower`."""
-        self.size = start + upper.size
-        self._lower = lower
-        self._upper = upper
-        self._start = start // BLOCK_SIZE
+    def __init__(self, *parts: tuple[int, Target]) -> None:
+        """Join parts.
+
+        Args:
+            parts: the byte at which each begins, a multiple of 4096 behind the part before; the
+                first begins at 0.
+        """
+        self._parts = [(start // BLOCK_SIZE, part) for start, part in parts]
+        start, last = parts[-1]
+        self.size = start + last.size
 
     def stretches(self) -> Iterator[Stretch]:
         """See `Target.stretches`."""
-        yield from self._lower.stretches()
-        for first, count in self._upper.stretches():
-            yield first + self._start, count
+        for start, part in self._parts:
+            for first, count in part.stretches():
+                yield first + start, count
+
+    def next_data(self, block: int) -> int:
+        """See `Target.next_data`."""
+        for start, part in self._parts:
+            end = start + part.size // BLOCK_SIZE
+            if block < end and (found := start + part.next_data(max(0, block - start))) < end:
+                return found
+        return max(block, self.size // BLOCK_SIZE)
+
+    def read(self, block: int, count: int) -> bytes:
+        """See `Target.read`."""
+        found: list[bytes] = []
+        at, end = block, block + count
+        for start, part in self._parts:
+            first, stop = max(at, start), min(end, start + part.size // BLOCK_SIZE)
+            if first < stop:
+                found += (bytes((first - at) * BLOCK_SIZE), part.read(first - start, stop - first))
+                at = stop
+        return b"".join((*found, bytes((end - at) * BLOCK_SIZE)))
+
+
+class SparseTarget:
+    """A device of which only some blocks may differ from the base; they are in memory."""
+
+    def __init__(self, blocks: Mapping[int, bytes], size: int) -> None:
+        """`blocks`: content by the number of the block; `size`: bytes of the device."""
+        self.size = size
+        self._blocks = blocks
+
+    def stretches(self) -> Iterator[Stretch]:
+        """See `Target.stretches`."""
+        runs = array("I")
+        for block in sorted(self._blocks):
+            append_block(runs, block)
+        return stretches_of(runs)
 
     def next_data(self, block: int) -> int:
         """See `Target.next_data`."""
         return block
 
     def read(self, block: int, count: int) -> bytes:
-        """See `Target.read`."""
-        parts = []
-        lower = self._lower.size // BLOCK_SIZE
-        end = block + count
-        if block < lower:
-            parts.append(self._lower.read(block, min(end, lower) - block))
-        if (gap := min(end, self._start) - max(block, lower)) > 0:
-            parts.append(bytes(gap * BLOCK_SIZE))
-        if end > self._start:
-            first = max(block, self._start)
-            parts.append(self._upper.read(first - self._start, end - first))
-        return b"".join(parts)
+        """See `Target.read`; of the stretches alone."""
+        return b"".join(self._blocks[each] for each in range(block, block + count))
 
 
 def files_target(
@@ -140,6 +175,7 @@ def files_target(
     supply: Callable[[Missing], None],
     start: int,
     base: MergedImage | None = None,
+    size: int = 0,
 ) -> JoinedTarget:
     """An image with the device of a files overlay behind it.
 
@@ -150,18 +186,25 @@ def files_target(
         start: the byte at which the overlay's device begins.
         base: what it is to be compared with, where that is not `image` but one with more layers
             on the same ones.
+        size: bytes of `image` that are its disk, where that is not all of it: that of a state.
     """
-    inside: list[Stretch] = []
-    stretches: Iterable[Stretch] = overlay_stretches(overlay)
+    first, size = start // BLOCK_SIZE, size or image.size
+    last = first + overlay.image_size // BLOCK_SIZE
+    upper: list[Stretch] = []
     if base is not None:
-        size = max(image.size, min(base.size, start + overlay.image_size))
-        upper = list(upper_stretches(base, len(image.layers), size))
-        first = start // BLOCK_SIZE
-        inside = list(_within(upper, 0, image.size // BLOCK_SIZE))
-        last = first + overlay.image_size // BLOCK_SIZE
-        stretches = _union(stretches, _within(upper, first, last))
-    lower = DeviceTarget(ImageDevice(image), supply, inside)
-    return JoinedTarget(lower, DeviceTarget(files_device(overlay), supply, stretches), start)
+        end = max(image.size, min(base.size, last * BLOCK_SIZE))
+        upper = list(upper_stretches(base, len(image.layers), end))
+    behind: Iterable[Stretch] = _within(upper, first, last)
+    is_state = size < image.size
+    if is_state:  # its memory lies where the overlay's device is to be
+        behind = _union(behind, _within(upper_stretches(image, 0, image.size), first, last))
+    inside = _within(upper, 0, size // BLOCK_SIZE)
+    parts: list[tuple[int, Target]] = [(0, DeviceTarget(ImageDevice(image), supply, inside, size))]
+    if is_state and size < start:
+        parts.append((size, FileTarget(lambda _offset, length: bytes(length), start - size)))
+    stretches = _union(overlay_stretches(overlay), behind)
+    parts.append((start, DeviceTarget(files_device(overlay), supply, stretches)))
+    return JoinedTarget(*parts)
 
 
 def _within(stretches: Iterable[Stretch], first: int, end: int) -> Iterator[Stretch]:
@@ -174,23 +217,25 @@ def _within(stretches: Iterable[Stretch], first: int, end: int) -> Iterator[Stre
 
 def overlay_target(
     image: MergedImage,
-    overlay: Overlay,
+    overlay: Overlay | None,
     supply: Callable[[Missing], None],
     base: MergedImage | None = None,
+    size: int = 0,
 ) -> DeviceTarget:
     """An image with an overlay on top.
 
     Args:
         image: what the overlay was made on.
-        overlay: open.
+        overlay: open; None for no changes.
         supply: fetches what is missing of `image`.
         base: what it is to be compared with, where that is not `image` but one with more layers
             on the same ones.
+        size: see `DeviceTarget`.
     """
-    stretches = overlay_stretches(overlay)
+    stretches: Iterable[Stretch] = () if overlay is None else overlay_stretches(overlay)
     if base is not None:
         stretches = _union(stretches, upper_stretches(base, len(image.layers), image.size))
-    return DeviceTarget(ImageDevice(image, overlay), supply, stretches)
+    return DeviceTarget(ImageDevice(image, overlay), supply, stretches, size)
 
 
 def overlay_stretches(overlay: Overlay) -> Iterator[Stretch]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
+from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
 from p2pcloop.formats.profile import Profile, Touch, fit_touches, open_profile, unpack_touches
 from p2pcloop.frozen import dataclass
@@ -86,16 +87,23 @@ class Found:
     kept: bool
 
 
-def look_up_profile(home: Home, manifest: Manifest) -> Found | None:
+def look_up_profile(home: Home, manifest: Manifest, *, boots: bool = False) -> Found | None:
     """Find the profile that fits an image best: its own, or that of an image it was made from.
 
     For each of these, a profile that this home keeps is preferred to an attached one: the user's
     machine recorded it, or the user chose it.
 
+    Args:
+        boots: find one of a boot. Else one of a resume is found for a state, which reads other
+            blocks.
+
     Raises:
         StorageError: the system refused.
     """
+    machine = None if boots else manifest.machine
     for each in (manifest, *ancestors(home, manifest)):
+        if not _are_alike(machine, each.machine):
+            continue
         profile = load_profile(home, each.image_id)
         if profile is not None:
             return Found(profile, each, kept=True)
@@ -105,19 +113,30 @@ def look_up_profile(home: Home, manifest: Manifest) -> Found | None:
     return None
 
 
-def find_profile(home: Home, manifest: Manifest) -> Profile | None:
+def _are_alike(one: MachineState | None, other: MachineState | None) -> bool:
+    """Whether blocks of one mean the same for the other: both boot, or memory is at one place."""
+    if one is None or other is None:
+        return one is other
+    return (one.disk.size, one.memory) == (other.disk.size, other.memory)
+
+
+def find_profile(home: Home, manifest: Manifest, *, boots: bool = False) -> Profile | None:
     """The profile that `look_up_profile` finds."""
-    found = look_up_profile(home, manifest)
+    found = look_up_profile(home, manifest, boots=boots)
     return None if found is None else found.profile
 
 
-def expected_touches(home: Home, manifest: Manifest) -> tuple[Touch, ...]:
-    """The touches that a boot of an image is expected to make; empty if no profile is known.
+def expected_touches(home: Home, manifest: Manifest, *, boots: bool = False) -> tuple[Touch, ...]:
+    """The touches that a boot, or the resume of a state, is expected to make; empty if no profile
+    is known.
+
+    Args:
+        boots: see `look_up_profile`.
 
     Raises:
         StorageError: the system refused.
     """
-    found = find_profile(home, manifest)
+    found = find_profile(home, manifest, boots=boots)
     return () if found is None else tuple(unpack_touches(found.touches))
 
 

@@ -118,7 +118,8 @@ def test_two_targets_behind_each_other_read_as_one(
     def target(content: bytes) -> FileTarget:
         return FileTarget(lambda at, length: content[at : at + length], len(content))
 
-    joined = JoinedTarget(target(b"".join(parts[:lower])), target(b"".join(parts[lower:])), start)
+    behind = target(b"".join(parts[lower:]))
+    joined = JoinedTarget((0, target(b"".join(parts[:lower]))), (start, behind))
     assert joined.size == len(whole)
     assert list(joined.stretches()) == [(0, lower), (lower + gap, upper)]
     block = data.draw(st.integers(0, lower + gap + upper - 1))

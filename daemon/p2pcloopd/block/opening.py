@@ -188,7 +188,7 @@ async def _with_overlay(
             async def tell() -> None:
                 await report_booted(spec.home, lease, stored.used())
 
-            device = ImageDevice(image, over, _touches(spec), length=manifest.length)
+            device = ImageDevice(image, over, _touches(spec), length=manifest.disk_length)
             prefetch = Prefetch(device, client, supplier)
             keeper = Keeper(spec.home, image, kept) if kept is not None else None
             backend = StoredBackend(device, supplier, prefetch, tell, whole=stored.is_whole())

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from p2pcloop.cli.output import check_writable
-from p2pcloop.client.refs import resolve_ref
+from p2pcloop.client.refs import resolve_ref, tell_state
 from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
@@ -59,6 +59,7 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
             start=fork_daemon,
             late=True,
         )
+        tell_state(target, "boots as after a power failure")
         hosting = _load().Hosting(ref, target, options, plan(), ports)
         result: GuestResult = hosting.run(started)
         return result

@@ -27,5 +27,5 @@ def served_image(
     target.client.close()
     target.check_secret()
     signed = target.signed
-    touches = expected_touches(home, signed.manifest) if prefetch else ()
+    touches = expected_touches(home, signed.manifest, boots=True) if prefetch else ()
     return BlockServerSpec(home, signed, secret=target.secret, command=command, profile=touches)

@@ -231,8 +231,12 @@ def disk_of(
     )
     if isinstance(target, ImageFile):
         return spec
-    touches = expected_touches(home, target.signed.manifest) if prefetch else ()
+    manifest = target.signed.manifest
+    touches = expected_touches(home, manifest, boots=True) if prefetch else ()
     rate = None if fill < 0 else fill
+    # The profile of a state is that of a resume: a boot does not replace it.
+    records = prefetch and manifest.machine is None
+    spec = replace(spec, record_touches=records)
     return replace(spec, secret=target.secret, profile=touches, fill=rate)
 
 

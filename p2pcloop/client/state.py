@@ -1,0 +1,128 @@
+"""Publishing a state: what a suspended guest had on its disk, in its memory and in its devices."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from p2pcloop.client.delta import Maker, delta_facts
+from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.publisher import Publisher, reference
+from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.errors import UsageError
+from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.frozen import dataclass
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.changes import Target
+from p2pcloop.making.state import state_target
+from p2pcloop.making.targets import overlay_target
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """A guest that was suspended. Nothing of it may change until its state is made.
+
+    Attributes:
+        image: what its overlay lies over: the image that it was booted from, or the state that it
+            was resumed from.
+        overlay: flushed; a path is opened read-only. None if the guest wrote nothing.
+        memory: all of it (`memory_in_file`); or, of a guest that was resumed, only the pages that
+            it changed (`SparseTarget`): then `image` is that state, and `over` is None.
+        device_state: the bytes that QEMU wrote.
+        machine: what it ran on.
+        over: the state that the new one is to be a delta of, where that is not `image` but an
+            earlier one of the same guest, which went on; its layers lie on those of `image`.
+    """
+
+    image: StoredRef
+    overlay: Path | Overlay | None
+    memory: Target
+    device_state: bytes
+    machine: MachineState
+    over: StoredRef | None = None
+
+
+def make_state(
+    guest: Suspended,
+    publisher: Publisher,
+    *,
+    secret: bytes | None,
+    message: str = "",
+    public: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Publish a suspended guest as the next version under the publisher's name.
+
+    Args:
+        guest: what was captured.
+        publisher: signs and has the state served.
+        secret: of a private state (`choose_secret`); None for one that every reader can open.
+        message: one line about it.
+        public: announce it as far as the node's settings allow.
+        quiet: show no progress.
+
+    Returns:
+        As of `Publisher.release`, with `base` (the name of what it is a delta of), `size` (of the
+        disk), `memory`, `layers`, and the facts of the layer as of `publish`.
+
+    Raises:
+        UsageError: the guest's disk is no block overlay of `image`; or as of `Publisher.release`.
+        MismatchError: the overlay is of another image.
+        P2pcloopError: a part cannot be read, or p2pcloopd could not serve the state.
+    """
+    publisher.check_secret(secret)
+    base = guest.over or guest.image
+    _check(guest, base)
+    with ExitStack() as stack:
+        below = open_stored(base, publisher.home, stack)
+        opened = below if base is guest.image else open_stored(guest.image, publisher.home, stack)
+        disk = overlay_target(
+            opened.image,
+            _open_overlay(guest, opened.image, stack),
+            opened.supply,
+            None if opened is below else below.image,
+            guest.machine.disk.size,
+        )
+        target = state_target(disk, guest.memory, guest.device_state, guest.machine)
+        made = Maker(publisher, secret, quiet).over(below, target)
+    boot = base.signed.manifest.boot
+    content = replace(made.content, boot=boot, profile=b"", length=0, machine=guest.machine)
+    answer = publisher.release(
+        content, message=message, parent=reference(base), public=public, secret=secret
+    )
+    return answer | {
+        "base": base.name,
+        "size": content.disk_length,
+        "memory": guest.machine.memory_length,
+        "layers": len(content.layers),
+        **delta_facts(made.delta),
+    }
+
+
+def _check(guest: Suspended, base: StoredRef) -> None:
+    """Refuse what is no state of this guest."""
+    manifest, below = guest.image.signed.manifest, base.signed.manifest
+    if manifest.disk_length != guest.machine.disk_length:
+        raise UsageError(
+            f"the guest's disk has {guest.machine.disk_length} bytes, and that of"
+            f" {guest.image.name} has {manifest.disk_length}"
+        )
+    if below.layers[: len(manifest.layers)] != manifest.layers:
+        raise UsageError(f"{base.name} does not lie on the layers of {guest.image.name}")
+
+
+def _open_overlay(guest: Suspended, image: MergedImage, stack: ExitStack) -> Overlay | None:
+    if not isinstance(guest.overlay, Path):
+        return guest.overlay
+    if Overlay.inspect(guest.overlay).mode != "block":
+        raise UsageError(
+            f"{guest.overlay} holds changed files on a disk of its own: a guest with two disks"
+            " cannot be suspended",
+            hint="boot it without --overlay: then its changes are in its memory",
+        )
+    overlay = Overlay.open(guest.overlay, image_id=image.image_id, read_only=True)
+    stack.callback(overlay.close)
+    return overlay

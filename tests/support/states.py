@@ -1,0 +1,143 @@
+"""States of guests that never ran: a disk of a real image, and memory made up."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.publisher import Publisher, choose_secret
+from p2pcloop.client.refs import resolve_ref, resolve_stored
+from p2pcloop.client.state import Suspended, make_state
+from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.formats.manifest import Manifest
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.making.state import memory_in_file
+from p2pcloop.making.targets import DeviceTarget, SparseTarget
+from tests.support.programs import Node
+
+MEMORY = 4 << 20
+PAGES = MEMORY // 4096
+
+
+def noise(seed: int, pages: int = 1) -> bytes:
+    """Content that nothing compresses, another one for each seed."""
+    return random.Random(seed).randbytes(4096 * pages)
+
+
+@dataclass
+class Memory:
+    """The memory of a guest: pages by their numbers; all others are zeros."""
+
+    pages: dict[int, bytes] = field(default_factory=dict)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pages.get(page, bytes(4096)) for page in range(PAGES))
+
+    @contextmanager
+    def file(self) -> Iterator[int]:
+        """The descriptor of a sparse file with all of it."""
+        fd = os.memfd_create("memory")
+        try:
+            os.truncate(fd, MEMORY)
+            for page, content in self.pages.items():
+                os.pwrite(fd, content, page * 4096)
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def machine(disk_length: int, device_state: bytes, **facts: Any) -> MachineState:
+    """A machine with `MEMORY` bytes of memory."""
+    known: dict[str, Any] = {
+        "disk_length": disk_length,
+        "memory_length": MEMORY,
+        "device_state_length": len(device_state),
+        "type": "pc-q35-7.2",
+        "cpu": "qemu64,+aes",
+        "accelerator": "tcg",
+        "qemu": "7.2.22",
+        "suspended": 1_700_000_000,
+    }
+    return MachineState(**(known | facts))
+
+
+def stored(node: Node, ref: str, stack: ExitStack) -> StoredRef:
+    """An image that a node knows."""
+    found = resolve_stored(ref, node.home, why_no_file="", hint="")
+    stack.enter_context(found.client)
+    return found
+
+
+def manifest_of(node: Node, ref: str) -> Manifest:
+    """The manifest of an image that a node knows."""
+    with ExitStack() as stack:
+        return stored(node, ref, stack).signed.manifest
+
+
+def suspend(
+    node: Node,
+    ref: str,
+    label: str,
+    memory: Memory | Mapping[int, bytes],
+    device_state: bytes,
+    *,
+    overlay: Path | None = None,
+    over: str | None = None,
+    private: bool = False,
+    message: str = "",
+    **facts: Any,
+) -> dict[str, Any]:
+    """Make a state of a guest that ran from `ref`; return what `make_state` says.
+
+    Args:
+        memory: all of it, or only the pages that differ from those of the state `ref`.
+        over: the state that the new one is a delta of, if that is not `ref`.
+    """
+    with ExitStack() as stack:
+        image = stored(node, ref, stack)
+        above = None if over is None else stored(node, over, stack)
+        client = stack.enter_context(node.connect())
+        publisher = stack.enter_context(Publisher.of(node.home, client, label, None))
+        if isinstance(memory, Memory):
+            file = stack.enter_context(memory.file())
+            guest = Suspended(
+                image,
+                overlay,
+                memory_in_file(file, MEMORY),
+                device_state,
+                machine(image.signed.manifest.disk_length, device_state, **facts),
+                above,
+            )
+        else:
+            what = machine(image.signed.manifest.disk_length, device_state, **facts)
+            guest = Suspended(
+                image, overlay, SparseTarget(memory, MEMORY), device_state, what, above
+            )
+        secret = choose_secret(image, publisher, private=private)
+        return make_state(guest, publisher, secret=secret, message=message, quiet=True)
+
+
+def read_parts(node: Node, ref: str, *, at: int = 0) -> tuple[bytes, bytes, bytes]:
+    """Disk, memory and device state of a state, by their exact bytes."""
+    with ExitStack() as stack:
+        found = resolve_ref(ref, node.home, at=at)
+        assert isinstance(found, StoredRef)
+        stack.enter_context(found.client)
+        opened = open_stored(found, node.home, stack)
+        target = DeviceTarget(ImageDevice(opened.image), opened.supply, ())
+        whole = target.read(0, target.size // 4096)
+        parts = found.signed.manifest.machine
+        assert parts is not None
+        assert len(whole) == parts.size
+        disk, memory, state = (
+            whole[part.start : part.start + part.length]
+            for part in (parts.disk, parts.memory, parts.device_state)
+        )
+        return disk, memory, state
