@@ -89,8 +89,14 @@ BELOW_DAEMON = {
 }
 """What each room of the daemon may import of p2pcloopd."""
 
-KNOW_CLI = {DAEMON / "node" / "main.py", *(DAEMON / "commands").glob("*.py")}
-"""What of the daemon may import p2pcloop.cli: its commands, and the program p2pcloopd."""
+KNOW_CLI = {
+    DAEMON / "node" / "main.py",
+    *(DAEMON / "commands").glob("*.py"),
+    ROOT / "tools" / "man_pages.py",
+    ROOT / "tools" / "package_tree.py",
+}
+"""What may import p2pcloop.cli besides itself: the commands of the daemon, the program p2pcloopd,
+and the tools that make manual pages and completion of the commands."""
 
 MAX_MODULE = 600  # one concept may take so many; slices of one concept are worse
 MAX_FUNCTION = 40  # lines without the docstring

@@ -114,6 +114,14 @@ def open_listener(path: Path) -> Iterator[trio.SocketListener]:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def passed_listener(passed: socket.socket) -> Iterator[trio.SocketListener]:
+    """Listen on the socket that a service manager made. Its name stays: it is the manager's."""
+    passed.setblocking(False)
+    with trio.socket.from_stdlib_socket(passed) as listening:
+        yield trio.SocketListener(listening)
+
+
 async def serve_control(
     listener: trio.SocketListener,
     handler: Handler,

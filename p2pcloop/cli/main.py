@@ -15,7 +15,7 @@ from p2pcloop.client.terminal import open_standard_streams, report_error, report
 from p2pcloop.errors import P2pcloopError, storage_error
 from p2pcloop.loading import loading
 
-_COMMANDS = {
+COMMANDS = {
     "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),
     "publish": ("p2pcloop.cli.publish", "Serve what was changed of an image as a new version."),
     "unpublish": ("p2pcloop.cli.unpublish", "Withdraw an image that was published from here."),
@@ -73,18 +73,18 @@ class _LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
         with loading():
-            command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+            command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, help_line) for name, (_, help_line) in _COMMANDS.items()])
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
 
 
 @click.group(

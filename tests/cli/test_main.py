@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop import errors
-from p2pcloop.cli.main import _COMMANDS
+from p2pcloop.cli.main import COMMANDS as TABLE
 from p2pcloop.errors import P2pcloopError
 from tests.support.command import Run
 
@@ -59,7 +59,7 @@ def test_help_lists_every_command_in_a_line(p2pcloop: Run) -> None:
     listed = ran.out.partition("Commands:")[2]
     for command in COMMANDS:
         assert f"\n  {command} " in listed
-    assert list(_COMMANDS) == COMMANDS
+    assert list(TABLE) == COMMANDS
     assert "Examples:" in ran.out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -184,3 +185,30 @@ def test_links_name_addresses_that_others_reach(
     listening: list[tuple[str, int]], named: list[tuple[str, int]]
 ) -> None:
     assert reachable(listening) == named
+
+
+def test_the_home_goes_before_the_machine(path: Path, tmp_path: Path) -> None:
+    machine = tmp_path / "machine.toml"
+    assert load_config(path, machine) == Config()
+    machine.write_text("quota = '1G'\nupload_limit = 7\n[discovery]\nlan = true\ndht = true\n")
+    path.write_text("quota = '2G'\n[discovery]\ndht = false\n[http]\nlisten = []\n")
+    both = load_config(path, machine)
+    assert (both.quota, both.upload_limit) == (2 << 30, 7)
+    assert both.discovery == Discovery(lan=True)
+    assert both.http.listen == ()
+
+
+def test_lists_are_not_joined(path: Path, tmp_path: Path) -> None:
+    machine = tmp_path / "machine.toml"
+    machine.write_text("listen = ['0.0.0.0:6881', '[::]:6881']\n")
+    path.write_text("listen = ['127.0.0.1:0']\n")
+    assert load_config(path, machine).listen == (("127.0.0.1", 0),)
+
+
+@pytest.mark.parametrize("wrong", ["machine", "home"])
+def test_an_error_names_the_file_that_it_is_in(path: Path, tmp_path: Path, wrong: str) -> None:
+    files = {"home": path, "machine": tmp_path / "machine.toml"}
+    for name, file in files.items():
+        file.write_text("[discovery]\n" + ("dht = 1\n" if name == wrong else "dht = true\n"))
+    with pytest.raises(UsageError, match=re.escape(f"{files[wrong]}: `discovery.dht` must be")):
+        load_config(path, files["machine"])

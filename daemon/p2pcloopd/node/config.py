@@ -1,4 +1,6 @@
-"""config.toml: what the user may set for a node. Nothing in it is needed.
+"""config.toml: what may be set for a node. Nothing in it is needed.
+
+The home's file goes before the machine's, /etc/p2pcloop/config.toml, setting by setting.
 
 listen = ["0.0.0.0:6881"]     # where peers reach this node; default 127.0.0.1, a port kept
 upload_limit = 0              # bytes a second to all peers together; 0: no limit
@@ -35,6 +37,8 @@ from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.link import parse_mirror, parse_peer, parse_tracker
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import parse_size
+
+MACHINE_CONFIG = Path("/etc/p2pcloop/config.toml")
 
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16
@@ -101,19 +105,36 @@ class Config:
     http: Http = field(default_factory=Http)
 
 
-def load_config(path: Path) -> Config:
-    """Read config.toml; a file that is not there sets nothing.
+def load_config(path: Path, machine: Path = MACHINE_CONFIG) -> Config:
+    """Read the settings of a node; a file that is not there sets nothing.
+
+    Args:
+        path: config.toml of the home.
+        machine: what holds for all nodes of this machine unless `path` sets it.
 
     Raises:
         UsageError: it is not TOML, or a key is unknown or has a value that it cannot have; the
             message names the file and the key.
         StorageError: the system refused.
     """
+    values = _load_table(machine)
+    for key, value in _load_table(path).items():
+        table = values.get(key)
+        if isinstance(value, dict) and isinstance(table, dict):
+            table.update(value)
+        else:
+            values[key] = value
+    return _read_table(values, "", _KEYS, Config)
+
+
+def _load_table(path: Path) -> dict[str, Any]:
+    """Read and check one of the files."""
     try:
         values = tomllib.loads(path.read_text("utf-8"))
-        return _read_table(values, "", _KEYS, Config)
+        _read_table(values, "", _KEYS, Config)
+        return values
     except FileNotFoundError:
-        return Config()
+        return {}
     except OSError as err:
         raise storage_error(f"cannot read {path}", err) from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, _BadValueError) as err:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from functools import partial
 
@@ -19,6 +20,7 @@ from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home
 from p2pcloopd.entry import allow_many_files, run
 from p2pcloopd.node.run import run_node
+from p2pcloopd.node.service_manager import notify_service_manager, take_passed_socket
 
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -26,12 +28,15 @@ _log = logging.getLogger("p2pcloopd")
 
 
 class _Starter:
-    """Who started this process and reads one message from us: that we are ready, or why not."""
+    """Who started this process and reads one message from us: that we are ready, or why not.
+
+    A command reads it from a pipe, a service manager from a socket of its own."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
     def ready(self, warnings: list[str]) -> None:
+        notify_service_manager("READY=1")
         self._report(encode(Event(0, "ready", {"pid": os.getpid(), "warnings": warnings})))
 
     def failed(self, error: P2pcloopError) -> None:
@@ -46,10 +51,10 @@ class _Starter:
         self._fd = None
 
 
-async def _run(home: Home, starter: _Starter) -> None:
+async def _run(home: Home, starter: _Starter, passed: socket.socket | None) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-        await run_node(home, starter.ready)
+        await run_node(home, starter.ready, passed)
         nursery.cancel_scope.cancel()
 
 
@@ -57,6 +62,7 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             _log.info("stopping: %s", signal.Signals(number).name)
+            notify_service_manager("STOPPING=1")
             scope.cancel()
 
 
@@ -80,7 +86,7 @@ def command(home: Home, log_level: str, ready_fd: int | None) -> None:
     log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     starter = _Starter(ready_fd)
     try:
-        run(partial(_run, home, starter))
+        run(partial(_run, home, starter, take_passed_socket(home.control_socket)))
     except P2pcloopError as error:
         starter.failed(error)
         _log.error("%s%s", error, f" ({error.hint})" if error.hint else "")

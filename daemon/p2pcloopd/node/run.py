@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import trio
@@ -12,7 +14,7 @@ import trio
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
-from p2pcloopd.control_server import Call, open_listener, serve_control
+from p2pcloopd.control_server import Call, open_listener, passed_listener, serve_control
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.seeding import OLD_PREFIX
 from p2pcloopd.engine.engine import open_engine
@@ -30,12 +32,15 @@ from p2pcloopd.resolver import install as install_resolver
 _log = logging.getLogger(__name__)
 
 
-async def run_node(home: Home, ready: Callable[[list[str]], None]) -> None:
+async def run_node(
+    home: Home, ready: Callable[[list[str]], None], passed: socket.socket | None = None
+) -> None:
     """Run a node on `home` until it is stopped or cancelled.
 
     Args:
         home: made if it is not there.
         ready: called once clients can connect, with what the user should know.
+        passed: the control socket that a service manager made; None: it is made here.
 
     Raises:
         BusyError: another p2pcloopd runs on this home, or a port is taken.
@@ -57,7 +62,10 @@ async def run_node(home: Home, ready: Callable[[list[str]], None]) -> None:
         async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
             await engine.restore()
             node = Node(home, config, engine, records, warnings)
-            await _serve(node, http_listen, ready)
+            control = (
+                open_listener(home.control_socket) if passed is None else passed_listener(passed)
+            )
+            await _serve(node, control, http_listen, ready)
 
 
 def _clear_tmp(home: Home) -> None:
@@ -69,7 +77,10 @@ def _clear_tmp(home: Home) -> None:
 
 
 async def _serve(
-    node: Node, http_listen: Iterable[tuple[str, int]], ready: Callable[[list[str]], None]
+    node: Node,
+    control: AbstractContextManager[trio.SocketListener],
+    http_listen: Iterable[tuple[str, int]],
+    ready: Callable[[list[str]], None],
 ) -> None:
     async def perform(call: Call) -> dict[str, Any]:
         operation = OPERATIONS.get(call.op)
@@ -77,7 +88,7 @@ async def _serve(
             raise UsageError(f"p2pcloopd has no operation {call.op!r}")
         return await operation(node, call)
 
-    with open_listener(node.home.control_socket) as listener:
+    with control as listener:
         async with trio.open_nursery() as nursery:
             http = [await open_http_listener(*address) for address in http_listen]
             node.http_listen = [each.socket.getsockname()[:2] for each in http]
