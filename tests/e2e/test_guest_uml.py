@@ -315,7 +315,7 @@ async def test_guest_dies_with_its_parent(spec: GuestSpec) -> None:
         from p2pcloopd.guest.lifecycle import run_guest
 
         async def live(task_status):
-            spec = GuestSpec(Path({str(spec.vhost_socket)!r}), console=Path("/dev/null"))
+            spec = GuestSpec(Path({str(spec.disk_socket)!r}), console=Path("/dev/null"))
             await run_guest(spec, task_status=task_status)
 
         async def main():
@@ -342,7 +342,7 @@ async def test_window_size(spec: GuestSpec) -> None:
         from pathlib import Path
         from p2pcloopd.guest.spec import GuestSpec
         from p2pcloopd.guest.lifecycle import run_guest
-        spec = GuestSpec(Path({str(spec.vhost_socket)!r}), append="quiet")
+        spec = GuestSpec(Path({str(spec.disk_socket)!r}), append="quiet")
         sys.exit(trio.run(run_guest, spec).exit_code)
     """
     master, terminal = os.openpty()
@@ -499,7 +499,7 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
     file_system_tool("mke2fs", "-q", "-t", "ext4", changes)
     with serve(disk, writable=False) as lower, serve(changes) as upper:
         build = partial(build_files_initramfs, places=("0", f"{begin}"))
-        spec = replace(lower, more_disks=(upper.vhost_socket,), initramfs=build)
+        spec = replace(lower, more_disks=(upper.disk_socket,), initramfs=build)
         async with booted(spec) as guest:
             seen = await guest.run("cat /root/both; ls /root; touch /root/new")
             assert seen.split() == ["1", "both", "hello.deb", "only0", "only1"]

@@ -35,8 +35,8 @@ def test_sound(disk: Path) -> None:
     [
         {"memory": 1 << 20},
         {"memory": machine_memory() + 1},
-        {"vhost_socket": Path("/nonexistent")},
-        {"vhost_socket": Path("/etc/passwd")},
+        {"disk_socket": Path("/nonexistent")},
+        {"disk_socket": Path("/etc/passwd")},
         {"cpu": 1 << 20},
         {"append": "a 'b"},
         {"append": "a\nb"},
@@ -46,7 +46,7 @@ def test_sound(disk: Path) -> None:
 )
 def test_refused(disk: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        GuestSpec(**{"vhost_socket": disk, **bad}).check()
+        GuestSpec(**{"disk_socket": disk, **bad}).check()
 
 
 def test_a_cpu_that_is_not_ours_names_those_that_are(disk: Path) -> None:

@@ -22,7 +22,7 @@ from p2pcloop.store.temporary_folder import temporary_folder
 from p2pcloopd.block.spec import FilesOverlay
 from p2pcloopd.commands.guest_options import GuestOptions
 from p2pcloopd.guest.disk import choose_files, choose_firmware, disk_of, layer_places, size_of
-from p2pcloopd.guest.machine.kvm import disk_protocol, probe_kvm
+from p2pcloopd.guest.machine.kvm import probe_kvm
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.sandbox import syscall_filter
@@ -182,14 +182,13 @@ class Hosting:
         own.begin(**self._record_facts(wire))
         parts, words = _extras(options, plan)
         spec = GuestSpec(
-            vhost_socket=folder / "vda",
+            disk_socket=folder / "vda",
             more_disks=() if files is None else (folder / "vdb",),
             initramfs=self._first_root(files, wire, parts),
             memory=options.mem,
             network="user" if options.net.kind == "user" else "none",
             vm=options.vm,
             firmware=firmware,
-            disk_protocol=disk_protocol() if options.vm == "qemu" else "vhost-user",
             kernel=_kernel(options.kernel, options.vm),
             cpu=_cpu(options),
             append=self._append(words),

@@ -17,7 +17,7 @@ from p2pcloop.store.guests import Waiting
 from p2pcloop.units import format_size
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
-from p2pcloopd.guest.vm import DiskProtocol, Firmware, Vm
+from p2pcloopd.guest.vm import Firmware, Vm
 
 if TYPE_CHECKING:
     from p2pcloopd.guest.channel.display_session import Session
@@ -57,7 +57,8 @@ class GuestSpec:
     """What to boot and how.
 
     Attributes:
-        vhost_socket: the socket of a server of `disk_protocol`: the guest's /dev/vda.
+        disk_socket: the socket of a server of /dev/vda, of vhost-user-blk for UML and of NBD for
+            QEMU.
         memory: bytes of the guest's RAM.
         network: `user` lets the guest open connections to the outside; with `none` it has no
             network card but `card`.
@@ -80,12 +81,11 @@ class GuestSpec:
         session: what runs on the display, or None.
         reboot: whether a guest that reboots is started again; else a reboot ends it.
         vm: the machine.
-        disk_protocol: what its disks' servers speak; NBD is for QEMU without KVM alone.
         firmware: boots the disk by its own boot loader, on QEMU: then nothing of this system's is
             in the guest, neither kernel nor first root. None for the others.
     """
 
-    vhost_socket: Path
+    disk_socket: Path
     memory: int = 512 << 20
     network: Literal["user", "none"] = "none"
     card: Card | None = None
@@ -104,20 +104,19 @@ class GuestSpec:
     display: Display | None = None
     session: Session | None = None
     vm: Vm = "uml"
-    disk_protocol: DiskProtocol = "vhost-user"
     firmware: Firmware | None = None
     ports_user: PortsUser | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:
         """The sockets of all disks, /dev/vda first."""
-        return self.vhost_socket, *self.more_disks
+        return self.disk_socket, *self.more_disks
 
     @property
     def ports_path(self) -> Path:
         """Where the socket of a console device with ports is, beside that of the disk; see
         `ports_socket`."""
-        return self.vhost_socket.with_name("ports")
+        return self.disk_socket.with_name("ports")
 
     def check(self) -> None:
         """Refuse a guest that cannot run.

@@ -34,7 +34,7 @@ from p2pcloopd.guest.report import Outcome
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
 from p2pcloopd.guest.system.initramfs import CHANNEL_MODULE
 from p2pcloopd.guest.system.kernel import Kernel, has_module
-from p2pcloopd.guest.vm import DiskProtocol
+from p2pcloopd.guest.vm import Vm
 from p2pcloopd.unix_listener import bind_unix_listener
 
 _END_SECONDS = 10
@@ -83,7 +83,7 @@ class ReadyGuest:
 def _boot(ready: ReadyGuest, live: Live) -> None:
     """Boot a guest and wait for its end; an error is left in its outcome."""
     try:
-        with serve_disks(ready.disk, ready.spec.disks, ready.spec.disk_protocol) as block:
+        with serve_disks(ready.disk, ready.spec.disks, ready.spec.vm) as block:
             run(partial(_run, ready, block, live))
     except P2pcloopError as err:
         ready.outcome.error = err
@@ -161,12 +161,12 @@ def _with_channel(spec: GuestSpec, stack: ExitStack) -> tuple[GuestSpec, Channel
 
 
 def serve_disks(
-    disk: BlockServerSpec, sockets: Sequence[Path], protocol: DiskProtocol = "vhost-user"
+    disk: BlockServerSpec, sockets: Sequence[Path], vm: Vm = "uml"
 ) -> BlockServerProcess:
     """Fork the process that serves an image, and its files overlay if it has one, at sockets."""
     with ExitStack() as stack:
         first, *more = [stack.enter_context(bind_unix_listener(path)) for path in sockets]
-        if protocol == "nbd":
+        if vm == "qemu":
             files = disk.files and replace(disk.files, nbd=more[0])
             return BlockServerProcess(replace(disk, nbd=first, files=files))
         disk = replace(disk, vhost_user=first)

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 from p2pcloop.text import printable
-from p2pcloopd.guest.vm import DiskProtocol
 
 DEVICE = Path("/dev/kvm")
 PROBE_SECONDS = 0.7
@@ -45,15 +44,6 @@ class Kvm:
 def probe_kvm() -> Kvm:
     """Find out whether KVM runs a guest, within a second; the answer is kept."""
     return run_probe([sys.executable, "-I", "-S", str(_PROBE), str(DEVICE)])
-
-
-def disk_protocol() -> DiskProtocol:
-    """How a guest in QEMU gets its disks.
-
-    Over vhost-user the block server writes into the guest's memory itself. TCG does not notice: it
-    goes on with its translation of the code that was there before. Over NBD, QEMU writes.
-    """
-    return "vhost-user" if probe_kvm().is_usable else "nbd"
 
 
 def run_probe(command: list[str], limit: float = PROBE_SECONDS) -> Kvm:

@@ -25,6 +25,7 @@ from p2pcloopd.guest.machine.qemu_command import (
     PcCard,
     command_line,
 )
+from p2pcloopd.guest.machine.qemu_memory import new_memory
 from p2pcloopd.guest.machine.qemu_ports import QemuPorts
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.network.taps import forget_offloads
@@ -49,7 +50,6 @@ _SOCKETS, _BOOT = Path("/run/disks"), Path("/run/boot")
 
 _NETWORK_MAC, _DISPLAY_MAC = "52:54:00:70:32:01", "52:54:00:70:32:02"
 
-_MEMORY_SLACK = 64 << 20
 _RUN_SIZE = 1 << 20
 _NATIVE_MEMORY = 2 << 30
 """Bytes that QEMU may map besides the guest's memory: libraries, translated code, stacks."""
@@ -112,10 +112,11 @@ class QemuMachine:
         stack.callback(monitor.close)
         cards = await _cards(spec, stack)
         files = stack.enter_context(ExitStack())
-        pc, visible = await trio.to_thread.run_sync(
-            self._describe, spec, cards, (line.theirs.fileno(), theirs.fileno()), files
-        )
-        fds = [pc.console, pc.monitor, *(card.fd for card in cards)]
+        memory = new_memory(spec.memory & ~0xFFF)
+        stack.callback(os.close, memory)
+        ends = (memory, line.theirs.fileno(), theirs.fileno())
+        pc, visible = await trio.to_thread.run_sync(self._describe, spec, cards, ends, files)
+        fds = [pc.memory_file, pc.console, pc.monitor, *(card.fd for card in cards)]
         if isinstance(pc.boots, FirmwareFiles) and pc.boots.uefi is not None:
             fds.append(pc.boots.variables)
         boxed = await trio.to_thread.run_sync(_boxed, pc, visible)
@@ -130,12 +131,12 @@ class QemuMachine:
         self,
         spec: GuestSpec,
         cards: Sequence[PcCard],
-        ends: tuple[int, int],
+        ends: tuple[int, int, int],
         stack: ExitStack,
     ) -> tuple[Pc, dict[Path, Path]]:
         """What the machine has, and the files that QEMU sees: inside the sandbox → outside."""
+        memory, console, monitor = ends
         program = find_program(PROGRAM, PACKAGE)
-        assert spec.disk_protocol == kvm.disk_protocol()
         check_firmware(spec.firmware)
         sockets = {_SOCKETS / str(n): disk.absolute() for n, disk in enumerate(spec.disks)}
         visible = {**sandbox.program_files(program), **sockets, _DATA: _DATA, BIOS: BIOS}
@@ -146,9 +147,11 @@ class QemuMachine:
             program,
             "kvm" if self._kvm.is_usable else "tcg",
             spec.memory & ~0xFFF,
+            memory,
             tuple(sockets),
             cards,
-            *ends,
+            console,
+            monitor,
             boots,
             ports=spec.ports_user is not None,
         )
@@ -193,7 +196,7 @@ def _boxed(pc: Pc, visible: dict[Path, Path]) -> sandbox.Sandbox:
         devices=[kvm.DEVICE] if pc.accelerator == "kvm" else [],
         memory=2 * pc.memory + _NATIVE_MEMORY,
         processes=_THREADS,
-        tmpfs={"/run": _RUN_SIZE, "/dev/shm": pc.memory + _MEMORY_SLACK},  # noqa: S108  inside
+        tmpfs={"/run": _RUN_SIZE},
         environment={"HOME": "/", "PATH": "/usr/bin"},
     )
 

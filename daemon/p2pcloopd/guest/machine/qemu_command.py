@@ -19,10 +19,14 @@ CPU = "qemu64,+aes,+cx16,+lahf-lm,+pni,+popcnt,+sse4.1,+sse4.2,+ssse3"
 """What each x86-64 processor since 2010 has (x86-64-v2), and TCG, too. Distributions are built for
 that or less. With KVM its vendor is the host's."""
 
-MEMORY_FILE = Path("/dev/shm/ram")  # noqa: S108  in the sandbox
-"""The guest's memory: a file, since the block server maps it, too."""
+KERNEL_ROM = "linuxboot_dma.bin"
+"""By which QEMU boots a kernel that it was given."""
 
 Accelerator = Literal["kvm", "tcg"]
+
+_RECONNECT_SECONDS = 3600
+"""How long a disk waits for a block server that was ended and is started again. If it is not, the
+guest's process ends the guest long before that."""
 
 _TRANSLATED_MIB = 256
 """Room for the code that TCG makes of the guest's."""
@@ -40,14 +44,15 @@ class PcCard:
 
     Attributes:
         role: what it is for.
-        kind: of its descriptor: a datagram socket of frames, or a tap.
-        fd: the descriptor.
+        kind: of its descriptor: a datagram socket of frames, or a tap; "none" where the card
+            leads nowhere.
+        fd: the descriptor; -1 for none.
         mac: as text.
         mtu: bytes of its longest IP packet.
     """
 
     role: Literal["network", "display"]
-    kind: Literal["dgram", "tap"]
+    kind: Literal["dgram", "tap", "none"]
     fd: int
     mac: str
     mtu: int
@@ -76,27 +81,73 @@ class FirmwareFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningKernel:
+    """Of a guest that is resumed: it was booted by `KernelFiles`, whose ROM is in its state."""
+
+
+Boots = KernelFiles | FirmwareFiles | RunningKernel
+
+
+@dataclass(frozen=True, slots=True)
 class Pc:
     """What a machine has.
 
     Attributes:
         memory: bytes.
-        disks: sockets of the disks' servers, of vhost-user-blk with KVM and of NBD with TCG
-            (kvm.py tells why); the first is /dev/vda.
+        memory_file: the descriptor of the file that is its memory.
+        disks: sockets of the disks' servers, of NBD; the first is /dev/vda.
         console: the descriptor of the serial line's socket.
         monitor: that of the monitor's.
         ports: whether it has a console device with ports.
+        arrives: whether it waits, stopped, for the state of a machine that ran before.
     """
 
     program: Path
     accelerator: Accelerator
     memory: int
+    memory_file: int
     disks: Sequence[Path]
     cards: Sequence[PcCard]
     console: int
     monitor: int
-    boots: KernelFiles | FirmwareFiles
+    boots: Boots
     ports: bool = False
+    arrives: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the machine.
+
+    Attributes:
+        words: as `-device` takes it, without what is of this host: what a guest knows of it. Its
+            driver comes first.
+        host: words for what it has on this host; "" for nothing.
+        backend: arguments before it that make that.
+    """
+
+    words: str
+    host: str = ""
+    backend: Sequence[str] = ()
+
+    def arguments(self) -> list[str]:
+        """The device as arguments of QEMU."""
+        return [*self.backend, "-device", ",".join(filter(None, (self.words, self.host)))]
+
+
+def devices(pc: Pc) -> list[Device]:
+    """Return the devices of a machine, in a fixed order."""
+    found = [Device("isa-serial,index=0", "chardev=console")]
+    for number, (socket, place) in enumerate(zip(pc.disks, _DISK_PLACES, strict=False)):
+        found.append(_disk(number, place, socket))
+    found += [_card(card) for card in pc.cards]
+    if pc.ports:
+        found.append(Device(f"virtio-serial-pci,id=ports,addr={_PORTS_PLACE}"))
+    random = ("-object", "rng-builtin,id=random")
+    found.append(Device(f"virtio-rng-pci,addr={_RANDOM_PLACE}", "rng=random", random))
+    # It has no place on a bus. Each QEMU draws a number of its own, by which the guest's kernel
+    # notices that it is one of several who began alike, and mixes new randomness in.
+    return [*found, Device("vmgenid,guid=auto")]
 
 
 def command_line(pc: Pc) -> list[str]:
@@ -104,63 +155,65 @@ def command_line(pc: Pc) -> list[str]:
     accelerator = "kvm" if pc.accelerator == "kvm" else f"tcg,tb-size={_TRANSLATED_MIB}"
     machine, boot = _boot_words(pc.boots)
     size = f"{pc.memory >> 10}k"
+    memory = f"memory-backend-file,id=ram,size={size},share=on,mem-path={memory_path(pc)}"
     words = [
         *(str(pc.program), "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
         *("-sandbox", _SANDBOX),
-        *("-machine", f"{MACHINE},memory-backend=ram,vmport=off,usb=off{machine}"),
-        *("-accel", accelerator, "-cpu", CPU, "-smp", "1", "-m", size),
-        *("-object", f"memory-backend-file,id=ram,size={size},share=on,mem-path={MEMORY_FILE}"),
+        # Two guests' equal pages are not merged: each could find out what the other one has.
+        *("-machine", f"{MACHINE},memory-backend=ram,mem-merge=off,vmport=off,usb=off{machine}"),
+        *("-accel", accelerator, "-cpu", CPU, "-smp", "1", "-m", size, "-object", memory),
         # A reboot ends the program; then it is started again.
         "-no-reboot",
         *boot,
         *("-chardev", f"socket,id=monitor,fd={pc.monitor}", "-mon", "chardev=monitor,mode=control"),
         *("-chardev", f"socket,id=console,fd={pc.console}"),
-        *("-device", "isa-serial,chardev=console,index=0"),
-    ]  # fmt: skip
-    for number, (socket, place) in enumerate(zip(pc.disks, _DISK_PLACES, strict=False)):
-        make = _vhost_disk if pc.accelerator == "kvm" else _nbd_disk
-        words += make(f"disk{number}", socket, f"addr={place},bootindex={number + 1}")
-    for card in pc.cards:
-        words += _card_words(card)
-    if pc.ports:
-        words += ["-device", f"virtio-serial-pci,id=ports,addr={_PORTS_PLACE}"]
-    words += ["-object", "rng-builtin,id=random"]
-    return [*words, "-device", f"virtio-rng-pci,rng=random,addr={_RANDOM_PLACE}"]
+    ]
+    for device in devices(pc):
+        words += device.arguments()
+    return [*words, "-incoming", "defer", "-S"] if pc.arrives else words
 
 
-def _boot_words(boots: KernelFiles | FirmwareFiles) -> tuple[str, list[str]]:
+def memory_path(pc: Pc) -> str:
+    """The path by which QEMU opens the file of its memory, which it inherits."""
+    return f"/proc/self/fd/{pc.memory_file}"
+
+
+def _boot_words(boots: Boots) -> tuple[str, list[str]]:
     """What the machine's type needs, and the words of their own."""
-    if isinstance(boots, KernelFiles):
-        kernel = ["-kernel", str(boots.kernel), "-initrd", str(boots.initramfs)]
-        return "", [*kernel, "-append", boots.words]
-    if boots.uefi is None:
-        # SeaBIOS then shows on the serial line what a boot loader writes to the screen.
-        return ",graphics=off", []
+    match boots:
+        case KernelFiles():
+            kernel = ["-kernel", str(boots.kernel), "-initrd", str(boots.initramfs)]
+            return "", [*kernel, "-append", boots.words]
+        case RunningKernel():
+            return "", ["-option-rom", KERNEL_ROM]
+        case FirmwareFiles(uefi=None):
+            # SeaBIOS then shows on the serial line what a boot loader writes to the screen.
+            return ",graphics=off", []
     code = f"driver=file,node-name=code,read-only=on,filename={boots.uefi}"
     variables = "driver=file,node-name=variables,locking=off,filename=/dev/fdset/1"
     words = ["-add-fd", f"fd={boots.variables},set=1", "-blockdev", code, "-blockdev", variables]
     return ",pflash0=code,pflash1=variables", words
 
 
-def _vhost_disk(name: str, socket: Path, place: str) -> list[str]:
-    device = f"vhost-user-blk-pci,chardev={name},{place}"
-    return ["-chardev", f"socket,id={name},path={socket}", "-device", device]
-
-
-def _nbd_disk(name: str, socket: Path, place: str) -> list[str]:
+def _disk(number: int, place: str, socket: Path) -> Device:
     # A disk that cannot be written is one for the guest, too. An error of the server is one of the
     # disk: by default QEMU would stop the guest where a disk is full.
+    name = f"disk{number}"
     backend = f"driver=nbd,node-name={name},server.type=unix,server.path={socket}"
-    device = f"virtio-blk-pci,drive={name},{place},rerror=report,werror=report"
-    return ["-blockdev", f"{backend},auto-read-only=on,discard=unmap", "-device", device]
+    backend += f",reconnect-delay={_RECONNECT_SECONDS},auto-read-only=on,discard=unmap"
+    words = f"virtio-blk-pci,addr={place},bootindex={number + 1},rerror=report,werror=report"
+    return Device(words, f"drive={name}", ("-blockdev", backend))
 
 
-def _card_words(card: PcCard) -> list[str]:
-    backend = f"{card.kind},id={card.role}"
-    if card.kind == "tap":
-        backend += f",fd={card.fd},vhost=off"
-    else:
-        backend += f",local.type=fd,local.str={card.fd}"
-    device = f"virtio-net-pci,netdev={card.role},mac={card.mac},host_mtu={card.mtu}"
+def _card(card: PcCard) -> Device:
     # Without a ROM the firmware does not try to boot from the network.
-    return ["-netdev", backend, "-device", f"{device},romfile=,addr={_CARD_PLACES[card.role]}"]
+    words = f"virtio-net-pci,addr={_CARD_PLACES[card.role]},mac={card.mac},host_mtu={card.mtu}"
+    words += ",romfile="
+    match card.kind:
+        case "none":
+            return Device(words)
+        case "tap":
+            backend = f"tap,id={card.role},fd={card.fd},vhost=off"
+        case "dgram":
+            backend = f"dgram,id={card.role},local.type=fd,local.str={card.fd}"
+    return Device(words, f"netdev={card.role}", ("-netdev", backend))
