@@ -25,6 +25,7 @@ from p2pcloop.store.keys import (
     read_key,
     store_key,
 )
+from p2pcloop.store.trust import TrustedKeys, read_trusted
 from p2pcloop.text import to_json
 
 _passphrase_option = click.option(
@@ -38,7 +39,7 @@ _name_argument = click.argument("name", default=DEFAULT_KEY)
 
 @click.group("key")
 def command() -> None:
-    """Make, list, show, export and import keys.
+    """Make, list, show, export and import keys; trust those of others.
 
     The key that signs is the name under which you publish, @<key>/<label>. Any user with the key's
     file can publish under it. Without the file the name is lost for good, so keep a copy. The first
@@ -50,6 +51,7 @@ def command() -> None:
       p2pcloop key list
       p2pcloop key export default backup.key --passphrase
       p2pcloop key import default backup.key
+      p2pcloop key trust @<key>         # its states run here without a question
     """
 
 
@@ -150,6 +152,34 @@ def import_(name: str, file: Path, home: Home, as_json: bool) -> None:
         what = "standard input" if str(file) == "-" else file
         raise FormatError(f"{what} is not a key of p2pcloop, or is damaged") from err
     _report([(name, key)], home, as_json=as_json)
+
+
+@command.command(short_help="Trust KEY of another user with states.")
+@click.argument("key", required=False)
+@click.option("--forget", is_flag=True, help="Trust it no more.")
+@home_option
+@json_option
+def trust(key: str | None, home: Home, *, forget: bool, as_json: bool) -> None:
+    """Trust KEY (@<key>, or a name, whose key counts): its states are resumed without a question.
+
+    Without KEY, list the keys that are trusted. A state is a machine that goes on here with all
+    that ran in it; images need no trust to boot. Your own keys are trusted.
+    """
+    keys = TrustedKeys(home)
+    if key is not None:
+        with words_of_the_user():
+            wanted = read_trusted(key)
+        (keys.forget if forget else keys.add)(wanted)
+    elif forget:
+        raise UsageError("--forget needs a KEY", hint="`p2pcloop key trust` lists them")
+    known = sorted(f"@{format_key(each)}" for each in keys.all())
+    if as_json:
+        click.echo(to_json({"trusted": known}))
+    elif key is None:
+        for line in known:
+            click.echo(line)
+    else:
+        click.echo(f"@{format_key(wanted)} is trusted {'no more' if forget else 'from now on'}")
 
 
 def _read(file: Path) -> bytes:

@@ -115,6 +115,10 @@ class Home:
         return self.root / "short-names"
 
     @property
+    def trusted_keys(self) -> Path:
+        return self.root / "trusted-keys"
+
+    @property
     def pins(self) -> Path:
         return self.root / "pins.msgpack"
 
@@ -242,6 +246,13 @@ class Home:
         """Wait until no other command changes the short names, and keep others from it."""
         self.create()
         with _locked(self.root / "short-names.lock", _wait_alone):
+            yield
+
+    @contextmanager
+    def changing_trusted_keys(self) -> Iterator[None]:
+        """Wait until no other command changes the trusted keys, and keep others from it."""
+        self.create()
+        with _locked(self.root / "trusted-keys.lock", _wait_alone):
             yield
 
     @contextmanager

@@ -93,3 +93,18 @@ async def test_a_wait_that_is_known_is_told_once_and_nothing_else_is_advised(
     silent = await silence.watch()
     assert silent is not None
     assert not silent.waits
+
+
+async def test_of_a_resumed_guest_only_waits_for_data_are_told(autojump_clock: MockClock) -> None:
+    waits: list[Waiting] = []
+    silence = Silence(
+        Transcript(trio.current_time), lambda: waits[0] if waits else None, resumed=True
+    )
+    with trio.move_on_after(10 * SILENT_SECONDS):
+        await silence.watch()
+    assert autojump_clock.current_time() >= 10 * SILENT_SECONDS
+    waits.append(Waiting("no peer answers", time.time()))
+    silent = await silence.watch()
+    assert silent is not None
+    assert silent.waits
+    assert "no peer answers" in silent.said

@@ -66,6 +66,11 @@ async def run_reachable(reach: Reachable, spec: GuestSpec, events: Events) -> Gu
         nursery.start_soon(reach.channel.serve)
         nursery.start_soon(output.wait_for_prompt)
         reach.channel.wake = guest.wake_agent
+        if spec.waking is not None:
+            from p2pcloopd.guest.channel.waking import wake_up  # noqa: PLC0415  few guests
+
+            recent.prompted = True
+            nursery.start_soon(wake_up, reach.channel, spec.waking, say)
         if spec.session is not None:
             from p2pcloopd.guest.channel.display_session import (  # noqa: PLC0415  few guests
                 keep_session,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 
 import trio
 
@@ -42,6 +43,8 @@ _SHOW_SECONDS = 1.0
 """How long a terminal may take to show what was held back, before the guest is asked to end."""
 
 _STDIN = 0
+
+_SOME_PROMPT = b"# "
 
 
 Attend = Callable[[trio.Nursery, RunningGuest], Awaitable[None]]
@@ -184,6 +187,7 @@ class _Attended:
         while True:
             self._events.boot()
             ends.append(await self._boot(machine, task_status if not ends else None))
+            self._spec = replace(self._spec, waking=None)  # when it reboots, it boots
             if not self._spec.reboot or ends[-1].reason != "reboot" or self._is_ending:
                 return ends
 
@@ -193,8 +197,12 @@ class _Attended:
         """Run the guest's kernel once, to its end."""
         transcript = Transcript(trio.current_time)
         watch = PromptWatch()
+        resumed = self._spec.waking is not None
+        if resumed:
+            # What stands at its console is not known here. It does not lose what is typed.
+            watch.take(_SOME_PROMPT)
         by_firmware = self._spec.firmware is not None
-        silence = Silence(transcript, self._spec.waiting, by_firmware=by_firmware)
+        silence = Silence(transcript, self._spec.waiting, by_firmware=by_firmware, resumed=resumed)
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
@@ -272,7 +280,7 @@ class _Attended:
                 return
 
     async def _type(self, keyboard: Keyboard, typed: Console, watch: PromptWatch) -> None:
-        await keyboard.type_on(typed, watch)
+        await keyboard.type_on(typed, watch, held=self._spec.waking is None)
         if not self._is_ending:
             say("has read all of its input")
             await self._shut_down()

@@ -37,15 +37,19 @@ class Silence:
         waiting: Callable[[], Waiting | None] = lambda: None,
         *,
         by_firmware: bool = False,
+        resumed: bool = False,
     ) -> None:
         """Follow a guest's output.
 
         Args:
             waiting: tells what its reads wait for.
             by_firmware: the disk's own boot loader boots it, so its init is not known.
+            resumed: it goes on where it was suspended, so nothing of its boot is known: only its
+                waits for data are told.
         """
         self._transcript = transcript
         self._by_firmware = by_firmware
+        self._resumed = resumed
         self._waiting = waiting
         self._told = 0.0
         self._scope = trio.CancelScope()
@@ -65,10 +69,13 @@ class Silence:
             self.heard()
             with self._scope:
                 await trio.sleep_forever()
-            if self._transcript.prompt_time is not None or self._transcript.asks():
+            asks = self._transcript.prompt_time is not None or self._transcript.asks()
+            if asks and not self._resumed:
                 return None
             silent = f"has printed nothing for {SILENT_SECONDS:g} s"
             waiting = self._waiting()
+            if waiting is None and self._resumed:
+                continue
             if waiting is None:
                 return Silent(f"{silent}; {self._program()}", waits=False)
             if waiting.since != self._told:

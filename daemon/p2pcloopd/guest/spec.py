@@ -21,6 +21,7 @@ from p2pcloopd.guest.vm import Firmware, Vm
 
 if TYPE_CHECKING:
     from p2pcloopd.guest.channel.display_session import Session
+    from p2pcloopd.guest.channel.waking import Waking
     from p2pcloopd.guest.display.spec import Display
     from p2pcloopd.guest.network.card import Card
     from p2pcloopd.guest.network.forwarding import BoundPort
@@ -83,6 +84,7 @@ class GuestSpec:
         vm: the machine.
         firmware: boots the disk by its own boot loader, on QEMU: then nothing of this system's is
             in the guest, neither kernel nor first root. None for the others.
+        waking: what a guest is told that goes on where it was suspended; None for one that boots.
     """
 
     disk_socket: Path
@@ -106,6 +108,7 @@ class GuestSpec:
     vm: Vm = "uml"
     firmware: Firmware | None = None
     ports_user: PortsUser | None = None
+    waking: Waking | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:

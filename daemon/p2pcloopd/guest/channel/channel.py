@@ -12,8 +12,8 @@ import itertools
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 
 import trio
@@ -228,6 +228,7 @@ class Channel:
         self._changed = trio.Event()
         self._numbers = itertools.count(1)
         self._running = 0
+        self._rests = False
 
     async def serve(self) -> None:
         """Serve the device to the guest, boot after boot."""
@@ -241,6 +242,8 @@ class Channel:
     async def use_ports(self, make: MakePorts) -> None:
         """Have the channel in one boot of the guest, to its end."""
         agent = Port("agent")
+        # The agent of a resumed guest may have half a line of another host.
+        agent.put(b"\n")
         device = make([agent], MAX_COMMANDS * _PORTS)
         self._set(device, agent)
         try:
@@ -275,6 +278,27 @@ class Channel:
         while self._device is not None:
             await self._changed.wait()
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Begin no command meanwhile: those that are to be begun wait.
+
+        Raises:
+            BusyError: one runs. Its streams lead to a program of this machine, and so cannot go on
+                elsewhere.
+        """
+        if self._running:
+            s = "" if self._running == 1 else "s"
+            raise BusyError(
+                f"{self._running} command{s} of `exec`, `cp` or --session run in the guest",
+                hint="wait until it has ended, or end it",
+            )
+        self._rests = True
+        try:
+            yield
+        finally:
+            self._rests = False
+            self._report()
+
     @asynccontextmanager
     async def command(self, words: Sequence[bytes], *, tools: bool) -> AsyncIterator[GuestCommand]:
         """Run a command in the guest; at the end it is ended, if it still runs.
@@ -291,8 +315,10 @@ class Channel:
         """
         check_command(words)
         await self.wait_open()
-        assert self._device is not None
-        assert self._agent is not None
+        while self._rests:
+            await self._changed.wait()
+        if self._device is None or self._agent is None:
+            raise _shut_down()
         if self._running >= MAX_COMMANDS:
             raise BusyError(
                 f"{MAX_COMMANDS} commands run in the guest already", hint="wait until one has ended"
@@ -315,6 +341,9 @@ class Channel:
 
     def _set(self, device: GuestPorts | None, agent: Port | None) -> None:
         self._device, self._agent = device, agent
+        self._report()
+
+    def _report(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 

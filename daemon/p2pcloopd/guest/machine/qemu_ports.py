@@ -106,6 +106,7 @@ class QemuPorts:
         self._by_id: dict[str, _Plug] = {}
         self._nursery: trio.Nursery | None = None
         self._serials = itertools.count(1)
+        self._pulled = trio.Event()
         assert self._most <= MAX_PORTS - FIRST_NUMBER
 
     async def serve(self) -> None:
@@ -163,6 +164,12 @@ class QemuPorts:
                 if plug.count == before:
                     return
 
+    async def rest(self) -> None:
+        """Return once no port is plugged in but those that the guest had from the beginning. QEMU
+        loads the state of a guest only where it has the same ports."""
+        while len(self._plugs) > len(self._first) and not self._qmp.ended.is_set():
+            await self._pulled.wait()
+
     def close(self) -> None:
         """Record that the guest is gone."""
         for plug in self._plugs.values():
@@ -212,6 +219,8 @@ class QemuPorts:
             await self._qmp.execute("chardev-remove", {"id": plug.id})
         if self._plugs.get(plug.number) is plug:
             del self._plugs[plug.number]
+            self._pulled.set()
+            self._pulled = trio.Event()
 
     async def _carry(self, plug: _Plug) -> None:
         assert plug.sock is not None

@@ -1,0 +1,189 @@
+"""What a guest does first once it was resumed: its clock, its network, its random numbers.
+
+A resumed guest goes on as if nothing had been: its clock stands at the time of its suspend, its
+network card has the address that it had there, and its connections lead nowhere. The agent mends
+what can be mended (resources/wake.sh). Its kernel begins its random numbers anew by itself, by the
+device vmgenid, as soon as it runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+
+import trio
+
+from p2pcloop.errors import P2pcloopError
+from p2pcloop.frozen import dataclass
+from p2pcloop.units import format_duration
+from p2pcloopd.entry import plain_errors
+from p2pcloopd.guest.channel.channel import Channel, GuestCommand, Output
+from p2pcloopd.guest.system.addresses import Addresses
+from p2pcloopd.guest.system.scripts import script
+
+PATIENCE = 30.0
+"""Seconds after which the user is told that the agent has not answered yet."""
+
+_SEED_SIZE = 64
+_MAX_SAID = 4096
+_MAX_COUNT = 1 << 40
+
+_LEFT = (
+    "set its clock (`date -s`), and renew its network's addresses; keys and tokens that it made"
+    " before are those of everybody who resumes this state"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WokenCard:
+    """The network card that a resumed guest has now.
+
+    Attributes:
+        interface: its name in the guest.
+        mac: as text; "" for the one that it has.
+        mtu: bytes of its longest IP packet.
+        addresses: what it gets; None leaves that to a DHCP client of the image.
+    """
+
+    interface: str
+    mac: str
+    mtu: int
+    addresses: Addresses | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waking:
+    """What a resumed guest is told.
+
+    Attributes:
+        suspended: when it stopped, in seconds of Unix time.
+        card: its network card; None where it has none, or that leads nowhere.
+        host_name: "" for the one that it has.
+    """
+
+    suspended: float
+    card: WokenCard | None = None
+    host_name: str = ""
+
+    def words(self) -> list[bytes]:
+        """The arguments of wake.sh."""
+        words = [""] * 6
+        if (card := self.card) is not None:
+            words = [card.interface, card.mac, "", "", "", str(card.mtu)]
+            if (wire := card.addresses) is not None:
+                address = f"{wire.guest}/{wire.prefix_length}"
+                words[2:5] = [address, wire.gateway, wire.nameserver]
+        return [word.encode() for word in (*words, self.host_name)]
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """What the agent found.
+
+    Attributes:
+        behind: by how many seconds the clock was stepped; None if it said nothing.
+        reseeds: whether the kernel has begun its random numbers anew by itself.
+        connections: TCP connections that lead nowhere.
+    """
+
+    behind: int | None
+    reseeds: bool
+    connections: int
+
+    @classmethod
+    def read(cls, said: bytes) -> Woken:
+        """Read what wake.sh prints; of a guest that prints something else, what there is."""
+        found: dict[bytes, bytes] = {}
+        for line in said.splitlines():
+            key, _, value = line.partition(b" ")
+            found[key] = value
+        connections = _number(found.get(b"connections", b"")) or 0
+        return cls(_number(found.get(b"behind", b"")), found.get(b"reseeds") == b"yes", connections)
+
+
+async def wake_up(
+    channel: Channel,
+    waking: Waking,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Wake a guest that was resumed and runs; tell its user how that went.
+
+    Args:
+        channel: to its agent.
+        waking: what it is told.
+        say: called with sentences without their subject, the guest.
+        clock: seconds of Unix time.
+    """
+    ago = format_duration(max(0.0, clock() - waking.suspended))
+    goes_on = f"goes on where it was suspended {ago} ago"
+    if channel.is_missing:
+        say(f"{goes_on}. It has no agent of p2pcloop: {_LEFT}")
+        return
+    try:
+        with trio.move_on_after(PATIENCE) as waiting:
+            await channel.wait_open()
+        if waiting.cancelled_caught:
+            say(f"{goes_on}. Its agent has not answered yet: until it does, its clock is wrong")
+            await channel.wait_open()
+        woken = await _run(channel, waking, clock)
+    except P2pcloopError as err:
+        say(f"{goes_on}, and could not be woken ({err}): {_LEFT}")
+        return
+    for sentence in _told(goes_on, woken):
+        say(sentence)
+
+
+def _told(goes_on: str, woken: Woken) -> list[str]:
+    if woken.behind is None:
+        return [f"{goes_on}, and its agent did not do all: {_LEFT}"]
+    told = [f"{goes_on}; its clock was set"]
+    if woken.connections:
+        s = "" if woken.connections == 1 else "s"
+        told.append(f"has {woken.connections} TCP connection{s} of before, which lead nowhere now")
+    if not woken.reseeds:
+        told.append(
+            "has a kernel that does not know that it was resumed (no vmgenid: Linux 5.18 has it):"
+            " for up to a minute its random numbers may be those of others who resume this state"
+        )
+    return told
+
+
+async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> Woken:
+    command_line = [script("wake").encode(), b"wake", *waking.words()]
+    said = bytearray()
+    async with channel.command(command_line, tools=True) as command:
+        with plain_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell, command, clock)
+                nursery.start_soon(_keep, command.stdout, said)
+                nursery.start_soon(_keep, command.stderr, bytearray())
+                await command.finish()
+                await command.stdout.taken.wait()
+                nursery.cancel_scope.cancel()
+    return Woken.read(bytes(said))
+
+
+async def _tell(command: GuestCommand, clock: Callable[[], float]) -> None:
+    """Give the script its input: random bytes, the time, and the time once more at the beginning of
+    a second, since busybox sets clocks to whole seconds."""
+    await command.send(b"%s\n%d\n" % (os.urandom(_SEED_SIZE).hex().encode(), clock()))
+    now = clock()
+    await trio.sleep(math.floor(now) + 1 - now)
+    await command.send(b"%d\n" % (math.floor(now) + 1))
+    command.end_input()
+
+
+async def _keep(output: Output, said: bytearray) -> None:
+    """Read an output to its end, and keep its beginning."""
+    while data := await output.read():
+        said += data[: _MAX_SAID - len(said)]
+
+
+def _number(text: bytes) -> int | None:
+    digits = text.removeprefix(b"-")
+    if not digits.isdigit() or not digits.isascii() or len(digits) > len(str(_MAX_COUNT)):
+        return None
+    return int(text)
