@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
@@ -302,6 +302,25 @@ def choose_passphrase(what: str) -> str:
     if not given:
         raise UsageError("an empty passphrase protects nothing", hint="leave out --passphrase")
     return given
+
+
+Trust = Literal["yes", "no", "always"]
+
+
+def ask_trust(what: str) -> Trust:
+    """Ask at the terminal whether somebody else's machine may go on here.
+
+    Args:
+        what: a clause that says what it is.
+    """
+    click.echo(
+        f"{what}: a machine that goes on here with all that runs in it, in a sandbox"
+        " (docs/security.md)",
+        err=True,
+    )
+    choice = click.Choice(get_args(Trust))
+    answer: Trust = click.prompt("Trust its key, and go on?", type=choice, default="no", err=True)
+    return answer
 
 
 def _check_terminal(why: str) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from typing import Literal, get_args
 
-import click
-
+from p2pcloop.client.terminal import ask_trust
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.name import Name, format_key
 from p2pcloop.store.home import Home
 from p2pcloop.store.keys import our_keys
 from p2pcloop.store.trust import TrustedKeys
-
-Answer = Literal["yes", "no", "always"]
 
 
 def check_trust(name: Name, home: Home, given: Collection[bytes] = ()) -> None:
@@ -36,23 +32,8 @@ def check_trust(name: Name, home: Home, given: Collection[bytes] = ()) -> None:
             f"{name} is a state of another user: it runs only if you trust its key",
             hint=f"`--trust {key}` this time, or `p2pcloop key trust {key}` from now on",
         )
-    match _ask(name):
+    match ask_trust(f"{name} is a state of another user"):
         case "no":
             raise UsageError(f"{name} was not resumed: its key is not trusted")
         case "always":
             TrustedKeys(home).add(name.key)
-
-
-def _ask(name: Name) -> Answer:
-    click.echo(
-        f"{name} is a state of another user: a machine that goes on here with all that runs in it,"
-        " in a sandbox (docs/security.md).",
-        err=True,
-    )
-    answer: Answer = click.prompt(
-        "Trust its key, and resume it?",
-        type=click.Choice(get_args(Answer)),
-        default="no",
-        err=True,
-    )
-    return answer

@@ -196,13 +196,8 @@ class _Attended:
     ) -> _End:
         """Run the guest's kernel once, to its end."""
         transcript = Transcript(trio.current_time)
-        watch = PromptWatch()
-        resumed = self._spec.waking is not None
-        if resumed:
-            # What stands at its console is not known here. It does not lose what is typed.
-            watch.take(_SOME_PROMPT)
         by_firmware = self._spec.firmware is not None
-        silence = Silence(transcript, self._spec.waiting, by_firmware=by_firmware, resumed=resumed)
+        watch, silence = self._watches(transcript, by_firmware=by_firmware)
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
@@ -236,6 +231,16 @@ class _Attended:
         if not by_firmware or code:  # a disk's own kernel may print elsewhere
             _check_started(transcript, native, exit_code)
         return _End(code, reason, transcript.prompt_time)
+
+    def _watches(self, transcript: Transcript, *, by_firmware: bool) -> tuple[PromptWatch, Silence]:
+        """What watches for prompts, and for silence, in one boot."""
+        resumed = self._spec.waking is not None
+        watch = PromptWatch()
+        if resumed:
+            # What stands at its console is not known here. It does not lose what is typed.
+            watch.take(_SOME_PROMPT)
+        waiting = self._spec.waiting
+        return watch, Silence(transcript, waiting, by_firmware=by_firmware, resumed=resumed)
 
     def _hold_back(self, transcript: Transcript, stack: AsyncExitStack) -> QuietEnd:
         """Keep from a terminal what says nothing to a user; `stack` shows it where it matters."""
