@@ -128,6 +128,7 @@ async def test_a_file_that_comes_back_is_served_again(
         info_hash = (await seeder.seed(source.staging)).info_hash
         if start == "away":
             source.pack.rename(away)
+    assert not {str(source.pack), str(away)} & open_files(), "it is let go of"
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         await seeder.restore()
         (seeded,) = seeder.torrents

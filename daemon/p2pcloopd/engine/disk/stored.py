@@ -280,6 +280,8 @@ class Stored:
     def close(self, *, saved: bool) -> None:
         """Let go of the files; `saved` where nothing that arrived is lost by that."""
         self.have.close()
+        # Not when this is collected: the disk that they are on may be unplugged now.
+        self.content.hold({})
         if saved:
             self._record.mark_closed()
 
