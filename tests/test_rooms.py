@@ -55,7 +55,7 @@ BELOW_DAEMON = {
         *("node", "names", "http", "engine", "control_server", "entry", "tasks"),
         *("frame_sender", "unix_listener", "resolver"),
     },
-    "block": {"block", "control_client", "entry", "programs", "unix_listener"},
+    "block": {"block", "control_client", "entry", "fusermount", "programs", "unix_listener"},
     "guest": {
         *("guest", "block"),
         *("control_client", "control_server", "entry", "frame_sender", "programs"),
@@ -65,9 +65,10 @@ BELOW_DAEMON = {
         *("netboot", "block", "http", "guest.system", "guest.sandbox", "guest.network"),
         *("entry", "programs"),
     },
-    "mount": {"mount", "block", "control_client", "entry", "programs"},
+    "mount": {"mount", "block", "control_client", "entry", "fusermount", "programs"},
     "commands": {
-        *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "programs"),
+        *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "fusermount"),
+        "programs",
     },
     "guest/system": {"guest.system", "entry", "programs"},
     "guest/sandbox": {"guest.sandbox", "guest.system", "entry", "programs"},

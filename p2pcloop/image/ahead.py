@@ -18,10 +18,10 @@ ChunkKey = tuple[int, int]
 def chunks_in_order(device: ImageDevice, touches: Iterable[Touch]) -> list[ChunkKey]:
     """The chunks that hold touched blocks, in order of first touch; none twice.
 
-    Blocks in the overlay, and blocks behind the device's end, are left out.
+    Blocks in the overlay, and blocks behind the image's end, are left out.
     """
     found: dict[ChunkKey, None] = {}
-    blocks = device.size // BLOCK_SIZE
+    blocks = device.image.size // BLOCK_SIZE
     for touch in touches:
         if touch.start >= blocks:
             continue

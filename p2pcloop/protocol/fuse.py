@@ -60,11 +60,20 @@ _SEEK_IN = struct.Struct("=QQI")
 _NUMBER = struct.Struct("=Q")
 _FORGOTTEN = struct.Struct("=QQ")
 _COUNT = struct.Struct("=II")
+_STORE_OUT = struct.Struct("=QQII")
+_NOTIFY_STORE = 4
+_READER = struct.Struct("=32xI")
 _STATFS = struct.Struct("=5Q4I24x")
 _DIRECTORY_ENTRY = struct.Struct("=QQII")
 
 HEADER_SIZE: Final = _OUT_HEADER.size
 """Bytes of a reply before its data."""
+
+STORE_HEADER_SIZE: Final = _OUT_HEADER.size + _STORE_OUT.size
+"""Bytes before the content that `put_store_header` is written to."""
+
+READ_SIZE: Final = _IN_HEADER.size + 40
+"""Bytes of the request for a READ."""
 
 
 class KernelProtocolError(FormatError):
@@ -354,8 +363,21 @@ def _name(body: memoryview) -> bytes:
     return name
 
 
-def reply_to_init(init: Init) -> bytes:
+def reader_of(data: memoryview) -> int:
+    """The thread that waits for a request, as this system numbers it; 0 if it is none of its.
+
+    Args:
+        data: of the request, which `parse` takes.
+    """
+    (thread,) = _READER.unpack_from(data)
+    return int(thread)
+
+
+def reply_to_init(init: Init, *, readahead: int = 1 << 31) -> bytes:
     """Answer the kernel's first request.
+
+    Args:
+        readahead: bytes that the kernel reads ahead of a program at most; it may choose fewer.
 
     Raises:
         KernelProtocolError: the kernel is older than Linux 5.4 (protocol 7.31).
@@ -368,7 +390,8 @@ def reply_to_init(init: Init) -> bytes:
         )
     flags = init.flags & _WANTED
     body = _INIT_OUT.pack(
-        *(_MAJOR, _MINOR, init.readahead, flags, _MAX_BACKGROUND, _MAX_BACKGROUND * 3 // 4),
+        *(_MAJOR, _MINOR, min(init.readahead, readahead), flags),
+        *(_MAX_BACKGROUND, _MAX_BACKGROUND * 3 // 4),
         *(_MAX_WRITE, 1, _MAX_PAGES, 0, 0),
     )
     return reply(init.unique, body)
@@ -387,6 +410,17 @@ def failed(unique: int, error: int) -> bytes:
 def put_header(buffer: memoryview, unique: int, length: int) -> None:
     """Write the header of a reply with `length` bytes of data to the start of `buffer`."""
     _OUT_HEADER.pack_into(buffer, 0, HEADER_SIZE + length, 0, unique)
+
+
+def put_store_header(buffer: memoryview, node: int, offset: int, length: int) -> None:
+    """Write to the start of `buffer` what puts content into the kernel's cache of a file.
+
+    The `length` bytes behind it are the file's from `offset` on. The kernel waits for each page
+    that a READ is under way for: who sends this must not be who answers that READ
+    (fs/fuse/dev.c, fuse_notify_store).
+    """
+    _OUT_HEADER.pack_into(buffer, 0, STORE_HEADER_SIZE + length, _NOTIFY_STORE, 0)
+    _STORE_OUT.pack_into(buffer, _OUT_HEADER.size, node, offset, length, 0)
 
 
 def found(

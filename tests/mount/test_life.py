@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import NeedsPackageError, StorageError, UsageError
-from p2pcloopd.mount import fusermount, mounting
+from p2pcloopd import fusermount
+from p2pcloopd.mount import mounting
 from tests.support.images import make_image
 from tests.support.mounts import is_mounted, mounted, names, needs_fuse, unmount
 from tests.support.programs import Node, Nodes, read_until, tool
@@ -286,7 +287,7 @@ def test_a_directory_of_another_user(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from p2pcloop.errors import UsageError\n"
-        "from p2pcloopd.mount.fusermount import prepare\n"
+        "from p2pcloopd.fusermount import prepare\n"
         "try:\n    prepare(Path(sys.argv[1]), print)\n"
         "except UsageError as err:\n    print(err)\n"
     )

@@ -118,6 +118,20 @@ def test_the_beginning() -> None:
     assert background >= 1024, "readers of an image without sources must not stop all others"
     (pages,) = struct.unpack_from("=H", answer, 16 + 28)
     assert pages * 4096 == fuse.MAX_READ
+    (readahead,) = struct.unpack_from("=8xI", fuse.reply_to_init(init, readahead=0), 16)
+    assert readahead == 0
+
+
+def test_who_waits_for_a_request() -> None:
+    assert fuse.reader_of(request(Operation.READ, bytes(40))) == 4711
+    assert len(request(Operation.READ, bytes(40))) == fuse.READ_SIZE
+
+
+def test_content_for_the_cache() -> None:
+    """As struct fuse_out_header and fuse_notify_store_out have it; the code stands for an errno."""
+    message = bytearray(fuse.STORE_HEADER_SIZE) + b"page"
+    fuse.put_store_header(memoryview(message), 1, 8192, 4)
+    assert bytes(message) == struct.pack("=IiQQQII", 44, 4, 0, 1, 8192, 4, 0) + b"page"
 
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 30), (6, 40), (8, 0)])

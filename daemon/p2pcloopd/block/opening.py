@@ -18,6 +18,7 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.stored import StoredImage
 from p2pcloop.image.touches import Touches
 from p2pcloop.image.zeros import files_device
@@ -129,8 +130,8 @@ def _open_file(spec: BlockServerSpec, file: ImageFile, ready: Ready) -> Disk:
     overlay = open_overlay(spec, image.image_id, image.size)
     ready()
     over, changes = _place(spec, overlay)
-    device = ImageDevice(image, over, _touches(spec), length=odd_length(file))
-    return Disk(LocalBackend(device), changes)
+    length = odd_length(file) if spec.memory is None else spec.memory.offset
+    return Disk(LocalBackend(_device(spec, image, over, length)), changes)
 
 
 async def _open_stored(
@@ -188,7 +189,7 @@ async def _with_overlay(
             async def tell() -> None:
                 await report_booted(spec.home, lease, stored.used())
 
-            device = ImageDevice(image, over, _touches(spec), length=manifest.disk_length)
+            device = _device(spec, image, over, manifest.disk_length)
             prefetch = Prefetch(device, client, supplier)
             keeper = Keeper(spec.home, image, kept) if kept is not None else None
             backend = StoredBackend(device, supplier, prefetch, tell, whole=stored.is_whole())
@@ -246,8 +247,10 @@ def _place(
     return None, LocalBackend(files_device(overlay))
 
 
-def _touches(spec: BlockServerSpec) -> Touches | None:
-    return Touches() if spec.record_touches else None
+def _device(
+    spec: BlockServerSpec, image: MergedImage, overlay: Overlay | None, length: int
+) -> ImageDevice:
+    return ImageDevice(image, overlay, Touches() if spec.record_touches else None, length=length)
 
 
 def _no_progress(done: int) -> None:

@@ -172,6 +172,12 @@ async def _serve_front_ends(
     async with trio.open_nursery() as nursery:
         if more is not None:
             nursery.start_soon(more, disk)
+        if spec.memory is not None:
+            from p2pcloopd.block.memory_server import (  # noqa: PLC0415  few guests are resumed
+                MemoryServer,
+            )
+
+            nursery.start_soon(MemoryServer(disk.image, spec.memory, spec.memory.file).run)
         if listeners.nbd or listeners.nbd_changes:
             from p2pcloopd.block.nbd_server import serve_nbd  # noqa: PLC0415  guests need no NBD
 

@@ -16,6 +16,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 
 if TYPE_CHECKING:
+    from p2pcloopd.block.memory_file import MemoryFile
     from p2pcloopd.block.nbd_tls import NbdTls
 
 TEMPORARY = "temporary"
@@ -37,6 +38,21 @@ class FilesOverlay:
     size: int
     vhost_user: socket.socket | None = None
     nbd: socket.socket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """The part of an image's device that is a resumed guest's memory: what is behind its disk.
+
+    Attributes:
+        offset: its first byte on the device; a multiple of 4096.
+        length: bytes, a multiple of 4096.
+        file: shows it to the guest's machine.
+    """
+
+    offset: int
+    length: int
+    file: MemoryFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,7 @@ class BlockServerSpec:
         fetched: a file that tells how many bytes came for the guest, or None.
         files: the guest's second device, which then takes the writes instead of the image's; None
             if the overlay lies over the image's own blocks.
+        memory: the part of the image that is a resumed guest's memory, or None.
     """
 
     home: Home
@@ -80,6 +97,7 @@ class BlockServerSpec:
     waiting: Path | None = None
     fetched: Path | None = None
     files: FilesOverlay | None = None
+    memory: MemoryPart | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from p2pcloop.client.daemon import ensure_daemon, open_log
 from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.store.home import Home
 from p2pcloopd.entry import run
-from p2pcloopd.mount.fusermount import check_device, prepare, real_path
+from p2pcloopd.fusermount import check_device, prepare, real_path
 from p2pcloopd.mount.mounting import MountSpec, serve_mount
 
 _EPILOG = """

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import DirectoryPath
-from p2pcloopd.mount.fusermount import check_ours, real_path, unmount
+from p2pcloopd.fusermount import check_ours, real_path, unmount
 
 _EPILOG = """
 \b

@@ -16,7 +16,7 @@ import trio
 from p2pcloop.store.home import Home
 from p2pcloopd.control_client import ReconnectingClient
 from p2pcloopd.entry import allow_many_files
-from p2pcloopd.mount.fusermount import (
+from p2pcloopd.fusermount import (
     Mounted,
     is_connected,
     mount,

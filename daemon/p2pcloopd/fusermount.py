@@ -12,7 +12,7 @@ import re
 import select
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,11 @@ from p2pcloop.text import printable
 from p2pcloopd.programs import find_program
 
 DEVICE = Path("/dev/fuse")
-KIND = "fuse.p2pcloop"
+_NAME = "p2pcloop"
+KIND = f"fuse.{_NAME}"
 """The type of our file system, as the table of mounts has it."""
 
+_TREE_OPTIONS = ("ro", "default_permissions")
 _VARIABLE = "_FUSE_COMMFD"
 _TABLE = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -54,14 +56,22 @@ class Mounted:
 
 def mounted_at(path: Path) -> Mounted | None:
     """Return the file system that is mounted at a path, the last of several."""
-    found = None
+    return next((each for each in reversed(_table()) if each.path == path), None)
+
+
+def mounts_of(kind: str) -> list[Path]:
+    """Return where file systems of a type are mounted."""
+    return [each.path for each in _table() if each.kind == kind]
+
+
+def _table() -> list[Mounted]:
+    found = []
     for line in _TABLE.read_text(errors="surrogateescape").splitlines():
         # proc_pid_mountinfo(5): ID, parent, device, root, mount point, ..., "-", type, source, ...
         before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        if Path(_plain(fields[4])) == path:
-            kind, source = after.split(" ")[:2]
-            found = Mounted(path, fields[2], kind, _plain(source))
+        kind, source = after.split(" ")[:2]
+        found.append(Mounted(Path(_plain(fields[4])), fields[2], kind, _plain(source)))
     return found
 
 
@@ -150,19 +160,23 @@ def _check_directory(path: Path) -> None:
         )
 
 
-def mount(path: Path, *, everyone: bool) -> int:
+def mount(
+    path: Path, *, everyone: bool, name: str = _NAME, options: Sequence[str] = _TREE_OPTIONS
+) -> int:
     """Mount a file system of ours; return the descriptor of /dev/fuse.
 
     Args:
-        path: a directory that `prepare` has checked.
+        path: a directory that `prepare` has checked, or a file: then the file system is one file.
         everyone: other users may read it, too.
+        name: of its kind; the table of mounts has it behind `fuse.`.
+        options: more options of the mount.
 
     Raises:
         UsageError: fusermount3 refuses.
         NeedsPackageError: it is not installed.
     """
-    options = ["ro", "nosuid", "nodev", "default_permissions", "fsname=p2pcloop"]
-    options += ["subtype=p2pcloop", *(["allow_other"] if everyone else [])]
+    options = ["nosuid", "nodev", *options, f"fsname={_NAME}", f"subtype={name}"]
+    options += ["allow_other"] if everyone else []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         words = [str(find_program("fusermount3", "fuse3")), "-o", ",".join(options)]
