@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 
 from p2pcloop import __version__, errors
-from p2pcloop.cli.main import COMMANDS, cli
+from p2pcloop.cli.commands import COMMANDS, SECTIONS
+from p2pcloop.cli.main import cli
 from p2pcloopd.node.main import command as daemon
 
 _VERBATIM = "\b"
@@ -139,10 +140,13 @@ def _subcommands(path: str, context: click.Context) -> list[str]:
     if not isinstance(context.command, click.Group):
         return []
     lines = [".SH COMMANDS"]
+    headings = {next(iter(commands)): title for title, commands in SECTIONS.items()}
     for name in context.command.list_commands(context):
         command = context.command.get_command(context, name)
         assert command is not None
         full = f"{path} {name}"
+        if path == _ROOT and name in headings:
+            lines.append(f".SS {_text(headings[name])}")
         lines += [".TP", f".BR {_text(page_name(full))} (1)", f"{_text(_summary(full, command))}."]
     return lines
 

@@ -7,11 +7,27 @@ from pathlib import Path
 import pytest
 
 from p2pcloop import errors
-from p2pcloop.cli.main import COMMANDS as TABLE
+from p2pcloop.cli.commands import COMMANDS as TABLE
 from p2pcloop.errors import P2pcloopError
 from tests.support.command import Run
 
 COMMANDS = [
+    "boot",
+    "run",
+    "fetch",
+    "info",
+    "images",
+    "log",
+    "update",
+    "verify",
+    "ps",
+    "attach",
+    "exec",
+    "cp",
+    "logs",
+    "display",
+    "stop",
+    "start",
     "seed",
     "publish",
     "unpublish",
@@ -19,44 +35,29 @@ COMMANDS = [
     "optimize",
     "profile",
     "diff",
-    "boot",
-    "run",
     "rebase",
-    "ps",
-    "attach",
-    "display",
-    "exec",
-    "cp",
-    "logs",
-    "stop",
-    "start",
-    "info",
-    "images",
-    "fetch",
     "export",
-    "verify",
-    "log",
-    "update",
     "mirror",
-    "status",
     "block",
-    "netboot",
     "mount",
     "umount",
+    "netboot",
+    "doctor",
+    "status",
+    "daemon",
     "key",
     "name",
     "rm",
     "pin",
     "unpin",
     "gc",
-    "daemon",
 ]
 
 
 def test_help_lists_every_command_in_a_line(p2pcloop: Run) -> None:
     ran = p2pcloop("--help")
     assert ran.code == 0
-    listed = ran.out.partition("Commands:")[2]
+    listed = ran.out.partition("Options:")[2]
     for command in COMMANDS:
         assert f"\n  {command} " in listed
     assert list(TABLE) == COMMANDS
@@ -147,6 +148,44 @@ def test_errors_end_with_a_line_and_their_code(
     assert "Traceback" not in ran.err
     if ran.err.startswith("p2pcloop: ") and "is not a file" not in said:
         assert "\n  hint: " in ran.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("imags", "images"), ("bot", "boot"), ("statsu", "status"), ("list", "")]
+)
+def test_a_command_that_does_not_exist_names_the_one_that_was_meant(
+    p2pcloop: Run, typed: str, meant: str
+) -> None:
+    ran = p2pcloop(typed)
+    assert (ran.code, ran.out) == (2, "")
+    said = ran.err.rpartition("Error: ")[2].strip()
+    expected = f"No such command '{typed}'."
+    assert said.startswith(f"{expected} Did you mean: {meant}" if meant else expected)
+
+
+def test_what_users_of_other_programs_type_does_the_same(p2pcloop: Run) -> None:
+    assert p2pcloop("ls") == p2pcloop("images")
+
+
+def test_alone_it_tells_what_to_do_first(p2pcloop: Run, home: Path) -> None:
+    ran = p2pcloop()
+    assert ran.code == 0
+    assert f"No image is known in {home}" in ran.out
+    assert "p2pcloop seed debian.cloop" in ran.out
+    assert list(home.iterdir()) == [], "nothing is made"
+
+
+def test_alone_it_tells_what_can_be_done_with_what_is_here(p2pcloop: Run, tmp_path: Path) -> None:
+    (tmp_path / "raw.img").write_bytes(b"\1" * 4096)
+    try:
+        assert p2pcloop("seed", str(tmp_path / "raw.img"), "--raw", "--name", "one").code == 0
+        said = p2pcloop().out
+        assert said.startswith("1 image known, no guests running, p2pcloopd runs.")
+        ref = next(line for line in said.splitlines() if "p2pcloop boot @" in line).split()[2]
+        assert p2pcloop("info", ref).code == 0, "it can be typed as it stands"
+    finally:
+        p2pcloop("daemon", "stop")
+    assert "p2pcloopd does not run" in p2pcloop().out
 
 
 def test_an_empty_ref_is_told_as_such(p2pcloop: Run) -> None:

@@ -159,7 +159,7 @@ _kept: list[object] = []
 
 def main() -> None:
     """Serve; in each fork, be the program that it is for."""
-    from p2pcloop.cli.main import COMMANDS  # noqa: PLC0415  only the server loads this
+    from p2pcloop.cli.commands import COMMANDS  # noqa: PLC0415  only the server loads this
 
     for name in ("p2pcloopd.node.main", *(module for module, _ in COMMANDS.values())):
         importlib.import_module(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from p2pcloop.cli.main import COMMANDS
+from p2pcloop.cli.commands import COMMANDS
 from tests.support.waiting import BOUND
 from tools.man_pages import commands, write_pages
 
