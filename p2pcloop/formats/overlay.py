@@ -18,8 +18,8 @@ from typing import Self
 from p2pcloop.errors import BusyError, FormatError
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_flush import Flusher
-from p2pcloop.formats.overlay_header import HEADER_SIZE, Header
-from p2pcloop.formats.overlay_states import LOAD_SIZE, Run, State, StateTable
+from p2pcloop.formats.overlay_header import HEADER_SIZE, PAGE_SIZE, Header
+from p2pcloop.formats.overlay_states import LOAD_SIZE, Run, State, StateTable, unpack_page
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
 
@@ -305,6 +305,41 @@ class Overlay:
         if self._volatile:
             return _nothing
         return self._flusher.prepare()
+
+    def copy(self, folder: Path) -> Path:
+        """Write all that it holds now into a new overlay, for a reader; it is not synced.
+
+        Nothing may be written meanwhile.
+
+        Args:
+            folder: for the new file.
+
+        Returns:
+            Its path.
+
+        Raises:
+            StorageError: no space, or a failing disk; no copy is left.
+        """
+        self._flusher.check()
+        header = self._header
+        table = StateTable(header.block_count, self._table.size)
+        for start in range(0, header.block_count, LOAD_SIZE):
+            for first, count, state in self.runs(start, min(LOAD_SIZE, header.block_count - start)):
+                if state != State.ABSENT:
+                    table.set(first, count, state)
+        copy = OverlayFile.create_hidden(folder)
+        try:
+            copy.reserve(header.file_size, allocated=0)
+            copy.copy_data(self._file)
+            copy.write(0, [header.pack()])
+            for page, packed in table.take_changed().items():
+                copy.write(HEADER_SIZE + page * PAGE_SIZE, [unpack_page(packed)])
+        except BaseException:
+            copy.path.unlink()
+            raise
+        finally:
+            copy.close()
+        return copy.path
 
     def close(self) -> None:
         """Wait for a running flush, then close the file; changes not flushed may be lost."""

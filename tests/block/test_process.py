@@ -4,18 +4,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
-from p2pcloop.errors import BusyError
+from p2pcloop.errors import BusyError, GuestError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.local import inspect_file, open_local
 from p2pcloop.store.home import Home
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
 from tests.support.images import ignore
+from tests.support.nbd_client import WRITE, WRITE_ZEROES, NbdClient
 
 SIZE = 1 << 20
 
@@ -94,3 +96,39 @@ finally:
     assert ended.stdout == b""
     assert not (tmp_path / "cleaned").exists()
     assert not (tmp_path / "s").exists(), "the child made its socket go"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_its_overlay_is_copied_as_it_is_now(
+    spec: BlockServerSpec, tmp_path: Path, kept: bool
+) -> None:
+    """Also one that nobody has flushed, and one that has no name."""
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    spec = replace(spec, overlay=spec.overlay if kept else TEMPORARY)
+    copied: list[Path] = []
+    noise = os.urandom(8192)
+
+    async def main() -> None:
+        await block.wait_ready()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(block.finish)
+            client = NbdClient(await trio.open_unix_socket(tmp_path / "s"))
+            await client.haggle()
+            assert await client.call(WRITE, 4096, 8192, payload=noise) == (0, b"")
+            copied.append(await block.copy_overlay(copies))
+            assert await client.call(WRITE_ZEROES, 0, 4096) == (0, b"")
+            copied.append(await block.copy_overlay(copies))
+            with pytest.raises(GuestError, match="cannot be copied"):
+                await block.copy_overlay(tmp_path / "nowhere")
+            await client.stream.aclose()
+            block.stop()
+
+    with BlockServerProcess(spec) as block:
+        trio.run(main)
+    for path, states in zip(copied, [(0, 68, 68), (90, 68, 68)], strict=True):
+        with Overlay.open(path, image_id=None, read_only=True) as overlay:
+            assert tuple(overlay.state(block) for block in range(3)) == states
+            content = bytearray(8192)
+            overlay.read_into(4096, [memoryview(content)])
+            assert content == noise

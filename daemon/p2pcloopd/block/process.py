@@ -4,22 +4,25 @@ It is forked, not started anew: the modules are loaded already, so it serves a t
 earlier. Two pipes connect parent and child. Over one the child sends messages of the control
 protocol: an event when it is ready, one when a vhost-user front end connects or leaves, one when it
 needs p2pcloopd and has no connection to one, at last its report or its error. The other carries
-nothing: when the parent closes it or ends, the child makes all durable and ends.
+orders, a line each; when the parent closes it or ends, the child makes all durable and ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import trio
 
-from p2pcloop.errors import DaemonError, P2pcloopError
+from p2pcloop.errors import DaemonError, GuestError, P2pcloopError
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Reply, encode
+from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import run
@@ -29,6 +32,10 @@ _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
 
 _WANTING = "wanting"
+
+_COPIED = "copied"
+"""The order was obeyed: a folder, in which the worker was to copy its overlay. `path` is the copy,
+or `error` says why there is none."""
 
 
 class BlockServerProcess:
@@ -40,6 +47,7 @@ class BlockServerProcess:
         child_lifeline, self._lifeline = os.pipe()
         self._receiver = ControlReceiver()
         self._received: list[Message] = []
+        self._copied, self._copies = trio.open_memory_channel[Event](math.inf)
         self._pid = os.fork()
         if not self._pid:
             os.close(self._output)
@@ -62,6 +70,24 @@ class BlockServerProcess:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+
+    async def copy_overlay(self, folder: Path) -> Path:
+        """Have it copy its overlay, while nothing writes; `finish` must run meanwhile.
+
+        Args:
+            folder: for the copy, whose path is returned.
+
+        Raises:
+            GuestError: it has ended, or cannot.
+        """
+        try:
+            os.write(self._lifeline, os.fsencode(folder) + b"\n")
+        except OSError as err:
+            raise GuestError("the guest's block server has ended") from err
+        event = await self._copies.receive()
+        if "path" not in event.fields:
+            raise GuestError(f"the guest's changes cannot be copied: {event.fields['error']}")
+        return Path(os.fsdecode(event.fields["path"]))
 
     async def wait_ready(self) -> None:
         """Return when a front end may connect.
@@ -95,6 +121,8 @@ class BlockServerProcess:
                 attached(message.event == _ATTACHED[True])
             elif isinstance(message, Event) and message.event == _WANTING:
                 wanting()
+            elif isinstance(message, Event) and message.event == _COPIED:
+                self._copied.send_nowait(message)
 
     async def _next(self) -> Message:
         while not self._received:
@@ -130,16 +158,46 @@ def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoRetu
 
 def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure:
     ready = partial(_send, output, Event(0, "ready"))
-    stopped = partial(trio.lowlevel.wait_readable, lifeline)
+    orders, obeyed = trio.open_memory_channel[Path](math.inf)
+    stopped = partial(_follow, lifeline, orders)
+    obey = partial(_obey, output, obeyed)
 
     def attached(has_come: bool) -> None:
         _send(output, Event(0, _ATTACHED[has_come]))
 
     wanting = partial(_send, output, Event(0, _WANTING))
     try:
-        return Reply(0, run(partial(serve, spec, ready, stopped, attached, wanting)))
+        return Reply(0, run(partial(serve, spec, ready, stopped, attached, wanting, obey)))
     except P2pcloopError as err:
         return Failure(0, err)
+
+
+async def _follow(lifeline: int, orders: trio.MemorySendChannel[Path]) -> None:
+    """Take orders until the parent closes the pipe, or ends."""
+    held = b""
+    while True:
+        await trio.lowlevel.wait_readable(lifeline)
+        data = os.read(lifeline, _RECEIVE_SIZE)
+        if not data:
+            return
+        *lines, held = (held + data).split(b"\n")
+        for line in lines:
+            orders.send_nowait(Path(os.fsdecode(line)))
+
+
+async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path], disk: Disk) -> None:
+    """Copy the overlay into each folder that is ordered."""
+    async for folder in orders:
+        overlay = disk.image.device.overlay
+        fields: dict[str, Any]
+        try:
+            if overlay is None:
+                raise GuestError("its changes are no blocks of its image")
+            path = await trio.to_thread.run_sync(overlay.copy, folder)
+            fields = {"path": os.fsencode(path)}
+        except P2pcloopError as err:
+            fields = {"error": str(err)}
+        _send(output, Event(0, _COPIED, fields))
 
 
 def _send(fd: int, message: Message) -> None:
