@@ -9,7 +9,7 @@ others, while that thread goes on writing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from p2pcloop.errors import BusyError, FormatError
 from p2pcloop.formats.overlay_file import OverlayFile
 from p2pcloop.formats.overlay_flush import Flusher
 from p2pcloop.formats.overlay_header import HEADER_SIZE, PAGE_SIZE, Header
+from p2pcloop.formats.overlay_remains import Remains
 from p2pcloop.formats.overlay_states import LOAD_SIZE, Run, State, StateTable, unpack_page
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
@@ -79,6 +80,7 @@ class Overlay:
         self._data_offset = header.data_offset
         self._table = StateTable(header.block_count, header.data_offset - HEADER_SIZE)
         self._flusher = Flusher(file, self._table)
+        self._remains: Remains | None = None
 
     @classmethod
     def create(
@@ -132,24 +134,33 @@ class Overlay:
         image_id: bytes,
         image_size: int,
         fill: Callable[[Self], None] | None = None,
+        remains: Remains | None = None,
     ) -> Self:
         """Make an overlay without a name, for this boot only; its room is free when it closes.
 
         Args:
             folder: on the disk that it may use.
             image_id, image_size, fill: as for `create`.
+            remains: as of `leave`; the overlay that was left there goes on, if there is one.
 
         Raises:
             StorageError: the folder cannot be written.
         """
         header = Header(image_size, image_id, None, "", int(time.time()), files=fill is not None)
-        file = OverlayFile.create_hidden(folder)
-        try:
+        if remains is None:
+            file = OverlayFile.create_hidden(folder)
             file.path.unlink()
-            file.reserve(header.file_size, allocated=0)
+        else:
+            file = remains.content
+        try:
             overlay = cls(file, header, volatile=True)
-            if fill is not None:
-                fill(overlay)
+            if remains is None or not remains.is_of(header.block_count):
+                file.reserve(0, allocated=0)
+                file.reserve(header.file_size, allocated=0)
+                if fill is not None:
+                    fill(overlay)
+            if remains is not None:
+                overlay.leave(remains)
         except BaseException:
             file.close()
             raise
@@ -221,6 +232,29 @@ class Overlay:
             except FormatError as err:
                 raise FormatError(f"{self.path} is damaged: {err}", hint=_RESTORE) from err
 
+    def leave(self, remains: Remains) -> None:
+        """Leave to a successor what it has to know, if this process is killed; and take what its
+        own predecessor left, which had the same overlay open.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        blocks = self._header.block_count
+        if remains.is_of(blocks):
+            for first, count, state in remains.runs():
+                self._table.set(first, count, state)
+        else:
+            # The file has the states of all others.
+            remains.begin(blocks, self._states_set() if self._volatile else ())
+        self._remains = remains
+
+    def _states_set(self) -> Iterator[Run]:
+        for first in range(0, self._header.block_count, LOAD_SIZE):
+            count = min(LOAD_SIZE, self._header.block_count - first)
+            for run in self._table.runs(first, count):
+                if run[2] is not State.ABSENT:
+                    yield run
+
     @property
     def path(self) -> Path:
         """The file, for messages."""
@@ -277,6 +311,8 @@ class Overlay:
         self._file.write(self._data_offset + offset, views)
         self._flusher.writes += 1
         self._table.set(offset // BLOCK_SIZE, size // BLOCK_SIZE, State.DATA)
+        if self._remains is not None:
+            self._remains.note(offset // BLOCK_SIZE, size // BLOCK_SIZE, State.DATA)
 
     def zero(self, first: int, count: int) -> None:
         """Make `count` blocks read as zeros; their disk room, if any, is freed.
@@ -289,7 +325,10 @@ class Overlay:
         """
         self._flusher.check()
         assert first >= 0 and first + count <= self._header.block_count, "inside the device"
-        if self._table.set(first, count, State.ZERO):
+        was_present = self._table.set(first, count, State.ZERO)
+        if self._remains is not None:
+            self._remains.note(first, count, State.ZERO)
+        if was_present:
             self._file.punch(self._data_offset + first * BLOCK_SIZE, count * BLOCK_SIZE)
 
     def prepare_flush(self) -> Callable[[], None]:

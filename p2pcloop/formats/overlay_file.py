@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -187,16 +187,29 @@ class OverlayFile:
         Raises:
             StorageError: no space or a failing disk.
         """
-        try:
-            offset = next_data(source._fd, 0)
-            while offset < source.size:
-                end = next_hole(source._fd, offset)
+        for start, end in source.stretches():
+            offset = start
+            try:
                 while offset < end:
                     # In the kernel, and where the file system can, without copying anything.
                     offset += os.copy_file_range(source._fd, self._fd, end - offset, offset, offset)
-                offset = next_data(source._fd, end)
+            except OSError as err:
+                raise _error(err, f"copy {source.path} to", self.path) from err
+
+    def stretches(self) -> Iterator[tuple[int, int]]:
+        """The start and the end of each stretch of the file that is no hole, in order.
+
+        Raises:
+            StorageError: the disk failed.
+        """
+        try:
+            offset = next_data(self._fd, 0)
+            while offset < self.size:
+                end = next_hole(self._fd, offset)
+                yield offset, end
+                offset = next_data(self._fd, end)
         except OSError as err:
-            raise _error(err, f"copy {source.path} to", self.path) from err
+            raise _error(err, "read", self.path) from err
 
     def sync(self) -> None:
         """Make every write that has returned durable (fdatasync).

@@ -95,7 +95,8 @@ def _holder(spec: BlockServerSpec, signed: SignedManifest) -> str:
     """Return the name of this reader, for `p2pcloop daemon stop` to show."""
     name = signed.manifest.name
     if spec.for_guest:  # forked by the command that runs the guest
-        return f"the guest of {name}, process {os.getppid()}"
+        guest = os.getppid() if spec.inherited is None else spec.inherited.guest
+        return f"the guest of {name}, process {guest}"
     return f"`p2pcloop {spec.command}` of {name}, process {os.getpid()}"
 
 
@@ -219,9 +220,10 @@ def open_overlay(
     if spec.files is not None:
         size = spec.files.size
         fill = partial(make_file_system, folder=spec.home.tmp)
+    remains = None if spec.inherited is None else spec.inherited.remains
     if spec.overlay == TEMPORARY:
         return Overlay.create_temporary(
-            spec.home.tmp, image_id=image_id, image_size=size, fill=fill
+            spec.home.tmp, image_id=image_id, image_size=size, fill=fill, remains=remains
         )
     path = Path(spec.overlay)
     if path.exists():
@@ -230,6 +232,8 @@ def open_overlay(
         overlay = Overlay.create(
             path, image_id=image_id, image_size=size, manifest_id=manifest_id, name=name, fill=fill
         )
+    if remains is not None:
+        overlay.leave(remains)
     if manifest_id is not None:
         try:
             register_overlay(spec.home, path, manifest_id)

@@ -5,6 +5,9 @@ earlier. Two pipes connect parent and child. Over one the child sends messages o
 protocol: an event when it is ready, one when a vhost-user front end connects or leaves, one when it
 needs p2pcloopd and has no connection to one, at last its report or its error. The other carries
 orders, a line each; when the parent closes it or ends, the child makes all durable and ends.
+
+Where the guest can do without its disk for a moment, a block server that is killed has a successor:
+then the child is one that only forks block servers (successors.py).
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -21,38 +26,47 @@ from typing import Any, NoReturn, Self
 import trio
 
 from p2pcloop.errors import DaemonError, GuestError, P2pcloopError
+from p2pcloop.formats.overlay_remains import Remains
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Reply, encode
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
-from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec, Inherited
+from p2pcloopd.block.successors import run_successors
 from p2pcloopd.entry import run
 
 _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
 
-_WANTING = "wanting"
+_READY, _WANTING = "ready", "wanting"
 
 _COPIED = "copied"
-"""The order was obeyed: a folder, in which the worker was to copy its overlay. `path` is the copy,
-or `error` says why there is none."""
+"""The order was obeyed: a `folder`, in which the worker was to copy its overlay. `path` is the
+copy, or `error` says why there is none."""
 
 
 class BlockServerProcess:
     """The child that serves one guest; as a context manager, it has ended when it is left."""
 
-    def __init__(self, spec: BlockServerSpec) -> None:
-        """Fork; this must happen before trio runs, and without other threads."""
+    def __init__(self, spec: BlockServerSpec, *, successors: bool = False) -> None:
+        """Fork; this must happen before trio runs, and without other threads.
+
+        Args:
+            successors: another one goes on if it is killed, with all writes that were acknowledged.
+                Front ends must connect anew then, and reads of memory just wait.
+        """
         self._output, child_output = os.pipe()
         child_lifeline, self._lifeline = os.pipe()
         self._receiver = ControlReceiver()
         self._received: list[Message] = []
+        self._copying: bytes | None = None
         self._copied, self._copies = trio.open_memory_channel[Event](math.inf)
         self._pid = os.fork()
         if not self._pid:
             os.close(self._output)
             os.close(self._lifeline)
-            _serve_and_exit(spec, child_output, child_lifeline)
+            be = _found_a_line if successors else _serve_and_exit
+            be(spec, child_output, child_lifeline)
         os.close(child_output)
         os.close(child_lifeline)
 
@@ -61,7 +75,10 @@ class BlockServerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        # First wait for its end: it may still write a message, which must not meet a closed pipe.
+        # It may still write a message, which must not meet a closed pipe. The pipe ends with the
+        # last of all that write to it, even if the one that forks them was killed.
+        while os.read(self._output, _RECEIVE_SIZE):
+            pass
         os.waitpid(self._pid, 0)
         os.close(self._output)
 
@@ -80,11 +97,14 @@ class BlockServerProcess:
         Raises:
             GuestError: it has ended, or cannot.
         """
+        self._copying = order = os.fsencode(folder)
         try:
-            os.write(self._lifeline, os.fsencode(folder) + b"\n")
+            os.write(self._lifeline, order + b"\n")
         except OSError as err:
             raise GuestError("the guest's block server has ended") from err
-        event = await self._copies.receive()
+        while (event := await self._copies.receive()).fields["folder"] != order:
+            pass  # one that was killed had told that it would not come
+        self._copying = None
         if "path" not in event.fields:
             raise GuestError(f"the guest's changes cannot be copied: {event.fields['error']}")
         return Path(os.fsdecode(event.fields["path"]))
@@ -121,6 +141,10 @@ class BlockServerProcess:
                 attached(message.event == _ATTACHED[True])
             elif isinstance(message, Event) and message.event == _WANTING:
                 wanting()
+            elif isinstance(message, Event) and message.event == _READY and self._copying:
+                error = "the block server was killed meanwhile"
+                fields = {"folder": self._copying, "error": error}
+                self._copied.send_nowait(Event(0, _COPIED, fields))
             elif isinstance(message, Event) and message.event == _COPIED:
                 self._copied.send_nowait(message)
 
@@ -137,15 +161,49 @@ class BlockServerProcess:
         return message
 
 
+def _found_a_line(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn:
+    """Be the child that forks block servers, to the end of the last."""
+    exit_code = 1
+    try:
+        _leave_signals_to_the_parent()
+        guest = os.getppid()
+        spec.home.create()
+        remains = Remains.create(spec.home.tmp)
+
+        def work(predecessors: int) -> NoReturn:
+            inherited = Inherited(remains, predecessors, guest)
+            # What came before is not known any more: what is touched now is not what is touched
+            # first.
+            record = spec.record_touches and not predecessors
+            own = replace(spec, inherited=inherited, record_touches=record)
+            _serve_and_exit(own, output, lifeline)
+
+        exit_code = run_successors(work, lambda: not _is_cut(lifeline))
+    except P2pcloopError as err:
+        _send(output, Failure(0, err))
+    finally:
+        os._exit(exit_code)
+
+
+def _is_cut(lifeline: int) -> bool:
+    poll = select.poll()
+    poll.register(lifeline, 0)  # it may hold an order that is not taken yet
+    return bool(poll.poll(0))
+
+
+def _leave_signals_to_the_parent() -> None:
+    """The parent handles these: it shuts the guest down in order, and the guest needs its disk."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn:
-    """Be the child, to its end. It ends by `_exit`, so that it cleans up nothing of the
+    """Be the child that serves, to its end. It ends by `_exit`, so that it cleans up nothing of the
     parent's."""
     exit_code = 1
     try:
-        # The parent handles these: it shuts the guest down in order, and the guest needs its disk.
-        os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        _leave_signals_to_the_parent()
         _send(output, _serve(spec, output, lifeline))
         exit_code = 0
     except BaseException:
@@ -157,7 +215,7 @@ def _serve_and_exit(spec: BlockServerSpec, output: int, lifeline: int) -> NoRetu
 
 
 def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure:
-    ready = partial(_send, output, Event(0, "ready"))
+    ready = partial(_send, output, Event(0, _READY))
     orders, obeyed = trio.open_memory_channel[Path](math.inf)
     stopped = partial(_follow, lifeline, orders)
     obey = partial(_obey, output, obeyed)
@@ -197,7 +255,7 @@ async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path], disk: Disk
             fields = {"path": os.fsencode(path)}
         except P2pcloopError as err:
             fields = {"error": str(err)}
-        _send(output, Event(0, _COPIED, fields))
+        _send(output, Event(0, _COPIED, {"folder": os.fsencode(folder), **fields}))
 
 
 def _send(fd: int, message: Message) -> None:

@@ -81,6 +81,8 @@ async def serve(
                 if keeper is not None:
                     await keeper.keep()
             report = _report(disk)
+            if spec.inherited is not None and spec.inherited.predecessors:
+                report["restarts"] = spec.inherited.predecessors
             disk.close()
         nursery.cancel_scope.cancel()
     return report

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2pcloop.formats.manifest import SignedManifest
+from p2pcloop.formats.overlay_remains import Remains
 from p2pcloop.formats.profile import Touch
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.merged import DEFAULT_CACHE_SIZE
@@ -56,6 +57,21 @@ class MemoryPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a block server has of its parent, which starts another one if it is killed.
+
+    Attributes:
+        remains: of the overlay.
+        predecessors: how many were killed before.
+        guest: the number of the process that runs the guest.
+    """
+
+    remains: Remains
+    predecessors: int
+    guest: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlockServerSpec:
     """The image, its overlay, and where both are served.
 
@@ -79,6 +95,7 @@ class BlockServerSpec:
         files: the guest's second device, which then takes the writes instead of the image's; None
             if the overlay lies over the image's own blocks.
         memory: the part of the image that is a resumed guest's memory, or None.
+        inherited: from its parent, if another one is started when it is killed.
     """
 
     home: Home
@@ -98,6 +115,7 @@ class BlockServerSpec:
     fetched: Path | None = None
     files: FilesOverlay | None = None
     memory: MemoryPart | None = None
+    inherited: Inherited | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -168,7 +168,7 @@ def serve_disks(
         first, *more = [stack.enter_context(bind_unix_listener(path)) for path in sockets]
         if vm == "qemu":
             files = disk.files and replace(disk.files, nbd=more[0])
-            return BlockServerProcess(replace(disk, nbd=first, files=files))
+            return BlockServerProcess(replace(disk, nbd=first, files=files), successors=True)
         disk = replace(disk, vhost_user=first)
         if disk.files is not None:
             disk = replace(disk, files=replace(disk.files, vhost_user=more[0]))
