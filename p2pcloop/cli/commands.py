@@ -54,6 +54,8 @@ SECTIONS = {
         "doctor": ("p2pcloopd.commands.doctor", "Look whether this machine has what it needs."),
         "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
         "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),
+        "config": ("p2pcloop.cli.config", "Show and change the settings of the node."),
+        "limit": ("p2pcloop.cli.limit", "Show and set the limits of the node's rates."),
         "key": ("p2pcloop.cli.key", "Make, list, show, export and import keys."),
         "name": ("p2pcloop.cli.name", "List, add and forget short names of your own."),
         "rm": ("p2pcloop.cli.rm", "Remove an image, or a guest that has ended."),

@@ -45,6 +45,8 @@ COMMANDS = [
     "doctor",
     "status",
     "daemon",
+    "config",
+    "limit",
     "key",
     "name",
     "rm",

@@ -28,7 +28,7 @@ from p2pcloopd.http.client import (
     Span,
     WrongRangeError,
 )
-from p2pcloopd.http.wire import CountedStream, Wire
+from p2pcloopd.http.wire import CountedStream, Pace, Wire
 from tests.support.ports import free_port
 from tests.support.static_server import Fault, busybox_httpd, misbehaving, nginx, python_http_server
 
@@ -59,6 +59,20 @@ async def test_a_span_is_got_exactly_and_the_connection_kept(
     data = 3 * 5000 + len(CONTENT)
     assert data < client.wire.received < 1.1 * data
     assert 4 * 100 < client.wire.sent < 0.1 * data
+
+
+async def test_what_comes_keeps_to_a_rate(directory: Path, client: HttpClient) -> None:
+    claimed = []
+
+    class Counting(Pace):
+        async def claim(self, size: int) -> None:
+            claimed.append(size)
+            await super().claim(size)
+
+    client.pace = Counting(100_000_000)
+    with nginx(directory) as web:
+        assert await client.get(f"{web.url}file", len(CONTENT)) == CONTENT
+    assert len(CONTENT) < sum(claimed) < len(CONTENT) + 2000, "the header, too"
 
 
 async def test_servers_that_close_each_connection_do_as_well(
@@ -238,9 +252,9 @@ async def test_a_redirect_leaves_the_next_connection_its_time(
     deadlines = []
     connect = http_client._connect
 
-    async def noting(place: http_client._Place, wire: Wire) -> http_client._Connection:
+    async def noting(place: http_client._Place, wire: Wire, pace: Pace) -> http_client._Connection:
         deadlines.append(trio.current_effective_deadline())
-        return await connect(place, wire)
+        return await connect(place, wire, pace)
 
     monkeypatch.setattr(http_client, "_connect", noting)
     first = "HTTP/1.1 302 Found\r\nLocation: /y\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -13,8 +13,8 @@ from trio.testing import MockClock, lockstep_stream_pair, memory_stream_pair
 
 from p2pcloop.errors import BusyError, NotHereError, UsageError
 from p2pcloopd.http import server as http_server
-from p2pcloopd.http.server import File, Pace, open_http_listener, serve_http
-from p2pcloopd.http.wire import MAX_HEADER, Wire
+from p2pcloopd.http.server import File, open_http_listener, serve_http
+from p2pcloopd.http.wire import MAX_HEADER, Pace, Wire
 
 TOO_LONG = MAX_HEADER + http_server.RECEIVE_SIZE
 CONTENT = bytes(i * 7 % 256 for i in range(1000))

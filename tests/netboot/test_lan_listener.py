@@ -26,8 +26,8 @@ from functools import partial
 from p2pcloop.protocol.nbd_export import Export
 from p2pcloopd.block.nbd_crowd import Limits
 from p2pcloopd.block.nbd_server import serve_exports
-from p2pcloopd.http.server import Pace, serve_http
-from p2pcloopd.http.wire import Wire
+from p2pcloopd.http.server import serve_http
+from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.netboot.interface import find_interface
 from p2pcloopd.netboot.lan_listener import is_behind, lan_listener
 from p2pcloopd.netboot.machines import Machines

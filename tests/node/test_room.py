@@ -22,7 +22,7 @@ from p2pcloop.store.stamps import STAMPS_FILE, load_stamps, save_stamps
 from tests.support.images import write_cloop_file
 from tests.support.nbd_client import READ, NbdClient
 from tests.support.programs import Node, Nodes, read_until
-from tests.support.waiting import BOUND
+from tests.support.waiting import BOUND, wait_until
 
 RAW = random.Random(5).randbytes(40 * 65536)
 OTHER = random.Random(6).randbytes(40 * 65536)
@@ -112,6 +112,17 @@ def test_without_a_quota_nothing_is_evicted(reader: Node, link: str) -> None:
     assert (done["quota"], done["evicted"], done["removed"]) == (None, [], [])
     assert "no quota is set" in reader.run("gc").out
     assert reader.json("info", link)["here_share"] == 1
+
+
+def test_a_quota_that_is_set_while_the_node_runs_is_kept(reader: Node, link: str) -> None:
+    reader.run("fetch", link)
+    assert here(reader, link) > 1 << 20
+    told = reader.json("config", "set", "quota", "1M")
+    assert (told["running"], told["changed"], told["later"]) == (True, ["quota"], [])
+    wait_until(lambda: here(reader, link) <= 1 << 20, "it goes by itself")
+    assert reader.json("gc", "--dry-run")["quota"] == 1 << 20
+    reader.run("config", "unset", "quota")
+    assert reader.json("gc")["quota"] is None
 
 
 async def test_what_a_running_block_server_uses_stays(

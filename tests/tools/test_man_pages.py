@@ -13,7 +13,7 @@ from p2pcloop.cli.commands import COMMANDS
 from tests.support.waiting import BOUND
 from tools.man_pages import commands, write_pages
 
-GROUPS = {"daemon", "key", "name", "profile"}
+GROUPS = {"config", "daemon", "key", "name", "profile"}
 PAGES = dict(commands())
 
 

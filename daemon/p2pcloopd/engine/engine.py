@@ -62,6 +62,10 @@ class Engine:
         """(host, port) for each item of `settings.listen`, in that order."""
         return self._session.listening.ports
 
+    def set_rates(self, download: int, upload: int) -> None:
+        """Keep to other limits, in bytes a second, 0 for none; see `EngineSettings`."""
+        self._session.set_rates(download, upload)
+
     @property
     def torrents(self) -> tuple[Torrent, ...]:
         """In the order in which they were added."""

@@ -21,7 +21,14 @@ import trio
 from p2pcloop.errors import FormatError, NotHereError, UnreachableError
 from p2pcloop.frozen import dataclass
 from p2pcloopd.http.speed import Speed
-from p2pcloopd.http.wire import MAX_HEADER, RECEIVE_SIZE, USER_AGENT, CountedStream, Wire
+from p2pcloopd.http.wire import (
+    MAX_HEADER,
+    RECEIVE_SIZE,
+    USER_AGENT,
+    CountedStream,
+    Pace,
+    Wire,
+)
 
 CONNECT_SECONDS = 5
 SILENCE_SECONDS = 10
@@ -135,10 +142,13 @@ class HttpClient:
 
     Attributes:
         wire: what crossed.
+        pace: at which answers are received.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rate: int = 0) -> None:
+        """Limit what comes to `rate` bytes a second; 0: no limit."""
         self.wire = Wire()
+        self.pace = Pace(rate)
         self._idle: list[_Connection] = []
         self._speeds: OrderedDict[_Place, Speed] = OrderedDict()
 
@@ -215,7 +225,7 @@ class HttpClient:
         request = h11.Request(method=wanted.method, target=target, headers=headers)
         while True:
             kept = await self._take(place)
-            connection = kept or await _connect(place, self.wire)
+            connection = kept or await _connect(place, self.wire, self.pace)
             connection.limit = limit
             try:
                 return await self._ask(connection, request, wanted)
@@ -293,8 +303,11 @@ class _Connection:
 
     limit: _Limit
 
-    def __init__(self, place: _Place, plain: CountedStream, stream: trio.abc.Stream) -> None:
+    def __init__(
+        self, place: _Place, plain: CountedStream, stream: trio.abc.Stream, pace: Pace
+    ) -> None:
         self.place = place
+        self._pace = pace
         self.stream = stream
         self._plain = plain
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER)
@@ -374,22 +387,23 @@ class _Connection:
         self.limit.begin_wait()
         data = await self.stream.receive_some(RECEIVE_SIZE)
         self.limit.end_wait()
+        await self._pace.claim(len(data))
         self._http.receive_data(bytes(data))
         return bool(data)
 
 
-async def _connect(place: _Place, wire: Wire) -> _Connection:
+async def _connect(place: _Place, wire: Wire, pace: Pace) -> _Connection:
     with trio.fail_after(CONNECT_SECONDS):
         plain = CountedStream(await trio.open_tcp_stream(place.host, place.port), wire)
         if not place.secure:
-            return _Connection(place, plain, plain)
+            return _Connection(place, plain, plain, pace)
         secure = trio.SSLStream(plain, _tls(), server_hostname=place.host, https_compatible=True)
         try:
             await secure.do_handshake()
         except BaseException:
             await trio.aclose_forcefully(plain)
             raise
-        return _Connection(place, plain, secure)
+        return _Connection(place, plain, secure, pace)
 
 
 @cache

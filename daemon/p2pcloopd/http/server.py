@@ -32,7 +32,7 @@ from p2pcloopd.http.semantics import (
     precondition,
     range_applies,
 )
-from p2pcloopd.http.wire import MAX_HEADER, USER_AGENT, CountedStream, Wire
+from p2pcloopd.http.wire import MAX_HEADER, USER_AGENT, CountedStream, Pace, Wire
 
 MAX_CONNECTIONS = 256
 IDLE_SECONDS = 30
@@ -139,21 +139,6 @@ class Site(Protocol):
 
     async def post(self, path: str) -> File | None:
         """What a POST is answered with, or None where there is nothing. Errors as of `find`."""
-
-
-class Pace:
-    """Keeps what all connections send together to a rate in bytes a second; 0: no limit."""
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._free_at = 0.0
-
-    async def claim(self, size: int) -> None:
-        """Wait until `size` more bytes may be sent."""
-        if not self._rate:
-            return
-        self._free_at = max(self._free_at, trio.current_time()) + size / self._rate
-        await trio.sleep_until(self._free_at)
 
 
 async def open_http_listener(host: str, port: int) -> trio.SocketListener:

@@ -36,6 +36,26 @@ class Wire:
         self.sent += sent + overhead
 
 
+class Pace:
+    """Keeps what all connections carry together to a rate in bytes a second; 0: no limit."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._free_at = 0.0
+
+    def set_rate(self, rate: int) -> None:
+        """Keep to another rate, for what comes next."""
+        self._rate = rate
+        self._free_at = 0.0
+
+    async def claim(self, size: int) -> None:
+        """Wait until `size` more bytes may cross."""
+        if not self._rate:
+            return
+        self._free_at = max(self._free_at, trio.current_time()) + size / self._rate
+        await trio.sleep_until(self._free_at)
+
+
 class CountedStream(trio.abc.HalfCloseableStream):
     """A TCP connection whose bytes are counted, below TLS where there is any."""
 

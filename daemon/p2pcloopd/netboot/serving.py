@@ -18,8 +18,8 @@ from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
 from p2pcloopd.block.spec import BlockServerSpec
 from p2pcloopd.entry import allow_many_files
-from p2pcloopd.http.server import Pace, serve_http
-from p2pcloopd.http.wire import Wire
+from p2pcloopd.http.server import serve_http
+from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.netboot.dhcp_servers import find_server
 from p2pcloopd.netboot.dnsmasq import serve_dnsmasq
 from p2pcloopd.netboot.interface import Interface, check_no_own_server, is_port_taken

@@ -7,12 +7,13 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import trio
 
+from p2pcloop.formats.config import Config
 from p2pcloop.formats.link import Link, format_peer
 from p2pcloop.formats.manifest import LayerRef
 from p2pcloop.store.home import Home
@@ -21,10 +22,9 @@ from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.client import HttpClient
 from p2pcloopd.http.mirrors import MirrorReader, Mirrors
-from p2pcloopd.http.wire import Wire
+from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
-from p2pcloopd.node.config import Config
 from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
@@ -73,11 +73,12 @@ class Node:
         self.records_lock = trio.Lock()
         self.sources: list[RecordSource] = []
         self.announcer: Announcer | None = None
-        self.http_client = HttpClient()
+        self.http_client = HttpClient(config.download_limit)
         self.readers = Mirrors(self.http_client)
         self.layers = Layers(self.http_client.wire, self.readers)
         self.http_listen: list[tuple[str, int]] = []
         self.http_served = Wire()
+        self.http_pace = Pace(config.upload_limit)
         self.dispatched = DispatchLog()
         self.room = Room(home, engine, config.quota)
         self.reports = Reports(config.waiting_after)
@@ -85,6 +86,22 @@ class Node:
         self.stopping = trio.Event()
         self.warnings = list(warnings)
         self._started = trio.current_time()
+
+    def set_up(self, config: Config) -> None:
+        """Take over other settings, as far as they are live (`Setting`)."""
+        self.config = replace(
+            self.config,
+            upload_limit=config.upload_limit,
+            download_limit=config.download_limit,
+            waiting_after=config.waiting_after,
+            quota=config.quota,
+            discovery=replace(self.config.discovery, mirrors=config.discovery.mirrors),
+        )
+        self.engine.set_rates(config.download_limit, config.upload_limit)
+        self.http_pace.set_rate(config.upload_limit)
+        self.http_client.pace.set_rate(config.download_limit)
+        self.reports.after = config.waiting_after
+        self.room.set_quota(config.quota)
 
     def addresses(self) -> list[tuple[str, int]]:
         """Where peers reach this node, as links tell it."""

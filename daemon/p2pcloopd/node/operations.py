@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 
+from p2pcloop.formats.config import SETTINGS, differing, load_config
 from p2pcloopd.control_server import Call
 from p2pcloopd.node.arguments import fields_of
 from p2pcloopd.node.image_operations import (
@@ -42,6 +43,18 @@ async def watch(node: Node, call: Call) -> dict[str, Any]:
         await trio.sleep(REPORT_SECONDS)
 
 
+async def reload(node: Node, call: Call) -> dict[str, Any]:
+    """Read config.toml again, and take over what can change while the node runs."""
+    fields_of(call).end()
+    config = await trio.to_thread.run_sync(load_config, node.home.config)
+    changed = differing(node.config, config)
+    node.set_up(config)
+    return {
+        "changed": [key for key in changed if SETTINGS[key].live],
+        "later": differing(node.config, config),
+    }
+
+
 async def stop(node: Node, call: Call) -> dict[str, Any]:
     """Stop p2pcloopd in order, once this is answered."""
     fields_of(call).end()
@@ -54,6 +67,6 @@ OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     for operation in (
         add, layout, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
         resolve, manifest, remove, check_mirror, pin, unpin, booted, released, gc, status, watch,
-        stop,
+        reload, stop,
     )
 }  # fmt: skip

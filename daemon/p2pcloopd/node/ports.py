@@ -9,9 +9,9 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from p2pcloop.errors import BusyError, FormatError, storage_error
+from p2pcloop.formats.config import MAX_LISTEN
 from p2pcloop.formats.packing import Fields, pack_canonical, unpack_canonical
 from p2pcloop.store.home import replace_file
-from p2pcloopd.node.config import MAX_LISTEN
 
 _FIRST, _LAST = 20000, 32000
 """Below the range from which systems take the ports of outgoing connections (ip(7))."""

@@ -132,16 +132,23 @@ class Room:
             self._limit = self.quota
             self._news.set()
 
+    def set_quota(self, quota: int | None) -> None:
+        """Keep within another quota from now on."""
+        self.quota = quota
+        self._limit = quota or 0
+        self._news.set()
+
     # --- by itself --------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Evict when what is here grows over the quota, for ever. Demand is never refused."""
-        if self.quota is None:
-            return
-        self._limit = self.quota
-        await self._measure()
+        measured = False
         while True:
-            if self._beside + self._held() > self._limit:
+            if self.quota is not None and not measured:
+                self._limit = self.quota
+                await self._measure()
+                measured = True
+            if self.quota is not None and self._beside + self._held() > self._limit:
                 await self._keep_within(self.quota)
             await self._news.wait()
             self._news = trio.Event()
@@ -166,6 +173,8 @@ class Room:
             _log.warning("the quota cannot be kept: %s", err)
             self._limit = self._beside + self._held() + max(STEP, quota // 64)
             return
+        if quota != self.quota:
+            return  # it was set anew meanwhile
         gone = sum(map(len, done.evicted.values()))
         if gone or done.removed:
             _log.info("quota: %d pieces evicted, %d torrents removed", gone, len(done.removed))

@@ -6,11 +6,11 @@ from typing import Any
 
 import trio
 
+from p2pcloop.formats.config import MAX_QUOTA
 from p2pcloop.formats.manifest import ID_SIZE
 from p2pcloop.store.have import MAX_PIECES
 from p2pcloopd.control_server import Call
 from p2pcloopd.node.arguments import fields_of, take_torrent
-from p2pcloopd.node.config import MAX_QUOTA
 from p2pcloopd.node.node import Node
 
 

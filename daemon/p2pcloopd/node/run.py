@@ -12,14 +12,14 @@ from typing import Any
 import trio
 
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.config import Config, load_config
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
 from p2pcloopd.control_server import Call, open_listener, passed_listener, serve_control
 from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.seeding import OLD_PREFIX
 from p2pcloopd.engine.engine import open_engine
-from p2pcloopd.http.server import Pace, open_http_listener, serve_http
-from p2pcloopd.node.config import Config, load_config
+from p2pcloopd.http.server import open_http_listener, serve_http
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import NodeFiles
@@ -93,8 +93,8 @@ async def _serve(
             http = [await open_http_listener(*address) for address in http_listen]
             node.http_listen = [each.socket.getsockname()[:2] for each in http]
             if http:
-                site, pace = NodeFiles(node), Pace(node.config.upload_limit)
-                await nursery.start(serve_http, http, site, node.http_served, pace)
+                site = NodeFiles(node)
+                await nursery.start(serve_http, http, site, node.http_served, node.http_pace)
             await nursery.start(discover, node)
             nursery.start_soon(node.reports.run)
             await nursery.start(serve_control, listener, perform)

@@ -45,7 +45,7 @@ class Reports:
 
     def __init__(self, after: float) -> None:
         """`after`: seconds without data until a client is told who was tried."""
-        self._after = after
+        self.after = after
         self._stalls = Watch(self._look_for_stall)
         self._paces = Watch(self._look_at_pace)
         self._nursery: trio.Nursery
@@ -83,8 +83,8 @@ class Reports:
 
     def _begin(self, torrent: Torrent, call: Call) -> _Operation:
         now, heard = trio.current_time(), torrent.servers.heard()
-        operation = _Operation(torrent, call, now, self._after, heard)
-        self._stalls.add(operation, self._after)
+        operation = _Operation(torrent, call, now, self.after, heard)
+        self._stalls.add(operation, self.after)
         return operation
 
     def _end(self, operation: _Operation) -> None:
@@ -95,7 +95,7 @@ class Reports:
 
     def _look_for_stall(self, operation: _Operation) -> float:
         torrent = operation.torrent
-        if torrent.peers.stalled() < self._after:
+        if torrent.peers.stalled() < self.after:
             return operation.pause
         before, operation.heard = operation.heard, torrent.servers.heard()
         tried = torrent.peers.tried()
@@ -108,7 +108,7 @@ class Reports:
             tried=[*map(str, tried), *torrent.servers.faults()],
             seconds=int(trio.current_time() - operation.begun),
         )
-        operation.pause = 3 * self._after
+        operation.pause = 3 * self.after
         return operation.pause
 
     def _look_at_pace(self, operation: _Operation) -> float:

@@ -122,6 +122,10 @@ class Session:
         self.end_game = EndGame(self.lt)
         self.limits = PeerLimits(self.lt)
 
+    def set_rates(self, download: int, upload: int) -> None:
+        """Limit what all peers together send and get, in bytes a second; 0: no limit."""
+        self.lt.apply_settings({"download_rate_limit": download, "upload_rate_limit": upload})
+
     def announce(self) -> None:
         """Tell the DHT of every public torrent: it can be reached now."""
         for swarm in list(self.swarms.values()):

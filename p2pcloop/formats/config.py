@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.units import parse_size
 
 MACHINE_CONFIG = Path("/etc/p2pcloop/config.toml")
+
+_HINT = "`p2pcloop config show` lists what may be set"
 
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16
@@ -105,6 +107,17 @@ class Config:
     http: Http = field(default_factory=Http)
 
 
+def differing(one: Config, other: Config) -> list[str]:
+    """The keys of the settings in which two configurations differ."""
+    return [key for key in SETTINGS if value_of(one, key) != value_of(other, key)]
+
+
+def value_of(config: Config, key: str) -> object:
+    """The value of a setting."""
+    table, _, name = key.rpartition(".")
+    return getattr(getattr(config, table) if table else config, name)
+
+
 def load_config(path: Path, machine: Path = MACHINE_CONFIG) -> Config:
     """Read the settings of a node; a file that is not there sets nothing.
 
@@ -117,28 +130,52 @@ def load_config(path: Path, machine: Path = MACHINE_CONFIG) -> Config:
             message names the file and the key.
         StorageError: the system refused.
     """
-    values = _load_table(machine)
-    for key, value in _load_table(path).items():
-        table = values.get(key)
-        if isinstance(value, dict) and isinstance(table, dict):
-            table.update(value)
-        else:
-            values[key] = value
+    values: dict[str, Any] = {}
+    for key, (value, _) in read_settings(path, machine).items():
+        table, _, name = key.rpartition(".")
+        (values.setdefault(table, {}) if table else values)[name] = value
     return _read_table(values, "", _KEYS, Config)
 
 
-def _load_table(path: Path) -> dict[str, Any]:
-    """Read and check one of the files."""
+def read_settings(path: Path, machine: Path = MACHINE_CONFIG) -> dict[str, tuple[Any, Path]]:
+    """What the files set: key → value as it is written, and the file whose value counts.
+
+    Errors as of `load_config`.
+    """
+    found: dict[str, tuple[Any, Path]] = {}
+    for file in (machine, path):
+        try:
+            text = file.read_text("utf-8")
+        except FileNotFoundError:
+            continue
+        except OSError as err:
+            raise storage_error(f"cannot read {file}", err) from err
+        except UnicodeDecodeError as err:
+            raise UsageError(f"{file}: {err}", hint=_HINT) from err
+        found |= {key: (value, file) for key, value in check_config(text, file).items()}
+    return found
+
+
+def check_config(text: str, file: Path) -> dict[str, Any]:
+    """Check the text of one file; return what it sets, by key.
+
+    Raises:
+        UsageError: as of `load_config`.
+    """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(text)
         _read_table(values, "", _KEYS, Config)
-        return values
-    except FileNotFoundError:
-        return {}
-    except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, _BadValueError) as err:
-        raise UsageError(f"{path}: {err}", hint="docs/daemon.md lists what may be set") from err
+    except (tomllib.TOMLDecodeError, _BadValueError) as err:
+        raise UsageError(f"{file}: {err}", hint=_HINT) from err
+    return dict(_flat(values))
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", each) for name, each in value.items())
+        else:
+            yield key, value
 
 
 class _BadValueError(Exception):
@@ -172,9 +209,10 @@ def _read_switch(value: object) -> bool:
 
 
 def _read_rate(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_RATE:
-        raise ValueError(f"must be bytes a second, 0 to {MAX_RATE}")
-    return value
+    rate = parse_size(value) if isinstance(value, str) else value
+    if type(rate) is not int or not 0 <= rate <= MAX_RATE:
+        raise ValueError(f'must be bytes a second, 0 to {MAX_RATE}, or a size like "1M"')
+    return rate
 
 
 def _read_seconds(value: object) -> float:
@@ -211,18 +249,14 @@ def _read_endpoint(value: object) -> tuple[str, int]:
     return str(address), int(port)
 
 
-def _read_http(value: object) -> Http:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table: [http]")
-    if value == {"listen": []}:
-        return Http(())
-    return _read_table(value, "http.", {"listen": _read_listen}, Http)
+def _read_http_listen(value: object) -> tuple[tuple[str, int], ...]:
+    return () if value == [] else _read_listen(value)
 
 
-def _read_discovery(value: object) -> Discovery:
+def _read_section(table: str, kind: Callable[..., object], value: object) -> object:
     if not isinstance(value, dict):
-        raise ValueError("must be a table: [discovery]")
-    return _read_table(value, "discovery.", _DISCOVERY_KEYS, Discovery)
+        raise ValueError(f"must be a table: [{table}]")
+    return _read_table(value, f"{table}.", _keys_of(table), kind)
 
 
 def _read_places(parse: Callable[[str], object], value: object) -> tuple[object, ...]:
@@ -236,24 +270,76 @@ def _read_places(parse: Callable[[str], object], value: object) -> tuple[object,
         raise ValueError(f"cannot be used: {err}") from err
 
 
-_DISCOVERY_KEYS: dict[str, Callable[[object], object]] = {
-    "dht": _read_switch,
-    "dht_nodes": partial(_read_places, parse_peer),
-    "lsd": _read_switch,
-    "lan": _read_switch,
-    "upnp": _read_switch,
-    "natpmp": _read_switch,
-    "trackers": _read_switch,
-    "announce_trackers": partial(_read_places, parse_tracker),
-    "mirrors": partial(_read_places, parse_mirror),
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One of the things that may be set.
+
+    Attributes:
+        key: "quota", or with its table: "discovery.dht".
+        about: for people, in a line.
+        read: takes the value of the file; raises ValueError.
+        live: a p2pcloopd that runs takes over a new value.
+    """
+
+    key: str
+    about: str
+    read: Callable[[object], object]
+    live: bool = False
+
+
+SETTINGS = {
+    setting.key: setting
+    for setting in (
+        Setting("listen", "addresses where peers reach this node", _read_listen),
+        Setting(
+            "upload_limit",
+            "bytes a second to all peers together; 0: no limit",
+            _read_rate,
+            live=True,
+        ),
+        Setting(
+            "download_limit", "bytes a second from all peers; 0: no limit", _read_rate, live=True
+        ),
+        Setting(
+            "waiting_after", "seconds without data until a reader is told", _read_seconds, live=True
+        ),
+        Setting("quota", "room on disk for images; not set: no limit", _read_quota, live=True),
+        Setting(
+            "http.listen", "addresses where it serves over HTTP; []: nowhere", _read_http_listen
+        ),
+        Setting("discovery.dht", "names and peers by the BitTorrent DHT", _read_switch),
+        Setting(
+            "discovery.dht_nodes", "where the DHT is joined", partial(_read_places, parse_peer)
+        ),
+        Setting("discovery.lsd", "public torrents on the local network (BEP 14)", _read_switch),
+        Setting("discovery.lan", "other nodes on the local network, by mDNS", _read_switch),
+        Setting("discovery.upnp", "have the router forward the port (UPnP)", _read_switch),
+        Setting("discovery.natpmp", "the same by NAT-PMP", _read_switch),
+        Setting("discovery.trackers", "ask the trackers that links name", _read_switch),
+        Setting(
+            "discovery.announce_trackers",
+            "trackers that are told of what is public",
+            partial(_read_places, parse_tracker),
+        ),
+        Setting(
+            "discovery.mirrors",
+            "mirrors where names are looked up",
+            partial(_read_places, parse_mirror),
+            live=True,
+        ),
+    )
 }
+"""All that may be set, by key."""
+
+
+def _keys_of(table: str) -> dict[str, Callable[[object], object]]:
+    """The settings of a table of the file, "" for those outside of all, by their own names."""
+    found = (setting.key.rpartition(".") for setting in SETTINGS.values())
+    return {name: SETTINGS[f"{at}{dot}{name}"].read for at, dot, name in found if at == table}
+
 
 _KEYS: dict[str, Callable[[object], object]] = {
-    "listen": _read_listen,
-    "upload_limit": _read_rate,
-    "download_limit": _read_rate,
-    "waiting_after": _read_seconds,
-    "quota": _read_quota,
-    "http": _read_http,
-    "discovery": _read_discovery,
+    **_keys_of(""),
+    "http": partial(_read_section, "http", Http),
+    "discovery": partial(_read_section, "discovery", Discovery),
 }

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.config import Config, Discovery, load_config
 from p2pcloop.formats.packing import pack_canonical
-from p2pcloopd.node.config import Config, Discovery, load_config
 from p2pcloopd.node.node import reachable
 from p2pcloopd.node.ports import choose_ports
 
