@@ -12,6 +12,8 @@ from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
+from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import never_missing
 from p2pcloop.making.difference import Side, compare
 from p2pcloop.making.local import open_local
@@ -38,18 +40,23 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
     """Tell how much the images ONE and OTHER differ, by their maps; fetches no content.
 
     Chunks with the same SHA-256 are equal. Other chunks may still have equal blocks: then the
-    output says "at most".
+    output says "at most". Of two states the memory and the devices are compared, too.
     """
     home.create()
     with ExitStack() as stack:
-        left, before = _open(one, at or 0, home, stack, quiet=as_json)
-        right, after = _open(other, 0, home, stack, quiet=as_json)
-        found = compare(left, right)
+        left = _open(one, at or 0, home, stack, quiet=as_json)
+        right = _open(other, 0, home, stack, quiet=as_json)
+        found = {
+            part: compare(left.side, right.side, blocks)
+            for part, blocks in _parts(left, right).items()
+        }
+    blocks = sum(part.blocks for part in found.values())
     answer: dict[str, Any] = {
-        "blocks": found.blocks,
-        "bytes": found.blocks * BLOCK_SIZE,
-        "exact": found.exact,
-        "sizes": [before, after],
+        "blocks": blocks,
+        "bytes": blocks * BLOCK_SIZE,
+        "exact": all(part.exact for part in found.values()),
+        "sizes": [left.length, right.length],
+        "parts": {part: each.blocks for part, each in found.items()},
     }
     if as_json:
         click.echo(to_json(answer))
@@ -58,22 +65,52 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
         click.echo(line)
 
 
-def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> tuple[Side, int]:
-    """Open an image; return it with the bytes of its device."""
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image that is compared.
+
+    Attributes:
+        side: its maps.
+        length: exact bytes of its disk.
+        disk: bytes of its disk in whole blocks.
+        machine: of a state.
+    """
+
+    side: Side
+    length: int
+    disk: int
+    machine: MachineState | None = None
+
+
+def _open(ref: str, at: int, home: Home, stack: ExitStack, *, quiet: bool) -> _Image:
     target = resolve_ref(ref, home, at=at)
     if isinstance(target, StoredRef):
         stack.enter_context(target.client)
         opened = open_stored(target, home, stack)
-        return Side(opened.image, opened.supply), target.signed.manifest.disk_length
+        manifest = target.signed.manifest
+        side = Side(opened.image, opened.supply)
+        return _Image(side, manifest.disk_length, manifest.disk_size, manifest.machine)
     with progress_bar("reading", quiet=quiet) as progress:
         progress(0, device_size(target))
         image = open_local(target, home.indexes, progress)
     stack.callback(image.close)
-    return Side(image, never_missing), odd_length(target) or image.size
+    return _Image(Side(image, never_missing), odd_length(target) or image.size, image.size)
+
+
+def _parts(one: _Image, other: _Image) -> dict[str, range]:
+    """The blocks that both have: of the disk, and of two states whose parts lie at the same places
+    of the other parts."""
+    parts = {"disk": range(min(one.disk, other.disk) // BLOCK_SIZE)}
+    left, right = one.machine, other.machine
+    if left is None or right is None or left.memory != right.memory:
+        return parts
+    ends = (left.device_state.blocks, right.device_state.blocks)
+    return parts | {"memory": left.memory.blocks, "devices": min(ends, key=len)}
 
 
 def _lines(answer: dict[str, Any]) -> list[str]:
     before, after = answer["sizes"]
+    parts = answer["parts"]
     lines = []
     if before != after:
         lines.append(f"devices of {format_size(before)} and {format_size(after)}")
@@ -83,4 +120,7 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         most = "" if answer["exact"] else "at most "
         size = format_size(answer["bytes"])
         lines.append(f"{most}{answer['blocks']} blocks of 4 KiB differ: {size}")
+    if len(parts) > 1:
+        found = ", ".join(f"{count} of the {part}" for part, count in parts.items())
+        lines.append(found)
     return lines

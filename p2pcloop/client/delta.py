@@ -33,7 +33,7 @@ from p2pcloop.making.delta import (
     nothing_moved,
     pack_delta,
 )
-from p2pcloop.making.encoding import DELTA, WHOLE
+from p2pcloop.making.encoding import DELTA, WHOLE, Shape
 from p2pcloop.making.moved import LivePlaces, MovedBlocks
 from p2pcloop.making.pack import begin_layer, finish_layer
 from p2pcloop.making.targets import DeviceTarget, upper_stretches
@@ -78,6 +78,8 @@ class Maker:
         *,
         found_in: Opened | None = None,
         find: Find = nothing_moved,
+        shape: Shape | None = None,
+        search_from: int = 0,
     ) -> Made:
         """Make and serve the delta of `target` over an image, or over nothing.
 
@@ -88,6 +90,8 @@ class Maker:
             found_in: the image in whose chunks `find` finds blocks; by default `below`, all of
                 which is searched.
             find: see `making.delta.Find`.
+            shape: of the chunks; by default `DELTA`, and `WHOLE` over nothing.
+            search_from: changed blocks from which on `below` is searched for them.
 
         Raises:
             UsageError: the image would have too many runs.
@@ -98,13 +102,15 @@ class Maker:
             progress(0, target.size)
             changes = find_changes(target, base, progress)
         if below is None:
-            return self._pack(None, changes, target, None, nothing_moved)
+            return self._pack(None, changes, target, None, nothing_moved, shape or WHOLE)
         content = Content.of(below.ref.signed.manifest)
         if not changes and target.size == content.size:
             return Made(content, changes, None)
         if found_in is None:
-            found_in, find = below, MovedBlocks(below.image, changes).find
-        return self._pack(below, changes, target, found_in, find)
+            found_in = below
+            if changes.blocks >= search_from:
+                find = MovedBlocks(below.image, changes).find
+        return self._pack(below, changes, target, found_in, find, shape or DELTA)
 
     def _pack(
         self,
@@ -113,27 +119,22 @@ class Maker:
         target: Target,
         found_in: Opened | None,
         find: Find,
+        shape: Shape,
     ) -> Made:
         """Pack changes and serve the layer."""
         manifest = None if below is None else below.ref.signed.manifest
         others = _Others(self.publisher.home, manifest, self.secret)
         reuse = Reuse()
-        if found_in is not None and manifest is not None:
-            reuse = Reuse(
-                found_in.image,
-                find,
-                in_a_row=MIN_REFERRED if found_in is below else 1,
-                known=others.find,
-                layers=others.stack,
-                more_sources=MAX_SOURCES - len(manifest.sources),
-            )
+        if found_in is not None:
+            in_a_row = MIN_REFERRED if found_in is below else 1
+            reuse = others.reuse(found_in.image, find, in_a_row)
         pack = partial(
             pack_delta,
             changes,
             target,
             reuse=reuse,
             seal=None if self.secret is None else Seal.new(self.secret),
-            shape=WHOLE if below is None else DELTA,
+            shape=shape,
         )
         with closing(others), self.publisher.home.staging() as staging:
             with progress_bar("packing", quiet=self.quiet) as progress:
@@ -187,7 +188,11 @@ def squash(
     shown = upper_stretches(image, 1, image.size)
     made_of = LivePlaces(image, 1)
     return maker.over(
-        base, DeviceTarget(device, opened.supply, shown), found_in=opened, find=made_of.find
+        base,
+        DeviceTarget(device, opened.supply, shown),
+        found_in=opened,
+        find=made_of.find,
+        shape=None if target.signed.manifest.machine is None else WHOLE,
     )
 
 
@@ -240,6 +245,18 @@ class _Others:
                 self.found[layer_id] = known.ref
                 return layer_id, known.chunk
         return None
+
+    def reuse(self, image: MergedImage, find: Find, in_a_row: int) -> Reuse:
+        """What a delta refers to in layers of an image, and in others; see `Reuse`."""
+        named = 0 if self._manifest is None else len(self._manifest.sources)
+        return Reuse(
+            image,
+            find,
+            in_a_row=in_a_row,
+            known=self.find,
+            layers=self.stack,
+            more_sources=MAX_SOURCES - named,
+        )
 
     def sources(self, found_in: Opened | None, used: Iterable[bytes]) -> tuple[LayerRef, ...]:
         """The layers that the new version names beside its own.

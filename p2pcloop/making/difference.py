@@ -9,7 +9,6 @@ from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.units import BLOCK_SIZE
 
 _WINDOW = 4096
 """Blocks of one look-up in both maps."""
@@ -52,26 +51,28 @@ class Side:
         return self.image.layers[piece[0]].header.layer_id
 
 
-def compare(one: Side, other: Side) -> Difference:
+def compare(one: Side, other: Side, blocks: range) -> Difference:
     """Count the blocks that may differ.
+
+    Args:
+        blocks: that are compared; both images have them.
 
     Raises:
         P2pcloopError: a page of a chunk table cannot be fetched.
     """
-    blocks, exact = 0, True
-    for first, second in _pairs(one.image, other.image):
+    count, exact = 0, True
+    for first, second in _pairs(one.image, other.image, blocks):
         known = _compare_pieces(one, first, other, second)
         if known != "equal":
-            blocks += first[3]
+            count += first[3]
             exact = exact and known == "different"
-    return Difference(blocks, exact)
+    return Difference(count, exact)
 
 
-def _pairs(one: MergedImage, other: MergedImage) -> Iterator[tuple[Piece, Piece]]:
+def _pairs(one: MergedImage, other: MergedImage, blocks: range) -> Iterator[tuple[Piece, Piece]]:
     """The pieces of both images, cut at the borders of either: pairs of equal length."""
-    end = min(one.size, other.size) // BLOCK_SIZE
-    for at in range(0, end, _WINDOW):
-        count = min(_WINDOW, end - at)
+    for at in range(blocks.start, blocks.stop, _WINDOW):
+        count = min(_WINDOW, blocks.stop - at)
         rights = iter(other.map.pieces(at, count))
         right = next(rights)
         for left in one.map.pieces(at, count):

@@ -37,7 +37,8 @@ DELTA = Shape(96, 128, 15)
 """Long chunks: 512 KiB pack to 1.1 times, 256 KiB to 1.15 times what one stream does."""
 
 WHOLE = Shape(16, 16, 0)
-"""For an image without a base: the unit in which a boot reads."""
+"""For an image without a base, and for a state: the unit in which a guest reads. The memory of a
+guest packs to 1.1 times what `DELTA` does, in a fifth of the time (docs/formats/state.md)."""
 
 
 class Level(enum.Enum):

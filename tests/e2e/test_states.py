@@ -44,8 +44,9 @@ def write(node_overlay: Path, image_id: bytes, size: int, blocks: dict[int, byte
 
 
 def test_a_state_has_all_parts_and_a_second_one_only_what_changed(
-    nodes: Nodes, disk: Path, tmp_path: Path
+    nodes: Nodes, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("p2pcloop.client.state._SEARCH_FROM", 0)
     node, other = nodes.make(), nodes.make()
     seeded = node.seed(disk, "disk")
     image = manifest_of(node, seeded["name"])
