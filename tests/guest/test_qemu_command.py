@@ -8,8 +8,9 @@ import pytest
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloopd.guest.machine import firmware
-from p2pcloopd.guest.machine.qemu import is_halted
+from p2pcloopd.guest.machine.qemu_boot import is_halted
 from p2pcloopd.guest.machine.qemu_command import (
+    CPU,
     Accelerator,
     FirmwareFiles,
     KernelFiles,
@@ -34,7 +35,7 @@ def words_for(
 ) -> list[str]:
     sockets = tuple(Path(f"/run/disks/{n}") for n in range(disks))
     return command_line(
-        Pc(Path("/q"), accelerator, 512 << 20, 6, sockets, cards, 7, 8, boots, ports=ports)
+        Pc(Path("/q"), accelerator, CPU, 512 << 20, 6, sockets, cards, 7, 8, boots, ports=ports)
     )
 
 

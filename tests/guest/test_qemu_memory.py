@@ -125,6 +125,7 @@ def test_a_program_behind_the_shim_has_pages_of_its_own(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(GuestError, match="cannot be read"):
         memory.extents()
+    memory.close()
 
 
 def test_another_file_is_mapped_as_it_is_asked_for(tmp_path: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,73 +19,8 @@ from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloopd.guest.machine.qemu_ports import QemuPorts
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.ports import Port
+from tests.support.played_qemu import Qemu, connected
 from tests.support.waiting import BOUND
-
-GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": []}}
-
-
-class Qemu:
-    """Plays QEMU: answers commands, keeps the sockets that it is given, and sends events."""
-
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self.sock = sock
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.refused: set[str] = set()
-        self.silent: set[str] = set()
-        self.fds: dict[str, trio.socket.SocketType] = {}
-        self._rest = b""
-
-    async def run(self) -> None:
-        await self.send(GREETING)
-        while True:
-            data, given, _, _ = await self.sock.recvmsg(1 << 16, socket.CMSG_SPACE(4))
-            if not data:
-                return
-            fds = [int.from_bytes(value[:4], "little") for _, _, value in given]
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines:
-                await self._answer(json.loads(line), fds)
-
-    async def _answer(self, command: dict[str, Any], fds: list[int]) -> None:
-        name, arguments = command["execute"], command["arguments"]
-        self.asked.append((name, arguments))
-        if name == "getfd":
-            (fd,) = fds
-            self.fds[arguments["fdname"]] = trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
-        if name in self.silent:
-            return
-        if name in self.refused:
-            error = {"class": "GenericError", "desc": "no such device"}
-            await self.send({"error": error, "id": command["id"]})
-        else:
-            await self.send({"return": {"did": name}, "id": command["id"]})
-
-    async def send(self, message: dict[str, Any]) -> None:
-        await self.sock.send(json.dumps(message).encode() + b"\r\n")
-
-    async def tell(self, name: str, **data: object) -> None:
-        await self.send({"event": name, "data": data, "timestamp": {"seconds": 1}})
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.asked]
-
-
-@asynccontextmanager
-async def connected(
-    on_event: Callable[[MachineEvent], None] = lambda _: None,
-) -> AsyncIterator[tuple[Qmp, Qemu]]:
-    ours, theirs = trio.socket.socketpair()
-    with ours, theirs:
-        qmp, qemu = Qmp(ours, on_event), Qemu(theirs)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(qmp.run)
-            nursery.start_soon(qemu.run)
-            try:
-                yield qmp, qemu
-            finally:
-                for sock in qemu.fds.values():
-                    sock.close()
-            nursery.cancel_scope.cancel()
 
 
 async def test_commands_are_answered_in_any_order_and_events_come_between() -> None:
@@ -149,17 +83,19 @@ async def test_what_is_no_qmp_is_an_error() -> None:
 
 
 @asynccontextmanager
-async def ports_of(*first: Port, spare: int = 0) -> AsyncIterator[tuple[QemuPorts, Qemu]]:
+async def ports_of(
+    *first: Port, spare: int = 0, old: list[tuple[int, str]] | None = None
+) -> AsyncIterator[tuple[QemuPorts, Qemu]]:
     served: list[QemuPorts] = []
 
     def take(event: MachineEvent) -> None:
         served[0].take_event(event)
 
     async with connected(take) as (qmp, qemu):
-        served.append(QemuPorts(qmp, first, spare))
+        served.append(QemuPorts(qmp, first, spare, old))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(served[0].serve)
-            while qemu.names().count("device_add") < len(first):
+            while qemu.names().count("device_add") < len(first if old is None else old):
                 await trio.lowlevel.checkpoint()
             yield served[0], qemu
             nursery.cancel_scope.cancel()
@@ -256,6 +192,52 @@ async def test_numbers_are_free_again_once_a_port_is_out() -> None:
             await qemu.tell("VSERPORT_CHANGE", id=old, open=True)
             await qemu.tell("VSERPORT_CHANGE", id=new, open=True)
             await second.opened.wait()
+
+
+async def test_a_resumed_guest_has_the_ports_that_it_had_and_then_the_new_ones() -> None:
+    agent, more = Port("agent"), Port("more")
+    old = [(1, "agent"), (5, ""), (7, "session")]
+    with trio.fail_after(BOUND):
+        async with ports_of(agent, more, spare=10, old=old) as (ports, qemu):
+            await ports.inherited.wait()
+            assert [(given["nr"], given.get("name", "")) for given in given_ports(qemu)] == old
+            async with ports.unchanged() as had:
+                assert had == old
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(plugged(qemu)) == 3  # else QEMU would not load the state
+            ports.loaded.set()
+            while len(plugged(qemu)) < 4:
+                await trio.lowlevel.checkpoint()
+            assert plugged(qemu)[-1][1] == 2
+            names = [name for name, _ in plugged(qemu)]
+            await qemu.tell("VSERPORT_CHANGE", id=names[0], open=True)
+            await agent.opened.wait()
+            # What nobody has here is read, and goes once the guest closes it.
+            await qemu.tell("VSERPORT_CHANGE", id=names[2], open=True)
+            await qemu.fds[names[2]].send(b"x" * 1_000_000)
+            await qemu.tell("VSERPORT_CHANGE", id=names[2], open=False)
+            while ("device_del", {"id": names[2]}) not in qemu.asked:
+                await trio.lowlevel.checkpoint()
+
+
+def given_ports(qemu: Qemu) -> list[dict[str, Any]]:
+    return [given for name, given in qemu.asked if name == "device_add"]
+
+
+async def test_no_port_comes_or_goes_while_a_guest_is_captured() -> None:
+    with trio.fail_after(BOUND):
+        async with ports_of(Port("agent"), spare=3) as (ports, qemu):
+            port = Port("")
+            await ports.add([port])
+            async with trio.open_nursery() as nursery:
+                async with ports.unchanged() as had:
+                    assert had == [(1, "agent"), (2, "")]
+                    ports.remove(port)
+                    nursery.start_soon(ports.add, [Port("")])
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert "device_del" not in qemu.names()
+                    assert len(plugged(qemu)) == 2
+            assert len(plugged(qemu)) == 3
 
 
 def open_descriptors() -> int:

@@ -241,10 +241,13 @@ def _fuse() -> str:
 
 
 def _qemu() -> str:
-    from p2pcloopd.guest.machine.qemu import PACKAGE, PROGRAM  # noqa: PLC0415  as above
+    from p2pcloopd.guest.machine.qemu_command import (  # noqa: PLC0415  as above
+        PROGRAM,
+        PROGRAM_PACKAGE,
+    )
     from p2pcloopd.guest.system.stock_kernel import find_stock_kernel  # noqa: PLC0415  as above
 
-    program = find_program(PROGRAM, PACKAGE)
+    program = find_program(PROGRAM, PROGRAM_PACKAGE)
     try:
         done = subprocess.run(
             [program, "--version"], capture_output=True, text=True, timeout=10, check=True

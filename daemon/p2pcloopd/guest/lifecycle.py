@@ -228,7 +228,7 @@ class _Attended:
             quiet_end.is_good = reason in ("poweroff", "reboot")
         if self._guest.killed:
             return _End(exit_code, "killed", transcript.prompt_time)
-        if not by_firmware or code:  # a disk's own kernel may print elsewhere
+        if code or not (by_firmware or self._spec.resume):  # those may print elsewhere, or nothing
             _check_started(transcript, native, exit_code)
         return _End(code, reason, transcript.prompt_time)
 

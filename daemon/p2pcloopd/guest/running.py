@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import trio
 
 from p2pcloop.errors import FormatError, GuestError
 from p2pcloopd.guest.machine.machine import Boot
 from p2pcloopd.guest.machine.mconsole import NotThereError
+
+if TYPE_CHECKING:
+    from p2pcloopd.guest.machine.capture import Capture
 
 _STDIN = 0
 
@@ -82,6 +87,16 @@ class RunningGuest:
         self._size = size
         if self._boot is not None:
             self._boot.console.set_size(size)
+
+    def captured(self) -> AbstractAsyncContextManager[Capture]:
+        """Stop the guest, and give all that it needs to go on elsewhere; see `Boot`.
+
+        Raises:
+            GuestError: it does not run, or as of `Boot`.
+        """
+        if self._boot is None:
+            raise GuestError("the guest does not run: it reboots, or ends")
+        return self._boot.captured()
 
     async def shutdown(self, number: int = signal.SIGTERM) -> bool:
         """Press Ctrl-Alt-Del: the image's init shuts down in order. At a second call, or if the

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from p2pcloopd.guest.channel.display_session import Session
     from p2pcloopd.guest.channel.waking import Waking
     from p2pcloopd.guest.display.spec import Display
+    from p2pcloopd.guest.machine.resume import Resume
     from p2pcloopd.guest.network.card import Card
     from p2pcloopd.guest.network.forwarding import BoundPort
     from p2pcloopd.guest.ports import PortsUser
     from p2pcloopd.guest.progress import Progress
 
-Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done"]
+Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done", "suspended"]
 
 _STDIN = 0
 
@@ -85,6 +86,8 @@ class GuestSpec:
         firmware: boots the disk by its own boot loader, on QEMU: then nothing of this system's is
             in the guest, neither kernel nor first root. None for the others.
         waking: what a guest is told that goes on where it was suspended; None for one that boots.
+        resume: what it goes on with that was suspended, on QEMU; None for a guest that boots. When
+            it reboots, it boots.
     """
 
     disk_socket: Path
@@ -109,6 +112,7 @@ class GuestSpec:
     firmware: Firmware | None = None
     ports_user: PortsUser | None = None
     waking: Waking | None = None
+    resume: Resume | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -192,7 +196,7 @@ class GuestResult:
         exit_code: 0 after an orderly end; otherwise the machine's exit status, or 128 + the signal.
         reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
             is a kernel that ended without saying why, `done` the end of the command that the guest
-            was for.
+            was for, `suspended` that of a guest that goes on elsewhere.
         kernel: the kernel that it ran; None for one of its disk's own.
         seconds: from the call to the end.
         boot_seconds: from the call to the first login prompt, or None if there was none.

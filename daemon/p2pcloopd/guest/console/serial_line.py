@@ -14,12 +14,15 @@ class SerialLine:
     """A serial line.
 
     Attributes:
+        listens: set once the guest hears what is typed. QEMU loses what comes before a resumed
+            guest has its state.
         theirs: the end for QEMU, to be closed here once it has it.
     """
 
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair()
         self._socket = trio.socket.from_stdlib_socket(ours)
+        self.listens = trio.Event()
         self._sending = trio.Lock()
         self._scope = trio.CancelScope()
         self._is_released = False
@@ -38,6 +41,7 @@ class SerialLine:
                 self._scope = scope
                 if self._is_released:
                     return
+                await self.listens.wait()
                 with suppress(OSError, trio.ClosedResourceError):  # the guest has ended
                     while data:
                         data = data[await self._socket.send(data) :]

@@ -21,7 +21,7 @@ def choose_machine(spec: GuestSpec) -> Machine:
         return UmlMachine(kernel if isinstance(kernel, Kernel) else find_kernel(kernel))
     from p2pcloopd.guest.machine.qemu import QemuMachine  # noqa: PLC0415  not for most guests
 
-    if spec.firmware is not None:
-        return QemuMachine(None)
+    if spec.firmware is not None or spec.resume is not None:
+        return QemuMachine(None, spec.resume)
     kernel = spec.kernel
     return QemuMachine(kernel if isinstance(kernel, Kernel) else find_stock_kernel(kernel))

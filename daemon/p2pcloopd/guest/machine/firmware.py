@@ -11,6 +11,8 @@ from p2pcloopd.guest.vm import Firmware
 BIOS = Path("/usr/share/seabios")
 """SeaBIOS, and what it needs of QEMU's cards."""
 
+BIOS_FILE = BIOS / "bios-256k.bin"
+
 _OVMF = Path("/usr/share/OVMF")
 _UEFI = (("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"), ("OVMF_CODE.fd", "OVMF_VARS.fd"))
 """Code and variables, of Debian 12 and of Debian 11."""
@@ -37,7 +39,7 @@ def check_firmware(firmware: Firmware | None) -> None:
     """
     if firmware == "uefi":
         find_uefi()
-    if not (BIOS / "bios-256k.bin").is_file():
+    if not BIOS_FILE.is_file():
         raise NeedsPackageError("SeaBIOS is not installed", hint="apt-get install seabios")
 
 

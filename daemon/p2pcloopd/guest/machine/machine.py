@@ -6,14 +6,17 @@ root, its console and its life are the same on each machine (docs/guest.md, "Two
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, Protocol
 
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.spec import GuestSpec, Reason
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.transcript import Transcript
+
+if TYPE_CHECKING:
+    from p2pcloopd.guest.machine.capture import Capture
 
 
 class Console(Protocol):
@@ -60,6 +63,16 @@ class Boot(Protocol):
 
     def heard(self, transcript: Transcript) -> None:
         """Take notice of what the guest has printed."""
+
+    def captured(self) -> AbstractAsyncContextManager[Capture]:
+        """Stop the guest, and give all that it needs to go on elsewhere. At the end of the context
+        it goes on, unless it was ended; so it does after an error and a cancellation.
+
+        Raises:
+            UsageError: such a machine cannot be suspended.
+            BusyError: it is suspended or resumed already.
+            GuestError: the machine does not answer, refuses, or has ended.
+        """
 
     async def press_ctrl_alt_del(self) -> None:
         """Press these keys.

@@ -15,14 +15,21 @@ from p2pcloopd.guest.system.addresses import PC_CARD, PC_DISPLAY_CARD
 
 MACHINE = "pc-q35-7.2"
 
-CPU = "qemu64,+aes,+cx16,+lahf-lm,+pni,+popcnt,+sse4.1,+sse4.2,+ssse3"
+PROGRAM, PROGRAM_PACKAGE = "qemu-system-x86_64", "qemu-system-x86"
+
+CPU = "qemu64,+aes,+cx16,+lahf-lm,+pni,+popcnt,+sse4.1,+sse4.2,+ssse3,-svm"
 """What each x86-64 processor since 2010 has (x86-64-v2), and TCG, too. Distributions are built for
-that or less. With KVM its vendor is the host's."""
+that or less. Virtual machines in the guest, which only some processors of one vendor could run, are
+left out."""
+
+NEEDED_FLAGS = frozenset({"aes", "cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"})
+"""Of a processor that runs such guests by KVM, as Linux calls them."""
 
 KERNEL_ROM = "linuxboot_dma.bin"
 """By which QEMU boots a kernel that it was given."""
 
 Accelerator = Literal["kvm", "tcg"]
+CardRole = Literal["network", "display"]
 
 _RECONNECT_SECONDS = 3600
 """How long a disk waits for a block server that was ended and is started again. If it is not, the
@@ -34,7 +41,7 @@ _TRANSLATED_MIB = 256
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 _DISK_PLACES = ("02", "03")
-_CARD_PLACES = {"network": PC_CARD, "display": PC_DISPLAY_CARD}
+CARD_PLACES: dict[CardRole, str] = {"network": PC_CARD, "display": PC_DISPLAY_CARD}
 _PORTS_PLACE, _RANDOM_PLACE = "06", "07"
 
 
@@ -51,7 +58,7 @@ class PcCard:
         mtu: bytes of its longest IP packet.
     """
 
-    role: Literal["network", "display"]
+    role: CardRole
     kind: Literal["dgram", "tap", "none"]
     fd: int
     mac: str
@@ -93,6 +100,7 @@ class Pc:
     """What a machine has.
 
     Attributes:
+        cpu: its processor; see `cpu_words`.
         memory: bytes.
         memory_file: the descriptor of the file that is its memory.
         disks: sockets of the disks' servers, of NBD; the first is /dev/vda.
@@ -104,6 +112,7 @@ class Pc:
 
     program: Path
     accelerator: Accelerator
+    cpu: str
     memory: int
     memory_file: int
     disks: Sequence[Path]
@@ -161,7 +170,7 @@ def command_line(pc: Pc) -> list[str]:
         *("-sandbox", _SANDBOX),
         # Two guests' equal pages are not merged: each could find out what the other one has.
         *("-machine", f"{MACHINE},memory-backend=ram,mem-merge=off,vmport=off,usb=off{machine}"),
-        *("-accel", accelerator, "-cpu", CPU, "-smp", "1", "-m", size, "-object", memory),
+        *("-accel", accelerator, "-cpu", pc.cpu, "-smp", "1", "-m", size, "-object", memory),
         # A reboot ends the program; then it is started again.
         "-no-reboot",
         *boot,
@@ -171,6 +180,17 @@ def command_line(pc: Pc) -> list[str]:
     for device in devices(pc):
         words += device.arguments()
     return [*words, "-incoming", "defer", "-S"] if pc.arrives else words
+
+
+def cpu_words(accelerator: Accelerator, vendor: str) -> str:
+    """The processor of a machine, as `-cpu` takes it.
+
+    With KVM, a guest's system calls in 32-bit mode are those of the host's vendor.
+
+    Args:
+        vendor: of the host's processor.
+    """
+    return f"{CPU},vendor={vendor}" if accelerator == "kvm" else CPU
 
 
 def memory_path(pc: Pc) -> str:
@@ -207,7 +227,7 @@ def _disk(number: int, place: str, socket: Path) -> Device:
 
 def _card(card: PcCard) -> Device:
     # Without a ROM the firmware does not try to boot from the network.
-    words = f"virtio-net-pci,addr={_CARD_PLACES[card.role]},mac={card.mac},host_mtu={card.mtu}"
+    words = f"virtio-net-pci,addr={CARD_PLACES[card.role]},mac={card.mac},host_mtu={card.mtu}"
     words += ",romfile="
     match card.kind:
         case "none":

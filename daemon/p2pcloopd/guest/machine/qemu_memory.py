@@ -15,6 +15,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -91,12 +92,19 @@ class GuestMemory(Protocol):
             GuestError: they cannot be read: QEMU has ended.
         """
 
+    def close(self) -> None:
+        """Read no more."""
+
 
 class FileMemory:
     """Memory in a sparse file; see `GuestMemory`."""
 
     def __init__(self, fd: int, size: int, *, is_whole: bool = True) -> None:
-        """Take a descriptor, which stays the caller's."""
+        """Read a file.
+
+        Args:
+            fd: of the file; it stays the caller's.
+        """
         self._fd = fd
         self.size = size
         self.is_whole = is_whole
@@ -119,6 +127,9 @@ class FileMemory:
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes of the file."""
         return _read_all(self._fd, offset, length)
+
+    def close(self) -> None:
+        """Do nothing: the descriptor is the caller's."""
 
 
 class OwnedMemory(FileMemory):
@@ -151,16 +162,24 @@ class PrivateMemory:
             GuestError: QEMU has ended, or does not map this.
         """
         self.size = size
-        self._folder = Path(f"/proc/{pid}")
-        self._start = self._find(fd)
+        folder = Path(f"/proc/{pid}")
+        with ExitStack() as stack:
+            try:
+                # As long as they are open, they are this process's, whatever has its number later.
+                self._memory = stack.enter_context(open(folder / "mem", "rb", buffering=0))
+                self._pages = stack.enter_context(open(folder / "pagemap", "rb", buffering=0))
+                maps = (folder / "maps").read_text()
+            except OSError as err:
+                raise _unreadable(err) from err
+            self._start = self._find(maps, fd)
+            stack.pop_all()
 
     def extents(self) -> list[Extent]:
         """Return the private pages; see `GuestMemory`."""
         pages = self.size // BLOCK_SIZE
+        at = self._start // BLOCK_SIZE * _ENTRY_SIZE
         try:
-            with open(self._folder / "pagemap", "rb", buffering=0) as table:
-                at = self._start // BLOCK_SIZE * _ENTRY_SIZE
-                entries = _read_all(table.fileno(), at, pages * _ENTRY_SIZE)
+            entries = _read_all(self._pages.fileno(), at, pages * _ENTRY_SIZE)
         except OSError as err:
             raise _unreadable(err) from err
         private = entries[_ENTRY_SIZE - 1 :: _ENTRY_SIZE].translate(_IS_PRIVATE)
@@ -172,18 +191,18 @@ class PrivateMemory:
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes of QEMU's memory; see `GuestMemory`."""
         try:
-            with open(self._folder / "mem", "rb", buffering=0) as memory:
-                return _read_all(memory.fileno(), self._start + offset, length)
+            return _read_all(self._memory.fileno(), self._start + offset, length)
         except OSError as err:
             raise _unreadable(err) from err
 
-    def _find(self, fd: int) -> int:
-        """Return the address of the mapping."""
+    def close(self) -> None:
+        """Let go of QEMU."""
+        self._memory.close()
+        self._pages.close()
+
+    def _find(self, table: str, fd: int) -> int:
+        """Return the address of the mapping of a file in a table of mappings."""
         named = _name_in_maps(fd)
-        try:
-            table = (self._folder / "maps").read_text()
-        except OSError as err:
-            raise _unreadable(err) from err
         # Advice for a part of it makes two lines of it.
         start = end = 0
         for found in _MAPPING.finditer(table):

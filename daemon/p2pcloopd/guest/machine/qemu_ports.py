@@ -3,6 +3,10 @@
 QEMU's device is its own: of the devices that QEMU 7.2 takes from another process (vhost-user) none
 is a console. A port is plugged in when it is needed, and gets one end of a pair of sockets. QEMU
 tells when the guest opens or closes it; our closing of the socket is the end of the stream there.
+
+QEMU loads the state of a guest only into a machine with the same ports. So a resumed guest first
+has those that it had, and then those that are asked for here. An old one that has the name of a
+new one becomes that one; of the others all output is dropped, until the guest closes them.
 """
 
 from __future__ import annotations
@@ -12,8 +16,8 @@ import fcntl
 import itertools
 import socket
 import termios
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -38,6 +42,8 @@ class _Plug:
         id: QEMU's name of it.
         raw, sock: our end, and the same for trio; None before it is there.
         count: bytes that came.
+        is_in: whether QEMU has it.
+        is_stray: whether it is one of before, which nobody has here.
         gone: cancelled when it is pulled out.
     """
 
@@ -48,6 +54,8 @@ class _Plug:
         self.raw: socket.socket | None = None
         self.sock: trio.socket.SocketType | None = None
         self.count = 0
+        self.is_in = False
+        self.is_stray = False
         self.gone = trio.CancelScope()
         self._is_reading = False
         self._changed = trio.Event()
@@ -89,16 +97,34 @@ class _Plug:
 
 
 class QemuPorts:
-    """See `GuestPorts`."""
+    """See `GuestPorts`.
 
-    def __init__(self, qmp: Qmp, ports: Sequence[Port], spare: int = 0) -> None:
+    Attributes:
+        inherited: set once a guest that is resumed has the ports that it had.
+        loaded: to be set once it has its state.
+    """
+
+    def __init__(
+        self,
+        qmp: Qmp,
+        ports: Sequence[Port],
+        spare: int = 0,
+        old: Sequence[tuple[int, str]] | None = None,
+    ) -> None:
         """Plug nothing in yet.
 
         Args:
             qmp: the monitor; its events are given to `take_event`.
             ports: those that the guest has from the beginning.
             spare: how many more it can have at a time.
+            old: number and name of each port that a guest had that is resumed; None if it boots.
         """
+        self.inherited = trio.Event()
+        self.loaded = trio.Event()
+        self._old = old or ()
+        if old is None:
+            self.loaded.set()
+        self._changing = trio.Lock()
         self._qmp = qmp
         self._first = list(ports)
         self._most = len(ports) + spare
@@ -106,7 +132,6 @@ class QemuPorts:
         self._by_id: dict[str, _Plug] = {}
         self._nursery: trio.Nursery | None = None
         self._serials = itertools.count(1)
-        self._pulled = trio.Event()
         assert self._most <= MAX_PORTS - FIRST_NUMBER
 
     async def serve(self) -> None:
@@ -116,7 +141,11 @@ class QemuPorts:
             # Not before the disk's server has answered, which may wait for its image.
             await self._qmp.ready.wait()
             with suppress(GuestError):  # it has ended
-                await self.add(self._first)
+                more = await self._inherit()
+                self.inherited.set()
+                await self.loaded.wait()
+                if more:
+                    await self.add(more)
             await self._qmp.ended.wait()
             nursery.cancel_scope.cancel()
 
@@ -133,8 +162,9 @@ class QemuPorts:
         plugs = [_Plug(port, number) for port, number in zip(ports, free, strict=False)]
         for plug in plugs:
             self._plugs[plug.number] = plug
-        for plug in plugs:
-            await self._plug_in(plug)
+        async with self._changing:
+            for plug in plugs:
+                await self._plug_in(plug)
         return [plug.number for plug in plugs]
 
     def remove(self, port: Port) -> None:
@@ -146,6 +176,12 @@ class QemuPorts:
             if self._nursery is not None and not self._qmp.ended.is_set():
                 self._nursery.start_soon(self._pull_out, plug)
         port.record_removed()
+
+    @asynccontextmanager
+    async def unchanged(self) -> AsyncIterator[list[tuple[int, str]]]:
+        """Plug nothing in meanwhile, and pull nothing out; give number and name of each port."""
+        async with self._changing:
+            yield [(plug.number, plug.port.name) for plug in self._plugs.values() if plug.is_in]
 
     async def drain(self, port: Port) -> None:
         """Return when the guest has closed a port, and all that it wrote there was delivered.
@@ -164,12 +200,6 @@ class QemuPorts:
                 if plug.count == before:
                     return
 
-    async def rest(self) -> None:
-        """Return once no port is plugged in but those that the guest had from the beginning. QEMU
-        loads the state of a guest only where it has the same ports."""
-        while len(self._plugs) > len(self._first) and not self._qmp.ended.is_set():
-            await self._pulled.wait()
-
     def close(self) -> None:
         """Record that the guest is gone."""
         for plug in self._plugs.values():
@@ -187,6 +217,22 @@ class QemuPorts:
             plug.port.record_opened()
         elif plug.port.opened.is_set():
             plug.port.record_closed()
+            if plug.is_stray:
+                self.remove(plug.port)
+
+    async def _inherit(self) -> list[Port]:
+        """Plug in what a guest had that is resumed; return the first ports that are not among
+        that."""
+        new = {port.name: port for port in self._first if port.name}
+        async with self._changing:
+            for number, name in self._old:
+                port = new.pop(name, None)
+                plug = _Plug(port or Port(name), number)
+                plug.is_stray = port is None
+                self._plugs[number] = plug
+                await self._plug_in(plug)
+        taken = [plug.port for plug in self._plugs.values()]
+        return [port for port in self._first if port not in taken]
 
     async def _plug_in(self, plug: _Plug) -> None:
         assert self._nursery is not None
@@ -199,6 +245,7 @@ class QemuPorts:
         except BaseException:
             plug.sock.close()
             raise
+        plug.is_in = True
         self._nursery.start_soon(self._carry, plug)
 
     async def _connect(self, plug: _Plug, theirs: socket.socket) -> None:
@@ -214,13 +261,12 @@ class QemuPorts:
         await self._qmp.execute("device_add", device | {"id": plug.id, "chardev": plug.id} | named)
 
     async def _pull_out(self, plug: _Plug) -> None:
-        with suppress(GuestError):  # QEMU ends
-            await self._qmp.execute("device_del", {"id": plug.id})
-            await self._qmp.execute("chardev-remove", {"id": plug.id})
-        if self._plugs.get(plug.number) is plug:
-            del self._plugs[plug.number]
-            self._pulled.set()
-            self._pulled = trio.Event()
+        async with self._changing:
+            with suppress(GuestError):  # QEMU ends
+                await self._qmp.execute("device_del", {"id": plug.id})
+                await self._qmp.execute("chardev-remove", {"id": plug.id})
+            if self._plugs.get(plug.number) is plug:
+                del self._plugs[plug.number]
 
     async def _carry(self, plug: _Plug) -> None:
         assert plug.sock is not None

@@ -70,7 +70,12 @@ class Qmp:
                 answer.come.set()
 
     async def execute(
-        self, name: str, arguments: Mapping[str, Any] | None = None, fd: int | None = None
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        fd: int | None = None,
+        *,
+        seconds: float = _ANSWER_SECONDS,
     ) -> Any:  # noqa: ANN401
         """Carry out a command, and return its result.
 
@@ -78,14 +83,15 @@ class Qmp:
             name: the command's.
             arguments: as QEMU names them.
             fd: a descriptor that goes with it.
+            seconds: how long QEMU may take. It may carry the command out later.
 
         Raises:
             GuestError: QEMU refuses it, has ended, or does not answer.
         """
-        with trio.move_on_after(_ANSWER_SECONDS):
+        with trio.move_on_after(seconds):
             await self.ready.wait()
             return await self._ask(name, arguments or {}, fd)
-        raise GuestError(f"QEMU does not answer the command {name} within {_ANSWER_SECONDS:g} s")
+        raise GuestError(f"QEMU does not answer the command {name} within {seconds:g} s")
 
     async def _ask(self, name: str, arguments: Mapping[str, Any], fd: int | None) -> Any:  # noqa: ANN401
         if self.ended.is_set():

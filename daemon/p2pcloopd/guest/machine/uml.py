@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
+from p2pcloop.errors import UsageError
 from p2pcloopd.guest.console.console import Pty, UnseenConsoles
 from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.machine import mconsole
@@ -20,6 +22,9 @@ from p2pcloopd.guest.spec import GuestSpec, Reason
 from p2pcloopd.guest.system.initramfs import BELL_CONSOLE
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.transcript import Transcript
+
+if TYPE_CHECKING:
+    from p2pcloopd.guest.machine.capture import Capture
 
 _STDIN = 0
 _UNSEEN_CONSOLES = range(2, BELL_CONSOLE)
@@ -54,6 +59,14 @@ class UmlBoot:
 
     def heard(self, transcript: Transcript) -> None:
         """Do nothing: the kernel is a program, and ends by itself."""
+
+    def captured(self) -> AbstractAsyncContextManager[Capture]:
+        """Refuse; see `Boot`."""
+        raise UsageError(
+            "a guest in User-Mode Linux cannot be suspended: it is spread over processes of this"
+            " machine",
+            hint="boot it with --vm qemu",
+        )
 
     async def press_ctrl_alt_del(self) -> None:
         """Press the keys through the management console."""

@@ -224,6 +224,20 @@ class SandboxedProcess:
             with suppress(ProcessLookupError):
                 self._inner = os.pidfd_open(init_pid)
 
+    def command_pid(self) -> int:
+        """Return the number on the host of the command's process.
+
+        Raises:
+            GuestError: it has ended.
+        """
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # that one has ended
+                # Behind its name, which may have any characters: its state, its parent.
+                parent = status.read_text().rpartition(")")[2].split()[1]
+                if parent == str(self.init_pid):
+                    return int(status.parent.name)
+        raise GuestError("the program in the sandbox has ended")
+
     async def wait(self) -> int:
         """Return the exit status of the command: its code, or 128 + the signal that ended it."""
         await trio.lowlevel.wait_readable(self._outer)

@@ -1,0 +1,29 @@
+"""What a guest goes on with that was suspended."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.frozen import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What a guest goes on with.
+
+    Attributes:
+        machine: what it ran on.
+        memory: the file of its memory; the guest's own changes do not get there. Its content may
+            come while the guest runs: a read of it waits.
+        device_state: what QEMU wrote of its devices.
+        ready: returns once the guest may run; its machine is there before.
+    """
+
+    machine: MachineState
+    memory: Path
+    device_state: bytes
+    ready: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint

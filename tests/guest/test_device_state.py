@@ -1,0 +1,115 @@
+"""The state of a machine's devices, between this process and a QEMU that a task plays."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pcloop.errors import GuestError
+from p2pcloop.protocol.qmp import MachineEvent
+from p2pcloopd.guest.machine import device_state
+from p2pcloopd.guest.machine.device_state import DeviceStates
+from tests.support.played_qemu import Qemu, connected
+from tests.support.waiting import BOUND
+
+STATE = bytes(range(256)) * 100
+
+
+@asynccontextmanager
+async def states() -> AsyncIterator[tuple[DeviceStates, Qemu]]:
+    made: list[DeviceStates] = []
+
+    def take(event: MachineEvent) -> None:
+        made[0].take_event(event)
+
+    with trio.fail_after(BOUND):
+        async with connected(take) as (qmp, qemu):
+            made.append(DeviceStates(qmp))
+            yield made[0], qemu
+
+
+async def ending(qemu: Qemu, command: str, status: str) -> None:
+    """Tell how a command ended, once it was given."""
+    while command not in qemu.names():
+        await trio.lowlevel.checkpoint()
+    await qemu.tell("MIGRATION", status="active")
+    await qemu.tell("MIGRATION", status=status)
+
+
+def sending(qemu: Qemu, state: bytes) -> Callable[[dict[str, Any]], Any]:
+    def migrate(arguments: dict[str, Any]) -> Any:
+        fd = qemu.files.pop(arguments["uri"].removeprefix("fd:"))
+        os.write(fd, state)
+        os.close(fd)
+        return {}
+
+    return migrate
+
+
+async def test_a_state_is_what_qemu_sends() -> None:
+    async with states() as (devices, qemu):
+        qemu.answers["migrate"] = sending(qemu, STATE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ending, qemu, "migrate", "completed")
+            assert await devices.take() == STATE
+        (given,) = [given for name, given in qemu.asked if name == "migrate-set-capabilities"]
+        wanted = {each["capability"] for each in given["capabilities"] if each["state"]}
+        assert "x-ignore-shared" in wanted  # the memory is no part of it
+        assert qemu.names()[-1] == "migrate"
+
+
+async def test_a_state_that_qemu_does_not_save_is_none() -> None:
+    async with states() as (devices, qemu):
+        qemu.answers["migrate"] = sending(qemu, STATE[:7])
+        qemu.answers["query-migrate"] = lambda _: {"status": "failed", "error-desc": "no luck"}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ending, qemu, "migrate", "failed")
+            with pytest.raises(GuestError, match="no luck"):
+                await devices.take()
+
+
+async def test_a_state_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_state, "MAX_DEVICE_STATE", len(STATE) - 1)
+    async with states() as (devices, qemu):
+        qemu.answers["migrate"] = sending(qemu, STATE)
+        with pytest.raises(GuestError, match="cannot be suspended"):
+            await devices.take()
+
+
+async def test_a_qemu_that_comes_to_no_end(autojump_clock: MockClock) -> None:
+    async with states() as (devices, qemu):
+        qemu.answers["migrate"] = sending(qemu, STATE)
+        with pytest.raises(GuestError, match="longer than 60 s"):
+            await devices.take()
+    assert autojump_clock.current_time() >= 60
+
+
+async def test_a_state_is_given_whole() -> None:
+    async with states() as (devices, qemu):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ending, qemu, "migrate-incoming", "completed")
+            await devices.give(STATE)
+        (fd,) = qemu.files.values()
+        assert os.pread(fd, len(STATE) + 1, 0) == STATE
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 0
+
+
+async def test_a_qemu_that_ends_while_it_loads_is_an_error() -> None:
+    async with states() as (devices, qemu):
+
+        async def end() -> None:
+            while "migrate-incoming" not in qemu.names():
+                await trio.lowlevel.checkpoint()
+            qemu.sock.shutdown(socket.SHUT_RDWR)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            with pytest.raises(GuestError, match="ended"):
+                await devices.give(STATE)
