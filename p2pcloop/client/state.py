@@ -16,9 +16,8 @@ from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.making.changes import Target
 from p2pcloop.making.encoding import WHOLE
-from p2pcloop.making.state import state_target
+from p2pcloop.making.state import Memory, MemoryTarget, state_target
 from p2pcloop.making.targets import overlay_target
 
 _SEARCH_FROM = 1 << 10
@@ -34,8 +33,8 @@ class Suspended:
         image: what its overlay lies over: the image that it was booted from, or the state that it
             was resumed from.
         overlay: flushed; a path is opened read-only. None if the guest wrote nothing.
-        memory: all of it (`memory_in_file`); or, of a guest that was resumed, only the pages that
-            it changed (`SparseTarget`): then `image` is that state, and `over` is None.
+        memory: all of it; or, where it is not whole, only the pages that the guest changed since it
+            was resumed: then `image` is the state that it came from, and `over` is None.
         device_state: the bytes that QEMU wrote.
         machine: what it ran on.
         over: the state that the new one is to be a delta of, where that is not `image` but an
@@ -44,7 +43,7 @@ class Suspended:
 
     image: StoredRef
     overlay: Path | Overlay | None
-    memory: Target
+    memory: Memory
     device_state: bytes
     machine: MachineState
     over: StoredRef | None = None
@@ -91,7 +90,7 @@ def make_state(
             None if opened is below else below.image,
             guest.machine.disk.size,
         )
-        target = state_target(disk, guest.memory, guest.device_state, guest.machine)
+        target = state_target(disk, MemoryTarget(guest.memory), guest.device_state, guest.machine)
         maker = Maker(publisher, secret, quiet)
         made = maker.over(below, target, shape=WHOLE, search_from=_SEARCH_FROM)
     boot = base.signed.manifest.boot
@@ -116,6 +115,8 @@ def _check(guest: Suspended, base: StoredRef) -> None:
             f"the guest's disk has {guest.machine.disk_length} bytes, and that of"
             f" {guest.image.name} has {manifest.disk_length}"
         )
+    if not guest.memory.is_whole and (manifest.machine is None or guest.over is not None):
+        raise UsageError("only some of the guest's memory is known, and not over what it lies")
     if below.layers[: len(manifest.layers)] != manifest.layers:
         raise UsageError(f"{base.name} does not lie on the layers of {guest.image.name}")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from p2pcloop.errors import FormatError
 from p2pcloop.formats.block_map import ZERO_CHUNK
@@ -14,7 +13,7 @@ from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.image.zeros import files_device
 from p2pcloop.making.build import NextData, Read, check_image_size, no_holes
-from p2pcloop.making.changes import Stretch, Target, append_block, stretches_of
+from p2pcloop.making.changes import Stretch, Target
 from p2pcloop.units import BLOCK_SIZE
 
 _SPAN = 1 << 20
@@ -143,30 +142,6 @@ class JoinedTarget:
                 found += (bytes((first - at) * BLOCK_SIZE), part.read(first - start, stop - first))
                 at = stop
         return b"".join((*found, bytes((end - at) * BLOCK_SIZE)))
-
-
-class SparseTarget:
-    """A device of which only some blocks may differ from the base; they are in memory."""
-
-    def __init__(self, blocks: Mapping[int, bytes], size: int) -> None:
-        """`blocks`: content by the number of the block; `size`: bytes of the device."""
-        self.size = size
-        self._blocks = blocks
-
-    def stretches(self) -> Iterator[Stretch]:
-        """See `Target.stretches`."""
-        runs = array("I")
-        for block in sorted(self._blocks):
-            append_block(runs, block)
-        return stretches_of(runs)
-
-    def next_data(self, block: int) -> int:
-        """See `Target.next_data`."""
-        return block
-
-    def read(self, block: int, count: int) -> bytes:
-        """See `Target.read`; of the stretches alone."""
-        return b"".join(self._blocks[each] for each in range(block, block + count))
 
 
 def files_target(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.image.device import ImageDevice
-from p2pcloop.making.state import memory_in_file
-from p2pcloop.making.targets import DeviceTarget, SparseTarget
+from p2pcloop.making.targets import DeviceTarget
 from tests.support.programs import Node
 
 MEMORY = 4 << 20
@@ -33,24 +30,32 @@ def noise(seed: int, pages: int = 1) -> bytes:
 
 @dataclass
 class Memory:
-    """The memory of a guest: pages by their numbers; all others are zeros."""
+    """The memory of a guest: pages by their numbers; see `making.state.Memory`."""
 
-    pages: dict[int, bytes] = field(default_factory=dict)
+    pages: dict[int, bytes]
+    is_whole: bool = True
+    size: int = MEMORY
 
     def __bytes__(self) -> bytes:
         return b"".join(self.pages.get(page, bytes(4096)) for page in range(PAGES))
 
-    @contextmanager
-    def file(self) -> Iterator[int]:
-        """The descriptor of a sparse file with all of it."""
-        fd = os.memfd_create("memory")
-        try:
-            os.truncate(fd, MEMORY)
-            for page, content in self.pages.items():
-                os.pwrite(fd, content, page * 4096)
-            yield fd
-        finally:
-            os.close(fd)
+    def extents(self) -> list[tuple[int, int]]:
+        """Those of pages in a row together."""
+        found: list[tuple[int, int]] = []
+        for page in sorted(self.pages):
+            if found and sum(found[-1]) == page * 4096:
+                found[-1] = found[-1][0], found[-1][1] + 4096
+            else:
+                found.append((page * 4096, 4096))
+        return found
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of pages that it has."""
+        whole = [self.pages[page] for page in range(offset // 4096, (offset + length) // 4096)]
+        return b"".join(whole)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
 
 def machine(disk_length: int, device_state: bytes, **facts: Any) -> MachineState:
@@ -85,7 +90,7 @@ def suspend(
     node: Node,
     ref: str,
     label: str,
-    memory: Memory | Mapping[int, bytes],
+    memory: Memory | dict[int, bytes],
     device_state: bytes,
     *,
     overlay: Path | None = None,
@@ -105,21 +110,10 @@ def suspend(
         above = None if over is None else stored(node, over, stack)
         client = stack.enter_context(node.connect())
         publisher = stack.enter_context(Publisher.of(node.home, client, label, None))
-        if isinstance(memory, Memory):
-            file = stack.enter_context(memory.file())
-            guest = Suspended(
-                image,
-                overlay,
-                memory_in_file(file, MEMORY),
-                device_state,
-                machine(image.signed.manifest.disk_length, device_state, **facts),
-                above,
-            )
-        else:
-            what = machine(image.signed.manifest.disk_length, device_state, **facts)
-            guest = Suspended(
-                image, overlay, SparseTarget(memory, MEMORY), device_state, what, above
-            )
+        if not isinstance(memory, Memory):
+            memory = Memory(memory, is_whole=False)
+        what = machine(image.signed.manifest.disk_length, device_state, **facts)
+        guest = Suspended(image, overlay, memory, device_state, what, above)
         secret = choose_secret(image, publisher, private=private)
         return make_state(guest, publisher, secret=secret, message=message, quiet=True)
 
