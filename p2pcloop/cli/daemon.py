@@ -11,6 +11,7 @@ from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.cli.status import describe_node
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.daemon import check_unused, ensure_daemon, stop_daemon
+from p2pcloop.client.interpreter import module_command
 from p2pcloop.errors import DaemonError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
@@ -41,7 +42,7 @@ def command() -> None:
 )
 def run(home: Home, log_level: str) -> None:
     """Run p2pcloopd in the foreground, its log on stderr, until Ctrl-C."""
-    program = [sys.executable, "-P", "-m", "p2pcloopd"]
+    program = module_command("p2pcloopd")
     os.execv(sys.executable, [*program, "--home", str(home.root), "--log-level", log_level])  # noqa: S606  no shell wanted
 
 

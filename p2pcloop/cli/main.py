@@ -12,6 +12,7 @@ import os
 import sys
 
 import click
+from click.shell_completion import CompletionItem
 
 from p2pcloop.cli.commands import ALIASES, COMMANDS, SECTIONS
 from p2pcloop.client.terminal import open_standard_streams, report_error, report_usage
@@ -50,6 +51,15 @@ class _LazyGroup(click.Group):
         if typed not in COMMANDS and typed not in ALIASES and not typed.startswith("-"):
             ctx.fail(f"No such command {printable(typed)!r}.{_meant(typed)}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so, without loading any, and options."""
+        items = [
+            CompletionItem(name, help=help_line)
+            for name, (_, help_line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return items + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         for title, commands in SECTIONS.items():

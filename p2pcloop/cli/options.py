@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -210,7 +210,13 @@ publish_options = as_one(
 """Add the options of commands that publish a file; see `PublishOptions` and `file_options`."""
 
 
-class _Size(click.ParamType[int]):
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+else:
+    _IntType = click.ParamType  # before click 8.2, as Debian 12 has it, no generic class
+
+
+class _Size(_IntType):
     """A number of bytes, or one with K, M, G or T (powers of 1024) behind it."""
 
     name = "size"

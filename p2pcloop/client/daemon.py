@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
+from p2pcloop.client.interpreter import module_command
 from p2pcloop.client.terminal import VARIABLE, notify
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
@@ -35,8 +36,7 @@ _PAUSE = 0.25
 
 def spawn_daemon(home: Home, ready: int) -> int:
     """Start a p2pcloopd with an interpreter of its own; see `Start`."""
-    # -P: a package called p2pcloopd in the current directory must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "p2pcloopd", *daemon_options(home)]
+    command = [*module_command("p2pcloopd"), *daemon_options(home)]
     with open_log(home.log) as log:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

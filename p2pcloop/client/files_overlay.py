@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from p2pcloop.client.interpreter import module_command
 from p2pcloop.client.open_stored import Opened
 from p2pcloop.errors import GuestError, MismatchError, UsageError
 from p2pcloop.formats.boot_parameters import MAX_ROOTS, BootParameters, Root
@@ -69,7 +69,7 @@ def _start(size: int) -> int:
 def _settled(overlay: Path, home: Home) -> Path:
     # A guest replays the journal, and this library knows no guests:
     # p2pcloopd/guest/unseen/settle.py.
-    command = [sys.executable, "-P", "-m", "p2pcloopd.guest.unseen.settle"]
+    command = module_command("p2pcloopd.guest.unseen.settle")
     command += [str(home.root), str(overlay.absolute())]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import trio
 
+from p2pcloop.client.interpreter import module_command
 from p2pcloop.errors import BusyError, GuestError, P2pcloopError
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Request, encode
 from p2pcloop.store.home import Home
@@ -120,7 +120,7 @@ def _connected(home: Home, lan: str) -> socket.socket | None:
 
 def _start_owner(address: bytes) -> None:
     """Start the process of a LAN; it goes into the background once it listens."""
-    words = [sys.executable, "-P", "-m", "p2pcloopd.guest.network.lan_owner", address[1:].decode()]
+    words = [*module_command("p2pcloopd.guest.network.lan_owner"), address[1:].decode()]
     done = subprocess.run(
         words,
         stdin=subprocess.DEVNULL,

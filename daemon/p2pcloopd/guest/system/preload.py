@@ -1,5 +1,6 @@
-"""Sources in C of resources/, compiled once on this machine: libraries for LD_PRELOAD, and programs
-for a first root, which has no libraries."""
+"""Sources in C of resources/: libraries for LD_PRELOAD, and programs for a first root, which has no
+libraries. A distribution's package brings them compiled; else they are compiled once on this
+machine."""
 
 from __future__ import annotations
 
@@ -14,18 +15,21 @@ import platformdirs
 from p2pcloop.errors import GuestError, NeedsPackageError
 
 _FOLDER = Path(__file__).parent.parent / "resources"
+_PACKAGED = _FOLDER / "compiled"
 _COMPILE_TIMEOUT = 60.0
 _HINT = "apt-get install gcc libc6-dev"
 
 
 _LIBRARY = ("-shared", "-fPIC")
 _PROGRAM = ("-static", "-s")
+_PROGRAMS = ("nbd_root",)
+"""The sources that are compiled as programs, for `compile_all`."""
 
 
 def compiled(name: str, reason: str, *, otherwise: str = "", cache: Path | None = None) -> Path:
-    """Return the shared library of NAME.c. It is compiled unless `cache`, by default the user's
-    cache directory, has it for this source. Two processes may do so at once: the file appears
-    whole.
+    """Return the shared library of NAME.c. It is compiled unless the package of p2pcloop has it for
+    this source, or `cache` has, which by default is the user's cache directory. Two processes may
+    do so at once: the file appears whole.
 
     Args:
         name: of the source.
@@ -44,6 +48,13 @@ def compiled_program(name: str, reason: str, *, cache: Path | None = None) -> Pa
     return _built(f"{name}.c", _PROGRAM, "", reason, _HINT, cache)
 
 
+def compile_all(folder: Path) -> None:
+    """Compile every source into a folder, for a package; errors as for `compiled`."""
+    for source in sorted(_FOLDER.glob("*.c")):
+        build = compiled_program if source.stem in _PROGRAMS else compiled
+        build(source.stem, "the package brings it", cache=folder)
+
+
 def _built(
     source_name: str,
     options: tuple[str, ...],
@@ -54,9 +65,12 @@ def _built(
 ) -> Path:
     source = (_FOLDER / source_name).read_bytes()
     name = source_name.removesuffix(".c")
+    file = f"{name}-{hashlib.sha256(source).hexdigest()[:16]}{suffix}"
     if cache is None:
+        if (_PACKAGED / file).exists():
+            return _PACKAGED / file
         cache = platformdirs.user_cache_path("p2pcloop")
-    output = cache / f"{name}-{hashlib.sha256(source).hexdigest()[:16]}{suffix}"
+    output = cache / file
     if not output.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
