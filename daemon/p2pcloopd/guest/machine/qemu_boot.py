@@ -141,13 +141,13 @@ class QemuBoot:
             places: Sequence[PortPlace] = ()
             if self._ports is not None:
                 places = await stack.enter_async_context(self._ports.unchanged())
+            host = await trio.to_thread.run_sync(this_host)
             stack.push_async_callback(self._go_on)
             await self._qmp.execute("stop", seconds=_STOP_SECONDS)
             suspended = int(time.time())
             device_state = await self._states.take()
             memory = await trio.to_thread.run_sync(self._open_memory)
             stack.callback(memory.close)
-            host = await trio.to_thread.run_sync(this_host)
             yield Capture(self._pc, places, host, device_state, memory, suspended, self._end)
 
     async def _go_on(self) -> None:
@@ -158,6 +158,8 @@ class QemuBoot:
             try:
                 await self._qmp.execute("cont", seconds=_STOP_SECONDS)
             except GuestError:
+                with trio.move_on_after(_SETTLE_SECONDS):
+                    await self._qmp.ended.wait()
                 if not self._qmp.ended.is_set():
                     raise
 

@@ -1,0 +1,190 @@
+"""Guests in QEMU that a test suspends and resumes: a driver without commands and without a node."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.making.local import inspect_file
+from p2pcloop.store.home import Home
+from p2pcloopd.block.process import BlockServerProcess
+from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.guest.channel.channel import Channel
+from p2pcloopd.guest.events import Events
+from p2pcloopd.guest.lifecycle import run_guest
+from p2pcloopd.guest.machine.capture import Capture
+from p2pcloopd.guest.machine.qemu_memory import pieces
+from p2pcloopd.guest.machine.resume import Resume
+from p2pcloopd.guest.running import RunningGuest
+from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.system.addresses import USER
+from p2pcloopd.guest.system.initramfs import build_initramfs
+from p2pcloopd.unix_listener import bind_unix_listener
+from tests.support.waiting import BOUND
+
+SLOW = 3 * BOUND
+"""Seconds for a boot by TCG."""
+
+MEMORY = 128 << 20
+PROMPT = rb"tiny# "
+
+
+@dataclass(frozen=True)
+class State:
+    """What was kept of a suspended guest."""
+
+    machine: MachineState
+    memory: Path
+    device_state: bytes
+
+    def resume(self) -> Resume:
+        return Resume(self.machine, self.memory, self.device_state)
+
+
+class Guest:
+    """A running guest of the tiny image, whose console a test types on and reads."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.printed = b""
+        self.result: GuestResult | None = None
+        self.handle = RunningGuest()
+        self.ended = trio.Event()
+        self._changed = trio.Event()
+
+    def take(self, data: bytes) -> None:
+        self.printed += data
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_for(self, pattern: bytes, start: int = 0) -> re.Match[bytes]:
+        while (found := re.search(pattern, self.printed[start:], re.DOTALL)) is None:
+            await self._changed.wait()
+        return found
+
+    async def sh(self, command: str) -> str:
+        """Type a shell command and return what it prints."""
+        start = len(self.printed)
+        # What is typed is echoed: that is not output.
+        line = f"echo BEGIN''MARK; {command}; echo END''MARK\n"
+        await self.handle.send_console(line.encode())
+        found = await self.wait_for(rb"BEGINMARK\r*\n(.*)ENDMARK", start)
+        return found[1].decode().replace("\r", "")
+
+    async def execute(self, *words: str) -> bytes:
+        """Run a command by the guest's agent, and return what it prints."""
+        async with self.channel.command([word.encode() for word in words], tools=False) as command:
+            command.end_input()
+            said = b""
+            while data := await command.stdout.read():
+                said += data
+            command.stderr.drop()
+            assert await command.finish() == 0
+        return said
+
+    async def suspend(self, memory: Path, base: Path | None = None) -> tuple[State, int]:
+        """Suspend it, and end it here; as `keep`."""
+        async with self.handle.captured() as capture:
+            kept = keep(capture, memory, base)
+            capture.end()
+        await self.ended.wait()
+        assert self.result is not None
+        assert (self.result.reason, self.result.exit_code) == ("suspended", 0)
+        return kept
+
+
+def keep(capture: Capture, memory: Path, base: Path | None = None) -> tuple[State, int]:
+    """Write a guest's memory to a file, over that of the state that it came from; return the state,
+    and how many bytes were written that differ."""
+    if base is None:
+        memory.touch()
+    else:
+        shutil.copyfile(base, memory)
+    changed = 0
+    with memory.open("r+b") as file:
+        file.truncate(capture.memory.size)
+        for offset, length in pieces(capture.memory.extents(), 4096):
+            data = capture.memory.read(offset, length)
+            if os.pread(file.fileno(), length, offset) != data:
+                os.pwrite(file.fileno(), data, offset)
+                changed += length
+    # Nobody may change it: others begin with it, too.
+    memory.chmod(0o400)
+    return State(capture.machine(disk_length=1), memory, capture.device_state), changed
+
+
+@asynccontextmanager
+async def running(spec: GuestSpec) -> AsyncIterator[Guest]:
+    """Run a guest; it is killed at the end."""
+    channel = Channel(None)
+    guest = Guest(channel)
+
+    async def run(task_status: trio.TaskStatus[RunningGuest]) -> None:
+        whole = replace(spec, ports_user=channel)
+        guest.result = await run_guest(whole, Events(console=guest.take), task_status=task_status)
+        guest.ended.set()
+
+    with trio.fail_after(SLOW):
+        async with trio.open_nursery() as nursery:
+            guest.handle = await nursery.start(run)
+            yield guest
+            guest.handle.kill()
+
+
+@dataclass(frozen=True)
+class Served:
+    """An image that is served to guests, with an overlay.
+
+    Attributes:
+        spec: of a guest that has it.
+        block: the process that forks block servers.
+    """
+
+    spec: GuestSpec
+    block: BlockServerProcess
+
+    def kill_block_server(self) -> None:
+        """Kill the process that serves, and return when another one does."""
+        worker = self._worker()
+        os.kill(worker, signal.SIGKILL)
+        while self._worker() == worker:
+            os.sched_yield()
+
+    def _worker(self) -> int:
+        children = Path(f"/proc/{self.block._pid}/task/{self.block._pid}/children")
+        while not (found := children.read_text().split()):
+            os.sched_yield()
+        return int(found[0])
+
+
+@contextmanager
+def served(image: Path, overlay: Path) -> Iterator[Served]:
+    """Serve an image to guests in QEMU, outside of trio."""
+    with tempfile.TemporaryDirectory(prefix="q-") as folder:
+        path = Path(folder) / "vda"
+        home = Home.at(Path(folder) / "home")
+        with bind_unix_listener(path) as listener:
+            disk = BlockServerSpec(home, inspect_file(image), overlay, nbd=listener, for_guest=True)
+            with BlockServerProcess(disk, successors=True) as block:
+                spec = GuestSpec(
+                    path,
+                    memory=MEMORY,
+                    network="user",
+                    initramfs=partial(build_initramfs, network=USER),
+                    append="quiet",
+                    console=Path(os.devnull),
+                    vm="qemu",
+                    cpu=None,
+                )
+                yield Served(spec, block)
