@@ -10,13 +10,16 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from p2pcloop.errors import NeedsPackageError
 from p2pcloop.formats.manifest import Manifest
+from p2pcloop.formats.profile import Touch
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.stored import StoredImage
@@ -26,13 +29,14 @@ from p2pcloop.store.home import Home
 from p2pcloopd import fusermount
 from p2pcloopd.block import memory_requests, memory_server
 from p2pcloopd.block.memory_file import MemoryFile, answer_for, open_memory_file
-from p2pcloopd.block.memory_server import MemoryServer, is_killed
+from p2pcloopd.block.memory_server import MemoryServer, is_killed, refuse_all
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import BlockServerSpec, MemoryPart
 from tests.support.images import StoredLayer, make_image
 from tests.support.memory_reader import PAGE, MemoryReader, reading
 from tests.support.mounts import needs_fuse
 from tests.support.users import AS_ANOTHER_USER, needs_another_user
+from tests.support.workers import worker_of, workers
 
 pytestmark = needs_fuse
 
@@ -197,6 +201,76 @@ def test_a_system_without_fuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError("it was opened")
 
 
+FIRST = DISK // PAGE
+PROFILE = (
+    Touch(3, 5, 0),
+    Touch(FIRST + 10, 40, 1),
+    Touch(FIRST - 2, 4, 2),
+    Touch(FIRST + 255, 9, 3),
+)
+"""Blocks of the disk, of the memory, of both, and behind the end."""
+
+PUSHED = {*range(10, 50), 0, 1, 255}
+"""Pages of the memory that it names."""
+
+
+def cached(reader: MemoryReader) -> set[int]:
+    """The pages that the kernel has."""
+    return {
+        page
+        for page in range(SIZE // PAGE)
+        if reader.ask("cached", page * PAGE, (page + 1) * PAGE) == "1"
+    }
+
+
+def touched(report: dict[str, Any]) -> list[int]:
+    """The pages of the memory that count as touched, in order."""
+    return [
+        block - FIRST
+        for first, count, _ in report["touches"]
+        for block in range(first, first + count)
+        if block >= FIRST
+    ]
+
+
+def test_pages_of_the_profile_are_pushed_and_others_are_recorded(
+    spec: BlockServerSpec, file: MemoryFile
+) -> None:
+    spec = replace(spec, profile=PROFILE, record_touches=True)
+    with BlockServerProcess(spec, successors=True) as block, reading(file) as reader:
+        while (found := cached(reader)) != PUSHED:
+            assert found < PUSHED
+        assert reader.ask("read", 0, SIZE) == sha(0, SIZE)
+        block.stop()
+        pages = touched(trio.run(block.finish))
+    assert pages == sorted(set(range(SIZE // PAGE)) - PUSHED)
+
+
+def test_without_a_profile_each_first_touch_is_recorded(
+    spec: BlockServerSpec, file: MemoryFile
+) -> None:
+    spec = replace(spec, record_touches=True)
+    with BlockServerProcess(spec, successors=True) as block, reading(file) as reader:
+        for page in (7, 3, 200, 3):
+            reader.ask("read", page * PAGE, (page + 1) * PAGE)
+        block.stop()
+        assert touched(trio.run(block.finish)) == [7, 3, 200]
+
+
+def test_a_pusher_that_is_killed_is_not_needed(spec: BlockServerSpec, file: MemoryFile) -> None:
+    profile = tuple(Touch(FIRST + page, 1, page) for page in range(SIZE // PAGE))
+    with (
+        BlockServerProcess(replace(spec, profile=profile), successors=True) as block,
+        reading(file) as reader,
+    ):
+        worker_of(block)
+        os.kill(workers(block)[0], signal.SIGKILL)
+        assert reader.ask("read", 0, SIZE) == sha(0, SIZE)
+        os.posix_fadvise(file.file, 0, 0, os.POSIX_FADV_DONTNEED)
+        with reading(file) as other:
+            assert other.ask("read", 0, SIZE) == sha(0, SIZE)
+
+
 @asynccontextmanager
 async def reader_of(file: MemoryFile) -> AsyncIterator[MemoryReader]:
     """A reader whose file this process serves: what waits for it does so in threads."""
@@ -249,6 +323,22 @@ async def _read_all(
         reader.begin("read", 0, SIZE)
         task_status.started(reader)
         await trio.sleep_forever()
+
+
+async def test_where_no_worker_is_left_its_readers_can_be_killed(
+    tmp_path: Path, file: MemoryFile
+) -> None:
+    """A request that a worker has read keeps even a killed reader until it is answered."""
+    backend = Late(tmp_path)
+    async with trio.open_nursery() as nursery:
+        async with serving(backend, file):
+            reader = await nursery.start(_read_all, file)
+            await backend.was_asked(1)
+        refuse_all(file)
+        reader.process.kill()
+        ended = await trio.to_thread.run_sync(reader.process.wait)
+        assert ended in (-signal.SIGBUS, -signal.SIGKILL)
+        nursery.cancel_scope.cancel()
 
 
 async def test_more_readers_than_there_are_slots(

@@ -31,6 +31,7 @@ from tests.support.images import make_image
 from tests.support.memory_reader import reading
 from tests.support.mounts import needs_fuse
 from tests.support.nbd_client import FLUSH, READ, WRITE, WRITE_ZEROES, NbdClient
+from tests.support.workers import kill_worker, worker_of
 
 SIZE = 1 << 20
 IMAGE = make_image(SIZE, seed=5)
@@ -62,22 +63,6 @@ async def client(socket: Path) -> AsyncIterator[NbdClient]:
         nbd = NbdClient(stream)
         await nbd.haggle()
         yield nbd
-
-
-def worker_of(block: BlockServerProcess) -> int:
-    """The process that serves now, waited for if it is just being forked."""
-    children = Path(f"/proc/{block._pid}/task/{block._pid}/children")
-    while not (found := children.read_text().split()):
-        os.sched_yield()
-    return int(found[0])
-
-
-def kill_worker(block: BlockServerProcess) -> None:
-    """Kill the process that serves, and return when another one does."""
-    worker = worker_of(block)
-    os.kill(worker, signal.SIGKILL)
-    while worker_of(block) == worker:
-        os.sched_yield()
 
 
 @pytest.mark.parametrize("overlay", ["named", TEMPORARY])

@@ -12,7 +12,7 @@ from p2pcloopd.block.memory_file import MemoryFile
 PAGE = 4096
 
 _PROGRAM = """
-import hashlib, mmap, os, sys
+import ctypes, hashlib, mmap, os, sys
 fd, size = int(sys.argv[1]), int(sys.argv[2])
 opened = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
 memory = mmap.mmap(opened, size, flags=mmap.MAP_PRIVATE)
@@ -25,6 +25,11 @@ for line in sys.stdin:
     elif word == "write":
         memory[first:last] = b"w" * (last - first)
         print("written", flush=True)
+    elif word == "cached":
+        told = (ctypes.c_ubyte * ((last - first) // 4096))()
+        at = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + first
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(at), last - first, told) == 0
+        print(sum(each & 1 for each in told), flush=True)
     elif word == "try":
         said = []
         shared = mmap.mmap(opened, size)
@@ -67,7 +72,8 @@ class MemoryReader:
         return self.process.stdout.readline().rstrip("\n")
 
     def ask(self, word: str, first: int, last: int) -> str:
-        """Have it do something, and return what it says then; "read" says the SHA-256."""
+        """Have it do something, and return what it says then; "read" says the SHA-256, "cached"
+        how many pages of these the kernel has."""
         self.begin(word, first, last)
         return self.said()
 

@@ -114,6 +114,9 @@ def _opened(device: int, path: Path, size: int) -> int:
             # The kernel tells of each close unless that was refused once. Later on, a process that
             # is being forked must not wait for an answer to it.
             os.close(os.dup(fd))
+            # The kernel does not know the size before it has asked. A push would give the file the
+            # size that it has up to there, and who reads behind that would get SIGBUS.
+            assert os.fstat(fd).st_size == size
             opened.append(fd)
         except OSError as err:
             opened.append(err)

@@ -25,6 +25,7 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import Missing
 from p2pcloop.protocol import fuse
+from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.backend import Backend, complete
 from p2pcloopd.block.memory_file import MemoryFile, answer_for
 from p2pcloopd.block.memory_requests import SLOT_SIZE, RequestTable
@@ -60,11 +61,16 @@ class _Waiting:
 
 
 class MemoryServer:
-    """A worker that answers the reads of one memory file."""
+    """A worker that answers the reads of one memory file.
+
+    Attributes:
+        read: a byte for each block of the memory: 1 once it was read.
+    """
 
     def __init__(self, backend: Backend, part: MemoryPart, file: MemoryFile) -> None:
         """Serve nothing yet; requests that an earlier worker has left are served first."""
         os.set_blocking(file.device, False)
+        self.read = bytearray(part.length // BLOCK_SIZE)
         self._backend = backend
         self._part = part
         self._fd = file.device
@@ -149,6 +155,8 @@ class MemoryServer:
             self._read(number, fuse.reader_of(data), read)
 
     def _read(self, number: int, reader: int, request: fuse.Read) -> None:
+        first, last = request.offset // BLOCK_SIZE, (request.offset + request.length) // BLOCK_SIZE
+        self.read[first:last] = b"\1" * (min(last, len(self.read)) - first)
         try:
             self._send(number, self._filled(request, self._output))
         except Missing as missing:
@@ -208,6 +216,18 @@ class MemoryServer:
             for waiting in list(self._waiting.values()):
                 if is_killed(waiting.reader):
                     waiting.scope.cancel()
+
+
+def refuse_all(file: MemoryFile) -> None:
+    """Refuse the requests that a worker has left, where it has no successor."""
+    table = RequestTable(file.requests)
+    for number in list(table.unanswered()):
+        request = fuse.parse(_whole(table.slot(number)))
+        if not isinstance(request, fuse.Forget | fuse.Interrupt):
+            with suppress(OSError):  # it was answered, and its worker killed then
+                os.write(file.device, fuse.failed(request.unique, errno.EIO))
+        table.release(number)
+    table.close()
 
 
 def _whole(data: memoryview) -> memoryview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import trio
@@ -14,6 +14,7 @@ from p2pcloop.formats.profile import Touch
 from p2pcloop.image.ahead import ChunkKey, chunks_in_order, following_chunk, missing_chunks
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.image.device import ImageDevice
+from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.supplier import Caller, Supplier
 
 _log = logging.getLogger(__name__)
@@ -27,9 +28,11 @@ class Prefetch:
 
     Attributes:
         fetched: the chunks fetched this way, with their stored bytes.
+        arrivals: of the profile's chunks.
     """
 
     def __init__(self, device: ImageDevice, client: Caller, supplier: Supplier) -> None:
+        self.arrivals = Arrivals()
         self.fetched: dict[ChunkKey, int] = {}
         self._device = device
         self._client = client
@@ -42,6 +45,8 @@ class Prefetch:
             await self._fetch(touches)
         except P2pcloopError as err:
             _log.warning("nothing more is prefetched for the guest: %s", err)
+        finally:
+            self.arrivals.end()
 
     async def follow(self) -> None:
         """Fetch the following chunks wherever a guest reads chunk after chunk; never returns."""
@@ -89,7 +94,8 @@ class Prefetch:
                 else:
                     await self._stream(pages.ranges, {})
             else:
-                await self._stream(list(missing), missing)
+                self.arrivals.expect(sum(wanted.length for wanted in missing))
+                await self._stream(list(missing), missing, arrived=self.arrivals.add)
                 return
 
     async def _stream(
@@ -98,6 +104,7 @@ class Prefetch:
         chunks: dict[ByteRange, ChunkKey],
         *,
         guess: bool = False,
+        arrived: Callable[[int], None] = lambda _: None,
     ) -> None:
         def receive(event: str, fields: dict[str, Any]) -> None:
             if event == "data":
@@ -106,6 +113,7 @@ class Prefetch:
                 if wanted in chunks:
                     self.fetched[chunks[wanted]] = wanted.length
                     self._device.image.arrived(*chunks[wanted])
+                arrived(wanted.length)
 
         if ranges:
             asked = [[wanted.torrent, wanted.offset, wanted.length] for wanted in ranges]

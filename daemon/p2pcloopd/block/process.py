@@ -17,7 +17,8 @@ import math
 import os
 import select
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from p2pcloop.formats.overlay_remains import Remains
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, Message, Reply, encode
 from p2pcloopd.block.opening import Disk
 from p2pcloopd.block.server import serve
-from p2pcloopd.block.spec import BlockServerSpec, Inherited
+from p2pcloopd.block.spec import BlockServerSpec, Inherited, MemoryPart
 from p2pcloopd.block.successors import run_successors
 from p2pcloopd.entry import run
 
@@ -38,7 +39,7 @@ _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
 
-_READY, _WANTING = "ready", "wanting"
+_READY, _WANTING, _ENOUGH = "ready", "wanting", "enough"
 
 _COPIED = "copied"
 """The order was obeyed: a `folder`, in which the worker was to copy its overlay. `path` is the
@@ -59,6 +60,8 @@ class BlockServerProcess:
         child_lifeline, self._lifeline = os.pipe()
         self._receiver = ControlReceiver()
         self._received: list[Message] = []
+        self._enough = trio.Event()
+        self._memory = spec.memory
         self._copying: bytes | None = None
         self._copied, self._copies = trio.open_memory_channel[Event](math.inf)
         self._pid = os.fork()
@@ -118,6 +121,11 @@ class BlockServerProcess:
         while not isinstance(await self._next(), Event):
             pass
 
+    async def enough(self) -> None:
+        """Return when a resumed guest may go on, since most of what it reads first is here
+        (`Arrivals.enough`); `finish` must run meanwhile."""
+        await self._enough.wait()
+
     async def finish(
         self,
         attached: Callable[[bool], None] = lambda _: None,
@@ -141,6 +149,8 @@ class BlockServerProcess:
                 attached(message.event == _ATTACHED[True])
             elif isinstance(message, Event) and message.event == _WANTING:
                 wanting()
+            elif isinstance(message, Event) and message.event == _ENOUGH:
+                self._enough.set()
             elif isinstance(message, Event) and message.event == _READY and self._copying:
                 error = "the block server was killed meanwhile"
                 fields = {"folder": self._copying, "error": error}
@@ -153,6 +163,13 @@ class BlockServerProcess:
             await trio.lowlevel.wait_readable(self._output)
             data = os.read(self._output, _RECEIVE_SIZE)
             if not data:
+                if self._memory is not None:
+                    from p2pcloopd.block.memory_server import (  # noqa: PLC0415  for few guests
+                        refuse_all,
+                    )
+
+                    # Else the guest's machine would wait for ever, even once it is killed.
+                    refuse_all(self._memory.file)
                 raise DaemonError("the block server died", hint="what it said stands above")
             self._received = self._receiver.receive(data)
         message = self._received.pop(0)
@@ -169,9 +186,13 @@ def _found_a_line(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn
         guest = os.getppid()
         spec.home.create()
         remains = Remains.create(spec.home.tmp)
+        pushes = None
+        if spec.memory is not None:
+            os.close(spec.memory.file.file)  # it is for readers
+            pushes = _fork_pusher(spec.memory, [output, lifeline])
 
         def work(predecessors: int) -> NoReturn:
-            inherited = Inherited(remains, predecessors, guest)
+            inherited = Inherited(remains, predecessors, guest, pushes)
             # What came before is not known any more: what is touched now is not what is touched
             # first.
             record = spec.record_touches and not predecessors
@@ -183,6 +204,25 @@ def _found_a_line(spec: BlockServerSpec, output: int, lifeline: int) -> NoReturn
         _send(output, Failure(0, err))
     finally:
         os._exit(exit_code)
+
+
+def _fork_pusher(memory: MemoryPart, others: Iterable[int]) -> socket.socket:
+    """Fork the process that pushes pages; return the socket to it, at whose end it ends.
+
+    Args:
+        others: descriptors that are not its own.
+    """
+    from p2pcloopd.block.memory_push import push_sockets, run_pusher  # noqa: PLC0415  for few guests
+
+    sender, receiver = push_sockets()
+    if not os.fork():
+        for fd in others:
+            os.close(fd)
+        sender.close()
+        run_pusher(receiver, memory.file.device)
+        os._exit(0)
+    receiver.close()
+    return sender
 
 
 def _is_cut(lifeline: int) -> bool:
@@ -224,8 +264,9 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
         _send(output, Event(0, _ATTACHED[has_come]))
 
     wanting = partial(_send, output, Event(0, _WANTING))
+    enough = partial(_send, output, Event(0, _ENOUGH))
     try:
-        return Reply(0, run(partial(serve, spec, ready, stopped, attached, wanting, obey)))
+        return Reply(0, run(partial(serve, spec, ready, stopped, attached, wanting, obey, enough)))
     except P2pcloopError as err:
         return Failure(0, err)
 

@@ -18,9 +18,10 @@ import trio
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import BLOCK_SIZE
+from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.opening import Disk, Ready, open_disk
-from p2pcloopd.block.source import StoredBackend
-from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay
+from p2pcloopd.block.source import LocalBackend, StoredBackend
+from p2pcloopd.block.spec import BlockServerSpec, FilesOverlay, MemoryPart
 from p2pcloopd.block.vhost_queue import MOMENT
 from p2pcloopd.block.vhost_server import serve_vhost_user
 from p2pcloopd.block.waits import Waits
@@ -37,6 +38,7 @@ async def serve(
     attached: Callable[[bool], None] = lambda _: None,
     wanting: Callable[[], None] = lambda: None,
     more: Callable[[Disk], Awaitable[None]] | None = None,
+    enough: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Serve until `stopped` returns; then make all durable.
 
@@ -48,6 +50,7 @@ async def serve(
             has left.
         wanting: called when p2pcloopd is needed and there is no connection to it.
         more: serves the disk elsewhere, too, until it is cancelled.
+        enough: called when a resumed guest may go on (`Arrivals.enough`).
 
     Returns:
         The facts about reads, for a boot's report. If touches are recorded, also `image_id` and
@@ -64,10 +67,10 @@ async def serve(
         nursery = await stack.enter_async_context(trio.open_nursery())
         nursery.start_soon(_cancel_when, stopped, nursery.cancel_scope)
         disk = await open_disk(spec, nursery, stack, ready, wanting)
-        if isinstance(disk.image, StoredBackend) and not disk.image.whole:
-            if not spec.profile:
-                nursery.start_soon(disk.image.prefetch.follow)
-            nursery.start_soon(_read_ahead, spec, disk.image)
+        arrivals = _fetch_ahead(spec, disk.image, nursery)
+        if spec.memory is not None:
+            nursery.start_soon(_serve_memory, spec, spec.memory, disk, arrivals)
+            nursery.start_soon(_tell_enough, arrivals, enough)
         keeper = disk.keeper if spec.for_guest else None
         if keeper is not None:
             nursery.start_soon(keeper.run)
@@ -174,12 +177,6 @@ async def _serve_front_ends(
     async with trio.open_nursery() as nursery:
         if more is not None:
             nursery.start_soon(more, disk)
-        if spec.memory is not None:
-            from p2pcloopd.block.memory_server import (  # noqa: PLC0415  few guests are resumed
-                MemoryServer,
-            )
-
-            nursery.start_soon(MemoryServer(disk.image, spec.memory, spec.memory.file).run)
         if listeners.nbd or listeners.nbd_changes:
             from p2pcloopd.block.nbd_server import serve_nbd  # noqa: PLC0415  guests need no NBD
 
@@ -205,6 +202,42 @@ def moment_of(spec: BlockServerSpec, disk: Disk) -> float:
     image = disk.image
     arrives = isinstance(image, StoredBackend) and not image.whole
     return MOMENT if spec.for_guest and disk.changes is None and not arrives else 0
+
+
+def _fetch_ahead(
+    spec: BlockServerSpec, image: LocalBackend | StoredBackend, nursery: trio.Nursery
+) -> Arrivals:
+    """Start to fetch what the front end is expected to read; return what tells of it."""
+    if not isinstance(image, StoredBackend) or image.whole:
+        arrivals = Arrivals()
+        arrivals.end()
+        return arrivals
+    if not spec.profile:
+        nursery.start_soon(image.prefetch.follow)
+    nursery.start_soon(_read_ahead, spec, image)
+    return image.prefetch.arrivals
+
+
+async def _tell_enough(arrivals: Arrivals, enough: Callable[[], None]) -> None:
+    await arrivals.enough()
+    enough()
+
+
+async def _serve_memory(
+    spec: BlockServerSpec, part: MemoryPart, disk: Disk, arrivals: Arrivals
+) -> None:
+    """Serve the memory of a resumed guest, and push what of it the profile foretells."""
+    # Few guests are resumed.
+    from p2pcloopd.block.memory_push import MemoryPush  # noqa: PLC0415
+    from p2pcloopd.block.memory_server import MemoryServer  # noqa: PLC0415
+
+    server = MemoryServer(disk.image, part, part.file)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run)
+        if spec.inherited is not None and spec.inherited.pushes is not None:
+            sender = trio.socket.from_stdlib_socket(spec.inherited.pushes)
+            push = MemoryPush(disk.image.device.image, part, sender, server.read)
+            nursery.start_soon(push.run, spec.profile, arrivals)
 
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:

@@ -64,11 +64,13 @@ class Inherited:
         remains: of the overlay.
         predecessors: how many were killed before.
         guest: the number of the process that runs the guest.
+        pushes: an end of `memory_push.push_sockets`, of a guest with a memory part; else None.
     """
 
     remains: Remains
     predecessors: int
     guest: int
+    pushes: socket.socket | None = None
 
 
 @dataclass(frozen=True, slots=True)
