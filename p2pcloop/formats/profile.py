@@ -7,7 +7,8 @@ signed, or a file in the home of the node that recorded it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgpack
 import zstandard
@@ -113,6 +114,17 @@ def fit_touches(data: bytes, blocks: int) -> bytes:
     return data if len(fitting) == len(touches) else pack_touches(fitting)
 
 
+def merge_touches(known: Sequence[Touch], found: Iterable[Touch]) -> list[Touch]:
+    """All blocks of two profiles of one image, by the time of their first touch.
+
+    A block that is in both has the time of `known`. So what one resume of a guest touches, and
+    another one did not, is added, and the order of the others stays.
+    """
+    spans = _Spans(known)
+    more = [piece for touch in found for piece in spans.outside(touch)]
+    return sorted([*known, *more], key=lambda touch: touch.after)
+
+
 def pack_profile(profile: Profile) -> bytes:
     """Write a profile without a signature, as a home keeps it."""
     return pack_canonical(_to_map(profile))
@@ -145,6 +157,34 @@ def open_profile(data: bytes) -> Profile:
     name = Name(profile.key, "profile")
     verify(name, body, signature, domain=SIGNATURE_DOMAIN, what="the profile")
     return profile
+
+
+class _Spans:
+    """The blocks of touches, for looking up."""
+
+    def __init__(self, touches: Iterable[Touch]) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for touch in sorted(touches, key=lambda touch: touch.start):
+            if self._ends and touch.start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], touch.end)
+            else:
+                self._starts.append(touch.start)
+                self._ends.append(touch.end)
+
+    def outside(self, touch: Touch) -> Iterator[Touch]:
+        """The pieces of a touch that are none of these blocks."""
+        at = touch.start
+        number = bisect.bisect_right(self._ends, at)
+        while at < touch.end:
+            last = number == len(self._starts)
+            start = touch.end if last else min(self._starts[number], touch.end)
+            if at < start:
+                yield Touch(at, start - at, touch.after)
+            if last:
+                return
+            at = max(at, self._ends[number])
+            number += 1
 
 
 def _pack(touches: Iterable[Touch]) -> bytes:

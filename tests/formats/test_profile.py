@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from p2pcloop.formats.profile import (
     Profile,
     Touch,
     is_profile,
+    merge_touches,
     open_profile,
     pack_profile,
     pack_touches,
@@ -116,3 +118,36 @@ def test_no_byte_of_a_signed_profile_can_be_changed_or_lost() -> None:
 def test_a_profile_of_blocks_that_its_device_lacks_is_refused() -> None:
     with pytest.raises(FormatError):
         open_profile(pack_profile(replace(PROFILE, size=1 << 20)))
+
+
+RUNS = st.lists(
+    st.builds(Touch, st.integers(0, 40), st.integers(1, 12), st.integers(0, 1000)), max_size=12
+)
+
+
+def blocks_of(touches: Iterable[Touch]) -> list[int]:
+    return [block for touch in touches for block in range(touch.start, touch.end)]
+
+
+@given(RUNS, RUNS)
+def test_merged_profiles_have_all_blocks_in_the_order_of_their_times(
+    known: list[Touch], found: list[Touch]
+) -> None:
+    merged = merge_touches(known, found)
+    assert set(blocks_of(merged)) == {*blocks_of(known), *blocks_of(found)}
+    assert [touch.after for touch in merged] == sorted(touch.after for touch in merged)
+    rest = list(merged)
+    for touch in known:
+        rest.remove(touch)
+    assert not {*blocks_of(rest)} & {*blocks_of(known)}
+    for touch in rest:
+        assert any(
+            each.start <= touch.start and touch.end <= each.end and each.after == touch.after
+            for each in found
+        )
+
+
+def test_a_profile_merged_with_itself_is_the_same() -> None:
+    touches = [Touch(5, 5, 0), Touch(1 << 40, 1 << 20, 3), Touch(0, 5, 9)]
+    assert merge_touches(touches, touches) == touches
+    assert merge_touches([], touches) == touches

@@ -47,6 +47,26 @@ def test_with_a_display_a_boot_goes_on_until_the_guest_rests() -> None:
     assert len(boot_touches(found, outcome(prompt=None), display=True)) == len(times)
 
 
+def test_what_a_resume_reads_is_added_to_its_profile(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    known = [Touch(100, 10, 0), Touch(200, 10, 500)]
+    # The user's own work comes after a pause.
+    found = [[8, 4, 101.0], [205, 10, 101.25], [90, 1, 102.5]]
+    told = keep_recording(home, SIZE, outcome(*found, prompt=None), fresh=True, known=known)
+    assert told == {"touches": 4, "blocks": 29, "kept": True}
+    kept = load_profile(home, IMAGE)
+    assert kept is not None
+    assert unpack_touches(kept.touches) == [
+        *(Touch(100, 10, 0), Touch(8, 4, 0), Touch(210, 5, 250), Touch(200, 10, 500)),
+    ]
+
+
+def test_a_resume_without_a_profile_records_one(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    found = outcome([8, 4, 101.0], [0, 1, 101.5], prompt=None)
+    assert keep_recording(home, SIZE, found, fresh=True, known=())["blocks"] == 5
+
+
 def test_a_recording_is_kept_and_leaves_the_report(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     boot = outcome([8, 4, 101.0], [0, 1, 102.0])

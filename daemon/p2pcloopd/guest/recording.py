@@ -2,6 +2,9 @@
 
 A guest is up at its prompt. One with a display goes on, since its desktop starts beside the login:
 it is up once it rests, that is, at its first pause in reading after the prompt.
+
+A guest that is resumed goes on at once: it is up at its first short pause. Pages of its memory that
+its profile named were pushed, so they are not read: what is recorded is added to that profile.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2pcloop.errors import StorageError
-from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
+from p2pcloop.formats.profile import Profile, Touch, merge_touches, pack_profile, pack_touches
 from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.report import Outcome
@@ -21,11 +24,21 @@ _REST_SECONDS = 4.0
 """A guest that reads nothing new for so long rests. An XFce that starts on a busy machine was seen
 to pause for at most 1.5 s."""
 
+_RESUMED_REST_SECONDS = 1.0
+"""As above, of a guest that was resumed: all that it needs to answer is read within half a second,
+and what is missing takes a round trip of the line."""
+
 _log = logging.getLogger(__name__)
 
 
 def keep_recording(
-    home: Home, size: int, outcome: Outcome, *, fresh: bool, display: bool = False
+    home: Home,
+    size: int,
+    outcome: Outcome,
+    *,
+    fresh: bool,
+    display: bool = False,
+    known: Sequence[Touch] | None = None,
 ) -> dict[str, Any]:
     """Keep what a boot read first as the profile of its image, and take it out of the report.
 
@@ -37,16 +50,18 @@ def keep_recording(
         outcome: of the boot; the touches are taken out of the block server's report.
         fresh: whether its overlay held nothing when it began.
         display: whether it had a display.
+        known: the profile by which a guest was resumed; None for one that booted.
 
     Returns:
         For the report: `touches`, `blocks`, and whether it was `kept`.
     """
     image_id, found = outcome.block.pop("image_id", b""), outcome.block.pop("touches", [])
-    touches = boot_touches(found, outcome, display=display)
+    touches = boot_touches(found, outcome, display=display, resumed=known is not None)
     if not touches:
         return {"touches": 0, "blocks": 0, "kept": False}
-    known = load_profile(home, image_id)
-    kept = known is None or (known.key is None and fresh)
+    touches = merge_touches(known or (), touches)
+    own = load_profile(home, image_id)
+    kept = own is None or (own.key is None and fresh)
     if kept:
         profile = Profile(image_id, size, int(time.time()), pack_touches(touches))
         try:
@@ -58,7 +73,11 @@ def keep_recording(
 
 
 def boot_touches(
-    found: Sequence[Sequence[Any]], outcome: Outcome, *, display: bool = False
+    found: Sequence[Sequence[Any]],
+    outcome: Outcome,
+    *,
+    display: bool = False,
+    resumed: bool = False,
 ) -> list[Touch]:
     """Return the touches until the guest was up, or all of them if there was no prompt.
 
@@ -69,24 +88,28 @@ def boot_touches(
         found: first block, blocks, and monotonic seconds of each touch, in order of time.
         outcome: when the guest began, and how long its boot took.
         display: whether it had a display.
+        resumed: whether it was resumed, and not booted.
     """
     if not found:
         return []
-    begun, end = found[0][2], float("inf")
-    if outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
+    times = [at for _, _, at in found]
+    begun, end = times[0], float("inf")
+    if resumed:
+        end = _rests_at(times, begun, _RESUMED_REST_SECONDS)
+    elif outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
         if display:
-            end = _rests_at([at for _, _, at in found], end)
+            end = _rests_at(times, end, _REST_SECONDS)
     return [
         Touch(start, count, int((at - begun) * 1000)) for start, count, at in found if at <= end
     ]
 
 
-def _rests_at(times: Sequence[float], prompt: float) -> float:
-    """When a guest made the last touch before its first pause after the prompt."""
-    last = prompt
+def _rests_at(times: Sequence[float], start: float, pause: float) -> float:
+    """When a guest made the last touch before its first pause of `pause` seconds after `start`."""
+    last = start
     for at in times:
-        if at > last + _REST_SECONDS:
+        if at > last + pause:
             break
         last = max(last, at)
     return last
