@@ -21,6 +21,7 @@ from p2pcloopd.unix_listener import unix_listener
 from tests.support.front_end import MEMFD, MEMORY, FrontEnd
 from tests.support.memory_device import MemoryBackend, MemoryDevice
 from tests.support.vring import WRITE
+from tests.support.waiting import BOUND
 
 SIZE = 64 * 4096
 
@@ -32,7 +33,7 @@ async def serving(backend: MemoryBackend) -> AsyncIterator[FrontEnd]:
     descriptors = _open_descriptors()
     front_end = FrontEnd(ours)
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve_front_end, backend, theirs)
                 yield front_end

@@ -7,17 +7,16 @@ import trio
 from p2pcloopd.engine.fetch.backfill import fill
 from p2pcloopd.engine.fetch.swarm import Priority
 from tests.support.engines import Nodes
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 1 << 14
-PATIENCE = 30
 
 
 async def test_fill_brings_all_and_makes_it_durable(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await fill(torrent, 0)
         assert torrent.store.stored.have.complete()
         assert torrent.store.stored.read(5, len(content) - 5) == content[5:]
@@ -27,7 +26,7 @@ async def test_fill_asks_for_nothing_while_a_reader_waits(nodes: Nodes, content:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             async with trio.open_nursery() as nursery:
                 with reader.demand.waiting():
@@ -50,7 +49,7 @@ async def test_a_read_ahead_becomes_urgent_when_a_reader_waits_for_it(
         async def read(*, ahead: bool) -> None:
             results.append(await torrent.read(3 * PIECE, 100, ahead=ahead))
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: read(ahead=True))
                 await trio.testing.wait_all_tasks_blocked()

@@ -18,9 +18,8 @@ from p2pcloopd.engine.fetch.tuning import TUNING
 from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.engine.verify.audit import Audit
 from tests.support.engines import Nodes, open_at
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
-PATIENCE = 15
 BLOCK_SIZE = 16384
 
 
@@ -48,7 +47,7 @@ async def add_by(reader: Engine, honest: Engine, liar: Engine, *, honest_first: 
     peers = [*honest.listen_ports, *liar.listen_ports]
     info_hash = honest.torrents[0].info_hash
     torrent = await reader.add(info_hash, peers=peers if honest_first else peers[::-1])
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         await until(lambda: all(peer.connected for peer in torrent.peers.tried()))
     return torrent
 
@@ -73,7 +72,7 @@ async def test_only_the_liar_is_banned(
         async with open_at(store, liar_host) as liar:
             await liar.restore()
             torrent = await add_by(reader, honest, liar, honest_first=honest_first)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await torrent.read(0, len(content)) == content
             assert liar.listen_ports[0] in torrent.peers.received
             assert honest.listen_ports[0] not in torrent.peers.banned
@@ -91,14 +90,14 @@ async def test_a_liar_that_comes_back(
             await liar.restore()
             torrent = await add_by(reader, honest, liar, honest_first=False)
             [address] = liar.listen_ports
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await torrent.read(0, half) == content[:half]
                 await until(lambda: torrent.peers.banned)
         monkeypatch.setitem(settings._PEERS, "seeding_outgoing_connections", True)
         async with open_at(store, *address) as liar:
             await liar.restore()
             [lying] = liar.torrents
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await lying.add_sources(Sources(peers=tuple(reader.listen_ports)))
                 await until(lambda: lying.peers.tried()[0].connected)
                 assert await torrent.read(half, half) == content[half : 2 * half]
@@ -116,7 +115,7 @@ async def test_a_ban_ends_when_nobody_else_has_it(
     async with open_at(store, "127.0.0.1") as seeder, nodes.open("2", tuning=soon) as reader:
         await seeder.restore()
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(torrent.read, 0, len(content))
                 await until(lambda: torrent.peers.banned)

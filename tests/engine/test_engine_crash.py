@@ -19,9 +19,9 @@ from p2pcloopd.engine.disk.content import Content
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
+from tests.support.waiting import BOUND
 
 PIECE = 16384
-PATIENCE = 60
 
 _CHILD = """
 import sys
@@ -66,7 +66,7 @@ async def test_sigkill(nodes: Nodes, content: bytes, tmp_path: Path, enough: int
         )
         assert child.stdout is not None
         try:
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 seen = b""
                 while _reported(seen) < enough:
                     seen += await child.stdout.receive_some()
@@ -90,7 +90,7 @@ async def test_sigkill(nodes: Nodes, content: bytes, tmp_path: Path, enough: int
             assert set(here) <= right
             had = sum(len(content[piece * PIECE :][:PIECE]) for piece in right)
             assert torrent.have_bytes == had
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await fetch_all(torrent)
                 assert await torrent.read(0, len(content)) == content
             (statistics,) = (await reader.statistics()).torrents
@@ -105,7 +105,7 @@ async def test_no_room_for_the_metadata_and_room_again(nodes: Nodes, content: by
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 for _ in range(2):
                     with pytest.raises(StorageError) as caught:
                         await torrent.read(0, PIECE)
@@ -113,7 +113,7 @@ async def test_no_room_for_the_metadata_and_room_again(nodes: Nodes, content: by
                     await trio.sleep(TUNING.disk_retry)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, len(content)) == content
             await fetch_all(torrent)
         assert torrent.usable()
@@ -125,7 +125,7 @@ async def test_disk_full_and_room_again(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, 3 * PIECE) == content[: 3 * PIECE]
             await torrent.save()
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))

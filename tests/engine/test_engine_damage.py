@@ -18,17 +18,16 @@ from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip, open_at
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 16384
-PATIENCE = 30
 
 
 async def test_flipped_byte_is_healed(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await fetch_all(torrent)
             pack = nodes.files("2", seeded.info_hash) / "pack"
             offset = 60 * PIECE + 77
@@ -50,7 +49,7 @@ async def test_file_that_is_cut_short_while_in_use_is_healed_for_who_reads(
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await fetch_all(torrent)
             pack = nodes.files("2", seeded.info_hash) / "pack"
             if damage == "deleted":
@@ -81,7 +80,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
             seeded = await seeder.seed(source.staging)
             address = seeder.listen_ports[0]
             torrent = await reader.add(seeded.info_hash, peers=[address])
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await torrent.read(0, 4 * PIECE)
                 await torrent.save()
         flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
@@ -91,7 +90,7 @@ async def test_other_readers_wait_through_healing(nodes: Nodes, content: bytes) 
         async def read(piece: int, *, heal: bool) -> None:
             results[piece] = await torrent.read(piece * PIECE, PIECE, heal=heal)
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(read, 70, heal=False))
                 await trio.testing.wait_all_tasks_blocked()
@@ -133,7 +132,7 @@ async def test_peer_that_lies(
         async with open_at(store, f"127.0.0.{liar_name}") as liar:
             await liar.restore()
             torrent = await reader.add(seeded.info_hash, peers=liar.listen_ports)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await torrent.metadata()
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(torrent.read, 0, PIECE)
@@ -154,7 +153,7 @@ async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> Non
         offset = 70 * PIECE
         async with nodes.open("3") as reader:
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await torrent.read(0, PIECE) == content[:PIECE]
         flip(source.pack, offset - 50_001)
         changed = hashlib.sha256(source.pack.read_bytes()).digest()
@@ -166,7 +165,7 @@ async def test_seeded_file_is_never_written(nodes: Nodes, content: bytes) -> Non
             await seeded.add_sources(Sources(peers=tuple(other.listen_ports)))
             async with nodes.open("3") as reader:
                 torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(BOUND):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(torrent.read, offset, PIECE)
                         with pytest.raises(CorruptError, match="changed since it was seeded"):
@@ -218,7 +217,7 @@ async def test_seeded_file_is_away_for_a_while(nodes: Nodes, content: bytes, bac
             await torrent.read(0, PIECE)
         if back == "in the same run":
             away.rename(source.pack)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await _read_when_it_can_be(torrent)
     assert have.read_bytes() == before
     if back == "later":
@@ -228,7 +227,7 @@ async def test_seeded_file_is_away_for_a_while(nodes: Nodes, content: bytes, bac
         (torrent,) = seeder.torrents
         assert await torrent.read(0, len(content)) == content
         other = await reader.add(info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await other.read(0, len(content)) == content
 
 
@@ -243,7 +242,7 @@ async def test_changed_file_that_was_served_is_served_again_once_it_is_back(
         before = have.read_bytes()
         flip(source.pack, 70 * PIECE - 50_001)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(fetch_all, torrent)
                 await until(lambda: not seeded.usable())
@@ -269,7 +268,7 @@ async def test_seeded_again_from_another_place(
         assert (nodes.files("1", seeded.info_hash) / "pack").readlink() == used
         assert await seeded.read(0, len(content)) == content
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, len(content)) == content
 
 
@@ -279,7 +278,7 @@ async def test_what_was_fetched_gives_no_way_to_a_file_that_may_change(
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await fetch_all(torrent)
         assert await reader.seed(nodes.source("2", content).staging) is torrent
         assert not (nodes.files("2", seeded.info_hash) / "pack").is_symlink()
@@ -292,7 +291,7 @@ async def test_torn_have_file_means_nothing_is_here(
         seeded = await seeder.seed(nodes.source("1", content).staging)
         async with nodes.open("2") as reader:
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await fetch_all(torrent)
         have = tmp_path / "2" / "torrents" / seeded.info_hash.hex() / "have"
         os.truncate(have, 20)
@@ -301,7 +300,7 @@ async def test_torn_have_file_means_nothing_is_here(
             (torrent,) = reader.torrents
             assert torrent.have_bytes == 0
             assert "nothing of this torrent counts as here" in caplog.text
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await torrent.read(0, len(content)) == content
         layout = torrent.layout
         assert layout is not None
@@ -317,7 +316,7 @@ async def test_lost_end_of_a_file_is_noticed(
         seeded = await seeder.seed(nodes.source("1", content).staging)
         async with nodes.open("2") as reader:
             torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await fetch_all(torrent)
         os.truncate(nodes.files("2", seeded.info_hash) / "pack", 1_000_000)
         async with nodes.open("2") as reader:
@@ -325,7 +324,7 @@ async def test_lost_end_of_a_file_is_noticed(
             (torrent,) = reader.torrents
             assert not torrent.usable()
             assert "gone from the disk" in caplog.text
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await torrent.read(0, len(content)) == content
 
 

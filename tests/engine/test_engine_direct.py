@@ -18,10 +18,9 @@ from p2pcloopd.engine.fetch.wants import side_by_side
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.fake_servers import Ask, RangeServer
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 1 << 14
-PATIENCE = 30
 
 
 @asynccontextmanager
@@ -32,7 +31,7 @@ async def reading(
     async with nodes.open("1") as seeder, nodes.open("2", tuning=tuning) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             torrent.servers = RangeServer(ask)
             yield reader, torrent

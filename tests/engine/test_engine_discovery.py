@@ -25,8 +25,8 @@ from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.tracker import Tracker, tracker
+from tests.support.waiting import BOUND
 
-PATIENCE = 40
 NOBODY: Peer = ("127.0.0.99", 9)
 MISSING = b"\x01" * 20
 """The info hash of a torrent that no peer has."""
@@ -107,7 +107,7 @@ async def test_an_item_is_found_by_others_and_replaced(
 ) -> None:
     public_key = private_key.public_key().public_bytes_raw()
     value = os.urandom(MAX_VALUE)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with dht_nodes(tmp_path, 11, 12, 13, 14) as engines:
             putter, getter = dht_of(engines[1]), dht_of(engines[2])
             assert await getter.get(public_key, b"label") == []
@@ -123,7 +123,7 @@ async def test_an_item_outlives_its_putter_and_is_put_again_after_a_restart(
     tmp_path: Path, private_key: Ed25519PrivateKey
 ) -> None:
     public_key = private_key.public_key().public_bytes_raw()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with dht_nodes(tmp_path, 21, 22, 23) as engines:
             joined_by = tuple(engines[0].listen_ports)
             async with node(tmp_path, 24, dht=True, dht_nodes=joined_by) as leaving:
@@ -148,7 +148,7 @@ async def test_gets_and_puts_at_once(tmp_path: Path, private_key: Ed25519Private
         async def get(salt: bytes) -> None:
             found[salt] = await dht_of(engines[2]).get(public_key, salt)
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 for salt in salts:
                     nursery.start_soon(put, salt)
@@ -164,7 +164,7 @@ async def test_where_nobody_answers_a_put_and_a_get_end(
 ) -> None:
     for name in ("GET_SECONDS", "PUT_SECONDS"):
         monkeypatch.setattr(session_dht, name, 0.3)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with node(tmp_path, 41, dht=True, dht_nodes=(NOBODY,)) as engine:
             assert await dht_of(engine).get(bytes(32), b"label") == []
             assert await dht_of(engine).put(private_key, b"label", b"value") == 0
@@ -194,7 +194,7 @@ async def test_no_packet_leaves_while_the_dht_is_off(
         with pytest.raises(BlockingIOError):
             asked.recv(4096)
         async with node(tmp_path, 51, dht=True, dht_nodes=where):
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await trio.lowlevel.wait_readable(asked)
 
 
@@ -220,13 +220,13 @@ async def test_only_public_torrents_are_told_to_the_dht(
         said = heard(first)
         hidden = await seeder.seed(nodes.source("62", content[::-1], "hidden").staging)
         shown = await seeder.seed(nodes.source("62", content).staging, public=True)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             found = await reader.add(shown.info_hash)
             assert await found.read(0, len(content)) == content
         await never_read(await reader.add(hidden.info_hash))
         assert set(said) == {(shown.info_hash, "127.0.0.62")}  # nor is the reader announced
         await seeder.add(hidden.info_hash, public=True)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             found = await reader.add(hidden.info_hash)
             assert await found.read(0, len(content)) == content[::-1]
 
@@ -267,7 +267,7 @@ async def test_a_reader_asks_trackers_when_it_waits_and_only_if_it_may(
             found = await reader.add(shown.info_hash, trackers=urls)
             await never_read(await reader.add(MISSING))  # of another torrent
             assert {one.left for one in announced.announces} == {0}  # the seeder alone
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await found.read(0, len(content)) == content
         async with node(tmp_path, 82) as silent:  # what was kept is used as the settings say now
             await silent.restore()
@@ -299,7 +299,7 @@ async def test_neighbours_are_tried_for_what_is_missing(
         seeded = await seeder.seed(nodes.source("91", content).staging)
         torrent = await reader.add(seeded.info_hash)
         await never_read(torrent)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(torrent.read, 0, len(content))
                 reader.set_neighbours(seeder.listen_ports)

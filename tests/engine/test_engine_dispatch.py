@@ -17,10 +17,9 @@ from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.fake_servers import Dispatcher
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 1 << 14
-PATIENCE = 30
 SEEDER = frozenset({"127.0.0.1"})
 
 
@@ -100,7 +99,7 @@ async def test_each_piece_comes_once_and_the_rest_from_the_others(
     nodes: Nodes, content: bytes
 ) -> None:
     origin = Origin(content)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with crowd(nodes, content) as (engines, torrents):
             for torrent in torrents:
                 torrent.servers = Dispatcher(origin.ask)
@@ -116,7 +115,7 @@ async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
     nodes: Nodes, content: bytes
 ) -> None:
     origin = Origin(content)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with crowd(nodes, content, replace(TUNING, crowd_linger=1.5)) as (_, torrents):
             for torrent in torrents:
                 torrent.servers = Dispatcher(origin.ask)
@@ -135,7 +134,7 @@ async def test_who_hands_out_is_no_peer_meanwhile_and_one_again_later(
 
 async def test_who_hands_out_stays_the_peer_of_other_torrents(nodes: Nodes, content: bytes) -> None:
     origin, more = Origin(content), content[::-1]
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with crowd(nodes, content) as (engines, torrents):
             seeded = await engines[0].seed(nodes.source("5", more).staging)
             other = await engines[1].add(seeded.info_hash, peers=engines[0].listen_ports)
@@ -154,7 +153,7 @@ async def test_what_is_dispatched_and_does_not_come_is_asked_of_the_swarm(
     nodes: Nodes, content: bytes
 ) -> None:
     origin = Origin(content, lost=20)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with crowd(nodes, content) as (_, torrents):
             for torrent in torrents:
                 torrent.servers = Dispatcher(origin.ask)
@@ -169,7 +168,7 @@ async def test_wrong_pieces_and_a_mirror_that_hands_out_nothing(
         raise NotHereError("it is no node")
 
     liar = Origin(content, wrong=True)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with crowd(nodes, content) as (_, torrents):
             torrents[0].servers = Dispatcher(liar.ask)
             torrents[1].servers = Dispatcher(nothing)
@@ -181,7 +180,7 @@ async def test_wrong_pieces_and_a_mirror_that_hands_out_nothing(
 
 async def test_a_guest_is_given_what_it_waits_for_first(nodes: Nodes, content: bytes) -> None:
     origin = Origin(content)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with crowd(nodes, content) as (_, torrents):
             first, *_ = torrents
             async with trio.open_nursery() as nursery:

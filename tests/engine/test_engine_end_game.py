@@ -10,11 +10,11 @@ import trio
 from p2pcloopd.engine.bt import settings
 from tests.support.engines import Nodes
 from tests.support.mute_peer import Manner, mute_peer
+from tests.support.waiting import BOUND
 
 PIECE = 16384
 PIECES = 400
 CONTENT = random.Random(9).randbytes(PIECES * PIECE)
-PATIENCE = 30
 
 
 async def test_two_seeders_send_nothing_twice(nodes: Nodes) -> None:
@@ -23,7 +23,7 @@ async def test_two_seeders_send_nothing_twice(nodes: Nodes) -> None:
         await two.seed(nodes.source("3", CONTENT).staging)
         addresses = [*one.listen_ports, *two.listen_ports]
         torrent = await reader.add(seeded.info_hash, peers=addresses)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             await torrent.read(0, 1)
             await torrent.save()
@@ -46,7 +46,7 @@ async def test_a_mute_peer_holds_up_few_reads(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for timeout in ("piece_timeout", "request_timeout"):  # libtorrent's own way out
-        monkeypatch.setitem(settings._DEMAND, timeout, 10 * PATIENCE)
+        monkeypatch.setitem(settings._DEMAND, timeout, int(10 * BOUND))
     with mute_peer(Manner.MUTE, PIECES) as mute:
         async with nodes.open("1") as seeder:
             seeded = await seeder.seed(nodes.source("1", CONTENT).staging)
@@ -59,7 +59,7 @@ async def test_a_mute_peer_holds_up_few_reads(
             async with nodes.open("2") as reader:
                 addresses = [mute.address, *seeder.listen_ports]
                 torrent = await reader.add(seeded.info_hash, peers=addresses)
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(BOUND):
                     for place in random.Random(2).sample(range(4, PIECES - 4), 60):
                         offset = place * PIECE
                         assert await torrent.read(offset, 1) == CONTENT[offset : offset + 1]

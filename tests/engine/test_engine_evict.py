@@ -23,10 +23,9 @@ from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import INDEX_SIZE, Nodes
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 16384
-PATIENCE = 60
 NOBODYS = b"t" * 20
 
 _CHILD = """
@@ -73,7 +72,7 @@ trio.run(main)
 async def fetched(nodes: Nodes, seeder: Engine, reader: Engine, content: bytes) -> Torrent:
     seeded = await seeder.seed(nodes.source("1", content).staging)
     torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         await fetch_all(torrent)
     return torrent
 
@@ -105,7 +104,7 @@ async def test_what_is_evicted_is_fetched_again_and_nothing_else(
         with HaveView(nodes.directory("2", torrent.info_hash) / "have") as view:
             assert [p for p in range(123) if not view.has(p, p)] == gone
         assert await torrent.verify(range(123)) == []
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(55 * PIECE - 5, 10) == content[55 * PIECE - 5 :][:10]
             assert await torrent.read(9 * PIECE, 2 * PIECE) == content[9 * PIECE : 11 * PIECE]
             assert await torrent.read(0, len(content)) == content
@@ -119,7 +118,7 @@ async def test_all_of_it_goes(nodes: Nodes, content: bytes) -> None:
         torrent = await fetched(nodes, seeder, reader, content)
         assert await torrent.evict(range(123))
         assert (room(torrent), torrent.have_bytes) == (0, 0)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, len(content)) == content
 
 
@@ -137,7 +136,7 @@ async def test_a_file_system_without_holes_gives_back_the_end(
         assert torrent.have_bytes == 59 * PIECE
         await torrent.add_sources(Sources(peers=tuple(seeder.listen_ports)))
         await seeder.restore()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, len(content)) == content
 
 
@@ -182,7 +181,7 @@ async def test_readers_go_on_while_pieces_come_and_go(nodes: Nodes, content: byt
                 length = chance.randrange(1, min(200_000, len(content) - start) + 1)
                 assert await torrent.read(start, length) == content[start : start + length]
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(read)
@@ -221,7 +220,7 @@ async def test_a_disk_that_refuses_to_clear_bits_loses_nothing(
         assert room(torrent) == before
         assert await torrent.evict([])
         assert room(torrent) < before
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, len(content)) == content
 
 
@@ -251,7 +250,7 @@ async def test_killed_at_every_step(nodes: Nodes, content: bytes, tmp_path: Path
                 assert torrent.store.stored.have.count == right >= len(here)
                 assert await torrent.evict(())
                 assert is_tight(torrent)
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(BOUND):
                     assert await torrent.read(0, len(content)) == content
             shutil.rmtree(store)
             if child.returncode == 0:
@@ -275,7 +274,7 @@ async def test_a_torrent_is_removed_for_good(nodes: Nodes, content: bytes) -> No
             await torrent.read(0, 1)
         again = await reader.add(torrent.info_hash, peers=seeder.listen_ports)
         assert again is not torrent
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await again.read(0, len(content)) == content
 
 

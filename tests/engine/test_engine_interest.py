@@ -15,10 +15,9 @@ from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes
 from tests.support.fake_servers import RangeServer
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 1 << 14
-PATIENCE = 30
 
 
 @asynccontextmanager
@@ -26,7 +25,7 @@ async def reading(nodes: Nodes, content: bytes, tuning: Tuning = TUNING) -> Asyn
     async with nodes.open("1") as seeder, nodes.open("2", tuning=tuning) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             yield torrent
 
 

@@ -19,9 +19,9 @@ from p2pcloopd.engine.disk.seeding import make_torrent
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.torrent import Torrent
 from tests.support.engines import Nodes, flip
+from tests.support.waiting import BOUND
 
 PIECE = 16384
-PATIENCE = 30
 
 
 async def _cancel_while_left(torrent: Torrent, work: Callable[[], Awaitable[object]]) -> None:
@@ -51,7 +51,7 @@ async def test_a_caller_that_is_cancelled_leaves_the_torrent_in_its_swarm(
             "verify": partial(torrent.verify, range(4)),
             "seed": lambda: reader.seed(nodes.source("2", content).staging),
         }
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(0, 4 * PIECE)
             await torrent.save()
             flip(nodes.files("2", seeded.info_hash) / "index", 2 * PIECE)
@@ -69,7 +69,7 @@ async def test_seeding_that_the_disk_refuses_leaves_the_torrent_in_its_swarm(
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(0, PIECE)
             monkeypatch.setattr(engine, "move_into_place", refuse)
             with pytest.raises(StorageError, match="no"):
@@ -88,7 +88,7 @@ async def test_a_piece_that_arrives_while_the_swarm_is_left_is_fetched_again(
         async def read() -> None:
             got.append(await torrent.read(70 * PIECE, PIECE))
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(0, PIECE)
             await torrent.save()
             await torrent.fetcher.leave()

@@ -12,8 +12,7 @@ from p2pcloopd.engine.fetch.backfill import fill
 from p2pcloopd.engine.fetch.store import Store
 from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
-
-PATIENCE = 30
+from tests.support.waiting import BOUND
 
 
 async def test_a_fill_looks_at_each_piece_a_few_times(
@@ -29,7 +28,7 @@ async def test_a_fill_looks_at_each_piece_a_few_times(
     async with nodes.open("1") as seeder, nodes.open("2", tuning=tuning) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             layout = await torrent.metadata()
             monkeypatch.setattr(Store, "has", counted)
             await fill(torrent, 0)
@@ -47,7 +46,7 @@ async def test_torrents_are_found_by_their_name(
         assert (seeder.named(name), seeder.named("another")) == ((seeded,), ())
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         assert reader.named(name) == ()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
         assert reader.named(name) == (torrent,)
         (tmp_path / "tmp").mkdir()

@@ -23,10 +23,9 @@ from p2pcloopd.engine.fetch.provisional import Provisional
 from p2pcloopd.engine.fetch.tuning import TUNING
 from tests.support.engines import Nodes
 from tests.support.fake_servers import RangeServer
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 16384
-PATIENCE = 30
 
 
 def on_disk(directory: Path) -> list[tuple[int, int]]:
@@ -49,12 +48,12 @@ async def test_pieces_come_from_whoever_is_at_hand_and_never_while_a_reader_wait
         async with nodes.open("1") as seeder:
             seeded = await seeder.seed(nodes.source("1", content).staging)
             half = await partial.add(seeded.info_hash, peers=seeder.listen_ports)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await half.read(0, 60 * PIECE)
                 await half.save()
         directory = nodes.directory("3", seeded.info_hash)
         torrent = await reader.add(seeded.info_hash, peers=partial.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             torrent.completion.hurry()  # it was published: peers are asked for whole pieces
             waited_for = torrent if same else await reader.add(b"t" * 20)
@@ -86,7 +85,7 @@ async def test_pieces_are_completed_once_nobody_reads_or_it_was_published(
     async with nodes.open("1") as seeder, nodes.open("2", tuning=SOON) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             torrent.store.provisional.keep(5, b"x")
             await trio.testing.wait_all_tasks_blocked(0.05)
@@ -103,7 +102,7 @@ async def test_ranges_are_written_when_no_reader_waits_or_they_are_many_or_the_n
         torrent = await reader.add(b"t" * 20)
         directory = nodes.directory("2", torrent.info_hash)
         keep = torrent.store.provisional.keep
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             with reader.demand.waiting():
                 keep(0, content[:600])
                 await trio.testing.wait_all_tasks_blocked(2 * TUNING.write_quiet)
@@ -134,7 +133,7 @@ async def test_a_range_that_lies_outside_is_dropped(nodes: Nodes, content: bytes
         directory = nodes.directory("2", seeded.info_hash)
         torrent.store.provisional.keep(len(content) - 10, b"eleven byte")
         torrent.store.provisional.keep(5, b"x")
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             torrent.completion.hurry()
             await torrent.metadata()
             await until(lambda: not torrent.store.provisional.ranges)
@@ -161,7 +160,7 @@ async def test_what_lies_between_is_asked_of_a_server_and_what_is_wrong_again(
         at = 3 * PIECE + 1000
         part = content[at : at + PIECE]
         torrent.store.provisional.keep(at, part[:-1] + b"w" if wrong else part)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             await until(lambda: torrent.have_bytes == 2 * PIECE)
             await until(lambda: not torrent.store.provisional.ranges)
@@ -175,7 +174,7 @@ async def test_bytes_of_pieces_and_of_ranges_are_read_as_one(nodes: Nodes, conte
     async with nodes.open("1") as seeder, nodes.open("2", tuning=SOON) as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(PIECE, PIECE)
             torrent.store.provisional.keep(PIECE - 100, content[PIECE - 100 :][:100])
             torrent.store.provisional.keep(2 * PIECE, content[2 * PIECE :][:50])

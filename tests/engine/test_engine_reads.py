@@ -25,14 +25,13 @@ from tests.support.engines import Nodes
 from tests.support.waiting import BOUND, until
 
 PIECE = 16384
-PATIENCE = 30
 
 
 async def test_ranges_from_a_peer(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             layout = await torrent.metadata()
             assert layout == await seeded.metadata()
             assert [str(path) for path, _ in layout.files] == ["image/index", "image/pack"]
@@ -58,7 +57,7 @@ async def test_what_was_just_brought_is_read_from_memory(
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.fetch(PIECE + 5, 2 * PIECE)
             await torrent.save()
 
@@ -76,7 +75,7 @@ async def test_who_asks_what_peers_were_asked_for_hears_what_they_sent(
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(0, 1)
         wanted, deadline = range(5, 10), time.monotonic() + BOUND
         torrent.fetcher.wants.fill(wanted, dial=True)
@@ -96,7 +95,7 @@ async def test_only_what_is_asked_for_crosses(nodes: Nodes, content: bytes) -> N
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         results: list[bytes] = []
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
 
             async def read() -> None:
@@ -133,7 +132,7 @@ async def test_cancelled_read_is_not_fetched_and_others_are(nodes: Nodes, conten
                 await torrent.read(2 * PIECE, 3 * PIECE)
                 raise AssertionError("no peer can have answered")
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read)
                 scope = trio.CancelScope()
@@ -164,7 +163,7 @@ async def test_peer_that_comes_late(nodes: Nodes, content: bytes) -> None:
     soon = replace(TUNING, peers_stall=1)
     async with nodes.open("2", on_stall=on_stall, tuning=soon) as reader:
         torrent = await reader.add(info_hash, peers=[address])
-        with trio.fail_after(60):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(torrent.metadata)
                 await until(lambda: stalls)
@@ -179,7 +178,7 @@ async def test_peer_whose_name_cannot_be_one(nodes: Nodes, content: bytes) -> No
         seeded = await seeder.seed(nodes.source("1", content).staging)
         peers = [("a..b", 1), ("a" * 64, 1), *seeder.listen_ports]
         torrent = await reader.add(seeded.info_hash, peers=peers)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, PIECE) == content[:PIECE]
         assert [peer.error is None for peer in torrent.peers.tried()] == [False, False, True]
         assert "the name is not known" in str(torrent.peers.tried()[0])
@@ -200,11 +199,11 @@ async def test_a_peer_whose_name_is_never_answered_delays_no_other(
         seeded = await seeder.seed(nodes.source("1", content).staging)
         peers = [("dead.example", 1), ("dead2.example", 1), *seeder.listen_ports]
         torrent = await reader.add(seeded.info_hash, peers=peers)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(0, PIECE) == content[:PIECE]
         # Found later, by a source that names it alone.
         await torrent.add_sources(Sources(peers=(("dead3.example", 1),)))
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await torrent.read(40 * PIECE, PIECE) == content[40 * PIECE : 41 * PIECE]
 
 
@@ -213,7 +212,7 @@ async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
         reports: list[tuple[int, int]] = []
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await fetch_all(torrent, lambda done, total: reports.append((done, total)))
         assert reports[-1] == (len(content), len(content))
         assert reports == sorted(reports)
@@ -228,7 +227,7 @@ async def test_fetch_all_then_start_again(nodes: Nodes, content: bytes, tmp_path
         ]
         assert await torrent.read(0, len(content)) == content
         other = await third.add(torrent.info_hash, peers=reader.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             assert await other.read(0, len(content)) == content
 
 
@@ -236,7 +235,7 @@ async def test_demand_overtakes_background(nodes: Nodes, content: bytes) -> None
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(fetch_all, torrent)
                 assert await torrent.read(100 * PIECE, PIECE) == content[100 * PIECE : 101 * PIECE]
@@ -296,7 +295,7 @@ async def test_idle_node_sleeps(nodes: Nodes, content: bytes) -> None:
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(0, PIECE)
             await torrent.save()
         steps = _Steps()
@@ -313,7 +312,7 @@ async def test_lost_news_are_made_up_for(
     async with nodes.open("1") as seeder, nodes.open("2") as reader:
         seeded = await seeder.seed(nodes.source("1", content).staging)
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.metadata()
             assert await torrent.read(0, len(content)) == content
             await fetch_all(torrent)

@@ -18,10 +18,10 @@ from p2pcloopd.engine.disk.metainfo import TorrentLayout
 from p2pcloopd.engine.engine import Engine
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from tests.support.engines import INDEX_SIZE, Nodes
+from tests.support.waiting import BOUND
 
 PIECE = 16384
 PIECES = 123
-PATIENCE = 30
 SAVED = [10, 11]
 
 
@@ -30,7 +30,7 @@ async def fetch_some(nodes: Nodes, seeder: Engine, content: bytes) -> bytes:
     seeded = await seeder.seed(nodes.source("1", content).staging)
     async with nodes.open("2") as reader:
         torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(BOUND):
             await torrent.read(SAVED[0] * PIECE, len(SAVED) * PIECE)
         assert mark(nodes, seeded.info_hash).exists()
     assert not mark(nodes, seeded.info_hash).exists()
@@ -72,7 +72,7 @@ async def test_right_pieces_count_and_nothing_of_them_comes_again(
             (statistics,) = (await reader.statistics()).torrents
             had = sum(len(content[piece * PIECE :][:PIECE]) for piece in found)
             assert (statistics.have_bytes, statistics.received) == (had, 0)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await fetch_all(torrent)
                 assert await torrent.read(0, len(content)) == content
             (statistics,) = (await reader.statistics()).torrents
@@ -145,7 +145,7 @@ async def test_a_disk_that_cannot_read_what_is_left_holds_nothing_up(
                 await reader.restore()
             assert here(nodes, info_hash) == SAVED
             (torrent,) = reader.torrents
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 assert await torrent.read(0, len(content)) == content
 
 
@@ -162,7 +162,7 @@ async def test_an_end_before_all_is_saved_leaves_the_mark(
             (torrent,) = reader.torrents
             with monkeypatch.context() as patch:
                 patch.setattr(Content, "sync", fail)
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(BOUND):
                     assert await torrent.read(30 * PIECE, PIECE)
                 await reader.close()
         assert mark(nodes, info_hash).exists()

@@ -196,7 +196,7 @@ async def test_a_server_that_ends_later_is_reported() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         display = Display(800, 600, listener)
-        with trio.fail_after(60):
+        with trio.fail_after(BOUND):
             async with wire.display_wire(display, say):
                 # It greets a viewer: it is there.
                 async with await trio.open_tcp_stream(*listener.getsockname()) as viewer:
@@ -212,7 +212,7 @@ async def test_no_file_of_this_machine_holds_a_displays_secrets(
 ) -> None:
     """It would stay there if this process was killed."""
     monkeypatch.setattr(temporary_folder, "socket_folder", lambda: str(tmp_path))
-    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(60):
+    with socket.create_server(("127.0.0.1", 0)) as listener, trio.fail_after(BOUND):
         async with (
             wire.display_wire(Display(800, 600, listener), pytest.fail),
             await trio.open_tcp_stream(*listener.getsockname()) as viewer,

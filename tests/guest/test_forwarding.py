@@ -20,6 +20,7 @@ from p2pcloopd.guest.system import addresses
 from tests.guest.test_network import GUEST, Wire, check_closed, ethernet, udp_datagram
 from tests.support.frames import checksum
 from tests.support.ports import free_port
+from tests.support.waiting import BOUND
 
 LOOPBACK = "127.0.0.1"
 HOST = socket.inet_aton(addresses.HOST_ADDRESS)
@@ -108,7 +109,7 @@ async def test_without_a_compiler_it_says_so(
 async def forwarded(word: str) -> AsyncIterator[tuple[Wire, int]]:
     """The guest's end of the wire, and a port of this machine that leads to it."""
     port = free_port()
-    with bound_ports([parse_port(f"{port}:{word}")]) as ports, trio.fail_after(60):
+    with bound_ports([parse_port(f"{port}:{word}")]) as ports, trio.fail_after(BOUND):
         async with network.user_network(pytest.fail, ports=ports) as ours:
             with trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock:
                 wire = Wire(sock)

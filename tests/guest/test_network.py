@@ -18,6 +18,7 @@ from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.system import addresses
 from p2pcloopd.guest.system.kernel import find_busybox
 from tests.support.frames import Segment, Station
+from tests.support.waiting import BOUND
 
 GUEST = Station(bytes.fromhex("020000000015"), socket.inet_aton(addresses.GUEST_ADDRESS))
 ethernet, arp_request, ip_packet = GUEST.ethernet, GUEST.arp_request, GUEST.ip_packet
@@ -56,7 +57,7 @@ async def open_wire(tmp_path: Path) -> AsyncIterator[Wire]:
     resolv_conf.write_text("nameserver 127.0.0.1\n")
     async with network.user_network(pytest.fail, resolv_conf=resolv_conf) as ours:
         with (
-            trio.fail_after(20),
+            trio.fail_after(BOUND),
             trio.socket.fromfd(ours.fileno(), ours.family, ours.type) as sock,
         ):
             wire = Wire(sock)
@@ -203,7 +204,7 @@ async def test_the_end_of_the_helper_is_told(monkeypatch: pytest.MonkeyPatch) ->
         words.append(text)
         said.set()
 
-    with trio.fail_after(20):
+    with trio.fail_after(BOUND):
         async with network.user_network(say):
             await said.wait()
     assert words == ["has no network any more: its helper ended (exit status 3): no such thing"]

@@ -13,6 +13,7 @@ from p2pcloop.protocol.vhost_state import Vring
 from p2pcloop.protocol.virtio_console import Control, Event
 from p2pcloopd.guest.ports import MAX_PIECE, Port, PortsDevice
 from tests.support.vring import WRITE, Driver
+from tests.support.waiting import BOUND
 
 
 class Guest:
@@ -216,7 +217,7 @@ async def test_a_reader_that_is_taken_away_holds_nothing_up() -> None:
         device.remove(port)
         await wait_all_tasks_blocked()
         await data.write(b"two")
-        with trio.fail_after(5):
+        with trio.fail_after(BOUND):
             await data.server.catch_up()
         nursery.cancel_scope.cancel()
 

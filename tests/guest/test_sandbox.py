@@ -36,6 +36,7 @@ from tests.support.users import (
     can_be_another_user,
     needs_another_user,
 )
+from tests.support.waiting import BOUND
 
 PYTHON = Path(sys.executable).resolve()
 PROCESSES = 40
@@ -185,7 +186,7 @@ def python_files() -> dict[Path, Path]:
 
 
 async def output_of(boxed: sandbox.Sandbox) -> bytes:
-    with tempfile.TemporaryFile() as output, trio.fail_after(60):
+    with tempfile.TemporaryFile() as output, trio.fail_after(BOUND):
         async with sandbox.running(boxed, output=output.fileno()) as process:
             code = await process.wait()
         output.seek(0)
@@ -284,12 +285,14 @@ def test_the_same_as_an_ordinary_user() -> None:
 
 def sleeper(**more: Any) -> sandbox.Sandbox:
     busybox = str(find_busybox())
-    return sandbox.prepare([busybox, "sleep", "60"], visible={}, memory=MEMORY, processes=9, **more)
+    return sandbox.prepare(
+        [busybox, "sleep", "600"], visible={}, memory=MEMORY, processes=9, **more
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has other users to become")
 async def test_root_is_not_who_runs_it() -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(BOUND):
         async with sandbox.running(sleeper()) as one, sandbox.running(sleeper()) as other:
             owners = owner_of(one), owner_of(other)
     assert owners[0] != owners[1], "nor who runs another guest"
@@ -435,7 +438,7 @@ async def test_bubblewraps_own_words_are_told(
         lambda name, of: program if name == "bwrap" else find_program(name, of),
     )
     boxed = sleeper()
-    with folder, trio.fail_after(30), pytest.raises(GuestError) as caught:
+    with folder, trio.fail_after(BOUND), pytest.raises(GuestError) as caught:
         async with sandbox.running(boxed):
             pass
     assert str(caught.value) == f"the sandbox round the guest does not start: {said}"
@@ -446,7 +449,7 @@ async def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     gone.touch()
     boxed = sandbox.prepare(["/x"], visible={Path("/x"): gone}, memory=MEMORY, processes=9)
     gone.unlink()
-    with trio.fail_after(30), pytest.raises(GuestError, match=str(gone)):
+    with trio.fail_after(BOUND), pytest.raises(GuestError, match=str(gone)):
         async with sandbox.running(boxed):
             pass
 
@@ -454,9 +457,9 @@ async def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
 async def test_a_sandbox_that_takes_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_START_TIMEOUT", 0.05)
     boxed = sleeper()
-    late = ["/bin/sh", "-c", "sleep 60"]
+    late = ["/bin/sh", "-c", "sleep 600"]
     slow = sandbox.Sandbox([], late, [], boxed.syscall_filter)
-    with trio.fail_after(30), pytest.raises(GuestError, match="was not ready within"):
+    with trio.fail_after(BOUND), pytest.raises(GuestError, match="was not ready within"):
         async with sandbox.running(slow):
             pass
 

@@ -81,13 +81,13 @@ async def test_an_answer_that_is_none_ends_the_guest(
     guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
     with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_DGRAM) as console:
         await console.bind(str(directory / "guest" / "mconsole"))
-        with trio.fail_after(20):
+        with trio.fail_after(BOUND):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(guest.shutdown)
                 _, sender = await console.recvfrom(1024)
                 await console.sendto(answer, sender)
     assert guest.killed is killed
-    assert not killed or process.wait(20) == -signal.SIGKILL
+    assert not killed or process.wait(BOUND) == -signal.SIGKILL
 
 
 async def test_a_kernel_that_does_not_listen_yet_is_told_once_it_does(
@@ -159,7 +159,7 @@ async def test_a_link_in_the_sockets_place_is_not_followed(
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as another:
         another.bind(str(directory / "other/mconsole"))
         another.setblocking(False)
-        with trio.fail_after(20):
+        with trio.fail_after(BOUND):
             await guest.shutdown()
         with pytest.raises(BlockingIOError):
             another.recv(1024)
@@ -173,4 +173,4 @@ async def test_what_was_asked_before_the_kernel_runs_holds_when_it_does(
     guest = running.RunningGuest()
     assert not await guest.shutdown()
     guest.runs_as(machine.UmlBoot(SandboxedProcess(process, process.pid), pty, directory))
-    assert process.wait(20) == -signal.SIGKILL
+    assert process.wait(BOUND) == -signal.SIGKILL

@@ -14,6 +14,7 @@ import trio
 from p2pcloopd.http import server as http_server
 from p2pcloopd.http.semantics import parse_range, path_of, range_applies
 from p2pcloopd.http.wire import MAX_HEADER
+from tests.support.waiting import BOUND
 
 from .test_http_server import CONTENT, Part, read_all, serving, split
 
@@ -127,7 +128,7 @@ async def test_who_waits_to_be_told_to_go_on_is_told() -> None:
     head = request("GET /file HTTP/1.1", "Content-Length: 3", "Expect: 100-continue")
     async with serving(file=Part()) as server, await server.connect() as stream:
         await stream.send_all(head.encode())
-        with trio.fail_after(10):
+        with trio.fail_after(BOUND):
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
         await stream.send_all(b"abc")
         await stream.send_eof()
@@ -139,7 +140,7 @@ async def test_a_refusal_reaches_who_goes_on_sending() -> None:
     head = request("POST /file HTTP/1.1", "Content-Length: 1000000").encode()
     async with serving(file=Part()) as server, await server.connect() as stream:
         await stream.send_all(head + bytes(200_000))
-        with trio.fail_after(10):
+        with trio.fail_after(BOUND):
             assert (await read_all(stream)).startswith(b"HTTP/1.1 413 ")
 
 

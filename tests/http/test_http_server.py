@@ -15,6 +15,7 @@ from p2pcloop.errors import BusyError, NotHereError, UsageError
 from p2pcloopd.http import server as http_server
 from p2pcloopd.http.server import File, open_http_listener, serve_http
 from p2pcloopd.http.wire import MAX_HEADER, Pace, Wire
+from tests.support.waiting import BOUND
 
 TOO_LONG = MAX_HEADER + http_server.RECEIVE_SIZE
 CONTENT = bytes(i * 7 % 256 for i in range(1000))
@@ -88,7 +89,7 @@ class Server:
 
 async def read_all(stream: trio.SocketStream) -> bytes:
     data = b""
-    with trio.fail_after(10):
+    with trio.fail_after(BOUND):
         while more := await stream.receive_some():
             data += more
     return data
@@ -224,7 +225,7 @@ async def test_one_connection_too_many_is_refused(monkeypatch: pytest.MonkeyPatc
         async with await server.connect() as second:
             assert (await read_all(second)).startswith(b"HTTP/1.1 503 ")
         await first.aclose()
-        with trio.fail_after(10):
+        with trio.fail_after(BOUND):
             while not (await server.get("/file"))[0].endswith(b"OK"):  # noqa: ASYNC110  no event tells
                 await trio.sleep(0.01)
 

@@ -24,13 +24,12 @@ from tests.support.foreign import (
     seeding,
     transmission,
 )
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 pytestmark = pytest.mark.interop
 
 PIECE = 1 << 14
 CONTENT = random.Random(9).randbytes(1 << 20)
-PATIENCE = 60
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ async def test_a_pause(client: Callable[[], AbstractContextManager[Client]], nod
     async with nodes.open("1") as publisher:
         seeded = await publisher.seed(nodes.source("1", CONTENT).staging)
     content = Content.of(nodes.root / "1" / "torrents", seeded.info_hash)
-    with client() as foreign, trio.fail_after(PATIENCE):
+    with client() as foreign, trio.fail_after(BOUND):
         await trio.to_thread.run_sync(seeding, foreign, content)
         async with nodes.open("2") as reader:
             torrent = await reader.add(content.info_hash, peers=[foreign.address])
@@ -72,7 +71,7 @@ async def test_a_reader_that_wants_nothing_yet(nodes: Nodes) -> None:
     async with nodes.open("1") as publisher:
         seeded = await publisher.seed(nodes.source("1", CONTENT).staging)
     content = Content.of(nodes.root / "1" / "torrents", seeded.info_hash)
-    with libtorrent() as foreign, trio.fail_after(PATIENCE):
+    with libtorrent() as foreign, trio.fail_after(BOUND):
         await trio.to_thread.run_sync(seeding, foreign, content)
         for piece in (3, 5):
             async with nodes.open("2") as reader:

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from tests.http.test_http_server import Part, Server, serving
+from tests.support.waiting import BOUND
 
 CONTENT = bytes(i * i % 251 for i in range(1 << 20))
 
@@ -17,7 +18,7 @@ def content(**rest: object) -> Part:
 
 
 async def run(*command: str | Path) -> str:
-    with trio.fail_after(60):
+    with trio.fail_after(BOUND):
         done = await trio.run_process(list(map(str, command)), capture_stdout=True)
     return done.stdout.decode()
 

@@ -12,12 +12,11 @@ from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from tests.support.engines import Nodes
 from tests.support.mute_peer import Manner, mute_peer
-from tests.support.waiting import until
+from tests.support.waiting import BOUND, until
 
 PIECE = 1 << 14
 PIECES = 70
 CONTENT = random.Random(4).randbytes(PIECES * PIECE - 77)
-PATIENCE = 30
 
 
 @pytest.mark.parametrize("manner", Manner)
@@ -42,7 +41,7 @@ async def test_another_source_is_used(manner: Manner, tmp_path: Path) -> None:
             await until(asked)
             async with nodes.open("3") as seeder:
                 await seeder.seed(nodes.source("3", CONTENT).staging)
-                with trio.fail_after(PATIENCE):
+                with trio.fail_after(BOUND):
                     await torrent.add_sources(Sources(peers=tuple(seeder.listen_ports)))
                     for piece in random.Random(5).sample(range(PIECES - 1), 12):
                         await read(piece)
@@ -57,7 +56,7 @@ async def test_a_peer_that_hangs_up_is_tried_again_but_not_pestered(tmp_path: Pa
         async with nodes.open("2") as reader, trio.open_nursery() as nursery:
             torrent = await reader.add(bytes(range(20)), peers=[mute.address])
             nursery.start_soon(torrent.metadata)
-            with trio.fail_after(PATIENCE):
+            with trio.fail_after(BOUND):
                 await until(lambda: mute.connections > 2)
             before = mute.connections
             await trio.sleep(1)  # a thousand times over loopback, if nothing held it back

@@ -15,6 +15,7 @@ import trio
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
 from tests.support.memory_device import MemoryBackend, MemoryDevice
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.interop
 
@@ -37,7 +38,7 @@ class Exported:
 
     async def run(self, *command: str | Path) -> str:
         """Run a client to its end; its standard output."""
-        with trio.fail_after(60):
+        with trio.fail_after(BOUND):
             done = await trio.run_process(
                 [str(word) for word in command],
                 capture_stdout=True,

@@ -17,6 +17,7 @@ from p2pcloopd.block.nbd_tls import NbdTls
 from tests.support.certificates import Authority
 from tests.support.memory_device import MemoryBackend, MemoryDevice
 from tests.support.nbd_client import READ, NbdClient
+from tests.support.waiting import BOUND
 
 pytestmark = pytest.mark.interop
 
@@ -36,7 +37,7 @@ class Served:
         return f"nbds://localhost:{self.port}/?tls-certificates={where}"
 
     async def run(self, *command: str | Path, good: bool = True) -> str:
-        with trio.fail_after(60):
+        with trio.fail_after(BOUND):
             done = await trio.run_process(
                 [str(word) for word in command],
                 capture_stdout=True,

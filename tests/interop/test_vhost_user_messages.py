@@ -33,6 +33,7 @@ from p2pcloopd.unix_listener import unix_listener
 from tests.support.front_end import VERSION_1, FrontEnd
 from tests.support.memory_device import MemoryBackend, MemoryDevice
 from tests.support.nbd_client import READ, NbdClient
+from tests.support.waiting import BOUND
 
 SIZE = 64 * 4096
 CODES = [*Code, 0, 4, 6, 19, 20, 22, 25, 31, 35, 43, 77, 0xFFFF_FFFF]
@@ -99,7 +100,7 @@ async def prepare(front_end: FrontEnd, state: str) -> None:
 async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
     backend = MemoryBackend(MemoryDevice(CONTENT))
     descriptors = count_descriptors()
-    with trio.fail_after(120):
+    with trio.fail_after(BOUND):
         with unix_listener(tmp_path / "vhost") as listener:
             accepting = trio.socket.from_stdlib_socket(listener)
             address = f"unix:{tmp_path / 'nbd'}"

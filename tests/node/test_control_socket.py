@@ -40,6 +40,7 @@ from p2pcloopd.control_client import (
     ReconnectingClient,
 )
 from p2pcloopd.control_server import P2PCLOOPD, Call, ServerWords, open_listener, serve_control
+from tests.support.waiting import BOUND
 
 HELLO = encode(Request(0, "hello", {"version": CONTROL_VERSION, "software": "test"}))
 
@@ -94,7 +95,7 @@ class Operations:
         self._changed = trio.Event()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(BOUND):
             while not condition():
                 await self._changed.wait()
 
@@ -146,7 +147,7 @@ class Raw:
 
     async def next(self) -> Message | None:
         """The next message, or None where the server has hung up."""
-        with trio.fail_after(20):
+        with trio.fail_after(BOUND):
             while not self._messages:
                 try:
                     data = await self.stream.receive_some()
@@ -374,7 +375,7 @@ async def test_a_reconnecting_call_waits_for_the_server_and_outlives_it(
         results.append(await client.call("wait"))
         done.set()
 
-    with trio.fail_after(30):
+    with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
             client = ReconnectingClient(socket_path)
             await nursery.start(client.run)
@@ -419,7 +420,7 @@ async def test_a_server_that_comes_back_is_told_first(
     async def tell(client: ControlClient) -> None:
         told.append(await client.call("echo", number=len(told)))
 
-    with trio.fail_after(30):
+    with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
             client = ReconnectingClient(socket_path, on_back=tell)
             await nursery.start(client.run)
@@ -438,7 +439,7 @@ async def test_one_that_says_nothing_to_that_holds_calls_up_for_a_while(
         await client.call("wait")
 
     monkeypatch.setattr(control_client, "BACK_SECONDS", 0)
-    with trio.fail_after(30):
+    with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
             client = ReconnectingClient(socket_path, on_back=tell)
             await nursery.start(client.run)

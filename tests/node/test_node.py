@@ -20,7 +20,7 @@ from p2pcloop.protocol.control import MAX_READ
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
 from p2pcloopd.control_server import MAX_HELD
 from tests.support.programs import Node, Nodes, read_until
-from tests.support.waiting import wait_until
+from tests.support.waiting import BOUND, wait_until
 
 from .conftest import publish_version
 
@@ -147,7 +147,7 @@ async def test_a_waiting_read_outlives_its_daemon(nodes: Nodes, content: bytes) 
         data.append(answer["data"])
         nursery.cancel_scope.cancel()
 
-    with trio.fail_after(60):
+    with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
             client = ReconnectingClient(reader.home.control_socket)
             await nursery.start(client.run)
@@ -210,7 +210,7 @@ async def test_reads_of_what_is_absent_leave_room_for_reads_of_what_is_here(
         args = {"torrent": torrent, "offset": 4096, "length": len(content), "heal": False}
         await client.call("read", on_event, **args)
 
-    with trio.fail_after(60):
+    with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
             client = ControlClient(reader.home.control_socket)
             await nursery.start(client.run)

@@ -14,8 +14,8 @@ from trio.testing import MockClock
 
 from p2pcloopd import resolver
 from p2pcloopd.resolver import CONCURRENCY, KEPT_SECONDS, LOOKUP_SECONDS
+from tests.support.waiting import BOUND
 
-PATIENCE = 30
 PUBLIC, OTHER = "8.8.8.8", "1.1.1.1"  # never connected to
 
 
@@ -35,7 +35,7 @@ class NameServer:
     def look_up(self, name: str) -> list[str]:
         self.asked.append(name)
         if name not in self.answers:
-            self.ended.wait(PATIENCE)
+            self.ended.wait(BOUND)
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         if not self.answers[name]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -64,7 +64,7 @@ async def refused(name: str) -> str:
 async def test_dead_names_delay_no_other(names: NameServer) -> None:
     resolver.install()
     names.answers["alive.example"] = [PUBLIC]
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(BOUND):
         async with trio.open_nursery() as nursery:
             for number in range(CONCURRENCY // 2):
                 nursery.start_soon(addresses, f"dead{number}.example")

@@ -12,6 +12,7 @@ import trio
 from p2pcloopd.block.backend import Backend
 from p2pcloopd.block.nbd_listen import open_nbd_listeners
 from p2pcloopd.block.nbd_server import serve_nbd
+from tests.support.waiting import BOUND
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = (1 << bit for bit in range(5))
@@ -187,6 +188,6 @@ async def serving(backend: Backend, directory: Path) -> AsyncIterator[Served]:
     path = directory / "s"
     async with open_nbd_listeners(f"unix:{path}") as listeners, trio.open_nursery() as nursery:
         await nursery.start(serve_nbd, backend, listeners)
-        with trio.fail_after(60):
+        with trio.fail_after(BOUND):
             yield Served(path, nursery.cancel_scope)
         nursery.cancel_scope.cancel()

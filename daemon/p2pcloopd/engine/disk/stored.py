@@ -60,6 +60,7 @@ class Stored:
         self.since = record.since()
         self.fault: Fault | None = None
         self._why = ""
+        self._closed = False
         self._meta = meta
         self._record = record
         self._right = load_stamps(record.directory) if self.in_place else {}
@@ -109,6 +110,8 @@ class Stored:
             self.fault, files = self._see()
         if self.fault is not None or self.content.stamps() != self._right:
             self.content.hold(files)
+            if self._closed:  # meanwhile, by another thread
+                self.content.hold({})
 
     def _see(self) -> tuple[Fault | None, dict[Path, HeldFile]]:
         """What is to be said of the files under their names, and these files."""
@@ -281,6 +284,7 @@ class Stored:
         """Let go of the files; `saved` where nothing that arrived is lost by that."""
         self.have.close()
         # Not when this is collected: the disk that they are on may be unplugged now.
+        self._closed = True
         self.content.hold({})
         if saved:
             self._record.mark_closed()
