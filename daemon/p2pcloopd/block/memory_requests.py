@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from p2pcloop.protocol import fuse
@@ -90,6 +91,7 @@ class RequestTable:
         return self._view[start : start + len(_FREE)] != _FREE
 
     def close(self) -> None:
-        """Unmap the table; its requests stay."""
+        """Use the table no more; its requests stay, and slots that are in use stay mapped."""
         self._view.release()
-        self._map.close()
+        with suppress(BufferError):
+            self._map.close()
