@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from p2pcloop.client.delta import Maker, delta_facts
-from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.publisher import Publisher, reference
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import notify
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.machine_state import MachineState
+from p2pcloop.formats.manifest import MAX_LAYERS
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.merged import MergedImage
+from p2pcloop.making.changes import Target
 from p2pcloop.making.encoding import WHOLE
 from p2pcloop.making.state import Memory, MemoryTarget, state_target
 from p2pcloop.making.targets import overlay_target
@@ -23,6 +26,9 @@ from p2pcloop.making.targets import overlay_target
 _SEARCH_FROM = 1 << 10
 """Changed blocks from which on the layers below are searched for equal ones: to read them takes a
 second for each 1.5 GB, and a guest that went on for a minute has changed fewer."""
+
+_MANY_LAYERS = 128
+"""Layers from which on a user is told to join them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,23 @@ class Suspended:
     over: StoredRef | None = None
 
 
+def check_suspendable(image: StoredRef) -> None:
+    """Refuse a guest whose state could not be made; to be called before it is stopped.
+
+    Args:
+        image: what it was booted or resumed from.
+
+    Raises:
+        UsageError: it has as many layers as an image may have.
+    """
+    if len(image.signed.manifest.layers) >= MAX_LAYERS:
+        raise UsageError(
+            f"{image.name} has {MAX_LAYERS} layers, and a state of its guest would have one more",
+            hint=f"end the guest, join the layers (`p2pcloop squash {image.name}`), and boot or"
+            " resume what comes out",
+        )
+
+
 def make_state(
     guest: Suspended,
     publisher: Publisher,
@@ -73,28 +96,27 @@ def make_state(
         disk), `memory`, `layers`, and the facts of the layer as of `publish`.
 
     Raises:
-        UsageError: the guest's disk is no block overlay of `image`; or as of `Publisher.release`.
+        UsageError: the guest's disk is no block overlay of `image`; what is said of the guest does
+            not fit its image; or as of `Publisher.release`.
         MismatchError: the overlay is of another image.
         P2pcloopError: a part cannot be read, or p2pcloopd could not serve the state.
     """
     publisher.check_secret(secret)
     base = guest.over or guest.image
-    _check(guest, base)
+    _check(guest, base, secret)
     with ExitStack() as stack:
         below = open_stored(base, publisher.home, stack)
         opened = below if base is guest.image else open_stored(guest.image, publisher.home, stack)
-        disk = overlay_target(
-            opened.image,
-            _open_overlay(guest, opened.image, stack),
-            opened.supply,
-            None if opened is below else below.image,
-            guest.machine.disk.size,
-        )
-        target = state_target(disk, MemoryTarget(guest.memory), guest.device_state, guest.machine)
+        target = _target(guest, opened, None if opened is below else below.image, stack)
         maker = Maker(publisher, secret, quiet)
-        made = maker.over(below, target, shape=WHOLE, search_from=_SEARCH_FROM)
+        made = maker.over(below, target, shape=WHOLE, search_from=_SEARCH_FROM, ask=False)
     boot = base.signed.manifest.boot
     content = replace(made.content, boot=boot, profile=b"", length=0, machine=guest.machine)
+    if len(content.layers) > _MANY_LAYERS:
+        notify(
+            f"it has {len(content.layers)} layers, of at most {MAX_LAYERS}: `p2pcloop squash"
+            f" {publisher.name}` joins them, before it is resumed"
+        )
     answer = publisher.release(
         content, message=message, parent=reference(base), public=public, secret=secret
     )
@@ -107,9 +129,11 @@ def make_state(
     }
 
 
-def _check(guest: Suspended, base: StoredRef) -> None:
+def _check(guest: Suspended, base: StoredRef, secret: bytes | None) -> None:
     """Refuse what is no state of this guest."""
     manifest, below = guest.image.signed.manifest, base.signed.manifest
+    if below.private and secret != base.secret:
+        raise UsageError(f"{base.name} is private, and this would be under another key, or none")
     if manifest.disk_length != guest.machine.disk_length:
         raise UsageError(
             f"the guest's disk has {guest.machine.disk_length} bytes, and that of"
@@ -119,6 +143,16 @@ def _check(guest: Suspended, base: StoredRef) -> None:
         raise UsageError("only some of the guest's memory is known, and not over what it lies")
     if below.layers[: len(manifest.layers)] != manifest.layers:
         raise UsageError(f"{base.name} does not lie on the layers of {guest.image.name}")
+
+
+def _target(
+    guest: Suspended, opened: Opened, below: MergedImage | None, stack: ExitStack
+) -> Target:
+    """The device of the state; `below` is what it is compared with, if that is not its image."""
+    overlay = _open_overlay(guest, opened.image, stack)
+    size = guest.machine.disk.size
+    disk = overlay_target(opened.image, overlay, opened.supply, below, size)
+    return state_target(disk, MemoryTarget(guest.memory), guest.device_state, guest.machine)
 
 
 def _open_overlay(guest: Suspended, image: MergedImage, stack: ExitStack) -> Overlay | None:

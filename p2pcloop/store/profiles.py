@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, MismatchError, P2pcloopError, storage_error
-from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.formats.manifest import Manifest, ManifestRef, SignedManifest, open_manifest
 from p2pcloop.formats.profile import Profile, Touch, fit_touches, open_profile, unpack_touches
 from p2pcloop.frozen import dataclass
@@ -100,9 +99,9 @@ def look_up_profile(home: Home, manifest: Manifest, *, boots: bool = False) -> F
     Raises:
         StorageError: the system refused.
     """
-    machine = None if boots else manifest.machine
+    resumes = manifest.machine is not None and not boots
     for each in (manifest, *ancestors(home, manifest)):
-        if not _are_alike(machine, each.machine):
+        if not (_is_earlier(each, manifest) if resumes else each.machine is None):
             continue
         profile = load_profile(home, each.image_id)
         if profile is not None:
@@ -113,11 +112,14 @@ def look_up_profile(home: Home, manifest: Manifest, *, boots: bool = False) -> F
     return None
 
 
-def _are_alike(one: MachineState | None, other: MachineState | None) -> bool:
-    """Whether blocks of one mean the same for the other: both boot, or memory is at one place."""
-    if one is None or other is None:
-        return one is other
-    return (one.disk.size, one.memory) == (other.disk.size, other.memory)
+def _is_earlier(one: Manifest, state: Manifest) -> bool:
+    """Whether one manifest is of the same guest's memory as a state: packed otherwise, or of the
+    state that it came from. The memory of another boot has other things at each place."""
+    if one.machine is None or state.machine is None:
+        return False
+    return one.machine == state.machine or (
+        one.machine.memory == state.machine.memory and state.layers[: len(one.layers)] == one.layers
+    )
 
 
 def find_profile(home: Home, manifest: Manifest, *, boots: bool = False) -> Profile | None:

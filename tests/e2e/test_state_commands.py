@@ -191,8 +191,13 @@ def test_touches_of_the_memory_are_kept_and_packed(nodes: Nodes, disk: Path) -> 
     third = suspend(node, name, "guest", {8: noise(88)}, DEVICES)
     assert list(expected_touches(node.home, manifest_of(node, name))) == touches
     assert third["profile"] is True
-    # For a boot of its disk they say nothing.
+    # Packed otherwise it is the same memory.
+    assert node.json("squash", name)["layers"] == 2
+    assert list(expected_touches(node.home, manifest_of(node, name))) == touches
+    # For a boot of its disk they say nothing, nor for the memory of another boot.
     assert expected_touches(node.home, manifest_of(node, name), boots=True) == ()
+    later = suspend(node, "disk", "guest", FIRST, DEVICES, suspended=1_700_000_001)
+    assert later["profile"] is False
 
 
 def test_the_disk_of_a_state_boots(nodes: Nodes, cloop: Path, tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.state import check_suspendable
 from p2pcloop.errors import UsageError
+from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.overlay import Overlay
-from tests.support.programs import Nodes
-from tests.support.states import PAGES, Memory, manifest_of, noise, read_parts, suspend
+from tests.support.programs import Node, Nodes
+from tests.support.states import PAGES, Memory, manifest_of, noise, read_parts, stored, suspend
 
 pytestmark = pytest.mark.e2e
 
@@ -111,3 +116,61 @@ def test_a_private_state_lies_over_a_public_image(nodes: Nodes, disk: Path) -> N
     assert second["link"].partition("#key=")[2] == made["link"].partition("#key=")[2]
     now = Memory(first.pages | {0: noise(77)})
     assert read_parts(other, second["link"]) == (DISK, bytes(now), DEVICES)
+
+
+def test_what_is_not_here_is_not_fetched_for_a_state(
+    nodes: Nodes, disk: Path, tmp_path: Path
+) -> None:
+    """A guest wrote to blocks that it had never read."""
+    node, other = nodes.make(), nodes.make()
+    link = node.seed(disk, "disk")["link"]
+    name = str(parse_link(link).name)
+    with ExitStack() as stack:
+        open_stored(stored(other, link, stack), other.home, stack)
+    image = manifest_of(other, name)
+    before = _here(other, image)
+    overlay = write(tmp_path / "o.delta", image.image_id, image.size, {7: noise(9), 8: DISK[:4096]})
+    made = suspend(other, name, "guest", memory(), DEVICES, overlay=overlay)
+    assert _here(other, image) == before
+    changed = DISK[: 7 * 4096] + noise(9) + DISK[:4096] + DISK[9 * 4096 :]
+    assert read_parts(node, made["link"]) == (changed, bytes(memory()), DEVICES)
+
+
+def _here(node: Node, image: Manifest) -> int:
+    """Bytes of an image's layer that are here."""
+    found = node.torrents()[image.layers[0].torrent.hex()]
+    here: int = found["have_bytes"] + found["provisional_bytes"]
+    return here
+
+
+def test_what_is_no_state_of_a_guest_is_refused(nodes: Nodes, disk: Path) -> None:
+    node = nodes.make()
+    name = node.seed(disk, "disk")["name"]
+    with pytest.raises(UsageError, match="not over what it lies"):
+        suspend(node, name, "guest", {0: noise(1)}, DEVICES)
+    with pytest.raises(UsageError, match="the guest's disk has 4096 bytes, and that of"):
+        suspend(node, name, "guest", memory(), DEVICES, disk_length=4096)
+    private = suspend(node, name, "hidden", memory(), DEVICES, private=True)["name"]
+    with pytest.raises(UsageError, match="does not lie on the layers"):
+        suspend(node, private, "guest", memory(), DEVICES, over=name)
+    with pytest.raises(UsageError, match="is private, and this would be under another key"):
+        suspend(node, private, "guest", {0: noise(1)}, DEVICES, secret=None)
+    assert node.json("images")["images"][0]["version"] == 1
+
+
+def test_a_guest_of_too_many_layers_is_not_stopped(
+    nodes: Nodes, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = nodes.make()
+    name = node.seed(disk, "disk")["name"]
+    monkeypatch.setattr("p2pcloop.client.state._MANY_LAYERS", 2)
+    state = suspend(node, name, "guest", memory(), DEVICES)["name"]
+    assert "squash" not in capsys.readouterr().err
+    suspend(node, state, "guest", {0: noise(1)}, DEVICES)
+    assert f"has 3 layers, of at most 256: `p2pcloop squash {state}`" in capsys.readouterr().err
+    with ExitStack() as stack:
+        image = stored(node, state, stack)
+        check_suspendable(image)
+        monkeypatch.setattr("p2pcloop.client.state.MAX_LAYERS", 3)
+        with pytest.raises(UsageError, match="has 3 layers"):
+            check_suspendable(image)

@@ -104,17 +104,21 @@ def suspend(
     Args:
         memory: all of it, or only the pages that differ from those of the state `ref`.
         over: the state that the new one is a delta of, if that is not `ref`.
+        facts: of the machine; and `secret`, where it is not to be chosen.
     """
     with ExitStack() as stack:
         image = stored(node, ref, stack)
         above = None if over is None else stored(node, over, stack)
         client = stack.enter_context(node.connect())
         publisher = stack.enter_context(Publisher.of(node.home, client, label, None))
+        secret = facts.pop("secret", False)
         if not isinstance(memory, Memory):
             memory = Memory(memory, is_whole=False)
-        what = machine(image.signed.manifest.disk_length, device_state, **facts)
+        length = facts.pop("disk_length", image.signed.manifest.disk_length)
+        what = machine(length, device_state, **facts)
         guest = Suspended(image, overlay, memory, device_state, what, above)
-        secret = choose_secret(image, publisher, private=private)
+        if secret is False:
+            secret = choose_secret(image, publisher, private=private)
         return make_state(guest, publisher, secret=secret, message=message, quiet=True)
 
 
