@@ -8,6 +8,7 @@ are the distribution's. docs/packaging.md gives the reasons.
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from email import message_from_string
 from pathlib import Path
 
-from click import shell_completion
+from click import Context, shell_completion
 
 from p2pcloop import __version__
+from p2pcloop.cli.completion import make_table
 from p2pcloop.cli.main import cli
 from p2pcloopd.guest.system.preload import compile_all
 from tools.man_pages import write_pages
@@ -165,6 +167,8 @@ def _environment(root: Path, layout: Layout) -> list[Bundled]:
         run(["strip", "--strip-unneeded", library])
         library.chmod(0o644)
     compile_all(site / "p2pcloopd/guest/resources/compiled")
+    table = make_table(Context(cli, info_name="p2pcloop"))
+    (site / "p2pcloop/cli/completion.json").write_text(json.dumps(table))
     home = _below(root, f"{layout.libdir}/p2pcloop")
     (home / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n")
     (home / "bin").mkdir()
@@ -201,22 +205,38 @@ def _describe(info: Path) -> Bundled:
     return Bundled(name, metadata["Version"], " ".join(licence.split()), found)
 
 
-_SCRIPT = """\
+_SCRIPTS = {
+    "p2pcloop": """\
+#!@PYTHON@ -I
+import os
+import sys
+
+if "_P2PCLOOP_COMPLETE" in os.environ:
+    from p2pcloop.cli.completion import answer_shell
+
+    if answer_shell():
+        sys.exit()
+
+from p2pcloop.cli.main import main
+
+sys.exit(main())
+""",
+    "p2pcloopd": """\
 #!@PYTHON@ -I
 import sys
 
-from {module} import main
+from p2pcloopd.node.main import main
 
 sys.exit(main())
-"""
+""",
+}
 
 
 def _programs(root: Path, layout: Layout) -> None:
-    modules = {"p2pcloop": "p2pcloop.cli.main", "p2pcloopd": "p2pcloopd.node.main"}
-    for name, module in modules.items():
+    for name, script in _SCRIPTS.items():
         program = _below(root, f"/usr/bin/{name}")
         program.parent.mkdir(parents=True, exist_ok=True)
-        program.write_text(fill_in(_SCRIPT.format(module=module), layout))
+        program.write_text(fill_in(script, layout))
         program.chmod(0o755)
 
 

@@ -1,0 +1,196 @@
+"""Completion of a command line without click: a shell waits for it at each press of Tab.
+
+click's own completion loads the module of the command that is typed, and all that this needs: up to
+0.3 s. A package of a distribution brings a table instead, made of click's commands when it was
+built (`make_table`). The protocol is click's, whose scripts for the shells ask. What the table does
+not decide is left to click.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import click
+
+TABLE = Path(__file__).with_name("completion.json")
+"""Where a package has the table; there is none in a checkout."""
+
+VARIABLE = "_P2PCLOOP_COMPLETE"
+_QUOTES = frozenset("'\"\\$`")
+"""Words with one of these are not read as they are typed."""
+
+
+class Offer(NamedTuple):
+    """One way to go on: a word, or that files ("file") or folders ("dir") be offered."""
+
+    kind: str
+    value: str
+    help: str | None = None
+
+
+def make_table(context: click.Context) -> dict[str, Any]:
+    """What can be typed behind a command, as plain data: its commands, options and arguments."""
+    import click as library  # noqa: PLC0415  this module must load without it
+
+    command = context.command
+    options, arguments = [], []
+    for parameter in command.get_params(context):
+        if isinstance(parameter, library.Argument):
+            arguments.append([parameter.nargs, _values(parameter)])
+        elif isinstance(parameter, library.Option) and not parameter.hidden:
+            takes = not (parameter.is_flag or parameter.count)
+            names = [*parameter.opts, *parameter.secondary_opts]
+            values = _values(parameter) if takes else None
+            about = " ".join((parameter.help or "").split())
+            options.append([parameter.name, names, takes, parameter.multiple, values, about])
+    table: dict[str, Any] = {"options": options, "arguments": arguments}
+    if isinstance(command, library.Group):
+        inner = {}
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            below = library.Context(found, parent=context, info_name=name)
+            [offered] = [i for i in command.shell_complete(context, name) if i.value == name]
+            inner[name] = make_table(below) | {"help": offered.help}
+        table["commands"] = inner
+    return table
+
+
+def _values(parameter: click.Parameter) -> Any:  # noqa: ANN401  plain data
+    """What a parameter's value may be: a list of words, "file", "dir", or None for any."""
+    import click as library  # noqa: PLC0415  see above
+
+    kind = parameter.type
+    if isinstance(kind, library.Choice):
+        return list(kind.choices)
+    if isinstance(kind, library.Path):
+        return "dir" if kind.dir_okay and not kind.file_okay else "file"
+    return "file" if isinstance(kind, library.File) else None
+
+
+def complete(table: Mapping[str, Any], words: Sequence[str], begun: str) -> list[Offer] | None:
+    """What may come next on a command line.
+
+    Args:
+        table: of the program.
+        words: those before the one that is typed, without the program's name.
+        begun: the word that is typed, as far as it goes.
+
+    Returns:
+        The offers, or None where click has to tell.
+    """
+    place = _Place(table)
+    if not all(place.pass_word(word) for word in words):
+        return None
+    if place.waiting is not None:
+        return _offers(place.waiting[0], begun)
+    if begun.startswith("-"):
+        return None if "=" in begun else list(place.options(begun))
+    if "commands" in place.table:
+        inner = place.table["commands"].items()
+        return [Offer("plain", name, at["help"]) for name, at in inner if name.startswith(begun)]
+    return _argument(place.table["arguments"], place.arguments, begun)
+
+
+class _Place:
+    """Where a command line has come to.
+
+    Attributes:
+        table: of the command.
+        arguments: how many were given so far.
+        waiting: what the option before takes as its value, in a list; None: it takes none.
+    """
+
+    def __init__(self, table: Mapping[str, Any]) -> None:
+        self.table = table
+        self.arguments = 0
+        self.waiting: list[Any] | None = None
+        self._used: set[str] = set()
+
+    def pass_word(self, word: str) -> bool:
+        """Go on behind a word; return whether the table knows what it means."""
+        if self.waiting is not None:
+            self.waiting = None
+        elif word == "--" or "=" in word:
+            return False
+        elif word.startswith("-") and len(word) > 1:
+            return self._pass_option(word)
+        elif "commands" in self.table:
+            if word not in self.table["commands"]:
+                return False
+            self.table, self._used = self.table["commands"][word], set()
+        else:
+            self.arguments += 1
+        return True
+
+    def _pass_option(self, word: str) -> bool:
+        for parameter, names, takes, _, values, _ in self.table["options"]:
+            if word in names:
+                self._used.add(parameter)
+                self.waiting = [values] if takes else None
+                return True
+        return False
+
+    def options(self, begun: str) -> Iterator[Offer]:
+        """The options that may be given now."""
+        for parameter, names, _, multiple, _, about in self.table["options"]:
+            if multiple or parameter not in self._used:
+                yield from (Offer("plain", name, about) for name in names if name.startswith(begun))
+
+
+def _argument(arguments: Sequence[Any], number: int, begun: str) -> list[Offer] | None:
+    for many, values in arguments:
+        if many < 0 or number < many:
+            return _offers(values, begun)
+        number -= many
+    return []
+
+
+def _offers(values: Any, begun: str) -> list[Offer]:  # noqa: ANN401  see `_values`
+    if isinstance(values, str):
+        return [Offer(values, begun)]
+    return [Offer("plain", value) for value in values or () if value.startswith(begun)]
+
+
+def answer_shell(table: Path = TABLE, environment: Mapping[str, str] = os.environ) -> bool:
+    """Answer a shell that asks for completion; return whether that is done."""
+    shell = environment.get(VARIABLE, "").removesuffix("_complete")
+    line = environment.get("COMP_WORDS", "")
+    if shell not in _FORMATS or _QUOTES & set(line) or not table.exists():
+        return False
+    words = line.split()
+    begun, before = _begun(shell, words, environment.get("COMP_CWORD", ""))
+    offers = complete(json.loads(table.read_bytes()), before[1:], begun)
+    if offers is None:
+        return False
+    for offer in offers:
+        print(_FORMATS[shell](offer))
+    return True
+
+
+def _begun(shell: str, words: list[str], place: str) -> tuple[str, list[str]]:
+    """The word that is typed, and those before it. Where it is, the shells tell in two ways."""
+    if shell == "fish":  # the word itself, which stands among the others, too
+        return place, words[:-1] if place and words and words[-1] == place else words
+    number = int(place or 0)
+    return (words[number] if number < len(words) else ""), words[:number]
+
+
+def _for_fish(offer: Offer) -> str:
+    return f"{offer.kind},{offer.value}" + (f"\t{offer.help}" if offer.help else "")
+
+
+def _for_zsh(offer: Offer) -> str:
+    return f"{offer.kind}\n{offer.value}\n{offer.help or '_'}"
+
+
+_FORMATS = {
+    "bash": lambda offer: f"{offer.kind},{offer.value}",
+    "zsh": _for_zsh,
+    "fish": _for_fish,
+}
