@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,14 +155,16 @@ def copyright_file(bundled: Iterable[Bundled]) -> str:
     return "\n".join([head, ours, *others])
 
 
-def build(name: str, revision: str, out: Path) -> Path:
-    """Build the package for a release; return the file.
+def build(
+    name: str, revisions: Sequence[str], out: Path, compression: str = "xz"
+) -> Iterator[Path]:
+    """Build the package for a release, in each of some revisions; yield the files.
 
     Raises:
         PackageError: it cannot be built.
     """
     release = RELEASES[name]
-    version = f"{__version__}-{revision}~deb{release.number}u1"
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="p2pcloop-deb-") as scratch:
         root = Path(scratch) / "root"
         with plain_modes(root):
@@ -170,11 +173,14 @@ def build(name: str, revision: str, out: Path) -> Path:
             (doc / "copyright").write_text(copyright_file(bundled))
             (doc / "changelog.gz").rename(doc / "NEWS.gz")
         kilobytes = installed_kilobytes(root)
-        _write_control(root, release, control(release, version, kilobytes))
-        out.mkdir(parents=True, exist_ok=True)
-        file = out / f"p2pcloop_{version}_amd64.deb"
-        run(["dpkg-deb", "--root-owner-group", "-Zxz", "--build", root, file])
-        return file
+        for revision in revisions:
+            version = f"{__version__}-{revision}~deb{release.number}u1"
+            _write_control(root, release, control(release, version, kilobytes))
+            file = out / f"p2pcloop_{version}_amd64.deb"
+            pack = ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "--build"]
+            run([*pack, root, file])
+            shutil.rmtree(root / "DEBIAN")
+            yield file
 
 
 def _write_control(root: Path, release: Release, fields: str) -> None:
@@ -216,7 +222,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     try:
         for name in RELEASES if options.release == "all" else [options.release]:
-            print(build(name, options.revision, options.out))
+            print(*build(name, [options.revision], options.out))
     except PackageError as err:
         print(f"build-deb: {err}", file=sys.stderr)
         return 1

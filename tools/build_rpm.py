@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,34 +83,39 @@ def file_list(root: Path) -> Iterator[str]:
             yield f'%dir "{name}"'
 
 
-def build(python: str, revision: str, out: Path) -> Path:
-    """Build the package for a version of Python; return the file.
+def build(
+    python: str, revisions: Sequence[str], out: Path, payload: str = "w19.zstdio"
+) -> Iterator[Path]:
+    """Build the package for a version of Python, in each of some revisions; yield the files.
+
+    Args:
+        payload: how it is compressed, as rpm names it.
 
     Raises:
         PackageError: it cannot be built.
     """
     place = layout(python)
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="p2pcloop-rpm-") as scratch:
         work = Path(scratch)
         root = work / "tree"
         with plain_modes(root):
             bundled = stage(root, place)
         (work / "files").write_text("\n".join(file_list(root)) + "\n")
-        (work / "p2pcloop.spec").write_text(spec(place, revision, bundled))
-        defined = {
-            "_topdir": work / "rpmbuild",
-            "tree": root,
-            "file_list": work / "files",
-            "_libdir": place.libdir,
-            "_rpmdir": work / "done",
-        }
-        words = [word for name, value in defined.items() for word in ("-D", f"{name} {value}")]
-        run(["rpmbuild", "-bb", "--target", "x86_64-linux", *words, work / "p2pcloop.spec"])
-        [built] = (work / "done").rglob("*.rpm")
-        out.mkdir(parents=True, exist_ok=True)
-        target = out / built.name
-        target.write_bytes(built.read_bytes())
-        return target
+        for revision in revisions:
+            (work / "p2pcloop.spec").write_text(spec(place, revision, bundled))
+            defined = {
+                "_topdir": work / "rpmbuild",
+                "tree": root,
+                "file_list": work / "files",
+                "_libdir": place.libdir,
+                "_rpmdir": work / "done",
+                "_binary_payload": payload,
+            }
+            words = [word for name, value in defined.items() for word in ("-D", f"{name} {value}")]
+            run(["rpmbuild", "-bb", "--target", "x86_64-linux", *words, work / "p2pcloop.spec"])
+            [built] = (work / "done").rglob("*.rpm")
+            yield Path(shutil.move(built, out / built.name))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -131,7 +137,7 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parser.parse_args(args)
     os.umask(0o022)
     try:
-        print(build(options.python, options.revision, options.out))
+        print(*build(options.python, [options.revision], options.out))
     except PackageError as err:
         print(f"build-rpm: {err}", file=sys.stderr)
         return 1

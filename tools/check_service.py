@@ -20,6 +20,15 @@ _TIMEOUT = 600.0
 _SYSTEM_HOME = "/var/lib/p2pcloop"
 _INCLUDE = ("systemd-sysv", "dbus", "libpam-systemd", "udev", "kmod", "iproute2")
 
+_WAIT = """
+for _ in $(seq 300); do
+    case $(systemctl is-system-running 2>/dev/null) in running | degraded) exit ;; esac
+    sleep 1
+done
+exit 1
+"""
+"""A guest takes commands before its systemd does."""
+
 
 class Booted:
     """A guest that runs in the background, until the context is left."""
@@ -77,14 +86,14 @@ def check_service(work: Path, image: Path, tell: Callable[[str], None]) -> None:
     Raises:
         RootError: systemd or p2pcloopd refuse.
     """
-    packages = [build_deb.build("bookworm", each, work / "packages/service") for each in "12"]
+    packages = list(build_deb.build("bookworm", "12", work / "packages/service", "gzip"))
     archive = work / "roots/service.tar"
     make_root("bookworm", _INCLUDE, archive)
     with tempfile.TemporaryDirectory(prefix="p2pcloop-service-", dir=work) as folder:
         disk = Path(folder) / "disk.img"
         _make_disk(archive, Path(folder) / "root", [*packages, image], disk)
         with Booted(disk, Path(folder) / "home") as guest:
-            guest.run("sh", "-c", "systemctl is-system-running --wait || :")
+            guest.run("sh", "-c", _WAIT)
             _system_node(guest, tell)
             _user_node(guest, tell)
             _upgrade(guest, f"/srv/{packages[1].name}", tell)
