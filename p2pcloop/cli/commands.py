@@ -22,6 +22,8 @@ SECTIONS = {
         "display": ("p2pcloop.cli.display", "Tell how to open the display of a guest."),
         "stop": ("p2pcloop.cli.stop", "Shut guests down in order."),
         "start": ("p2pcloopd.commands.start", "Boot a guest that has ended once more."),
+        "suspend": ("p2pcloop.cli.suspend", "Keep a guest that runs as a state: disk and memory."),
+        "resume": ("p2pcloopd.commands.resume", "Let a suspended guest go on, here or elsewhere."),
     },
     "Make and pass on images": {
         "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),

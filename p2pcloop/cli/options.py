@@ -203,10 +203,12 @@ def as_one(
     return add
 
 
-publish_options = as_one(
-    PublishOptions,
-    (file_options, key_option, first_option, public_option, home_option, json_option),
-)
+_VERSION_OPTIONS = (key_option, first_option, public_option, home_option, json_option)
+
+version_options = as_one(PublishOptions, _VERSION_OPTIONS)
+"""Add the options of commands that publish; see `PublishOptions`."""
+
+publish_options = as_one(PublishOptions, (file_options, *_VERSION_OPTIONS))
 """Add the options of commands that publish a file; see `PublishOptions` and `file_options`."""
 
 

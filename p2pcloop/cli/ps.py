@@ -43,9 +43,9 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
 
     FETCHED counts the bytes of its image that were not on this disk and came for a guest, readahead
     included. STATE is how long a guest is up, and what it waits for; of one that has ended, how:
-    `shut down`, `killed` (at once), `panic`, `crash`, `failed` (to boot), with its exit code. Of
-    keys and paths the table shows the beginning, or the end; --json has all. Works without
-    p2pcloopd.
+    `suspended`, or `shut down`, `killed` (at once), `panic`, `crash`, `failed` (to boot) with its
+    exit code. Of keys and paths the table shows the beginning, or the end; --json has all. Works
+    without p2pcloopd.
     """
     guests = [guest for guest in list_guests(home) if every or guest.state == "running"]
     facts = [_facts(guest) for guest in guests]
@@ -107,6 +107,8 @@ def _state(facts: dict[str, Any]) -> str:
         case "ended":
             why = f": {printable(facts['error'])}" if facts["error"] else ""
             ago = format_duration(time.time() - facts["ended"])
+            if facts["reason"] == "suspended":
+                return f"suspended {ago} ago"
             how = _ENDINGS.get(facts["reason"], facts["reason"])
             return f"{how} ({facts['exit_code']}) {ago} ago{why}"
     up = f"up {format_duration(facts['up'])}"

@@ -42,6 +42,8 @@ class GuestRecord:
         words: of the command that boots it, behind `p2pcloop boot`; None for a guest of `run`, and
             in records of older versions.
         directory: the working directory of that command.
+        state: the name of the state that it was suspended as last, or None.
+        state_version: of that state.
     """
 
     name: str
@@ -66,6 +68,8 @@ class GuestRecord:
     address: str | None = None
     words: list[str] | None = None
     directory: str | None = None
+    state: str | None = None
+    state_version: int | None = None
 
 
 def encode_record(record: GuestRecord) -> bytes:

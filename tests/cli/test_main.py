@@ -28,6 +28,8 @@ COMMANDS = [
     "display",
     "stop",
     "start",
+    "suspend",
+    "resume",
     "seed",
     "publish",
     "unpublish",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.links.bare_machines import BRIDGE, lan
+from tests.support.boot_disks import stock_kernel
 from tests.support.programs import P2PCLOOP, Nodes, started, tool
 from tests.support.waiting import BOUND
 from tools.console import Console
@@ -89,6 +90,13 @@ def test_pass_on_changes(cloop: Path) -> None:
     assert size and 0 < int(size[1]) < 100
     assert said.count("hello from an installed package") == 1
     assert re.search(r"[1-9][\d,]+ bytes came, of an image of [\d,]+", said)
+
+
+@pytest.mark.usefixtures("temporary")
+def test_suspend_and_go_on(cloop: Path) -> None:
+    stock_kernel()
+    said = tool(EXAMPLES / "suspend-and-go-on.sh", cloop)
+    assert said.endswith("g2\nremember me\n")
 
 
 @pytest.mark.usefixtures("temporary")

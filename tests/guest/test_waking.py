@@ -160,16 +160,17 @@ async def test_a_channel_rests_while_no_command_runs() -> None:
     async def run() -> None:
         async with channel.command([b"true"], tools=False) as command:
             command.end_input()
-            with pytest.raises(BusyError, match="1 command of"), channel.resting():
-                pass
+            with pytest.raises(BusyError, match="1 command of"):
+                async with channel.resting():
+                    pass
+            nursery.start_soon(agent.run)
             assert await command.finish() == 0
 
     async with trio.open_nursery() as nursery:
-        with channel.resting():
+        async with channel.resting():
             nursery.start_soon(run)
             await wait_all_tasks_blocked()
             assert not agent.told._pieces
-        nursery.start_soon(agent.run)
 
 
 @pytest.mark.usefixtures("autojump_clock")
@@ -185,7 +186,27 @@ async def test_a_command_that_waits_for_a_guest_that_goes_is_told() -> None:
                 pass
 
     async with trio.open_nursery() as nursery:
-        with channel.resting():
+        async with channel.resting():
             nursery.start_soon(run)
             await wait_all_tasks_blocked()
             channel._set(None, None)
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_command_that_was_left_is_waited_for() -> None:
+    agent = Agent(b"")
+    channel = Channel(None)
+    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+    agent.told.record_opened()
+
+    async def leave() -> None:
+        async with channel.command([b"true"], tools=False) as command:
+            command.end_input()
+            await trio.sleep(1)
+            await agent.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave)
+        await wait_all_tasks_blocked()
+        async with channel.resting():
+            assert not nursery.child_tasks

@@ -187,7 +187,7 @@ class _Boot:
                 self.ref, self.options, partial(self._plan, started, shown_at)
             )
         if started is None and sys.stderr.isatty():
-            _report_end(result, self.ref, self.options.overlay)
+            report_end(result, self.ref, self.options.overlay)
         return result.exit_code
 
     def _plan(self, started: Callable[[str], None] | None, shown_at: Listeners) -> Plan:
@@ -251,8 +251,13 @@ def _display(ref: str, screen: DisplayOptions, shown_at: Listeners) -> Display |
     return make_display(ref, screen, shown_at)
 
 
-def _report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
+def report_end(result: GuestResult, ref: str, overlay: Path | None) -> None:
     """Tell a user at a terminal how the guest ended; the kernel's last messages stand above."""
+    if result.reason == "suspended":
+        assert result.state is not None
+        name, version = result.state
+        notify(f"\np2pcloop: the guest is suspended: {name}, version {version}, can be resumed")
+        return
     how = _ENDINGS.get(result.reason, f"ended: {result.reason} (exit code {result.exit_code})")
     notify(f"\np2pcloop: the guest {how}; {_changes(ref, overlay)}")
 

@@ -18,7 +18,7 @@ from p2pcloop.client.refs import resolve_ref, tell_state
 from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
-from p2pcloopd.commands.guest_options import GuestOptions
+from p2pcloopd.commands.guest_options import GuestOptions, ResumeOptions
 from p2pcloopd.forked import fork_daemon
 from p2pcloopd.guest.network.forwarding import bound_ports
 
@@ -42,7 +42,7 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
     log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
     if options.report is not None:
         check_writable(options.report)
-    _check_ports(options)
+    check_ports(options)
     if options.firmware is not None and options.vm != "qemu":
         raise UsageError("--firmware is for guests in QEMU", hint="give `--vm qemu` with it")
     options.net.check()
@@ -65,7 +65,7 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
         return result
 
 
-def _check_ports(options: GuestOptions) -> None:
+def check_ports(options: GuestOptions | ResumeOptions) -> None:
     """Refuse ports that lead nowhere.
 
     Raises:

@@ -35,13 +35,55 @@ def _keep_whole(
     return value
 
 
+_NAME = click.option(
+    "--name",
+    metavar="NAME",
+    help="What `ps`, `attach`, `logs` and `stop` call the guest; with `boot` also its host"
+    " name, and its log and end are kept until `rm --guest NAME`.  [default: g1, g2, …]",
+)
+_NET = click.option(
+    "--net",
+    default="none",
+    show_default=True,
+    callback=_to_network,
+    metavar="none|user|lan[:NAME]|bridge:IF",
+    help="`user` lets the guest open connections outside, but not to the host's loopback; `lan`"
+    " does, too, and joins the guests of one LAN, which find each other by name (g1.lan);"
+    " `bridge` puts the guest on this machine's bridge IF (root only).",
+)
+_PORT = click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    callback=_to_ports,
+    metavar="[ADDR:]PORT:GUESTPORT[/udp]",
+    help="With `--net user` or `lan`: PORT of this machine leads to GUESTPORT of the guest, as"
+    " 2222:22; may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
+)
+_CPU = click.option(
+    "--cpu",
+    type=int,
+    metavar="N",
+    help="The CPU the guest runs on (it is one CPU's worth of work); -1: any.  [last allowed;"
+    " with `--vm qemu` any]",
+)
+_REPORT = click.option(
+    "--report",
+    type=FilePath(),
+    metavar="FILE.json",
+    help="Write what was measured to this file.",
+)
+_FILL = click.option(
+    "--fill",
+    type=FILL,
+    default="off",
+    show_default=True,
+    metavar="off|RATE|full",
+    help="Bring the rest of the image when there is time: RATE bytes a second (500K), or all.",
+)
+
 _OPTIONS = (
-    click.option(
-        "--name",
-        metavar="NAME",
-        help="What `ps`, `attach`, `logs` and `stop` call the guest; with `boot` also its host"
-        " name, and its log and end are kept until `rm --guest NAME`.  [default: g1, g2, …]",
-    ),
+    _NAME,
     click.option(
         "--overlay",
         type=FilePath(),
@@ -61,25 +103,8 @@ _OPTIONS = (
         "  [default: 8G]",
     ),
     click.option("--mem", type=SIZE, default="512M", show_default=True, help="The guest's memory."),
-    click.option(
-        "--net",
-        default="none",
-        show_default=True,
-        callback=_to_network,
-        metavar="none|user|lan[:NAME]|bridge:IF",
-        help="`user` lets the guest open connections outside, but not to the host's loopback; `lan`"
-        " does, too, and joins the guests of one LAN, which find each other by name (g1.lan);"
-        " `bridge` puts the guest on this machine's bridge IF (root only).",
-    ),
-    click.option(
-        "--port",
-        "ports",
-        multiple=True,
-        callback=_to_ports,
-        metavar="[ADDR:]PORT:GUESTPORT[/udp]",
-        help="With `--net user` or `lan`: PORT of this machine leads to GUESTPORT of the guest, as"
-        " 2222:22; may be given more than once.  [default ADDR: 127.0.0.1, for this machine alone]",
-    ),
+    _NET,
+    _PORT,
     click.option(
         "--vm",
         type=click.Choice(get_args(Vm)),
@@ -111,27 +136,9 @@ _OPTIONS = (
         help="Words for the kernel's command line; p2pcloop.raid6, p2pcloop.legacy_ptys and"
         " p2pcloop.serial_lines give back what guests leave out to boot sooner.",
     ),
-    click.option(
-        "--cpu",
-        type=int,
-        metavar="N",
-        help="The CPU the guest runs on (it is one CPU's worth of work); -1: any.  [last allowed;"
-        " with `--vm qemu` any]",
-    ),
-    click.option(
-        "--report",
-        type=FilePath(),
-        metavar="FILE.json",
-        help="Write what was measured to this file.",
-    ),
-    click.option(
-        "--fill",
-        type=FILL,
-        default="off",
-        show_default=True,
-        metavar="off|RATE|full",
-        help="Bring the rest of the image when there is time: RATE bytes a second (500K), or all.",
-    ),
+    _CPU,
+    _REPORT,
+    _FILL,
     at_option,
     file_options,
     home_option,
@@ -162,3 +169,53 @@ class GuestOptions:
 
 guest_options = as_one(GuestOptions, _OPTIONS)
 """Give a command these options, and its function a `GuestOptions` as `options`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeOptions:
+    """The values of the options of `resume_options`; `--help` explains them."""
+
+    name: str | None
+    overlay: Path | None
+    net: Network
+    ports: tuple[ForwardedPort, ...]
+    cpu: int | None
+    report: Path | None
+    fill: int
+    at: int
+    home: Home
+
+    def of_guest(self, memory: int) -> GuestOptions:
+        """The options of a guest in QEMU, which has so many bytes of memory."""
+        return GuestOptions(
+            name=self.name,
+            overlay=self.overlay,
+            overlay_mode=None,
+            overlay_size=None,
+            mem=memory,
+            net=self.net,
+            ports=self.ports,
+            vm="qemu",
+            firmware=None,
+            kernel=None,
+            append="",
+            cpu=self.cpu,
+            report=self.report,
+            fill=self.fill,
+            at=self.at,
+            home=self.home,
+        )
+
+
+_NEW_OVERLAY = click.option(
+    "--overlay",
+    type=FilePath(),
+    metavar="FILE",
+    help="Keep changes in FILE, which must be new; without, they are lost, unless the guest is"
+    " suspended again.",
+)
+
+resume_options = as_one(
+    ResumeOptions, (_NAME, _NEW_OVERLAY, _NET, _PORT, _CPU, _REPORT, _FILL, at_option, home_option)
+)
+"""Give a command these options, and its function a `ResumeOptions` as `options`."""

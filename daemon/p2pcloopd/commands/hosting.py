@@ -39,6 +39,8 @@ from p2pcloopd.guest.with_block_server import ReadyGuest, open_control
 if TYPE_CHECKING:
     from trio import SocketListener
 
+    from p2pcloopd.block.spec import BlockServerSpec, MemoryPart
+    from p2pcloopd.commands.resuming import Resuming
     from p2pcloopd.guest.display.spec import Display
     from p2pcloopd.guest.network.card import Card
     from p2pcloopd.guest.network.forwarding import BoundPort
@@ -72,6 +74,7 @@ class Plan:
         display: an X server for the guest, or None.
         earlier: what to do about a guest that had the name before, as for `OwnGuest`.
         invocation: how the command was called, for `start`; None where that boots no such guest.
+        resuming: what the guest goes on with; None for one that boots.
     """
 
     start: Callable[[ReadyGuest], None]
@@ -82,6 +85,7 @@ class Plan:
     display: Display | None = None
     earlier: Earlier = "refuse"
     invocation: Invocation | None = None
+    resuming: Resuming | None = None
 
 
 def prepare(options: GuestOptions) -> None:
@@ -143,27 +147,53 @@ class Hosting:
         files = choose_files(target, overlay, mode, size, home, whole_disk=firmware is not None)
         before = None if options.report is None else _status(target)
         disk = disk_of(
-            target, overlay, home, prefetch=plan.prefetch, fill=options.fill, files=files
+            target,
+            overlay,
+            home,
+            prefetch=plan.prefetch,
+            fill=options.fill,
+            files=files,
+            resumes=plan.resuming is not None,
         )
         fresh = overlay is None or not overlay.exists()
         _check_overlay_unused(home, overlay)
         with temporary_folder() as folder, ExitStack() as stack:
             own = stack.enter_context(OwnGuest(home, options.name, plan.earlier))
-            spec, listener = self._open(own, folder, files, firmware, stack)
+            if plan.resuming is not None:
+                disk = plan.resuming.with_memory(disk, folder, stack)
+            spec, listener = self._open(own, folder, files, firmware, disk.memory, stack)
             disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
             plan.start(ReadyGuest(own, spec, disk, outcome, listener, _late_node(target)))
             _record_end(own, outcome, arrives=isinstance(target, StoredRef))
         try:
-            display = plan.display is not None
-            recorded = keep_recording(home, size_of(target), outcome, fresh=fresh, display=display)
-            if options.report is not None:
-                facts = image_facts(target, before, home) | outcome.facts()
-                facts |= {"overlay_mode": disk.mode, "profile": recorded}
-                write_report(options.report, facts)
+            self._keep_facts(outcome, disk, before, fresh=fresh)
         finally:
             outcome.check()
         assert outcome.guest is not None
         return outcome.guest
+
+    def _keep_facts(
+        self,
+        outcome: Outcome,
+        disk: BlockServerSpec,
+        before: dict[str, Any] | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Keep what the guest read first, and write the report."""
+        target, options, plan = self.target, self.options, self.plan
+        recorded = keep_recording(
+            options.home,
+            size_of(target),
+            outcome,
+            fresh=fresh,
+            display=plan.display is not None,
+            known=None if plan.resuming is None else disk.profile,
+        )
+        if options.report is not None:
+            facts = image_facts(target, before, options.home) | outcome.facts()
+            facts |= {"overlay_mode": disk.mode, "profile": recorded}
+            write_report(options.report, facts)
 
     def _open(
         self,
@@ -171,6 +201,7 @@ class Hosting:
         folder: Path,
         files: FilesOverlay | None,
         firmware: Firmware | None,
+        memory: MemoryPart | None,
         stack: ExitStack,
     ) -> tuple[GuestSpec, SocketListener | None]:
         """Write the guest's record, with its network card and its control socket open until `stack`
@@ -197,6 +228,8 @@ class Hosting:
             card=card,
             waiting=own.folder.read_waiting,
         )
+        if plan.resuming is not None and memory is not None:
+            spec = plan.resuming.apply(spec, memory, options.net, card)
         return spec, listener
 
     def _record_facts(self, wire: Addresses | None) -> dict[str, Any]:
@@ -298,9 +331,14 @@ def _record_end(own: OwnGuest, outcome: Outcome, *, arrives: bool) -> None:
         arrives: whether bytes of the image may come from others.
     """
     facts = outcome.facts()
+    state, version = (outcome.guest and outcome.guest.state) or (None, None)
     came = own.folder.read_fetched()
     try:
+        if facts["exit"] == "suspended":
+            own.keep()
         own.end(
+            state=state,
+            state_version=version,
             reason=facts["exit"],
             exit_code=facts["exit_code"],
             error=facts.get("error"),

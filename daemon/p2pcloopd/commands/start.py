@@ -14,7 +14,7 @@ from p2pcloop.store.guest_record import GuestRecord
 from p2pcloop.store.guests import find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
-from p2pcloopd.commands import boot
+from p2pcloopd.commands import boot, resume
 
 _EPILOG = """
 \b
@@ -33,9 +33,15 @@ def command(context: click.Context, name: str, home: Home) -> None:
 
     It runs in the background, and its log goes on. A guest with an overlay goes on with its
     changes; one without begins with the image as it is. Names of images, and paths, mean what they
-    meant where the guest was booted first.
+    meant where the guest was booted first. A guest that is suspended is resumed, as by `p2pcloop
+    resume NAME --detach`.
     """
     record = _ended(home, name)
+    if record.reason == "suspended" and record.state is not None:
+        words = [name, "--detach", "--home", str(home.root), *_network(record)]
+        with resume.command.make_context("resume", words, parent=context) as inner:
+            resume.command.invoke(inner)
+        return
     if record.words is None or not record.directory:
         raise UsageError(
             f"the record of the guest {name} does not tell how it was booted",
@@ -58,6 +64,11 @@ def command(context: click.Context, name: str, home: Home) -> None:
     with boot.command.make_context("boot", words, parent=context) as inner:
         inner.meta.update({boot.WORDS: tuple(record.words), boot.EARLIER: "continue"})
         boot.command.invoke(inner)
+
+
+def _network(record: GuestRecord) -> list[str]:
+    """The options of the network that a guest had."""
+    return ["--net", record.network, *(word for port in record.ports for word in ("--port", port))]
 
 
 def _ended(home: Home, name: str) -> GuestRecord:

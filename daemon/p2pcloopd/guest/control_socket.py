@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -27,6 +27,9 @@ from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_attended
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.spec import GuestResult, GuestSpec
+
+if TYPE_CHECKING:
+    from p2pcloopd.guest.suspending import Suspends
 
 _MAX_INPUT = 1 << 16
 _MAX_POSITION = 1 << 62
@@ -78,7 +81,14 @@ async def run_reachable(reach: Reachable, spec: GuestSpec, events: Events) -> Gu
 
             nursery.start_soon(keep_session, reach.channel, spec.session, say)
         if reach.listener is not None:
-            perform = partial(_perform, guest, recent, Commands(reach.channel))
+
+            @cache
+            def suspends() -> Suspends:
+                from p2pcloopd.guest.suspending import Suspends  # noqa: PLC0415  few guests
+
+                return Suspends(guest, reach.channel, spec, nursery)
+
+            perform = partial(_perform, guest, recent, Commands(reach.channel), suspends)
             serve = partial(serve_control, reach.listener, perform, server=_words(reach.name))
             await nursery.start(serve)
         reach.on_start()
@@ -123,7 +133,11 @@ class Output:
 
 
 async def _perform(
-    guest: RunningGuest, recent: Recent, commands: Commands, call: Call
+    guest: RunningGuest,
+    recent: Recent,
+    commands: Commands,
+    suspends: Callable[[], Suspends],
+    call: Call,
 ) -> dict[str, Any]:
     fields = Fields(dict(call.args), f"`{call.op}`")
     match call.op:
@@ -145,4 +159,6 @@ async def _perform(
             fields.end()
             guest.set_window_size(struct.pack("4H", rows, columns, 0, 0))
             return {}
+        case "suspend" | "suspend_end":
+            return await suspends().perform(call, fields)
     return await commands.perform(call, fields)

@@ -213,6 +213,7 @@ def disk_of(
     prefetch: bool,
     fill: int,
     files: FilesOverlay | None = None,
+    resumes: bool = False,
 ) -> BlockServerSpec:
     """Return what the block server of a guest is to serve, without the place where it listens.
 
@@ -221,6 +222,7 @@ def disk_of(
         prefetch: prefetch by the image's profile, and record one.
         fill: see `BlockServerSpec`; -1 for not at all.
         files: see `BlockServerSpec`.
+        resumes: the guest is resumed from the image, a state; else it boots.
 
     Raises:
         StorageError: the profile could not be read.
@@ -232,10 +234,10 @@ def disk_of(
     if isinstance(target, ImageFile):
         return spec
     manifest = target.signed.manifest
-    touches = expected_touches(home, manifest, boots=True) if prefetch else ()
+    touches = expected_touches(home, manifest, boots=not resumes) if prefetch else ()
     rate = None if fill < 0 else fill
     # The profile of a state is that of a resume: a boot does not replace it.
-    records = prefetch and manifest.machine is None
+    records = prefetch and (resumes or manifest.machine is None)
     spec = replace(spec, record_touches=records)
     return replace(spec, secret=target.secret, profile=touches, fill=rate)
 

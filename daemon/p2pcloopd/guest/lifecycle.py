@@ -30,7 +30,7 @@ from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.running import Interrupt, RunningGuest
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.silence import Silence
-from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason
+from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason, StateName
 from p2pcloopd.guest.transcript import Transcript
 
 SHUTDOWN_SECONDS = float(guests.SHUTDOWN_SECONDS)
@@ -122,6 +122,7 @@ async def run_guest(
         boot_seconds=next((end.prompt - started for end in ends if end.prompt is not None), None),
         reboots=len(ends) - 1,
         machine=machine.name,
+        state=attended.state,
     )
 
 
@@ -169,6 +170,11 @@ class _Attended:
             self.keyboard = Keyboard(_STDIN, on_command=self._take_command if ours else None)
         self._sink = console.Sink(spec.console)
         stack.callback(self._sink.close)
+
+    @property
+    def state(self) -> StateName | None:
+        """The state that the guest was suspended as last."""
+        return self._guest.state
 
     @property
     def _is_ending(self) -> bool:

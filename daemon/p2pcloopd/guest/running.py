@@ -28,12 +28,14 @@ class RunningGuest:
     Attributes:
         shutdown_asked: whether it was asked to shut down.
         killed: whether it was ended at once rather than shut down.
+        state: the name and version of the state that it was suspended as last, or None.
     """
 
     def __init__(self, interrupt: Interrupt | None = None) -> None:
         self.shutdown_asked = False
         self._interrupt = interrupt
         self.killed = False
+        self.state: tuple[str, int] | None = None
         self._boot: Boot | None = None
         self._begun = trio.Event()
         self._size: bytes | None = None

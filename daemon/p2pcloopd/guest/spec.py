@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from p2pcloopd.guest.progress import Progress
 
 Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done", "suspended"]
+
+StateName = tuple[str, int]
+"""The name and the version of a state."""
+
+CopyDisk = Callable[[Path], Awaitable[Path]]
+"""Copies the changes of a guest's disk into a folder, while it is stopped: an overlay."""
 
 _STDIN = 0
 
@@ -85,6 +91,7 @@ class GuestSpec:
         vm: the machine.
         firmware: boots the disk by its own boot loader, on QEMU: then nothing of this system's is
             in the guest, neither kernel nor first root. None for the others.
+        copy_disk: of its block server; None where the guest has none of its own.
         waking: what a guest is told that goes on where it was suspended; None for one that boots.
         resume: what it goes on with that was suspended, on QEMU; None for a guest that boots. When
             it reboots, it boots.
@@ -111,6 +118,7 @@ class GuestSpec:
     vm: Vm = "uml"
     firmware: Firmware | None = None
     ports_user: PortsUser | None = None
+    copy_disk: CopyDisk | None = None
     waking: Waking | None = None
     resume: Resume | None = None
 
@@ -202,6 +210,7 @@ class GuestResult:
         boot_seconds: from the call to the first login prompt, or None if there was none.
         reboots: how often it was started again.
         machine: what it ran on; see `Machine`.
+        state: the state that it was suspended as last, or None.
     """
 
     exit_code: int
@@ -211,3 +220,4 @@ class GuestResult:
     boot_seconds: float | None
     reboots: int = 0
     machine: str = "uml"
+    state: StateName | None = None

@@ -230,7 +230,7 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
             try:
                 with plain_errors():
                     events = Events(boot=partial(on_disk, attached=True), prompt=node.want)
-                    outcome.guest = await live(_held(ready, block), events)
+                    outcome.guest = await live(_served(ready, block), events)
             except P2pcloopError as err:
                 outcome.error = err
         await node.finish()
@@ -239,12 +239,13 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
         raise GuestError("the guest let go of its disk and did not end; it was killed")
 
 
-def _held(ready: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
-    """A guest as it was described; one whose memory arrives while it runs goes on only once most of
-    what it reads first is here."""
-    if ready.spec.resume is None or ready.disk.memory is None:
-        return ready.spec
-    return replace(ready.spec, resume=replace(ready.spec.resume, ready=block.enough))
+def _served(ready: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
+    """A guest as it was described, with what its block server does for it. One whose memory arrives
+    while it runs goes on only once most of what it reads first is here."""
+    spec = replace(ready.spec, copy_disk=block.copy_overlay)
+    if spec.resume is None or ready.disk.memory is None:
+        return spec
+    return replace(spec, resume=replace(spec.resume, ready=block.enough))
 
 
 def run_one(ready: ReadyGuest) -> None:

@@ -12,8 +12,8 @@ import itertools
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import trio
@@ -38,6 +38,9 @@ _START_SECONDS = 60.0
 
 _HANG_UP_SECONDS = 5.0
 """How long a command may run on after its client has gone; then it is killed."""
+
+_REST_SECONDS = _HANG_UP_SECONDS + 1
+"""How long a command may take to end that was just left, where none is to run."""
 
 _HELD = 1 << 16
 """Bytes of an output that wait here for the client; the guest waits with what follows."""
@@ -278,22 +281,25 @@ class Channel:
         while self._device is not None:
             await self._changed.wait()
 
-    @contextmanager
-    def resting(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def resting(self) -> AsyncIterator[None]:
         """Begin no command meanwhile: those that are to be begun wait.
 
         Raises:
-            BusyError: one runs. Its streams lead to a program of this machine, and so cannot go on
-                elsewhere.
+            BusyError: one runs, and goes on. Its streams lead to a program of this machine, and so
+                cannot go on elsewhere.
         """
-        if self._running:
-            s = "" if self._running == 1 else "s"
-            raise BusyError(
-                f"{self._running} command{s} of `exec`, `cp` or --session run in the guest",
-                hint="wait until it has ended, or end it",
-            )
         self._rests = True
         try:
+            with trio.move_on_after(_REST_SECONDS):
+                while self._running:
+                    await self._changed.wait()
+            if self._running:
+                s = "" if self._running == 1 else "s"
+                raise BusyError(
+                    f"{self._running} command{s} of `exec`, `cp` or --session run in the guest",
+                    hint="wait until it has ended, or end it",
+                )
             yield
         finally:
             self._rests = False
@@ -338,6 +344,7 @@ class Channel:
             with trio.CancelScope(shield=True):
                 await command.end()
             self._running -= 1
+            self._report()
 
     def _set(self, device: GuestPorts | None, agent: Port | None) -> None:
         self._device, self._agent = device, agent

@@ -33,6 +33,9 @@ _SETTLE_SECONDS = 5.0
 _STOP_SECONDS = 60.0
 """Before a guest stops, its disk does what it was asked for, and that may have to arrive."""
 
+_UNPLUGGED_SECONDS = 1.0
+"""How long a resumed guest has no network, so that it notices."""
+
 _HALT_LOOKS, _HALT_PAUSE = 20, 0.1
 _FLAGS = re.compile(r"[ER]FL=([0-9a-f]+).*HLT=1", re.DOTALL)
 _INTERRUPTS = 1 << 9
@@ -182,13 +185,24 @@ class QemuBoot:
             self.console.listens.set()
             if self._ports is not None:
                 self._ports.loaded.set()
+            await self._set_links(up=False)
             await resume.ready()
             await self._qmp.execute("cont", seconds=_STOP_SECONDS)
+            self._is_captured = False
+            await trio.sleep(_UNPLUGGED_SECONDS)
+            await self._set_links(up=True)
         except GuestError:
             if not self._qmp.ended.is_set():
                 raise
-            return  # it has printed why
-        self._is_captured = False
+            # It has printed why.
+
+    async def _set_links(self, *, up: bool) -> None:
+        """Pull the cables of the network cards out, or plug those in that lead somewhere. A DHCP
+        client of the image then asks for an address anew."""
+        for number, card in enumerate(self._pc.cards):
+            if not up or card.kind != "none":
+                name = f"virtio-net-pci.{number}"  # as QEMU calls a card without a name
+                await self._qmp.execute("set_link", {"name": name, "up": up})
 
     def _make_ports(self, ports: Sequence[Port], spare: int) -> QemuPorts:
         inherited = None if self._resume is None else shape_of(self._resume.machine).ports

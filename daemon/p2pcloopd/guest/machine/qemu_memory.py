@@ -97,7 +97,11 @@ class GuestMemory(Protocol):
 
 
 class FileMemory:
-    """Memory in a sparse file; see `GuestMemory`."""
+    """Memory in a sparse file; see `GuestMemory`.
+
+    Attributes:
+        fd: of the file.
+    """
 
     def __init__(self, fd: int, size: int, *, is_whole: bool = True) -> None:
         """Read a file.
@@ -105,7 +109,7 @@ class FileMemory:
         Args:
             fd: of the file; it stays the caller's.
         """
-        self._fd = fd
+        self.fd = fd
         self.size = size
         self.is_whole = is_whole
 
@@ -115,18 +119,18 @@ class FileMemory:
         end = 0
         while end < self.size:
             try:
-                start = os.lseek(self._fd, end, os.SEEK_DATA)
+                start = os.lseek(self.fd, end, os.SEEK_DATA)
             except OSError as err:
                 if err.errno == errno.ENXIO:  # no data follows
                     break
                 raise
-            end = os.lseek(self._fd, start, os.SEEK_HOLE)
+            end = os.lseek(self.fd, start, os.SEEK_HOLE)
             found.append((start, end - start))
         return found
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes of the file."""
-        return _read_all(self._fd, offset, length)
+        return _read_all(self.fd, offset, length)
 
     def close(self) -> None:
         """Do nothing: the descriptor is the caller's."""
@@ -137,7 +141,7 @@ class OwnedMemory(FileMemory):
 
     def close(self) -> None:
         """Give its room back."""
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 class PrivateMemory:

@@ -1,0 +1,276 @@
+"""`p2pcloop resume`: a guest that was suspended goes on."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import click
+
+from p2pcloop.cli.output import check_writable
+from p2pcloop.client.refs import resolve_ref, words_of_the_user
+from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import log_to_stderr, notify
+from p2pcloop.errors import BusyError, UsageError
+from p2pcloop.frozen import dataclass
+from p2pcloop.loading import loading
+from p2pcloop.store.guest_record import GuestRecord
+from p2pcloop.store.guests import Earlier, find_guest, is_guest_name
+from p2pcloop.store.home import Home
+from p2pcloop.store.trust import read_trusted
+from p2pcloop.text import printable
+from p2pcloopd.commands.boot import report_end
+from p2pcloopd.commands.guest_command import check_ports
+from p2pcloopd.commands.guest_options import ResumeOptions, resume_options
+from p2pcloopd.forked import fork_daemon
+from p2pcloopd.guest.network.forwarding import bound_ports
+
+if TYPE_CHECKING:
+    from p2pcloop.formats.machine_state import MachineState
+    from p2pcloopd.guest.spec import GuestResult
+    from p2pcloopd.guest.with_block_server import ReadyGuest
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop resume g1                          # suspended here, as g1
+  p2pcloop resume 'magnet:?xt=...' --net user --overlay mine.delta
+  p2pcloop resume @key/desktop --trust @key --detach --name d1
+"""
+
+
+def _to_keys(
+    _context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]
+) -> frozenset[bytes]:
+    with words_of_the_user():
+        return frozenset(map(read_trusted, value))
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("ref", metavar="NAME|REF")
+@click.option(
+    "--detach", is_flag=True, help="Return once the guest runs; it goes on in the background."
+)
+@click.option(
+    "--trust",
+    "trusted",
+    multiple=True,
+    callback=_to_keys,
+    metavar="@KEY",
+    help="Resume a state of this key without a question, this time; `p2pcloop key trust` is for"
+    " all times.",
+)
+@resume_options
+def command(ref: str, options: ResumeOptions, trusted: frozenset[bytes], *, detach: bool) -> None:
+    """Let a suspended guest go on: NAME, which was suspended here, or the state REF.
+
+    A state is a machine that somebody suspended. It goes on with all that ran in it, in QEMU, in a
+    sandbox, and without a network unless you give --net. A state of another user needs your trust:
+    you are asked, or give --trust. What the guest writes is kept in a new overlay, or until its
+    end; `suspend` it again to keep it as it is.
+
+    Its clock is set, and its network card gets an address of this machine's; its connections are
+    gone. If the state does not fit this machine, it says what differs before anything is fetched.
+    """
+    guest = _Guest.find(ref, options, trusted)
+    if not detach:
+        raise click.exceptions.Exit(guest.run(None))
+    from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
+
+    click.echo(in_background(guest.run))
+
+
+@dataclass(frozen=True, slots=True)
+class _Guest:
+    """A guest that is to go on.
+
+    Attributes:
+        ref: as the user named it.
+        target: its state.
+        options: of the command; with the name and the overlay that it gets.
+        earlier: what to do about a guest that had the name before.
+        begun: seconds of the monotonic clock at the command's start.
+    """
+
+    ref: str
+    target: StoredRef
+    options: ResumeOptions
+    earlier: Earlier
+    begun: float
+
+    @classmethod
+    def find(cls, ref: str, options: ResumeOptions, trusted: frozenset[bytes]) -> _Guest:
+        """Find the state, and see that it may and can go on here.
+
+        Raises:
+            UsageError: it is no state, or not trusted; or the overlay exists.
+            MismatchError: this machine is another one.
+            P2pcloopError: as for `resolve_ref`.
+        """
+        begun = time.monotonic()
+        log_to_stderr(logging.WARNING, "p2pcloop: %(message)s", end="\r")
+        if options.report is not None:
+            check_writable(options.report)
+        check_ports(options)
+        options.net.check()
+        home = options.home
+        home.create()
+        record = _suspended(ref, home)
+        earlier: Earlier = "refuse"
+        if record is not None and record.state is not None:
+            options = _as_before(options, record)
+            earlier = "continue" if options.name == record.name else "refuse"
+        if options.overlay is not None and options.overlay.exists():
+            raise UsageError(
+                f"{printable(str(options.overlay))} exists, and the guest's memory is that of its"
+                " disk as it was: it cannot go on with another one",
+                hint="give another file; `p2pcloop boot` takes an overlay that exists",
+            )
+        state = ref if record is None else record.state
+        target = _resolve(state or ref, options)
+        _check(target, home, trusted)
+        return cls(ref, target, options, earlier, begun)
+
+    def run(self, started: Callable[[str], None] | None) -> int:
+        """Run the guest to its end, and return the exit code.
+
+        Args:
+            started: called once it runs in the background, or None.
+        """
+        options = self.options.of_guest(_machine(self.target).memory.length)
+        from p2pcloopd.commands.resuming import fetch_resuming  # noqa: PLC0415  loaded meanwhile
+
+        with bound_ports(options.ports) as ports:
+            for port in options.ports:
+                if port.is_open_to_others:
+                    notify(f"p2pcloop: warning: other machines can reach the guest by {port}")
+            resuming = fetch_resuming(self.target, options.home, options.name or "")
+            hosting = _hosting()
+            plan = hosting.Plan(
+                partial(self._start, started),
+                prefetch=True,
+                reachable=True,
+                earlier=self.earlier,
+                invocation=hosting.Invocation(self._words(), str(Path.cwd())),
+                resuming=resuming,
+            )
+            result: GuestResult = hosting.Hosting(
+                str(self.target.name), self.target, options, plan, ports
+            ).run(self.begun)
+        if started is None and sys.stderr.isatty():
+            report_end(result, str(self.target.name), options.overlay)
+        return result.exit_code
+
+    def _start(self, started: Callable[[str], None] | None, ready: ReadyGuest) -> None:
+        from p2pcloopd.guest import with_block_server  # noqa: PLC0415  loaded meanwhile
+
+        if started is None:
+            with_block_server.report_keys(self.options.overlay)
+        nowhere = None if started is None else Path(os.devnull)
+        spec = replace(ready.spec, console=nowhere or "stdio", reboot=True)
+        keep = self.options.name is not None or started is not None
+        with_block_server.boot_reachable(replace(ready, spec=spec), started, keep=keep, quiet=False)
+
+    def _words(self) -> tuple[str, ...]:
+        """The words of `boot` by which `start` boots its disk once it has ended."""
+        manifest, options = self.target.signed.manifest, self.options
+        memory = _machine(self.target).memory.length
+        words = [str(manifest.name), "--at", str(manifest.version), "--vm", "qemu"]
+        words += ["--mem", str(memory), "--net", str(options.net)]
+        for port in options.ports:
+            words += ["--port", port.option]
+        if options.overlay is not None:
+            words += ["--overlay", str(options.overlay.absolute())]
+        return tuple(words)
+
+
+def _suspended(ref: str, home: Home) -> GuestRecord | None:
+    """The record of the guest of this name, if it is one that is suspended."""
+    if not is_guest_name(ref) or not (home.guests / ref).exists():
+        return None
+    guest = find_guest(home, ref)
+    if guest.state == "running":
+        raise BusyError(f"the guest {ref} runs", hint=f"`p2pcloop attach {ref}` leads to it")
+    return guest.record if guest.record.reason == "suspended" else None
+
+
+def _as_before(options: ResumeOptions, record: GuestRecord) -> ResumeOptions:
+    """The options of a guest that was suspended here: its name, and a new overlay beside the one
+    that it had, whose changes are in the state."""
+    name = options.name or record.name
+    overlay = options.overlay
+    if overlay is None and record.overlay is not None:
+        overlay = _beside(Path(record.overlay))
+        notify(f"p2pcloop: the guest keeps changes in {printable(str(overlay))} from now on")
+    return replace(options, name=name, overlay=overlay, at=options.at or record.state_version or 0)
+
+
+def _beside(path: Path) -> Path:
+    """A free name like that of a file: mine.delta, mine-2.delta and so on."""
+    stem = re.sub(r"-[0-9]{1,6}$", "", path.stem)
+    numbers = itertools.count(2)
+    return next(
+        free
+        for free in (path.with_name(f"{stem}-{number}{path.suffix}") for number in numbers)
+        if not free.exists()
+    )
+
+
+def _resolve(ref: str, options: ResumeOptions) -> StoredRef:
+    target = resolve_ref(
+        ref,
+        options.home,
+        at=options.at,
+        meanwhile=_load,
+        start=fork_daemon,
+        unpack=False,
+        late=True,
+    )
+    if not isinstance(target, StoredRef):
+        raise UsageError(f"{ref} is a file: it is no state", hint="`p2pcloop boot` it")
+    return target
+
+
+def _check(target: StoredRef, home: Home, trusted: frozenset[bytes]) -> None:
+    """Refuse a state that may not, or cannot, go on here."""
+    from p2pcloop.client.trust import check_trust  # noqa: PLC0415  loaded while p2pcloopd starts
+    from p2pcloopd.guest.machine.identity import check_host, this_host  # noqa: PLC0415  as above
+
+    manifest = target.signed.manifest
+    if manifest.machine is None:
+        raise UsageError(
+            f"{manifest.name} is an image, and no state: no guest was suspended there",
+            hint="`p2pcloop boot` it",
+        )
+    target.check_secret()
+    check_host(manifest.machine, this_host())
+    check_trust(manifest.name, home, trusted)
+
+
+def _machine(target: StoredRef) -> MachineState:
+    machine = target.signed.manifest.machine
+    assert machine is not None, "checked by `_check`"
+    return machine
+
+
+def _hosting() -> ModuleType:
+    with loading():
+        return importlib.import_module("p2pcloopd.commands.hosting")
+
+
+def _load() -> None:
+    """Load what runs guests, while p2pcloopd starts."""
+    with loading():
+        for name in ("hosting", "resuming"):
+            importlib.import_module(f"p2pcloopd.commands.{name}")

@@ -1,0 +1,94 @@
+"""`p2pcloop suspend`: a guest that runs becomes a state, which goes on anywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import PublishOptions, version_options
+from p2pcloop.cli.published import publisher_of, report_version, warn_if_only_here
+from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.suspend import Wish, image_of, suspend
+from p2pcloop.errors import UsageError
+from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
+from p2pcloop.units import format_size
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop suspend g1                        # later: p2pcloop resume g1
+  p2pcloop suspend g1 --publish desktop -m 'an XFce that is up'
+  p2pcloop suspend g1 --keep-running         # a state to go back to
+"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("name")
+@click.option(
+    "--publish",
+    "label",
+    metavar="LABEL",
+    help="Publish the state under LABEL, for all who get its link.  [default: NAME-state, private]",
+)
+@click.option("--message", "-m", default="", metavar="TEXT", help="What it is, in one line.")
+@click.option(
+    "--private", is_flag=True, help="With --publish: only users with the whole link can read it."
+)
+@click.option("--keep-running", is_flag=True, help="The guest goes on here at once.")
+@version_options
+def command(
+    name: str,
+    label: str | None,
+    message: str,
+    options: PublishOptions,
+    *,
+    private: bool,
+    keep_running: bool,
+) -> None:
+    """Stop the guest NAME where it is, and keep it as a state: disk, memory and devices together.
+
+    `p2pcloop resume` lets it go on, here or on another machine that has the state's link. A state
+    is a version of an image; the next suspend stores only what changed. If anything fails, the
+    guest goes on. Guests in QEMU alone can be suspended (`boot --vm qemu`).
+
+    Memory holds passwords and keys of those who used the guest: without --publish the state is
+    private, and only those to whom you give its whole link can read it.
+    """
+    home = options.home
+    if options.public and label is None:
+        raise UsageError(
+            "a state without --publish is private: --public would announce it to all",
+            hint="add --publish LABEL, or leave out --public",
+        )
+    with GuestProcess(home, name) as guest:
+        record = guest.record
+        with publisher_of(label or f"{name}-state", options) as publisher:
+            image = image_of(record, home)
+            with image.client:
+                wish = Wish(
+                    goes_on=keep_running,
+                    private=private or label is None,
+                    public=options.public,
+                    message=message,
+                    quiet=options.as_json,
+                )
+                made = suspend(record, image, publisher, wish)
+        if not keep_running:
+            guest.wait()
+    _report(made | {"guest": name, "runs": keep_running}, home, as_json=options.as_json)
+
+
+def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
+    warn_if_only_here(answer, home)
+    if as_json:
+        click.echo(to_json(answer))
+        return
+    if answer["runs"]:
+        click.echo(f"{answer['guest']} runs on")
+    else:
+        click.echo(f"{answer['guest']} is suspended: `p2pcloop resume {answer['guest']}` goes on")
+    details = f"{format_size(answer['stored'])} packed, over {answer['base']}"
+    report_version(answer, details)
+    click.echo(f"elsewhere it goes on with:\n  p2pcloop resume '{answer['link']}'")
