@@ -12,10 +12,12 @@ from p2pcloopd.guest.machine.qemu_boot import is_halted
 from p2pcloopd.guest.machine.qemu_command import (
     CPU,
     Accelerator,
+    Boots,
     FirmwareFiles,
     KernelFiles,
     Pc,
     PcCard,
+    RunningKernel,
     command_line,
 )
 
@@ -26,16 +28,30 @@ KERNEL = KernelFiles(
 
 
 def words_for(
-    boots: KernelFiles | FirmwareFiles = KERNEL,
+    boots: Boots = KERNEL,
     *,
     accelerator: Accelerator = "tcg",
     cards: tuple[PcCard, ...] = (),
     ports: bool = False,
+    arrives: bool = False,
     disks: int = 1,
 ) -> list[str]:
     sockets = tuple(Path(f"/run/disks/{n}") for n in range(disks))
     return command_line(
-        Pc(Path("/q"), accelerator, CPU, 512 << 20, 6, sockets, cards, 7, 8, boots, ports=ports)
+        Pc(
+            Path("/q"),
+            accelerator,
+            CPU,
+            512 << 20,
+            6,
+            sockets,
+            cards,
+            7,
+            8,
+            boots,
+            ports=ports,
+            arrives=arrives,
+        )
     )
 
 
@@ -106,6 +122,19 @@ def test_a_kernel_gets_its_words_as_one() -> None:
     words = words_for()
     assert values(words, "-append") == ["console=ttyS0 a=b"]
     assert values(words, "-kernel") == ["/run/boot/vmlinuz"]
+
+
+def test_a_guest_that_goes_on_has_the_machine_that_it_had() -> None:
+    """QEMU loads a state only where the memory that is no RAM is the same: the ROM is some."""
+    boots, waits = words_for(ports=True), words_for(RunningKernel(), ports=True, arrives=True)
+    assert values(waits, "-device") == values(boots, "-device")
+    assert values(waits, "-machine") == values(boots, "-machine")
+    assert values(waits, "-option-rom") == ["linuxboot_dma.bin"]
+    assert "-kernel" not in waits
+    assert values(waits, "-incoming") == ["defer"]
+    assert "-S" in waits
+    assert "-incoming" not in boots
+    assert "-S" not in boots
 
 
 def test_firmware() -> None:

@@ -119,7 +119,8 @@ class QemuMachine:
         stack.callback(monitor.close)
         cards = await _cards(spec, stack)
         if shape is not None:
-            cards = _connected(shape, cards)
+            _check_disks(shape, spec)
+            cards = connected(shape, cards)
         files = stack.enter_context(ExitStack())
         memory = await trio.to_thread.run_sync(_open_memory, spec, resume)
         stack.callback(os.close, memory)
@@ -222,23 +223,36 @@ def _open_memory(spec: GuestSpec, resume: Resume | None) -> int:
         raise storage_error(f"cannot open the guest's memory, {resume.memory}", err) from err
 
 
-def _connected(shape: Shape, cards: Sequence[PcCard]) -> list[PcCard]:
+def _check_disks(shape: Shape, spec: GuestSpec) -> None:
+    """Refuse other disks than those that a guest had.
+
+    Raises:
+        MismatchError: there are more or fewer.
+    """
+    if len(spec.disks) != shape.disks:
+        raise MismatchError(
+            f"the guest had {shape.disks} disks when it was suspended, and would have"
+            f" {len(spec.disks)} now"
+        )
+
+
+def connected(shape: Shape, cards: Sequence[PcCard]) -> list[PcCard]:
     """Return the cards that a guest had, which lead where those lead that it is to have.
 
     Raises:
         MismatchError: it is to have one that it had not.
     """
     ours = {card.role: card for card in cards}
-    connected = []
+    found = []
     for card in shape.cards:
         leads = ours.pop(card.role, card)
-        connected.append(PcCard(card.role, leads.kind, leads.fd, card.mac, card.mtu))
+        found.append(PcCard(card.role, leads.kind, leads.fd, card.mac, card.mtu))
     if ours:
         raise MismatchError(
             "the guest had no network card when it was suspended, and gets none later",
             hint="resume it without --net and --display",
         )
-    return connected
+    return found
 
 
 def _translator(visible: dict[Path, Path]) -> dict[Path, Path]:
