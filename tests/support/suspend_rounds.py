@@ -16,11 +16,19 @@ from typing import Literal
 
 import trio
 
-from tests.support.suspending import PROMPT, Guest, Served, State, running, served
+from tests.support.suspending import PROMPT, Guest, Served, Shown, State, running, served, shown
 
-Event = Literal["none", "kill block server", "kill QEMU", "kill QEMU when stopped", "go on"]
+Event = Literal[
+    "none",
+    "kill block server",
+    "kill memory server",
+    "kill QEMU",
+    "kill QEMU when stopped",
+    "go on",
+]
 EVENTS: tuple[Event, ...] = (
-    "none", "kill block server", "kill QEMU", "kill QEMU when stopped", "go on"
+    "none", "kill block server", "kill memory server", "kill QEMU", "kill QEMU when stopped",
+    "go on",
 )  # fmt: skip
 
 _LOOP = "n=0; while true; do n=$((n+1)); echo $n >/tmp/.c; mv /tmp/.c /tmp/count; sleep 0.1; done"
@@ -73,8 +81,8 @@ def run_rounds(image: Path, folder: Path, kept: Kept, events: Iterable[Event]) -
     for number, event in enumerate(events, 1):
         shutil.copyfile(kept.overlay, overlay)
         place = folder / str(number)
-        with served(image, overlay) as disk:
-            done = trio.run(_round, disk, place, overlay, kept, event)
+        with shown(kept.state.memory) as memory, served(image, overlay) as disk:
+            done = trio.run(_round, _Servers(disk, memory), place, overlay, kept, event)
         if done.kept is not kept:
             for path in (kept.overlay, kept.state.memory):
                 path.unlink()
@@ -102,14 +110,27 @@ async def start_work(guest: Guest) -> None:
     await guest.sh(f"mount -t tmpfs none /tmp; ({_LOOP}) & true")
 
 
-async def _round(disk: Served, place: Path, overlay: Path, kept: Kept, event: Event) -> Round:
-    async with running(replace(disk.spec, resume=kept.state.resume())) as guest:
+@dataclass(frozen=True)
+class _Servers:
+    """What a guest of a round has its disk and its memory from."""
+
+    disk: Served
+    memory: Shown
+
+    def kill(self, event: Event) -> None:
+        """Kill that of which `event` tells."""
+        (self.disk if event == "kill block server" else self.memory).kill()
+
+
+async def _round(servers: _Servers, place: Path, overlay: Path, kept: Kept, event: Event) -> Round:
+    resume = replace(kept.state.resume(), memory=Path(f"/proc/self/fd/{servers.memory.file}"))
+    async with running(replace(servers.disk.spec, resume=resume)) as guest:
         await guest.sh("echo 3 >/proc/sys/vm/drop_caches")
         assert await digests_of(guest) == kept.digests
         assert await count_of(guest) >= kept.count
         async with trio.open_nursery() as nursery:
-            if event == "kill block server":
-                nursery.start_soon(trio.to_thread.run_sync, disk.kill_block_server)
+            if event in ("kill block server", "kill memory server"):
+                nursery.start_soon(trio.to_thread.run_sync, servers.kill, event)
             digests = await write(guest)
             if event == "kill QEMU":
                 return Round(event, kept)

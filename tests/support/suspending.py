@@ -18,8 +18,10 @@ import trio
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.making.local import inspect_file
 from p2pcloop.store.home import Home
+from p2pcloop.units import BLOCK_SIZE
+from p2pcloopd.block.memory_file import open_memory_file
 from p2pcloopd.block.process import BlockServerProcess
-from p2pcloopd.block.spec import BlockServerSpec
+from p2pcloopd.block.spec import BlockServerSpec, MemoryPart
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_guest
@@ -143,29 +145,74 @@ async def running(spec: GuestSpec) -> AsyncIterator[Guest]:
 
 
 @dataclass(frozen=True)
-class Served:
+class Killable:
+    """A block server that has a successor when it is killed.
+
+    Attributes:
+        block: the process that forks block servers.
+    """
+
+    block: BlockServerProcess
+
+    def kill(self) -> None:
+        """Kill what serves, and return when another process does."""
+        before = self._workers()
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        while not self._workers() - before:
+            os.sched_yield()
+
+    def _workers(self) -> set[int]:
+        parent = self.block._pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return {int(pid) for pid in children}
+
+
+@dataclass(frozen=True)
+class Served(Killable):
     """An image that is served to guests, with an overlay.
 
     Attributes:
         spec: of a guest that has it.
-        block: the process that forks block servers.
     """
 
     spec: GuestSpec
-    block: BlockServerProcess
 
-    def kill_block_server(self) -> None:
-        """Kill the process that serves, and return when another one does."""
-        worker = self._worker()
-        os.kill(worker, signal.SIGKILL)
-        while self._worker() == worker:
-            os.sched_yield()
 
-    def _worker(self) -> int:
-        children = Path(f"/proc/{self.block._pid}/task/{self.block._pid}/children")
-        while not (found := children.read_text().split()):
-            os.sched_yield()
-        return int(found[0])
+@dataclass(frozen=True)
+class Shown(Killable):
+    """The memory of a state, page by page.
+
+    Attributes:
+        file: its descriptor.
+    """
+
+    file: int
+
+
+@contextmanager
+def shown(memory: Path) -> Iterator[Shown]:
+    """Show a state's memory to a guest by a block server, outside of trio."""
+    with tempfile.TemporaryDirectory(prefix="m-") as name:
+        folder = Path(name)
+        size = memory.stat().st_size
+        device = folder / "device"
+        with memory.open("rb") as source, device.open("wb") as target:
+            target.write(bytes(BLOCK_SIZE))  # a disk before it
+            shutil.copyfileobj(source, target, 1 << 20)
+        with (
+            open_memory_file(folder, size, everyone=os.geteuid() == 0) as file,
+            bind_unix_listener(folder / "disk") as listener,
+        ):
+            spec = BlockServerSpec(
+                Home.at(folder / "home"),
+                inspect_file(device, raw=True),
+                nbd=listener,
+                for_guest=True,
+                memory=MemoryPart(BLOCK_SIZE, size, file),
+            )
+            with BlockServerProcess(spec, successors=True) as block:
+                yield Shown(block, file.file)
 
 
 @contextmanager
@@ -187,4 +234,4 @@ def served(image: Path, overlay: Path) -> Iterator[Served]:
                     vm="qemu",
                     cpu=None,
                 )
-                yield Served(spec, block)
+                yield Served(block, spec)
