@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from p2pcloopd.guest.system.kernel import unpacked_kernel
 from tests.support.programs import tool
 from tools.tiny_image import build_tiny_image
 
 DATA = random.Random(1).randbytes(6 << 20)
 """What /root/data of the image holds: chunks that no boot touches and nothing compresses."""
+
+ON_THE_NEWER_KERNEL = {
+    f"test_{name}.py"
+    for name in ("cp", "desktop", "display", "exec", "quickstart_debian", "stock_images")
+}
+"""Tests of programs in guests, which take a quarter less processor time there. Tests of guests
+themselves run on the system's kernel, or on both."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel_of_guests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Choose the kernel, where none was chosen by hand."""
+    newer = unpacked_kernel()
+    chosen = "P2PCLOOP_KERNEL_OF_TESTS" not in os.environ
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name in ON_THE_NEWER_KERNEL and newer.exists() and not chosen:
+            patch.setenv("P2PCLOOP_KERNEL", str(newer.resolve()))
+        yield
 
 
 @pytest.fixture(scope="session")
