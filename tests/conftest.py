@@ -22,6 +22,7 @@ if "P2PCLOOP_KERNEL" not in os.environ:
     os.environ |= {"P2PCLOOP_KERNEL": "system", "P2PCLOOP_KERNEL_OF_TESTS": "by file"}
 
 _LATER = ("interop", "e2e")
+_BY_QEMU = ("test_netboot.py", "test_qemu.py", "test_states.py", "test_suspend.py")
 _FOLDERS_THAT_WAIT = ("engine", "interop", "mount", "node")
 
 
@@ -56,5 +57,5 @@ def _rank(item: pytest.Item) -> int:
 
 def _weight(item: pytest.Item) -> int:
     if item.get_closest_marker("e2e"):
-        return 20
+        return 100 if item.path.name in _BY_QEMU else 20
     return 3 if item.path.parent.name in _FOLDERS_THAT_WAIT else 1

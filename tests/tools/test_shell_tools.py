@@ -145,6 +145,17 @@ def test_what_another_call_builds_is_waited_for(tmp_path: Path) -> None:
         assert build.communicate(timeout=60)[0] == f"{tmp_path}/tiny.cloop\n"
 
 
+def test_what_is_here_waits_for_no_other(tmp_path: Path) -> None:
+    (tmp_path / "tiny.cloop").touch()
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        done = build_image("--tiny", "--out", str(tmp_path))
+    finally:
+        os.close(lock)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/tiny.cloop\n"), done.stderr
+
+
 @pytest.mark.interop
 def test_a_tiny_knoppix_is_a_cd_with_a_cloop_of_its_root(tmp_path: Path) -> None:
     done = build_image("--knoppix", "--tiny", "--out", str(tmp_path))
