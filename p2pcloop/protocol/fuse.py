@@ -62,6 +62,7 @@ _FORGOTTEN = struct.Struct("=QQ")
 _COUNT = struct.Struct("=II")
 _STORE_OUT = struct.Struct("=QQII")
 _NOTIFY_STORE = 4
+_LENGTH = struct.Struct("=I")
 _READER = struct.Struct("=32xI")
 _STATFS = struct.Struct("=5Q4I24x")
 _DIRECTORY_ENTRY = struct.Struct("=QQII")
@@ -361,6 +362,12 @@ def _name(body: memoryview) -> bytes:
     if not end or not name:
         raise KernelProtocolError("a name is empty, or without an end")
     return name
+
+
+def length_of(data: memoryview) -> int:
+    """Bytes of the message that `data` begins with: of a request, a reply, or content to store."""
+    (length,) = _LENGTH.unpack_from(data)
+    return int(length)
 
 
 def reader_of(data: memoryview) -> int:

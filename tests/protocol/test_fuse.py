@@ -132,6 +132,7 @@ def test_content_for_the_cache() -> None:
     message = bytearray(fuse.STORE_HEADER_SIZE) + b"page"
     fuse.put_store_header(memoryview(message), 1, 8192, 4)
     assert bytes(message) == struct.pack("=IiQQQII", 44, 4, 0, 1, 8192, 4, 0) + b"page"
+    assert fuse.length_of(memoryview(message + b"more")) == len(message)
 
 
 @pytest.mark.parametrize(("major", "minor"), [(7, 30), (6, 40), (8, 0)])

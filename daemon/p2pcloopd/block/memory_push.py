@@ -26,7 +26,10 @@ from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.spec import MemoryPart
 
 _MAX_BLOCKS = 16
-"""Blocks that are pushed at once: a socket's buffer takes a few of such messages."""
+"""Blocks of one push."""
+
+_BATCH_SIZE = _MAX_BLOCKS * (fuse.STORE_HEADER_SIZE + BLOCK_SIZE)
+"""Bytes of the pushes that are sent together: a socket's buffer takes a few such messages."""
 
 
 def push_sockets() -> tuple[socket.socket, socket.socket]:
@@ -36,10 +39,14 @@ def push_sockets() -> tuple[socket.socket, socket.socket]:
 
 def run_pusher(receiver: socket.socket, device: int) -> None:
     """Push what comes, until nobody can send any more."""
-    message = memoryview(bytearray(fuse.STORE_HEADER_SIZE + _MAX_BLOCKS * BLOCK_SIZE))
-    while length := receiver.recv_into(message):
-        with suppress(OSError):  # nobody has the file open any more, or the system lacks memory
-            os.write(device, message[:length])
+    batch = memoryview(bytearray(_BATCH_SIZE))
+    while end := receiver.recv_into(batch):
+        start = 0
+        while start < end:
+            push = batch[start : start + fuse.length_of(batch[start:])]
+            with suppress(OSError):  # nobody has the file open any more, or the system lacks memory
+                os.write(device, push)
+            start += len(push)
 
 
 class MemoryPush:
@@ -52,6 +59,7 @@ class MemoryPush:
 
         Args:
             image: which has the part.
+            part: of it.
             sender: an end of `push_sockets`.
             read: a byte for each block of the memory, not 0 once the guest has read it: that is
                 not pushed any more.
@@ -60,42 +68,54 @@ class MemoryPush:
         self._part = part
         self._sender = sender
         self._read = read
+        self._batch = memoryview(bytearray(_BATCH_SIZE))
+        self._end = 0
 
     async def run(self, touches: Sequence[Touch], arrivals: Arrivals) -> None:
-        """Return when all is sent that is here or arrives."""
-        message = memoryview(bytearray(fuse.STORE_HEADER_SIZE + _MAX_BLOCKS * BLOCK_SIZE))
-        first = self._part.offset // BLOCK_SIZE
-        for touch in touches:
-            start, end = touch.start - first, min(touch.end - first, len(self._read))
-            for at in range(max(0, start), end, _MAX_BLOCKS):
-                for block, count in self._unread(at, min(at + _MAX_BLOCKS, end)):
-                    data = message[: fuse.STORE_HEADER_SIZE + count * BLOCK_SIZE]
-                    if await self._fill(block, data, arrivals):
-                        try:
-                            await self._sender.send(data)
-                        except OSError:  # the pusher was killed: reads do all
-                            return
+        """Return when all is sent that is here or arrives, or the pusher was killed: reads do all
+        then."""
+        with suppress(OSError):
+            for block, count in self._unread(touches):
+                await self._add(block, count, arrivals)
+                await trio.lowlevel.checkpoint()  # a read of the guest comes first
+            await self._send()
 
-    async def _fill(self, block: int, message: memoryview, arrivals: Arrivals) -> bool:
-        """Make a message with content from a block on; False if that does not come."""
-        offset, content = block * BLOCK_SIZE, message[fuse.STORE_HEADER_SIZE :]
-        fuse.put_store_header(message, fuse.ROOT, offset, len(content))
+    async def _add(self, block: int, count: int, arrivals: Arrivals) -> None:
+        """Add blocks of the memory to the batch once they are here; none if they do not come."""
+        offset, size = block * BLOCK_SIZE, fuse.STORE_HEADER_SIZE + count * BLOCK_SIZE
+        if self._end + size > _BATCH_SIZE:
+            await self._send()
         while True:
+            push = self._batch[self._end : self._end + size]
+            content = push[fuse.STORE_HEADER_SIZE :]
             try:
                 self._device.read_into(self._part.offset + offset, (content,))
             except Missing:
                 if arrivals.ended:
-                    return False
+                    return
             except P2pcloopError:  # a read of the guest tells
-                return False
+                return
             else:
-                return True
-            await arrivals.news()
+                fuse.put_store_header(push, fuse.ROOT, offset, len(content))
+                self._end += size
+                return
+            if self._end:
+                await self._send()  # and look again: news may have come meanwhile
+            else:
+                await arrivals.news()
 
-    def _unread(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Cut blocks of the memory into those runs that were not read: first block, blocks."""
-        while (start := self._read.find(0, start, end)) >= 0:
-            stop = self._read.find(1, start, end)
-            stop = end if stop < 0 else stop
-            yield start, stop - start
-            start = stop
+    async def _send(self) -> None:
+        if self._end:
+            await self._sender.send(self._batch[: self._end])
+            self._end = 0
+
+    def _unread(self, touches: Sequence[Touch]) -> Iterator[tuple[int, int]]:
+        """The blocks of the memory that are touched and were not read, in runs: first, count."""
+        first = self._part.offset // BLOCK_SIZE
+        for touch in touches:
+            at, end = max(0, touch.start - first), min(touch.end - first, len(self._read))
+            while 0 <= (at := self._read.find(0, at, end)) < end:
+                stop = self._read.find(1, at, end)
+                stop = min(end if stop < 0 else stop, at + _MAX_BLOCKS)
+                yield at, stop - at
+                at = stop

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -232,8 +231,7 @@ def refuse_all(file: MemoryFile) -> None:
 
 def _whole(data: memoryview) -> memoryview:
     """A request as it came, without what a slot of the table has behind it."""
-    length = int.from_bytes(data[:4], sys.byteorder)
-    return data[:length]
+    return data[: fuse.length_of(data)]
 
 
 def _failed(request: fuse.Read, err: P2pcloopError) -> bytes:
