@@ -24,6 +24,7 @@ SECTIONS = {
         "start": ("p2pcloopd.commands.start", "Boot a guest that has ended once more."),
         "suspend": ("p2pcloop.cli.suspend", "Keep a guest that runs as a state: disk and memory."),
         "resume": ("p2pcloopd.commands.resume", "Let a suspended guest go on, here or elsewhere."),
+        "migrate": ("p2pcloop.cli.migrate", "Move a guest that runs to another machine."),
     },
     "Make and pass on images": {
         "seed": ("p2pcloop.cli.seed", "Serve an image to peers; prints its name and link."),

@@ -6,7 +6,7 @@ import click
 
 from p2pcloop.cli.options import at_option, home_option, json_option
 from p2pcloop.client.fetch import fetch_all
-from p2pcloop.client.refs import resolve_stored
+from p2pcloop.client.refs import resolve_stored, typed_ref
 from p2pcloop.client.traffic import measure_traffic
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
@@ -26,9 +26,16 @@ Examples:
 @home_option
 @json_option
 def command(ref: str, at: int, home: Home, *, as_json: bool) -> None:
-    """Fetch all of REF, so that it boots without peers and is served to others."""
+    """Fetch all of REF, so that it boots without peers and is served to others.
+
+    For REF `-` it comes on standard input.
+    """
     target = resolve_stored(
-        ref, home, at=at, why_no_file="it is here already", hint="give a link or @key/label"
+        typed_ref(ref),
+        home,
+        at=at,
+        why_no_file="it is here already",
+        hint="give a link or @key/label",
     )
     with target.client:
         before = target.client.call("status")

@@ -61,11 +61,13 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
 def _facts(guest: GuestState) -> dict[str, Any]:
     record = guest.record
     facts = asdict(record)
-    for key in ("process_start", "words", "directory"):
+    for key in ("process_start", "words", "directory", "state", "state_version"):
         del facts[key]
+    suspended = {"name": record.state, "version": record.state_version}
     ended = record.ended
     up = (time.time() if ended is None else ended) - record.started
     return facts | {
+        "suspended_as": None if record.state is None else suspended,
         "state": guest.state,
         "up": None if guest.state in ("lost", "damaged") else up,
         "fetched": guest.fetched,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from p2pcloop.formats.manifest import Manifest
     from p2pcloop.making.image_file import ImageFile
 
+_MAX_LINE = 1 << 16
 _LINK_HINT = "take the link that `p2pcloop seed` printed, whole and in quotes"
 _FORMS_HINT = "a name is written @key/label, a link magnet:?…"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -114,6 +116,21 @@ def _find_late(asked: str, home: Home, at: int) -> StoredRef | None:
             )
         return found
     return None
+
+
+def typed_ref(ref: str) -> str:
+    """A REF, or for `-` the line that comes on standard input: a link with a secret is for no other
+    user's eyes, who may list the words of commands.
+
+    Raises:
+        UsageError: no line comes.
+    """
+    if ref != "-":
+        return ref
+    line = sys.stdin.readline(_MAX_LINE).strip()
+    if not line:
+        raise UsageError("no REF came on standard input", hint="give it as one line")
+    return line
 
 
 def resolve_stored(

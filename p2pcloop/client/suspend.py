@@ -11,7 +11,7 @@ from typing import Any
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.publisher import Publisher, choose_secret
 from p2pcloop.client.refs import resolve_stored
-from p2pcloop.client.state import Suspended, make_state
+from p2pcloop.client.state import Suspended, check_suspendable, make_state
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import DaemonError, GuestError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.holes import next_data, next_hole
@@ -84,6 +84,7 @@ def suspend(
         P2pcloopError: as of `make_state`.
     """
     home = publisher.home
+    check_suspendable(image)
     secret = choose_secret(image, publisher, private=wish.private)
     publisher.check_secret(secret)  # before the guest is stopped
     made: dict[str, Any] = {}

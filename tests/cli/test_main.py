@@ -30,6 +30,7 @@ COMMANDS = [
     "start",
     "suspend",
     "resume",
+    "migrate",
     "seed",
     "publish",
     "unpublish",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from p2pcloop.cli.output import check_writable
-from p2pcloop.client.refs import resolve_ref, words_of_the_user
+from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.errors import BusyError, UsageError
@@ -60,6 +60,12 @@ def _to_keys(
 @click.command(epilog=_EPILOG)
 @click.argument("ref", metavar="NAME|REF")
 @click.option(
+    "--replace",
+    "forgets",
+    is_flag=True,
+    help="Forget a guest that had the name before and has ended, with its log.",
+)
+@click.option(
     "--detach", is_flag=True, help="Return once the guest runs; it goes on in the background."
 )
 @click.option(
@@ -72,7 +78,14 @@ def _to_keys(
     " all times.",
 )
 @resume_options
-def command(ref: str, options: ResumeOptions, trusted: frozenset[bytes], *, detach: bool) -> None:
+def command(
+    ref: str,
+    options: ResumeOptions,
+    trusted: frozenset[bytes],
+    *,
+    detach: bool,
+    forgets: bool,
+) -> None:
     """Let a suspended guest go on: NAME, which was suspended here, or the state REF.
 
     A state is a machine that somebody suspended. It goes on with all that ran in it, in QEMU, in a
@@ -82,8 +95,9 @@ def command(ref: str, options: ResumeOptions, trusted: frozenset[bytes], *, deta
 
     Its clock is set, and its network card gets an address of this machine's; its connections are
     gone. If the state does not fit this machine, it says what differs before anything is fetched.
+    For REF `-` the REF comes on standard input.
     """
-    guest = _Guest.find(ref, options, trusted)
+    guest = _Guest.find(typed_ref(ref), options, trusted, "forget" if forgets else "refuse")
     if not detach:
         raise click.exceptions.Exit(guest.run(None))
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
@@ -110,7 +124,9 @@ class _Guest:
     begun: float
 
     @classmethod
-    def find(cls, ref: str, options: ResumeOptions, trusted: frozenset[bytes]) -> _Guest:
+    def find(
+        cls, ref: str, options: ResumeOptions, trusted: frozenset[bytes], earlier: Earlier
+    ) -> _Guest:
         """Find the state, and see that it may and can go on here.
 
         Raises:
@@ -127,10 +143,10 @@ class _Guest:
         home = options.home
         home.create()
         record = _suspended(ref, home)
-        earlier: Earlier = "refuse"
         if record is not None and record.state is not None:
             options = _as_before(options, record)
-            earlier = "continue" if options.name == record.name else "refuse"
+            if options.name == record.name:
+                earlier = "continue"
         if options.overlay is not None and options.overlay.exists():
             raise UsageError(
                 f"{printable(str(options.overlay))} exists, and the guest's memory is that of its"

@@ -1,0 +1,150 @@
+"""`p2pcloop migrate`: a guest that runs here goes on at another machine."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from typing import Any
+
+import click
+
+from p2pcloop.cli.options import PublishOptions, version_options
+from p2pcloop.cli.published import publisher_of, warn_if_only_here
+from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.suspend import Wish, image_of, suspend
+from p2pcloop.errors import UnreachableError, UsageError
+from p2pcloop.frozen import dataclass
+from p2pcloop.store.guest_record import GuestRecord
+from p2pcloop.text import printable, to_json
+
+_EPILOG = """
+\b
+Examples:
+  p2pcloop migrate g1 laptop                      # as `ssh laptop` reaches it
+  p2pcloop migrate g1 me@laptop --overlay g1.delta
+"""
+
+_NOT_FOUND = 127
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """A machine that commands are run at.
+
+    Attributes:
+        name: for ssh.
+        ssh: what runs commands there, with its options, quoted as for a shell.
+        program: p2pcloop there.
+    """
+
+    name: str
+    ssh: str
+    program: str
+
+    def run(self, words: list[str], text: str = "") -> None:
+        """Run p2pcloop there.
+
+        Args:
+            words: behind `p2pcloop`.
+            text: its standard input. A link goes there: its secret is for no other user's eyes.
+
+        Raises:
+            UsageError: there is no such program as `ssh`.
+            UnreachableError: the command failed, or the host is not reached.
+        """
+        command = [*shlex.split(self.ssh), self.name, shlex.join([self.program, *words])]
+        try:
+            done = subprocess.run(
+                command, input=text.encode(), stdout=subprocess.DEVNULL, check=False
+            )
+        except OSError as err:
+            raise UsageError(
+                f"cannot run {printable(command[0])}: {err.strerror}",
+                hint="--ssh names another program",
+            ) from err
+        if done.returncode == _NOT_FOUND:
+            raise UnreachableError(
+                f"{printable(self.name)} has no {printable(self.program)}",
+                hint="install p2pcloop there, or tell where it is: --program PATH",
+            )
+        if done.returncode:
+            raise UnreachableError(
+                f"`p2pcloop {words[0]}` at {printable(self.name)} ended with exit code"
+                f" {done.returncode}",
+                hint="what it said stands above; the node here must be reachable from there"
+                " (`listen` in config.toml)",
+            )
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("name")
+@click.argument("host")
+@click.option("--overlay", metavar="FILE", help="Keep its changes in FILE there, a new file.")
+@click.option(
+    "--ssh",
+    default="ssh",
+    show_default=True,
+    metavar="COMMAND",
+    help="What runs a command at HOST, with its options: 'ssh -p 2222'.",
+)
+@click.option(
+    "--program",
+    default="p2pcloop",
+    show_default=True,
+    metavar="PATH",
+    help="p2pcloop at HOST.",
+)
+@version_options
+def command(
+    name: str, host: str, overlay: str | None, ssh: str, program: str, options: PublishOptions
+) -> None:
+    """Move the guest NAME, which runs here, to HOST, where it goes on in the background.
+
+    HOST is reached by ssh, and has p2pcloop. It fetches the guest's state from this node, which
+    must be reachable from there (`listen`). A guest that was booted here is brought there while it
+    runs; then it stops, what has changed meanwhile follows, and it goes on there, with the network
+    that it had here. Going back moves only what changed there.
+
+    If it cannot go on there, it is suspended here: `p2pcloop resume NAME` goes on.
+    """
+    if options.public:
+        raise UsageError("a guest that moves is private", hint="leave out --public")
+    there = _Host(host, ssh, program)
+    there.run(["--version"])
+    with GuestProcess(options.home, name) as guest:
+        record = guest.record
+        image = image_of(record, options.home)
+        with image.client:
+            # Of one that was resumed, only what it has changed has to go there.
+            if image.signed.manifest.machine is None:
+                made = _suspend(record, image, options, goes_on=True)
+                there.run(["fetch", "-"], made["link"])
+            made = _suspend(record, image, options, goes_on=False)
+        guest.wait()
+    there.run(_resume_words(record, made["name"], overlay), made["link"])
+    if options.as_json:
+        click.echo(to_json(made | {"guest": name, "host": host}))
+    else:
+        click.echo(f"{name} goes on at {printable(host)}")
+
+
+def _suspend(
+    record: GuestRecord, image: StoredRef, options: PublishOptions, *, goes_on: bool
+) -> dict[str, Any]:
+    """Make a state of a guest, a private one."""
+    quiet = options.as_json
+    wish = Wish(goes_on=goes_on, private=True, public=False, message="", quiet=quiet)
+    with publisher_of(f"{record.name}-state", options) as publisher:
+        made = suspend(record, image, publisher, wish)
+    warn_if_only_here(made, options.home)
+    return made
+
+
+def _resume_words(record: GuestRecord, state: str, overlay: str | None) -> list[str]:
+    """The command by which the guest goes on there."""
+    key = state.partition("/")[0]
+    words = ["resume", "-", "--detach", "--replace", "--name", record.name, "--trust", key]
+    words += ["--net", record.network]
+    words += [word for port in record.ports for word in ("--port", port)]
+    return words if overlay is None else [*words, "--overlay", overlay]
