@@ -279,6 +279,28 @@ def test_guests_are_told_what_becomes_of_their_lan(tmp_path: Path) -> None:
     assert said[2:] == ["is on its own now: the process that had its LAN has ended", "end"]
 
 
+ENDED = """
+path, run = home.root.with_name("code"), lan_owner.run
+def told(function):
+    code = "none: an error"
+    try:
+        code = run(function)
+        return code
+    finally:
+        path.write_text(f"{code}\\n")
+lan_owner.run = told
+own_lan(home, "lan")
+with joined(home, "lan", "g1"):
+    pass
+wait_until(lambda: path.exists() and path.read_text())
+print(json.dumps(path.read_text()))
+"""
+
+
+def test_a_lan_ends_well_with_its_last_guest(tmp_path: Path) -> None:
+    assert in_a_namespace(ENDED, tmp_path) == "0\n"
+
+
 REFUSED = """
 from contextlib import asynccontextmanager
 from p2pcloop.errors import GuestError

@@ -261,9 +261,9 @@ class _Lan:
                 await self._first.wait()
             if self._connections:
                 await self._last.wait()
+            nursery.cancel_scope.cancel()  # first: a closed listener would be an error of `_accept`
             # At once, so that a guest that comes now has a LAN of its own made.
             listener.close()
-            nursery.cancel_scope.cancel()
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         while True:
