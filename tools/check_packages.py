@@ -132,7 +132,7 @@ class Check:
         (self.machine.root / "srv" / package.name).unlink()
 
     def environment(self) -> None:
-        """Every module can be imported; every Python package has what it asks for."""
+        """Every module can be imported; every Python package has what it asks for; Tab answers."""
         python = (self.case.python, "-I", "-c")
         self.machine.run(*python, _IMPORT_ALL, user=USER)
         found = json.loads(self.machine.run(*python, _DISTRIBUTIONS, user=USER))
@@ -140,6 +140,14 @@ class Check:
         missing = unmet(found, version.strip())
         if missing:
             raise CheckError(f"Python packages lack what they need: {'; '.join(missing)}")
+        asked = (
+            "_P2PCLOOP_COMPLETE=bash_complete",
+            "COMP_WORDS=p2pcloop netboot --la",
+            "COMP_CWORD=2",
+        )
+        completed = self.machine.run("env", *asked, "p2pcloop", user=USER)
+        if completed != "plain,--lan\n":
+            raise CheckError(f"`p2pcloop netboot --la` is completed to {completed!r}")
         self.tell(f"all modules are there; Python {version.strip()}")
 
     def main_job(self) -> None:
@@ -205,6 +213,9 @@ class Check:
 
     def size(self) -> None:
         """What the package takes, with what is compiled at its installation."""
+        compiled = [path for path in self.machine.files() if path.endswith(".pyc")]
+        if not any("/p2pcloopd/" in path for path in compiled):
+            raise CheckError("its Python files are not compiled: each command would do so again")
         taken = 0
         for place in ("usr/lib/p2pcloop", "usr/lib64/p2pcloop", "usr/share/doc/p2pcloop"):
             for folder, _, names in os.walk(self.machine.root / place):

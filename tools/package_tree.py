@@ -161,6 +161,7 @@ def _environment(root: Path, layout: Layout) -> list[Bundled]:
         _pip(site, layout, [build_wheel(Path(scratch))])
     if packages := pinned(layout):
         _pip(site, layout, packages)
+    drop_unused(site)
     bundled = [_describe(info) for info in sorted(site.glob("*.dist-info"))]
     shutil.rmtree(site / "bin", ignore_errors=True)
     for library in [*site.rglob("*.so"), *site.rglob("*.so.*")]:
@@ -174,6 +175,19 @@ def _environment(root: Path, layout: Layout) -> list[Bundled]:
     (home / "bin").mkdir()
     (home / "bin/python3").symlink_to(f"/usr/bin/python{layout.python}")
     return [each for each in bundled if each.name != "p2pcloop"]
+
+
+_UNUSED = ("*.pyi", "*.pxd", "*.pyx", "*.dist-info/sboms/*", "zstandard/*cffi*")
+"""What no program loads: types, sources of compiled modules, lists for auditors, and the second of
+two implementations of zstandard."""
+
+
+def drop_unused(site: Path) -> None:
+    """Delete what is never loaded of Python packages: also a source beside its compiled module."""
+    sources = {path.with_name(f"{path.name.partition('.')[0]}.py") for path in site.rglob("*.so")}
+    unused = [path for pattern in _UNUSED for path in site.rglob(pattern)]
+    for path in {*unused, *(source for source in sources if source.exists())}:
+        path.unlink()
 
 
 def _pip(site: Path, layout: Layout, wanted: Iterable[str | Path]) -> None:

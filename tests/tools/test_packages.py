@@ -32,6 +32,7 @@ from tools.package_tree import (
     CHECKOUT,
     SOURCES,
     Bundled,
+    drop_unused,
     fill_in,
     installed_kilobytes,
     pinned,
@@ -284,6 +285,17 @@ def test_an_rpm_owns_its_own_folders_and_settings(root: Path) -> None:
     assert '%dir "/usr/lib/p2pcloop"' in lines
     assert '"/usr/lib/systemd/user/p2pcloopd.socket"' in lines
     assert not any(line.startswith("%dir") and "p2pcloop" not in line for line in lines)
+
+
+def test_what_is_never_loaded_is_left_out(tmp_path: Path) -> None:
+    keep = ["zeroconf/_dns.cpython-311-x86_64-linux-gnu.so", "zeroconf/core.py", "a/__init__.py"]
+    drop = ["zeroconf/_dns.py", "zeroconf/_dns.pxd", "a/b.pyi", "a-1.dist-info/sboms/a.json"]
+    for name in [*keep, *drop, "zstandard/_cffi.cpython-311-x86_64-linux-gnu.so"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    drop_unused(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(keep)
 
 
 def test_sizes_are_counted_in_whole_kilobytes(tmp_path: Path) -> None:
