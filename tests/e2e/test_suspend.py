@@ -34,9 +34,10 @@ def test_a_guest_goes_on(image: Path, tmp_path: Path) -> None:
     overlay = tmp_path / "mine.delta"
     with served(image, overlay) as disk:
         kept = trio.run(_suspend_twice, disk, tmp_path, overlay)
-    rounds = list(run_rounds(image, tmp_path, kept, EVENTS))
-    assert [done.event for done in rounds] == list(EVENTS)
-    assert [done.pause is None for done in rounds] == ["QEMU" in event for event in EVENTS]
+    faults = [event for event in EVENTS if event.startswith("kill")]
+    rounds = list(run_rounds(image, tmp_path, kept, faults))
+    assert [done.event for done in rounds] == faults
+    assert [done.pause is None for done in rounds] == ["QEMU" in event for event in faults]
 
 
 async def _suspend_twice(disk: Served, folder: Path, overlay: Path) -> Kept:
@@ -74,12 +75,12 @@ async def _check_that_it_goes_on(guest: Guest) -> None:
     with pytest.raises(ZeroDivisionError):
         async with guest.handle.captured():
             raise ZeroDivisionError
-    with trio.CancelScope() as scope:
-        async with guest.handle.captured():
-            scope.cancel()
-            await trio.lowlevel.checkpoint()
-    assert scope.cancelled_caught
-    count = await count_of(guest)
+    for milliseconds in (0, 2, 5, 10, 20, 50):
+        with trio.move_on_after(milliseconds / 1000) as scope:
+            async with guest.handle.captured():
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+        count = await count_of(guest)
     async with guest.handle.captured() as capture:
         copy = await trio.to_thread.run_sync(copy_memory, capture.memory)
     try:

@@ -91,6 +91,20 @@ async def test_a_qemu_that_comes_to_no_end(autojump_clock: MockClock) -> None:
     assert autojump_clock.current_time() >= 60
 
 
+@pytest.mark.usefixtures("autojump_clock")
+async def test_a_state_that_is_not_waited_for_is_given_up() -> None:
+    """While QEMU sends, it lets no guest go on."""
+    async with states() as (devices, qemu):
+        qemu.answers["migrate"] = sending(qemu, STATE)
+        statuses = iter(["cancelling", "cancelling", "cancelled"])
+        qemu.answers["query-migrate"] = lambda _: {"status": next(statuses)}
+        with trio.move_on_after(1) as scope:
+            await devices.take()
+        assert scope.cancelled_caught
+        assert qemu.names()[-4:] == ["migrate_cancel", *["query-migrate"] * 3]
+        assert next(statuses, None) is None
+
+
 async def test_a_state_is_given_whole() -> None:
     async with states() as (devices, qemu):
         async with trio.open_nursery() as nursery:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import trio
@@ -29,6 +29,8 @@ _SECONDS = 60.0
 _CAPABILITIES = ("events", "x-ignore-shared")
 _UNBOUNDED = 1 << 40
 _OVER = ("completed", "failed", "cancelled")
+_RESTS = ("none", *_OVER)
+_PAUSE = 0.01
 
 
 class DeviceStates:
@@ -59,10 +61,14 @@ class DeviceStates:
                 await self._qmp.execute("getfd", {"fdname": _NAME}, write_end)
             finally:
                 os.close(write_end)
-            with _limited("to save its devices"):
-                await self._qmp.execute("migrate", {"uri": f"fd:{_NAME}"})
-                state = await _read(stream)
-                await self._finish("save its devices")
+            try:
+                with _limited("to save its devices"):
+                    await self._qmp.execute("migrate", {"uri": f"fd:{_NAME}"})
+                    state = await _read(stream)
+                    await self._finish("save its devices")
+            except BaseException:
+                await self._give_up()
+                raise
         return state
 
     async def give(self, state: bytes) -> None:
@@ -82,11 +88,12 @@ class DeviceStates:
             await self._finish("load the state of its devices")
 
     async def _prepare(self) -> None:
-        self._status = ""
         wanted = [{"capability": name, "state": True} for name in _CAPABILITIES]
         await self._qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
         # By default it sends in portions of a tenth of a second.
         await self._qmp.execute("migrate-set-parameters", {"max-bandwidth": _UNBOUNDED})
+        # What is still told of an earlier one has come by now.
+        self._status = ""
 
     async def _finish(self, what: str) -> None:
         """Return once it is over.
@@ -105,6 +112,16 @@ class DeviceStates:
             told: Mapping[str, Any] = await self._qmp.execute("query-migrate")
             why = told.get("error-desc", self._status)
             raise GuestError(f"QEMU does not {what}: {why}")
+
+    async def _give_up(self) -> None:
+        """Return once QEMU sends no more: before that it lets no guest go on."""
+        with trio.move_on_after(_SECONDS, shield=True), suppress(GuestError):
+            await self._qmp.execute("migrate_cancel")
+            while True:
+                told: Mapping[str, Any] = await self._qmp.execute("query-migrate")
+                if told.get("status", "none") in _RESTS:
+                    return
+                await trio.sleep(_PAUSE)
 
     async def _stop_at_end(self, waiting: trio.CancelScope) -> None:
         await self._qmp.ended.wait()
