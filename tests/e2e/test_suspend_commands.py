@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +106,28 @@ def test_by_its_name_a_guest_goes_on_with_a_new_overlay(
     node.run("start", "g1")
     assert said(node, "g1", "cat /root/note; ls /dev/note 2>&1 || true").startswith("later\n")
     node.run("stop", "g1", "--time", "0")
+
+
+def children(pid: int) -> list[int]:
+    """The oldest first."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_guest_goes_on_whatever_serves_its_memory_and_is_killed(
+    nodes: Nodes, suspended: dict[str, Any]
+) -> None:
+    """Nothing of the state is here: so pages arrive, and are pushed, while that is killed."""
+    other = nodes.make()
+    trusted = ("--trust", suspended["name"].partition("/")[0])
+    other.run("resume", suspended["link"], *trusted, "--name", "g2", "--detach")
+    [guest] = other.json("ps")["guests"]
+    parent = next(each for each in children(guest["pid"]) if len(children(each)) == 2)
+    for _ in range(3):
+        os.kill(children(parent)[-1], signal.SIGKILL)  # it serves; the first one pushes
+        assert said(other, "g2", "cat /dev/note /root/note") == "in memory\non disk\n"
+    os.kill(children(parent)[0], signal.SIGKILL)
+    assert said(other, "g2", "cat /bin/busybox | wc -c").strip().isdigit()
+    other.run("stop", "g2", "--time", "0")
 
 
 def wait_for_clock(node: Node, guest: str) -> None:
