@@ -27,7 +27,7 @@ _SEARCH_FROM = 1 << 10
 """Changed blocks from which on the layers below are searched for equal ones: to read them takes a
 second for each 1.5 GB, and a guest that went on for a minute has changed fewer."""
 
-_MANY_LAYERS = 128
+MANY_LAYERS = 128
 """Layers from which on a user is told to join them."""
 
 
@@ -112,7 +112,7 @@ def make_state(
         made = maker.over(below, target, shape=WHOLE, search_from=_SEARCH_FROM, ask=False)
     boot = base.signed.manifest.boot
     content = replace(made.content, boot=boot, profile=b"", length=0, machine=guest.machine)
-    if len(content.layers) > _MANY_LAYERS:
+    if len(content.layers) > MANY_LAYERS:
         notify(
             f"it has {len(content.layers)} layers, of at most {MAX_LAYERS}: `p2pcloop squash"
             f" {publisher.name}` joins them, before it is resumed"

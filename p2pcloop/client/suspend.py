@@ -11,7 +11,7 @@ from typing import Any
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.publisher import Publisher, choose_secret
 from p2pcloop.client.refs import resolve_stored
-from p2pcloop.client.state import Suspended, check_suspendable, make_state
+from p2pcloop.client.state import MANY_LAYERS, Suspended, check_suspendable, make_state
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import DaemonError, GuestError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.holes import next_data, next_hole
@@ -215,9 +215,11 @@ class _MemoryFile:
 
 def _earlier(newest: StoredRef | None, image: StoredRef, machine: MachineState) -> StoredRef | None:
     """The last state under a name, if it is one of a guest of the same image: most of the memory of
-    two such guests is the same."""
+    two such guests is the same. Not one of very many layers: those of a guest that is booted and
+    suspended again and again come to an end."""
     if newest is None:
         return None
     manifest, below = newest.signed.manifest, image.signed.manifest
     is_state = manifest.machine is not None and manifest.machine.memory == machine.memory
-    return newest if is_state and manifest.layers[: len(below.layers)] == below.layers else None
+    fits = is_state and len(manifest.layers) < MANY_LAYERS
+    return newest if fits and manifest.layers[: len(below.layers)] == below.layers else None

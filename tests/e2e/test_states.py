@@ -163,7 +163,7 @@ def test_a_guest_of_too_many_layers_is_not_stopped(
 ) -> None:
     node = nodes.make()
     name = node.seed(disk, "disk")["name"]
-    monkeypatch.setattr("p2pcloop.client.state._MANY_LAYERS", 2)
+    monkeypatch.setattr("p2pcloop.client.state.MANY_LAYERS", 2)
     state = suspend(node, name, "guest", memory(), DEVICES)["name"]
     assert "squash" not in capsys.readouterr().err
     suspend(node, state, "guest", {0: noise(1)}, DEVICES)
