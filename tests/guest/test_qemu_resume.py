@@ -45,10 +45,10 @@ def test_a_guest_gets_no_card_that_it_had_not() -> None:
 def test_a_guest_goes_on_by_what_ran_it(
     state: MachineState, accelerator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qemu, "this_host", lambda: HOST)
+    monkeypatch.setattr(qemu, "this_host", lambda _: HOST)
     resume = Resume(state, Path("/memory"), b"state")
     assert QemuMachine(None, resume).name == f"qemu ({accelerator})"
-    monkeypatch.setattr(qemu, "this_host", lambda: replace(HOST, qemu="7.1.0"))
+    monkeypatch.setattr(qemu, "this_host", lambda _: replace(HOST, qemu="7.1.0"))
     with pytest.raises(MismatchError):
         QemuMachine(None, resume)
 

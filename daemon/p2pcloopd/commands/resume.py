@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr, notify
-from p2pcloop.errors import BusyError, UsageError
+from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.loading import loading
 from p2pcloop.store.guest_record import GuestRecord
@@ -270,7 +271,7 @@ def _check(target: StoredRef, home: Home, trusted: frozenset[bytes]) -> None:
             hint="`p2pcloop boot` it",
         )
     target.check_secret()
-    check_host(manifest.machine, this_host())
+    check_host(manifest.machine, this_host(manifest.machine.accelerator))
     check_trust(manifest.name, home, trusted)
 
 
@@ -286,7 +287,10 @@ def _hosting() -> ModuleType:
 
 
 def _load() -> None:
-    """Load what runs guests, while p2pcloopd starts."""
+    """Load what runs guests, and look at this host, while p2pcloopd starts."""
     with loading():
         for name in ("hosting", "resuming"):
             importlib.import_module(f"p2pcloopd.commands.{name}")
+        identity = importlib.import_module("p2pcloopd.guest.machine.identity")
+    with suppress(P2pcloopError):  # else it is told later
+        identity.this_host("tcg")

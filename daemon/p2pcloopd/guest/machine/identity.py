@@ -48,6 +48,7 @@ _KERNEL_ROM = f"option-rom={KERNEL_ROM}"
 
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _SECONDS = 20.0
+_NOT_ASKED = "it was not asked for"
 
 PortPlace = tuple[int, str]
 """A port's number, and its name or ""."""
@@ -113,8 +114,12 @@ class Host:
 
 
 @cache
-def this_host() -> Host:
+def this_host(accelerator: Accelerator) -> Host:
     """Return what this host has; the answer is kept.
+
+    Args:
+        accelerator: that is of interest: whether KVM runs a guest is found out for that alone, and
+            takes up to 0.7 s.
 
     Raises:
         NeedsPackageError: QEMU is not installed.
@@ -128,7 +133,7 @@ def this_host() -> Host:
         qemu=_qemu_version(),
         bios=_digest(BIOS_FILE),
         uefi=uefi,
-        why_no_kvm=kvm.probe_kvm().why_not,
+        why_no_kvm=kvm.probe_kvm().why_not if accelerator == "kvm" else _NOT_ASKED,
         vendor=vendor,
         flags=flags,
         memory=machine_memory(),

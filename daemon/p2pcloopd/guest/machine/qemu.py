@@ -85,12 +85,17 @@ class QemuMachine:
             MismatchError: it cannot go on here.
         """
         self.kernel = kernel
-        self._kvm = kvm.probe_kvm()
         self._resume = resume
-        self._accelerator: Accelerator = "kvm" if self._kvm.is_usable else "tcg"
-        if resume is not None:
-            check_host(resume.machine, this_host())
+        self._accelerator: Accelerator
+        if resume is None:
+            found = kvm.probe_kvm()
+            self._accelerator = "kvm" if found.is_usable else "tcg"
+            self._why_no_kvm = found.why_not
+        else:
+            # The probe may take longer than all the rest of a resume.
             self._accelerator = resume.machine.accelerator
+            check_host(resume.machine, this_host(self._accelerator))
+            self._why_no_kvm = "it ran so when it was suspended"
         # The variables of UEFI outlive a reboot.
         self._variables: int | None = None
 
@@ -104,8 +109,7 @@ class QemuMachine:
         """Which of the two it is, and why."""
         if self._accelerator == "kvm":
             return "runs in QEMU, with KVM"
-        why = self._kvm.why_not or "it ran so when it was suspended"
-        return f"runs in QEMU without KVM, which takes longer: {why}"
+        return f"runs in QEMU without KVM, which takes longer: {self._why_no_kvm}"
 
     async def start(self, spec: GuestSpec, native: NativeOutput, stack: AsyncExitStack) -> QemuBoot:
         """Start QEMU; see `Machine`."""

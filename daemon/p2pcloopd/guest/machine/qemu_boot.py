@@ -144,7 +144,7 @@ class QemuBoot:
             places: Sequence[PortPlace] = ()
             if self._ports is not None:
                 places = await stack.enter_async_context(self._ports.unchanged())
-            host = await trio.to_thread.run_sync(this_host)
+            host = await trio.to_thread.run_sync(this_host, self._pc.accelerator)
             stack.push_async_callback(self._go_on)
             await self._qmp.execute("stop", seconds=_STOP_SECONDS)
             suspended = int(time.time())
