@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from bench.links.network import why_not
 from p2pcloop.formats.overlay import Overlay
 from tests.support.boot_disks import stock_kernel
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
+
+WHY_NO_LAN = why_not()
 
 QEMU = ("--vm", "qemu", *GUEST_OPTIONS)
 
@@ -111,6 +114,23 @@ def test_by_its_name_a_guest_goes_on_with_a_new_overlay(
 def children(pid: int) -> list[int]:
     """The oldest first."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(WHY_NO_LAN is not None, reason=f"no namespaces here: {WHY_NO_LAN}")
+def test_two_who_go_on_with_one_state_are_two_machines_of_a_lan(
+    node: Node, suspended: dict[str, Any]
+) -> None:
+    """Each has the card of its place there, with an address and a name of its own."""
+    cards = []
+    for name in ("l1", "l2"):
+        options = ("--at", "1", "--net", "lan", "--name", name, "--detach")
+        node.run("resume", suspended["name"], *options)
+        wait_for_clock(node, name)
+        told = "cat /sys/class/net/eth0/address; hostname; ip -4 address show eth0 | grep inet"
+        cards += said(node, name, told).splitlines()
+    assert len(set(cards)) == len(cards) == 6
+    said(node, "l1", "until ping -c 1 -w 1 l2.lan; do sleep 0.1; done")
+    node.run("stop", "l1", "l2", "--time", "0")
 
 
 def test_a_guest_goes_on_whatever_serves_its_memory_and_is_killed(
