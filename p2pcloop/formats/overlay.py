@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -345,19 +346,17 @@ class Overlay:
             return _nothing
         return self._flusher.prepare()
 
-    def copy(self, folder: Path) -> Path:
-        """Write all that it holds now into a new overlay, for a reader; it is not synced.
-
-        Nothing may be written meanwhile.
-
-        Args:
-            folder: for the new file.
+    def prepare_copy(self) -> Callable[[Path], Path]:
+        """Prepare to write all that it holds now into a new overlay, for a reader.
 
         Returns:
-            Its path.
+            What does that, on any thread: it makes a file in a folder, without a sync, and returns
+            its path. What is written to this overlay meanwhile makes the copy worthless, and harms
+            nothing else. It raises StorageError if there is no space, or the disk fails; then no
+            copy is left.
 
         Raises:
-            StorageError: no space, or a failing disk; no copy is left.
+            StorageError: an earlier flush failed.
         """
         self._flusher.check()
         header = self._header
@@ -366,6 +365,10 @@ class Overlay:
             for first, count, state in self.runs(start, min(LOAD_SIZE, header.block_count - start)):
                 if state != State.ABSENT:
                     table.set(first, count, state)
+        return partial(self._copy, table)
+
+    def _copy(self, table: StateTable, folder: Path) -> Path:
+        header = self._header
         copy = OverlayFile.create_hidden(folder)
         try:
             copy.reserve(header.file_size, allocated=0)
@@ -374,7 +377,7 @@ class Overlay:
             for page, packed in table.take_changed().items():
                 copy.write(HEADER_SIZE + page * PAGE_SIZE, [unpack_page(packed)])
         except BaseException:
-            copy.path.unlink()
+            copy.path.unlink(missing_ok=True)  # who wanted it may have given it up
             raise
         finally:
             copy.close()

@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -420,3 +421,42 @@ def test_read_only_writes_nothing(path: Path) -> None:
         with pytest.raises(StorageError):
             overlay.prepare_flush()()
     assert path.read_bytes() == before
+
+
+def test_a_copy_is_of_the_time_of_its_preparation(tmp_path: Path) -> None:
+    """It may be made on another thread while the overlay is written."""
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    with contextlib.closing(
+        Overlay.create(tmp_path / "o", image_id=IMAGE, image_size=9 * BLOCK_SIZE)
+    ) as overlay:
+        overlay.write(0, [memoryview(b"a" * BLOCK_SIZE)])
+        overlay.zero(1, 1)
+        copy = overlay.prepare_copy()
+        overlay.write(2 * BLOCK_SIZE, [memoryview(b"b" * BLOCK_SIZE)])
+        path = copy(copies)
+        with contextlib.closing(Overlay.open(path, image_id=IMAGE, read_only=True)) as copied:
+            assert [copied.state(n) for n in range(3)] == [State.DATA, State.ZERO, State.ABSENT]
+            data = memoryview(bytearray(BLOCK_SIZE))
+            copied.read_into(0, [data])
+            assert data == b"a" * BLOCK_SIZE
+
+
+def test_a_copy_that_nobody_wants_any_more_is_an_error_of_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wanted it has deleted the folder; another error would end the guest's disk."""
+    copies = tmp_path / "copies"
+    copies.mkdir()
+
+    def fill(*_: object) -> None:
+        shutil.rmtree(copies)
+        raise StorageError("no space", errno=errno.ENOSPC)
+
+    monkeypatch.setattr(overlay_file.OverlayFile, "copy_data", fill)
+    with contextlib.closing(
+        Overlay.create(tmp_path / "o", image_id=IMAGE, image_size=BLOCK_SIZE)
+    ) as overlay:
+        copy = overlay.prepare_copy()
+        with pytest.raises(StorageError, match="no space"):
+            copy(copies)

@@ -14,8 +14,9 @@ import trio.lowlevel
 import trio.testing
 from trio.testing import MockClock
 
-from p2pcloop.errors import BusyError, FormatError, GuestError
+from p2pcloop.errors import BusyError, FormatError, GuestError, MismatchError
 from p2pcloop.protocol.qmp import MachineEvent
+from p2pcloopd.entry import plain_errors
 from p2pcloopd.guest.machine.qemu_ports import QemuPorts
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.ports import Port
@@ -250,3 +251,14 @@ async def test_descriptors_are_closed_with_the_guest() -> None:
         assert open_descriptors() >= before + 6  # the monitor's two, and two of each port
         assert len(qemu.fds) == 2
     assert open_descriptors() == before
+
+
+async def test_ports_of_before_that_qemu_refuses_are_an_error(autojump_clock: MockClock) -> None:
+    """A resume waited for them for ever."""
+    async with connected() as (qmp, qemu):
+        qemu.refused = {"device_add"}
+        ports = QemuPorts(qmp, [], old=[(31, "agent")])
+        with trio.fail_after(BOUND), pytest.raises(MismatchError, match="no such device"):
+            with plain_errors():
+                await ports.serve()
+    assert autojump_clock.current_time() < BOUND

@@ -292,7 +292,8 @@ async def _obey(output: int, orders: trio.MemoryReceiveChannel[Path], disk: Disk
         try:
             if overlay is None:
                 raise GuestError("its changes are no blocks of its image")
-            path = await trio.to_thread.run_sync(overlay.copy, folder)
+            # If the suspend is given up, the guest writes on while this copies.
+            path = await trio.to_thread.run_sync(overlay.prepare_copy(), folder)
             fields = {"path": os.fsencode(path)}
         except P2pcloopError as err:
             fields = {"error": str(err)}

@@ -33,6 +33,9 @@ _SETTLE_SECONDS = 5.0
 _STOP_SECONDS = 60.0
 """Before a guest stops, its disk does what it was asked for, and that may have to arrive."""
 
+_CONT_PAUSE = 0.05
+"""Before a guest is asked once more to go on."""
+
 _UNPLUGGED_SECONDS = 1.0
 """How long a resumed guest has no network, so that it notices."""
 
@@ -157,14 +160,19 @@ class QemuBoot:
         """Let a guest that was stopped go on, if it was not ended."""
         if self._is_suspended:
             return
+        refused: GuestError | None = None
         with trio.move_on_after(_STOP_SECONDS, shield=True):
-            try:
-                await self._qmp.execute("cont", seconds=_STOP_SECONDS)
-            except GuestError:
-                with trio.move_on_after(_SETTLE_SECONDS):
-                    await self._qmp.ended.wait()
-                if not self._qmp.ended.is_set():
-                    raise
+            while not self._qmp.ended.is_set():
+                try:
+                    await self._qmp.execute("cont", seconds=_STOP_SECONDS)
+                except GuestError as err:
+                    refused = err
+                else:
+                    return
+                # QEMU tells that a state is complete a moment before it lets the guest go on.
+                await trio.sleep(_CONT_PAUSE)
+        if not self._qmp.ended.is_set():
+            raise GuestError("QEMU does not let the guest go on, which stands still") from refused
 
     def _end(self) -> None:
         self._is_suspended = True

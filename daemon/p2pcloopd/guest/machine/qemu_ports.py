@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from p2pcloop.errors import BusyError, GuestError
+from p2pcloop.errors import BusyError, GuestError, MismatchError
 from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.ports import MAX_PIECE, Port
@@ -33,6 +33,9 @@ FIRST_NUMBER = 1
 """Of a port. QEMU keeps number 0 for a console."""
 
 MAX_PORTS = 31
+
+_SETTLE_SECONDS = 5.0
+"""How long a QEMU that takes no commands may take to end."""
 
 
 class _Plug:
@@ -222,7 +225,12 @@ class QemuPorts:
 
     async def _inherit(self) -> list[Port]:
         """Plug in what a guest had that is resumed; return the first ports that are not among
-        that."""
+        that.
+
+        Raises:
+            GuestError: QEMU has ended.
+            MismatchError: it refuses them, and would wait for ever for the guest's state.
+        """
         new = {port.name: port for port in self._first if port.name}
         async with self._changing:
             for number, name in self._old:
@@ -230,7 +238,14 @@ class QemuPorts:
                 plug = _Plug(port or Port(name), number)
                 plug.is_stray = port is None
                 self._plugs[number] = plug
-                await self._plug_in(plug)
+                try:
+                    await self._plug_in(plug)
+                except GuestError as err:
+                    with trio.move_on_after(_SETTLE_SECONDS):
+                        await self._qmp.ended.wait()
+                    if self._qmp.ended.is_set():
+                        raise
+                    raise MismatchError(f"the guest had ports that QEMU refuses: {err}") from err
         taken = [plug.port for plug in self._plugs.values()]
         return [port for port in self._first if port not in taken]
 
