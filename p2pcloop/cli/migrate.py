@@ -42,12 +42,13 @@ class _Host:
     ssh: str
     program: str
 
-    def run(self, words: list[str], text: str = "") -> None:
+    def run(self, words: list[str], text: str = "", hint: str = "") -> None:
         """Run p2pcloop there.
 
         Args:
             words: behind `p2pcloop`.
             text: its standard input. A link goes there: its secret is for no other user's eyes.
+            hint: what to do if it fails.
 
         Raises:
             UsageError: there is no such program as `ssh`.
@@ -73,7 +74,7 @@ class _Host:
                 f"`p2pcloop {words[0]}` at {printable(self.name)} ended with exit code"
                 f" {done.returncode}",
                 hint="what it said stands above; the node here must be reachable from there"
-                " (`listen` in config.toml)",
+                " (`listen` in config.toml)" + (f"; {hint}" if hint else ""),
             )
 
 
@@ -122,7 +123,8 @@ def command(
                 there.run(["fetch", "-"], made["link"])
             made = _suspend(record, image, options, goes_on=False)
         guest.wait()
-    there.run(_resume_words(record, made["name"], overlay), made["link"])
+    hint = f"the guest is suspended here: `p2pcloop resume {name}` goes on, unless it runs there"
+    there.run(_resume_words(record, made["name"], overlay), made["link"], hint)
     if options.as_json:
         click.echo(to_json(made | {"guest": name, "host": host}))
     else:

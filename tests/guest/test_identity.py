@@ -93,6 +93,7 @@ def other(state: MachineState, **changes: Any) -> MachineState:
         tuple(reversed(machine().devices)),
         tuple(word.replace("addr=02", "addr=1f") for word in machine().devices),
         tuple(word.replace("52:54:00", "52:54:00,script=/x") for word in machine().devices),
+        tuple(word.replace("52:54:00", "/x=52:54:00") for word in machine().devices),
         tuple(word.replace("name=agent", "name=a,chardev=console") for word in machine().devices),
         tuple(word.replace("nr=1", "nr=01") for word in machine().devices),
     ],

@@ -46,6 +46,7 @@ PORT = "virtserialport"
 _KERNEL_ROM = f"option-rom={KERNEL_ROM}"
 """Not a device, but a guest that a kernel of its host booted has it in its memory."""
 
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
 _SECONDS = 20.0
 _NOT_ASKED = "it was not asked for"
@@ -328,12 +329,12 @@ def _card_of(words: str) -> PcCard:
     """A network card by its words; of words that are none of ours, a card that has others."""
     told = dict(field.partition("=")[::2] for field in words.split(","))
     roles = {place: role for role, place in CARD_PLACES.items()}
-    mtu = told.get("host_mtu", "")
+    mac, mtu = told.get("mac", ""), told.get("host_mtu", "")
     return PcCard(
         roles.get(told.get("addr", ""), "network"),
         "none",
         -1,
-        told.get("mac", ""),
+        mac if _MAC.fullmatch(mac) else "",
         int(mtu) if mtu.isascii() and mtu.isdigit() and len(mtu) < 6 else 0,
     )
 
