@@ -34,7 +34,7 @@ from bench import (
 )
 from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
-from bench.links import boot_command, crowd, desktop, download, kept, missing, netboot
+from bench.links import boot_command, crowd, desktop, download, kept, missing, netboot, state
 from bench.links.suite import INTERRUPTED
 from bench.run_setup import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
@@ -77,6 +77,7 @@ SUITES = {
     "download": download.main,
     "desktop": desktop.main,
     "netboot": netboot.main,
+    "state": state.main,
 }
 """Measures over slow lines, with options of their own; named first, and alone."""
 

@@ -33,6 +33,7 @@ SECTIONS = {
     "boot-readonly": "Roots that cannot be written",
     "desktop": "A desktop",
     "netboot": "A machine that boots over the network",
+    "state": "A suspended guest goes on",
     "guest-net": "The network of a guest",
     "guest-reads": "Reads in the guest",
     "nbd-reads": "Reads over NBD",

@@ -1,0 +1,214 @@
+"""`tools/bench state`: a suspended guest goes on at a reader, over slow lines, until it answers.
+
+The clock runs from the start of `p2pcloop resume LINK`, in an empty home, until the guest's shell
+has answered a line that was typed. Beside it: User-Mode Linux, booted from an optimised image of
+the same peer, and QEMU's own ways to move the guest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bench.figure import Bar
+from bench.guests import LIMIT, PROMPT
+from bench.harness import BenchError
+from bench.links import ours
+from bench.links import suite as words
+from bench.links.boots import LinkRun, Plan, run_link
+from bench.links.contenders import PROFILED
+from bench.links.control import doubts_of_local, doubts_of_others, doubts_of_transfer
+from bench.links.network import Host
+from bench.links.qemu_rivals import COPIED, PRECOPY
+from bench.links.rig import Boot, Contender, Rig, node_on, seed
+from bench.links.sample import RECEIVED, TIME, boot_figures
+from bench.links.suite import Suite, run_suite
+from bench.processes import Argument, run, run_json, tail
+from tools.console import Console, ConsoleError
+
+_LINKS = "8748,1507,613"
+_GUEST = "p2pcloop"
+"""Its host name, as in the prompt that the image shows without one."""
+_BOOT_LIMIT = 600.0
+"""Seconds: without KVM, on a busy machine."""
+
+_RECORDINGS = 2
+"""Resumes on the seeder, whose first touches the state then carries."""
+
+RESUMED, HERE = "p2pcloop-resume", "p2pcloop-resume-here"
+
+SECONDS = {8748e3: 0.9, 1507e3: 2.0, 613e3: 4.0}
+"""The most that a resume may take, by the link's bytes a second."""
+
+OF_BOOT = {8748e3: 0.4, 1507e3: 0.55, 613e3: 0.5}
+"""The most that it may take, divided by an optimised boot of User-Mode Linux."""
+
+OF_PRECOPY, MOST_BYTES = 0.1, 1.6e6
+_FOREIGN_RATE = 1507e3
+"""QEMU's own ways are tried on this link alone: over slower ones they take minutes."""
+
+
+def parse(args: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = words.parser(
+        "state", "Resume a guest from a peer until it answers, beside other ways.", rounds=3
+    )
+    parser.add_argument(
+        "--links",
+        type=words.links,
+        default=words.links(_LINKS),
+        metavar="LINK,...",
+        help=f"rates in KB/s of 1000 bytes or in Mbit, and round trips (default {_LINKS})",
+    )
+    parser.add_argument(
+        "--ours", action="store_true", help="without QEMU's own ways, which take minutes"
+    )
+    words.add_patience(parser)
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str]) -> int:
+    """Resume, print times and bytes, write the JSON; an exit code as `run_suite`."""
+    return run_suite("state", args, parse(args), _measure)
+
+
+def _measure(suite: Suite, options: argparse.Namespace) -> bool:
+    runs = []
+    for number, link in enumerate(options.links):
+        place = suite.bench.work / str(number)
+        place.mkdir()
+        others = [] if options.ours or link.rate != _FOREIGN_RATE else [PRECOPY, COPIED]
+        plan = Plan(
+            [RESUME, ours.PROFILED, *others], options.rounds, LIMIT, suite.group, options.patience,
+            local=RESUME_HERE,
+            arrive=at_answer,
+        )  # fmt: skip
+        runs.append(run_link(link, plan, replace(suite.bench, work=place), suite.tell))
+    figures = [
+        figure
+        for each in runs
+        for name, samples in each.samples.items()
+        for figure in boot_figures(name, str(each.link), samples)
+    ]
+    judged = [bar for each in runs for bar in bars(each)]
+    suite.write(figures, judged)
+    return suite.judge(judged)
+
+
+def at_answer(console: Console, _reader: Host, _place: Path, limit: float) -> float:
+    """Wait until the shell answers. What is typed is held until a guest that boots reads it."""
+    console.send(b"\r")  # QEMU's precopy loses the first key
+    console.run("true", limit)
+    return time.monotonic()
+
+
+@contextmanager
+def resumed(
+    rig: Rig, host: Host, link: str, home: Path, place: Path, *more: str
+) -> Iterator[Console]:
+    """`p2pcloop resume` on a host; its command and the start of its p2pcloopd included."""
+    key = link.partition("x.p2pcloop=")[2].partition("/")[0]
+    argv: list[Argument] = [*host.inside, rig.bench.p2pcloop, "resume", link, "--trust", key]
+    argv += ["--home", home, "--cpu", str(rig.bench.cpu), *more]
+    log, errors = place / "guest.log", place / "resume.log"
+    try:
+        with Console([*map(str, argv)], log=log, errors=errors, patience=0) as console:
+            yield console
+    except ConsoleError as err:
+        raise BenchError(f"p2pcloop resume: {err}: {tail(errors)}") from err
+
+
+def publish_state(rig: Rig, home: Path) -> str:
+    """Boot the image in QEMU on the seeder, suspend it, and publish the state with the first
+    touches of some resumes; returns its link."""
+    name = seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"]
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
+    argv += ["--vm", "qemu", "--name", _GUEST, "--mem", "512M", "--net", "none"]
+    argv += ["--cpu", str(rig.bench.cpu)]
+    log, errors = home.parent / "record.log", home.parent / "boot.log"
+    ask: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop]
+    with Console([*map(str, argv)], log=log, errors=errors) as console:
+        console.expect(PROMPT, _BOOT_LIMIT)
+        time.sleep(1.0)
+        told = run_json(
+            [*ask, "suspend", _GUEST, "--publish", "state", "--public", "--json", "--home", home]
+        )
+        console.wait(LIMIT)
+    link = str(told["link"])
+    for number in range(_RECORDINGS):
+        again = f"recording-{number}"
+        place = home.parent / again
+        place.mkdir()
+        with resumed(rig, rig.seeder, link, home, place, "--name", again) as console:
+            console.run("true", LIMIT)
+            run([*ask, "stop", again, "--time", "0", "--home", home])
+            console.wait(LIMIT)
+    told = run_json(
+        [*ask, "optimize", "state", "--name", "state", "--public", "--json", "--home", home]
+    )
+    return str(told["link"])
+
+
+@contextmanager
+def _cold(rig: Rig, shared: Path) -> Iterator[Boot]:
+    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
+        link = publish_state(rig, seeder)
+
+        @contextmanager
+        def boot(place: Path, _limit: float) -> Iterator[Console]:
+            with (
+                node_on(rig.bench, rig.reader, place / "home") as home,
+                resumed(rig, rig.reader, link, home, place) as console,
+            ):
+                yield console
+
+        yield boot
+
+
+@contextmanager
+def _here(rig: Rig, shared: Path) -> Iterator[Boot]:
+    with node_on(rig.bench, rig.seeder, shared / "home") as home:
+        link = publish_state(rig, home)
+
+        @contextmanager
+        def boot(place: Path, _limit: float) -> Iterator[Console]:
+            with resumed(rig, rig.seeder, link, home, place) as console:
+                yield console
+
+        yield boot
+
+
+RESUME = Contender(RESUMED, "p2pcloop resume of a state by its link, with an empty home", _cold)
+RESUME_HERE = Contender(HERE, "the same on the machine that made it: no link", _here)
+
+
+def bars(found: LinkRun) -> list[Bar]:
+    """The bars of resumes on one link."""
+    figures = {
+        (name, figure.what): figure.median
+        for name, samples in found.samples.items()
+        for figure in boot_figures(name, str(found.link), samples)
+    }
+    doubts = [*doubts_of_transfer(found.link, found.control), *doubts_of_local(found.samples[HERE])]
+
+    def bar(what: str, unit: str, limit: float | None, other: str | None = None) -> Bar:
+        names = [RESUMED, *([other] if other else [])]
+        own = list(doubts) if what == TIME else []
+        for name in names if what == TIME else []:
+            usages = [sample.usage for sample in found.samples[name]]
+            own += doubts_of_others(f"{name} ran", usages)
+        base = None if other is None else figures[other, what]
+        title = f"resume, {what}{f' / {other}' if other else ''}, {found.link}"
+        return Bar(title, unit, figures[RESUMED, what], base, limit, doubts=tuple(own))
+
+    rate = found.link.rate
+    judged = [bar(TIME, "s", SECONDS.get(rate)), bar(RECEIVED, "B", MOST_BYTES)]
+    judged.append(bar(TIME, "s", OF_BOOT.get(rate), PROFILED))
+    for rival, limit in ((PRECOPY.name, OF_PRECOPY), (COPIED.name, None)):
+        if found.samples.get(rival):
+            judged.append(bar(TIME, "s", limit, rival))
+    return judged
