@@ -307,7 +307,16 @@ class OwnGuest:
         except OSError as err:
             raise storage_error(f"cannot write in {home.guests}", err) from err
         self._continues = earlier == "continue" and self.folder.record_path.exists()
+        self._suspended = self._earlier_suspend() if self._continues else None
         self.record: GuestRecord | None = None
+
+    def _earlier_suspend(self) -> GuestRecord | None:
+        """The record of a suspended guest that goes on under this name."""
+        try:
+            record = decode_record(self.folder.record_path.read_bytes(), self.folder.name)
+        except (FormatError, OSError):
+            return None
+        return record if record.reason == "suspended" else None
 
     @property
     def name(self) -> str:
@@ -320,7 +329,10 @@ class OwnGuest:
         runs = self._continues and self.record is not None and self.record.ended is None
         if runs and isinstance(error, P2pcloopError):
             with suppress(StorageError):  # the error that was first is told
-                self.end(reason="failed", exit_code=error.exit_code, error=str(error))
+                if self._suspended is not None:  # it did not go on: it is as suspended as before
+                    self._write(self._suspended)
+                else:
+                    self.end(reason="failed", exit_code=error.exit_code, error=str(error))
         self.close()
 
     def begin(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord
@@ -330,8 +342,9 @@ class OwnGuest:
         self._write(GuestRecord(**own, started=now, kept=self._continues, **facts))
 
     def keep(self) -> None:
-        """Have record and log stay when it has ended."""
+        """Have record and log stay when it has ended; the guest runs now."""
         assert self.record is not None
+        self._suspended = None
         self._write(replace(self.record, kept=True))
 
     def end(self, **facts: Any) -> None:  # noqa: ANN401  the fields of GuestRecord

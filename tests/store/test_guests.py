@@ -141,6 +141,30 @@ def test_a_guest_goes_on_under_its_record_and_with_its_log(home: Home, g1: OwnGu
     assert own.folder.log_path.read_bytes() == b"before\n"
 
 
+def test_a_suspended_guest_that_did_not_go_on_can_be_resumed_again(
+    home: Home, g1: OwnGuest
+) -> None:
+    g1.keep()
+    g1.end(reason="suspended", exit_code=0, state="@key/g1-state", state_version=2)
+    g1.close()
+    suspended = find_guest(home, "g1").record
+    with (
+        pytest.raises(UsageError, match="no QEMU"),
+        OwnGuest(home, "g1", "continue") as own,
+    ):
+        own.begin(**FACTS)
+        raise UsageError("no QEMU")
+    assert find_guest(home, "g1").record == suspended
+    with (
+        pytest.raises(UsageError, match="it died"),
+        OwnGuest(home, "g1", "continue") as own,
+    ):
+        own.begin(**FACTS)
+        own.keep()  # it runs
+        raise UsageError("it died")
+    assert find_guest(home, "g1").record.reason == "failed"
+
+
 def test_names_are_chosen_that_are_free(home: Home, g1: OwnGuest) -> None:
     with OwnGuest(home, None) as second, OwnGuest(home, None) as third:
         assert [second.name, third.name] == ["g2", "g3"]
