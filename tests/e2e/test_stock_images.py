@@ -20,7 +20,7 @@ READ = "cat /root/kept; grep -rl autologin /etc; echo o > /proc/sysrq-trigger; s
 """Shows what was kept, and files that would have been changed to log a user in."""
 
 ON_THE_SYSTEMS_KERNEL = ("bookworm", "busybox", "sysvinit")
-"""Images that are changed there; the others, and all when they are read, have the newer one."""
+"""Images that are changed there; the others have the newer one. All are read there."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,9 @@ def test_a_stock_image_is_changed_and_passed_on(
             assert guest.wait(SLOW) == 0, guest.said
     made = changer.json("publish", overlay, "--name", f"my-{name}")
     assert made["layers"] == 2
-    with Guest(reader, made["link"], "--append", f"quiet init=/bin/sh -- -c '{READ}'") as guest:
+    # The newer kernel, powered off so under a root that is mounted, waits for ever for its disk.
+    words = ("--append", f"quiet init=/bin/sh -- -c '{READ}'", "--kernel", "system")
+    with Guest(reader, made["link"], *words) as guest:
         assert guest.wait(SLOW) == 0, guest.said
     said = [line.strip() for line in guest.printed.splitlines()]
     assert "mine" in said
