@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,14 +14,19 @@ from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import NotHereError, UsageError, storage_error
-from p2pcloop.formats.config import SETTINGS, Config, check_config, read_settings, value_of
+from p2pcloop.formats.config import (
+    SETTINGS,
+    Config,
+    check_config,
+    read_settings,
+    read_text,
+    value_of,
+)
 from p2pcloop.store.home import Home, replace_file
 from p2pcloop.text import printable, to_json
 
 _EDITORS = ("VISUAL", "EDITOR")
 _EDITOR = "vi"
-_LISTS = frozenset(key for key in SETTINGS if isinstance(value_of(Config(), key), tuple | None))
-_LISTS -= {"quota"}
 
 
 @click.group("config")
@@ -86,7 +90,7 @@ def unset(key: str, home: Home, as_json: bool) -> None:
 @home_option
 def edit(home: Home) -> None:
     """Open the file in your editor (VISUAL, EDITOR); it is checked before it takes effect."""
-    before = _read(home.config)
+    before = read_text(home.config)
     home.create()
     draft = home.config.with_name("config.toml.draft")
     if not draft.exists():
@@ -99,7 +103,7 @@ def edit(home: Home) -> None:
     if code:
         draft.unlink(missing_ok=True)
         raise UsageError(f"{editor} ended with {code}: nothing is changed")
-    text = _read(draft)
+    text = read_text(draft)
     try:
         check_config(text, draft)
     except UsageError as err:
@@ -120,24 +124,19 @@ def _known(key: str) -> str:
 
 
 def parse_value(key: str, text: str) -> Any:  # noqa: ANN401  any value of TOML
-    """Read a value that a user typed."""
-    if key in _LISTS:
-        return [
-            item
-            for item in map(str.strip, text.strip("[]" if text == "[]" else "").split(","))
-            if item
-        ]
+    """Read a value that a user typed: as TOML, or a text without its quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text
+        items = [item for item in map(str.strip, text.split(",")) if item]
+        return items if SETTINGS[key].many else text
 
 
 def write_settings(home: Home, wanted: dict[str, Any], *, as_json: bool) -> None:
     """Change settings in the file, of which all else stays; None takes one out."""
     import tomlkit  # noqa: PLC0415  only where the file is changed
 
-    before = _read(home.config)
+    before = read_text(home.config)
     check_config(before, home.config)
     document = tomlkit.parse(before)
     for key, value in wanted.items():
@@ -173,17 +172,6 @@ def _replace(home: Home, text: str, *, as_json: bool) -> None:
         notify(f"in effect: {', '.join(facts['changed'])}")
     if facts["later"]:
         notify(f"in effect once p2pcloopd starts again: {', '.join(facts['later'])}")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except FileNotFoundError:
-        return ""
-    except OSError as err:
-        raise storage_error(f"cannot read {path}", err) from err
-    except UnicodeDecodeError as err:
-        raise UsageError(f"{path}: {err}", hint="it must be UTF-8") from err
 
 
 def _default(key: str) -> Any:  # noqa: ANN401  any value of TOML

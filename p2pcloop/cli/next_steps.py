@@ -43,7 +43,7 @@ def _look(home: Home) -> tuple[str, list[Step]]:
         runs = home.holder() is not None
     except P2pcloopError as err:
         # What is wrong is for the command that needs it; here it must not hide what to type.
-        return f"{printable(str(home.root))} cannot be read: {err}", _FIRST
+        return f"{printable(str(home.root))} cannot be read: {printable(str(err))}", _FIRST
     if not names and not guests:
         return f"No image is known in {printable(str(home.root))} yet.", _FIRST
     known = f"{len(names)} image{'' if len(names) == 1 else 's'}"

@@ -144,16 +144,20 @@ def read_settings(path: Path, machine: Path = MACHINE_CONFIG) -> dict[str, tuple
     """
     found: dict[str, tuple[Any, Path]] = {}
     for file in (machine, path):
-        try:
-            text = file.read_text("utf-8")
-        except FileNotFoundError:
-            continue
-        except OSError as err:
-            raise storage_error(f"cannot read {file}", err) from err
-        except UnicodeDecodeError as err:
-            raise UsageError(f"{file}: {err}", hint=_HINT) from err
-        found |= {key: (value, file) for key, value in check_config(text, file).items()}
+        found |= {key: (value, file) for key, value in check_config(read_text(file), file).items()}
     return found
+
+
+def read_text(file: Path) -> str:
+    """The text of one file; "" where there is none. Errors as of `load_config`."""
+    try:
+        return file.read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as err:
+        raise storage_error(f"cannot read {file}", err) from err
+    except UnicodeDecodeError as err:
+        raise UsageError(f"{file}: {err}", hint="it must be UTF-8") from err
 
 
 def check_config(text: str, file: Path) -> dict[str, Any]:
@@ -279,18 +283,20 @@ class Setting:
         about: for people, in a line.
         read: takes the value of the file; raises ValueError.
         live: a p2pcloopd that runs takes over a new value.
+        many: it is a list.
     """
 
     key: str
     about: str
     read: Callable[[object], object]
     live: bool = False
+    many: bool = False
 
 
 SETTINGS = {
     setting.key: setting
     for setting in (
-        Setting("listen", "addresses where peers reach this node", _read_listen),
+        Setting("listen", "addresses where peers reach this node", _read_listen, many=True),
         Setting(
             "upload_limit",
             "bytes a second to all peers together; 0: no limit",
@@ -305,11 +311,17 @@ SETTINGS = {
         ),
         Setting("quota", "room on disk for images; not set: no limit", _read_quota, live=True),
         Setting(
-            "http.listen", "addresses where it serves over HTTP; []: nowhere", _read_http_listen
+            "http.listen",
+            "addresses where it serves over HTTP; []: nowhere",
+            _read_http_listen,
+            many=True,
         ),
         Setting("discovery.dht", "names and peers by the BitTorrent DHT", _read_switch),
         Setting(
-            "discovery.dht_nodes", "where the DHT is joined", partial(_read_places, parse_peer)
+            "discovery.dht_nodes",
+            "where the DHT is joined",
+            partial(_read_places, parse_peer),
+            many=True,
         ),
         Setting("discovery.lsd", "public torrents on the local network (BEP 14)", _read_switch),
         Setting("discovery.lan", "other nodes on the local network, by mDNS", _read_switch),
@@ -320,12 +332,14 @@ SETTINGS = {
             "discovery.announce_trackers",
             "trackers that are told of what is public",
             partial(_read_places, parse_tracker),
+            many=True,
         ),
         Setting(
             "discovery.mirrors",
             "mirrors where names are looked up",
             partial(_read_places, parse_mirror),
             live=True,
+            many=True,
         ),
     )
 }

@@ -154,7 +154,8 @@ class Room:
             self._news = trio.Event()
 
     def _on_saved(self) -> None:
-        self._news.set()
+        if self.quota is not None:
+            self._news.set()
 
     def _held(self) -> int:
         """Bytes of content that are here: costs nothing, so that it can be asked at each save."""
