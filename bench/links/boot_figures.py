@@ -13,7 +13,7 @@ from bench.links.contenders import LOCAL, PLAIN, PROFILED, RIVALS, WARM
 from bench.links.control import doubts_of_local, doubts_of_others, doubts_of_transfer
 from bench.links.least import Least
 from bench.links.link import Link
-from bench.links.sample import PROCESSOR, RECEIVED, SENT, TIME, boot_figures
+from bench.links.sample import PROCESSOR, RECEIVED, SENT, TIME
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,7 @@ class LinkFigures:
 def link_figures(run: LinkRun, least: Least) -> LinkFigures:
     """The figures of all contenders of a link, and its limit."""
     local = run.samples[LOCAL.name]
-    figures = {
-        (name, figure.what): figure
-        for name, samples in run.samples.items()
-        for figure in boot_figures(name, str(run.link), samples)
-    }
+    figures = run.figures()
     doubts_of = {
         name: tuple(doubts_of_others(f"{name} booted", [sample.usage for sample in samples]))
         for name, samples in run.samples.items()

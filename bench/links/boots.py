@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.figure import Figure
 from bench.guests import LOGIN, boot_initramfs
 from bench.harness import Bench, BenchError
 from bench.links.contenders import FOREIGN, LOCAL
@@ -16,7 +17,7 @@ from bench.links.control import Control, plain_transfer, wait_until_quiet
 from bench.links.link import Link
 from bench.links.network import Host, network
 from bench.links.rig import Boot, Contender, Rig, TookTooLongError
-from bench.links.sample import Sample
+from bench.links.sample import Sample, boot_figures
 from bench.links.usage import Meter
 from tools.console import Console, NotInTimeError
 
@@ -65,6 +66,14 @@ class LinkRun:
     link: Link
     control: Control
     samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def figures(self) -> dict[tuple[str, str], Figure]:
+        """What was measured, by the contender's name and by what it is."""
+        return {
+            (name, figure.what): figure
+            for name, samples in self.samples.items()
+            for figure in boot_figures(name, str(self.link), samples)
+        }
 
 
 def run_link(link: Link, plan: Plan, bench: Bench, tell: Tell) -> LinkRun:

@@ -26,7 +26,7 @@ from bench.links.boots import LinkRun, Plan, run_link
 from bench.links.control import doubts_of_local, doubts_of_others, doubts_of_transfer
 from bench.links.network import Host
 from bench.links.rig import Boot, Contender, Rig, node_on
-from bench.links.sample import RECEIVED, TIME, boot_figures
+from bench.links.sample import RECEIVED, TIME
 from bench.links.suite import Suite, run_suite
 from bench.processes import run, tail
 from bench.run_setup import CHECKOUT
@@ -97,12 +97,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
             arrive=partial(_at_desktop, look, pictures),
         )  # fmt: skip
         runs.append(run_link(link, plan, replace(suite.bench, work=place), suite.tell))
-    figures = [
-        figure
-        for each in runs
-        for name, samples in each.samples.items()
-        for figure in boot_figures(name, str(each.link), samples)
-    ]
+    figures = [figure for each in runs for figure in each.figures().values()]
     judged = [] if options.light else [bar for each in runs for bar in bars(each)]
     suite.write(figures, judged)
     return suite.judge(judged)
@@ -161,11 +156,7 @@ def _watch(look: str, host: Host, place: Path, picture: Path, still: float, limi
 
 def bars(found: LinkRun) -> list[Bar]:
     """The desktop's bars on one link: local, plain and optimised."""
-    figures = {
-        (name, figure.what): figure.median
-        for name, samples in found.samples.items()
-        for figure in boot_figures(name, str(found.link), samples)
-    }
+    figures = {key: figure.median for key, figure in found.figures().items()}
     link_doubts = doubts_of_transfer(found.link, found.control)
     link_doubts += doubts_of_local(found.samples[LOCAL])
 

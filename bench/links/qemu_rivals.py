@@ -7,7 +7,7 @@ a snapshot, so that each round begins with the same guest.
 
 from __future__ import annotations
 
-import json
+import itertools
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from bench.harness import BenchError
 from bench.links.network import Host
 from bench.links.rig import Boot, Contender, Rig, TookTooLongError, listening, overlay_on
 from bench.processes import Argument, run, tail
+from p2pcloop.protocol.qmp import QmpReceiver, Refusal, Return, encode_command
 from p2pcloopd.guest.machine.qemu_command import CPU, MACHINE
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.guest.system.kernel_words import kernel_words
@@ -29,6 +30,7 @@ from tools.console import Console, ConsoleError
 
 _NBD_PORT, _HTTP_PORT, _MIGRATION_PORT = 10811, 10812, 10813
 _SNAPSHOT = "up"
+_RECEIVE_SIZE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +51,34 @@ class _Guest:
 
 
 class _Qmp:
-    """QEMU's monitor, one command at a time (QMP, version 2)."""
+    """QEMU's monitor, one command at a time."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(LIMIT)
         self._socket.connect(str(path))
-        self._lines = self._socket.makefile("rb")
-        self._lines.readline()
+        self._receiver = QmpReceiver()
+        self._numbers = itertools.count()
         self.execute("qmp_capabilities")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
         self._socket.close()
 
-    def execute(self, command: str, **arguments: object) -> object:
+    def execute(self, name: str, **arguments: object) -> object:
         """Run a command; events in between are dropped."""
-        asked = {"execute": command, "arguments": arguments}
-        self._socket.sendall(json.dumps(asked).encode() + b"\n")
-        while line := self._lines.readline():
-            said = json.loads(line)
-            if "error" in said:
-                raise BenchError(f"QEMU: {command}: {said['error']['desc']}")
-            if "return" in said:
-                result: object = said["return"]
-                return result
-        raise BenchError(f"QEMU ended during {command}")
+        number = next(self._numbers)
+        self._socket.sendall(encode_command(number, name, arguments))
+        while data := self._socket.recv(_RECEIVE_SIZE):
+            for message in self._receiver.receive(data):
+                if isinstance(message, Refusal):
+                    raise BenchError(f"QEMU: {name}: {message.text}")
+                if isinstance(message, Return) and message.number == number:
+                    value: object = message.value
+                    return value
+        raise BenchError(f"QEMU ended during {name}")
 
     def human(self, line: str) -> None:
         """Run a command of the human monitor, which says something only if it fails."""

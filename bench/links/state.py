@@ -25,7 +25,7 @@ from bench.links.control import doubts_of_local, doubts_of_others, doubts_of_tra
 from bench.links.network import Host
 from bench.links.qemu_rivals import COPIED, PRECOPY
 from bench.links.rig import Boot, Contender, Rig, node_on, seed
-from bench.links.sample import RECEIVED, TIME, boot_figures
+from bench.links.sample import RECEIVED, TIME
 from bench.links.suite import Suite, run_suite
 from bench.processes import Argument, run, run_json, tail
 from tools.console import Console, ConsoleError
@@ -88,12 +88,7 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
             arrive=at_answer,
         )  # fmt: skip
         runs.append(run_link(link, plan, replace(suite.bench, work=place), suite.tell))
-    figures = [
-        figure
-        for each in runs
-        for name, samples in each.samples.items()
-        for figure in boot_figures(name, str(each.link), samples)
-    ]
+    figures = [figure for each in runs for figure in each.figures().values()]
     judged = [bar for each in runs for bar in bars(each)]
     suite.write(figures, judged)
     return suite.judge(judged)
@@ -188,11 +183,7 @@ RESUME_HERE = Contender(HERE, "the same on the machine that made it: no link", _
 
 def bars(found: LinkRun) -> list[Bar]:
     """The bars of resumes on one link."""
-    figures = {
-        (name, figure.what): figure.median
-        for name, samples in found.samples.items()
-        for figure in boot_figures(name, str(found.link), samples)
-    }
+    figures = {key: figure.median for key, figure in found.figures().items()}
     doubts = [*doubts_of_transfer(found.link, found.control), *doubts_of_local(found.samples[HERE])]
 
     def bar(what: str, unit: str, limit: float | None, other: str | None = None) -> Bar:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 import shutil
 import signal
 import socket
@@ -34,45 +33,17 @@ from p2pcloopd.guest.network.forwarding import BoundPort
 from p2pcloopd.guest.network.slirp import user_network
 from p2pcloopd.guest.running import RunningGuest
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system import initramfs, kernel, xsave
 from p2pcloopd.guest.system.files_root import build_files_initramfs
 from tests.support.file_systems import make_read_only
+from tests.support.typed_guest import TypedGuest
 from tools.tiny_image import PROMPT, SHELL_PROMPT, build_tiny_image, fill_root
 
 pytestmark = pytest.mark.e2e
 
 BOUND = 120.0
 """Seconds that nothing here may take; a guest needs two to five."""
-
-
-class Guest:
-    """A running guest whose console a test types on and reads."""
-
-    def __init__(self) -> None:
-        self.printed = b""
-        self.handle: RunningGuest
-        self.result: GuestResult | None = None
-        self._changed = trio.Event()
-
-    def on_console(self, data: bytes) -> None:
-        self.printed += data
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_for(self, pattern: bytes, start: int = 0) -> re.Match[bytes]:
-        while (found := re.search(pattern, self.printed[start:], re.DOTALL)) is None:
-            await self._changed.wait()
-        return found
-
-    async def run(self, command: str) -> str:
-        """Type a shell command and return what it prints."""
-        start = len(self.printed)
-        # What is typed is echoed, after the rest of an older prompt: that is not output.
-        line = f"echo BEGIN''MARK; {command}; echo END''MARK\n"
-        await self.handle.send_console(line.encode())
-        found = await self.wait_for(rb"BEGINMARK\r*\n(.*)ENDMARK", start)
-        return found[1].decode().replace("\r", "")
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +114,12 @@ class serve:  # noqa: N801  reads as a verb
 
 
 @asynccontextmanager
-async def booted(spec: GuestSpec) -> AsyncIterator[Guest]:
+async def booted(spec: GuestSpec) -> AsyncIterator[TypedGuest]:
     """A guest at its shell prompt; leaving the block waits for its end."""
-    guest = Guest()
+    guest = TypedGuest()
 
     async def live(task_status: trio.TaskStatus[RunningGuest]) -> None:
-        events = Events(console=guest.on_console)
+        events = Events(console=guest.take)
         guest.result = await run_guest(spec, events, task_status=task_status)
 
     with trio.fail_after(BOUND):
@@ -209,12 +180,12 @@ def is_running(pid: int) -> bool:
 async def test_prompt_command_and_poweroff(spec: GuestSpec) -> None:
     async with booted(spec) as guest:
         assert PROMPT.encode() in guest.printed
-        assert "hello 42" in await guest.run("echo hello $((6 * 7))")
-        assert f"{initramfs.READ_AHEAD_KB}\n" in await guest.run(
+        assert "hello 42" in await guest.sh("echo hello $((6 * 7))")
+        assert f"{initramfs.READ_AHEAD_KB}\n" in await guest.sh(
             "cat /sys/block/vda/queue/read_ahead_kb"
         )
-        assert "vec0" not in await guest.run("ls /sys/class/net")
-        await guest.run("echo kept > /root/file")
+        assert "vec0" not in await guest.sh("ls /sys/class/net")
+        await guest.sh("echo kept > /root/file")
         await guest.handle.send_console(b"poweroff\n")
     assert guest.result is not None
     assert guest.result.exit_code == 0
@@ -222,7 +193,7 @@ async def test_prompt_command_and_poweroff(spec: GuestSpec) -> None:
     assert guest.result.boot_seconds is not None
     assert 0 < guest.result.boot_seconds < guest.result.seconds
     async with booted(spec) as again:
-        assert "kept" in await again.run("cat /root/file")
+        assert "kept" in await again.sh("cat /root/file")
         again.handle.kill()
     assert again.result is not None
     assert (again.result.exit_code, again.result.reason) == (137, "killed")
@@ -240,7 +211,7 @@ async def test_interrupt_shuts_down_in_order_and_leaves_a_clean_disk(
     spec: GuestSpec, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with booted(spec) as guest:
-        await guest.run("echo kept > /root/file")
+        await guest.sh("echo kept > /root/file")
         os.kill(os.getpid(), signal.SIGINT)
     assert guest.result is not None
     assert (guest.result.exit_code, guest.result.reason) == (0, "reboot")
@@ -374,8 +345,8 @@ async def test_guests_root_finds_no_file_of_the_host(spec: GuestSpec, tmp_path: 
     secret.write_text("the host's secret")
     up = "/.." * 12
     async with booted(spec) as guest:
-        await guest.run(f"mount -t hostfs none /mnt -o {up}")
-        files = await guest.run(
+        await guest.sh(f"mount -t hostfs none /mnt -o {up}")
+        files = await guest.sh(
             "find /mnt -path /mnt/proc -prune -o -path /mnt/dev -prune -o -type f -print"
         )
         found = {line.removeprefix("/mnt") for line in files.split() if line.startswith("/mnt/")}
@@ -386,11 +357,11 @@ async def test_guests_root_finds_no_file_of_the_host(spec: GuestSpec, tmp_path: 
         assert str(uml) in found
         assert {path for path in found - allowed if not path.endswith("/initramfs.cpio")} == set()
         for path in (f"/mnt{secret}", "/mnt/etc/passwd", f"/mnt{sys.executable}"):
-            assert "can't open" in await guest.run(f"cat {path}")
-        assert "can't create" in await guest.run(f"echo x > /mnt{uml}")
-        assert "can't create" in await guest.run("echo x > /mnt/new")
+            assert "can't open" in await guest.sh(f"cat {path}")
+        assert "can't create" in await guest.sh(f"echo x > /mnt{uml}")
+        assert "can't create" in await guest.sh("echo x > /mnt/new")
         for place in ("/etc", str(tmp_path)):
-            assert "failed" in await guest.run(f"mount -t hostfs none /tmp -o {up}{place}")
+            assert "failed" in await guest.sh(f"mount -t hostfs none /tmp -o {up}{place}")
         guest.handle.kill()
 
 
@@ -399,14 +370,14 @@ async def test_network(spec: GuestSpec) -> None:
         listener.setblocking(False)
         port = listener.getsockname()[1]
         async with booted(replace(spec, network="user")) as guest:
-            assert "10.0.2.15/24" in await guest.run("ip address")
-            assert "1 packets received" in await guest.run("ping -c1 -w5 10.0.2.2")
-            assert "10.0.2.3" in await guest.run("cat /etc/resolv.conf")
-            await guest.run("ip route del local 127.0.0.0/8 table local; ip addr flush dev lo")
-            await guest.run("ip route add 127.0.0.0/8 via 10.0.2.2")
-            await guest.run("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
+            assert "10.0.2.15/24" in await guest.sh("ip address")
+            assert "1 packets received" in await guest.sh("ping -c1 -w5 10.0.2.2")
+            assert "10.0.2.3" in await guest.sh("cat /etc/resolv.conf")
+            await guest.sh("ip route del local 127.0.0.0/8 table local; ip addr flush dev lo")
+            await guest.sh("ip route add 127.0.0.0/8 via 10.0.2.2")
+            await guest.sh("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
             for address in ("10.0.2.2", "127.0.0.1"):
-                assert "status 1" in await guest.run(
+                assert "status 1" in await guest.sh(
                     f"nc -w 1 {address} {port} < /dev/null; echo status $?"
                 )
             guest.handle.kill()
@@ -420,7 +391,7 @@ async def test_shim(spec: GuestSpec, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(xsave, "is_needed", lambda _: True)
     async with booted(spec) as guest:
         assert "xsave" in mapped_files(pids_of(guest.handle))
-        assert "0.333333" in await guest.run("awk 'BEGIN { print 1 / 3 }'")
+        assert "0.333333" in await guest.sh("awk 'BEGIN { print 1 / 3 }'")
         await guest.handle.send_console(b"poweroff -f\n")
     assert guest.result is not None
     assert guest.result.exit_code == 0
@@ -442,7 +413,7 @@ async def test_chosen_init_on_a_read_only_disk(image: Path) -> None:
     with serve(image, writable=False) as spec:
         chosen = replace(spec, append=f"quiet init=/bin/sh PS1='{SHELL_PROMPT}'")
         async with booted(chosen) as guest:
-            assert "Read-only" in await guest.run("echo x > /root/file")
+            assert "Read-only" in await guest.sh("echo x > /root/file")
             await guest.handle.send_console(b"/sbin/poweroff -f\n")
     assert guest.result is not None
     assert guest.result.reason == "poweroff"
@@ -501,7 +472,7 @@ async def test_layers_of_a_root_stack(tmp_path: Path) -> None:
         build = partial(build_files_initramfs, places=("0", f"{begin}"))
         spec = replace(lower, more_disks=(upper.disk_socket,), initramfs=build)
         async with booted(spec) as guest:
-            seen = await guest.run("cat /root/both; ls /root; touch /root/new")
+            seen = await guest.sh("cat /root/both; ls /root; touch /root/new")
             assert seen.split() == ["1", "both", "hello.deb", "only0", "only1"]
             await guest.handle.send_console(b"poweroff\n")
     assert guest.result is not None
@@ -552,11 +523,11 @@ async def test_data_arrives_whole_where_frames_are_lost(
 
     async with trio.open_nursery() as nursery, booted(replace(spec, network="user")) as guest:
         nursery.start_soon(trio.serve_listeners, answer, listeners)
-        await guest.run("ip route del local 127.0.0.0/8 table local; ip addr flush dev lo")
-        await guest.run("ip route add 127.0.0.0/8 via 10.0.2.2")
-        await guest.run("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
+        await guest.sh("ip route del local 127.0.0.0/8 table local; ip addr flush dev lo")
+        await guest.sh("ip route add 127.0.0.0/8 via 10.0.2.2")
+        await guest.sh("echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet")
         sent = "cat /bin/busybox /bin/busybox"
-        assert wanted in await guest.run(f"{sent} | nc 127.0.0.1 {port}; echo")
-        assert wanted in await guest.run(f"echo give | nc 127.0.0.1 {port} | sha256sum")
+        assert wanted in await guest.sh(f"{sent} | nc 127.0.0.1 {port}; echo")
+        assert wanted in await guest.sh(f"echo give | nc 127.0.0.1 {port} | sha256sum")
         guest.handle.kill()
         nursery.cancel_scope.cancel()

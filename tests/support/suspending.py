@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import tempfile
@@ -29,10 +28,11 @@ from p2pcloopd.guest.machine.capture import Capture
 from p2pcloopd.guest.machine.qemu_memory import pieces
 from p2pcloopd.guest.machine.resume import Resume
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.addresses import USER
 from p2pcloopd.guest.system.initramfs import build_initramfs
 from p2pcloopd.unix_listener import bind_unix_listener
+from tests.support.typed_guest import TypedGuest
 from tests.support.waiting import BOUND
 
 SLOW = 3 * BOUND
@@ -54,35 +54,13 @@ class State:
         return Resume(self.machine, self.memory, self.device_state)
 
 
-class Guest:
-    """A running guest of the tiny image, whose console a test types on and reads."""
+class Guest(TypedGuest):
+    """A running guest of the tiny image, with an agent."""
 
     def __init__(self, channel: Channel) -> None:
+        super().__init__()
         self.channel = channel
-        self.printed = b""
-        self.result: GuestResult | None = None
-        self.handle = RunningGuest()
         self.ended = trio.Event()
-        self._changed = trio.Event()
-
-    def take(self, data: bytes) -> None:
-        self.printed += data
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def wait_for(self, pattern: bytes, start: int = 0) -> re.Match[bytes]:
-        while (found := re.search(pattern, self.printed[start:], re.DOTALL)) is None:
-            await self._changed.wait()
-        return found
-
-    async def sh(self, command: str) -> str:
-        """Type a shell command and return what it prints."""
-        start = len(self.printed)
-        # What is typed is echoed: that is not output.
-        line = f"echo BEGIN''MARK; {command}; echo END''MARK\n"
-        await self.handle.send_console(line.encode())
-        found = await self.wait_for(rb"BEGINMARK\r*\n(.*)ENDMARK", start)
-        return found[1].decode().replace("\r", "")
 
     async def execute(self, *words: str) -> bytes:
         """Run a command by the guest's agent, and return what it prints."""

@@ -271,10 +271,9 @@ def _kvm() -> str:
 
 
 def _netboot() -> str:
-    from p2pcloopd.netboot.plan import ipxe_programs  # noqa: PLC0415  as above
+    from p2pcloopd.commands.netboot import find_programs  # noqa: PLC0415  as above
 
-    find_program("dnsmasq", "dnsmasq-base")
-    programs = ipxe_programs()
+    programs = find_programs()
     if os.geteuid():
         raise NeedsPackageError("only root may answer DHCP and TFTP", hint="use sudo")
     return f"dnsmasq, and iPXE in {next(iter(programs.values())).parent}"

@@ -129,7 +129,7 @@ def command(
     words = check_words(split_append(append))
     interface = find_interface(lan)
     given = None if addresses is None else parse_range(addresses, interface)
-    tftp = _programs()
+    tftp = find_programs()
     if keep is not None:
         check_folder(keep)
     machine_kernel = find_stock_kernel(kernel)
@@ -186,7 +186,7 @@ def _check_dhcp(dhcp: str, addresses: str | None) -> None:
         )
 
 
-def _programs() -> dict[str, Path]:
+def find_programs() -> dict[str, Path]:
     """Find what is served by TFTP, and refuse to go on without the programs that are needed."""
     find_program("dnsmasq", LAN_PROGRAMS["dnsmasq"])
     find_program("bwrap", "bubblewrap")
