@@ -1,11 +1,11 @@
 """The arrows between the rooms, and the sizes of modules and functions.
 
-p2pcloop: errors, units ← formats ← store, protocol ← image ← making ← client ← cli. An arrow points
-to what is known: formats know neither store nor protocol; image reads the store's have file, since
-that says what of a layer is here; store keeps manifests and links, and knows no image. The block
-protocols speak to a device (image/api.py). client is what a program can do with a node, cli is
-commands, their options and their output. p2pcloopd knows p2pcloop, never the other way round; of
-the daemon only the commands, and the program p2pcloopd itself, know cli.
+p2pcloop: errors, units ← formats ← store, protocol ← image ← making, picture ← client ← cli. An
+arrow points to what is known: formats know neither store nor protocol; image reads the store's have
+file, since that says what of a layer is here; store keeps manifests and links, and knows no image.
+The block protocols speak to a device (image/api.py). client is what a program can do with a node,
+cli is commands, their options and their output. p2pcloopd knows p2pcloop, never the other way
+round; of the daemon only the commands, and the program p2pcloopd itself, know cli.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ BELOW = {
         "image",
         "making",
     },
+    "picture": {"errors", "frozen", "text", "units", "formats", "store", "image", "picture"},
     "client": {
         *("__version__", "errors", "frozen", "text", "units", "formats", "store", "protocol"),
-        *("image", "making", "client"),
+        *("image", "making", "picture", "client"),
     },
 }
 """What each room of the library may import of p2pcloop."""

@@ -117,13 +117,13 @@ class Subject:
         touches = unpack_touches(profile.touches)
         with ExitStack() as stack:
             try:
-                image = self.local or self._open_here(home, stack)
+                image = self.local or self.open_here(home, stack)
                 chunks = chunks_in_order(ImageDevice(image), touches)
                 return sum(image.layers[layer].chunk(number).length for layer, number in chunks)
             except (Missing, UsageError):
                 return None
 
-    def _open_here(self, home: Home, stack: ExitStack) -> MergedImage:
+    def open_here(self, home: Home, stack: ExitStack) -> MergedImage:
         """Open a stored image, if its headers and maps are here.
 
         Raises:

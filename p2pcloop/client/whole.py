@@ -57,12 +57,13 @@ class LateClient(ControlClient):
             self._made.close()
 
 
-def find_whole(asked: str, home: Home, at: int = 0) -> StoredRef | None:
+def find_whole(asked: str, home: Home, at: int = 0, *, in_part: bool = False) -> StoredRef | None:
     """Find an image that is known here, and all of whose layers are here.
 
     Args:
         asked: a link, or a name with or without a place to look at, as `read_ref` returns them.
         at: the version that is wanted, 0 for that of a link or the newest known of a name.
+        in_part: the layers need not be here.
 
     Returns:
         What p2pcloopd would find, with a `LateClient`. None where p2pcloopd has to be asked: an
@@ -79,7 +80,7 @@ def find_whole(asked: str, home: Home, at: int = 0) -> StoredRef | None:
         if link is not None and link.manifest_id != wanted:
             return None
         signed = records.manifest(wanted)
-        if signed.manifest.withdrawn or not is_all_here(signed, home):
+        if signed.manifest.withdrawn or not (in_part or is_all_here(signed, home)):
             return None
     except (P2pcloopError, KeyError):
         return None

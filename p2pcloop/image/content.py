@@ -37,6 +37,9 @@ class Content(Protocol):
     def missing(self, offset: int, length: int) -> ByteRange | None:
         """Return the range to fetch before these bytes can be read; None if they are here."""
 
+    def place(self, offset: int, length: int) -> ByteRange | None:
+        """Return the torrent's range in which these bytes lie; None if they are of no torrent."""
+
     def use(self, offset: int, length: int) -> None:
         """Count bytes as used that were not read: what they decode to was kept."""
 
@@ -74,6 +77,9 @@ class LocalContent:
 
     def missing(self, offset: int, length: int) -> None:
         """See `Content.missing`: all is here."""
+
+    def place(self, offset: int, length: int) -> None:
+        """See `Content.place`: a local file is of no torrent."""
 
     def use(self, offset: int, length: int) -> None:
         """See `Content.use`: nothing of a local file is ever evicted."""
@@ -138,6 +144,10 @@ class StoredContent:
         """See `Content.missing`."""
         if (offset, length) in self._arrivals or self.has(offset, length):
             return None
+        return self.place(offset, length)
+
+    def place(self, offset: int, length: int) -> ByteRange:
+        """See `Content.place`."""
         return ByteRange(self._torrent, offset, length)
 
     def is_whole(self) -> bool:

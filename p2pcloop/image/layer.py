@@ -239,6 +239,15 @@ class Layer:
             self._pages.put(self.header.layer_id, number, page)
         return page[entry]
 
+    def place(self, number: int) -> ByteRange | None:
+        """Where the stored bytes of a chunk lie, here or not; None if they are of no torrent.
+
+        Errors as of `chunk`.
+        """
+        chunk = self.chunk(number)
+        pack = self._packs[chunk.source]
+        return pack.content.place(pack.start + chunk.offset, chunk.length)
+
     def stored_chunk(self, number: int) -> tuple[Pack, Chunk, bytes]:
         """Return the pack of a chunk, its entry, and its bytes as they are stored there.
 

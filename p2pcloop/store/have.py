@@ -61,6 +61,10 @@ def _mask(bits: bytes | bytearray, start: int, first: int, last: int) -> bool:
     return value & want == want
 
 
+_EACH = [bytes(byte >> shift & 1 for shift in range(7, -1, -1)) for byte in range(256)]
+"""The bits of each byte, the top one first, a byte each."""
+
+
 class HaveFile:
     """The writer's side. Errors of the disk are `StorageError`.
 
@@ -225,6 +229,11 @@ class HaveView:
         if len(bits) <= high - low:
             raise FormatError(f"{self._path} was cut short while in use")
         return _mask(bits, 0, first - 8 * low, last - 8 * low)
+
+    def each(self) -> bytes:
+        """A byte for each piece: 1 where it is here and durable, else 0."""
+        bits = self._read((self.pieces + 7) // 8, HEADER_SIZE)
+        return b"".join(map(_EACH.__getitem__, bits))[: self.pieces].ljust(self.pieces, b"\0")
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

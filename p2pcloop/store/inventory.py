@@ -101,7 +101,7 @@ def _here(home: Home, layer: LayerRef) -> tuple[int, int]:
     directory, length = home.torrents / layer.torrent.hex(), layer.piece_length
     whole: set[int] = set()
     with suppress(NotHereError, FormatError), HaveView(directory / "have") as have:
-        whole = {piece for piece in range(have.pieces) if have.has(piece, piece)}
+        whole = {piece for piece, here in enumerate(have.each()) if here}
 
     def size(piece: int, first: int = 0, end: int = _size(layer)) -> int:
         return max(0, min(end, (piece + 1) * length) - max(first, piece * length))

@@ -47,6 +47,7 @@ COMMANDS = [
     "netboot",
     "doctor",
     "status",
+    "picture",
     "daemon",
     "config",
     "limit",

@@ -84,6 +84,9 @@ class MemoryContent:
     def missing(self, offset: int, length: int) -> None:
         """All is here."""
 
+    def place(self, offset: int, length: int) -> None:
+        """It is of no torrent."""
+
     def use(self, offset: int, length: int) -> None:
         """Nothing is evicted."""
 

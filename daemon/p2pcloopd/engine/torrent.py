@@ -27,7 +27,7 @@ from p2pcloopd.engine.fetch.peers import Peers
 from p2pcloopd.engine.fetch.range_requests import Servers
 from p2pcloopd.engine.fetch.reads import Hold, Reads, hold_any
 from p2pcloopd.engine.fetch.store import Store
-from p2pcloopd.engine.fetch.swarm import Swarm, TorrentStatistics, Traffic
+from p2pcloopd.engine.fetch.swarm import Priority, Swarm, TorrentStatistics, Traffic
 from p2pcloopd.engine.fetch.tuning import TUNING, Tuning
 from p2pcloopd.engine.saver import Saver
 from p2pcloopd.engine.verify.audit import Audit
@@ -187,6 +187,11 @@ class Torrent:
     def servers(self, servers: Servers) -> None:
         self.fetcher.ranges.servers = servers
         self.store.changed.notify()
+
+    def coming(self) -> list[int]:
+        """The pieces that a peer or a server was asked for, and that are not here, in order."""
+        wants = self.fetcher.wants.table.values()
+        return sorted(w.piece for w in wants if w.asked is not Priority.IDLE or w.flight)
 
     def guess_is_worth_it(self, length: int) -> bool:
         """Whether so many bytes arrive soon enough to be read ahead on a guess."""

@@ -25,7 +25,7 @@ from p2pcloopd.node.node import Node
 from p2pcloopd.node.removal import remove
 from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
 from p2pcloopd.node.stream import stream
-from p2pcloopd.node.torrent_operations import add, fetch, fill, layout, read, verify
+from p2pcloopd.node.torrent_operations import add, fetch, fill, layout, pieces, read, verify
 from p2pcloopd.node.waiting import REPORT_SECONDS
 
 
@@ -65,7 +65,7 @@ async def stop(node: Node, call: Call) -> dict[str, Any]:
 OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     operation.__name__: operation
     for operation in (
-        add, layout, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
+        add, layout, pieces, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
         resolve, manifest, remove, check_mirror, pin, unpin, booted, released, gc, status, watch,
         reload, stop,
     )

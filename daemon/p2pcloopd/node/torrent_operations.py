@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import trio
 
-from p2pcloop.formats.link import MAX_PEERS
+from p2pcloop.formats.link import MAX_PEERS, format_peer
 from p2pcloop.formats.manifest import INFO_HASH_SIZE
 from p2pcloop.protocol.control import MAX_READ
 from p2pcloop.units import MAX_IMAGE_SIZE
@@ -43,6 +43,20 @@ async def layout(node: Node, call: Call) -> dict[str, Any]:
         "files": [[str(path), size] for path, size in found.files],
         "piece_length": found.piece_length,
         "size": found.total_size,
+    }
+
+
+async def pieces(node: Node, call: Call) -> dict[str, Any]:
+    """Who sent the pieces of a torrent, as far as that is known, and which are on their way."""
+    torrent = only_torrent(node, call)
+    senders = torrent.store.senders
+    return {
+        "of": bytes(senders.of),
+        "senders": [
+            each if isinstance(each, str) else format_peer(cast("tuple[str, int]", each))
+            for each in senders.all
+        ],
+        "coming": torrent.coming(),
     }
 
 

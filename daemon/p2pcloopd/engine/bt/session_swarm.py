@@ -305,9 +305,9 @@ class SessionSwarm:
                     skip = alert.block_index * BLOCK_SIZE
                     length = min(size - skip, BLOCK_SIZE)
                     self.torrent.peers.on_received(alert.ip, length)
-                    self.torrent.store.received.on_block(
-                        alert.piece_index, alert.block_index, start + skip, length
-                    )
+                    store, piece = self.torrent.store, alert.piece_index
+                    store.received.on_block(piece, alert.block_index, start + skip, length)
+                    store.senders.note(piece, piece, alert.ip)
                 self._blame.sent(alert.piece_index, alert.pid.to_bytes())
             case lt.block_uploaded_alert():
                 self.torrent.audit.sent(alert.piece_index)

@@ -331,6 +331,9 @@ class RangeRequests:
         size, disk = len(came.data), self._store.disk
         piece_length = 0 if disk is None else disk.layout.piece_length
         self._store.received.on_range(offset, size, piece_length)
+        if piece_length and size:
+            last = (offset + size - 1) // piece_length
+            self._store.senders.note(offset // piece_length, last, came.base)
         self._peers.on_bytes(size)
         self._peers.on_http(came.base, size)
 

@@ -20,6 +20,7 @@ from p2pcloopd.engine.disk.stored import Stored
 from p2pcloopd.engine.fetch.demand import Demand
 from p2pcloopd.engine.fetch.provisional import Provisional
 from p2pcloopd.engine.fetch.received import Received
+from p2pcloopd.engine.fetch.senders import Senders
 from p2pcloopd.engine.fetch.swarm import Priority, Swarm
 from p2pcloopd.engine.fetch.tuning import Tuning
 from p2pcloopd.tasks import Pulse
@@ -33,6 +34,7 @@ class Store:
         running: whether the swarm is joined; set by fetcher.py.
         provisional: bytes that are here, of pieces that are not.
         received: counts what arrived.
+        senders: who sent which piece.
         changed: notified when more or less is here, or something else of the torrent changed.
         compared_since: since when no piece is sent to others that was not compared with its hash.
         suspect: is told of pieces that are here and may be wrong; set by the owner.
@@ -47,6 +49,7 @@ class Store:
         self.changed = changed
         self.provisional = Provisional(directory, demand, self.changed.notify, tuning)
         self.received = Received(self.known)
+        self.senders = Senders()
         self.compared_since = -math.inf
         self.suspect: Callable[[Iterable[int]], None] = lambda _pieces: None
         self._swarm = swarm
