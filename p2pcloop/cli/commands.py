@@ -38,6 +38,10 @@ SECTIONS = {
             "p2pcloopd.commands.rebase",
             "Move a files overlay to a newer version of its image.",
         ),
+        "import": (
+            "p2pcloopd.commands.import_layer",
+            "Make an overlay of what a live system keeps beside its CD.",
+        ),
         "export": ("p2pcloop.cli.export", "Write an image, with an overlay or not, to a file."),
         "mirror": ("p2pcloop.cli.mirror", "Write an image as static files, for any web server."),
     },

@@ -39,6 +39,7 @@ COMMANDS = [
     "profile",
     "diff",
     "rebase",
+    "import",
     "export",
     "mirror",
     "block",

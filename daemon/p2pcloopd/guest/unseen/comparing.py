@@ -17,7 +17,9 @@ from p2pcloopd.guest.system.files_root import LAYERS, WHOLE
 from p2pcloopd.guest.system.initramfs import Part, make_initramfs
 from p2pcloopd.guest.system.kernel import Kernel
 
-_OVERLAY = Part(steps=("open-overlay",), applets=("dmesg", "grep", "sync", "umount"))
+_OVERLAY = Part(
+    steps=("close-overlay", "open-overlay"), applets=("dmesg", "grep", "sync", "umount")
+)
 
 
 def build_comparing_initramfs(

@@ -34,8 +34,18 @@ def unseen_disk(target: ImageFile | StoredRef, overlay: Path, home: Home) -> Blo
     return disk_of(target, overlay, home, prefetch=False, fill=-1, files=files)
 
 
-def run_unseen(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], bytes]) -> None:
-    """Run a guest to its end. Each of `disks` gives it two: an image, and its files overlay.
+def run_unseen(
+    disks: Sequence[BlockServerSpec],
+    initramfs: Callable[[Kernel], bytes],
+    *,
+    memory: int = _MEMORY,
+) -> None:
+    """Run a guest to its end. Each of `disks` gives it one, or two with a files overlay.
+
+    Args:
+        disks: in their order, from /dev/vda on.
+        initramfs: makes the archive for its kernel.
+        memory: bytes.
 
     Raises:
         GuestError: it did not power off by itself.
@@ -44,12 +54,13 @@ def run_unseen(disks: Sequence[BlockServerSpec], initramfs: Callable[[Kernel], b
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pcloop-")))
         servers, sockets = [], []
         for number, disk in enumerate(disks):
-            paths = [folder / f"{number}-{part}" for part in ("image", "files")]
+            parts = ("image",) if disk.files is None else ("image", "files")
+            paths = [folder / f"{number}-{part}" for part in parts]
             servers.append(stack.enter_context(serve_disks(disk, paths)))
             sockets += paths
         spec = GuestSpec(
             sockets[0],
-            memory=_MEMORY,
+            memory=memory,
             console=Path(os.devnull),
             more_disks=tuple(sockets[1:]),
             initramfs=initramfs,
