@@ -11,30 +11,40 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bench.figure import Bar
-from bench.guests import LIMIT, PROMPT
-from bench.harness import BenchError
+from bench.guests import LIMIT, PROMPT, boot_initramfs
+from bench.harness import Bench, BenchError
 from bench.links import ours
 from bench.links import suite as words
 from bench.links.boots import LinkRun, Plan, run_link
 from bench.links.contenders import PROFILED
 from bench.links.control import doubts_of_local, doubts_of_others, doubts_of_transfer
-from bench.links.network import Host
+from bench.links.link import Link
+from bench.links.network import Host, network
 from bench.links.qemu_rivals import COPIED, PRECOPY
-from bench.links.rig import Boot, Contender, Rig, node_on, seed
+from bench.links.rig import Boot, Contender, Rig, listen_at, node_on, seed
 from bench.links.sample import RECEIVED, TIME
 from bench.links.suite import Suite, run_suite
 from bench.processes import Argument, run, run_json, tail
 from tools.console import Console, ConsoleError
 
 _LINKS = "8748,1507,613"
+_FAST = Link(1e9)
 _GUEST = "p2pcloop"
 """Its host name, as in the prompt that the image shows without one."""
 _BOOT_LIMIT = 600.0
 """Seconds: without KVM, on a busy machine."""
+
+_IDLE_SECONDS = 10.0
+"""How long the guest stands at its prompt before it is suspended. Without KVM an image's services
+take that long to come to rest, and what still runs at a suspend runs on at each resume."""
+
+_PORT = 7099
+"""Of the seeder: its address is in the state's link, which is made once for all lines."""
 
 _RECORDINGS = 2
 """Resumes on the seeder, whose first touches the state then carries."""
@@ -76,15 +86,31 @@ def main(args: Sequence[str]) -> int:
     return run_suite("state", args, parse(args), _measure)
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state that a seeder has.
+
+    Attributes:
+        home: of the seeder's node.
+        link: to the state.
+    """
+
+    home: Path
+    link: str
+
+
 def _measure(suite: Suite, options: argparse.Namespace) -> bool:
     runs = []
+    state = _made_state(suite.bench)
+    resume = Contender(RESUMED, _ABOUT, partial(_cold, state))
+    here = Contender(HERE, _ABOUT_HERE, partial(_here, state))
     for number, link in enumerate(options.links):
         place = suite.bench.work / str(number)
         place.mkdir()
         others = [] if options.ours or link.rate != _FOREIGN_RATE else [PRECOPY, COPIED]
         plan = Plan(
-            [RESUME, ours.PROFILED, *others], options.rounds, LIMIT, suite.group, options.patience,
-            local=RESUME_HERE,
+            [resume, ours.PROFILED, *others], options.rounds, LIMIT, suite.group, options.patience,
+            local=here,
             arrive=at_answer,
         )  # fmt: skip
         runs.append(run_link(link, plan, replace(suite.bench, work=place), suite.tell))
@@ -128,7 +154,7 @@ def publish_state(rig: Rig, home: Path) -> str:
     ask: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop]
     with Console([*map(str, argv)], log=log, errors=errors) as console:
         console.expect(PROMPT, _BOOT_LIMIT)
-        time.sleep(1.0)
+        time.sleep(_IDLE_SECONDS)
         told = run_json(
             [*ask, "suspend", _GUEST, "--publish", "state", "--public", "--json", "--home", home]
         )
@@ -148,37 +174,53 @@ def publish_state(rig: Rig, home: Path) -> str:
     return str(told["link"])
 
 
+def _made_state(bench: Bench) -> State:
+    """Make a state, once for all lines: without KVM the boot takes longer than all resumes."""
+    home = bench.work / "state"
+    with network(_FAST, ("seeder", "reader"), bench.work) as (seeder, reader):
+        rig = Rig(bench, boot_initramfs(bench), seeder, reader)
+        with node_on(bench, seeder, home):
+            listen_at(seeder, home, _PORT)
+            return State(home, publish_state(rig, home))
+
+
 @contextmanager
-def _cold(rig: Rig, shared: Path) -> Iterator[Boot]:
-    with node_on(rig.bench, rig.seeder, shared / "home") as seeder:
-        link = publish_state(rig, seeder)
+def _seeding(rig: Rig, state: State) -> Iterator[None]:
+    """The seeder's node serves the state."""
+    argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "daemon"]
+    run([*argv, "start", "--home", state.home])
+    try:
+        yield
+    finally:
+        run([*argv, "stop", "--home", state.home])
 
-        @contextmanager
-        def boot(place: Path, _limit: float) -> Iterator[Console]:
-            with (
-                node_on(rig.bench, rig.reader, place / "home") as home,
-                resumed(rig, rig.reader, link, home, place) as console,
-            ):
-                yield console
 
+@contextmanager
+def _cold(state: State, rig: Rig, _shared: Path) -> Iterator[Boot]:
+    @contextmanager
+    def boot(place: Path, _limit: float) -> Iterator[Console]:
+        with (
+            node_on(rig.bench, rig.reader, place / "home") as home,
+            resumed(rig, rig.reader, state.link, home, place) as console,
+        ):
+            yield console
+
+    with _seeding(rig, state):
         yield boot
 
 
 @contextmanager
-def _here(rig: Rig, shared: Path) -> Iterator[Boot]:
-    with node_on(rig.bench, rig.seeder, shared / "home") as home:
-        link = publish_state(rig, home)
+def _here(state: State, rig: Rig, _shared: Path) -> Iterator[Boot]:
+    @contextmanager
+    def boot(place: Path, _limit: float) -> Iterator[Console]:
+        with resumed(rig, rig.seeder, state.link, state.home, place) as console:
+            yield console
 
-        @contextmanager
-        def boot(place: Path, _limit: float) -> Iterator[Console]:
-            with resumed(rig, rig.seeder, link, home, place) as console:
-                yield console
-
-        yield boot
+    yield boot
 
 
-RESUME = Contender(RESUMED, "p2pcloop resume of a state by its link, with an empty home", _cold)
-RESUME_HERE = Contender(HERE, "the same on the machine that made it: no link", _here)
+_ABOUT = "p2pcloop resume of a state by its link, with an empty home"
+_ABOUT_HERE = "the same on the machine that made it: no link"
 
 
 def bars(found: LinkRun) -> list[Bar]:

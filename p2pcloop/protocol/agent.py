@@ -5,10 +5,17 @@ The agent (daemon/p2pcloopd/guest/resources/agent.sh) is a shell script. It read
     run ID INPUT OUTPUT ERRORS MARK TOOLS COUNT    and then COUNT lines, a word of the command each
     kill ID SIGNAL
     end ID
+    wake MARK SECONDS SLACK SEED HOSTNAME
 
 ID is a number that the host chooses; INPUT, OUTPUT and ERRORS are the numbers of the ports for the
 command's streams. With TOOLS 1 the words are a script for busybox's shell and its arguments, with 0
 a program of the image and its arguments. In a word a backslash and a line feed are written as in C.
+
+A guest that was resumed is told `wake`: the agent sets the clock to SECONDS since 1970, unless it
+differs by SLACK at most, mixes in the random bytes SEED, and sets the host name; `-` stands for
+what stays as it is. It answers on the same port, by the line `woken MARK BEHIND RESEEDS
+CONNECTIONS`: the seconds by which the clock was late, `yes` if the kernel begins its random numbers
+anew by itself, and how many connections lead nowhere now. MARK tells the answer from older ones.
 
 The agent ends both outputs of a command with MARK, which the host has chosen at random: a process
 that the command has left behind may hold them open, and would never end them. The mark is followed
@@ -73,6 +80,39 @@ def encode_kill(number: int, signal_name: str) -> bytes:
 def encode_end(number: int) -> bytes:
     """Return the line that has the agent let go of the streams of a command that has ended."""
     return b"end %d\n" % number
+
+
+def encode_wake(mark: bytes, now: int, slack: int, seed: bytes, host_name: str) -> bytes:
+    """Return the line that tells a resumed guest what it must know; see the module for its form.
+
+    Args:
+        mark: of the answer.
+        now: seconds since 1970.
+        slack: seconds by which the clock may differ.
+        seed: random bytes; b"" for none.
+        host_name: without white space; "" for the one that it has.
+    """
+    words = [seed.hex() or "-", host_name or "-"]
+    return b"wake %s %d %d %s\n" % (mark, now, slack, " ".join(words).encode())
+
+
+class WokenLine:
+    """Finds the answer to `wake` in what the agent writes."""
+
+    MOST = 1 << 12
+    """Bytes that are kept of a line: what is longer is no answer."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._start = b"woken %s " % mark
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take what came next; return the answer's words, once they are there."""
+        *lines, held = (self._held + data).split(b"\n")
+        self._held = held[: self.MOST]
+        found = (line for line in lines if line.startswith(self._start))
+        answer = next(found, None)
+        return None if answer is None else answer.removeprefix(self._start)
 
 
 class MarkedStream:

@@ -20,14 +20,18 @@ RESUMED = SUSPENDED + 3600.25
 
 
 class Agent:
-    """The guest's side: what it reads, and what it prints."""
+    """The guest's side: what it is told, and what it answers.
 
-    def __init__(self, said: bytes, code: int = 0) -> None:
+    Attributes:
+        woken: the words of each `wake`, behind the mark.
+    """
+
+    def __init__(self, said: bytes = b"1 yes 0") -> None:
         self.told = Port("agent")
         self.words: list[bytes] = []
-        self.input = b""
+        self.woken: list[list[bytes]] = []
         self._said = said
-        self._code = code
+        self._ports: list[Port] = []
 
     async def add(self, ports: Sequence[Port]) -> list[int]:
         for port in ports:
@@ -35,18 +39,29 @@ class Agent:
         self._ports = list(ports)
         return [2, 3, 4]
 
+    async def serve(self, channel: Channel) -> None:
+        """Answer what wakes it, and run commands, each to the end of its input."""
+        while lines := (await self.told.take(1 << 16)).split(b"\n"):
+            head = lines[0].split()
+            if head[0] == b"wake":
+                self.woken.append(head[2:])
+                await channel._take_answer(b"\nwoken %s %s\n" % (head[1], self._said))
+            elif head[0] == b"run":
+                await self.end_command(lines)
+
+    async def end_command(self, lines: Sequence[bytes]) -> None:
+        begun = lines[0].split()
+        self.words = list(lines[1:-1])
+        while await self._ports[0].take(1 << 16):
+            pass
+        await self._ports[1].deliver(begun[5] + b"000")
+        await self._ports[2].deliver(begun[5] + b"000")
+
     async def run(self) -> None:
-        """Run one command, to the end of its input."""
-        while not self.told._pieces:
-            await self.told._changed.wait()
-        lines = b"".join(self.told._pieces).split(b"\n")
-        begun = next(line for line in lines if line.startswith(b"run")).split()
-        self.words = lines[-1 - int(begun[-1]) : -1]
-        while data := await self._ports[0].take(1 << 16):
-            self.input += data
-        mark = begun[5] + b"%03d" % self._code
-        await self._ports[1].deliver(self._said + mark)
-        await self._ports[2].deliver(mark)
+        """Run one command."""
+        while not (line := await self.told.take(1 << 16)).startswith(b"run"):
+            pass
+        await self.end_command(line.split(b"\n"))
 
     def remove(self, port: Port) -> None:
         port.record_removed()
@@ -71,59 +86,76 @@ async def woken(agent: Agent, waking: Waking) -> list[str]:
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
     agent.told.record_opened()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(agent.run)
+        nursery.start_soon(agent.serve, channel)
         await wake_up(channel, waking, told.append, unix_time)
+        nursery.cancel_scope.cancel()
     return told
 
 
 @pytest.mark.usefixtures("autojump_clock")
 async def test_the_clock_is_told_at_once_and_at_the_beginning_of_a_second() -> None:
-    agent = Agent(b"reseeds yes\nbehind 3600\nconnections 0\n")
+    agent = Agent(b"3600 yes 0")
     told = await woken(agent, Waking(SUSPENDED))
     assert told == ["goes on where it was suspended 1:00:00 ago; its clock was set"]
-    seed, now, second = agent.input.splitlines()
-    assert (len(seed), int(now), int(second)) == (128, 1_003_600, 1_003_601)
+    first, second = agent.woken
+    assert (first[:2], len(first[2]), first[3]) == ([b"1003600", b"1"], 128, b"-")
+    assert second == [b"1003601", b"0", b"-", b"-"]
     assert unix_time() == pytest.approx(1_003_601, abs=0.1), "it was sent when that second began"
-    assert agent.words[1:] == [b"wake", *[b""] * 7]
+    assert not agent.words, "no command is begun: its ports and processes cost half of a resume"
 
 
 @pytest.mark.usefixtures("autojump_clock")
 async def test_two_guests_of_one_state_get_random_bytes_of_their_own() -> None:
-    agents = [Agent(b"reseeds yes\nbehind 1\n") for _ in range(2)]
+    agents = [Agent() for _ in range(2)]
     for agent in agents:
         await woken(agent, Waking(SUSPENDED))
-    first, second = (agent.input.split()[0] for agent in agents)
+    first, second = (agent.woken[0][2] for agent in agents)
     assert first != second
 
 
 @pytest.mark.usefixtures("autojump_clock")
 async def test_the_card_and_the_name_are_those_of_this_machine() -> None:
-    agent = Agent(b"reseeds yes\nbehind 1\nconnections 2\n")
+    agent = Agent(b"1 yes 2")
     card = WokenCard("eth0", "02:70:32:70:00:05", 15900, USER)
     told = await woken(agent, Waking(SUSPENDED, card, "web"))
-    assert agent.words[2:] == [
-        *(b"eth0", b"02:70:32:70:00:05", b"10.0.2.15/24", b"10.0.2.2", b"10.0.2.3", b"15900"),
-        b"web",
+    assert agent.woken[0][3] == b"web"
+    assert agent.words[1:] == [
+        *(b"wake", b"eth0", b"02:70:32:70:00:05"),
+        *(b"10.0.2.15/24", b"10.0.2.2", b"10.0.2.3", b"15900"),
     ]
     assert told[1] == "has 2 TCP connections of before, which lead nowhere now"
 
 
 def test_a_card_of_a_foreign_network_is_left_to_dhcp() -> None:
     card = WokenCard("eth0", "", 1500, None)
-    assert Waking(SUSPENDED, card).words() == [b"eth0", b"", b"", b"", b"", b"1500", b""]
+    assert card.words() == [b"eth0", b"", b"", b"", b"", b"1500"]
 
 
 @pytest.mark.usefixtures("autojump_clock")
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        (b"reseeds no\nbehind 1\n", "a kernel that does not know that it was resumed"),
+        (b"1 no 0", "a kernel that does not know that it was resumed"),
         (b"", "did not do all"),
-        (b"behind " + b"9" * 400 + b"\nconnections -\n\xff\n", "did not do all"),
+        (b"9" * 400 + b" - \xff", "did not do all"),
     ],
 )
 async def test_what_could_not_be_healed_is_told(said: bytes, told: str) -> None:
     assert told in " ".join(await woken(Agent(said), Waking(SUSPENDED)))
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_an_agent_that_ends_before_it_answers_is_told() -> None:
+    agent = Agent()
+    channel = Channel(None)
+    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+    agent.told.record_opened()
+    told: list[str] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wake_up, channel, Waking(SUSPENDED), told.append, lambda: RESUMED)
+        await wait_all_tasks_blocked()
+        agent.told.record_removed()
+    assert "could not be woken" in told[0]
 
 
 async def test_a_guest_without_an_agent_is_told() -> None:
@@ -137,7 +169,7 @@ async def test_a_guest_without_an_agent_is_told() -> None:
 @pytest.mark.usefixtures("autojump_clock")
 async def test_an_agent_that_takes_its_time_is_told_and_waited_for() -> None:
     told: list[str] = []
-    agent = Agent(b"reseeds yes\nbehind 1\n")
+    agent = Agent()
     channel = Channel(None)
     START[0] = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -146,13 +178,15 @@ async def test_an_agent_that_takes_its_time_is_told_and_waited_for() -> None:
         assert "has not answered yet" in told[0]
         channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
         agent.told.record_opened()
-        nursery.start_soon(agent.run)
+        nursery.start_soon(agent.serve, channel)
+        await trio.sleep(2)
+        nursery.cancel_scope.cancel()
     assert told[1].endswith("its clock was set")
 
 
 @pytest.mark.usefixtures("autojump_clock")
 async def test_a_channel_rests_while_no_command_runs() -> None:
-    agent = Agent(b"")
+    agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
     agent.told.record_opened()
@@ -175,7 +209,7 @@ async def test_a_channel_rests_while_no_command_runs() -> None:
 
 @pytest.mark.usefixtures("autojump_clock")
 async def test_a_command_that_waits_for_a_guest_that_goes_is_told() -> None:
-    agent = Agent(b"")
+    agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
     agent.told.record_opened()
@@ -194,7 +228,7 @@ async def test_a_command_that_waits_for_a_guest_that_goes_is_told() -> None:
 
 @pytest.mark.usefixtures("autojump_clock")
 async def test_a_command_that_was_left_is_waited_for() -> None:
-    agent = Agent(b"")
+    agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
     agent.told.record_opened()

@@ -22,10 +22,12 @@ from p2pcloop.errors import BusyError, GuestError
 from p2pcloop.protocol.agent import (
     CODE_DIGITS,
     MarkedStream,
+    WokenLine,
     check_command,
     encode_end,
     encode_kill,
     encode_run,
+    encode_wake,
     new_mark,
 )
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
@@ -208,6 +210,31 @@ class GuestCommand:
             output.end()
 
 
+class _Answer:
+    """What the agent answers to `wake`.
+
+    Attributes:
+        said: None while there is nothing.
+        ended: set when it is here, or none will come.
+    """
+
+    def __init__(self, line: WokenLine) -> None:
+        self.said: bytes | None = None
+        self.ended = trio.Event()
+        self._line = line
+
+    def feed(self, data: bytes) -> None:
+        """Take what the agent wrote."""
+        if self.said is None and (said := self._line.feed(data)) is not None:
+            self.said = said
+            self.ended.set()
+
+    async def end_with(self, agent: Port) -> None:
+        """Expect nothing any more once the agent has ended."""
+        await agent.closed.wait()
+        self.ended.set()
+
+
 class Channel:
     """The way to a guest's agent, over all boots of the guest.
 
@@ -232,6 +259,7 @@ class Channel:
         self._numbers = itertools.count(1)
         self._running = 0
         self._rests = False
+        self._answer: _Answer | None = None
 
     async def serve(self) -> None:
         """Serve the device to the guest, boot after boot."""
@@ -244,7 +272,7 @@ class Channel:
 
     async def use_ports(self, make: MakePorts) -> None:
         """Have the channel in one boot of the guest, to its end."""
-        agent = Port("agent")
+        agent = Port("agent", self._take_answer)
         # The agent of a resumed guest may have half a line of another host.
         agent.put(b"\n")
         device = make([agent], MAX_COMMANDS * _PORTS)
@@ -345,6 +373,42 @@ class Channel:
                 await command.end()
             self._running -= 1
             self._report()
+
+    async def tell_woken(self, now: int, slack: int, seed: bytes, host_name: str) -> bytes:
+        """Tell a guest that was resumed what it must know (`encode_wake`); the agent does that
+        itself, in a moment, without a command.
+
+        Returns:
+            What it answers.
+
+        Raises:
+            GuestError: the guest has no agent, or has none any more.
+        """
+        await self.wait_open()
+        agent = self._agent
+        if agent is None:
+            raise _shut_down()
+        mark = new_mark()
+        self._answer = answer = _Answer(WokenLine(mark))
+        self._running += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answer.end_with, agent)
+                agent.put(encode_wake(mark, now, slack, seed, host_name))
+                await answer.ended.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._answer = None
+            self._running -= 1
+            self._report()
+        if answer.said is None:
+            raise _shut_down()
+        return answer.said
+
+    async def _take_answer(self, data: bytes) -> None:
+        """Take what the agent writes: it says something only where it was woken."""
+        if self._answer is not None:
+            self._answer.feed(data)
 
     def _set(self, device: GuestPorts | None, agent: Port | None) -> None:
         self._device, self._agent = device, agent

@@ -2,8 +2,12 @@
 
 A resumed guest goes on as if nothing had been: its clock stands at the time of its suspend, its
 network card has the address that it had there, and its connections lead nowhere. The agent mends
-what can be mended (resources/wake.sh). Its kernel begins its random numbers anew by itself, by the
-device vmgenid, as soon as it runs.
+what can be mended: by itself (`wake` of resources/agent.sh), and the card by resources/wake.sh. Its
+kernel begins its random numbers anew by itself, by the device vmgenid, as soon as it runs.
+
+What wakes a guest is what it does first. So it is done without a command as `exec` runs one: its
+three ports had udev and systemd look at them, and its dozen processes took half of all pages that a
+resume fetched before a shell answered.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import format_duration
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest.channel.channel import Channel, GuestCommand, Output
+from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.system.addresses import Addresses
 from p2pcloopd.guest.system.scripts import script
 
@@ -27,7 +31,6 @@ PATIENCE = 30.0
 """Seconds after which the user is told that the agent has not answered yet."""
 
 _SEED_SIZE = 64
-_MAX_SAID = 4096
 _MAX_COUNT = 1 << 40
 
 _LEFT = (
@@ -52,6 +55,13 @@ class WokenCard:
     mtu: int
     addresses: Addresses | None
 
+    def words(self) -> list[bytes]:
+        """The arguments of wake.sh."""
+        words = [self.interface, self.mac, "", "", "", str(self.mtu)]
+        if (wire := self.addresses) is not None:
+            words[2:5] = [f"{wire.guest}/{wire.prefix_length}", wire.gateway, wire.nameserver]
+        return [word.encode() for word in words]
+
 
 @dataclass(frozen=True, slots=True)
 class Waking:
@@ -66,16 +76,6 @@ class Waking:
     suspended: float
     card: WokenCard | None = None
     host_name: str = ""
-
-    def words(self) -> list[bytes]:
-        """The arguments of wake.sh."""
-        words = [""] * 6
-        if (card := self.card) is not None:
-            words = [card.interface, card.mac, "", "", "", str(card.mtu)]
-            if (wire := card.addresses) is not None:
-                address = f"{wire.guest}/{wire.prefix_length}"
-                words[2:5] = [address, wire.gateway, wire.nameserver]
-        return [word.encode() for word in (*words, self.host_name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +94,9 @@ class Woken:
 
     @classmethod
     def read(cls, said: bytes) -> Woken:
-        """Read what wake.sh prints; of a guest that prints something else, what there is."""
-        found: dict[bytes, bytes] = {}
-        for line in said.splitlines():
-            key, _, value = line.partition(b" ")
-            found[key] = value
-        connections = _number(found.get(b"connections", b"")) or 0
-        return cls(_number(found.get(b"behind", b"")), found.get(b"reseeds") == b"yes", connections)
+        """Read what the agent answers; of one that says something else, what there is."""
+        behind, reseeds, connections, *_ = *said.split(), b"", b"", b""
+        return cls(_number(behind), reseeds == b"yes", _number(connections) or 0)
 
 
 async def wake_up(
@@ -152,34 +148,26 @@ def _told(goes_on: str, woken: Woken) -> list[str]:
 
 
 async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> Woken:
-    command_line = [script("wake").encode(), b"wake", *waking.words()]
-    said = bytearray()
-    async with channel.command(command_line, tools=True) as command:
-        with plain_errors():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tell, command, clock)
-                nursery.start_soon(_keep, command.stdout, said)
-                nursery.start_soon(_keep, command.stderr, bytearray())
-                await command.finish()
-                await command.stdout.taken.wait()
-                nursery.cancel_scope.cancel()
-    return Woken.read(bytes(said))
+    seed = os.urandom(_SEED_SIZE)
+    said = await channel.tell_woken(int(clock()), 1, seed, waking.host_name)
+    with plain_errors():
+        async with trio.open_nursery() as nursery:
+            if waking.card is not None:
+                nursery.start_soon(_set_card, channel, waking.card)
+            # Once more at the beginning of a second: busybox sets clocks to whole seconds.
+            now = clock()
+            await trio.sleep(math.floor(now) + 1 - now)
+            await channel.tell_woken(math.floor(now) + 1, 0, b"", "")
+    return Woken.read(said)
 
 
-async def _tell(command: GuestCommand, clock: Callable[[], float]) -> None:
-    """Give the script its input: random bytes, the time, and the time once more at the beginning of
-    a second, since busybox sets clocks to whole seconds."""
-    await command.send(b"%s\n%d\n" % (os.urandom(_SEED_SIZE).hex().encode(), clock()))
-    now = clock()
-    await trio.sleep(math.floor(now) + 1 - now)
-    await command.send(b"%d\n" % (math.floor(now) + 1))
-    command.end_input()
-
-
-async def _keep(output: Output, said: bytearray) -> None:
-    """Read an output to its end, and keep its beginning."""
-    while data := await output.read():
-        said += data[: _MAX_SAID - len(said)]
+async def _set_card(channel: Channel, card: WokenCard) -> None:
+    words = [script("wake").encode(), b"wake", *card.words()]
+    async with channel.command(words, tools=True) as command:
+        command.end_input()
+        for output in (command.stdout, command.stderr):
+            output.drop()
+        await command.finish()
 
 
 def _number(text: bytes) -> int | None:

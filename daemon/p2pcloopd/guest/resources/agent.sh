@@ -10,6 +10,39 @@
 #     agent.sh start ID TOOLS WORD...            becomes the command
 place=/dev/.p2pcloop
 
+# wake SECONDS SLACK SEED HOSTNAME: has a guest that was resumed begin its random numbers anew; sets
+# its clock, unless that differs by SLACK seconds at most; `-` for what stays as it is. Sets
+# `woken`: by how many seconds the clock was behind, whether the kernel begins its random numbers
+# anew by itself (where it has a driver of vmgenid), and how many connections lead nowhere now.
+#
+# Each process that begins has some hundred pages of memory fetched: there is one, to set the clock.
+wake() {
+    [ "$3" = - ] || echo "$3" >/dev/urandom
+    # shellcheck disable=SC3028  # busybox's shell has it since 1.34
+    behind=$(($1 - ${EPOCHSECONDS:-$(date +%s)}))
+    if [ "$behind" -gt "$2" ] || [ "$behind" -lt "-$2" ]; then
+        date -s "@$1" >/dev/null
+    fi
+    [ "$4" = - ] || echo "$4" >/proc/sys/kernel/hostname
+    reseeds=no
+    for device in /sys/bus/acpi/drivers/vmgenid/*:*; do
+        [ ! -e "$device" ] || reseeds=yes
+    done
+    connections=0
+    if has_sockets tcp || has_sockets tcp6; then
+        # 01 is ESTABLISHED (tcp_states.h of Linux).
+        connections=$(cat /proc/net/tcp /proc/net/tcp6 | awk '
+            $4 == "01" && $3 !~ /^(0100007F|0000000000000000FFFF00000100007F|0{24}01000000):/ { n++ }
+            END { print n + 0 }')
+    fi
+    woken="$behind $reseeds $connections"
+}
+
+# has_sockets NAME: whether the kernel's table has a line behind its heading.
+has_sockets() {
+    { read -r _ && read -r _; } <"/proc/net/$1"
+}
+
 # Each of the other two forms is a process of its own, started without `&`: see channel.sh.
 case $1 in
     serve)
@@ -101,6 +134,11 @@ while IFS= read -r line <&3; do
                 "$@" 3>&- <<END
 $mark
 END
+            ;;
+        wake)
+            mark=$2 woken=
+            wake "$3" "$4" "$5" "$6" 2>/dev/null
+            echo "woken $mark $woken" >&3
             ;;
         kill)
             read -r leader <"$place/$2" && kill -s "$3" -- "-$leader"
