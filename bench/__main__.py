@@ -64,6 +64,7 @@ MEASURES = {
         start.START,
         startup.HELP,
         startup.PS,
+        startup.STATUS,
         twice.TWICE,
         plan.PLAN,
     )

@@ -52,6 +52,7 @@ SECTIONS = {
     "upgrade": "Bytes that an upgrade moves",
     "help": "The start of the command",
     "ps": "The list of guests",
+    "status": "The state of a node with 500 images",
 }
 """The headings of the page, in order, by measure."""
 

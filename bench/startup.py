@@ -1,18 +1,26 @@
-"""How long `p2pcloop --help` and `p2pcloop ps` take."""
+"""How long `p2pcloop --help`, `p2pcloop ps` and `p2pcloop status` take."""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from bench.harness import Bench, Contenders, Measure, Row, Values
-from bench.processes import run
+from bench.processes import fresh_node, run
+from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.image_file import open_image_file
+from p2pcloop.client.publisher import Publisher
+from p2pcloop.client.seed import seed_image
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.store.home import Home
 
 _GUESTS = 50
 _RUNNING = 40
+_IMAGES = 500
+_IMAGE_SIZE = 1 << 16
 
 
 @contextmanager
@@ -34,19 +42,43 @@ def _with_guests(bench: Bench) -> Iterator[Contenders]:
 
     with ExitStack() as stack:
         for number in range(_GUESTS):
-            _make_guest(stack, home, number)
+            _make_guest(stack, home, number, running=number < _RUNNING)
         list_all()
         yield {"p2pcloop": list_all}
 
 
-def _make_guest(stack: ExitStack, home: Home, number: int) -> None:
+@contextmanager
+def _with_images(bench: Bench) -> Iterator[Contenders]:
+    def show() -> Values:
+        return _timed(bench, "status", "--home", str(home.root))
+
+    with fresh_node(bench, "node") as root, ExitStack() as stack:
+        home = Home.at(root)
+        run([bench.p2pcloop, "daemon", "start", "--home", root])
+        _seed_images(home, bench.work / "image")
+        for number in range(_GUESTS):
+            _make_guest(stack, home, number, running=True)
+        show()
+        yield {"p2pcloop": show}
+
+
+def _seed_images(home: Home, file: Path) -> None:
+    with ControlClient.connect(home) as client:
+        for number in range(_IMAGES):
+            file.write_bytes(random.Random(number).randbytes(_IMAGE_SIZE))
+            image = open_image_file(file, home, quiet=True)
+            with Publisher.of(home, client, f"image-{number}", None) as publisher:
+                seed_image(image, publisher, quiet=True)
+
+
+def _make_guest(stack: ExitStack, home: Home, number: int, *, running: bool) -> None:
     """A record as a guest's process writes it, whose lock this process holds if it runs."""
     own = stack.enter_context(OwnGuest(home, f"guest-{number}"))
     facts = {"ref": "debian", "image": f"@{'a' * 52}/debian", "version": 1, "overlay": None}
     own.begin(**facts, memory=512 << 20, network="user", ports=["2222:22"])
     own.keep()
     own.folder.waiting_path.write_text("no peer reachable; tried: 192.0.2.1:6881\n")
-    if number >= _RUNNING:
+    if not running:
         own.end(reason="poweroff", exit_code=0, fetched=1 << 20)
         own.close()
 
@@ -71,4 +103,12 @@ PS = Measure(
     {"seconds": "s"},
     [Row("p2pcloop ps", ("p2pcloop", "seconds"), 0.3)],
     _with_guests,
+)
+
+STATUS = Measure(
+    "status",
+    f"p2pcloop status, of {_IMAGES} images and {_GUESTS} guests that run",
+    {"seconds": "s"},
+    [Row("p2pcloop status", ("p2pcloop", "seconds"), 0.3)],
+    _with_images,
 )

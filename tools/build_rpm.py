@@ -27,12 +27,15 @@ from tools.package_tree import (
 PYTHONS = ("3.12", "3.13")
 """Those for which all wheels exist. Fedora 41 and 42 have 3.13, RHEL 10 has 3.12."""
 
+RECOMMENDED = frozenset({"rich"})
+"""Python packages that one command needs, and that the spec file recommends as Fedora's own."""
+
 
 def layout(python: str) -> Layout:
     """Where Fedora has what."""
     return Layout(
         python=python,
-        distribution=frozenset(),
+        distribution=RECOMMENDED,
         libdir="/usr/lib64",
         zsh="/usr/share/zsh/site-functions",
         licences="/usr/share/licenses/p2pcloop",

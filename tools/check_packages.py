@@ -98,7 +98,7 @@ CASES = {
         release="trixie",
         include=(
             *("rpm", "python3", "user-mode-linux", "busybox-static", "bubblewrap", "libseccomp2"),
-            *("libstdc++6", "fuse3"),
+            *("libstdc++6", "fuse3", "python3-rich"),
         ),
         build=lambda revisions, out: build_rpm.build("3.13", revisions, out, "w1.gzdio"),
         install=("rpm", "--upgrade", "--nodeps", "--verbose"),

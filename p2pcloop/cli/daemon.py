@@ -91,7 +91,7 @@ def status(home: Home, as_json: bool) -> None:
             raise click.exceptions.Exit(DaemonError.exit_code) from None
         raise
     if as_json:
-        del node["torrents"]
+        del node["images"], node["torrents"]
         click.echo(to_json({"running": True} | node))
     else:
         click.echo(describe_node(node))

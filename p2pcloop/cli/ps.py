@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
+from p2pcloop.cli.guest_facts import describe_state, guest_facts, short_name
 from p2pcloop.cli.options import home_option, json_option
-from p2pcloop.store.guests import GuestState, list_guests
+from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable, to_json
-from p2pcloop.units import format_duration, format_size
+from p2pcloop.units import format_size
 
 _EPILOG = """
 \b
@@ -25,11 +23,6 @@ Examples:
 """
 
 _HEAD = ("NAME", "IMAGE", "OVERLAY", "MEMORY", "NETWORK", "FETCHED", "STATE")
-_ENDINGS = {"poweroff": "shut down", "reboot": "shut down"}
-"""Ctrl-Alt-Del makes an image's init reboot: that is how a guest is shut down from outside."""
-
-_KEY_SHOWN = 8
-"""Characters of a key: one of a million keys begins as another does."""
 
 
 @click.command(epilog=_EPILOG)
@@ -48,7 +41,7 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
     without p2pcloopd.
     """
     guests = [guest for guest in list_guests(home) if every or guest.state == "running"]
-    facts = [_facts(guest) for guest in guests]
+    facts = [guest_facts(guest) for guest in guests]
     if as_json:
         click.echo(to_json({"guests": facts}))
     elif not facts:
@@ -58,68 +51,18 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
             click.echo(line)
 
 
-def _facts(guest: GuestState) -> dict[str, Any]:
-    record = guest.record
-    facts = asdict(record)
-    for key in ("process_start", "words", "directory", "state", "state_version"):
-        del facts[key]
-    suspended = {"name": record.state, "version": record.state_version}
-    ended = record.ended
-    up = (time.time() if ended is None else ended) - record.started
-    return facts | {
-        "suspended_as": None if record.state is None else suspended,
-        "state": guest.state,
-        "up": None if guest.state in ("lost", "damaged") else up,
-        "fetched": guest.fetched,
-        "waiting": None if guest.waiting is None else guest.waiting.what,
-        "waiting_since": None if guest.waiting is None else guest.waiting.since,
-    }
-
-
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:
     version = "" if facts["version"] is None else f" {facts['version']}"
     fetched = facts["fetched"]
     network = " ".join(filter(None, (facts["network"], facts["address"], *facts["ports"])))
     return (
         facts["name"],
-        printable(_short(facts["image"])) + version,
-        printable(_short(facts["overlay"] or "-")),
+        printable(short_name(facts["image"])) + version,
+        printable(short_name(facts["overlay"] or "-")),
         format_size(facts["memory"]),
         network,
         "-" if fetched is None else format_size(fetched),
-        _state(facts),
-    )
-
-
-def _short(place: str) -> str:
-    """The name of a file; or the name of an image, which a command takes with so much of its key
-    unless two keys begin with that."""
-    if place.startswith("@"):
-        key, _, label = place.partition("/")
-        return f"{key[: _KEY_SHOWN + 1]}/{label}"
-    return Path(place).name or place
-
-
-def _state(facts: dict[str, Any]) -> str:
-    match facts["state"]:
-        case "lost":
-            return "its process was killed"
-        case "damaged":
-            return printable(facts["error"])
-        case "ended":
-            why = f": {printable(facts['error'])}" if facts["error"] else ""
-            ago = format_duration(time.time() - facts["ended"])
-            if facts["reason"] == "suspended":
-                return f"suspended {ago} ago"
-            how = _ENDINGS.get(facts["reason"], facts["reason"])
-            return f"{how} ({facts['exit_code']}) {ago} ago{why}"
-    up = f"up {format_duration(facts['up'])}"
-    if facts["display"] is not None:
-        up += f", display {printable(str(facts['display'].get('address')))}"
-    if facts["waiting"] is None:
-        return up
-    return (
-        f"{up}, waits {format_duration(time.time() - facts['waiting_since'])}: {facts['waiting']}"
+        describe_state(facts),
     )
 
 

@@ -41,6 +41,7 @@ class Records:
         """
         self._home = home
         self._names = {record.name: record for record in read_names(home.names)}
+        self._ordered: tuple[dict[Name, NameRecord], list[NameRecord]] = ({}, [])
 
     def manifest(self, manifest_id: bytes) -> SignedManifest:
         """Read a manifest that was kept.
@@ -82,7 +83,11 @@ class Records:
 
     def names(self) -> list[NameRecord]:
         """All names that are known here, in order."""
-        return sorted(self._names.values(), key=lambda record: str(record.name))
+        names, ordered = self._ordered
+        if names is not self._names:  # it is replaced whole, and names are long to write
+            ordered = sorted(self._names.values(), key=lambda record: str(record.name))
+            self._ordered = self._names, ordered
+        return list(ordered)
 
     def check_version(
         self, name: Name, version: int, manifest_id: bytes, *, old: bool = False

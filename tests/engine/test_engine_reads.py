@@ -17,6 +17,7 @@ from p2pcloop.errors import BusyError, FormatError, UsageError
 from p2pcloop.formats.link import format_peer
 from p2pcloop.store.have import HaveView
 from p2pcloopd.engine.bt import settings
+from p2pcloopd.engine.bt.session_swarm import SessionSwarm
 from p2pcloopd.engine.disk.record import Sources
 from p2pcloopd.engine.fetch.backfill import fetch_all
 from p2pcloopd.engine.fetch.tuning import TUNING
@@ -318,3 +319,24 @@ async def test_lost_news_are_made_up_for(
             await fetch_all(torrent)
         assert torrent.usable()
     assert "news were lost" in caplog.text
+
+
+async def test_a_torrent_at_rest_is_told_of_without_asking_libtorrent(
+    nodes: Nodes, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question waits for libtorrent's thread, and a node has a thousand torrents."""
+    async with nodes.open("1") as seeder:
+        seeded = await seeder.seed(nodes.source("1", content).staging)
+        async with nodes.open("2") as reader:
+            torrent = await reader.add(seeded.info_hash, peers=seeder.listen_ports)
+            with trio.fail_after(BOUND):
+                await fetch_all(torrent)
+            [told] = (await reader.statistics()).torrents
+            assert [peer.connected for peer in told.traffic.peers] == [True]
+        with trio.fail_after(BOUND):
+            await until(lambda: not seeded.peers.connected)
+        sent = seeded.traffic()
+        assert sent.payload_sent >= len(content)
+        with monkeypatch.context() as at_rest:
+            at_rest.setattr(SessionSwarm, "_count", None)
+            assert seeded.traffic() == replace(sent, up_rate=0, peers=())

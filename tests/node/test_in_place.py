@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.cli.status import _text
+from p2pcloop.cli.status import _text, look
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.link import parse_peer
 from p2pcloop.formats.mirror import layer_torrent_name
@@ -46,14 +46,16 @@ def test_a_mirror_directory_that_is_written_to_or_moved(reader: Node, published:
     pack.rename(away)
     wait_until(lambda: trouble(reader, published) == "gone")
     assert ask(reader, f"/{PATH}")[0] == 404
-    assert f"{pack}, which is seeded from there, is gone" in _text(reader.call("status"))
+    assert f"{pack}, which is seeded from there, is gone" in _text(
+        look(reader.home, reader.call("status"))
+    )
     with pytest.raises(CorruptError, match="is gone"):
         read(reader, published, 5000, 100)
     pack.write_bytes(b"s" * len(PACK))
     wait_until(lambda: trouble(reader, published) == "changed")
     assert ask(reader, f"/{PATH}")[0] == 404
-    assert f"{pack} changed since it was seeded" in _text(reader.call("status"))
-    assert "0 % of" in _text(reader.call("status"))
+    assert f"{pack} changed since it was seeded" in _text(look(reader.home, reader.call("status")))
+    assert "0 % of" in _text(look(reader.home, reader.call("status")))
     away.replace(pack)
     assert read(reader, published, 5000, 100) == published.content[5000:5100], "looked at again"
     assert trouble(reader, published) is None
@@ -69,7 +71,9 @@ def test_what_rots_in_the_store_is_never_sent_and_comes_again(
     flip(pack, 150_000)
     assert ask(node, f"/{PATH}", headers={"Range": "bytes=150000-150010"})[0] == 404
     wait_until(lambda: trouble(node, published) == "damaged")
-    assert "wrong on this disk, and are asked of others: 1" in _text(node.call("status"))
+    assert "wrong on this disk, and are asked of others: 1" in _text(
+        look(node.home, node.call("status"))
+    )
     assert ask(node, f"/{PATH}", headers={"Range": "bytes=0-9"}) == (206, PACK[:10])
     peers = [list(parse_peer(each)) for each in reader.call("status")["listen"]]
     node.call("add", torrent=published.layer.torrent, peers=peers, trackers=[], web_seeds=[])

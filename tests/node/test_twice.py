@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.cli.status import _facts, _text
+from p2pcloop.cli.status import _text, look
 from p2pcloop.store.inventory import list_versions
 from tests.support.programs import Node, Nodes
 from tests.support.static_server import nginx
@@ -142,10 +142,11 @@ def test_what_came_by_exact_ranges_is_told_as_here(reader: Reader) -> None:
     reader.settle()
     [version] = list_versions(reader.node.home)
     assert version.here == reader.received() > version.verified
-    [listed] = _facts(reader.node.call("status"))["images"]
+    status = look(reader.node.home, reader.node.call("status"))
+    [listed] = status["images"]
     assert listed["have_bytes"] + listed["provisional_bytes"] == version.here
     told = f"{100 * version.here // version.stored} % of"
-    assert told in _text(reader.node.call("status"))
+    assert told in _text(status)
     assert told not in ("0 % of", "100 % of")
 
 

@@ -234,7 +234,7 @@ def project_requirements() -> list[Requirement]:
 
 def test_what_is_brought_satisfies_the_project() -> None:
     versions = dict(line.split("==") for line in pinned(build_rpm.layout("3.13")))
-    wanted = project_requirements()
+    wanted = [need for need in project_requirements() if need.name not in build_rpm.RECOMMENDED]
     assert len(wanted) > 10
     assert [need for need in wanted if not need.specifier.contains(versions[need.name])] == []
 
@@ -261,6 +261,8 @@ def test_licences_are_listed() -> None:
     spec = build_rpm.spec(build_rpm.layout("3.13"), "1", BUNDLED)
     assert "Provides: bundled(python3dist(trio)) = 0.35.0" in spec
     assert not re.search(r"@[A-Z_]+@", spec)
+    for name in build_rpm.RECOMMENDED:
+        assert f"Recommends: python3-{name}\n" in spec
 
 
 def test_what_a_python_package_lacks_is_found() -> None:

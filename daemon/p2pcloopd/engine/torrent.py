@@ -274,6 +274,7 @@ class Torrent:
     def statistics(self) -> TorrentStatistics:
         """Its state, and what was transferred."""
         traffic, layout, received = self.traffic(), self.layout, self.store.received
+        wanted = self.peers.wanted
         return TorrentStatistics(
             self.info_hash,
             layout.name if layout else None,
@@ -285,6 +286,9 @@ class Torrent:
             received.bytes,
             received.again,
             received.hedged,
+            wanted,
+            self.peers.stalled(),
+            (*map(str, self.peers.tried()), *self.servers.faults()) if wanted else (),
         )
 
     # --- what the engine uses ---------------------------------------------------------------

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -25,6 +23,7 @@ from p2pcloopd.http.mirrors import MirrorReader, Mirrors
 from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
+from p2pcloopd.node.catalogue import Catalogue
 from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
@@ -56,6 +55,8 @@ class Node:
             know whether the links are good.
         stopping: set it to stop the node in order.
         warnings: what its user should know since it started.
+        started: when, in trio's time.
+        catalogue: what its torrents belong to.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class Node:
         self.resolving = Counter[bytes]()
         self.stopping = trio.Event()
         self.warnings = list(warnings)
-        self._started = trio.current_time()
+        self.catalogue = Catalogue(records)
+        self.started = trio.current_time()
 
     def set_up(self, config: Config) -> None:
         """Take over other settings, as far as they are live (`Setting`)."""
@@ -165,33 +167,6 @@ class Node:
         web_seeds = torrent.peers.sources.web_seeds  # those of earlier links, too
         torrent.servers = self.layers.know(layer, (), web_seeds)
         return torrent
-
-    async def status(self) -> dict[str, Any]:
-        """The node's state, as the control protocol tells it."""
-        statistics = asdict(await self.engine.statistics())
-        statistics["received"] += self.http_client.wire.received + self.http_served.received
-        statistics["sent"] += self.http_client.wire.sent + self.http_served.sent
-        awaited = self.layers.awaited(self.engine.torrents)
-        return {
-            "pid": os.getpid(),
-            "home": str(self.home.root),
-            "warnings": self.warnings,
-            "uptime": trio.current_time() - self._started,
-            "listen": [format_peer(peer) for peer in self.engine.listen_ports],
-            "http": {
-                "listen": [format_peer(peer) for peer in self.http_listen],
-                "received": self.http_served.received,
-                "sent": self.http_served.sent,
-            },
-            "mirrors": [
-                {
-                    "base": each.base,
-                    "received": each.received,
-                    "error": each.fault if each.base in awaited else each.error,
-                }
-                for each in self.readers.known
-            ],
-        } | statistics
 
 
 def reachable(listening: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:

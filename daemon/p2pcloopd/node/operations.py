@@ -24,6 +24,7 @@ from p2pcloopd.node.mirror_check import check_mirror
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.removal import remove
 from p2pcloopd.node.room_operations import booted, gc, pin, released, unpin
+from p2pcloopd.node.status import Changes, describe
 from p2pcloopd.node.stream import stream
 from p2pcloopd.node.torrent_operations import add, fetch, fill, layout, pieces, read, verify
 from p2pcloopd.node.waiting import REPORT_SECONDS
@@ -32,14 +33,17 @@ from p2pcloopd.node.waiting import REPORT_SECONDS
 async def status(node: Node, call: Call) -> dict[str, Any]:
     """What the node has and does now."""
     fields_of(call).end()
-    return await node.status()
+    return await describe(node)
 
 
 async def watch(node: Node, call: Call) -> dict[str, Any]:
     """As `status`, as an event a second, until it is cancelled."""
-    fields_of(call).end()
+    fields = fields_of(call)
+    changes = Changes() if "changes" in fields and fields.boolean("changes") else None
+    fields.end()
     while True:
-        await call.emit("status", **await node.status())
+        told = await describe(node)
+        await call.emit("status", **(told if changes is None else changes.since_last(told)))
         await trio.sleep(REPORT_SECONDS)
 
 

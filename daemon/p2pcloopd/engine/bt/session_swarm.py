@@ -50,6 +50,8 @@ class SessionSwarm:
         self._held: Mapping[int, HeldFile] = {}
         self._nursery: trio.Nursery
         self.torrent: Torrent
+        self._sent = 0
+        self._counted = -1
 
     def attach(self, torrent: Torrent, nursery: trio.Nursery) -> None:
         """Bring libtorrent's news to a torrent; what must wait becomes a task of `nursery`."""
@@ -74,6 +76,7 @@ class SessionSwarm:
         self._held = held  # open until libtorrent lets go of the torrent
         self._gone = trio.Event()
         self._blame = Blame(self.torrent.peers)
+        self._sent, self._counted = 0, self.torrent.peers.connections  # nothing crossed yet
         self._handle = self._session.lt.add_torrent(self._parameters(info, have, sources, held))
         self._session.swarms[self._handle] = self
         if self._public:
@@ -121,7 +124,7 @@ class SessionSwarm:
     async def stop(self) -> None:
         if self._handle is None:
             return
-        self.traffic()
+        self._count({})
         handle, self._handle = self._handle, None
         self._session.lt.remove_torrent(handle)
         with trio.move_on_after(CLOSE_SECONDS):
@@ -253,33 +256,44 @@ class SessionSwarm:
         return [] if self._handle is None else list(self._handle.status().pieces)
 
     def traffic(self) -> Traffic:
+        peers = self.torrent.peers
+        told = {
+            address: PeerStatistics(format_peer(address), False, count)
+            for address, count in peers.received.items()
+        }
+        up_rate = 0
+        # Each question waits for libtorrent's thread; a node has a thousand torrents at rest.
+        quiet = not (peers.connected or peers.wanted)
+        if not quiet or peers.connections != self._counted:
+            up_rate = self._count(told)
+            self._counted = peers.connections if quiet else -1
+        # libtorrent counts some of what `add_piece` gives it as received.
+        other = peers.traffic()
+        return Traffic(
+            other.payload_received,
+            self._sent,
+            sum(peer.down_rate for peer in told.values()) + other.down_rate,
+            0 if quiet else up_rate,
+            tuple(told.values()),
+            other.servers,
+        )
+
+    def _count(self, told: dict[Peer, PeerStatistics]) -> int:
+        """Ask libtorrent what was transferred, and of its peers; return the rate of sending."""
         status = self.handle.status(0)
         if self.torrent.layout is not None:
             self.torrent.store.received.on_redundant(status.total_redundant_bytes)
-        received = self.torrent.peers.received
-        peers = {
-            address: PeerStatistics(format_peer(address), False, count)
-            for address, count in received.items()
-        }
+        self._sent = status.total_payload_upload
         for info in self.handle.get_peer_info():
-            peers[info.ip] = PeerStatistics(
+            told[info.ip] = PeerStatistics(
                 format_peer(info.ip),
-                not info.flags & (lt.peer_info.connecting | lt.peer_info.handshake),
-                received[info.ip],
+                not info.flags & _NOT_THERE,
+                self.torrent.peers.received[info.ip],
                 info.total_upload,
                 info.payload_down_speed,
                 info.payload_up_speed,
             )
-        # libtorrent counts some of what `add_piece` gives it as received.
-        other = self.torrent.peers.traffic()
-        return Traffic(
-            other.payload_received,
-            status.total_payload_upload,
-            sum(peer.down_rate for peer in peers.values()) + other.down_rate,
-            status.upload_payload_rate,
-            tuple(peers.values()),
-            other.servers,
-        )
+        return int(status.upload_payload_rate)
 
     # --- what libtorrent tells --------------------------------------------------------------
 

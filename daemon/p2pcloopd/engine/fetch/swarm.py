@@ -94,6 +94,10 @@ class TorrentStatistics:
         received: bytes of the content that came, from peers and over HTTP.
         received_again: of them, those that were here; received_hedged: those that were here since
             a second source was asked (engine/fetch/received.py).
+        wanted: a reader waits for bytes of it, or something fetches them.
+        stalled: seconds since any came; 0.0 where none is wanted.
+        tried: the named peers that were tried, with the result of each, and HTTP servers with
+            their faults; empty where nothing is wanted.
     """
 
     info_hash: bytes
@@ -107,6 +111,9 @@ class TorrentStatistics:
     received: int
     received_again: int
     received_hedged: int
+    wanted: bool
+    stalled: float
+    tried: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,77 @@
+"""The operations `status` and `watch`, and the screen that shows them."""
+
+from __future__ import annotations
+
+import signal
+import termios
+from typing import Any
+
+import pytest
+
+from tests.support.programs import Node, Nodes, OnTerminal
+from tests.support.waiting import BOUND
+
+from .conftest import publish_version
+
+
+@pytest.fixture
+def node(nodes: Nodes) -> Node:
+    return nodes.start()
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def test_torrents_are_told_with_their_images(node: Node, content: bytes) -> None:
+    old, new = (publish_version(node, content[cut:], 1 + cut) for cut in range(2))
+    status = node.call("status")
+    parts = {each["info_hash"]: (each["version"], each["kind"]) for each in status["torrents"]}
+    assert parts == {
+        old["torrent"]: (1, "layer"),
+        old["manifest_torrent"]: (1, "manifest"),
+        new["torrent"]: (2, "layer"),
+        new["manifest_torrent"]: (2, "manifest"),
+    }
+    assert {each["image"] for each in status["torrents"]} == {new["name"]}
+    [image] = status["images"]
+    assert (image["name"], image["version"]) == (new["name"], 2)
+    assert image["torrents"] == [new["torrent"]]
+    assert image["size"] == image["have_bytes"] == 4096 + len(content) - 1
+
+
+def test_a_client_that_watches_gets_what_changed(node: Node, content: bytes) -> None:
+    first = publish_version(node, content)
+    events: list[dict[str, Any]] = []
+
+    def take(_event: str, fields: dict[str, Any]) -> None:
+        events.append(fields)
+        if len(events) == 2:
+            publish_version(node, content[1:], 2)
+        if events[-1]["images"] and len(events) > 1:
+            raise _EnoughError
+
+    with node.connect() as client, pytest.raises(_EnoughError):
+        client.call("watch", take, changes=True)
+    assert {each["info_hash"] for each in events[0]["torrents"]} > {first["torrent"]}
+    assert [len(each["images"]) for each in events[:2]] == [1, 0]
+    assert events[1]["torrents"] == []
+    assert [each["version"] for each in events[-1]["images"]] == [2]
+    assert first["torrent"] not in [each["info_hash"] for each in events[-1]["torrents"]]
+    assert not any(each["gone"] or each["gone_images"] for each in events)
+
+
+def test_the_screen_follows_the_terminal_and_leaves_it_as_it_was(
+    node: Node, content: bytes
+) -> None:
+    name = publish_version(node, content)["name"]
+    with OnTerminal(node, "status", "--watch", controlling=True) as console:
+        console.expect(rf"{name[:9]}/image\S*\s+\S*100 %", BOUND)
+        termios.tcsetwinsize(console._master, (20, 43))
+        console.expect(r"p2pcloopd on [^\r\n]{29}…", BOUND)
+        console.send(b"\x03")
+        assert console.wait(BOUND) == 128 + signal.SIGINT
+        shown = console.printed
+    assert "\x1b[?1049h" in shown
+    assert shown.rstrip().endswith("\x1b[?25h\x1b[?1049l")
+    assert "Traceback" not in shown
