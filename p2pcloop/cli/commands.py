@@ -61,6 +61,7 @@ SECTIONS = {
         "doctor": ("p2pcloopd.commands.doctor", "Look whether this machine has what it needs."),
         "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
         "picture": ("p2pcloop.cli.picture", "Draw which blocks of an image are here, as an SVG."),
+        "metrics": ("p2pcloop.cli.metrics", "Print what the node counts, for Prometheus."),
         "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),
         "config": ("p2pcloop.cli.config", "Show and change the settings of the node."),
         "limit": ("p2pcloop.cli.limit", "Show and set the limits of the node's rates."),

@@ -11,6 +11,9 @@ quota = "20G"                 # of the disk; what was booted least recently goes
 [http]
 listen = ["0.0.0.0:8080"]     # where it serves over HTTP: default the above, another port; []: not
 
+[metrics]
+listen = ["127.0.0.1:9190"]   # where Prometheus asks for /metrics; default: nowhere
+
 [discovery]                   # whom the node may talk to besides the peers of links
 dht = false
 dht_nodes = []                # where the DHT is joined: "host:port"
@@ -87,6 +90,17 @@ class Http:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """Serving metrics to Prometheus.
+
+    Attributes:
+        listen: (loopback address, port); () for nowhere.
+    """
+
+    listen: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A node's settings.
 
@@ -105,6 +119,7 @@ class Config:
     quota: int | None = None
     discovery: Discovery = field(default_factory=Discovery)
     http: Http = field(default_factory=Http)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 def differing(one: Config, other: Config) -> list[str]:
@@ -257,6 +272,18 @@ def _read_http_listen(value: object) -> tuple[tuple[str, int], ...]:
     return () if value == [] else _read_listen(value)
 
 
+def _read_metrics_listen(value: object) -> tuple[tuple[str, int], ...]:
+    places = _read_http_listen(value)
+    for host, port in places:
+        if not ipaddress.ip_address(host).is_loopback:
+            raise ValueError(
+                f"has {host}, and metrics are served to this machine alone: give 127.0.0.1 or ::1"
+            )
+        if not port:
+            raise ValueError("needs a port: Prometheus has to know it")
+    return places
+
+
 def _read_section(table: str, kind: Callable[..., object], value: object) -> object:
     if not isinstance(value, dict):
         raise ValueError(f"must be a table: [{table}]")
@@ -316,6 +343,12 @@ SETTINGS = {
             _read_http_listen,
             many=True,
         ),
+        Setting(
+            "metrics.listen",
+            "loopback addresses where it serves /metrics for Prometheus; not set: nowhere",
+            _read_metrics_listen,
+            many=True,
+        ),
         Setting("discovery.dht", "names and peers by the BitTorrent DHT", _read_switch),
         Setting(
             "discovery.dht_nodes",
@@ -355,5 +388,6 @@ def _keys_of(table: str) -> dict[str, Callable[[object], object]]:
 _KEYS: dict[str, Callable[[object], object]] = {
     **_keys_of(""),
     "http": partial(_read_section, "http", Http),
+    "metrics": partial(_read_section, "metrics", Metrics),
     "discovery": partial(_read_section, "discovery", Discovery),
 }

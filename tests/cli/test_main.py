@@ -49,6 +49,7 @@ COMMANDS = [
     "doctor",
     "status",
     "picture",
+    "metrics",
     "daemon",
     "config",
     "limit",

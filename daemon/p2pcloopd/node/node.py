@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.catalogue import Catalogue
 from p2pcloopd.node.dispatch_log import DispatchLog
+from p2pcloopd.node.growing_sum import GrowingSum
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
 from p2pcloopd.node.waiting import Reports
@@ -57,6 +58,8 @@ class Node:
         warnings: what its user should know since it started.
         started: when, in trio's time.
         catalogue: what its torrents belong to.
+        sums: of what its torrents count, by what that is.
+        metrics_listen: (address, port) of each socket on which it serves metrics.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Node:
         self.stopping = trio.Event()
         self.warnings = list(warnings)
         self.catalogue = Catalogue(records)
+        self.sums = defaultdict[str, GrowingSum](GrowingSum)
+        self.metrics_listen: list[tuple[str, int]] = []
         self.started = trio.current_time()
 
     def set_up(self, config: Config) -> None:

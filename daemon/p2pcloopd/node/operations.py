@@ -20,6 +20,7 @@ from p2pcloopd.node.image_operations import (
     seed_manifest,
     seed_record,
 )
+from p2pcloopd.node.metrics import metrics_text
 from p2pcloopd.node.mirror_check import check_mirror
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.removal import remove
@@ -47,6 +48,12 @@ async def watch(node: Node, call: Call) -> dict[str, Any]:
         await trio.sleep(REPORT_SECONDS)
 
 
+async def metrics(node: Node, call: Call) -> dict[str, Any]:
+    """What the node counts, in the text format of Prometheus."""
+    fields_of(call).end()
+    return {"text": (await metrics_text(node)).encode()}
+
+
 async def reload(node: Node, call: Call) -> dict[str, Any]:
     """Read config.toml again, and take over what can change while the node runs."""
     fields_of(call).end()
@@ -71,6 +78,6 @@ OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     for operation in (
         add, layout, pieces, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
         resolve, manifest, remove, check_mirror, pin, unpin, booted, released, gc, status, watch,
-        reload, stop,
+        metrics, reload, stop,
     )
 }  # fmt: skip

@@ -20,10 +20,12 @@ from p2pcloopd.engine.bt.settings import EngineSettings
 from p2pcloopd.engine.disk.seeding import OLD_PREFIX
 from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.http.server import open_http_listener, serve_http
+from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import NodeFiles
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
+from p2pcloopd.node.metrics import MetricsSite
 from p2pcloopd.node.node import Node
 from p2pcloopd.node.operations import OPERATIONS
 from p2pcloopd.node.ports import choose_ports
@@ -95,6 +97,7 @@ async def _serve(
             if http:
                 site = NodeFiles(node)
                 await nursery.start(serve_http, http, site, node.http_served, node.http_pace)
+            await _serve_metrics(node, nursery)
             await nursery.start(discover, node)
             nursery.start_soon(node.reports.run)
             await nursery.start(serve_control, listener, perform)
@@ -104,6 +107,14 @@ async def _serve(
             await node.stopping.wait()
             nursery.cancel_scope.cancel()
         await node.http_client.aclose()
+
+
+async def _serve_metrics(node: Node, nursery: trio.Nursery) -> None:
+    listening = [await open_http_listener(*each) for each in node.config.metrics.listen]
+    node.metrics_listen = [each.socket.getsockname()[:2] for each in listening]
+    if listening:
+        # What it asks of the node is no traffic of the node.
+        await nursery.start(serve_http, listening, MetricsSite(node), Wire(), Pace(0))
 
 
 def _engine_settings(config: Config, listen: Iterable[tuple[str, int]]) -> EngineSettings:

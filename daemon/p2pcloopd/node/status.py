@@ -46,6 +46,7 @@ async def describe(node: Node) -> dict[str, Any]:
             "received": served.received,
             "sent": served.sent,
         },
+        "metrics": {"listen": [format_peer(peer) for peer in node.metrics_listen]},
         "mirrors": _mirrors(node),
         "images": [_image(image, torrents) for image in images],
         "torrents": [_torrent(each, parts.get(each.info_hash)) for each in torrents.values()],
