@@ -98,9 +98,9 @@ RECOMMENDS = (
 
 SUGGESTS = (
     *("qemu-system-x86", "ovmf", "tigervnc-standalone-server", "xserver-xephyr", "x11-xkb-utils"),
-    *("novnc", "ipxe", "kmod"),
+    *("novnc", "ipxe", "kmod", "xorriso"),
 )
-"""For `--vm qemu`, `--display` and `netboot`."""
+"""For `--vm qemu`, `--display`, `netboot` and `export --iso`."""
 
 _DESCRIPTION = """\
 boot compressed disk images from peers

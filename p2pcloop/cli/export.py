@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import click
 
-from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_image
+from p2pcloop.cli.export_iso import IsoExport, check_iso, export_iso, open_device
+from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_device
 from p2pcloop.cli.options import FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
@@ -21,15 +20,11 @@ from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.cloop_writer import CloopForm
-from p2pcloop.formats.overlay import Overlay
 from p2pcloop.image.api import Missing, never_missing
-from p2pcloop.image.cloop_blocks import find_stored
-from p2pcloop.image.device import ImageDevice
 from p2pcloop.image.merged import MergedImage
-from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import open_local
-from p2pcloop.making.pack import device_size, odd_length
+from p2pcloop.making.pack import device_size
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
@@ -42,10 +37,10 @@ Examples:
   p2pcloop export debian.cloop mine.cloop --overlay mine.delta
   p2pcloop export @key/debian /dev/sdX --force
   p2pcloop export @key/debian small.cloop --codec xz
+  p2pcloop export my-knoppix knoppix.iso --iso
+  p2pcloop export KNOPPIX.iso mine.iso --iso --overlay mine.delta
   p2pcloop export @key/debian - --cloop-format 4 | ssh host 'cat > debian.cloop'
 """
-
-_STEP = 1 << 20
 
 
 @click.command(epilog=_EPILOG)
@@ -67,6 +62,18 @@ _STEP = 1 << 20
     type=click.Choice(["zlib", "xz", "lz4", "lzo"]),
     help="Compress the cloop with this; all but zlib make it a V4.0.  [default: zlib]",
 )
+@click.option(
+    "--iso",
+    is_flag=True,
+    help="Write a live CD to boot from, with the image and its changes in the image's place on it;"
+    " all else is as on the CD that the image was seeded from.  (Needs xorriso.)",
+)
+@click.option(
+    "--cd",
+    type=FilePath(),
+    metavar="FILE",
+    help="With --iso: take all but the image from this CD.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT where it exists, or write over a disk.")
 @at_option
 @file_options
@@ -78,9 +85,11 @@ def command(
     overlay: Path | None,
     cloop_format: str | None,
     codec: str | None,
+    cd: Path | None,
     at: int,
     home: Home,
     *,
+    iso: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -91,8 +100,14 @@ def command(
     last; a V2.0 is kept in a temporary file until its index is known. With --force OUT may also be
     a disk (a block device that is not mounted). A symbolic link is followed. Blocks of a cloop that
     have not changed, and are compressed in the form that is written, are taken over as they are.
+    With --iso the image on the CD has the form that it had there, unless an option of cloops is
+    given.
     """
     output = choose_output(out, int(cloop_format) if cloop_format else None, codec, force=force)
+    if iso:
+        check_iso(output)
+    elif cd is not None:
+        raise UsageError("--cd goes with --iso", hint="add --iso, or leave out --cd")
     home.create()
     if output.kind != "stream":
         check_not_served(out, home)
@@ -103,33 +118,17 @@ def command(
         output.check_room(target.signed.manifest.disk_length)
     with ExitStack() as stack:
         image, supply = _open(target, home, stack, quiet=as_json)
-        changes = None
-        if overlay is not None:
-            changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
-        if isinstance(target, StoredRef):
-            length = target.signed.manifest.disk_length
-        else:
-            length = odd_length(target)
-        device = ImageDevice(image, changes, length=length)
+        if iso:
+            wanted = IsoExport(output, target, overlay, cd, home, as_json)
+            export_iso(wanted, image, supply, as_json=as_json)
+            return
+        device = open_device(target, image, overlay)
         stack.callback(device.close)
         output.check_room(device.size)
         if isinstance(output.form, CloopForm):
             output = replace(output, form=output.form.for_size(device.size))
-        _write(output, device, supply, quiet=as_json)
+        write_device(output, device, supply, quiet=as_json)
     _report(output, device.size, as_json=as_json)
-
-
-def _write(
-    out: Output, device: ImageDevice, supply: Callable[[Missing], None], *, quiet: bool
-) -> None:
-    raw = DeviceReader(device, supply)
-    # Of a cloop, blocks between those that are read may be taken over: nothing is read ahead.
-    step = out.form.block_size if isinstance(out.form, CloopForm) else _STEP
-    reader = io.BufferedReader(raw, step)
-    with progress_bar("writing", quiet=quiet) as progress:
-        progress(0, device.size)
-        find = partial(find_stored, device)
-        write_image(out, reader, device.size, progress, raw.skip_zeros, find)
 
 
 def _report(out: Output, size: int, *, as_json: bool) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from p2pcloop.cli.output import check_place
-from p2pcloop.client.terminal import check_output_open, notify
+from p2pcloop.client.terminal import check_output_open, notify, progress_bar
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import (
@@ -25,6 +27,10 @@ from p2pcloop.formats.cloop_writer import (
 )
 from p2pcloop.formats.containers import CONTAINERS
 from p2pcloop.frozen import dataclass
+from p2pcloop.image.api import Missing
+from p2pcloop.image.cloop_blocks import find_stored
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.reader import DeviceReader
 from p2pcloop.making.qemu_img import pack_qcow2
 from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
@@ -194,6 +200,25 @@ def write_image(
             _write_raw(source, size, file, progress, skip_zeros if holes else None)
 
 
+def write_device(
+    out: Output, device: ImageDevice, supply: Callable[[Missing], None], *, quiet: bool
+) -> None:
+    """`write_image` of a device; blocks of a cloop that are as wanted already are taken over.
+
+    Args:
+        supply: fetches missing ranges, or replaces damaged ones.
+        quiet: show no progress.
+    """
+    raw = DeviceReader(device, supply)
+    # Of a cloop, blocks between those that are read may be taken over: nothing is read ahead.
+    step = out.form.block_size if isinstance(out.form, CloopForm) else _STEP
+    reader = io.BufferedReader(raw, step)
+    with progress_bar("writing", quiet=quiet) as progress:
+        progress(0, device.size)
+        find = partial(find_stored, device)
+        write_image(out, reader, device.size, progress, raw.skip_zeros, find)
+
+
 def _write_qcow2(
     out: Path,
     source: BinaryIO,
@@ -210,7 +235,7 @@ def _write_qcow2(
             pack_qcow2(raw, packed, name=out)
             with packed.open("rb") as made:
                 os.fsync(made.fileno())
-            _take_place(packed, out)
+            take_place(packed, out)
     except OSError as err:
         raise storage_error(f"cannot write {out}", err) from err
 
@@ -298,7 +323,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _take_place(temporary, path)
+        take_place(temporary, path)
         temporary = None
     except OSError as err:
         raise storage_error(f"cannot write {path}", err) from err
@@ -307,7 +332,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def _take_place(made: Path, path: Path) -> None:
+def take_place(made: Path, path: Path) -> None:
     """Rename a durable file to `path`, with the mode of any new file."""
     umask = os.umask(0)
     os.umask(umask)

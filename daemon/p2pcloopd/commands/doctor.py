@@ -98,6 +98,7 @@ def checks(home: Home) -> Iterator[Check]:
     yield Check("QEMU", "--vm qemu", _qemu)
     yield Check("KVM", "guests of QEMU at full speed", _kvm)
     yield Check("qemu-img", "disks of virtual machines", _program("qemu-img", "qemu-utils"))
+    yield Check("xorriso", "export --iso", _program("xorriso", "xorriso"))
     yield Check("netboot", "bare machines", _netboot)
 
 

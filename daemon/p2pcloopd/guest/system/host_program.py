@@ -38,7 +38,10 @@ def _files(path: Path, name: str) -> list[tuple[str, bytes]]:
     linker = find_interpreter(path)
     if linker is None:
         return [(f"bin/host-{name}", path.read_bytes())]
-    libraries = {each.name: each for each in shared_libraries(path) if each.name != linker.name}
+    listed = [each for each in shared_libraries(path) if each.name != linker.name]
+    # glibc opens it at the end of a thread, so it is not listed.
+    listed += [each.with_name("libgcc_s.so.1") for each in listed if each.name == "libc.so.6"]
+    libraries = {each.name: each for each in listed if each.exists()}
     start = f'#!/bin/sh\nexec /bin/{linker.name} --library-path /lib /bin/{name}.host "$@"\n'
     return [
         (f"bin/host-{name}", start.encode()),

@@ -39,6 +39,7 @@ def run_unseen(
     initramfs: Callable[[Kernel], bytes],
     *,
     memory: int = _MEMORY,
+    read_only: bool = False,
 ) -> None:
     """Run a guest to its end. Each of `disks` gives it one, or two with a files overlay.
 
@@ -46,6 +47,7 @@ def run_unseen(
         disks: in their order, from /dev/vda on.
         initramfs: makes the archive for its kernel.
         memory: bytes.
+        read_only: the root is mounted read-only, where the first root mounts one.
 
     Raises:
         GuestError: it did not power off by itself.
@@ -61,6 +63,7 @@ def run_unseen(
         spec = GuestSpec(
             sockets[0],
             memory=memory,
+            read_only=read_only,
             console=Path(os.devnull),
             more_disks=tuple(sockets[1:]),
             initramfs=initramfs,

@@ -1,0 +1,206 @@
+"""`p2pcloop export --iso`: a live CD again, with the changes in it."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from p2pcloop.cli.image_output import Output, take_place, write_device, write_image
+from p2pcloop.client.joined_root import open_joined_root
+from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.errors import MismatchError, UsageError, storage_error
+from p2pcloop.formats.cloop_writer import CloopForm
+from p2pcloop.formats.filesystem import PROBE_SIZE
+from p2pcloop.formats.overlay import Overlay
+from p2pcloop.frozen import dataclass
+from p2pcloop.image.api import Missing
+from p2pcloop.image.device import ImageDevice
+from p2pcloop.image.merged import MergedImage
+from p2pcloop.image.reader import DeviceReader
+from p2pcloop.making.cd import LiveCd, form_on_cd, open_cd, starts_as_cd, write_cd
+from p2pcloop.making.image_file import ImageFile
+from p2pcloop.making.pack import device_roots, odd_length
+from p2pcloop.store.home import Home
+from p2pcloop.text import to_json
+from p2pcloop.units import format_size
+
+_KEPT = 40
+"""Characters of OUT's name in that of the folder beside it: a name has 255 bytes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class IsoExport:
+    """What is written as a CD.
+
+    Attributes:
+        output: where to; a file. Its form is that of the image on the CD, where the user chose one.
+        target: the image; all of it is here.
+        overlay: its changes, or None.
+        cd: the CD whose other files are taken; None for the one that the image was made of.
+        home: of the node.
+        quiet: show no progress.
+    """
+
+    output: Output
+    target: ImageFile | StoredRef
+    overlay: Path | None
+    cd: Path | None
+    home: Home
+    quiet: bool
+
+
+def check_iso(output: Output) -> None:
+    """Refuse a place where no CD image is written."""
+    if output.kind != "file":
+        raise UsageError(
+            f"{output.name} is no file, and a CD is written to a file",
+            hint="write it there, and copy that (`dd`, `wodim`)",
+        )
+
+
+def export_iso(
+    wanted: IsoExport, image: MergedImage, supply: Callable[[Missing], None], *, as_json: bool
+) -> None:
+    """Write the CD, and tell what was written.
+
+    Raises:
+        UsageError: it was not made of a CD, or its changes cannot be put onto one.
+        MismatchError: the overlay was made on another image.
+        NeedsPackageError: xorriso, or mksquashfs where the image is a squashfs, is missing.
+        GuestError: changed files could not be joined with the image's.
+        StorageError: there is no room, or the disk refused.
+    """
+    cd = _find_cd(wanted)
+    out = wanted.output.path
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:_KEPT]}.") as folder:
+            made = Path(folder, "cd")
+            if _is_unchanged(wanted):
+                notify("there are no changes: the CD is as it was")
+                shutil.copyfile(cd.path, made)
+            else:
+                part = Path(folder, "image")
+                _write_part(wanted, cd, part, image, supply)
+                with progress_bar("writing the CD", quiet=wanted.quiet) as progress:
+                    write_cd(cd, part, made, progress)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
+            take_place(made, out)
+    except OSError as err:
+        raise storage_error(f"cannot write {out}", err) from err
+    _report(wanted, cd, as_json=as_json)
+
+
+def _find_cd(wanted: IsoExport) -> LiveCd:
+    if wanted.cd is not None:
+        return open_cd(wanted.cd, wanted.cd)
+    target = wanted.target
+    name = Path(str(target.name))
+    if isinstance(target, StoredRef):
+        lowest = target.signed.manifest.layers[0]
+        packs = (wanted.home.torrents / lowest.torrent.hex()).glob("data/*/pack")
+        path = None if target.signed.manifest.private else next(packs, None)
+    else:
+        path = target.name
+    if path is None or not starts_as_cd(path):
+        raise UsageError(
+            f"{name} was not seeded from a CD as it lies: its boot files are not known",
+            hint="name the CD whose boot files to take: --cd FILE.iso",
+        )
+    return open_cd(path, name)
+
+
+def _is_unchanged(wanted: IsoExport) -> bool:
+    if wanted.overlay is not None or wanted.cd is not None:
+        return False
+    target = wanted.target
+    return isinstance(target, ImageFile) or len(target.signed.manifest.layers) == 1
+
+
+def _write_part(
+    wanted: IsoExport,
+    cd: LiveCd,
+    part: Path,
+    image: MergedImage,
+    supply: Callable[[Missing], None],
+) -> None:
+    """Write the file that takes the image's place on the CD."""
+    chosen = wanted.output.form
+    form = chosen if isinstance(chosen, CloopForm) else form_on_cd(cd)
+    mode = _checked_mode(wanted.overlay, image)
+    output = replace(wanted.output, name=part, path=part, form=form or "raw")
+    if mode == "files" or _is_joined(wanted.target):
+        start = io.BufferedReader(DeviceReader(ImageDevice(image), supply)).read(PROBE_SIZE)
+        notify("joining the image and the changed files, in a guest")
+        opened = open_joined_root(wanted.target, wanted.overlay, start, wanted.home)
+        with opened as (root, size), progress_bar("writing", quiet=wanted.quiet) as progress:
+            progress(0, size)
+            write_image(_sized(output, size), root, size, progress)
+        return
+    device = open_device(wanted.target, image, wanted.overlay)
+    try:
+        write_device(_sized(output, device.size), device, supply, quiet=wanted.quiet)
+    finally:
+        device.close()
+
+
+def open_device(
+    target: ImageFile | StoredRef, image: MergedImage, overlay: Path | None
+) -> ImageDevice:
+    """The device of an image, as an overlay of blocks changed it.
+
+    Raises:
+        MismatchError: the overlay was made on another image, or holds files.
+    """
+    changes = None
+    if overlay is not None:
+        changes = Overlay.open(overlay, image_id=image.image_id, read_only=True)
+    if isinstance(target, StoredRef):
+        length = target.signed.manifest.disk_length
+    else:
+        length = odd_length(target)
+    return ImageDevice(image, changes, length=length)
+
+
+def _checked_mode(overlay: Path | None, image: MergedImage) -> str | None:
+    """The overlay's mode; nothing is begun for one of another image."""
+    if overlay is None:
+        return None
+    info = Overlay.inspect(overlay)
+    if info.image_id != image.image_id:
+        raise MismatchError(
+            f"{overlay} was made on another image",
+            hint="`p2pcloop info` names the image that it was made on: give that",
+        )
+    return info.mode
+
+
+def _sized(output: Output, size: int) -> Output:
+    form = output.form
+    return replace(output, form=form.for_size(size)) if isinstance(form, CloopForm) else output
+
+
+def _is_joined(target: ImageFile | StoredRef) -> bool:
+    """Whether the root is of several file systems on its device."""
+    if isinstance(target, StoredRef):
+        return bool(target.signed.manifest.boot.roots)
+    return bool(device_roots(target))
+
+
+def _report(wanted: IsoExport, cd: LiveCd, *, as_json: bool) -> None:
+    out = wanted.output
+    stored = out.path.stat().st_size
+    image = cd.images[0].name
+    if as_json:
+        click.echo(to_json({"file": str(out.name), "stored": stored, "image": image}))
+        return
+    click.echo(f"{out.name}: {format_size(stored)}, a CD with the image as {image}")
+    click.echo(f"try it with:\n  qemu-system-x86_64 -m 2G -cdrom {out.name}")
