@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+_SECRETS = (
+    (re.compile(r"(#key=)[a-z2-7]+"), r"\1…"),  # of a private image, in its link
+    (re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@]+@"), r"\1…@"),  # a user and a password
+    (re.compile(r"(\b(?:https?|udp)://[^\s?'\"]*\?)[^\s'\"]+"), r"\1…"),  # a query: a passkey
+)
+"""What a text may hold that opens something, and what is told in its place."""
+
 
 def printable(text: str) -> str:
     r"""Return `text` as one line without a character that a terminal obeys.
@@ -10,6 +19,13 @@ def printable(text: str) -> str:
     no text (surrogates) become `\x1b`, `\u202e`, …; a backslash stays as it is.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` without what opens something: secrets in links and URLs."""
+    for pattern, told in _SECRETS:
+        text = pattern.sub(told, text)
+    return text
 
 
 def to_json(value: object) -> str:

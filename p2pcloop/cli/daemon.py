@@ -36,14 +36,14 @@ def command() -> None:
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="How much to say.",
+    help="How much to say.  [default: the setting log_level]",
 )
-def run(home: Home, log_level: str) -> None:
+def run(home: Home, log_level: str | None) -> None:
     """Run p2pcloopd in the foreground, its log on stderr, until Ctrl-C."""
-    program = module_command("p2pcloopd")
-    os.execv(sys.executable, [*program, "--home", str(home.root), "--log-level", log_level])  # noqa: S606  no shell wanted
+    words = [*module_command("p2pcloopd"), "--home", str(home.root)]
+    if log_level is not None:
+        words += ["--log-level", log_level]
+    os.execv(sys.executable, words)  # noqa: S606  no shell wanted
 
 
 @command.command()

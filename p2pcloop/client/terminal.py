@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import click
 
 from p2pcloop.errors import P2pcloopError, UsageError
-from p2pcloop.text import printable, to_json
+from p2pcloop.text import printable, to_json, without_secrets
 from p2pcloop.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -186,16 +186,17 @@ def _name_output() -> None:
         )
 
 
-class _OneLine(logging.Formatter):
-    """Keeps a terminal from obeying words of peers, servers and guests that messages hold."""
+class OneLine(logging.Formatter):
+    """Keeps a terminal from obeying words of peers, servers and guests that messages hold, and
+    secrets of links and URLs out of logs, which are shown to others."""
 
-    def __init__(self, form: str, end: str) -> None:
+    def __init__(self, form: str, end: str = "") -> None:
         super().__init__(form)
         self._end = end
 
     def format(self, record: logging.LogRecord) -> str:
         message, _, traceback = super().format(record).partition("\nTraceback")
-        line = printable(message)
+        line = without_secrets(printable(message))
         return (f"{line}\nTraceback{traceback}" if traceback else line) + self._end
 
 
@@ -207,7 +208,7 @@ def log_to_stderr(level: int | str, form: str, *, end: str = "") -> None:
         end: text before the end of each line.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine(form, end))
+    handler.setFormatter(OneLine(form, end))
     logging.basicConfig(level=level, handlers=[handler])
 
 

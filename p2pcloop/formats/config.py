@@ -7,6 +7,8 @@ upload_limit = 0              # bytes a second to all peers together; 0: no limi
 download_limit = 0
 waiting_after = 3             # seconds without data until a reader is told who was tried
 quota = "20G"                 # of the disk; what was booted least recently goes; default: no limit
+log_level = "info"            # debug, info, warning or error
+log_format = "lines"          # or json
 
 [http]
 listen = ["0.0.0.0:8080"]     # where it serves over HTTP: default the above, another port; []: not
@@ -30,11 +32,11 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from p2pcloop.errors import FormatError, UsageError, storage_error
 from p2pcloop.formats.link import parse_mirror, parse_peer, parse_tracker
@@ -48,6 +50,9 @@ _HINT = "`p2pcloop config show` lists what may be set"
 MAX_RATE = (1 << 31) - 1
 MAX_LISTEN = 16
 MAX_QUOTA = 1 << 50
+LogFormat = Literal["lines", "json"]
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 MAX_PLACES = 32
 """Nodes of the DHT, trackers, mirrors: of each kind."""
 
@@ -110,6 +115,8 @@ class Config:
         download_limit: bytes a second, 0 for no limit.
         waiting_after: seconds.
         quota: bytes on the disk that torrents may take, or None for no limit.
+        log_level: one of `LOG_LEVELS`.
+        log_format: lines for people, or JSON for programs.
     """
 
     listen: tuple[tuple[str, int], ...] = (("127.0.0.1", 0),)
@@ -117,6 +124,8 @@ class Config:
     download_limit: int = 0
     waiting_after: float = 3.0
     quota: int | None = None
+    log_level: str = "info"
+    log_format: LogFormat = "lines"
     discovery: Discovery = field(default_factory=Discovery)
     http: Http = field(default_factory=Http)
     metrics: Metrics = field(default_factory=Metrics)
@@ -247,6 +256,12 @@ def _read_quota(value: object) -> int:
     return size
 
 
+def _read_word(words: Sequence[str], value: object) -> str:
+    if value not in words:
+        raise ValueError(f"must be one of {', '.join(words)}")
+    return str(value)
+
+
 def _read_listen(value: object) -> tuple[tuple[str, int], ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_LISTEN:
         raise ValueError(f"must be a list of 1 to {MAX_LISTEN} addresses")
@@ -337,6 +352,18 @@ SETTINGS = {
             "waiting_after", "seconds without data until a reader is told", _read_seconds, live=True
         ),
         Setting("quota", "room on disk for images; not set: no limit", _read_quota, live=True),
+        Setting(
+            "log_level",
+            "how much p2pcloopd writes to its log: debug, info, warning, error",
+            partial(_read_word, LOG_LEVELS),
+            live=True,
+        ),
+        Setting(
+            "log_format",
+            "of its log: lines, or json for programs",
+            partial(_read_word, get_args(LogFormat)),
+            live=True,
+        ),
         Setting(
             "http.listen",
             "addresses where it serves over HTTP; []: nowhere",

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pcloop.errors import UsageError
-from p2pcloop.formats.config import Config, Discovery, load_config
+from p2pcloop.formats.config import Config, Discovery, Metrics, load_config
 from p2pcloop.formats.packing import pack_canonical
 from p2pcloopd.node.node import reachable
 from p2pcloopd.node.ports import choose_ports
@@ -35,33 +35,41 @@ def test_nothing_needs_to_be_set(path: Path) -> None:
     assert not any(asdict(config.discovery).values())
 
 
+EVERYTHING = """
+listen = ["0.0.0.0:6881", "[::]:6881"]
+upload_limit = 1000000
+download_limit = 2000000
+waiting_after = 2.5
+quota = "20G"
+log_level = "debug"
+log_format = "json"
+[metrics]
+listen = ["[::1]:9190"]
+[discovery]
+dht = true
+dht_nodes = ["router.example.org:6881", "[::1]:7"]
+lsd = true
+lan = true
+upnp = true
+natpmp = true
+trackers = true
+announce_trackers = ["udp://tracker.example.org:80/announce"]
+mirrors = ["https://example.org/images/"]
+"""
+
+
 def test_everything_can_be_set(path: Path) -> None:
-    path.write_text(
-        """
-        listen = ["0.0.0.0:6881", "[::]:6881"]
-        upload_limit = 1000000
-        download_limit = 2000000
-        waiting_after = 2.5
-        quota = "20G"
-        [discovery]
-        dht = true
-        dht_nodes = ["router.example.org:6881", "[::1]:7"]
-        lsd = true
-        lan = true
-        upnp = true
-        natpmp = true
-        trackers = true
-        announce_trackers = ["udp://tracker.example.org:80/announce"]
-        mirrors = ["https://example.org/images/"]
-        """
-    )
+    path.write_text(EVERYTHING)
     assert load_config(path) == Config(
         (("0.0.0.0", 6881), ("::", 6881)),
         1_000_000,
         2_000_000,
         2.5,
         20 << 30,
-        Discovery(
+        "debug",
+        "json",
+        metrics=Metrics((("::1", 9190),)),
+        discovery=Discovery(
             dht=True,
             dht_nodes=(("router.example.org", 6881), ("::1", 7)),
             lsd=True,
@@ -90,6 +98,8 @@ def test_everything_can_be_set(path: Path) -> None:
         ('metrics.listen = ["0.0.0.0:9190"]', r"`metrics\.listen` .*this machine alone"),
         ('metrics.listen = ["[::]:9190"]', r"`metrics\.listen`"),
         ('metrics.listen = ["127.0.0.1:0"]', r"`metrics\.listen` needs a port"),
+        ('log_level = "loud"', "`log_level` must be one of debug, info, warning, error"),
+        ("log_format = 1", "`log_format` must be one of lines, json"),
         ("upload_limit = -1", "`upload_limit`"),
         ("upload_limit = true", "`upload_limit`"),
         ("download_limit = 9999999999", "`download_limit`"),

@@ -14,15 +14,15 @@ import click
 import trio
 
 from p2pcloop.cli.options import home_option
-from p2pcloop.client.terminal import log_to_stderr, open_standard_streams
+from p2pcloop.client.terminal import open_standard_streams
 from p2pcloop.errors import P2pcloopError
+from p2pcloop.formats.config import LOG_LEVELS
 from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home
 from p2pcloopd.entry import allow_many_files, run
+from p2pcloopd.node.log_output import LogOutput
 from p2pcloopd.node.run import run_node
 from p2pcloopd.node.service_manager import notify_service_manager, take_passed_socket
-
-_LEVELS = ("debug", "info", "warning", "error")
 
 _log = logging.getLogger("p2pcloopd")
 
@@ -51,10 +51,10 @@ class _Starter:
         self._fd = None
 
 
-async def _run(home: Home, starter: _Starter, passed: socket.socket | None) -> None:
+async def _run(home: Home, starter: _Starter, passed: socket.socket | None, log: LogOutput) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
-        await run_node(home, starter.ready, passed)
+        await run_node(home, starter.ready, log, passed)
         nursery.cancel_scope.cancel()
 
 
@@ -70,23 +70,21 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
 @home_option
 @click.option(
     "--log-level",
-    type=click.Choice(_LEVELS),
-    default="info",
-    show_default=True,
-    help="How much to say.",
+    type=click.Choice(LOG_LEVELS),
+    help="How much to say.  [default: the setting log_level]",
 )
 @click.option("--ready-fd", type=int, hidden=True)
-def command(home: Home, log_level: str, ready_fd: int | None) -> None:
+def command(home: Home, log_level: str | None, ready_fd: int | None) -> None:
     """Run a node: seed what is here, fetch what is asked for, until SIGTERM or SIGINT.
 
     Commands start it by themselves; `p2pcloop daemon stop` stops it.
     """
     os.umask(0o077)
     allow_many_files()  # a file that is seeded where it lies stays open, and so do connections
-    log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log = LogOutput(log_level)
     starter = _Starter(ready_fd)
     try:
-        run(partial(_run, home, starter, take_passed_socket(home.control_socket)))
+        run(partial(_run, home, starter, take_passed_socket(home.control_socket), log))
     except P2pcloopError as error:
         starter.failed(error)
         _log.error("%s%s", error, f" ({error.hint})" if error.hint else "")

@@ -26,6 +26,7 @@ from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.catalogue import Catalogue
 from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.growing_sum import GrowingSum
+from p2pcloopd.node.log_output import LogOutput
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
 from p2pcloopd.node.waiting import Reports
@@ -41,6 +42,7 @@ class Node:
         config: what the user set.
         engine: the torrents.
         records: manifests and names.
+        log: of this process.
         records_lock: held while records are changed.
         sources: who is asked for records of names, besides the mirrors that a link names.
         announcer: keeps what is public in the DHT, or None where that is not used.
@@ -68,12 +70,14 @@ class Node:
         config: Config,
         engine: Engine,
         records: Records,
+        log: LogOutput,
         warnings: Sequence[str] = (),
     ) -> None:
         self.home = home
         self.config = config
         self.engine = engine
         self.records = records
+        self.log = log
         self.records_lock = trio.Lock()
         self.sources: list[RecordSource] = []
         self.announcer: Announcer | None = None
@@ -102,6 +106,8 @@ class Node:
             download_limit=config.download_limit,
             waiting_after=config.waiting_after,
             quota=config.quota,
+            log_level=config.log_level,
+            log_format=config.log_format,
             discovery=replace(self.config.discovery, mirrors=config.discovery.mirrors),
         )
         self.engine.set_rates(config.download_limit, config.upload_limit)
@@ -109,6 +115,7 @@ class Node:
         self.http_client.pace.set_rate(config.download_limit)
         self.reports.after = config.waiting_after
         self.room.set_quota(config.quota)
+        self.log.set_up(config.log_level, config.log_format)
 
     def addresses(self) -> list[tuple[str, int]]:
         """Where peers reach this node, as links tell it."""

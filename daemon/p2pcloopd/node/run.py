@@ -24,6 +24,7 @@ from p2pcloopd.http.wire import Pace, Wire
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import NodeFiles
+from p2pcloopd.node.log_output import LogOutput
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.metrics import MetricsSite
 from p2pcloopd.node.node import Node
@@ -35,13 +36,17 @@ _log = logging.getLogger(__name__)
 
 
 async def run_node(
-    home: Home, ready: Callable[[list[str]], None], passed: socket.socket | None = None
+    home: Home,
+    ready: Callable[[list[str]], None],
+    log: LogOutput,
+    passed: socket.socket | None = None,
 ) -> None:
     """Run a node on `home` until it is stopped or cancelled.
 
     Args:
         home: made if it is not there.
         ready: called once clients can connect, with what the user should know.
+        log: of this process.
         passed: the control socket that a service manager made; None: it is made here.
 
     Raises:
@@ -53,6 +58,7 @@ async def run_node(
     home.create()
     with home.locked():
         config = load_config(home.config)
+        log.set_up(config.log_level, config.log_format)
         records = Records(home)
         _clear_tmp(home)
         warnings: list[str] = []
@@ -63,7 +69,7 @@ async def run_node(
             _log.warning("%s", warning)
         async with open_engine(_engine_settings(config, listen), home.torrents) as engine:
             await engine.restore()
-            node = Node(home, config, engine, records, warnings)
+            node = Node(home, config, engine, records, log, warnings)
             control = (
                 open_listener(home.control_socket) if passed is None else passed_listener(passed)
             )

@@ -245,7 +245,8 @@ class SessionSwarm:
             try:
                 await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as err:
-                log.warning("tracker %s: the name is not known: %s", url, err)
+                # Not the URL, whose path may be a user's own.
+                log.warning("a tracker of %s: the name is not known: %s", host, err)
                 await trio.sleep(self.torrent.tuning.tracker_retry)
                 continue
             if self._handle is handle:
