@@ -31,6 +31,7 @@ from bench import (
     startup,
     twice,
     upgrade,
+    web_page,
 )
 from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
@@ -65,6 +66,7 @@ MEASURES = {
         startup.HELP,
         startup.PS,
         startup.STATUS,
+        web_page.WEB,
         twice.TWICE,
         plan.PLAN,
     )

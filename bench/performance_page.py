@@ -53,6 +53,7 @@ SECTIONS = {
     "help": "The start of the command",
     "ps": "The list of guests",
     "status": "The state of a node with 500 images",
+    "web": "The web page of such a node",
 }
 """The headings of the page, in order, by measure."""
 

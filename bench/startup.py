@@ -17,9 +17,9 @@ from p2pcloop.client.seed import seed_image
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.store.home import Home
 
-_GUESTS = 50
+GUESTS = 50
 _RUNNING = 40
-_IMAGES = 500
+IMAGES = 500
 _IMAGE_SIZE = 1 << 16
 
 
@@ -41,30 +41,38 @@ def _with_guests(bench: Bench) -> Iterator[Contenders]:
         return _timed(bench, "ps", "--all", "--home", str(home.root))
 
     with ExitStack() as stack:
-        for number in range(_GUESTS):
+        for number in range(GUESTS):
             _make_guest(stack, home, number, running=number < _RUNNING)
         list_all()
         yield {"p2pcloop": list_all}
 
 
 @contextmanager
-def _with_images(bench: Bench) -> Iterator[Contenders]:
-    def show() -> Values:
-        return _timed(bench, "status", "--home", str(home.root))
-
+def large_node(bench: Bench) -> Iterator[Home]:
+    """A node that runs, with `IMAGES` images and `GUESTS` guests."""
     with fresh_node(bench, "node") as root, ExitStack() as stack:
         home = Home.at(root)
         run([bench.p2pcloop, "daemon", "start", "--home", root])
         _seed_images(home, bench.work / "image")
-        for number in range(_GUESTS):
+        for number in range(GUESTS):
             _make_guest(stack, home, number, running=True)
+        yield home
+
+
+@contextmanager
+def _with_images(bench: Bench) -> Iterator[Contenders]:
+    with large_node(bench) as home:
+
+        def show() -> Values:
+            return _timed(bench, "status", "--home", str(home.root))
+
         show()
         yield {"p2pcloop": show}
 
 
 def _seed_images(home: Home, file: Path) -> None:
     with ControlClient.connect(home) as client:
-        for number in range(_IMAGES):
+        for number in range(IMAGES):
             file.write_bytes(random.Random(number).randbytes(_IMAGE_SIZE))
             image = open_image_file(file, home, quiet=True)
             with Publisher.of(home, client, f"image-{number}", None) as publisher:
@@ -99,7 +107,7 @@ HELP = Measure(
 
 PS = Measure(
     "ps",
-    f"p2pcloop ps --all, of {_GUESTS} guests, of which {_RUNNING} run",
+    f"p2pcloop ps --all, of {GUESTS} guests, of which {_RUNNING} run",
     {"seconds": "s"},
     [Row("p2pcloop ps", ("p2pcloop", "seconds"), 0.3)],
     _with_guests,
@@ -107,7 +115,7 @@ PS = Measure(
 
 STATUS = Measure(
     "status",
-    f"p2pcloop status, of {_IMAGES} images and {_GUESTS} guests that run",
+    f"p2pcloop status, of {IMAGES} images and {GUESTS} guests that run",
     {"seconds": "s"},
     [Row("p2pcloop status", ("p2pcloop", "seconds"), 0.3)],
     _with_images,

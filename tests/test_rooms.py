@@ -66,6 +66,7 @@ BELOW_DAEMON = {
         *("netboot", "block", "http", "guest.system", "guest.sandbox", "guest.network"),
         *("entry", "programs"),
     },
+    "web": {"web", "http", "control_client", "entry", "tasks"},
     "mount": {"mount", "block", "control_client", "entry", "fusermount", "programs"},
     "commands": {
         *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "fusermount"),

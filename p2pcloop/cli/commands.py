@@ -60,6 +60,7 @@ SECTIONS = {
     "The node": {
         "doctor": ("p2pcloopd.commands.doctor", "Look whether this machine has what it needs."),
         "status": ("p2pcloop.cli.status", "Show what the node has, fetches and serves."),
+        "web": ("p2pcloop.cli.web", "Show the node in a browser on this machine."),
         "picture": ("p2pcloop.cli.picture", "Draw which blocks of an image are here, as an SVG."),
         "metrics": ("p2pcloop.cli.metrics", "Print what the node counts, for Prometheus."),
         "daemon": ("p2pcloop.cli.daemon", "Start, stop or run p2pcloopd, the node's daemon."),

@@ -10,7 +10,7 @@ import click
 
 from p2pcloop.cli.options import FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_place
-from p2pcloop.client.picture import Pictured, picture
+from p2pcloop.client.picture import Pictured, Pictures
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.picture.chunk_map import ChunkMap
 from p2pcloop.picture.svg import draw_svg
@@ -53,7 +53,7 @@ def command(ref: str, out: Path, at: int, home: Home, *, as_json: bool) -> None:
     to_stdout = str(out) == "-"
     if not to_stdout:
         check_place(out)
-    found = picture(ref, home, at=at, quiet=as_json or to_stdout)
+    found = Pictures(home).picture(ref, at=at, quiet=as_json or to_stdout)
     version = "" if found.version is None else f", version {found.version}"
     drawn = draw_svg(found.chunk_map, found.name + version)
     if to_stdout:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.open_stored import Source
 from p2pcloop.client.profiles import Subject
 from p2pcloop.client.refs import read_ref, resolve_ref, words_of_the_user
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import find_whole
 from p2pcloop.errors import NotHereError
 from p2pcloop.formats.profile import Touch, unpack_touches
@@ -19,8 +21,11 @@ from p2pcloop.image.api import Missing
 from p2pcloop.image.merged import MergedImage
 from p2pcloop.picture.chunk_map import ChunkMap, make_map
 from p2pcloop.picture.known import look_at_torrents, own_torrents, unknown
-from p2pcloop.picture.layout import lay_out
+from p2pcloop.picture.layout import Layout, lay_out
 from p2pcloop.store.home import Home
+
+_KEPT = 4
+"""Layouts that are kept: some megabytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +43,53 @@ class Pictured:
     chunk_map: ChunkMap
 
 
-def picture(ref: str, home: Home, *, at: int = 0, quiet: bool) -> Pictured:
-    """Make the map of the image that a REF stands for.
+class Pictures:
+    """Makes maps of the images of a home. The layouts of those that it made last are kept."""
 
-    An image that is known here needs no p2pcloopd, if the maps of its layers are here.
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._layouts: dict[bytes, Layout] = {}
 
-    Args:
-        at: the version that is wanted, as for `resolve_ref`.
-        quiet: show no progress.
+    def picture(self, ref: str, *, at: int = 0, quiet: bool = True, fetch: bool = True) -> Pictured:
+        """Make the map of the image that a REF stands for.
 
-    Raises:
-        P2pcloopError: as for `resolve_ref`; the maps cannot be fetched.
-    """
-    with ExitStack() as stack:
-        with words_of_the_user():
-            asked = read_ref(ref, home)
-        known = None if isinstance(asked, Path) else find_whole(asked, home, at, in_part=True)
-        target = known or resolve_ref(ref, home, at=at)
-        subject = Subject.open(target, home, stack, quiet=quiet)
-        touches = _touches(subject, home)
-        layout = lay_out(_open(subject, home, stack, ref, at))
-        if subject.ref is None:
-            return Pictured(subject.what, None, make_map(layout, {}, touches))
-        manifest = subject.ref.signed.manifest
-        ask = _asker(home, stack)
-        torrents = look_at_torrents(home, manifest, ask, own_torrents(home, manifest))
-        return Pictured(subject.what, manifest.version, make_map(layout, torrents, touches))
+        An image that is known here needs no p2pcloopd, if the maps of its layers are here.
+
+        Args:
+            at: the version that is wanted, as for `resolve_ref`.
+            quiet: show no progress.
+            fetch: fetch maps that are not here, as long as it takes.
+
+        Raises:
+            NotHereError: the maps of its layers are not here, and `fetch` is False.
+            P2pcloopError: as for `resolve_ref`; the maps cannot be fetched.
+        """
+        home = self._home
+        with ExitStack() as stack:
+            with words_of_the_user():
+                asked = read_ref(ref, home)
+            known = None if isinstance(asked, Path) else find_whole(asked, home, at, in_part=True)
+            target = known or resolve_ref(ref, home, at=at)
+            subject = Subject.open(target, home, stack, quiet=quiet)
+            touches = _touches(subject, home)
+            layout = self._layouts.get(subject.image_id)
+            if layout is None:
+                fetched = partial(_fetched, ref, home, at) if fetch else partial(_refuse, ref)
+                layout = self._keep(subject.image_id, lay_out(_open(subject, home, stack, fetched)))
+            if subject.ref is None:
+                return Pictured(subject.what, None, make_map(layout, {}, touches))
+            manifest = subject.ref.signed.manifest
+            ask = _asker(home, stack)
+            torrents = look_at_torrents(home, manifest, ask, own_torrents(home, manifest))
+            return Pictured(subject.what, manifest.version, make_map(layout, torrents, touches))
+
+    def _keep(self, image_id: bytes, layout: Layout) -> Layout:
+        """Keep a layout that will not change, since all of its chunk table was here."""
+        if all(part.known for part in layout.parts):
+            self._layouts[image_id] = layout
+            for oldest in list(self._layouts)[:-_KEPT]:
+                del self._layouts[oldest]
+        return layout
 
 
 def _touches(subject: Subject, home: Home) -> Sequence[Touch]:
@@ -74,18 +100,31 @@ def _touches(subject: Subject, home: Home) -> Sequence[Touch]:
         return ()
 
 
-def _open(subject: Subject, home: Home, stack: ExitStack, ref: str, at: int) -> MergedImage:
-    """Open the image; p2pcloopd fetches headers and maps that are not here."""
+def _open(
+    subject: Subject, home: Home, stack: ExitStack, fetched: Callable[[], MergedImage]
+) -> MergedImage:
+    """Open the image; `fetched` does where its headers or maps are not here."""
     if subject.local is not None:
         return subject.local
     with suppress(Missing):
         return subject.open_here(home, stack)
-    target = resolve_ref(ref, home, at=at)
-    fetched = Subject.open(target, home, stack, quiet=True)
-    assert fetched.ref is not None, "it was no file before"
-    image = Source(fetched.ref, home).open()
+    image = fetched()
     stack.callback(image.close)
     return image
+
+
+def _fetched(ref: str, home: Home, at: int) -> MergedImage:
+    """Open an image whose headers and maps p2pcloopd fetches."""
+    target = resolve_ref(ref, home, at=at)
+    assert isinstance(target, StoredRef), "it was no file before"
+    with target.client:
+        return Source(target, home).open()
+
+
+def _refuse(ref: str) -> NoReturn:
+    raise NotHereError(
+        f"the block map of {ref} is not here yet", hint="boot it or fetch it: that brings its map"
+    )
 
 
 def _asker(home: Home, stack: ExitStack) -> Callable[[bytes], dict[str, Any] | None]:

@@ -48,6 +48,7 @@ COMMANDS = [
     "netboot",
     "doctor",
     "status",
+    "web",
     "picture",
     "metrics",
     "daemon",

@@ -30,6 +30,7 @@ from p2pcloopd.node.log_output import LogOutput
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
 from p2pcloopd.node.waiting import Reports
+from p2pcloopd.node.web_page import WebPage
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -54,6 +55,7 @@ class Node:
         dispatched: which pieces went to clients of a crowd just now.
         room: keeps the store within its quota.
         reports: tells clients of operations that take long.
+        web_page: served to browsers on this machine, once it is asked for.
         resolving: torrents that were not known before links named them, and how many calls wait to
             know whether the links are good.
         stopping: set it to stop the node in order.
@@ -90,6 +92,7 @@ class Node:
         self.dispatched = DispatchLog()
         self.room = Room(home, engine, config.quota)
         self.reports = Reports(config.waiting_after)
+        self.web_page = WebPage(home)
         self.resolving = Counter[bytes]()
         self.stopping = trio.Event()
         self.warnings = list(warnings)

@@ -38,14 +38,15 @@ async def status(node: Node, call: Call) -> dict[str, Any]:
 
 
 async def watch(node: Node, call: Call) -> dict[str, Any]:
-    """As `status`, as an event a second, until it is cancelled."""
+    """As `status`, as an event a second or more rarely, until it is cancelled."""
     fields = fields_of(call)
     changes = Changes() if "changes" in fields and fields.boolean("changes") else None
+    every = fields.integer("every", 1, 3600) if "every" in fields else REPORT_SECONDS
     fields.end()
     while True:
         told = await describe(node)
         await call.emit("status", **(told if changes is None else changes.since_last(told)))
-        await trio.sleep(REPORT_SECONDS)
+        await trio.sleep(every)
 
 
 async def metrics(node: Node, call: Call) -> dict[str, Any]:
@@ -66,6 +67,12 @@ async def reload(node: Node, call: Call) -> dict[str, Any]:
     }
 
 
+async def web(node: Node, call: Call) -> dict[str, Any]:
+    """Have the web page served from now on."""
+    fields_of(call).end()
+    return {"url": await node.web_page.open()}
+
+
 async def stop(node: Node, call: Call) -> dict[str, Any]:
     """Stop p2pcloopd in order, once this is answered."""
     fields_of(call).end()
@@ -78,6 +85,6 @@ OPERATIONS: dict[str, Callable[[Node, Call], Awaitable[dict[str, Any]]]] = {
     for operation in (
         add, layout, pieces, read, stream, fetch, fill, verify, seed, seed_manifest, seed_record,
         resolve, manifest, remove, check_mirror, pin, unpin, booted, released, gc, status, watch,
-        metrics, reload, stop,
+        metrics, reload, web, stop,
     )
 }  # fmt: skip

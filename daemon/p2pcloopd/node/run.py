@@ -110,6 +110,7 @@ async def _serve(
             _log.info("serving %s, peers at %s", node.home.root, node.engine.listen_ports)
             ready(node.warnings)
             nursery.start_soon(node.room.run)
+            nursery.start_soon(node.web_page.run)
             await node.stopping.wait()
             nursery.cancel_scope.cancel()
         await node.http_client.aclose()

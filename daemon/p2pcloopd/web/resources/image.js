@@ -1,0 +1,87 @@
+// One image: facts, buttons and its chunk map.
+
+import { act, ask, date, drawn, element, facts, find, short, size } from "./dom.js";
+
+const MAP_MILLISECONDS = 5000; // between two looks at a map that changes
+let shown = null; // its name
+let told = null; // its facts
+let drawnOf = null; // what of it was here when its map was drawn
+let drawnAt = 0;
+let timer = 0;
+
+export async function showImage(name, state) {
+  shown = name;
+  told = drawnOf = null;
+  clearTimeout(timer);
+  timer = 0;
+  find("image-part").hidden = name === null;
+  if (name === null) return;
+  find("image-title").textContent = `Image ${short(name)}`;
+  find("map").replaceChildren("…");
+  find("image-title").focus();
+  told = await ask(`image?name=${encodeURIComponent(name)}`);
+  if (told === null || shown !== name) return;
+  find("overlays").replaceChildren(...told.overlays.map((path) => element("option", { value: path })));
+  find("boot").hidden = told.withdrawn || told.state;
+  updateImage(state);
+}
+
+export function updateImage(state) {
+  const image = state.images[shown];
+  if (told === null || image === undefined) return;
+  const pinned = state.pinned.includes(told.manifest);
+  facts(find("image-facts"), [
+    ["Version", `${told.version} of ${date(told.created)}`],
+    ["Here", `${size(image.here)} of ${size(image.size)}`],
+    ["Device", size(told.size)], ["Layers", String(told.layers)],
+    ["Publisher", told.ours ? "you" : "others"], ["Profile", told.profile ?? "none"],
+    ["Kept", pinned ? "pinned" : null], ["Private", told.private ? "yes" : null],
+    ["Message", told.message, true], ["Name", told.name, true], ["Link", told.link, true],
+  ]);
+  buttons(image, pinned);
+  drawIfChanged(image);
+}
+
+function buttons(image, pinned) {
+  const wanted = JSON.stringify([shown, pinned, image.here < image.size]);
+  const place = find("image-buttons");
+  if (place.dataset.shown === wanted) return;
+  place.dataset.shown = wanted;
+  const press = (what) => () => act({ do: what, ref: told.name });
+  place.replaceChildren(
+    ...(image.here < image.size ? [element("button", { onclick: press("fetch") }, "Fetch all of it")] : []),
+    element("button", { onclick: press(pinned ? "unpin" : "pin") }, pinned ? "Unpin" : "Pin"),
+    element("button", { onclick: () => showImage(null) }, "Close"),
+  );
+}
+
+function drawIfChanged(image) {
+  const now = Date.now();
+  if (drawnOf === image.here || timer) return;
+  const wait = drawnOf === null ? 0 : Math.max(0, drawnAt + MAP_MILLISECONDS - now);
+  const name = shown;
+  timer = setTimeout(async () => {
+    timer = 0;
+    if (shown !== name) return;
+    drawnOf = image.here;
+    drawnAt = Date.now();
+    const map = await ask(`map?name=${encodeURIComponent(name)}`);
+    if (shown !== name || map === null) return;
+    find("map").replaceChildren(...(map.why ? [map.why] : map.panels.map((panel) => figure(panel, map))));
+  }, wait);
+}
+
+/** A panel; its legend says in words what its colours do. */
+function figure(panel, map) {
+  const marks = panel.marks.filter(([, , path]) => path);
+  const picture = drawn("svg", { viewBox: `0 0 ${map.width} ${map.height}`, role: "img", "aria-label": panel.told, "shape-rendering": "crispEdges" },
+    ...marks.map(([kind, , path]) => drawn("path", { class: kind, d: path })));
+  const legend = panel.marks.filter(([, label]) => label).map(([kind, label]) => element("li", {},
+    drawn("svg", { viewBox: "0 0 9 9", "aria-hidden": "true" }, drawn("rect", { class: kind, width: 9, height: 9 })), label));
+  return element("figure", {}, element("figcaption", {}, panel.title), picture, element("ul", { class: "legend" }, ...legend));
+}
+
+find("boot").addEventListener("submit", (event) => {
+  event.preventDefault();
+  act({ do: "boot", ref: told.name, ...Object.fromEntries(new FormData(event.target)) });
+});

@@ -1,0 +1,141 @@
+// The page: the state that arrives as events, and the parts that show it.
+
+import { act, element, facts, find, rate, rows, say, short, size, write } from "./dom.js";
+import { showGuest, updateGuest } from "./guest.js";
+import { showImage, updateImage } from "./image.js";
+
+const state = { images: {}, guests: [], peers: [], jobs: [], pinned: [] };
+let events = null;
+
+function connect() {
+  events = new EventSource("events");
+  events.addEventListener("state", (event) => {
+    Object.assign(state, JSON.parse(event.data));
+    show(Object.keys(state));
+    say("");
+  });
+  events.addEventListener("change", (event) => {
+    const { images = {}, gone = [], ...others } = JSON.parse(event.data);
+    Object.assign(state, others);
+    Object.assign(state.images, images);
+    for (const name of gone) delete state.images[name];
+    show([...Object.keys(others), ...(Object.keys(images).length || gone.length ? ["images"] : [])]);
+  });
+  events.addEventListener("error", () => say("no connection to p2pcloopd: it is tried anew", true));
+}
+
+// A page in a tab that is not seen asks for nothing.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) events.close();
+  else connect();
+});
+
+const parts = { node: showNode, traffic: showTraffic, images: showImages, guests: showGuests,
+  peers: showPeers, jobs: showJobs, pinned: () => updateImage(state) };
+
+function show(keys) {
+  for (const key of keys) parts[key]?.();
+}
+
+function showNode() {
+  const node = state.node;
+  const where = node.listen.length ? `peers reach it at ${node.listen.join(", ")}` : "no peer reaches it";
+  write(find("node"), `${node.home}, process ${node.pid}, since ${new Date(1000 * node.since).toLocaleString()}; ${where}`);
+  const told = [...node.warnings, ...node.mirrors.filter((m) => m.error).map((m) => `${m.base}: ${m.error}`)];
+  find("warnings").replaceChildren(...told.map((text) => element("li", { class: "bad" }, text)));
+}
+
+function showTraffic() {
+  const t = state.traffic;
+  facts(find("traffic"), [["Down", rate(t.down)], ["Up", rate(t.up)], ["Peers", String(t.peers)],
+    ["Received", size(t.received)], ["Sent", size(t.sent)]]);
+}
+
+function showImages() {
+  const wanted = find("filter").value.toLowerCase();
+  const names = Object.keys(state.images).filter((name) => name.toLowerCase().includes(wanted));
+  rows(find("images"), names.sort(), (name) => name, makeImage, fillImage);
+  updateImage(state);
+}
+
+function makeImage(name) {
+  const open = element("button", { class: "link", title: name, onclick: () => openImage(name) }, short(name));
+  const bar = element("progress", { "aria-label": `${short(name)}, here` });
+  return element("tr", {}, element("td", { class: "name" }, open, " ", element("span", { class: "quiet" })),
+    element("td", {}, bar, " ", element("span")), element("td"), element("td"), element("td"));
+}
+
+function fillImage(row, name) {
+  const image = state.images[name];
+  const [named, here, down, up, peers] = row.children;
+  write(named.lastChild, `v${image.version}${image.trouble ? `, ${image.trouble}` : ""}`);
+  const [bar, , told] = here.childNodes;
+  const most = Math.max(1, image.size);
+  if (bar.max !== most) bar.max = most;
+  if (bar.value !== image.here) bar.value = image.here;
+  write(told, image.size ? `${Math.floor((100 * image.here) / image.size)} % of ${size(image.size)}` : size(image.here));
+  write(down, rate(image.down));
+  write(up, rate(image.up));
+  write(peers, String(image.peers));
+}
+
+function openImage(name) {
+  showGuest(null, state);
+  showImage(name, state);
+}
+
+function showGuests() {
+  const make = (guest) => {
+    const open = element("button", { class: "link", onclick: () => { showImage(null, state); showGuest(guest.name, state); } }, guest.name);
+    return element("tr", {}, element("td", {}, open), element("td", { class: "name" }), element("td", { class: "name" }), element("td"));
+  };
+  rows(find("guests"), state.guests, (guest) => guest.name, make, (row, guest) => {
+    const [, image, told, fetched] = row.children;
+    write(image, short(guest.image) + (guest.version ? ` v${guest.version}` : ""));
+    write(told, describe(guest));
+    write(fetched, guest.fetched === null ? "–" : size(guest.fetched));
+  });
+  updateGuest(state);
+}
+
+export function describe(guest) {
+  if (guest.state === "running") {
+    return guest.waiting ? `waits: ${guest.waiting}` : "running";
+  }
+  if (guest.state === "ended") return `ended: ${guest.reason} (${guest.exit_code})${guest.error ? `, ${guest.error}` : ""}`;
+  return guest.error ?? guest.state;
+}
+
+function showPeers() {
+  const make = () => element("tr", {}, element("td", { class: "name" }), ...[1, 2, 3, 4].map(() => element("td")));
+  rows(find("peers"), state.peers, (peer) => peer.address, make, (row, peer) => {
+    const [address, received, sent, down, up] = row.children;
+    write(address, peer.address + (peer.connected ? "" : " (gone)"));
+    write(received, size(peer.received));
+    write(sent, size(peer.sent));
+    write(down, rate(peer.down));
+    write(up, rate(peer.up));
+  });
+}
+
+function showJobs() {
+  find("no-jobs").hidden = state.jobs.length > 0;
+  const make = (job) => element("li", {}, element("h3", {}, element("code", {}, job.what)), element("p"), element("pre", { tabindex: "0", "aria-label": `output of ${job.what}` }));
+  rows(find("jobs"), state.jobs, (job) => job.id, make, (row, job) => {
+    const [, told, said] = row.children;
+    told.className = job.code ? "bad" : "";
+    write(told, job.code === null ? "runs" : job.code ? `failed, exit code ${job.code}` : "done");
+    write(said, job.said.trim());
+    said.hidden = !job.said.trim();
+  });
+}
+
+find("filter").addEventListener("input", showImages);
+for (const id of ["fetch-link", "publish"]) {
+  find(id).addEventListener("submit", (event) => {
+    event.preventDefault();
+    act({ do: id, ...Object.fromEntries(new FormData(event.target)) });
+    event.target.reset();
+  });
+}
+connect();

@@ -1,0 +1,118 @@
+"""Parts of the page's process: text of consoles, words of commands, changes, and its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcloop.errors import FormatError
+from p2pcloopd.web.console import plain_text, whole_characters
+from p2pcloopd.web.http import Viewers
+from p2pcloopd.web.jobs import command_of
+from p2pcloopd.web.live import differences, encode_event
+
+
+@pytest.mark.parametrize(
+    ("printed", "shown"),
+    [
+        ("\x1b[1;32mroot\x1b[0m@g1:~# ls\r\r\nfile\r\n", "root@g1:~# ls\nfile\n"),
+        ("\x1b]0;a title\x07login: ", "login: "),
+        ("\x1b]52;c;aGk=\x1b\\x\x1bP1$r\x1b\\y\x1b(Bz", "xyz"),
+        ("10 %\r20 %\r30 %", "10 %\n20 %\n30 %"),
+        ("\u202egpj.exe\x00\x9b2J <b>", "gpj.exe2J <b>"),
+    ],
+)
+def test_a_page_shows_the_text_of_a_console(printed: str, shown: str) -> None:
+    assert plain_text(printed) == shown
+
+
+@given(st.text())
+def test_no_control_character_is_left(text: str) -> None:
+    shown = plain_text(text)
+    assert all(char.isprintable() or char in "\n\t" for char in shown)
+
+
+@given(st.text(), st.integers(0, 200))
+def test_a_character_that_is_cut_waits_for_its_end(text: str, at: int) -> None:
+    data = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+    first, rest = whole_characters(data[:at])
+    assert first + rest == data[:at]
+    assert len(rest) < 4
+    assert (first.decode() + (rest + data[at:]).decode()).encode() == data
+
+
+WORDS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=20)
+
+
+@given(WORDS, st.dictionaries(st.sampled_from(["name", "mem", "overlay"]), WORDS))
+def test_what_a_user_typed_is_never_an_option(ref: str, given_: dict[str, str]) -> None:
+    fields = dict.fromkeys(["name", "mem", "overlay", "net", "vm", "display"], "") | given_
+    words, typed = command_of({"do": "boot", "ref": ref, **fields})
+    assert (words[:2], words[-2:], typed) == (["boot", "--detach"], ["--", ref], "")
+    assert words[2:-2] == [f"--{name}={value}" for name, value in fields.items() if value]
+    for command in ("fetch", "pin", "unpin"):
+        assert command_of({"do": command, "ref": ref}) == ([command, "--", ref], "")
+
+
+def test_a_link_is_no_word_of_a_command() -> None:
+    assert command_of({"do": "fetch-link", "ref": "magnet:?x"}) == (["fetch", "-"], "magnet:?x\n")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"do": "exec"},
+        {"do": "stop"},
+        {"do": "stop", "name": "a\nb"},
+        {"do": "pin", "ref": 1},
+        {"do": "pin", "ref": "a", "more": "b"},
+    ],
+)
+def test_other_requests_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        command_of(fields)
+
+
+STATES = st.fixed_dictionaries(
+    {"images": st.dictionaries(st.text(max_size=2), st.integers(0, 3)), "guests": st.integers(0, 2)}
+)
+
+
+@given(STATES, STATES)
+def test_changes_lead_from_one_state_to_the_next(
+    before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    changes = differences(before, now)
+    images = before["images"] | changes.pop("images", {})
+    for name in changes.pop("gone", ()):
+        del images[name]
+    assert before | changes | {"images": images} == now
+
+
+def test_an_event_is_one_line_whatever_strangers_wrote() -> None:
+    event = encode_event("change", {"name": "a\n\nevent: state\ndata: {}"})
+    assert event.count(b"\n") == 3
+    assert event.endswith(b"\n\n")
+
+
+async def test_the_process_ends_half_a_minute_after_the_last_browser(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    viewers = Viewers()
+
+    async def look() -> None:
+        await trio.sleep(20)
+        viewers.count(1)
+        await trio.sleep(3600)
+        viewers.count(-1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        await viewers.wait_gone(30)
+    assert trio.current_time() == pytest.approx(3650)
+    assert autojump_clock.jump is not None
