@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, tell_state
+from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr, notify
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
@@ -23,6 +24,7 @@ from p2pcloopd.forked import fork_daemon
 from p2pcloopd.guest.network.forwarding import bound_ports
 
 if TYPE_CHECKING:
+    from p2pcloop.making.image_file import ImageFile
     from p2pcloopd.commands.hosting import Plan
     from p2pcloopd.guest.spec import GuestResult
 
@@ -60,9 +62,29 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
             late=True,
         )
         tell_state(target, "boots as after a power failure")
+        obey_cheatcodes(options.append, target)
         hosting = _load().Hosting(ref, target, options, plan(), ports)
         result: GuestResult = hosting.run(started)
         return result
+
+
+def obey_cheatcodes(append: str, target: ImageFile | StoredRef) -> None:
+    """Do before a boot what the user's cheatcodes ask for, and tell which of them do nothing.
+
+    Raises:
+        P2pcloopError: the image could not be fetched.
+    """
+    if not append:
+        return
+    from p2pcloopd.guest.system.cheatcodes import read_cheatcodes  # noqa: PLC0415  few boots
+
+    cheatcodes = read_cheatcodes(append)
+    for remark in cheatcodes.remarks:
+        notify(f"p2pcloop: {remark}")
+    if cheatcodes.whole and isinstance(target, StoredRef):
+        from p2pcloop.client.fetch import fetch_all  # noqa: PLC0415  as above
+
+        fetch_all(target, quiet=False)
 
 
 def check_ports(options: GuestOptions | ResumeOptions) -> None:

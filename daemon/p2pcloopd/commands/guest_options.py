@@ -133,7 +133,8 @@ _OPTIONS = (
         "--append",
         default="",
         metavar="ARGS",
-        help="Words for the kernel's command line; p2pcloop.raid6, p2pcloop.legacy_ptys and"
+        help="Words for the kernel's command line. KNOPPIX's cheatcodes toram, lang=, keyboard=,"
+        " tz= and hostname= are understood; p2pcloop.raid6, p2pcloop.legacy_ptys and"
         " p2pcloop.serial_lines give back what guests leave out to boot sooner.",
     ),
     _CPU,

@@ -28,6 +28,7 @@ from p2pcloopd.guest.report import Outcome, image_facts, write_report
 from p2pcloopd.guest.sandbox import syscall_filter
 from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.system.addresses import USER, Addresses
+from p2pcloopd.guest.system.cheatcodes import read_cheatcodes
 from p2pcloopd.guest.system.files_root import build_files_initramfs
 from p2pcloopd.guest.system.hostname import hostname_part, hostname_words
 from p2pcloopd.guest.system.initramfs import HAND_OVER, Part, build_initramfs
@@ -366,9 +367,12 @@ def _extras(options: GuestOptions, plan: Plan) -> tuple[list[Part], list[str]]:
 
         parts.append(display_part(authority_file(plan.display.cookie), plan.display.variables))
         words.append(display_words())
-    if options.name is not None and plan.reachable:  # a command of `run` has no init
-        parts.append(hostname_part(options.name))
-        words.append(hostname_words(options.name))
+    cheatcodes = read_cheatcodes(options.append)
+    words += cheatcodes.words
+    name = options.name or cheatcodes.host_name
+    if name is not None and plan.reachable:  # a command of `run` has no init
+        parts.append(hostname_part(name))
+        words.append(hostname_words(name))
     return parts, words
 
 
