@@ -45,7 +45,8 @@ class Reachable:
         listener: of its control socket; None where there is none.
         channel: to its agent.
         log: gets what it prints.
-        on_start: called once its kernel runs and its socket is served.
+        on_start: called once it runs and its socket is served; of a resumed guest, once that has
+            its state and goes on.
     """
 
     name: str
@@ -91,6 +92,8 @@ async def run_reachable(reach: Reachable, spec: GuestSpec, events: Events) -> Gu
             perform = partial(_perform, guest, recent, Commands(reach.channel), suspends)
             serve = partial(serve_control, reach.listener, perform, server=_words(reach.name))
             await nursery.start(serve)
+        if spec.resume is not None:
+            await spec.resume.gone_on.wait()
         reach.on_start()
 
     return await run_attended(spec, attend, replace(events, console=output.take))

@@ -196,6 +196,7 @@ class QemuBoot:
             await self._set_links(up=False)
             await resume.ready()
             await self._qmp.execute("cont", seconds=_STOP_SECONDS)
+            resume.gone_on.set()
             self._is_captured = False
             await trio.sleep(_UNPLUGGED_SECONDS)
             await self._set_links(up=True)

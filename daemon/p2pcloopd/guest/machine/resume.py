@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import field
 from pathlib import Path
 
 import trio
@@ -21,9 +22,11 @@ class Resume:
             come while the guest runs: a read of it waits.
         device_state: what QEMU wrote of its devices.
         ready: returns once the guest may run; its machine is there before.
+        gone_on: set once the guest runs.
     """
 
     machine: MachineState
     memory: Path
     device_state: bytes
     ready: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    gone_on: trio.Event = field(default_factory=trio.Event)
