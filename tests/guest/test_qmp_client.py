@@ -17,7 +17,7 @@ from trio.testing import MockClock
 from p2pcloop.errors import BusyError, FormatError, GuestError, MismatchError
 from p2pcloop.protocol.qmp import MachineEvent
 from p2pcloopd.entry import plain_errors
-from p2pcloopd.guest.machine.qemu_ports import QemuPorts
+from p2pcloopd.guest.machine.qemu_ports import FIRST_NUMBER, MAX_PORTS, QemuPorts
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.ports import Port
 from tests.support.played_qemu import Qemu, connected
@@ -168,7 +168,7 @@ async def test_drain_waits_for_what_qemu_held_back() -> None:
             assert done == [2000]
 
 
-async def test_numbers_are_free_again_once_a_port_is_out() -> None:
+async def test_there_is_room_again_once_a_port_is_out() -> None:
     with trio.fail_after(BOUND):
         async with ports_of(Port("agent"), spare=1) as (ports, qemu):
             first = Port("")
@@ -186,13 +186,40 @@ async def test_numbers_are_free_again_once_a_port_is_out() -> None:
                     again = await ports.add([second])
                 except BusyError:
                     continue
-            assert again == [2]
+            assert again == [3]
             # An event about the port that was there before is not taken for this one.
             (_, (old, _), (new, _)) = plugged(qemu)
             assert old != new
             await qemu.tell("VSERPORT_CHANGE", id=old, open=True)
             await qemu.tell("VSERPORT_CHANGE", id=new, open=True)
             await second.opened.wait()
+
+
+async def test_a_number_rests_until_the_guest_has_opened_a_later_port() -> None:
+    """A guest that stood still meanwhile opened the port that had been there before."""
+    with trio.fail_after(BOUND):
+        async with ports_of(Port("agent"), spare=MAX_PORTS - FIRST_NUMBER - 1) as (ports, qemu):
+            first = [Port("") for _ in range(MAX_PORTS - FIRST_NUMBER - 1)]
+            assert await ports.add(first) == list(range(2, MAX_PORTS))
+            for port in first:
+                ports.remove(port)
+            while qemu.names().count("chardev-remove") < len(first):
+                await trio.lowlevel.checkpoint()
+            # Nothing will tell that these have rested.
+            assert await ports.add([Port("")]) == [2]
+            async with trio.open_nursery() as nursery:
+                third = Port("")
+                added = trio.Event()
+
+                async def add() -> None:
+                    assert await ports.add([third]) == [3]
+                    added.set()
+
+                nursery.start_soon(add)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not added.is_set()
+                await qemu.tell("VSERPORT_CHANGE", id=plugged(qemu)[-1][0], open=True)
+                await added.wait()
 
 
 async def test_a_resumed_guest_has_the_ports_that_it_had_and_then_the_new_ones() -> None:

@@ -7,13 +7,17 @@ tells when the guest opens or closes it; our closing of the socket is the end of
 QEMU loads the state of a guest only into a machine with the same ports. So a resumed guest first
 has those that it had, and then those that are asked for here. An old one that has the name of a
 new one becomes that one; of the others all output is dropped, until the guest closes them.
+
+A guest that stands still hears of a port that went only later, and a program in it may open that
+one in place of its successor of the same number. QEMU does not tell when a guest has heard of it.
+But Linux's driver obeys in order: once it has opened a port, all that went before that one came are
+gone. So a number rests until then.
 """
 
 from __future__ import annotations
 
 import array
 import fcntl
-import itertools
 import socket
 import termios
 from collections.abc import AsyncIterator, Sequence
@@ -33,6 +37,7 @@ FIRST_NUMBER = 1
 """Of a port. QEMU keeps number 0 for a console."""
 
 MAX_PORTS = 31
+"""QEMU's, with number 0."""
 
 _SETTLE_SECONDS = 5.0
 """How long a QEMU that takes no commands may take to end."""
@@ -42,6 +47,7 @@ class _Plug:
     """A port that is plugged in.
 
     Attributes:
+        serial: how many ports were plugged in until it was; 0 before.
         id: QEMU's name of it.
         raw, sock: our end, and the same for trio; None before it is there.
         count: bytes that came.
@@ -53,6 +59,7 @@ class _Plug:
     def __init__(self, port: Port, number: int) -> None:
         self.port = port
         self.number = number
+        self.serial = 0
         self.id = ""
         self.raw: socket.socket | None = None
         self.sock: trio.socket.SocketType | None = None
@@ -134,7 +141,12 @@ class QemuPorts:
         self._plugs: dict[int, _Plug] = {}
         self._by_id: dict[str, _Plug] = {}
         self._nursery: trio.Nursery | None = None
-        self._serials = itertools.count(1)
+        self._plugged = 0
+        self._opened = 0
+        """The last one of those that the guest has opened."""
+        self._pulled: dict[int, int] = {}
+        """By number, how many ports had been plugged in when it was pulled out."""
+        self._changed = trio.Event()
         assert self._most <= MAX_PORTS - FIRST_NUMBER
 
     async def serve(self) -> None:
@@ -159,16 +171,38 @@ class QemuPorts:
             BusyError: there are no numbers left.
             GuestError: QEMU does not make them.
         """
-        free = [n for n in range(FIRST_NUMBER, FIRST_NUMBER + self._most) if n not in self._plugs]
-        if len(free) < len(ports):
-            raise BusyError("all ports into the guest are in use")
-        plugs = [_Plug(port, number) for port, number in zip(ports, free, strict=False)]
+        numbers = await self._rested(len(ports))
+        plugs = [_Plug(port, number) for port, number in zip(ports, numbers, strict=True)]
         for plug in plugs:
             self._plugs[plug.number] = plug
         async with self._changing:
             for plug in plugs:
                 await self._plug_in(plug)
         return [plug.number for plug in plugs]
+
+    async def _rested(self, count: int) -> list[int]:
+        """Return free numbers that have rested, once there are enough; if nothing tells that any
+        more have, those that have rested longest.
+
+        Raises:
+            BusyError: too few are free.
+        """
+        while True:
+            if sum(not plug.is_stray for plug in self._plugs.values()) + count > self._most:
+                raise BusyError("all ports into the guest are in use")
+            free = [n for n in range(FIRST_NUMBER, MAX_PORTS) if n not in self._plugs]
+            numbers = sorted(free, key=lambda number: self._pulled.get(number, -1))[:count]
+            last = max(self._pulled.get(number, -1) for number in numbers)
+            if last < self._opened or not self._is_any_to_open(last):
+                return numbers
+            await self._changed.wait()
+
+    def _is_any_to_open(self, last: int) -> bool:
+        """Whether the guest will open a port that came after so many."""
+        return any(
+            (plug.serial > last or not plug.is_in) and not plug.port.opened.is_set()
+            for plug in self._plugs.values()
+        )
 
     def remove(self, port: Port) -> None:
         """Pull a port out, if it is there."""
@@ -218,6 +252,8 @@ class QemuPorts:
         if event.data.get("open"):
             plug.port.ready.set()
             plug.port.record_opened()
+            self._opened = max(self._opened, plug.serial)
+            self._report()
         elif plug.port.opened.is_set():
             plug.port.record_closed()
             if plug.is_stray:
@@ -252,7 +288,9 @@ class QemuPorts:
     async def _plug_in(self, plug: _Plug) -> None:
         assert self._nursery is not None
         # Names are not used again: an event may still be about the port that was there before.
-        plug.id = f"port{plug.number}-{next(self._serials)}"
+        self._plugged += 1
+        plug.serial = self._plugged
+        plug.id = f"port{plug.number}-{plug.serial}"
         ours, theirs = socket.socketpair()
         plug.raw, plug.sock = ours, trio.socket.from_stdlib_socket(ours)
         try:
@@ -282,6 +320,8 @@ class QemuPorts:
                 await self._qmp.execute("chardev-remove", {"id": plug.id})
             if self._plugs.get(plug.number) is plug:
                 del self._plugs[plug.number]
+                self._pulled[plug.number] = self._plugged
+            self._report()
 
     async def _carry(self, plug: _Plug) -> None:
         assert plug.sock is not None
@@ -303,6 +343,10 @@ class QemuPorts:
     async def _carry_out(self, plug: _Plug) -> None:
         while data := await plug.receive():
             await plug.port.deliver(data)
+
+    def _report(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _plug_of(self, port: Port) -> _Plug | None:
         return next((plug for plug in self._plugs.values() if plug.port is port), None)
