@@ -56,7 +56,7 @@ async def test_a_resumed_guest_has_started_once_it_goes_on(monkeypatch: pytest.M
     resume = resume_of_nothing()
     started: list[str] = []
 
-    async def attended(spec: GuestSpec, attend: Attend, events: Events) -> GuestResult:
+    async def attended(_: GuestSpec, attend: Attend, _events: Events) -> GuestResult:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(attend, nursery, RunningGuest())
             await trio.testing.wait_all_tasks_blocked()
