@@ -18,6 +18,9 @@ from p2pcloop.text import printable
 SHUTDOWN_SECONDS = 60
 """A guest that has not shut down by then is ended by the process that runs it."""
 
+WAIT_SECONDS, MAX_WAIT_SECONDS = 60, 3600
+"""How long a command for a guest that boots waits for it, if nothing else is said, and at most."""
+
 _END_SECONDS = 60
 """How long that process may take when its guest was ended: it makes all durable."""
 

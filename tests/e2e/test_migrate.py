@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.boot_disks import stock_kernel
-from tests.support.programs import GUEST_OPTIONS, P2PCLOOP, Node, Nodes
+from tests.support.programs import EXEC, GUEST_OPTIONS, P2PCLOOP, Node, Nodes
 
 pytestmark = pytest.mark.e2e
 
@@ -28,7 +28,7 @@ def ssh(tmp_path: Path) -> Path:
 
 
 def note(node: Node) -> str:
-    return node.run("exec", "g1", "--", "cat", "/dev/note").out
+    return node.run(*EXEC, "g1", "--", "cat", "/dev/note").out
 
 
 def test_a_guest_moves_and_comes_back(cloop: Path, nodes: Nodes, ssh: Path) -> None:
@@ -36,12 +36,12 @@ def test_a_guest_moves_and_comes_back(cloop: Path, nodes: Nodes, ssh: Path) -> N
     here, there = nodes.make(), nodes.make()
     here.seed(cloop, "tiny")
     here.run("boot", "tiny", "--vm", "qemu", *GUEST_OPTIONS, "--name", "g1", "--detach")
-    here.run("exec", "g1", "--", "sh", "-c", "echo moves >/dev/note")
+    here.run(*EXEC, "g1", "--", "sh", "-c", "echo moves >/dev/note")
     gone = here.json("migrate", "g1", there.root, "--ssh", ssh)
     assert (gone["guest"], gone["host"], gone["version"]) == ("g1", str(there.root), 2)
     assert here.json("ps")["guests"] == []
     assert note(there) == "moves\n"
-    there.run("exec", "g1", "--", "sh", "-c", "echo comes back >/dev/note")
+    there.run(*EXEC, "g1", "--", "sh", "-c", "echo comes back >/dev/note")
     back = there.json("migrate", "g1", here.root, "--ssh", ssh)
     assert back["base"] == gone["name"], "only what it has changed there"
     assert there.json("ps")["guests"] == []

@@ -14,7 +14,7 @@ import pytest
 from bench.links.network import why_not
 from p2pcloop.formats.overlay import Overlay
 from tests.support.boot_disks import stock_kernel
-from tests.support.programs import GUEST_OPTIONS, Node, Nodes
+from tests.support.programs import EXEC, GUEST_OPTIONS, Node, Nodes
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -38,7 +38,7 @@ def node(cloop: Path) -> Iterator[Node]:
 
 
 def said(node: Node, guest: str, script: str) -> str:
-    return node.run("exec", guest, "--", "sh", "-c", script).out
+    return node.run(*EXEC, guest, "--", "sh", "-c", script).out
 
 
 def state_of(node: Node, guest: str) -> str:

@@ -30,6 +30,9 @@ from tools.tiny_image import SHELL_PROMPT
 GUEST_OPTIONS = ("--mem", "128M", "--append", "quiet")
 """Options of guests that suffice for tests."""
 
+EXEC = ("exec", "--wait", str(round(BOUND)))
+"""For guests in QEMU: those boot slowly on a machine that has other work."""
+
 _LOGIN = "import os, sys; os.login_tty(os.dup(0)); os.execv(sys.argv[1], sys.argv[1:])"
 
 P2PCLOOP = Path(sys.executable).with_name("p2pcloop")

@@ -8,7 +8,7 @@ import os
 import click
 
 from p2pcloop.cli.options import home_option
-from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.guests import MAX_WAIT_SECONDS, WAIT_SECONDS, GuestProcess
 from p2pcloop.errors import GuestError, UsageError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.store.home import Home
@@ -36,10 +36,24 @@ is left, or whose `p2pcloop exec` was killed, gets SIGHUP in the guest, and SIGK
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
 )
 @click.option("-i", "--interactive", is_flag=True, help="Give CMD this command's standard input.")
+@click.option(
+    "--wait",
+    type=click.IntRange(0, MAX_WAIT_SECONDS),
+    default=WAIT_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a guest that boots is waited for.",
+)
 @click.option("-t", "--tty", is_flag=True, hidden=True)
 @home_option
 def command(
-    name: str, command_words: tuple[str, ...], home: Home, *, interactive: bool, tty: bool
+    name: str,
+    command_words: tuple[str, ...],
+    home: Home,
+    *,
+    interactive: bool,
+    wait: int,
+    tty: bool,
 ) -> None:
     """Run CMD as root in the guest NAME, which runs, and return its output and exit code.
 
@@ -55,7 +69,7 @@ def command(
     words = [os.fsencode(word) for word in command_words]
     folder = running_guest(home, name)
     streams = importlib.import_module("p2pcloopd.guest.channel.streams")
-    raise click.exceptions.Exit(streams.execute(folder, words, with_input=interactive))
+    raise click.exceptions.Exit(streams.execute(folder, words, with_input=interactive, wait=wait))
 
 
 def running_guest(home: Home, name: str) -> GuestFolder:

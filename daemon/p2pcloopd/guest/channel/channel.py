@@ -35,7 +35,7 @@ from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
 MAX_COMMANDS = 8
 """Commands that run at once in a guest. Each has three ports, and each port two queues."""
 
-_START_SECONDS = 60.0
+START_SECONDS = 60.0
 """How long the guest may take to offer ports for a command: its kernel does that."""
 
 _HANG_UP_SECONDS = 5.0
@@ -334,13 +334,16 @@ class Channel:
             self._report()
 
     @asynccontextmanager
-    async def command(self, words: Sequence[bytes], *, tools: bool) -> AsyncIterator[GuestCommand]:
+    async def command(
+        self, words: Sequence[bytes], *, tools: bool, start_seconds: float = START_SECONDS
+    ) -> AsyncIterator[GuestCommand]:
         """Run a command in the guest; at the end it is ended, if it still runs.
 
         Args:
             words: a program of the image and its arguments.
             tools: they are a script for busybox's shell and its arguments instead, the first of
                 which is $0.
+            start_seconds: how long the guest may take to start it.
 
         Raises:
             UsageError: the words cannot be sent.
@@ -360,11 +363,11 @@ class Channel:
         command = GuestCommand(next(self._numbers), self._device, self._agent)
         self._running += 1
         try:
-            with trio.move_on_after(_START_SECONDS) as starting:
+            with trio.move_on_after(start_seconds) as starting:
                 await command.begin(words, tools=tools)
             if starting.cancelled_caught:
                 raise GuestError(
-                    f"the guest did not start the command within {_START_SECONDS:g} s",
+                    f"the guest did not start the command within {start_seconds:g} s",
                     hint="`p2pcloop ps` tells whether it waits for bytes of its image",
                 )
             yield command

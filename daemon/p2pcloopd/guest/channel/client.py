@@ -9,13 +9,11 @@ from typing import Any
 
 import trio
 
+from p2pcloop.client.guests import WAIT_SECONDS
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError, NotHereError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
-
-WAIT_SECONDS = 60
-"""How long a guest that boots is waited for."""
 
 _PATIENCE = 5.0
 """A wait of this many seconds is told."""
@@ -69,10 +67,10 @@ class RemoteCommand:
         """Send it a signal."""
         await self._call("exec_signal", signal=number)
 
-    async def run(self, words: Sequence[bytes], *, tools: bool) -> None:
+    async def run(self, words: Sequence[bytes], *, tools: bool, wait: int) -> None:
         """Have the guest run it, to its end."""
         answer = await self._client.call(
-            "exec", self._take, command=list(words), tools=tools, wait=WAIT_SECONDS
+            "exec", self._take, command=list(words), tools=tools, wait=wait
         )
         self._code = int(answer["code"])
         self._done.set()
@@ -100,13 +98,14 @@ class RemoteCommand:
 
 @asynccontextmanager
 async def remote_command(
-    folder: GuestFolder, words: Sequence[bytes], *, tools: bool = False
+    folder: GuestFolder, words: Sequence[bytes], *, tools: bool = False, wait: int = WAIT_SECONDS
 ) -> AsyncIterator[RemoteCommand]:
     """Run a command in a guest; if the block is left before its end, the guest ends it.
 
     Args:
         folder: the guest's.
         words, tools: as for `Channel.command`.
+        wait: how many seconds a guest that boots is waited for, `MAX_WAIT_SECONDS` at most.
 
     Raises:
         GuestError: the guest has no channel, or ended before the command did.
@@ -117,11 +116,11 @@ async def remote_command(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(client.run)
-            nursery.start_soon(partial(command.run, words, tools=tools))
+            nursery.start_soon(partial(command.run, words, tools=tools, wait=wait))
             with trio.move_on_after(_PATIENCE) as patience:
                 await command.wait_started()
             if patience.cancelled_caught:
-                notify(f"p2pcloop: waits for the guest {folder.name} ({WAIT_SECONDS} s at most)")
+                notify(f"p2pcloop: waits for the guest {folder.name} ({wait} s at most)")
                 await command.wait_started()
             yield command
             nursery.cancel_scope.cancel()

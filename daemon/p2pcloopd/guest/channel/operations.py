@@ -7,14 +7,14 @@ from typing import Any
 
 import trio
 
+from p2pcloop.client.guests import MAX_WAIT_SECONDS
 from p2pcloop.errors import FormatError, GuestError, NotHereError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.protocol.agent import MAX_WORDS
 from p2pcloopd.control_server import Call
-from p2pcloopd.guest.channel.channel import Channel, GuestCommand, Output
+from p2pcloopd.guest.channel.channel import START_SECONDS, Channel, GuestCommand, Output
 
 MAX_INPUT = 1 << 16
-MAX_WAIT = 3600
 _MAX_NUMBER = 1 << 62
 _SIGNALS = 31
 
@@ -61,7 +61,7 @@ class Commands:
     async def _run(self, call: Call, fields: Fields) -> dict[str, Any]:
         words = [_word(word) for word in fields.items("command", MAX_WORDS)]
         tools = fields.boolean("tools")
-        seconds = fields.integer("wait", 0, MAX_WAIT)
+        seconds = fields.integer("wait", 0, MAX_WAIT_SECONDS)
         fields.end()
         with trio.move_on_after(seconds) as waiting:
             await self._channel.wait_open()
@@ -70,7 +70,10 @@ class Commands:
                 f"the guest does not take commands yet, after {seconds} s",
                 hint="`p2pcloop logs` and `p2pcloop ps` tell how far its boot is",
             )
-        async with self._channel.command(words, tools=tools) as command:
+        starting = self._channel.command(
+            words, tools=tools, start_seconds=max(seconds, START_SECONDS)
+        )
+        async with starting as command:
             self._running[command.number] = command
             try:
                 await call.emit("started", exec=command.number)

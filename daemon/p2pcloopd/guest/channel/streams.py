@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import trio
 
+from p2pcloop.client.guests import WAIT_SECONDS
 from p2pcloop.errors import StorageError, storage_error
 from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.control_client import ConnectionLostError
@@ -22,7 +23,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INPUT_SIZE = 1 << 16
 
 
-def execute(folder: GuestFolder, words: Sequence[bytes], *, with_input: bool) -> int:
+def execute(
+    folder: GuestFolder, words: Sequence[bytes], *, with_input: bool, wait: int = WAIT_SECONDS
+) -> int:
     """Run a command in a guest; SIGINT, SIGTERM and SIGHUP are handed on to it, and a second one
     has this process leave it, which ends it.
 
@@ -30,6 +33,7 @@ def execute(folder: GuestFolder, words: Sequence[bytes], *, with_input: bool) ->
         folder: the guest's.
         words: of the command.
         with_input: hand standard input on to it; else it has none.
+        wait: as for `remote_command`.
 
     Returns:
         Its exit code, or 128 and the number of the signal that had this process leave it.
@@ -38,15 +42,17 @@ def execute(folder: GuestFolder, words: Sequence[bytes], *, with_input: bool) ->
         StorageError: its output could not be written.
         P2pcloopError: as for `remote_command`.
     """
-    return run(lambda: _execute(folder, words, with_input=with_input))
+    return run(lambda: _execute(folder, words, with_input=with_input, wait=wait))
 
 
-async def _execute(folder: GuestFolder, words: Sequence[bytes], *, with_input: bool) -> int:
+async def _execute(
+    folder: GuestFolder, words: Sequence[bytes], *, with_input: bool, wait: int
+) -> int:
     with plain_errors(), counted_signals(*_SIGNALS) as signals:
         streams = _Streams()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(streams.obey_signals, signals, nursery.cancel_scope)
-            async with remote_command(folder, words) as command:
+            async with remote_command(folder, words, wait=wait) as command:
                 await streams.join(command, with_input=with_input)
             nursery.cancel_scope.cancel()
     if streams.refused is not None:
