@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from p2pcloop.cli.options import FilePath, home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.refs import words_of_the_user
-from p2pcloop.client.terminal import ask_passphrase, check_output_open, choose_passphrase
+from p2pcloop.client.terminal import ask_passphrase, check_output_open, choose_passphrase, notify
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.key_file import MAX_KEY_TEXT, KeyText, format_key_text
 from p2pcloop.formats.name import format_key
@@ -83,7 +83,7 @@ def list_(home: Home, as_json: bool) -> None:
     else:
         _report(keys, home, as_json=False)
         if not keys:
-            click.echo("no key yet: the first `seed` or `publish` makes one", err=True)
+            notify("no key yet: the first `seed` or `publish` makes one")
 
 
 @command.command(short_help="Show the public key of NAME.")

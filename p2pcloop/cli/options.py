@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from p2pcloop.client.invocation import PARTITION, RAW
+from p2pcloop.client.invocation import PARTITION, QUIET, RAW
 from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
@@ -72,7 +72,32 @@ def _to_home(_context: click.Context, parameter: click.Parameter, value: str | N
     return Home.at(value)
 
 
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(context: click.Context, _parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401
+        if value:
+            context.meta[name] = value
+
+    return keep
+
+
+def quiet_option(command: _Command) -> _Command:
+    """Add `--quiet`: no parameter; `is_quiet` tells."""
+    return click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep(QUIET),
+        help="Show neither progress nor remarks.",
+    )(command)
+
+
 def home_option(command: _Command) -> _Command:
+    """Add `--home DIR`, as `node_home_option` does, and `--quiet`."""
+    return node_home_option(quiet_option(command))
+
+
+def node_home_option(command: _Command) -> _Command:
     """Add `--home DIR` (environment: P2PCLOOP_HOME), passed as `home: Home`."""
     return click.option(
         "--home",
@@ -92,14 +117,6 @@ def at_option(command: _Command) -> _Command:
         callback=lambda _context, _parameter, value: value or 0,
         help="This version of the image, by its number.  [default: the newest that is known]",
     )(command)
-
-
-def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def keep(context: click.Context, _parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401
-        if value:
-            context.meta[name] = value
-
-    return keep
 
 
 def file_options(command: _Command) -> _Command:

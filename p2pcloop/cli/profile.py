@@ -17,6 +17,7 @@ from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, rea
 from p2pcloop.client.publisher import Content, Publisher, signing_key
 from p2pcloop.client.refs import resolve_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.client.terminal import notify, warn
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.name import check_label, format_key
 from p2pcloop.formats.profile import sign_profile, unpack_touches
@@ -134,7 +135,7 @@ def attach(
         subject = Subject.of(ref, home, stack, quiet=as_json)
         touches, remark = fit_profile(profile, subject.image_id, subject.size, subject.before(home))
         if remark:
-            click.echo(f"{remark}: it is signed anew, by you", err=True)
+            notify(f"{remark}: it is signed anew, by you")
             fitted = replace(profile, image_id=subject.image_id, size=subject.size, touches=touches)
             data = sign_profile(fitted, signing_key(home, key_name))
         publisher = stack.enter_context(_publisher(subject, home, key_name))
@@ -191,10 +192,9 @@ def _release(
     """Publish the next version of an image, which carries a profile."""
     manifest = ref.signed.manifest
     if manifest.private:
-        click.echo(
+        warn(
             "the image is private, its manifest is not: anyone can see the numbers of the"
-            " blocks that a boot reads",
-            err=True,
+            " blocks that a boot reads"
         )
     content = replace(Content.of(manifest), profile=touches)
     return publisher.release(

@@ -18,6 +18,7 @@ from p2pcloop.cli.published import (
 )
 from p2pcloop.client.image_file import check_publishable, open_image_file
 from p2pcloop.client.publish import Request, check_overlay, find_base, publish
+from p2pcloop.client.terminal import warn
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
@@ -73,10 +74,9 @@ def command(
 
 def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     if answer.get("unknown_blocks"):
-        click.echo(
+        warn(
             f"{answer['unknown_blocks']} blocks count as changed: what they were in the base could"
-            " not be had",
-            err=True,
+            " not be had"
         )
     if "in_place" in answer:
         report_seeded(answer, home, as_json=as_json)

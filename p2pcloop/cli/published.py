@@ -13,13 +13,17 @@ from p2pcloop.cli.options import PublishOptions
 from p2pcloop.cli.reach import describe_only_here, is_only_here
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.publisher import Publisher
+from p2pcloop.client.terminal import notify, warn
 from p2pcloop.formats.filesystem import (
     ROOT_HINT,
     ROOT_TYPES,
     describe,
 )
 from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.name import format_key
 from p2pcloop.store.home import Home
+from p2pcloop.store.keys import our_keys
+from p2pcloop.store.name_list import list_names
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
 
@@ -53,7 +57,7 @@ def report_seeded(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     """Report the facts that `seed_image` returned."""
     if answer["filesystem"] not in ROOT_TYPES:
         found = describe(answer["filesystem"])
-        click.echo(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}", err=True)
+        warn(f"a guest cannot boot it: it holds {found}; {ROOT_HINT}")
     warn_if_only_here(answer, home)
     place = answer["in_place"]
     if as_json:
@@ -88,9 +92,12 @@ def _to_size(answer: dict[str, Any]) -> str:
 def warn_if_only_here(answer: dict[str, Any], home: Home) -> None:
     """Warn if no other machine can reach the node.
 
-    Only with the first version of a name: `p2pcloop status` tells it, too. The first peer in a link
-    is the node itself.
+    Once: with the first version of the first name that is published from this home. `p2pcloop
+    status` tells it, too. The first peer in a link is the node itself.
     """
     peers = parse_link(answer["link"]).peers[:1]
-    if answer["version"] == 1 and is_only_here([host for host, _ in peers]):
-        click.echo(describe_only_here(home), err=True)
+    if answer["version"] != 1 or not is_only_here([host for host, _ in peers]):
+        return
+    ours = tuple(f"@{format_key(key)}/" for key in our_keys(home.keys))
+    if sum(name.startswith(ours) for name in list_names(home)) == 1:
+        notify(describe_only_here(home))

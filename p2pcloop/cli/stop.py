@@ -6,7 +6,7 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess, names_or_all
-from p2pcloop.client.terminal import notify
+from p2pcloop.client.terminal import warn
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.guests import list_guests
 from p2pcloop.store.home import Home
@@ -63,7 +63,7 @@ def command(
             click.echo("no guest runs here")
     if errors:
         for other in errors[1:]:
-            notify(f"p2pcloop: {other}")
+            warn(f"p2pcloop: {other}")
         errors[0].facts_told = bool(orderly)
         raise errors[0]
 

@@ -9,6 +9,7 @@ import click
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.refs import read_ref, report_waiting, words_of_the_user
+from p2pcloop.client.terminal import warn
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.manifest import open_manifest
 from p2pcloop.making.local import inspect_file
@@ -63,7 +64,7 @@ def command(ref: str, home: Home, *, as_json: bool) -> None:
         "problems": problems,
     }
     for problem in problems:
-        click.echo(problem, err=True)
+        warn(problem)
     click.echo(to_json(facts) if as_json else _text(facts, found=found))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.interpreter import module_command
-from p2pcloop.client.terminal import VARIABLE, notify
+from p2pcloop.client.terminal import VARIABLE, notify, warn
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
 from p2pcloop.store.home import Home
@@ -102,7 +102,7 @@ def ensure_daemon(
 
 
 def _warn(text: str) -> None:
-    notify(f"p2pcloop: {text}")
+    warn(f"p2pcloop: {text}")
 
 
 def start_daemon(

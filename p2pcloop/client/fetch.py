@@ -17,7 +17,8 @@ def fetch_all(ref: StoredRef, *, quiet: bool) -> None:
 
             def on_event(event: str, fields: dict[str, int], done: int = fetched) -> None:
                 if event == "progress":
-                    show(done + fields["have"], total)
+                    peers = fields["peers"]
+                    show(done + fields["have"], total, f"{peers} peer{'' if peers == 1 else 's'}")
                 report_waiting(event, fields)
 
             ref.client.call("fetch", on_event, torrent=layer.torrent)

@@ -28,6 +28,9 @@ def chosen(option: str, default: Any) -> Any:  # noqa: ANN401  options are of al
 PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
 """The names under which a command's context holds the user's choices."""
 
+QUIET = "p2pcloop.quiet"
+"""The name of the user's wish to see neither progress nor remarks."""
+
 WHOLE_DISK = "p2pcloop.whole_disk"
 """The name of a mark of commands for which a file is a whole disk, as with `--raw`. It says nothing
 of images that are no files."""
@@ -49,6 +52,11 @@ class FileChoice:
     def current(cls) -> FileChoice:
         """The choice of the command that runs."""
         return cls(chosen(PARTITION, 0), chosen(RAW, False))
+
+
+def is_quiet() -> bool:
+    """Whether the user wants neither progress nor remarks."""
+    return bool(chosen(QUIET, False))
 
 
 def until_command_ends(resource: AbstractContextManager[_Resource]) -> _Resource:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import click
 
+from p2pcloop.client.invocation import is_quiet
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.text import printable, to_json, without_secrets
 from p2pcloop.units import format_duration, format_size
@@ -27,7 +28,14 @@ _WINDOW = 10.0
 
 
 def notify(text: str) -> None:
-    """Write a line for the user to stderr; it is lost where that takes no more (a full disk)."""
+    """Write a remark for the user to stderr, unless `--quiet` was given."""
+    if not is_quiet():
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Write a line that the user should see to stderr; it is lost where that takes no more (a full
+    disk)."""
     try:
         click.echo(text, err=True)
     except OSError:
@@ -83,30 +91,33 @@ def progress_bar(
 ) -> Iterator[Callable[..., None]]:
     """Yield a function to call with `done` and, at least at the first call, `total`, in bytes.
 
+    Its third argument is a few words to show behind the rate; without one those before stay.
+
     Without a total the bar only counts. If the block ends without an error, the bar ends at 100 %.
     The last state is drawn in any case.
-    Nothing is shown if `quiet`, or if stderr is no terminal.
+    Nothing is shown if `quiet`, if the user gave `--quiet`, or if stderr is no terminal.
     """
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total=0: None  # noqa: ARG005  nothing is shown
+    if quiet or is_quiet() or not sys.stderr.isatty():
+        yield lambda done, total=0, note="": None  # noqa: ARG005  nothing is shown
         return
     pace = Pace(clock)
     bar = click.progressbar(
         length=0, label=what, file=sys.stderr, show_eta=False, item_show_func=lambda text: text
     )
     known = last = 0
+    noted = ""
     drawn = -math.inf
 
     def draw() -> None:
         nonlocal drawn
         drawn = clock()
         bar.length = known or None  # click shows no share of None
-        told = pace.tell(last, known)
+        told = ", ".join(filter(None, (pace.tell(last, known), noted)))
         bar.update(last - bar.pos, told if known else f"{format_size(last)}  {told}")
 
-    def show(done: int, total: int = 0) -> None:
-        nonlocal known, last
-        known, last = total or known, done
+    def show(done: int, total: int = 0, note: str = "") -> None:
+        nonlocal known, last, noted
+        known, last, noted = total or known, done, note or noted
         if clock() - drawn >= REDRAW_SECONDS:
             draw()
 

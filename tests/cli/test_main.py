@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from p2pcloop import errors
 from p2pcloop.cli.commands import COMMANDS as TABLE
+from p2pcloop.cli.main import cli
 from p2pcloop.errors import P2pcloopError
 from tests.support.command import Run
 
@@ -71,6 +73,15 @@ def test_help_lists_every_command_in_a_line(p2pcloop: Run) -> None:
         assert f"\n  {command} " in listed
     assert list(TABLE) == COMMANDS
     assert "Examples:" in ran.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_quiet(command: str) -> None:
+    found = cli.get_command(click.Context(cli), command)
+    commands = list(found.commands.values()) if isinstance(found, click.Group) else [found]
+    for each in commands:
+        assert each is not None
+        assert {"--quiet", "-q"} <= {name for option in each.params for name in option.opts}
 
 
 def test_help_loads_no_command(home: Path) -> None:

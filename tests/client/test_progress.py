@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import pytest
 
-from p2pcloop.client.terminal import Pace, progress_bar
+from p2pcloop.client.invocation import QUIET
+from p2pcloop.client.terminal import Pace, notify, progress_bar, warn
 from tests.support.command import Run
 
 
@@ -133,3 +135,31 @@ def test_what_reads_a_file_tells_first_how_much_there_is(
     monkeypatch.setattr(f"p2pcloop.cli.{command}.progress_bar", bar)
     assert p2pcloop(command, "a.img", *out).code == 0
     assert told[0] == (0, 8192)
+
+
+def test_peers_are_told_beside_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, clock = Terminal(), Clock()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("fetching", clock=clock) as show:
+        show(0, 1000, "1 peer")
+        clock.now = 2
+        show(500, 1000, "3 peers")
+        clock.now = 3
+        show(600)
+    assert "250 bytes/s, 0:00:02 left, 3 peers" in terminal.getvalue()
+    assert "200 bytes/s, 0:00:02 left, 3 peers" in terminal.getvalue()
+
+
+def test_quiet_leaves_out_progress_and_remarks_but_no_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with click.Context(click.Command("fetch")) as context:
+        context.meta[QUIET] = True
+        with progress_bar("fetching") as show:
+            show(1, 2, "1 peer")
+        notify("a remark")
+        warn("a warning")
+    notify("another remark")
+    assert terminal.getvalue() == "a warning\nanother remark\n"

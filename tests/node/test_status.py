@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +76,15 @@ def test_the_screen_follows_the_terminal_and_leaves_it_as_it_was(
     assert "\x1b[?1049h" in shown
     assert shown.rstrip().endswith("\x1b[?25h\x1b[?1049l")
     assert "Traceback" not in shown
+
+
+def test_that_only_this_machine_reaches_the_node_is_remarked_once(
+    node: Node, content: bytes, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(content[: 1 << 16])
+    remark = "only this machine reaches the node"
+    assert remark in node.run("seed", image, "--name", "one", "--raw").err
+    assert remark not in node.run("seed", image, "--name", "two", "--raw").err
+    assert remark in node.run("status").out
+    assert node.run("fetch", "one", "--quiet").err == ""

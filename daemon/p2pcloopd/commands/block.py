@@ -18,7 +18,7 @@ from p2pcloop.cli.options import (
     json_option,
 )
 from p2pcloop.client.refs import resolve_ref
-from p2pcloop.client.terminal import log_to_stderr
+from p2pcloop.client.terminal import log_to_stderr, notify, warn
 from p2pcloop.errors import UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
@@ -109,7 +109,7 @@ def command(
     )
     where = " and ".join(str(place) for place in (vhost_user, nbd) if place)
     changes = "read-only" if overlay is None else f"writes go to {overlay}"
-    ready = partial(click.echo, f"serving at {where}, {changes}; Ctrl-C ends it", err=True)
+    ready = partial(notify, f"serving at {where}, {changes}; Ctrl-C ends it")
     report = run(partial(serve_until_signal, partial(serve, spec, ready)))
     if as_json:
         click.echo(to_json(report))
@@ -127,7 +127,7 @@ def _check_nbd(
         return None
     warning = check_nbd_address(nbd, tls=certificates is not None, insecure=insecure)
     if warning is not None:
-        click.echo(f"p2pcloop: {warning}", err=True)
+        warn(f"p2pcloop: {warning}")
     if certificates is None:
         return None
     tls = NbdTls(certificates, verify_peer)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, tell_state
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr, notify
+from p2pcloop.client.terminal import log_to_stderr, notify, warn
 from p2pcloop.errors import UsageError
 from p2pcloop.loading import loading
 from p2pcloopd.commands.guest_options import GuestOptions, ResumeOptions
@@ -51,7 +51,7 @@ def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan])
     with bound_ports(options.ports) as ports:
         for port in options.ports:
             if port.is_open_to_others:
-                notify(f"p2pcloop: warning: other machines can reach the guest by {port}")
+                warn(f"p2pcloop: warning: other machines can reach the guest by {port}")
         options.home.create()
         target = resolve_ref(
             ref,

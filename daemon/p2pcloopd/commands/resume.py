@@ -22,7 +22,7 @@ import click
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import log_to_stderr, notify
+from p2pcloop.client.terminal import log_to_stderr, notify, warn
 from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.loading import loading
@@ -171,7 +171,7 @@ class _Guest:
         with bound_ports(options.ports) as ports:
             for port in options.ports:
                 if port.is_open_to_others:
-                    notify(f"p2pcloop: warning: other machines can reach the guest by {port}")
+                    warn(f"p2pcloop: warning: other machines can reach the guest by {port}")
             resuming = fetch_resuming(self.target, options.home, options.name or "")
             hosting = _hosting()
             plan = hosting.Plan(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import DirectoryPath
+from p2pcloop.cli.options import DirectoryPath, quiet_option
 from p2pcloopd.fusermount import check_ours, real_path, unmount
 
 _EPILOG = """
@@ -20,6 +20,7 @@ Examples:
 
 @click.command(epilog=_EPILOG)
 @click.argument("directory", type=DirectoryPath())
+@quiet_option
 def command(directory: Path) -> None:
     """Unmount what `p2pcloop mount` shows at DIRECTORY.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from p2pcloop.client.invocation import is_quiet
 from p2pcloop.client.terminal import Pace
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.text import printable
@@ -42,6 +43,8 @@ class Progress:
 
     def draw(self, transcript: Transcript) -> None:
         """Tell how far a guest is that has printed this."""
+        if is_quiet():
+            return
         now = self._clock()
         parts = [f"booting, {now - self._started:.0f} s: {_phase(transcript)}"]
         waiting = self._folder.read_waiting()
@@ -52,6 +55,8 @@ class Progress:
 
     def finish(self, after: float) -> None:
         """Tell that the guest shows its prompt, `after` seconds ago."""
+        if is_quiet():
+            return
         up = self._clock() - after - self._started
         self.line.finish(", ".join([f"p2pcloop: up after {up:.1f} s", *self._came()]))
 

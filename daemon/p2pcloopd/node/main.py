@@ -13,7 +13,7 @@ from functools import partial
 import click
 import trio
 
-from p2pcloop.cli.options import home_option
+from p2pcloop.cli.options import node_home_option
 from p2pcloop.client.terminal import open_standard_streams
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.config import LOG_LEVELS
@@ -67,7 +67,7 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
 
 
 @click.command("p2pcloopd", context_settings={"help_option_names": ["-h", "--help"]})
-@home_option
+@node_home_option
 @click.option(
     "--log-level",
     type=click.Choice(LOG_LEVELS),

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 import trio
 
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.invocation import is_quiet
 from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.store.guests import GuestFolder
 from p2pcloopd.control_client import ConnectionLostError, ControlClient
@@ -65,7 +66,8 @@ async def _attach(folder: GuestFolder, process: GuestProcess) -> tuple[bool, int
                 ) from lost
             terminal.is_connected = True
             if is_terminal:
-                report(f"p2pcloop: {ATTACHED_BRIEF}")
+                if not is_quiet():
+                    report(f"p2pcloop: {ATTACHED_BRIEF}")
                 terminal.set_up = stack.enter_context(guest_keys(_STDIN))
                 nursery.start_soon(terminal.send_size)
             nursery.start_soon(terminal.keyboard.read)
