@@ -58,6 +58,8 @@ def describe_state(facts: dict[str, Any]) -> str:
             ago = format_duration(time.time() - facts["ended"])
             if facts["reason"] == "suspended":
                 return f"suspended {ago} ago"
+            if facts["reason"] == "moved":
+                return f"moved to {printable(facts['host'])} {ago} ago"
             how = _ENDINGS.get(facts["reason"], facts["reason"])
             return f"{how} ({facts['exit_code']}) {ago} ago{why}"
     up = f"up {format_duration(facts['up'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from typing import Any
@@ -13,9 +14,10 @@ from p2pcloop.cli.published import publisher_of, warn_if_only_here
 from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.suspend import Wish, image_of, suspend
-from p2pcloop.errors import UnreachableError, UsageError
+from p2pcloop.errors import BusyError, UnreachableError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord
+from p2pcloop.store.guests import OwnGuest
 from p2pcloop.text import printable, to_json
 
 _EPILOG = """
@@ -42,8 +44,41 @@ class _Host:
     ssh: str
     program: str
 
-    def run(self, words: list[str], text: str = "", hint: str = "") -> None:
-        """Run p2pcloop there.
+    def check_name(self, name: str, *, replaces: bool) -> None:
+        """See that a guest can have a name there, before the one that is to get it is stopped.
+
+        Args:
+            replaces: a guest that had it and has ended may be forgotten.
+
+        Raises:
+            BusyError: a guest of this name runs there.
+            UsageError: one has ended there, and it is not that which is to come back.
+            UnreachableError: as of `run`, or what it answers is of another p2pcloop.
+        """
+        said = self.run(["ps", "--all", "--json"])
+        where = printable(self.name)
+        try:
+            guests = json.loads(said)["guests"]
+            found = next(((g["state"], g["reason"]) for g in guests if g["name"] == name), None)
+        except (ValueError, LookupError, TypeError) as err:
+            raise UnreachableError(
+                f"`p2pcloop ps` at {where} does not list guests", hint="is it of this version?"
+            ) from err
+        if found is None:
+            return
+        state, reason = found
+        if state == "running":
+            raise BusyError(
+                f"a guest {name} runs at {where}", hint=f"`p2pcloop stop {name}` there ends it"
+            )
+        if reason != "moved" and not replaces:
+            raise UsageError(
+                f"there was a guest {name} at {where} before, and its log is kept",
+                hint="--replace forgets it, once this one goes on there",
+            )
+
+    def run(self, words: list[str], text: str = "", hint: str = "") -> bytes:
+        """Run p2pcloop there, and return what it prints.
 
         Args:
             words: behind `p2pcloop`.
@@ -56,9 +91,7 @@ class _Host:
         """
         command = [*shlex.split(self.ssh), self.name, shlex.join([self.program, *words])]
         try:
-            done = subprocess.run(
-                command, input=text.encode(), stdout=subprocess.DEVNULL, check=False
-            )
+            done = subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE, check=False)
         except OSError as err:
             raise UsageError(
                 f"cannot run {printable(command[0])}: {err.strerror}",
@@ -76,6 +109,7 @@ class _Host:
                 hint="what it said stands above; the node here must be reachable from there"
                 " (`listen` in config.toml)" + (f"; {hint}" if hint else ""),
             )
+        return done.stdout
 
 
 @click.command(epilog=_EPILOG)
@@ -96,9 +130,22 @@ class _Host:
     metavar="PATH",
     help="p2pcloop at HOST.",
 )
+@click.option(
+    "--replace",
+    "replaces",
+    is_flag=True,
+    help="Forget a guest that had the name there before and has ended, with its log.",
+)
 @version_options
 def command(
-    name: str, host: str, overlay: str | None, ssh: str, program: str, options: PublishOptions
+    name: str,
+    host: str,
+    overlay: str | None,
+    ssh: str,
+    program: str,
+    options: PublishOptions,
+    *,
+    replaces: bool,
 ) -> None:
     """Move the guest NAME, which runs here, to HOST, where it goes on in the background.
 
@@ -112,7 +159,7 @@ def command(
     if options.public:
         raise UsageError("a guest that moves is private", hint="leave out --public")
     there = _Host(host, ssh, program)
-    there.run(["--version"])
+    there.check_name(name, replaces=replaces)
     with GuestProcess(options.home, name) as guest:
         record = guest.record
         image = image_of(record, options.home)
@@ -124,7 +171,10 @@ def command(
             made = _suspend(record, image, options, goes_on=False)
         guest.wait()
     hint = f"the guest is suspended here: `p2pcloop resume {name}` goes on, unless it runs there"
-    there.run(_resume_words(record, made["name"], overlay), made["link"], hint)
+    words = _resume_words(record, made["name"], overlay, replaces=replaces)
+    there.run(words, made["link"], hint)
+    with OwnGuest(options.home, name, "continue") as own:
+        own.record_moved(host)
     if options.as_json:
         click.echo(to_json(made | {"guest": name, "host": host}))
     else:
@@ -143,10 +193,12 @@ def _suspend(
     return made
 
 
-def _resume_words(record: GuestRecord, state: str, overlay: str | None) -> list[str]:
+def _resume_words(
+    record: GuestRecord, state: str, overlay: str | None, *, replaces: bool
+) -> list[str]:
     """The command by which the guest goes on there."""
     key = state.partition("/")[0]
-    words = ["resume", "-", "--detach", "--replace", "--name", record.name, "--trust", key]
-    words += ["--net", record.network]
+    words = ["resume", "-", "--detach", "--name", record.name, "--trust", key]
+    words += [*(["--replace"] if replaces else []), "--net", record.network]
     words += [word for port in record.ports for word in ("--port", port)]
     return words if overlay is None else [*words, "--overlay", overlay]

@@ -36,9 +36,9 @@ def command(home: Home, *, every: bool, as_json: bool) -> None:
 
     FETCHED counts the bytes of its image that were not on this disk and came for a guest, readahead
     included. STATE is how long a guest is up, and what it waits for; of one that has ended, how:
-    `suspended`, or `shut down`, `killed` (at once), `panic`, `crash`, `failed` (to boot) with its
-    exit code. Of keys and paths the table shows the beginning, or the end; --json has all. Works
-    without p2pcloopd.
+    `suspended`, `moved` to another machine, or `shut down`, `killed` (at once), `panic`, `crash`,
+    `failed` (to boot) with its exit code. Of keys and paths the table shows the beginning, or the
+    end; --json has all. Works without p2pcloopd.
     """
     guests = [guest for guest in list_guests(home) if every or guest.state == "running"]
     facts = [guest_facts(guest) for guest in guests]

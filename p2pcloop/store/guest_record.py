@@ -44,6 +44,7 @@ class GuestRecord:
         directory: the working directory of that command.
         state: the name of the state that it was suspended as last, or None.
         state_version: of that state.
+        host: the machine where a guest went on whose reason is "moved", or None.
     """
 
     name: str
@@ -70,6 +71,7 @@ class GuestRecord:
     directory: str | None = None
     state: str | None = None
     state_version: int | None = None
+    host: str | None = None
 
 
 def encode_record(record: GuestRecord) -> bytes:

@@ -43,9 +43,10 @@ from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_recor
 from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.text import printable
 
-Earlier = Literal["refuse", "forget", "continue"]
-"""What is done where a guest of the same name has ended and was kept: refuse the name, forget that
-guest, or go on with it: its log goes on, and it stays even if it does not start."""
+Earlier = Literal["refuse", "moved", "forget", "continue"]
+"""What is done where a guest of the same name has ended and was kept: refuse the name; refuse it
+unless that guest was moved to another machine, from where it may come back; forget that guest; or
+go on with it: its log goes on, and it stays even if it does not start."""
 
 State = Literal["running", "ended", "lost", "damaged"]
 """`lost`: the process that ran it was killed, so its record has no end. `damaged`: its record
@@ -352,6 +353,11 @@ class OwnGuest:
         if self.record is not None:
             self._write(replace(self.record, ended=time.time(), **facts))
 
+    def record_moved(self, host: str) -> None:
+        """Write into the record of a suspended guest that it went on at another machine."""
+        if self._suspended is not None:
+            self._write(replace(self._suspended, reason="moved", host=host))
+
     def close(self) -> None:
         """Let the guest go. Unless it is to be kept, nothing of it remains.
 
@@ -516,7 +522,7 @@ def _take(home: Home, name: str, earlier: Earlier = "refuse") -> tuple[GuestFold
             break
     of_ended = [folder.record_path, folder.log_path, folder.old_log_path]
     if folder.record_path.exists() and _is_kept(folder):
-        if earlier == "refuse":
+        if earlier == "refuse" or (earlier == "moved" and not _has_moved(folder)):
             claim.close()
             raise UsageError(
                 f"there was a guest {name} before, and its log is kept",
@@ -529,6 +535,25 @@ def _take(home: Home, name: str, earlier: Earlier = "refuse") -> tuple[GuestFold
     for path in (*of_ended, *folder.of_running):
         path.unlink(missing_ok=True)
     return folder, claim
+
+
+def check_is_here(record: GuestRecord) -> None:
+    """Refuse to go on with a guest that went on at another machine.
+
+    Raises:
+        UsageError: it did.
+    """
+    if record.reason == "moved":
+        state, version = printable(str(record.state)), record.state_version
+        raise UsageError(
+            f"the guest {record.name} was moved, and goes on at {printable(str(record.host))}",
+            hint=f"`p2pcloop resume {state} --at {version}` begins a second one at the moment when"
+            " it left",
+        )
+
+
+def _has_moved(folder: GuestFolder) -> bool:
+    return _look_at(folder).record.reason == "moved"
 
 
 def _is_kept(folder: GuestFolder) -> bool:

@@ -27,7 +27,7 @@ from p2pcloop.making.local import inspect_file
 from p2pcloop.protocol import fuse
 from p2pcloop.store.home import Home
 from p2pcloopd import fusermount
-from p2pcloopd.block import memory_requests, memory_server
+from p2pcloopd.block import memory_file, memory_requests, memory_server
 from p2pcloopd.block.memory_file import MemoryFile, answer_for, open_memory_file
 from p2pcloopd.block.memory_server import MemoryServer, is_killed, refuse_all
 from p2pcloopd.block.process import BlockServerProcess
@@ -170,6 +170,25 @@ def test_a_hostile_reader_changes_nothing_for_others(served: MemoryFile) -> None
         assert hostile.process.poll() is None
         with reading(served) as reader:
             assert reader.ask("read", 8 * PAGE, SIZE) == sha(8 * PAGE, SIZE)
+
+
+def test_an_interrupt_does_not_wait_for_a_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens the file waits for answers, and the opening for the thread."""
+    answer = memory_file._answer_until
+
+    def interrupted(*words: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        answer(*words)
+
+    monkeypatch.setattr(memory_file, "_answer_until", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        open_memory_file(tmp_path, SIZE, everyone=False),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_mount_that_a_killed_process_left_is_cleaned_up(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,47 @@ import pytest
 from click.testing import CliRunner
 
 from p2pcloop.cli import migrate
-from p2pcloop.errors import UnreachableError
+from p2pcloop.errors import BusyError, UnreachableError, UsageError
+
+NOBODY = '{"guests": []}'
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "replaces", "error"),
+    [
+        ("ended", "moved", False, None),
+        ("ended", "killed", True, None),
+        ("ended", "killed", False, UsageError),
+        ("ended", "suspended", False, UsageError),
+        ("running", None, True, BusyError),
+    ],
+)
+def test_the_name_is_free_there_before_the_guest_stops(
+    state: str, reason: str | None, error: type[Exception] | None, tmp_path: Path, *, replaces: bool
+) -> None:
+    ssh = tmp_path / "ssh"
+    there = {"guests": [{"name": "g1", "state": state, "reason": reason}]}
+    ssh.write_text(f"#!/bin/sh\necho '{json.dumps(there)}'\n")
+    ssh.chmod(0o755)
+    host = migrate._Host("there", str(ssh), "p2pcloop")
+    with nullcontext() if error is None else pytest.raises(error):
+        host.check_name("g1", replaces=replaces)
+    host.check_name("g2", replaces=False)
+
+
+def test_a_host_that_lists_no_guests_is_no_host(tmp_path: Path) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho hello\n")
+    ssh.chmod(0o755)
+    with pytest.raises(UnreachableError, match="does not list guests"):
+        migrate._Host("there", str(ssh), "p2pcloop").check_name("g1", replaces=False)
 
 
 def test_a_guest_that_does_not_go_on_there_is_said_to_be_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ssh = tmp_path / "ssh"
-    ssh.write_text('#!/bin/sh\ncase "$2" in *resume*) exit 7;; esac\n')
+    ssh.write_text(f"#!/bin/sh\ncase \"$2\" in *resume*) exit 7;; *) echo '{NOBODY}';; esac\n")
     ssh.chmod(0o755)
     record = SimpleNamespace(name="g1", network="none", ports=())
     guest = SimpleNamespace(record=record, wait=lambda: None)

@@ -40,6 +40,10 @@ def test_a_guest_moves_and_comes_back(cloop: Path, nodes: Nodes, ssh: Path) -> N
     gone = here.json("migrate", "g1", there.root, "--ssh", ssh)
     assert (gone["guest"], gone["host"], gone["version"]) == ("g1", str(there.root), 2)
     assert here.json("ps")["guests"] == []
+    for command in ("start", "resume"):
+        refused = here.run(command, "g1", code=2).err
+        assert "goes on at" in refused, "else it would be there twice"
+    assert "moved to" in here.run("ps", "--all").out
     assert note(there) == "moves\n"
     there.run(*EXEC, "g1", "--", "sh", "-c", "echo comes back >/dev/note")
     back = there.json("migrate", "g1", here.root, "--ssh", ssh)

@@ -27,8 +27,12 @@ from tests.support.waiting import BOUND
 PC = Pc(Path("/"), "tcg", "", 1 << 29, -1, (), (), -1, -1, RunningKernel())
 
 
+async def device_state() -> bytes:
+    return b"state"
+
+
 def resume_of_nothing() -> Resume:
-    return Resume(machine(), Path("/memory"), b"state")
+    return Resume(machine(), Path("/memory"), device_state)
 
 
 async def test_a_guest_goes_on_once_qemu_has_its_state_and_lets_it_go() -> None:

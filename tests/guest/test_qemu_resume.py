@@ -46,7 +46,7 @@ def test_a_guest_goes_on_by_what_ran_it(
     state: MachineState, accelerator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qemu, "this_host", lambda _: HOST)
-    resume = Resume(state, Path("/memory"), b"state")
+    resume = Resume(state, Path("/memory"), trio.sleep_forever)
     assert QemuMachine(None, resume).name == f"qemu ({accelerator})"
     monkeypatch.setattr(qemu, "this_host", lambda _: replace(HOST, qemu="7.1.0"))
     with pytest.raises(MismatchError):

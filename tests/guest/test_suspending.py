@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pcloop.errors import BusyError, GuestError, NotHereError
 from p2pcloop.formats.packing import Fields
+from p2pcloopd.guest import suspending as suspendings
 from p2pcloopd.guest.channel.channel import Channel
 from p2pcloopd.guest.machine.qemu_memory import FileMemory, new_memory
 from p2pcloopd.guest.spec import GuestSpec
@@ -29,11 +30,14 @@ class Guest:
     def __init__(self) -> None:
         self.became: list[str] = []
         self.state: tuple[str, int] | None = None
+        self.refusal: GuestError | BusyError | None = None
         self.memory = new_memory(8 * PAGE)
         os.pwrite(self.memory, b"m" * PAGE, 2 * PAGE)
 
     @asynccontextmanager
     async def captured(self) -> AsyncIterator[Any]:
+        if self.refusal is not None:
+            raise self.refusal
         self.became.append("stopped")
         ended: list[bool] = []
         try:
@@ -125,6 +129,28 @@ async def test_a_guest_that_goes_on_does_so_before_its_state_is_made(
         assert call.read("memory")[2 * PAGE :][:PAGE] == b"m" * PAGE
         await perform(suspends, Call("suspend_end", dict(SERVED)))
     assert guest.state == ("@key/g1-state", 3)
+
+
+async def test_the_clock_of_a_guest_that_was_not_stopped_is_left(
+    guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[object] = []
+
+    async def wake_up(*words: object) -> None:
+        woken.append(words)
+
+    monkeypatch.setattr(suspendings, "wake_up", wake_up)
+    async with suspending(guest) as suspends:
+        guest.refusal = BusyError("the guest is being suspended or resumed already")
+        with pytest.raises(BusyError):
+            await perform(suspends, order(tmp_path))
+        await wait_all_tasks_blocked()
+        assert woken == []
+        guest.refusal = GuestError("QEMU writes no state")
+        with pytest.raises(GuestError):
+            await perform(suspends, order(tmp_path))
+        await wait_all_tasks_blocked()
+        assert len(woken) == 1
 
 
 async def test_a_guest_whose_suspend_is_given_up_goes_on(guest: Guest, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from p2pcloop.store.guests import (
     GuestFolder,
     OwnGuest,
     Waiting,
+    check_is_here,
     find_guest,
     list_guests,
     process_start,
@@ -139,6 +140,27 @@ def test_a_guest_goes_on_under_its_record_and_with_its_log(home: Home, g1: OwnGu
         own.end(reason="poweroff", exit_code=0)
     assert find_guest(home, "g1").record.reason == "poweroff"
     assert own.folder.log_path.read_bytes() == b"before\n"
+
+
+def test_a_guest_that_was_moved_is_elsewhere_and_may_come_back(home: Home, g1: OwnGuest) -> None:
+    g1.keep()
+    g1.end(reason="suspended", exit_code=0, state="@key/g1-state", state_version=2)
+    g1.close()
+    check_is_here(find_guest(home, "g1").record)
+    with pytest.raises(UsageError, match="before"):
+        OwnGuest(home, "g1", "moved")
+    with OwnGuest(home, "g1", "continue") as own:
+        own.record_moved("laptop")
+    record = find_guest(home, "g1").record
+    assert (record.reason, record.host, record.state_version) == ("moved", "laptop", 2)
+    with pytest.raises(UsageError, match="goes on at laptop") as caught:
+        check_is_here(record)
+    assert "resume @key/g1-state --at 2" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="before"):
+        OwnGuest(home, "g1")
+    with OwnGuest(home, "g1", "moved") as own:
+        own.begin(**FACTS)
+        assert find_guest(home, "g1").state == "running"
 
 
 def test_a_suspended_guest_that_did_not_go_on_can_be_resumed_again(

@@ -51,7 +51,10 @@ class State:
     device_state: bytes
 
     def resume(self) -> Resume:
-        return Resume(self.machine, self.memory, self.device_state)
+        async def tell() -> bytes:
+            return self.device_state
+
+        return Resume(self.machine, self.memory, tell)
 
 
 class Guest(TypedGuest):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import stat
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from p2pcloopd.block.memory_requests import make_table
 from p2pcloopd.fusermount import check_device, is_dead, mount, mounts_of, unmount
 
 _NAME = "p2pcloop-memory"
+_HELD_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FOREVER = 1 << 40
 """Seconds that the kernel may keep attributes: they never change."""
 
@@ -123,16 +125,34 @@ def _opened(device: int, path: Path, size: int) -> int:
         os.eventfd_write(done, 1)
 
     thread = threading.Thread(target=open_file)
-    thread.start()
     try:
-        _answer_until(done, device, size)
-    finally:
-        thread.join()
-        os.close(done)
+        with _signals_held():
+            thread.start()
+            try:
+                _answer_until(done, device, size)
+            finally:
+                thread.join()
+                os.close(done)
+    except BaseException:
+        for fd in opened:
+            if isinstance(fd, int):
+                os.close(fd)
+        raise
     (found,) = opened
     if isinstance(found, OSError):
         raise storage_error("cannot open the memory file", found)
     return found
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold signals back for the moment. A Ctrl-C would leave the thread above without an answer,
+    and who began it waits for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _answer_until(done: int, device: int, size: int) -> None:

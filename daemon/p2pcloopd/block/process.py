@@ -39,7 +39,7 @@ _RECEIVE_SIZE = 65536
 _ATTACHED = ("detached", "attached")
 """Names of the events, by whether a front end has connected."""
 
-_READY, _WANTING, _ENOUGH = "ready", "wanting", "enough"
+_READY, _WANTING, _ENOUGH, _DEVICES = "ready", "wanting", "enough", "devices"
 
 _COPIED = "copied"
 """The order was obeyed: a `folder`, in which the worker was to copy its overlay. `path` is the
@@ -61,6 +61,7 @@ class BlockServerProcess:
         self._receiver = ControlReceiver()
         self._received: list[Message] = []
         self._enough = trio.Event()
+        self._has_devices = trio.Event()
         self._memory = spec.memory
         self._copying: bytes | None = None
         self._copied, self._copies = trio.open_memory_channel[Event](math.inf)
@@ -126,6 +127,14 @@ class BlockServerProcess:
         (`Arrivals.enough`); `finish` must run meanwhile."""
         await self._enough.wait()
 
+    async def device_state(self) -> bytes:
+        """Return what QEMU wrote of a resumed guest's devices, once it is here; `finish` must run
+        meanwhile."""
+        await self._has_devices.wait()
+        assert self._memory is not None
+        assert self._memory.devices is not None
+        return os.pread(self._memory.devices.file, self._memory.devices.part.length, 0)
+
     async def finish(
         self,
         attached: Callable[[bool], None] = lambda _: None,
@@ -151,6 +160,8 @@ class BlockServerProcess:
                 wanting()
             elif isinstance(message, Event) and message.event == _ENOUGH:
                 self._enough.set()
+            elif isinstance(message, Event) and message.event == _DEVICES:
+                self._has_devices.set()
             elif isinstance(message, Event) and message.event == _READY and self._copying:
                 error = "the block server was killed meanwhile"
                 fields = {"folder": self._copying, "error": error}
@@ -265,8 +276,10 @@ def _serve(spec: BlockServerSpec, output: int, lifeline: int) -> Reply | Failure
 
     wanting = partial(_send, output, Event(0, _WANTING))
     enough = partial(_send, output, Event(0, _ENOUGH))
+    devices = partial(_send, output, Event(0, _DEVICES))
+    be = partial(serve, spec, ready, stopped, attached, wanting, obey, enough, devices)
     try:
-        return Reply(0, run(partial(serve, spec, ready, stopped, attached, wanting, obey, enough)))
+        return Reply(0, run(be))
     except P2pcloopError as err:
         return Failure(0, err)
 

@@ -17,6 +17,7 @@ import trio
 
 from p2pcloop.formats.manifest import SignedManifest
 from p2pcloop.frozen import dataclass
+from p2pcloop.image.device import ImageDevice
 from p2pcloop.units import BLOCK_SIZE
 from p2pcloopd.block.arrivals import Arrivals
 from p2pcloopd.block.opening import Disk, Ready, open_disk
@@ -39,6 +40,7 @@ async def serve(
     wanting: Callable[[], None] = lambda: None,
     more: Callable[[Disk], Awaitable[None]] | None = None,
     enough: Callable[[], None] = lambda: None,
+    devices: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Serve until `stopped` returns; then make all durable.
 
@@ -51,6 +53,7 @@ async def serve(
         wanting: called when p2pcloopd is needed and there is no connection to it.
         more: serves the disk elsewhere, too, until it is cancelled.
         enough: called when a resumed guest may go on (`Arrivals.enough`).
+        devices: called when the file of the spec's `DevicesPart` has its content.
 
     Returns:
         The facts about reads, for a boot's report. If touches are recorded, also `image_id` and
@@ -71,6 +74,7 @@ async def serve(
         if spec.memory is not None:
             nursery.start_soon(_serve_memory, spec, spec.memory, disk, arrivals)
             nursery.start_soon(_tell_enough, arrivals, enough)
+            nursery.start_soon(_hand_over_devices, spec.memory, disk, arrivals, devices)
         keeper = disk.keeper if spec.for_guest else None
         if keeper is not None:
             nursery.start_soon(keeper.run)
@@ -223,6 +227,17 @@ async def _tell_enough(arrivals: Arrivals, enough: Callable[[], None]) -> None:
     enough()
 
 
+async def _hand_over_devices(
+    memory: MemoryPart, disk: Disk, arrivals: Arrivals, tell: Callable[[], None]
+) -> None:
+    from p2pcloopd.block.devices_part import hand_over  # noqa: PLC0415  few guests are resumed
+
+    if memory.devices is not None:
+        device = ImageDevice(disk.image.device.image)  # these reads are no touches of the guest's
+        await hand_over(device, disk.image, memory.devices, arrivals)
+        tell()
+
+
 async def _serve_memory(
     spec: BlockServerSpec, part: MemoryPart, disk: Disk, arrivals: Arrivals
 ) -> None:
@@ -242,7 +257,8 @@ async def _serve_memory(
 
 async def _read_ahead(spec: BlockServerSpec, backend: StoredBackend) -> None:
     """Prefetch what the front end is expected to read, then backfill, if that is wanted."""
-    await backend.prefetch.run(spec.profile)
+    devices = None if spec.memory is None else spec.memory.devices
+    await backend.prefetch.run(spec.profile if devices is None else (devices.touch, *spec.profile))
     if spec.fill is not None and isinstance(spec.image, SignedManifest):
         await backend.prefetch.fill(spec.image.manifest.layers, spec.fill)
 

@@ -17,6 +17,7 @@ from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 
 if TYPE_CHECKING:
+    from p2pcloop.formats.machine_state import Part
     from p2pcloopd.block.memory_file import MemoryFile
     from p2pcloopd.block.nbd_tls import NbdTls
 
@@ -42,6 +43,24 @@ class FilesOverlay:
 
 
 @dataclass(frozen=True, slots=True)
+class DevicesPart:
+    """The part of an image's device that QEMU wrote of a guest's devices.
+
+    Attributes:
+        part: where it is.
+        file: the descriptor of an empty file in memory, which gets it.
+    """
+
+    part: Part
+    file: int
+
+    @property
+    def touch(self) -> Touch:
+        """It is what a resume reads first."""
+        return Touch(self.part.blocks.start, len(self.part.blocks), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPart:
     """The part of an image's device that is a resumed guest's memory: what is behind its disk.
 
@@ -49,11 +68,13 @@ class MemoryPart:
         offset: its first byte on the device; a multiple of 4096.
         length: bytes, a multiple of 4096.
         file: shows it to the guest's machine.
+        devices: what else the machine needs, from this part's end; None if it has that.
     """
 
     offset: int
     length: int
     file: MemoryFile
+    devices: DevicesPart | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ class Hosting:
             outcome,
             fresh=fresh,
             display=plan.display is not None,
-            known=None if plan.resuming is None else disk.profile,
+            known=None if plan.resuming is None else plan.resuming.known(disk),
         )
         if options.report is not None:
             facts = image_facts(target, before, options.home) | outcome.facts()

@@ -27,7 +27,7 @@ from p2pcloop.errors import BusyError, P2pcloopError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.loading import loading
 from p2pcloop.store.guest_record import GuestRecord
-from p2pcloop.store.guests import Earlier, find_guest, is_guest_name
+from p2pcloop.store.guests import Earlier, check_is_here, find_guest, is_guest_name
 from p2pcloop.store.home import Home
 from p2pcloop.store.trust import read_trusted
 from p2pcloop.text import printable
@@ -98,7 +98,7 @@ def command(
     gone. If the state does not fit this machine, it says what differs before anything is fetched.
     For REF `-` the REF comes on standard input.
     """
-    guest = _Guest.find(typed_ref(ref), options, trusted, "forget" if forgets else "refuse")
+    guest = _Guest.find(typed_ref(ref), options, trusted, "forget" if forgets else "moved")
     if not detach:
         raise click.exceptions.Exit(guest.run(None))
     from p2pcloopd.commands.background import in_background  # noqa: PLC0415  not for all
@@ -166,13 +166,12 @@ class _Guest:
             started: called once it runs in the background, or None.
         """
         options = self.options.of_guest(_machine(self.target).memory.length)
-        from p2pcloopd.commands.resuming import fetch_resuming  # noqa: PLC0415  loaded meanwhile
+        from p2pcloopd.commands.resuming import Resuming  # noqa: PLC0415  loaded meanwhile
 
         with bound_ports(options.ports) as ports:
             for port in options.ports:
                 if port.is_open_to_others:
                     warn(f"p2pcloop: warning: other machines can reach the guest by {port}")
-            resuming = fetch_resuming(self.target, options.home, options.name or "")
             hosting = _hosting()
             plan = hosting.Plan(
                 partial(self._start, started),
@@ -180,7 +179,7 @@ class _Guest:
                 reachable=True,
                 earlier=self.earlier,
                 invocation=hosting.Invocation(self._words(), str(Path.cwd())),
-                resuming=resuming,
+                resuming=Resuming(_machine(self.target), options.name or ""),
             )
             result: GuestResult = hosting.Hosting(
                 str(self.target.name), self.target, options, plan, ports
@@ -219,6 +218,7 @@ def _suspended(ref: str, home: Home) -> GuestRecord | None:
     guest = find_guest(home, ref)
     if guest.state == "running":
         raise BusyError(f"the guest {ref} runs", hint=f"`p2pcloop attach {ref}` leads to it")
+    check_is_here(guest.record)
     return guest.record if guest.record.reason == "suspended" else None
 
 

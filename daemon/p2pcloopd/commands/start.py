@@ -11,7 +11,7 @@ from p2pcloop.cli.options import home_option
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.store.guest_record import GuestRecord
-from p2pcloop.store.guests import find_guest
+from p2pcloop.store.guests import check_is_here, find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
 from p2pcloopd.commands import boot, resume
@@ -75,6 +75,7 @@ def _ended(home: Home, name: str) -> GuestRecord:
     guest = find_guest(home, name)
     if guest.state == "running":
         raise BusyError(f"the guest {name} runs", hint=f"`p2pcloop attach {name}` leads to it")
+    check_is_here(guest.record)
     return guest.record
 
 

@@ -148,7 +148,7 @@ class Suspends:
         if copy_disk is None:
             raise GuestError("the guest's changes cannot be copied")
         begun = self._clock()
-        ended = False
+        ended = refused = False
         async with AsyncExitStack() as kept:
             try:
                 async with self._channel.resting(), self._guest.captured() as capture:
@@ -157,8 +157,11 @@ class Suspends:
                         await self._wait_served(call, facts, served)
                         capture.end()
                         ended = True
+            except BusyError:
+                refused = True  # before the guest was stopped
+                raise
             finally:
-                if not ended:
+                if not (ended or refused):
                     self._nursery.start_soon(wake_up, self._channel, Waking(begun), _say_nothing)
             if not ended:
                 await self._wait_served(call, facts, served)

@@ -245,7 +245,8 @@ def _served(ready: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
     spec = replace(ready.spec, copy_disk=block.copy_overlay)
     if spec.resume is None or ready.disk.memory is None:
         return spec
-    return replace(spec, resume=replace(spec.resume, ready=block.enough))
+    resume = replace(spec.resume, ready=block.enough, device_state=block.device_state)
+    return replace(spec, resume=resume)
 
 
 def run_one(ready: ReadyGuest) -> None:

@@ -189,7 +189,7 @@ class QemuBoot:
         try:
             if self._ports is not None:
                 await self._ports.inherited.wait()
-            await self._states.give(resume.device_state)
+            await self._states.give(await resume.device_state())
             self.console.listens.set()
             if self._ports is not None:
                 self._ports.loaded.set()

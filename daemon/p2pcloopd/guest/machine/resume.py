@@ -20,13 +20,13 @@ class Resume:
         machine: what it ran on.
         memory: the file of its memory; the guest's own changes do not get there. Its content may
             come while the guest runs: a read of it waits.
-        device_state: what QEMU wrote of its devices.
+        device_state: returns what QEMU wrote of its devices, once that is here.
         ready: returns once the guest may run; its machine is there before.
         gone_on: set once the guest runs.
     """
 
     machine: MachineState
     memory: Path
-    device_state: bytes
+    device_state: Callable[[], Awaitable[bytes]]
     ready: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
     gone_on: trio.Event = field(default_factory=trio.Event)
