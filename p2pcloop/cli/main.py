@@ -127,3 +127,7 @@ def main() -> None:
         sys.stdout = None
         what = f"cannot use {err.filename}" if err.filename else "the system refused"
         sys.exit(report_error(storage_error(what, err)))  # no JSON: its stream may be what failed
+
+
+if __name__ == "__main__":
+    main()

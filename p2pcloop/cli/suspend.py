@@ -9,8 +9,10 @@ import click
 from p2pcloop.cli.options import PublishOptions, version_options
 from p2pcloop.cli.published import publisher_of, report_version, warn_if_only_here
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.rehearsal import publish_rehearsed
 from p2pcloop.client.suspend import Wish, image_of, suspend
-from p2pcloop.errors import UsageError
+from p2pcloop.client.terminal import notify
+from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloop.units import format_size
@@ -37,6 +39,12 @@ Examples:
     "--private", is_flag=True, help="With --publish: only users with the whole link can read it."
 )
 @click.option("--keep-running", is_flag=True, help="The guest goes on here at once.")
+@click.option(
+    "--no-rehearsal",
+    "no_rehearsal",
+    is_flag=True,
+    help="With --publish: do not try here what the guest needs first when it goes on.",
+)
 @version_options
 def command(
     name: str,
@@ -46,6 +54,7 @@ def command(
     *,
     private: bool,
     keep_running: bool,
+    no_rehearsal: bool,
 ) -> None:
     """Stop the guest NAME where it is, and keep it as a state: disk, memory and devices together.
 
@@ -54,7 +63,9 @@ def command(
     guest goes on. Guests in QEMU alone can be suspended (`boot --vm qemu`).
 
     Memory holds passwords and keys of those who used the guest: without --publish the state is
-    private, and only those to whom you give its whole link can read it.
+    private, and only those to whom you give its whole link can read it. One that is published goes
+    on here twice, for some seconds and without a network: what it needs first is packed together,
+    so that it goes on soon elsewhere.
     """
     home = options.home
     if options.public and label is None:
@@ -77,7 +88,33 @@ def command(
                 made = suspend(record, image, publisher, wish)
         if not keep_running:
             guest.wait()
+    made["rehearsed"] = None
+    if label is not None and not (private or no_rehearsal):
+        made |= _rehearsed(made, label, message, options)
     _report(made | {"guest": name, "runs": keep_running}, home, as_json=options.as_json)
+
+
+def _rehearsed(
+    made: dict[str, Any], label: str, message: str, options: PublishOptions
+) -> dict[str, Any]:
+    """Publish a state once more, with what it needs first packed together.
+
+    Returns:
+        The facts of that version; none if it did not go on here, which is told, or is private.
+    """
+    with publisher_of(label, options) as publisher:
+        state, quiet = publisher.image, options.as_json
+        if state is None or state.signed.manifest.private:
+            return {}
+        if state.signed.manifest.version != made["version"]:
+            return {}  # somebody has published another one meanwhile
+        if not quiet:
+            notify("it goes on here for some seconds, to see what it needs first")
+        try:
+            return publish_rehearsed(publisher, state, message, public=options.public, quiet=quiet)
+        except P2pcloopError as err:
+            notify(f"it is published without what it needs first: {err}")
+            return {}
 
 
 def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
@@ -90,5 +127,7 @@ def _report(answer: dict[str, Any], home: Home, *, as_json: bool) -> None:
     else:
         click.echo(f"{answer['guest']} is suspended: `p2pcloop resume {answer['guest']}` goes on")
     details = f"{format_size(answer['stored'])} packed, over {answer['base']}"
+    if answer["rehearsed"] is not None:
+        details += f"; {format_size(answer['rehearsed'])} of that again, which it needs first"
     report_version(answer, details)
     click.echo(f"elsewhere it goes on with:\n  p2pcloop resume '{answer['link']}'")

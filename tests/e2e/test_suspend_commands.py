@@ -163,11 +163,15 @@ def wait_for_clock(node: Node, guest: str) -> None:
 def test_a_state_is_kept_of_a_guest_that_runs_on(node: Node) -> None:
     node.run("boot", "tiny", *QEMU, "--name", "k1", "--detach")
     said(node, "k1", "echo 1 >/dev/note")
-    made = node.json("suspend", "k1", "--keep-running", "--publish", "kept", "-m", "a moment")
+    publish = ("suspend", "k1", "--keep-running", "--publish", "kept")
+    made = node.json(*publish, "-m", "a moment", "--no-rehearsal")
+    assert (made["rehearsed"], made["profile"]) == (None, False)
     assert "#key=" not in made["link"]
     assert said(node, "k1", "cat /dev/note; echo 2 >/dev/note") == "1\n"
-    second = node.json("suspend", "k1", "--keep-running", "--publish", "kept")
-    assert (second["version"], second["base"]) == (2, made["name"])
+    second = node.json(*publish)
+    # Once as it is, and once more with what it needed first when it was tried.
+    assert (second["version"], second["base"], second["profile"]) == (3, made["name"], True)
+    assert 0 < second["rehearsed"] < made["stored"]
     assert second["stored"] < made["stored"] / 2
     node.run("resume", "kept", "--at", "1", "--name", "k2", "--detach")
     assert said(node, "k2", "cat /dev/note") == "1\n"

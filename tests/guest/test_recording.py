@@ -61,6 +61,13 @@ def test_what_a_resume_reads_is_added_to_its_profile(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_machine_reads_before_its_guest_goes_on_is_no_rest() -> None:
+    resumed = outcome(prompt=None)
+    resumed.went_on = 104.0
+    found = [[0, 1, 101.0], [8, 1, 104.5], [9, 1, 105.0], [7, 1, 106.5]]
+    assert [touch.start for touch in boot_touches(found, resumed, resumed=True)] == [0, 8, 9]
+
+
 def test_a_resume_without_a_profile_records_one(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     found = outcome([8, 4, 101.0], [0, 1, 101.5], prompt=None)

@@ -234,7 +234,8 @@ class _Attended:
             quiet_end.is_good = reason in ("poweroff", "reboot")
         if self._guest.killed:
             return _End(exit_code, "killed", transcript.prompt_time)
-        if code or not (by_firmware or self._spec.resume):  # those may print elsewhere, or nothing
+        # Others may print elsewhere, or nothing; one that was suspended early, nothing yet.
+        if code or not (by_firmware or self._spec.resume or reason == "suspended"):
             _check_started(transcript, native, exit_code)
         return _End(code, reason, transcript.prompt_time)
 

@@ -95,7 +95,8 @@ def boot_touches(
     times = [at for _, _, at in found]
     begun, end = times[0], float("inf")
     if resumed:
-        end = _rests_at(times, begun, _RESUMED_REST_SECONDS)
+        # Its machine reads something before, and then waits for what the guest needs.
+        end = _rests_at(times, outcome.went_on or begun, _RESUMED_REST_SECONDS)
     elif outcome.begun is not None and outcome.guest and outcome.guest.boot_seconds is not None:
         end = outcome.begun + outcome.guest.boot_seconds
         if display:

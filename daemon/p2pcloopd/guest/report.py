@@ -24,6 +24,7 @@ class Outcome:
     Attributes:
         started: when the command started.
         begun: when the guest started.
+        went_on: when a resumed guest was allowed to go on.
         guest: how it ended, or None where it did not boot.
         block: what the block server reported.
         error: why the guest did not start, or did not run to its end.
@@ -31,6 +32,7 @@ class Outcome:
 
     started: float
     begun: float | None = None
+    went_on: float | None = None
     guest: GuestResult | None = None
     block: dict[str, Any] = field(default_factory=dict)
     error: P2pcloopError | None = None

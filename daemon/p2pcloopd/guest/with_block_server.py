@@ -239,13 +239,18 @@ async def _run(ready: ReadyGuest, block: BlockServerProcess, live: Live) -> None
         raise GuestError("the guest let go of its disk and did not end; it was killed")
 
 
-def _served(ready: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
+def _served(guest: ReadyGuest, block: BlockServerProcess) -> GuestSpec:
     """A guest as it was described, with what its block server does for it. One whose memory arrives
     while it runs goes on only once most of what it reads first is here."""
-    spec = replace(ready.spec, copy_disk=block.copy_overlay)
-    if spec.resume is None or ready.disk.memory is None:
+    spec = replace(guest.spec, copy_disk=block.copy_overlay)
+    if spec.resume is None or guest.disk.memory is None:
         return spec
-    resume = replace(spec.resume, ready=block.enough, device_state=block.device_state)
+
+    async def ready() -> None:
+        await block.enough()
+        guest.outcome.went_on = time.monotonic()
+
+    resume = replace(spec.resume, ready=ready, device_state=block.device_state)
     return replace(spec, resume=resume)
 
 

@@ -1,0 +1,151 @@
+"""Rehearsing the resume of a state: it goes on here once, and what it touches first is recorded.
+
+Nobody knows before which of a guest's pages it needs to answer: a few of a hundred. Without a
+profile, who resumes the state elsewhere first would fetch them one by one, a round trip each. So
+the publisher does it first, on this machine, where all of them are. The guest of the rehearsal has
+no network, its changes are dropped, and it ends after some seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from typing import IO, Any
+
+from p2pcloop.client.hot import HotMaker, fitting_touches
+from p2pcloop.client.interpreter import module_command
+from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.publisher import Publisher
+from p2pcloop.client.stored_ref import StoredRef
+from p2pcloop.errors import GuestError
+from p2pcloop.store.home import Home
+from p2pcloop.text import printable
+
+TIMES = 2
+"""Rehearsals of a state. What is touched depends on time, too: the second one adds a twentieth."""
+
+_BEGIN_SECONDS = 60.0
+"""How long a guest may take to answer a key. A program that does not answer keys has run meanwhile,
+and that counts, too."""
+
+_REST_SECONDS = 2.0
+"""After so long without output it rests: the recording ends with a pause of one second."""
+
+_MOST_SECONDS = 15.0
+"""Of a guest that prints without end."""
+
+_END_SECONDS = 30.0
+_GONE_SECONDS = 1.0
+"""Within this time after the end of its output a process has ended."""
+
+_KEYS = b"\rtrue\r"
+"""Enter, and a command that each shell knows; at once, since a pause ends the recording. To another
+program they are keys, in a copy that is dropped."""
+
+_MAX_SAID = 1000
+
+
+def publish_rehearsed(
+    publisher: Publisher, state: StoredRef, message: str, *, public: bool, quiet: bool
+) -> dict[str, Any]:
+    """Rehearse the newest version of a name, a state, and publish the next one: with a profile, and
+    with what that names packed together.
+
+    Args:
+        publisher: of that name.
+        state: its newest version.
+        message: one line about the next one.
+        public: announce it as far as the node's settings allow.
+        quiet: show no progress.
+
+    Returns:
+        As of `Publisher.release`, with `rehearsed`: bytes that were packed once more.
+
+    Raises:
+        GuestError: it did not go on.
+        P2pcloopError: p2pcloopd could not serve it.
+    """
+    home, manifest = publisher.home, state.signed.manifest
+    for _ in range(TIMES):
+        rehearse(str(manifest.name), manifest.version, home)
+    touches = fitting_touches(state, None, home, tell=False)
+    with ExitStack() as stack:
+        opened = open_stored(state, home, stack)
+        made = HotMaker(publisher, quiet).optimize(opened, touches)
+    answer = publisher.release(
+        made.content, message=message, parent=made.parent, public=public, secret=state.secret
+    )
+    return answer | {"rehearsed": made.layer.pack_length}
+
+
+def rehearse(name: str, version: int, home: Home) -> None:
+    """Resume a state of this node, type something at its console, and end it once it rests; the
+    home then has a profile of it.
+
+    Args:
+        name: of the state.
+
+    Raises:
+        GuestError: it did not go on.
+    """
+    command = [*module_command("p2pcloop.cli.main"), "resume", name, "--at", str(version)]
+    command += ["--home", os.fspath(home.root)]
+    with ExitStack() as stack:
+        said = stack.enter_context(tempfile.TemporaryFile())
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,  # a Ctrl-C at our terminal is for us
+        )
+        stack.callback(_end, process)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        # Its input stays open: at the end of it the guest would be shut down.
+        with suppress(BrokenPipeError):  # it has ended already
+            os.write(process.stdin.fileno(), _KEYS)
+        if not _wait_for_rest(process.stdout):
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(_GONE_SECONDS)
+                raise GuestError(f"it does not go on here ({code}): {_end_of(said)}")
+
+
+def _wait_for_rest(output: IO[bytes]) -> bool:
+    """Return when nothing has been printed for a while, or the guest has ended.
+
+    Returns:
+        Whether anything was printed.
+    """
+    wait, end = _BEGIN_SECONDS, time.monotonic() + _BEGIN_SECONDS
+    has_answered = False
+    while (left := min(wait, end - time.monotonic())) > 0:
+        readable, _, _ = select.select([output], [], [], left)
+        if not readable or not os.read(output.fileno(), 1 << 16):
+            break
+        if not has_answered:
+            has_answered = True
+            wait, end = _REST_SECONDS, time.monotonic() + _MOST_SECONDS
+    return has_answered
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the guest at once; its profile is kept by its process, which ends then."""
+    for _ in range(2):  # the first signal asks it to shut down
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    try:
+        process.communicate(timeout=_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def _end_of(said: IO[bytes]) -> str:
+    said.seek(0)
+    return printable(said.read()[-_MAX_SAID:].decode(errors="replace").strip()) or "it said nothing"
