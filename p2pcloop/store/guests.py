@@ -4,6 +4,7 @@
     guests/NAME/lock          locked by the process that runs the guest (fcntl(2), OFD lock)
     guests/NAME/waiting       one line for people: what the guest waits for; missing if nothing
     guests/NAME/fetched       one line: bytes that came for the guest, and when the first did
+    guests/NAME/timeline      when its reads waited while it booted (docs/formats/timeline.md)
     guests/NAME/console.log   what the guest printed; console.log.1 has what came before
     guests/NAME/control.sock  served by the process that runs the guest
     guests/NAME/vnc-password  of its display, as vncpasswd(1) writes it
@@ -38,6 +39,7 @@ from p2pcloop.errors import (
     storage_error,
 )
 from p2pcloop.formats.named import open_named
+from p2pcloop.formats.timeline import Timeline, decode_timeline
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord, decode_record, encode_record
 from p2pcloop.store.home import Home, sync_directory
@@ -116,6 +118,7 @@ class GuestFolder:
         self.record_path = self.path / "record.json"
         self.waiting_path = self.path / "waiting"
         self.fetched_path = self.path / "fetched"
+        self.timeline_path = self.path / "timeline"
         self.log_path = self.path / "console.log"
         self.old_log_path = self.path / "console.log.1"
         self.socket_path = self.path / "control.sock"
@@ -207,6 +210,20 @@ class GuestFolder:
             return Fetched(int(count), float(first))
         except (OSError, ValueError):  # nothing yet, or only half of a line: it only informs
             return None
+
+    def read_timeline(self) -> Timeline | None:
+        """The timeline of the guest's last boot; None where nothing had to come for it.
+
+        Raises:
+            FormatError: it is damaged.
+            StorageError: the system refused.
+        """
+        try:
+            return decode_timeline(self.timeline_path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            raise storage_error(f"cannot read {self.timeline_path}", err) from err
 
     def clear(self, claim: Claim) -> None:
         """Delete the directory, whose lock is `claim`, and let go of that.
@@ -532,7 +549,7 @@ def _take(home: Home, name: str, earlier: Earlier = "refuse") -> tuple[GuestFold
         if earlier == "continue":
             of_ended = []
     # Of one whose process was killed, and that was not kept; or that is to be forgotten.
-    for path in (*of_ended, *folder.of_running):
+    for path in (*of_ended, folder.timeline_path, *folder.of_running):
         path.unlink(missing_ok=True)
     return folder, claim
 

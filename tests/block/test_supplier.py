@@ -13,11 +13,13 @@ import pytest
 import trio
 
 from p2pcloop.errors import StorageError
+from p2pcloop.formats.timeline import decode_timeline
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.store.guests import GuestFolder, Waiting
 from p2pcloop.store.home import Home
 from p2pcloopd.block.fetched_file import FetchedFile
 from p2pcloopd.block.supplier import _MAX_ARRIVED, FULL_RETRY_SECONDS, Supplier
+from p2pcloopd.block.timeline_file import TimelineFile
 from p2pcloopd.block.waiting_file import WaitingFile
 
 WAITING = {"connected": False, "tried": ["192.0.2.1:6881: refused"], "peers": [], "seconds": 3}
@@ -43,6 +45,16 @@ class SilentNode:
 
 def ranges(*offsets: int) -> Missing:
     return Missing(tuple(ByteRange(bytes(20), offset, 4096) for offset in offsets))
+
+
+async def test_a_wait_is_in_the_timeline(tmp_path: Path) -> None:
+    node = SilentNode()
+    timeline = TimelineFile(tmp_path / "timeline")
+    supplier = Supplier(node, lambda _range, _data: None, timeline=timeline)
+    node.answer.set()
+    await supplier.supply(ranges(8192))
+    [wait] = decode_timeline((tmp_path / "timeline").read_bytes()).waits
+    assert wait.length == 4096
 
 
 async def test_many_reads_that_wait_are_one_line(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from p2pcloop.formats.profile import Profile, Touch, pack_profile, pack_touches
+from p2pcloop.formats.timeline import Span, Wait, encode_span, encode_start, encode_wait
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.store.profiles import keep_profile
 from tests.support.browser import accessibility_faults, browser_page
@@ -43,6 +44,12 @@ def _end_a_guest(node: Node, image: str) -> None:
         guest.begin(ref=image, image=image, version=1, **facts)
         guest.folder.log_path.write_bytes(
             b"\x1b[1mDebian\x1b[0m <img src=x onerror=alert(1)>\r\n\x1b]0;title\x07g1 login: "
+        )
+        guest.folder.timeline_path.write_bytes(
+            encode_start(guest.record.started if guest.record else 0)
+            + encode_wait(Wait(1, 0.5, 65536))
+            + encode_wait(Wait(2, 1.25, 4096))
+            + encode_span(Span(0, 4, 8_000_000, 0.75))
         )
         guest.keep()
         guest.end(reason="poweroff", exit_code=0, boot_seconds=4.25, fetched=9_000_000)
@@ -111,6 +118,11 @@ def _open_guest(page: Page) -> None:
     page.get_by_role("button", name="g1").click()
     expect(page.locator("#guest-title")).to_be_focused()
     expect(page.locator("#guest-facts")).to_contain_text("4.3 s")
+    timeline = page.locator("#timeline")
+    expect(timeline).to_contain_text("2 reads waited, for 1.8 s in all; 8.0 MB came, at 2.0 MB/s")
+    expect(timeline.locator(".wait")).to_have_count(3)  # with that of the legend
+    page.get_by_text("The longest waits").click()
+    expect(timeline.locator("tbody tr").first).to_contain_text("1.25 s")
     console = page.get_by_role("log", name="Console")
     expect(console).to_have_text("Debian <img src=x onerror=alert(1)>\ng1 login: ")
     assert page.locator("#console img").count() == 0

@@ -34,7 +34,8 @@ from p2pcloopd.block.keeping import Keeper
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
-from p2pcloopd.block.supplier import Supplier
+from p2pcloopd.block.supplier import Caller, Supplier
+from p2pcloopd.block.timeline_file import TimelineFile
 from p2pcloopd.block.waiting_file import WaitingFile
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
 
@@ -179,7 +180,7 @@ async def _with_overlay(
         wanting,
     )
     await nursery.start(client.run)
-    supplier = Supplier(client, stored.accept, waiting, FetchedFile(spec.fetched))
+    supplier = _supplier(spec, stored, client, waiting)
     while True:
         try:
             image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)
@@ -195,6 +196,13 @@ async def _with_overlay(
             keeper = Keeper(spec.home, image, kept) if kept is not None else None
             backend = StoredBackend(device, supplier, prefetch, tell, whole=stored.is_whole())
             return Disk(backend, changes, keeper)
+
+
+def _supplier(
+    spec: BlockServerSpec, stored: StoredImage, client: Caller, waiting: WaitingFile
+) -> Supplier:
+    fetched, timeline = FetchedFile(spec.fetched), TimelineFile(spec.timeline)
+    return Supplier(client, stored.accept, waiting, fetched, timeline)
 
 
 def open_overlay(

@@ -115,6 +115,7 @@ class BlockServerSpec:
         record_touches: whether the first read of each block is recorded, for a profile.
         waiting: a file that has a line while the guest waits for bytes, or None.
         fetched: a file that tells how many bytes came for the guest, or None.
+        timeline: a file that tells when the guest's reads waited, or None.
         files: the guest's second device, which then takes the writes instead of the image's; None
             if the overlay lies over the image's own blocks.
         memory: the part of the image that is a resumed guest's memory, or None.
@@ -136,6 +137,7 @@ class BlockServerSpec:
     record_touches: bool = False
     waiting: Path | None = None
     fetched: Path | None = None
+    timeline: Path | None = None
     files: FilesOverlay | None = None
     memory: MemoryPart | None = None
     inherited: Inherited | None = None

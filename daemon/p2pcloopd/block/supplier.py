@@ -18,6 +18,7 @@ from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import ByteRange, Missing
 from p2pcloop.protocol.waiting import describe_cause, describe_slow, describe_waiting
 from p2pcloopd.block.fetched_file import FetchedFile
+from p2pcloopd.block.timeline_file import TimelineFile
 from p2pcloopd.block.waiting_file import WaitingFile
 from p2pcloopd.block.waits import Waits
 
@@ -74,6 +75,7 @@ class Supplier:
         accept: Callable[[ByteRange, bytes], None],
         waiting: WaitingFile | None = None,
         fetched: FetchedFile | None = None,
+        timeline: TimelineFile | None = None,
     ) -> None:
         """Ask for nothing yet.
 
@@ -81,9 +83,11 @@ class Supplier:
             accept: given each range with its bytes, as `StoredImage.accept`.
             waiting: told what the guest waits for while no bytes arrive.
             fetched: told how many bytes arrived, each range once.
+            timeline: told the same, and of each wait.
         """
         self._waiting = waiting or WaitingFile(None)
         self._fetched = fetched or FetchedFile(None)
+        self._timeline = timeline or TimelineFile(None)
         self._arrived: dict[ByteRange, None] = {}
         self._client = client
         self._accept = accept
@@ -131,6 +135,7 @@ class Supplier:
             with asking.scope:
                 self._deliver(wanted, await self._read(wanted))
             self.waits.add(time.monotonic() - started)
+            self._timeline.add_wait(started, wanted.length)
         finally:
             del self._under_way[wanted]
             asking.ended.set()
@@ -147,6 +152,7 @@ class Supplier:
             if len(self._arrived) > _MAX_ARRIVED:
                 del self._arrived[next(iter(self._arrived))]
             self._fetched.add(wanted.length)
+            self._timeline.add_bytes(wanted.length)
         self._reported_waiting = False
         self._waiting.clear()
 

@@ -40,6 +40,7 @@ from p2pcloopd.guest.with_block_server import ReadyGuest, open_control
 if TYPE_CHECKING:
     from trio import SocketListener
 
+    from p2pcloop.store.guests import GuestFolder
     from p2pcloopd.block.spec import BlockServerSpec, MemoryPart
     from p2pcloopd.commands.resuming import Resuming
     from p2pcloopd.guest.display.spec import Display
@@ -163,7 +164,7 @@ class Hosting:
             if plan.resuming is not None:
                 disk = plan.resuming.with_memory(disk, folder, stack)
             spec, listener = self._open(own, folder, files, firmware, disk.memory, stack)
-            disk = replace(disk, waiting=own.folder.waiting_path, fetched=own.folder.fetched_path)
+            disk = _with_places(disk, own.folder)
             plan.start(ReadyGuest(own, spec, disk, outcome, listener, _late_node(target)))
             _record_end(own, outcome, arrives=isinstance(target, StoredRef))
         try:
@@ -322,6 +323,16 @@ def _check_overlay_unused(home: Home, overlay: Path | None) -> None:
     raise BusyError(
         f"the guest {user.name} has {overlay} open (process {user.pid})",
         hint=f"end it with `p2pcloop stop {user.name}`, or give another overlay",
+    )
+
+
+def _with_places(disk: BlockServerSpec, folder: GuestFolder) -> BlockServerSpec:
+    """Tell a block server where it says what its guest waits for, and what came."""
+    return replace(
+        disk,
+        waiting=folder.waiting_path,
+        fetched=folder.fetched_path,
+        timeline=folder.timeline_path,
     )
 
 

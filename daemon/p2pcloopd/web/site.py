@@ -22,6 +22,7 @@ from p2pcloopd.web.http import Answer, Asked
 from p2pcloopd.web.images import image_facts
 from p2pcloopd.web.jobs import Jobs
 from p2pcloopd.web.live import Live
+from p2pcloopd.web.timeline import timeline_facts
 
 RESOURCES = Path(__file__).parent / "resources"
 _KINDS = {
@@ -61,6 +62,8 @@ class Site:
                 return Answer(partial(follow_console, self._home, guest), _STREAM)
             case "image":
                 return await _in_thread(image_facts, self._home, _query(asked, "name"))
+            case "timeline":
+                return await _in_thread(timeline_facts, self._home, _query(asked, "guest"))
             case "map":
                 return await _in_thread(self._map, _query(asked, "name"))
         return None

@@ -2,10 +2,12 @@
 
 import { act, ask, duration, element, facts, find, short, size } from "./dom.js";
 import { describe } from "./page.js";
+import { drawTimeline } from "./timeline.js";
 
 const MOST = 200_000; // characters of a console that are kept
 let shown = null;
 let events = null;
+let drawnOf = null; // what had come for it when its timeline was drawn
 
 export function showGuest(name, state) {
   shown = name;
@@ -16,6 +18,8 @@ export function showGuest(name, state) {
   find("guest-title").textContent = `Guest ${name}`;
   find("guest-title").focus();
   find("console").textContent = "";
+  find("timeline").replaceChildren();
+  drawnOf = null;
   follow(name);
   updateGuest(state);
 }
@@ -51,6 +55,11 @@ export function updateGuest(state) {
     ["Display", guest.display && !guest.display_link ? `p2pcloop display ${guest.name}` : null, true],
   ]);
   find("type").hidden = !runs;
+  const of = JSON.stringify([guest.fetched, guest.boot_seconds]);
+  if (drawnOf !== of) {
+    drawnOf = of;
+    drawTimeline(find("timeline"), guest.name);
+  }
   buttons(guest, runs);
 }
 

@@ -4,6 +4,9 @@ import { act, element, facts, find, rate, rows, say, short, size, write } from "
 import { showGuest, updateGuest } from "./guest.js";
 import { showImage, updateImage } from "./image.js";
 
+const MOST = 100; // rows of images that are shown at first: a browser takes a second for 500
+
+let every = false;
 const state = { images: {}, guests: [], peers: [], jobs: [], pinned: [] };
 let events = null;
 
@@ -54,7 +57,10 @@ function showTraffic() {
 function showImages() {
   const wanted = find("filter").value.toLowerCase();
   const names = Object.keys(state.images).filter((name) => name.toLowerCase().includes(wanted));
-  rows(find("images"), names.sort(), (name) => name, makeImage, fillImage);
+  const most = every ? names.length : MOST;
+  rows(find("images"), names.sort().slice(0, most), (name) => name, makeImage, fillImage);
+  find("more").hidden = names.length <= most;
+  write(find("more"), `Show all ${names.length} images`);
   updateImage(state);
 }
 
@@ -102,7 +108,10 @@ export function describe(guest) {
   if (guest.state === "running") {
     return guest.waiting ? `waits: ${guest.waiting}` : "running";
   }
-  if (guest.state === "ended") return `ended: ${guest.reason} (${guest.exit_code})${guest.error ? `, ${guest.error}` : ""}`;
+  if (guest.state === "ended") {
+    const how = ["poweroff", "reboot"].includes(guest.reason) ? "shut down" : guest.reason;
+    return `${how} (${guest.exit_code})${guest.error ? `: ${guest.error}` : ""}`;
+  }
   return guest.error ?? guest.state;
 }
 
@@ -130,6 +139,10 @@ function showJobs() {
   });
 }
 
+find("more").addEventListener("click", () => {
+  every = true;
+  showImages();
+});
 find("filter").addEventListener("input", showImages);
 for (const id of ["fetch-link", "publish"]) {
   find(id).addEventListener("submit", (event) => {
