@@ -50,6 +50,12 @@ def _ip(host: Host, *commands: str) -> None:
         run([*host.inside, "ip", *command.split()])
 
 
+def have_ipv6(host: Host, interface: str) -> None:
+    """Have an interface speak IPv6, as most do; those of `network` do not."""
+    setting = f"/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"
+    run([*host.inside, "sh", "-ec", f"echo 0 >{setting}"])
+
+
 @contextmanager
 def lan() -> Iterator[tuple[Host, Host]]:
     """The LAN: where p2pcloop runs, and where other servers may run.
@@ -66,6 +72,7 @@ def lan() -> Iterator[tuple[Host, Host]]:
             f"addr add {here.address}/24 dev {BRIDGE}",
             f"link set {BRIDGE} up",
         )
+        have_ipv6(here, BRIDGE)
         yield here, other
 
 

@@ -28,6 +28,7 @@ from p2pcloopd.netboot.lan_listener import is_behind, lan_listener
 from p2pcloopd.netboot.machines import Machines, disk_name
 from p2pcloopd.netboot.plan import INITRAMFS, KERNEL, SCRIPT, NetbootPlan
 from p2pcloopd.netboot.site import NetbootSite
+from p2pcloopd.netboot.solicitations import answer_solicitations
 
 LIMITS = Limits(served=256, waiting=0, negotiating=128, of_address=4)
 """Of the disks' server. A machine has one connection, and two where it has lost one. After a
@@ -101,6 +102,7 @@ async def _serve_disk(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(machines.close_left)
+            nursery.start_soon(answer_solicitations, plan.interface)
             admits = partial(is_behind, plan.interface)
             site = NetbootSite(files)
             nursery.start_soon(partial(serve_http, [http], site, Wire(), Pace(0), admits=admits))
