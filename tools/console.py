@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self
 
 _KEEP = 1 << 20  # characters of unread output to search in; a console says far less
 
@@ -29,6 +29,29 @@ class ConsoleError(Exception):
 
 class NotInTimeError(ConsoleError):
     """The program runs on, but its output did not match in time."""
+
+
+class Child(Protocol):
+    """A process that was started; a `subprocess.Popen` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended; subprocess.TimeoutExpired after `timeout` seconds."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, if it has not ended."""
+
+    def terminate(self) -> None:
+        """Send it SIGTERM, if it has not ended."""
+
+
+Start = Callable[[Sequence[str], int, int], Child]
+"""Starts a program in a session of its own: its arguments, the descriptor of its terminal, and that
+of its standard error."""
 
 
 class Console:
@@ -46,6 +69,7 @@ class Console:
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
         patience: float = 15,
+        start: Start | None = None,
     ) -> None:
         """Start `argv`.
 
@@ -54,7 +78,15 @@ class Console:
             errors: takes the program's standard error.
             on_line: called with each finished line, without control sequences.
             patience: seconds between SIGTERM and SIGKILL when it must be ended; 0 kills at once.
+            start: starts the program, which gets its environment by it; None runs `argv`.
         """
+
+        def run(argv: Sequence[str], terminal: int, errors: int) -> Child:
+            return subprocess.Popen(
+                argv, stdin=terminal, stdout=terminal, stderr=errors, env=env,
+                start_new_session=True,
+            )  # fmt: skip
+
         self._on_line = on_line
         self._patience = patience
         self._line = ""
@@ -65,14 +97,7 @@ class Console:
         try:
             termios.tcsetwinsize(slave, (50, 200))  # else long lines wrap in the middle of a text
             with errors.open("wb") as stderr:
-                self.process = subprocess.Popen(
-                    argv,
-                    stdin=slave,
-                    stdout=slave,
-                    stderr=stderr,
-                    env=env,
-                    start_new_session=True,
-                )
+                self.process = (start or run)(argv, slave, stderr.fileno())
         except OSError:
             self._close()
             raise

@@ -52,7 +52,7 @@ def nothing_left(guest: Guest, node: Node, temporary: Path) -> Iterator[None]:
 
 
 def test_poweroff(node: Node, cloop: Path, temporary: Path) -> None:
-    with Guest(node, cloop) as guest:
+    with Guest(node, cloop, installed=True) as guest:
         guest.prompt()
         with nothing_left(guest, node, temporary):
             guest.power_off()
@@ -61,7 +61,9 @@ def test_poweroff(node: Node, cloop: Path, temporary: Path) -> None:
 
 def test_a_guest_that_cannot_boot_is_reported(node: Node, cloop: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
-    with Guest(node, cloop, "--report", report, "--append", "init=/no/such") as guest:
+    with Guest(
+        node, cloop, "--report", report, "--append", "init=/no/such", installed=True
+    ) as guest:
         assert guest.wait(BOUND) == GuestError.exit_code
         assert "/no/such" in guest.said
     told = json.loads(report.read_text())
@@ -76,7 +78,7 @@ def test_an_interrupt_shuts_the_guest_down(
     node: Node, cloop: Path, temporary: Path, tmp_path: Path
 ) -> None:
     overlay, report, merged = tmp_path / "o", tmp_path / "report", tmp_path / "merged.img"
-    with Guest(node, cloop, "--overlay", overlay, "--report", report) as guest:
+    with Guest(node, cloop, "--overlay", overlay, "--report", report, installed=True) as guest:
         guest.prompt()
         guest.sh("echo not synced > /root/mine")
         with nothing_left(guest, node, temporary):
@@ -92,7 +94,7 @@ def test_an_interrupt_shuts_the_guest_down(
 
 def test_a_second_interrupt_ends_it_at_once(node: Node, cloop: Path, temporary: Path) -> None:
     deaf = "quiet init=/bin/sh PS1='tiny# '"
-    with Guest(node, cloop, "--append", deaf) as guest:
+    with Guest(node, cloop, "--append", deaf, installed=True) as guest:
         guest.prompt()
         guest.sh("echo 0 > /proc/sys/kernel/ctrl-alt-del")
         guest.prompt()
@@ -108,7 +110,7 @@ def test_a_second_interrupt_ends_it_at_once(node: Node, cloop: Path, temporary: 
 
 
 def test_a_hangup_shuts_the_guest_down(node: Node, cloop: Path, temporary: Path) -> None:
-    with Guest(node, cloop) as guest:
+    with Guest(node, cloop, installed=True) as guest:
         guest.prompt()
         with nothing_left(guest, node, temporary):
             guest.process.send_signal(signal.SIGHUP)
@@ -132,7 +134,7 @@ def test_a_guest_that_hangs_on_a_read_is_ended_after_a_while(
     hasty.environment = node.environment
     link = seeder.seed(cloop)["link"]
     deaf = "quiet init=/bin/sh PS1='tiny# '"
-    with Guest(hasty, link, "--overlay", overlay, "--append", deaf) as guest:
+    with Guest(hasty, link, "--overlay", overlay, "--append", deaf, installed=True) as guest:
         guest.prompt()
         guest.sh("echo 0 > /proc/sys/kernel/ctrl-alt-del; echo flushed > /root/mine; sync")
         seeder.run("daemon", "stop")
@@ -158,7 +160,7 @@ class Hasty(Node):
 
 
 def test_a_killed_boot_takes_its_processes_along(node: Node, cloop: Path) -> None:
-    with Guest(node, cloop) as guest:
+    with Guest(node, cloop, installed=True) as guest:
         guest.prompt()
         boot, *others = guest.processes()
         boot.kill()
@@ -167,11 +169,11 @@ def test_a_killed_boot_takes_its_processes_along(node: Node, cloop: Path) -> Non
 
 
 def test_a_panic_and_a_dead_block_server_are_errors(node: Node, cloop: Path) -> None:
-    with Guest(node, cloop) as guest:
+    with Guest(node, cloop, installed=True) as guest:
         guest.prompt()
         guest.send_line("echo c > /proc/sysrq-trigger")
         assert guest.wait(BOUND) not in (0, GuestError.exit_code)
-    with Guest(node, cloop) as guest:
+    with Guest(node, cloop, installed=True) as guest:
         guest.prompt()
         _, *others = guest.processes()
         server = next(process for process in others if is_python(process.pid))
@@ -189,7 +191,7 @@ def is_python(pid: int) -> bool:
 def test_a_reboot_boots_again(node: Node, cloop: Path, temporary: Path, tmp_path: Path) -> None:
     """With the same disk, whose server goes on; without an overlay file, too."""
     report = tmp_path / "report"
-    with Guest(node, cloop, "--report", report) as guest:
+    with Guest(node, cloop, "--report", report, installed=True) as guest:
         guest.prompt()
         with nothing_left(guest, node, temporary):
             guest.sh("echo kept > /root/mine")

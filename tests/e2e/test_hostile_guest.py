@@ -131,7 +131,7 @@ def test_nothing_gets_out(
     options = ("--append", append, "--net", "user", "--kernel", kernel)
     node.run("daemon", "start")
     assert node.home.control_socket.exists()
-    with Guest(node, image, *options) as guest:
+    with Guest(node, image, *options, installed=True) as guest:
         guest.expect("ATTACK done", 3 * BOUND)
         check_attacks(guest.printed, kernel)
         shown = guest.log.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from p2pcloopd.http.mirrors import DirectoryFiles, Files, SeedFiles, UrlFiles
 from tests.support.ports import free_port
 from tests.support.static_server import busybox_httpd, nginx
 
-CONTENT = bytes(i * 11 % 253 for i in range((2 << 20) + 4321))
+CONTENT = random.Random(1).randbytes((2 << 20) + 4321)
 PACK = LayerFilePath("l" * 32, "pack")
 EMPTY = LayerFilePath("l" * 32, "index")
 ABSENT = LayerFilePath("m" * 32, "pack")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import trio
 from tests.http.test_http_server import Part, Server, serving
 from tests.support.waiting import BOUND
 
-CONTENT = bytes(i * i % 251 for i in range(1 << 20))
+CONTENT = random.Random(1).randbytes(1 << 20)
 
 
 def content(**rest: object) -> Part:

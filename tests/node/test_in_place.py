@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.waiting import wait_until
 
 from .test_mirrors import LAYER_ID, Published, ask, publish, read, state
 
-PACK = bytes(i * i % 253 for i in range(300_000))
+PACK = random.Random(1).randbytes(300_000)
 PATH = f"data/{layer_torrent_name(LAYER_ID)}/pack"
 
 

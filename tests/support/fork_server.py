@@ -1,13 +1,14 @@
 """Runs p2pcloop and p2pcloopd as forks of one interpreter that has loaded both.
 
-To load an interpreter and our modules took a third of the suite's processor time. `Node.run` and
-`Node.start` have the programs forked here instead; tests of real processes (on a terminal, with
-signals, with streams of their own) start the installed programs.
+To load an interpreter and our modules took a third of the suite's processor time. `Node.run`,
+`Node.start` and `Guest` have the programs forked here instead; tests of real processes (with a
+controlling terminal, with signals, with streams of their own) start the installed programs.
 
 As a program it serves a listening socket (SOCK_SEQPACKET), whose descriptor is its argument, until
 its standard input ends. Each connection asks for one process:
 
-    JSON {"program", "words", "environment", "targets"}, and the descriptors for `targets`
+    JSON {"program", "words", "environment", "directory", "targets", "session"}, and the descriptors
+    for `targets`
     → the process id, 4 bytes
     → the status that waitpid(2) gives, 4 bytes, once it has ended
 """
@@ -58,19 +59,32 @@ class Forked:
         self.returncode: int | None = None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; TimeoutError if it takes longer than `timeout` seconds."""
+        """Wait for its end; TimeoutExpired if it takes longer than `timeout` seconds."""
         if self.returncode is None:
             self._connection.settimeout(timeout)
-            (status,) = _NUMBER.unpack(self._connection.recv(_NUMBER.size))
+            try:
+                data = self._connection.recv(_NUMBER.size)
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired("a fork", timeout or 0) from None
             self._connection.close()
-            self.returncode = os.waitstatus_to_exitcode(status)
+            self.returncode = os.waitstatus_to_exitcode(_NUMBER.unpack(data)[0])
         return self.returncode
 
-    def send_signal(self, number: signal.Signals) -> None:
+    def poll(self) -> int | None:
+        """Its exit code, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, sig: int) -> None:
         """Send it a signal, if it has not ended."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        """Send it SIGTERM, if it has not ended."""
+        self.send_signal(signal.SIGTERM)
 
     def communicate(self, streams: Sequence[int], timeout: float) -> list[bytes]:
         """Read its output until it has ended; kill it after `timeout` seconds.
@@ -108,7 +122,12 @@ class Forked:
 
 
 def fork_program(
-    program: str, words: Sequence[str], environment: Mapping[str, str], fds: Mapping[int, int]
+    program: str,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    fds: Mapping[int, int],
+    *,
+    session: bool = False,
 ) -> Forked:
     """Start a program.
 
@@ -116,6 +135,7 @@ def fork_program(
         program: "p2pcloop" or "p2pcloopd".
         words: its arguments.
         fds: its descriptors: its number of each, and ours.
+        session: whether it gets a session of its own.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(_server())
@@ -125,6 +145,7 @@ def fork_program(
         "environment": dict(environment),
         "directory": str(Path.cwd()),
         "targets": list(fds),
+        "session": session,
     }
     socket.send_fds(connection, [json.dumps(request).encode()], list(fds.values()))
     return Forked(connection)
@@ -222,6 +243,8 @@ def _tell_end(pid: int, connection: socket.socket) -> None:
 
 def _prepare(request: dict[str, Any], fds: Sequence[int]) -> Callable[[], None]:
     """Make this fork look like a process of its own."""
+    if request["session"]:
+        os.setsid()
     targets: list[int] = request["targets"]
     for number, fd in enumerate(fds):
         os.dup2(fd, _FIRST_FREE + number)

@@ -226,13 +226,26 @@ class Nodes:
 class OnTerminal(Console):
     """A command of p2pcloop, on a terminal of its own, where a guest's console is seen."""
 
-    def __init__(self, node: Node, *words: str | Path, controlling: bool = False) -> None:
+    def __init__(
+        self,
+        node: Node,
+        *words: str | Path,
+        controlling: bool = False,
+        installed: bool = True,
+    ) -> None:
         """Start `p2pcloop WORDS`.
 
         Args:
             controlling: whether it is the command's controlling terminal, which then gets its
                 standard error, too.
+            installed: whether it is the installed program, and not a fork.
         """
+
+        def fork(_: Sequence[str], terminal: int, errors: int) -> Forked:
+            fds = {0: terminal, 1: terminal, 2: errors}
+            return fork_program("p2pcloop", said, node.environment, fds, session=True)
+
+        said = [str(word) for word in words]
         # A guest that must be ended is none that a test still wants something of.
         logs = Path(tempfile.mkdtemp(prefix="console-", dir=node.root.parent))
         self.log, self.errors = logs / "out", logs / "err"
@@ -240,8 +253,9 @@ class OnTerminal(Console):
         if controlling:
             command = [sys.executable, "-c", _LOGIN, *command]
         super().__init__(
-            command, log=self.log, errors=self.errors, env=node.environment, patience=0
-        )
+            command, log=self.log, errors=self.errors, env=node.environment, patience=0,
+            start=None if installed or node.inside else fork,
+        )  # fmt: skip
 
     def __exit__(
         self,
@@ -273,10 +287,13 @@ class OnTerminal(Console):
 
 
 class Guest(OnTerminal):
-    """A guest that `p2pcloop boot` runs on a terminal of its own."""
+    """A guest that `p2pcloop boot` runs on a terminal of its own: a fork, where it need not be the
+    installed program."""
 
-    def __init__(self, node: Node, ref: str | Path, *options: str | Path) -> None:
-        super().__init__(node, "boot", ref, *GUEST_OPTIONS, *options)
+    def __init__(
+        self, node: Node, ref: str | Path, *options: str | Path, installed: bool = False
+    ) -> None:
+        super().__init__(node, "boot", ref, *GUEST_OPTIONS, *options, installed=installed)
 
     def processes(self) -> list[Process]:
         """`boot`, its block server, and what runs the guest."""

@@ -102,7 +102,7 @@ def test_a_program_that_ignores_sigterm_is_ended_with_its_children(
     script = "trap '' TERM HUP; sleep 1000 & echo child=$!; wait; sleep 1000"
     with bash(script, tmp_path, patience) as console:
         child = int(console.expect(r"child=(\d+)", LIMIT)[1])
-    assert console.process.returncode == -signal.SIGKILL
+    assert console.process.poll() == -signal.SIGKILL
     with pytest.raises(ConsoleError, match="ended before"):
         _wait_for_end_of(child, tmp_path)
 
@@ -120,7 +120,7 @@ def test_leaving_ends_a_program_in_order_when_it_listens(tmp_path: Path) -> None
     script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.01; done"
     with bash(script, tmp_path, patience=LIMIT) as console:
         console.expect("up", LIMIT)
-    assert console.process.returncode == 3
+    assert console.process.poll() == 3
 
 
 def test_a_program_that_is_not_there_leaves_nothing_open(tmp_path: Path) -> None:
