@@ -35,7 +35,18 @@ from bench import (
 )
 from bench.figure import Started, bar_table, write_report
 from bench.harness import run_measure
-from bench.links import boot_command, crowd, desktop, download, kept, missing, netboot, state
+from bench.links import (
+    boot_command,
+    crowd,
+    desktop,
+    download,
+    kept,
+    migrating,
+    missing,
+    netboot,
+    state,
+    state_crowd,
+)
 from bench.links.suite import INTERRUPTED
 from bench.run_setup import PROGRAM, RESULTS, machine_facts, opened_bench, screen
 
@@ -81,6 +92,8 @@ SUITES = {
     "desktop": desktop.main,
     "netboot": netboot.main,
     "state": state.main,
+    "state-crowd": state_crowd.main,
+    "migrate": migrating.main,
 }
 """Measures over slow lines, with options of their own; named first, and alone."""
 

@@ -12,10 +12,11 @@ import argparse
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -128,8 +129,12 @@ def seeded(
         yield Seeded(rig, publish(rig, home), home, nodes, group)
 
 
+ReplayBoot = Callable[[Rig, str, Path], Replayed]
+"""Replays the boot of a link on a rig's reader, whose p2pcloopd runs on a home."""
+
+
 def run_crowd(
-    shared: Seeded, count: int, reads: Sequence[Read], place: Path, *, guest: bool = False
+    shared: Seeded, count: int, replayed: ReplayBoot, place: Path, *, guest: bool = False
 ) -> Crowd:
     """Boot so many nodes at once, with empty homes; with `guest` one of them is a real guest."""
     place.mkdir()
@@ -148,9 +153,7 @@ def run_crowd(
         seeder = daemon_pid(shared.home)
         used = processor_seconds(seeder)
         real = pool.submit(_real, rigs.pop(), shared.link, homes.pop()) if guest else None
-        boots = list(
-            pool.map(lambda rig, home: _replayed(rig, shared.link, home, reads), rigs, homes)
-        )
+        boots = list(pool.map(lambda rig, home: replayed(rig, shared.link, home), rigs, homes))
         prompt = real.result() if real else None
         sent, usage = shared.rig.seeder.traffic().since(before).sent, meter.usage()
         used = processor_seconds(seeder) - used
@@ -158,7 +161,7 @@ def run_crowd(
     return Crowd(tuple(boots), prompt, sent, usage, used)
 
 
-def _replayed(rig: Rig, link: str, home: Path, reads: Sequence[Read]) -> Replayed:
+def _replayed(reads: Sequence[Read], rig: Rig, link: str, home: Path) -> Replayed:
     socket = home.with_suffix(".sock")
     argv: list[Argument] = [*rig.reader.inside, rig.bench.p2pcloop, "block", link]
     argv += ["--profile", "--home", home, "--nbd", f"unix:{socket}"]
@@ -219,7 +222,8 @@ def _measure(suite: Suite, options: argparse.Namespace) -> bool:
             for count in counts:
                 place = suite.bench.work / "crowd"
                 guest = options.guest and count > 1
-                crowds[count].append(run_crowd(rig, count, reads, place, guest=guest))
+                replayed = partial(_replayed, reads)
+                crowds[count].append(run_crowd(rig, count, replayed, place, guest=guest))
                 told = f"{count} nodes, round {number + 1} of {options.rounds}"
                 suite.tell(f"{told}: {_told(crowds[count][-1])}")
     judged = bars(crowds, packed)

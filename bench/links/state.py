@@ -46,9 +46,6 @@ take that long to come to rest, and what still runs at a suspend runs on at each
 _PORT = 7099
 """Of the seeder: its address is in the state's link, which is made once for all lines."""
 
-_RECORDINGS = 2
-"""Resumes on the seeder, whose first touches the state then carries."""
-
 RESUMED, HERE = "p2pcloop-resume", "p2pcloop-resume-here"
 
 SECONDS = {8748e3: 0.9, 1507e3: 2.0, 613e3: 4.0}
@@ -144,8 +141,8 @@ def resumed(
 
 
 def publish_state(rig: Rig, home: Path) -> str:
-    """Boot the image in QEMU on the seeder, suspend it, and publish the state with the first
-    touches of some resumes; returns its link."""
+    """Boot the image in QEMU on the seeder, and suspend it, with a rehearsal; returns the state's
+    link."""
     name = seed(rig.bench, rig.seeder, home, rig.bench.cloop)["name"]
     argv: list[Argument] = [*rig.seeder.inside, rig.bench.p2pcloop, "boot", name, "--home", home]
     argv += ["--vm", "qemu", "--name", _GUEST, "--mem", "512M", "--net", "none"]
@@ -159,18 +156,6 @@ def publish_state(rig: Rig, home: Path) -> str:
             [*ask, "suspend", _GUEST, "--publish", "state", "--public", "--json", "--home", home]
         )
         console.wait(LIMIT)
-    link = str(told["link"])
-    for number in range(_RECORDINGS):
-        again = f"recording-{number}"
-        place = home.parent / again
-        place.mkdir()
-        with resumed(rig, rig.seeder, link, home, place, "--name", again) as console:
-            console.run("true", LIMIT)
-            run([*ask, "stop", again, "--time", "0", "--home", home])
-            console.wait(LIMIT)
-    told = run_json(
-        [*ask, "optimize", "state", "--name", "state", "--public", "--json", "--home", home]
-    )
     return str(told["link"])
 
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from bench.links import migrating, state_crowd
 from bench.links.boots import LinkRun
 from bench.links.contenders import PROFILED
 from bench.links.control import Control
@@ -39,3 +47,39 @@ def test_what_qemu_does_is_not_ten_times_slower() -> None:
 def test_three_lines_unless_others_are_named() -> None:
     assert [link.rate for link in parse([]).links] == [8748e3, 1507e3, 613e3]
     assert parse(["--links", "1507", "--ours"]).ours
+
+
+def test_many_and_moves_have_lines_of_1507() -> None:
+    assert state_crowd.parse([]).link.rate == 1507e3
+    assert migrating.parse([]).link.rate == 1507e3
+
+
+def test_a_pause_is_from_the_last_line_here_to_the_first_one_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(migrating.time, "monotonic", lambda: now[0])
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.write_text("tick")
+    watch = migrating._Watch.of([here, there])
+    for at, path, text in (
+        (1.0, here, "tick"), (2.0, here, "tick"), (3.0, here, "p2pcloop: is suspended"),
+        (4.0, there, "p2pcloop: it runs"), (5.0, there, "tick"), (6.0, there, "tick"),
+    ):  # fmt: skip
+        now[0] = at
+        with path.open("a") as file:
+            file.write(text)
+        watch.look()
+    assert watch.seen[here] == (1.0, 2.0)
+    assert watch.seen[there] == (5.0, 6.0)
+
+
+def test_ssh_is_played_by_a_script(tmp_path: Path) -> None:
+    rig = cast("Any", SimpleNamespace(bench=SimpleNamespace(p2pcloop=Path("/bin/p2pcloop"))))
+    host = cast("Any", SimpleNamespace(inside=["env"]))
+    script = migrating._ssh(rig, tmp_path, {"one": (host, Path("/1")), "other": (host, Path("/2"))})
+    for name, home in (("one", "/1"), ("other", "/2")):
+        done = subprocess.run(
+            [script, name, "echo $P2PCLOOP_HOME"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == f"{home}\n"
