@@ -13,7 +13,7 @@ from p2pcloop.errors import CorruptError
 from p2pcloop.formats.machine_state import Part
 from p2pcloop.formats.profile import Touch
 from p2pcloop.units import BLOCK_SIZE
-from p2pcloopd.block.arrivals import Arrivals
+from p2pcloopd.block.arrivals import STALL_SECONDS, Arrivals
 from p2pcloopd.block.devices_part import hand_over
 from p2pcloopd.block.spec import DevicesPart
 from tests.support.memory_device import MemoryBackend, MemoryDevice
@@ -74,6 +74,21 @@ async def test_what_the_prefetch_did_not_bring_is_fetched(
         arrivals.end()
     assert content(devices) == WANTED
     assert backend.asked
+
+
+@pytest.mark.usefixtures("autojump_clock")
+async def test_where_nothing_comes_it_is_read_so_that_the_user_is_told(
+    devices: DevicesPart, backend: MemoryBackend
+) -> None:
+    backend.device.withhold(START, LENGTH)
+    arrivals = Arrivals()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hand_over, backend.device, backend, devices, arrivals)
+        await trio.sleep(STALL_SECONDS - 1)
+        assert not backend.asked
+        await backend.wait_asked(1)
+        await backend.fetch(START, LENGTH)
+    assert content(devices) == WANTED
 
 
 async def test_a_damaged_one_is_no_state(devices: DevicesPart, backend: MemoryBackend) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 
+import trio
+
 from p2pcloop.image.api import BlockDevice, Missing
-from p2pcloopd.block.arrivals import Arrivals
+from p2pcloopd.block.arrivals import STALL_SECONDS, Arrivals
 from p2pcloopd.block.backend import Supplying
 from p2pcloopd.block.spec import DevicesPart
 
@@ -33,10 +35,11 @@ async def hand_over(
         try:
             device.read_into(part.start, (content,))
         except Missing as missing:
-            if arrivals.ended:
-                await supplying.supply(missing)
-            else:
+            # A read that waits tells the user so; a prefetch does not.
+            with trio.move_on_after(0 if arrivals.ended else STALL_SECONDS) as stalled:
                 await arrivals.news()
+            if stalled.cancelled_caught:
+                await supplying.supply(missing)
         else:
             os.pwrite(devices.file, content[: part.length], 0)
             return
