@@ -65,5 +65,6 @@ def _later(
         yield "p2pcloop ps", "list the guests"
     if runs:
         yield "p2pcloop status", "show what the node fetches and serves"
+        yield "p2pcloop web --open", "show it in a browser, with guests and their consoles"
     else:
         yield "p2pcloop daemon start", "serve your images to others"

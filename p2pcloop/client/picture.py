@@ -58,10 +58,12 @@ class Pictures:
         Args:
             at: the version that is wanted, as for `resolve_ref`.
             quiet: show no progress.
-            fetch: fetch maps that are not here, as long as it takes.
+            fetch: look for an image that is not known, and fetch maps that are not here, as long
+                as it takes.
 
         Raises:
-            NotHereError: the maps of its layers are not here, and `fetch` is False.
+            NotHereError: it is not known, or the maps of its layers are not here, and `fetch` is
+                False.
             P2pcloopError: as for `resolve_ref`; the maps cannot be fetched.
         """
         home = self._home
@@ -69,6 +71,8 @@ class Pictures:
             with words_of_the_user():
                 asked = read_ref(ref, home)
             known = None if isinstance(asked, Path) else find_whole(asked, home, at, in_part=True)
+            if known is None and not fetch:
+                _refuse(ref)
             target = known or resolve_ref(ref, home, at=at)
             subject = Subject.open(target, home, stack, quiet=quiet)
             touches = _touches(subject, home)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +64,14 @@ class Page:
         finally:
             answer.close()
             connection.close()
+
+    def hang_up(self, path: str) -> None:
+        """Ask for something that goes on, and reset the connection once it has begun."""
+        with socket.create_connection((self.host, self.port), BOUND) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            host = f"{self.host}:{self.port}"
+            connection.sendall(f"GET {self.path}{path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def _events(answer: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:

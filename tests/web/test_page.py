@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from p2pcloop.errors import NotHereError
+from p2pcloop.store.guests import OwnGuest
 from tests.support.images import write_cloop_file
 from tests.support.programs import Node, Nodes, Process, descendants
 from tests.support.waiting import wait_until
@@ -161,6 +162,22 @@ def test_the_state_follows_what_happens(
     node.run("unpin", name)
     node.run("rm", name)
     state_until(page, lambda state: name not in state["images"])
+
+
+def test_a_browser_that_goes_and_a_guest_that_is_not_there_end_nothing(
+    node: Node, page: Page
+) -> None:
+    [before] = web_processes(node)
+    assert page.ask("console?guest=none")[0] == 409
+    assert page.ask("timeline?guest=none")[0] == 409
+    assert page.post("type", {"guest": "none", "text": "x"})[0] == 409
+    for path in ("events", "console?guest=g1"):
+        with OwnGuest(node.home, "g1") as guest:
+            facts = {"overlay": None, "memory": 1, "network": "none"}
+            guest.begin(ref="x", image="x", version=None, **facts)
+            page.hang_up(path)
+    state_until(page, lambda state: state["guests"] == [])
+    assert web_processes(node) == [before]
 
 
 def test_a_job_that_fails_says_why(page: Page) -> None:

@@ -38,9 +38,9 @@ async def follow_console(home: Home, name: str, push: Push) -> None:
     """Send the text of a guest's console as events, until the guest ends or the browser goes.
 
     Raises:
-        NotHereError: there is no such guest.
+        StorageError: the log of a guest that has ended cannot be read.
     """
-    folder = GuestFolder(home, find_guest(home, name).record.name)
+    folder = GuestFolder(home, name)
     client = ControlClient(folder.socket_path, f"the guest {name}")
     try:
         async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ A POST must come from this page itself. There are no cookies, so no other page c
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
@@ -18,6 +19,7 @@ import trio
 from p2pcloop.errors import FormatError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.text import to_json
+from p2pcloopd.entry import plain_errors
 from p2pcloopd.http.semantics import Headers, fields
 from p2pcloopd.http.wire import MAX_HEADER
 
@@ -46,6 +48,8 @@ _ALWAYS = [
     ("X-Frame-Options", "DENY"),
 ]
 
+
+_log = logging.getLogger(__name__)
 
 Push = Callable[[bytes], Awaitable[None]]
 """Sends a part of an answer."""
@@ -127,10 +131,13 @@ async def serve(
     async def serve_one(stream: trio.SocketStream) -> None:
         viewers.count(1)
         try:
-            async with room, stream:
-                await _Connection(stream, token, hosts, handler).run()
+            with plain_errors():
+                async with room, stream:
+                    await _Connection(stream, token, hosts, handler).run()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it hung up, or takes nothing
+        except P2pcloopError as err:
+            _log.warning("an answer is broken off: %s", err)
         finally:
             viewers.count(-1)
 
@@ -200,7 +207,8 @@ class _Connection:
         named = {name: values[0] for name, values in parse_qs(query).items()}
         asked = Asked("POST" if method == "POST" else "GET", unquote(path), named, body)
         try:
-            return await self._handler(asked) or _refusal(HTTPStatus.NOT_FOUND)
+            with plain_errors():
+                return await self._handler(asked) or _refusal(HTTPStatus.NOT_FOUND)
         except P2pcloopError as err:
             told = {"error": str(err), "hint": err.hint, "class": type(err).__name__}
             usage = isinstance(err, FormatError)

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from p2pcloop.errors import BusyError, FormatError
+from p2pcloop.errors import BusyError, FormatError, StorageError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.store.home import Home
 from p2pcloop.text import printable
@@ -109,6 +109,16 @@ class Jobs:
         return job
 
     async def _run(self, job: Job, typed: str) -> None:
+        try:
+            await self._run_command(job, typed)
+        except OSError as err:
+            job.said, job.code = (
+                f"the command cannot be run: {err.strerror}",
+                StorageError.exit_code,
+            )
+        self.changed.notify()
+
+    async def _run_command(self, job: Job, typed: str) -> None:
         """Run a command to its end. It is not ended with this process: the user asked for it."""
         isolated = "-I" if sys.flags.isolated else "-P"
         process = await trio.lowlevel.open_process(
@@ -116,7 +126,7 @@ class Jobs:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=Path.home(),
+            cwd=self._folder(),
             env=os.environ | {"P2PCLOOP_HOME": str(self._home.root)},
             start_new_session=True,
         )
@@ -128,7 +138,14 @@ class Jobs:
                     await stdin.send_all(typed.encode())
             job.code = await process.wait()
             nursery.cancel_scope.deadline = trio.current_time() + _DRAIN_SECONDS
-        self.changed.notify()
+
+    def _folder(self) -> Path:
+        """Where commands run: a path that the user types is from there."""
+        try:
+            folder = Path.home()
+        except RuntimeError:  # the user of a service may have none
+            return self._home.root
+        return folder if os.access(folder, os.X_OK) else self._home.root
 
     async def _follow(self, job: Job, process: trio.Process) -> None:
         assert process.stdout is not None, "it was asked for"

@@ -15,6 +15,7 @@ from p2pcloop.errors import FormatError, NotHereError
 from p2pcloop.formats.packing import Fields
 from p2pcloop.picture.panels import WIDTH, draw_panels, grid_height
 from p2pcloop.picture.svg import STYLE
+from p2pcloop.store.guests import find_guest
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
 from p2pcloopd.web.console import follow_console, type_at
@@ -58,7 +59,7 @@ class Site:
             case "events":
                 return Answer(self._live.follow, _STREAM)
             case "console":
-                guest = _query(asked, "guest")
+                guest = find_guest(self._home, _query(asked, "guest")).record.name
                 return Answer(partial(follow_console, self._home, guest), _STREAM)
             case "image":
                 return await _in_thread(image_facts, self._home, _query(asked, "name"))

@@ -1,7 +1,6 @@
 // One guest: facts, buttons and its console.
 
 import { act, ask, duration, element, facts, find, short, size } from "./dom.js";
-import { describe } from "./page.js";
 import { drawTimeline } from "./timeline.js";
 
 const MOST = 200_000; // characters of a console that are kept
@@ -38,6 +37,18 @@ function follow(name) {
     take(event, true);
     events.close();
   });
+}
+
+/** The state of a guest, in words. */
+export function describe(guest) {
+  if (guest.state === "running") {
+    return guest.waiting ? `waits: ${guest.waiting}` : "running";
+  }
+  if (guest.state === "ended") {
+    const how = ["poweroff", "reboot"].includes(guest.reason) ? "shut down" : guest.reason;
+    return `${how} (${guest.exit_code})${guest.error ? `: ${guest.error}` : ""}`;
+  }
+  return guest.error ?? guest.state;
 }
 
 export function updateGuest(state) {

@@ -1,7 +1,7 @@
 // The page: the state that arrives as events, and the parts that show it.
 
 import { act, element, facts, find, rate, rows, say, short, size, write } from "./dom.js";
-import { showGuest, updateGuest } from "./guest.js";
+import { describe, showGuest, updateGuest } from "./guest.js";
 import { showImage, updateImage } from "./image.js";
 
 const MOST = 100; // rows of images that are shown at first: a browser takes a second for 500
@@ -102,17 +102,6 @@ function showGuests() {
     write(fetched, guest.fetched === null ? "–" : size(guest.fetched));
   });
   updateGuest(state);
-}
-
-export function describe(guest) {
-  if (guest.state === "running") {
-    return guest.waiting ? `waits: ${guest.waiting}` : "running";
-  }
-  if (guest.state === "ended") {
-    const how = ["poweroff", "reboot"].includes(guest.reason) ? "shut down" : guest.reason;
-    return `${how} (${guest.exit_code})${guest.error ? `: ${guest.error}` : ""}`;
-  }
-  return guest.error ?? guest.state;
 }
 
 function showPeers() {
