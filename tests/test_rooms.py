@@ -84,7 +84,14 @@ BELOW_DAEMON = {
         *("control_client", "control_server", "entry"),
     },
     "guest/machine": {
-        *("guest.machine", "guest.spec", "guest.transcript", "guest.vm", "guest.ports"),
+        *(
+            "guest.machine",
+            "guest.result",
+            "guest.spec",
+            "guest.transcript",
+            "guest.vm",
+            "guest.ports",
+        ),
         *("guest.console", "guest.network", "guest.display", "guest.sandbox", "guest.system"),
         *("entry", "programs"),
     },

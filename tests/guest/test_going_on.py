@@ -18,8 +18,9 @@ from p2pcloopd.guest.lifecycle import Attend
 from p2pcloopd.guest.machine.qemu_boot import QemuBoot
 from p2pcloopd.guest.machine.qemu_command import Pc, RunningKernel
 from p2pcloopd.guest.machine.resume import Resume
+from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.spec import GuestSpec
 from tests.guest.test_identity import machine
 from tests.support.played_qemu import Qemu
 from tests.support.waiting import BOUND

@@ -11,7 +11,7 @@ from p2pcloop.store.home import Home
 from p2pcloop.store.profiles import keep_profile, load_profile
 from p2pcloopd.guest.recording import boot_touches, keep_recording
 from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.spec import GuestResult
+from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.system.kernel import Kernel
 
 IMAGE = b"i" * 32

@@ -6,8 +6,8 @@ import re
 
 import trio
 
+from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.spec import GuestResult
 
 
 class TypedGuest:

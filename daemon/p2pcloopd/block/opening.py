@@ -34,7 +34,7 @@ from p2pcloopd.block.keeping import Keeper
 from p2pcloopd.block.prefetch import Prefetch
 from p2pcloopd.block.source import LocalBackend, StoredBackend
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec
-from p2pcloopd.block.supplier import Caller, Supplier
+from p2pcloopd.block.supplier import Supplier
 from p2pcloopd.block.timeline_file import TimelineFile
 from p2pcloopd.block.waiting_file import WaitingFile
 from p2pcloopd.control_client import ControlClient, ReconnectingClient
@@ -150,28 +150,35 @@ async def _open_stored(
     # A wrong secret is refused here, before an overlay is made.
     stored = StoredImage.of_home(manifest, spec.home, spec.secret, kept=kept)
     try:
-        return await _with_overlay(spec, signed, stored, kept, lease, nursery, ready, wanting)
+        overlay = open_overlay(
+            spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
+        )
+        over, changes = _place(spec, overlay)
+        ready()
+        supplier = await _connected(spec, manifest, stored, nursery, wanting)
+        image = await _arrived(spec, stored, supplier)
     except BaseException:  # a reader that gave up, too: a mount opens one image after another
         stored.close()
         raise
 
+    async def tell() -> None:
+        await report_booted(spec.home, lease, stored.used())
 
-async def _with_overlay(
+    device = _device(spec, image, over, manifest.disk_length)
+    prefetch = Prefetch(device, supplier.client, supplier)
+    keeper = Keeper(spec.home, image, kept) if kept is not None else None
+    backend = StoredBackend(device, supplier, prefetch, tell, whole=stored.is_whole())
+    return Disk(backend, changes, keeper)
+
+
+async def _connected(
     spec: BlockServerSpec,
-    signed: SignedManifest,
+    manifest: Manifest,
     stored: StoredImage,
-    kept: KeptChunks | None,
-    lease: Lease,
     nursery: trio.Nursery,
-    ready: Ready,
     wanting: Callable[[], None],
-) -> Disk:
-    manifest = signed.manifest
-    overlay = open_overlay(
-        spec, manifest.image_id, manifest.size, manifest_id=signed.id, name=str(manifest.name)
-    )
-    over, changes = _place(spec, overlay)
-    ready()
+) -> Supplier:
+    """What supplies an image's bytes, by p2pcloopd, whenever there is one."""
     waiting = WaitingFile(spec.waiting)
     client = ReconnectingClient(
         spec.home.control_socket,
@@ -180,29 +187,17 @@ async def _with_overlay(
         wanting,
     )
     await nursery.start(client.run)
-    supplier = _supplier(spec, stored, client, waiting)
-    while True:
-        try:
-            image = stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)
-        except Missing as missing:
-            await supplier.supply(missing)
-        else:
-
-            async def tell() -> None:
-                await report_booted(spec.home, lease, stored.used())
-
-            device = _device(spec, image, over, manifest.disk_length)
-            prefetch = Prefetch(device, client, supplier)
-            keeper = Keeper(spec.home, image, kept) if kept is not None else None
-            backend = StoredBackend(device, supplier, prefetch, tell, whole=stored.is_whole())
-            return Disk(backend, changes, keeper)
-
-
-def _supplier(
-    spec: BlockServerSpec, stored: StoredImage, client: Caller, waiting: WaitingFile
-) -> Supplier:
     fetched, timeline = FetchedFile(spec.fetched), TimelineFile(spec.timeline)
     return Supplier(client, stored.accept, waiting, fetched, timeline)
+
+
+async def _arrived(spec: BlockServerSpec, stored: StoredImage, supplier: Supplier) -> MergedImage:
+    """The image, once the maps of its layers are here."""
+    while True:
+        try:
+            return stored.open(cache_size=spec.cache_size, spill=spec.home.tmp)
+        except Missing as missing:
+            await supplier.supply(missing)
 
 
 def open_overlay(

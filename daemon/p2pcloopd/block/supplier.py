@@ -66,6 +66,7 @@ class Supplier:
     """Fetches ranges from p2pcloopd; a range that several reads want is asked for once.
 
     Attributes:
+        client: the connection to p2pcloopd.
         waits: how long each range took to arrive.
     """
 
@@ -89,7 +90,7 @@ class Supplier:
         self._fetched = fetched or FetchedFile(None)
         self._timeline = timeline or TimelineFile(None)
         self._arrived: dict[ByteRange, None] = {}
-        self._client = client
+        self.client = client
         self._accept = accept
         self._under_way: dict[ByteRange, _Asking] = {}
         self.waits = Waits()
@@ -167,7 +168,7 @@ class Supplier:
         full for a while, and p2pcloopd tries anew each time."""
         while True:
             try:
-                answer = await self._client.call(
+                answer = await self.client.call(
                     "read",
                     report,
                     torrent=part.torrent,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from p2pcloopd.commands.hosting import Plan
     from p2pcloopd.guest.display.choice import Listeners
     from p2pcloopd.guest.display.spec import Display
-    from p2pcloopd.guest.spec import GuestResult
+    from p2pcloopd.guest.result import GuestResult
     from p2pcloopd.guest.with_block_server import ReadyGuest
 
 _EPILOG = f"""

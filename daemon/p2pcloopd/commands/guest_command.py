@@ -26,7 +26,7 @@ from p2pcloopd.guest.network.forwarding import bound_ports
 if TYPE_CHECKING:
     from p2pcloop.making.image_file import ImageFile
     from p2pcloopd.commands.hosting import Plan
-    from p2pcloopd.guest.spec import GuestResult
+    from p2pcloopd.guest.result import GuestResult
 
 
 def run_guest_command(ref: str, options: GuestOptions, plan: Callable[[], Plan]) -> GuestResult:

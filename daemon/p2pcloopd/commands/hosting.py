@@ -25,8 +25,9 @@ from p2pcloopd.guest.disk import choose_files, choose_firmware, disk_of, layer_p
 from p2pcloopd.guest.machine.kvm import probe_kvm
 from p2pcloopd.guest.recording import keep_recording
 from p2pcloopd.guest.report import Outcome, image_facts, write_report
+from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.sandbox import syscall_filter
-from p2pcloopd.guest.spec import GuestResult, GuestSpec, last_allowed_cpu
+from p2pcloopd.guest.spec import GuestSpec, last_allowed_cpu
 from p2pcloopd.guest.system.addresses import USER, Addresses
 from p2pcloopd.guest.system.cheatcodes import read_cheatcodes
 from p2pcloopd.guest.system.files_root import build_files_initramfs
@@ -305,7 +306,7 @@ def _card(
     """The guest's network card, until `stack` is closed; None where it needs no tap."""
     if options.net.kind in ("none", "user"):
         return None
-    from p2pcloopd.guest.network.card import open_card  # noqa: PLC0415  few guests have one
+    from p2pcloopd.guest.network.opening import open_card  # noqa: PLC0415  few guests have one
 
     return stack.enter_context(open_card(options.net, options.home, own.name, ports))
 

@@ -39,7 +39,7 @@ from p2pcloopd.guest.network.forwarding import bound_ports
 
 if TYPE_CHECKING:
     from p2pcloop.formats.machine_state import MachineState
-    from p2pcloopd.guest.spec import GuestResult
+    from p2pcloopd.guest.result import GuestResult
     from p2pcloopd.guest.with_block_server import ReadyGuest
 
 _EPILOG = """

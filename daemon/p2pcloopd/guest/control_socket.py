@@ -25,8 +25,9 @@ from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.console.screen import Log, Recent
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_attended
+from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.spec import GuestSpec
 
 if TYPE_CHECKING:
     from p2pcloopd.guest.suspending import Suspends

@@ -27,10 +27,11 @@ from p2pcloopd.guest.machine.choice import choose_machine
 from p2pcloopd.guest.machine.machine import Boot, Console, Machine
 from p2pcloopd.guest.quiet_end import QuietEnd
 from p2pcloopd.guest.quiet_start import QuietStart
+from p2pcloopd.guest.result import GuestResult, Reason, StateName
 from p2pcloopd.guest.running import Interrupt, RunningGuest
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
 from p2pcloopd.guest.silence import Silence
-from p2pcloopd.guest.spec import GuestResult, GuestSpec, Reason, StateName
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.transcript import Transcript
 
 SHUTDOWN_SECONDS = float(guests.SHUTDOWN_SECONDS)

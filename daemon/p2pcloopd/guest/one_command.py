@@ -20,8 +20,9 @@ from p2pcloopd.guest.console.console import CHUNK, Sink, read_ready
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.lifecycle import run_attended
 from p2pcloopd.guest.ports import GuestPorts, MakePorts, Port, PortsDevice
+from p2pcloopd.guest.result import GuestResult
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.spec import GuestSpec
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _NAMES = {"stdout": "standard output", "stderr": "standard error"}

@@ -14,7 +14,7 @@ from p2pcloop.errors import P2pcloopError, StorageError, storage_error
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.store.home import Home
 from p2pcloop.text import to_json
-from p2pcloopd.guest.spec import GuestResult
+from p2pcloopd.guest.result import GuestResult
 
 
 @dataclass(slots=True)

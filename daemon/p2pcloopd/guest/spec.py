@@ -1,4 +1,4 @@
-"""What a guest is asked to be, and how it ended."""
+"""What a guest is asked to be."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
     from p2pcloopd.guest.network.forwarding import BoundPort
     from p2pcloopd.guest.ports import PortsUser
     from p2pcloopd.guest.progress import Progress
-
-Reason = Literal["poweroff", "reboot", "panic", "crash", "killed", "done", "suspended"]
-
-StateName = tuple[str, int]
-"""The name and the version of a state."""
 
 CopyDisk = Callable[[Path], Awaitable[Path]]
 """Copies the changes of a guest's disk into a folder, while it is stopped: an overlay."""
@@ -194,30 +189,3 @@ def terminal_type(spec: GuestSpec) -> list[str]:
     if spec.console == "stdio" and os.isatty(_STDIN) and re.fullmatch(r"[\w.+-]{1,32}", kind):
         return [f"TERM={kind}"]
     return []
-
-
-@dataclass(frozen=True, slots=True)
-class GuestResult:
-    """How a guest ended.
-
-    Attributes:
-        exit_code: 0 after an orderly end; otherwise the machine's exit status, or 128 + the signal.
-        reason: what ended it. A halt counts as `poweroff` (UML does not tell them apart); `crash`
-            is a kernel that ended without saying why, `done` the end of the command that the guest
-            was for, `suspended` that of a guest that goes on elsewhere.
-        kernel: the kernel that it ran; None for one of its disk's own.
-        seconds: from the call to the end.
-        boot_seconds: from the call to the first login prompt, or None if there was none.
-        reboots: how often it was started again.
-        machine: what it ran on; see `Machine`.
-        state: the state that it was suspended as last, or None.
-    """
-
-    exit_code: int
-    reason: Reason
-    kernel: Kernel | None
-    seconds: float
-    boot_seconds: float | None
-    reboots: int = 0
-    machine: str = "uml"
-    state: StateName | None = None

@@ -30,8 +30,9 @@ from p2pcloopd.guest.machine.qemu_memory import (
     OwnedMemory,
     copy_memory,
 )
+from p2pcloopd.guest.result import StateName
 from p2pcloopd.guest.running import RunningGuest
-from p2pcloopd.guest.spec import CopyDisk, GuestSpec, StateName
+from p2pcloopd.guest.spec import CopyDisk, GuestSpec
 
 _MAX_PATH = 4096
 _MAX_STATE = 256

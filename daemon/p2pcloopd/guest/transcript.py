@@ -6,7 +6,7 @@ import re
 import signal
 from collections.abc import Callable
 
-from p2pcloopd.guest.spec import Reason
+from p2pcloopd.guest.result import Reason
 from p2pcloopd.guest.system.initramfs import FAILURE_MARK, START_MARK
 
 _TAIL = 8192

@@ -31,7 +31,8 @@ from p2pcloopd.guest.control_socket import Reachable, run_reachable
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.progress import Progress
 from p2pcloopd.guest.report import Outcome
-from p2pcloopd.guest.spec import GuestResult, GuestSpec
+from p2pcloopd.guest.result import GuestResult
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.initramfs import CHANNEL_MODULE
 from p2pcloopd.guest.system.kernel import Kernel, has_module
 from p2pcloopd.guest.vm import Vm

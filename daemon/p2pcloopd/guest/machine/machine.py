@@ -9,9 +9,10 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
 
+from p2pcloopd.guest.result import Reason
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
-from p2pcloopd.guest.spec import GuestSpec, Reason
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.transcript import Transcript
 

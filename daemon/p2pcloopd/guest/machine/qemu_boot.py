@@ -22,8 +22,8 @@ from p2pcloopd.guest.machine.qemu_ports import QemuPorts
 from p2pcloopd.guest.machine.qmp_client import Qmp
 from p2pcloopd.guest.machine.resume import Resume
 from p2pcloopd.guest.ports import MakePorts, Port, PortsUser
+from p2pcloopd.guest.result import Reason
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
-from p2pcloopd.guest.spec import Reason
 from p2pcloopd.guest.transcript import Transcript
 
 _PANICKED = 134

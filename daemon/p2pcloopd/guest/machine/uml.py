@@ -15,10 +15,11 @@ from p2pcloopd.guest.console.messages import say
 from p2pcloopd.guest.machine import mconsole
 from p2pcloopd.guest.machine.uml_kernel import CONSOLE, MANAGEMENT_SOCKET, sandboxed_kernel
 from p2pcloopd.guest.network.taps import forget_offloads
+from p2pcloopd.guest.result import Reason
 from p2pcloopd.guest.sandbox import bubblewrap as sandbox
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.sandbox.native_output import NativeOutput
-from p2pcloopd.guest.spec import GuestSpec, Reason
+from p2pcloopd.guest.spec import GuestSpec
 from p2pcloopd.guest.system.initramfs import BELL_CONSOLE
 from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.transcript import Transcript

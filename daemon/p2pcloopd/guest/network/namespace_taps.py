@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from p2pcloop.errors import GuestError
-from p2pcloopd.guest.network.card import cannot_make_card
 from p2pcloopd.guest.network.lan_plan import BRIDGE, BRIDGE_MAC, UPLINK
-from p2pcloopd.guest.network.taps import open_tap, set_up_bridge
+from p2pcloopd.guest.network.taps import cannot_make_card, open_tap, set_up_bridge
 from p2pcloopd.guest.system.addresses import MTU
 
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000

@@ -12,6 +12,8 @@ import os
 import socket
 import struct
 
+from p2pcloop.errors import BusyError, GuestError, P2pcloopError
+
 # linux/if_tun.h, linux/sockios.h, linux/if.h
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _TAP, _NO_HEADER = 0x0002, 0x1000
@@ -146,3 +148,15 @@ def _get(sock: socket.socket, number: int, name: bytes) -> int:
 
 def _set(sock: socket.socket, number: int, name: bytes, value: int) -> None:
     fcntl.ioctl(sock, number, struct.pack(f"={_NAME_SIZE}si20x", name, value))
+
+
+def cannot_make_card(err: OSError, place: str) -> P2pcloopError:
+    """The error of a tap that cannot be made."""
+    if err.errno == errno.EBUSY:
+        return BusyError(f"there is such a network card {place} already")
+    hint = None
+    if err.filename == "/dev/net/tun":
+        hint = (
+            "all users need to read and write it, as in Debian: `chmod 666 /dev/net/tun`, as root"
+        )
+    return GuestError(f"no network card can be made {place}: {err.strerror}", hint=hint)
