@@ -67,7 +67,9 @@ case $1 in
             } 6>&1 >&5 5>&- | {
                 # The host sends signals once the port is open. So the command has its number first.
                 read -r _
-                exec cat >"$errors" 5>&-
+                # It is there before it can be opened, as below; those before it can be already.
+                until command exec 3>"$errors"; do sleep 0.01; done 2>/dev/null
+                exec cat >&3 3>&- 5>&-
             }
         } 5>&1 | cat >"$output"
         exit
