@@ -21,9 +21,28 @@ def script(name: str) -> Path:
 def served(folder: Path, command: str) -> subprocess.Popen[bytes]:
     """Have the script run a command with the streams `input`, `output` and `errors` in a folder."""
     ports = [folder / name for name in ("input", "output", "errors")]
-    sandbox = ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--bind", folder, folder]
-    agent = [find_busybox(), "sh", "/proc/self/fd/9", "serve", *ports, "1", "1", command]
-    words = [script("become.sh"), script("agent.sh"), *sandbox, *agent]
+    sandbox: list[str | Path] = [
+        "bwrap",
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--bind",
+        folder,
+        folder,
+    ]
+    agent: list[str | Path] = [
+        find_busybox(),
+        "sh",
+        "/proc/self/fd/9",
+        "serve",
+        *ports,
+        "1",
+        "1",
+        command,
+    ]
+    words: list[str | Path] = [script("become.sh"), script("agent.sh"), *sandbox, *agent]
     opened = 'exec 7<"$1" 9<"$2"; shift 2; exec "$@"'
     process = subprocess.Popen(
         ["sh", "-c", opened, "sh", *words], stdin=subprocess.PIPE, start_new_session=True
