@@ -44,6 +44,7 @@ CARDS = (
 PORTS = [(2, ""), (1, "agent")]
 BOOTS: dict[str, Boots] = {
     "kernel": KernelFiles(Path("/k"), Path("/i"), "a b"),
+    "vmlinux": KernelFiles(Path("/k"), Path("/i"), "a b", "vmlinux"),
     "bios": FirmwareFiles(),
     "uefi": FirmwareFiles(Path("/f"), 12),
 }

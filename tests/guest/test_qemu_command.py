@@ -15,6 +15,7 @@ from p2pcloopd.guest.machine.qemu_command import (
     Boots,
     FirmwareFiles,
     KernelFiles,
+    KernelForm,
     Pc,
     PcCard,
     RunningKernel,
@@ -124,12 +125,14 @@ def test_a_kernel_gets_its_words_as_one() -> None:
     assert values(words, "-kernel") == ["/run/boot/vmlinuz"]
 
 
-def test_a_guest_that_goes_on_has_the_machine_that_it_had() -> None:
+@pytest.mark.parametrize(("form", "rom"), [("kernel", "linuxboot_dma.bin"), ("vmlinux", "pvh.bin")])
+def test_a_guest_that_goes_on_has_the_machine_that_it_had(form: KernelForm, rom: str) -> None:
     """QEMU loads a state only where the memory that is no RAM is the same: the ROM is some."""
-    boots, waits = words_for(ports=True), words_for(RunningKernel(), ports=True, arrives=True)
+    boots = words_for(ports=True)
+    waits = words_for(RunningKernel(form), ports=True, arrives=True)
     assert values(waits, "-device") == values(boots, "-device")
     assert values(waits, "-machine") == values(boots, "-machine")
-    assert values(waits, "-option-rom") == ["linuxboot_dma.bin"]
+    assert values(waits, "-option-rom") == [rom]
     assert "-kernel" not in waits
     assert values(waits, "-incoming") == ["defer"]
     assert "-S" in waits

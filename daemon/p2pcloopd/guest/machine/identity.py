@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from p2pcloopd.guest.machine import kvm
 from p2pcloopd.guest.machine.firmware import BIOS_FILE, find_uefi
 from p2pcloopd.guest.machine.qemu_command import (
     CARD_PLACES,
-    KERNEL_ROM,
+    KERNEL_ROMS,
     MACHINE,
     NEEDED_FLAGS,
     PROGRAM,
@@ -32,6 +32,7 @@ from p2pcloopd.guest.machine.qemu_command import (
     Accelerator,
     Boots,
     FirmwareFiles,
+    KernelForm,
     Pc,
     PcCard,
     RunningKernel,
@@ -43,8 +44,10 @@ from p2pcloopd.programs import find_program
 
 PORT = "virtserialport"
 
-_KERNEL_ROM = f"option-rom={KERNEL_ROM}"
-"""Not a device, but a guest that a kernel of its host booted has it in its memory."""
+_KERNEL_ROMS: Mapping[KernelForm, str] = {
+    form: f"option-rom={rom}" for form, rom in KERNEL_ROMS.items()
+}
+"""No devices, but a guest that a kernel of its host booted has one of them in its memory."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _VERSION = re.compile(r"(\d+)\.(\d+)")
@@ -65,7 +68,7 @@ class Shape:
         disks: how many.
         cards: network cards, which lead nowhere.
         ports: of the console device, in the order of their numbers; None if it has no such device.
-        boot: what booted it: a kernel of its host, or firmware.
+        boot: what booted it: a kernel of its host, in one of its forms, or firmware.
     """
 
     accelerator: Accelerator
@@ -73,7 +76,7 @@ class Shape:
     disks: int
     cards: tuple[PcCard, ...]
     ports: tuple[PortPlace, ...] | None
-    boot: Literal["kernel", "bios", "uefi"]
+    boot: Literal["kernel", "vmlinux", "bios", "uefi"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,7 @@ def shape_of(machine: MachineState) -> Shape:
     ports = None
     if "virtio-serial-pci" in drivers:
         ports = tuple(_port_of(words) for words in machine.devices if words.startswith(f"{PORT},"))
-    by_kernel = _KERNEL_ROM in machine.devices
+    by_kernel = next((form for form, rom in _KERNEL_ROMS.items() if rom in machine.devices), None)
     roles = dict(machine.firmware)
     shape = Shape(
         machine.accelerator,
@@ -208,7 +211,7 @@ def shape_of(machine: MachineState) -> Shape:
         drivers.count("virtio-blk-pci"),
         tuple(_card_of(words) for words in machine.devices if words.startswith("virtio-net-pci,")),
         ports,
-        "kernel" if by_kernel else "uefi" if "uefi" in roles else "bios",
+        by_kernel or ("uefi" if "uefi" in roles else "bios"),
     )
     if machine.type != MACHINE or _device_words(_pc_of(shape), ports or ()) != machine.devices:
         raise MismatchError(
@@ -311,13 +314,15 @@ def _device_words(pc: Pc, ports: Sequence[PortPlace]) -> tuple[str, ...]:
     for number, name in sorted(ports):
         words.append(f"{PORT},nr={number}" + (f",name={name}" if name else ""))
     if not isinstance(pc.boots, FirmwareFiles):
-        words.append(_KERNEL_ROM)
+        words.append(_KERNEL_ROMS[pc.boots.form])
     return tuple(words)
 
 
 def _pc_of(shape: Shape) -> Pc:
     """A machine of this shape, without anything of this host."""
-    boots: Boots = RunningKernel() if shape.boot == "kernel" else FirmwareFiles()
+    boots: Boots = FirmwareFiles()
+    if shape.boot == "kernel" or shape.boot == "vmlinux":
+        boots = RunningKernel(shape.boot)
     disks = (Path("/"),) * shape.disks
     ports = shape.ports is not None
     return Pc(

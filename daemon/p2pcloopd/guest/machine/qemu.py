@@ -26,6 +26,7 @@ from p2pcloopd.guest.machine.qemu_command import (
     Boots,
     FirmwareFiles,
     KernelFiles,
+    KernelForm,
     Pc,
     PcCard,
     RunningKernel,
@@ -43,6 +44,7 @@ from p2pcloopd.guest.system.kernel import Kernel
 from p2pcloopd.guest.system.kernel_words import kernel_words
 from p2pcloopd.guest.system.preload import compiled
 from p2pcloopd.guest.system.stock_kernel import find_stock_kernel
+from p2pcloopd.guest.system.vmlinux import unpacked_kernel_file
 from p2pcloopd.programs import find_program
 
 _DATA = Path("/usr/share/qemu")
@@ -176,9 +178,11 @@ class QemuMachine:
     def _boots(
         self, spec: GuestSpec, shape: Shape | None, stack: ExitStack
     ) -> tuple[Boots, dict[Path, Path]]:
-        if shape is not None and shape.boot == "kernel":
-            return RunningKernel(), {}
-        firmware = spec.firmware if shape is None or shape.boot == "kernel" else shape.boot
+        firmware = spec.firmware
+        if shape is not None:
+            if shape.boot == "kernel" or shape.boot == "vmlinux":
+                return RunningKernel(shape.boot), {}
+            firmware = shape.boot
         if firmware == "bios":
             return FirmwareFiles(), {}
         if firmware == "uefi":
@@ -186,7 +190,7 @@ class QemuMachine:
         if self.kernel is None:
             kernel = spec.kernel
             self.kernel = kernel if isinstance(kernel, Kernel) else find_stock_kernel(kernel)
-        return _kernel_files(self.kernel, spec, stack)
+        return _kernel_files(self.kernel, spec, stack, unpacked=self._accelerator == "tcg")
 
     def _uefi(self) -> tuple[FirmwareFiles, dict[Path, Path]]:
         uefi = find_uefi()
@@ -198,8 +202,13 @@ class QemuMachine:
 
 
 def _kernel_files(
-    kernel: Kernel, spec: GuestSpec, stack: ExitStack
+    kernel: Kernel, spec: GuestSpec, stack: ExitStack, *, unpacked: bool
 ) -> tuple[KernelFiles, dict[Path, Path]]:
+    """A kernel, its first root and its words, and the files that QEMU sees.
+
+    Args:
+        unpacked: whether it should not have to unpack itself.
+    """
     initramfs = stack.enter_context(temporary_folder()) / "initramfs.cpio"
     initramfs.write_bytes(spec.initramfs(kernel))
     initramfs.chmod(0o644)
@@ -208,8 +217,11 @@ def _kernel_files(
         *terminal_type(spec),
         *kernel_words(kernel, spec.append_words()),
     ]
-    image, root = (_BOOT / name for name in ("vmlinuz", "initramfs.cpio"))
-    return KernelFiles(image, root, " ".join(words)), {image: kernel.path, root: initramfs}
+    program = unpacked_kernel_file(kernel.path) if unpacked else None
+    form: KernelForm = "kernel" if program is None else "vmlinux"
+    image, root = (_BOOT / name for name in (form, "initramfs.cpio"))
+    files = KernelFiles(image, root, " ".join(words), form)
+    return files, {image: program or kernel.path, root: initramfs}
 
 
 def _memory_size(spec: GuestSpec) -> int:

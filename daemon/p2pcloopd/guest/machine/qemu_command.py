@@ -6,7 +6,7 @@ bus: so a guest finds the same machine under each QEMU from 7.2 on, with KVM and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,10 @@ left out."""
 NEEDED_FLAGS = frozenset({"aes", "cx16", "lahf_lm", "pni", "popcnt", "sse4_1", "sse4_2", "ssse3"})
 """Of a processor that runs such guests by KVM, as Linux calls them."""
 
-KERNEL_ROM = "linuxboot_dma.bin"
+KernelForm = Literal["kernel", "vmlinux"]
+"""Of a kernel that QEMU was given: a bzImage, or the program in one."""
+
+KERNEL_ROMS: Mapping[KernelForm, str] = {"kernel": "linuxboot_dma.bin", "vmlinux": "pvh.bin"}
 """By which QEMU boots a kernel that it was given."""
 
 Accelerator = Literal["kvm", "tcg"]
@@ -72,6 +75,7 @@ class KernelFiles:
     kernel: Path
     initramfs: Path
     words: str
+    form: KernelForm = "kernel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class FirmwareFiles:
 @dataclass(frozen=True, slots=True)
 class RunningKernel:
     """Of a guest that is resumed: it was booted by `KernelFiles`, whose ROM is in its state."""
+
+    form: KernelForm = "kernel"
 
 
 Boots = KernelFiles | FirmwareFiles | RunningKernel
@@ -205,7 +211,7 @@ def _boot_words(boots: Boots) -> tuple[str, list[str]]:
             kernel = ["-kernel", str(boots.kernel), "-initrd", str(boots.initramfs)]
             return "", [*kernel, "-append", boots.words]
         case RunningKernel():
-            return "", ["-option-rom", KERNEL_ROM]
+            return "", ["-option-rom", KERNEL_ROMS[boots.form]]
         case FirmwareFiles(uefi=None):
             # SeaBIOS then shows on the serial line what a boot loader writes to the screen.
             return ",graphics=off", []
