@@ -78,9 +78,11 @@ class _Watch:
         """Look once."""
         for path in filter(Path.exists, self.paths):
             with path.open("rb") as file:
-                file.seek(self._ends.get(path, 0))
+                end = self._ends.get(path, 0)
+                # A guest that comes back begins a new one.
+                file.seek(0 if path.stat().st_size < end else end)
                 data = file.read()
-            self._ends[path] = self._ends.get(path, 0) + len(data)
+                self._ends[path] = file.tell()
             if _TICK in data:
                 now = time.monotonic()
                 self.seen[path] = self.seen.get(path, (now, now))[0], now

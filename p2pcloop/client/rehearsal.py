@@ -33,9 +33,10 @@ _BEGIN_SECONDS = 60.0
 """How long a guest may take to answer a key. A program that does not answer keys has run meanwhile,
 and that counts, too."""
 
-_REST_SECONDS = 0.5
-"""After so long without output it has answered. What it does later on is not what a reader of the
-state waits for, and would be bytes on the way to that."""
+_REST_SECONDS = 1.0
+"""After so long without output it has answered; on a busy machine, after as long as its first
+output took. What it does later on is not what a reader of the state waits for. But what is missed
+is dear: a page then comes with fifteen others, and after a round trip."""
 
 _MOST_SECONDS = 15.0
 """Of a guest that prints without end."""
@@ -123,15 +124,17 @@ def _wait_for_rest(output: IO[bytes]) -> bool:
     Returns:
         Whether anything was printed.
     """
-    wait, end = _BEGIN_SECONDS, time.monotonic() + _BEGIN_SECONDS
+    begun = time.monotonic()
+    wait, end = _BEGIN_SECONDS, begun + _BEGIN_SECONDS
     has_answered = False
     while (left := min(wait, end - time.monotonic())) > 0:
         readable, _, _ = select.select([output], [], [], left)
         if not readable or not os.read(output.fileno(), 1 << 16):
             break
         if not has_answered:
-            has_answered = True
-            wait, end = _REST_SECONDS, time.monotonic() + _MOST_SECONDS
+            has_answered, now = True, time.monotonic()
+            wait = max(_REST_SECONDS, now - begun)
+            end = now + max(_MOST_SECONDS, 2 * wait)
     return has_answered
 
 

@@ -73,6 +73,10 @@ def test_a_pause_is_from_the_last_line_here_to_the_first_one_there(
         watch.look()
     assert watch.seen[here] == (1.0, 2.0)
     assert watch.seen[there] == (5.0, 6.0)
+    watch = migrating._Watch.of([here, there])
+    here.write_text("tick")  # it comes back, and begins its log anew
+    watch.look()
+    assert watch.seen == {here: (6.0, 6.0)}
 
 
 def test_ssh_is_played_by_a_script(tmp_path: Path) -> None:
