@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from p2pcloop.errors import BusyError, GuestError, NeedsPackageError, NotHereError, UsageError
-from p2pcloop.store.guests import find_guest, list_guests
+from p2pcloop.store.guests import GuestFolder, find_guest, list_guests
 from tests.support.programs import GUEST_OPTIONS, Node, Nodes, OnTerminal
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import SHELL_PROMPT
@@ -192,6 +192,9 @@ def test_what_came_for_a_guest_is_told_to_its_end_and_after(nodes: Nodes, cloop:
     reader.run("stop", name)
     [ended] = reader.json("ps", "--all")["guests"]
     assert running["fetched"] <= ended["fetched"] < cloop.stat().st_size
+    timeline = GuestFolder(reader.home, name).read_timeline()
+    assert timeline is not None
+    assert 0 < sum(span.came for span in timeline.spans) <= ended["fetched"]
     assert find_guest(reader.home, name).record.fetched == ended["fetched"]
 
 

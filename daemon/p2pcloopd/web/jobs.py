@@ -6,6 +6,7 @@ So a button does what its command does, with its checks, its words and its exit 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ class Job:
         """For the page."""
         return {
             "id": self.number,
-            "what": " ".join(["p2pcloop", *map(printable, self.words)]),
+            "what": printable(shlex.join(["p2pcloop", *self.words])),
             "started": self.started,
             "said": self.said,
             "code": self.code,

@@ -76,9 +76,21 @@ function figure(panel, map) {
   const marks = panel.marks.filter(([, , path]) => path);
   const picture = drawn("svg", { viewBox: `0 0 ${map.width} ${map.height}`, role: "img", "aria-label": panel.told, "shape-rendering": "crispEdges" },
     ...marks.map(([kind, , path]) => drawn("path", { class: kind, d: path })));
-  const legend = panel.marks.filter(([, label]) => label).map(([kind, label]) => element("li", {},
-    drawn("svg", { viewBox: "0 0 9 9", "aria-hidden": "true" }, drawn("rect", { class: kind, width: 9, height: 9 })), label));
-  return element("figure", {}, element("figcaption", {}, panel.title), picture, element("ul", { class: "legend" }, ...legend));
+  return element("figure", {}, element("figcaption", {}, panel.title), picture, legend(panel));
+}
+
+/** A line for each mark; the marks of a ramp stand together before the label of its end. */
+function legend(panel) {
+  const lines = [];
+  let before = [];
+  for (const [kind, label] of panel.marks) {
+    if (!label && !kind.startsWith("order-")) continue; // another panel explains it
+    before.push(drawn("svg", { viewBox: "0 0 9 9", "aria-hidden": "true" }, drawn("rect", { class: kind, width: 9, height: 9 })));
+    if (!label) continue;
+    lines.push(element("li", {}, ...before, ` ${label}`));
+    before = [];
+  }
+  return element("ul", { class: "legend" }, ...lines);
 }
 
 find("boot").addEventListener("submit", (event) => {

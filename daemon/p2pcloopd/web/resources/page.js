@@ -95,6 +95,8 @@ function showGuests() {
     const open = element("button", { class: "link", onclick: () => { showImage(null, state); showGuest(guest.name, state); } }, guest.name);
     return element("tr", {}, element("td", {}, open), element("td", { class: "name" }), element("td", { class: "name" }), element("td"));
   };
+  const overlays = [...new Set(state.guests.map((guest) => guest.overlay).filter(Boolean))];
+  find("all-overlays").replaceChildren(...overlays.map((path) => element("option", { value: path })));
   rows(find("guests"), state.guests, (guest) => guest.name, make, (row, guest) => {
     const [, image, told, fetched] = row.children;
     write(image, short(guest.image) + (guest.version ? ` v${guest.version}` : ""));

@@ -46,7 +46,7 @@ function picture(told, end, fastest, summary) {
   const svg = drawn("svg", { viewBox: `0 0 ${WIDTH} ${3 * LANE + 1}`, role: "img", class: "timeline",
     preserveAspectRatio: "none", "aria-label": summary }, ...parts);
   const key = (kind, text) => element("li", {}, drawn("svg", { viewBox: "0 0 9 9", "aria-hidden": "true", class: "timeline-key" },
-    drawn("rect", { class: kind, width: 9, height: 9 })), text);
+    drawn("rect", { class: kind, width: 9, height: 9 })), ` ${text}`);
   return element("figure", {}, svg, element("p", { class: "ends quiet" }, element("span", {}, "0 s"), element("span", {}, `${end.toFixed(1)} s`)),
     element("ul", { class: "legend" }, key("wait", "a read waits"), key("link", `what comes, at most ${size(fastest)}/s`),
       key("busy", "processors of this machine in use"), ...(told.boot_seconds ? [key("prompt", `prompt, after ${told.boot_seconds.toFixed(1)} s`)] : [])));
