@@ -184,7 +184,9 @@ def _namespace() -> Iterator[int]:
                 raise BenchError("unshare --net --mount made no namespace")
             time.sleep(0.002)
         settings = "; ".join(f"echo {value} >/proc/sys/net/{k}" for k, value in _SETTINGS.items())
-        run([*_inside(holder.pid), "sh", "-ec", settings])
+        # Else what `p2pcloop mount` shows now would be mounted here after its `umount`, too.
+        unmount = "umount --all --lazy --types fuse.p2pcloop"
+        run([*_inside(holder.pid), "sh", "-ec", f"{settings}; {unmount}"])
         yield holder.pid
     finally:
         holder.kill()

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from bench.links import network
 from p2pcloop.errors import NeedsPackageError, StorageError, UsageError
 from p2pcloopd import fusermount
 from p2pcloopd.mount import mounting
@@ -74,6 +75,20 @@ def test_a_file_that_is_open_outlives_the_mount(nodes: Nodes, image: Path, direc
             assert os.pread(file.fileno(), MIB, 2 * MIB) == CONTENT[2 * MIB : 3 * MIB]
         assert process.wait(BOUND) == 0
     assert not is_mounted(directory)
+
+
+@pytest.mark.skipif(
+    network.why_not() is not None, reason=f"no network namespaces: {network.why_not()}"
+)
+def test_hosts_of_other_tests_do_not_keep_it(nodes: Nodes, image: Path, directory: Path) -> None:
+    """A new mount namespace has all mounts of the old one, and does not hear of their end."""
+    node = nodes.make()
+    name = node.seed(image)["name"]
+    with mounted(node, directory) as process:
+        assert (directory / name / "disk.img").read_bytes() == CONTENT
+        with network.fast_pair():
+            node.run("umount", directory)
+            assert process.wait(BOUND) == 0
 
 
 def test_ctrl_c_ends_it(nodes: Nodes, image: Path, directory: Path) -> None:
