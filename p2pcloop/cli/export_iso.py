@@ -140,7 +140,9 @@ def _write_part(
     if mode == "files" or _is_joined(wanted.target):
         start = io.BufferedReader(DeviceReader(ImageDevice(image), supply)).read(PROBE_SIZE)
         notify("joining the image and the changed files, in a guest")
-        opened = open_joined_root(wanted.target, wanted.overlay, start, wanted.home)
+        opened = open_joined_root(
+            wanted.target, wanted.overlay, start, wanted.home, quiet=wanted.quiet
+        )
         with opened as (root, size), progress_bar("writing", quiet=wanted.quiet) as progress:
             progress(0, size)
             write_image(_sized(output, size), root, size, progress)

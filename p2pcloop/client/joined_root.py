@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from p2pcloop.client.growing import growth_bar
 from p2pcloop.client.interpreter import module_command
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import FormatError, GuestError, NeedsPackageError, UsageError
@@ -61,7 +63,7 @@ def describe_root(start: bytes, name: str) -> dict[str, Any]:
 
 @contextmanager
 def open_joined_root(
-    target: ImageFile | StoredRef, overlay: Path | None, start: bytes, home: Home
+    target: ImageFile | StoredRef, overlay: Path | None, start: bytes, home: Home, *, quiet: bool
 ) -> Iterator[tuple[BinaryIO, int]]:
     """Make the root, and yield a file to read it from, and its size.
 
@@ -69,6 +71,7 @@ def open_joined_root(
         target: the image; all of it is here.
         overlay: of mode files, or None.
         start: the first `PROBE_SIZE` bytes of the image.
+        quiet: show no progress.
 
     Raises:
         UsageError: see `describe_root`.
@@ -76,16 +79,17 @@ def open_joined_root(
         GuestError: it could not be made.
     """
     facts = describe_root(start, str(target.name)) | _identify(target)
-    facts["overlay"] = None if overlay is None else str(overlay.absolute())
+    made = home.tmp / f"root-{secrets.token_hex(8)}"
+    facts |= {"overlay": None if overlay is None else str(overlay.absolute()), "made": str(made)}
     # A guest joins them, and this library knows no guests: p2pcloopd/guest/unseen/joined_root.py.
     command = [*module_command("p2pcloopd.guest.unseen.joined_root"), str(home.root)]
     line = json.dumps(facts) + "\n"
-    done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
+    with growth_bar("joining", made, quiet=quiet):
+        done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
     if done.returncode:
         said, _, hint = done.stderr.strip().removeprefix("p2pcloop: ").partition("\n  hint: ")
         kind = NeedsPackageError if done.returncode == NeedsPackageError.exit_code else GuestError
         raise kind(said, hint=hint or None)
-    made = Path(done.stdout.removesuffix("\n"))
     try:
         with Overlay.open(made, image_id=None, read_only=True, mode="files") as held:
             device = files_device(held)

@@ -87,7 +87,8 @@ def command(
     if isinstance(target, StoredRef):
         target.check_secret()
     size = _checked_size(target, overlay, overlay_size, home)
-    imported = import_layer(Import(opened, target, overlay.absolute(), size, home))
+    wanted = Import(opened, target, overlay.absolute(), size, home, as_json)
+    imported = import_layer(wanted)
     if as_json:
         click.echo(to_json({"overlay": str(overlay)} | dataclasses.asdict(imported)))
     else:

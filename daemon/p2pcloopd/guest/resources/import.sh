@@ -3,7 +3,7 @@
 # image was changed elsewhere, to the image at /root. So overlayfs notes each change as it does for
 # a program in a guest, whatever noted it before.
 # KIND is what /dev/vdc holds: `tar`, or `files`, a file system. /dev/vde has an ext4 to work in; at
-# its end it gets the answer, lines that guest/unseen/importing.py reads.
+# its end it gets the answer, a line that guest/unseen/importing.py reads.
 #
 # What is deleted or replaced: of aufs `.wh.NAME` deletes NAME, `.wh..wh..opq` in a directory hides
 # what the image has there, and the other names with `.wh..wh.` are aufs's own. Of overlayfs a
@@ -35,8 +35,11 @@ count() {
 open_source() {
     disk_is_there /dev/vdc
     disk_is_there /dev/vde
-    mkdir /lists /source /work
+    mkdir /source /work
     mount -t ext4 /dev/vde /work || fail "there is no room to work in"
+    # A million names are more than the guest has memory for.
+    mkdir /work/lists
+    ln -s work/lists /lists
     if [ "$KIND" = tar ]; then
         top=/work/source
         mkdir $top
@@ -145,8 +148,8 @@ apply_source
 enter /
 umount /root || fail "the root is in use"
 [ "$KIND" = tar ] || umount /source
-umount /work
-printf 'files %s\ndirectories %s\ndeleted %s\nreplaced %s\n' \
-    "$(count others)" "$(count directories)" "$(count deleted)" "$(count opaque)" |
-    dd of=/dev/vde bs=4096 conv=sync 2>/dev/null
+answer="files $(count others) directories $(count directories)"
+answer="$answer deleted $(count deleted) replaced $(count opaque)"
+umount /work || fail "the place to work in is in use"
+echo "$answer" | dd of=/dev/vde bs=4096 conv=sync 2>/dev/null
 close_overlay

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from p2pcloop.client.growing import growth_bar
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError, MismatchError, UsageError, storage_error
@@ -79,6 +80,7 @@ class Import:
         overlay: the file to make; it must not exist.
         size: bytes of the overlay's device, or None for what suits the source.
         home: of the node.
+        quiet: show no progress.
     """
 
     source: ImageFile | Path
@@ -86,6 +88,7 @@ class Import:
     overlay: Path
     size: int | None
     home: Home
+    quiet: bool
 
 
 def check_source(file: ImageFile) -> None:
@@ -141,7 +144,8 @@ def import_layer(wanted: Import) -> Imported:
         ]
         build = partial(_initramfs, kind=kind, places=layer_places(wanted.target))
         try:
-            run_unseen(disks, build)
+            with growth_bar("importing", hidden, quiet=wanted.quiet):
+                run_unseen(disks, build)
         except GuestError as err:
             raise _plain(err, wanted.source) from err
         imported = _read_answer(answer[1])

@@ -8,9 +8,8 @@ root, and these programs read a stranger's files in a sandbox. This is a program
     python -m p2pcloopd.guest.unseen.joined_root HOME
 
 Standard input has one line of JSON: `ref` and `at`, or `file` and `raw`, of the image; `overlay`, a
-path or null; `type` ("iso9660" or "squashfs"), and of these `volume`, or `codec` and `block_size`.
-It prints the path of a files overlay, in the home's tmp folder, whose device begins with the file
-system. The caller removes it.
+path or null; `made`, the path of a files overlay to make, whose device then begins with the file
+system; `type` ("iso9660" or "squashfs"), and of these `volume`, or `codec` and `block_size`.
 
 Disks: /dev/vda is the image, /dev/vdb the files overlay, /dev/vdc is empty, /dev/vdd is written.
 """
@@ -18,7 +17,6 @@ Disks: /dev/vda is the image, /dev/vdb the files overlay, /dev/vdc is empty, /de
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -54,7 +52,7 @@ _APPLETS = ("dmesg", "grep", "sync", "tail", "umount")
 
 def make_root(
     target: ImageFile | StoredRef, overlay: Path | None, facts: dict[str, Any], home: Home
-) -> Path:
+) -> None:
     """Make the file system; see the module.
 
     Raises:
@@ -64,7 +62,7 @@ def make_root(
     """
     files = choose_files(target, overlay, "files", None, home)
     assert files is not None, "files were asked for"
-    made = home.tmp / f"root-{secrets.token_hex(8)}"
+    made = Path(facts["made"])
     # Uncompressed, and a copy of each changed file beside the image's own.
     size = max(2 * (size_of(target) + _data_of(overlay)), MIN_FILES_SIZE)
     build = partial(_initramfs, facts=facts, places=layer_places(target))
@@ -91,7 +89,6 @@ def make_root(
         except BaseException:
             made.unlink(missing_ok=True)
             raise
-    return made
 
 
 def _data_of(overlay: Path | None) -> int:
@@ -122,7 +119,7 @@ def main() -> None:
             target = resolve_ref(facts["ref"], home, at=facts["at"])
         else:
             target = inspect_file(Path(facts["file"]), raw=facts["raw"])
-        print(make_root(target, overlay, facts, home))
+        make_root(target, overlay, facts, home)
     except P2pcloopError as err:
         sys.exit(report_error(err))
 
