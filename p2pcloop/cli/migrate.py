@@ -169,10 +169,14 @@ def command(
                 made = _suspend(record, image, options, goes_on=True)
                 there.run(["fetch", "-"], made["link"])
             made = _suspend(record, image, options, goes_on=False)
-        guest.wait()
-    hint = f"the guest is suspended here: `p2pcloop resume {name}` goes on, unless it runs there"
-    words = _resume_words(record, made["name"], overlay, replaces=replaces)
-    there.run(words, made["link"], hint)
+        hint = (
+            f"the guest is suspended here: `p2pcloop resume {name}` goes on, unless it runs there"
+        )
+        words = _resume_words(record, made["name"], overlay, replaces=replaces)
+        try:
+            there.run(words, made["link"], hint)
+        finally:
+            guest.wait()  # its process here ends meanwhile: that is no part of the pause
     with OwnGuest(options.home, name, "continue") as own:
         own.record_moved(host)
     if options.as_json:

@@ -54,7 +54,8 @@ def test_a_guest_that_does_not_go_on_there_is_said_to_be_here(
     ssh.write_text(f"#!/bin/sh\ncase \"$2\" in *resume*) exit 7;; *) echo '{NOBODY}';; esac\n")
     ssh.chmod(0o755)
     record = SimpleNamespace(name="g1", network="none", ports=())
-    guest = SimpleNamespace(record=record, wait=lambda: None)
+    waited: list[bool] = []
+    guest = SimpleNamespace(record=record, wait=lambda: waited.append(True))
     state = SimpleNamespace(manifest=SimpleNamespace(machine=object()))
     image = SimpleNamespace(client=nullcontext(), signed=state)
     made = {"name": "@key/g1-state", "link": "magnet:"}
@@ -66,3 +67,4 @@ def test_a_guest_that_does_not_go_on_there_is_said_to_be_here(
     assert isinstance(error, UnreachableError)
     assert "exit code 7" in str(error)
     assert "`p2pcloop resume g1`" in str(error.hint)
+    assert waited, "its record tells that it is suspended"
