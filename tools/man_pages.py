@@ -16,7 +16,9 @@ import click
 from p2pcloop import __version__, errors
 from p2pcloop.cli.commands import COMMANDS, SECTIONS
 from p2pcloop.cli.main import cli
+from p2pcloop.formats.config import SETTINGS
 from p2pcloopd.node.main import command as daemon
+from tools.json_table import rows_of
 
 _VERBATIM = "\b"
 """In help, a line with this alone stands before a paragraph whose lines are kept (click)."""
@@ -78,7 +80,7 @@ def make_page(path: str, context: click.Context) -> str:
         '.\\" Made from the help of the command: change that.',
         f'.TH {_quoted(name.upper())} 1 "" {_quoted(f"p2pcloop {__version__}")} "p2pcloop"',
         ".SH NAME",
-        f"{_text(name)} \\- {_text(_summary(path, context.command))}",
+        f"{_text(name)} \\- {_text(summary(path, context.command))}",
         ".SH SYNOPSIS",
         ".nh",
         f".B {_text(path)}",
@@ -89,12 +91,14 @@ def make_page(path: str, context: click.Context) -> str:
         *_options(context),
         *_subcommands(path, context),
         *_help_text(context.command.epilog or ""),
+        *_settings(path),
+        *_json(path),
         *_ending(path),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _summary(path: str, command: click.Command) -> str:
+def summary(path: str, command: click.Command) -> str:
     """What a command does in one sentence, without its full stop: as `p2pcloop --help` has it, or
     the first sentence of its own help."""
     program, _, name = path.partition(" ")
@@ -147,8 +151,28 @@ def _subcommands(path: str, context: click.Context) -> list[str]:
         full = f"{path} {name}"
         if path == _ROOT and name in headings:
             lines.append(f".SS {_text(headings[name])}")
-        lines += [".TP", f".BR {_text(page_name(full))} (1)", f"{_text(_summary(full, command))}."]
+        lines += [".TP", f".BR {_text(page_name(full))} (1)", f"{_text(summary(full, command))}."]
     return lines
+
+
+def _settings(path: str) -> list[str]:
+    if path != f"{_ROOT} config":
+        return []
+    return [".SH SETTINGS", *_pairs([(each.key, each.about) for each in SETTINGS.values()])]
+
+
+def _json(path: str) -> list[str]:
+    """What `--json` of a command prints, from the table of the manual."""
+    rows = rows_of(path.removeprefix(f"{_ROOT} "))
+    if not rows:
+        return []
+    plain = [(_plain(what), _plain(keys)) for what, keys in rows]
+    return [".SH JSON", *_pairs(plain)]
+
+
+def _plain(markdown: str) -> str:
+    """Markdown without its marks: names of code, links."""
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "").replace("\\|", "|")
 
 
 def _ending(path: str) -> list[str]:

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import click
+
+NamesOf = Callable[[str, str], "list[Offer]"]
+"""Offers names of a kind (`KINDS`) that go on from what was typed."""
+
+KINDS = ("image", "ref", "guest", "running")
+"""Names that are offered from the home: of images; of images, or files; of guests; of those that
+run."""
+
+SHOWN_KEY = 8
+"""Characters of a key in an offer: one of a million keys begins as another does."""
 
 TABLE = Path(__file__).with_name("completion.json")
 """Where a package has the table; there is none in a checkout."""
@@ -62,10 +72,13 @@ def make_table(context: click.Context) -> dict[str, Any]:
 
 
 def _values(parameter: click.Parameter) -> Any:  # noqa: ANN401  plain data
-    """What a parameter's value may be: a list of words, "file", "dir", or None for any."""
+    """What a parameter's value may be: a list of words, "file", "dir", one of `KINDS`, or None for
+    any."""
     import click as library  # noqa: PLC0415  see above
 
     kind = parameter.type
+    if kind.name in KINDS:
+        return kind.name
     if isinstance(kind, library.Choice):
         return list(kind.choices)
     if isinstance(kind, library.Path):
@@ -73,13 +86,16 @@ def _values(parameter: click.Parameter) -> Any:  # noqa: ANN401  plain data
     return "file" if isinstance(kind, library.File) else None
 
 
-def complete(table: Mapping[str, Any], words: Sequence[str], begun: str) -> list[Offer] | None:
+def complete(
+    table: Mapping[str, Any], words: Sequence[str], begun: str, names: NamesOf
+) -> list[Offer] | None:
     """What may come next on a command line.
 
     Args:
         table: of the program.
         words: those before the one that is typed, without the program's name.
         begun: the word that is typed, as far as it goes.
+        names: of images and guests.
 
     Returns:
         The offers, or None where click has to tell.
@@ -88,13 +104,18 @@ def complete(table: Mapping[str, Any], words: Sequence[str], begun: str) -> list
     if not all(place.pass_word(word) for word in words):
         return None
     if place.waiting is not None:
-        return _offers(place.waiting[0], begun)
+        return _offers(place.waiting[0], begun, names)
     if begun.startswith("-"):
         return None if "=" in begun else list(place.options(begun))
     if "commands" in place.table:
         inner = place.table["commands"].items()
         return [Offer("plain", name, at["help"]) for name, at in inner if name.startswith(begun)]
-    return _argument(place.table["arguments"], place.arguments, begun)
+    arguments = place.table["arguments"]
+    for many, values in arguments:
+        if many < 0 or place.arguments < many:
+            return _offers(values, begun, names)
+        place.arguments -= many
+    return []
 
 
 class _Place:
@@ -143,18 +164,58 @@ class _Place:
                 yield from (Offer("plain", name, about) for name in names if name.startswith(begun))
 
 
-def _argument(arguments: Sequence[Any], number: int, begun: str) -> list[Offer] | None:
-    for many, values in arguments:
-        if many < 0 or number < many:
-            return _offers(values, begun)
-        number -= many
-    return []
-
-
-def _offers(values: Any, begun: str) -> list[Offer]:  # noqa: ANN401  see `_values`
+def _offers(values: Any, begun: str, names: NamesOf) -> list[Offer]:  # noqa: ANN401  see `_values`
+    if values in KINDS:
+        return names(values, begun)
     if isinstance(values, str):
         return [Offer(values, begun)]
     return [Offer("plain", value) for value in values or () if value.startswith(begun)]
+
+
+def names_of(root: Path) -> NamesOf:
+    """The names that a home knows, from its files as they are: nothing is verified for an offer."""
+
+    def offer(kind: str, begun: str) -> list[Offer]:
+        if kind in ("guest", "running"):
+            found = _guests(root / "guests", running=kind == "running")
+            return [Offer("plain", name) for name in found if name.startswith(begun)]
+        offers = [Offer("plain", name) for name in _images(root, begun)]
+        return [*offers, Offer("file", begun)] if kind == "ref" else offers
+
+    return offer
+
+
+def _guests(folder: Path, *, running: bool) -> list[str]:
+    file = "control.sock" if running else "record.json"
+    try:
+        return sorted(name for name in os.listdir(folder) if (folder / name / file).exists())  # noqa: PTH208  names alone
+    except OSError:
+        return []
+
+
+def _images(root: Path, begun: str) -> Iterator[str]:
+    """Short names, and names with as much of the key as was typed, or a few characters."""
+    from p2pcloop.store.name_list import list_names, list_short_names  # noqa: PLC0415  not for options
+
+    for short in list_short_names(root / "short-names"):
+        if short.startswith(begun):
+            yield short
+    typed_key, slash, _ = begun.partition("/")
+    for name in list_names(root / "names.msgpack"):
+        key, _, label = name.partition("/")
+        shown = typed_key if slash else key[: max(SHOWN_KEY + 1, len(begun))]
+        if key.startswith(shown) and f"{shown}/{label}".startswith(begun):
+            yield f"{shown}/{label}"
+
+
+def home_of(words: Sequence[str], environment: Mapping[str, str]) -> Path:
+    """The home that a command line is about, as `Home.at` has it."""
+    if "--home" in words[:-1]:
+        return Path(words[words.index("--home") + 1]).expanduser()
+    if given := environment.get("P2PCLOOP_HOME"):
+        return Path(given).expanduser()
+    data = environment.get("XDG_DATA_HOME", "").strip() or "~/.local/share"
+    return Path(data).expanduser() / "p2pcloop"
 
 
 def answer_shell(table: Path = TABLE, environment: Mapping[str, str] = os.environ) -> bool:
@@ -165,12 +226,29 @@ def answer_shell(table: Path = TABLE, environment: Mapping[str, str] = os.enviro
         return False
     words = line.split()
     begun, before = _begun(shell, words, environment.get("COMP_CWORD", ""))
-    offers = complete(json.loads(table.read_bytes()), before[1:], begun)
+    cut = ""
+    if shell == "bash":  # which takes `@` for a word of its own, and replaces what is behind it
+        begun, before, cut = _joined(begun, before)
+    names = names_of(home_of(before, environment))
+    offers = complete(json.loads(table.read_bytes()), before[1:], begun, names)
     if offers is None:
         return False
     for offer in offers:
-        print(_FORMATS[shell](offer))
+        print(_FORMATS[shell](offer._replace(value=offer.value.removeprefix(cut))))
     return True
+
+
+def _joined(begun: str, before: list[str]) -> tuple[str, list[str], str]:
+    """The word that is typed, those before it, and what bash does not want to hear again."""
+    joined: list[str] = []
+    for word in before:
+        if joined[-1:] == ["@"]:
+            joined[-1] += word
+        else:
+            joined.append(word)
+    if joined[-1:] == ["@"]:
+        return f"@{begun}", joined[:-1], "@"
+    return begun, joined, "@" if begun == "@" else ""
 
 
 def _begun(shell: str, words: list[str], place: str) -> tuple[str, list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import REF, home_option, json_option
 from p2pcloop.client.open_stored import open_stored
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
@@ -31,8 +31,8 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("one")
-@click.argument("other")
+@click.argument("one", type=REF)
+@click.argument("other", type=REF)
 @click.option("--at", type=click.IntRange(1), metavar="VERSION", help="The version of ONE.")
 @home_option
 @json_option

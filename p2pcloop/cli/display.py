@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import RUNNING, home_option, json_option
 from p2pcloop.client.guests import GuestProcess, describe_display
 from p2pcloop.errors import GuestError
 from p2pcloop.store.guests import GuestFolder
@@ -20,7 +20,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=RUNNING)
 @home_option
 @json_option
 def command(name: str, home: Home, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import click
 
 from p2pcloop.cli.export_iso import IsoExport, check_iso, export_iso, open_device
 from p2pcloop.cli.image_output import STDOUT, Output, choose_output, write_device
-from p2pcloop.cli.options import FilePath, at_option, file_options, home_option, json_option
+from p2pcloop.cli.options import REF, FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.open_stored import Source
@@ -44,7 +44,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=REF)
 @click.argument("out", type=FilePath())
 @click.option(
     "--overlay",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.refs import resolve_stored, typed_ref
 from p2pcloop.client.traffic import measure_traffic
@@ -21,7 +21,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @at_option
 @home_option
 @json_option

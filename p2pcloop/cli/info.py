@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, file_options, home_option, json_option
+from p2pcloop.cli.options import REF, at_option, file_options, home_option, json_option
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import P2pcloopError, UsageError
@@ -43,7 +43,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref", metavar="REF|FILE")
+@click.argument("ref", type=REF, metavar="REF|FILE")
 @at_option
 @file_options
 @home_option

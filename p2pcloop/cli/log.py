@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.refs import report_waiting, resolve_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import MismatchError, P2pcloopError
@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @click.option(
     "--number",
     "-n",

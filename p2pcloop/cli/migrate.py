@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import PublishOptions, version_options
+from p2pcloop.cli.options import RUNNING, PublishOptions, version_options
 from p2pcloop.cli.published import publisher_of, warn_if_only_here
 from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.stored_ref import StoredRef
@@ -113,7 +113,7 @@ class _Host:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=RUNNING)
 @click.argument("host")
 @click.option("--overlay", metavar="FILE", help="Keep its changes in FILE there, a new file.")
 @click.option(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import DirectoryPath, at_option, home_option, json_option
+from p2pcloop.cli.options import IMAGE, DirectoryPath, at_option, home_option, json_option
 from p2pcloop.cli.output import check_outside_store
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.invocation import running_command
@@ -35,7 +35,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref", required=False)
+@click.argument("ref", type=IMAGE, required=False)
 @click.argument("directory", type=DirectoryPath(), required=False)
 @click.option("--url", metavar="URL", help="Where DIRECTORY is served; prints a link that says so.")
 @click.option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import FilePath, PublishOptions, new_version_option, publish_options
+from p2pcloop.cli.options import REF, FilePath, PublishOptions, new_version_option, publish_options
 from p2pcloop.cli.published import publisher_of, report_link, report_version, warn_if_only_here
 from p2pcloop.client.hot import HotMaker, fitting_touches
 from p2pcloop.client.image_file import check_publishable
@@ -30,7 +30,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref", metavar="REF|IMAGE")
+@click.argument("ref", type=REF, metavar="REF|IMAGE")
 @click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
 @click.option(
     "--profile",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from p2pcloop.client.invocation import PARTITION, QUIET, RAW
 from p2pcloop.errors import UsageError
@@ -231,8 +232,47 @@ publish_options = as_one(PublishOptions, (file_options, *_VERSION_OPTIONS))
 
 if TYPE_CHECKING:
     _IntType = click.ParamType[int]
+    _TextType = click.ParamType[str]
 else:
-    _IntType = click.ParamType  # before click 8.2, as Debian 12 has it, no generic class
+    _IntType = _TextType = click.ParamType  # before click 8.2, as Debian 12 has it, not generic
+
+
+class _Known(_TextType):
+    """A word that a shell completes from what is known in the home (`completion.KINDS`)."""
+
+    def __init__(self, kind: str) -> None:
+        self.name = kind
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """See `click.ParamType.convert`."""
+        del param, ctx
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """See `click.ParamType.shell_complete`."""
+        del param
+        from p2pcloop.cli.completion import names_of  # noqa: PLC0415  for completion alone
+
+        home = ctx.params.get("home") or Home.at(os.environ.get("P2PCLOOP_HOME") or None)
+        offers = names_of(home.root)(self.name, incomplete)
+        return [CompletionItem(offer.value, type=offer.kind) for offer in offers]
+
+
+IMAGE = _Known("image")
+"""The name of an image that is known here."""
+
+REF = _Known("ref")
+"""The same, or a file."""
+
+GUEST = _Known("guest")
+"""A guest, also one that has ended."""
+
+RUNNING = _Known("running")
+"""A guest that runs."""
 
 
 class _Size(_IntType):

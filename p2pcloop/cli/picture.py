@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import FilePath, at_option, file_options, home_option, json_option
+from p2pcloop.cli.options import IMAGE, FilePath, at_option, file_options, home_option, json_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.picture import Pictured, Pictures
 from p2pcloop.errors import UsageError, storage_error
@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @click.option(
     "--output",
     "-o",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.client.refs import resolve_stored
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.store.home import Home
@@ -22,7 +22,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref", required=False)
+@click.argument("ref", type=IMAGE, required=False)
 @at_option
 @home_option
 @json_option

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import FilePath, home_option, json_option, key_option, public_option
+from p2pcloop.cli.options import REF, FilePath, home_option, json_option, key_option, public_option
 from p2pcloop.cli.output import check_place
 from p2pcloop.client.profiles import FoundProfile, Subject, read_if_profile, read_profile
 from p2pcloop.client.publisher import Content, Publisher, signing_key
@@ -45,7 +45,7 @@ def command() -> None:
 
 
 @command.command(short_help="Tell what a profile is, and whose.")
-@click.argument("ref", metavar="REF|FILE")
+@click.argument("ref", type=REF, metavar="REF|FILE")
 @home_option
 @json_option
 def show(ref: str, home: Home, as_json: bool) -> None:
@@ -68,7 +68,7 @@ def show(ref: str, home: Home, as_json: bool) -> None:
 
 
 @command.command(short_help="Write the profile of an image to a file, signed.")
-@click.argument("ref", metavar="REF|IMAGE")
+@click.argument("ref", type=REF, metavar="REF|IMAGE")
 @click.argument("out", type=FilePath())
 @key_option
 @home_option
@@ -97,7 +97,7 @@ def export(ref: str, out: Path, key_name: str | None, home: Home, as_json: bool)
 
 
 @command.command(short_help="Use the profile in a file for an image.")
-@click.argument("ref", metavar="REF|IMAGE")
+@click.argument("ref", type=REF, metavar="REF|IMAGE")
 @click.argument("file", type=FilePath())
 @click.option(
     "--message",
@@ -152,7 +152,7 @@ def attach(
 
 
 @command.command(short_help="Delete the profile of an image that this home keeps.")
-@click.argument("ref", metavar="REF|IMAGE")
+@click.argument("ref", type=REF, metavar="REF|IMAGE")
 @home_option
 def forget(ref: str, home: Home) -> None:
     """Delete the profile that this home keeps for REF. One that its publisher attached stays."""

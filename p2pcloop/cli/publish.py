@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import FilePath, PublishOptions, publish_options
+from p2pcloop.cli.options import REF, FilePath, PublishOptions, publish_options
 from p2pcloop.cli.published import (
     publisher_of,
     report_link,
@@ -35,7 +35,7 @@ Examples:
 @click.argument("changed", type=FilePath())
 @click.option("--name", "label", required=True, metavar="LABEL", help="What you call the image.")
 @click.option("--message", "-m", default="", metavar="TEXT", help="What changed, in one line.")
-@click.option("--base", metavar="REF", help="The image that it was made from.")
+@click.option("--base", type=REF, metavar="REF", help="The image that it was made from.")
 @click.option(
     "--append", metavar="ARGS", help="Words for the guest kernel's command line, not the base's."
 )

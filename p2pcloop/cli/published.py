@@ -99,5 +99,5 @@ def warn_if_only_here(answer: dict[str, Any], home: Home) -> None:
     if answer["version"] != 1 or not is_only_here([host for host, _ in peers]):
         return
     ours = tuple(f"@{format_key(key)}/" for key in our_keys(home.keys))
-    if sum(name.startswith(ours) for name in list_names(home)) == 1:
+    if sum(name.startswith(ours) for name in list_names(home.names)) == 1:
         notify(describe_only_here(home))

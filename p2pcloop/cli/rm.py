@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import IMAGE, home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.guests import names_or_all
 from p2pcloop.client.refs import read_ref, words_of_the_user
@@ -33,7 +33,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("refs", metavar="REF|NAME...", nargs=-1)
+@click.argument("refs", type=IMAGE, metavar="REF|NAME...", nargs=-1)
 @click.option(
     "--guest",
     is_flag=True,

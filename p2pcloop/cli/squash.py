@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option, key_option, public_option
+from p2pcloop.cli.options import IMAGE, home_option, json_option, key_option, public_option
 from p2pcloop.cli.published import report_link
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.delta import squash
@@ -28,7 +28,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @click.option("--all", "whole", is_flag=True, help="One layer in place of all, the base too.")
 @click.option(
     "--message",

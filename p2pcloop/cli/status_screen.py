@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pcloop.cli.guest_facts import short_name
-from p2pcloop.cli.status import (
+from p2pcloop.cli.node_facts import (
     describe_torrent,
     look,
     other_torrents,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import RUNNING, home_option, json_option
 from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess, names_or_all
 from p2pcloop.client.terminal import warn
 from p2pcloop.errors import P2pcloopError
@@ -23,7 +23,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("names", metavar="NAME...", nargs=-1)
+@click.argument("names", type=RUNNING, metavar="NAME...", nargs=-1)
 @click.option("--all", "-a", "every", is_flag=True, help="All guests that run here.")
 @click.option(
     "--time",

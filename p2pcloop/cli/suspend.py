@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import PublishOptions, version_options
+from p2pcloop.cli.options import RUNNING, PublishOptions, version_options
 from p2pcloop.cli.published import publisher_of, report_version, warn_if_only_here
 from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.rehearsal import publish_rehearsed
@@ -27,7 +27,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=RUNNING)
 @click.option(
     "--publish",
     "label",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.cli.options import IMAGE, at_option, home_option, json_option
 from p2pcloop.cli.pin import stored_image
 from p2pcloop.formats.link import is_link
 from p2pcloop.formats.pasted import clean_pasted
@@ -21,7 +21,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @at_option
 @home_option
 @json_option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import IMAGE, home_option, json_option
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.refs import resolve_stored
 from p2pcloop.errors import MismatchError
@@ -22,7 +22,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @click.option("--message", "-m", default="", metavar="TEXT", help="One line that says why.")
 @home_option
 @json_option

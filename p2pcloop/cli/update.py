@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import home_option, json_option
+from p2pcloop.cli.options import IMAGE, home_option, json_option
 from p2pcloop.client.daemon import ensure_daemon
 from p2pcloop.client.refs import read_ref, report_waiting, words_of_the_user
 from p2pcloop.client.terminal import warn
@@ -25,7 +25,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=IMAGE)
 @home_option
 @json_option
 def command(ref: str, home: Home, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from p2pcloop.cli.options import at_option, home_option, json_option
+from p2pcloop.cli.options import REF, at_option, home_option, json_option
 from p2pcloop.client.refs import report_waiting, resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import progress_bar
@@ -28,7 +28,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref", metavar="REF|FILE")
+@click.argument("ref", type=REF, metavar="REF|FILE")
 @at_option
 @home_option
 @json_option

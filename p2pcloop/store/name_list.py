@@ -7,25 +7,24 @@ millisecond each.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgpack
 
-from p2pcloop.store.home import Home
 
-
-def list_names(home: Home) -> list[str]:
-    """`@key/label` of each name that is known; none where the file is missing or damaged."""
+def list_names(path: Path) -> list[str]:
+    """`@key/label` of each name in a home's names.msgpack; none where it is missing or damaged."""
     try:
-        rows = msgpack.unpackb(home.names.read_bytes(), raw=False)["names"]
+        rows = msgpack.unpackb(path.read_bytes(), raw=False)["names"]
         return sorted(str(row["name"]) for row in rows)
     except (OSError, ValueError, TypeError, KeyError, msgpack.UnpackException):
         return []
 
 
-def list_short_names(home: Home) -> Iterator[str]:
-    """The short names of the user's own; none where the file is missing or damaged."""
+def list_short_names(path: Path) -> Iterator[str]:
+    """The short names in the user's file of them; none where it is missing or damaged."""
     try:
-        text = home.short_names.read_text("utf-8")
+        text = path.read_text("utf-8")
     except (OSError, ValueError):
         return
     for line in text.splitlines():

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from p2pcloop.cli.status import _text, look
+from p2pcloop.cli.node_facts import look
+from p2pcloop.cli.status import _text
 from p2pcloop.cli.status_screen import _Screen
 from p2pcloop.store.guests import OwnGuest
 from p2pcloop.store.home import Home

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pcloop.cli.status import _text, look
+from p2pcloop.cli.node_facts import look
+from p2pcloop.cli.status import _text
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.link import parse_peer
 from p2pcloop.formats.mirror import layer_torrent_name

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from p2pcloop.cli.status import _text, look
+from p2pcloop.cli.node_facts import look
+from p2pcloop.cli.status import _text
 from p2pcloop.store.inventory import list_versions
 from tests.support.programs import Node, Nodes
 from tests.support.static_server import nginx

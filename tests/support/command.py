@@ -7,13 +7,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from p2pcloop.cli.main import main
+from tests.support.documented import check_documented
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Ran:
     code: int
     out: str
     err: str
+    words: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def json(self) -> dict[str, Any]:
         (line,) = self.out.splitlines()
         values: dict[str, Any] = json.loads(line)
+        check_documented(self.words, values)
         return values
 
 
@@ -56,6 +59,7 @@ def p2pcloop(
             main()
         captured = capsys.readouterr()
         code = caught.value.code
-        return Ran(code if isinstance(code, int) else int(code is not None), *captured)
+        number = code if isinstance(code, int) else int(code is not None)
+        return Ran(number, *captured, tuple(map(str, arguments)))
 
     return run

@@ -22,6 +22,7 @@ from p2pcloop.client.control_client import ControlClient
 from p2pcloop.protocol.control import ControlReceiver, Event
 from p2pcloop.store.guests import find_guest, list_guests
 from p2pcloop.store.home import Home
+from tests.support.documented import check_documented
 from tests.support.fork_server import Forked, fork_program
 from tests.support.waiting import BOUND, wait_until
 from tools.console import Console
@@ -152,6 +153,7 @@ class Node:
     def json(self, *words: str | Path, code: int = 0) -> dict[str, Any]:
         """Run a command with --json; return what it printed."""
         answer: dict[str, Any] = json.loads(self.run(*words, "--json", code=code).out)
+        check_documented(words, answer)
         return answer
 
     def seed(self, image: Path, label: str = "image", *options: str) -> dict[str, Any]:

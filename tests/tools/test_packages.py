@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 from p2pcloop.cli.commands import COMMANDS
 from p2pcloop.formats.config import SETTINGS, load_config
 from p2pcloopd.guest.system import preload
+from tests.support.command import home
 from tests.support.programs import P2PCLOOP
 from tests.support.waiting import BOUND
 from tools import build_deb, build_rpm
@@ -39,6 +40,8 @@ from tools.package_tree import (
     write_completion,
     write_plain_files,
 )
+
+__all__ = ["home"]
 
 DEBIAN_12 = build_deb.RELEASES["bookworm"]
 BUNDLED = [
@@ -137,11 +140,14 @@ def keys(table: Mapping[str, object], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.interop
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_completes_commands_and_options(shell: str, root: Path) -> None:
+def test_a_shell_completes_commands_options_and_names(shell: str, root: Path, home: Path) -> None:
     path = f"{P2PCLOOP.parent}:{os.environ['PATH']}"
     assert completed(shell, root, "p2pcloop bo", path) == ["boot"]
     assert completed(shell, root, "p2pcloop boot --deta", path) == ["--detach"]
     assert completed(shell, root, "p2pcloop daemon sto", path) == ["stop"]
+    (home / "guests/my-guest").mkdir(parents=True)
+    (home / "guests/my-guest/record.json").touch()
+    assert completed(shell, root, "p2pcloop logs my", path) == ["my-guest"]
 
 
 def completed(shell: str, root: Path, line: str, path: str) -> list[str]:
@@ -162,7 +168,7 @@ def completed(shell: str, root: Path, line: str, path: str) -> list[str]:
     # zsh completes in its line editor alone: what it would offer is printed in its place.
     code = (
         "compdef() { :; }; _describe() { print -l -- ${(P)3}; };"
-        " compadd() { print -l -- ${@[-1]}; };"
+        " compadd() { print -l -- ${(P)@[-1]}; };"
         f" words=({line}); CURRENT={len(words)}; source {script}; _p2pcloop_completion"
     )
     offered = run("zsh", "-f", "-c", code, PATH=path).split("\n")

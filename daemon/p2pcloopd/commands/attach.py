@@ -7,7 +7,7 @@ import os
 
 import click
 
-from p2pcloop.cli.options import home_option
+from p2pcloop.cli.options import RUNNING, home_option
 from p2pcloop.client.guests import GuestProcess
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError
@@ -36,7 +36,7 @@ attached or resized last.
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=RUNNING)
 @home_option
 def command(name: str, home: Home) -> None:
     """Connect this terminal to the console of the guest NAME, which runs on when you leave it.

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import (
+    REF,
     DirectoryPath,
     FilePath,
     at_option,
@@ -39,7 +40,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=REF)
 @click.option(
     "--vhost-user",
     "vhost_user",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from p2pcloop.cli.options import REF
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import P2pcloopError, UsageError
@@ -83,7 +84,7 @@ def _to_earlier(context: click.Context, _parameter: click.Parameter, value: bool
 
 
 @click.command(cls=Boot, epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=REF)
 @click.option(
     "--detach", is_flag=True, help="Return once the guest runs; it goes on in the background."
 )

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from p2pcloop.cli.options import home_option
+from p2pcloop.cli.options import RUNNING, home_option
 from p2pcloop.client.guests import MAX_WAIT_SECONDS, WAIT_SECONDS, GuestProcess
 from p2pcloop.errors import GuestError, UsageError
 from p2pcloop.store.guests import GuestFolder
@@ -31,7 +31,7 @@ is left, or whose `p2pcloop exec` was killed, gets SIGHUP in the guest, and SIGK
 
 
 @click.command(cls=CommandBehindDashes, epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=RUNNING)
 @click.argument(
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
 )

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from p2pcloop.cli.options import home_option
+from p2pcloop.cli.options import GUEST, home_option
 from p2pcloop.client.control_client import ControlClient
 from p2pcloop.client.guests import GuestProcess
 from p2pcloop.errors import DaemonError, GuestError, NotHereError
@@ -28,7 +28,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=GUEST)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what it prints, until it ends.")
 @click.option(
     "--lines",

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import (
+    REF,
     DirectoryPath,
     FilePath,
     at_option,
@@ -58,7 +59,7 @@ its own memory, and gone when it is switched off. It waits while this does not r
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=REF)
 @click.option(
     "--lan",
     required=True,

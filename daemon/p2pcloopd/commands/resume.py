@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from p2pcloop.cli.options import GUEST
 from p2pcloop.cli.output import check_writable
 from p2pcloop.client.refs import resolve_ref, typed_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
@@ -59,7 +60,7 @@ def _to_keys(
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("ref", metavar="NAME|REF")
+@click.argument("ref", type=GUEST, metavar="NAME|REF")
 @click.option(
     "--replace",
     "forgets",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2pcloop.cli.options import FilePath
+from p2pcloop.cli.options import REF, FilePath
 from p2pcloop.cli.output import check_writable
 from p2pcloopd.commands.behind_dashes import CommandBehindDashes
 from p2pcloopd.commands.guest_command import run_guest_command
@@ -38,7 +38,7 @@ limit.
 
 
 @click.command(cls=CommandBehindDashes, epilog=_EPILOG)
-@click.argument("ref")
+@click.argument("ref", type=REF)
 @click.argument(
     "command_words", metavar="-- CMD...", nargs=-1, required=True, type=click.UNPROCESSED
 )

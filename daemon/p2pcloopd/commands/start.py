@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.options import home_option
+from p2pcloop.cli.options import GUEST, home_option
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import BusyError, NotHereError, UsageError, storage_error
 from p2pcloop.store.guest_record import GuestRecord
@@ -25,7 +25,7 @@ Examples:
 
 
 @click.command(epilog=_EPILOG)
-@click.argument("name")
+@click.argument("name", type=GUEST)
 @home_option
 @click.pass_context
 def command(context: click.Context, name: str, home: Home) -> None:

@@ -1,0 +1,89 @@
+"""What `status` tells of a node, as lines and as a screen: its torrents, put together by images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from p2pcloop.cli.guest_facts import guest_facts
+from p2pcloop.store.guests import list_guests
+from p2pcloop.store.home import Home
+from p2pcloop.text import printable
+
+STALLED_SECONDS = 1
+"""Without data for so long a torrent that is wanted is said to wait."""
+
+_OF_TORRENTS: dict[str, Any] = {
+    "image": None,
+    "version": None,
+    "kind": None,
+    "wanted": False,
+    "stalled": 0.0,
+    "tried": [],
+}
+"""What a p2pcloopd that was started before an upgrade does not tell."""
+
+
+def look(home: Home, node: dict[str, Any]) -> dict[str, Any]:
+    """The node's status and the guests that run, as `status --json` tells them."""
+    guests = [guest_facts(guest) for guest in list_guests(home) if guest.state == "running"]
+    for guest in guests:
+        del guest["display"]  # its password: what is told here is sent to others who help
+    torrents = [_OF_TORRENTS | torrent for torrent in node["torrents"]]
+    return {"images": []} | node | {"torrents": torrents, "guests": guests}
+
+
+def torrents_of(
+    image: dict[str, Any], torrents: dict[bytes, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The torrents of an image's layers, as far as the node has them."""
+    return [torrents[layer] for layer in image["torrents"] if layer in torrents]
+
+
+def other_torrents(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The torrents that are neither layers nor manifests of the newest version of a name."""
+    told = {
+        torrent
+        for image in node["images"]
+        for torrent in (*image["torrents"], image["manifest_torrent"])
+    }
+    return [torrent for torrent in node["torrents"] if torrent["info_hash"] not in told]
+
+
+def describe_torrent(torrent: dict[str, Any]) -> str:
+    """What a torrent is, for people: of which image it is a part."""
+    if torrent["image"] is None:
+        return printable(torrent["name"] or "metadata not here yet")
+    version = f"{torrent['image']}, version {torrent['version']}"
+    return f"manifest of {version}" if torrent["kind"] == "manifest" else version
+
+
+def share_here(torrents: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Bytes that are here, and bytes in all of the torrents of which that is known (else 0)."""
+    torrents = list(torrents)
+    known = [torrent for torrent in torrents if torrent["size"]]
+    here = sum(each["have_bytes"] + each["provisional_bytes"] for each in known or torrents)
+    return here, sum(torrent["size"] for torrent in known)
+
+
+def peers_of(torrents: Iterable[dict[str, Any]]) -> int:
+    """How many peers are connected for torrents."""
+    return len(
+        {
+            peer["address"]
+            for torrent in torrents
+            for peer in torrent["traffic"]["peers"]
+            if peer["connected"]
+        }
+    )
+
+
+def waiting_of(torrents: Iterable[dict[str, Any]]) -> tuple[float, str] | None:
+    """For how many seconds torrents wait for data, and for what; None where none does."""
+    waiting = [each for each in torrents if each["stalled"] >= STALLED_SECONDS]
+    if not waiting:
+        return None
+    most = max(waiting, key=lambda each: float(each["stalled"]))
+    what = "data" if most["size"] else "its metadata"
+    tried = ", ".join(most["tried"])
+    return most["stalled"], f"{what}; tried: {printable(tried)}" if tried else f"{what}; no peer"
