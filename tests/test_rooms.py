@@ -104,9 +104,10 @@ KNOW_CLI = {
     *(DAEMON / "commands").glob("*.py"),
     ROOT / "tools" / "man_pages.py",
     ROOT / "tools" / "package_tree.py",
+    ROOT / "tools" / "reference_page.py",
 }
 """What may import p2pcloop.cli besides itself: the commands of the daemon, the program p2pcloopd,
-and the tools that make manual pages and completion of the commands."""
+and the tools that make manual pages, the reference and completion of the commands."""
 
 MAX_MODULE = 600  # one concept may take so many; slices of one concept are worse
 MAX_FUNCTION = 40  # lines without the docstring
