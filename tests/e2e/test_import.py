@@ -88,6 +88,19 @@ def check(text: str) -> None:
     assert "overimage4750 12:34 2" in text
 
 
+def leave_to_the_journal(image: Path, name: str, scratch: Path) -> None:
+    """Let the content of a short file be in the journal alone, as after a power failure."""
+    [block] = tool("debugfs", "-R", f"blocks {name}", image).split()
+    with image.open("r+b") as file:
+        file.seek(int(block) * 4096)
+        content = file.read(4096)
+        file.seek(int(block) * 4096)
+        file.write(b"earlier".ljust(4096, b"\0"))
+    (scratch / "block").write_bytes(content)
+    (scratch / "journal").write_text(f"jo\njw -b {block} {scratch / 'block'}\njc\n")
+    tool("debugfs", "-w", "-f", scratch / "journal", image)
+
+
 def change(top: Path) -> None:
     """The changes, apart from deletions."""
     write(
@@ -108,18 +121,20 @@ def change(top: Path) -> None:
 
 
 def test_knoppix_data(node: Node, cd: Path, tmp_path: Path, overlay: Path) -> None:
-    """As aufs notes it, in an ext2. The overlay is published, and what arrives is the same."""
+    """As aufs notes it, in an ext3 whose journal has yet to be replayed. The overlay is published,
+    and what arrives is the same."""
     top, image = tmp_path / "top", tmp_path / "knoppix-data.img"
     change(top)
     marks = ("gone", "folder-gone", "..", "")
     write(top, {f"srv/.wh.{name}": "" for name in marks})
     write(top, {"srv/replaced/.wh..wh..opq": "", ".wh..wh.aufs": "", ".wh..wh.plnk/7.8": ""})
-    tool("mke2fs", "-q", "-t", "ext2", "-d", top, image, "16M")
+    tool("mke2fs", "-q", "-t", "ext3", "-b", "4096", "-d", top, image, "32M")
     inodes = [f"sif /srv/joined/new {field}" for field in ("uid 12", "gid 34")]
     nodes_of_devices = ["cd /srv", "mknod null c 1 3"]
     script = tmp_path / "script"
     script.write_text("\n".join([*inodes, *nodes_of_devices, ""]))
     tool("debugfs", "-w", "-f", script, image)
+    leave_to_the_journal(image, "/srv/file", tmp_path)
     before = image.read_bytes()
 
     seeded = node.json("seed", cd, "--name", "knoppix")
