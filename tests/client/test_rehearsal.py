@@ -14,12 +14,12 @@ from p2pcloop.store.home import Home
 PROMPT = 'print("# ", end="", flush=True)'
 GUEST = f"""
 import os, signal, sys
-signals = []
-signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+ends = {{signal.SIGTERM, signal.SIGINT}}
+signal.pthread_sigmask(signal.SIG_BLOCK, ends)
 key = os.read(0, 100)
 {PROMPT}
-while len(signals) < 2:
-    signal.pause()
+for _ in range(2):
+    signal.sigwait(ends)
 open(sys.argv[1], "w").write(f"{{key}} {{' '.join(sys.argv[2:])}}")
 """
 
