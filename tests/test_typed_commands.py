@@ -27,7 +27,8 @@ SCRIPTS = sorted(CHECKOUT.glob("examples/*.sh"))
 
 OPERATORS = frozenset("|&;()<>")
 INLINE = re.compile(r"`(p2pcloop [^`]+)`")
-DRAWN = re.compile("[─│▶◀]")
+NOT_TYPED = re.compile(r"[─│▶◀]|\[OPTIONS\]")
+"""Drawings, and the usage of a command in reference.md, which is made of its parser."""
 
 
 def commands_in(line: str) -> Iterator[list[str]]:
@@ -55,7 +56,9 @@ def typed_on(page: Path) -> Iterator[str]:
             fence = "" if fence else line.removeprefix("```") or "text"
         elif fence == "console" or line.lstrip().startswith("$ "):
             yield from [line.lstrip()[2:]] if line.lstrip().startswith("$ ") else []
-        elif (fence == "sh" or (not fence and line.startswith("    "))) and not DRAWN.search(line):
+        elif NOT_TYPED.search(line):
+            continue
+        elif fence == "sh" or (not fence and line.startswith("    ")):
             yield line.strip()
 
 
