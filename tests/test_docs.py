@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +87,25 @@ def test_prose_has_one_width(page: Path) -> None:
         if len(line) > WIDTH and not line.startswith("|") and " " in line.strip()[:WIDTH]
     ]
     assert wide == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = CHECKOUT / "docs/README.md"
+    targets = {(index.parent / target).resolve() for target in LINK.findall(index.read_text())}
+    pages = {page for page in PAGES if page.parent == index.parent and page != index}
+    assert pages - targets == set()
+
+
+def test_nginx_takes_the_configuration_of_the_manual(tmp_path: Path) -> None:
+    text = (CHECKOUT / "docs/howto.md").read_text()
+    (server,) = re.findall(r"^```nginx$(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    server = server.replace("listen 80;", f"listen unix:{tmp_path}/s;").replace(
+        "listen [::]:80;", ""
+    )
+    main = f"pid {tmp_path}/pid; events {{}} http {{ access_log off; {server} }}"
+    (tmp_path / "conf").write_text(main)
+    nginx = shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin")
+    assert nginx is not None
+    command = (nginx, "-t", "-q", "-c", tmp_path / "conf", "-e", tmp_path / "errors")
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (told.returncode, told.stderr) == (0, "")
