@@ -239,3 +239,14 @@ def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
         return lines
     docstring = function.body[0]
     return lines - ((docstring.end_lineno or 0) - docstring.lineno + 1)
+
+
+def test_mocked_clocks_are_arguments() -> None:
+    """pytest-trio ignores them in `usefixtures` (findings/pytest-trio-usefixtures.sh): the tests
+    slept for real."""
+    asked = [
+        name_of(path)
+        for path in (ROOT / "tests").rglob("*.py")
+        if path != Path(__file__) and 'usefixtures("autojump_clock"' in path.read_text()
+    ]
+    assert asked == []

@@ -16,7 +16,7 @@ from p2pcloop.cli.image_output import Output, take_place, write_device, write_im
 from p2pcloop.client.joined_root import open_joined_root
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify, progress_bar
-from p2pcloop.errors import MismatchError, UsageError, storage_error
+from p2pcloop.errors import MismatchError, NeedsPackageError, UsageError, storage_error
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.formats.filesystem import PROBE_SIZE
 from p2pcloop.formats.overlay import Overlay
@@ -64,6 +64,8 @@ def check_iso(output: Output) -> None:
             f"{output.name} is no file, and a CD is written to a file",
             hint="write it there, and copy that (`dd`, `wodim`)",
         )
+    if shutil.which("xorriso") is None:  # told before the image is made
+        raise NeedsPackageError("a CD is written by xorriso", hint="apt install xorriso")
 
 
 def export_iso(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from html import escape
+from pathlib import Path
+
 import click
 
 from p2pcloop.cli.options import home_option, json_option
@@ -31,5 +34,15 @@ def command(home: Home, *, opens: bool, as_json: bool) -> None:
     with ensure_daemon(home) as client:
         url = client.call("web")["url"]
     click.echo(to_json({"url": url}) if as_json else url)
-    if opens and click.launch(url):
+    if opens and click.launch(_way_to(url, home).as_uri()):
         notify("p2pcloop: no browser could be started here: open the URL yourself")
+
+
+def _way_to(url: str, home: Home) -> Path:
+    """A page that leads to a URL. All users of a machine can read the words of its programs, and a
+    browser is started with the address of what it shows; only this user can read the page."""
+    page = home.root / "web.html"
+    page.unlink(missing_ok=True)
+    page.touch(0o600)
+    page.write_text(f'<!DOCTYPE html><meta http-equiv="refresh" content="0;url={escape(url)}">\n')
+    return page

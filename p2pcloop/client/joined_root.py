@@ -84,13 +84,13 @@ def open_joined_root(
     # A guest joins them, and this library knows no guests: p2pcloopd/guest/unseen/joined_root.py.
     command = [*module_command("p2pcloopd.guest.unseen.joined_root"), str(home.root)]
     line = json.dumps(facts) + "\n"
-    with growth_bar("joining", made, quiet=quiet):
-        done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said, _, hint = done.stderr.strip().removeprefix("p2pcloop: ").partition("\n  hint: ")
-        kind = NeedsPackageError if done.returncode == NeedsPackageError.exit_code else GuestError
-        raise kind(said, hint=hint or None)
     try:
+        with growth_bar("joining", made, quiet=quiet):
+            done = subprocess.run(command, input=line, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said, _, hint = done.stderr.strip().removeprefix("p2pcloop: ").partition("\n  hint: ")
+            needs = done.returncode == NeedsPackageError.exit_code
+            raise (NeedsPackageError if needs else GuestError)(said, hint=hint or None)
         with Overlay.open(made, image_id=None, read_only=True, mode="files") as held:
             device = files_device(held)
             claimed = filesystem_size(DeviceReader(device, never_missing).read(PROBE_SIZE) or b"")

@@ -92,7 +92,7 @@ class Pictures:
         if all(part.known for part in layout.parts):
             self._layouts[image_id] = layout
             for oldest in list(self._layouts)[:-_KEPT]:
-                del self._layouts[oldest]
+                self._layouts.pop(oldest, None)  # another thread may have
         return layout
 
 

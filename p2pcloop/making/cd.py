@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from p2pcloop.errors import FormatError, StorageError, UsageError, storage_error
@@ -184,6 +185,12 @@ def _map(file: Path, place: str) -> list[str]:
 def _new_sums(cd: LiveCd, image: Path, fd: int) -> Iterator[tuple[str, bytes]]:
     """The lists of checksums that name the image, with its new one."""
     tree = read_volume(fd, cd.path.stat().st_size).trees[0]
+
+    @cache  # a list may name the image a hundred thousand times
+    def digest(algorithm: str) -> bytes:
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest().encode()
+
     for name in _SUMS:
         entry = tree.find(name)
         if entry is None or entry.fault or entry.directory:
@@ -192,12 +199,12 @@ def _new_sums(cd: LiveCd, image: Path, fd: int) -> Iterator[tuple[str, bytes]]:
         if not 0 < extents.size <= _MAX_SUMS:
             continue
         lines = extents.pread(fd, extents.size, 0).splitlines()
-        changed = [line for line in (_new_sum(cd, image, line) for line in lines) if line]
+        changed = [line for line in (_new_sum(cd, digest, line) for line in lines) if line]
         if changed != lines:
             yield "/" + name, b"\n".join([*changed, b""])
 
 
-def _new_sum(cd: LiveCd, image: Path, line: bytes) -> bytes:
+def _new_sum(cd: LiveCd, digest: Callable[[str], bytes], line: bytes) -> bytes:
     """A line of such a list; nothing where its file is dropped."""
     found = _SUM.fullmatch(line)
     names = [part.name.lower().encode() for part in cd.images]
@@ -205,9 +212,7 @@ def _new_sum(cd: LiveCd, image: Path, line: bytes) -> bytes:
         return line
     if found[3].lower() != names[0]:
         return b""
-    with image.open("rb") as file:
-        new = hashlib.file_digest(file, _ALGORITHMS[len(found[1])]).hexdigest()
-    return line.replace(found[1], new.encode(), 1)
+    return line.replace(found[1], digest(_ALGORITHMS[len(found[1])]), 1)
 
 
 def _run(

@@ -194,6 +194,8 @@ def _orders(layout: Layout, touches: Sequence[Touch]) -> dict[int, float]:
     """The place of the first touch of each cell that was touched, from 0 to 1."""
     orders: dict[int, float] = {}
     for number, touch in enumerate(touches):
+        if len(orders) == layout.cells:
+            break
         last = min(touch.end, layout.blocks) - 1
         for cell in range(touch.start // layout.per_cell, last // layout.per_cell + 1):
             orders.setdefault(cell, number / len(touches))

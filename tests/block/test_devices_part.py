@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.machine_state import Part
@@ -76,9 +76,8 @@ async def test_what_the_prefetch_did_not_bring_is_fetched(
     assert backend.asked
 
 
-@pytest.mark.usefixtures("autojump_clock")
 async def test_where_nothing_comes_it_is_read_so_that_the_user_is_told(
-    devices: DevicesPart, backend: MemoryBackend
+    devices: DevicesPart, backend: MemoryBackend, autojump_clock: MockClock
 ) -> None:
     backend.device.withhold(START, LENGTH)
     arrivals = Arrivals()

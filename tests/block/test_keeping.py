@@ -52,7 +52,7 @@ def home(tmp_path: Path) -> Home:
 
 async def test_a_boot_is_kept_after_a_pause(
     home: Home,
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     boot = Boot(home)
     assert boot.here == set()
@@ -118,7 +118,7 @@ async def test_a_boot_that_waits_now_and_then_writes_few_files(home: Home) -> No
 
 async def test_a_boot_is_shared_before_it_is_over(
     home: Home,
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     boot = Boot(home)
@@ -138,7 +138,7 @@ async def test_a_boot_is_shared_before_it_is_over(
 
 async def test_without_room_on_the_disk_the_chunks_stay_in_memory(
     home: Home,
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     home.kept.write_bytes(b"no directory")
     boot = Boot(home)

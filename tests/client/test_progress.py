@@ -125,7 +125,7 @@ def test_what_reads_a_file_tells_first_how_much_there_is(
     told: list[tuple[int, ...]] = []
 
     @contextmanager
-    def bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:  # noqa: ARG001
+    def bar(what: str, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
         yield lambda *numbers: told.append(numbers)
 
     monkeypatch.chdir(tmp_path)

@@ -13,6 +13,7 @@ import trio
 
 from p2pcloop.formats.manifest import SignedManifest, open_manifest
 from p2pcloop.formats.profile import Touch
+from p2pcloop.store.have import is_whole
 from p2pcloopd.block.memory_file import open_memory_file
 from p2pcloopd.block.process import BlockServerProcess
 from p2pcloopd.block.spec import TEMPORARY, BlockServerSpec, MemoryPart
@@ -118,17 +119,16 @@ def test_the_rest_is_filled_in(spec: BlockServerSpec, seeder: Node) -> None:
     signed = spec.image
     assert isinstance(signed, SignedManifest)
     [layer] = signed.manifest.layers
-    folder = spec.home.torrents / layer.torrent.hex()
+    have = spec.home.torrents / layer.torrent.hex() / "have"
 
-    def is_whole() -> bool:
-        packs = list(folder.rglob("pack"))
-        return bool(packs) and all(CONTENT[-PAGE:] in pack.read_bytes() for pack in packs)
+    def is_here() -> bool:
+        return have.exists() and is_whole(have)
 
     with (
         BlockServerProcess(replace(spec, fill=0), successors=True),
         reading(spec.memory.file) as reader,
     ):
         assert reader.ask("read", 0, PAGE) == sha(0, PAGE)
-        wait_until(is_whole, "that all of the image is here")
+        wait_until(is_here, "that all of the image is here")
         seeder.run("daemon", "stop")
         assert reader.ask("read", 0, SIZE) == sha(0, SIZE)

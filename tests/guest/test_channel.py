@@ -133,7 +133,7 @@ async def test_one_that_dies_with_its_guest_is_an_error(
 async def test_a_guest_that_never_answers_is_told(
     agent: Agent,
     channel: Channel,
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     agent.answers = False
     with pytest.raises(GuestError, match="did not start the command"):

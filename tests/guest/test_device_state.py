@@ -91,8 +91,7 @@ async def test_a_qemu_that_comes_to_no_end(autojump_clock: MockClock) -> None:
     assert autojump_clock.current_time() >= 60
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_state_that_is_not_waited_for_is_given_up() -> None:
+async def test_a_state_that_is_not_waited_for_is_given_up(autojump_clock: MockClock) -> None:
     """While QEMU sends, it lets no guest go on."""
     async with states() as (devices, qemu):
         qemu.answers["migrate"] = sending(qemu, STATE)

@@ -18,8 +18,6 @@ from p2pcloopd.guest.console.escape import Command
 from p2pcloopd.guest.console.keyboard import Keyboard
 from p2pcloopd.guest.console.prompts import PromptWatch
 
-# ruff: noqa: ARG001  the clock is there to be used
-
 
 class FakeGuest(Pty):
     """What a guest shows after each line that it gets, and what it got."""

@@ -55,7 +55,7 @@ def test_a_line_without_end_takes_no_room() -> None:
     assert watch.prompt == "shell"
 
 
-async def test_only_what_stands_is_a_prompt(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_only_what_stands_is_a_prompt(autojump_clock: MockClock) -> None:
     watch = PromptWatch()
     start = trio.current_time()
 
@@ -75,7 +75,7 @@ async def test_only_what_stands_is_a_prompt(autojump_clock: MockClock) -> None: 
     assert trio.current_time() - start == pytest.approx(waited)
 
 
-async def test_a_prompt_of_another_look_stands_for_long(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_a_prompt_of_another_look_stands_for_long(autojump_clock: MockClock) -> None:
     watch = PromptWatch()
     watch.take("fancy λ ".encode())
     start = trio.current_time()

@@ -248,6 +248,15 @@ async def test_a_resumed_guest_has_the_ports_that_it_had_and_then_the_new_ones()
                 await trio.lowlevel.checkpoint()
 
 
+async def test_a_state_with_all_ports_leaves_room_for_none() -> None:
+    old = [(1, "agent"), *((number, "") for number in range(2, MAX_PORTS))]
+    with trio.fail_after(BOUND):
+        async with ports_of(Port("agent"), spare=20, old=old) as (ports, _):
+            await ports.inherited.wait()
+            with pytest.raises(BusyError):
+                await ports.add([Port("")])
+
+
 def given_ports(qemu: Qemu) -> list[dict[str, Any]]:
     return [given for name, given in qemu.asked if name == "device_add"]
 

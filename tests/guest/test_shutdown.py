@@ -52,7 +52,7 @@ def pty() -> Iterator[Pty]:
 
 async def test_a_terminal_that_takes_nothing_does_not_hold_up_the_guests_end(
     tmp_path: Path,
-    autojump_clock: trio.testing.MockClock,  # noqa: ARG001
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     class Stuck:
         async def show_all(self) -> None:

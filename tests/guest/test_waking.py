@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pcloop.errors import BusyError, GuestError
 from p2pcloopd.guest.channel import waking as wakings
@@ -92,8 +92,9 @@ async def woken(agent: Agent, waking: Waking) -> list[str]:
     return told
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_the_clock_is_told_at_once_and_at_the_beginning_of_a_second() -> None:
+async def test_the_clock_is_told_at_once_and_at_the_beginning_of_a_second(
+    autojump_clock: MockClock,
+) -> None:
     agent = Agent(b"3600 yes 0")
     told = await woken(agent, Waking(SUSPENDED))
     assert told == ["goes on where it was suspended 1:00:00 ago; its clock was set"]
@@ -104,8 +105,9 @@ async def test_the_clock_is_told_at_once_and_at_the_beginning_of_a_second() -> N
     assert not agent.words, "no command is begun: its ports and processes cost half of a resume"
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_two_guests_of_one_state_get_random_bytes_of_their_own() -> None:
+async def test_two_guests_of_one_state_get_random_bytes_of_their_own(
+    autojump_clock: MockClock,
+) -> None:
     agents = [Agent() for _ in range(2)]
     for agent in agents:
         await woken(agent, Waking(SUSPENDED))
@@ -113,8 +115,7 @@ async def test_two_guests_of_one_state_get_random_bytes_of_their_own() -> None:
     assert first != second
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_the_card_and_the_name_are_those_of_this_machine() -> None:
+async def test_the_card_and_the_name_are_those_of_this_machine(autojump_clock: MockClock) -> None:
     agent = Agent(b"1 yes 2")
     card = WokenCard("eth0", "02:70:32:70:00:05", 15900, USER)
     told = await woken(agent, Waking(SUSPENDED, card, "web"))
@@ -131,7 +132,6 @@ def test_a_card_of_a_foreign_network_is_left_to_dhcp() -> None:
     assert card.words() == [b"eth0", b"", b"", b"", b"", b"1500"]
 
 
-@pytest.mark.usefixtures("autojump_clock")
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -140,12 +140,13 @@ def test_a_card_of_a_foreign_network_is_left_to_dhcp() -> None:
         (b"9" * 400 + b" - \xff", "did not do all"),
     ],
 )
-async def test_what_could_not_be_healed_is_told(said: bytes, told: str) -> None:
+async def test_what_could_not_be_healed_is_told(
+    said: bytes, told: str, autojump_clock: MockClock
+) -> None:
     assert told in " ".join(await woken(Agent(said), Waking(SUSPENDED)))
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_an_agent_that_ends_before_it_answers_is_told() -> None:
+async def test_an_agent_that_ends_before_it_answers_is_told(autojump_clock: MockClock) -> None:
     agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
@@ -166,8 +167,9 @@ async def test_a_guest_without_an_agent_is_told() -> None:
     assert "date -s" in told[0]
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_an_agent_that_takes_its_time_is_told_and_waited_for() -> None:
+async def test_an_agent_that_takes_its_time_is_told_and_waited_for(
+    autojump_clock: MockClock,
+) -> None:
     told: list[str] = []
     agent = Agent()
     channel = Channel(None)
@@ -184,8 +186,7 @@ async def test_an_agent_that_takes_its_time_is_told_and_waited_for() -> None:
     assert told[1].endswith("its clock was set")
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_channel_rests_while_no_command_runs() -> None:
+async def test_a_channel_rests_while_no_command_runs(autojump_clock: MockClock) -> None:
     agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
@@ -207,8 +208,9 @@ async def test_a_channel_rests_while_no_command_runs() -> None:
             assert not agent.told._pieces
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_command_that_waits_for_a_guest_that_goes_is_told() -> None:
+async def test_a_command_that_waits_for_a_guest_that_goes_is_told(
+    autojump_clock: MockClock,
+) -> None:
     agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
@@ -226,8 +228,7 @@ async def test_a_command_that_waits_for_a_guest_that_goes_is_told() -> None:
             channel._set(None, None)
 
 
-@pytest.mark.usefixtures("autojump_clock")
-async def test_a_command_that_was_left_is_waited_for() -> None:
+async def test_a_command_that_was_left_is_waited_for(autojump_clock: MockClock) -> None:
     agent = Agent()
     channel = Channel(None)
     channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
@@ -244,3 +245,60 @@ async def test_a_command_that_was_left_is_waited_for() -> None:
         await wait_all_tasks_blocked()
         async with channel.resting():
             assert not nursery.child_tasks
+
+
+class Mute(Agent):
+    """An agent of before, which does not know the word."""
+
+    async def serve(self, _: Channel) -> None:
+        while await self.told.take(1 << 16):
+            pass
+
+
+async def test_an_agent_that_never_answers_is_not_waited_for_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    """Its guest could not be suspended any more, and nobody was told."""
+    agent = Mute()
+    told: list[str] = []
+    channel = Channel(None)
+    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+    agent.told.record_opened()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.serve, channel)
+        await wake_up(channel, Waking(SUSPENDED), told.append, unix_time)
+        async with channel.resting():
+            pass
+        nursery.cancel_scope.cancel()
+    assert "has not answered within 180 s" in told[0]
+
+
+async def test_a_guest_that_is_captured_is_told_nothing(autojump_clock: MockClock) -> None:
+    """It went on later with the time of before; and two who woke it got one answer."""
+    agent = Agent()
+    channel = Channel(None)
+    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+    agent.told.record_opened()
+    answers: list[bytes] = []
+
+    async def tell() -> None:
+        answers.append(await channel.tell_woken(lambda: int(trio.current_time()), 0, b"", ""))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(agent.serve, channel)
+        async with channel.resting(), trio.open_nursery() as telling:
+            START[0] = trio.current_time()
+            telling.start_soon(tell)
+            telling.start_soon(tell)
+            await trio.sleep(100)
+            assert not agent.woken
+            telling.cancel_scope.cancel()
+        async with channel.resting():
+            for _ in range(2):
+                nursery.start_soon(tell)
+            await trio.sleep(100)
+            assert not agent.woken
+        while len(answers) < 2:
+            await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [int(words[0]) - int(START[0]) for words in agent.woken] == [200, 200]

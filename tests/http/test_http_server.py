@@ -199,7 +199,7 @@ def one_file() -> Files:
     return Files({"file": Part()})
 
 
-async def test_who_says_nothing_is_let_go(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_who_says_nothing_is_let_go(autojump_clock: MockClock) -> None:
     ours, theirs = memory_stream_pair()
     await ours.send_all(b"GET /file HT")
     begun = trio.current_time()
@@ -207,7 +207,7 @@ async def test_who_says_nothing_is_let_go(autojump_clock: MockClock) -> None:  #
     assert trio.current_time() - begun == http_server.IDLE_SECONDS
 
 
-async def test_who_takes_nothing_is_let_go(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_who_takes_nothing_is_let_go(autojump_clock: MockClock) -> None:
     ours, theirs = lockstep_stream_pair()
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -237,7 +237,7 @@ async def test_bytes_are_counted_with_their_headers() -> None:
     assert 20 < server.wire.received < 1000
 
 
-async def test_the_rate_is_kept(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_the_rate_is_kept(autojump_clock: MockClock) -> None:
     pace = Pace(1000)
     begun = trio.current_time()
     async with trio.open_nursery() as nursery:

@@ -18,14 +18,14 @@ def give(log: DispatchLog, info_hash: bytes, pieces: Sequence[int]) -> int | Non
         return piece
 
 
-async def test_who_asks_next_gets_the_next(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_who_asks_next_gets_the_next(autojump_clock: MockClock) -> None:
     log = DispatchLog()
     assert [give(log, IMAGE, [3, 1, 2]) for _ in range(4)] == [3, 1, 2, None]
     assert give(log, OTHER, [1]) == 1
     assert give(log, IMAGE, [1, 4]) == 4
 
 
-async def test_what_was_lost_is_dispatched_again(autojump_clock: MockClock) -> None:  # noqa: ARG001
+async def test_what_was_lost_is_dispatched_again(autojump_clock: MockClock) -> None:
     log = DispatchLog()
     assert give(log, IMAGE, [1]) == 1
     await trio.sleep(KEPT_SECONDS / 2)

@@ -22,7 +22,7 @@ def clock(mock_clock: MockClock) -> MockClock:
     return mock_clock
 
 
-async def test_each_item_is_looked_at_in_its_time(clock: MockClock) -> None:  # noqa: ARG001
+async def test_each_item_is_looked_at_in_its_time(clock: MockClock) -> None:
     looked: list[tuple[str, float]] = []
     begun = trio.current_time()
 
@@ -49,7 +49,7 @@ async def test_each_item_is_looked_at_in_its_time(clock: MockClock) -> None:  # 
     ]  # fmt: skip
 
 
-async def test_work_ends_in_silence_and_not_before(clock: MockClock) -> None:  # noqa: ARG001
+async def test_work_ends_in_silence_and_not_before(clock: MockClock) -> None:
     heard = 0
     ended: dict[str, float] = {}
     silence = Silence(lambda: heard, 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from p2pcloopd.block.memory_file import MemoryFile
+from tests.support.waiting import BOUND
 
 PAGE = 4096
 
@@ -69,6 +71,8 @@ class MemoryReader:
     def said(self) -> str:
         """The next line that it says; empty if it ended."""
         assert self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], BOUND)
+        assert readable, "it waits for a page for ever"
         return self.process.stdout.readline().rstrip("\n")
 
     def ask(self, word: str, first: int, last: int) -> str:

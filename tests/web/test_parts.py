@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +11,17 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
+from p2pcloop.cli.web import _way_to
 from p2pcloop.errors import FormatError
+from p2pcloop.store.home import Home
+from p2pcloopd.node.web_page import WebPage
 from p2pcloopd.web.console import plain_text, whole_characters
-from p2pcloopd.web.http import Viewers
+from p2pcloopd.web.http import Answer, Asked, Push, Viewers, serve
 from p2pcloopd.web.jobs import command_of
 from p2pcloopd.web.live import differences, encode_event
+from tests.support.waiting import BOUND
 
 
 @pytest.mark.parametrize(
@@ -116,3 +123,65 @@ async def test_the_process_ends_half_a_minute_after_the_last_browser(
         await viewers.wait_gone(30)
     assert trio.current_time() == pytest.approx(3650)
     assert autojump_clock.jump is not None
+
+
+async def test_a_bug_ends_one_connection_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """The process ended, and jobs lost their output."""
+    hosts = ["127.0.0.1:1"]
+
+    async def handle(asked: Asked) -> Answer:
+        async def events(push: Push) -> None:
+            await push(b"event")
+            raise ValueError("a bug")
+
+        return Answer(events) if asked.path == "events" else Answer(b"{}")
+
+    async def ask(method: str, path: str) -> bytes:
+        stream = await trio.testing.open_stream_to_socket_listener(listener)
+        async with stream:
+            head = f"{method} /token/{path} HTTP/1.1\r\nHost: {hosts[0]}\r\n\r\n"
+            await stream.send_all(head.encode())
+            await stream.send_eof()
+            return b"".join([part async for part in stream])
+
+    with trio.fail_after(BOUND):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, listener, "token", hosts, handle, Viewers())
+            assert (await ask("GET", "events")).endswith(b"event\r\n")
+            assert (await ask("HEAD", "events")).startswith(b"HTTP/1.1 200")
+            assert (await ask("GET", "image")).endswith(b"{}")
+            nursery.cancel_scope.cancel()
+    assert "a bug ends a connection" in caplog.text
+
+
+async def test_a_page_that_does_not_start_ends_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """p2pcloopd ended."""
+    tries: list[float] = []
+
+    async def refuse(*_: object, **__: object) -> None:
+        tries.append(autojump_clock.current_time())
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", refuse)
+    page = WebPage(Home(tmp_path))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(page.run)
+        await page.open()
+        while not tries:
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(2)
+        await page.open()
+        while len(tries) < 2:
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+def test_a_browser_is_started_without_the_token_in_its_words(tmp_path: Path) -> None:
+    url = "http://127.0.0.1:1/secret/"
+    page = _way_to(url, Home(tmp_path))
+    assert "secret" not in page.as_uri()
+    assert url in page.read_text()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600

@@ -115,8 +115,9 @@ Found = dict[str, Samples]
 
 async def metrics_text(node: Node) -> str:
     """All metrics, as they are now, in the text format of Prometheus."""
-    status = await describe(node)
     guests = await trio.to_thread.run_sync(_guests, node.home)
+    # Nothing is awaited behind it: a sum and its parts are of one moment.
+    status = await describe(node)
     torrents = status["torrents"]
     found: Found = {
         **_of_node(node, status),

@@ -65,7 +65,11 @@ class WebPage:
         assert self._listener is not None, "it was opened"
         with self._listener:
             while True:
-                code = await self._serve(self._listener.fileno())
+                try:
+                    code = await self._serve(self._listener.fileno())
+                except OSError as err:  # no memory, or no descriptors: guests go on
+                    _log.error("the web page's process does not start: %s", err.strerror)
+                    code = 1
                 self._asked = trio.Event()
                 if code:
                     _log.error("the web page's process ended with status %d", code)

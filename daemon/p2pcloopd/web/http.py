@@ -131,13 +131,14 @@ async def serve(
     async def serve_one(stream: trio.SocketStream) -> None:
         viewers.count(1)
         try:
-            with plain_errors():
-                async with room, stream:
-                    await _Connection(stream, token, hosts, handler).run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            async with room, stream:
+                await _Connection(stream, token, hosts, handler).run()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it hung up, or takes nothing
-        except P2pcloopError as err:
-            _log.warning("an answer is broken off: %s", err)
+        except* P2pcloopError as err:
+            _log.warning("an answer is broken off: %s", err.exceptions[0])
+        except* Exception:
+            _log.exception("a bug ends a connection of the web page, and no other")
         finally:
             viewers.count(-1)
 
@@ -229,6 +230,9 @@ class _Connection:
             await self._push(data + body + (self._http.send(h11.EndOfMessage()) or b""))
             return
         assert not isinstance(answer.body, bytes), "it comes in parts"
+        if head_only:
+            await self._push(data + (self._http.send(h11.EndOfMessage()) or b""))
+            return
         await self._push(data)
 
         async def push(part: bytes) -> None:

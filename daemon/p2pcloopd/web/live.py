@@ -45,7 +45,7 @@ class Live:
 
     async def follow(self, push: Push) -> None:
         """Send the state and its changes, until the browser goes."""
-        if self._looking is None:
+        if self._looking is None or self._looking.ended:
             self._looking = _Looking(self._home, self._jobs)
             self._nursery.start_soon(self._looking.run)
         looking = self._looking
@@ -53,7 +53,9 @@ class Live:
         looking.viewers.add(send)
         try:
             await looking.ready.wait()
-            await push(b"retry: 2000\n\n" + encode_event("state", looking.state))
+            await push(b"retry: 2000\n\n")
+            if looking.state:
+                await push(encode_event("state", looking.state))
             async for event in receive:
                 await push(event)
         finally:
@@ -70,13 +72,15 @@ class _Looking:
     Attributes:
         viewers: get each event; one that is closed connects anew.
         state: what was told last.
-        ready: set once there is a state.
+        ready: set once there is a state, or will be none.
+        ended: whether it looks no more.
     """
 
     def __init__(self, home: Home, jobs: Jobs) -> None:
         self.viewers: set[trio.MemorySendChannel[bytes]] = set()
         self.state: dict[str, Any] = {}
         self.ready = trio.Event()
+        self.ended = False
         self.scope = trio.CancelScope()
         self._home = home
         self._jobs = jobs
@@ -89,6 +93,7 @@ class _Looking:
         except* P2pcloopError as err:
             _log.warning("the page cannot be kept up to date: %s", err.exceptions[0])
         finally:
+            self.ended = True
             self.ready.set()
             for viewer in self.viewers:
                 viewer.close()

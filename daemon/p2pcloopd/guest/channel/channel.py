@@ -259,7 +259,7 @@ class Channel:
         self._numbers = itertools.count(1)
         self._running = 0
         self._rests = False
-        self._answer: _Answer | None = None
+        self._answers: set[_Answer] = set()
 
     async def serve(self) -> None:
         """Serve the device to the guest, boot after boot."""
@@ -377,9 +377,14 @@ class Channel:
             self._running -= 1
             self._report()
 
-    async def tell_woken(self, now: int, slack: int, seed: bytes, host_name: str) -> bytes:
+    async def tell_woken(
+        self, now: Callable[[], int], slack: int, seed: bytes, host_name: str
+    ) -> bytes:
         """Tell a guest that was resumed what it must know (`encode_wake`); the agent does that
         itself, in a moment, without a command.
+
+        Args:
+            now: gives the time once it is told: before that the guest may have to rest.
 
         Returns:
             What it answers.
@@ -388,20 +393,23 @@ class Channel:
             GuestError: the guest has no agent, or has none any more.
         """
         await self.wait_open()
+        while self._rests:
+            await self._changed.wait()
         agent = self._agent
         if agent is None:
             raise _shut_down()
         mark = new_mark()
-        self._answer = answer = _Answer(WokenLine(mark))
+        answer = _Answer(WokenLine(mark))
+        self._answers.add(answer)
         self._running += 1
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(answer.end_with, agent)
-                agent.put(encode_wake(mark, now, slack, seed, host_name))
+                agent.put(encode_wake(mark, now(), slack, seed, host_name))
                 await answer.ended.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            self._answer = None
+            self._answers.discard(answer)
             self._running -= 1
             self._report()
         if answer.said is None:
@@ -410,8 +418,8 @@ class Channel:
 
     async def _take_answer(self, data: bytes) -> None:
         """Take what the agent writes: it says something only where it was woken."""
-        if self._answer is not None:
-            self._answer.feed(data)
+        for answer in tuple(self._answers):
+            answer.feed(data)
 
     def _set(self, device: GuestPorts | None, agent: Port | None) -> None:
         self._device, self._agent = device, agent

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import trio
 
-from p2pcloop.errors import P2pcloopError
+from p2pcloop.errors import GuestError, P2pcloopError
 from p2pcloop.frozen import dataclass
 from p2pcloop.units import format_duration
 from p2pcloopd.entry import plain_errors
@@ -29,6 +29,9 @@ from p2pcloopd.guest.system.scripts import script
 
 PATIENCE = 30.0
 """Seconds after which the user is told that the agent has not answered yet."""
+
+ANSWER_SECONDS = 180.0
+"""How long an agent may take to answer, whose memory may come over a slow line."""
 
 _SEED_SIZE = 64
 _MAX_COUNT = 1 << 40
@@ -149,7 +152,11 @@ def _told(goes_on: str, woken: Woken) -> list[str]:
 
 async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> Woken:
     seed = os.urandom(_SEED_SIZE)
-    said = await channel.tell_woken(int(clock()), 1, seed, waking.host_name)
+    said = b""
+    with trio.move_on_after(ANSWER_SECONDS) as answering:
+        said = await channel.tell_woken(lambda: int(clock()), 1, seed, waking.host_name)
+    if answering.cancelled_caught:  # one of before may not know the word
+        raise GuestError(f"its agent has not answered within {ANSWER_SECONDS:g} s")
     with plain_errors():
         async with trio.open_nursery() as nursery:
             if waking.card is not None:
@@ -157,7 +164,7 @@ async def _run(channel: Channel, waking: Waking, clock: Callable[[], float]) -> 
             # Once more at the beginning of a second: busybox sets clocks to whole seconds.
             now = clock()
             await trio.sleep(math.floor(now) + 1 - now)
-            await channel.tell_woken(math.floor(now) + 1, 0, b"", "")
+            await channel.tell_woken(lambda: round(clock()), 0, b"", "")
     return Woken.read(said)
 
 

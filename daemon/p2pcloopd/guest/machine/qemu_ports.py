@@ -191,6 +191,8 @@ class QemuPorts:
             if sum(not plug.is_stray for plug in self._plugs.values()) + count > self._most:
                 raise BusyError("all ports into the guest are in use")
             free = [n for n in range(FIRST_NUMBER, MAX_PORTS) if n not in self._plugs]
+            if len(free) < count:
+                raise BusyError("all ports into the guest are in use")
             numbers = sorted(free, key=lambda number: self._pulled.get(number, -1))[:count]
             last = max(self._pulled.get(number, -1) for number in numbers)
             if last < self._opened or not self._is_any_to_open(last):

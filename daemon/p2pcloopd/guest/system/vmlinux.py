@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import os
 import struct
 import tempfile
 import time
@@ -66,6 +67,7 @@ def unpacked_kernel_file(path: Path, folder: Path | None = None) -> Path | None:
         image = path.read_bytes()
         place = folder / f"{_PREFIX}{hashlib.sha256(image).hexdigest()[:_DIGITS]}"
         if place.is_file():
+            os.utime(place)  # it is in use
             return place
         program = unpack_kernel(image)
         if program is None:
@@ -84,6 +86,8 @@ def _write(place: Path, program: bytes) -> None:
     try:
         with open(fd, "wb") as file:
             file.write(program)
+            file.flush()
+            os.fsync(fd)  # a part of it would be taken for all of it for ever
         made.chmod(0o644)  # QEMU may have another user's number
         made.replace(place)
     except BaseException:

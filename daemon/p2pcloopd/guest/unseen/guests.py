@@ -78,7 +78,8 @@ async def _live(spec: GuestSpec, servers: Sequence[BlockServerProcess]) -> None:
         # An error of a block server ends the guest.
         for server in servers:
             nursery.start_soon(server.finish)
-        result = await run_guest(spec)
+        # One that was asked to end would power off as one does that has done its work.
+        result = await run_guest(spec, interrupt=lambda _: False)
         for server in servers:
             server.stop()
     if result.exit_code or result.reason != "poweroff":

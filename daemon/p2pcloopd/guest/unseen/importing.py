@@ -32,7 +32,7 @@ from p2pcloop.image.zeros import files_device
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import inspect_file
 from p2pcloop.making.pack import read_start
-from p2pcloop.store.home import Home
+from p2pcloop.store.home import Home, sync_directory
 from p2pcloop.store.overlays import register_overlay
 from p2pcloop.text import printable
 from p2pcloop.units import BLOCK_SIZE, MAX_IMAGE_SIZE
@@ -140,7 +140,7 @@ def import_layer(wanted: Import) -> Imported:
         disks = [
             _disk(wanted.target, hidden, wanted.home, FilesOverlay(size)),
             _disk(file, None, wanted.home, None),
-            _disk(*answer, wanted.home, FilesOverlay(max(size, file.size * 2))),
+            _disk(*answer, wanted.home, FilesOverlay(max(size, _whole_blocks(file.size * 2)))),
         ]
         build = partial(_initramfs, kind=kind, places=layer_places(wanted.target))
         try:
@@ -153,6 +153,7 @@ def import_layer(wanted: Import) -> Imported:
             os.link(hidden, wanted.overlay)
         except FileExistsError as err:
             raise already_there(wanted.overlay) from err
+        sync_directory(wanted.overlay.parent)
     if isinstance(wanted.target, StoredRef):
         register_overlay(wanted.home, wanted.overlay, wanted.target.signed.id)
     return imported
@@ -229,16 +230,32 @@ def _answer(wanted: Import) -> Iterator[tuple[ImageFile, Path]]:
 
 def _overlay_size(wanted: Import, file: ImageFile) -> int:
     """What the user asked for, or enough for a source that is packed."""
-    size = wanted.size or min(max(DEFAULT_FILES_SIZE, 4 * file.size), MAX_IMAGE_SIZE)
-    return size - size % BLOCK_SIZE
+    size = wanted.size or max(DEFAULT_FILES_SIZE, 4 * file.size)
+    return _whole_blocks(size)
+
+
+def _whole_blocks(size: int) -> int:
+    return min(size - size % BLOCK_SIZE, MAX_IMAGE_SIZE)
 
 
 def _read_answer(path: Path) -> Imported:
     with Overlay.open(path, image_id=None, read_only=True, mode="files") as overlay:
         said = DeviceReader(files_device(overlay), never_missing).read(BLOCK_SIZE)
-    words = (said or b"").rstrip(b"\0").split()
-    found = {name.decode(): int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
-    return Imported(**found)
+    return parse_answer(said or b"")
+
+
+def parse_answer(said: bytes) -> Imported:
+    """Read what the guest says that it did.
+
+    Raises:
+        GuestError: it says something else.
+    """
+    words = said.rstrip(b"\0").split()
+    try:
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return Imported(**{name.decode(): int(value) for name, value in pairs})
+    except (ValueError, TypeError) as err:
+        raise GuestError("the guest has not said what it did", hint="try again") from err
 
 
 def _plain(err: GuestError, source: ImageFile | Path) -> GuestError:

@@ -32,12 +32,21 @@ function follow(name) {
     place.textContent = ended ? text : (place.textContent + text).slice(-MOST);
     if (atEnd) place.scrollTop = place.scrollHeight;
   };
+  // A connection that is made anew begins anew.
+  events.addEventListener("open", () => { find("console").textContent = ""; });
   events.addEventListener("text", (event) => take(event, false));
   events.addEventListener("ended", (event) => {
     take(event, true);
     events.close();
   });
 }
+
+// A page in a tab that is not seen asks for nothing.
+document.addEventListener("visibilitychange", () => {
+  events?.close();
+  events = null;
+  if (!document.hidden && shown !== null) follow(shown);
+});
 
 /** The state of a guest, in words. */
 export function describe(guest) {

@@ -11,6 +11,7 @@ const state = { images: {}, guests: [], peers: [], jobs: [], pinned: [] };
 let events = null;
 
 function connect() {
+  events?.close();
   events = new EventSource("events");
   events.addEventListener("state", (event) => {
     Object.assign(state, JSON.parse(event.data));
@@ -29,7 +30,7 @@ function connect() {
 
 // A page in a tab that is not seen asks for nothing.
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) events.close();
+  if (document.hidden) events?.close();
   else connect();
 });
 
@@ -142,4 +143,4 @@ for (const id of ["fetch-link", "publish"]) {
     event.target.reset();
   });
 }
-connect();
+if (!document.hidden) connect();

@@ -7,8 +7,9 @@ const LANE = 40; // units that a lane is high
 
 /** Draw the timeline of a guest into a place; nothing where nothing had to come for it. */
 export async function drawTimeline(place, guest) {
+  place.dataset.guest = guest;
   const told = await ask(`timeline?guest=${encodeURIComponent(guest)}`);
-  if (told === null) return;
+  if (told === null || place.dataset.guest !== guest) return; // another one is shown by now
   if (!told.spans.length && !told.waits.length) {
     place.replaceChildren();
     return;
