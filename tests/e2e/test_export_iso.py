@@ -19,6 +19,7 @@ from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import inspect_file, open_local
 from tests.support.cds import make_iso, read_cd
+from tests.support.leftovers import nothing_left
 from tests.support.programs import Node, Nodes, tool
 from tests.support.waiting import BOUND
 from tools.knoppix_cd import ISOLINUX, fill_tiny, make_root
@@ -102,16 +103,16 @@ def knoppix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def node(nodes: Nodes) -> Iterator[Node]:
     node = nodes.make()
-    yield node
-    assert not node.home.tmp.exists() or list(node.home.tmp.iterdir()) == []
+    with nothing_left(node.home.tmp):
+        yield node
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "made").mkdir()
     out = tmp_path / "made/new.iso"
-    yield out
-    assert [path for path in out.parent.iterdir() if path != out] == []
+    with nothing_left(out.parent, out):
+        yield out
 
 
 def check_boots(cd: Path) -> None:

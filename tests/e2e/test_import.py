@@ -13,6 +13,7 @@ import pytest
 from p2pcloop.errors import GuestError, MismatchError, StorageError, UsageError
 from p2pcloop.formats.overlay import Overlay
 from tests.support.file_systems import make_read_only
+from tests.support.leftovers import nothing_left
 from tests.support.programs import Node, Nodes, tool
 from tools.knoppix_cd import fill_tiny, make_cd, make_root
 
@@ -62,16 +63,16 @@ def cd(tree: Path) -> Path:
 @pytest.fixture
 def node(nodes: Nodes) -> Iterator[Node]:
     node = nodes.make()
-    yield node
-    assert not node.home.tmp.exists() or list(node.home.tmp.iterdir()) == []
+    with nothing_left(node.home.tmp):
+        yield node
 
 
 @pytest.fixture
 def overlay(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "made").mkdir()
     overlay = tmp_path / "made/mine.delta"
-    yield overlay
-    assert [path for path in overlay.parent.iterdir() if path != overlay] == []
+    with nothing_left(overlay.parent, overlay):
+        yield overlay
 
 
 def seen(node: Node, cd: Path, overlay: Path, look: str = LOOK) -> str:

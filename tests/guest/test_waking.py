@@ -78,13 +78,24 @@ def unix_time() -> float:
     return RESUMED + trio.current_time() - START[0]
 
 
+def connect(channel: Channel, agent: Agent) -> None:
+    """Let an agent listen."""
+    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
+    agent.told.record_opened()
+
+
+def channel_to(agent: Agent) -> Channel:
+    """A channel to an agent that listens."""
+    channel = Channel(None)
+    connect(channel, agent)
+    return channel
+
+
 async def woken(agent: Agent, waking: Waking) -> list[str]:
     """What the user is told."""
     START[0] = trio.current_time()
     told: list[str] = []
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(agent.serve, channel)
         await wake_up(channel, waking, told.append, unix_time)
@@ -148,9 +159,7 @@ async def test_what_could_not_be_healed_is_told(
 
 async def test_an_agent_that_ends_before_it_answers_is_told(autojump_clock: MockClock) -> None:
     agent = Agent()
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
     told: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wake_up, channel, Waking(SUSPENDED), told.append, lambda: RESUMED)
@@ -178,8 +187,7 @@ async def test_an_agent_that_takes_its_time_is_told_and_waited_for(
         nursery.start_soon(wake_up, channel, Waking(SUSPENDED), told.append, unix_time)
         await trio.sleep(wakings.PATIENCE + 1)
         assert "has not answered yet" in told[0]
-        channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-        agent.told.record_opened()
+        connect(channel, agent)
         nursery.start_soon(agent.serve, channel)
         await trio.sleep(2)
         nursery.cancel_scope.cancel()
@@ -188,9 +196,7 @@ async def test_an_agent_that_takes_its_time_is_told_and_waited_for(
 
 async def test_a_channel_rests_while_no_command_runs(autojump_clock: MockClock) -> None:
     agent = Agent()
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
 
     async def run() -> None:
         async with channel.command([b"true"], tools=False) as command:
@@ -212,9 +218,7 @@ async def test_a_command_that_waits_for_a_guest_that_goes_is_told(
     autojump_clock: MockClock,
 ) -> None:
     agent = Agent()
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
 
     async def run() -> None:
         with pytest.raises(GuestError, match="runs no commands"):
@@ -230,9 +234,7 @@ async def test_a_command_that_waits_for_a_guest_that_goes_is_told(
 
 async def test_a_command_that_was_left_is_waited_for(autojump_clock: MockClock) -> None:
     agent = Agent()
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
 
     async def leave() -> None:
         async with channel.command([b"true"], tools=False) as command:
@@ -261,9 +263,7 @@ async def test_an_agent_that_never_answers_is_not_waited_for_for_ever(
     """Its guest could not be suspended any more, and nobody was told."""
     agent = Mute()
     told: list[str] = []
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(agent.serve, channel)
         await wake_up(channel, Waking(SUSPENDED), told.append, unix_time)
@@ -276,9 +276,7 @@ async def test_an_agent_that_never_answers_is_not_waited_for_for_ever(
 async def test_a_guest_that_is_captured_is_told_nothing(autojump_clock: MockClock) -> None:
     """It went on later with the time of before; and two who woke it got one answer."""
     agent = Agent()
-    channel = Channel(None)
-    channel._set(agent, agent.told)  # type: ignore[arg-type]  # it has what is used
-    agent.told.record_opened()
+    channel = channel_to(agent)
     answers: list[bytes] = []
 
     async def tell() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.support.programs import GUEST_OPTIONS, Node
+from tests.support.suspend_rounds import COUNTING, NOISE_SIZE
 from tests.support.waiting import BOUND
 
 NodeEvent = Literal[
@@ -27,8 +28,6 @@ NODE_EVENTS: tuple[NodeEvent, ...] = (
 )  # fmt: skip
 
 _NAME = "g"
-_LOOP = "n=0; while true; do n=$((n+1)); echo $n >/tmp/.c; mv /tmp/.c /tmp/count; sleep 0.1; done"
-_NOISE = 1 << 20
 _TRIES = 5
 
 
@@ -53,7 +52,7 @@ def begin(node: Node, image: Path) -> Left:
     """Boot a guest, have it write and count, and suspend it."""
     node.seed(image, "tiny")
     node.run("boot", "tiny", "--vm", "qemu", *GUEST_OPTIONS, "--name", _NAME, "--detach")
-    loop = f"setsid sh -c '{_LOOP}' </dev/null >/dev/null 2>&1 &"
+    loop = f"setsid sh -c '{COUNTING}' </dev/null >/dev/null 2>&1 &"
     _sh(node, f"mount -t tmpfs none /tmp; {loop}", "--wait", f"{BOUND:g}")
     digests = _write(node)
     return _suspended(node, digests, _count(node))
@@ -145,7 +144,7 @@ def _sh(node: Node, script: str, *options: str) -> str:
 
 def _write(node: Node) -> str:
     for place in ("/tmp", "/root"):
-        _sh(node, f"head -c {_NOISE} /dev/urandom >{place}/noise")
+        _sh(node, f"head -c {NOISE_SIZE} /dev/urandom >{place}/noise")
     _sh(node, "sync")
     return _digests(node)
 

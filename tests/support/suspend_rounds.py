@@ -31,8 +31,13 @@ EVENTS: tuple[Event, ...] = (
     "go on",
 )  # fmt: skip
 
-_LOOP = "n=0; while true; do n=$((n+1)); echo $n >/tmp/.c; mv /tmp/.c /tmp/count; sleep 0.1; done"
-_NOISE = 1 << 20
+COUNTING = (
+    "n=0; while true; do n=$((n+1)); echo $n >/tmp/.c; mv /tmp/.c /tmp/count; sleep 0.1; done"
+)
+"""What a guest of a round runs: a file tells how far it is."""
+
+NOISE_SIZE = 1 << 20
+"""Bytes that it writes to its memory, and to its disk."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ async def _begin(disk: Served, place: Path, overlay: Path) -> Kept:
 async def start_work(guest: Guest) -> None:
     """Have a guest count, once it is up."""
     await guest.wait_for(PROMPT)
-    await guest.sh(f"mount -t tmpfs none /tmp; ({_LOOP}) & true")
+    await guest.sh(f"mount -t tmpfs none /tmp; ({COUNTING}) & true")
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ async def suspend(
 async def write(guest: Guest) -> str:
     """Write to memory and disk; return the digests of it."""
     for place in ("/tmp", "/root"):
-        await guest.sh(f"head -c {_NOISE} /dev/urandom >{place}/noise")
+        await guest.sh(f"head -c {NOISE_SIZE} /dev/urandom >{place}/noise")
     await guest.sh("sync")
     return await digests_of(guest)
 
