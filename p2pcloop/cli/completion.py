@@ -25,7 +25,7 @@ KINDS = ("image", "ref", "guest", "running")
 run."""
 
 SHOWN_KEY = 8
-"""Characters of a key in an offer: one of a million keys begins as another does."""
+"""Characters of a key where a name is short: one of a million keys begins as another does."""
 
 TABLE = Path(__file__).with_name("completion.json")
 """Where a package has the table; there is none in a checkout."""

@@ -7,15 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from p2pcloop.cli.completion import SHOWN_KEY
 from p2pcloop.store.guests import GuestState
 from p2pcloop.text import printable
 from p2pcloop.units import format_duration
 
 _ENDINGS = {"poweroff": "shut down", "reboot": "shut down"}
 """Ctrl-Alt-Del makes an image's init reboot: that is how a guest is shut down from outside."""
-
-_KEY_SHOWN = 8
-"""Characters of a key: one of a million keys begins as another does."""
 
 
 def guest_facts(guest: GuestState) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def short_name(place: str) -> str:
     unless two keys begin with that."""
     if place.startswith("@"):
         key, _, label = place.partition("/")
-        return f"{key[: _KEY_SHOWN + 1]}/{label}"
+        return f"{key[: SHOWN_KEY + 1]}/{label}"
     return Path(place).name or place
 
 

@@ -77,8 +77,8 @@ def _built(
         with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
             built = Path(scratch) / "output"
             _compile(source, built, options, reason, hint)
-            with built.open("rb") as file:
-                os.fsync(file.fileno())  # a part of it would be taken for all of it for ever
+            with built.open("rb") as made:
+                os.fsync(made.fileno())  # a part of it would be taken for all of it for ever
             built.replace(output)
     return output
 
