@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -9,21 +10,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
+from p2pcloop.errors import GuestError
 from p2pcloopd.guest import lifecycle, running
 from p2pcloopd.guest.console.console import Pty
 from p2pcloopd.guest.console.prompts import PromptWatch
 from p2pcloopd.guest.events import Events
 from p2pcloopd.guest.machine import mconsole
 from p2pcloopd.guest.machine import uml as machine
+from p2pcloopd.guest.machine.machine import Machine
 from p2pcloopd.guest.quiet_start import QuietStart
 from p2pcloopd.guest.sandbox.bubblewrap import SandboxedProcess
 from p2pcloopd.guest.spec import GuestSpec
+from p2pcloopd.guest.system.initramfs import FAILURE_MARK, START_MARK
 from tests.support.waiting import BOUND
 
 
@@ -142,6 +146,51 @@ async def test_keys_that_were_pressed_before_the_prompt_are_pressed_again_at_it(
 
 class _NoProcess:
     init_pid = 0
+
+
+class _EndsAtOnce:
+    """A machine whose kernel has printed something and ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes], printed: str) -> None:
+        self._process = process
+        self._printed = printed.encode()
+
+    async def start(self, *_: object) -> machine.UmlBoot:
+        pty = Pty()
+        os.write(pty.slave, self._printed)
+        pty.close_slave()
+        return machine.UmlBoot(SandboxedProcess(self._process, self._process.pid), pty, Path("/"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "printed", "reason"),
+    [
+        (True, "", "poweroff"),
+        (True, "Linux version 6.1\n", "poweroff"),
+        (True, f"{START_MARK}/sbin/init\nKernel panic - not syncing", "panic"),
+        (True, f"{FAILURE_MARK}no root\n", "cannot boot: no root"),
+        (False, "", "did not start"),
+    ],
+    ids=["silent", "early", "later", "no root", "not asked"],
+)
+async def test_a_guest_that_is_shut_down_before_its_init_starts_has_not_crashed(
+    tmp_path: Path, asked: bool, printed: str, reason: str
+) -> None:
+    class Asks:
+        def started(self, guest: running.RunningGuest) -> None:
+            guest.shutdown_asked = asked
+
+    spec = GuestSpec(tmp_path / "vda", console=tmp_path / "console")
+    with ExitStack() as stack, subprocess.Popen(["/bin/false"]) as process:  # noqa: ASYNC220
+        async with trio.open_nursery() as nursery:
+            attended = lifecycle._Attended(spec, Events(), None, stack, nursery)
+            kernel = cast(Machine, _EndsAtOnce(process, printed))
+            try:
+                end = await attended._boot(kernel, cast(trio.TaskStatus[Any], Asks()))
+            except GuestError as err:
+                assert reason in str(err)
+            else:
+                assert (end.reason, end.exit_code) == (reason, 0 if reason == "poweroff" else 1)
 
 
 @pytest.mark.parametrize("place", ["guest/mconsole", "guest"])

@@ -232,13 +232,29 @@ class _Attended:
                 await boot.settle()
                 nursery.cancel_scope.cancel()
             code, reason = boot.ending(transcript, exit_code)
+            if self._ended_early(transcript):
+                code, reason = 0, "poweroff"
             quiet_end.is_good = reason in ("poweroff", "reboot")
         if self._guest.killed:
             return _End(exit_code, "killed", transcript.prompt_time)
         # Others may print elsewhere, or nothing; one that was suspended early, nothing yet.
-        if code or not (by_firmware or self._spec.resume or reason == "suspended"):
+        silent = by_firmware or self._spec.resume or reason == "suspended"
+        if code or not (silent or self._ended_early(transcript)):
             _check_started(transcript, native, exit_code)
         return _End(code, reason, transcript.prompt_time)
+
+    def _ended_early(self, transcript: Transcript) -> bool:
+        """Whether it was asked to shut down and ended before it handed over to its init.
+
+        A kernel that is asked while it sets itself up may end with any status and without a word.
+        Its disk was not used yet, so this is as good as a power-off.
+        """
+        return (
+            self._guest.shutdown_asked
+            and (self._interrupt, self._spec.firmware, self._spec.waking) == (None, None, None)
+            and not transcript.started
+            and transcript.initramfs_failure() is None
+        )
 
     def _watches(self, transcript: Transcript, *, by_firmware: bool) -> tuple[PromptWatch, Silence]:
         """What watches for prompts, and for silence, in one boot."""
