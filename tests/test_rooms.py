@@ -67,7 +67,7 @@ BELOW_DAEMON = {
         *("entry", "programs"),
     },
     "web": {"web", "http", "control_client", "entry", "tasks"},
-    "mount": {"mount", "block", "control_client", "entry", "fusermount", "programs"},
+    "mount": {"mount", "block", "control_client", "entry", "fusermount", "programs", "tasks"},
     "commands": {
         *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "fusermount"),
         "programs",

@@ -33,7 +33,10 @@ KIND = f"fuse.{_NAME}"
 
 _TREE_OPTIONS = ("ro", "default_permissions")
 _VARIABLE = "_FUSE_COMMFD"
-_TABLE = Path("/proc/self/mountinfo")
+TABLE = Path("/proc/self/mountinfo")
+"""All mounts of this process's mount namespace. poll(2) tells of a change as an error
+(proc_pid_mounts(5)), each descriptor once."""
+
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
@@ -59,6 +62,14 @@ def mounted_at(path: Path) -> Mounted | None:
     return next((each for each in reversed(_table()) if each.path == path), None)
 
 
+def is_shown(there: Mounted) -> bool:
+    """Whether a file system is mounted anywhere: where it was, or where it was bound or moved to.
+
+    Only of one that still exists: once it does not, another one may have its numbers.
+    """
+    return any(each.device == there.device for each in _table())
+
+
 def mounts_of(kind: str) -> list[Path]:
     """Return where file systems of a type are mounted."""
     return [each.path for each in _table() if each.kind == kind]
@@ -66,7 +77,7 @@ def mounts_of(kind: str) -> list[Path]:
 
 def _table() -> list[Mounted]:
     found = []
-    for line in _TABLE.read_text(errors="surrogateescape").splitlines():
+    for line in TABLE.read_text(errors="surrogateescape").splitlines():
         # proc_pid_mountinfo(5): ID, parent, device, root, mount point, ..., "-", type, source, ...
         before, _, after = line.partition(" - ")
         fields = before.split(" ")

@@ -81,7 +81,7 @@ async def test_an_opening_that_was_given_up_is_not_what_the_next_reader_gets(hom
     layer = StoredLayer(home.torrents, CONTENT)
     image = signed(layer)
     async with trio.open_nursery() as nursery:
-        images = Images(home, Client(), nursery)
+        images = Images(home, Client(), nursery, home.root)
         await given_up(lambda: images.hold(image, None))
         layer.store(range(layer.pieces))
         with trio.fail_after(BOUND):
@@ -101,7 +101,7 @@ async def test_an_opening_that_was_given_up_leaves_no_files_open(home: Home) -> 
     layer.store(range(layer.pieces))
     before = open_files(home)
     async with trio.open_nursery() as nursery:
-        images = Images(home, Client(), nursery)
+        images = Images(home, Client(), nursery, home.root)
         for _ in range(3):
             await given_up(lambda: images.hold(image, None))
             await until(lambda: open_files(home) == before)
@@ -120,7 +120,7 @@ async def test_a_bug_in_an_opening_is_told_to_its_readers_alone(
     image = signed(layer)
     layer.store(range(layer.pieces))
     async with trio.open_nursery() as nursery:
-        images = Images(home, Client(), nursery)
+        images = Images(home, Client(), nursery, home.root)
         with monkeypatch.context() as patch:
             patch.setattr(module, "open_disk", broken)
             with pytest.raises(P2pcloopError, match="cannot be read: a bug"):
@@ -141,7 +141,7 @@ async def test_few_images_stay_open_without_a_reader(home: Home) -> None:
         layer.store(range(layer.pieces))
         layer.have.close()
     async with trio.open_nursery() as nursery:
-        images = Images(home, Client(), nursery)
+        images = Images(home, Client(), nursery, home.root)
         first = await images.hold(signed(layers[0], size=1 << 16), None)
         for layer in layers[1:]:
             (await images.hold(signed(layer, size=1 << 16), None)).release()
@@ -169,7 +169,7 @@ async def test_open_images_share_one_cache(home: Home) -> None:
         layer.store(range(layer.pieces))
         layer.have.close()
     async with trio.open_nursery() as nursery:
-        images = Images(home, Client(), nursery)
+        images = Images(home, Client(), nursery, home.root)
         held = [await images.hold(signed(each, size=1 << 16), None) for each in layers]
         caches = [each.device.image._chunks._cache_size for each in held]
         assert sum(caches) <= DEFAULT_CACHE_SIZE

@@ -53,7 +53,7 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 async def root(home: Home, nursery: trio.Nursery) -> Root:
     client = Client()
-    return Root(Known(home, client, Images(home, client, nursery), 0))
+    return Root(Known(home, client, Images(home, client, nursery, home.root), 0))
 
 
 async def walk(node: Node, *names: bytes) -> Node:

@@ -77,9 +77,64 @@ def test_a_file_that_is_open_outlives_the_mount(nodes: Nodes, image: Path, direc
     assert not is_mounted(directory)
 
 
-@pytest.mark.skipif(
-    network.why_not() is not None, reason=f"no network namespaces: {network.why_not()}"
+@contextmanager
+def another_namespace() -> Iterator[Path]:
+    """A mount namespace made now, which has all mounts of this one and does not hear of their end.
+    Yields its view of the file system."""
+    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount"]
+    with subprocess.Popen(
+        [*command, "sh", "-c", "echo made; exec sleep infinity"], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"made\n"
+            yield Path(f"/proc/{process.pid}/root")
+        finally:
+            process.kill()
+
+
+needs_namespaces = pytest.mark.skipif(
+    network.why_not() is not None, reason=f"no namespaces: {network.why_not()}"
 )
+
+
+@needs_namespaces
+def test_another_namespace_does_not_keep_it(nodes: Nodes, image: Path, directory: Path) -> None:
+    """Files that are open do, wherever; until then `daemon stop` names the mount."""
+    node = nodes.make()
+    name = node.seed(image)["name"]
+    with mounted(node, directory) as process, another_namespace() as root:
+        there = root / directory.relative_to("/") / name / "disk.img"
+        with there.open("rb", buffering=0) as file:
+            assert file.read(4096) == CONTENT[:4096]
+            node.run("umount", directory)
+            assert os.pread(file.fileno(), MIB, 2 * MIB) == CONTENT[2 * MIB : 3 * MIB]
+            assert f"`p2pcloop mount {directory}`" in node.run("daemon", "stop", code=6).err
+        assert process.wait(BOUND) == 0
+        with pytest.raises(OSError, match="not connected"):
+            names(root / directory.relative_to("/"))
+        node.run("daemon", "stop")
+
+
+@needs_namespaces
+def test_it_lasts_while_it_is_bound_elsewhere(
+    nodes: Nodes, image: Path, directory: Path, tmp_path: Path
+) -> None:
+    node = nodes.make()
+    name = node.seed(image)["name"]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with mounted(node, directory) as process:
+        tool("mount", "--bind", directory, elsewhere)
+        try:
+            node.run("umount", directory)
+            assert (elsewhere / name / "disk.img").read_bytes() == CONTENT
+        finally:
+            tool("umount", elsewhere)
+        assert process.wait(BOUND) == 0
+
+
+@needs_namespaces
 def test_hosts_of_other_tests_do_not_keep_it(nodes: Nodes, image: Path, directory: Path) -> None:
     """A new mount namespace has all mounts of the old one, and does not hear of their end."""
     node = nodes.make()

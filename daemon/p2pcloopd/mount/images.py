@@ -7,10 +7,12 @@ them; of the others a few stay open. All together they have the memory of one bl
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -120,17 +122,19 @@ class _Image:
 class Images:
     """Opens images of a home, each once however many files of it are read."""
 
-    def __init__(self, home: Home, client: Caller, nursery: trio.Nursery) -> None:
+    def __init__(self, home: Home, client: Caller, nursery: trio.Nursery, mount: Path) -> None:
         """Open nothing yet.
 
         Args:
             home: whose store and p2pcloopd are used.
             client: a connection to p2pcloopd.
             nursery: has a task for each open image.
+            mount: where they are shown; `p2pcloop daemon stop` names it.
         """
         self._home = home
         self._client = client
         self._nursery = nursery
+        self._command = f"mount {shlex.quote(str(mount))}"
         self._images: dict[bytes, _Image] = {}
         self._resting: OrderedDict[bytes, None] = OrderedDict()
 
@@ -196,7 +200,7 @@ class Images:
 
     async def _serve(self, image: _Image, signed: SignedManifest, secret: bytes | None) -> None:
         await self._know(signed)
-        spec = BlockServerSpec(self._home, signed, secret=secret, command="mount")
+        spec = BlockServerSpec(self._home, signed, secret=secret, command=self._command)
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             disk = await open_disk(spec, nursery, stack, _nothing, _nothing)
             backend = disk.image

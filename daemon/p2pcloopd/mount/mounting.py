@@ -17,8 +17,10 @@ from p2pcloop.store.home import Home
 from p2pcloopd.control_client import ReconnectingClient
 from p2pcloopd.entry import allow_many_files
 from p2pcloopd.fusermount import (
+    TABLE,
     Mounted,
     is_connected,
+    is_shown,
     mount,
     mounted_at,
     unmount_command,
@@ -50,6 +52,9 @@ class MountSpec:
 async def serve_mount(spec: MountSpec, ready: Callable[[], None]) -> None:
     """Mount and serve until the tree is unmounted and nothing of it is open any more.
 
+    What counts is the mount namespace of this process. One that was made meanwhile (a container, a
+    sandbox) has the mount as well, and does not hear of its end: that would keep it for ever.
+
     A signal unmounts it. A second one ends it at once: programs that still have a file of it open
     get errors.
 
@@ -67,9 +72,10 @@ async def serve_mount(spec: MountSpec, ready: Callable[[], None]) -> None:
         async with trio.open_nursery() as nursery:
             client = ReconnectingClient(spec.home.control_socket, lambda: _report_gone(spec.home))
             await nursery.start(client.run)
-            images = Images(spec.home, client, nursery)
+            images = Images(spec.home, client, nursery, spec.path)
             server = TreeServer(fd, Root(Known(spec.home, client, images, int(time.time()))))
             nursery.start_soon(_serve, server, fd, spec.path, ours, nursery.cancel_scope)
+            nursery.start_soon(_end_unmounted, ours, server, nursery.cancel_scope)
             await nursery.start(_unmount_at_signal, spec.path, ours, server, nursery.cancel_scope)
             ready()
     finally:
@@ -86,6 +92,28 @@ async def _serve(
         # Not only once all is closed: until then, requests would wait for a server that is gone.
         await _unmount_if_it_lives(fd, path, ours)
     scope.cancel()
+
+
+async def _end_unmounted(ours: Mounted | None, server: TreeServer, scope: trio.CancelScope) -> None:
+    """End once the file system is mounted nowhere here, and nothing of it is open."""
+    if ours is None:
+        return
+    async with trio.open_nursery() as nursery:
+        # A look and the wait behind it are two steps. A change between them is lost for this
+        # watch, as each descriptor is told once. The other one waits meanwhile, or looks later.
+        for _ in range(2):
+            nursery.start_soon(_watch_mounts, ours, nursery.cancel_scope)
+    await server.wait_unused()
+    scope.cancel()
+
+
+async def _watch_mounts(ours: Mounted, gone: trio.CancelScope) -> None:
+    with TABLE.open("rb") as table:
+        while is_shown(ours):
+            # The file is always readable and never writable: a wait for the latter ends by the
+            # error alone.
+            await trio.lowlevel.wait_writable(table)
+    gone.cancel()
 
 
 async def _unmount_if_it_lives(fd: int, path: Path, ours: Mounted | None) -> None:

@@ -39,6 +39,7 @@ from p2pcloop.protocol import fuse
 from p2pcloop.text import printable
 from p2pcloopd.block.backend import complete
 from p2pcloopd.mount.nodes import FOREVER, Directory, File, Link, Node, Opened
+from p2pcloopd.tasks import Pulse
 
 NOT_FOUND_SECONDS = 10
 """The kernel does not ask again for a name that was not found so long."""
@@ -158,6 +159,7 @@ class TreeServer:
         self._handles: dict[int, Opened | _Listed] = {}
         self._handle_numbers = itertools.count(1)
         self._waiting: dict[int, trio.CancelScope] = {}
+        self._fewer = Pulse()
         self._input = memoryview(bytearray(fuse.BUFFER_SIZE))
         self._output = memoryview(bytearray(fuse.HEADER_SIZE + fuse.MAX_READ))
         self._tasks: trio.Nursery
@@ -166,6 +168,11 @@ class TreeServer:
     def open_files(self) -> int:
         """How many files are open."""
         return sum(not isinstance(handle, _Listed) for handle in self._handles.values())
+
+    async def wait_unused(self) -> None:
+        """Return once nothing is open, directories included, and no request waits."""
+        while self._handles or self._waiting:
+            await self._fewer.wait()
 
     async def run(self) -> None:
         """Serve until the tree is unmounted and nothing of it is open any more.
@@ -293,6 +300,7 @@ class TreeServer:
                     answer = _Reply(_failed(unique, err))
         finally:
             del self._waiting[unique]
+            self._fewer.notify()
         if not self._send(answer.data):
             answer.undo()
 
@@ -382,6 +390,7 @@ class TreeServer:
 
     def _close(self, handle: int) -> None:
         opened = self._handles.pop(handle, None)
+        self._fewer.notify()
         if opened is not None and not isinstance(opened, _Listed):
             opened.close()
 
