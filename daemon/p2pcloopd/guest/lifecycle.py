@@ -203,8 +203,7 @@ class _Attended:
     ) -> _End:
         """Run the guest's kernel once, to its end."""
         transcript = Transcript(trio.current_time)
-        by_firmware = self._spec.firmware is not None
-        watch, silence = self._watches(transcript, by_firmware=by_firmware)
+        watch, silence = self._watches(transcript, by_firmware=self._spec.firmware is not None)
         native = NativeOutput()
 
         def on_output(data: bytes) -> None:
@@ -237,11 +236,16 @@ class _Attended:
             quiet_end.is_good = reason in ("poweroff", "reboot")
         if self._guest.killed:
             return _End(exit_code, "killed", transcript.prompt_time)
-        # Others may print elsewhere, or nothing; one that was suspended early, nothing yet.
-        silent = by_firmware or self._spec.resume or reason == "suspended"
-        if code or not (silent or self._ended_early(transcript)):
+        if code or not self._may_be_silent(transcript, reason):
             _check_started(transcript, native, exit_code)
         return _End(code, reason, transcript.prompt_time)
+
+    def _may_be_silent(self, transcript: Transcript, reason: str) -> bool:
+        """Whether a guest that ended well may have printed nothing."""
+        # Others may print elsewhere, or nothing; one that was suspended early, nothing yet.
+        by_firmware = self._spec.firmware is not None
+        silent = by_firmware or self._spec.resume is not None or reason == "suspended"
+        return silent or self._ended_early(transcript)
 
     def _ended_early(self, transcript: Transcript) -> bool:
         """Whether it was asked to shut down and ended before it handed over to its init.
