@@ -9,9 +9,9 @@ import click
 
 from p2pcloop.cli.options import REF, home_option, json_option
 from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import progress_bar
 from p2pcloop.formats.machine_state import MachineState
 from p2pcloop.frozen import dataclass
 from p2pcloop.image.api import never_missing
@@ -46,10 +46,11 @@ def command(one: str, other: str, at: int | None, home: Home, *, as_json: bool) 
     with ExitStack() as stack:
         left = _open(one, at or 0, home, stack, quiet=as_json)
         right = _open(other, 0, home, stack, quiet=as_json)
-        found = {
-            part: compare(left.side, right.side, blocks)
-            for part, blocks in _parts(left, right).items()
-        }
+        with waiting_for("the maps of the images"):
+            found = {
+                part: compare(left.side, right.side, blocks)
+                for part, blocks in _parts(left, right).items()
+            }
     blocks = sum(part.blocks for part in found.values())
     answer: dict[str, Any] = {
         "blocks": blocks,

@@ -15,9 +15,9 @@ from p2pcloop.cli.options import REF, FilePath, at_option, file_options, home_op
 from p2pcloop.cli.output import check_not_served
 from p2pcloop.client.fetch import fetch_all
 from p2pcloop.client.open_stored import Source
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.refs import resolve_ref, tell_state
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.image.api import Missing, never_missing

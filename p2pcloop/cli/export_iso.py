@@ -12,10 +12,11 @@ from pathlib import Path
 
 import click
 
-from p2pcloop.cli.image_output import Output, take_place, write_device, write_image
+from p2pcloop.cli.image_output import THE_DISK, Output, take_place, write_device, write_image
 from p2pcloop.client.joined_root import open_joined_root
+from p2pcloop.client.progress import growth_bar, progress_bar, waiting_for
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.client.terminal import notify
 from p2pcloop.errors import MismatchError, NeedsPackageError, UsageError, storage_error
 from p2pcloop.formats.cloop_writer import CloopForm
 from p2pcloop.formats.filesystem import PROBE_SIZE
@@ -87,13 +88,14 @@ def export_iso(
             made = Path(folder, "cd")
             if _is_unchanged(wanted):
                 notify("there are no changes: the CD is as it was")
-                shutil.copyfile(cd.path, made)
+                with growth_bar("copying", made, quiet=wanted.quiet):
+                    shutil.copyfile(cd.path, made)
             else:
                 part = Path(folder, "image")
                 _write_part(wanted, cd, part, image, supply)
                 with progress_bar("writing the CD", quiet=wanted.quiet) as progress:
                     write_cd(cd, part, made, progress)
-            with made.open("rb") as file:
+            with made.open("rb") as file, waiting_for(THE_DISK):
                 os.fsync(file.fileno())
             take_place(made, out)
     except OSError as err:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from p2pcloop.cli.output import check_place
-from p2pcloop.client.terminal import check_output_open, notify, progress_bar
+from p2pcloop.client.progress import progress_bar, waiting_for
+from p2pcloop.client.terminal import check_output_open, notify
 from p2pcloop.errors import BusyError, UsageError, storage_error
 from p2pcloop.formats.chunk_table import Codec
 from p2pcloop.formats.cloop_writer import (
@@ -36,6 +37,9 @@ from p2pcloop.store.home import sync_directory
 from p2pcloop.units import format_size
 
 STDOUT = Path("-")
+
+THE_DISK = "the disk to keep it"
+"""What a command waits for whose output must survive a crash."""
 
 _KEPT = 40
 """Characters of OUT's name in that of a temporary file beside it: a name has 255 bytes at most."""
@@ -232,8 +236,9 @@ def _write_qcow2(
             raw, packed = Path(folder, "raw"), Path(folder, "qcow2")
             with raw.open("wb") as file:
                 _write_raw(source, size, file, progress, skip_zeros)
-            pack_qcow2(raw, packed, name=out)
-            with packed.open("rb") as made:
+            with waiting_for("qemu-img"):
+                pack_qcow2(raw, packed, name=out)
+            with packed.open("rb") as made, waiting_for(THE_DISK):
                 os.fsync(made.fileno())
             take_place(packed, out)
     except OSError as err:
@@ -301,7 +306,8 @@ def _disk(path: Path) -> Iterator[BinaryIO]:
         with open(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC), "r+b") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with waiting_for(THE_DISK):
+                os.fsync(file.fileno())
     except OSError as err:
         if err.errno == errno.EBUSY:
             raise BusyError(f"{path} is in use", hint="unmount it first") from err
@@ -322,7 +328,8 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(fd, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with waiting_for(THE_DISK):
+                os.fsync(file.fileno())
         take_place(temporary, path)
         temporary = None
     except OSError as err:

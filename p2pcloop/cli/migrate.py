@@ -12,8 +12,10 @@ import click
 from p2pcloop.cli.options import RUNNING, PublishOptions, version_options
 from p2pcloop.cli.published import publisher_of, warn_if_only_here
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.progress import shows_progress, waiting_for
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.suspend import Wish, image_of, suspend
+from p2pcloop.client.terminal import warn
 from p2pcloop.errors import BusyError, UnreachableError, UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.guest_record import GuestRecord
@@ -89,6 +91,9 @@ class _Host:
             UsageError: there is no such program as `ssh`.
             UnreachableError: the command failed, or the host is not reached.
         """
+        # Said before, for good: ssh may ask something at the terminal meanwhile.
+        if shows_progress():
+            warn(f"waiting for `p2pcloop {words[0]}` at {printable(self.name)}")
         command = [*shlex.split(self.ssh), self.name, shlex.join([self.program, *words])]
         try:
             done = subprocess.run(command, input=text.encode(), stdout=subprocess.PIPE, check=False)
@@ -176,7 +181,8 @@ def command(
         try:
             there.run(words, made["link"], hint)
         finally:
-            guest.wait()  # its process here ends meanwhile: that is no part of the pause
+            with waiting_for(f"the end of {name} here"):
+                guest.wait()  # its process here ends meanwhile: that is no part of the pause
     with OwnGuest(options.home, name, "continue") as own:
         own.record_moved(host)
     if options.as_json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from p2pcloop.client.invocation import PARTITION, QUIET, RAW
+from p2pcloop.client.invocation import JSON, PARTITION, QUIET, RAW
 from p2pcloop.errors import UsageError
 from p2pcloop.frozen import dataclass
 from p2pcloop.store.home import Home
@@ -178,10 +178,20 @@ def public_option(command: _Command) -> _Command:
     )(command)
 
 
+def _keep_json(context: click.Context, _parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        context.meta[JSON] = True
+    return value
+
+
 def json_option(command: _Command) -> _Command:
-    """Add `--json`, passed as `as_json: bool`."""
+    """Add `--json`, passed as `as_json: bool`; `prints_json` tells, too."""
     return click.option(
-        "--json", "as_json", is_flag=True, help="Print JSON, for programs to read."
+        "--json",
+        "as_json",
+        is_flag=True,
+        callback=_keep_json,
+        help="Print JSON, for programs to read.",
     )(command)
 
 

@@ -6,6 +6,7 @@ import click
 
 from p2pcloop.cli.options import RUNNING, home_option, json_option
 from p2pcloop.client.guests import SHUTDOWN_SECONDS, GuestProcess, names_or_all
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.terminal import warn
 from p2pcloop.errors import P2pcloopError
 from p2pcloop.store.guests import list_guests
@@ -49,7 +50,7 @@ def command(
     errors: list[P2pcloopError] = []
     for name in chosen:
         try:
-            with GuestProcess(home, name) as guest:
+            with waiting_for(f"the end of {name}"), GuestProcess(home, name) as guest:
                 orderly[name] = guest.stop(seconds)
         except P2pcloopError as err:  # the others are stopped all the same
             errors.append(err)

@@ -9,6 +9,7 @@ import click
 from p2pcloop.cli.options import RUNNING, PublishOptions, version_options
 from p2pcloop.cli.published import publisher_of, report_version, warn_if_only_here
 from p2pcloop.client.guests import GuestProcess
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.rehearsal import publish_rehearsed
 from p2pcloop.client.suspend import Wish, image_of, suspend
 from p2pcloop.client.terminal import notify
@@ -87,7 +88,8 @@ def command(
                 )
                 made = suspend(record, image, publisher, wish)
         if not keep_running:
-            guest.wait()
+            with waiting_for(f"the end of {name}"):
+                guest.wait()
     made["rehearsed"] = None
     if label is not None and not (private or no_rehearsal):
         made |= _rehearsed(made, label, message, options)

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from p2pcloop.cli.options import REF, at_option, home_option, json_option
-from p2pcloop.client.refs import report_waiting, resolve_ref
+from p2pcloop.client.fetch import verify_layer
+from p2pcloop.client.progress import progress_bar, waiting_for
+from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import CorruptError
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.making.image_file import ImageFile
@@ -57,14 +58,7 @@ def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]
     checked = ref.verified()
     pieces, bad = 0, 0
     for layer in ref.signed.manifest.all_layers:
-        with progress_bar("verifying", quiet=quiet) as show:
-
-            def on_event(event: str, fields: dict[str, Any]) -> None:
-                if event == "progress":
-                    show(fields["checked"], fields["pieces"])
-                report_waiting(event, fields)
-
-            answer = ref.client.call("verify", on_event, torrent=layer.torrent)
+        answer = verify_layer(ref, layer, quiet=quiet)
         pieces += answer["pieces"]
         bad += len(answer["bad"])
     facts = {"name": ref.name, "stored": ref.stored, "checked": checked}
@@ -75,7 +69,10 @@ def _verify_stored(ref: StoredRef, *, quiet: bool) -> tuple[dict[str, Any], str]
 def _verify_file(file: ImageFile, *, quiet: bool) -> tuple[dict[str, Any], str]:
     facts: dict[str, Any] = {"file": str(file.name), "format": file.kind}
     if file.kind == "overlay":
-        with Overlay.open(file.path, image_id=None, read_only=True, mode=None) as overlay:
+        with (
+            waiting_for("the tables of the overlay"),
+            Overlay.open(file.path, image_id=None, read_only=True, mode=None) as overlay,
+        ):
             info = overlay.info()
         changed, zeroed = info.data_blocks * BLOCK_SIZE, info.zero_blocks * BLOCK_SIZE
         text = f"its tables are whole: {format_size(changed)} changed, {format_size(zeroed)} zeroed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import shlex
 import socket  # noqa: TID251  the one place in p2pcloop/ that talks: commands need no event loop
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from p2pcloop import __version__
+from p2pcloop.client.progress import Wait
 from p2pcloop.errors import DaemonError
 from p2pcloop.protocol.control import (
     CONTROL_VERSION,
@@ -29,6 +31,20 @@ from p2pcloop.store.socket_path import socket_address
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 _RECEIVE_SIZE = 1 << 18
+
+_AWAITED = {
+    "check_mirror": "the answers of the mirror",
+    "fetch": "the image",
+    "gc": "room on the disk to be given back",
+    "manifest": "the description of a version",
+    "read": "content of the image",
+    "remove": "the image to be removed",
+    "resolve": "the description of the image",
+    "seed": "the content to be hashed",
+    "suspend": "the guest to be suspended",
+    "verify": "the content to be read",
+}
+"""What a user waits for during operations that can take long."""
 
 
 class NotRunningError(DaemonError):
@@ -116,25 +132,41 @@ class ControlClient:
         request = Request(next(self._ids), op, given)
         with _naming_loss(op):
             self._connection.sendall(encode(request))
+        wait = Wait(_AWAITED.get(op, "p2pcloopd"))
+        try:
+            return self._take_reply(request, on_event, wait)
+        finally:
+            wait.end()
+
+    def _take_reply(self, request: Request, on_event: OnEvent | None, wait: Wait) -> dict[str, Any]:
         while True:
-            with _naming_loss(op):
-                message = self._next()
+            with _naming_loss(request.op):
+                message = self._next(wait)
             match message:  # what `on_event` raises is its own, a full disk say
                 case Reply(request.id, result):
                     return result
                 case Failure(request.id, error):
                     raise error
-                case Event(request.id, event, fields):
-                    if on_event is not None:
-                        on_event(event, fields)
+                case Event(request.id, event, fields) if on_event is not None:
+                    on_event(event, fields)
+                    wait.put_off()
 
-    def _next(self) -> Message:
+    def _next(self, wait: Wait) -> Message:
+        """The next message; a terminal shows meanwhile what is waited for."""
         while not self._received:
+            while (pause := wait.pause()) is not None and not self._is_readable(pause):
+                wait.draw()
             data = self._connection.recv(_RECEIVE_SIZE)
             if not data:
                 raise EOFError
             self._received = self._receiver.receive(data)
         return self._received.pop(0)
+
+    def _is_readable(self, seconds: float) -> bool:
+        """Whether something comes, or the connection ends, within a time."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.interpreter import module_command
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.terminal import VARIABLE, notify, warn
 from p2pcloop.errors import BusyError, DaemonError, storage_error
 from p2pcloop.protocol.control import ControlReceiver, Event, Failure, RemoteControlError
@@ -131,7 +132,8 @@ def start_daemon(
             os.close(write_end)
         if meanwhile is not None:
             meanwhile()
-        answer = ready.read()
+        with waiting_for("p2pcloopd to start"):
+            answer = ready.read()
     try:
         messages = ControlReceiver().receive(answer)
     except RemoteControlError:
@@ -186,7 +188,9 @@ def stop_daemon(home: Home) -> bool:
             signal.pidfd_send_signal(process, signal.SIGTERM)
         waiting = select.poll()
         waiting.register(process, select.POLLIN)
-        if not waiting.poll(STOP_SECONDS * 1000):
+        with waiting_for("p2pcloopd to end"):
+            has_ended = waiting.poll(STOP_SECONDS * 1000)
+        if not has_ended:
             raise DaemonError(
                 f"p2pcloopd (process {pid}) did not stop within {STOP_SECONDS} s",
                 hint=f"see {home.log}; its state survives `kill -9 {pid}`",

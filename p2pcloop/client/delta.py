@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from p2pcloop.client.open_stored import Opened, open_stored
+from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.publisher import Content, Publisher
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import UsageError, storage_error
 from p2pcloop.formats.chunk_table import Chunk
 from p2pcloop.formats.index import MAX_RUNS, open_index
@@ -113,7 +113,8 @@ class Maker:
         if found_in is None:
             found_in = below
             if changes.blocks >= search_from:
-                find = MovedBlocks(below.image, changes).find
+                with waiting_for("what is in the base already"):
+                    find = MovedBlocks(below.image, changes).find
         return self._pack(below, changes, target, found_in, find, shape or DELTA)
 
     def _pack(

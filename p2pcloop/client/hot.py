@@ -10,10 +10,11 @@ from typing import Any
 from p2pcloop.client.delta import check_runs
 from p2pcloop.client.open_stored import Opened, open_stored
 from p2pcloop.client.profiles import Subject
+from p2pcloop.client.progress import progress_bar, waiting_for
 from p2pcloop.client.publisher import Content, Publisher, newest_of, reference
 from p2pcloop.client.seed import seed_content
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.client.terminal import notify
 from p2pcloop.errors import NotHereError, UsageError, storage_error
 from p2pcloop.formats.index import open_index
 from p2pcloop.formats.manifest import LayerRef, ManifestRef
@@ -92,7 +93,8 @@ class HotMaker:
         below = lower or Content.of(manifest)
         with self.publisher.home.staging() as staging:
             hot = self._pack(opened, touches, staging)
-            same = _find_same(opened, hot)
+            with waiting_for("a comparison with the layers that are there"):
+                same = _find_same(opened, hot)
             if same is None:
                 header = open_index(hot.index)
                 check_runs(opened.image, header.run_count)
@@ -119,7 +121,8 @@ class HotMaker:
         signed = replace(opened.ref.signed, manifest=lower)
         with ExitStack() as stack:
             below = open_stored(replace(opened.ref, signed=signed), self.publisher.home, stack)
-            nothing = adds_nothing(image, below.image, _target(opened), _target(below))
+            with waiting_for("a comparison with the layers below"):
+                nothing = adds_nothing(image, below.image, _target(opened), _target(below))
         return Content.of(lower) if nothing else None
 
     def known_profile(self, file: ImageFile) -> Profile:

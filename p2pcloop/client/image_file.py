@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from p2pcloop.client.invocation import WHOLE_DISK, FileChoice, chosen, until_command_ends
-from p2pcloop.client.terminal import progress_bar
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.errors import UsageError
 from p2pcloop.formats.containers import CONTAINERS
 from p2pcloop.formats.filesystem import detect_filesystem

@@ -31,6 +31,9 @@ PARTITION, RAW = "p2pcloop.partition", "p2pcloop.raw"
 QUIET = "p2pcloop.quiet"
 """The name of the user's wish to see neither progress nor remarks."""
 
+JSON = "p2pcloop.json"
+"""The name of the user's wish for JSON, which programs read."""
+
 WHOLE_DISK = "p2pcloop.whole_disk"
 """The name of a mark of commands for which a file is a whole disk, as with `--raw`. It says nothing
 of images that are no files."""
@@ -57,6 +60,11 @@ class FileChoice:
 def is_quiet() -> bool:
     """Whether the user wants neither progress nor remarks."""
     return bool(chosen(QUIET, False))
+
+
+def prints_json() -> bool:
+    """Whether the command prints JSON: a program reads it, and nobody follows its progress."""
+    return bool(chosen(JSON, False))
 
 
 def until_command_ends(resource: AbstractContextManager[_Resource]) -> _Resource:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from p2pcloop.client.growing import growth_bar
 from p2pcloop.client.interpreter import module_command
+from p2pcloop.client.progress import growth_bar
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import FormatError, GuestError, NeedsPackageError, UsageError
 from p2pcloop.formats.filesystem import PROBE_SIZE, describe, detect_filesystem, filesystem_size

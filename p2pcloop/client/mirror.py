@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from p2pcloop.client.fetch import fetch_all
-from p2pcloop.client.refs import report_waiting
+from p2pcloop.client.fetch import fetch_all, verify_layer
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.client.terminal import notify
 from p2pcloop.errors import (
     CorruptError,
     P2pcloopError,
@@ -47,10 +47,10 @@ def write_mirror(
     if record is not None:
         mirror.check(record)
     missing = [layer for layer in manifest.all_layers if not _is_there(layer, mirror)]
+    written = 0
     if missing:
         _fetch_verified(ref, missing, quiet=quiet)
-    for layer in missing:
-        _copy_layer(layer, mirror, home)
+        written = _copy_layers(missing, mirror, home, quiet=quiet)
     # A URL that was given to an earlier run holds for this one, too.
     urls = mirror.urls(manifest.name) if url is None else (url,)
     for layer in manifest.all_layers:
@@ -73,16 +73,49 @@ def write_mirror(
             f"no signed record of this version of {ref.name} is known here: the mirror can be used"
             " by link only, not by name"
         )
-    return link, sum(layer.index_length + layer.pack_length for layer in missing)
+    return link, written
 
 
-def _copy_layer(layer: LayerRef, mirror: MirrorDirectory, home: Home) -> None:
-    """Write the files of a layer that is here."""
+def _copy_layers(
+    layers: list[LayerRef], mirror: MirrorDirectory, home: Home, *, quiet: bool
+) -> int:
+    """Write the files of layers that are here; return their bytes."""
+    done, total = 0, sum(layer.index_length + layer.pack_length for layer in layers)
+    with progress_bar("copying", quiet=quiet) as progress:
+        progress(0, total)
+        for layer in layers:
+            done = _copy_layer(layer, mirror, home, progress, done)
+    return done
+
+
+def _copy_layer(
+    layer: LayerRef,
+    mirror: MirrorDirectory,
+    home: Home,
+    progress: Callable[[int], None],
+    done: int,
+) -> int:
+    """Write the files of a layer that is here.
+
+    Args:
+        progress: called with the bytes that are written.
+        done: bytes that were written before.
+
+    Returns:
+        Bytes that are written then.
+    """
     store = home.torrents / layer.torrent.hex()
     for path, _, size in layer_parts(layer, 0, layer.index_length + layer.pack_length):
         source = hold_served(store, f"{path.torrent_name}/{path.file}")
         # An eviction that began before the lease clears the bits before it makes holes.
-        mirror.copy(path, source, size, partial(is_whole, store / "have"))
+        still_here = partial(is_whole, store / "have")
+        mirror.copy(path, source, size, still_here, partial(_add, progress, done))
+        done += size
+    return done
+
+
+def _add(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
 def _is_there(layer: LayerRef, mirror: MirrorDirectory) -> bool:
@@ -99,23 +132,12 @@ def _fetch_verified(ref: StoredRef, layers: list[LayerRef], *, quiet: bool) -> N
     """
     for _ in range(2):
         fetch_all(ref, quiet=quiet)
-        if not sum(_verify(ref, layer, quiet=quiet) for layer in layers):
+        if not any(verify_layer(ref, layer, quiet=quiet)["bad"] for layer in layers):
             return
     raise CorruptError(
         f"pieces of {ref.name} are wrong on this disk again after they were fetched",
         hint="check the disk",
     )
-
-
-def _verify(ref: StoredRef, layer: LayerRef, *, quiet: bool) -> int:
-    with progress_bar("verifying", quiet=quiet) as show:
-
-        def on_event(event: str, fields: dict[str, int]) -> None:
-            if event == "progress":
-                show(fields["checked"], fields["pieces"])
-            report_waiting(event, fields)
-
-        return len(ref.client.call("verify", on_event, torrent=layer.torrent)["bad"])
 
 
 def _write_metainfo(

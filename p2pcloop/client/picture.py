@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from p2pcloop.client.control_client import ControlClient, NotRunningError
 from p2pcloop.client.open_stored import Source
 from p2pcloop.client.profiles import Subject
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.refs import read_ref, resolve_ref, words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.whole import find_whole
@@ -79,7 +80,9 @@ class Pictures:
             layout = self._layouts.get(subject.image_id)
             if layout is None:
                 fetched = partial(_fetched, ref, home, at) if fetch else partial(_refuse, ref)
-                layout = self._keep(subject.image_id, lay_out(_open(subject, home, stack, fetched)))
+                with waiting_for("the map of the image"):
+                    opened = _open(subject, home, stack, fetched)
+                    layout = self._keep(subject.image_id, lay_out(opened))
             if subject.ref is None:
                 return Pictured(subject.what, None, make_map(layout, {}, touches))
             manifest = subject.ref.signed.manifest

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.refs import resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
-from p2pcloop.client.terminal import progress_bar
 from p2pcloop.errors import FormatError, NotHereError, UsageError, storage_error
 from p2pcloop.formats.manifest import Manifest
 from p2pcloop.formats.profile import (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from p2pcloop.client.control_client import ControlClient
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.refs import words_of_the_user
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import ask_passphrase, notify
@@ -153,7 +154,16 @@ class Publisher:
 
     def serve_layer(self, staging: Path, header: IndexHeader) -> LayerRef:
         """Have p2pcloopd take over a layer that lies in `staging`, and serve it."""
-        seeded = self.client.call("seed", staging=str(staging))
+        with ExitStack() as stack:
+            shown: list[Callable[..., None]] = []
+
+            def on_event(event: str, fields: dict[str, Any]) -> None:
+                if event == "progress":
+                    if not shown:  # it takes more than a second
+                        shown.append(stack.enter_context(progress_bar("hashing")))
+                    shown[0](fields["hashed"], fields["size"])
+
+            seeded = self.client.call("seed", on_event, staging=str(staging))
         return LayerRef(
             layer_id=header.layer_id,
             torrent=seeded["torrent"],

@@ -20,6 +20,7 @@ from typing import IO, Any
 from p2pcloop.client.hot import HotMaker, fitting_touches
 from p2pcloop.client.interpreter import module_command
 from p2pcloop.client.open_stored import open_stored
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.publisher import Publisher
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.errors import GuestError
@@ -73,8 +74,9 @@ def publish_rehearsed(
         P2pcloopError: p2pcloopd could not serve it.
     """
     home, manifest = publisher.home, state.signed.manifest
-    for _ in range(TIMES):
-        rehearse(str(manifest.name), manifest.version, home)
+    for number in range(1, TIMES + 1):
+        with waiting_for(f"rehearsal {number} of {TIMES}"):
+            rehearse(str(manifest.name), manifest.version, home)
     touches = fitting_touches(state, None, home, tell=False)
     with ExitStack() as stack:
         opened = open_stored(state, home, stack)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.publisher import Content, Publisher
-from p2pcloop.client.terminal import notify, progress_bar
+from p2pcloop.client.terminal import notify
 from p2pcloop.formats.boot_parameters import BootParameters
 from p2pcloop.formats.filesystem import (
     PROBE_SIZE,

@@ -1,16 +1,12 @@
-"""What programs share at the terminal: standard streams, log, progress, errors, passphrases."""
+"""What programs share at the terminal: standard streams, log, errors, passphrases."""
 
 from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, get_args
 
 import click
@@ -18,13 +14,15 @@ import click
 from p2pcloop.client.invocation import is_quiet
 from p2pcloop.errors import P2pcloopError, UsageError
 from p2pcloop.text import printable, to_json, without_secrets
-from p2pcloop.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-_WINDOW = 10.0
-"""Seconds over which the rate is measured: peers come and go."""
+_ERASE = "\r\033[K"
+"""To the beginning of the line, and nothing in it (ECMA-48: CR, EL)."""
+
+_drawn: list[str] = []
+"""The line on the terminal that shows progress and is not ended, if there is one."""
 
 
 def notify(text: str) -> None:
@@ -35,11 +33,37 @@ def notify(text: str) -> None:
 
 def warn(text: str) -> None:
     """Write a line that the user should see to stderr; it is lost where that takes no more (a full
-    disk)."""
+    disk). It takes the place of a line that shows progress."""
     try:
-        click.echo(text, err=True)
+        click.echo(f"{line_start()}{text}", err=True)
     except OSError:
         _to_null(2)
+
+
+def draw_line(text: str) -> None:
+    """Show a line on the terminal in place of that which was drawn last, and do not end it.
+
+    Args:
+        text: "" to take the line away: what is printed next begins there.
+    """
+    with suppress(OSError):  # as of `warn`
+        click.echo(f"{_ERASE}{text}", nl=False, err=True)
+    _drawn[:] = [text] if text else []
+
+
+def leave_line() -> None:
+    """End the line that was drawn last: it stays."""
+    _drawn.clear()
+    with suppress(OSError):  # as of `warn`
+        click.echo(err=True)
+
+
+def line_start() -> str:
+    """What takes away a line that was drawn, before another one is written in its place."""
+    if not _drawn:
+        return ""
+    _drawn.clear()
+    return _ERASE
 
 
 def _to_null(stream: int) -> None:
@@ -47,87 +71,6 @@ def _to_null(stream: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream)
     os.close(null)
-
-
-REDRAW_SECONDS = 0.1
-"""Between two states of a bar: a terminal over a slow line need not follow all."""
-
-
-class Pace:
-    """The recent rate of something, and the time that the rest takes at that rate."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._marks: deque[tuple[float, int]] = deque()
-
-    def tell(self, done: int, total: int) -> str:
-        """Note how much is done, and return the text beside the bar.
-
-        Args:
-            done: bytes; the same number may be given again while nothing arrives.
-            total: bytes, or 0 if it is not known.
-        """
-        rate = self.rate(done)
-        if rate is None:
-            return ""
-        if not rate:
-            return f"nothing for {self._clock() - self._marks[0][0]:.0f} s"
-        left = f", {format_duration(math.ceil((total - done) / rate))} left" if done < total else ""
-        return f"{format_size(rate)}/s{left}"
-
-    def rate(self, done: int) -> float | None:
-        """Note how much is done; return the recent rate, or None within the first second."""
-        now = self._clock()
-        self._marks.append((now, done))
-        while len(self._marks) > 2 and self._marks[1][0] <= now - _WINDOW:
-            self._marks.popleft()
-        begun, before = self._marks[0]
-        return max(0, done - before) / (now - begun) if now - begun >= 1 else None
-
-
-@contextmanager
-def progress_bar(
-    what: str, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Callable[..., None]]:
-    """Yield a function to call with `done` and, at least at the first call, `total`, in bytes.
-
-    Its third argument is a few words to show behind the rate; without one those before stay.
-
-    Without a total the bar only counts. If the block ends without an error, the bar ends at 100 %.
-    The last state is drawn in any case.
-    Nothing is shown if `quiet`, if the user gave `--quiet`, or if stderr is no terminal.
-    """
-    if quiet or is_quiet() or not sys.stderr.isatty():
-        yield lambda done, total=0, note="": None  # noqa: ARG005  nothing is shown
-        return
-    pace = Pace(clock)
-    bar = click.progressbar(
-        length=0, label=what, file=sys.stderr, show_eta=False, item_show_func=lambda text: text
-    )
-    known = last = 0
-    noted = ""
-    drawn = -math.inf
-
-    def draw() -> None:
-        nonlocal drawn
-        drawn = clock()
-        bar.length = known or None  # click shows no share of None
-        told = ", ".join(filter(None, (pace.tell(last, known), noted)))
-        bar.update(last - bar.pos, told if known else f"{format_size(last)}  {told}")
-
-    def show(done: int, total: int = 0, note: str = "") -> None:
-        nonlocal known, last, noted
-        known, last, noted = total or known, done, note or noted
-        if clock() - drawn >= REDRAW_SECONDS:
-            draw()
-
-    with bar:
-        try:
-            yield show
-        finally:
-            draw()
-        if known:
-            bar.update(known - bar.pos, "")
 
 
 class _Named(io.FileIO):
@@ -208,6 +151,7 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         message, _, traceback = super().format(record).partition("\nTraceback")
         line = without_secrets(printable(message))
+        line = line_start() + line
         return (f"{line}\nTraceback{traceback}" if traceback else line) + self._end
 
 

@@ -63,7 +63,12 @@ class MirrorDirectory:
             raise storage_error(f"cannot write {where}", err) from err
 
     def copy(
-        self, path: MirrorPath, source: HeldFile, size: int, still_here: Callable[[], bool]
+        self,
+        path: MirrorPath,
+        source: HeldFile,
+        size: int,
+        still_here: Callable[[], bool],
+        progress: Callable[[int], None],
     ) -> None:
         """Write a copy of a file, which shares its blocks if the file system can do so.
 
@@ -71,6 +76,7 @@ class MirrorDirectory:
 
         Args:
             still_here: called when all is copied; False if room was freed meanwhile.
+            progress: called with the bytes of it that are copied.
 
         Raises:
             MismatchError: the file has another size, was not whole, or was written to meanwhile;
@@ -80,7 +86,7 @@ class MirrorDirectory:
         before = source.stamp()
         try:
             with self._beside(where) as fd:
-                if before.size != size or _copy(source.fd, fd, size):
+                if before.size != size or _copy(source.fd, fd, size, progress):
                     raise MismatchError(
                         f"{source.path} does not have {size} bytes", hint="put the old file back"
                     )
@@ -256,7 +262,7 @@ def web_seed(base: str) -> str:
     return f"{base}data/"
 
 
-def _copy(source: int, target: int, size: int) -> int:
+def _copy(source: int, target: int, size: int, progress: Callable[[int], None]) -> int:
     """Copy a file to an empty one; return how many bytes were missing."""
     done = 0
     while done < size:
@@ -270,4 +276,5 @@ def _copy(source: int, target: int, size: int) -> int:
         if not copied:
             break
         done += copied
+        progress(done)
     return size - done

@@ -16,6 +16,12 @@ from p2pcloop.store.in_place import HeldFile
 from p2pcloop.store.mirror import open_mirror_directory
 
 PATH = LayerFilePath("0" * 32, "pack")
+
+
+def ignore(_done: int) -> None:
+    """Progress that is not looked at."""
+
+
 LEFT = ".p2pcloop-new-0123456789abcdef"
 
 
@@ -35,14 +41,14 @@ def test_what_lost_a_part_while_it_was_copied_is_not_put_there(tmp_path: Path) -
 
     with open_mirror_directory(root) as mirror:
         with pytest.raises(MismatchError, match="went away"):
-            mirror.copy(PATH, held, 100_000, evicted_meanwhile)
+            mirror.copy(PATH, held, 100_000, evicted_meanwhile, ignore)
         with pytest.raises(MismatchError, match="changed"):
-            mirror.copy(PATH, held, 100_000, written_meanwhile)
+            mirror.copy(PATH, held, 100_000, written_meanwhile, ignore)
         assert not [path for path in root.rglob("*") if path.is_file()]
         have.add([3])
-        mirror.copy(PATH, held, 100_000, lambda: is_whole(tmp_path / "have"))
+        mirror.copy(PATH, held, 100_000, lambda: is_whole(tmp_path / "have"), ignore)
         with pytest.raises(MismatchError, match="does not have"):
-            mirror.copy(PATH, held, 99_999, lambda: True)
+            mirror.copy(PATH, held, 99_999, lambda: True, ignore)
     have.close()
     assert (root / str(PATH)).read_bytes() == source.read_bytes()
     assert not is_whole(tmp_path / "nothing")

@@ -17,6 +17,7 @@ import click
 
 from p2pcloop.cli.options import home_option, json_option
 from p2pcloop.client.control_client import ControlClient, NotRunningError
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.errors import GuestError, NeedsPackageError, P2pcloopError, StorageError
 from p2pcloop.store.home import Home
 from p2pcloop.store.records import Records
@@ -105,7 +106,9 @@ def checks(home: Home) -> Iterator[Check]:
 def _try(check: Check) -> dict[str, Any]:
     facts: dict[str, Any] = {"what": check.what, "for": check.purpose, "needed": check.needed}
     try:
-        return facts | {"result": "ok", "said": check.look(), "hint": None}
+        with waiting_for(check.what):
+            said = check.look()
+        return facts | {"result": "ok", "said": said, "hint": None}
     except P2pcloopError as err:
         result: Result = "missing" if check.needed else "absent"
         return facts | {"result": result, "said": str(err), "hint": err.hint}

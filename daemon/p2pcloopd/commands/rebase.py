@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from p2pcloop.cli.options import FilePath, at_option, home_option, json_option
+from p2pcloop.client.progress import waiting_for
 from p2pcloop.client.refs import made_on, resolve_ref
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import log_to_stderr
@@ -66,7 +67,8 @@ def command(
                     f"{overlay} was made on another image than {base or 'it names'}",
                     hint="name the one that it was made on with --base",
                 )
-            conflicts, moved = move_overlay(Move(overlay.absolute(), old, new, home), choice)
+            with waiting_for("guests that compare the images"):
+                conflicts, moved = move_overlay(Move(overlay.absolute(), old, new, home), choice)
     if as_json:
         click.echo(to_json({"moved": moved, "conflicts": [_facts(one) for one in conflicts]}))
     else:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from p2pcloop.client.invocation import is_quiet
-from p2pcloop.client.terminal import Pace
+from p2pcloop.client.progress import Pace
 from p2pcloop.store.guests import GuestFolder
 from p2pcloop.text import printable
 from p2pcloop.units import format_size

@@ -19,6 +19,7 @@ from typing import BinaryIO, NoReturn, Protocol
 
 import trio
 
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.errors import (
     FormatError,
     GuestError,
@@ -85,9 +86,10 @@ async def copy_out(start: Start, source: str, target: str, leave_out: LeaveOut) 
     receiver = _Receiver(source, target, leave_out)
     words = [script("copy-out").encode(), b"sh", os.fsencode(source)]
     try:
-        async with start(words) as command:
-            await command.end_input()
-            code, said = await _finish(command, receiver.feed)
+        with _copying(shown=target != STANDARD_STREAM) as count:
+            async with start(words) as command:
+                await command.end_input()
+                code, said = await _finish(command, lambda data: receiver.feed(count(data)))
             if code:
                 _raise(code, said, "read")
         receiver.finish()
@@ -100,13 +102,14 @@ async def copy_in(start: Start, source: str, target: str, leave_out: LeaveOut) -
     `-` is the standard input."""
     facts, data = _outgoing(source, leave_out)
     words = [script("copy-in"), "sh", target, *facts]
-    async with start([os.fsencode(word) for word in words]) as command:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_send, command, data)
-            code, said = await _finish(command, lambda _data: None)
-            nursery.cancel_scope.cancel()
-        if code:
-            _raise(code, said, "write")
+    with _copying() as count:
+        async with start([os.fsencode(word) for word in words]) as command:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_send, command, data, count)
+                code, said = await _finish(command, lambda _data: None)
+                nursery.cancel_scope.cancel()
+            if code:
+                _raise(code, said, "write")
 
 
 def _outgoing(source: str, leave_out: LeaveOut) -> tuple[list[str], AsyncGenerator[bytes, None]]:
@@ -165,10 +168,27 @@ async def _standard_input() -> AsyncGenerator[bytes, None]:
         yield data
 
 
-async def _send(command: Command, data: AsyncGenerator[bytes, None]) -> None:
+@contextmanager
+def _copying(*, shown: bool = True) -> Iterator[Callable[[bytes], bytes]]:
+    """Yield a function that counts data for the progress that is shown, and returns it."""
+    done = 0
+    with progress_bar("copying", quiet=not shown) as progress:
+
+        def count(data: bytes) -> bytes:
+            nonlocal done
+            done += len(data)
+            progress(done)
+            return data
+
+        yield count
+
+
+async def _send(
+    command: Command, data: AsyncGenerator[bytes, None], count: Callable[[bytes], bytes]
+) -> None:
     async with aclosing(data):
         async for piece in data:
-            if not await command.write(piece):  # it has ended, and says why
+            if not await command.write(count(piece)):  # it has ended, and says why
                 return
     await command.end_input()
 

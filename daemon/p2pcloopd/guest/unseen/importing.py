@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from p2pcloop.client.growing import growth_bar
+from p2pcloop.client.progress import growth_bar, progress_bar
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.client.terminal import notify
 from p2pcloop.errors import GuestError, MismatchError, UsageError, storage_error
@@ -192,8 +192,10 @@ def _as_file(wanted: Import) -> Iterator[ImageFile]:
     with tempfile.NamedTemporaryFile(dir=wanted.home.tmp, prefix="layer-") as file:
         pieces = tree.pack()
         try:
-            for piece in pieces:
-                file.write(piece)
+            with progress_bar("reading", quiet=wanted.quiet) as progress:
+                for piece in pieces:
+                    file.write(piece)
+                    progress(file.tell())
             file.truncate(-(-file.tell() // BLOCK_SIZE) * BLOCK_SIZE)
             file.flush()
         except OSError as err:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from p2pcloop.client.progress import progress_bar
 from p2pcloop.client.stored_ref import StoredRef
 from p2pcloop.formats.overlay import Overlay
 from p2pcloop.formats.overlay_copy import copy_overlay, replace_overlay
@@ -18,6 +19,7 @@ from p2pcloop.image.reader import DeviceReader
 from p2pcloop.image.zeros import files_device
 from p2pcloop.making.image_file import ImageFile
 from p2pcloop.making.local import open_local
+from p2pcloop.making.pack import device_size
 from p2pcloop.making.rebase import (
     Comparison,
     Conflict,
@@ -58,7 +60,9 @@ def image_id_of(target: ImageFile | StoredRef, home: Home) -> bytes:
     """Return the SHA-256 that names an image's content; of a file it is computed once."""
     if isinstance(target, StoredRef):
         return target.signed.manifest.image_id
-    image = open_local(target, home.indexes, lambda _done: None)
+    with progress_bar("reading") as progress:
+        progress(0, device_size(target))
+        image = open_local(target, home.indexes, progress)
     image.close()
     return image.image_id
 
