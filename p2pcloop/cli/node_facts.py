@@ -13,6 +13,7 @@ from p2pcloop.text import printable
 STALLED_SECONDS = 1
 """Without data for so long a torrent that is wanted is said to wait."""
 
+_OF_IMAGES: dict[str, Any] = {"whole": False}
 _OF_TORRENTS: dict[str, Any] = {
     "image": None,
     "version": None,
@@ -29,8 +30,9 @@ def look(home: Home, node: dict[str, Any]) -> dict[str, Any]:
     guests = [guest_facts(guest) for guest in list_guests(home) if guest.state == "running"]
     for guest in guests:
         del guest["display"]  # its password: what is told here is sent to others who help
+    images = [_OF_IMAGES | image for image in node.get("images", ())]
     torrents = [_OF_TORRENTS | torrent for torrent in node["torrents"]]
-    return {"images": []} | node | {"torrents": torrents, "guests": guests}
+    return node | {"images": images, "torrents": torrents, "guests": guests}
 
 
 def torrents_of(
@@ -58,12 +60,10 @@ def describe_torrent(torrent: dict[str, Any]) -> str:
     return f"manifest of {version}" if torrent["kind"] == "manifest" else version
 
 
-def share_here(torrents: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """Bytes that are here, and bytes in all of the torrents of which that is known (else 0)."""
-    torrents = list(torrents)
-    known = [torrent for torrent in torrents if torrent["size"]]
-    here = sum(each["have_bytes"] + each["provisional_bytes"] for each in known or torrents)
-    return here, sum(torrent["size"] for torrent in known)
+def share_here(facts: dict[str, Any]) -> tuple[int, int]:
+    """Bytes of an image or a torrent that are here, and in all: 0 of a torrent whose metadata is
+    not here."""
+    return facts["have_bytes"] + facts["provisional_bytes"], facts["size"] or 0
 
 
 def peers_of(torrents: Iterable[dict[str, Any]]) -> int:

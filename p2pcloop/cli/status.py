@@ -101,7 +101,7 @@ def _lines(node: dict[str, Any]) -> Iterator[str]:
     for image in node["images"]:
         layers = torrents_of(image, torrents)
         # Only a withdrawal has no layers.
-        told = _traffic(layers) if image["torrents"] else "withdrawn by its publisher"
+        told = _traffic(image, layers) if image["torrents"] else "withdrawn by its publisher"
         yield from ("", image["name"], f"  {told}")
     yield from _others(node)
 
@@ -112,12 +112,12 @@ def _others(node: dict[str, Any]) -> Iterator[str]:
         yield from ("", "torrents that are not of the newest version of a name:")
     for torrent in others:
         yield f"  {torrent['info_hash'].hex()} ({describe_torrent(torrent)})"
-        yield f"    {_traffic([torrent])}"
+        yield f"    {_traffic(torrent, [torrent])}"
 
 
-def _traffic(torrents: list[dict[str, Any]]) -> str:
-    """How much of some torrents is here, and how fast they move."""
-    here, size = share_here(torrents)
+def _traffic(facts: dict[str, Any], torrents: list[dict[str, Any]]) -> str:
+    """How much of an image or a torrent is here, and how fast its torrents move."""
+    here, size = share_here(facts)
     traffic = [torrent["traffic"] for torrent in torrents]
     peers = peers_of(torrents)
 

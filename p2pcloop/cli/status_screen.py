@@ -129,10 +129,13 @@ class _Screen:
     def _image_rows(self, node: dict[str, Any]) -> list[tuple[Text, ...]]:
         torrents = {torrent["info_hash"]: torrent for torrent in node["torrents"]}
         rows = [
-            _row(self._name(image), torrents_of(image, torrents), withdrawn=not image["torrents"])
+            _row(
+                *(self._name(image), image, torrents_of(image, torrents)),
+                withdrawn=not image["torrents"],
+            )
             for image in node["images"]
         ]
-        rows += [_row(_what(torrent), [torrent]) for torrent in other_torrents(node)]
+        rows += [_row(_what(torrent), torrent, [torrent]) for torrent in other_torrents(node)]
         return [row.cells for row in sorted(rows, key=lambda row: row.order)]
 
     def _name(self, image: dict[str, Any]) -> str:
@@ -218,8 +221,11 @@ def _guest_row(guest: dict[str, Any]) -> tuple[Text, ...]:
     )
 
 
-def _row(name: str, torrents: list[dict[str, Any]], *, withdrawn: bool = False) -> _Row:
-    here, size = share_here(torrents)
+def _row(
+    name: str, facts: dict[str, Any], torrents: list[dict[str, Any]], *, withdrawn: bool = False
+) -> _Row:
+    """The row of an image or a torrent."""
+    here, size = share_here(facts)
     down, up = (
         sum(each["traffic"][field] for each in torrents) for field in ("down_rate", "up_rate")
     )

@@ -41,7 +41,16 @@ def torrent(info_hash: bytes, **fields: Any) -> dict[str, Any]:
 
 
 def image(name: str, *torrents: bytes) -> dict[str, Any]:
-    return {"name": name, "version": 2, "torrents": list(torrents), "manifest_torrent": MANIFEST}
+    return {
+        "name": name,
+        "version": 2,
+        "torrents": list(torrents),
+        "manifest_torrent": MANIFEST,
+        "size": 1000,
+        "have_bytes": 1000,
+        "provisional_bytes": 0,
+        "whole": True,
+    }
 
 
 def node(home: Path, *torrents: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def test_the_screen_fits_the_terminal(home: Path, width: int, height: int) -> No
 
 
 def test_what_waits_comes_first_and_then_what_moves(home: Path) -> None:
-    names = ("rests", "moves", "waits", "lacks")
+    names = ("a-rests", "moves", "waits", "lacks")
     torrents = [
         torrent(b"a" * 20),
         torrent(b"b" * 20, traffic={"down_rate": 5000}),
@@ -134,12 +143,12 @@ def test_what_waits_comes_first_and_then_what_moves(home: Path) -> None:
         torrent(b"d" * 20, have_bytes=10),
     ]
     images = [
-        image(f"@{KEY}/{name}", each["info_hash"])
+        image(f"@{KEY}/{name}", each["info_hash"]) | {"have_bytes": each["have_bytes"]}
         for name, each in zip(names, torrents, strict=True)
     ]
     lines = drawn(node(home, *torrents, images=images))
     shown = [line.split()[0].partition("/")[2] for line in lines if line.startswith("@")]
-    assert shown == ["waits", "moves", "lacks", "rests"]
+    assert shown == ["waits", "moves", "lacks", "a-rests"]
     assert "5.0 kB/s" in next(line for line in lines if "/moves" in line)
 
 

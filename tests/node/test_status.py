@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import signal
 import termios
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from p2pcloop.formats.link import parse_link
+from p2pcloop.formats.manifest import LayerRef, open_manifest, sign_manifest
+from p2pcloop.store.records import Records
+from p2pcloop.units import format_size
+from p2pcloopd.web.views import NodeView
 from tests.support.programs import Node, Nodes, OnTerminal
 from tests.support.waiting import BOUND
 
-from .conftest import publish_version
+from .conftest import KEY, publish_version
 
 
 @pytest.fixture
@@ -39,6 +45,28 @@ def test_torrents_are_told_with_their_images(node: Node, content: bytes) -> None
     assert (image["name"], image["version"]) == (new["name"], 2)
     assert image["torrents"] == [new["torrent"]]
     assert image["size"] == image["have_bytes"] == 4096 + len(content) - 1
+    assert image["whole"]
+
+
+def test_an_image_is_not_whole_before_the_metadata_of_all_its_layers_is_here(
+    node: Node, content: bytes
+) -> None:
+    first = publish_version(node, content)
+    manifest = open_manifest(first["manifest"]).manifest
+    absent = LayerRef(b"m" * 32, b"t" * 20, 4096, 512, 3 * len(content), 1 << 18)
+    newer = replace(manifest, version=2, layers=(*manifest.layers, absent))
+    signed = open_manifest(sign_manifest(newer, KEY))
+    node.run("daemon", "stop")
+    Records(node.home).keep(signed, replace(parse_link(first["link"]), manifest_id=signed.id))
+    node.run("daemon", "start")
+    [image] = node.call("status")["images"]
+    assert image["have_bytes"] == 4096 + len(content)
+    assert (image["size"], image["whole"]) == (2 * 4096 + 4 * len(content), False)
+    assert 'p2pcloop_images{state="partial"} 1' in node.run("metrics").out
+    assert f"25 % of {format_size(image['size'])} here" in node.run("status").out
+    view = NodeView(node.home)
+    view.take("status", node.call("status"))
+    assert view.facts()["images"][image["name"]]["whole"] is False
 
 
 def test_a_client_that_watches_gets_what_changed(node: Node, content: bytes) -> None:

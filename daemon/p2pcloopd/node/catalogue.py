@@ -19,6 +19,8 @@ class ListedImage:
     Attributes:
         torrents: of its layers, base first; none of a version that withdraws the image.
         used: `torrents`, and those of its source layers.
+        stored: bytes of all those in `used`, as the manifest tells them: their own metadata may not
+            be here.
         manifest_torrent: the torrent of its manifest.
     """
 
@@ -26,6 +28,7 @@ class ListedImage:
     version: int
     torrents: tuple[bytes, ...]
     used: tuple[bytes, ...]
+    stored: int
     manifest_torrent: bytes
 
 
@@ -99,6 +102,7 @@ class Catalogue:
                     manifest.version,
                     tuple(layer.torrent for layer in manifest.layers),
                     tuple(layer.torrent for layer in manifest.all_layers),
+                    sum(each.index_length + each.pack_length for each in manifest.all_layers),
                     torrent,
                 )
 

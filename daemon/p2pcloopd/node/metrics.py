@@ -190,7 +190,7 @@ _TORRENT_STATES = ("complete", "partial", "unknown")
 def _image_state(image: dict[str, Any]) -> str:
     if not image["torrents"]:
         return "withdrawn"
-    return "complete" if 0 < image["size"] <= image["have_bytes"] else "partial"
+    return "complete" if image["whole"] else "partial"
 
 
 def _torrent_state(torrent: dict[str, Any]) -> str:

@@ -68,15 +68,17 @@ def _mirrors(node: Node) -> list[dict[str, Any]]:
 
 
 def _image(image: ListedImage, torrents: Mapping[bytes, TorrentStatistics]) -> dict[str, Any]:
-    found = [torrents[layer] for layer in image.torrents if layer in torrents]
+    found = [torrents[layer] for layer in image.used if layer in torrents]
+    have = sum(each.have_bytes for each in found)
     return {
         "name": image.name,
         "version": image.version,
         "torrents": image.torrents,
         "manifest_torrent": image.manifest_torrent,
-        "size": sum(each.size or 0 for each in found),
-        "have_bytes": sum(each.have_bytes for each in found),
+        "size": image.stored,
+        "have_bytes": have,
         "provisional_bytes": sum(each.provisional_bytes for each in found),
+        "whole": 0 < image.stored <= have,
     }
 
 

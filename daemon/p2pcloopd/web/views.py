@@ -85,6 +85,7 @@ class NodeView:
             "version": image["version"],
             "size": image["size"],
             "here": image["have_bytes"] + image["provisional_bytes"],
+            "whole": image.get("whole", False),  # a p2pcloopd of before does not tell
             "down": sum(each["down_rate"] for each in traffic),
             "up": sum(each["up_rate"] for each in traffic),
             "peers": len({p["address"] for t in traffic for p in t["peers"] if p["connected"]}),

@@ -43,13 +43,14 @@ export function updateImage(state) {
 }
 
 function buttons(image, pinned) {
-  const wanted = JSON.stringify([shown, pinned, image.here < image.size]);
+  const whole = image.whole || told.withdrawn; // of a withdrawal there is nothing to fetch
+  const wanted = JSON.stringify([shown, pinned, whole]);
   const place = find("image-buttons");
   if (place.dataset.shown === wanted) return;
   place.dataset.shown = wanted;
   const press = (what) => () => act({ do: what, ref: told.name });
   place.replaceChildren(
-    ...(image.here < image.size ? [element("button", { onclick: press("fetch") }, "Fetch all of it")] : []),
+    ...(whole ? [] : [element("button", { onclick: press("fetch") }, "Fetch all of it")]),
     element("button", { onclick: press(pinned ? "unpin" : "pin") }, pinned ? "Unpin" : "Pin"),
     element("button", { onclick: () => showImage(null) }, "Close"),
   );
