@@ -24,6 +24,7 @@ BLUE, GREEN = (32, 64, 160), (0, 192, 0)
 WINDOW = 50_000
 """Pixels of an xterm's background, at least."""
 
+MACHINES = ("uml", "qemu")
 IN_DISPLAY = ". /dev/.p2pcloop/display; "
 
 
@@ -38,11 +39,12 @@ def node(nodes: Nodes) -> Node:
     return nodes.make()
 
 
-@pytest.fixture(scope="module")
-def guest(x_node: Node) -> Iterator[Guest]:
+@pytest.fixture(scope="module", params=MACHINES)
+def guest(x_node: Node, request: pytest.FixtureRequest) -> Iterator[Guest]:
     """A guest with a display and without a network."""
+    screen = ("--display", "vnc", "--geometry", "800x600")
     with Guest(
-        x_node, x_image(), "--name", "x", "--display", "vnc", "--geometry", "800x600"
+        x_node, x_image(), "--name", "x", "--replace", "--vm", request.param, *screen
     ) as made:
         made.prompt()
         yield made
@@ -131,9 +133,12 @@ def test_what_tells_the_password_is_for_its_user_alone(
     assert not any(display["password"].encode() in each for each in words)
 
 
-def test_the_display_is_there_again_after_a_reboot_and_gone_after_a_kill(nodes: Nodes) -> None:
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_display_is_there_again_after_a_reboot_and_gone_after_a_kill(
+    nodes: Nodes, machine: str
+) -> None:
     node = nodes.make()
-    with Guest(node, x_image(), "--display", "vnc") as guest:
+    with Guest(node, x_image(), "--vm", machine, "--display", "vnc") as guest:
         guest.prompt()
         (told,) = (each["display"] for each in node.json("ps")["guests"])
         guest.send_line("reboot")

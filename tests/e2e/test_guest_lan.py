@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from bench.links.network import Host, fast_pair, why_not
 from p2pcloopd.guest.system.addresses import MTU
 from p2pcloopd.guest.system.kernel import SYSTEM_KERNEL, unpacked_kernel
+from tests.support.boot_disks import stock_kernel
 from tests.support.programs import Node, Nodes, descendants
 from tests.support.waiting import BOUND, wait_until
 from tools.tiny_image import build_tiny_image
@@ -37,13 +39,28 @@ with socket.create_server((sys.argv[1], int(sys.argv[2]))) as listener:
 """
 
 
-@pytest.fixture(params=["system", "unpacked"])
-def kernel(request: pytest.FixtureRequest) -> Path:
-    if request.param == "system":
-        return SYSTEM_KERNEL
-    if not unpacked_kernel().exists():
+class Machine(NamedTuple):
+    """What a guest runs on.
+
+    Attributes:
+        words: the options that choose it.
+        card: what the guest calls its network card.
+    """
+
+    words: tuple[str | Path, ...]
+    card: str
+
+
+@pytest.fixture(params=["system", "unpacked", "qemu"])
+def machine(request: pytest.FixtureRequest) -> Machine:
+    """User-Mode Linux on both kernels, and QEMU."""
+    if request.param == "qemu":
+        stock_kernel()
+        return Machine(("--vm", "qemu", "--mem", "128M"), "eth0")
+    kernel = SYSTEM_KERNEL if request.param == "system" else unpacked_kernel()
+    if not kernel.exists():
         pytest.skip("there is no newer kernel: tools/get-uml-kernel unpacks one")
-    return unpacked_kernel()
+    return Machine(("--kernel", kernel), "vec0")
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +127,19 @@ ASKS = """
     done
     printf '#!/bin/sh\\nenv\\n' >/tmp/told
     chmod 755 /tmp/told
-    udhcpc -f -n -q -i vec0 -s /tmp/told 2>/dev/null | grep -E '^(ip|router|dns|domain|mtu)=' | sort
-    cat /sys/class/net/vec0/mtu
+    udhcpc -f -n -q -i {card} -s /tmp/told 2>/dev/null >/tmp/lease
+    grep -E '^(ip|router|dns|domain|mtu)=' /tmp/lease | sort
+    cat /sys/class/net/{card}/mtu
 """
 
 
 def test_guests_find_each_other_and_the_outside_but_not_this_machine(
-    node: Node, image: Path, kernel: Path, pair: tuple[Host, Host]
+    node: Node, image: Path, machine: Machine, pair: tuple[Host, Host]
 ) -> None:
     near, far = pair
-    asks = ASKS.format(port=PORT, near=near.address, far=far.address)
+    asks = ASKS.format(port=PORT, near=near.address, far=far.address, card=machine.card)
     opened = ("--port", f"0.0.0.0:8080:{PORT}", "--port", "8081:9")
-    web = words(image, "lan", "--name", "web", "--kernel", kernel, *opened)
+    web = words(image, "lan", "--name", "web", *machine.words, *opened)
     with (
         serving(far, far.address),
         serving(near, "0.0.0.0"),
@@ -131,7 +149,7 @@ def test_guests_find_each_other_and_the_outside_but_not_this_machine(
         assert guest.stdout.readline() == "ready\n"
         [shown] = node.json("ps")["guests"]
         assert (shown["name"], shown["network"], shown["address"]) == ("web", "lan", "10.88.0.2")
-        said = node.run(*words(image, "lan", "--kernel", kernel), "--", "sh", "-c", asks).out
+        said = node.run(*words(image, "lan", *machine.words), "--", "sh", "-c", asks).out
         assert [hears(near, "127.0.0.1", 8080), hears(far, near.address, 8080)] == [b"Linux\n"] * 2
         assert hears(near, "127.0.0.1", 8081) == b"refused"  # nothing listens in the guest
         guest.communicate(timeout=BOUND)
@@ -185,36 +203,37 @@ def bridge(pair: tuple[Host, Host], tmp_path: Path) -> Iterator[Host]:
             ip("link", "delete", "port")
 
 
-def taps(host: Host) -> str:
-    shown = [*host.inside, "ip", "-o", "link", "show", "type", "tun"]
+def links(host: Host, *which: str) -> str:
+    """What a host says of these of its interfaces."""
+    shown = [*host.inside, "ip", "-o", "link", "show", *which]
     return subprocess.run(shown, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_a_guest_on_a_bridge_has_an_address_of_that_network(
-    node: Node, image: Path, kernel: Path, bridge: Host, tmp_path: Path
+    node: Node, image: Path, machine: Machine, bridge: Host, tmp_path: Path
 ) -> None:
-    script = "ip -o -4 address show vec0; ip route; cat /etc/resolv.conf; cat; ip -o link show vec0"
-    run = words(image, "bridge:br0", "--name", "g1", "--kernel", kernel)
+    show = f"ip -o {{}} show {machine.card}"
+    script = f"{show.format('-4 address')}; ip route; cat /etc/resolv.conf; cat"
+    script += f"; {show.format('link')}"
+    run = words(image, "bridge:br0", "--name", "g1", *machine.words)
     leases = set[str]()
     for end in ("in order", "killed"):
         with node.started(*run, "--", "sh", "-c", script, stdin=subprocess.PIPE) as guest:
             assert guest.stdout is not None
             assert re.search(r"inet 192\.168\.77\.1\d/24", guest.stdout.readline())
-            assert "default via 192.168.77.1 dev vec0" in guest.stdout.readline()
+            assert f"default via 192.168.77.1 dev {machine.card}" in guest.stdout.readline()
             guest.stdout.readline()
             assert guest.stdout.readline() == "nameserver 192.168.77.9\n"
-            assert re.search("master br0 .* link/ether fe:", taps(bridge))
+            assert re.search("master br0 .* link/ether fe:", links(bridge, "type", "tun"))
             # The guest's own, which the DHCP server knows, is the same at each boot.
             leases |= {(tmp_path / "leases").read_text().split()[1]}
-            shown = ["ip", "-o", "link", "show", "br0"]
-            told = subprocess.run([*bridge.inside, *shown], stdout=subprocess.PIPE, check=True)
-            assert b"link/ether 06:00:00:00:00:01" in told.stdout
+            assert "link/ether 06:00:00:00:00:01" in links(bridge, "br0")
             [shown] = node.json("ps")["guests"]
             assert (shown["network"], shown["address"]) == ("bridge:br0", None)
             if end == "killed":
                 guest.send_signal(signal.SIGKILL)
             out, _ = guest.communicate(timeout=BOUND)
-        wait_until(lambda: not taps(bridge))
+        wait_until(lambda: not links(bridge, "type", "tun"))
         assert ("link/ether 02:" in out) == (end == "in order")
     assert len(leases) == 1
 
