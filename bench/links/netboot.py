@@ -117,7 +117,10 @@ def parse(args: Sequence[str]) -> argparse.Namespace:
         "--no-real", action="store_true", help="no real machines at once: they take minutes"
     )
     words.add_recorded(parser)
-    return parser.parse_args(args)
+    options = parser.parse_args(args)
+    if options.image:
+        parser.error("the tiny image has its login at the screen, and machines have none")
+    return options
 
 
 def main(args: Sequence[str]) -> int:

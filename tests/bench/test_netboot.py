@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.links.netboot import Crowd, Started, bars, figures
+from bench.links.netboot import Crowd, Started, bars, figures, parse
 from bench.links.usage import Usage
 
 QUIET = Usage(own=1.0, others=0.0, busy=0.1)
@@ -37,3 +37,13 @@ def test_each_figure_has_a_key_of_its_own() -> None:
     real = {1: Crowd(60.0, 4_000_000, QUIET), 8: Crowd(500.0, 7_000_000, None)}
     keys = [figure.key for figure in figures(ALONE, CROWDS, real)]
     assert len(set(keys)) == len(keys)
+
+
+def test_an_image_without_a_login_at_the_serial_line_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A machine of it would be waited for in vain."""
+    with pytest.raises(SystemExit):
+        parse(["--tiny"])
+    assert "the tiny image has its login at the screen" in capsys.readouterr().err
+    assert parse([]).machines == 8
