@@ -54,7 +54,7 @@ BELOW_DAEMON = {
     "engine": {"engine", "entry", "tasks"},
     "node": {
         *("node", "names", "http", "engine", "control_server", "entry", "tasks"),
-        *("frame_sender", "unix_listener", "resolver"),
+        *("frame_sender", "log_output", "unix_listener", "resolver"),
     },
     "block": {"block", "control_client", "entry", "fusermount", "programs", "unix_listener"},
     "guest": {
@@ -66,7 +66,7 @@ BELOW_DAEMON = {
         *("netboot", "block", "http", "guest.system", "guest.sandbox", "guest.network"),
         *("entry", "programs"),
     },
-    "web": {"web", "http", "control_client", "entry", "tasks"},
+    "web": {"web", "http", "control_client", "entry", "log_output", "tasks"},
     "mount": {"mount", "block", "control_client", "entry", "fusermount", "programs", "tasks"},
     "commands": {
         *("commands", "guest", "block", "mount", "netboot", "entry", "forked", "fusermount"),

@@ -15,7 +15,7 @@ from p2pcloop.errors import P2pcloopError
 from p2pcloop.formats.manifest import LayerRef, Manifest, sign_manifest
 from p2pcloop.formats.name import format_key
 from p2pcloop.formats.seal import key_check
-from p2pcloopd.node.log_output import LogOutput
+from p2pcloopd.log_output import LogOutput
 from tests.support.programs import Node, Nodes
 from tests.support.waiting import wait_until
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,14 @@ from trio.testing import MockClock
 from p2pcloop.cli.web import _way_to
 from p2pcloop.errors import FormatError
 from p2pcloop.store.home import Home
+from p2pcloopd.log_output import LogOutput
+from p2pcloopd.node import web_page
 from p2pcloopd.node.web_page import WebPage
 from p2pcloopd.web.console import plain_text, whole_characters
 from p2pcloopd.web.http import Answer, Asked, Push, Viewers, serve
 from p2pcloopd.web.jobs import command_of
 from p2pcloopd.web.live import differences, encode_event
+from p2pcloopd.web.process import _follow_the_node
 from tests.support.waiting import BOUND
 
 
@@ -166,7 +172,7 @@ async def test_a_page_that_does_not_start_ends_nothing_else(
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(trio.lowlevel, "open_process", refuse)
-    page = WebPage(Home(tmp_path))
+    page = WebPage(Home(tmp_path), LogOutput(None))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(page.run)
         await page.open()
@@ -177,6 +183,47 @@ async def test_a_page_that_does_not_start_ends_nothing_else(
         while len(tries) < 2:
             await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
+
+
+async def test_the_process_logs_as_p2pcloopd_does_and_follows_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It logged plain lines into a log of JSON."""
+    monkeypatch.setattr(logging.root, "level", logging.INFO)
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    twice = 'exec >"$1"; for _ in 1 2; do read -r line; echo "$line"; done'
+    command = ["sh", "-c", twice, "sh", os.fspath(told)]
+    monkeypatch.setattr(web_page, "module_command", lambda _module: command)
+    log = LogOutput(None)
+    log.set_up("debug", "json")
+    page = WebPage(Home(tmp_path), log)
+    await page.open()
+    assert page._listener is not None
+    with trio.fail_after(BOUND), page._listener as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(page._serve, listener.fileno())
+            async with await trio.open_file(told) as lines:
+                first = json.loads(await lines.readline())
+                assert first["log"] == {"level": "debug", "form": "json"}
+                log.set_up("warning", "lines")
+                assert json.loads(await lines.readline())["log"]["form"] == "lines"
+
+
+async def test_the_process_takes_over_the_settings_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.root, "level", logging.INFO)
+    log = LogOutput(None)
+    out, into = os.pipe()
+    settings = b'{"log": {"level": "error", "form": "json"}}\n'
+    os.write(into, settings + settings[:9])
+    os.write(into, settings[9:])
+    os.close(into)
+    with trio.fail_after(BOUND), trio.CancelScope() as scope:
+        await _follow_the_node(out, log, scope)
+    os.close(out)
+    assert log.settings() == {"level": "error", "form": "json"}
 
 
 def test_a_browser_is_started_without_the_token_in_its_words(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from p2pcloop.formats.config import LOG_LEVELS
 from p2pcloop.protocol.control import Event, Failure, encode
 from p2pcloop.store.home import Home
 from p2pcloopd.entry import allow_many_files, run
-from p2pcloopd.node.log_output import LogOutput
+from p2pcloopd.log_output import LogOutput
 from p2pcloopd.node.run import run_node
 from p2pcloopd.node.service_manager import notify_service_manager, take_passed_socket
 

@@ -21,12 +21,12 @@ from p2pcloopd.engine.torrent import Torrent
 from p2pcloopd.http.client import HttpClient
 from p2pcloopd.http.mirrors import MirrorReader, Mirrors
 from p2pcloopd.http.wire import Pace, Wire
+from p2pcloopd.log_output import LogOutput
 from p2pcloopd.names.dht import Announcer
 from p2pcloopd.names.lookup import RecordSource
 from p2pcloopd.node.catalogue import Catalogue
 from p2pcloopd.node.dispatch_log import DispatchLog
 from p2pcloopd.node.growing_sum import GrowingSum
-from p2pcloopd.node.log_output import LogOutput
 from p2pcloopd.node.room import Room
 from p2pcloopd.node.servers import Layers
 from p2pcloopd.node.waiting import Reports
@@ -92,7 +92,7 @@ class Node:
         self.dispatched = DispatchLog()
         self.room = Room(home, engine, config.quota)
         self.reports = Reports(config.waiting_after)
-        self.web_page = WebPage(home)
+        self.web_page = WebPage(home, log)
         self.resolving = Counter[bytes]()
         self.stopping = trio.Event()
         self.warnings = list(warnings)

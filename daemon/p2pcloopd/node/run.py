@@ -21,10 +21,10 @@ from p2pcloopd.engine.disk.seeding import OLD_PREFIX
 from p2pcloopd.engine.engine import open_engine
 from p2pcloopd.http.server import open_http_listener, serve_http
 from p2pcloopd.http.wire import Pace, Wire
+from p2pcloopd.log_output import LogOutput
 from p2pcloopd.node.directories import LINKS_PREFIX
 from p2pcloopd.node.discovery import discover
 from p2pcloopd.node.http_files import NodeFiles
-from p2pcloopd.node.log_output import LogOutput
 from p2pcloopd.node.manifests import MANIFEST_PREFIX
 from p2pcloopd.node.metrics import MetricsSite
 from p2pcloopd.node.node import Node

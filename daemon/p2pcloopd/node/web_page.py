@@ -15,6 +15,7 @@ import secrets
 import subprocess
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import trio
 from trio.lowlevel import wait_readable
@@ -22,7 +23,8 @@ from trio.lowlevel import wait_readable
 from p2pcloop.client.interpreter import module_command
 from p2pcloop.errors import BusyError
 from p2pcloop.store.home import Home
-from p2pcloopd.tasks import race
+from p2pcloopd.log_output import LogOutput
+from p2pcloopd.tasks import race, run_while
 
 HOST = "127.0.0.1"
 _TOKEN_BYTES = 24
@@ -35,8 +37,9 @@ _log = logging.getLogger(__name__)
 class WebPage:
     """The page of a node."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, log: LogOutput) -> None:
         self._home = home
+        self._log = log
         self._token = ""
         self._listener: trio.socket.SocketType | None = None
         self._asked = trio.Event()
@@ -88,12 +91,20 @@ class WebPage:
             "token": self._token,
             "port": self._port(),
             "listener": listener,
+            "log": self._log.settings(),
         }
         process = await trio.lowlevel.open_process(
             module_command("p2pcloopd.web.process"), stdin=subprocess.PIPE, pass_fds=[listener]
         )
         assert process.stdin is not None, "it was asked for"
         async with process.stdin as stdin:  # that it closes ends the process
-            with suppress(trio.BrokenResourceError):
+            return await run_while(partial(self._tell, stdin, told), process.wait)
+
+    async def _tell(self, stdin: trio.abc.SendStream, told: dict[str, Any]) -> None:
+        """Tell the process what it needs, and each change of the log's settings."""
+        with suppress(trio.BrokenResourceError):
+            while True:
+                changed = self._log.changed.next
                 await stdin.send_all(json.dumps(told).encode() + b"\n")
-            return await process.wait()
+                await changed.wait()
+                told = {"log": self._log.settings()}
