@@ -22,7 +22,10 @@ if "P2PCLOOP_KERNEL" not in os.environ:
     os.environ |= {"P2PCLOOP_KERNEL": "system", "P2PCLOOP_KERNEL_OF_TESTS": "by file"}
 
 _LATER = ("interop", "e2e")
-_BY_QEMU = ("test_netboot.py", "test_qemu.py", "test_suspend.py", "test_suspend_commands.py")
+_BY_QEMU = (
+    *("test_migrate.py", "test_netboot.py", "test_node_rounds.py", "test_qemu.py"),
+    *("test_suspend.py", "test_suspend_commands.py"),
+)
 _FOLDERS_THAT_WAIT = ("engine", "interop", "mount", "node")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pcloop.errors import BusyError, GuestError
 from p2pcloopd.guest.channel import channel as channels
@@ -101,7 +101,9 @@ async def test_a_slow_reader_holds_the_guest_back(agent: Agent, channel: Channel
         await agent.end(agent.mark(), 0)
 
 
-async def test_one_that_was_left_is_hung_up_and_then_killed(agent: Agent, channel: Channel) -> None:
+async def test_one_that_was_left_is_hung_up_and_then_killed(
+    agent: Agent, channel: Channel, autojump_clock: MockClock
+) -> None:
     async with running(channel):
         agent.lines()
     assert agent.lines() == [b"kill 1 HUP", b"kill 1 KILL", b"end 1"]
